@@ -1,0 +1,50 @@
+# Everything a developer or a first-time user needs; `make help` lists it.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+TOPIC ?= news
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+.PHONY: setup
+setup: $(READY) ## Make the virtual environment .venv with everything in it
+
+$(READY): scripts/setup pyproject.toml constraints.txt
+	scripts/setup $(VENV)
+	touch $@
+
+.PHONY: demo
+demo: $(READY) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
+	$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
+
+.PHONY: test
+test: $(READY) lint ## Run the linters and all tests, with branch coverage
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+.PHONY: lint
+lint: $(READY) ## Run ruff and mypy
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+.PHONY: format
+format: $(READY) ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+.PHONY: constraints
+constraints: ## Pin the newest versions of all dependencies in constraints.txt
+	scripts/pin
+
+.PHONY: clean
+clean: ## Remove everything that the other targets made
+	rm -rf $(VENV) dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

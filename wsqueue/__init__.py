@@ -1,0 +1,29 @@
+"""wsqueue: a topic queue over WebSockets, and its asyncio client."""
+
+from .client import Client, Message, Subscription, connect
+from .errors import (
+    AuthenticationError,
+    CloseCode,
+    ConfigError,
+    ConnectError,
+    InvalidMessage,
+    WsqueueError,
+)
+from .hello import Order, PreSharedKey
+from .version import __version__
+
+__all__ = [
+    "AuthenticationError",
+    "Client",
+    "CloseCode",
+    "ConfigError",
+    "ConnectError",
+    "InvalidMessage",
+    "Message",
+    "Order",
+    "PreSharedKey",
+    "Subscription",
+    "WsqueueError",
+    "__version__",
+    "connect",
+]

@@ -1,0 +1,5 @@
+"""Run `python -m wsqueue`."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,89 @@
+"""Where a node listens and where its endpoints are: `host:port/producer`, as in the seed."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+
+import msgspec
+
+_TCP = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s\[\]:/?#@]+)):([0-9]{1,5})(/.*)?")
+_UNIX = re.compile(r"unix:(/[^:]+)(?::(/.*))?")
+_PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Locate an endpoint or a listener.
+
+    Attributes:
+        host: Host name or IP address without brackets; "" for a unix socket.
+        port: TCP port; 0 for a unix socket.
+        socket: Path of a unix socket; "" for TCP.
+        path: Path of the endpoint, as `/producer`; "" for a listener.
+    """
+
+    host: str = ""
+    port: int = 0
+    socket: str = ""
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.socket:
+            return f"unix:{self.socket}" + (f":{self.path}" if self.path else "")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}{self.path}"
+
+    @property
+    def loopback(self) -> bool:
+        """Tell whether only this machine can reach it."""
+        if self.socket or self.host == "localhost":
+            return True
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+    def with_path(self, path: str) -> Address:
+        """Return the same place with another path."""
+        return msgspec.structs.replace(self, path=path)
+
+
+def parse_address(text: str, endpoint: str = "") -> Address:
+    """Parse `host:port`, `[ipv6]:port` or `unix:/socket`, followed by the path of an endpoint.
+
+    Args:
+        text: As a configuration file has it, e.g. `192.0.2.7:10001/producer`,
+            `[2001:db8::7]:10001/producer` or `unix:/run/wsqueue.sock:/producer`.
+        endpoint: What the path must end with, e.g. `/producer`; "" where no path may be.
+
+    Raises:
+        ValueError: It is something else; the text says what is expected.
+    """
+    if match := _UNIX.fullmatch(text):
+        address = Address(socket=match[1], path=match[2] or "")
+    elif (match := _TCP.fullmatch(text)) and int(match[3]) < 2**16 and _is_host(match):
+        address = Address(
+            host=match[1] or match[2].lower(), port=int(match[3]), path=match[4] or ""
+        )
+    else:
+        raise ValueError(expected_form(endpoint))
+    path_right = address.path.endswith(endpoint) if endpoint else not address.path
+    if not path_right or not _PATH.fullmatch(address.path):
+        raise ValueError(expected_form(endpoint))
+    return address
+
+
+def expected_form(endpoint: str) -> str:
+    """Return what an address should look like, for an error message."""
+    socket = f"unix:/path:{endpoint}" if endpoint else "unix:/path"
+    return f"expected host:port{endpoint}, [ipv6]:port{endpoint} or {socket}, without ws://"
+
+
+def _is_host(match: re.Match[str]) -> bool:
+    if match[1] is None:
+        return True
+    try:
+        ipaddress.IPv6Address(match[1])
+    except ValueError:
+        return False
+    return True

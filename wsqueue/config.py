@@ -1,0 +1,331 @@
+"""Configuration files: TOML, read once, frozen, refused as a whole when anything in them is wrong.
+
+The pre-shared key (PSK) comes from the first of: `psk_file`, the systemd credential `psk`, and the
+environment variable `WSQUEUE_PSK` (for development, with a warning).
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+import tomli
+
+from .addresses import Address, expected_form, parse_address
+from .errors import ConfigError
+from .hello import Order, PreSharedKey
+from .logs import log
+from .routing import unbalanced
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_PSK = "pre-shared-key"
+"""The original nodes' default, which everybody knows: refused unless `local = true`."""
+
+MAX_FILE_BYTES = 1024 * 1024
+"""A configuration file of 10,000 addresses has half of this; more is some other file."""
+
+MAX_PSK_BYTES = 4096
+"""Far above any key; more is some other file."""
+
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
+"""Percent-encoded, 2,600 bytes become 7,800, which fit the 8,192 of a request line."""
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bound everything that a peer could make grow; docs/configuration.md gives the reasons."""
+
+    max_message_bytes: Count = 1024 * 1024
+    max_topic_bytes: TopicBytes = 1024
+    max_connections: Count = 16_000
+    max_buffered_bytes: Count = 4 * 1024 * 1024
+    max_held_bytes: Count = 64 * 1024 * 1024
+    hello_seconds: Seconds = 3.0
+    close_seconds: Seconds = 3.0
+    ping_interval_seconds: Seconds = 20.0
+    ping_timeout_seconds: Seconds = 20.0
+    reconnect_max_seconds: Seconds = 5.0
+    drain_seconds: Seconds = 10.0
+
+
+class _Config(
+    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"
+):
+    psk_file: str | None = None
+    local: bool = False
+    limits: Limits = Limits()
+
+
+class NodeConfig(_Config, frozen=True, kw_only=True):
+    """Hold what a producer and a consumer have in common."""
+
+    listen: list[str]
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @property
+    def listeners(self) -> list[Address]:
+        """Return the parsed `listen`."""
+        return [parse_address(text) for text in self.listen]
+
+
+class ConsumerConfig(NodeConfig, frozen=True, kw_only=True, tag="consumer"):
+    """Configure a consumer."""
+
+
+class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
+    """Configure a producer."""
+
+    consumers: list[str]
+    hello_order: Order = Order.DOCUMENT
+
+    @property
+    def links(self) -> list[Address]:
+        """Return the parsed `consumers`, in their order."""
+        return [parse_address(text, "/producer") for text in self.consumers]
+
+
+class DemoConfig(_Config, frozen=True, kw_only=True, tag="demo"):
+    """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library."""
+
+    producers: list[str]
+    consumers: list[str]
+    hello_order: Order = Order.DOCUMENT
+
+    @property
+    def produce_addresses(self) -> list[Address]:
+        """Return the parsed `producers`."""
+        return [parse_address(text, "/produce") for text in self.producers]
+
+    @property
+    def subscribe_addresses(self) -> list[Address]:
+        """Return the parsed `consumers`, in the order that the producers have too."""
+        return [parse_address(text, "/subscribe") for text in self.consumers]
+
+
+Config = ConsumerConfig | ProducerConfig | DemoConfig
+SomeConfig = TypeVar("SomeConfig", ConsumerConfig, ProducerConfig, DemoConfig)
+
+
+def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
+    """Read and check a configuration file of one role.
+
+    Raises:
+        ConfigError: Something is wrong; it names the file, line, key and what is expected.
+    """
+    config = load_any(file)
+    if not isinstance(config, kind):
+        raise ConfigError(
+            f"this file is for another role: expected {_role(kind)!r}, found {_role(type(config))!r}",
+            file=str(file),
+            line=_line_of(_read(Path(file), MAX_FILE_BYTES), "role"),
+            key="role",
+        )
+    return config
+
+
+def load_any(file: str | Path) -> Config:
+    """Read and check a configuration file, whatever its role.
+
+    Raises:
+        ConfigError: Something is wrong; it names the file, line, key and what is expected.
+    """
+    text = _read(Path(file), MAX_FILE_BYTES)
+    try:
+        document = tomli.loads(text)
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error.msg}", file=str(file), line=error.lineno) from None
+    try:
+        config = msgspec.convert(document, ConsumerConfig | ProducerConfig | DemoConfig)
+        check_addresses(config)
+    except msgspec.ValidationError as error:
+        key, problem = _explain(str(error))
+        line = _line_of(text, key)
+        raise ConfigError(problem, file=str(file), line=line, key=key) from None
+    except ConfigError as error:
+        line = _line_of(text, error.key)
+        raise ConfigError(error.problem, file=str(file), line=line, key=error.key) from None
+    return config
+
+
+def check_addresses(config: Config) -> None:
+    """Check the lists of addresses of a configuration.
+
+    Raises:
+        ConfigError: A list is empty, or an address in it is malformed, there twice, or not on
+            loopback where `local = true`; it names the key.
+    """
+    for key, endpoint in _address_lists(config):
+        entries: list[str] = getattr(config, key)
+        if not entries:
+            raise ConfigError(f"the list is empty: {expected_form(endpoint)}", key=key)
+        seen: set[Address] = set()
+        for index, entry in enumerate(entries):
+            problem = _address_problem(entry, endpoint, seen, local=config.local)
+            if problem:
+                raise ConfigError(f"{entry!r} {problem}", key=f"{key}[{index}]")
+
+
+def warnings(config: Config) -> list[str]:
+    """Return what is allowed and unwise, a sentence each."""
+    found = []
+    if not isinstance(config, ConsumerConfig) and unbalanced(len(config.consumers)):
+        found.append(
+            f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
+            " multiplies, so similar topics would share few consumers; use one more or one less"
+        )
+    if config.limits.max_buffered_bytes < config.limits.max_message_bytes:
+        found.append(
+            "limits: max_buffered_bytes is below max_message_bytes, so one large message may"
+            " disconnect a subscriber that is not slow"
+        )
+    return found
+
+
+def load_psk(config: Config) -> PreSharedKey:
+    """Return the pre-shared key that a configuration points to.
+
+    Raises:
+        ConfigError: There is no key, it is empty, everybody may read it, or it is the well-known
+            default and the cluster is not local.
+    """
+    secret, source = _find_psk(config)
+    if not secret:
+        raise ConfigError("the pre-shared key is empty", file=source)
+    if secret == DEFAULT_PSK and not config.local:
+        raise ConfigError(
+            "the pre-shared key is the original nodes' default, which everybody knows;"
+            " expected a secret, as from `openssl rand -base64 32`",
+            file=source,
+        )
+    return PreSharedKey(secret)
+
+
+def _find_psk(config: Config) -> tuple[str, str]:
+    if config.psk_file is not None:
+        return _read_psk(Path(config.psk_file)), config.psk_file
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and (credential := Path(credentials, "psk")).exists():
+        return _read_psk(credential), str(credential)
+    if (secret := os.environ.get("WSQUEUE_PSK")) is not None:
+        log(logger, logging.WARNING, "PSK taken from the environment", advice="use psk_file")
+        return secret, "WSQUEUE_PSK"
+    raise ConfigError(
+        "no pre-shared key: expected psk_file in the configuration, the systemd credential `psk` or,"
+        " for development only, WSQUEUE_PSK in the environment"
+    )
+
+
+def _read_psk(path: Path) -> str:
+    secret = _read(path, MAX_PSK_BYTES)
+    if path.stat().st_mode & stat.S_IROTH:
+        raise ConfigError(f"everybody may read the key; expected `chmod o= {path}`", file=str(path))
+    return secret.removesuffix("\n").removesuffix("\r")
+
+
+def _read(path: Path, limit: int) -> str:
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(limit + 1)
+        if len(content) > limit:
+            raise ConfigError(f"the file has more than {limit} bytes", file=str(path))
+        return content.decode()
+    except OSError as error:
+        raise ConfigError(f"cannot read it: {error.strerror}", file=str(path)) from None
+    except UnicodeDecodeError:
+        raise ConfigError("the file is not UTF-8", file=str(path)) from None
+
+
+def _address_lists(config: Config) -> list[tuple[str, str]]:
+    if isinstance(config, DemoConfig):
+        return [("producers", "/produce"), ("consumers", "/subscribe")]
+    lists = [("listen", "")]
+    if isinstance(config, ProducerConfig):
+        lists.append(("consumers", "/producer"))
+    return lists
+
+
+def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool) -> str:
+    try:
+        address = parse_address(entry, endpoint)
+    except ValueError as error:
+        return f"is not an address: {error}"
+    if address in seen:
+        return "is there twice: expected each address once"
+    if endpoint and not address.socket and not address.port:
+        return "has no port to connect to: expected 1 to 65535"
+    if local and not address.loopback:
+        return "is not on loopback, where `local = true` keeps a cluster: expected e.g. 127.0.0.1"
+    # Port 0 lets the system choose, so two of them are two listeners.
+    if address.socket or address.port:
+        seen.add(address)
+    return ""
+
+
+def _role(kind: type[Config]) -> str:
+    return str(kind.__struct_config__.tag)
+
+
+def _explain(error: str) -> tuple[str, str]:
+    """Turn msgspec's message into the key and the problem."""
+    match = re.fullmatch(r"(.*?)(?: - at `(?:key in )?\$\.?(.*)`)?", error, re.DOTALL)
+    problem, key = (match[1], match[2] or "") if match else (error, "")
+    if field := re.fullmatch(r"Object missing required field `(.+)`", problem):
+        return f"{key}.{field[1]}".lstrip("."), "required and missing"
+    if field := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
+        known = Limits.__struct_fields__ if key == "limits" else _ALL_KEYS
+        near = difflib.get_close_matches(field[1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
+        return f"{key}.{field[1]}".lstrip("."), f"unknown key: {hint}"
+    if key == "role":
+        problem += ": expected 'consumer', 'producer' or 'demo'"
+    return key, problem.replace("`", "").replace("Expected", "expected")
+
+
+_ALL_KEYS = tuple(
+    dict.fromkeys(
+        field
+        for kind in (ConsumerConfig, ProducerConfig, DemoConfig)
+        for field in ("role", *kind.__struct_fields__)
+    )
+)
+
+
+def _line_of(text: str, key: str) -> int | None:
+    """Return the line of `name`, `table.name` or `name[index]` in a TOML text, from 1.
+
+    tomli gives lines for syntax errors only. What this finds is where the key is assigned; for an
+    item of a list, the line that holds the item's text.
+    """
+    name, _, index = key.rstrip("]").partition("[")
+    table, _, leaf = name.rpartition(".")
+    assignment = re.compile(rf"\s*[\"']?{re.escape(leaf)}[\"']?\s*=")
+    dotted = re.compile(rf"\s*{re.escape(name)}\s*=")
+    lines = text.splitlines()
+    current = ""
+    for number, line in enumerate(lines, 1):
+        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+            current = header[1]
+        if current == table and assignment.match(line) or not current and dotted.match(line):
+            return _line_of_item(text, number, name, int(index)) if index.isdigit() else number
+        if current == name:
+            return number
+    return None
+
+
+def _line_of_item(text: str, first: int, name: str, index: int) -> int:
+    """Return the line on which a list that starts on line `first` has more than `index` strings."""
+    entries = tomli.loads(text)[name]
+    wanted = entries[: index + 1].count(entries[index])
+    for number, line in enumerate(text.splitlines()[first - 1 :], first):
+        wanted -= line.count(f'"{entries[index]}"') + line.count(f"'{entries[index]}'")
+        if wanted <= 0:
+            return number
+    return first

@@ -1,0 +1,310 @@
+"""One connection on the event loop: reads, writes, backpressure, keepalive and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Protocol, cast
+
+from .addresses import Address
+from .config import Limits
+from .errors import CloseCode, Closed
+from .framing import HttpAnswer
+from .hello import PreSharedKey
+from .session import Established, Event, Session
+
+WRITE_HIGH_WATER = 256 * 1024
+"""Bytes in the write buffer above which a link is paused: about what a socket takes in one go."""
+
+
+class Handler(Protocol):
+    """Say what a node does with one kind of connection.
+
+    Attributes:
+        feeds: True when the peer sends messages; on a drain those connections are closed first.
+    """
+
+    feeds: bool
+
+    def established(self, connection: Connection) -> None:
+        """Take a connection whose peer has proved itself."""
+        ...
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Take all events of one read."""
+        ...
+
+    def writable(self, connection: Connection) -> None:
+        """Go on writing after the write buffer was above its high-water mark."""
+        ...
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let go of a connection, whether or not it was ever established."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """Drive one session over one transport.
+
+    A single timer serves, one after the other, the deadline of the hello, the keepalive pings and
+    the deadline of the close handshake.
+
+    Args:
+        session: The protocol.
+        limits: Deadlines and buffer sizes.
+        handler: What to do with events; an acceptor learns it from the request.
+        on_lost: Called last, when the connection is gone.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_established",
+        "_heard",
+        "_limits",
+        "_on_lost",
+        "_pauses",
+        "_pinged",
+        "_timer",
+        "_transport",
+        "handler",
+        "peer",
+        "session",
+        "writing_paused",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        limits: Limits,
+        handler: Handler | None = None,
+        on_lost: Callable[[Connection, Closed], None] | None = None,
+    ) -> None:
+        self.session = session
+        self.handler = handler
+        self.peer = ""
+        self.writing_paused = False
+        self._limits = limits
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._established = self._closing = False
+        self._heard = self._pinged = False
+        self._pauses = 0
+
+    @classmethod
+    def accept(
+        cls,
+        endpoint: Callable[[str], Handler | HttpAnswer],
+        psk: PreSharedKey,
+        limits: Limits,
+        on_lost: Callable[[Connection, Closed], None],
+    ) -> Connection:
+        """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
+
+        def answer_request(path: str) -> HttpAnswer | None:
+            answer = endpoint(path)
+            if isinstance(answer, HttpAnswer):
+                return answer
+            connection.handler = answer
+            return None
+
+        session = Session.accept(
+            answer_request,
+            psk,
+            max_message_bytes=limits.max_message_bytes,
+            max_topic_bytes=limits.max_topic_bytes,
+        )
+        connection = cls(session, limits, on_lost=on_lost)
+        return connection
+
+    async def open(self, address: Address) -> None:
+        """Open the transport of an initiator.
+
+        Raises:
+            OSError: Nobody answers there.
+            TimeoutError: Not within `hello_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._limits.hello_seconds):
+            if address.socket:
+                await loop.create_unix_connection(lambda: self, address.socket)
+            else:
+                await loop.create_connection(lambda: self, address.host, address.port)
+
+    @property
+    def established(self) -> bool:
+        """Tell whether the hello was ever done on this connection."""
+        return self._established
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Return how much waits in the write buffer of this process."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Write messages, all in one go; they are dropped when the session is ending."""
+        self.send_frames(self.session.frame(payloads))
+
+    def send_frames(self, frames: bytes) -> None:
+        """Write frames that `Session.frame` made; they are dropped when the session is ending.
+
+        A peer that does not read until `max_buffered_bytes` wait for it is closed with 1013.
+        """
+        if self.session.established and self._transport is not None:
+            self._transport.write(frames)
+            self._check_buffer()
+
+    def ping(self, data: bytes = b"") -> None:
+        """Send a ping of at most 125 bytes."""
+        self.session.ping(data)
+        self._flush()
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin the close handshake; what the peer has sent by then is still received."""
+        if self.session.established:
+            self.session.close(code, reason)
+            self._flush()
+        else:
+            self.abort(code, reason)
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        """End the connection for the peer's fault."""
+        self.session.fail(code, reason)
+        self._flush()
+
+    def abort(self, code: CloseCode, reason: str = "") -> None:
+        """End the connection at once, without a close handshake."""
+        self.session.fail(code, reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """Stop reading, so that the peer has to stop sending; calls nest."""
+        self._pauses += 1
+        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._keepalive()
+
+    def resume_reading(self) -> None:
+        """Undo one `pause_reading`."""
+        self._pauses -= 1
+        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._heard = True
+            self._keepalive()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the hello (asyncio calls this)."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        self.peer = _peer_name(transport)
+        self._set_timer(self._limits.hello_seconds, self._hello_late)
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio calls this)."""
+        self._heard = True
+        events = self.session.receive_data(data)
+        if not self._established and any(isinstance(event, Established) for event in events):
+            self._establish()
+        if events and self.handler is not None:
+            self.handler.received(self, events)
+        # Only now, for a pong says that all messages before its ping have been dealt with.
+        self._flush()
+        self._check_buffer()
+
+    def eof_received(self) -> None:
+        """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
+        self.session.receive_eof()
+        self._flush()
+
+    def pause_writing(self) -> None:
+        """Note that the peer reads slower than we write (asyncio calls this)."""
+        self.writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on writing (asyncio calls this)."""
+        self.writing_paused = False
+        if self.handler is not None:
+            self.handler.writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything (asyncio calls this)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        lost = Closed(CloseCode.ABNORMAL, str(exc or CloseCode.ABNORMAL.reason), by_peer=True)
+        closed = self.session.closed or lost
+        if self.handler is not None:
+            self.handler.lost(self, closed)
+        if self._on_lost is not None:
+            self._on_lost(self, closed)
+
+    def _establish(self) -> None:
+        self._established = True
+        # The answer of the hello goes out before anything that the handler writes.
+        self._flush()
+        if not self._closing:
+            self._set_timer(self._limits.ping_interval_seconds, self._keepalive)
+        if self.handler is not None:
+            self.handler.established(self)
+
+    def _flush(self) -> None:
+        transport = self._transport
+        for data in self.session.data_to_send():
+            if transport is None or transport.is_closing():
+                return
+            if data:
+                transport.write(data)
+            else:
+                transport.write_eof()
+        if self.session.closing and not self._closing:
+            self._closing = True
+            self._set_timer(self._limits.close_seconds, self._close_late)
+
+    def _check_buffer(self) -> None:
+        if self.buffered_bytes > self._limits.max_buffered_bytes and not self._closing:
+            self.fail(CloseCode.TRY_AGAIN_LATER)
+
+    def _hello_late(self) -> None:
+        self.fail(CloseCode.HELLO_TIMEOUT)
+        if not self._closing:
+            self.abort(CloseCode.HELLO_TIMEOUT)
+
+    def _close_late(self) -> None:
+        self.abort(CloseCode.ABNORMAL)
+
+    def _keepalive(self) -> None:
+        """Ping after an interval of silence, and give the peer up when that goes unanswered too.
+
+        While reading is paused the peer's bytes wait unread, so that its silence proves nothing; and
+        as its own pings go unanswered meanwhile, ours tell it that this end lives.
+        """
+        if self._closing:
+            return
+        limits, delay = self._limits, self._limits.ping_interval_seconds
+        if self._pauses:
+            delay = min(delay, limits.ping_timeout_seconds) / 2
+            self._heard = True
+        if self._heard:
+            self._heard = self._pinged = False
+            if self._pauses and not self.writing_paused:
+                self.ping()
+        elif self._pinged:
+            self.abort(CloseCode.PING_TIMEOUT)
+            return
+        else:
+            self._pinged = True
+            delay = limits.ping_timeout_seconds
+            self.ping()
+        self._set_timer(delay, self._keepalive)
+
+    def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, callback)
+
+
+def _peer_name(transport: asyncio.BaseTransport) -> str:
+    name = transport.get_extra_info("peername")
+    return str(Address(host=name[0], port=name[1])) if isinstance(name, tuple) else "unix"

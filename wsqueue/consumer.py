@@ -1,0 +1,137 @@
+"""The consumer: takes messages from producers and fans them out to the subscribers of their topic."""
+
+from __future__ import annotations
+
+from collections import Counter
+from urllib.parse import unquote
+
+from .config import ConsumerConfig
+from .connection import Connection, Handler
+from .errors import CloseCode, Closed
+from .framing import HttpAnswer, frame_texts
+from .session import Event, Received
+from .topics import Topics
+
+SUBSCRIBE = "/subscribe/"
+
+
+class Consumer:
+    """Hold the topics of one consumer.
+
+    Args:
+        config: Its limits are used; the service does the rest.
+        counters: Where events are counted.
+    """
+
+    role = "consumer"
+
+    def __init__(self, config: ConsumerConfig, counters: Counter[str]) -> None:
+        self.counters = counters
+        self.topics: Topics[Connection] = Topics()
+        self._max_topic_bytes = config.limits.max_topic_bytes
+        self._producer_endpoint = ProducerEndpoint(self)
+
+    def endpoint(self, path: str) -> Handler | HttpAnswer:
+        """Return what serves a path: `/producer` or `/subscribe/<percent-encoded topic>`."""
+        if path == "/producer":
+            return self._producer_endpoint
+        if not path.startswith(SUBSCRIBE):
+            return HttpAnswer(404, "Not found: this consumer has /producer and /subscribe/TOPIC.\n")
+        try:
+            topic = unquote(path.removeprefix(SUBSCRIBE), errors="strict")
+        except UnicodeDecodeError:
+            return HttpAnswer(400, "The topic is not percent-encoded UTF-8.\n")
+        if len(topic.encode()) > self._max_topic_bytes:
+            return HttpAnswer(400, f"The topic has more than {self._max_topic_bytes} bytes.\n")
+        return SubscribeEndpoint(self, topic)
+
+    def start(self) -> None:
+        """Do nothing: a consumer waits for the others."""
+
+    def not_ready(self) -> str:
+        """Return why the node is not ready; a consumer that runs is."""
+        return ""
+
+    def reload(self, config: ConsumerConfig) -> None:
+        """Use a new configuration from now on."""
+        self._max_topic_bytes = config.limits.max_topic_bytes
+
+    async def drain(self) -> None:
+        """Do nothing: what came in has gone out."""
+
+    async def stop(self) -> None:
+        """Do nothing: a consumer holds nothing."""
+
+    def deliver(self, events: list[Event]) -> None:
+        """Fan all messages of one read out, with one write for each subscriber."""
+        batches: dict[str, list[bytes]] = {}
+        received = 0
+        for event in events:
+            if type(event) is Received:
+                batches.setdefault(event.message.topic, []).append(event.payload)
+                received += 1
+        self.counters["messages_in"] += received
+        for topic, payloads in batches.items():
+            subscribers = self.topics.subscribers(topic)
+            if subscribers:
+                frames = frame_texts(payloads, masked=False)
+                for subscriber in subscribers:
+                    subscriber.send_frames(frames)
+                self.counters["deliveries"] += len(payloads) * len(subscribers)
+            else:
+                self.counters["without_subscriber"] += len(payloads)
+
+
+class ProducerEndpoint:
+    """Serve `/producer`, one for all producers."""
+
+    feeds = True
+
+    def __init__(self, consumer: Consumer) -> None:
+        self._consumer = consumer
+
+    def established(self, connection: Connection) -> None:
+        """Take a producer."""
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Deliver what a producer sends."""
+        self._consumer.deliver(events)
+
+    def writable(self, connection: Connection) -> None:
+        """Do nothing: nothing but pongs goes to a producer."""
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let a producer go."""
+
+
+class SubscribeEndpoint:
+    """Serve `/subscribe/<topic>`, one for each subscriber.
+
+    Args:
+        consumer: The node.
+        topic: Decoded.
+    """
+
+    feeds = False
+
+    def __init__(self, consumer: Consumer, topic: str) -> None:
+        self._consumer = consumer
+        self._topic = topic
+
+    def established(self, connection: Connection) -> None:
+        """Subscribe."""
+        self._consumer.topics.subscribe(self._topic, connection)
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Refuse messages: a subscriber listens."""
+        if any(isinstance(event, Received) for event in events):
+            connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
+
+    def writable(self, connection: Connection) -> None:
+        """Do nothing: a subscriber that is too slow is closed, not waited for."""
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Unsubscribe."""
+        self._consumer.topics.unsubscribe(self._topic, connection)
+        if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
+            self._consumer.counters["slow_subscribers"] += 1

@@ -1,0 +1,120 @@
+"""What can go wrong, and whose fault it is.
+
+::
+
+    WsqueueError
+    ├── ConfigError          the operator's file or flag is wrong
+    ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
+    ├── PeerError            the peer broke the protocol; carries the close code
+    └── ConnectError         no node answered
+        └── AuthenticationError    a node answered, and the keys differ
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Self
+
+import msgspec
+
+
+class WsqueueError(Exception):
+    """Say in one sentence what went wrong."""
+
+
+class ConfigError(WsqueueError):
+    """Name the file, the line, the key and what is expected there."""
+
+    def __init__(
+        self, problem: str, *, file: str = "", line: int | None = None, key: str = ""
+    ) -> None:
+        self.problem, self.file, self.line, self.key = problem, file, line, key
+        where = f"{file}:{line}" if line is not None else file
+        super().__init__(": ".join(part for part in (where, key, problem) if part))
+
+
+class InvalidMessage(WsqueueError, ValueError):
+    """Refuse a topic or data that no node would accept."""
+
+
+class CloseCode(enum.IntEnum):
+    """List the close codes that a node sends, with their reason and reconnect verdict.
+
+    Codes below 4000 are RFC 6455 section 7.4.1 and the IANA registry; 4000 to 4999 are private use
+    (RFC 6455 section 7.4.2). ``reconnect`` says whether the same attempt could succeed later.
+    """
+
+    reason: str
+    reconnect: bool
+
+    def __new__(cls, code: int, reason: str, reconnect: bool) -> Self:
+        """Attach the reason and the verdict to the number."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.reason = reason
+        member.reconnect = reconnect
+        return member
+
+    NORMAL = 1000, "done", True
+    GOING_AWAY = 1001, "going away", True
+    UNSUPPORTED_DATA = 1003, "packets are text messages, not binary", False
+    ABNORMAL = 1006, "connection lost", True
+    INVALID_TEXT = 1007, "a text message is not valid UTF-8", False
+    INTERNAL_ERROR = 1011, "internal error", True
+    TRY_AGAIN_LATER = 1013, "too slow: the write buffer for this peer is full", True
+    INVALID_PACKET = 4400, "not a valid packet", False
+    WRONG_ANSWER = 4401, "wrong answer: the pre-shared keys differ", False
+    EARLY_DATA = 4402, "data before the hello was done", False
+    SECOND_ANSWER = 4403, "a second answer in the hello", False
+    SECOND_CHALLENGE = 4404, "a second challenge in the hello", False
+    REFLECTED_CHALLENGE = 4405, "our own challenge was sent back", False
+    HELLO_TIMEOUT = 4408, "the hello took too long", True
+    UNEXPECTED_PACKET = 4409, "this endpoint does not take that packet", False
+    TOPIC_TOO_LONG = 4410, "the topic is too long", False
+    PING_TIMEOUT = 4411, "no answer to a keepalive ping", True
+
+
+class Closed(msgspec.Struct, frozen=True):
+    """Say why a connection ended.
+
+    Attributes:
+        code: WebSocket close code (1000 to 4999), or the HTTP status (below 1000) that refused the
+            upgrade.
+        reason: One sentence.
+        by_peer: True when the peer closed first.
+    """
+
+    code: int
+    reason: str
+    by_peer: bool
+
+    @property
+    def reconnect(self) -> bool:
+        """Tell whether trying the same again could succeed."""
+        if self.code < 1000:  # noqa: PLR2004 - WebSocket close codes begin here (RFC 6455 section 7.4)
+            return self.code >= 500 or self.code == 429  # noqa: PLR2004 - HTTP status codes
+        try:
+            return CloseCode(self.code).reconnect
+        except ValueError:
+            return True
+
+    def __str__(self) -> str:
+        who = "the peer" if self.by_peer else "we"
+        return f"{who} closed with {self.code}" + (f" ({self.reason})" if self.reason else "")
+
+
+class PeerError(WsqueueError):
+    """Carry the close code with which to answer a peer that broke the protocol."""
+
+    def __init__(self, code: CloseCode, detail: str = "") -> None:
+        self.code = code
+        self.reason = f"{code.reason}: {detail}" if detail else code.reason
+        super().__init__(self.reason)
+
+
+class ConnectError(WsqueueError):
+    """Say which nodes were tried and what each of them answered."""
+
+
+class AuthenticationError(ConnectError):
+    """Say that a node answered and that the pre-shared keys differ."""

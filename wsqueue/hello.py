@@ -1,0 +1,153 @@
+"""The hello: both ends prove that they know the pre-shared key (PSK).
+
+Each end sends a challenge (`once`) and answers the peer's with base64(SHA-256(hex(once) + psk)). The
+seed's document has that order; the original code computes SHA-256(psk + hex(once)). Both are taken.
+
+An acceptor answers only after it has verified the initiator, in the order that the initiator used.
+That closes the reflection attack: nobody gets an answer out of an acceptor without knowing the key.
+"""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import hmac
+import secrets
+
+from .errors import CloseCode, PeerError
+from .packets import MAX_ONCE, Hello
+
+
+class Role(enum.Enum):
+    """Tell the end that opened the connection from the end that accepted it."""
+
+    ACCEPTOR = "acceptor"
+    INITIATOR = "initiator"
+
+
+class Order(enum.Enum):
+    """Name what comes first in the digest."""
+
+    DOCUMENT = "document"
+    REVERSED = "reversed"
+
+
+class PreSharedKey:
+    """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle."""
+
+    __slots__ = ("_secret",)
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+
+    def __repr__(self) -> str:
+        return "PreSharedKey(<hidden>)"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PreSharedKey) and hmac.compare_digest(self._secret, other._secret)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> str:
+        raise TypeError("a pre-shared key is not pickled")
+
+    def answer(self, once: int, order: Order) -> str:
+        """Return the base64 answer to a challenge (seed document, section Hello)."""
+        challenge = format(once, "x").encode()
+        parts = (challenge, self._secret)
+        digest = hashlib.sha256(
+            b"".join(parts if order is Order.DOCUMENT else parts[::-1])
+        ).digest()
+        return base64.b64encode(digest).decode()
+
+    def verify(self, once: int, answer: str) -> Order | None:
+        """Return the order in which `answer` is right, or None; takes constant time."""
+        given = answer.encode()
+        matches = {
+            order: hmac.compare_digest(self.answer(once, order).encode(), given) for order in Order
+        }
+        return next((order for order, match in matches.items() if match), None)
+
+
+class State(enum.Enum):
+    """Say what the peer has sent so far."""
+
+    NOTHING = "nothing"
+    CHALLENGED = "challenged"
+    PROVED = "proved"
+    DONE = "done"
+
+
+class Step(enum.Enum):
+    """Name the two packets of a hello."""
+
+    CHALLENGE = "challenge"
+    ANSWER = "answer"
+
+
+TRANSITIONS: dict[tuple[State, Step], State | CloseCode] = {
+    (State.NOTHING, Step.CHALLENGE): State.CHALLENGED,
+    (State.NOTHING, Step.ANSWER): State.PROVED,
+    (State.CHALLENGED, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (State.CHALLENGED, Step.ANSWER): State.DONE,
+    (State.PROVED, Step.CHALLENGE): State.DONE,
+    (State.PROVED, Step.ANSWER): CloseCode.SECOND_ANSWER,
+    (State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+}
+
+
+class Handshake:
+    """Take one end through the hello.
+
+    Args:
+        role: Which end this is.
+        psk: The key to answer with and to verify against.
+        order: The order in which an initiator answers; an acceptor answers in its peer's.
+    """
+
+    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_state", "once")
+
+    def __init__(self, role: Role, psk: PreSharedKey, order: Order = Order.DOCUMENT) -> None:
+        self.once = secrets.randbelow(MAX_ONCE) + 1
+        self._role, self._psk, self._order = role, psk, order
+        self._state = State.NOTHING
+        self._peer_once: int | None = None
+
+    @property
+    def done(self) -> bool:
+        """Tell whether both ends have proved themselves."""
+        return self._state is State.DONE
+
+    def receive(self, packet: Hello) -> Hello | None:
+        """Take the peer's challenge or answer; return our answer once it may be sent.
+
+        Raises:
+            PeerError: The peer does not know the key or breaks the order of the hello.
+        """
+        step = Step.CHALLENGE if packet.once is not None else Step.ANSWER
+        state = TRANSITIONS[self._state, step]
+        if isinstance(state, CloseCode):
+            raise PeerError(state)
+        if packet.once is not None:
+            if packet.once == self.once:
+                raise PeerError(CloseCode.REFLECTED_CHALLENGE)
+            self._peer_once = packet.once
+        elif packet.answer is not None:
+            order = self._psk.verify(self.once, packet.answer)
+            if order is None:
+                raise PeerError(CloseCode.WRONG_ANSWER)
+            if self._role is Role.ACCEPTOR:
+                self._order = order
+        self._state = state
+        return self._answer_due(step)
+
+    def _answer_due(self, step: Step) -> Hello | None:
+        if self._role is Role.INITIATOR:
+            due = step is Step.CHALLENGE
+        else:
+            due = self.done
+        if not due or self._peer_once is None:
+            return None
+        return Hello(answer=self._psk.answer(self._peer_once, self._order))

@@ -1,0 +1,228 @@
+"""A connection that is kept up: it is opened again for ever, with jittered exponential backoff.
+
+Producers keep one to each consumer; a client keeps one to some producer and one for each topic.
+
+The classic protocol has no acknowledgements, but a pong says that the peer has dealt with all that
+came before the ping. A link pings with the number of messages sent, and so knows at most how many
+are lost when the connection breaks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Sequence
+
+from .addresses import Address
+from .config import Limits
+from .connection import Connection
+from .errors import CloseCode, Closed
+from .hello import Order, PreSharedKey
+from .logs import log
+from .session import Event, Ponged, Session
+
+logger = logging.getLogger(__name__)
+
+RECONNECT_MIN_SECONDS = 0.1
+"""The first delay: long enough not to spin, short enough that a restart goes unnoticed."""
+
+CONFIRM_SECONDS = 0.1
+"""The longest that a sent message waits for the ping that confirms it: 10 pings a second cost nothing."""
+
+
+class Link:
+    """Keep one connection up to the first of some addresses that answers.
+
+    Subclasses override `up`, `down`, `writable`, `received_messages` and `retry`.
+
+    Args:
+        addresses: Tried in turn, with their paths.
+        psk: The key of both ends.
+        order: The digest order in which this initiator answers.
+        limits: Deadlines and sizes.
+    """
+
+    feeds = False
+
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits
+    ) -> None:
+        self.addresses = list(addresses)
+        self.failures: dict[Address, Closed] = {}
+        self.connection: Connection | None = None
+        self.sent = self.confirmed = 0
+        self._next = self._ups = 0
+        self._psk, self._order, self._limits = psk, order, limits
+        self._ended: asyncio.Future[Closed] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._confirm_timer: asyncio.TimerHandle | None = None
+        self._all_confirmed = asyncio.Event()
+        self._all_confirmed.set()
+
+    @property
+    def open(self) -> bool:
+        """Tell whether messages can be sent now and the peer keeps up with them."""
+        connection = self.connection
+        return (
+            connection is not None
+            and connection.session.established
+            and not connection.writing_paused
+        )
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many messages were sent and not confirmed: what a broken connection can lose."""
+        return self.sent - self.confirmed
+
+    def start(self) -> None:
+        """Begin to connect, unless that goes on already."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    def reconfigure(self, psk: PreSharedKey, order: Order, limits: Limits) -> None:
+        """Use another key, order and limits from the next connection on."""
+        self._psk, self._order, self._limits = psk, order, limits
+
+    async def stop(self) -> None:
+        """Close the connection, waiting for the peer to read all of it, and stay down."""
+        task, self._task = self._task, None
+        if task is None:
+            return
+        if self.connection is not None and self._ended is not None:
+            self.connection.close(CloseCode.NORMAL)
+            await asyncio.wait([self._ended])
+        task.cancel()
+        await asyncio.wait([task])
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Write messages in one go; call it only while `open`."""
+        assert self.connection is not None
+        self.sent += len(payloads)
+        self._all_confirmed.clear()
+        self.connection.send(payloads)
+        if self._confirm_timer is None:
+            self._confirm_later()
+
+    async def all_confirmed(self) -> None:
+        """Wait until the peer has dealt with all that was sent, or the connection is lost."""
+        self._ask_to_confirm()
+        await self._all_confirmed.wait()
+
+    def up(self) -> None:
+        """Use the connection, which is established now."""
+
+    def down(self, closed: Closed, lost: int) -> None:
+        """Do without the connection; at most `lost` messages went with it."""
+
+    def writable(self, connection: Connection) -> None:
+        """Go on writing after the write buffer was above its high-water mark."""
+
+    def received_messages(self, events: list[Event]) -> None:
+        """Take what the peer sends."""
+
+    def established(self, connection: Connection) -> None:
+        """Take the connection, whose peer has proved itself."""
+        self.connection = connection
+        self.sent = self.confirmed = 0
+        self._ups += 1
+        self.failures.clear()
+        log(logger, logging.INFO, "link up", peer=self._address)
+        self.up()
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Take all events of one read."""
+        for event in events:
+            if isinstance(event, Ponged) and len(event.data) == 8:
+                self._confirm(int.from_bytes(event.data))
+        self.received_messages(events)
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let go of a connection, whether or not it was ever established."""
+        if self._confirm_timer is not None:
+            self._confirm_timer.cancel()
+            self._confirm_timer = None
+        if connection is self.connection:
+            self.connection = None
+            lost = 0 if connection.session.closed_cleanly else self.in_flight
+            self.confirmed = self.sent
+            self._all_confirmed.set()
+            level = logging.INFO if closed.code == CloseCode.NORMAL else logging.WARNING
+            log(logger, level, "link down", peer=self._address, reason=closed, in_flight=lost)
+            self.down(closed, lost)
+        if self._ended is not None and not self._ended.done():
+            self._ended.set_result(closed)
+
+    def retry(self, closed: Closed) -> bool:
+        """Tell whether to connect again; called when a connection failed or ended."""
+        return True
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            began, ups = loop.time(), self._ups
+            closed = await self._connect()
+            was_up = self._ups > ups
+            if not was_up and self.failures.get(self._address) != closed:
+                log(logger, logging.WARNING, "link cannot open", peer=self._address, reason=closed)
+            self.failures[self._address] = closed
+            if not self.retry(closed):
+                return
+            # A connection that is lost soon after it came up counts as a failure, lest it spin.
+            stable = was_up and loop.time() - began > self._limits.reconnect_max_seconds
+            failures = 0 if stable else failures + 1
+            self._next = (self._next + 1) % len(self.addresses)
+            await asyncio.sleep(self._delay(failures // len(self.addresses)))
+
+    async def _connect(self) -> Closed:
+        """Open a connection and return why it failed or, later, why it ended."""
+        address, limits = self._address, self._limits
+        self._ended = asyncio.get_running_loop().create_future()
+        session = Session.initiate(
+            address.host or "localhost",
+            address.port or 80,
+            address.path,
+            self._psk,
+            self._order,
+            max_message_bytes=limits.max_message_bytes,
+            max_topic_bytes=limits.max_topic_bytes,
+        )
+        connection = Connection(session, limits, handler=self)
+        try:
+            await connection.open(address)
+            return await self._ended
+        except TimeoutError:
+            return Closed(CloseCode.ABNORMAL, "no answer in time", by_peer=True)
+        except OSError as error:
+            return Closed(CloseCode.ABNORMAL, error.strerror or str(error), by_peer=True)
+        finally:
+            connection.abort(CloseCode.NORMAL)
+
+    @property
+    def _address(self) -> Address:
+        return self.addresses[self._next]
+
+    def _delay(self, rounds: int) -> float:
+        ceiling = min(
+            self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2 ** min(rounds, 16)
+        )
+        return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
+
+    def _confirm_later(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._confirm_timer = loop.call_later(CONFIRM_SECONDS, self._ask_to_confirm)
+
+    def _ask_to_confirm(self) -> None:
+        if self.connection is not None:
+            self.connection.ping(self.sent.to_bytes(8))
+
+    def _confirm(self, count: int) -> None:
+        if not self.confirmed <= count <= self.sent:
+            return
+        self.confirmed = count
+        self._confirm_timer = None
+        if self.in_flight:
+            self._confirm_later()
+        else:
+            self._all_confirmed.set()

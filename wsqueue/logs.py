@@ -1,0 +1,107 @@
+"""Log lines for journald: one line an event, `what happened key=value ...`, never a line a message.
+
+On a terminal or in a file a line begins with the time and the level. When standard error is the
+journal, it begins with the level prefix of sd-daemon(3), for the journal has the time.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+import time
+
+_PLAIN = re.compile(r"[!#-<>-~]+")
+_SYSLOG_LEVELS = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
+
+MAX_VALUE_CHARACTERS = 200
+"""A longer value is cut: a topic or a reason that a peer chose must not fill the journal."""
+
+BURST_LINES = 20
+"""Lines of one event a second; more are counted, so that a flood of bad peers stays readable."""
+
+
+def log(logger: logging.Logger, level: int, what: str, **fields: object) -> None:
+    """Log one event with its fields, e.g. ``link up consumer=192.0.2.7:10001/producer``."""
+    if logger.isEnabledFor(level):
+        logger.log(level, "%s", what, extra={"fields": fields})
+
+
+def quote(value: object) -> str:
+    """Return a value as it stands in a log line: plain, or as a JSON string in ASCII."""
+    text = str(value)
+    if len(text) > MAX_VALUE_CHARACTERS:
+        text = text[:MAX_VALUE_CHARACTERS] + "…"
+    if _PLAIN.fullmatch(text):
+        return text
+    # JSON leaves DEL as it is.
+    return json.dumps(text).replace("\x7f", "\\u007f")
+
+
+class Formatter(logging.Formatter):
+    """Format an event as one line.
+
+    Args:
+        journal: True for sd-daemon(3) level prefixes instead of time and level.
+    """
+
+    def __init__(self, *, journal: bool) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the line of one record, without its line feed."""
+        fields: dict[str, object] = getattr(record, "fields", {})
+        pairs = [f"{key}={quote(value)}" for key, value in fields.items()]
+        text = " ".join([record.getMessage(), *pairs])
+        if record.exc_info:
+            text += f" traceback={json.dumps(self.formatException(record.exc_info))}"
+        text = text.replace("\n", "\\n")
+        if self._journal:
+            return f"<{_SYSLOG_LEVELS.get(record.levelno, 5)}>{text}"
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+        return f"{moment}.{int(record.msecs):03}Z {record.levelname} {text}"
+
+
+class Burst(logging.Filter):
+    """Let `BURST_LINES` of one event through in a second, and count the others on the next line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._windows: dict[str, tuple[int, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record may be written."""
+        what = record.getMessage()
+        second, seen = self._windows.get(what, (0, 0))
+        now = int(record.created)
+        if now != second:
+            suppressed = seen - BURST_LINES
+            seen = 0
+            if suppressed > 0:
+                record.__dict__.setdefault("fields", {})["suppressed"] = suppressed
+        self._windows[what] = (now, seen + 1)
+        return seen < BURST_LINES
+
+
+def stderr_is_journal() -> bool:
+    """Tell whether systemd connected standard error to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    try:
+        device, inode = map(int, os.environ.get("JOURNAL_STREAM", "").split(":"))
+        status = os.fstat(sys.stderr.fileno())
+    except (ValueError, OSError):
+        return False
+    return (status.st_dev, status.st_ino) == (device, inode)
+
+
+def configure(level: str) -> None:
+    """Send the log to standard error, from this level on (debug, info, warning, error)."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(Formatter(journal=stderr_is_journal()))
+    handler.addFilter(Burst())
+    package = logging.getLogger("wsqueue")
+    package.handlers[:] = [handler]
+    package.propagate = False
+    package.setLevel(level.upper())

@@ -1,0 +1,91 @@
+"""The packets of the classic protocol: one JSON object in one WebSocket text message.
+
+The source is "What the original nodes put on the wire" (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import msgspec
+
+from .errors import CloseCode, PeerError
+
+MAX_ONCE = 2**31 - 2
+"""The largest challenge that the original nodes draw; the smallest is 1, for they take 0 as absent."""
+
+
+class Hello(msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_fields=True):
+    """Carry a challenge or an answer, never both.
+
+    Attributes:
+        once: The challenge, 1 to `MAX_ONCE`.
+        answer: Standard base64 of a SHA-256 digest, with padding.
+    """
+
+    once: Annotated[int, msgspec.Meta(ge=1, le=MAX_ONCE)] | None = msgspec.field(
+        default=None, name="o"
+    )
+    answer: str | None = msgspec.field(default=None, name="a")
+
+    def __post_init__(self) -> None:
+        """Refuse a hello that is not exactly one of the two.
+
+        Raises:
+            ValueError: Neither or both are set; msgspec turns it into a ValidationError.
+        """
+        if (self.once is None) == (self.answer is None):
+            raise ValueError("a hello has either `o` (challenge) or `a` (answer)")
+
+
+class Message(
+    msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True
+):
+    """Carry data of a topic.
+
+    Unknown fields are refused because a node forwards the payload as it came: what this decoder
+    skipped unread could be what another peer's decoder stumbles over.
+    """
+
+    data: str = msgspec.field(name="d")
+    topic: str = msgspec.field(name="s")
+
+
+class Subscribe(msgspec.Struct, tag_field="t", tag="s", frozen=True, forbid_unknown_fields=True):
+    """Ask for a topic; defined by the original protocol and never used by it."""
+
+    topic: str = msgspec.field(name="s")
+
+
+class Unsubscribe(msgspec.Struct, tag_field="t", tag="u", frozen=True, forbid_unknown_fields=True):
+    """Give a topic up; defined by the original protocol and never used by it."""
+
+    topic: str = msgspec.field(name="s")
+
+
+Packet = Hello | Message | Subscribe | Unsubscribe
+
+_decoder = msgspec.json.Decoder(Packet)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(payload: bytes) -> Packet:
+    """Decode the payload of one text message.
+
+    Raises:
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong.
+            The text never quotes the payload, except for a short tag.
+    """
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise PeerError(CloseCode.INVALID_PACKET, str(error)) from None
+
+
+def encode(packet: Packet) -> bytes:
+    """Encode a packet as compact JSON in UTF-8.
+
+    Raises:
+        UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
+    """
+    return _encoder.encode(packet)

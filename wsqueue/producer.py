@@ -1,0 +1,230 @@
+"""The producer: takes messages from publishers and forwards each to the consumer of its topic."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from . import packets
+from .addresses import Address
+from .config import ProducerConfig
+from .connection import Connection, Handler
+from .errors import Closed
+from .framing import HttpAnswer
+from .hello import PreSharedKey
+from .link import Link
+from .routing import router
+from .session import Event, Received
+
+SLICE_BYTES = 256 * 1024
+"""What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
+
+SLOW_LINK_BYTES = 1024 * 1024
+"""What may wait for a consumer that is up and slow: more would only add delay."""
+
+HELD_OVERHEAD_BYTES = 100
+"""What Python adds to a held payload (bytes object and queue entry), so that the limit is honest."""
+
+
+class ConsumerLink(Link):
+    """Keep the link to one consumer, and hold what it cannot take now.
+
+    Args:
+        address: Of the consumer.
+        config: Of this producer.
+        psk: The key of both ends.
+        counters: Where events are counted.
+    """
+
+    def __init__(
+        self, address: Address, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]
+    ) -> None:
+        super().__init__([address], psk, config.hello_order, config.limits)
+        self.held: deque[bytes] = deque()
+        self._held_bytes = 0
+        self._blocked: set[Connection] = set()
+        self._counters = counters
+        self._emptied = asyncio.Event()
+        self._emptied.set()
+
+    @property
+    def _full(self) -> bool:
+        limit = self._limits.max_held_bytes
+        if self.connection is not None:
+            limit = min(limit, SLOW_LINK_BYTES)
+        return self._held_bytes >= limit
+
+    def forward(self, payloads: Sequence[bytes], publisher: Connection) -> None:
+        """Send messages now or hold them, and stop reading from the publisher when too much is held."""
+        if self.open and not self.held:
+            self.send(payloads)
+            self._counters["forwarded"] += len(payloads)
+            return
+        self.hold(payloads)
+        if self._full and publisher not in self._blocked:
+            self._blocked.add(publisher)
+            publisher.pause_reading()
+
+    def hold(self, payloads: Sequence[bytes]) -> None:
+        """Keep messages until the consumer takes them."""
+        self.held.extend(payloads)
+        self._held_bytes += sum(map(len, payloads)) + HELD_OVERHEAD_BYTES * len(payloads)
+        self._emptied.clear()
+
+    def take_held(self) -> list[bytes]:
+        """Give up all that is held, and let its publishers go on."""
+        held = list(self.held)
+        self.held.clear()
+        self._held_bytes = 0
+        self._emptied.set()
+        self._unblock()
+        return held
+
+    def forget(self, publisher: Connection) -> None:
+        """Let go of a publisher that is gone."""
+        self._blocked.discard(publisher)
+
+    def resume(self) -> None:
+        """Go on after a reload: connect if this link is new, and send what is held."""
+        self.start()
+        self._send_held()
+
+    async def drain(self) -> None:
+        """Wait until the consumer has dealt with all that was bound for it."""
+        await self._emptied.wait()
+        await self.all_confirmed()
+
+    def up(self) -> None:
+        """Send what was held."""
+        self._send_held()
+
+    def writable(self, connection: Connection) -> None:
+        """Send what was held."""
+        self._send_held()
+
+    def down(self, closed: Closed, lost: int) -> None:
+        """Count what may be lost; later messages are held."""
+        self._counters["lost_in_flight"] += lost
+
+    def _send_held(self) -> None:
+        while self.held and self.open:
+            size = 0
+            payloads = []
+            while self.held and size < SLICE_BYTES:
+                payload = self.held.popleft()
+                payloads.append(payload)
+                size += len(payload)
+            self._held_bytes -= size + HELD_OVERHEAD_BYTES * len(payloads)
+            self.send(payloads)
+            self._counters["forwarded"] += len(payloads)
+        if not self.held:
+            self._emptied.set()
+        if not self._full:
+            self._unblock()
+
+    def _unblock(self) -> None:
+        blocked, self._blocked = self._blocked, set()
+        for publisher in blocked:
+            publisher.resume_reading()
+
+
+class Producer:
+    """Route messages to the links of one producer; it is also the handler of every publisher.
+
+    Args:
+        config: Consumers, in the order that all nodes share, and limits.
+        psk: The key of both ends.
+        counters: Where events are counted.
+    """
+
+    role = "producer"
+    feeds = True
+
+    def __init__(self, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
+        self.counters = counters
+        self._psk, self._config = psk, config
+        self.links = [self._link(address) for address in config.links]
+        self._route = router(len(self.links))
+        self._retired: set[asyncio.Task[None]] = set()
+
+    def endpoint(self, path: str) -> Handler | HttpAnswer:
+        """Return what serves a path: `/produce`."""
+        if path == "/produce":
+            return self
+        return HttpAnswer(404, "Not found: this producer has /produce.\n")
+
+    def start(self) -> None:
+        """Begin to connect to all consumers."""
+        for link in self.links:
+            link.start()
+
+    def not_ready(self) -> str:
+        """Return why the node is not ready: the consumers whose links are down."""
+        down = [str(link.addresses[0]) for link in self.links if link.connection is None]
+        return f"no link to {', '.join(down)}" if down else ""
+
+    def reload(self, config: ProducerConfig, psk: PreSharedKey) -> None:
+        """Use a new configuration: keep the links that stay, and route all that is held anew."""
+        old = {link.addresses[0]: link for link in self.links}
+        changed = config.links != [link.addresses[0] for link in self.links]
+        self._psk, self._config = psk, config
+        for link in self.links:
+            link.reconfigure(psk, config.hello_order, config.limits)
+        if not changed:
+            return
+        self.links = []
+        for address in config.links:
+            link = old.pop(address, None) or self._link(address)
+            self.links.append(link)
+        self._route = router(len(self.links))
+        held = [payload for link in (*old.values(), *self.links) for payload in link.take_held()]
+        for link in old.values():
+            self._retire(link)
+        for payload in held:
+            message = packets.decode(payload)
+            assert isinstance(message, packets.Message)
+            self.links[self._route(message.topic)].hold([payload])
+        for link in self.links:
+            link.resume()
+
+    async def drain(self) -> None:
+        """Wait until the consumers have dealt with all that was published."""
+        await asyncio.gather(*(link.drain() for link in self.links))
+
+    async def stop(self) -> None:
+        """Close the links; what is still held is lost, and counted."""
+        self.counters["lost_held"] += sum(len(link.take_held()) for link in self.links)
+        await asyncio.gather(*(link.stop() for link in self.links), *self._retired)
+
+    def established(self, connection: Connection) -> None:
+        """Take a publisher."""
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Forward all messages of one read, with one write for each consumer."""
+        batches: dict[int, list[bytes]] = {}
+        route = self._route
+        received = 0
+        for event in events:
+            if type(event) is Received:
+                batches.setdefault(route(event.message.topic), []).append(event.payload)
+                received += 1
+        self.counters["messages_in"] += received
+        for index, payloads in batches.items():
+            self.links[index].forward(payloads, connection)
+
+    def writable(self, connection: Connection) -> None:
+        """Do nothing: nothing but pongs goes to a publisher."""
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let a publisher go."""
+        for link in self.links:
+            link.forget(connection)
+
+    def _link(self, address: Address) -> ConsumerLink:
+        return ConsumerLink(address, self._config, self._psk, self.counters)
+
+    def _retire(self, link: ConsumerLink) -> None:
+        task = asyncio.create_task(link.stop())
+        self._retired.add(task)
+        task.add_done_callback(self._retired.discard)

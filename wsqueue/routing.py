@@ -1,0 +1,39 @@
+"""Which consumer a topic belongs to: `hash(topic) % consumers`, as the original nodes compute it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+CACHED_TOPICS = 65_536
+"""Topics whose consumer is remembered: about 10 MiB at 100 bytes a topic, for what costs 1 µs to compute."""
+
+
+def topic_hash(topic: str) -> int:
+    """Return the hash of a topic, 0 to 2**31.
+
+    Over the UTF-16 code units, `h = h * 31 + unit` as a signed 32-bit integer, then the absolute
+    value (seed wire facts, "Hash of a topic").
+
+    Raises:
+        UnicodeEncodeError: The topic holds a lone surrogate.
+    """
+    value = 0
+    for unit in memoryview(topic.encode("utf-16-le")).cast("H"):
+        value = (value * 31 + unit) & 0xFFFF_FFFF
+    return value if value < 2**31 else 2**32 - value
+
+
+def router(consumers: int) -> Callable[[str], int]:
+    """Return a cached function from a topic to the index of its consumer, 0 to `consumers` - 1."""
+
+    @functools.lru_cache(maxsize=CACHED_TOPICS)
+    def consumer_of(topic: str) -> int:
+        return topic_hash(topic) % consumers
+
+    return consumer_of
+
+
+def unbalanced(consumers: int) -> bool:
+    """Tell whether this number of consumers spreads similar topics badly: a multiple of 31."""
+    return consumers % 31 == 0

@@ -1,0 +1,330 @@
+"""The life of a node's process: start, serve, reload, drain, stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import resource
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import msgspec
+import uvloop
+
+from . import config
+from .addresses import Address
+from .config import ConsumerConfig, NodeConfig, ProducerConfig
+from .connection import Connection, Handler
+from .consumer import Consumer
+from .errors import CloseCode, Closed, ConfigError
+from .framing import HttpAnswer
+from .logs import log
+from .producer import Producer
+from .version import __version__
+
+logger = logging.getLogger(__name__)
+
+LISTEN_BACKLOG = 4096
+"""Connections that the kernel holds for us: what reconnects at once after a restart (Linux's default)."""
+
+SPARE_CONNECTIONS = 100
+"""Connections beyond `max_connections` that may ask for a health page, or be told that it is full."""
+
+SPARE_FILES = 200
+"""Open files beyond the connections: listeners, links, the loop's own."""
+
+
+class Node(Protocol):
+    """Say what a service needs of a producer or a consumer."""
+
+    role: str
+    counters: Counter[str]
+
+    def endpoint(self, path: str) -> Handler | HttpAnswer:
+        """Return what serves a path."""
+        ...
+
+    def start(self) -> None:
+        """Begin to work."""
+        ...
+
+    def not_ready(self) -> str:
+        """Return why the node is not ready, "" when it is."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until all that was taken in has gone out."""
+        ...
+
+    async def stop(self) -> None:
+        """Close everything that the node opened."""
+        ...
+
+
+class Service:
+    """Run one node.
+
+    Args:
+        file: The configuration, read again on SIGHUP.
+        kind: `ConsumerConfig` or `ProducerConfig`.
+
+    Raises:
+        ConfigError: The configuration or the key cannot be used.
+    """
+
+    def __init__(self, file: str | Path, kind: type[ConsumerConfig] | type[ProducerConfig]) -> None:
+        self._file, self._kind = file, kind
+        self._config: ConsumerConfig | ProducerConfig = config.load(file, kind)
+        self._psk = config.load_psk(self._config)
+        counters: Counter[str] = Counter()
+        self._counters = counters
+        self.node: Consumer | Producer
+        if isinstance(self._config, ConsumerConfig):
+            self.node = Consumer(self._config, counters)
+        else:
+            self.node = Producer(self._config, self._psk, counters)
+        self.connections: set[Connection] = set()
+        self._servers: dict[Address, asyncio.Server] = {}
+        self._stopping = asyncio.Event()
+        self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Return where the node listens, with the ports that the system chose for port 0."""
+        return [_bound(address, server) for address, server in self._servers.items()]
+
+    async def run(self) -> None:
+        """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
+
+        Raises:
+            ConfigError: A listener cannot be opened.
+        """
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_log_exception)
+        reload_wanted = asyncio.Event()
+        loop.add_signal_handler(signal.SIGTERM, self.stop)
+        loop.add_signal_handler(signal.SIGINT, self.stop)
+        loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
+        loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
+        await self.start()
+        reloading = loop.create_task(self._reload_on(reload_wanted))
+        await self._stopping.wait()
+        reloading.cancel()
+        await self.drain()
+
+    def stop(self) -> None:
+        """Begin to drain, or end the drain."""
+        if self._stopping.is_set():
+            for connection in list(self.connections):
+                connection.abort(CloseCode.GOING_AWAY)
+        self._stopping.set()
+
+    async def start(self) -> None:
+        """Listen, then begin to work.
+
+        Raises:
+            ConfigError: A listener cannot be opened.
+        """
+        self._warn_of_limits()
+        await self._listen(self._config.listeners)
+        self.node.start()
+        log(
+            logger,
+            logging.INFO,
+            "started",
+            role=self.node.role,
+            version=__version__,
+            listen=",".join(map(str, self.addresses)),
+        )
+
+    async def reload(self) -> None:
+        """Read the configuration again; when it is wrong, say so and go on with the old one."""
+        try:
+            new = config.load(self._file, self._kind)
+            psk = config.load_psk(new)
+            await self._listen(new.listeners)
+        except ConfigError as error:
+            log(logger, logging.ERROR, "reload refused", error=error)
+            return
+        self._config, self._psk = new, psk
+        logging.getLogger("wsqueue").setLevel(new.log_level.upper())
+        if isinstance(self.node, Producer):
+            assert isinstance(new, ProducerConfig)
+            self.node.reload(new, psk)
+        else:
+            assert isinstance(new, ConsumerConfig)
+            self.node.reload(new)
+        self._warn_of_limits()
+        log(logger, logging.INFO, "reloaded", file=self._file)
+
+    async def drain(self) -> None:
+        """Stop accepting, let what came in go out, close every connection; within `drain_seconds`."""
+        log(logger, logging.INFO, "draining", connections=len(self.connections))
+        began = time.monotonic()
+        for address in list(self._servers):
+            self._unlisten(address)
+        try:
+            async with asyncio.timeout(self._config.limits.drain_seconds):
+                await self._close(_feeds)
+                await self.node.drain()
+                await self._close(lambda _connection: True)
+        except TimeoutError:
+            log(logger, logging.WARNING, "drain cut short", connections=len(self.connections))
+            for connection in list(self.connections):
+                connection.abort(CloseCode.GOING_AWAY)
+        await self.node.stop()
+        self._log_counters()
+        log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
+
+    def endpoint(self, path: str) -> Handler | HttpAnswer:
+        """Return what serves a request: a page of every node, or an endpoint of this one."""
+        path = path.partition("?")[0]
+        if path == "/":
+            return HttpAnswer(200, f"wsqueue {self.node.role} {__version__}\n")
+        if path == "/healthz":
+            return HttpAnswer(200, "ok\n")
+        if path == "/readyz":
+            reason = "draining" if self._stopping.is_set() else self.node.not_ready()
+            return (
+                HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
+            )
+        if len(self.connections) > self._config.limits.max_connections:
+            self._counters["connections_refused"] += 1
+            return HttpAnswer(503, "This node has all the connections that it may have.\n")
+        return self.node.endpoint(path)
+
+    def _accept(self) -> asyncio.Protocol:
+        limits = self._config.limits
+        if len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS:
+            self._counters["connections_refused"] += 1
+            return _Refused()
+        connection = Connection.accept(self.endpoint, self._psk, limits, self._lost)
+        self.connections.add(connection)
+        self._counters["connections"] += 1
+        return connection
+
+    def _lost(self, connection: Connection, closed: Closed) -> None:
+        self.connections.discard(connection)
+        if self._waiting is not None:
+            waiting, done = self._waiting
+            waiting.discard(connection)
+            if not waiting and not done.done():
+                done.set_result(None)
+        if connection.established:
+            violation = closed.code >= 1002 and not closed.by_peer and not self._stopping.is_set()
+            level = logging.WARNING if violation else logging.DEBUG
+            log(logger, level, "connection closed", peer=connection.peer, reason=closed)
+        elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
+            self._counters[f"refused_{closed.code}"] += 1
+            log(logger, logging.WARNING, "hello refused", peer=connection.peer, reason=closed)
+        else:
+            log(logger, logging.DEBUG, "request answered", peer=connection.peer, reason=closed)
+
+    async def _reload_on(self, wanted: asyncio.Event) -> None:
+        while True:
+            await wanted.wait()
+            wanted.clear()
+            await self.reload()
+
+    async def _listen(self, addresses: Iterable[Address]) -> None:
+        loop = asyncio.get_running_loop()
+        wanted = list(addresses)
+        opened: dict[Address, asyncio.Server] = {}
+        try:
+            for address in wanted:
+                if address in self._servers:
+                    continue
+                if address.socket:
+                    opened[address] = await loop.create_unix_server(
+                        self._accept, address.socket, backlog=LISTEN_BACKLOG
+                    )
+                else:
+                    opened[address] = await loop.create_server(
+                        self._accept, address.host, address.port, backlog=LISTEN_BACKLOG
+                    )
+        except OSError as error:
+            for server in opened.values():
+                server.close()
+            reason = error.strerror or str(error)
+            raise ConfigError(f"cannot listen on {address}: {reason}", key="listen") from None
+        for address in set(self._servers).difference(wanted):
+            self._unlisten(address)
+        self._servers.update(opened)
+
+    def _unlisten(self, address: Address) -> None:
+        self._servers.pop(address).close()
+        if address.socket:
+            Path(address.socket).unlink(missing_ok=True)
+
+    async def _close(self, choose: Callable[[Connection], bool]) -> None:
+        closing = {connection for connection in self.connections if choose(connection)}
+        if not closing:
+            return
+        gone = asyncio.get_running_loop().create_future()
+        self._waiting = (set(closing), gone)
+        for connection in closing:
+            connection.close(CloseCode.GOING_AWAY, "draining")
+        await gone
+
+    def _log_counters(self) -> None:
+        fields = {name: str(count) for name, count in sorted(self._counters.items())}
+        log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
+
+    def _warn_of_limits(self) -> None:
+        for sentence in config.warnings(self._config):
+            log(logger, logging.WARNING, "unwise configuration", advice=sentence)
+        wanted = self._config.limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        if soft < allowed:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+        if max(soft, allowed) < wanted:
+            log(
+                logger,
+                logging.WARNING,
+                "too few open files allowed",
+                allowed=allowed,
+                wanted=wanted,
+            )
+
+
+class _Refused(asyncio.Protocol):
+    """Drop a connection that comes when there are far too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Drop it (asyncio calls this)."""
+        cast("asyncio.Transport", transport).abort()
+
+
+def run(file: str | Path, kind: type[ConsumerConfig] | type[ProducerConfig]) -> None:
+    """Run a node on uvloop until it is told to stop.
+
+    Raises:
+        ConfigError: The configuration or the key cannot be used, or a listener cannot be opened.
+    """
+
+    async def main() -> None:
+        await Service(file, kind).run()
+
+    uvloop.run(main())
+
+
+def _feeds(connection: Connection) -> bool:
+    return connection.handler is not None and connection.handler.feeds
+
+
+def _bound(address: Address, server: asyncio.Server) -> Address:
+    if address.port or address.socket:
+        return address
+    port: int = server.sockets[0].getsockname()[1]
+    return msgspec.structs.replace(address, port=port)
+
+
+def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Log what nobody caught, in one line: it is a defect of ours, and the node goes on."""
+    error = context.get("exception")
+    logger.error("internal error: %s", context.get("message", ""), exc_info=error)

@@ -1,0 +1,161 @@
+"""One wsqueue connection without I/O: bytes in, events out; packets in, bytes out.
+
+One class for both roles. A peer's fault never raises: it ends the session with a close code, which
+`data_to_send` puts on the wire and `closed` keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Self
+
+import msgspec
+
+from . import packets
+from .errors import CloseCode, Closed, PeerError
+from .framing import ClientFraming, Framing, HttpAnswer, Opened, Ponged, ServerFraming, frame_texts
+from .hello import Handshake, Order, PreSharedKey, Role
+
+
+class Established(msgspec.Struct, frozen=True):
+    """Report that both ends have proved themselves."""
+
+
+class Received(msgspec.Struct, frozen=True, gc=False):
+    """Report a message, and its payload as it came, to be forwarded without encoding it again."""
+
+    message: packets.Message
+    payload: bytes
+
+
+Event = Established | Received | Ponged
+
+
+class Session:
+    """Speak the classic protocol on one connection.
+
+    Args:
+        framing: The WebSocket.
+        handshake: The hello.
+        max_topic_bytes: A message with a longer topic (UTF-8) ends the session.
+    """
+
+    __slots__ = ("_framing", "_handshake", "_max_topic_bytes")
+
+    def __init__(self, framing: Framing, handshake: Handshake, max_topic_bytes: int) -> None:
+        self._framing = framing
+        self._handshake = handshake
+        self._max_topic_bytes = max_topic_bytes
+
+    @classmethod
+    def accept(
+        cls,
+        answer_request: Callable[[str], HttpAnswer | None],
+        psk: PreSharedKey,
+        *,
+        max_message_bytes: int,
+        max_topic_bytes: int,
+    ) -> Self:
+        """Return the acceptor's end; `answer_request` turns paths into pages, or None to upgrade."""
+        framing = ServerFraming(answer_request, max_message_bytes)
+        return cls(framing, Handshake(Role.ACCEPTOR, psk), max_topic_bytes)
+
+    @classmethod
+    def initiate(
+        cls,
+        host: str,
+        port: int,
+        path: str,
+        psk: PreSharedKey,
+        order: Order = Order.DOCUMENT,
+        *,
+        max_message_bytes: int,
+        max_topic_bytes: int,
+    ) -> Self:
+        """Return the initiator's end, its request already in `data_to_send`."""
+        framing = ClientFraming(host, port, path, max_message_bytes)
+        return cls(framing, Handshake(Role.INITIATOR, psk, order), max_topic_bytes)
+
+    @property
+    def established(self) -> bool:
+        """Tell whether messages may be sent: the hello is done and nobody has closed."""
+        return self._handshake.done and self._framing.open
+
+    @property
+    def closing(self) -> bool:
+        """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
+        return self._framing.closing
+
+    @property
+    def closed(self) -> Closed | None:
+        """Say why the session ended or is about to, None while it goes on."""
+        return self._framing.closed
+
+    @property
+    def closed_cleanly(self) -> bool:
+        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent."""
+        return self._framing.closed_cleanly
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the network; return the events in them, in order."""
+        events: list[Event] = []
+        try:
+            for item in self._framing.receive_data(data):
+                if type(item) is bytes:
+                    event = self._receive_packet(item)
+                    if event is not None:
+                        events.append(event)
+                elif isinstance(item, Ponged):
+                    events.append(item)
+                elif isinstance(item, Opened):
+                    self._send_hello(packets.Hello(once=self._handshake.once))
+        except PeerError as error:
+            self._framing.fail(error.code, error.reason)
+        return events
+
+    def receive_eof(self) -> None:
+        """Take the end of the peer's stream."""
+        self._framing.receive_eof()
+
+    def data_to_send(self) -> list[bytes]:
+        """Return what must be written, where b"" means to half-close the connection."""
+        return self._framing.data_to_send()
+
+    def frame(self, payloads: Sequence[bytes]) -> bytes:
+        """Return the payloads as frames of this end, for one write while `established`."""
+        return frame_texts(payloads, masked=self._framing.masked)
+
+    def ping(self, data: bytes = b"") -> None:
+        """Queue a ping of at most 125 bytes, unless the session is ending."""
+        self._framing.send_ping(data)
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin the close handshake; what the peer sent before its own close frame is still read."""
+        self._framing.close(code, reason or code.reason)
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        """End the session for the peer's fault; nothing more is read from it."""
+        self._framing.fail(code, reason or code.reason)
+
+    def _receive_packet(self, payload: bytes) -> Event | None:
+        packet = packets.decode(payload)
+        if isinstance(packet, packets.Message):
+            if not self._handshake.done:
+                raise PeerError(CloseCode.EARLY_DATA)
+            # A code point takes at most 4 bytes, so the exact length is rarely needed.
+            topic, limit = packet.topic, self._max_topic_bytes
+            if 4 * len(topic) > limit and len(topic.encode()) > limit:
+                raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {limit} bytes")
+            return Received(packet, payload)
+        if isinstance(packet, packets.Hello):
+            return self._receive_hello(packet)
+        raise PeerError(CloseCode.UNEXPECTED_PACKET)
+
+    def _receive_hello(self, packet: packets.Hello) -> Established | None:
+        answer = self._handshake.receive(packet)
+        if answer is not None:
+            self._send_hello(answer)
+        return Established() if self._handshake.done else None
+
+    def _send_hello(self, packet: packets.Hello) -> None:
+        self._framing.send_text(packets.encode(packet))

@@ -1,0 +1,36 @@
+"""Who listens to which topic."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+Subscriber = TypeVar("Subscriber")
+
+
+class Topics(Generic[Subscriber]):
+    """Map each topic to its subscribers, in the order in which they came.
+
+    A topic without subscribers takes no memory.
+    """
+
+    def __init__(self) -> None:
+        self._subscribers: dict[str, dict[Subscriber, None]] = {}
+
+    def __len__(self) -> int:
+        """Return the number of topics that have a subscriber."""
+        return len(self._subscribers)
+
+    def subscribe(self, topic: str, subscriber: Subscriber) -> None:
+        """Add a subscriber to a topic; adding it again changes nothing."""
+        self._subscribers.setdefault(topic, {})[subscriber] = None
+
+    def unsubscribe(self, topic: str, subscriber: Subscriber) -> None:
+        """Remove a subscriber from a topic; removing it again changes nothing."""
+        subscribers = self._subscribers.get(topic, {})
+        subscribers.pop(subscriber, None)
+        if not subscribers:
+            self._subscribers.pop(topic, None)
+
+    def subscribers(self, topic: str) -> list[Subscriber]:
+        """Return the subscribers of a topic; the list stays as it is while they come and go."""
+        return list(self._subscribers.get(topic, ()))

@@ -62,9 +62,7 @@ def parse_address(text: str, endpoint: str = "") -> Address:
     if match := _UNIX.fullmatch(text):
         address = Address(socket=match[1], path=match[2] or "")
     elif (match := _TCP.fullmatch(text)) and int(match[3]) < 2**16 and _is_host(match):
-        address = Address(
-            host=match[1] or match[2].lower(), port=int(match[3]), path=match[4] or ""
-        )
+        address = Address(host=match[1] or match[2].lower(), port=int(match[3]), path=match[4] or "")
     else:
         raise ValueError(expected_form(endpoint))
     path_right = address.path.endswith(endpoint) if endpoint else not address.path

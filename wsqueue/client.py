@@ -228,9 +228,7 @@ class Subscription:
             AuthenticationError: A consumer has another key.
         """
         try:
-            await asyncio.gather(
-                *(link.wait_open(self._client.open_seconds) for link in self._links)
-            )
+            await asyncio.gather(*(link.wait_open(self._client.open_seconds) for link in self._links))
         except BaseException:
             await self.close()
             raise
@@ -280,9 +278,7 @@ class Subscription:
 class _ClientLink(Link):
     """Keep a connection up for an application, and tell it when that is hopeless."""
 
-    def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits
-    ) -> None:
+    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
         super().__init__(addresses, psk, order, limits)
         self.lost_in_flight = 0
         self.on_change: Callable[[], None] = _ignore
@@ -347,9 +343,7 @@ class _ClientLink(Link):
         """Go on unless every address refuses for good."""
         self._notify()
         failures = self.failures
-        return len(failures) < len(self.addresses) or any(
-            one.reconnect for one in failures.values()
-        )
+        return len(failures) < len(self.addresses) or any(one.reconnect for one in failures.values())
 
     def received_messages(self, events: list[Event]) -> None:
         """Hand messages to the subscription."""
@@ -366,9 +360,7 @@ class _ClientLink(Link):
         self.on_change()
 
     def _failure_text(self) -> str:
-        nodes = (
-            f"{address}: {self.failures.get(address, 'no answer')}" for address in self.addresses
-        )
+        nodes = (f"{address}: {self.failures.get(address, 'no answer')}" for address in self.addresses)
         return "no node answers: " + "; ".join(nodes)
 
 

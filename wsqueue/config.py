@@ -56,9 +56,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     drain_seconds: Seconds = 10.0
 
 
-class _Config(
-    msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"
-):
+class _Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
     psk_file: str | None = None
     local: bool = False
     limits: Limits = Limits()
@@ -111,7 +109,7 @@ class DemoConfig(_Config, frozen=True, kw_only=True, tag="demo"):
 
 
 Config = ConsumerConfig | ProducerConfig | DemoConfig
-SomeConfig = TypeVar("SomeConfig", ConsumerConfig, ProducerConfig, DemoConfig)
+SomeConfig = TypeVar("SomeConfig", bound=_Config)
 
 
 def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
@@ -313,7 +311,7 @@ def _line_of(text: str, key: str) -> int | None:
     for number, line in enumerate(lines, 1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
             current = header[1]
-        if current == table and assignment.match(line) or not current and dotted.match(line):
+        if (current == table and assignment.match(line)) or (not current and dotted.match(line)):
             return _line_of_item(text, number, name, int(index)) if index.isdigit() else number
         if current == name:
             return number

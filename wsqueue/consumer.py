@@ -9,6 +9,7 @@ from .config import ConsumerConfig
 from .connection import Connection, Handler
 from .errors import CloseCode, Closed
 from .framing import HttpAnswer, frame_texts
+from .hello import PreSharedKey
 from .session import Event, Received
 from .topics import Topics
 
@@ -20,12 +21,13 @@ class Consumer:
 
     Args:
         config: Its limits are used; the service does the rest.
+        psk: Not used, for a consumer opens no connection.
         counters: Where events are counted.
     """
 
     role = "consumer"
 
-    def __init__(self, config: ConsumerConfig, counters: Counter[str]) -> None:
+    def __init__(self, config: ConsumerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
         self.counters = counters
         self.topics: Topics[Connection] = Topics()
         self._max_topic_bytes = config.limits.max_topic_bytes
@@ -52,7 +54,7 @@ class Consumer:
         """Return why the node is not ready; a consumer that runs is."""
         return ""
 
-    def reload(self, config: ConsumerConfig) -> None:
+    def reload(self, config: ConsumerConfig, psk: PreSharedKey) -> None:
         """Use a new configuration from now on."""
         self._max_topic_bytes = config.limits.max_topic_bytes
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import enum
+from http import HTTPStatus
 from typing import Self
 
 import msgspec
@@ -25,15 +26,13 @@ class WsqueueError(Exception):
 class ConfigError(WsqueueError):
     """Name the file, the line, the key and what is expected there."""
 
-    def __init__(
-        self, problem: str, *, file: str = "", line: int | None = None, key: str = ""
-    ) -> None:
+    def __init__(self, problem: str, *, file: str = "", line: int | None = None, key: str = "") -> None:
         self.problem, self.file, self.line, self.key = problem, file, line, key
         where = f"{file}:{line}" if line is not None else file
         super().__init__(": ".join(part for part in (where, key, problem) if part))
 
 
-class InvalidMessage(WsqueueError, ValueError):
+class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where it is raised
     """Refuse a topic or data that no node would accept."""
 
 
@@ -74,12 +73,18 @@ class CloseCode(enum.IntEnum):
     PING_TIMEOUT = 4411, "no answer to a keepalive ping", True
 
 
+UNREACHABLE = 0
+"""The code of a connection that was never made."""
+
+_RECONNECT = {code.value: code.reconnect for code in CloseCode}
+
+
 class Closed(msgspec.Struct, frozen=True):
     """Say why a connection ended.
 
     Attributes:
         code: WebSocket close code (1000 to 4999), or the HTTP status (below 1000) that refused the
-            upgrade.
+            upgrade, or `UNREACHABLE`.
         reason: One sentence.
         by_peer: True when the peer closed first.
     """
@@ -91,14 +96,15 @@ class Closed(msgspec.Struct, frozen=True):
     @property
     def reconnect(self) -> bool:
         """Tell whether trying the same again could succeed."""
-        if self.code < 1000:  # noqa: PLR2004 - WebSocket close codes begin here (RFC 6455 section 7.4)
-            return self.code >= 500 or self.code == 429  # noqa: PLR2004 - HTTP status codes
-        try:
-            return CloseCode(self.code).reconnect
-        except ValueError:
+        if self.code == UNREACHABLE:
             return True
+        if self.code < 1000:
+            return self.code >= 500 or self.code == HTTPStatus.TOO_MANY_REQUESTS
+        return _RECONNECT.get(self.code, True)
 
     def __str__(self) -> str:
+        if self.code == UNREACHABLE:
+            return self.reason
         who = "the peer" if self.by_peer else "we"
         return f"{who} closed with {self.code}" + (f" ({self.reason})" if self.reason else "")
 

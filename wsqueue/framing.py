@@ -15,7 +15,7 @@ from http import HTTPStatus
 import msgspec
 from websockets.client import ClientProtocol
 from websockets.exceptions import InvalidStatus
-from websockets.frames import Frame, Opcode, apply_mask
+from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import CLOSING, OPEN, Event
 from websockets.server import ServerProtocol
@@ -25,6 +25,11 @@ from .errors import CloseCode, Closed
 
 MAX_REASON_BYTES = 123
 """A control frame carries 125 bytes, two of which are the close code (RFC 6455 section 5.5)."""
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover - a platform without the compiled extension
+    from websockets.utils import apply_mask
 
 _silent = logging.getLogger("wsqueue.websockets")
 _silent.addHandler(logging.NullHandler())
@@ -218,9 +223,7 @@ class ServerFraming(Framing):
     masked = False
     _protocol: ServerProtocol
 
-    def __init__(
-        self, answer_request: Callable[[str], HttpAnswer | None], max_message_bytes: int
-    ) -> None:
+    def __init__(self, answer_request: Callable[[str], HttpAnswer | None], max_message_bytes: int) -> None:
         super().__init__(ServerProtocol(max_size=max_message_bytes, logger=_silent))
         self._answer_request = answer_request
         self._requested = False

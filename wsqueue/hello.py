@@ -56,17 +56,13 @@ class PreSharedKey:
         """Return the base64 answer to a challenge (seed document, section Hello)."""
         challenge = format(once, "x").encode()
         parts = (challenge, self._secret)
-        digest = hashlib.sha256(
-            b"".join(parts if order is Order.DOCUMENT else parts[::-1])
-        ).digest()
+        digest = hashlib.sha256(b"".join(parts if order is Order.DOCUMENT else parts[::-1])).digest()
         return base64.b64encode(digest).decode()
 
     def verify(self, once: int, answer: str) -> Order | None:
         """Return the order in which `answer` is right, or None; takes constant time."""
         given = answer.encode()
-        matches = {
-            order: hmac.compare_digest(self.answer(once, order).encode(), given) for order in Order
-        }
+        matches = {order: hmac.compare_digest(self.answer(once, order).encode(), given) for order in Order}
         return next((order for order, match in matches.items() if match), None)
 
 
@@ -144,10 +140,7 @@ class Handshake:
         return self._answer_due(step)
 
     def _answer_due(self, step: Step) -> Hello | None:
-        if self._role is Role.INITIATOR:
-            due = step is Step.CHALLENGE
-        else:
-            due = self.done
+        due = step is Step.CHALLENGE if self._role is Role.INITIATOR else self.done
         if not due or self._peer_once is None:
             return None
         return Hello(answer=self._psk.answer(self._peer_once, self._order))

@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from .addresses import Address
 from .config import Limits
 from .connection import Connection
-from .errors import CloseCode, Closed
+from .errors import UNREACHABLE, CloseCode, Closed
+from .framing import Ponged
 from .hello import Order, PreSharedKey
 from .logs import log
-from .session import Event, Ponged, Session
+from .session import Event, Session
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +46,7 @@ class Link:
 
     feeds = False
 
-    def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits
-    ) -> None:
+    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
@@ -64,11 +63,7 @@ class Link:
     def open(self) -> bool:
         """Tell whether messages can be sent now and the peer keeps up with them."""
         connection = self.connection
-        return (
-            connection is not None
-            and connection.session.established
-            and not connection.writing_paused
-        )
+        return connection is not None and connection.session.established and not connection.writing_paused
 
     @property
     def in_flight(self) -> int:
@@ -78,6 +73,7 @@ class Link:
     def start(self) -> None:
         """Begin to connect, unless that goes on already."""
         if self._task is None or self._task.done():
+            self.failures.clear()
             self._task = asyncio.create_task(self._run())
 
     def reconfigure(self, psk: PreSharedKey, order: Order, limits: Limits) -> None:
@@ -193,9 +189,9 @@ class Link:
             await connection.open(address)
             return await self._ended
         except TimeoutError:
-            return Closed(CloseCode.ABNORMAL, "no answer in time", by_peer=True)
+            return Closed(UNREACHABLE, "no answer in time", by_peer=True)
         except OSError as error:
-            return Closed(CloseCode.ABNORMAL, error.strerror or str(error), by_peer=True)
+            return Closed(UNREACHABLE, error.strerror or str(error), by_peer=True)
         finally:
             connection.abort(CloseCode.NORMAL)
 
@@ -204,9 +200,7 @@ class Link:
         return self.addresses[self._next]
 
     def _delay(self, rounds: int) -> float:
-        ceiling = min(
-            self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2 ** min(rounds, 16)
-        )
+        ceiling = min(self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2.0 ** min(rounds, 16))
         return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
 
     def _confirm_later(self) -> None:

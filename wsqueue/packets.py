@@ -23,9 +23,7 @@ class Hello(msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_
         answer: Standard base64 of a SHA-256 digest, with padding.
     """
 
-    once: Annotated[int, msgspec.Meta(ge=1, le=MAX_ONCE)] | None = msgspec.field(
-        default=None, name="o"
-    )
+    once: Annotated[int, msgspec.Meta(ge=1, le=MAX_ONCE)] | None = msgspec.field(default=None, name="o")
     answer: str | None = msgspec.field(default=None, name="a")
 
     def __post_init__(self) -> None:
@@ -38,9 +36,7 @@ class Hello(msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_
             raise ValueError("a hello has either `o` (challenge) or `a` (answer)")
 
 
-class Message(
-    msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True
-):
+class Message(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True):
     """Carry data of a topic.
 
     Unknown fields are refused because a node forwards the payload as it came: what this decoder
@@ -77,9 +73,10 @@ def decode(payload: bytes) -> Packet:
             The text never quotes the payload, except for a short tag.
     """
     try:
-        return _decoder.decode(payload)
+        packet: Packet = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise PeerError(CloseCode.INVALID_PACKET, str(error)) from None
+    return packet
 
 
 def encode(packet: Packet) -> bytes:

@@ -175,8 +175,7 @@ class Producer:
             return
         self.links = []
         for address in config.links:
-            link = old.pop(address, None) or self._link(address)
-            self.links.append(link)
+            self.links.append(old.pop(address) if address in old else self._link(address))
         self._route = router(len(self.links))
         held = [payload for link in (*old.values(), *self.links) for payload in link.take_held()]
         for link in old.values():

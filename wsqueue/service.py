@@ -22,6 +22,7 @@ from .connection import Connection, Handler
 from .consumer import Consumer
 from .errors import CloseCode, Closed, ConfigError
 from .framing import HttpAnswer
+from .hello import PreSharedKey
 from .logs import log
 from .producer import Producer
 from .version import __version__
@@ -56,6 +57,10 @@ class Node(Protocol):
         """Return why the node is not ready, "" when it is."""
         ...
 
+    def reload(self, config: Any, psk: PreSharedKey) -> None:  # noqa: ANN401 - the node's own kind
+        """Use a new configuration from now on."""
+        ...
+
     async def drain(self) -> None:
         """Wait until all that was taken in has gone out."""
         ...
@@ -63,6 +68,12 @@ class Node(Protocol):
     async def stop(self) -> None:
         """Close everything that the node opened."""
         ...
+
+
+_NODES: dict[type[NodeConfig], Callable[[Any, PreSharedKey, Counter[str]], Node]] = {
+    ConsumerConfig: Consumer,
+    ProducerConfig: Producer,
+}
 
 
 class Service:
@@ -76,20 +87,16 @@ class Service:
         ConfigError: The configuration or the key cannot be used.
     """
 
-    def __init__(self, file: str | Path, kind: type[ConsumerConfig] | type[ProducerConfig]) -> None:
+    def __init__(self, file: str | Path, kind: type[NodeConfig]) -> None:
         self._file, self._kind = file, kind
-        self._config: ConsumerConfig | ProducerConfig = config.load(file, kind)
+        self._config: NodeConfig = config.load(file, kind)
         self._psk = config.load_psk(self._config)
-        counters: Counter[str] = Counter()
-        self._counters = counters
-        self.node: Consumer | Producer
-        if isinstance(self._config, ConsumerConfig):
-            self.node = Consumer(self._config, counters)
-        else:
-            self.node = Producer(self._config, self._psk, counters)
+        self._counters: Counter[str] = Counter()
+        self.node: Node = _NODES[kind](self._config, self._psk, self._counters)
         self.connections: set[Connection] = set()
         self._servers: dict[Address, asyncio.Server] = {}
         self._stopping = asyncio.Event()
+        self._deadline: asyncio.Timeout | None = None
         self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
 
     @property
@@ -118,9 +125,8 @@ class Service:
 
     def stop(self) -> None:
         """Begin to drain, or end the drain."""
-        if self._stopping.is_set():
-            for connection in list(self.connections):
-                connection.abort(CloseCode.GOING_AWAY)
+        if self._deadline is not None:
+            self._deadline.reschedule(asyncio.get_running_loop().time())
         self._stopping.set()
 
     async def start(self) -> None:
@@ -152,12 +158,7 @@ class Service:
             return
         self._config, self._psk = new, psk
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
-        if isinstance(self.node, Producer):
-            assert isinstance(new, ProducerConfig)
-            self.node.reload(new, psk)
-        else:
-            assert isinstance(new, ConsumerConfig)
-            self.node.reload(new)
+        self.node.reload(new, psk)
         self._warn_of_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -168,7 +169,7 @@ class Service:
         for address in list(self._servers):
             self._unlisten(address)
         try:
-            async with asyncio.timeout(self._config.limits.drain_seconds):
+            async with asyncio.timeout(self._config.limits.drain_seconds) as self._deadline:
                 await self._close(_feeds)
                 await self.node.drain()
                 await self._close(lambda _connection: True)
@@ -176,6 +177,7 @@ class Service:
             log(logger, logging.WARNING, "drain cut short", connections=len(self.connections))
             for connection in list(self.connections):
                 connection.abort(CloseCode.GOING_AWAY)
+        self._deadline = None
         await self.node.stop()
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
@@ -189,9 +191,7 @@ class Service:
             return HttpAnswer(200, "ok\n")
         if path == "/readyz":
             reason = "draining" if self._stopping.is_set() else self.node.not_ready()
-            return (
-                HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
-            )
+            return HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
         if len(self.connections) > self._config.limits.max_connections:
             self._counters["connections_refused"] += 1
             return HttpAnswer(503, "This node has all the connections that it may have.\n")
@@ -300,7 +300,7 @@ class _Refused(asyncio.Protocol):
         cast("asyncio.Transport", transport).abort()
 
 
-def run(file: str | Path, kind: type[ConsumerConfig] | type[ProducerConfig]) -> None:
+def run(file: str | Path, kind: type[NodeConfig]) -> None:
     """Run a node on uvloop until it is told to stop.
 
     Raises:

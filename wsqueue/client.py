@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
@@ -217,6 +218,7 @@ class Subscription:
         """Unsubscribe, and end the iteration after what has been received."""
         self._closed = True
         self._client.forget(self)
+        self._resume()
         await asyncio.gather(*(link.stop() for link in self._links))
         self._changed.set()
 
@@ -252,22 +254,30 @@ class Subscription:
             ConnectError: A consumer does not answer, or refuses the subscription for good.
             AuthenticationError: A consumer has another key.
         """
+        if not self._messages and not self._closed:
+            # A link that gave up tries once more, now that the application asks again.
+            for link in self._links:
+                link.start()
         while not self._messages:
             if self._closed:
                 raise StopAsyncIteration
             for link in self._links:
-                link.start()
                 link.raise_if_hopeless()
             self._changed.clear()
             await self._changed.wait()
         message = self._messages.popleft()
         if self._paused and len(self._messages) <= MAX_WAITING_MESSAGES // 2:
-            paused, self._paused = self._paused, []
-            for connection in paused:
-                connection.resume_reading()
+            self._resume()
         return message
 
+    def _resume(self) -> None:
+        paused, self._paused = self._paused, []
+        for connection in paused:
+            connection.resume_reading()
+
     def _take(self, connection: Connection, messages: list[Message]) -> None:
+        if self._closed:
+            return
         self._messages.extend(messages)
         self._changed.set()
         if len(self._messages) > MAX_WAITING_MESSAGES and connection not in self._paused:
@@ -277,6 +287,8 @@ class Subscription:
 
 class _ClientLink(Link):
     """Keep a connection up for an application, and tell it when that is hopeless."""
+
+    never_up_level = logging.INFO  # the application gets an error that says as much
 
     def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
         super().__init__(addresses, psk, order, limits)

@@ -34,6 +34,9 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_PSK_BYTES = 4096
 """Far above any key; more is some other file."""
 
+READ_BYTES = 1024 * 1024
+"""Above what one read (256 KiB) and a paused write buffer (256 KiB) hold, with frame headers and masks."""
+
 Count = Annotated[int, msgspec.Meta(ge=1)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
@@ -55,14 +58,26 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     reconnect_max_seconds: Seconds = 5.0
     drain_seconds: Seconds = 10.0
 
+    def __post_init__(self) -> None:
+        """Refuse a write buffer that one read's messages would overflow.
 
-class _Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        least = self.max_message_bytes + READ_BYTES
+        if self.max_buffered_bytes < least:
+            raise ValueError(f"expected max_buffered_bytes to be at least max_message_bytes + {READ_BYTES}")
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
+    """Hold what all configurations have in common; a file is for one of its subclasses."""
+
     psk_file: str | None = None
     local: bool = False
     limits: Limits = Limits()
 
 
-class NodeConfig(_Config, frozen=True, kw_only=True):
+class NodeConfig(Config, frozen=True, kw_only=True):
     """Hold what a producer and a consumer have in common."""
 
     listen: list[str]
@@ -90,7 +105,7 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
         return [parse_address(text, "/producer") for text in self.consumers]
 
 
-class DemoConfig(_Config, frozen=True, kw_only=True, tag="demo"):
+class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
     """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library."""
 
     producers: list[str]
@@ -108,8 +123,7 @@ class DemoConfig(_Config, frozen=True, kw_only=True, tag="demo"):
         return [parse_address(text, "/subscribe") for text in self.consumers]
 
 
-Config = ConsumerConfig | ProducerConfig | DemoConfig
-SomeConfig = TypeVar("SomeConfig", bound=_Config)
+SomeConfig = TypeVar("SomeConfig", bound=Config)
 
 
 def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
@@ -121,7 +135,7 @@ def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
     config = load_any(file)
     if not isinstance(config, kind):
         raise ConfigError(
-            f"this file is for another role: expected {_role(kind)!r}, found {_role(type(config))!r}",
+            f"this file is for another role: expected {role_of(kind)!r}, found {role_of(type(config))!r}",
             file=str(file),
             line=_line_of(_read(Path(file), MAX_FILE_BYTES), "role"),
             key="role",
@@ -130,7 +144,7 @@ def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
 
 
 def load_any(file: str | Path) -> Config:
-    """Read and check a configuration file, whatever its role.
+    """Read and check a configuration file, whatever its role; a relative `psk_file` is beside it.
 
     Raises:
         ConfigError: Something is wrong; it names the file, line, key and what is expected.
@@ -150,6 +164,8 @@ def load_any(file: str | Path) -> Config:
     except ConfigError as error:
         line = _line_of(text, error.key)
         raise ConfigError(error.problem, file=str(file), line=line, key=error.key) from None
+    if config.psk_file is not None:
+        return msgspec.structs.replace(config, psk_file=str(Path(file).parent / config.psk_file))
     return config
 
 
@@ -174,15 +190,10 @@ def check_addresses(config: Config) -> None:
 def warnings(config: Config) -> list[str]:
     """Return what is allowed and unwise, a sentence each."""
     found = []
-    if not isinstance(config, ConsumerConfig) and unbalanced(len(config.consumers)):
+    if isinstance(config, ProducerConfig | DemoConfig) and unbalanced(len(config.consumers)):
         found.append(
             f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
             " multiplies, so similar topics would share few consumers; use one more or one less"
-        )
-    if config.limits.max_buffered_bytes < config.limits.max_message_bytes:
-        found.append(
-            "limits: max_buffered_bytes is below max_message_bytes, so one large message may"
-            " disconnect a subscriber that is not slow"
         )
     return found
 
@@ -244,10 +255,9 @@ def _read(path: Path, limit: int) -> str:
 def _address_lists(config: Config) -> list[tuple[str, str]]:
     if isinstance(config, DemoConfig):
         return [("producers", "/produce"), ("consumers", "/subscribe")]
-    lists = [("listen", "")]
     if isinstance(config, ProducerConfig):
-        lists.append(("consumers", "/producer"))
-    return lists
+        return [("listen", ""), ("consumers", "/producer")]
+    return [("listen", "")]
 
 
 def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool) -> str:
@@ -267,7 +277,8 @@ def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bo
     return ""
 
 
-def _role(kind: type[Config]) -> str:
+def role_of(kind: type[Config]) -> str:
+    """Return the `role` of a kind of configuration."""
     return str(kind.__struct_config__.tag)
 
 

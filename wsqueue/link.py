@@ -45,6 +45,8 @@ class Link:
     """
 
     feeds = False
+    never_up_level = logging.WARNING
+    """The level of the log line that says that a connection cannot be opened and never was."""
 
     def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
         self.addresses = list(addresses)
@@ -161,7 +163,8 @@ class Link:
             closed = await self._connect()
             was_up = self._ups > ups
             if not was_up and self.failures.get(self._address) != closed:
-                log(logger, logging.WARNING, "link cannot open", peer=self._address, reason=closed)
+                level = logging.WARNING if self._ups else self.never_up_level
+                log(logger, level, "link cannot open", peer=self._address, reason=closed)
             self.failures[self._address] = closed
             if not self.retry(closed):
                 return

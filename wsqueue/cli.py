@@ -1,0 +1,364 @@
+"""The command line: parsing, output, exit codes.
+
+====  ==================================================================================
+code  meaning
+====  ==================================================================================
+0     done
+1     a check failed, messages did not come (back) in time, or a node ended unexpectedly
+2     the command line is wrong
+3     a configuration file, or the pre-shared key that it points to, is wrong
+4     no node answers
+5     the nodes have another pre-shared key
+130   ended by Ctrl-C
+====  ==================================================================================
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import signal
+from collections import defaultdict
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import click
+import uvloop
+
+from . import client, config, logs, service
+from .config import ConsumerConfig, DemoConfig, NodeConfig, ProducerConfig
+from .demo import demo as run_demo
+from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
+from .local import LocalCluster
+from .terminal import printable, stdin_lines, to_stdout
+from .verify import Check, write_junit
+from .verify import verify as run_checks
+from .version import __version__
+
+DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
+"""Where the deployment puts the configuration of clients."""
+
+NODE_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
+
+_EXIT_CODES: dict[type[WsqueueError], int] = {
+    AuthenticationError: 5,
+    ConnectError: 4,
+    ConfigError: 3,
+    InvalidMessage: 2,
+}
+
+Result = TypeVar("Result")
+
+
+class _Commands(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
+        """Turn our errors into one sentence on standard error and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except WsqueueError as error:
+            code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
+            click.echo(f"Error: {printable(str(error))}", err=True)
+            raise click.exceptions.Exit(code) from None
+        except KeyboardInterrupt:
+            raise click.exceptions.Exit(130) from None
+
+
+_config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    envvar="WSQUEUE_CONFIG",
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    show_envvar=True,
+    help="Configuration of role demo: where the nodes are, and the pre-shared key.",
+)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(__version__, "-V", "--version", message="wsqueue %(version)s")
+@click.option("-v", "--verbose", is_flag=True, help="Log connections too; not used by the nodes.")
+def main(verbose: bool) -> None:
+    r"""A topic queue over WebSockets.
+
+    Clients publish through any producer; the producer forwards a message to the consumer that the
+    topic hashes to; the consumer fans it out to the topic's subscribers.
+
+    \b
+    A first try, all on this machine:
+      wsqueue local --demo news
+
+    \b
+    Exit codes: 0 done, 1 a check failed or messages did not come, 2 wrong command line,
+    3 wrong configuration, 4 no node answers, 5 another pre-shared key, 130 Ctrl-C.
+    """
+    logs.configure("info" if verbose else "warning")
+
+
+@main.command()
+@click.argument("file")
+def consumer(file: str) -> None:
+    r"""Run a consumer with the configuration FILE.
+
+    It serves /producer and /subscribe/TOPIC. SIGTERM drains, SIGHUP reads FILE again, SIGUSR1 logs
+    the counters.
+
+    \b
+    Example:
+      wsqueue consumer /etc/wsqueue/consumer-10001.toml
+    """
+    _run_node(file, ConsumerConfig)
+
+
+@main.command()
+@click.argument("file")
+def producer(file: str) -> None:
+    r"""Run a producer with the configuration FILE.
+
+    It serves /produce, and keeps a link to every consumer. SIGTERM drains, SIGHUP reads FILE again,
+    SIGUSR1 logs the counters.
+
+    \b
+    Example:
+      wsqueue producer /etc/wsqueue/producer-10002.toml
+    """
+    _run_node(file, ProducerConfig)
+
+
+@main.command("check-config")
+@click.argument("file")
+def check_config(file: str) -> None:
+    r"""Check the configuration FILE, and the key if it has a psk_file; exit with 3 if it is wrong.
+
+    \b
+    Example:
+      wsqueue check-config /etc/wsqueue/producer-10002.toml
+    """
+    checked = config.load_any(file)
+    if checked.psk_file is not None:
+        config.load_psk(checked)
+    for sentence in config.warnings(checked):
+        click.echo(f"Warning: {printable(sentence)}", err=True)
+    click.echo(f"{printable(file)}: a good configuration of role {config.role_of(type(checked))}")
+
+
+@main.command()
+@click.argument("topic")
+@_config_option
+def demo(topic: str, config_file: str) -> None:
+    r"""Publish each line that you type on TOPIC, and print what comes on it.
+
+    Without a terminal it publishes what it reads, prints what comes back, and ends when all of it
+    has (exit code 0) or when nothing more comes for five seconds (1).
+
+    \b
+    Examples:
+      wsqueue demo news
+      echo hello | wsqueue demo news
+    """
+    _run(_demo(config.load(config_file, DemoConfig), topic))
+
+
+@main.command()
+@click.argument("topic")
+@click.argument("data", default="-")
+@_config_option
+def publish(topic: str, data: str, config_file: str) -> None:
+    r"""Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
+
+    It ends when a producer has dealt with all of it. A connection that breaks may take messages with
+    it: their number is said, and the exit code is 1.
+
+    \b
+    Examples:
+      wsqueue publish news 'hello there'
+      tail -F app.log | wsqueue publish logs
+    """
+    _run(_publish(config.load(config_file, DemoConfig), topic, data))
+
+
+@main.command()
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.option("--json", "as_json", is_flag=True, help='Print {"topic": ..., "data": ...}, a line each.')
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after that time; with --count, the exit code is 1 when fewer than N came.",
+)
+@_config_option
+def subscribe(
+    topics: tuple[str, ...], as_json: bool, count: int | None, timeout: float | None, config_file: str
+) -> None:
+    r"""Print the messages of each TOPIC as they come, a line each; with several, after their topic.
+
+    \b
+    Examples:
+      wsqueue subscribe news
+      wsqueue subscribe --json --count 10 --timeout 60 news sport
+    """
+    _run(_subscribe(config.load(config_file, DemoConfig), topics, as_json, count, timeout))
+
+
+@main.command()
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
+@_config_option
+def verify(junit: Path | None, config_file: str) -> None:
+    r"""Run the end-to-end tests against a cluster; exit with 1 if any fails.
+
+    Every node answers; a random message comes back unmodified through every producer and every
+    consumer; every endpoint refuses a wrong key.
+
+    \b
+    Example:
+      wsqueue verify --junit report.xml
+    """
+    _run(_verify(config.load(config_file, DemoConfig), junit))
+
+
+@main.command()
+@click.option("--consumers", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N")
+@click.option("--producers", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_336),
+    default=10_001,
+    show_default=True,
+    help="Where the first consumer listens; the other nodes follow. 0 lets the system choose.",
+)
+@click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
+def local(consumers: int, producers: int, port: int, demo_topic: str | None) -> None:
+    r"""Run a cluster on loopback until Ctrl-C, each node a process of its own.
+
+    \b
+    Examples:
+      wsqueue local
+      wsqueue local --consumers 4 --producers 3 --port 0
+      wsqueue local --demo news
+    """
+    _run(_local(consumers, producers, port, demo_topic))
+
+
+def _run_node(file: str, kind: type[NodeConfig]) -> None:
+    logs.configure(config.load(file, kind).log_level)
+    service.run(file, kind)
+
+
+def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
+    return uvloop.run(coroutine)
+
+
+def _fail() -> None:
+    raise click.exceptions.Exit(1)
+
+
+async def _demo(settings: DemoConfig, topic: str) -> None:
+    async with client.connect(settings) as connected:
+        missing = await run_demo(connected, topic, settings.limits.max_message_bytes)
+    if missing:
+        click.echo(f"{missing} messages did not come back.", err=True)
+        _fail()
+
+
+async def _publish(settings: DemoConfig, topic: str, data: str) -> None:
+    async with client.connect(settings) as connected:
+        if data != "-":
+            await connected.publish(topic, data)
+        else:
+            async for line in stdin_lines(settings.limits.max_message_bytes):
+                await connected.publish(topic, line)
+        await connected.flush()
+        if connected.lost_in_flight:
+            click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
+            _fail()
+
+
+async def _subscribe(
+    settings: DemoConfig, topics: tuple[str, ...], as_json: bool, count: int | None, seconds: float | None
+) -> None:
+    left = count
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            client.connect(settings) as connected,
+            connected.subscribe(*topics) as messages,
+        ):
+            async for message in messages:
+                click.echo(_line(message, as_json, len(topics)))
+                if left is not None:
+                    left -= 1
+                    if not left:
+                        return
+    except TimeoutError:
+        if left:
+            click.echo(f"{left} of {count} messages did not come within {seconds:g} seconds.", err=True)
+            _fail()
+
+
+def _line(message: client.Message, as_json: bool, topics: int) -> str:
+    if as_json:
+        return json.dumps({"topic": message.topic, "data": message.data}, ensure_ascii=False)
+    return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
+
+
+async def _verify(settings: DemoConfig, junit: Path | None) -> None:
+    checks = []
+    async for check in run_checks(settings, config.load_psk(settings)):
+        checks.append(check)
+        _show_check(check)
+    failed = sum(bool(check.problem) for check in checks)
+    click.echo(f"{len(checks)} checks, {failed} failed")
+    if junit is not None:
+        try:
+            write_junit(checks, junit)
+        except OSError as error:
+            raise WsqueueError(f"cannot write {junit}: {error.strerror}") from None
+    if failed:
+        _fail()
+
+
+def _show_check(check: Check) -> None:
+    mark = click.style("FAIL", fg="red", bold=True) if check.problem else click.style("ok  ", fg="green")
+    problem = f": {printable(check.problem)}" if check.problem else ""
+    click.echo(f"{mark} {check.name}{problem} ({check.seconds * 1000:.0f} ms)")
+
+
+async def _local(consumers: int, producers: int, port: int, demo_topic: str | None) -> None:
+    code = 0
+    # The demo has the terminal for itself, and its checks provoke warnings.
+    hidden = (" INFO ", " WARNING ") if demo_topic is not None else ()
+    colors = itertools.cycle(NODE_COLORS)
+    color_of: defaultdict[str, str] = defaultdict(lambda: next(colors))
+
+    def show(name: str, line: str) -> None:
+        if not any(level in line for level in hidden):
+            click.echo(f"{click.style(f'{name:<11}|', fg=color_of[name])} {line}", err=True)
+
+    def end(number: int) -> None:
+        nonlocal code
+        code = 128 + number
+        this.cancel()
+
+    loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end, number)
+    try:
+        async with LocalCluster(consumers, producers, port, show) as cluster:
+            if demo_topic is None:
+                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:", err=True)
+                click.echo(f"  wsqueue demo --config {cluster.config_file} news", err=True)
+                await cluster.wait()
+            else:
+                settings = config.load(cluster.config_file, DemoConfig)
+                await _verify(settings, None)
+                await _demo(settings, demo_topic)
+    except asyncio.CancelledError:
+        # Ctrl-C cancels too, and asyncio turns that into KeyboardInterrupt.
+        if code:
+            raise click.exceptions.Exit(code) from None
+        raise

@@ -28,10 +28,12 @@ import click
 import uvloop
 
 from . import client, config, logs, service
-from .config import ConsumerConfig, DemoConfig, NodeConfig, ProducerConfig
+from .config import DemoConfig
+from .consumer import Consumer
 from .demo import demo as run_demo
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from .local import LocalCluster
+from .producer import Producer
 from .terminal import printable, stdin_lines, to_stdout
 from .verify import Check, write_junit
 from .verify import verify as run_checks
@@ -111,7 +113,7 @@ def consumer(file: str) -> None:
     Example:
       wsqueue consumer /etc/wsqueue/consumer-10001.toml
     """
-    _run_node(file, ConsumerConfig)
+    _run_node(file, Consumer)
 
 
 @main.command()
@@ -126,7 +128,7 @@ def producer(file: str) -> None:
     Example:
       wsqueue producer /etc/wsqueue/producer-10002.toml
     """
-    _run_node(file, ProducerConfig)
+    _run_node(file, Producer)
 
 
 @main.command("check-config")
@@ -244,8 +246,8 @@ def local(consumers: int, producers: int, port: int, demo_topic: str | None) -> 
     _run(_local(consumers, producers, port, demo_topic))
 
 
-def _run_node(file: str, kind: type[NodeConfig]) -> None:
-    logs.configure(config.load(file, kind).log_level)
+def _run_node(file: str, kind: type[service.Node]) -> None:
+    logs.configure(config.load(file, kind.config_type).log_level)
     service.run(file, kind)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import ClassVar
 from urllib.parse import unquote
 
-from .config import ConsumerConfig
+from .config import ConsumerConfig, NodeConfig
 from .connection import Connection, Handler
 from .errors import CloseCode, Closed
 from .framing import HttpAnswer, frame_texts
@@ -26,6 +27,7 @@ class Consumer:
     """
 
     role = "consumer"
+    config_type: ClassVar[type[NodeConfig]] = ConsumerConfig
 
     def __init__(self, config: ConsumerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
         self.counters = counters

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import ClassVar
 
 from . import packets
 from .addresses import Address
-from .config import ProducerConfig
+from .config import NodeConfig, ProducerConfig
 from .connection import Connection, Handler
 from .errors import Closed
 from .framing import HttpAnswer
@@ -139,6 +140,7 @@ class Producer:
     """
 
     role = "producer"
+    config_type: ClassVar[type[NodeConfig]] = ProducerConfig
     feeds = True
 
     def __init__(self, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:

@@ -10,21 +10,19 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, ClassVar, Protocol, cast
 
 import msgspec
 import uvloop
 
 from . import config
 from .addresses import Address
-from .config import ConsumerConfig, NodeConfig, ProducerConfig
+from .config import NodeConfig
 from .connection import Connection, Handler
-from .consumer import Consumer
 from .errors import CloseCode, Closed, ConfigError
 from .framing import HttpAnswer
 from .hello import PreSharedKey
 from .logs import log
-from .producer import Producer
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -43,7 +41,11 @@ class Node(Protocol):
     """Say what a service needs of a producer or a consumer."""
 
     role: str
+    config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]
+
+    def __init__(self, config: Any, psk: PreSharedKey, counters: Counter[str]) -> None:  # noqa: ANN401
+        ...
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path."""
@@ -70,29 +72,23 @@ class Node(Protocol):
         ...
 
 
-_NODES: dict[type[NodeConfig], Callable[[Any, PreSharedKey, Counter[str]], Node]] = {
-    ConsumerConfig: Consumer,
-    ProducerConfig: Producer,
-}
-
-
 class Service:
     """Run one node.
 
     Args:
         file: The configuration, read again on SIGHUP.
-        kind: `ConsumerConfig` or `ProducerConfig`.
+        kind: `Consumer` or `Producer`.
 
     Raises:
         ConfigError: The configuration or the key cannot be used.
     """
 
-    def __init__(self, file: str | Path, kind: type[NodeConfig]) -> None:
-        self._file, self._kind = file, kind
-        self._config: NodeConfig = config.load(file, kind)
+    def __init__(self, file: str | Path, kind: type[Node]) -> None:
+        self._file, self._config_type = file, kind.config_type
+        self._config: NodeConfig = config.load(file, self._config_type)
         self._psk = config.load_psk(self._config)
         self._counters: Counter[str] = Counter()
-        self.node: Node = _NODES[kind](self._config, self._psk, self._counters)
+        self.node = kind(self._config, self._psk, self._counters)
         self.connections: set[Connection] = set()
         self._servers: dict[Address, asyncio.Server] = {}
         self._stopping = asyncio.Event()
@@ -150,7 +146,7 @@ class Service:
     async def reload(self) -> None:
         """Read the configuration again; when it is wrong, say so and go on with the old one."""
         try:
-            new = config.load(self._file, self._kind)
+            new = config.load(self._file, self._config_type)
             psk = config.load_psk(new)
             await self._listen(new.listeners)
         except ConfigError as error:
@@ -300,7 +296,7 @@ class _Refused(asyncio.Protocol):
         cast("asyncio.Transport", transport).abort()
 
 
-def run(file: str | Path, kind: type[NodeConfig]) -> None:
+def run(file: str | Path, kind: type[Node]) -> None:
     """Run a node on uvloop until it is told to stop.
 
     Raises:

@@ -21,7 +21,7 @@ $(READY): scripts/setup pyproject.toml constraints.txt
 
 .PHONY: demo
 demo: $(READY) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
-	$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
+	@$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
 
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage

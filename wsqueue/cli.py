@@ -233,17 +233,24 @@ def verify(junit: Path | None, config_file: str) -> None:
     show_default=True,
     help="Where the first consumer listens; the other nodes follow. 0 lets the system choose.",
 )
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the configurations and the key there, instead of in a temporary directory.",
+)
 @click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
-def local(consumers: int, producers: int, port: int, demo_topic: str | None) -> None:
+def local(consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None) -> None:
     r"""Run a cluster on loopback until Ctrl-C, each node a process of its own.
 
     \b
     Examples:
       wsqueue local
+      wsqueue local --directory cluster
       wsqueue local --consumers 4 --producers 3 --port 0
       wsqueue local --demo news
     """
-    _run(_local(consumers, producers, port, demo_topic))
+    _run(_local(consumers, producers, port, directory, demo_topic))
 
 
 def _run_node(file: str, kind: type[service.Node]) -> None:
@@ -330,7 +337,9 @@ def _show_check(check: Check) -> None:
     click.echo(f"{mark} {check.name}{problem} ({check.seconds * 1000:.0f} ms)")
 
 
-async def _local(consumers: int, producers: int, port: int, demo_topic: str | None) -> None:
+async def _local(
+    consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None
+) -> None:
     code = 0
     # The demo has the terminal for itself, and its checks provoke warnings.
     hidden = (" INFO ", " WARNING ") if demo_topic is not None else ()
@@ -350,10 +359,10 @@ async def _local(consumers: int, producers: int, port: int, demo_topic: str | No
     for number in (signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, end, number)
     try:
-        async with LocalCluster(consumers, producers, port, show) as cluster:
+        async with LocalCluster(consumers, producers, port, directory, show) as cluster:
             if demo_topic is None:
-                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:", err=True)
-                click.echo(f"  wsqueue demo --config {cluster.config_file} news", err=True)
+                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
+                click.echo(f"  wsqueue demo --config {cluster.config_file} news")
                 await cluster.wait()
             else:
                 settings = config.load(cluster.config_file, DemoConfig)

@@ -9,9 +9,9 @@ import re
 import secrets
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import TracebackType
 from typing import Self
 
@@ -89,24 +89,32 @@ class LocalCluster:
         consumers: Number of consumers.
         producers: Number of producers.
         port: Where the first consumer listens; the other nodes follow. 0 lets the system choose.
+        directory: Where to keep configurations and key; None for a directory that vanishes at the end.
         show: Called with the name of a node and a line that it logged.
 
     Raises:
-        WsqueueError: A node does not start.
+        WsqueueError: The directory cannot be written, or a node does not start.
     """
 
-    def __init__(self, consumers: int, producers: int, port: int, show: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        consumers: int,
+        producers: int,
+        port: int,
+        directory: Path | None,
+        show: Callable[[str, str], None],
+    ) -> None:
         self._consumers, self._producers, self._port, self._show = consumers, producers, port, show
         self._nodes: list[LocalNode] = []
-        self._directory = tempfile.TemporaryDirectory(prefix="wsqueue-local-")
-        psk_file = Path(self._directory.name, "psk")
-        psk_file.touch(mode=0o600)
-        psk_file.write_text(secrets.token_urlsafe(32))
+        self._resources = contextlib.ExitStack()
+        if directory is None:
+            directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="wsqueue-local-")))
+        self._directory = directory
 
     @property
     def config_file(self) -> Path:
         """Return the configuration for clients: `wsqueue demo --config FILE TOPIC`."""
-        return Path(self._directory.name, "demo.toml")
+        return self._directory / "demo.toml"
 
     async def wait(self) -> None:
         """Wait until a node ends, which none should.
@@ -120,6 +128,7 @@ class LocalCluster:
 
     async def __aenter__(self) -> Self:
         try:
+            self._write_psk()
             consumers = await self._start("consumer", self._consumers)
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")
@@ -152,7 +161,7 @@ class LocalCluster:
 
     async def _spawn(self, role: str, index: int, settings: dict[str, object]) -> LocalNode:
         port = self._port and self._port + len(self._nodes)
-        file = Path(self._directory.name, f"{role}-{index + 1}.toml")
+        file = self._directory / f"{role}-{index + 1}.toml"
         self._write(file, role=role, listen=[f"127.0.0.1:{port}"], **settings)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -171,8 +180,16 @@ class LocalCluster:
         """End the producers, which flush to the consumers, and then the consumers."""
         for role in ("producer", "consumer"):
             await asyncio.gather(*(node.stop() for node in self._nodes if node.name.startswith(role)))
-        with contextlib.suppress(OSError):
-            self._directory.cleanup()
+        self._resources.close()
+
+    def _write_psk(self) -> None:
+        file = self._directory / "psk"
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(32))
+        except OSError as error:
+            raise WsqueueError(f"cannot write {file}: {error.strerror}") from None
 
     def _write(self, file: Path, **settings: object) -> None:
         settings = {"local": True, "psk_file": "psk", **settings}

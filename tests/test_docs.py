@@ -1,0 +1,118 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+import pytest
+import tomli
+
+from wsqueue import cli, config
+from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig
+from wsqueue.errors import CloseCode
+from wsqueue.hello import TRANSITIONS, State, Step
+from wsqueue.version import __version__
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def rows(document: str, heading: str) -> list[list[str]]:
+    """Return the body of the first table after a heading."""
+    text = (ROOT / document).read_text().split(f"# {heading}\n", 1)[1]
+    table = re.search(r"^\|.*\|$(?:\n^\|.*\|$)+", text, re.MULTILINE)
+    assert table is not None
+    lines = table[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def code_blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_limits_and_their_defaults() -> None:
+    documented = {row[0].strip("`"): float(row[1]) for row in rows("docs/configuration.md", "Limits")}
+    assert documented == {key: float(value) for key, value in msgspec.structs.asdict(Limits()).items()}
+
+
+def test_the_configuration_keys() -> None:
+    documented = {row[0].strip("`"): row[1] for row in rows("docs/configuration.md", "Keys")}
+    kinds = (ConsumerConfig, ProducerConfig, DemoConfig)
+    keys = {"role", *(field for kind in kinds for field in kind.__struct_fields__)}
+    assert set(documented) == {"[limits]" if key == "limits" else key for key in keys}
+    for kind in kinds:
+        for field in kind.__struct_fields__:
+            roles = documented.get(field, "all")
+            assert roles == "all" or config.role_of(kind) in roles.split(", ")
+
+
+def test_the_close_codes() -> None:
+    documented = [(int(row[0]), row[1], row[2]) for row in rows("docs/protocol.md", "Close codes")]
+    assert documented == [(code.value, code.reason, "yes" if code.reconnect else "no") for code in CloseCode]
+
+
+def test_the_states_of_the_hello() -> None:
+    documented = {row[0]: row[1:] for row in rows("docs/protocol.md", "Hello")}
+    for state in State:
+        cells = [TRANSITIONS[state, step] for step in (Step.CHALLENGE, Step.ANSWER)]
+        assert documented[state.value] == [str(cell.value) for cell in cells]
+
+
+def test_the_exit_codes() -> None:
+    documented = {row[0]: row[1] for row in rows("docs/operations.md", "Exit codes")}
+    assert cli.__doc__ is not None
+    assert documented == dict(re.findall(r"^(\d+)\s+(.*)$", cli.__doc__, re.MULTILINE))
+
+
+def test_the_logged_events_and_the_counters() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "wsqueue").glob("*.py"))
+    events = set(re.findall(r'log\(\s*logger,\s*[\w.]+,\s*"([^"]+)"', code))
+    documented = {
+        name for row in rows("docs/operations.md", "Logs") for name in re.findall(r"`(.+?)`", row[0])
+    }
+    assert events == documented
+    counters = set(re.findall(r'counters\["(\w+)"\]', code))
+    documented = {row[0].strip("`") for row in rows("docs/operations.md", "Counters")}
+    assert counters == documented - {"open", "refused_<code>"}
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
+def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
+    blocks = code_blocks(ROOT / document, "toml")
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "example.toml"
+        file.write_text(block)
+        config.load_any(file)
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+            file = document.parent / target if target else document
+            assert file.exists(), f"{document.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, f"{document.name}: {target}#{anchor}"
+
+
+def test_the_changelog_has_the_version() -> None:
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_runtime_dependency_is_pinned() -> None:
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
+    assert wanted <= pinned

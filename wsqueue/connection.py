@@ -170,7 +170,7 @@ class Connection(asyncio.Protocol):
     def fail(self, code: CloseCode, reason: str = "") -> None:
         """End the connection for the peer's fault."""
         self.session.fail(code, reason)
-        self._flush()
+        self._end_if_failed()
 
     def abort(self, code: CloseCode, reason: str = "") -> None:
         """End the connection at once, without a close handshake."""
@@ -210,7 +210,7 @@ class Connection(asyncio.Protocol):
         if events and self.handler is not None:
             self.handler.received(self, events)
         # Only now, for a pong says that all messages before its ping have been dealt with.
-        self._flush()
+        self._end_if_failed()
         self._check_buffer()
 
     def eof_received(self) -> None:
@@ -262,14 +262,18 @@ class Connection(asyncio.Protocol):
             self._closing = True
             self._set_timer(self._limits.close_seconds, self._close_late)
 
+    def _end_if_failed(self) -> None:
+        """Send what is due; where no WebSocket is open that could carry a close code, just end."""
+        self._flush()
+        if self.session.closed is not None and not self._closing and self._transport is not None:
+            self._transport.abort()
+
     def _check_buffer(self) -> None:
         if self.buffered_bytes > self._limits.max_buffered_bytes and not self._closing:
             self.fail(CloseCode.TRY_AGAIN_LATER)
 
     def _hello_late(self) -> None:
         self.fail(CloseCode.HELLO_TIMEOUT)
-        if not self._closing:
-            self.abort(CloseCode.HELLO_TIMEOUT)
 
     def _close_late(self) -> None:
         self.abort(CloseCode.ABNORMAL)

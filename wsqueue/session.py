@@ -16,6 +16,9 @@ from .errors import CloseCode, Closed, PeerError
 from .framing import ClientFraming, Framing, HttpAnswer, Opened, Ponged, ServerFraming, frame_texts
 from .hello import Handshake, Order, PreSharedKey, Role
 
+MAX_HELLO_BYTES = 64 * 1024
+"""What a peer may send before it has proved itself: a request with cookies, and two packets of 100 bytes."""
+
 
 class Established(msgspec.Struct, frozen=True):
     """Report that both ends have proved themselves."""
@@ -40,12 +43,13 @@ class Session:
         max_topic_bytes: A message with a longer topic (UTF-8) ends the session.
     """
 
-    __slots__ = ("_framing", "_handshake", "_max_topic_bytes")
+    __slots__ = ("_framing", "_handshake", "_hello_bytes", "_max_topic_bytes")
 
     def __init__(self, framing: Framing, handshake: Handshake, max_topic_bytes: int) -> None:
         self._framing = framing
         self._handshake = handshake
         self._max_topic_bytes = max_topic_bytes
+        self._hello_bytes = 0
 
     @classmethod
     def accept(
@@ -109,6 +113,7 @@ class Session:
                     events.append(item)
                 elif isinstance(item, Opened):
                     self._send_hello(packets.Hello(once=self._handshake.once))
+            self._check_hello_bytes(len(data))
         except PeerError as error:
             self._framing.fail(error.code, error.reason)
         return events
@@ -156,6 +161,12 @@ class Session:
         if answer is not None:
             self._send_hello(answer)
         return Established() if self._handshake.done else None
+
+    def _check_hello_bytes(self, received: int) -> None:
+        if not self._handshake.done:
+            self._hello_bytes += received
+            if self._hello_bytes > MAX_HELLO_BYTES:
+                raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
 
     def _send_hello(self, packet: packets.Hello) -> None:
         self._framing.send_text(packets.encode(packet))

@@ -5,6 +5,7 @@ seed's document has that order; the original code computes SHA-256(psk + hex(onc
 
 An acceptor answers only after it has verified the initiator, in the order that the initiator used.
 That closes the reflection attack: nobody gets an answer out of an acceptor without knowing the key.
+Who answered wrong gets a random one, for that is how an original initiator learns that it is refused.
 """
 
 from __future__ import annotations
@@ -138,6 +139,16 @@ class Handshake:
                 self._order = order
         self._state = state
         return self._answer_due(step)
+
+    def refusal(self) -> Hello | None:
+        """Return what to send to a peer whose answer was wrong, None if it does not wait for anything.
+
+        An original initiator takes only a wrong answer for a refusal, not a close code. This one is
+        random, and so says nothing about the key (docs/adr/0003-refusing-with-a-wrong-answer.md).
+        """
+        if self._role is Role.INITIATOR or self._peer_once is None:
+            return None
+        return Hello(answer=base64.b64encode(secrets.token_bytes(hashlib.sha256().digest_size)).decode())
 
     def _answer_due(self, step: Step) -> Hello | None:
         due = step is Step.CHALLENGE if self._role is Role.INITIATOR else self.done

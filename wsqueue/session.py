@@ -157,9 +157,13 @@ class Session:
         raise PeerError(CloseCode.UNEXPECTED_PACKET)
 
     def _receive_hello(self, packet: packets.Hello) -> Established | None:
-        answer = self._handshake.receive(packet)
-        if answer is not None:
-            self._send_hello(answer)
+        try:
+            answer = self._handshake.receive(packet)
+        except PeerError as error:
+            if error.code is CloseCode.WRONG_ANSWER:
+                self._send_hello(self._handshake.refusal())
+            raise
+        self._send_hello(answer)
         return Established() if self._handshake.done else None
 
     def _check_hello_bytes(self, received: int) -> None:
@@ -168,5 +172,6 @@ class Session:
             if self._hello_bytes > MAX_HELLO_BYTES:
                 raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
 
-    def _send_hello(self, packet: packets.Hello) -> None:
-        self._framing.send_text(packets.encode(packet))
+    def _send_hello(self, packet: packets.Hello | None) -> None:
+        if packet is not None:
+            self._framing.send_text(packets.encode(packet))

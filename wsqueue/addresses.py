@@ -8,8 +8,11 @@ import re
 import msgspec
 
 _TCP = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s\[\]:/?#@]+)):([0-9]{1,5})(/.*)?")
-_UNIX = re.compile(r"unix:(/[^:]+)(?::(/.*))?")
+_UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
+
+MAX_SOCKET_PATH_BYTES = 107
+"""What unix(7) takes; uvloop would cut a longer path without a word."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -60,6 +63,8 @@ def parse_address(text: str, endpoint: str = "") -> Address:
         ValueError: It is something else; the text says what is expected.
     """
     if match := _UNIX.fullmatch(text):
+        if len(match[1].encode()) > MAX_SOCKET_PATH_BYTES:
+            raise ValueError(f"expected a socket path of at most {MAX_SOCKET_PATH_BYTES} bytes")
         address = Address(socket=match[1], path=match[2] or "")
     elif (match := _TCP.fullmatch(text)) and int(match[3]) < 2**16 and _is_host(match):
         address = Address(host=match[1] or match[2].lower(), port=int(match[3]), path=match[4] or "")
@@ -78,10 +83,11 @@ def expected_form(endpoint: str) -> str:
 
 
 def _is_host(match: re.Match[str]) -> bool:
-    if match[1] is None:
-        return True
     try:
-        ipaddress.IPv6Address(match[1])
+        if match[1] is not None:
+            ipaddress.IPv6Address(match[1])
+        else:
+            match[2].encode("idna")  # as the resolver will
     except ValueError:
         return False
     return True

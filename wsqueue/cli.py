@@ -5,7 +5,7 @@ code  meaning
 ====  ==================================================================================
 0     done
 1     a check failed, messages did not come (back) in time, or a node ended unexpectedly
-2     the command line is wrong
+2     the command line, or a line to publish, is wrong
 3     a configuration file, or the pre-shared key that it points to, is wrong
 4     no node answers
 5     the nodes have another pre-shared key
@@ -95,8 +95,8 @@ def main(verbose: bool) -> None:
       wsqueue local --demo news
 
     \b
-    Exit codes: 0 done, 1 a check failed or messages did not come, 2 wrong command line,
-    3 wrong configuration, 4 no node answers, 5 another pre-shared key, 130 Ctrl-C.
+    Exit codes: 0 done, 1 a check failed or messages did not come, 2 wrong command line
+    or line to publish, 3 wrong configuration, 4 no node answers, 5 another pre-shared key, 130 Ctrl-C.
     """
     logs.configure("info" if verbose else "warning")
 

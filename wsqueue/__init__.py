@@ -1,5 +1,7 @@
 """wsqueue: a topic queue over WebSockets, and its asyncio client."""
 
+import logging
+
 from .client import Client, Message, Subscription, connect
 from .errors import (
     AuthenticationError,
@@ -27,3 +29,6 @@ __all__ = [
     "__version__",
     "connect",
 ]
+
+# What a library logs is the application's to show (docs.python.org/3/howto/logging.html).
+logging.getLogger(__name__).addHandler(logging.NullHandler())

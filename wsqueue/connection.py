@@ -145,14 +145,19 @@ class Connection(asyncio.Protocol):
         """Write messages, all in one go; they are dropped when the session is ending."""
         self.send_frames(self.session.frame(payloads))
 
-    def send_frames(self, frames: bytes) -> None:
+    def send_frames(self, frames: bytes) -> bool:
         """Write frames that `Session.frame` made; they are dropped when the session is ending.
 
         A peer that does not read until `max_buffered_bytes` wait for it is closed with 1013.
+
+        Returns:
+            Whether they were written.
         """
-        if self.session.established and self._transport is not None:
-            self._transport.write(frames)
-            self._check_buffer()
+        if not self.session.established or self._transport is None:
+            return False
+        self._transport.write(frames)
+        self._check_buffer()
+        return True
 
     def ping(self, data: bytes = b"") -> None:
         """Send a ping of at most 125 bytes."""

@@ -79,9 +79,8 @@ class Consumer:
             subscribers = self.topics.subscribers(topic)
             if subscribers:
                 frames = frame_texts(payloads, masked=False)
-                for subscriber in subscribers:
-                    subscriber.send_frames(frames)
-                self.counters["deliveries"] += len(payloads) * len(subscribers)
+                reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
+                self.counters["deliveries"] += len(payloads) * reached
             else:
                 self.counters["without_subscriber"] += len(payloads)
 

@@ -26,7 +26,8 @@ BURST_LINES = 20
 def log(logger: logging.Logger, level: int, what: str, **fields: object) -> None:
     """Log one event with its fields, e.g. ``link up consumer=192.0.2.7:10001/producer``."""
     if logger.isEnabledFor(level):
-        logger.log(level, "%s", what, extra={"fields": fields})
+        pairs = "".join(f" {key}={quote(value)}" for key, value in fields.items())
+        logger.log(level, "%s%s", what, pairs, extra={"event": what})
 
 
 def quote(value: object) -> str:
@@ -53,9 +54,9 @@ class Formatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line of one record, without its line feed."""
-        fields: dict[str, object] = getattr(record, "fields", {})
-        pairs = [f"{key}={quote(value)}" for key, value in fields.items()]
-        text = " ".join([record.getMessage(), *pairs])
+        text = record.getMessage()
+        if suppressed := getattr(record, "suppressed", 0):
+            text += f" suppressed={suppressed}"
         if record.exc_info:
             text += f" traceback={json.dumps(self.formatException(record.exc_info))}"
         text = text.replace("\n", "\\n")
@@ -74,14 +75,14 @@ class Burst(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Tell whether a record may be written."""
-        what = record.getMessage()
+        what = getattr(record, "event", record.msg)
         second, seen = self._windows.get(what, (0, 0))
         now = int(record.created)
         if now != second:
             suppressed = seen - BURST_LINES
             seen = 0
             if suppressed > 0:
-                record.__dict__.setdefault("fields", {})["suppressed"] = suppressed
+                record.suppressed = suppressed
         self._windows[what] = (now, seen + 1)
         return seen < BURST_LINES
 

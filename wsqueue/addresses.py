@@ -67,7 +67,8 @@ def parse_address(text: str, endpoint: str = "") -> Address:
             raise ValueError(f"expected a socket path of at most {MAX_SOCKET_PATH_BYTES} bytes")
         address = Address(socket=match[1], path=match[2] or "")
     elif (match := _TCP.fullmatch(text)) and int(match[3]) < 2**16 and _is_host(match):
-        address = Address(host=match[1] or match[2].lower(), port=int(match[3]), path=match[4] or "")
+        host = str(ipaddress.IPv6Address(match[1])) if match[1] else match[2].lower()
+        address = Address(host=host, port=int(match[3]), path=match[4] or "")
     else:
         raise ValueError(expected_form(endpoint))
     path_right = address.path.endswith(endpoint) if endpoint else not address.path

@@ -12,7 +12,7 @@ import os
 import re
 import stat
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args
 
 import msgspec
 import tomli
@@ -37,7 +37,9 @@ MAX_PSK_BYTES = 4096
 READ_BYTES = 1024 * 1024
 """Above what one read (256 KiB) and a paused write buffer (256 KiB) hold, with frame headers and masks."""
 
-Count = Annotated[int, msgspec.Meta(ge=1)]
+LogLevel = Literal["debug", "info", "warning", "error"]
+ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Connections = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
 """Percent-encoded, 2,600 bytes become 7,800, which fit the 8,192 of a request line."""
@@ -46,11 +48,11 @@ TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bound everything that a peer could make grow; docs/configuration.md gives the reasons."""
 
-    max_message_bytes: Count = 1024 * 1024
+    max_message_bytes: ByteCount = 1024 * 1024
     max_topic_bytes: TopicBytes = 1024
-    max_connections: Count = 16_000
-    max_buffered_bytes: Count = 4 * 1024 * 1024
-    max_held_bytes: Count = 64 * 1024 * 1024
+    max_connections: Connections = 16_000
+    max_buffered_bytes: ByteCount = 4 * 1024 * 1024
+    max_held_bytes: ByteCount = 64 * 1024 * 1024
     hello_seconds: Seconds = 3.0
     close_seconds: Seconds = 3.0
     ping_interval_seconds: Seconds = 20.0
@@ -81,7 +83,7 @@ class NodeConfig(Config, frozen=True, kw_only=True):
     """Hold what a producer and a consumer have in common."""
 
     listen: list[str]
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_level: LogLevel = "info"
 
     @property
     def listeners(self) -> list[Address]:
@@ -154,6 +156,9 @@ def load_any(file: str | Path) -> Config:
         document = tomli.loads(text)
     except tomli.TOMLDecodeError as error:
         raise ConfigError(f"not TOML: {error.msg}", file=str(file), line=error.lineno) from None
+    except (RecursionError, ValueError) as error:
+        # Nested too deeply, or a number with too many digits.
+        raise ConfigError(f"not TOML that Python can read: {error}", file=str(file)) from None
     try:
         config = msgspec.convert(document, ConsumerConfig | ProducerConfig | DemoConfig)
         check_addresses(config)
@@ -214,14 +219,17 @@ def load_psk(config: Config) -> PreSharedKey:
             " expected a secret, as from `openssl rand -base64 32`",
             file=source,
         )
-    return PreSharedKey(secret)
+    try:
+        return PreSharedKey(secret)
+    except ValueError as error:
+        raise ConfigError(str(error), file=source) from None
 
 
 def _find_psk(config: Config) -> tuple[str, str]:
     if config.psk_file is not None:
         return _read_psk(Path(config.psk_file)), config.psk_file
     credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and (credential := Path(credentials, "psk")).exists():
+    if credentials and os.path.exists(credential := Path(credentials, "psk")):  # noqa: PTH110 - Path.exists() may raise
         return _read_psk(credential), str(credential)
     if (secret := os.environ.get("WSQUEUE_PSK")) is not None:
         log(logger, logging.WARNING, "PSK taken from the environment", advice="use psk_file")
@@ -250,6 +258,9 @@ def _read(path: Path, limit: int) -> str:
         raise ConfigError(f"cannot read it: {error.strerror}", file=str(path)) from None
     except UnicodeDecodeError:
         raise ConfigError("the file is not UTF-8", file=str(path)) from None
+    except ValueError as error:
+        # A NUL in the name.
+        raise ConfigError(f"cannot read it: {error}", file=str(path)) from None
 
 
 def _address_lists(config: Config) -> list[tuple[str, str]]:
@@ -293,10 +304,16 @@ def _explain(error: str) -> tuple[str, str]:
         near = difflib.get_close_matches(field[1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         return f"{key}.{field[1]}".lstrip("."), f"unknown key: {hint}"
-    if key == "role":
-        problem += ": expected 'consumer', 'producer' or 'demo'"
+    if key in _CHOICES:
+        problem += f": expected one of {', '.join(_CHOICES[key])}"
     return key, problem.replace("`", "").replace("Expected", "expected")
 
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "role": ("consumer", "producer", "demo"),
+    "log_level": get_args(LogLevel),
+    "hello_order": tuple(order.value for order in Order),
+}
 
 _ALL_KEYS = tuple(
     dict.fromkeys(
@@ -311,30 +328,43 @@ def _line_of(text: str, key: str) -> int | None:
     """Return the line of `name`, `table.name` or `name[index]` in a TOML text, from 1.
 
     tomli gives lines for syntax errors only. What this finds is where the key is assigned; for an
-    item of a list, the line that holds the item's text.
+    item of a list, the line of the item; for a key in an inline table, the line of the table.
     """
     name, _, index = key.rstrip("]").partition("[")
     table, _, leaf = name.rpartition(".")
-    assignment = re.compile(rf"\s*[\"']?{re.escape(leaf)}[\"']?\s*=")
-    dotted = re.compile(rf"\s*{re.escape(name)}\s*=")
-    lines = text.splitlines()
+    here = re.compile(rf"\s*{_quoted(leaf)}\s*=")
+    elsewhere = re.compile(rf"\s*{_quoted(name)}\s*[.=]|\s*{_quoted(table or name)}\s*[.=]")
     current = ""
-    for number, line in enumerate(lines, 1):
+    # Not splitlines(), which takes more characters than TOML for the end of a line.
+    for number, line in enumerate(text.split("\n"), 1):
         if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
-            current = header[1]
-        if (current == table and assignment.match(line)) or (not current and dotted.match(line)):
-            return _line_of_item(text, number, name, int(index)) if index.isdigit() else number
+            current = header[1].strip("\"'")
+        if (current == table and here.match(line)) or (not current and elsewhere.match(line)):
+            return _line_of_item(text, number, int(index)) if index.isdigit() else number
         if current == name:
             return number
     return None
 
 
-def _line_of_item(text: str, first: int, name: str, index: int) -> int:
-    """Return the line on which a list that starts on line `first` has more than `index` strings."""
-    entries = tomli.loads(text)[name]
-    wanted = entries[: index + 1].count(entries[index])
-    for number, line in enumerate(text.splitlines()[first - 1 :], first):
-        wanted -= line.count(f'"{entries[index]}"') + line.count(f"'{entries[index]}'")
-        if wanted <= 0:
-            return number
-    return first
+def _quoted(key: str) -> str:
+    return rf"[\"']?{re.escape(key)}[\"']?"
+
+
+_TOKEN = re.compile(
+    r"#[^\n]*"
+    r'|"{3}(?:\\.|[^\\])*?"{3}'
+    r"|'{3}.*?'{3}"
+    r'|"(?:\\.|[^"\\\n])*"'
+    r"|'[^'\n]*'"
+    r"|[^\s,\[\]#\"']+",
+    re.DOTALL,
+)
+"""A comment, a string in one of TOML's four forms, or another value in a list."""
+
+
+def _line_of_item(text: str, first: int, index: int) -> int:
+    """Return the line of an item of the list that is assigned on line `first`."""
+    lines = text.split("\n")
+    rest = "\n".join(lines[first - 1 :])
+    values = [token for token in _TOKEN.finditer(rest, rest.index("=") + 1) if token[0][0] != "#"]
+    return first + rest.count("\n", 0, values[index].start())

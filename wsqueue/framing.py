@@ -14,10 +14,10 @@ from http import HTTPStatus
 
 import msgspec
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import CLOSING, OPEN, Event
+from websockets.protocol import CLOSED, CLOSING, OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.uri import WebSocketURI
 
@@ -104,7 +104,7 @@ class Framing:
     @property
     def open(self) -> bool:
         """Tell whether messages may be sent: after the upgrade and before any close frame."""
-        return self._protocol.state is OPEN
+        return self._failure is None and self._protocol.state is OPEN
 
     @property
     def closing(self) -> bool:
@@ -124,6 +124,8 @@ class Framing:
             return Closed(received.code, received.reason, by_peer=True)
         if sent is not None:
             return Closed(sent.code, sent.reason, by_peer=False)
+        if protocol.state is CLOSED:
+            return Closed(CloseCode.ABNORMAL, CloseCode.ABNORMAL.reason, by_peer=True)
         return None
 
     @property
@@ -134,6 +136,8 @@ class Framing:
 
     def receive_data(self, data: bytes) -> list[Item]:
         """Take bytes from the network; return what is whole."""
+        if self._failure is not None:
+            return []
         self._protocol.receive_data(data)
         return self._items(self._protocol.events_received())
 
@@ -161,11 +165,20 @@ class Framing:
             self._protocol.send_close(code, _short(reason))
 
     def fail(self, code: CloseCode, reason: str) -> None:
-        """End the connection for the peer's fault; nothing more is read from it."""
-        if self.closed is None:
-            self._failure = Closed(code, reason, by_peer=False)
+        """End the connection at once, unless it has ended; nothing more is read from it."""
+        self._failure = self.closed or Closed(code, reason, by_peer=False)
         if self._protocol.state in (OPEN, CLOSING):
             self._protocol.fail(code, _short(reason))
+
+    def refuse(self, code: CloseCode, reason: str) -> None:
+        """End the connection for a fault in what was just read.
+
+        Unlike `fail`, this comes before a close frame of the peer: that was behind the fault in the
+        same read, for nothing is read after it.
+        """
+        if self.closed is None or self.closed.by_peer:
+            self._failure = Closed(code, reason, by_peer=False)
+        self.fail(code, reason)
 
     def _items(self, events: Sequence[Event]) -> list[Item]:
         items: list[Item] = []
@@ -190,7 +203,7 @@ class Framing:
                 self._fragments.clear()
                 return self._text(payload)
         elif frame.opcode is Opcode.BINARY:
-            self.fail(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
+            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
         elif frame.opcode is Opcode.PONG:
             return Ponged(bytes(frame.data))
         return None
@@ -199,7 +212,7 @@ class Framing:
         try:
             payload.decode()
         except UnicodeDecodeError:
-            self.fail(CloseCode.INVALID_TEXT, CloseCode.INVALID_TEXT.reason)
+            self.refuse(CloseCode.INVALID_TEXT, CloseCode.INVALID_TEXT.reason)
             return None
         return payload
 
@@ -258,7 +271,12 @@ class ServerFraming(Framing):
         return []
 
     def _refusal(self, error: Exception) -> Closed:
-        return Closed(HTTPStatus.BAD_REQUEST, f"not a WebSocket request: {error}", by_peer=False)
+        status = HTTPStatus.BAD_REQUEST
+        if isinstance(error, RequestLineTooLong):
+            status = HTTPStatus.REQUEST_URI_TOO_LONG
+        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        return Closed(status, f"not a WebSocket request: {error}", by_peer=False)
 
 
 class ClientFraming(Framing):

@@ -14,6 +14,7 @@ import base64
 import enum
 import hashlib
 import hmac
+import re
 import secrets
 
 from .errors import CloseCode, PeerError
@@ -35,11 +36,18 @@ class Order(enum.Enum):
 
 
 class PreSharedKey:
-    """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle."""
+    """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle.
+
+    Raises:
+        ValueError: The key cannot be UTF-8.
+    """
 
     __slots__ = ("_secret",)
 
     def __init__(self, secret: str) -> None:
+        # Not left to encode(), whose exception holds the key.
+        if re.search("[\ud800-\udfff]", secret):
+            raise ValueError("the pre-shared key is not UTF-8")
         self._secret = secret.encode()
 
     def __repr__(self) -> str:

@@ -37,8 +37,7 @@ def quote(value: object) -> str:
         text = text[:MAX_VALUE_CHARACTERS] + "…"
     if _PLAIN.fullmatch(text):
         return text
-    # JSON leaves DEL as it is.
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    return json.dumps(text)
 
 
 class Formatter(logging.Formatter):

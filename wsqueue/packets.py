@@ -14,8 +14,13 @@ from .errors import CloseCode, PeerError
 MAX_ONCE = 2**31 - 2
 """The largest challenge that the original nodes draw; the smallest is 1, for they take 0 as absent."""
 
+MAX_DETAIL_CHARACTERS = 100
+"""What an error quotes at most: msgspec names a key or a tag in full, and the peer chose it."""
 
-class Hello(msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_fields=True):
+
+class Hello(
+    msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
     """Carry a challenge or an answer, never both.
 
     Attributes:
@@ -75,7 +80,7 @@ def decode(payload: bytes) -> Packet:
     try:
         packet: Packet = _decoder.decode(payload)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise PeerError(CloseCode.INVALID_PACKET, str(error)) from None
+        raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
     return packet
 
 

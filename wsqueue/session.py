@@ -115,7 +115,7 @@ class Session:
                     self._send_hello(packets.Hello(once=self._handshake.once))
             self._check_hello_bytes(len(data))
         except PeerError as error:
-            self._framing.fail(error.code, error.reason)
+            self._framing.refuse(error.code, error.reason)
         return events
 
     def receive_eof(self) -> None:
@@ -139,7 +139,7 @@ class Session:
         self._framing.close(code, reason or code.reason)
 
     def fail(self, code: CloseCode, reason: str = "") -> None:
-        """End the session for the peer's fault; nothing more is read from it."""
+        """End the session at once, unless it has ended; nothing more is read from the peer."""
         self._framing.fail(code, reason or code.reason)
 
     def _receive_packet(self, payload: bytes) -> Event | None:
@@ -167,7 +167,7 @@ class Session:
         return Established() if self._handshake.done else None
 
     def _check_hello_bytes(self, received: int) -> None:
-        if not self._handshake.done:
+        if not self._handshake.done and self.closed is None:
             self._hello_bytes += received
             if self._hello_bytes > MAX_HELLO_BYTES:
                 raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")

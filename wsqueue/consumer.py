@@ -56,6 +56,10 @@ class Consumer:
         """Return why the node is not ready; a consumer that runs is."""
         return ""
 
+    def status(self) -> str:
+        """Return how the node is, in a few words."""
+        return f"{len(self.topics)} topics with subscribers"
+
     def reload(self, config: ConsumerConfig, psk: PreSharedKey) -> None:
         """Use a new configuration from now on."""
         self._max_topic_bytes = config.limits.max_topic_bytes

@@ -166,6 +166,11 @@ class Producer:
         down = [str(link.addresses[0]) for link in self.links if link.connection is None]
         return f"no link to {', '.join(down)}" if down else ""
 
+    def status(self) -> str:
+        """Return how the node is, in a few words."""
+        up = sum(link.connection is not None for link in self.links)
+        return f"{up} of {len(self.links)} links up"
+
     def reload(self, config: ProducerConfig, psk: PreSharedKey) -> None:
         """Use a new configuration: keep the links that stay, and route all that is held anew."""
         old = {link.addresses[0]: link for link in self.links}

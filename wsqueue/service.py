@@ -23,6 +23,7 @@ from .errors import CloseCode, Closed, ConfigError
 from .framing import HttpAnswer
 from .hello import PreSharedKey
 from .logs import log
+from .notify import Notifier
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,10 @@ class Node(Protocol):
 
     def not_ready(self) -> str:
         """Return why the node is not ready, "" when it is."""
+        ...
+
+    def status(self) -> str:
+        """Return how the node is, in a few words."""
         ...
 
     def reload(self, config: Any, psk: PreSharedKey) -> None:  # noqa: ANN401 - the node's own kind
@@ -94,6 +99,7 @@ class Service:
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
+        self._notifier = Notifier()
 
     @property
     def addresses(self) -> list[Address]:
@@ -114,10 +120,12 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         await self.start()
-        reloading = loop.create_task(self._reload_on(reload_wanted))
+        tasks = [loop.create_task(self._reload_on(reload_wanted)), loop.create_task(self._tell_manager())]
         await self._stopping.wait()
-        reloading.cancel()
+        tasks[0].cancel()
+        self._notifier.stopping()
         await self.drain()
+        tasks[1].cancel()
 
     def stop(self) -> None:
         """Begin to drain, or end the drain."""
@@ -224,7 +232,20 @@ class Service:
         while True:
             await wanted.wait()
             wanted.clear()
+            self._notifier.reloading()
             await self.reload()
+            self._notifier.ready(self._status())
+
+    async def _tell_manager(self) -> None:
+        """Feed the service manager's watchdog from the event loop, so that it notices when that hangs."""
+        self._notifier.ready(self._status())
+        while True:
+            await asyncio.sleep(self._notifier.interval_seconds)
+            self._notifier.alive(self._status())
+
+    def _status(self) -> str:
+        draining = "draining, " if self._stopping.is_set() else ""
+        return f"{draining}{self.node.status()}, {len(self.connections)} connections"
 
     async def _listen(self, addresses: Iterable[Address]) -> None:
         loop = asyncio.get_running_loop()

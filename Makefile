@@ -30,6 +30,10 @@ test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+.PHONY: zipapp
+zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
+	@scripts/zipapp $(VENV)
+
 .PHONY: lint
 lint: $(READY) ## Run ruff and mypy
 	$(BIN)/ruff format --check .

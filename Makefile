@@ -7,6 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOPIC ?= news
+# In the order of their addresses in ansible/inventory/lab/hosts.yml.
+LAB_HOSTS := consumer1 consumer2 consumer3 producer1 producer2 demo1
 
 .PHONY: help
 help: ## List the targets
@@ -49,6 +51,14 @@ format: $(READY) ## Format the code
 constraints: ## Pin the newest versions of all dependencies in constraints.txt
 	scripts/pin
 
+.PHONY: lab
+lab: ## Boot six test hosts with real systemd on this machine, for ansible/inventory/lab (as root)
+	scripts/lab up $(LAB_HOSTS)
+
+.PHONY: lab-down
+lab-down: ## End the test hosts
+	scripts/lab down
+
 .PHONY: clean
-clean: ## Remove everything that the other targets made
-	rm -rf $(VENV) dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+clean: lab-down ## Remove everything that the other targets made
+	rm -rf $(VENV) .lab dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -311,7 +311,7 @@ class _ClientLink(Link):
         try:
             while not self.open:
                 self.raise_if_hopeless()
-                if self.connection is not None:
+                if self.connection is not None and self.connection.session.established:
                     # It is up and slow: that is backpressure, which takes as long as it takes.
                     deadline = None
                 elif deadline is None:

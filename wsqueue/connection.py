@@ -59,11 +59,11 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_closing",
         "_established",
-        "_heard",
+        "_heard_at",
         "_limits",
         "_on_lost",
         "_pauses",
-        "_pinged",
+        "_pinged_at",
         "_timer",
         "_transport",
         "handler",
@@ -88,7 +88,8 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._established = self._closing = False
-        self._heard = self._pinged = False
+        self._heard_at = 0.0
+        self._pinged_at: float | None = None
         self._pauses = 0
 
     @classmethod
@@ -169,7 +170,7 @@ class Connection(asyncio.Protocol):
         if self.session.established:
             self.session.close(code, reason)
             self._flush()
-        else:
+        elif not self._closing:
             self.abort(code, reason)
 
     def fail(self, code: CloseCode, reason: str = "") -> None:
@@ -195,7 +196,6 @@ class Connection(asyncio.Protocol):
         self._pauses -= 1
         if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
             self._transport.resume_reading()
-            self._heard = True
             self._keepalive()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -208,7 +208,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
-        self._heard = True
+        self._heard_at = _now()
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, Established) for event in events):
             self._establish()
@@ -291,27 +291,33 @@ class Connection(asyncio.Protocol):
         """
         if self._closing:
             return
-        limits, delay = self._limits, self._limits.ping_interval_seconds
+        now, interval, timeout = _now(), self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
         if self._pauses:
-            delay = min(delay, limits.ping_timeout_seconds) / 2
-            self._heard = True
-        if self._heard:
-            self._heard = self._pinged = False
-            if self._pauses and not self.writing_paused:
+            self._heard_at, self._pinged_at = now, None
+            if not self.writing_paused:
                 self.ping()
-        elif self._pinged:
-            self.abort(CloseCode.PING_TIMEOUT)
+            self._set_timer(min(interval, timeout) / 2, self._keepalive)
             return
-        else:
-            self._pinged = True
-            delay = limits.ping_timeout_seconds
+        if self._pinged_at is not None and self._heard_at >= self._pinged_at:
+            self._pinged_at = None
+        if self._pinged_at is None and now - self._heard_at >= interval:
+            self._pinged_at = now
             self.ping()
-        self._set_timer(delay, self._keepalive)
+        if self._pinged_at is None:
+            self._set_timer(self._heard_at + interval - now, self._keepalive)
+        elif now - self._pinged_at < timeout:
+            self._set_timer(min(interval, self._pinged_at + timeout - now), self._keepalive)
+        else:
+            self.abort(CloseCode.PING_TIMEOUT)
 
     def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay, callback)
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
 
 
 def _peer_name(transport: asyncio.BaseTransport) -> str:

@@ -70,6 +70,9 @@ class Consumer:
     async def stop(self) -> None:
         """Do nothing: a consumer holds nothing."""
 
+    def abort(self) -> None:
+        """Do nothing: a consumer opens no connection."""
+
     def deliver(self, events: list[Event]) -> None:
         """Fan all messages of one read out, with one write for each subscriber."""
         batches: dict[str, list[bytes]] = {}

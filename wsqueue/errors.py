@@ -4,6 +4,7 @@
 
     WsqueueError
     ├── ConfigError          the operator's file or flag is wrong
+    ├── ListenError          an address cannot be listened on
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
     ├── PeerError            the peer broke the protocol; carries the close code
     └── ConnectError         no node answered
@@ -30,6 +31,10 @@ class ConfigError(WsqueueError):
         self.problem, self.file, self.line, self.key = problem, file, line, key
         where = f"{file}:{line}" if line is not None else file
         super().__init__(": ".join(part for part in (where, key, problem) if part))
+
+
+class ListenError(WsqueueError):
+    """Name the address and the system's reason; another time it may go well."""
 
 
 class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where it is raised

@@ -130,9 +130,13 @@ class Framing:
 
     @property
     def closed_cleanly(self) -> bool:
-        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent."""
-        received = self._protocol.close_rcvd
-        return received is not None and received.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
+        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent.
+
+        One that closes first reads on until our echo, and then ends the stream; one that gives up before
+        that resets the connection.
+        """
+        received, ended = self._protocol.close_rcvd, self._protocol.state is CLOSED
+        return ended and received is not None and received.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
 
     def receive_data(self, data: bytes) -> list[Item]:
         """Take bytes from the network; return what is whole."""

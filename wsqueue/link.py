@@ -4,7 +4,8 @@ Producers keep one to each consumer; a client keeps one to some producer and one
 
 The classic protocol has no acknowledgements, but a pong says that the peer has dealt with all that
 came before the ping. A link pings with the number of messages sent, and so knows at most how many
-are lost when the connection breaks.
+are lost when the connection breaks. It is up once its first ping is answered: an original node answers
+the hello before it has verified ours, and would drop what comes until it closes on a wrong answer.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import logging
 import random
 from collections.abc import Sequence
 
+import msgspec
+
 from .addresses import Address
 from .config import Limits
 from .connection import Connection
@@ -21,7 +24,7 @@ from .errors import UNREACHABLE, CloseCode, Closed
 from .framing import Ponged
 from .hello import Order, PreSharedKey
 from .logs import log
-from .session import Event, Session
+from .session import Established, Event, Session
 
 logger = logging.getLogger(__name__)
 
@@ -58,8 +61,7 @@ class Link:
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
         self._confirm_timer: asyncio.TimerHandle | None = None
-        self._all_confirmed = asyncio.Event()
-        self._all_confirmed.set()
+        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
     def open(self) -> bool:
@@ -84,7 +86,7 @@ class Link:
 
     async def stop(self) -> None:
         """Close the connection, waiting for the peer to read all of it, and stay down."""
-        task, self._task = self._task, None
+        task = self._task
         if task is None:
             return
         if self.connection is not None and self._ended is not None:
@@ -93,22 +95,31 @@ class Link:
         task.cancel()
         await asyncio.wait([task])
 
+    def abort(self) -> None:
+        """Cut the connection, and stay down."""
+        if self.connection is not None:
+            self.connection.abort(CloseCode.GOING_AWAY)
+        if self._task is not None:
+            self._task.cancel()
+
     def send(self, payloads: Sequence[bytes]) -> None:
         """Write messages in one go; call it only while `open`."""
         assert self.connection is not None
         self.sent += len(payloads)
-        self._all_confirmed.clear()
         self.connection.send(payloads)
         if self._confirm_timer is None:
             self._confirm_later()
 
     async def all_confirmed(self) -> None:
-        """Wait until the peer has dealt with all that was sent, or the connection is lost."""
-        self._ask_to_confirm()
-        await self._all_confirmed.wait()
+        """Wait until the peer has dealt with all that was sent so far, or the connection is lost."""
+        if self.in_flight:
+            self._ask_to_confirm()
+            confirmed = asyncio.get_running_loop().create_future()
+            self._waiting.append((self.sent, confirmed))
+            await confirmed
 
     def up(self) -> None:
-        """Use the connection, which is established now."""
+        """Use the connection, which can take messages now."""
 
     def down(self, closed: Closed, lost: int) -> None:
         """Do without the connection; at most `lost` messages went with it."""
@@ -120,34 +131,30 @@ class Link:
         """Take what the peer sends."""
 
     def established(self, connection: Connection) -> None:
-        """Take the connection, whose peer has proved itself."""
-        self.connection = connection
-        self.sent = self.confirmed = 0
-        self._ups += 1
-        self.failures.clear()
-        log(logger, logging.INFO, "link up", peer=self._address)
-        self.up()
+        """Ask the peer, which has proved itself, whether it takes this end for proved too."""
+        connection.ping(_count(0))
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Take all events of one read."""
         for event in events:
-            if isinstance(event, Ponged) and len(event.data) == 8:
+            if self.connection is None and not isinstance(event, Established):
+                self._use(connection)
+            if isinstance(event, Ponged) and len(event.data) == len(_count(0)):
                 self._confirm(int.from_bytes(event.data))
         self.received_messages(events)
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let go of a connection, whether or not it was ever established."""
-        if self._confirm_timer is not None:
-            self._confirm_timer.cancel()
-            self._confirm_timer = None
         if connection is self.connection:
             self.connection = None
             lost = 0 if connection.session.closed_cleanly else self.in_flight
-            self.confirmed = self.sent
-            self._all_confirmed.set()
+            self._confirm(self.sent)
             level = logging.INFO if closed.code == CloseCode.NORMAL else logging.WARNING
             log(logger, level, "link down", peer=self._address, reason=closed, in_flight=lost)
             self.down(closed, lost)
+        elif connection.established:
+            hint = "after the hello: does it expect another hello_order?"
+            closed = msgspec.structs.replace(closed, reason=f"{closed.reason} {hint}".strip())
         if self._ended is not None and not self._ended.done():
             self._ended.set_result(closed)
 
@@ -206,20 +213,37 @@ class Link:
         ceiling = min(self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2.0 ** min(rounds, 16))
         return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
 
+    def _use(self, connection: Connection) -> None:
+        self.connection = connection
+        self.sent = self.confirmed = 0
+        self._ups += 1
+        self.failures.clear()
+        log(logger, logging.INFO, "link up", peer=self._address)
+        self.up()
+
     def _confirm_later(self) -> None:
         loop = asyncio.get_running_loop()
         self._confirm_timer = loop.call_later(CONFIRM_SECONDS, self._ask_to_confirm)
 
     def _ask_to_confirm(self) -> None:
         if self.connection is not None:
-            self.connection.ping(self.sent.to_bytes(8))
+            self.connection.ping(_count(self.sent))
 
     def _confirm(self, count: int) -> None:
         if not self.confirmed <= count <= self.sent:
             return
         self.confirmed = count
-        self._confirm_timer = None
+        while self._waiting and self._waiting[0][0] <= count:
+            _, confirmed = self._waiting.pop(0)
+            if not confirmed.done():
+                confirmed.set_result(None)
+        if self._confirm_timer is not None:
+            self._confirm_timer.cancel()
+            self._confirm_timer = None
         if self.in_flight:
             self._confirm_later()
-        else:
-            self._all_confirmed.set()
+
+
+def _count(messages: int) -> bytes:
+    """Return the data of the ping that follows so many messages."""
+    return messages.to_bytes(8)

@@ -148,7 +148,7 @@ class Producer:
         self._psk, self._config = psk, config
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
-        self._retired: set[asyncio.Task[None]] = set()
+        self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path: `/produce`."""
@@ -201,7 +201,12 @@ class Producer:
     async def stop(self) -> None:
         """Close the links; what is still held is lost, and counted."""
         self.counters["lost_held"] += sum(len(link.take_held()) for link in self.links)
-        await asyncio.gather(*(link.stop() for link in self.links), *self._retired)
+        await asyncio.gather(*(link.stop() for link in (*self.links, *self._retired)))
+
+    def abort(self) -> None:
+        """Cut the links; what was in flight on them may be lost, and is counted."""
+        for link in (*self.links, *self._retired):
+            link.abort()
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
@@ -232,5 +237,5 @@ class Producer:
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())
-        self._retired.add(task)
-        task.add_done_callback(self._retired.discard)
+        self._retired[link] = task
+        task.add_done_callback(lambda _task: self._retired.pop(link))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
 import resource
 import signal
+import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -19,7 +22,7 @@ from . import config
 from .addresses import Address
 from .config import NodeConfig
 from .connection import Connection, Handler
-from .errors import CloseCode, Closed, ConfigError
+from .errors import CloseCode, Closed, ConfigError, ListenError
 from .framing import HttpAnswer
 from .hello import PreSharedKey
 from .logs import log
@@ -76,6 +79,10 @@ class Node(Protocol):
         """Close everything that the node opened."""
         ...
 
+    def abort(self) -> None:
+        """Cut everything that the node opened, so that `stop` has nothing to wait for."""
+        ...
+
 
 class Service:
     """Run one node.
@@ -110,7 +117,7 @@ class Service:
         """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
 
         Raises:
-            ConfigError: A listener cannot be opened.
+            ListenError: A listener cannot be opened.
         """
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(_log_exception)
@@ -137,7 +144,7 @@ class Service:
         """Listen, then begin to work.
 
         Raises:
-            ConfigError: A listener cannot be opened.
+            ListenError: A listener cannot be opened.
         """
         self._warn_of_limits()
         await self._listen(self._config.listeners)
@@ -157,7 +164,7 @@ class Service:
             new = config.load(self._file, self._config_type)
             psk = config.load_psk(new)
             await self._listen(new.listeners)
-        except ConfigError as error:
+        except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
             return
         self._config, self._psk = new, psk
@@ -170,19 +177,20 @@ class Service:
         """Stop accepting, let what came in go out, close every connection; within `drain_seconds`."""
         log(logger, logging.INFO, "draining", connections=len(self.connections))
         began = time.monotonic()
-        for address in list(self._servers):
-            self._unlisten(address)
+        self._stop_listening()
         try:
             async with asyncio.timeout(self._config.limits.drain_seconds) as self._deadline:
                 await self._close(_feeds)
                 await self.node.drain()
                 await self._close(lambda _connection: True)
+                await self.node.stop()
         except TimeoutError:
             log(logger, logging.WARNING, "drain cut short", connections=len(self.connections))
             for connection in list(self.connections):
                 connection.abort(CloseCode.GOING_AWAY)
+            self.node.abort()
+            await self.node.stop()
         self._deadline = None
-        await self.node.stop()
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
@@ -248,34 +256,32 @@ class Service:
         return f"{draining}{self.node.status()}, {len(self.connections)} connections"
 
     async def _listen(self, addresses: Iterable[Address]) -> None:
-        loop = asyncio.get_running_loop()
         wanted = list(addresses)
         opened: dict[Address, asyncio.Server] = {}
         try:
             for address in wanted:
-                if address in self._servers:
-                    continue
-                if address.socket:
-                    opened[address] = await loop.create_unix_server(
-                        self._accept, address.socket, backlog=LISTEN_BACKLOG
-                    )
-                else:
-                    opened[address] = await loop.create_server(
-                        self._accept, address.host, address.port, backlog=LISTEN_BACKLOG
-                    )
+                if address not in self._servers:
+                    opened[address] = await self._open(address)
         except OSError as error:
-            for server in opened.values():
-                server.close()
-            reason = error.strerror or str(error)
-            raise ConfigError(f"cannot listen on {address}: {reason}", key="listen") from None
+            for done, server in opened.items():
+                _unlisten(done, server)
+            raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from None
         for address in set(self._servers).difference(wanted):
-            self._unlisten(address)
+            _unlisten(address, self._servers.pop(address))
         self._servers.update(opened)
 
-    def _unlisten(self, address: Address) -> None:
-        self._servers.pop(address).close()
-        if address.socket:
-            Path(address.socket).unlink(missing_ok=True)
+    def _stop_listening(self) -> None:
+        while self._servers:
+            _unlisten(*self._servers.popitem())
+
+    async def _open(self, address: Address) -> asyncio.Server:
+        loop = asyncio.get_running_loop()
+        if not address.socket:
+            return await loop.create_server(self._accept, address.host, address.port, backlog=LISTEN_BACKLOG)
+        # The loop would take a socket over, whether or not somebody listens on it.
+        if _answers(address.socket):
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        return await loop.create_unix_server(self._accept, address.socket, backlog=LISTEN_BACKLOG)
 
     async def _close(self, choose: Callable[[Connection], bool]) -> None:
         closing = {connection for connection in self.connections if choose(connection)}
@@ -321,7 +327,8 @@ def run(file: str | Path, kind: type[Node]) -> None:
     """Run a node on uvloop until it is told to stop.
 
     Raises:
-        ConfigError: The configuration or the key cannot be used, or a listener cannot be opened.
+        ConfigError: The configuration or the key cannot be used.
+        ListenError: A listener cannot be opened.
     """
 
     async def main() -> None:
@@ -339,6 +346,18 @@ def _bound(address: Address, server: asyncio.Server) -> Address:
         return address
     port: int = server.sockets[0].getsockname()[1]
     return msgspec.structs.replace(address, port=port)
+
+
+def _unlisten(address: Address, server: asyncio.Server) -> None:
+    server.close()
+    if address.socket:
+        Path(address.socket).unlink(missing_ok=True)
+
+
+def _answers(path: str) -> bool:
+    """Tell whether somebody listens on a unix socket, or it was left behind."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
 
 
 def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from .errors import InvalidMessage
 CHUNK_BYTES = 64 * 1024
 """What is read from standard input at a time: a pipe's size."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
 async def stdin_lines(max_bytes: int) -> AsyncIterator[str]:

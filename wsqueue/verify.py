@@ -23,6 +23,7 @@ from .errors import CloseCode, Closed, WsqueueError
 from .hello import Order, PreSharedKey
 from .link import Link
 from .routing import topic_hash
+from .terminal import printable
 
 ANSWER_SECONDS = 5.0
 """How long a message may take to come back: a healthy cluster needs milliseconds."""
@@ -73,7 +74,8 @@ def write_junit(checks: list[Check], file: Path) -> None:
             suite, "testcase", classname="wsqueue.verify", name=check.name, time=f"{check.seconds:.3f}"
         )
         if check.problem:
-            ET.SubElement(case, "failure", message=check.problem)
+            # A peer's reason may hold what XML cannot express.
+            ET.SubElement(case, "failure", message=printable(check.problem))
     ET.ElementTree(suite).write(file, encoding="utf-8", xml_declaration=True)
 
 
@@ -139,15 +141,15 @@ def _topic_of(index: int, consumers: int) -> str:
 class _WrongAnswers(PreSharedKey):
     """Verify with the right key and answer with a wrong one, so that only the peer can refuse."""
 
-    __slots__ = ("_wrong",)
+    __slots__ = ("_right",)
 
     def __init__(self, right: PreSharedKey) -> None:
-        super().__init__("")
-        self._secret = right._secret  # noqa: SLF001 - the same class
-        self._wrong = PreSharedKey(secrets.token_hex())
+        super().__init__(secrets.token_hex())
+        self._right = right
 
-    def answer(self, once: int, order: Order) -> str:
-        return self._wrong.answer(once, order)
+    def verify(self, once: int, answer: str) -> Order | None:
+        """Return the order in which the peer's answer is right by the right key, or None."""
+        return self._right.verify(once, answer)
 
 
 class _Probe(Link):

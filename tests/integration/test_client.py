@@ -1,0 +1,746 @@
+"""The client library against nodes that come, go, refuse and are slow."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+from pathlib import Path
+
+import pytest
+from websockets.frames import Frame, Opcode
+
+import wsqueue
+from wsqueue.config import DemoConfig
+
+from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from .peer import answer_of, connected, topic_of
+from .raw import RawServer, RawSocket
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True)
+def begin_with_the_first_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.randrange", lambda _count: 0)
+
+
+async def test_publish_and_subscribe(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        async with client.subscribe("news") as messages:
+            await consumer.subscribed("news")
+            for number in range(100):
+                await client.publish("news", str(number))
+            count = 0
+            async for message in messages:
+                assert message == wsqueue.Message("news", str(count))
+                count += 1
+                if count == 100:
+                    break
+        await consumer.subscribed("news", 0)
+    await eventually(lambda: not producer.connections, "it is closed")
+    assert client.lost_in_flight == 0
+
+
+async def test_a_subscription_needs_no_context_manager(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        messages = client.subscribe("news")
+        waiting = asyncio.ensure_future(anext(messages))
+        await consumer.subscribed("news")
+        await client.publish("news", "1")
+        assert (await waiting).data == "1"
+    await eventually(lambda: len(consumer.connections) == 1, "the client has closed it")
+
+
+async def test_several_topics_in_one_subscription(nodes: Nodes) -> None:
+    consumers = [await nodes.consumer() for _ in range(3)]
+    producer = await nodes.producer(consumers)
+    topics = [topic_of(index, 3, prefix) for index in range(3) for prefix in ("a", "b")]
+    async with (
+        soon(),
+        nodes.client([producer], consumers) as client,
+        client.subscribe(*topics, topics[0]) as messages,
+    ):
+        for index in range(3):
+            await consumers[index].subscribed(topics[2 * index])
+            await consumers[index].subscribed(topics[2 * index + 1])
+        for number in range(50):
+            for topic in topics:
+                await client.publish(topic, str(number))
+        received: dict[str, list[str]] = {topic: [] for topic in topics}
+        for _ in range(50 * len(topics)):
+            message = await anext(messages)
+            received[message.topic].append(message.data)
+        assert all(data == list(map(str, range(50))) for data in received.values())
+
+
+async def test_two_subscriptions_to_the_same_topic(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as first,
+        client.subscribe("news") as second,
+    ):
+        await consumer.subscribed("news", 2)
+        await client.publish("news", "1")
+        assert [(await anext(first)).data, (await anext(second)).data] == ["1", "1"]
+        await second.close()
+        await consumer.subscribed("news", 1)
+        await client.publish("news", "2")
+        assert (await anext(first)).data == "2"
+        with pytest.raises(StopAsyncIteration):
+            await anext(second)
+
+
+async def test_a_closed_subscription_ends_after_what_it_has(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        messages = client.subscribe("news")
+        async with messages:
+            await consumer.subscribed("news")
+            for data in "ab":
+                await client.publish("news", data)
+            await eventually(lambda: len(messages._messages) == 2, "both have come")
+        assert [message.data async for message in messages] == ["a", "b"]
+        await messages.close()
+
+
+async def test_closing_ends_an_iteration_that_waits(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon():
+        async with nodes.client([producer], [consumer]) as client:
+            messages = client.subscribe("news")
+            waiting = asyncio.ensure_future(anext(messages, None))
+            await consumer.subscribed("news")
+        assert await waiting is None
+
+
+async def test_the_first_producer_that_answers_is_used(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    down = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    refusing = await nodes.producer([consumer], key=OTHER_KEY)
+    async with (
+        soon(),
+        nodes.client([*down, refusing, producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await consumer.subscribed("news")
+        await client.publish("news", "1")
+        assert (await anext(messages)).data == "1"
+
+
+async def test_the_load_is_spread(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    consumer, producer = await nodes.cluster()
+    monkeypatch.setattr("random.randrange", lambda count: count - 1)
+    down = f"127.0.0.1:{free_port()}"
+    async with soon(), nodes.client([down, producer], [consumer]) as client:
+        await client.publish("news", "1")
+        assert client._publishing is not None
+        assert [str(one) for one in client._publishing.addresses] == [
+            f"{producer.address}/produce",
+            f"{down}/produce",
+        ]
+
+
+async def test_a_producer_that_crashes_is_replaced(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    producers = [await nodes.producer([consumer]) for _ in range(2)]
+    for producer in producers:
+        await producer.ready()
+    async with (
+        soon(),
+        nodes.client(producers, [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await consumer.subscribed("news")
+        await client.publish("news", "1")
+        assert (await anext(messages)).data == "1"
+        await client.flush()
+        await producers[0].crash()
+        await eventually(lambda: producers[1].connections, "it has moved")
+        await client.publish("news", "2")
+        assert (await anext(messages)).data == "2"
+        assert client.lost_in_flight == 0
+
+
+async def test_nothing_is_lost_when_a_producer_drains(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    producers = [await nodes.producer([consumer]) for _ in range(2)]
+    for producer in producers:
+        await producer.ready()
+    count = 500
+    async with (
+        soon(),
+        nodes.client(producers, [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await consumer.subscribed("news")
+        draining: asyncio.Task[None] | None = None
+        for number in range(count):
+            await client.publish("news", str(number))
+            await asyncio.sleep(0)
+            if number == count // 2:
+                draining = asyncio.create_task(producers[0].stop())
+        received = {int((await anext(messages)).data) for _ in range(count)}
+        assert received == set(range(count))
+        assert client.lost_in_flight == 0
+        assert draining is not None
+        await draining
+        assert producers[1].counters["messages_in"]
+
+
+async def test_a_subscription_comes_back_after_its_consumer(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(port=free_port())
+    producer = await nodes.producer([consumer])
+    await producer.ready()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        for end in (consumer.stop, consumer.crash):
+            waiting = asyncio.ensure_future(anext(messages))
+            await consumer.subscribed("news")
+            await producer.ready()
+            await end()
+            await consumer.restart()
+            await consumer.subscribed("news")
+            assert not waiting.done()
+            await producer.ready()
+            await client.publish("news", "after")
+            assert (await waiting).data == "after"
+
+
+async def test_another_key(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer], OTHER_KEY) as client:
+        with pytest.raises(wsqueue.AuthenticationError, match="4401"):
+            await client.publish("news", "1")
+        with pytest.raises(wsqueue.AuthenticationError, match="4401"):
+            async with client.subscribe("news"):
+                pass
+        with pytest.raises(wsqueue.AuthenticationError, match="4401"):
+            await anext(client.subscribe("news"))
+        assert producer.counters["refused_4401"] == 1
+
+
+async def test_a_client_works_once_the_keys_agree(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer], OTHER_KEY) as client:
+        messages = client.subscribe("news")
+        with pytest.raises(wsqueue.AuthenticationError):
+            await anext(messages)
+        with pytest.raises(wsqueue.AuthenticationError):
+            await client.publish("news", "1")
+        for node in (consumer, producer):
+            node.write_psk(OTHER_KEY)
+            await node.service.reload()
+        waiting = asyncio.ensure_future(anext(messages))
+        await consumer.subscribed("news")
+        await client.publish("news", "2")
+        assert (await waiting).data == "2"
+
+
+async def test_nothing_answers(nodes: Nodes, log: Log) -> None:
+    down = f"127.0.0.1:{free_port()}"
+    async with soon(), nodes.client([down], [down]) as client:
+        with pytest.raises(wsqueue.ConnectError, match=f"no node answers: {down}/produce: .*refused"):
+            await client.publish("news", "1")
+        with pytest.raises(wsqueue.ConnectError, match=f"{down}/subscribe/news: .*refused"):
+            async with client.subscribe("news"):
+                pass
+        with pytest.raises(wsqueue.ConnectError):
+            await anext(client.subscribe("news"))
+    assert log.lines("", logging.WARNING) == []
+
+
+async def test_some_nodes_refuse_and_others_are_down(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    down = f"127.0.0.1:{free_port()}"
+    async with soon(), nodes.client([producer, down], [consumer], OTHER_KEY) as client:
+        with pytest.raises(wsqueue.ConnectError, match="4401") as caught:
+            await client.publish("news", "1")
+        assert not isinstance(caught.value, wsqueue.AuthenticationError)
+
+
+async def test_a_client_is_used_again_after_a_failure(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    port = free_port()
+    async with soon(), nodes.client([f"127.0.0.1:{port}"], [consumer]) as client:
+        with pytest.raises(wsqueue.ConnectError):
+            await client.publish("news", "1")
+        producer = await nodes.producer([consumer], port=port)
+        await eventually(lambda: producer.connections, "the client tries again by itself")
+        assert client._publishing is not None
+        await eventually(lambda: client._publishing and client._publishing.open, "it is connected")
+        await client.publish("news", "2")
+        await client.flush()
+        assert producer.counters["messages_in"] == 1
+
+
+async def test_a_producer_that_was_there_is_waited_for(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    producer = await nodes.producer([consumer], port=free_port())
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        await client.publish("news", "1")
+        await client.flush()
+        await producer.crash()
+        await eventually(lambda: client._publishing and not client._publishing.open, "it is noticed")
+        publishing = asyncio.create_task(client.publish("news", "2"))
+        await eventually(lambda: client._publishing and client._publishing.failures, "it is down")
+        assert not publishing.done()
+        await producer.restart()
+        await publishing
+        await client.flush()
+        assert producer.counters["messages_in"] == 1
+
+
+async def test_a_producer_that_was_there_is_not_waited_for_without_end(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer], open_seconds=0.3) as client:
+        await client.publish("news", "1")
+        await producer.crash()
+        await eventually(lambda: client._publishing and not client._publishing.open, "it is noticed")
+        with pytest.raises(wsqueue.ConnectError, match="no node answers"):
+            await client.publish("news", "2")
+
+
+async def test_a_node_that_says_nothing_is_not_waited_for_without_end(nodes: Nodes) -> None:
+    async with (
+        soon(),
+        RawServer() as server,
+        nodes.client([server.address], [server.address], open_seconds=0.3) as client,
+    ):
+        with pytest.raises(wsqueue.ConnectError, match="no answer"):
+            await client.publish("news", "1")
+        with pytest.raises(wsqueue.ConnectError, match="no answer"):
+            async with client.subscribe("news"):
+                pass
+
+
+async def test_a_node_that_accepts_and_closes_at_once_is_not_waited_for_without_end(nodes: Nodes) -> None:
+    async with (
+        asyncio.timeout(5),
+        RawServer() as server,
+        nodes.client([server.address], [server.address], open_seconds=0.5) as client,
+    ):
+        serving = asyncio.create_task(accept_and_close(server))
+        try:
+            with pytest.raises(wsqueue.ConnectError):
+                await client.publish("news", "1")
+        finally:
+            serving.cancel()
+
+
+async def accept_and_close(server: RawServer) -> None:
+    """Do the hello of every connection, and close it in the write that ends the hello."""
+    while True:
+        raw = await server.next()
+        await raw.upgrade()
+        raw.send({"t": "h", "o": 1})
+        once = None
+        while once is None:
+            once = (await raw.packet()).get("o")
+        answer = answer_frame(answer_of(once, KEY))
+        close = Frame(Opcode.CLOSE, (1000).to_bytes(2)).serialize(mask=False)
+        raw.writer.write(answer + close)
+        await raw.end()
+        await raw.abort()
+
+
+def answer_frame(answer: str) -> bytes:
+    return Frame(Opcode.TEXT, f'{{"t":"h","a":"{answer}"}}'.encode()).serialize(mask=False)
+
+
+async def test_a_refusal_for_good_ends_a_subscription(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(max_topic_bytes=4)
+    async with soon(), nodes.client([consumer], [consumer]) as client:
+        messages = client.subscribe("12345")
+        with pytest.raises(wsqueue.ConnectError, match="400"):
+            await anext(messages)
+        with pytest.raises(wsqueue.ConnectError, match="404"):
+            await client.publish("news", "1")
+        count = consumer.counters["connections"]
+        consumer.write(max_topic_bytes=8)
+        await consumer.service.reload()
+        waiting = asyncio.ensure_future(anext(messages))
+        await consumer.subscribed("12345")
+        assert consumer.counters["connections"] == count + 1
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+
+async def test_messages_that_no_node_would_take(nodes: Nodes) -> None:
+    down = f"127.0.0.1:{free_port()}"
+    client = nodes.client([down], [down], max_message_bytes=100, max_topic_bytes=8)
+    for topic, data, problem in (
+        ("123456789", "", "the topic has 9 bytes, at most 8"),
+        ("ññññx", "", "the topic has 9 bytes, at most 8"),
+        ("\ud800", "", "the topic holds a lone surrogate, which UTF-8 lacks"),
+        ("news", "\udfff", "the data holds a lone surrogate, which UTF-8 lacks"),
+        ("news", "x" * 100, "the message has 127 bytes as JSON, at most 100"),
+    ):
+        with pytest.raises(wsqueue.InvalidMessage, match=problem):
+            await client.publish(topic, data)
+    for topics, problem in (
+        ((), "no topic to subscribe to"),
+        (("news", "123456789"), "the topic has 9 bytes, at most 8"),
+        (("\ud800",), "the topic holds a lone surrogate"),
+    ):
+        with pytest.raises(ValueError, match=problem):
+            client.subscribe(*topics)
+    assert client._publishing is None
+    assert not client._subscriptions
+
+
+async def test_the_largest_message(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    topic = "t" * 1024
+    data = "x" * (1024 * 1024 - len('{"t":"m","d":"","s":""}') - len(topic))
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe(topic) as messages,
+    ):
+        await consumer.subscribed(topic)
+        await client.publish(topic, data)
+        assert (await anext(messages)).data == data
+
+
+async def test_an_application_that_is_slow(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    data = [f"{number:1000}" for number in range(4000)]
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        messages = client.subscribe("news")
+        async with messages:
+            await consumer.subscribed("news")
+            for one in data:
+                await client.publish("news", one)
+            await eventually(lambda: messages._paused, "it stops reading")
+            assert len(messages._messages) < 1000 + 300
+            assert [(await anext(messages)).data for _ in data] == data
+            assert not messages._paused
+            await client.publish("news", "after")
+            assert (await anext(messages)).data == "after"
+
+
+async def test_a_slow_application_closes_while_reading_is_paused(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        messages = client.subscribe("news")
+        async with messages:
+            await consumer.subscribed("news")
+            for number in range(4000):
+                await client.publish("news", f"{number:1000}")
+            await eventually(lambda: messages._paused, "it stops reading")
+            waiting = len(messages._messages)
+        await consumer.subscribed("news", 0)
+        assert len([message async for message in messages]) == waiting
+
+
+async def test_a_consumer_is_lost_while_reading_is_paused(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(port=free_port())
+    producer = await nodes.producer([consumer])
+    await producer.ready()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer], ping_interval_seconds=0.1, ping_timeout_seconds=0.1) as client,
+    ):
+        messages = client.subscribe("news")
+        async with messages:
+            await consumer.subscribed("news")
+            for number in range(4000):
+                await client.publish("news", f"{number:1000}")
+            await eventually(lambda: messages._paused, "it stops reading")
+            await consumer.crash()
+            await consumer.restart()
+            last = ""
+            while last != "after":
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(0.05):
+                        last = (await anext(messages)).data
+                if consumer.consumer.topics.subscribers("news"):
+                    await client.publish("news", "after")
+            assert not messages._closed
+
+
+async def test_closing_flushes(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon():
+        async with nodes.client([producer], [consumer]) as client:
+            for number in range(5000):
+                await client.publish("news", str(number))
+        assert client.lost_in_flight == 0
+        assert producer.counters["messages_in"] == 5000
+        await eventually(lambda: consumer.counters["messages_in"] == 5000, "all have come")
+
+
+async def test_flushing_waits_until_the_producer_has_dealt_with_all(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        await client.flush()
+        for count in (1000, 2000):
+            for number in range(1000):
+                await client.publish("news", str(number))
+            await client.flush()
+            assert producer.counters["messages_in"] == count
+        assert client.lost_in_flight == 0
+
+
+async def test_flushing_ends_although_others_go_on_publishing(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with nodes.client([producer], [consumer]) as client:
+
+        async def publish_for_ever() -> None:
+            while True:
+                await client.publish("news", "x")
+                await asyncio.sleep(0)
+
+        await client.publish("news", "first")
+        publishing = asyncio.create_task(publish_for_ever())
+        try:
+            async with asyncio.timeout(3):
+                await client.flush()
+        finally:
+            publishing.cancel()
+            await asyncio.wait([publishing])
+
+
+async def test_many_tasks_publish_at_once(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await consumer.subscribed("news")
+
+        async def publish(task: int) -> None:
+            for number in range(20):
+                await client.publish("news", f"{task} {number} {'x' * 5000}")
+
+        publishing = asyncio.gather(*map(publish, range(50)))
+        received: dict[int, list[int]] = {task: [] for task in range(50)}
+        for _ in range(50 * 20):
+            task, number, _ = (await anext(messages)).data.split()
+            received[int(task)].append(int(number))
+        await publishing
+        assert all(numbers == list(range(20)) for numbers in received.values())
+        assert len(producer.connections) == 1
+
+
+async def test_what_a_broken_connection_may_have_lost_is_counted(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
+        assert client.lost_in_flight == 0
+        publishing = asyncio.create_task(publish_all(client, "abc"))
+        producer = await server.next()
+        await producer.accept(KEY)
+        await publishing
+        flushing = asyncio.create_task(client.flush())
+        await producer.until(Opcode.PING)
+        await producer.abort()
+        await flushing
+        assert client.lost_in_flight == 3
+
+
+async def test_what_a_producer_that_stops_did_not_read_is_counted(nodes: Nodes) -> None:
+    """It is paused, for its consumer is down, and so it ends before it has read our messages."""
+    down = f"127.0.0.1:{free_port()}"
+    producer = await nodes.producer([down], max_held_bytes=10_000, close_seconds=0.3, drain_seconds=1.0)
+    async with soon(), nodes.client([producer], [down]) as client:
+        sent = 0
+
+        async def publish() -> None:
+            nonlocal sent
+            while True:
+                await client.publish("news", "x" * 1000)
+                sent += 1
+
+        publishing = asyncio.create_task(publish())
+        await eventually(lambda: client._publishing and not client._publishing.open and sent, "it is paused")
+        publishing.cancel()
+        await producer.stop()
+        await eventually(lambda: client._publishing and client._publishing.connection is None, "it is gone")
+        taken = producer.counters["messages_in"]
+        assert taken < sent
+        assert client.lost_in_flight >= sent - taken
+
+
+async def test_a_producer_that_is_paused_pauses_its_publisher(nodes: Nodes) -> None:
+    port = free_port()
+    producer = await nodes.producer([f"127.0.0.1:{port}"], max_held_bytes=10_000)
+    async with (
+        soon(),
+        nodes.client([producer], [f"127.0.0.1:{port}"], open_seconds=0.1, close_seconds=5.0) as client,
+    ):
+        sent = itertools.count()
+
+        async def publish() -> None:
+            for _ in range(20_000):
+                await client.publish("news", "x" * 1000)
+                next(sent)
+
+        publishing = asyncio.create_task(publish())
+        await eventually(lambda: client._publishing and not client._publishing.open, "it is paused")
+        consumer = await nodes.consumer(port=port)
+        await publishing
+        await client.flush()
+        await eventually(lambda: consumer.counters["messages_in"] == 20_000, "all have come")
+        assert client.lost_in_flight == 0
+
+
+async def test_cancelling_what_waits(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await consumer.subscribed("news")
+        for number in range(3):
+            waiting = asyncio.ensure_future(anext(messages))
+            await asyncio.sleep(0)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+            assert waiting.cancelled()
+            await client.publish("news", str(number))
+            assert (await anext(messages)).data == str(number)
+
+
+async def test_cancelling_a_subscription_that_begins(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
+
+        async def subscribe() -> None:
+            async with client.subscribe("news"):
+                pass
+
+        subscribing = asyncio.create_task(subscribe())
+        consumer = await server.next()
+        subscribing.cancel()
+        await asyncio.wait([subscribing])
+        assert subscribing.cancelled()
+        await consumer.end()
+        assert not client._subscriptions
+
+
+async def test_cancelling_a_publisher_that_waits(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
+        publishing = asyncio.create_task(client.publish("news", "never"))
+        producer = await server.next()
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        await producer.accept(KEY)
+        await eventually(lambda: client._publishing and client._publishing.open, "it is connected")
+        await client.publish("news", "1")
+        assert (await producer.packet())["d"] == "1"
+        closing = asyncio.create_task(client.close())
+        producer.send_frame(Opcode.CLOSE, await producer.until(Opcode.CLOSE))
+        await producer.writer.drain()
+        await producer.abort()
+        await closing
+
+
+async def test_closing_again_after_it_was_cancelled(nodes: Nodes) -> None:
+    async with (
+        soon(),
+        RawServer() as server,
+        nodes.client([server.address], [server.address], close_seconds=0.3) as client,
+    ):
+        publishing = asyncio.create_task(client.publish("news", "1"))
+        stuck = await server.next()
+        await stuck.accept(KEY)
+        await publishing
+        closing = asyncio.create_task(client.close())
+        await stuck.until(Opcode.CLOSE)
+        closing.cancel()
+        await asyncio.wait([closing])
+        await client.close()
+        link = client._publishing
+        assert link is not None
+        assert link.connection is None
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await server.next()
+
+
+async def test_closing_twice_at_once(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    client = nodes.client([producer], [consumer])
+    async with soon(), client.subscribe("news"):
+        await client.publish("news", "1")
+        await asyncio.gather(client.close(), client.close())
+        await client.close()
+
+
+async def test_a_client_that_was_never_used(nodes: Nodes) -> None:
+    down = f"127.0.0.1:{free_port()}"
+    async with nodes.client([down], [down]) as client:
+        await client.flush()
+    assert client.lost_in_flight == 0
+
+
+async def test_from_a_file_or_a_configuration(nodes: Nodes, tmp_path: Path) -> None:
+    consumer, producer = await nodes.cluster()
+    file = tmp_path / "demo.toml"
+    write_demo(file, producer, consumer)
+    config = DemoConfig(
+        producers=[f"{producer.address}/produce"], consumers=[f"{consumer.address}/subscribe"]
+    )
+    for client in (
+        wsqueue.connect(file),
+        wsqueue.connect(str(file), psk=KEY),
+        wsqueue.connect(config, psk=wsqueue.PreSharedKey(KEY)),
+    ):
+        async with soon(), client:
+            async with client.subscribe("news") as messages:
+                await consumer.subscribed("news")
+                await client.publish("news", "1")
+                assert (await anext(messages)).data == "1"
+            await consumer.subscribed("news", 0)
+
+
+def write_demo(file: Path, producer: RunningNode, consumer: RunningNode) -> None:
+    (file.parent / "psk").write_text(KEY)
+    (file.parent / "psk").chmod(0o600)
+    file.write_text(
+        f'role = "demo"\nproducers = ["{producer.address}/produce"]\n'
+        f'consumers = ["{consumer.address}/subscribe"]\npsk_file = "psk"\n'
+    )
+
+
+async def test_wrong_configurations(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREDENTIALS_DIRECTORY", "WSQUEUE_PSK"):
+        monkeypatch.delenv(name, raising=False)
+    producers, consumers = ["127.0.0.1:1/produce"], ["127.0.0.1:1/subscribe"]
+    with pytest.raises(wsqueue.ConfigError, match="no pre-shared key"):
+        wsqueue.connect(producers=producers, consumers=consumers)
+    with pytest.raises(wsqueue.ConfigError, match="producers: the list is empty"):
+        wsqueue.connect(consumers=consumers, psk=KEY)
+    with pytest.raises(wsqueue.ConfigError, match=r"consumers\[0\]: .* is not an address"):
+        wsqueue.connect(producers=producers, consumers=["127.0.0.1:1"], psk=KEY)
+    consumer = await nodes.consumer()
+    with pytest.raises(wsqueue.ConfigError, match="expected 'demo', found 'consumer'"):
+        wsqueue.connect(consumer._file)
+
+
+async def test_a_subscriber_with_the_raw_protocol_hears_a_client(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        RawSocket.established(consumer.address, "/subscribe/news", KEY) as raw,
+        connected(consumer.url("/subscribe/news"), KEY, "reversed") as peer,
+    ):
+        await consumer.subscribed("news", 2)
+        await client.publish("news", "1")
+        assert await raw.packet() == {"t": "m", "d": "1", "s": "news"}
+        assert await peer.messages(1) == [("news", "1")]
+
+
+async def publish_all(client: wsqueue.Client, data: str) -> None:
+    for one in data:
+        await client.publish("news", one)

@@ -1,0 +1,548 @@
+"""Peers that break the protocol: each is told why and let go, and nobody else notices."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvloop
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+
+from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, soon
+from .peer import Peer, answer_of, connected, message_of
+from .raw import RawServer, RawSocket, request_of
+
+pytestmark = pytest.mark.anyio
+
+ENDPOINTS = ["/producer", "/subscribe/news", "/produce"]
+at_every_endpoint = pytest.mark.parametrize("endpoint", ENDPOINTS)
+
+LIMITS: dict[str, Any] = {"max_message_bytes": 4096, "max_topic_bytes": 32}
+
+Attack = Callable[[RawSocket, int], None]
+
+
+def packet(**fields: object) -> bytes:
+    return json.dumps(fields).encode()
+
+
+def texts(*payloads: bytes) -> Attack:
+    def attack(raw: RawSocket, once: int) -> None:
+        for payload in payloads:
+            raw.send_frame(Opcode.TEXT, payload)
+
+    return attack
+
+
+def frame(opcode: Opcode, payload: bytes) -> Attack:
+    def attack(raw: RawSocket, once: int) -> None:
+        raw.send_frame(opcode, payload)
+
+    return attack
+
+
+def answers(*keys: str) -> Attack:
+    def attack(raw: RawSocket, once: int) -> None:
+        for key in keys:
+            raw.send({"t": "h", "a": answer_of(once, key)})
+
+    return attack
+
+
+def unmasked(raw: RawSocket, once: int) -> None:
+    raw.writer.write(Frame(Opcode.TEXT, b"{}").serialize(mask=False))
+
+
+EARLY: dict[str, tuple[Attack, int, str]] = {
+    "another key": (answers(OTHER_KEY), 4401, "wrong answer: the pre-shared keys differ"),
+    "no key": (answers(""), 4401, "wrong answer: the pre-shared keys differ"),
+    "data before hello": (texts(message_of("news", "x").encode()), 4402, "data before the hello was done"),
+    "data before an answer": (
+        texts(packet(t="h", o=1), message_of("news", "x").encode()),
+        4402,
+        "data before the hello was done",
+    ),
+    "second answer": (answers(KEY, KEY), 4403, "a second answer in the hello"),
+    "second challenge": (
+        texts(packet(t="h", o=1), packet(t="h", o=2)),
+        4404,
+        "a second challenge in the hello",
+    ),
+    "own challenge": (
+        lambda raw, once: raw.send({"t": "h", "o": once}),
+        4405,
+        "our own challenge was sent back",
+    ),
+    "subscribe": (texts(packet(t="s", s="news")), 4409, "this endpoint does not take that packet"),
+    "challenge 0": (texts(packet(t="h", o=0)), 4400, "not a valid packet: "),
+    "no JSON": (texts(b"hello"), 4400, "not a valid packet: "),
+    "deep JSON": (texts(b"[" * 4000), 4400, "not a valid packet: "),
+    "empty": (texts(b""), 4400, "not a valid packet: "),
+    "binary": (frame(Opcode.BINARY, b"{}"), 1003, "packets are text messages, not binary"),
+    "bad UTF-8": (frame(Opcode.TEXT, b"\xff"), 1007, "a text message is not valid UTF-8"),
+    "oversize": (frame(Opcode.TEXT, b"x" * 4097), 1009, "4097 bytes"),
+    "unmasked": (unmasked, 1002, "incorrect masking"),
+}
+
+LATE: dict[str, tuple[Attack, int, str]] = {
+    **{name: EARLY[name] for name in ("subscribe", "no JSON", "binary", "bad UTF-8", "oversize", "unmasked")},
+    "unsubscribe": (texts(packet(t="u", s="news")), 4409, "this endpoint does not take that packet"),
+    "second challenge": (texts(packet(t="h", o=2)), 4404, "a second challenge in the hello"),
+    "second answer": (answers(KEY), 4403, "a second answer in the hello"),
+    "topic too long": (
+        texts(message_of("x" * 33, "").encode()),
+        4410,
+        "the topic is too long: at most 32 bytes",
+    ),
+    "topic too long in UTF-8": (
+        texts(message_of("ñ" * 17, "").encode()),
+        4410,
+        "the topic is too long: at most 32 bytes",
+    ),
+}
+
+
+@at_every_endpoint
+@pytest.mark.parametrize("name", EARLY)
+async def test_a_bad_hello_is_refused(nodes: Nodes, log: Log, endpoint: str, name: str) -> None:
+    attack, code, reason = EARLY[name]
+    async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+        node = bystanders.node(endpoint)
+        async with RawSocket.opened(node.address, endpoint) as raw:
+            once = (await raw.packet())["o"]
+            attack(raw, once)
+            await closed_with(raw, code, reason)
+        await eventually(lambda: node.counters[f"refused_{code}"] == 1, "it is counted")
+        assert [reason in line for line in log.lines("hello refused ", logging.WARNING)] == [True]
+        assert log.lines("connection closed ", logging.WARNING) == []
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+@pytest.mark.parametrize("name", LATE)
+async def test_a_bad_packet_ends_the_connection(nodes: Nodes, log: Log, endpoint: str, name: str) -> None:
+    attack, code, reason = LATE[name]
+    async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+        node = bystanders.node(endpoint)
+        async with RawSocket.opened(node.address, endpoint) as raw:
+            once = (await raw.packet())["o"]
+            raw.send({"t": "h", "o": 7})
+            raw.send({"t": "h", "a": answer_of(once, KEY)})
+            assert (await raw.packet())["a"] == answer_of(7, KEY)
+            attack(raw, once)
+            await closed_with(raw, code, reason)
+        await eventually(lambda: log.lines("connection closed ", logging.WARNING), "it is logged")
+        assert [reason in line for line in log.lines("connection closed ", logging.WARNING)] == [True]
+        assert not [name for name in node.counters if name.startswith("refused_")]
+        await bystanders.are_served()
+
+
+async def test_a_subscriber_may_not_publish(nodes: Nodes, log: Log) -> None:
+    async with soon(), Bystanders.of(nodes) as bystanders:
+        async with RawSocket.established(bystanders.consumer.address, "/subscribe/news", KEY) as raw:
+            raw.publish("news", "not from here")
+            await closed_with(raw, 4409, "publish at a producer's /produce")
+        await eventually(lambda: log.lines("connection closed ", logging.WARNING), "it is logged")
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_a_hello_has_a_deadline(nodes: Nodes, log: Log, endpoint: str) -> None:
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        node = bystanders.node(endpoint)
+        async with RawSocket.opened(node.address, endpoint) as raw:
+            raw.send({"t": "h", "o": 1})
+            await closed_with(raw, 4408, "the hello took too long")
+        await eventually(lambda: node.counters["refused_4408"] == 1, "it is counted")
+        assert len(log.lines("hello refused ", logging.WARNING)) == 1
+        await bystanders.are_served()
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /prod", request_of("/producer")[:-2]])
+async def test_a_request_has_the_same_deadline(nodes: Nodes, log: Log, sent: bytes) -> None:
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        async with RawSocket.open(bystanders.consumer.address) as raw:
+            raw.writer.write(sent)
+            await raw.end()
+        await eventually(lambda: bystanders.consumer.counters["refused_4408"] == 1, "it is counted")
+        assert len(log.lines("hello refused ", logging.WARNING)) == 1
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_pings_do_not_prolong_a_hello(nodes: Nodes, endpoint: str) -> None:
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        async with RawSocket.opened(bystanders.node(endpoint).address, endpoint) as raw:
+            for _ in range(1000):
+                raw.send_frame(Opcode.PING)
+                await raw.writer.drain()
+                if bystanders.node(endpoint).counters["refused_4408"]:
+                    break
+                await asyncio.sleep(0.01)
+            await closed_with(raw, 4408, "the hello took too long")
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_what_may_come_before_the_hello_is_bounded(nodes: Nodes, log: Log, endpoint: str) -> None:
+    async with soon(), Bystanders.of(nodes) as bystanders:
+        node = bystanders.node(endpoint)
+        async with RawSocket.opened(node.address, endpoint) as raw:
+            with contextlib.suppress(ConnectionError):
+                for _ in range(20):
+                    raw.send_frame(Opcode.PONG, b"x" * 125)
+                    raw.send_frame(Opcode.CONT if _ else Opcode.TEXT, b"x" * 4000, fin=False)
+                    await raw.writer.drain()
+            await closed_with(raw, 4402, "data before the hello was done: more than 65536 bytes")
+        await eventually(lambda: node.counters["refused_4402"] == 1, "it is counted")
+        assert len(log.lines("hello refused ", logging.WARNING)) == 1
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_a_peer_that_goes_away_in_the_hello_is_counted(nodes: Nodes, endpoint: str) -> None:
+    async with soon(), Bystanders.of(nodes) as bystanders:
+        node = bystanders.node(endpoint)
+        async with RawSocket.opened(node.address, endpoint):
+            pass
+        await eventually(lambda: node.counters["refused_1006"] == 1, "it is counted")
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_no_node_answers_its_own_challenge(nodes: Nodes, endpoint: str) -> None:
+    """The reflection attack: a second connection is to answer the challenge of the first."""
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        node = bystanders.node(endpoint)
+        await relay_fails(node, endpoint, node, endpoint, wrong_answer=False)
+        await eventually(lambda: node.counters["refused_4408"] == 2, "both are counted")
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+async def test_the_answer_to_a_wrong_answer_is_of_no_use(nodes: Nodes, endpoint: str) -> None:
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        node = bystanders.node(endpoint)
+        await relay_fails(node, endpoint, node, endpoint, wrong_answer=True)
+        await eventually(lambda: node.counters["refused_4401"] == 2, "both are counted")
+        await bystanders.are_served()
+
+
+@pytest.mark.parametrize("wrong_answer", [False, True])
+@pytest.mark.parametrize(
+    ("challenger", "oracle"),
+    [("/produce", "/producer"), ("/producer", "/produce"), ("/subscribe/news", "/produce")],
+)
+async def test_no_node_answers_the_challenge_of_another(
+    nodes: Nodes, challenger: str, oracle: str, wrong_answer: bool
+) -> None:
+    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+        await relay_fails(
+            bystanders.node(challenger),
+            challenger,
+            bystanders.node(oracle),
+            oracle,
+            wrong_answer=wrong_answer,
+        )
+        await bystanders.are_served()
+
+
+async def relay_fails(
+    victim: RunningNode, endpoint: str, oracle: RunningNode, oracle_endpoint: str, *, wrong_answer: bool
+) -> None:
+    """Send the victim's challenge to the oracle, and whatever that answers to the victim."""
+    async with (
+        RawSocket.opened(victim.address, endpoint) as wanted,
+        RawSocket.opened(oracle.address, oracle_endpoint) as asked,
+    ):
+        once = (await wanted.packet())["o"]
+        assert "o" in await asked.packet()
+        asked.send({"t": "h", "o": once})
+        if wrong_answer:
+            asked.send({"t": "h", "a": answer_of(once, OTHER_KEY)})
+        relayed = 0
+        while True:
+            opcode, payload = await asked.frame()
+            if opcode is Opcode.CLOSE:
+                break
+            wanted.send_frame(opcode, payload)
+            relayed += 1
+        assert relayed == (1 if wrong_answer else 0)
+        code, _ = await wanted.close_frame()
+        assert code == (4401 if wrong_answer else 4408)
+        await wanted.end()
+    await eventually(lambda: victim.counters[f"refused_{code}"] >= 1, "it is counted")
+    await eventually(lambda: oracle.counters[f"refused_{code}"] >= 1, "it is counted")
+
+
+PIECES = st.lists(st.binary(max_size=64), max_size=8)
+
+
+def any_frame(opcode: int, fin: bool, payload: bytes, masked: bool) -> bytes:
+    """Return a frame that may break any rule; its mask, if any, changes nothing."""
+    mask_bit = 0x80 if masked else 0
+    size = len(payload)
+    length = bytes([mask_bit | size]) if size < 126 else bytes([mask_bit | 126]) + size.to_bytes(2)
+    return bytes([0x80 * fin | opcode]) + length + bytes(4 if masked else 0) + payload
+
+
+FRAMES = st.builds(
+    any_frame,
+    st.one_of(st.sampled_from(Opcode), st.integers(0, 127)),
+    st.booleans(),
+    st.one_of(
+        st.binary(max_size=130),
+        st.sampled_from(
+            [
+                b"",
+                b"{}",
+                b'{"t":"h","o":1}',
+                b'{"t":"h","a":""}',
+                b'{"t":"m","d":"x","s":"other"}',
+                b'{"t":"m","d":"\\ud800","s":"\\udfff"}',
+                b'{"t":"s","s":"other"}',
+                b"\x03\xe8bye",
+                b"\x00",
+                b"\xff" * 5000,
+            ]
+        ),
+    ),
+    st.sampled_from([True, True, True, False]),
+)
+AFTER_UPGRADE = st.lists(st.one_of(FRAMES, FRAMES, st.binary(max_size=16)), max_size=8)
+REQUESTS = st.lists(
+    st.one_of(
+        st.binary(max_size=64),
+        st.sampled_from(
+            [
+                b"GET ",
+                b"POST ",
+                b"/ HTTP/1.1\r\n",
+                b"/producer HTTP/1.1\r\n",
+                b"/subscribe/%ff HTTP/1.1\r\n",
+                b"/subscribe/%00%ed%a0%80 HTTP/1.0\r\n",
+                b"/subscribe/\xff HTTP/1.1\r\n",
+                b"/produce?x HTTP/1.1\r\n",
+                b"Host: x\r\n",
+                b"Upgrade: websocket\r\n",
+                b"Connection: Upgrade\r\n",
+                b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n",
+                b"Sec-WebSocket-Version: 13\r\n",
+                b"Sec-WebSocket-Extensions: permessage-deflate\r\n",
+                b"Content-Length: 5\r\n",
+                b"\r\n",
+                b"\r\n\r\n",
+                b"\n",
+                b"x" * 9000,
+            ]
+        ),
+    ),
+    max_size=12,
+)
+
+
+RESPONSES = st.lists(
+    st.one_of(
+        st.binary(max_size=64),
+        st.sampled_from(
+            [
+                b"HTTP/1.1 101 Switching Protocols\r\n",
+                b"HTTP/1.1 200 OK\r\n",
+                b"HTTP/1.1 503 \xff\r\n",
+                b"HTTP/1.1 999999 x\r\n",
+                b"Upgrade: websocket\r\n",
+                b"Connection: Upgrade\r\n",
+                b"Sec-WebSocket-Accept: AAAAAAAAAAAAAAAAAAAAAAAAAAA=\r\n",
+                b"Content-Length: -5\r\n",
+                b"Content-Length: 5\r\n",
+                b"Transfer-Encoding: chunked\r\n",
+                b"\r\n",
+                b"5\r\nhello\r\n0\r\n\r\n",
+                b"x" * 9000,
+            ]
+        ),
+    ),
+    max_size=12,
+)
+CUTS = st.lists(st.integers(0, 400), max_size=4)
+
+
+@at_every_endpoint
+def test_any_bytes_before_the_upgrade(tmp_path: Path, log: Log, endpoint: str) -> None:
+    attack_with_any_bytes(tmp_path, log, endpoint, REQUESTS, RawSocket.open)
+
+
+@at_every_endpoint
+def test_any_bytes_after_the_upgrade(tmp_path: Path, log: Log, endpoint: str) -> None:
+    attack_with_any_bytes(
+        tmp_path, log, endpoint, AFTER_UPGRADE, lambda address: RawSocket.opened(address, endpoint)
+    )
+
+
+@at_every_endpoint
+def test_any_bytes_after_the_hello(tmp_path: Path, log: Log, endpoint: str) -> None:
+    attack_with_any_bytes(
+        tmp_path, log, endpoint, AFTER_UPGRADE, lambda address: RawSocket.established(address, endpoint, KEY)
+    )
+
+
+@pytest.mark.parametrize("stage", ["before the upgrade", "after the upgrade", "after the hello"])
+def test_any_bytes_from_a_consumer(tmp_path: Path, log: Log, stage: str) -> None:
+    with loop_that_fails() as runner:
+        server, nodes = RawServer(), Nodes(tmp_path)
+
+        async def begin_link() -> RunningNode:
+            await server.__aenter__()
+            return await nodes.producer([server.address], reconnect_max_seconds=0.01, **LIMITS)
+
+        async def attack_link(chunks: list[bytes]) -> None:
+            async with soon():
+                raw = await server.next()
+                if stage == "after the upgrade":
+                    await raw.upgrade()
+                elif stage == "after the hello":
+                    await raw.accept(KEY)
+                await write_and_end(raw, chunks)
+                await raw.abort()
+
+        async def end_link() -> None:
+            async with soon():
+                await (await server.next()).accept(KEY)
+                await producer.ready()
+                await server.__aexit__()
+            await nodes.stop()
+
+        producer = runner.run(begin_link())
+
+        @settings(max_examples=60, deadline=None)
+        @given(st.one_of(RESPONSES if stage == "before the upgrade" else AFTER_UPGRADE, PIECES), CUTS)
+        def attack(chunks: list[bytes], cuts: list[int]) -> None:
+            runner.run(attack_link(cut(b"".join(chunks), cuts)))
+
+        attack()
+        runner.run(end_link())
+
+
+def attack_with_any_bytes(
+    directory: Path,
+    log: Log,
+    endpoint: str,
+    chunks_of_bytes: st.SearchStrategy[list[bytes]],
+    connect: Callable[[str], contextlib.AbstractAsyncContextManager[RawSocket]],
+) -> None:
+    with loop_that_fails() as runner:
+        bystanders = runner.run(begin(directory))
+
+        @settings(max_examples=60, deadline=None)
+        @given(st.one_of(chunks_of_bytes, PIECES), CUTS)
+        def attack(chunks: list[bytes], cuts: list[int]) -> None:
+            runner.run(attack_once(bystanders, endpoint, connect, cut(b"".join(chunks), cuts)))
+
+        try:
+            attack()
+        finally:
+            runner.run(bystanders.stop())
+
+
+async def begin(directory: Path) -> Bystanders:
+    return await Bystanders.start(Nodes(directory), **LIMITS)
+
+
+async def attack_once(
+    bystanders: Bystanders,
+    endpoint: str,
+    connect: Callable[[str], contextlib.AbstractAsyncContextManager[RawSocket]],
+    chunks: list[bytes],
+) -> None:
+    async with soon():
+        async with connect(bystanders.node(endpoint).address) as raw:
+            await write_and_end(raw, chunks)
+        await bystanders.are_served()
+
+
+async def write_and_end(raw: RawSocket, chunks: list[bytes]) -> None:
+    """Write all chunks, end our stream, and wait for the end of the other."""
+    with contextlib.suppress(ConnectionError):
+        for chunk in chunks:
+            raw.writer.write(chunk)
+            await raw.writer.drain()
+            await asyncio.sleep(0)
+        if raw.writer.can_write_eof():
+            raw.writer.write_eof()
+        await raw.end()
+
+
+def cut(data: bytes, cuts: list[int]) -> list[bytes]:
+    """Cut bytes anywhere."""
+    places = sorted({0, *(place for place in cuts if place < len(data)), len(data)})
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+@contextlib.contextmanager
+def loop_that_fails() -> Iterator[asyncio.Runner]:
+    """Run an event loop, and fail if anything raised into it."""
+    problems: list[dict[str, Any]] = []
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.get_loop().set_exception_handler(lambda _loop, context: problems.append(context))
+        yield runner
+    assert problems == []
+
+
+class Bystanders:
+    """Hold a cluster with a publisher and a subscriber, who must not notice what happens to others."""
+
+    def __init__(self, nodes: Nodes, consumer: RunningNode, producer: RunningNode) -> None:
+        self._nodes, self.consumer, self.producer = nodes, consumer, producer
+        self._stack = contextlib.AsyncExitStack()
+        self._count = 0
+        self._subscriber: Peer
+        self._publisher: Peer
+
+    @classmethod
+    async def start(cls, nodes: Nodes, **limits: Any) -> Bystanders:
+        made = cls(nodes, *await nodes.cluster(**limits))
+        stack = made._stack
+        made._subscriber = await stack.enter_async_context(
+            connected(made.consumer.subscribe_url("bystanders"), KEY)
+        )
+        made._publisher = await stack.enter_async_context(connected(made.producer.url("/produce"), KEY))
+        await made.consumer.subscribed("bystanders")
+        return made
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(cls, nodes: Nodes, **limits: Any) -> AsyncIterator[Bystanders]:
+        made = await cls.start(nodes, **limits)
+        try:
+            yield made
+        finally:
+            await made._stack.aclose()
+
+    async def stop(self) -> None:
+        await self._stack.aclose()
+        await self._nodes.stop()
+
+    def node(self, endpoint: str) -> RunningNode:
+        return self.producer if endpoint == "/produce" else self.consumer
+
+    async def are_served(self) -> None:
+        """Publish a message on a connection that was there before, and see it come."""
+        self._count += 1
+        await self._publisher.publish("bystanders", str(self._count))
+        assert await self._subscriber.data(1) == [str(self._count)]
+
+
+async def closed_with(raw: RawSocket, code: int, reason: str) -> None:
+    found, text = await raw.close_frame()
+    assert found == code
+    assert reason in text
+    await raw.end()

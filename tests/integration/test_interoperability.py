@@ -1,0 +1,244 @@
+"""An independent classic peer, in both orders of the digest, against every endpoint and both ways."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from websockets.asyncio.client import connect
+
+import wsqueue
+
+from .nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
+from .peer import (
+    ORDERS,
+    IndependentConsumer,
+    IndependentProducer,
+    Order,
+    RefusedError,
+    answer_of,
+    connected,
+    serving,
+    topic_of,
+)
+
+pytestmark = pytest.mark.anyio
+
+TOPICS = [
+    "news",
+    "orders/eu/42",
+    "a b",
+    "日本語 😀",
+    "",
+    "100%",
+    "%2F",
+    "?#&=+;@:",
+    '"\\\x00\n',
+    "../x",
+    "x" * 1024,
+]
+
+both_orders = pytest.mark.parametrize("order", ORDERS)
+
+
+@both_orders
+@pytest.mark.parametrize("topic", TOPICS)
+async def test_a_peer_publishes_and_subscribes(nodes: Nodes, order: Order, topic: str) -> None:
+    consumer, producer = await nodes.cluster()
+    data = ["hello", "", "ñ 日本 😀 \x00 \"'\\", "y" * 70_000]
+    async with (
+        soon(),
+        connected(consumer.subscribe_url(topic), KEY, order) as subscriber,
+        connected(producer.url("/produce"), KEY, order) as publisher,
+    ):
+        await consumer.subscribed(topic)
+        await publisher.publish(topic, *data)
+        assert await subscriber.messages(len(data)) == [(topic, one) for one in data]
+
+
+@both_orders
+async def test_a_peer_is_a_producer(nodes: Nodes, order: Order) -> None:
+    consumer = await nodes.consumer()
+    async with (
+        soon(),
+        connected(consumer.subscribe_url("news"), KEY, order) as subscriber,
+        connected(consumer.url("/producer"), KEY, order) as producer,
+    ):
+        await consumer.subscribed("news")
+        await producer.publish("news", "1", "2", "3")
+        assert await subscriber.data(3) == ["1", "2", "3"]
+        assert consumer.counters["messages_in"] == consumer.counters["deliveries"] == 3
+
+
+async def test_a_payload_is_forwarded_as_it_came(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    payload = '{ "s" : "n\\u0065ws",\n"d":"\\u00f1 \\ud83d\\ude00","t":"m"}'
+    async with (
+        soon(),
+        connected(consumer.subscribe_url("news"), KEY) as subscriber,
+        connected(producer.url("/produce"), KEY) as publisher,
+    ):
+        await consumer.subscribed("news")
+        await publisher.socket.send(payload)
+        assert await subscriber.socket.recv() == payload
+
+
+async def test_a_fragmented_message_is_put_together(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        connected(consumer.subscribe_url("news"), KEY) as subscriber,
+        connected(producer.url("/produce"), KEY) as publisher,
+    ):
+        await consumer.subscribed("news")
+        await publisher.socket.send(['{"t":"m",', '"d":"hello",', '"s":"news"}'])
+        assert await subscriber.data(1) == ["hello"]
+
+
+@both_orders
+@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
+async def test_an_acceptor_answers_in_the_order_it_was_answered_in(
+    nodes: Nodes, order: Order, endpoint: str
+) -> None:
+    node = await node_with(nodes, endpoint)
+    async with soon(), connect(node.url(endpoint), proxy=None) as socket:
+        once = json.loads(await socket.recv())["o"]
+        assert 1 <= once <= 2**31 - 2
+        await socket.send(json.dumps({"t": "h", "a": answer_of(once, KEY, order)}))
+        await socket.send(json.dumps({"t": "h", "o": 255}))
+        assert json.loads(await socket.recv())["a"] == answer_of(255, KEY, order)
+
+
+@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
+async def test_a_hello_holds_nothing_but_what_the_wire_demands(nodes: Nodes, endpoint: str) -> None:
+    node = await node_with(nodes, endpoint)
+    async with soon(), connect(node.url(endpoint), proxy=None) as socket:
+        challenge = json.loads(await socket.recv())
+        assert set(challenge) == {"t", "o"}
+        await socket.send(json.dumps({"t": "h", "o": 255}))
+        await socket.send(json.dumps({"t": "h", "a": answer_of(challenge["o"], KEY)}))
+        assert json.loads(await socket.recv()) == {"t": "h", "a": answer_of(255, KEY)}
+
+
+@both_orders
+@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
+async def test_a_peer_with_another_key_learns_that_it_is_refused(
+    nodes: Nodes, order: Order, endpoint: str
+) -> None:
+    node = await node_with(nodes, endpoint)
+    with pytest.raises(RefusedError):
+        async with soon(), connected(node.url(endpoint), OTHER_KEY, order):
+            pass
+    await eventually(lambda: node.counters["refused_4401"] == 1, "the refusal is counted")
+
+
+@both_orders
+async def test_our_client_works_with_independent_nodes(nodes: Nodes, order: Order) -> None:
+    consumers = [IndependentConsumer(KEY, order) for _ in range(2)]
+    async with serving(consumers[0].handle) as first, serving(consumers[1].handle) as second:
+        producer = IndependentProducer(KEY, order, [f"ws://{first}/producer", f"ws://{second}/producer"])
+        async with (
+            soon(),
+            serving(producer.handle) as address,
+            nodes.client([address], [first, second], hello_order=wsqueue.Order(order)) as client,
+            client.subscribe(*TOPICS) as messages,
+        ):
+            await eventually(
+                lambda: sum(len(consumer.subscribers) for consumer in consumers) == len(TOPICS), "subscribed"
+            )
+            for topic in TOPICS:
+                await client.publish(topic, f"data of {topic}")
+                assert await anext(messages) == wsqueue.Message(topic, f"data of {topic}")
+            await client.flush()
+
+
+@both_orders
+async def test_our_producer_works_with_an_independent_consumer(nodes: Nodes, order: Order) -> None:
+    independent = IndependentConsumer(KEY, order)
+    async with soon(), serving(independent.handle) as address:
+        producer = await nodes.producer([address], hello_order=order)
+        await producer.ready()
+        async with (
+            connected(f"ws://{address}/subscribe/news", KEY, order) as subscriber,
+            connected(producer.url("/produce"), KEY, order) as publisher,
+        ):
+            await eventually(lambda: independent.subscribers["news"], "subscribed")
+            await publisher.publish("news", "1", "2", "3")
+            assert await subscriber.data(3) == ["1", "2", "3"]
+        await producer.stop()
+
+
+async def test_our_nodes_mix_with_independent_ones(nodes: Nodes) -> None:
+    ours = await nodes.consumer()
+    independent = IndependentConsumer(KEY, "reversed")
+    async with soon(), serving(independent.handle) as theirs:
+        producer = await nodes.producer([ours, theirs], hello_order="reversed")
+        their_producer = IndependentProducer(
+            KEY, "reversed", [ours.url("/producer"), f"ws://{theirs}/producer"]
+        )
+        await producer.ready()
+        topics = [topic_of(index, 2) for index in range(2)]
+        async with (
+            serving(their_producer.handle) as their_address,
+            nodes.client([producer], [ours, theirs], hello_order=wsqueue.Order.REVERSED) as client,
+            connected(f"ws://{their_address}/produce", KEY, "reversed") as publisher,
+            client.subscribe(*topics) as messages,
+        ):
+            await ours.subscribed(topics[0])
+            await eventually(lambda: independent.subscribers[topics[1]], "subscribed")
+            for topic in topics:
+                await client.publish(topic, "through our producer")
+                assert (await anext(messages)).data == "through our producer"
+                await publisher.publish(topic, "through theirs")
+                assert (await anext(messages)).data == "through theirs"
+
+
+async def test_a_client_in_the_wrong_order_is_told_so(nodes: Nodes) -> None:
+    async with (
+        asyncio.timeout(5),
+        serving(IndependentConsumer(KEY, "reversed").handle) as address,
+        nodes.client([address], [address], open_seconds=0.5) as client,
+    ):
+        with pytest.raises(wsqueue.ConnectError):
+            await anext(client.subscribe("news"))
+
+
+async def test_all_subscribers_hear_all_producers_whenever_those_connected(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    early = await nodes.producer([consumer])
+    await early.ready()
+    async with (
+        soon(),
+        connected(early.url("/produce"), KEY) as first_publisher,
+        connected(consumer.subscribe_url("news"), KEY) as first,
+        connected(consumer.subscribe_url("news"), KEY, "reversed") as second,
+        connected(consumer.subscribe_url("sport"), KEY) as other,
+    ):
+        await consumer.subscribed("news", 2)
+        await consumer.subscribed("sport")
+        late = await nodes.producer([consumer])
+        await late.ready()
+        async with connected(late.url("/produce"), KEY) as second_publisher:
+            await first_publisher.publish("news", "early")
+            assert [await first.data(1), await second.data(1)] == [["early"], ["early"]]
+            await second_publisher.publish("news", "late")
+            assert [await first.data(1), await second.data(1)] == [["late"], ["late"]]
+            await second_publisher.publish("sport", "other")
+            assert await other.messages(1) == [("sport", "other")]
+
+
+async def test_a_subscriber_that_is_gone_is_forgotten(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    async with soon(), connected(consumer.url("/producer"), KEY) as producer:
+        async with connected(consumer.subscribe_url("news"), KEY):
+            await consumer.subscribed("news")
+        await consumer.subscribed("news", 0)
+        assert len(consumer.consumer.topics) == 0
+        await producer.publish("news", "nobody")
+        await eventually(lambda: consumer.counters["without_subscriber"] == 1, "it is counted")
+
+
+async def node_with(nodes: Nodes, endpoint: str) -> RunningNode:
+    consumer = await nodes.consumer()
+    return await nodes.producer([consumer]) if endpoint == "/produce" else consumer

@@ -1,0 +1,465 @@
+"""Links between producers and consumers: held messages, backpressure, reconnects, what may be lost."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from websockets.frames import Opcode
+
+from wsqueue.producer import HELD_OVERHEAD_BYTES, SLOW_LINK_BYTES
+
+from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from .peer import answer_of, connected, topic_of
+from .raw import RawServer, RawSocket
+
+pytestmark = pytest.mark.anyio
+
+UP, DOWN = topic_of(0, 2), topic_of(1, 2)
+
+
+async def test_a_consumer_that_is_down_holds_back_only_its_own_topics(nodes: Nodes) -> None:
+    async with (
+        soon(),
+        half_a_cluster(nodes, max_held_bytes=20_000) as (up, port, producer),
+        connected(producer.url("/produce"), KEY) as stuck,
+        connected(producer.url("/produce"), KEY) as other,
+        connected(up.subscribe_url(UP), KEY) as subscriber,
+    ):
+        await up.subscribed(UP)
+        data = [f"{number:1000}" for number in range(20_000)]
+        publishing = asyncio.create_task(stuck.publish(DOWN, *data))
+        link = producer.links[1]
+        await eventually(lambda: link._blocked, "the publisher is paused")
+        for number in range(50):
+            await other.publish(UP, str(number))
+            assert await subscriber.data(1) == [str(number)]
+        assert not publishing.done()
+        taken = producer.counters["messages_in"] - 50
+        assert taken == len(link.held)
+        assert held_bytes(producer, 1) == link._held_bytes < 20_000 + 1024 * 1024
+
+        async with RawServer(port) as server:
+            down = await server.next()
+            await down.accept(KEY)
+            assert await data_of(down, len(data)) == data
+            await publishing
+            assert not link.held
+            assert not link._blocked
+            assert producer.counters["forwarded"] == len(data) + 50
+            await answer_pings_until_closed(producer, down)
+        assert producer.counters["lost_in_flight"] == producer.counters["lost_held"] == 0
+
+
+async def test_held_messages_come_in_order_when_the_consumer_is_back(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        (await server.next()).writer.close()
+        data = [str(number) for number in range(5000)]
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", *data[:3000])
+            await eventually(lambda: producer.counters["messages_in"] == 3000, "they are taken in")
+            assert len(producer.links[0].held) == 3000
+            assert "no link to" in producer.service.node.not_ready()
+            consumer = await server.next()
+            await consumer.accept(KEY)
+            await publisher.publish("news", *data[3000:])
+            assert await data_of(consumer, len(data)) == data
+        await answer_pings_until_closed(producer, consumer)
+
+
+async def test_a_publisher_goes_on_when_no_link_is_full(nodes: Nodes) -> None:
+    ports = [free_port(), free_port()]
+    producer = await nodes.producer([f"127.0.0.1:{port}" for port in ports], max_held_bytes=1000)
+    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
+        for topic in (UP, DOWN):
+            await publisher.publish(topic, "x" * 1000)
+        await eventually(lambda: producer.counters["messages_in"] == 2, "they are taken in")
+        for link, topic in zip(producer.links, (UP, DOWN), strict=True):
+            if not link._blocked:
+                await publisher.publish(topic, "y")
+        (publishing,) = producer.connections
+        await eventually(lambda: publishing._pauses, "it is paused")
+        consumers = []
+        for port in ports:
+            assert publishing._pauses == sum(bool(link._blocked) for link in producer.links)
+            consumers.append(await nodes.consumer(port=port))
+            await eventually(lambda: consumers[-1].counters["messages_in"], "it takes its own")
+        await eventually(lambda: not publishing._pauses, "the publisher goes on")
+        for number in range(10):
+            await publisher.publish(UP, str(number))
+            await publisher.publish(DOWN, str(number))
+        for consumer in consumers:
+            await eventually(lambda: consumer.counters["messages_in"] >= 11, "all have come")  # noqa: B023
+
+
+async def test_a_publisher_that_goes_away_while_it_is_paused_is_forgotten(nodes: Nodes) -> None:
+    async with (
+        soon(),
+        half_a_cluster(nodes, max_held_bytes=1000, ping_interval_seconds=0.1, ping_timeout_seconds=0.1) as (
+            _up,
+            port,
+            producer,
+        ),
+    ):
+        link = producer.links[1]
+        async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
+            publisher.publish(DOWN, *["x" * 1000] * 100)
+            await eventually(lambda: link._blocked, "it is paused")
+        await eventually(lambda: not link._blocked, "it is forgotten")
+        await eventually(lambda: not producer.connections, "it is gone")
+        held = len(link.held)
+        down = await nodes.consumer(port=port)
+        await eventually(lambda: down.counters["messages_in"] == held, "what it sent is delivered")
+
+
+async def test_a_paused_publisher_is_not_given_up_for_its_silence(nodes: Nodes) -> None:
+    async with (
+        soon(),
+        half_a_cluster(nodes, max_held_bytes=1000, ping_interval_seconds=0.1, ping_timeout_seconds=0.1) as (
+            _up,
+            port,
+            producer,
+        ),
+        RawSocket.established(producer.address, "/produce", KEY) as publisher,
+    ):
+        publisher.publish(DOWN, *["x" * 1000] * 100)
+        await eventually(lambda: producer.links[1]._blocked, "it is paused")
+        # These pings say that the node lives, and go unanswered.
+        for _ in range(6):
+            await publisher.until(Opcode.PING)
+        assert len(producer.connections) == 1
+        down = await nodes.consumer(port=port)
+        publisher.send_frame(Opcode.PONG)
+        await eventually(lambda: down.counters["messages_in"] == 100, "all is delivered")
+        assert not producer.links[1]._blocked
+
+
+async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        link = producer.links[0]
+        data = [f"{number:10000}" for number in range(3000)]
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            publishing = asyncio.create_task(publisher.publish("news", *data))
+            await eventually(lambda: link._blocked, "the publisher is paused")
+            assert link.connection is not None
+            assert link.connection.writing_paused
+            assert link.connection.buffered_bytes < 1024 * 1024
+            assert link._held_bytes < SLOW_LINK_BYTES + 1024 * 1024
+            assert not publishing.done()
+            assert await data_of(consumer, len(data)) == data
+            await publishing
+            assert not link.held
+        await answer_pings_until_closed(producer, consumer)
+
+
+async def test_messages_that_a_broken_link_may_have_lost_are_counted(nodes: Nodes, log: Log) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        link = producer.links[0]
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", *"abcde")
+            ping = await consumer.until(Opcode.PING)
+            confirmed = int.from_bytes(ping)
+            await eventually(lambda: link.sent == 5, "all are sent")
+            consumer.send_frame(Opcode.PONG, ping)
+            await eventually(lambda: link.in_flight == 5 - confirmed, "some are confirmed")
+            await publisher.publish("news", *"fgh")
+            await eventually(lambda: link.sent == 8, "all are sent")
+            await consumer.abort()
+            await eventually(lambda: producer.counters["lost_in_flight"] == 8 - confirmed, "they are counted")
+            (line,) = log.lines("link down ", logging.WARNING)
+            assert f"in_flight={8 - confirmed}" in line
+            assert link.in_flight == 0
+
+
+async def test_nothing_is_lost_when_a_consumer_drains(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(port=free_port())
+    producer = await nodes.producer([consumer])
+    await producer.ready()
+    count = 3000
+    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
+        publishing = asyncio.create_task(publisher.publish("news", *map(str, range(count))))
+        await eventually(lambda: consumer.counters["messages_in"], "the first has come")
+        await consumer.stop()
+        taken = consumer.counters["messages_in"]
+        await consumer.restart()
+        await publishing
+        await eventually(lambda: taken + consumer.counters["messages_in"] == count, "the rest has come")
+        assert producer.counters["lost_in_flight"] == 0
+
+
+async def test_nothing_is_sent_to_a_consumer_of_the_other_order(nodes: Nodes) -> None:
+    """An original consumer proves itself, finds our answer wrong, and ignores what comes until it closes."""
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", *map(str, range(10)))
+            await eventually(lambda: producer.counters["messages_in"] == 10, "they are taken in")
+            original = await server.next()
+            await original.upgrade()
+            original.send({"t": "h", "o": 1})
+            once = None
+            while once is None:
+                once = (await original.packet()).get("o")
+            original.send({"t": "h", "a": answer_of(once, KEY, "reversed")})
+            frames = []
+            while (frame := await original.frame())[0] is not Opcode.PING:
+                frames.append(json.loads(frame[1])["t"])
+            assert "m" not in frames
+            original.send_frame(Opcode.CLOSE, (1000).to_bytes(2))
+            await original.end()
+        await producer.crash()
+        assert producer.counters["lost_held"] == 10
+        assert producer.counters["lost_in_flight"] == 0
+        assert "hello_order" in producer.links[0].failures[producer.links[0].addresses[0]].reason
+
+
+async def test_a_wrong_pong_confirms_nothing(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        link = producer.links[0]
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", *"abc")
+            ping = await consumer.until(Opcode.PING)
+            for data in (b"", b"x" * 8, (9).to_bytes(8), b"hello"):
+                consumer.send_frame(Opcode.PONG, data)
+            consumer.send_frame(Opcode.PING, b"done")
+            assert await consumer.until(Opcode.PONG) == b"done"
+            assert link.in_flight == 3
+            # What was not confirmed by one ping is confirmed by the next.
+            consumer.send_frame(Opcode.PONG, (1).to_bytes(8))
+            assert int.from_bytes(ping) <= int.from_bytes(await consumer.until(Opcode.PING)) == 3
+            consumer.send_frame(Opcode.PONG, (3).to_bytes(8))
+            await link.all_confirmed()
+            assert link.in_flight == 0
+
+
+async def test_all_confirmed_waits_until_the_consumer_has_dealt_with_all(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    link = producer.links[0]
+    async with soon():
+        await link.all_confirmed()
+        payload = b'{"t":"m","d":"x","s":"news"}'
+        for count in (1, 2, 3):
+            link.send([payload] * 1000)
+            assert link.in_flight == 1000
+            await link.all_confirmed()
+            assert link.in_flight == 0
+            assert consumer.counters["messages_in"] == 1000 * count
+
+
+async def test_all_confirmed_ends_when_the_connection_is_lost(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        producer.links[0].send([b'{"t":"m","d":"x","s":"news"}'])
+        waiting = asyncio.create_task(producer.links[0].all_confirmed())
+        await consumer.until(Opcode.PING)
+        assert not waiting.done()
+        await consumer.abort()
+        await waiting
+        assert producer.counters["lost_in_flight"] == 1
+
+
+async def test_a_link_tries_for_ever_and_says_so_once(nodes: Nodes, log: Log) -> None:
+    port = free_port()
+    producer = await nodes.producer([f"127.0.0.1:{port}"], reconnect_max_seconds=0.01)
+    link = producer.links[0]
+    async with soon():
+        await eventually(lambda: log.lines("link cannot open ", logging.WARNING), "it says so")
+        async with RawServer(port) as server:
+            for _ in range(20):
+                await (await server.next()).abort()
+        await eventually(lambda: "refused" in str(link.failures.get(link.addresses[0])), "refused again")
+        lines = log.lines("link cannot open ", logging.WARNING)
+        assert len(lines) <= 5
+        assert "efused" in lines[0]
+        await nodes.consumer(port=port)
+        await producer.ready()
+        assert len(log.lines("link up ")) == 1
+        assert link.failures == {}
+
+
+async def test_the_delay_grows_up_to_its_limit_with_jitter(nodes: Nodes) -> None:
+    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], reconnect_max_seconds=5.0)
+    link = producer.links[0]
+    for rounds, ceiling in ((0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2), (6, 5.0), (1000, 5.0)):
+        delays = {link._delay(rounds) for _ in range(20)}
+        assert len(delays) > 1
+        assert all(ceiling / 2 <= delay <= ceiling for delay in delays)
+
+
+async def test_a_link_whose_peer_accepts_and_closes_backs_off(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address], reconnect_max_seconds=0.2)
+        rounds: list[int] = []
+
+        def delay(number: int) -> float:
+            rounds.append(number)
+            return 0.0
+
+        monkeypatch.setattr(producer.links[0], "_delay", delay)
+        for _ in range(5):
+            consumer = await server.next()
+            await consumer.accept(KEY)
+            await consumer.abort()
+        await eventually(lambda: len(rounds) >= 5, "it tries again")
+        assert rounds[:5] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"SSH-2.0-OpenSSH\r\n", b"\x00\x00"])
+async def test_a_link_to_something_else_goes_on_trying(nodes: Nodes, log: Log, answer: bytes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address], hello_seconds=0.3)
+        for _ in range(2):
+            other = await server.next()
+            other.writer.write(answer)
+            await other.end()
+            await other.abort()
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        assert len(log.lines("link cannot open ", logging.WARNING)) == 1
+
+
+async def test_a_link_with_another_key_goes_on_trying(nodes: Nodes, log: Log) -> None:
+    consumer = await nodes.consumer(key=OTHER_KEY)
+    producer = await nodes.producer([consumer])
+    async with soon():
+        await eventually(lambda: consumer.counters["refused_4401"] >= 3, "it tries again")
+        (line,) = log.lines("link cannot open ", logging.WARNING)
+        assert "4401" in line
+        consumer.write_psk(KEY)
+        await consumer.service.reload()
+        await producer.ready()
+
+
+async def test_a_consumer_that_never_answers_the_hello_is_given_up(nodes: Nodes, log: Log) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address], hello_seconds=0.3)
+        await (await server.next()).end()
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        assert "4408" in log.lines("link cannot open ", logging.WARNING)[0]
+
+
+async def test_a_machine_that_does_not_even_answer_is_given_up(nodes: Nodes, log: Log) -> None:
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(socket.socket())
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        for _ in range(4):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(full.getsockname())
+        producer = await nodes.producer([f"127.0.0.1:{full.getsockname()[1]}"], hello_seconds=0.3)
+        async with soon():
+            await eventually(lambda: log.lines("link cannot open ", logging.WARNING), "it is given up")
+            assert "no answer in time" in log.lines("link cannot open ")[0]
+            await producer.stop()
+
+
+async def test_messages_that_come_during_a_drain_may_pause_the_publisher(nodes: Nodes) -> None:
+    port = free_port()
+    producer = await nodes.producer([f"127.0.0.1:{port}"], max_held_bytes=1000, close_seconds=10.0)
+    async with soon(), RawSocket.established(producer.address, "/produce", KEY) as publisher:
+        draining = asyncio.create_task(producer.stop())
+        assert (await publisher.close_frame())[0] == 1001
+        publisher.publish("news", *["x" * 1000] * 100)
+        publisher.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
+        publisher.writer.write_eof()
+        await eventually(lambda: producer.links[0]._blocked, "it is paused")
+        consumer = await nodes.consumer(port=port)
+        await draining
+        await eventually(lambda: consumer.counters["messages_in"] == 100, "all have come")
+
+
+async def test_a_link_stops_while_it_connects(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        other = await server.next()
+        await producer.stop()
+        await other.end()
+        await producer.links[0].stop()
+
+
+async def test_a_consumer_that_sends_messages_is_ignored(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        consumer.publish("news", "what for?")
+        consumer.send_frame(Opcode.PING, b"done")
+        assert await consumer.until(Opcode.PONG) == b"done"
+        assert not producer.service.node.not_ready()
+        assert producer.counters["messages_in"] == 0
+
+
+@contextlib.asynccontextmanager
+async def half_a_cluster(
+    nodes: Nodes, **settings: Any
+) -> AsyncIterator[tuple[RunningNode, int, RunningNode]]:
+    """Start a producer of two consumers, and the first of these; return the port of the second too."""
+    up, port = await nodes.consumer(), free_port()
+    producer = await nodes.producer([up, f"127.0.0.1:{port}"], **settings)
+    await eventually(lambda: producer.links[0].connection, "one link is up")
+    yield up, port, producer
+
+
+def held_bytes(producer: RunningNode, index: int) -> int:
+    return sum(len(payload) + HELD_OVERHEAD_BYTES for payload in producer.links[index].held)
+
+
+async def data_of(raw: RawSocket, count: int) -> list[str]:
+    """Return the data of the next messages; pings are answered."""
+    data: list[str] = []
+    while len(data) < count:
+        opcode, payload = await raw.frame()
+        if opcode is Opcode.PING:
+            raw.send_frame(Opcode.PONG, payload)
+        else:
+            data.append(json_data(payload))
+    return data
+
+
+def json_data(payload: bytes) -> str:
+    data: str = json.loads(payload)["d"]
+    return data
+
+
+async def answer_pings_until_closed(producer: RunningNode, consumer: RawSocket) -> None:
+    """Let a producer drain to a consumer by hand."""
+    stopping = asyncio.create_task(producer.stop())
+    while True:
+        opcode, payload = await consumer.frame()
+        if opcode is Opcode.PING:
+            consumer.send_frame(Opcode.PONG, payload)
+        elif opcode is Opcode.CLOSE:
+            consumer.send_frame(Opcode.CLOSE, payload)
+            break
+    await consumer.writer.drain()
+    await consumer.abort()
+    await stopping

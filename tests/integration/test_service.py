@@ -1,0 +1,698 @@
+"""The life of a node: pages, limits, keepalive, drain, reload, listeners."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.frames import Opcode
+
+from wsqueue import service as service_module
+from wsqueue.consumer import Consumer
+from wsqueue.errors import ConfigError, ListenError
+from wsqueue.producer import Producer
+from wsqueue.version import __version__
+
+from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from .peer import RefusedError, connected, topic_of
+from .raw import RawServer, RawSocket, http_get
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_pages_of_a_consumer(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(max_topic_bytes=8)
+    async with soon():
+        assert await http_get(consumer.address, "/") == (200, f"wsqueue consumer {__version__}\n")
+        assert await http_get(consumer.address, "/healthz") == (200, "ok\n")
+        assert await http_get(consumer.address, "/readyz?verbose") == (200, "ready\n")
+        assert await http_get(consumer.address, "/nothing") == (
+            404,
+            "Not found: this consumer has /producer and /subscribe/TOPIC.\n",
+        )
+        assert (await http_get(consumer.address, "/subscribe"))[0] == 404
+        assert await http_get(consumer.address, "/subscribe/%ff") == (
+            400,
+            "The topic is not percent-encoded UTF-8.\n",
+        )
+        too_long = (400, "The topic has more than 8 bytes.\n")
+        assert await http_get(consumer.address, "/subscribe/123456789") == too_long
+        assert await http_get(consumer.address, "/subscribe/%C3%B1%C3%B1%C3%B1%C3%B1x") == too_long
+        assert (await http_get(consumer.address, "/subscribe/12345678"))[0] == 426
+        assert (await http_get(consumer.address, "/producer"))[0] == 426
+
+
+async def test_pages_of_a_producer(nodes: Nodes) -> None:
+    _, producer = await nodes.cluster()
+    async with soon():
+        assert await http_get(producer.address, "/") == (200, f"wsqueue producer {__version__}\n")
+        assert await http_get(producer.address, "/healthz") == (200, "ok\n")
+        assert await http_get(producer.address, "/readyz") == (200, "ready\n")
+        assert await http_get(producer.address, "/producer") == (
+            404,
+            "Not found: this producer has /produce.\n",
+        )
+        assert (await http_get(producer.address, "/produce"))[0] == 426
+        assert not [name for name in producer.counters if name.startswith("refused_")]
+
+
+async def test_a_producer_is_ready_when_all_its_links_are_up(nodes: Nodes) -> None:
+    first = await nodes.consumer()
+    down = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    producer = await nodes.producer([down[0], first, down[1]])
+    async with soon():
+        await eventually(lambda: producer.links[1].connection, "one link is up")
+        assert await http_get(producer.address, "/readyz") == (
+            503,
+            f"not ready: no link to {down[0]}/producer, {down[1]}/producer\n",
+        )
+        assert (await http_get(producer.address, "/healthz"))[0] == 200
+        for address in down:
+            await nodes.consumer(port=int(address.rpartition(":")[2]))
+        await producer.ready()
+        assert (await http_get(producer.address, "/readyz"))[0] == 200
+
+
+async def test_a_request_that_the_page_of_a_peer_gets_with_a_query(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    async with soon(), connected(consumer.url("/subscribe/news?x=1"), KEY):
+        await consumer.subscribed("news")
+
+
+async def test_connections_are_limited_and_health_still_answers(nodes: Nodes, log: Log) -> None:
+    consumer = await nodes.consumer(max_connections=2)
+    async with (
+        soon(),
+        connected(consumer.url("/subscribe/news"), KEY),
+        connected(consumer.url("/subscribe/news"), KEY),
+    ):
+        full = (503, "This node has all the connections that it may have.\n")
+        for number in (1, 2, 3):
+            assert await http_get(consumer.address, "/producer") == full
+            assert consumer.counters["connections_refused"] == number
+        assert (await http_get(consumer.address, "/healthz"))[0] == 200
+        assert (await http_get(consumer.address, "/readyz"))[0] == 200
+    await eventually(lambda: not consumer.connections, "they are gone")
+    async with soon(), connected(consumer.url("/producer"), KEY):
+        pass
+
+
+async def test_far_too_many_connections_are_dropped(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "SPARE_CONNECTIONS", 2)
+    consumer = await nodes.consumer(max_connections=1)
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        await stack.enter_async_context(connected(consumer.url("/producer"), KEY))
+        for _ in range(2):
+            await stack.enter_async_context(RawSocket.open(consumer.address))
+        await eventually(lambda: len(consumer.connections) == 3, "they are accepted")
+        async with RawSocket.open(consumer.address) as dropped:
+            await dropped.end()
+        assert consumer.counters["connections_refused"] == 1
+        assert len(consumer.connections) == 3
+
+
+async def test_a_client_that_does_not_close_after_a_page_is_dropped(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(close_seconds=0.2)
+    async with soon(), RawSocket.open(consumer.address) as raw:
+        raw.writer.write(b"GET /healthz HTTP/1.1\r\n\r\n")
+        assert (await raw.page())[0] == 200
+        await eventually(lambda: not consumer.connections, "it is dropped")
+
+
+async def test_a_silent_peer_is_pinged_and_given_up(nodes: Nodes, log: Log) -> None:
+    consumer = await nodes.consumer(ping_interval_seconds=0.1, ping_timeout_seconds=0.1)
+    async with (
+        soon(),
+        connected(consumer.url("/subscribe/news"), KEY) as lively,
+        RawSocket.established(consumer.address, "/subscribe/news", KEY) as silent,
+    ):
+        await consumer.subscribed("news", 2)
+        assert await silent.until(Opcode.PING) == b""
+        await silent.end()
+        await consumer.subscribed("news", 1)
+        assert lively.socket.close_code is None
+        (line,) = log.lines("connection closed ", logging.WARNING)
+        assert "4411" in line
+
+
+async def test_a_peer_that_answers_pings_or_talks_is_kept(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(ping_interval_seconds=0.1, ping_timeout_seconds=0.3)
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/producer", KEY) as answering,
+        RawSocket.established(consumer.address, "/producer", KEY) as talking,
+    ):
+        for _ in range(4):
+            answering.send_frame(Opcode.PONG, await answering.until(Opcode.PING))
+            await talking.until(Opcode.PING)
+            talking.publish("news", "still there")
+        assert len(consumer.connections) == 2
+
+
+async def test_silence_is_never_longer_than_the_interval(nodes: Nodes) -> None:
+    """A firewall forgets a connection after a while, however long a pong may take."""
+    consumer = await nodes.consumer(ping_interval_seconds=0.1, ping_timeout_seconds=60.0)
+    async with asyncio.timeout(5), RawSocket.established(consumer.address, "/producer", KEY) as raw:
+        for _ in range(3):
+            raw.send_frame(Opcode.PONG, await raw.until(Opcode.PING))
+
+
+async def test_a_drain_delivers_all_that_was_taken_in(nodes: Nodes, log: Log) -> None:
+    consumer, producer = await nodes.cluster()
+    data = [str(number) for number in range(2000)]
+    async with (
+        soon(),
+        connected(consumer.url("/subscribe/news"), KEY) as subscriber,
+        connected(producer.url("/produce"), KEY) as publisher,
+    ):
+        await consumer.subscribed("news")
+        reading = asyncio.create_task(subscriber.data(len(data)))
+        await publisher.publish("news", *data)
+        await producer.stop()
+        await consumer.stop()
+        assert await reading == data
+        for peer in (publisher, subscriber):
+            with pytest.raises(ConnectionClosed):
+                await peer.receive()
+            assert (peer.socket.close_code, peer.socket.close_reason) == (1001, "draining")
+        assert producer.counters["lost_held"] == producer.counters["lost_in_flight"] == 0
+        assert log.lines("drain cut short") == []
+        assert len(log.lines("stopped ")) == 2
+
+
+async def test_a_drain_closes_first_who_feeds_the_node(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(close_seconds=10.0)
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/producer", KEY) as producer,
+        RawSocket.established(consumer.address, "/subscribe/news", KEY) as subscriber,
+    ):
+        await consumer.subscribed("news")
+        draining = asyncio.create_task(consumer.stop())
+        assert await producer.close_frame() == (1001, "draining")
+        # What it sends before it answers the close frame is still delivered.
+        producer.publish("news", "the last one")
+        assert (await subscriber.packet())["d"] == "the last one"
+        producer.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
+        producer.writer.write_eof()
+        assert await subscriber.close_frame() == (1001, "draining")
+        assert not draining.done()
+        subscriber.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
+        subscriber.writer.write_eof()
+        await draining
+
+
+async def test_a_drain_ends_although_nobody_answers(nodes: Nodes, log: Log) -> None:
+    consumer = await nodes.consumer(close_seconds=60.0, drain_seconds=0.5)
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/producer", KEY) as producer,
+        RawSocket.established(consumer.address, "/subscribe/news", KEY) as subscriber,
+        RawSocket.open(consumer.address) as idle,
+    ):
+        await eventually(lambda: len(consumer.connections) == 3, "all are accepted")
+        await consumer.stop()
+        assert len(log.lines("drain cut short ", logging.WARNING)) == 1
+        for raw in (producer, subscriber, idle):
+            await raw.end()
+
+
+async def test_a_drain_ends_although_a_consumer_is_stuck(nodes: Nodes, log: Log) -> None:
+    """The whole of a stop has `drain_seconds`, for that is what systemd is told."""
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address], close_seconds=60.0, drain_seconds=0.5)
+        stuck = await server.next()
+        await stuck.accept(KEY)
+        await producer.ready()
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", "1")
+            await eventually(lambda: producer.counters["forwarded"] == 1, "it is forwarded")
+            stopping = asyncio.create_task(producer.service.drain())
+            try:
+                await asyncio.wait([stopping], timeout=5.0)
+                assert stopping.done()
+            finally:
+                await stuck.abort()
+                await stopping
+
+
+async def test_a_drain_waits_for_a_consumer_that_comes_back(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(port=free_port())
+    producer = await nodes.producer([consumer])
+    await producer.ready()
+    await consumer.crash()
+    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
+        await publisher.publish("news", "1", "2", "3")
+        await eventually(lambda: producer.counters["messages_in"] == 3, "they are taken in")
+        draining = asyncio.create_task(producer.stop())
+        await eventually(lambda: not producer.connections, "the publisher is gone")
+        assert not draining.done()
+        await consumer.restart()
+        await draining
+        assert producer.counters["forwarded"] == consumer.counters["messages_in"] == 3
+        assert producer.counters["lost_held"] == 0
+
+
+async def test_a_drain_says_what_it_could_not_deliver(nodes: Nodes, log: Log) -> None:
+    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=0.3)
+    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
+        await publisher.publish("news", "1", "2", "3")
+        await eventually(lambda: producer.counters["messages_in"] == 3, "they are taken in")
+        await producer.stop()
+        assert producer.counters["lost_held"] == 3
+        assert len(log.lines("drain cut short ", logging.WARNING)) == 1
+        (line,) = log.lines("counters ")
+        assert "lost_held=3" in line
+
+
+async def test_a_node_that_drains_is_not_ready(nodes: Nodes) -> None:
+    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=60.0)
+    async with soon(), RawSocket.open(producer.address) as probe, running(producer):
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", "1")
+            await eventually(lambda: producer.counters["messages_in"] == 1, "it is taken in")
+            producer.service.stop()
+            await eventually(lambda: publisher.socket.close_code == 1001, "it is closed")
+        probe.writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
+        assert await probe.page() == (503, "not ready: draining\n")
+        with pytest.raises(OSError, match=r"refused|Connect"):
+            await http_get(producer_address_of(probe), "/healthz")
+        producer.service.stop()
+
+
+def producer_address_of(probe: RawSocket) -> str:
+    host, port = probe.writer.get_extra_info("peername")
+    return f"{host}:{port}"
+
+
+async def test_a_second_stop_cuts_the_drain_short(nodes: Nodes, log: Log) -> None:
+    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=60.0)
+    async with soon(), running(producer), connected(producer.url("/produce"), KEY) as publisher:
+        await publisher.publish("news", "1")
+        await eventually(lambda: producer.counters["messages_in"] == 1, "it is taken in")
+        producer.service.stop()
+        await eventually(lambda: log.lines("draining "), "it drains")
+        producer.service.stop()
+    assert len(log.lines("drain cut short ", logging.WARNING)) == 1
+    assert producer.counters["lost_held"] == 1
+
+
+async def test_signals(nodes: Nodes, log: Log) -> None:
+    consumer = nodes.made(Consumer)
+    running_service = asyncio.create_task(consumer.service.run())
+    async with soon():
+        await eventually(lambda: log.lines("started "), "it has started")
+        os.kill(os.getpid(), signal.SIGUSR1)
+        await eventually(lambda: log.lines("counters "), "it logs its counters")
+        for number in (1, 2):
+            os.kill(os.getpid(), signal.SIGHUP)
+            await eventually(lambda: len(log.lines("reloaded ")) == number, "it reloads")  # noqa: B023
+        os.kill(os.getpid(), signal.SIGTERM)
+        await running_service
+    assert len(log.lines("stopped ")) == 1
+    assert consumer.service.addresses == []
+
+
+async def test_what_nobody_caught_is_logged(nodes: Nodes, log: Log) -> None:
+    consumer = nodes.made(Consumer)
+    async with soon(), running(consumer):
+        await eventually(lambda: consumer.service.addresses, "it has started")
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: 1 / 0)
+        await eventually(lambda: log.lines("internal error"), "it is logged")
+        assert (await http_get(consumer.address, "/healthz"))[0] == 200
+        consumer.service.stop()
+    (record,) = [record for record in log.records if record.levelno >= logging.ERROR]
+    assert record.exc_info is not None
+    log.records.clear()
+
+
+def test_run_serves_until_it_is_told_to_stop(tmp_path: Path, log: Log) -> None:
+    consumer = Nodes(tmp_path).made(Consumer)
+
+    class StopsAtOnce(Consumer):
+        def start(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    service_module.run(consumer._file, StopsAtOnce)
+    assert len(log.lines("stopped ")) == 1
+
+
+async def test_a_new_key_is_for_new_connections(nodes: Nodes, log: Log) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), connected(consumer.url("/subscribe/news"), KEY) as old:
+        await consumer.subscribed("news")
+        consumer.write_psk(OTHER_KEY)
+        await consumer.service.reload()
+        assert len(log.lines("reloaded ")) == 1
+        with pytest.raises(RefusedError):
+            async with connected(consumer.url("/subscribe/news"), KEY):
+                pass
+        async with (
+            connected(consumer.url("/subscribe/news"), OTHER_KEY) as new,
+            connected(producer.url("/produce"), KEY) as publisher,
+        ):
+            await consumer.subscribed("news", 2)
+            await publisher.publish("news", "1")
+            assert [await old.data(1), await new.data(1)] == [["1"], ["1"]]
+
+
+async def test_a_link_uses_a_new_key_when_it_connects_again(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(port=free_port())
+    producer = await nodes.producer([consumer])
+    await producer.ready()
+    await consumer.crash()
+    consumer.write_psk(OTHER_KEY)
+    await consumer.restart()
+    async with soon():
+        await eventually(lambda: consumer.counters["refused_4401"], "the old key is refused")
+        producer.write_psk(OTHER_KEY)
+        await producer.service.reload()
+        await producer.ready()
+
+
+async def test_held_messages_are_routed_anew(nodes: Nodes) -> None:
+    down = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    producer = await nodes.producer(down)
+    consumers = [await nodes.consumer() for _ in range(3)]
+    topics = [topic_of(index, 3) for index in range(3)]
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        publisher = await stack.enter_async_context(connected(producer.url("/produce"), KEY))
+        subscribers = [
+            await stack.enter_async_context(connected(consumer.subscribe_url(topic), KEY))
+            for consumer, topic in zip(consumers, topics, strict=True)
+        ]
+        for consumer, topic in zip(consumers, topics, strict=True):
+            await consumer.subscribed(topic)
+        data = [str(number) for number in range(100)]
+        for one in data:
+            for topic in topics:
+                await publisher.publish(topic, one)
+        await eventually(lambda: producer.counters["messages_in"] == 300, "they are taken in")
+        producer.write(consumers=Nodes.addresses(consumers, "/producer"))
+        await producer.service.reload()
+        for subscriber in subscribers:
+            assert await subscriber.data(100) == data
+        await producer.ready()
+
+
+async def test_links_that_stay_are_kept_and_others_are_closed(nodes: Nodes) -> None:
+    consumers = [await nodes.consumer() for _ in range(3)]
+    producer = await nodes.producer(consumers[:2])
+    await producer.ready()
+    kept, closed = (link.connection for link in producer.links)
+    producer.write(consumers=Nodes.addresses([consumers[2], consumers[0]], "/producer"))
+    async with soon():
+        await producer.service.reload()
+        await producer.ready()
+        assert producer.links[1].connection is kept
+        await eventually(lambda: not consumers[1].connections, "the other one is closed")
+        assert closed is not None
+        assert consumers[1].counters["connections"] == 1
+        topic = topic_of(1, 2)
+        async with (
+            connected(consumers[0].subscribe_url(topic), KEY) as subscriber,
+            connected(producer.url("/produce"), KEY) as publisher,
+        ):
+            await consumers[0].subscribed(topic)
+            await publisher.publish(topic, "1")
+            assert await subscriber.data(1) == ["1"]
+
+
+async def test_a_publisher_that_was_paused_goes_on_after_a_reload(nodes: Nodes) -> None:
+    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], max_held_bytes=1000)
+    consumer = await nodes.consumer()
+    async with (
+        soon(),
+        connected(consumer.url("/subscribe/news"), KEY) as subscriber,
+        connected(producer.url("/produce"), KEY) as publisher,
+    ):
+        await consumer.subscribed("news")
+        data = [f"{number:100}" for number in range(500)]
+        await publisher.publish("news", *data[:100])
+        await eventually(lambda: producer.links[0]._blocked, "it is paused")
+        producer.write(consumers=Nodes.addresses([consumer], "/producer"))
+        await producer.service.reload()
+        await publisher.publish("news", *data[100:])
+        assert await subscriber.data(len(data)) == data
+
+
+async def test_a_wrong_file_is_refused_and_the_old_one_kept(nodes: Nodes, log: Log) -> None:
+    consumer = await nodes.consumer()
+    file, good = consumer._file, consumer._file.read_text()
+    bad = ["[", good + "\nx = 1", good.replace("consumer", "producer"), good.replace("127.0.0.1", "nowhere!")]
+    bad += [good.replace("node-0.psk", "none.psk"), good.replace("127.0.0.1", "192.0.2.1")]
+    async with soon():
+        for number, text in enumerate(bad, 1):
+            file.write_text(text)
+            await consumer.service.reload()
+            assert len(log.lines("reload refused ", logging.ERROR)) == number
+        consumer.write_psk("")
+        file.write_text(good)
+        await consumer.service.reload()
+        assert len(log.lines("reload refused ", logging.ERROR)) == len(bad) + 1
+        assert log.lines("reloaded ") == []
+        async with connected(consumer.url("/subscribe/news"), KEY):
+            await consumer.subscribed("news")
+
+
+async def test_new_limits_are_for_new_connections(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    async with soon(), connected(consumer.url("/subscribe/12345"), KEY):
+        consumer.write(max_topic_bytes=4, max_connections=1)
+        await consumer.service.reload()
+        assert (await http_get(consumer.address, "/producer"))[0] == 503
+    await eventually(lambda: not consumer.connections, "it is gone")
+    assert (await http_get(consumer.address, "/subscribe/12345"))[0] == 400
+
+
+async def test_listeners_come_and_go(nodes: Nodes, log: Log) -> None:
+    first, second = (f"unix:{nodes.directory}/{name}.sock" for name in ("first", "second"))
+    consumer = await nodes.consumer(listen=["127.0.0.1:0", first])
+    address = consumer.address
+    async with soon():
+        async with RawSocket.established(first, "/subscribe/news", KEY) as kept:
+            await consumer.subscribed("news")
+            consumer.write(listen=[second, "127.0.0.1:0"])
+            await consumer.service.reload()
+            assert consumer.service.addresses[0].port == int(address.rpartition(":")[2])
+            for reachable in (address, second):
+                assert (await http_get(reachable, "/healthz"))[0] == 200
+            with pytest.raises(OSError):  # noqa: PT011 - it depends on who removes the socket file
+                await http_get(first, "/healthz")
+            assert [file.name for file in nodes.directory.glob("*.sock")] == ["second.sock"]
+            async with connected(f"ws://{address}/producer", KEY) as producer:
+                await producer.publish("news", "1")
+                assert (await kept.packet())["d"] == "1"
+        taken = socket.socket()
+        with taken:
+            taken.bind(("127.0.0.1", 0))
+            taken.listen()
+            consumer.write(listen=["127.0.0.1:0", first, f"127.0.0.1:{taken.getsockname()[1]}"])
+            await consumer.service.reload()
+        assert len(log.lines("reload refused ", logging.ERROR)) == 1
+        for reachable in (address, second):
+            assert (await http_get(reachable, "/healthz"))[0] == 200
+
+
+async def test_several_listeners(nodes: Nodes) -> None:
+    unix = f"unix:{nodes.directory}/node.sock"
+    consumer = await nodes.consumer(listen=["127.0.0.1:0", "localhost:0", unix])
+    async with soon():
+        assert len(consumer.service.addresses) == 3
+        for address in map(str, consumer.service.addresses):
+            reachable = address.replace("localhost", "127.0.0.1")
+            assert (await http_get(reachable, "/healthz"))[0] == 200
+
+
+async def test_ipv6(nodes: Nodes) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"this machine has no IPv6 loopback: {error}")
+    consumer = await nodes.consumer(listen=["[::1]:0"])
+    producer = await nodes.producer([consumer], listen=["[::1]:0"])
+    assert consumer.address.startswith("[::1]:")
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        await client.publish("news", "1")
+        assert (await anext(messages)).data == "1"
+        assert await http_get(producer.address, "/healthz") == (200, "ok\n")
+
+
+async def test_unix_sockets(nodes: Nodes) -> None:
+    consumer = await nodes.consumer(listen=[f"unix:{nodes.directory}/consumer.sock"])
+    producer = await nodes.producer([consumer], listen=[f"unix:{nodes.directory}/producer.sock"])
+    await producer.ready()
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("a/b ñ") as messages,
+    ):
+        await client.publish("a/b ñ", "1")
+        assert (await anext(messages)).data == "1"
+    for node in (producer, consumer):
+        await node.stop()
+    assert not list(nodes.directory.glob("*.sock"))
+
+
+async def test_a_stale_unix_socket_is_replaced(nodes: Nodes) -> None:
+    path = nodes.directory / "node.sock"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    assert path.is_socket()
+    consumer = await nodes.consumer(listen=[f"unix:{path}"])
+    async with soon():
+        assert (await http_get(consumer.address, "/healthz"))[0] == 200
+        await consumer.stop()
+    assert not path.exists()
+
+
+async def test_an_address_in_use_is_refused(nodes: Nodes) -> None:
+    first = await nodes.consumer()
+    unix = nodes.directory / "node.sock"
+    second = nodes.made(Consumer, listen=[f"unix:{unix}", first.address])
+    with pytest.raises(ListenError, match=rf"cannot listen on {first.address}: .*in use"):
+        await second.service.start()
+    assert second.service.addresses == []
+    assert not unix.exists()
+
+
+async def test_a_unix_socket_in_use_is_refused(nodes: Nodes) -> None:
+    first = await nodes.consumer(listen=[f"unix:{nodes.directory}/node.sock"])
+    second = nodes.made(Producer, listen=[first.address], consumers=["127.0.0.1:1/producer"])
+    with pytest.raises(ListenError, match="cannot listen on unix:"):
+        await second.service.start()
+    async with soon():
+        assert "consumer" in (await http_get(first.address, "/"))[1]
+
+
+async def test_a_unix_socket_that_cannot_be_made_is_refused(nodes: Nodes) -> None:
+    consumer = nodes.made(Consumer, listen=[f"unix:{nodes.directory}/none/node.sock"])
+    with pytest.raises(ListenError, match="cannot listen on unix:"):
+        await consumer.service.start()
+
+
+async def test_a_configuration_of_another_role_is_refused(nodes: Nodes) -> None:
+    consumer = nodes.made(Consumer)
+    with pytest.raises(ConfigError, match="expected 'producer', found 'consumer'"):
+        service_module.Service(consumer._file, Producer)
+
+
+async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = (100, 500)
+    wanted: list[tuple[int, int]] = []
+    monkeypatch.setattr("resource.getrlimit", lambda _which: limits)
+    monkeypatch.setattr("resource.setrlimit", lambda _which, new: wanted.append(new))
+    addresses = [f"unix:/{number}" for number in range(31)]
+    producer = nodes.made(Producer, consumers=Nodes.addresses(addresses, "/producer"))
+    producer.service._warn_of_limits()
+    assert wanted == [(500, 500)]
+    (line,) = log.lines("too few open files allowed ", logging.WARNING)
+    assert "allowed=500 wanted=16300" in line
+    assert len(log.lines("unwise configuration ", logging.WARNING)) == 1
+
+
+async def test_a_slow_subscriber_is_closed_and_others_are_not_slowed(nodes: Nodes, log: Log) -> None:
+    limit = 1024 * 1024 + 65_536
+    consumer = await nodes.consumer(
+        max_message_bytes=65_536, max_buffered_bytes=limit, close_seconds=WAIT_FOR_CLOSE_SECONDS
+    )
+    chunk = ["x" * 60_000] * 4
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/subscribe/news", KEY, receive_buffer=4096) as slow,
+        connected(consumer.url("/subscribe/news"), KEY) as healthy,
+        connected(consumer.url("/producer"), KEY) as producer,
+    ):
+        await consumer.subscribed("news", 2)
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(200):
+            await producer.publish("news", *chunk)
+            assert await healthy.data(len(chunk)) == chunk
+            most = max(connection.buffered_bytes for connection in consumer.connections)
+            assert most <= limit + 512 * 1024
+            if log_of_slow(consumer):
+                break
+        assert log_of_slow(consumer)
+        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        assert await slow.close_frame() == (1013, "too slow: the write buffer for this peer is full")
+        await slow.abort()
+        await eventually(lambda: consumer.counters["slow_subscribers"] == 1, "it is counted")
+        (line,) = log.lines("connection closed ", logging.WARNING)
+        assert "1013" in line
+        await producer.publish("news", "after")
+        assert await healthy.data(1) == ["after"]
+        await consumer.subscribed("news", 1)
+
+
+WAIT_FOR_CLOSE_SECONDS = 10.0
+
+
+def log_of_slow(consumer: RunningNode) -> bool:
+    return any(connection.session.closing for connection in consumer.connections)
+
+
+async def test_a_slow_subscriber_that_stays_stuck_is_dropped(nodes: Nodes) -> None:
+    limit = 1024 * 1024 + 65_536
+    consumer = await nodes.consumer(max_message_bytes=65_536, max_buffered_bytes=limit, close_seconds=0.2)
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/subscribe/news", KEY, receive_buffer=4096) as slow,
+        connected(consumer.url("/producer"), KEY) as producer,
+    ):
+        await consumer.subscribed("news")
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        for _ in range(200):
+            await producer.publish("news", *["x" * 60_000] * 4)
+        await consumer.subscribed("news", 0)
+        assert consumer.counters["slow_subscribers"] == 1
+
+
+async def test_a_peer_that_reads_no_pongs_is_closed(nodes: Nodes, log: Log) -> None:
+    """Pongs wait in the write buffer too, and so count against its limit."""
+    limit = 1024 * 1024 + 4096
+    consumer = await nodes.consumer(max_message_bytes=4096, max_buffered_bytes=limit, close_seconds=0.2)
+    async with (
+        soon(),
+        RawSocket.established(consumer.address, "/producer", KEY, receive_buffer=4096) as raw,
+    ):
+        raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        with contextlib.suppress(ConnectionError):
+            while consumer.connections:
+                for _ in range(500):
+                    raw.send_frame(Opcode.PING, b"x" * 125)
+                await raw.writer.drain()
+                assert all(one.buffered_bytes <= 2 * limit for one in consumer.connections)
+        await eventually(lambda: log.lines("connection closed ", logging.WARNING), "it is logged")
+        assert "1013" in log.lines("connection closed ", logging.WARNING)[0]
+
+
+@contextlib.asynccontextmanager
+async def running(node: RunningNode) -> AsyncIterator[None]:
+    """Run a node as its process does, started or not, until it ends by itself."""
+    if node.service.addresses:
+
+        async def started() -> None:
+            pass
+
+        node.service.start = started  # type: ignore[method-assign]
+    task = asyncio.create_task(node.service.run())
+    try:
+        yield
+        await task
+    finally:
+        task.cancel()
+        await asyncio.wait([task])

@@ -16,8 +16,10 @@ code  meaning
 from __future__ import annotations
 
 import asyncio
+import errno
 import itertools
 import json
+import re
 import signal
 from collections import defaultdict
 from collections.abc import Coroutine
@@ -34,7 +36,7 @@ from .demo import demo as run_demo
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from .local import LocalCluster
 from .producer import Producer
-from .terminal import printable, stdin_lines, to_stdout
+from .terminal import for_each_line, prepare_standard_files, printable, to_stdout
 from .verify import Check, write_junit
 from .verify import verify as run_checks
 from .version import __version__
@@ -63,6 +65,12 @@ class _Commands(click.Group):
             code = next((code for kind, code in _EXIT_CODES.items() if isinstance(error, kind)), 1)
             click.echo(f"Error: {printable(str(error))}", err=True)
             raise click.exceptions.Exit(code) from None
+        except OSError as error:
+            # A pipe that its reader has closed is click's affair, and no error.
+            if error.errno == errno.EPIPE:
+                raise
+            click.echo(f"Error: {printable(str(error))}", err=True)
+            raise click.exceptions.Exit(1) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
 
@@ -85,7 +93,7 @@ _config_option = click.option(
 @click.version_option(__version__, "-V", "--version", message="wsqueue %(version)s")
 @click.option("-v", "--verbose", is_flag=True, help="Log connections too; not used by the nodes.")
 def main(verbose: bool) -> None:
-    r"""A topic queue over WebSockets.
+    """A topic queue over WebSockets.
 
     Clients publish through any producer; the producer forwards a message to the consumer that the
     topic hashes to; the consumer fans it out to the topic's subscribers.
@@ -98,13 +106,14 @@ def main(verbose: bool) -> None:
     Exit codes: 0 done, 1 a check failed or messages did not come, 2 wrong command line
     or line to publish, 3 wrong configuration, 4 no node answers, 5 another pre-shared key, 130 Ctrl-C.
     """
+    prepare_standard_files()
     logs.configure("info" if verbose else "warning")
 
 
 @main.command()
 @click.argument("file")
 def consumer(file: str) -> None:
-    r"""Run a consumer with the configuration FILE.
+    """Run a consumer with the configuration FILE.
 
     It serves /producer and /subscribe/TOPIC. SIGTERM drains, SIGHUP reads FILE again, SIGUSR1 logs
     the counters.
@@ -119,7 +128,7 @@ def consumer(file: str) -> None:
 @main.command()
 @click.argument("file")
 def producer(file: str) -> None:
-    r"""Run a producer with the configuration FILE.
+    """Run a producer with the configuration FILE.
 
     It serves /produce, and keeps a link to every consumer. SIGTERM drains, SIGHUP reads FILE again,
     SIGUSR1 logs the counters.
@@ -134,7 +143,7 @@ def producer(file: str) -> None:
 @main.command("check-config")
 @click.argument("file")
 def check_config(file: str) -> None:
-    r"""Check the configuration FILE, and the key if it has a psk_file; exit with 3 if it is wrong.
+    """Check the configuration FILE, and the key if it has a psk_file; exit with 3 if it is wrong.
 
     \b
     Example:
@@ -152,7 +161,7 @@ def check_config(file: str) -> None:
 @click.argument("topic")
 @_config_option
 def demo(topic: str, config_file: str) -> None:
-    r"""Publish each line that you type on TOPIC, and print what comes on it.
+    """Publish each line that you type on TOPIC, and print what comes on it.
 
     Without a terminal it publishes what it reads, prints what comes back, and ends when all of it
     has (exit code 0) or when nothing more comes for five seconds (1).
@@ -170,7 +179,7 @@ def demo(topic: str, config_file: str) -> None:
 @click.argument("data", default="-")
 @_config_option
 def publish(topic: str, data: str, config_file: str) -> None:
-    r"""Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
+    """Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
 
     It ends when a producer has dealt with all of it. A connection that breaks may take messages with
     it: their number is said, and the exit code is 1.
@@ -197,7 +206,7 @@ def publish(topic: str, data: str, config_file: str) -> None:
 def subscribe(
     topics: tuple[str, ...], as_json: bool, count: int | None, timeout: float | None, config_file: str
 ) -> None:
-    r"""Print the messages of each TOPIC as they come, a line each; with several, after their topic.
+    """Print the messages of each TOPIC as they come, a line each; with several, after their topic.
 
     \b
     Examples:
@@ -211,7 +220,7 @@ def subscribe(
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
 @_config_option
 def verify(junit: Path | None, config_file: str) -> None:
-    r"""Run the end-to-end tests against a cluster; exit with 1 if any fails.
+    """Run the end-to-end tests against a cluster; exit with 1 if any fails.
 
     Every node answers; a random message comes back unmodified through every producer and every
     consumer; every endpoint refuses a wrong key.
@@ -241,7 +250,7 @@ def verify(junit: Path | None, config_file: str) -> None:
 )
 @click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
 def local(consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None) -> None:
-    r"""Run a cluster on loopback until Ctrl-C, each node a process of its own.
+    """Run a cluster on loopback until Ctrl-C, each node a process of its own.
 
     \b
     Examples:
@@ -279,8 +288,9 @@ async def _publish(settings: DemoConfig, topic: str, data: str) -> None:
         if data != "-":
             await connected.publish(topic, data)
         else:
-            async for line in stdin_lines(settings.limits.max_message_bytes):
-                await connected.publish(topic, line)
+            await for_each_line(
+                settings.limits.max_message_bytes, lambda line: connected.publish(topic, line)
+            )
         await connected.flush()
         if connected.lost_in_flight:
             click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
@@ -298,7 +308,8 @@ async def _subscribe(
             connected.subscribe(*topics) as messages,
         ):
             async for message in messages:
-                click.echo(_line(message, as_json, len(topics)))
+                # With color, click leaves alone what it takes for colors.
+                click.echo(_line(message, as_json, len(topics)), color=True)
                 if left is not None:
                     left -= 1
                     if not left:
@@ -311,7 +322,9 @@ async def _subscribe(
 
 def _line(message: client.Message, as_json: bool, topics: int) -> str:
     if as_json:
-        return json.dumps({"topic": message.topic, "data": message.data}, ensure_ascii=False)
+        text = json.dumps({"topic": message.topic, "data": message.data}, ensure_ascii=False)
+        # JSON allows them, and they steer terminals.
+        return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
 
 
@@ -356,7 +369,7 @@ async def _local(
         this.cancel()
 
     loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, end, number)
     try:
         async with LocalCluster(consumers, producers, port, directory, show) as cluster:
@@ -369,7 +382,4 @@ async def _local(
                 await _verify(settings, None)
                 await _demo(settings, demo_topic)
     except asyncio.CancelledError:
-        # Ctrl-C cancels too, and asyncio turns that into KeyboardInterrupt.
-        if code:
-            raise click.exceptions.Exit(code) from None
-        raise
+        raise click.exceptions.Exit(code) from None

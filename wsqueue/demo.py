@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from .client import Client, Subscription
-from .terminal import printable, stdin_lines, to_stdout
+from .terminal import for_each_line, printable, to_stdout
 
 RETURN_SECONDS = 5.0
 """How long to wait for the next line to come back: a healthy cluster needs milliseconds."""
@@ -30,7 +30,7 @@ async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
         InvalidMessage: A line cannot be published.
     """
     async with client.subscribe(topic) as messages:
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
             await _on_terminal(client, topic, messages)
             return 0
         return await _on_pipe(client, topic, messages, max_line_bytes)
@@ -66,13 +66,15 @@ async def _on_pipe(client: Client, topic: str, messages: Subscription, max_line_
     came_back = asyncio.Event()
 
     async def publish() -> None:
-        nonlocal count
-        async for line in stdin_lines(max_line_bytes):
-            await at_most_missing(MAX_MISSING_LINES - 1)
-            missing[line] += 1
-            count += 1
-            await client.publish(topic, line)
+        await for_each_line(max_line_bytes, publish_line)
         await at_most_missing(0)
+
+    async def publish_line(line: str) -> None:
+        nonlocal count
+        await at_most_missing(MAX_MISSING_LINES - 1)
+        await client.publish(topic, line)
+        missing[line] += 1
+        count += 1
 
     async def at_most_missing(most: int) -> None:
         while count > most:

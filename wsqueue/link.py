@@ -58,6 +58,7 @@ class Link:
         self.sent = self.confirmed = 0
         self._next = self._ups = 0
         self._psk, self._order, self._limits = psk, order, limits
+        self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
         self._confirm_timer: asyncio.TimerHandle | None = None
@@ -155,7 +156,7 @@ class Link:
         elif connection.established:
             hint = "after the hello: does it expect another hello_order?"
             closed = msgspec.structs.replace(closed, reason=f"{closed.reason} {hint}".strip())
-        if self._ended is not None and not self._ended.done():
+        if connection is self._attempt and self._ended is not None and not self._ended.done():
             self._ended.set_result(closed)
 
     def retry(self, closed: Closed) -> bool:
@@ -194,7 +195,7 @@ class Link:
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = Connection(session, limits, handler=self)
+        self._attempt = connection = Connection(session, limits, handler=self)
         try:
             await connection.open(address)
             return await self._ended

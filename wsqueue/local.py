@@ -68,8 +68,13 @@ class LocalNode:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.shield(self.ended)
         except TimeoutError:
-            self._process.kill()
+            self.kill()
             await self.ended
+
+    def kill(self) -> None:
+        """End the node at once, unless it has ended."""
+        if self._process.returncode is None:
+            self._process.kill()
 
     async def _read(self, process: asyncio.subprocess.Process, show: Callable[[str, str], None]) -> None:
         assert process.stderr is not None
@@ -178,9 +183,15 @@ class LocalCluster:
 
     async def _stop(self) -> None:
         """End the producers, which flush to the consumers, and then the consumers."""
-        for role in ("producer", "consumer"):
-            await asyncio.gather(*(node.stop() for node in self._nodes if node.name.startswith(role)))
-        self._resources.close()
+        try:
+            for role in ("producer", "consumer"):
+                await asyncio.gather(*(node.stop() for node in self._nodes if node.name.startswith(role)))
+        finally:
+            # Also when the user does not want to wait.
+            for node in self._nodes:
+                node.kill()
+            await asyncio.gather(*(node.ended for node in self._nodes))
+            self._resources.close()
 
     def _write_psk(self) -> None:
         file = self._directory / "psk"

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import re
 import sys
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NoReturn
 
-from .errors import InvalidMessage
+from .errors import InvalidMessage, WsqueueError
+
+STDIN, STDERR = 0, 2
 
 CHUNK_BYTES = 64 * 1024
 """What is read from standard input at a time: a pipe's size."""
@@ -17,37 +21,43 @@ CHUNK_BYTES = 64 * 1024
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
-async def stdin_lines(max_bytes: int) -> AsyncIterator[str]:
-    """Yield the lines of standard input without their ends, as they come.
+def prepare_standard_files() -> None:
+    """Make sure that standard input, output and error are open and can express any text.
 
-    A thread reads, for a file cannot be read without blocking; it does not outlive the process.
+    Whoever started this process may have closed them, and then the event loop's own files would get
+    their numbers.
+    """
+    for descriptor in range(STDIN, STDERR + 1):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
+    """Await `handle` for each line of standard input, without its end, as they come.
+
+    Args:
+        max_bytes: Longer lines are refused.
+        handle: Takes a line.
 
     Raises:
-        InvalidMessage: A line is not UTF-8, or has more than `max_bytes`; it names the line.
+        InvalidMessage: A line is too long, not UTF-8, or refused by `handle`; it names the line.
+        WsqueueError: Standard input cannot be read.
     """
-    chunks: asyncio.Queue[bytes] = asyncio.Queue(1)
-    loop = asyncio.get_running_loop()
-
-    def read() -> None:
-        chunk = b"more"
-        while chunk:
-            chunk = os.read(sys.stdin.fileno(), CHUNK_BYTES)
-            try:
-                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
-            except (RuntimeError, asyncio.CancelledError):
-                return  # the loop has ended
-
-    threading.Thread(target=read, name="stdin", daemon=True).start()
     number, rest = 0, b""
-    while chunk := await chunks.get():
+    async for chunk in _chunks():
         *lines, rest = (rest + chunk).split(b"\n")
         for line in lines:
             number += 1
-            yield _decode(line, number)
+            await _handle(line, number, max_bytes, handle)
         if len(rest) > max_bytes:
-            raise InvalidMessage(f"line {number + 1} of standard input has more than {max_bytes} bytes")
+            _refuse(f"line {number + 1} of standard input has more than {max_bytes} bytes")
     if rest:
-        yield _decode(rest, number + 1)
+        await _handle(rest, number + 1, max_bytes, handle)
 
 
 def printable(text: str) -> str:
@@ -60,8 +70,47 @@ def to_stdout(text: str) -> str:
     return printable(text) if sys.stdout.isatty() else text
 
 
+async def _handle(line: bytes, number: int, max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
+    if len(line) > max_bytes:
+        _refuse(f"line {number} of standard input has more than {max_bytes} bytes")
+    text = _decode(line, number)
+    try:
+        await handle(text)
+    except InvalidMessage as error:
+        _refuse(f"line {number} of standard input: {error}")
+
+
 def _decode(line: bytes, number: int) -> str:
     try:
         return line.removesuffix(b"\r").decode()
     except UnicodeDecodeError:
-        raise InvalidMessage(f"line {number} of standard input is not UTF-8") from None
+        _refuse(f"line {number} of standard input is not UTF-8")
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise InvalidMessage(problem) from None
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    """Yield what a thread reads, for a file cannot be read without blocking; it ends with the process."""
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(1)
+    loop = asyncio.get_running_loop()
+
+    def read() -> None:
+        more = True
+        while more:
+            try:
+                chunk: bytes | OSError = os.read(STDIN, CHUNK_BYTES)
+            except OSError as error:
+                chunk = error
+            more = isinstance(chunk, bytes) and bool(chunk)
+            try:
+                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
+            except (RuntimeError, concurrent.futures.CancelledError):
+                return  # the loop has ended
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while chunk := await chunks.get():
+        if isinstance(chunk, OSError):
+            raise WsqueueError(f"cannot read standard input: {chunk.strerror}")
+        yield chunk

@@ -1,0 +1,29 @@
+"""A cluster of real processes for each test, and none left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .processes import Cluster
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    """Return a cluster without nodes; what the test adds is ended after it."""
+    made = Cluster(tmp_path)
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module")
+def standing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Return a cluster of two consumers and two producers, which all tests of a module share."""
+    made = Cluster(tmp_path_factory.mktemp("cluster"))
+    try:
+        made.start(2, 2)
+        yield made
+    finally:
+        made.stop()

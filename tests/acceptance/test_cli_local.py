@@ -1,0 +1,196 @@
+"""`verify` and `local`: a cluster that is checked, and one that comes and goes with a command."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from .commands import Running, is_alive, kill_all, run, running, shell
+from .processes import Cluster, wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+NODE_LINE = re.compile(r"(consumer|producer)-\d+ +\| \S+Z (INFO|WARNING|ERROR) .+")
+CHECK_LINE = re.compile(r"(ok  |FAIL) .+ \(\d+ ms\)")
+
+
+def test_verify_a_cluster_that_works(standing_cluster: Cluster, tmp_path: Path) -> None:
+    report = tmp_path / "report.xml"
+    result = run("verify", "--config", standing_cluster.demo_file, "--junit", report)
+    assert (result.code, result.stderr) == (0, "")
+    *checks, summary = result.stdout.splitlines()
+    assert all(CHECK_LINE.fullmatch(line) for line in checks)
+    # Two consumers and two producers answer, four ways work, and six endpoints refuse a wrong key.
+    assert summary == "14 checks, 0 failed"
+    suite = ET.fromstring(report.read_bytes())
+    assert (suite.get("tests"), suite.get("failures")) == ("14", "0")
+    assert [case.get("name") for case in suite] == [line[5:].rpartition(" (")[0] for line in checks]
+
+
+@pytest.mark.parametrize("role", ["consumer", "producer"])
+def test_verify_a_cluster_with_a_dead_node(cluster: Cluster, role: str) -> None:
+    cluster.start(2, 2)
+    dead = (cluster.consumers if role == "consumer" else cluster.producers)[1]
+    dead.kill()
+    report = cluster.directory / "report.xml"
+    result = run("verify", "--config", cluster.demo_file, "--junit", report)
+    assert (result.code, result.stderr) == (1, "")
+    *checks, summary = result.stdout.splitlines()
+    failed = [line for line in checks if line.startswith("FAIL ")]
+    assert summary == f"14 checks, {len(failed)} failed"
+    # A dead consumer has one more endpoint.
+    assert len(failed) == (5 if role == "consumer" else 4)
+    assert all(dead.address in line and "Connection refused" in line for line in failed)
+    suite = ET.fromstring(report.read_bytes())
+    assert suite.get("failures") == str(len(failed))
+    assert len(suite.findall("testcase/failure")) == len(failed)
+
+
+def test_verify_with_another_key(standing_cluster: Cluster, tmp_path: Path) -> None:
+    psk, file = tmp_path / "psk", tmp_path / "demo.toml"
+    psk.touch(mode=0o600)
+    psk.write_text("another key")
+    file.write_text(standing_cluster.demo_file.read_text())
+    result = run("verify", "--config", file)
+    assert (result.code, result.stderr) == (1, "")
+    assert result.stdout.count("the pre-shared keys differ") >= 4
+    assert "another key" not in result.stdout
+
+
+def test_verify_with_a_report_that_cannot_be_written(standing_cluster: Cluster, tmp_path: Path) -> None:
+    report = tmp_path / "none" / "report.xml"
+    result = run("verify", "--config", standing_cluster.demo_file, "--junit", report)
+    assert result.code == 1
+    assert result.error == f"Error: cannot write {report}: No such file or directory"
+
+
+@contextmanager
+def local_cluster(directory: Path, *arguments: str) -> Iterator[tuple[Running, list[int]]]:
+    """Run `local`; yield it and the ids of its nodes once the cluster is up."""
+    with running(directory, "local", "--port", "0", *arguments) as local:
+        nodes: list[int] = []
+        try:
+            local.wait_for("The cluster is up")
+            nodes = local.children()
+            assert len(nodes) == 4
+            yield local, nodes
+        finally:
+            kill_all([pid for pid in nodes if is_alive(pid)])
+
+
+def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with local_cluster(tmp_path, "--directory", str(kept)) as (local, nodes):
+        config = f"--config={kept}/demo.toml"
+        assert f"  wsqueue demo --config {kept}/demo.toml news" in local.stdout.splitlines()
+        assert run("demo", config, "news", stdin=b"hello\n") == (0, "hello\n", "")
+        for pid in nodes:
+            arguments = Path(f"/proc/{pid}/cmdline").read_text()
+            assert (kept / "psk").read_text() not in arguments
+        assert local.end(signal.SIGINT) == 130
+        assert not [pid for pid in nodes if is_alive(pid)]
+    assert all(NODE_LINE.fullmatch(line) for line in local.stderr.splitlines())
+    for name in ("consumer-1", "consumer-2", "producer-1", "producer-2"):
+        assert re.search(rf"^{name} +\| \S+ INFO started role={name[:8]} ", local.stderr, re.MULTILINE)
+        assert re.search(rf"^{name} +\| \S+ INFO stopped ", local.stderr, re.MULTILINE)
+        assert run("check-config", kept / f"{name}.toml").code == 0
+    assert (kept / "psk").stat().st_mode & 0o777 == 0o600
+    assert (kept / "psk").read_text() not in local.stdout + local.stderr
+    assert "\x1b" not in local.stdout + local.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_local_ends_its_nodes_when_it_is_told_to_end(
+    tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    with local_cluster(tmp_path) as (local, nodes):
+        (directory,) = re.findall(r"--config (\S+)/demo.toml", local.stdout)
+        assert Path(directory, "psk").exists()
+        assert local.end(number) == code
+        assert not [pid for pid in nodes if is_alive(pid)]
+        assert not Path(directory).exists()
+
+
+def test_local_leaves_nothing_behind_after_an_impatient_ctrl_c(tmp_path: Path) -> None:
+    with local_cluster(tmp_path) as (local, nodes):
+        # A node that takes its time makes people press Ctrl-C again.
+        os.kill(node_id(nodes, "producer-1"), signal.SIGSTOP)
+        local.process.send_signal(signal.SIGINT)
+        local.wait_for(r"^producer-2 +\| \S+ INFO draining")
+        assert local.end(signal.SIGINT) == 130
+        assert not [pid for pid in nodes if is_alive(pid)]
+
+
+def node_id(nodes: list[int], name: str) -> int:
+    (pid,) = (pid for pid in nodes if f"/{name}.toml" in Path(f"/proc/{pid}/cmdline").read_text())
+    return pid
+
+
+def test_local_ends_when_a_node_dies(tmp_path: Path) -> None:
+    with local_cluster(tmp_path) as (local, nodes):
+        os.kill(node_id(nodes, "producer-2"), signal.SIGKILL)
+        assert local.end() == 1
+        assert local.stderr.splitlines()[-1] == "Error: producer-2 ended: killed by SIGKILL"
+        assert not [pid for pid in nodes if is_alive(pid)]
+
+
+def test_local_says_why_a_node_does_not_start(standing_cluster: Cluster) -> None:
+    port = standing_cluster.consumers[0].port
+    code, stdout, stderr = run("local", "--port", str(port))
+    assert (code, stdout) == (1, "")
+    *lines, last = stderr.splitlines()
+    (cause,) = (line for line in lines if "Error: " in line)
+    assert cause.startswith(f"consumer-1 | Error: cannot listen on 127.0.0.1:{port}: ")
+    assert "address already in use" in cause.lower()
+    assert last == "Error: consumer-1 did not start: exit status 1"
+
+
+def test_local_says_why_its_directory_cannot_be_used(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    result = run("local", "--port", "0", "--directory", tmp_path / "file" / "kept")
+    assert result.code == 1
+    assert "Not a directory" in result.error
+
+
+def test_local_again_in_the_same_directory(tmp_path: Path) -> None:
+    for _ in range(2):
+        arguments = ["--port", "0", "--directory", f"{tmp_path}/kept", "--demo", "news"]
+        assert run("local", *arguments, stdin=b"hello\n").code == 0
+
+
+def test_local_demo_verifies_and_publishes_standard_input() -> None:
+    code, stdout, stderr = run("local", "--port", "0", "--demo", "news", stdin=b"hello there\nand again\n")
+    assert (code, stderr) == (0, "")
+    *checks, summary, first, second = stdout.splitlines()
+    assert all(line.startswith("ok  ") for line in checks)
+    assert [summary, first, second] == ["14 checks, 0 failed", "hello there", "and again"]
+
+
+def test_local_with_other_numbers_of_nodes() -> None:
+    arguments = ["--consumers", "3", "--producers", "1", "--port", "0", "--demo", "news"]
+    code, stdout, _ = run("local", *arguments, stdin=b"hello\n")
+    assert code == 0
+    # Four answer, three ways work, and one and twice three endpoints refuse a wrong key.
+    assert stdout.endswith("14 checks, 0 failed\nhello\n")
+
+
+def test_local_demo_into_a_pipe_that_closes() -> None:
+    result = shell("seq 10000 | $wsqueue local --port 0 --demo news | head -n 20")
+    assert result.stdout.splitlines()[-6:] == ["14 checks, 0 failed", "1", "2", "3", "4", "5"]
+    assert result.stderr == ""
+
+
+def test_local_that_was_stopped_ends_when_its_terminal_hangs_up(tmp_path: Path) -> None:
+    with local_cluster(tmp_path) as (local, nodes):
+        local.process.send_signal(signal.SIGSTOP)
+        local.process.send_signal(signal.SIGHUP)
+        local.process.send_signal(signal.SIGCONT)
+        assert local.end() == 129
+        wait_until(lambda: not any(map(is_alive, nodes)), "the nodes end")

@@ -1,0 +1,345 @@
+"""`publish`, `subscribe` and `demo` in pipes and on terminals."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from wsqueue.demo import MAX_MISSING_LINES
+
+from .commands import Running, Terminal, run, running, shell
+from .processes import Cluster, wait_until
+
+pytestmark = pytest.mark.timeout(120)
+
+MAX_MESSAGE_BYTES = 1024 * 1024
+ESCAPES = "\x1b[31mred\x07\x7f\x9b1m"
+ESCAPED = r"\x1b[31mred\x07\x7f\x9b1m"
+
+
+@pytest.fixture
+def config(standing_cluster: Cluster) -> str:
+    """Return the option that names the configuration."""
+    return f"--config={standing_cluster.demo_file}"
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"topic {secrets.token_hex(4)}"
+
+
+@contextmanager
+def subscribed(directory: Path, config: str, *arguments: str, topics: int = 1) -> Iterator[Running]:
+    """Run `subscribe`, which has subscribed already."""
+    with running(directory, "-v", "subscribe", config, *arguments) as subscriber:
+        subscriber.wait_for("INFO link up", topics)
+        yield subscriber
+
+
+def published(directory: Path, config: str, topic: str, data: bytes, *arguments: str) -> list[str]:
+    """Publish through standard input, and return what comes before an end mark."""
+    mark = secrets.token_hex(8)
+    with subscribed(directory, config, "--json", topic) as subscriber:
+        assert run("publish", config, topic, *arguments, stdin=data) == (0, "", "")
+        # A message through another producer could overtake those that it has just taken in.
+        subscriber.wait_for('"data"', data.count(b"\n"))
+        assert run("publish", config, topic, mark) == (0, "", "")
+        subscriber.wait_for(mark)
+        lines = subscriber.stdout.split("\n")[:-1]
+    return [json.loads(line)["data"] for line in lines if mark not in line]
+
+
+def test_publish_an_argument(tmp_path: Path, config: str, topic: str) -> None:
+    data = ' "ñ" \\ 😀\n'
+    with subscribed(tmp_path, config, topic, "--count", "1", "--json") as subscriber:
+        assert run("publish", topic, data, config) == (0, "", "")
+        assert subscriber.end() == 0
+        assert subscriber.stdout == json.dumps({"topic": topic, "data": data}, ensure_ascii=False) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("stdin", "lines"),
+    [
+        (b"", []),
+        (b"one\ntwo\n", ["one", "two"]),
+        (b"one\r\ntwo\r\n", ["one", "two"]),
+        (b"one\ntwo", ["one", "two"]),
+        (b"one\r\ntwo\r", ["one", "two"]),
+        (b"\n\none\n\n", ["", "", "one", ""]),
+        (b"  a\tb \r inside\x00\x0b\x0c\n", ["  a\tb \r inside\x00\x0b\x0c"]),
+        ("ñ 日本\u2028\u0085😀\n".encode(), ["ñ 日本\u2028\u0085😀"]),
+    ],
+)
+def test_publish_each_line(tmp_path: Path, config: str, topic: str, stdin: bytes, lines: list[str]) -> None:
+    assert published(tmp_path, config, topic, stdin) == lines
+    assert published(tmp_path, config, topic, stdin, "-") == lines
+
+
+def test_publish_lines_as_they_come(tmp_path: Path, config: str, topic: str) -> None:
+    with (
+        subscribed(tmp_path, config, topic) as subscriber,
+        running(tmp_path, "publish", config, topic) as tail,
+    ):
+        tail.type("first\nsec")
+        subscriber.wait_for("^first$")
+        tail.type("ond\nthird")
+        subscriber.wait_for("^second$")
+        assert tail.end() == 0
+        subscriber.wait_for("^third$")
+
+
+def test_publish_says_how_much_was_lost(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.start(1, 1)
+    (producer,) = cluster.producers
+    with running(tmp_path, "-v", "publish", "--config", cluster.demo_file, "news") as publisher:
+        publisher.type("arrives\n")
+        wait_until(lambda: producer.counters()["messages_in"] == 1, "the first line arrives")
+        # The time in which it is confirmed.
+        time.sleep(1)
+        producer.signal(signal.SIGSTOP)
+        publisher.type("one\ntwo\nthree\n")
+        time.sleep(1)
+        producer.kill()
+        publisher.wait_for("link down .* in_flight=3$")
+        assert publisher.end() == 1
+        assert publisher.stderr.splitlines()[-1] == "Up to 3 messages were lost."
+
+
+@pytest.mark.parametrize("command", ["demo", "subscribe"])
+def test_output_that_has_no_such_characters(tmp_path: Path, config: str, topic: str, command: str) -> None:
+    """A terminal of another age, or a pipe to a program that wants Latin-1."""
+    with running(tmp_path, "-v", command, config, topic, env={"PYTHONIOENCODING": "latin-1"}) as output:
+        output.wait_for("INFO link up")
+        assert run("publish", config, topic, "日本 ñ") == (0, "", "")
+        assert run("publish", config, topic, "after that") == (0, "", "")
+        output.wait_for("^after that$")
+        output.end(signal.SIGINT)
+
+
+def test_publish_many_lines_in_order(tmp_path: Path, config: str, topic: str) -> None:
+    lines = [f"{number} {'x' * (number % 500)}" for number in range(20_000)]
+    assert published(tmp_path, config, topic, "".join(f"{line}\n" for line in lines).encode()) == lines
+
+
+def test_publish_the_longest_line(tmp_path: Path, config: str, topic: str) -> None:
+    envelope = len(json.dumps({"t": "m", "d": "", "s": topic}, separators=(",", ":")))
+    line = "x" * (MAX_MESSAGE_BYTES - envelope)
+    assert published(tmp_path, config, topic, line.encode() + b"\n") == [line]
+    code, _, stderr = run("publish", config, topic, stdin=line.encode() + b"x\n")
+    assert code == 2
+    assert stderr.startswith("Error: ")
+
+
+@pytest.mark.parametrize("command", ["publish", "demo"])
+@pytest.mark.parametrize(
+    ("wrong", "complaint"),
+    [
+        (b"\xff\xfe", "line 3 of standard input is not UTF-8"),
+        (b"\xed\xa0\x80", "line 3 of standard input is not UTF-8"),
+        (b"x" * (MAX_MESSAGE_BYTES + 1), "line 3 "),
+        (b"x" * (MAX_MESSAGE_BYTES + 100_000), "line 3 "),
+        (
+            b"x" * (20 * MAX_MESSAGE_BYTES),
+            f"line 3 of standard input has more than {MAX_MESSAGE_BYTES} bytes",
+        ),
+    ],
+)
+def test_a_line_that_cannot_be_published_is_named(
+    config: str, topic: str, command: str, wrong: bytes, complaint: str
+) -> None:
+    result = run(command, config, topic, stdin=b"one\ntwo\n" + wrong + b"\nfour\n")
+    assert result.code == 2
+    assert result.error.startswith("Error: ")
+    assert complaint in result.error
+
+
+@pytest.mark.parametrize(
+    ("wrong_topic", "data", "complaint"),
+    [
+        ("x" * 1025, "hello", "the topic has 1025 bytes, at most 1024"),
+        ("\udcff", "hello", "the topic holds a lone surrogate"),
+        ("news", "\udcff", "the data holds a lone surrogate"),
+    ],
+)
+def test_an_argument_that_cannot_be_published(
+    config: str, wrong_topic: str, data: str, complaint: str
+) -> None:
+    result = run("publish", config, wrong_topic, data)
+    assert (result.code, result.stdout) == (2, "")
+    assert complaint in result.error
+
+
+@pytest.mark.parametrize("command", ["publish", "demo"])
+def test_standard_input_may_be_closed(config: str, topic: str, command: str) -> None:
+    result = shell(f'exec $wsqueue {command} "{config}" "{topic}" <&-')
+    assert result.code in (0, 1, 2)
+    assert len(result.stderr.splitlines()) <= 1
+
+
+@pytest.mark.parametrize("command", ["publish", "demo"])
+def test_standard_input_may_not_be_readable(config: str, topic: str, command: str) -> None:
+    result = shell(f'exec $wsqueue {command} "{config}" "{topic}" 0>/dev/null')
+    assert result.code in (1, 2)
+    assert result.error.startswith("Error: ")
+
+
+def test_subscribe_prints_text(tmp_path: Path, config: str, topic: str) -> None:
+    with subscribed(tmp_path, config, topic, "--count", "3") as subscriber:
+        for data in ("hello", "", "ñ 日本"):
+            assert run("publish", config, topic, data) == (0, "", "")
+            subscriber.wait_for(f"^{data}$")
+        assert subscriber.end() == 0
+        assert subscriber.stdout == "hello\n\nñ 日本\n"
+
+
+def test_subscribe_prints_text_as_it_came_into_a_pipe(tmp_path: Path, config: str, topic: str) -> None:
+    with subscribed(tmp_path, config, topic, "--count", "1") as subscriber:
+        assert run("publish", config, topic, ESCAPES) == (0, "", "")
+        assert subscriber.end() == 0
+        assert subscriber.stdout == f"{ESCAPES}\n"
+
+
+def test_subscribe_to_several_topics(tmp_path: Path, config: str, topic: str) -> None:
+    topics = [topic, f"{topic}/a", f"{topic} %2F"]
+    with subscribed(tmp_path, config, "--count", "3", *topics, topics=3) as subscriber:
+        for one in topics:
+            run("publish", config, one, f"on {one}")
+        assert subscriber.end() == 0
+        assert sorted(subscriber.stdout.splitlines()) == sorted(f"{one}: on {one}" for one in topics)
+
+
+def test_subscribe_ends_after_a_time(config: str, topic: str) -> None:
+    assert run("subscribe", config, topic, "--timeout", "0.5") == (0, "", "")
+    result = run("subscribe", config, topic, "--timeout", "0.5", "--count", "2")
+    assert result == (1, "", "2 of 2 messages did not come within 0.5 seconds.\n")
+
+
+def test_subscribe_counts_what_came_in_time(tmp_path: Path, config: str, topic: str) -> None:
+    with subscribed(tmp_path, config, topic, "--timeout", "3", "--count", "3") as subscriber:
+        run("publish", config, topic, "the only one")
+        assert subscriber.end() == 1
+        assert subscriber.stdout == "the only one\n"
+        assert "2 of 3 messages did not come within 3 seconds." in subscriber.stderr
+
+
+@pytest.mark.parametrize("arguments", [["subscribe"], ["publish"], ["demo"]])
+def test_ctrl_c_exits_with_130(tmp_path: Path, config: str, topic: str, arguments: list[str]) -> None:
+    with running(tmp_path, "-v", *arguments, config, topic) as command:
+        if arguments == ["publish"]:
+            command.type("a line\n")
+        command.wait_for("INFO link up")
+        command.process.send_signal(signal.SIGINT)
+        assert command.end() == 130
+        assert command.stdout == ""
+
+
+@pytest.mark.parametrize("command", ["subscribe", "subscribe --json"])
+def test_subscribe_into_a_pipe_that_closes(config: str, topic: str, command: str) -> None:
+    script = (
+        f'while sleep 0.05; do echo line; done | $wsqueue publish "{config}" "{topic}" & publisher=$!; '
+        f'$wsqueue {command} "{config}" "{topic}" | head -n 2; kill $publisher'
+    )
+    result = shell(script)
+    assert len(result.stdout.splitlines()) == 2
+    assert result.stderr == ""
+
+
+def test_demo_into_a_pipe_that_closes(config: str, topic: str) -> None:
+    result = shell(f'seq 100000 | $wsqueue demo "{config}" "{topic}" | head -n 2')
+    assert result.stdout == "1\n2\n"
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["demo", "subscribe --count 1"])
+def test_a_full_disk_is_an_error(config: str, topic: str, command: str) -> None:
+    publish = f'(sleep 1; echo hello | $wsqueue publish "{config}" "{topic}") &'
+    result = shell(f'{publish} echo hello | $wsqueue {command} "{config}" "{topic}" >/dev/full')
+    assert result.code == 1
+    assert "No space left on device" in result.error
+
+
+def test_demo_publishes_what_it_reads_and_prints_what_comes_back(config: str, topic: str) -> None:
+    assert run("demo", config, topic) == (0, "", "")
+    assert run("demo", config, topic, stdin=b"hello there") == (0, "hello there\n", "")
+    text = "same\nsame\n\n😀\x00\x1b[0m\\\n"
+    assert run("demo", config, topic, stdin=text.encode()) == (0, text, "")
+    lines = "".join(f"{number % 1000}\n" for number in range(5 * MAX_MISSING_LINES))
+    assert run("demo", config, topic, stdin=lines.encode()) == (0, lines, "")
+
+
+def test_demo_says_how_much_did_not_come_back(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.start(1, 1, drain_seconds=1)
+    with running(tmp_path, "demo", "--config", cluster.demo_file, "news") as demo:
+        demo.type("comes back\n")
+        demo.wait_for("^comes back$")
+        cluster.consumers[0].kill()
+        demo.type("one\ntwo\nthree\n")
+        assert demo.end() == 1
+        assert demo.stdout == "comes back\n"
+        assert demo.stderr.splitlines()[-1] == "3 messages did not come back."
+
+
+@pytest.fixture
+def terminals() -> Iterator[list[Terminal]]:
+    opened: list[Terminal] = []
+    yield opened
+    for terminal in opened:
+        terminal.close()
+
+
+def test_demo_on_two_terminals(terminals: list[Terminal], config: str, topic: str) -> None:
+    for _ in range(2):
+        terminal = Terminal("demo", config, topic)
+        terminals.append(terminal)
+        terminal.wait_for(f"Subscribed to {topic}. Type a line to publish it; Ctrl-D ends.")
+        terminal.wait_for(f"{topic}>")
+    first, second = terminals
+    first.type("hello\r")
+    second.wait_for("hello\r\n")
+    # What was typed, and what comes back.
+    first.wait_for("hello", 2)
+    second.type("hi 日本\r")
+    first.wait_for("hi 日本")
+    for terminal in terminals:
+        terminal.type("\x04")
+        assert terminal.end() == 0
+
+
+def test_ctrl_c_ends_demo_on_a_terminal(terminals: list[Terminal], config: str, topic: str) -> None:
+    terminal = Terminal("demo", config, topic)
+    terminals.append(terminal)
+    terminal.wait_for(f"{topic}>")
+    terminal.type("half a line\x03")
+    assert terminal.end() in (0, 130)
+
+
+@pytest.mark.parametrize("command", ["demo", "subscribe"])
+def test_a_message_cannot_steer_a_terminal(
+    terminals: list[Terminal], config: str, topic: str, command: str
+) -> None:
+    steering = f"{topic} \x1b]0;title\x07"
+    terminal = Terminal("-v", command, config, steering)
+    terminals.append(terminal)
+    terminal.wait_for("INFO link up")
+    assert run("publish", config, steering, f"<{ESCAPES}>") == (0, "", "")
+    terminal.wait_for(f"<{ESCAPED}>")
+    for raw in (b"\x1b[31m", b"\x07", b"\x7f", "\x9b".encode(), b"\x1b]0;"):
+        assert raw not in terminal.screen
+
+
+def test_json_cannot_steer_a_terminal_either(terminals: list[Terminal], config: str, topic: str) -> None:
+    terminal = Terminal("-v", "subscribe", "--json", config, topic)
+    terminals.append(terminal)
+    terminal.wait_for("INFO link up")
+    assert run("publish", config, topic, f"<{ESCAPES}>") == (0, "", "")
+    terminal.wait_for('"data"')
+    terminal.wait_for("}")
+    for raw in (b"\x1b[31m", b"\x07", b"\x7f", "\x9b".encode()):
+        assert raw not in terminal.screen

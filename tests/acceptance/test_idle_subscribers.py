@@ -1,0 +1,145 @@
+"""Ten thousand subscribers come and go, and the consumer's memory does not grow with them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import secrets
+import struct
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any
+
+import pytest
+
+from .processes import Cluster, Node, allow_open_files, in_thread
+
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+
+SUBSCRIBERS = 10_000
+WAVES = 3
+AT_ONCE = 200
+OPEN_FILES = 10_500
+"""Of one process: the subscribers, and what Python and the test runner have open."""
+
+MAX_GROWTH = 1.10
+
+
+def masked_text(packet: dict[str, object]) -> bytes:
+    """Return a text frame of less than 126 bytes, masked with zeros (RFC 6455 section 5.2)."""
+    payload = json.dumps(packet).encode()
+    return struct.pack("!BB4x", 0x81, 0x80 | len(payload)) + payload
+
+
+def answer(once: int, secret: str) -> str:
+    return base64.b64encode(hashlib.sha256(f"{once:x}{secret}".encode()).digest()).decode()
+
+
+class Subscriber:
+    """Subscribe with little more than a socket: the client library would take most of the time.
+
+    Attributes:
+        hellos: What the consumer sent before it took the subscription.
+    """
+
+    def __init__(self, topic: str, source: str = "127.0.0.1") -> None:
+        self.topic, self._source = topic, source
+        self.hellos: list[dict[str, object]] = []
+        self._writer: asyncio.StreamWriter | None = None
+
+    async def open(self, consumer: Node, secret: str) -> None:
+        """Subscribe."""
+        self._reader, self._writer = await asyncio.open_connection(
+            "127.0.0.1", consumer.port, local_addr=(self._source, 0), limit=4096
+        )
+        key = base64.b64encode(secrets.token_bytes(16)).decode()
+        self._writer.write(
+            f"GET /subscribe/{self.topic} HTTP/1.1\r\nHost: {consumer.address}\r\nUpgrade: websocket\r\n"
+            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+        )
+        assert b" 101 " in await self._reader.readuntil(b"\r\n\r\n")
+        challenge = await self.read()
+        once = secrets.randbelow(2**31 - 2) + 1
+        proof = masked_text({"t": "h", "a": answer(challenge["o"], secret)})
+        self._writer.write(masked_text({"t": "h", "o": once}) + proof)
+        proved = await self.read()
+        assert proved["a"] == answer(once, secret)
+        self.hellos = [challenge, proved]
+
+    async def read(self) -> dict[str, Any]:
+        """Return the next packet, of less than 126 bytes."""
+        opcode, length = await self._reader.readexactly(2)
+        assert opcode == 0x81
+        packet: dict[str, Any] = json.loads(await self._reader.readexactly(length))
+        return packet
+
+    async def close(self, *, politely: bool = True) -> None:
+        """Close with the WebSocket's handshake, or drop the connection."""
+        if self._writer is None:
+            return
+        if politely:
+            self._writer.write(struct.pack("!BB4xH", 0x88, 0x80 | 2, 1000))
+            assert (await self._reader.readexactly(2))[0] == 0x88
+        self._writer.close()
+        await self._writer.wait_closed()
+        self._writer = None
+
+
+async def for_all(
+    subscribers: Iterable[Subscriber], work: Callable[[Subscriber], Coroutine[Any, Any, None]]
+) -> None:
+    """Do something with all subscribers, some at a time."""
+    waiting = iter(subscribers)
+
+    async def some() -> None:
+        for subscriber in waiting:
+            async with asyncio.timeout(30):
+                await work(subscriber)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(AT_ONCE):
+            tasks.create_task(some())
+
+
+@pytest.mark.slow
+async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster) -> None:
+    allow_open_files(OPEN_FILES)
+    await in_thread(cluster.start, 1, 1)
+    (consumer,) = cluster.consumers
+    full, empty = [], []
+    async with cluster.client() as publisher:
+        for wave in range(WAVES):
+            # Each wave comes from an address of its own, lest the ports should run out.
+            source = f"127.0.0.{wave + 2}"
+            subscribers = [Subscriber(f"topic-{number}", source) for number in range(SUBSCRIBERS)]
+            try:
+                await for_all(subscribers, lambda one: one.open(consumer, cluster.secret))
+                # Also the producer's link.
+                await in_thread(consumer.wait_open, SUBSCRIBERS + 1)
+                chosen = subscribers[secrets.randbelow(SUBSCRIBERS)]
+                await publisher.publish(chosen.topic, f"wave {wave}")
+                async with asyncio.timeout(10):
+                    packet = await chosen.read()
+                assert packet == {"t": "m", "d": f"wave {wave}", "s": chosen.topic}
+                full.append(consumer.resident_bytes())
+                await for_all(subscribers[::2], Subscriber.close)
+            finally:
+                await for_all(subscribers, lambda one: one.close(politely=False))
+            await in_thread(consumer.wait_open, 1)
+            empty.append(consumer.resident_bytes())
+    print(f"{full=} {empty=}")
+    counters = consumer.counters()
+    assert counters["connections"] == WAVES * SUBSCRIBERS + 1
+    assert counters["deliveries"] == WAVES
+    assert "connections_refused" not in counters
+    assert full[-1] <= MAX_GROWTH * full[0]
+    assert empty[-1] <= MAX_GROWTH * empty[0]
+
+
+async def test_a_hello_has_the_keys_of_the_protocol_and_no_others(cluster: Cluster) -> None:
+    await in_thread(cluster.start, 1, 1)
+    subscriber = Subscriber("news")
+    await subscriber.open(cluster.consumers[0], cluster.secret)
+    await subscriber.close()
+    assert [sorted(packet) for packet in subscriber.hellos] == [["o", "t"], ["a", "t"]]

@@ -1,0 +1,229 @@
+"""A hundred thousand messages of all kinds and sizes arrive: unmodified, in order, exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import pytest
+
+from wsqueue import Client, Subscription
+
+from .processes import Cluster, allow_open_files, in_thread
+
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(280)]
+
+MESSAGES = 100_000
+TOPICS = 1000
+CONSUMERS, PRODUCERS = 4, 3
+SUBSCRIBERS_OF_A_TOPIC = 2
+MAX_DATA_BYTES = 65_536
+POOL_BYTES = 1024 * 1024
+
+TOPICS_OF_A_SUBSCRIPTION = 100
+"""Each is a connection that begins with a hello, so that all at once would take seconds of the nodes."""
+
+WINDOW = 2000
+"""Deliveries that may be under way: this process publishes and subscribes, and must keep up with itself."""
+
+ALPHABETS = (
+    "abcdefghijklmnopqrstuvwxyz ABCDEFGHIJKLMNOPQRSTUVWXYZ 0123456789",
+    "\"'\\/{}[]:,<>&%?#",
+    "".join(map(chr, range(32))) + "\x7f\x80\x9f",
+    "ñéüßøåčЖдиλπאبกあ漢字한\u200b\u2028\u2029\ufeff\ufffd\uffff",
+    "😀🎉𝄞𐍈🏳\U0010ffff\U0001f1ea",
+)
+"""The last is astral; the third becomes six times as long in JSON."""
+
+TRICKY_TOPICS = (
+    ".",
+    "..",
+    "/",
+    "//",
+    "%",
+    "%2F",
+    "a/b",
+    " ",
+    "?",
+    "#",
+    "+",
+    "\x00",
+    "\n",
+    "😀",
+    "a b?c=d&e#f",
+)
+
+
+def random_text(rng: random.Random, characters: int, weights: Sequence[int] = (60, 10, 3, 15, 12)) -> str:
+    alphabets = rng.choices(ALPHABETS, weights, k=characters)
+    return "".join(map(rng.choice, alphabets))
+
+
+def random_topics(rng: random.Random) -> list[str]:
+    topics = dict.fromkeys(TRICKY_TOPICS)
+    while len(topics) < TOPICS:
+        topics[random_text(rng, rng.randint(1, 60))] = None
+    return list(topics)
+
+
+class Texts:
+    """Make text of an exact size out of a pool, for drawing each character would take minutes."""
+
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
+        self._pool = random_text(rng, POOL_BYTES // 2).encode()[:POOL_BYTES]
+
+    def of_size(self, size: int) -> str:
+        begin = self._rng.randrange(len(self._pool) - size)
+        # Characters that the slice cuts are dropped at both ends, and made up for.
+        text = self._pool[begin : begin + size].decode(errors="ignore")
+        return text + "x" * (size - len(text.encode()))
+
+    def of_random_size(self) -> str:
+        """Return text with a size from 0 to 64 KiB, as often below 256 bytes as above."""
+        return self.of_size(round((MAX_DATA_BYTES + 1) ** self._rng.random()) - 1)
+
+
+def consumer_of(topic: str) -> int:
+    """Return the consumer's index, computed as the seed's document of the wire says."""
+    units = topic.encode("utf-16-be")
+    value = 0
+    for high, low in zip(units[::2], units[1::2], strict=True):
+        value = (value * 31 + 256 * high + low) % 2**32
+    return abs(value - 2**32 if value >= 2**31 else value) % CONSUMERS
+
+
+def is_interleaving(merged: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
+    """Tell whether a sequence has exactly the items of some others, each in its own order."""
+    reachable = {tuple(0 for _ in parts)}
+    for item in merged:
+        reachable = {
+            (*state[:index], state[index] + 1, *state[index + 1 :])
+            for state in reachable
+            for index, part in enumerate(parts)
+            if state[index] < len(part) and part[state[index]] == item
+        }
+    return tuple(map(len, parts)) in reachable
+
+
+def test_the_check_of_the_order_sees_what_is_wrong() -> None:
+    parts = [[1, 2, 3], [1, 9]]
+    assert is_interleaving([1, 1, 2, 9, 3], parts)
+    assert is_interleaving([1, 9, 1, 2, 3], parts)
+    assert not is_interleaving([1, 2, 9, 1, 3], [[1, 2, 3], [1, 9, 0]])
+    assert not is_interleaving([2, 1, 1, 9, 3], parts)
+    assert not is_interleaving([1, 1, 2, 9, 3, 3], parts)
+    assert not is_interleaving([1, 1, 2, 9], parts)
+
+
+class Traffic:
+    """Publish, subscribe, and keep a hash of each message by topic."""
+
+    def __init__(self) -> None:
+        self.published = self.delivered = 0
+        self.sent = [defaultdict[str, list[int]](list) for _ in range(PRODUCERS)]
+        self.came = [defaultdict[str, list[int]](list) for _ in range(SUBSCRIBERS_OF_A_TOPIC)]
+        self._progress = asyncio.Event()
+
+    @property
+    def missing(self) -> int:
+        return SUBSCRIBERS_OF_A_TOPIC * self.published - self.delivered
+
+    async def publish(self, publisher: int, client: Client, seed: str, topics: Sequence[str]) -> None:
+        rng = random.Random(f"{seed} {publisher}")
+        texts = Texts(rng)
+        for index in range(MESSAGES // PRODUCERS + (publisher < MESSAGES % PRODUCERS)):
+            # The smallest and the largest size are there for sure.
+            data = texts.of_size((0, MAX_DATA_BYTES)[index % 2]) if index < 4 else texts.of_random_size()
+            topic = rng.choice(topics)
+            await self.at_most_missing(WINDOW)
+            self.sent[publisher][topic].append(hash(data))
+            self.published += 1
+            await client.publish(topic, data)
+        await client.flush()
+        assert client.lost_in_flight == 0
+
+    async def receive(self, subscriber: int, messages: Subscription) -> None:
+        came = self.came[subscriber]
+        async for message in messages:
+            came[message.topic].append(hash(message.data))
+            self.delivered += 1
+            self._progress.set()
+
+    async def at_most_missing(self, most: int) -> None:
+        while self.missing > most:
+            self._progress.clear()
+            await self._progress.wait()
+
+
+@asynccontextmanager
+async def subscriptions(
+    cluster: Cluster, topics: Sequence[str]
+) -> AsyncIterator[list[tuple[int, Subscription]]]:
+    """Subscribe to all topics with each of the subscribers, a client each."""
+    async with AsyncExitStack() as stack:
+        opened = []
+        for subscriber in range(SUBSCRIBERS_OF_A_TOPIC):
+            client = await stack.enter_async_context(cluster.client())
+            for first in range(0, len(topics), TOPICS_OF_A_SUBSCRIPTION):
+                some = client.subscribe(*topics[first : first + TOPICS_OF_A_SUBSCRIPTION])
+                opened.append((subscriber, await stack.enter_async_context(some)))
+        yield opened
+
+
+async def run_traffic(cluster: Cluster, seed: str, topics: Sequence[str]) -> Traffic:
+    traffic = Traffic()
+    async with (
+        asyncio.timeout(220),
+        subscriptions(cluster, topics) as opened,
+        asyncio.TaskGroup() as tasks,
+    ):
+        receiving = [tasks.create_task(traffic.receive(*one)) for one in opened]
+        async with AsyncExitStack() as stack:
+            publishing = []
+            for publisher, node in enumerate(cluster.producers):
+                client = await stack.enter_async_context(cluster.client(node))
+                publishing.append(traffic.publish(publisher, client, seed, topics))
+            await asyncio.gather(*publishing)
+            await traffic.at_most_missing(0)
+        # What comes twice would come soon.
+        await asyncio.sleep(0.5)
+        for task in receiving:
+            task.cancel()
+    return traffic
+
+
+async def test_all_messages_arrive_unmodified_in_order_and_once(cluster: Cluster) -> None:
+    allow_open_files(2 * SUBSCRIBERS_OF_A_TOPIC * TOPICS)
+    seed = secrets.token_hex(8)
+    print(f"{seed=}")
+    topics = random_topics(random.Random(seed))
+    await in_thread(cluster.start, CONSUMERS, PRODUCERS)
+    traffic = await run_traffic(cluster, seed, topics)
+
+    assert traffic.published == MESSAGES
+    assert traffic.missing == 0
+    for topic in topics:
+        sent = [by_topic[topic] for by_topic in traffic.sent]
+        for came in traffic.came:
+            assert is_interleaving(came[topic], sent), repr(topic)
+
+    shares = [0] * CONSUMERS
+    for by_topic in traffic.sent:
+        for topic, hashes in by_topic.items():
+            shares[consumer_of(topic)] += len(hashes)
+    for consumer, share in zip(cluster.consumers, shares, strict=True):
+        # The subscribers are gone, the producers stay.
+        consumer.wait_open(PRODUCERS)
+        counters = consumer.counters()
+        assert counters["messages_in"] == share
+        assert counters["deliveries"] == share * SUBSCRIBERS_OF_A_TOPIC
+        assert counters["slow_subscribers"] == counters["without_subscriber"] == 0
+    for producer, by_topic in zip(cluster.producers, traffic.sent, strict=True):
+        counters = producer.counters()
+        assert counters["messages_in"] == counters["forwarded"] == sum(map(len, by_topic.values()))
+        assert counters["lost_in_flight"] == 0

@@ -75,7 +75,7 @@ def test_the_logged_events_and_the_counters() -> None:
     assert events == documented
     counters = set(re.findall(r'counters\["(\w+)"\]', code))
     documented = {row[0].strip("`") for row in rows("docs/operations.md", "Counters")}
-    assert counters == documented - {"open", "refused_<code>"}
+    assert counters == documented - {"open", "refused_<code>", "refused_by_peer"}
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])

@@ -172,6 +172,9 @@ class TestTwoSessions:
             other.receive_data(data)
         for data in other.data_to_send():
             closer.receive_data(data)
+        # Whoever gives up before it has read everything sends a close frame too, and resets the connection.
+        assert not closer.closed_cleanly
+        closer.receive_eof()
         assert closer.closed_cleanly
 
     @both_roles
@@ -591,6 +594,8 @@ class TestMessages:
         events = peer.send_bytes(peer.text(message("one")) + peer.close_frame(code, "ñ") + late)
         assert received(events) == [("one", "news")]
         assert assert_ended(peer.session, code, by_peer=True).reason == "ñ"
+        assert not peer.session.closed_cleanly
+        peer.session.receive_eof()
         assert peer.session.closed_cleanly == clean
 
     @both_roles

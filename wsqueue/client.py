@@ -97,6 +97,7 @@ class Client:
         self._consumers = config.subscribe_addresses
         self._publishing: _ClientLink | None = None
         self._subscriptions: set[Subscription] = set()
+        self._closed = False
 
     @property
     def lost_in_flight(self) -> int:
@@ -112,7 +113,9 @@ class Client:
             InvalidMessage: The topic or the message is longer than the nodes take, or cannot be UTF-8.
             ConnectError: No producer answers.
             AuthenticationError: The producers have another key.
+            RuntimeError: The client was closed.
         """
+        self._check_open()
         payload = self._payload(topic, data)
         link = self._publishing
         if link is None:
@@ -133,7 +136,9 @@ class Client:
 
         Raises:
             InvalidMessage: A topic is longer than the nodes take, or cannot be UTF-8.
+            RuntimeError: The client was closed.
         """
+        self._check_open()
         if not topics:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
         for topic in topics:
@@ -144,6 +149,7 @@ class Client:
 
     async def close(self) -> None:
         """Close every connection, after the producer has read all that was published."""
+        self._closed = True
         closing = [subscription.close() for subscription in list(self._subscriptions)]
         if self._publishing is not None:
             closing.append(self._publishing.stop())
@@ -172,6 +178,10 @@ class Client:
     def forget(self, subscription: Subscription) -> None:
         """Let go of a subscription that was closed."""
         self._subscriptions.discard(subscription)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
     def _link(self, addresses: list[Address]) -> _ClientLink:
         return _ClientLink(addresses, self._psk, self._config.hello_order, self._config.limits)

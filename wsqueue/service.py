@@ -231,8 +231,10 @@ class Service:
             level = logging.WARNING if violation else logging.DEBUG
             log(logger, level, "connection closed", peer=connection.peer, reason=closed)
         elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
-            self._counters[f"refused_{closed.code}"] += 1
-            log(logger, logging.WARNING, "hello refused", peer=connection.peer, reason=closed)
+            # A code that the peer chose must not make a counter of its own.
+            self._counters["refused_by_peer" if closed.by_peer else f"refused_{closed.code}"] += 1
+            level = logging.INFO if self._stopping.is_set() else logging.WARNING
+            log(logger, level, "hello refused", peer=connection.peer, reason=closed)
         else:
             log(logger, logging.DEBUG, "request answered", peer=connection.peer, reason=closed)
 
@@ -355,9 +357,10 @@ def _unlisten(address: Address, server: asyncio.Server) -> None:
 
 
 def _answers(path: str) -> bool:
-    """Tell whether somebody listens on a unix socket, or it was left behind."""
+    """Tell whether somebody may listen on a unix socket, or it was left behind or is not there."""
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(path) == 0
+        probe.setblocking(False)
+        return probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

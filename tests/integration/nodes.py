@@ -150,7 +150,8 @@ class RunningNode:
         self.service._stop_listening()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
-        await self.service.node.stop()
+        async with soon():
+            await self.service.node.stop()
         await eventually(lambda: not self.connections, "all connections are gone")
 
     async def stop(self) -> None:

@@ -744,3 +744,13 @@ async def test_a_subscriber_with_the_raw_protocol_hears_a_client(nodes: Nodes) -
 async def publish_all(client: wsqueue.Client, data: str) -> None:
     for one in data:
         await client.publish("news", one)
+
+
+async def test_a_closed_client_says_so(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with nodes.client([producer], [consumer]) as client:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await client.publish("news", "1")
+    with pytest.raises(RuntimeError, match="closed"):
+        client.subscribe("news")

@@ -214,7 +214,7 @@ async def test_a_peer_that_goes_away_in_the_hello_is_counted(nodes: Nodes, endpo
         node = bystanders.node(endpoint)
         async with RawSocket.opened(node.address, endpoint):
             pass
-        await eventually(lambda: node.counters["refused_1006"] == 1, "it is counted")
+        await eventually(lambda: node.counters["refused_by_peer"] == 1, "it is counted")
         await bystanders.are_served()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
@@ -577,6 +578,25 @@ async def test_a_unix_socket_in_use_is_refused(nodes: Nodes) -> None:
         await second.service.start()
     async with soon():
         assert "consumer" in (await http_get(first.address, "/"))[1]
+
+
+@pytest.mark.timeout(30)
+async def test_a_unix_socket_whose_owner_is_busy_is_refused(nodes: Nodes) -> None:
+    """Its queue is full, so that whoever connects has to wait."""
+    path = nodes.directory / "node.sock"
+    with contextlib.ExitStack() as stack:
+        busy = stack.enter_context(socket.socket(socket.AF_UNIX))
+        busy.bind(str(path))
+        busy.listen(0)
+        waiting = 0
+        while waiting != errno.EAGAIN:
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            waiting = client.connect_ex(str(path))
+        consumer = nodes.made(Consumer, listen=[f"unix:{path}"])
+        with pytest.raises(ListenError, match="cannot listen on unix:"):
+            await consumer.service.start()
+        assert path.is_socket()
 
 
 async def test_a_unix_socket_that_cannot_be_made_is_refused(nodes: Nodes) -> None:

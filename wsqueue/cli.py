@@ -24,7 +24,7 @@ import signal
 from collections import defaultdict
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import click
 import uvloop
@@ -52,8 +52,6 @@ _EXIT_CODES: dict[type[WsqueueError], int] = {
     ConfigError: 3,
     InvalidMessage: 2,
 }
-
-Result = TypeVar("Result")
 
 
 class _Commands(click.Group):
@@ -267,8 +265,8 @@ def _run_node(file: str, kind: type[service.Node]) -> None:
     service.run(file, kind)
 
 
-def _run(coroutine: Coroutine[Any, Any, Result]) -> Result:
-    return uvloop.run(coroutine)
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    uvloop.run(coroutine)
 
 
 def _fail() -> None:

@@ -36,7 +36,7 @@ from .demo import demo as run_demo
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from .local import LocalCluster
 from .producer import Producer
-from .terminal import for_each_line, prepare_standard_files, printable, to_stdout
+from .terminal import discard_output, for_each_line, prepare_standard_files, printable, to_stdout
 from .verify import Check, write_junit
 from .verify import verify as run_checks
 from .version import __version__
@@ -68,6 +68,7 @@ class _Commands(click.Group):
             if error.errno == errno.EPIPE:
                 raise
             click.echo(f"Error: {printable(str(error))}", err=True)
+            discard_output()
             raise click.exceptions.Exit(1) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None

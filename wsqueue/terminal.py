@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import os
 import re
 import sys
@@ -13,7 +12,7 @@ from typing import NoReturn
 
 from .errors import InvalidMessage, WsqueueError
 
-STDIN, STDERR = 0, 2
+STDIN, STDOUT, STDERR = 0, 1, 2
 
 CHUNK_BYTES = 64 * 1024
 """What is read from standard input at a time: a pipe's size."""
@@ -60,6 +59,13 @@ async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]
         await _handle(rest, number + 1, max_bytes, handle)
 
 
+def discard_output() -> None:
+    """Let nothing more be written to standard output, which cannot take it, not even as the process ends."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, STDOUT)
+    os.close(descriptor)
+
+
 def printable(text: str) -> str:
     """Return text that cannot steer a terminal: control characters become visible escapes."""
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
@@ -93,24 +99,27 @@ def _refuse(problem: str) -> NoReturn:
 
 async def _chunks() -> AsyncIterator[bytes]:
     """Yield what a thread reads, for a file cannot be read without blocking; it ends with the process."""
-    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue(1)
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     loop = asyncio.get_running_loop()
+    wanted = threading.Semaphore(0)
 
     def read() -> None:
-        more = True
-        while more:
+        while wanted.acquire():
             try:
                 chunk: bytes | OSError = os.read(STDIN, CHUNK_BYTES)
             except OSError as error:
                 chunk = error
-            more = isinstance(chunk, bytes) and bool(chunk)
             try:
-                asyncio.run_coroutine_threadsafe(chunks.put(chunk), loop).result()
-            except (RuntimeError, concurrent.futures.CancelledError):
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:
                 return  # the loop has ended
 
     threading.Thread(target=read, name="stdin", daemon=True).start()
-    while chunk := await chunks.get():
+    while True:
+        wanted.release()
+        chunk = await chunks.get()
         if isinstance(chunk, OSError):
             raise WsqueueError(f"cannot read standard input: {chunk.strerror}")
+        if not chunk:
+            return
         yield chunk

@@ -213,9 +213,24 @@ class Terminal:
             if not self._read() and self.process.poll() is not None:
                 raise AssertionError(f"{text!r} did not come: {self.screen!r}")
 
-    def end(self) -> int:
-        """Return the exit status of a command that ends."""
-        wait_until(lambda: not self._read() and self.process.poll() is not None, "the command ends", SECONDS)
+    def end(self, key: str = "") -> int:
+        """Return the exit status of a command that ends, if need be by a key.
+
+        The key is pressed every other second: one that comes in the moment in which a message is shown is
+        lost, for the prompt gives the terminal back meanwhile.
+        """
+        pressed = 0.0
+
+        def ended() -> bool:
+            nonlocal pressed
+            if self._read() or self.process.poll() is not None:
+                return self.process.poll() is not None
+            if key and time.monotonic() > pressed + 2:
+                pressed = time.monotonic()
+                self.type(key)
+            return False
+
+        wait_until(ended, "the command ends", SECONDS)
         check_no_traceback(self.screen.decode(errors="replace"))
         return self.process.wait()
 

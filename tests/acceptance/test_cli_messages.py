@@ -308,16 +308,15 @@ def test_demo_on_two_terminals(terminals: list[Terminal], config: str, topic: st
     second.type("hi 日本\r")
     first.wait_for("hi 日本")
     for terminal in terminals:
-        terminal.type("\x04")
-        assert terminal.end() == 0
+        assert terminal.end("\x04") == 0
 
 
 def test_ctrl_c_ends_demo_on_a_terminal(terminals: list[Terminal], config: str, topic: str) -> None:
     terminal = Terminal("demo", config, topic)
     terminals.append(terminal)
     terminal.wait_for(f"{topic}>")
-    terminal.type("half a line\x03")
-    assert terminal.end() in (0, 130)
+    terminal.type("half a line")
+    assert terminal.end("\x03") in (0, 130)
 
 
 @pytest.mark.parametrize("command", ["demo", "subscribe"])

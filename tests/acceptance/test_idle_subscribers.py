@@ -105,7 +105,8 @@ async def for_all(
 @pytest.mark.slow
 async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster) -> None:
     allow_open_files(OPEN_FILES)
-    await in_thread(cluster.start, 1, 1)
+    # The subscribers of this test do not answer pings.
+    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0))
     (consumer,) = cluster.consumers
     full, empty = [], []
     async with cluster.client() as publisher:
@@ -138,7 +139,8 @@ async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster
 
 
 async def test_a_hello_has_the_keys_of_the_protocol_and_no_others(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 1, 1)
+    # The subscribers of this test do not answer pings.
+    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0))
     subscriber = Subscriber("news")
     await subscriber.open(cluster.consumers[0], cluster.secret)
     await subscriber.close()

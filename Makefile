@@ -37,10 +37,13 @@ zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, whi
 	@scripts/zipapp $(VENV)
 
 .PHONY: lint
-lint: $(READY) ## Run ruff and mypy
+lint: $(READY) ## Run all linters
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/yamllint --strict .yamllint .ansible-lint site.yml ansible molecule
+	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
+	$(BIN)/python scripts/check-role-variables
 
 .PHONY: format
 format: $(READY) ## Format the code

@@ -1,7 +1,9 @@
 """Log lines for journald: one line an event, `what happened key=value ...`, never a line a message.
 
 On a terminal or in a file a line begins with the time and the level. When standard error is the
-journal, it begins with the level prefix of sd-daemon(3), for the journal has the time.
+journal, which has the time, a line goes to it with its fields, so that `journalctl WSQUEUE_EVENT='link
+down'` finds it; where the journal does not take that, it goes to standard error with the level prefix of
+sd-daemon(3).
 """
 
 from __future__ import annotations
@@ -10,8 +12,10 @@ import json
 import logging
 import os
 import re
+import socket
 import sys
 import time
+from typing import TextIO
 
 _PLAIN = re.compile(r"[!#-<>-~]+")
 _SYSLOG_LEVELS = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -27,7 +31,7 @@ def log(logger: logging.Logger, level: int, what: str, **fields: object) -> None
     """Log one event with its fields, e.g. ``link up consumer=192.0.2.7:10001/producer``."""
     if logger.isEnabledFor(level):
         pairs = "".join(f" {key}={quote(value)}" for key, value in fields.items())
-        logger.log(level, "%s%s", what, pairs, extra={"event": what})
+        logger.log(level, "%s%s", what, pairs, extra={"event": what, "fields": fields})
 
 
 def quote(value: object) -> str:
@@ -86,6 +90,51 @@ class Burst(logging.Filter):
         return seen < BURST_LINES
 
 
+class JournalHandler(logging.StreamHandler[TextIO]):
+    """Write to the journal by its native protocol, else to standard error.
+
+    The source is systemd.io/JOURNAL_NATIVE_PROTOCOL.
+
+    Args:
+        address: The journal's socket.
+    """
+
+    def __init__(self, address: str = "/run/systemd/journal/socket") -> None:
+        super().__init__()
+        self._address = address
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.setblocking(False)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        priority, _, message = self.format(record).removeprefix("<").partition(">")
+        fields = {
+            "MESSAGE": message,
+            "PRIORITY": priority,
+            "SYSLOG_IDENTIFIER": os.environ.get("WSQUEUE_SYSLOG_IDENTIFIER", "wsqueue"),
+            "WSQUEUE_EVENT": getattr(record, "event", ""),
+        }
+        for name, value in getattr(record, "fields", {}).items():
+            fields[f"WSQUEUE_{name.upper()}"] = str(value)[:MAX_VALUE_CHARACTERS]
+        try:
+            self._socket.sendto(
+                b"".join(_journal_field(name, value) for name, value in fields.items()), self._address
+            )
+        except OSError:
+            super().emit(record)
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._socket.close()
+        super().close()
+
+
+def _journal_field(name: str, value: str) -> bytes:
+    """Return one field in the form that takes any value: name, length and value."""
+    data = value.encode(errors="backslashreplace")
+    return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
+
+
 def stderr_is_journal() -> bool:
     """Tell whether systemd connected standard error to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
@@ -98,8 +147,9 @@ def stderr_is_journal() -> bool:
 
 def configure(level: str) -> None:
     """Send the log to standard error, from this level on (debug, info, warning, error)."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Formatter(journal=stderr_is_journal()))
+    journal = stderr_is_journal()
+    handler = JournalHandler() if journal else logging.StreamHandler()
+    handler.setFormatter(Formatter(journal=journal))
     handler.addFilter(Burst())
     package = logging.getLogger("wsqueue")
     package.handlers[:] = [handler]

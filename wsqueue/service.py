@@ -111,7 +111,7 @@ class Service:
     @property
     def addresses(self) -> list[Address]:
         """Return where the node listens, with the ports that the system chose for port 0."""
-        return [_bound(address, server) for address, server in self._servers.items()]
+        return [bound for address, server in self._servers.items() for bound in _bound(address, server)]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
@@ -343,11 +343,12 @@ def _feeds(connection: Connection) -> bool:
     return connection.handler is not None and connection.handler.feeds
 
 
-def _bound(address: Address, server: asyncio.Server) -> Address:
+def _bound(address: Address, server: asyncio.Server) -> list[Address]:
     if address.port or address.socket:
-        return address
-    port: int = server.sockets[0].getsockname()[1]
-    return msgspec.structs.replace(address, port=port)
+        return [address]
+    # A name that stands for several IP addresses gets a port for each.
+    ports = dict.fromkeys(listening.getsockname()[1] for listening in server.sockets)
+    return [msgspec.structs.replace(address, port=port) for port in ports]
 
 
 def _unlisten(address: Address, server: asyncio.Server) -> None:

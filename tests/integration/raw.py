@@ -50,6 +50,9 @@ class RawSocket:
         """Connect to a node, and send nothing."""
         if address.startswith("unix:"):
             reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
+        elif address.startswith("localhost:"):
+            # It may be an IPv4 or an IPv6 address.
+            reader, writer = await asyncio.open_connection("localhost", int(address.rpartition(":")[2]))
         else:
             host, _, port = address.rpartition(":")
             family = socket.AF_INET6 if host.startswith("[") else socket.AF_INET

@@ -12,54 +12,17 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-SCRIPT = ROOT / "scripts" / "lab"
-CANNOT = 3
+from .labs import ROOT, OwnLab
+
 HOSTS = ("alpha", "beta")
 REBOOT_SECONDS = 30
 
 
-class Lab:
-    """A lab of the tests' own, which shares nothing but the base with the one of `make lab`."""
+class Lab(OwnLab):
+    """A lab, and how to look at what it is made of on this machine."""
 
     def __init__(self, directory: Path) -> None:
-        # By the process, so that two runs of the tests do not meet.
-        self.bridge = f"wsqt{os.getpid()}"
-        self.net = f"10.231.{100 + os.getpid() % 150}"
-        self.directory = directory
-        self.environment = os.environ | {
-            "LAB_DIR": str(directory),
-            "LAB_BRIDGE": self.bridge,
-            "LAB_NET": self.net,
-        }
-
-    def address(self, host: str) -> str:
-        return f"{self.net}.{11 + HOSTS.index(host)}"
-
-    def try_to(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [SCRIPT, *arguments],
-            env=self.environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-
-    def run(self, *arguments: str) -> str:
-        result = self.try_to(*arguments)
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def up(self) -> str:
-        result = self.try_to("up", *HOSTS)
-        if result.returncode == CANNOT:
-            pytest.skip(result.stderr.splitlines()[-1])
-        assert result.returncode == 0, result.stdout + result.stderr
-        return result.stdout
-
-    def ssh(self, host: str, command: str) -> str:
-        return self.run("ssh", host, command).strip()
+        super().__init__(directory, HOSTS, first="wsqt", net=100)
 
     def traces(self) -> list[str]:
         """Return the namespaces, interfaces, mounts, cgroups and processes of this lab on the machine.

@@ -1,0 +1,49 @@
+"""`molecule test -s site`: the roles on three hosts of a lab of its own, twice, and verified."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from .labs import BIN, ROOT, OwnLab
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+# As in molecule/site/molecule.yml.
+MOLECULE_LAB = {"LAB_DIR": str(ROOT / ".lab" / "molecule"), "LAB_BRIDGE": "hlmol0", "LAB_NET": "10.231.9"}
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[None]:
+    """Skip where no lab can run, and leave none behind."""
+    probe = OwnLab(tmp_path, ["probe"], first="wsqm")
+    try:
+        probe.up()
+    finally:
+        probe.down()
+    try:
+        yield
+    finally:
+        # Molecule leaves the hosts up when something fails.
+        probe.environment |= MOLECULE_LAB
+        probe.down()
+
+
+def test_molecule(machine: None) -> None:
+    environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "PY_COLORS": "0"}
+    result = subprocess.run(
+        ["molecule", "test", "-s", "site"],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-20_000:]
+    assert "checks, 0 failed" in result.stdout

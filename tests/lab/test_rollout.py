@@ -1,0 +1,498 @@
+"""site.yml on hosts with real systemd: what it refuses, deploys, keeps secret, survives and takes back.
+
+The tests build on each other, in the order of this file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .labs import BIN, ROOT, OwnLab
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+HOSTS = ("consumer1", "consumer2", "producer1", "demo1")
+CONSUMERS = (("consumer1", 10001), ("consumer1", 10003), ("consumer2", 10001))
+PRODUCERS = (("producer1", 10002), ("producer1", 10004))
+NODES = [("consumer", *node) for node in CONSUMERS] + [("producer", *node) for node in PRODUCERS]
+OLD, NEW = "0.1.0", "0.1.1"
+VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
+MAX_LOSS = 0.10
+HUNG_SECONDS = 20
+
+# The value comes in this program, on standard input: so it is in no command line and no environment.
+SEARCH = """
+import glob, os, stat, subprocess
+value = b"REVERSED"[::-1]
+def look(kind, path):
+    try:
+        with open(path, "rb") as file:
+            if value in file.read():
+                print(kind, path)
+    except OSError:
+        pass
+for kind in ("environ", "cmdline"):
+    for path in glob.glob(f"/proc/[0-9]*/{kind}"):
+        look(kind, path)
+for top in ("/etc", "/opt", "/run", "/var", "/tmp"):
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+                look("file", path)
+if value in subprocess.run(["journalctl", "--all", "-o", "json"], stdout=subprocess.PIPE).stdout:
+    print("journal")
+"""
+
+# Publishes numbered messages until standard input ends, subscribes to them, and prints what came as JSON.
+LOAD = """
+import asyncio, json, sys
+import wsqueue
+TOPICS = [f"load/{number}" for number in range(12)]
+async def main():
+    published = dict.fromkeys(TOPICS, 0)
+    received = {topic: [] for topic in TOPICS}
+    stopped = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    async def take(messages):
+        async for message in messages:
+            received[message.topic].append(int(message.data))
+    async with wsqueue.connect("/etc/wsqueue/demo.toml") as client:
+        async with client.subscribe(*TOPICS) as messages:
+            taking = asyncio.create_task(take(messages))
+            print("started", flush=True)
+            loop = asyncio.get_running_loop()
+            start, number = loop.time(), 0
+            while not stopped.done() and not taking.done():
+                topic = TOPICS[number % len(TOPICS)]
+                await client.publish(topic, str(published[topic]))
+                published[topic] += 1
+                number += 1
+                # 500 a second, and no burst to make up for the time in which the producers were busy.
+                await asyncio.sleep(max(0.0, start + number / 500 - loop.time()))
+                start = max(start, loop.time() - number / 500)
+            await client.flush()
+            await asyncio.sleep(1)
+            lost_in_flight = client.lost_in_flight
+        await taking
+    print(json.dumps({
+        "published": published,
+        "received": {topic: len(numbers) for topic, numbers in received.items()},
+        "last": {topic: numbers[-1] for topic, numbers in received.items()},
+        "duplicates": sum(len(numbers) - len(set(numbers)) for numbers in received.values()),
+        "overtaken": [
+            (topic, before, after)
+            for topic, numbers in received.items()
+            for before, after in zip(numbers, numbers[1:])
+            if after < before
+        ][:10],
+        "lost_in_flight": lost_in_flight,
+    }))
+asyncio.run(main())
+"""
+
+
+class Cluster:
+    """A lab, what the inventory says of it, and all that Ansible has printed."""
+
+    def __init__(self, lab: OwnLab, directory: Path) -> None:
+        self.lab, self.directory = lab, directory
+        self.psk = secrets.token_urlsafe(32)
+        self.outputs: list[str] = []
+        self.zipapps: dict[str, Path] = {}
+
+    def inventory(self, name: str, **changes: Any) -> Path:
+        """Write the inventory, with other variables for all hosts or, as `host__variable`, for one."""
+        hosts: dict[str, dict[str, Any]] = {host: {"ansible_host": self.lab.address(host)} for host in HOSTS}
+        hosts["consumer1"]["wsqueue_consumer_ports"] = [10001, 10003]
+        hosts["producer1"]["wsqueue_producer_ports"] = [10002, 10004]
+        variables = {
+            "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_private_key_file": str(self.lab.key),
+            "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+            " -o LogLevel=ERROR",
+            # Where `scripts/lab down` looks for them.
+            "ansible_control_path_dir": str(self.lab.directory / "ssh"),
+            "wsqueue_release_psk": self.psk,
+            "wsqueue_release_zipapp": str(self.zipapps[OLD]),
+        }
+        groups: dict[str, list[str]] = {
+            "consumers": ["consumer1", "consumer2"],
+            "producers": ["producer1"],
+            "demo": ["demo1"],
+        }
+        for key, value in changes.items():
+            host, _, variable = key.rpartition("__")
+            if key in groups:
+                groups[key] = value
+            else:
+                (hosts[host] if host else variables)[variable] = value
+        children = {
+            group: {"hosts": {host: hosts[host] for host in names}} for group, names in groups.items()
+        }
+        path = self.directory / name / "hosts.yml"
+        path.parent.mkdir(exist_ok=True)
+        # JSON is YAML. Variables of all are localhost's too, so site.yml builds no zipapp in dist/.
+        path.write_text(json.dumps({"all": {"children": children, "vars": variables}}))
+        path.chmod(0o600)
+        return path
+
+    def try_to_play(
+        self, playbook: str, *arguments: str, inventory: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        # A plain environment: colors and settings of whoever runs the tests are not for the output.
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+        environment |= {
+            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_NOCOLOR": "1",
+            "PATH": f"{BIN}:{os.environ['PATH']}",
+        }
+        environment.pop("FORCE_COLOR", None)
+        result = subprocess.run(
+            [
+                "ansible-playbook",
+                "-i",
+                inventory or self.directory / "good" / "hosts.yml",
+                playbook,
+                *arguments,
+            ],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        self.outputs.append(result.stdout)
+        return result
+
+    def play(self, playbook: str, *arguments: str) -> str:
+        start = time.monotonic()
+        result = self.try_to_play(playbook, *arguments)
+        print(f"{playbook} {' '.join(arguments)}: {time.monotonic() - start:.0f} s")
+        assert result.returncode == 0, result.stdout[-20_000:]
+        return result.stdout
+
+    def verify(self, seconds: float = 30) -> None:
+        """Wait until all checks pass on the demo host: links need some seconds to come back."""
+        deadline = time.monotonic() + seconds
+        while True:
+            result = self.lab.try_to("ssh", "demo1", "wsqueue verify")
+            if result.returncode == 0 and VERIFIED.search(result.stdout):
+                return
+            assert time.monotonic() < deadline, result.stdout + result.stderr
+            time.sleep(0.5)
+
+    def property(self, node: tuple[str, str, int], name: str) -> str:
+        kind, host, port = node
+        return self.lab.ssh(host, f"systemctl show -P {name} wsqueue-{kind}@{port}")
+
+    def is_ready(self, host: str, port: int) -> bool:
+        try:
+            with urllib.request.urlopen(
+                f"http://{self.lab.address(host)}:{port}/readyz", timeout=5
+            ) as answer:
+                return bool(answer.status == 200)
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        deadline = time.monotonic() + seconds
+        while not all(self.is_ready(host, port) for _, host, port in NODES):
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    def found(self, host: str, value: str) -> list[str]:
+        """Return where a value can be seen on a host."""
+        return self.lab.ssh(host, "python3 -", stdin=SEARCH.replace("REVERSED", value[::-1])).splitlines()
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """Return the numbers of Ansible's last table, for each host."""
+    table = output.rpartition("PLAY RECAP")[2]
+    return {
+        line.split()[0]: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", line)}
+        for line in table.splitlines()
+        if " ok=" in line
+    }
+
+
+def assert_nothing_changed(output: str) -> None:
+    counts = recap(output)
+    assert set(HOSTS) <= set(counts)
+    assert {host: one["changed"] for host, one in counts.items()} == dict.fromkeys(counts, 0)
+
+
+def build(directory: Path, version: str) -> Path:
+    """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
+    for name in ("wsqueue", "scripts"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, directory / name)
+    file = directory / "wsqueue" / "version.py"
+    file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
+    built = subprocess.run(
+        [directory / "scripts" / "zipapp", ROOT / ".venv"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return directory / built.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Boot the hosts; nothing is deployed."""
+    lab = OwnLab(tmp_path_factory.mktemp("lab"), HOSTS)
+    try:
+        lab.up()
+        cluster = Cluster(lab, tmp_path_factory.mktemp("rollout"))
+        for version in (OLD, NEW):
+            cluster.zipapps[version] = build(tmp_path_factory.mktemp("source"), version)
+        cluster.inventory("good")
+        yield cluster
+    finally:
+        lab.down()
+
+
+@pytest.fixture(scope="module")
+def deployed(cluster: Cluster) -> Cluster:
+    """Deploy for the first time, with all that Ansible can say."""
+    output = cluster.play("site.yml", "-vvv", "--diff")
+    assert VERIFIED.search(output), output[-5000:]
+    return cluster
+
+
+def nothing_is_there(cluster: Cluster) -> bool:
+    listed = "ls -d /opt/wsqueue /etc/wsqueue /etc/systemd/system/wsqueue* 2>/dev/null || true"
+    return [cluster.lab.ssh(host, listed) for host in HOSTS] == [""] * len(HOSTS)
+
+
+def test_a_check_of_fresh_hosts(cluster: Cluster) -> None:
+    assert_nothing_changed(cluster.play("site.yml", "--check", "--diff"))
+    assert nothing_is_there(cluster)
+
+
+def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Cluster) -> None:
+    other = cluster.directory / "wsqueue-0.1.0-cp399-x86_64.pyz"
+    shutil.copy(cluster.zipapps[OLD], other)
+    wrong = {
+        "is the original nodes' default": cluster.inventory("key", wsqueue_release_psk="pre-shared-key"),
+        "has no host in the group consumers": cluster.inventory("none", consumers=[]),
+        "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),
+        "cp399-x86_64.pyz is not for": cluster.inventory("python", wsqueue_release_zipapp=str(other)),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda path: cluster.try_to_play("site.yml", inventory=path), wrong.values()))
+    for sentence, result in zip(wrong, results, strict=True):
+        shown = " ".join(result.stdout.split())
+        assert result.returncode != 0, shown
+        assert sentence in shown
+        assert "Traceback" not in shown
+        # One task fails, though it may on several hosts.
+        failures = re.findall(r"^TASK \[.*\] \**\n(?:(?!TASK|PLAY).*\n)*?fatal:", result.stdout, re.MULTILINE)
+        assert len(failures) == 1, result.stdout
+        assert all(one["changed"] == 0 for one in recap(result.stdout).values()), result.stdout
+    assert nothing_is_there(cluster)
+
+
+def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
+    # Both at once, for time: neither has anything to do.
+    with ThreadPoolExecutor(2) as pool:
+        checked = pool.submit(deployed.play, "site.yml", "--check", "--diff")
+        output = deployed.play("site.yml")
+    assert VERIFIED.search(output)
+    assert_nothing_changed(output)
+    assert_nothing_changed(checked.result())
+
+
+def test_the_key_is_nowhere(deployed: Cluster) -> None:
+    for host in HOSTS:
+        assert deployed.lab.ssh(host, "cat /etc/wsqueue/psk") == deployed.psk
+        mode = "root wsqueue 640" if host == "demo1" else "root root 600"
+        assert deployed.lab.ssh(host, "stat -c '%U %G %a' /etc/wsqueue/psk") == mode
+        assert deployed.found(host, deployed.psk) == []
+        # Nor did Ansible print it, which has printed much.
+    assert not [output for output in deployed.outputs if deployed.psk in output]
+    assert max(len(output) for output in deployed.outputs) > 50_000
+
+
+def test_what_looks_for_the_key_would_find_it(deployed: Cluster) -> None:
+    planted = secrets.token_urlsafe(32)
+    script = f"""
+        echo 'the value is {planted}' >/tmp/planted
+        chmod 644 /tmp/planted
+        echo {planted} | systemd-cat
+        systemd-run --quiet --unit planted1 --setenv=KEY={planted} sleep 60
+        systemd-run --quiet --unit planted2 sh -c 'sleep 60; : {planted}'
+        journalctl --sync
+        """
+    deployed.lab.ssh("consumer1", "bash -eu", stdin=script)
+    try:
+        found = deployed.found("consumer1", planted)
+        assert {line.split()[0] for line in found} == {"environ", "cmdline", "file", "journal"}
+        assert "file /tmp/planted" in found
+    finally:
+        deployed.lab.ssh("consumer1", "systemctl stop planted1 planted2; rm /tmp/planted")
+
+
+def test_units_and_journal(deployed: Cluster) -> None:
+    for node in (NODES[0], NODES[-1]):
+        kind, host, port = node
+        shown = deployed.lab.ssh(host, f"systemd-analyze security --no-pager wsqueue-{kind}@{port}")
+        level = re.search(r"Overall exposure level for .*: ([0-9.]+)", shown)
+        assert level is not None
+        assert float(level[1]) <= 1.5, shown
+        lines = deployed.lab.ssh(host, f"journalctl --no-pager -o json -u wsqueue-{kind}@{port}").splitlines()
+        priorities = {
+            entry["MESSAGE"].split(" key=")[0]: entry["PRIORITY"] for entry in map(json.loads, lines)
+        }
+        assert {value for key, value in priorities.items() if key.startswith("started ")} == {"6"}
+        # The demo tests try a wrong key.
+        assert {value for key, value in priorities.items() if key.startswith("hello refused ")} == {"4"}
+    assert re.fullmatch(r"3 of 3 links up, \d+ connections", deployed.property(NODES[-1], "StatusText"))
+    assert re.fullmatch(
+        r"\d+ topics with subscribers, \d+ connections", deployed.property(NODES[0], "StatusText")
+    )
+
+
+def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:
+    deployed.lab.ssh("demo1", "useradd --create-home --groups wsqueue alice && useradd --create-home mallory")
+    told = deployed.lab.try_to("ssh", "demo1", "su - alice -c 'echo hello | wsqueue demo news'")
+    assert (told.returncode, told.stdout) == (0, "hello\n"), told.stderr
+    told = deployed.lab.try_to("ssh", "demo1", "su - mallory -c 'echo hello | wsqueue demo news'")
+    assert told.returncode == 3, told.stdout + told.stderr
+
+
+def test_a_killed_node_comes_back(deployed: Cluster) -> None:
+    node = NODES[1]
+    _, host, port = node
+    pid = deployed.property(node, "MainPID")
+    restarts = int(deployed.property(node, "NRestarts"))
+    deployed.lab.ssh(host, f"kill -9 {pid}")
+    deadline = time.monotonic() + 10
+    while deployed.property(node, "MainPID") in {"0", pid} or not deployed.is_ready(host, port):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    assert int(deployed.property(node, "NRestarts")) == restarts + 1
+    deployed.verify()
+
+
+def test_a_hung_node_is_started_again(deployed: Cluster) -> None:
+    node = NODES[2]
+    _, host, port = node
+    pid = deployed.property(node, "MainPID")
+    restarts = int(deployed.property(node, "NRestarts"))
+    deployed.lab.ssh(host, f"kill -STOP {pid}")
+    start = time.monotonic()
+    while deployed.property(node, "MainPID") in {"0", pid} or not deployed.is_ready(host, port):
+        assert time.monotonic() < start + HUNG_SECONDS, deployed.property(node, "SubState")
+        time.sleep(0.2)
+    print(f"up again after {time.monotonic() - start:.1f} s")
+    assert int(deployed.property(node, "NRestarts")) == restarts + 1
+    deployed.verify()
+
+
+def test_a_reboot(deployed: Cluster) -> None:
+    for host in ("consumer1", "producer1"):
+        before = deployed.lab.ssh(host, "cat /proc/sys/kernel/random/boot_id")
+        deployed.lab.try_to("ssh", host, "systemctl reboot")
+        deadline = time.monotonic() + 60
+        while True:
+            result = deployed.lab.try_to("ssh", host, "cat /proc/sys/kernel/random/boot_id")
+            if result.returncode == 0 and result.stdout.strip() not in {"", before}:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+    deployed.wait_until_ready(60)
+    deployed.verify()
+
+
+class Sampler:
+    """Look again and again which consumers are not ready."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self.samples: list[frozenset[tuple[str, int]]] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> Sampler:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(len(CONSUMERS)) as pool:
+            while not self._stop.wait(0.05):
+                ready = pool.map(lambda node: self._cluster.is_ready(*node), CONSUMERS)
+                down = [node for node, is_ready in zip(CONSUMERS, ready, strict=True) if not is_ready]
+                self.samples.append(frozenset(down))
+
+
+def assert_all_run(cluster: Cluster, version: str) -> None:
+    for kind, host, port in NODES:
+        pid = cluster.property((kind, host, port), "MainPID")
+        started = cluster.lab.ssh(host, f"journalctl --no-pager -o cat _PID={pid} | grep '^started '")
+        assert f"version={version}" in started.splitlines()[-1].split()
+    assert cluster.lab.ssh("demo1", "wsqueue --version") == f"wsqueue {version}"
+
+
+def test_a_rolling_update_under_load(deployed: Cluster) -> None:
+    # The real path, which stays when the link moves.
+    release = deployed.lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
+    deployed.lab.ssh("demo1", "cat >/tmp/load.py", stdin=LOAD)
+    load = deployed.lab.popen("demo1", f"PYTHONPATH={release}/site-packages exec python3 /tmp/load.py")
+    try:
+        assert load.stdout is not None
+        assert load.stdout.readline() == "started\n"
+        with Sampler(deployed) as sampler:
+            output = deployed.play("site.yml", "-e", f"wsqueue_release_zipapp={deployed.zipapps[NEW]}")
+        assert load.poll() is None
+        shown, _ = load.communicate(timeout=60)
+    finally:
+        load.kill()
+        load.wait()
+    assert load.returncode == 0, shown
+    assert VERIFIED.search(output)
+    assert_all_run(deployed, NEW)
+
+    assert [sample for sample in sampler.samples if len(sample) > 1] == []
+    # Each was seen to be away, so seeing no two says something.
+    assert frozenset().union(*sampler.samples) == frozenset(CONSUMERS)
+
+    result = json.loads(shown)
+    published, received = (sum(result[name].values()) for name in ("published", "received"))
+    lost = published - received
+    print(f"published {published}, received {received}, lost {lost} ({lost / published:.1%})")
+    print(f"of these in flight to a producer {result['lost_in_flight']}; samples {len(sampler.samples)}")
+    assert published > 5000
+    assert result["duplicates"] == 0
+    assert result["overtaken"] == []
+    # Messages flow on every topic when it is over.
+    assert result["last"] == {topic: number - 1 for topic, number in result["published"].items()}
+    assert lost / published < MAX_LOSS
+
+
+def test_a_rollback(deployed: Cluster) -> None:
+    output = deployed.play("ansible/playbooks/rollback.yml")
+    assert VERIFIED.search(output)
+    assert_all_run(deployed, OLD)
+    deployed.verify()

@@ -33,7 +33,7 @@ def zipapps(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
-    # With the interpreter outside the virtual environment, which has nothing of ours; it unpacks itself at home.
+    # With the interpreter outside the virtual environment, which has nothing of ours.
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     environment = {"HOME": str(zipapp.parent), "PATH": "/usr/bin:/bin"}
     result = subprocess.run(

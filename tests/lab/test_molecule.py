@@ -1,4 +1,4 @@
-"""`molecule test -s site`: the roles on three hosts of a lab of its own, twice, and verified."""
+"""`molecule test`: each role by itself, and the whole site, twice and verified, on hosts of their own."""
 
 from __future__ import annotations
 
@@ -13,30 +13,37 @@ from .labs import BIN, ROOT, OwnLab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# As in molecule/site/molecule.yml.
-MOLECULE_LAB = {"LAB_DIR": str(ROOT / ".lab" / "molecule"), "LAB_BRIDGE": "hlmol0", "LAB_NET": "10.231.9"}
+# As in molecule/*/molecule.yml.
+LABS = {
+    "roles": {
+        "LAB_DIR": str(ROOT / ".lab" / "molecule-roles"),
+        "LAB_BRIDGE": "hlmol1",
+        "LAB_NET": "10.231.8",
+    },
+    "site": {"LAB_DIR": str(ROOT / ".lab" / "molecule"), "LAB_BRIDGE": "hlmol0", "LAB_NET": "10.231.9"},
+}
 
 
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[None]:
-    """Skip where no lab can run, and leave none behind."""
+@pytest.fixture(params=LABS)
+def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """Return a scenario; skip where no lab can run, and leave none behind."""
     probe = OwnLab(tmp_path, ["probe"], first="wsqm")
     try:
         probe.up()
     finally:
         probe.down()
     try:
-        yield
+        yield request.param
     finally:
         # Molecule leaves the hosts up when something fails.
-        probe.environment |= MOLECULE_LAB
+        probe.environment |= LABS[request.param]
         probe.down()
 
 
-def test_molecule(machine: None) -> None:
+def test_molecule(scenario: str) -> None:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "PY_COLORS": "0"}
     result = subprocess.run(
-        ["molecule", "test", "-s", "site"],
+        ["molecule", "test", "-s", scenario],
         cwd=ROOT,
         env=environment,
         stdin=subprocess.DEVNULL,

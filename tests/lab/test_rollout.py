@@ -83,9 +83,9 @@ async def main():
                 await client.publish(topic, str(published[topic]))
                 published[topic] += 1
                 number += 1
-                # 500 a second, and no burst to make up for the time in which the producers were busy.
+                # 500 a second, and no long burst to make up for the time in which the producers were busy.
                 await asyncio.sleep(max(0.0, start + number / 500 - loop.time()))
-                start = max(start, loop.time() - number / 500)
+                start = max(start, loop.time() - number / 500 - 0.1)
             await client.flush()
             await asyncio.sleep(1)
             lost_in_flight = client.lost_in_flight

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 
@@ -60,7 +61,16 @@ def message(data: str, topic: str = "news") -> bytes:
 
 def received(events: list[Event]) -> list[tuple[str, str]]:
     """Return the data and topics of the messages among some events."""
-    return [(event.message.data, event.message.topic) for event in events if isinstance(event, Received)]
+    messages = (event.messages for event in events if isinstance(event, Received))
+    return [(message.data, message.topic) for message in itertools.chain.from_iterable(messages)]
+
+
+def by_topic(messages: list[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return the data of each topic, in its order: between topics there is none."""
+    topics: dict[str, list[str]] = {}
+    for data, topic in messages:
+        topics.setdefault(topic, []).append(data)
+    return topics
 
 
 def answer_of(once: int, secret: str = SECRET, order: Order = Order.DOCUMENT) -> str:

@@ -142,12 +142,12 @@ class TestFraming:
         assert joined.client.masked
         assert not joined.server.masked
         for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
-            assert receiver.receive_data(frame_texts([b"a", b""], masked=sender.masked)) == [b"a", b""]
+            assert receiver.receive_data(frame_texts([b"a", b""], masked=sender.masked)) == [[b"a", b""]]
 
     def test_texts_both_ways(self, joined: Joined) -> None:
         joined.client.send_text("\N{GRINNING FACE}".encode())
         joined.server.send_text(b"\0")
-        assert joined.exchange() == (["\N{GRINNING FACE}".encode()], [b"\0"])
+        assert joined.exchange() == ([["\N{GRINNING FACE}".encode()]], [[b"\0"]])
 
     def test_pings(self, joined: Joined) -> None:
         joined.client.send_ping(b"x" * 125)
@@ -174,15 +174,16 @@ class TestFraming:
     def test_payloads_are_bytes_even_from_fragments(self, joined: Joined) -> None:
         fragments = [Frame(Opcode.TEXT, b"\xf0\x9f", fin=False), Frame(Opcode.CONT, b"\x98\x80")]
         items = joined.server.receive_data(b"".join(frame.serialize(mask=True) for frame in fragments) * 2)
-        assert items == ["\N{GRINNING FACE}".encode()] * 2
-        assert {type(item) for item in items} == {bytes}
+        (payloads,) = items
+        assert payloads == ["\N{GRINNING FACE}".encode()] * 2
+        assert {type(payload) for payload in payloads} == {bytes}
 
     def test_messages_in_fragments_do_not_mix(self, joined: Joined) -> None:
         for text in (b"one", b"two"):
             data = Frame(Opcode.TEXT, text[:1], fin=False).serialize(mask=True)
             assert joined.server.receive_data(data) == []
             data = Frame(Opcode.CONT, text[1:]).serialize(mask=True) + frame_texts([b"whole"], masked=True)
-            assert joined.server.receive_data(data) == [text, b"whole"]
+            assert joined.server.receive_data(data) == [[text, b"whole"]]
 
     @pytest.mark.parametrize("reason", ["x" * 500, "ñ" * 500, "日" * 500, "\N{GRINNING FACE}" * 500, ""])
     def test_a_close_frame_holds_the_beginning_of_the_reason(self, joined: Joined, reason: str) -> None:

@@ -8,7 +8,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsqueue.errors import CloseCode, PeerError
-from wsqueue.packets import MAX_ONCE, Hello, Message, Packet, Subscribe, Unsubscribe, decode, encode
+from wsqueue.packets import (
+    MAX_ONCE,
+    Hello,
+    Message,
+    Packet,
+    Subscribe,
+    Unsubscribe,
+    decode,
+    decode_messages,
+    encode,
+)
 
 from .pair import many
 
@@ -140,15 +150,28 @@ def test_what_is_not_an_object(payload: bytes) -> None:
         b'{"t":"m","d":"\0","s":""}',
         b'{"t":"m","d":"\n","s":""}',
         b'{"t":"m","d":"\\x","s":""}',
+    ],
+)
+def test_what_is_not_json(payload: bytes) -> None:
+    refusal(payload)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
         b'{"t":"m","d":"\xff","s":""}',
         b'{"t":"m","d":"","s":"\xc0\x80"}',
         b'{"t":"m","d":"\xed\xa0\x80","s":""}',
         b'{"t":"\xff"}',
         b'{"t":"m","\xff":1}',
+        b"\xff",
     ],
 )
-def test_what_is_not_json_in_utf8(payload: bytes) -> None:
-    refusal(payload)
+def test_what_is_not_utf8(payload: bytes) -> None:
+    with pytest.raises(PeerError) as info:
+        decode(payload)
+    assert info.value.code is CloseCode.INVALID_TEXT
+    assert decode_messages([encode(Message("", "")), payload]) is None
 
 
 @pytest.mark.parametrize(

@@ -359,9 +359,10 @@ class _ClientLink(Link):
     def received_messages(self, events: list[Event]) -> None:
         """Hand messages to the subscription."""
         messages = [
-            Message(event.message.topic, event.message.data)
+            Message(message.topic, message.data)
             for event in events
             if isinstance(event, Received)
+            for message in event.messages
         ]
         if messages and self.on_messages is not None and self.connection is not None:
             self.on_messages(self.connection, messages)

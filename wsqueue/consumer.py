@@ -74,22 +74,19 @@ class Consumer:
         """Do nothing: a consumer opens no connection."""
 
     def deliver(self, events: list[Event]) -> None:
-        """Fan all messages of one read out, with one write for each subscriber."""
-        batches: dict[str, list[bytes]] = {}
-        received = 0
+        """Fan all messages of one read out: those of a topic are one write for each of its subscribers."""
         for event in events:
-            if type(event) is Received:
-                batches.setdefault(event.message.topic, []).append(event.payload)
-                received += 1
-        self.counters["messages_in"] += received
-        for topic, payloads in batches.items():
-            subscribers = self.topics.subscribers(topic)
+            if type(event) is not Received:
+                continue
+            count = len(event.payloads)
+            self.counters["messages_in"] += count
+            subscribers = self.topics.subscribers(event.topic)
             if subscribers:
-                frames = frame_texts(payloads, masked=False)
+                frames = frame_texts(event.payloads, masked=False)
                 reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
-                self.counters["deliveries"] += len(payloads) * reached
+                self.counters["deliveries"] += count * reached
             else:
-                self.counters["without_subscriber"] += len(payloads)
+                self.counters["without_subscriber"] += count
 
 
 class ProducerEndpoint:

@@ -5,6 +5,7 @@ The source is "What the original nodes put on the wire" (docs/protocol.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -67,6 +68,8 @@ class Unsubscribe(msgspec.Struct, tag_field="t", tag="u", frozen=True, forbid_un
 Packet = Hello | Message | Subscribe | Unsubscribe
 
 _decoder = msgspec.json.Decoder(Packet)
+_message_decoder = msgspec.json.Decoder(Message)
+_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.json.Encoder()
 
 
@@ -74,14 +77,36 @@ def decode(payload: bytes) -> Packet:
     """Decode the payload of one text message.
 
     Raises:
-        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong.
-            The text never quotes the payload, except for a short tag.
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong, or
+            `CloseCode.INVALID_TEXT`. The text never quotes the payload, except for a short tag.
     """
     try:
         packet: Packet = _decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except _DECODE_ERRORS as error:
+        # What decodes is UTF-8: the decoder checks strings, and JSON's other tokens are ASCII.
+        if not _is_utf8(payload):
+            raise PeerError(CloseCode.INVALID_TEXT) from None
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
     return packet
+
+
+def decode_messages(payloads: Sequence[bytes]) -> list[Message] | None:
+    """Decode the payloads of many text messages, or return None when one is not a message.
+
+    `decode` says then which one, and what is wrong with it.
+    """
+    try:
+        return list(map(_message_decoder.decode, payloads))
+    except _DECODE_ERRORS:
+        return None
+
+
+def _is_utf8(payload: bytes) -> bool:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def encode(packet: Packet) -> bytes:

@@ -214,14 +214,11 @@ class Producer:
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
         batches: dict[int, list[bytes]] = {}
-        route = self._route
-        received = 0
         for event in events:
             if type(event) is Received:
-                batches.setdefault(route(event.message.topic), []).append(event.payload)
-                received += 1
-        self.counters["messages_in"] += received
+                batches.setdefault(self._route(event.topic), []).extend(event.payloads)
         for index, payloads in batches.items():
+            self.counters["messages_in"] += len(payloads)
             self.links[index].forward(payloads, connection)
 
     def writable(self, connection: Connection) -> None:

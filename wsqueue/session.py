@@ -6,7 +6,7 @@ One class for both roles. A peer's fault never raises: it ends the session with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Self
 
 import msgspec
@@ -24,11 +24,18 @@ class Established(msgspec.Struct, frozen=True):
     """Report that both ends have proved themselves."""
 
 
-class Received(msgspec.Struct, frozen=True, gc=False):
-    """Report a message, and its payload as it came, to be forwarded without encoding it again."""
+class Received(msgspec.Struct):
+    """Report messages of one topic that came in one read, in their order.
 
-    message: packets.Message
-    payload: bytes
+    Attributes:
+        topic: Of all of them.
+        messages: Decoded.
+        payloads: The same as they came, to be forwarded without encoding them again.
+    """
+
+    topic: str
+    messages: list[packets.Message]
+    payloads: list[bytes]
 
 
 Event = Established | Received | Ponged
@@ -105,10 +112,8 @@ class Session:
         events: list[Event] = []
         try:
             for item in self._framing.receive_data(data):
-                if type(item) is bytes:
-                    event = self._receive_packet(item)
-                    if event is not None:
-                        events.append(event)
+                if isinstance(item, list):
+                    self._receive_texts(item, events)
                 elif isinstance(item, Ponged):
                     events.append(item)
                 elif isinstance(item, Opened):
@@ -142,21 +147,49 @@ class Session:
         """End the session at once, unless it has ended; nothing more is read from the peer."""
         self._framing.fail(code, reason or code.reason)
 
-    def _receive_packet(self, payload: bytes) -> Event | None:
-        packet = packets.decode(payload)
-        if isinstance(packet, packets.Message):
-            if not self._handshake.done:
-                raise PeerError(CloseCode.EARLY_DATA)
-            # A code point takes at most 4 bytes, so the exact length is rarely needed.
-            topic, limit = packet.topic, self._max_topic_bytes
-            if 4 * len(topic) > limit and len(topic.encode()) > limit:
-                raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {limit} bytes")
-            return Received(packet, payload)
-        if isinstance(packet, packets.Hello):
-            return self._receive_hello(packet)
-        raise PeerError(CloseCode.UNEXPECTED_PACKET)
+    def _receive_texts(self, payloads: list[bytes], events: list[Event]) -> None:
+        if self._handshake.done:
+            groups = self._group_messages(payloads)
+            if groups is not None:
+                events += groups
+                return
+        for payload in payloads:
+            packet = packets.decode(payload)
+            if isinstance(packet, packets.Message):
+                if not self._handshake.done:
+                    raise PeerError(CloseCode.EARLY_DATA)
+                if self._too_long(packet.topic):
+                    raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
+                events.append(Received(packet.topic, [packet], [payload]))
+            elif isinstance(packet, packets.Hello):
+                self._receive_hello(packet, events)
+            else:
+                raise PeerError(CloseCode.UNEXPECTED_PACKET)
 
-    def _receive_hello(self, packet: packets.Hello) -> Established | None:
+    def _group_messages(self, payloads: list[bytes]) -> Iterable[Received] | None:
+        """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
+        messages = packets.decode_messages(payloads)
+        if messages is None:
+            return None
+        topics = [message.topic for message in messages]
+        if topics.count(topics[0]) == len(topics):
+            groups = {topics[0]: Received(topics[0], messages, payloads)}
+        else:
+            groups = {}
+            for topic, message, payload in zip(topics, messages, payloads, strict=True):
+                group = groups.get(topic)
+                if group is None:
+                    group = groups[topic] = Received(topic, [], [])
+                group.messages.append(message)
+                group.payloads.append(payload)
+        return None if any(map(self._too_long, groups)) else groups.values()
+
+    def _too_long(self, topic: str) -> bool:
+        # A code point takes at most 4 bytes, so the exact length is rarely needed.
+        limit = self._max_topic_bytes
+        return 4 * len(topic) > limit and len(topic.encode()) > limit
+
+    def _receive_hello(self, packet: packets.Hello, events: list[Event]) -> None:
         try:
             answer = self._handshake.receive(packet)
         except PeerError as error:
@@ -164,7 +197,8 @@ class Session:
                 self._send_hello(self._handshake.refusal())
             raise
         self._send_hello(answer)
-        return Established() if self._handshake.done else None
+        if self._handshake.done:
+            events.append(Established())
 
     def _check_hello_bytes(self, received: int) -> None:
         if not self._handshake.done and self.closed is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
@@ -39,6 +40,12 @@ SPARE_CONNECTIONS = 100
 
 SPARE_FILES = 200
 """Open files beyond the connections: listeners, links, the loop's own."""
+
+KEPT_BYTES = 8 * 1024 * 1024
+"""Freed memory that the process keeps: the buffers of some reads and writes, at 256 KiB each."""
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
 
 
 class Node(Protocol):
@@ -336,7 +343,16 @@ def run(file: str | Path, kind: type[Node]) -> None:
     async def main() -> None:
         await Service(file, kind).run()
 
+    _keep_freed_memory()
     uvloop.run(main())
+
+
+def _keep_freed_memory() -> None:
+    """Stop glibc from giving the memory of each read and write back, to be had anew page by page."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries lack it
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 def _feeds(connection: Connection) -> bool:

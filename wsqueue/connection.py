@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from time import monotonic
 from typing import Protocol, cast
 
 from .addresses import Address
@@ -208,15 +209,16 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
-        self._heard_at = _now()
+        self._heard_at = monotonic()
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, Established) for event in events):
             self._establish()
         if events and self.handler is not None:
             self.handler.received(self, events)
         # Only now, for a pong says that all messages before its ping have been dealt with.
-        self._end_if_failed()
-        self._check_buffer()
+        if not self.session.quiet:
+            self._end_if_failed()
+            self._check_buffer()
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
@@ -291,7 +293,11 @@ class Connection(asyncio.Protocol):
         """
         if self._closing:
             return
-        now, interval, timeout = _now(), self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
+        now, interval, timeout = (
+            monotonic(),
+            self._limits.ping_interval_seconds,
+            self._limits.ping_timeout_seconds,
+        )
         if self._pauses:
             self._heard_at, self._pinged_at = now, None
             if not self.writing_paused:
@@ -314,10 +320,6 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(delay, callback)
-
-
-def _now() -> float:
-    return asyncio.get_running_loop().time()
 
 
 def _peer_name(transport: asyncio.BaseTransport) -> str:

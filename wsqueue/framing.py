@@ -38,8 +38,14 @@ MAX_HEADER_BYTES = 14
 MAX_HEAD_LINES = 130
 """Of a request or an answer: the first line, the 128 headers that the library takes, and an empty one."""
 
+MIN_RUN = 8
+"""Frames of one size that may be cut in one go: for fewer, one by one is faster."""
+
 MAX_RUN = 256
 """Frames that are cut in one go: enough to make the fixed cost small, few enough to look at in vain."""
+
+DRAWN_KEYS = 1024
+"""Masking keys that are drawn at a time: to ask the system takes as long as to mask five frames."""
 
 CHEAP_COPY_BYTES = 1024
 """Up to here, copying a payload once more costs less than what it takes to avoid that."""
@@ -54,6 +60,8 @@ except ImportError:  # pragma: no cover - a platform without the compiled extens
 
 _unpack_16 = struct.Struct("!H").unpack_from
 _unpack_64 = struct.Struct("!Q").unpack_from
+
+_drawn_keys: list[bytes] = []
 
 _silent = logging.getLogger("wsqueue.websockets")
 _silent.addHandler(logging.NullHandler())
@@ -90,7 +98,7 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
 
     Args:
         payloads: UTF-8.
-        masked: True for what an initiator sends; each frame gets its own key, from one draw.
+        masked: True for what an initiator sends; each frame gets a key of its own.
     """
     if not payloads:
         return b""
@@ -99,7 +107,7 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
     keys: list[bytes] = []
     bodies: Iterable[bytes] = payloads
     if masked:
-        keys = [key for (key,) in struct.iter_unpack("4s", secrets.token_bytes(4 * len(payloads)))]
+        keys = _masking_keys(len(payloads))
         bodies = map(apply_mask, payloads, keys)
     if max(lengths) > CHEAP_COPY_BYTES:
         heads = map(header, lengths)
@@ -112,6 +120,16 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
     if lengths.count(lengths[0]) == len(lengths):
         return header(lengths[0]) + header(lengths[0]).join(bodies)
     return b"".join(map(operator.add, map(header, lengths), bodies))
+
+
+def _masking_keys(count: int) -> list[bytes]:
+    """Return fresh random keys (RFC 6455 section 5.3), drawn in stock."""
+    if count > len(_drawn_keys):
+        random = secrets.token_bytes(4 * max(count, DRAWN_KEYS))
+        _drawn_keys.extend(key for (key,) in struct.iter_unpack("4s", random))
+    keys = _drawn_keys[-count:]
+    del _drawn_keys[-count:]
+    return keys
 
 
 @functools.lru_cache(CACHED_SIZES)
@@ -174,9 +192,8 @@ def cut_texts(  # noqa: C901 - one function, for a call takes as long as half a 
         after = start + length
         if end < after:
             return payloads, position, after - position
-        if length == previous:
-            size = after - position
-            count = min((end - position) // size, MAX_RUN)
+        if length == previous and (count := (end - position) // (size := after - position)) >= MIN_RUN:
+            count = min(count, MAX_RUN)
             for offset in range(header_bytes):
                 column = data[position + offset : position + count * size : size]
                 count -= len(column.lstrip(column[:1]))
@@ -247,6 +264,11 @@ class Framing:
         return self._failure is None and (protocol is None or protocol.state is OPEN)
 
     @property
+    def quiet(self) -> bool:
+        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        return self._protocol is None and not self._writes and self._failure is None
+
+    @property
     def closing(self) -> bool:
         """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
         return self._protocol is not None and self._protocol.close_expected()
@@ -285,7 +307,7 @@ class Framing:
         items: list[Item] = []
         if self._failure is not None:
             return items
-        position = self._read_head(data, items)
+        position = self._read_head(data, items) if self._protocol is not None else 0
         while self._tail and self._needed - len(self._tail) <= len(data) - position:
             middle = position + self._needed - len(self._tail)
             frame = bytes(self._tail) + data[position:middle]
@@ -381,6 +403,8 @@ class Framing:
                 )
                 if payloads:
                     _add(items, payloads)
+                if position == len(data):
+                    return
                 if needed:
                     self._tail += memoryview(data)[position:]
                     self._needed = needed

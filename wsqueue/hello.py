@@ -110,20 +110,20 @@ class Handshake:
         role: Which end this is.
         psk: The key to answer with and to verify against.
         order: The order in which an initiator answers; an acceptor answers in its peer's.
+
+    Attributes:
+        once: Our challenge.
+        done: Whether both ends have proved themselves.
     """
 
-    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_state", "once")
+    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_state", "done", "once")
 
     def __init__(self, role: Role, psk: PreSharedKey, order: Order = Order.DOCUMENT) -> None:
         self.once = secrets.randbelow(MAX_ONCE) + 1
         self._role, self._psk, self._order = role, psk, order
         self._state = State.NOTHING
         self._peer_once: int | None = None
-
-    @property
-    def done(self) -> bool:
-        """Tell whether both ends have proved themselves."""
-        return self._state is State.DONE
+        self.done = False
 
     def receive(self, packet: Hello) -> Hello | None:
         """Take the peer's challenge or answer; return our answer once it may be sent.
@@ -146,6 +146,7 @@ class Handshake:
             if self._role is Role.ACCEPTOR:
                 self._order = order
         self._state = state
+        self.done = state is State.DONE
         return self._answer_due(step)
 
     def refusal(self) -> Hello | None:

@@ -93,6 +93,11 @@ class Session:
         return self._handshake.done and self._framing.open
 
     @property
+    def quiet(self) -> bool:
+        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        return self._framing.quiet
+
+    @property
     def closing(self) -> bool:
         """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
         return self._framing.closing
@@ -118,7 +123,8 @@ class Session:
                     events.append(item)
                 elif isinstance(item, Opened):
                     self._send_hello(packets.Hello(once=self._handshake.once))
-            self._check_hello_bytes(len(data))
+            if not self._handshake.done:
+                self._check_hello_bytes(len(data))
         except PeerError as error:
             self._framing.refuse(error.code, error.reason)
         return events
@@ -172,16 +178,16 @@ class Session:
         if messages is None:
             return None
         topics = [message.topic for message in messages]
-        if topics.count(topics[0]) == len(topics):
-            groups = {topics[0]: Received(topics[0], messages, payloads)}
-        else:
-            groups = {}
-            for topic, message, payload in zip(topics, messages, payloads, strict=True):
-                group = groups.get(topic)
-                if group is None:
-                    group = groups[topic] = Received(topic, [], [])
-                group.messages.append(message)
-                group.payloads.append(payload)
+        first = topics[0]
+        if topics.count(first) == len(topics):
+            return None if self._too_long(first) else (Received(first, messages, payloads),)
+        groups: dict[str, Received] = {}
+        for topic, message, payload in zip(topics, messages, payloads, strict=True):
+            group = groups.get(topic)
+            if group is None:
+                group = groups[topic] = Received(topic, [], [])
+            group.messages.append(message)
+            group.payloads.append(payload)
         return None if any(map(self._too_long, groups)) else groups.values()
 
     def _too_long(self, topic: str) -> bool:
@@ -201,7 +207,7 @@ class Session:
             events.append(Established())
 
     def _check_hello_bytes(self, received: int) -> None:
-        if not self._handshake.done and self.closed is None:
+        if self.closed is None:
             self._hello_bytes += received
             if self._hello_bytes > MAX_HELLO_BYTES:
                 raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")

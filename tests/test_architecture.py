@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-MODULES = {file.stem: file for file in (ROOT / "wsqueue").glob("[!_]*.py")}
+PACKAGE = ROOT / "wsqueue"
+MODULES = {path.parent.name: sorted(path.parent.glob("*.py")) for path in PACKAGE.glob("*/__init__.py")}
+MODULES |= {file.stem: [file] for file in PACKAGE.glob("[!_]*.py")}
+"""The files of each module; a package is one module."""
 
 
 def layers() -> list[list[str]]:
@@ -19,14 +23,19 @@ def layers() -> list[list[str]]:
     return [re.findall(r"`(\w+)`", cell) for cell in cells]
 
 
+def nodes(module: str) -> Iterator[tuple[ast.AST, int]]:
+    """Yield all that is in a module, with how many dots a relative import of its siblings has there."""
+    for file in MODULES[module]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            yield node, len(file.relative_to(PACKAGE).parts)
+
+
 def imports(module: str, *, of_package: bool) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text())):
+    for node, siblings in nodes(module):
         if isinstance(node, ast.ImportFrom):
-            if of_package and node.level and node.module:
-                found.add(node.module)
-            elif of_package and node.level:
-                found.update(alias.name for alias in node.names)
+            if of_package and node.level == siblings:
+                found.update([node.module] if node.module else [alias.name for alias in node.names])
             elif not of_package and not node.level and node.module:
                 found.add(node.module)
         elif isinstance(node, ast.Import) and not of_package:
@@ -60,7 +69,4 @@ def test_the_protocol_has_no_input_output(module: str) -> None:
         "select",
         "threading",
     }
-    assert not any(
-        isinstance(node, ast.Await | ast.AsyncFunctionDef)
-        for node in ast.walk(ast.parse(MODULES[module].read_text()))
-    )
+    assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node, _ in nodes(module))

@@ -67,7 +67,7 @@ def test_the_exit_codes() -> None:
 
 
 def test_the_logged_events_and_the_counters() -> None:
-    code = "\n".join(file.read_text() for file in (ROOT / "wsqueue").glob("*.py"))
+    code = "\n".join(file.read_text() for file in (ROOT / "wsqueue").rglob("*.py"))
     events = set(re.findall(r'log\(\s*logger,\s*[\w.]+,\s*"([^"]+)"', code))
     documented = {
         name for row in rows("docs/operations.md", "Logs") for name in re.findall(r"`(.+?)`", row[0])

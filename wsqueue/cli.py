@@ -16,21 +16,24 @@ code  meaning
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import itertools
 import json
 import re
 import signal
+import sys
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import click
+import msgspec
 import uvloop
 
 from . import client, config, logs, service
-from .config import DemoConfig
+from .config import DemoConfig, Limits
 from .consumer import Consumer
 from .demo import demo as run_demo
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
@@ -40,6 +43,9 @@ from .terminal import discard_output, for_each_line, prepare_standard_files, pri
 from .verify import Check, write_junit
 from .verify import verify as run_checks
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .load import Load
 
 DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
 """Where the deployment puts the configuration of clients."""
@@ -261,6 +267,105 @@ def local(consumers: int, producers: int, port: int, directory: Path | None, dem
     _run(_local(consumers, producers, port, directory, demo_topic))
 
 
+@main.command()
+@click.option("--config", "config_file", metavar="FILE", help="Drive that cluster; only if it is given here.")
+@click.option("--consumers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option("--producers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option("--publishers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--subscribers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Subscribers of each topic.",
+)
+@click.option("--topics", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--size",
+    type=int,
+    default=100,
+    show_default=True,
+    metavar="BYTES",
+    help="Data of a message, at least 16.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 10_000_000, min_open=True),
+    metavar="N",
+    help="Messages a second, and take their latency; without it, as many as go.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    metavar="SECONDS",
+    help="How long to measure.  [default: 5]",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Measure N messages instead.")
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, 86_400),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Publish so long before.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw throughput and latency: .svg, .png or .pdf (needs matplotlib).",
+)
+def bench(
+    *,
+    config_file: str | None,
+    consumers: int | None,
+    producers: int | None,
+    duration: float | None,
+    as_json: bool,
+    plot: Path | None,
+    **numbers: Any,  # noqa: ANN401 - those of Load
+) -> None:
+    """Measure throughput, latency, and what the nodes use; exit with 1 if messages were lost or came twice.
+
+    Without --config it starts a cluster on loopback. It floods a cluster: mind whose that is. With
+    --rate, the latency counts from when a message was due, even if the cluster held up its sending.
+
+    \b
+    Examples:
+      wsqueue bench
+      wsqueue bench --rate 10000 --plot latency.svg
+      wsqueue bench --topics 10 --subscribers 100 --count 100000 --json
+      wsqueue bench --config demo.toml --rate 1000 --duration 60
+    """
+    # Imported here, for it takes 3 MiB that no node needs.
+    from . import bench as benchmark  # noqa: PLC0415
+    from .load import Load  # noqa: PLC0415
+
+    if config_file is not None and (consumers is not None or producers is not None):
+        raise click.UsageError(
+            "--consumers and --producers are for a cluster that is started, not for --config."
+        )
+    if duration is not None and numbers["count"] is not None:
+        raise click.UsageError("--duration or --count, not both.")
+    try:
+        load = Load(duration=5.0 if duration is None else duration, **numbers)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    settings = config.load(config_file, DemoConfig) if config_file is not None else None
+    if settings is not None:
+        nodes = len(settings.consumers), len(settings.producers)
+    else:
+        nodes = consumers or 1, producers or 1
+    problem = benchmark.problem(load, *nodes, settings.limits if settings is not None else Limits())
+    if not problem and plot is not None:
+        problem = benchmark.plot_problem(plot)
+    if problem:
+        raise click.UsageError(problem)
+    _run(_bench(load, settings, *nodes, as_json=as_json, plot=plot))
+
+
 def _run_node(file: str, kind: type[service.Node]) -> None:
     logs.configure(config.load(file, kind.config_type).log_level)
     service.run(file, kind)
@@ -349,18 +454,82 @@ def _show_check(check: Check) -> None:
     click.echo(f"{mark} {check.name}{problem} ({check.seconds * 1000:.0f} ms)")
 
 
+async def _bench(
+    load: Load,
+    settings: DemoConfig | None,
+    consumers: int,
+    producers: int,
+    *,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    from . import bench as benchmark  # noqa: PLC0415 - as above
+
+    with _ended_by_signals(), _progress_bar() as progress:
+        if settings is not None:
+            report = await benchmark.bench(load, settings, progress)
+        else:
+            show = _node_lines(hidden=[" INFO "])
+            report = await benchmark.bench_local(load, consumers, producers, progress, show)
+    if as_json:
+        click.echo(msgspec.json.encode({"load": load, **msgspec.structs.asdict(report)}))
+    else:
+        click.echo(benchmark.table(report, load))
+    if plot is not None:
+        benchmark.write_plot(report, load, plot)
+    if report.lost:
+        click.echo(f"{report.lost} deliveries were lost.", err=True)
+    if report.duplicates:
+        click.echo(f"{report.duplicates} deliveries were duplicates.", err=True)
+    if report.ended_early:
+        click.echo("The run ended early, for nothing moved any more.", err=True)
+    if report.lost or report.duplicates or report.ended_early:
+        _fail()
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[float], None]]:
+    """Show how much is done, 0 to 1, if a terminal is there to show it."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    with click.progressbar(length=1000, file=sys.stderr) as bar:
+        yield lambda done: bar.update(round(done * 1000) - bar.pos)
+
+
 async def _local(
     consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None
 ) -> None:
-    code = 0
     # The demo has the terminal for itself, and its checks provoke warnings.
-    hidden = (" INFO ", " WARNING ") if demo_topic is not None else ()
+    show = _node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
+    with _ended_by_signals():
+        async with LocalCluster(consumers, producers, port, directory, show) as cluster:
+            if demo_topic is None:
+                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
+                click.echo(f"  wsqueue demo --config {cluster.config_file} news")
+                await cluster.wait()
+            else:
+                settings = config.load(cluster.config_file, DemoConfig)
+                await _verify(settings, None)
+                await _demo(settings, demo_topic)
+
+
+def _node_lines(hidden: list[str]) -> Callable[[str, str], None]:
+    """Return what shows the lines that nodes log, but for those of the hidden levels."""
     colors = itertools.cycle(NODE_COLORS)
     color_of: defaultdict[str, str] = defaultdict(lambda: next(colors))
 
     def show(name: str, line: str) -> None:
         if not any(level in line for level in hidden):
             click.echo(f"{click.style(f'{name:<11}|', fg=color_of[name])} {line}", err=True)
+
+    return show
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Let a signal cancel what runs, so that it ends the processes that it has started."""
+    code = 0
 
     def end(number: int) -> None:
         nonlocal code
@@ -371,14 +540,6 @@ async def _local(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, end, number)
     try:
-        async with LocalCluster(consumers, producers, port, directory, show) as cluster:
-            if demo_topic is None:
-                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
-                click.echo(f"  wsqueue demo --config {cluster.config_file} news")
-                await cluster.wait()
-            else:
-                settings = config.load(cluster.config_file, DemoConfig)
-                await _verify(settings, None)
-                await _demo(settings, demo_topic)
+        yield
     except asyncio.CancelledError:
         raise click.exceptions.Exit(code) from None

@@ -427,7 +427,7 @@ class Framing:
         if not self._lacking:
             known = len(self._head)
             self._head += data[position : position + MAX_HEADER_BYTES - known]
-            size = _frame_size(self._head)
+            size = frame_size(self._head)
             self._lacking = (size or len(self._head)) - known
             if size:
                 self._head = b""
@@ -539,7 +539,7 @@ def _short(reason: str) -> str:
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
-def _frame_size(head: bytes) -> int | None:
+def frame_size(head: bytes) -> int | None:
     """Return the size of the frame that begins so, None while that is not known."""
     if len(head) < 2:
         return None

@@ -40,6 +40,11 @@ class LocalNode:
         self._process = process
         self._started = asyncio.Event()
 
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._process.pid
+
     async def started(self) -> None:
         """Wait until the node listens; `address` is known then.
 
@@ -119,6 +124,11 @@ class LocalCluster:
     def config_file(self) -> Path:
         """Return the configuration for clients: `wsqueue demo --config FILE TOPIC`."""
         return self._directory / "demo.toml"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Return the ids of the nodes' processes by the names of the nodes."""
+        return {node.name: node.pid for node in self._nodes}
 
     async def wait(self) -> None:
         """Wait until a node ends, which none should.

@@ -15,7 +15,17 @@ from .processes import Cluster, command, free_port, write_toml
 
 pytestmark = pytest.mark.timeout(120)
 
-COMMANDS = ("consumer", "producer", "check-config", "demo", "publish", "subscribe", "verify", "local")
+COMMANDS = (
+    "consumer",
+    "producer",
+    "check-config",
+    "demo",
+    "publish",
+    "subscribe",
+    "verify",
+    "local",
+    "bench",
+)
 SECRET = "correct horse battery staple"
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
 PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = ["192.0.2.7:10001/producer"]\n'

@@ -59,6 +59,7 @@ def test_the_same_source_gives_the_same_bytes(zipapps: list[Path]) -> None:
 def test_every_command_is_there(zipapps: list[Path]) -> None:
     assert run(zipapps[0], "--version") == f"wsqueue {__version__}\n"
     for command in (
+        "bench",
         "check-config",
         "consumer",
         "demo",
@@ -75,3 +76,7 @@ def test_every_command_is_there(zipapps: list[Path]) -> None:
 def test_a_cluster_runs_from_it(zipapps: list[Path]) -> None:
     output = run(zipapps[0], "local", "--port", "0", "--demo", "news", stdin="hello there\n")
     assert "14 checks, 0 failed\nhello there\n" in output
+
+
+def test_a_bench_runs_from_it(zipapps: list[Path]) -> None:
+    assert "\nlost " in run(zipapps[0], "bench", "--duration", "0.2", "--warm-up", "0")

@@ -1,0 +1,83 @@
+"""A connection of a worker: plain system calls, for an event loop would cost more than what it drives."""
+
+from __future__ import annotations
+
+import socket
+
+from ..addresses import Address
+from ..errors import WsqueueError
+from .wire import Unwrapper
+
+READ_BYTES = 256 * 1024
+"""What is read from a socket at a time."""
+
+
+class Connection:
+    """Hold a socket that never blocks, and what it does not take yet.
+
+    Args:
+        name: Whose connection it is, for errors.
+        connection: The socket.
+        unwrapper: What to make of what is read; None drops it.
+    """
+
+    def __init__(self, name: str, connection: socket.socket, unwrapper: Unwrapper | None) -> None:
+        connection.setblocking(False)
+        peer = connection.getpeername()
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            peer = Address(host=peer[0], port=peer[1])
+        self._name = f"{name} at {peer}"
+        self._connection, self._unwrapper = connection, unwrapper
+        self._pending: memoryview | bytes = b""
+
+    def fileno(self) -> int:
+        """Return the descriptor of the socket."""
+        return self._connection.fileno()
+
+    def write(self, data: memoryview | bytes) -> None:
+        """Write, or keep what the socket does not take; only while nothing is pending."""
+        try:
+            written = self._connection.send(data)
+        except BlockingIOError:
+            written = 0
+        except OSError as error:
+            # The reason that the peer gave before it broke off may be there to read.
+            self.read(memoryview(bytearray(READ_BYTES)))
+            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+        self._pending = data[written:]
+
+    def flush(self) -> bool:
+        """Write what is pending, and tell whether all of it is written."""
+        if self._pending:
+            self.write(self._pending)
+        return not self._pending
+
+    def read(self, buffer: memoryview) -> bytes:
+        """Return what the unwrapper makes of what was read, and answer what it wants answered.
+
+        The buffer is used again and again: another one of that size for each read would be a mapping each.
+
+        Raises:
+            WsqueueError: The connection has ended, or brought what it must not.
+        """
+        try:
+            data = bytes(buffer[: self._connection.recv_into(buffer)])
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+        if not data:
+            raise WsqueueError(f"{self._name}: the node closed the connection")
+        if self._unwrapper is None:
+            return b""
+        try:
+            stream = self._unwrapper.unwrap(data)
+        except WsqueueError as error:
+            raise WsqueueError(f"{self._name}: {error}") from None
+        if replies := self._unwrapper.replies():
+            if self._pending:
+                self._pending = bytes(self._pending) + replies
+            else:
+                self.write(replies)
+        return stream

@@ -1,0 +1,59 @@
+"""The counters through which a run and its workers tell each other how far they are."""
+
+from __future__ import annotations
+
+import enum
+import mmap
+import os
+from typing import Self
+
+WARM_UP, MEASURED, FINISHED = 1, 2, 3
+"""The phases of a run."""
+
+NO_LIMIT = 2**63
+"""As many messages, or nanoseconds, as no phase comes to."""
+
+
+class At(enum.IntEnum):
+    """Name the counters that the run shares with its workers."""
+
+    PHASE = 0  # set by the run, last of all; `FINISHED` ends the workers
+    START_NS = enum.auto()  # set by the run: when the first message is due
+    STOP_NS = enum.auto()  # set by the run: when to stop publishing
+    LIMIT = enum.auto()  # set by the run: messages of the phase
+    PUBLISHERS_OPEN = enum.auto()
+    SUBSCRIBERS_OPEN = enum.auto()
+    PUBLISHED = enum.auto()  # messages
+    PUBLISHED_PHASE = enum.auto()  # the last phase that was published
+    PUBLISHED_NS = enum.auto()  # when it was
+    RECEIVED = enum.auto()  # deliveries
+    SLOWEST = enum.auto()  # deliveries on the subscriber's connection that has the fewest
+    RECEIVED_NS = enum.auto()  # when a delivery came last
+
+
+class Counters:
+    """Share numbers of 64 bits between processes; each is aligned, so that none is read half written."""
+
+    def __init__(self, descriptor: int | None = None) -> None:
+        size = 8 * len(At)
+        if descriptor is None:
+            # In memory and without a name: nothing to tidy up, whatever happens.
+            descriptor = os.memfd_create("wsqueue-load")
+            os.ftruncate(descriptor, size)
+        self.descriptor = descriptor
+        self._map = mmap.mmap(descriptor, size)
+        self._numbers = memoryview(self._map).cast("Q")
+
+    def __getitem__(self, at: At) -> int:
+        return self._numbers[at]
+
+    def __setitem__(self, at: At, number: int) -> None:
+        self._numbers[at] = number
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._numbers.release()
+        self._map.close()
+        os.close(self.descriptor)

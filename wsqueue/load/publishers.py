@@ -1,0 +1,122 @@
+"""The worker that publishes."""
+
+from __future__ import annotations
+
+import select
+import time
+from collections import deque
+
+from .connection import READ_BYTES, Connection
+from .counters import FINISHED, MEASURED, At, Counters
+from .messages import Messages
+from .wire import AskingWire, Wire
+from .workload import Load, Pace
+
+NAP_SECONDS = 0.00005
+"""How long a publisher with a rate sleeps while nothing is due; the system makes 70 µs to 110 µs of it."""
+
+REST_SECONDS = 0.0003
+"""How long a worker without a rate lets work gather: less than a system takes for half the window."""
+
+IDLE_SECONDS = 0.001
+"""How often publishers look for the next phase."""
+
+SERVE_NANOSECONDS = 5_000_000
+"""How often publishers look whether a node says something: what it says is a ping, or the end."""
+
+
+class Publishers:
+    """Publish on all connections, phase after phase."""
+
+    def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
+        self._wire, self._load, self._counters = wire, load, counters
+        self._messages = Messages(wire, load)
+        self._window = load.window(len(wire.delivered(load.topic_names[0], load.filler)))
+        self._sent = self._seen = self._served_ns = 0
+        self._connections: dict[int, Connection] = {}
+        self._turns: deque[Connection] = deque()
+        self._poll = select.epoll()
+        self._buffer = memoryview(bytearray(READ_BYTES))
+
+    def run(self) -> None:
+        """Publish until the run is over.
+
+        Raises:
+            WsqueueError: A connection cannot be had, or ended.
+        """
+        counters = self._counters
+        self._open()
+        done = 0
+        while (phase := counters[At.PHASE]) != FINISHED:
+            if phase == done:
+                self._serve(time.monotonic_ns())
+                time.sleep(IDLE_SECONDS)
+                continue
+            self._publish(phase)
+            counters[At.PUBLISHED_NS] = time.monotonic_ns()
+            counters[At.PUBLISHED_PHASE] = done = phase
+
+    def _open(self) -> None:
+        for number in range(self._load.publishers):
+            opened = self._wire.open_publisher(number)
+            unwrapper = self._wire.publisher_unwrapper() if isinstance(self._wire, AskingWire) else None
+            connection = Connection(f"publisher {number + 1}", opened, unwrapper)
+            self._connections[connection.fileno()] = connection
+            self._turns.append(connection)
+            self._poll.register(connection, select.EPOLLIN)
+            self._counters[At.PUBLISHERS_OPEN] = number + 1
+
+    def _publish(self, phase: int) -> None:
+        """Publish as much as the phase has."""
+        counters, load = self._counters, self._load
+        start_ns, limit = counters[At.START_NS], counters[At.LIMIT]
+        pace = Pace(start_ns, load.rate) if load.rate is not None else None
+        nap = NAP_SECONDS if pace is not None else REST_SECONDS
+        every = load.stamp_every if phase == MEASURED else 0
+        first, self._seen = self._sent, counters[At.SLOWEST]
+        while (sent := self._sent - first) < limit:
+            now_ns = time.monotonic_ns()
+            if now_ns >= counters[At.STOP_NS]:
+                break
+            if now_ns - self._served_ns > SERVE_NANOSECONDS:
+                self._serve(now_ns)
+            if pace is not None:
+                count = min(pace.due(now_ns) - sent, limit - sent, self._messages.batch)
+            elif now_ns < start_ns:
+                count = 0
+            else:
+                count = self._room(sent, limit - sent)
+            connection = self._free_connection() if count > 0 else None
+            if connection is None:
+                time.sleep(nap)
+                continue
+            stamped = range(-sent % every, count, every) if every else ()
+            due_ns = {index: pace.due_ns(sent + index) for index in stamped} if pace is not None else {}
+            connection.write(self._messages.make(self._sent, count, due_ns))
+            self._sent += count
+            counters[At.PUBLISHED] = self._sent
+        while [connection for connection in self._connections.values() if not connection.flush()]:
+            if counters[At.PHASE] != phase:
+                break
+            self._serve(time.monotonic_ns())
+            time.sleep(NAP_SECONDS)
+
+    def _room(self, sent: int, left: int) -> int:
+        """Return how many messages fit the window, 0 if so few that it is not worth while yet."""
+        arrived = (self._counters[At.SLOWEST] - self._seen) * self._load.topics
+        room, batch = self._window - sent + arrived, self._messages.batch
+        return min(room, batch, left) if room >= min(batch, self._window // 2, left) else 0
+
+    def _free_connection(self) -> Connection | None:
+        """Return the next connection whose socket has taken all that it got."""
+        for _ in self._connections:
+            self._turns.rotate(-1)
+            if self._turns[-1].flush():
+                return self._turns[-1]
+        return None
+
+    def _serve(self, now_ns: int) -> None:
+        """Read what nodes say to publishers, and answer it."""
+        self._served_ns = now_ns
+        for descriptor, _event in self._poll.poll(0):
+            self._connections[descriptor].read(self._buffer)

@@ -1,0 +1,72 @@
+"""The worker that subscribes."""
+
+from __future__ import annotations
+
+import select
+import time
+
+from .connection import READ_BYTES, Connection
+from .counters import FINISHED, At, Counters
+from .publishers import REST_SECONDS
+from .records import Records, Template
+from .report import Latencies
+from .wire import Wire
+from .workload import Load
+
+TEMPLATE_BYTES = 64 * 1024 * 1024
+"""What the expected bytes of all topics may take together; with many topics, less is read at a time."""
+
+MIN_READ_BYTES = 4 * 1024
+"""What is read at a time at least, however many topics there are."""
+
+POLL_SECONDS = 0.005
+"""How long subscribers wait for a byte before they look whether the run is over."""
+
+
+class Subscribers:
+    """Read on all connections, and check and count what comes."""
+
+    def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
+        self._wire, self._load, self._counters = wire, load, counters
+        self._latencies = Latencies()
+        self._buffer = memoryview(
+            bytearray(max(MIN_READ_BYTES, min(READ_BYTES, TEMPLATE_BYTES // load.topics)))
+        )
+        self._poll = select.epoll()
+        self._receivers: dict[int, tuple[Connection, Records, int]] = {}
+
+    def run(self) -> tuple[Latencies, list[int]]:
+        """Return the latencies, and the deliveries on each connection, topic by topic, when the run is over.
+
+        Raises:
+            WsqueueError: A connection cannot be had, or ended, or brought what was not published.
+        """
+        counters = self._counters
+        self._open()
+        counts, total = [0] * len(self._receivers), 0
+        while counters[At.PHASE] != FINISHED:
+            ready = self._poll.poll(POLL_SECONDS)
+            if not ready:
+                continue
+            for descriptor, _event in ready:
+                connection, records, index = self._receivers[descriptor]
+                count = records.take(connection.read(self._buffer), time.monotonic_ns())
+                counts[index] += count
+                total += count
+            counters[At.RECEIVED_NS] = time.monotonic_ns()
+            counters[At.RECEIVED] = total
+            if self._load.rate is None:
+                counters[At.SLOWEST] = min(counts)
+                time.sleep(REST_SECONDS)
+        return self._latencies, counts
+
+    def _open(self) -> None:
+        for topic in self._load.topic_names:
+            template = Template(self._wire, topic, self._load, len(self._buffer))
+            for _ in range(self._load.subscribers):
+                opened = self._wire.open_subscriber(topic)
+                connection = Connection(f"a subscriber of {topic}", opened, self._wire.unwrapper())
+                records = Records(template, self._latencies)
+                self._receivers[connection.fileno()] = connection, records, len(self._receivers)
+                self._poll.register(connection, select.EPOLLIN)
+                self._counters[At.SUBSCRIBERS_OPEN] = len(self._receivers)

@@ -1,0 +1,114 @@
+"""The load: which messages are published, when, and which of them carry a time."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+MIN_SIZE = 16
+"""Bytes of data that hold a mark and a time."""
+
+STAMPED = b"t"
+"""The mark of data that carry a time."""
+
+STAMPS_PER_SECOND = 20_000
+"""Deliveries a second whose latency is taken at most, for those cost the subscribers 2 µs each."""
+
+WINDOW_BYTES = 1024 * 1024
+"""How far publishers without a rate may be ahead of the slowest subscriber, as delivered bytes: enough to
+keep any system busy, and a quarter of what a consumer holds for a subscriber before it closes it."""
+
+WINDOW_ROUNDS = 2
+"""Messages of each topic that the window holds at least, where messages are large or topics many."""
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True):
+    """Say what is published.
+
+    Attributes:
+        publishers: Connections that publish; each publishes on all topics.
+        subscribers: Connections that subscribe to each topic.
+        topics: How many; message after message goes to the next of them.
+        size: Bytes of data of a message.
+        rate: Messages a second, sent when they are due, however the system does; None for as many as go.
+        duration: Seconds of the measured phase; used without `count`.
+        count: Messages of the measured phase; None for as many as go into `duration`.
+        warm_up: Seconds before the measured phase that do not count.
+    """
+
+    publishers: int = 1
+    subscribers: int = 1
+    topics: int = 1
+    size: int = 100
+    rate: float | None = None
+    duration: float = 5.0
+    count: int | None = None
+    warm_up: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be run.
+
+        Raises:
+            ValueError: A number is too small or none; it says which.
+        """
+        least = {"publishers": 1, "subscribers": 1, "topics": 1, "size": MIN_SIZE, "count": 1, "warm_up": 0}
+        for name, number in least.items():
+            value = getattr(self, name)
+            if value is not None and not number <= value < math.inf:
+                raise ValueError(f"{name} is {value}: expected at least {number}")
+        for name in ("rate", "duration"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value:g}: expected more than 0")
+
+    @property
+    def topic_names(self) -> list[str]:
+        """Return the topics, all of one length."""
+        digits = max(4, len(str(self.topics - 1)))
+        return [f"bench-{number:0{digits}}" for number in range(self.topics)]
+
+    @property
+    def filler(self) -> bytes:
+        """Return the data of a message that carries no time."""
+        return b"-" + b"x" * (self.size - 1)
+
+    def stamped(self, due_ns: int) -> bytes:
+        """Return the data of a message that carries the time at which it was due."""
+        return STAMPED + f"{due_ns:0{MIN_SIZE - 1}x}".encode() + self.filler[MIN_SIZE:]
+
+    @property
+    def stamp_every(self) -> int:
+        """Return which messages carry a time: every first, second, ...; 0 without a rate.
+
+        It shares no factor with the number of topics, lest it meet only some of them.
+        """
+        if self.rate is None:
+            return 0
+        every = max(1, math.ceil(self.rate * self.subscribers / STAMPS_PER_SECOND))
+        while math.gcd(every, self.topics) > 1:
+            every += 1
+        return every
+
+    def window(self, record_bytes: int) -> int:
+        """Return by how many messages publishers without a rate may be ahead of the slowest subscriber.
+
+        Args:
+            record_bytes: How many bytes deliver a message.
+        """
+        return max(WINDOW_BYTES // record_bytes, WINDOW_ROUNDS * self.topics)
+
+
+class Pace:
+    """Say which messages are due when, each at its own time, whatever became of the ones before."""
+
+    def __init__(self, start_ns: int, rate: float) -> None:
+        self._start_ns, self._per_ns, self._gap_ns = start_ns, rate / 1e9, 1e9 / rate
+
+    def due(self, now_ns: int) -> int:
+        """Return how many messages are due by now."""
+        return int((now_ns - self._start_ns) * self._per_ns) + 1 if now_ns >= self._start_ns else 0
+
+    def due_ns(self, number: int) -> int:
+        """Return when message 0, 1, ... is due."""
+        return self._start_ns + int(number * self._gap_ns)

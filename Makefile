@@ -32,6 +32,10 @@ test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 
+.PHONY: bench
+bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
+	$(BIN)/python -m bench.compare
+
 .PHONY: zipapp
 zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
 	@scripts/zipapp $(VENV)

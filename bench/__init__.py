@@ -1,0 +1,1 @@
+"""wsqueue measured against others: `make bench`."""

@@ -1,0 +1,431 @@
+"""Compare wsqueue with others in one run: `make bench`, or `python -m bench.compare --help`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import datetime as dt
+import fnmatch
+import os
+import platform
+import re
+import resource
+import select
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import msgspec
+import psutil
+import uvloop
+
+from wsqueue.errors import WsqueueError
+from wsqueue.load import Load, Wire, run
+
+from . import plots, report
+from .results import (
+    COMMON,
+    COMMON_RATE,
+    FAN_OUT,
+    HALF,
+    IDLE,
+    LATENCY_BYTES,
+    MIXED,
+    MIXED_SIZES,
+    ONE,
+    PAYLOADS,
+    SCALING,
+    TOPICS,
+    Figure,
+    Results,
+    combine,
+)
+from .systems import SYSTEMS, check_installed, versions
+from .wires import Mixed
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "bench" / "results.json"
+DOCUMENT = ROOT / "docs" / "performance.md"
+
+LARGE_BYTES = 64 * 1024
+"""Payloads from here on make a fan-out move gigabytes, so it is kept short."""
+
+LARGE_FAN_OUT_SECONDS = 1.5
+
+SLOW_SECONDS = 15.0
+"""A repetition that takes longer is the last: a slow system needs long for what is on its way at the end."""
+
+IDLE_AHEAD = 20
+"""Subscribers that come before memory is looked at first: the first ones load code."""
+
+SPARE_FILES = 200
+
+WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Say how much is measured.
+
+    Attributes:
+        repetitions: Of each figure.
+        seconds: Of each repetition where there is no rate.
+        rate_seconds: Of each repetition where there is one.
+        warm_up: Seconds before it that do not count.
+        shapes: Workloads that go as fast as they can, with their payloads.
+        idle: Subscribers whose memory is measured.
+        consumers: Of wsqueue, to see how it scales.
+        variants: Whether systems are also measured with other clients.
+        settle: Seconds that memory is left to settle after the last subscriber has come.
+    """
+
+    repetitions: int
+    seconds: float
+    rate_seconds: float
+    warm_up: float
+    shapes: dict[str, Sequence[int]]
+    idle: int
+    consumers: Sequence[int]
+    variants: bool
+    settle: float
+
+
+FULL = Plan(
+    repetitions=3,
+    seconds=3.0,
+    rate_seconds=5.0,
+    warm_up=0.5,
+    shapes={ONE: (*PAYLOADS, MIXED), FAN_OUT: PAYLOADS, TOPICS: PAYLOADS},
+    idle=10_000,
+    consumers=(1, 2, 4),
+    variants=True,
+    settle=1.0,
+)
+QUICK = Plan(
+    repetitions=1,
+    seconds=0.2,
+    rate_seconds=0.2,
+    warm_up=0.1,
+    shapes={ONE: (LATENCY_BYTES,), FAN_OUT: (LATENCY_BYTES,)},
+    idle=200,
+    consumers=(1, 2),
+    variants=False,
+    settle=0.1,
+)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Say what is measured next, of one system after the other.
+
+    Attributes:
+        workload: Its name.
+        systems: Keys of `SYSTEMS`.
+        load: What is published; for `IDLE` only the number of subscribers counts.
+        mixed: Whether messages of several sizes follow each other.
+        consumers: Of the system.
+    """
+
+    workload: str
+    systems: Sequence[str]
+    load: Load
+    mixed: bool = False
+    consumers: int = 1
+
+    @property
+    def payload(self) -> int:
+        """Return the payload by which the figure is found."""
+        return MIXED if self.mixed else self.load.size
+
+
+class Comparison:
+    """Measure one case after the other.
+
+    Args:
+        plan: How much.
+        wanted: Tells by system and workload what to measure.
+        say: Called with a line for each figure.
+    """
+
+    def __init__(self, plan: Plan, wanted: Callable[[str, str], bool], say: Callable[[str], None]) -> None:
+        self._plan, self._wanted, self._say = plan, wanted, say
+        self._figures: list[Figure] = []
+        self._most: dict[str, float] = {}
+
+    async def run(self) -> Results:
+        """Measure everything.
+
+        Raises:
+            WsqueueError: A system is not installed.
+        """
+        cases = list(self._cases())
+        systems = {system for case in cases for system in case.systems}
+        check_installed(systems)
+        # For all processes that are started here, too; not all of them do it themselves.
+        _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        began = dt.datetime.now(dt.UTC)
+        for case in cases:
+            await self._measure(case)
+        return Results(
+            date=f"{began:%Y-%m-%d %H:%M} UTC",
+            machine=machine(),
+            versions=versions(systems),
+            repetitions=self._plan.repetitions,
+            seconds=self._plan.seconds,
+            figures=self._figures,
+        )
+
+    def _cases(self) -> Iterator[Case]:
+        plan = self._plan
+        shapes = {ONE: (1, 1), FAN_OUT: (1, 100), TOPICS: (100, 10)}
+        for workload, payloads in plan.shapes.items():
+            # How one publishes to NATS matters where that is much of the work.
+            systems = self._systems(workload, variants=plan.variants and workload == ONE)
+            topics, subscribers = shapes[workload]
+            for payload in payloads:
+                short = payload >= LARGE_BYTES and workload != ONE
+                load = Load(
+                    topics=topics,
+                    subscribers=subscribers,
+                    size=payload or MIXED_SIZES[0],
+                    duration=min(plan.seconds, LARGE_FAN_OUT_SECONDS) if short else plan.seconds,
+                    warm_up=plan.warm_up,
+                )
+                yield Case(workload, systems, load, mixed=payload == MIXED)
+        load = Load(size=LATENCY_BYTES, rate=COMMON_RATE, duration=plan.rate_seconds, warm_up=plan.warm_up)
+        yield Case(HALF, self._systems(HALF), load)
+        yield Case(COMMON, self._systems(COMMON), load)
+        yield Case(IDLE, self._systems(IDLE), Load(topics=plan.idle))
+        load = Load(topics=100, size=LATENCY_BYTES, duration=plan.seconds, warm_up=plan.warm_up)
+        scaling = [system for system in self._systems(SCALING) if system == "wsqueue"]
+        for consumers in plan.consumers:
+            yield Case(SCALING, scaling, load, consumers=consumers)
+
+    def _systems(self, workload: str, *, variants: bool = False) -> list[str]:
+        return [
+            name
+            for name, system in SYSTEMS.items()
+            if (variants or not system.variant) and self._wanted(name, workload)
+        ]
+
+    async def _measure(self, case: Case) -> None:
+        """Let the systems take turns, so that what disturbs the machine for a while disturbs all of them."""
+        found: dict[str, list[Figure]] = {system: [] for system in case.systems}
+        failed = dict.fromkeys(case.systems, 0)
+        slow: set[str] = set()
+        # Opening all the subscribers takes long, and the memory hardly varies.
+        for _ in range(1 if case.workload == IDLE else self._plan.repetitions):
+            for system in case.systems:
+                if system in slow:
+                    continue
+                began = time.monotonic()
+                try:
+                    found[system].append(await self._figure(case, system))
+                except (WsqueueError, OSError) as error:
+                    self._say(f"{_name(case, system)}: {error}")
+                    failed[system] += 1
+                if time.monotonic() - began > SLOW_SECONDS:
+                    slow.add(system)
+        for system, figures in found.items():
+            none = Figure(case.workload, system, case.payload, case.consumers)
+            figure = combine(figures or [none], failed[system])
+            self._say(f"{_name(case, system)}: {_summary(figure)}")
+            self._figures.append(figure)
+            if (case.workload, case.payload) == (ONE, LATENCY_BYTES):
+                self._most[system] = figure.messages
+
+    async def _figure(self, case: Case, system: str) -> Figure:
+        if case.workload == IDLE:
+            return await idle(case, system, self._plan.settle)
+        if case.workload in (HALF, COMMON):
+            most = await self._most_of(case, system)
+            if case.workload == HALF:
+                case = dataclasses.replace(case, load=msgspec.structs.replace(case.load, rate=most / 2))
+            elif most < COMMON_RATE:
+                return Figure(case.workload, system, case.payload)
+        return await flood(case, system)
+
+    async def _most_of(self, case: Case, system: str) -> float:
+        """Return how many messages a second a system can, 1→1 and without a rate."""
+        if not self._most.get(system):
+            load = msgspec.structs.replace(case.load, rate=None)
+            self._most[system] = (await flood(dataclasses.replace(case, load=load), system)).messages
+        return self._most[system]
+
+
+async def flood(case: Case, system: str) -> Figure:
+    """Start a system, put load on it, and end it.
+
+    Raises:
+        WsqueueError: That did not go well.
+    """
+    load = case.load
+    async with _started(case, system) as (wire, nodes):
+        # A message of the load is several then.
+        mixed = Mixed(wire, MIXED_SIZES[1:]) if case.mixed else None
+        found = await run(mixed or wire, load, nodes)
+    several = mixed.factor if mixed else 1
+    latency = found.latency
+    return Figure(
+        workload=case.workload,
+        system=system,
+        payload=case.payload,
+        consumers=case.consumers,
+        rate=load.rate or 0.0,
+        messages=found.messages_per_second * several,
+        deliveries=found.deliveries_per_second * several,
+        lost=found.lost * several,
+        cpu=sum(node.cpu_us_per_message for node in found.nodes.values()) / several,
+        nodes={name: node.cpu_us_per_message / several for name, node in found.nodes.items()},
+        load_cpu=found.load_generator_cpu_us_per_message / several,
+        rss=max(node.max_rss_bytes for node in found.nodes.values()) / 2**20,
+        latency=(latency.p50 / 1000, latency.p99 / 1000, latency.p99_9 / 1000) if latency else None,
+    )
+
+
+async def idle(case: Case, system: str, settle: float) -> Figure:
+    """Open subscribers, each on a topic of its own, and see how much memory the nodes take for each.
+
+    Raises:
+        WsqueueError: That did not go well.
+    """
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    count = min(case.load.topics, hard - SPARE_FILES)
+    topics = [f"idle-{number:05}" for number in range(IDLE_AHEAD + count)]
+    poll = select.poll()
+    with contextlib.ExitStack() as stack:
+        async with _started(case, system) as (wire, nodes):
+
+            def subscribe(some: Iterable[str]) -> None:
+                for topic in some:
+                    poll.register(stack.enter_context(wire.open_subscriber(topic)), select.POLLRDHUP)
+
+            await asyncio.to_thread(subscribe, topics[:IDLE_AHEAD])
+            before = _memory(nodes)
+            await asyncio.to_thread(subscribe, topics[IDLE_AHEAD:])
+            await asyncio.sleep(settle)
+            used = _memory(nodes) - before
+            # Nobody answers pings here.
+            if closed := len(poll.poll(0)):
+                raise WsqueueError(
+                    f"{closed} of {count} idle subscribers were closed before they were counted"
+                )
+            # Else the nodes would wait for all of them to answer their farewell.
+            stack.close()
+    return Figure(case.workload, system, idle_bytes=used / count, subscribers=count)
+
+
+def machine() -> dict[str, str]:
+    """Return what this machine is."""
+    text = Path("/proc/cpuinfo").read_text()
+    model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return {
+        "CPU": model[1] if model else platform.machine(),
+        "cores": str(os.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "kernel": f"{platform.system()} {platform.release()}",
+    }
+
+
+@contextlib.asynccontextmanager
+async def _started(case: Case, system: str) -> AsyncIterator[tuple[Wire, Mapping[str, int]]]:
+    entry = SYSTEMS[system]
+    async with entry.start(case.consumers) if case.consumers > 1 else entry.start() as running:
+        yield running.wire, running.nodes
+
+
+def _memory(nodes: Mapping[str, int]) -> int:
+    """Return the resident memory of all nodes, in bytes."""
+    return sum(int(psutil.Process(pid).memory_info().rss) for pid in nodes.values())
+
+
+def _name(case: Case, system: str) -> str:
+    payload = "" if case.workload == IDLE else f" {report.size(case.payload)}"
+    consumers = f" {case.consumers} consumers" if case.consumers > 1 else ""
+    return f"{system}/{case.workload}{payload}{consumers}"
+
+
+def _summary(figure: Figure) -> str:
+    if figure.subscribers:
+        return f"{figure.idle_bytes / 1024:.1f} KiB a subscriber"
+    if not figure.messages:
+        return "no figure"
+    text = f"{figure.cpu:.2f} µs/message, {figure.messages:,.0f} messages/s, lost {figure.lost}"
+    if figure.latency:
+        text += ", latency {:.2f}, {:.2f}, {:.2f} ms".format(*figure.latency)
+    return text
+
+
+def _matcher(patterns: Sequence[str]) -> Callable[[str, str], bool]:
+    """Return whether a system and a workload are to be measured; without patterns all are.
+
+    Raises:
+        click.BadParameter: A pattern matches nothing.
+    """
+    names = [f"{system}/{workload}" for system in SYSTEMS for workload in WORKLOADS]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise click.BadParameter(
+                f"{pattern!r} matches none; systems: {', '.join(SYSTEMS)}; workloads: {', '.join(WORKLOADS)}"
+            )
+    return lambda system, workload: (
+        not patterns or any(fnmatch.fnmatch(f"{system}/{workload}", pattern) for pattern in patterns)
+    )
+
+
+@click.command()
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="See that everything works, in short runs with useless figures. Writes nothing without --output.",
+)
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="SYSTEM/WORKLOAD",
+    help="Measure only this, as nats/common or 'wsqueue/*'; may be given several times. Writes nothing"
+    " without --output.",
+)
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write results, document and plots there instead of into the checkout.",
+)
+@click.option(
+    "--tables", is_flag=True, help="Measure nothing: make document and plots from the results there are."
+)
+def main(quick: bool, only: tuple[str, ...], output: Path | None, tables: bool) -> None:
+    """Measure wsqueue and others on this machine, and write results, tables and plots.
+
+    A whole run takes about 20 minutes, in which nothing else should run here.
+    """
+    wanted = _matcher(only)
+    keep = output is not None or not (only or quick)
+    file, document = (output / "results.json", output / "performance.md") if output else (RESULTS, DOCUMENT)
+    try:
+        if tables:
+            results = Results.read(file)
+        else:
+            results = uvloop.run(Comparison(QUICK if quick else FULL, wanted, click.echo).run())
+        if keep:
+            document.parent.mkdir(parents=True, exist_ok=True)
+            if not tables:
+                results.write(file)
+            report.update(document, results)
+            plots.draw(document.with_suffix(""), results)
+            click.echo(f"Written: {file}, {document} and plots in {document.with_suffix('')}")
+    except OSError as error:
+        file_name = f"{error.filename}: " if error.filename else ""
+        raise click.ClickException(f"{file_name}{error.strerror or error}") from None
+    except (WsqueueError, ValueError, msgspec.DecodeError) as error:
+        raise click.ClickException(str(error)) from None
+    except KeyboardInterrupt:
+        raise click.exceptions.Exit(130) from None
+
+
+if __name__ == "__main__":
+    main()

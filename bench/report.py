@@ -1,0 +1,415 @@
+"""Tables out of results, between the markers of a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from .results import (
+    COMMON,
+    COMMON_RATE,
+    FAN_OUT,
+    HALF,
+    IDLE,
+    LATENCY_BYTES,
+    MIXED,
+    ONE,
+    SCALING,
+    TITLES,
+    Figure,
+    Results,
+)
+from .systems import SYSTEMS
+
+QUANTILES = ("p50", "p99", "p99.9")
+WORKLOADS = {
+    HALF: "latency at half of its own most",
+    COMMON: f"at {COMMON_RATE:,} messages/s",
+    IDLE: "idle subscribers",
+}
+
+
+def size(payload: int) -> str:
+    """Write the size of a message."""
+    if payload == MIXED:
+        return "mixed"
+    return f"{payload // 1024} KiB" if payload >= 1024 else f"{payload} B"
+
+
+def update(document: Path, results: Results) -> None:
+    """Replace what stands between the markers of a document, and append the sections that have none yet.
+
+    What stands elsewhere is left alone.
+    """
+    text = document.read_text() if document.exists() else "# Performance\n"
+    for name, section in SECTIONS.items():
+        begin, end = f"<!-- bench:{name} -->", f"<!-- /bench:{name} -->"
+        if begin not in text:
+            text = f"{text.rstrip()}\n\n{begin}\n{end}\n"
+        before, _, rest = text.partition(begin)
+        _, found, after = rest.partition(end)
+        if not found:
+            raise ValueError(f"{document}: {begin} has no {end}")
+        text = f"{before}{begin}\n\n{section(results) or 'Not measured.'}\n\n{end}{after}"
+    document.write_text(text)
+
+
+def about(results: Results) -> str:
+    """Say what was measured, where and when."""
+    rows = [("date", results.date), *results.machine.items(), *results.versions.items()]
+    spreads = [high / low - 1 for low, high in (figure.cpu_range for figure in results.figures) if low]
+    sentence = (
+        f"Each figure is the median of {results.repetitions} runs of about {results.seconds:g} seconds, "
+        "between which the other systems had theirs; of fewer where a system was so slow that one took much "
+        "longer, and of one for the memory of idle subscribers."
+    )
+    if spreads:
+        sentence += (
+            f" Between the lowest and the highest CPU time of those runs lie {median(spreads):.0%} "
+            f"(median over all figures) and at most {max(spreads):.0%}."
+        )
+    lost = sum(figure.lost for figure in results.figures)
+    failed = sum(figure.failed for figure in results.figures)
+    sentence += f" Runs that failed: {failed}; deliveries lost in all others together: {lost}."
+    return f"{_table(('', ''), rows)}\n\n{sentence}"
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Set a goal, and say how far it is reached.
+
+    Attributes:
+        workload: What is compared.
+        goal: What must be reached at least, in words.
+        aim: What is aimed at, in words.
+        measure: From the results to the ratio and a text with the figures; None when one is missing.
+        limit: The ratio that is the goal.
+        wanted: The ratio that is the aim.
+        high: Whether a high ratio is good.
+    """
+
+    workload: str
+    goal: str
+    aim: str
+    measure: Callable[[Results], tuple[float, str] | None]
+    limit: float
+    wanted: float
+    high: bool = False
+
+    def row(self, results: Results) -> tuple[str, ...]:
+        """Return the row of the table."""
+        measured = self.measure(results)
+        if measured is None:
+            return (self.workload, self.goal, self.aim, "not measured")
+        ratio, text = measured
+        sign = 1 if self.high else -1
+        if sign * ratio >= sign * self.wanted:
+            verdict = "aim reached"
+        elif sign * ratio >= sign * self.limit:
+            verdict = "goal reached"
+        else:
+            verdict = "**missed**"
+        return (self.workload, self.goal, self.aim, f"{text}: {verdict}")
+
+
+def _less_cpu(results: Results) -> tuple[float, str] | None:
+    ours, theirs = results.find(ONE, "wsqueue", 100), results.find(ONE, "reference", 100)
+    if ours is None or theirs is None or not ours.cpu:
+        return None
+    ratio = theirs.cpu / ours.cpu
+    return ratio, f"{_number(ratio)}× less ({_number(ours.cpu)} µs against {_number(theirs.cpu)} µs)"
+
+
+def _cpu_of_nats(results: Results) -> tuple[float, str] | None:
+    ours = results.find(ONE, "wsqueue", 100)
+    variants = [results.find(ONE, system, 100) for system in ("nats", "nats-frames")]
+    # Whichever way of publishing is the cheaper one for NATS.
+    theirs = min(
+        (figure for figure in variants if figure and figure.cpu), key=lambda one: one.cpu, default=None
+    )
+    if ours is None or theirs is None or not ours.cpu:
+        return None
+    ratio = ours.cpu / theirs.cpu
+    return ratio, f"{_number(ratio)}× ({_number(ours.cpu)} µs against {_number(theirs.cpu)} µs)"
+
+
+def _more_deliveries(results: Results) -> tuple[float, str] | None:
+    ours, theirs = results.find(FAN_OUT, "wsqueue", 100), results.find(FAN_OUT, "nats", 100)
+    if ours is None or theirs is None or not theirs.deliveries:
+        return None
+    ratio = ours.deliveries / theirs.deliveries
+    return ratio, f"{_number(ratio)}× ({_rate(ours.deliveries)}/s against {_rate(theirs.deliveries)}/s)"
+
+
+def _latencies(results: Results) -> tuple[float, str] | None:
+    ours, theirs = results.find(COMMON, "wsqueue"), results.find(COMMON, "nats")
+    if ours is None or theirs is None or ours.latency is None or theirs.latency is None:
+        return None
+    pairs = list(zip(QUANTILES[:2], ours.latency, theirs.latency, strict=False))
+    texts = [f"{name} {_number(a / b)}× ({_number(a)} ms against {_number(b)} ms)" for name, a, b in pairs]
+    return max(a / b for _, a, b in pairs), ", ".join(texts)
+
+
+def _idle_memory(results: Results) -> tuple[float, str] | None:
+    ours = results.find(IDLE, "wsqueue")
+    return (
+        None
+        if ours is None or not ours.subscribers
+        else (ours.idle_bytes / 1024, f"{ours.idle_bytes / 1024:.1f} KiB")
+    )
+
+
+GOALS = (
+    Goal(
+        f"{TITLES[ONE]}, 100 B: CPU of all nodes, against the reference",
+        "8× less",
+        "20× less",
+        _less_cpu,
+        8,
+        20,
+        True,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 100 B: CPU of all nodes, against NATS over WebSockets",
+        "within 9×",
+        "within 3×",
+        _cpu_of_nats,
+        9,
+        3,
+    ),
+    Goal(f"{TITLES[FAN_OUT]}, 100 B: deliveries/s, against NATS", "2×", "4×", _more_deliveries, 2, 4, True),
+    Goal(
+        f"p50 and p99 at {COMMON_RATE:,} messages/s, against NATS",
+        "within 1.5×",
+        "equal or less",
+        _latencies,
+        1.5,
+        1,
+    ),
+    Goal("memory of an idle subscriber", "8 KiB", "5 KiB", _idle_memory, 8, 5),
+)
+
+
+def goals(results: Results) -> str:
+    """Compare what was measured with what was set."""
+    head = ("workload", "goal at least", "aim", "measured")
+    return _table(head, [goal.row(results) for goal in GOALS])
+
+
+@dataclass(frozen=True)
+class Number:
+    """Name a number of a figure that systems can be compared by.
+
+    Attributes:
+        name: In a table.
+        of: Returns it, 0 where there is none.
+        high: Whether a high one is good.
+    """
+
+    name: str
+    of: Callable[[Figure], float]
+    high: bool = False
+
+
+def _quantile(index: int) -> Callable[[Figure], float]:
+    return lambda figure: 0.0 if figure.latency is None else figure.latency[index]
+
+
+_CPU = Number("CPU µs/message", lambda figure: figure.cpu)
+_QUANTILES = [Number(f"{name} ms", _quantile(index)) for index, name in enumerate(QUANTILES)]
+COMPARED = {
+    **dict.fromkeys(TITLES, (_CPU, Number("deliveries/s", lambda figure: figure.deliveries, high=True))),
+    HALF: _QUANTILES,
+    COMMON: (_CPU, *_QUANTILES),
+    IDLE: (Number("KiB each", lambda figure: figure.idle_bytes / 1024),),
+}
+"""By what systems are compared at each workload."""
+
+
+def losses(results: Results) -> str:
+    """List every number in which another system is better than wsqueue, the largest factor first."""
+    rows: list[tuple[float, Sequence[str]]] = []
+    for ours in results.figures:
+        if ours.system != "wsqueue":
+            continue
+        peers = [
+            figure
+            for figure in results.figures
+            if (figure.workload, figure.payload) == (ours.workload, ours.payload) and figure is not ours
+        ]
+        for number in COMPARED.get(ours.workload, ()):
+            factors = {peer.system: _factor(number, ours, peer) for peer in peers}
+            better = [peer for peer in peers if factors[peer.system] > 1]
+            if better:
+                cells = [
+                    f"{SYSTEMS[peer.system].title} {_number(number.of(peer))} ({factors[peer.system]:.2g}×)"
+                    for peer in better
+                ]
+                row = (_workload(ours), number.name, _number(number.of(ours)), ", ".join(cells))
+                rows.append((max(factors.values()), row))
+    if not rows:
+        return "Nowhere, in what was measured."
+    rows.sort(key=lambda item: item[0], reverse=True)
+    return _table(("workload", "", "wsqueue", "better"), [row for _, row in rows])
+
+
+def _factor(number: Number, ours: Figure, theirs: Figure) -> float:
+    """Return by how much the other system is better, 0 when one of them has no such number."""
+    mine, other = number.of(ours), number.of(theirs)
+    if not mine or not other:
+        return 0.0
+    return other / mine if number.high else mine / other
+
+
+def _workload(figure: Figure) -> str:
+    if figure.workload in TITLES:
+        return f"{TITLES[figure.workload]}, {size(figure.payload)}"
+    return WORKLOADS[figure.workload]
+
+
+def cpu(results: Results) -> str:
+    """Show the CPU time of all nodes for a message, by workload, payload and system."""
+    tables = _by_payload(results, lambda figure: _number(figure.cpu))
+    return tables and f"{tables}\n\n{_plot('cpu', 'CPU time of a message by its size and by system')}"
+
+
+def rates(results: Results) -> str:
+    """Show deliveries a second by workload, payload and system, and what the load generator took."""
+
+    def cell(figure: Figure) -> str:
+        share = figure.load_cpu / ((figure.load_cpu + figure.cpu) or 1)
+        return f"{_rate(figure.deliveries)} ({share:.0%})"
+
+    tables = _by_payload(results, cell)
+    return tables and f"{tables}\n\n{_plot('deliveries', 'Deliveries a second by workload and by system')}"
+
+
+def nodes(results: Results) -> str:
+    """Show how the CPU time divides between the nodes of a system and what each system's memory was."""
+    rows = [
+        (
+            SYSTEMS[figure.system].title,
+            ", ".join(f"{name} {_number(value)}" for name, value in figure.nodes.items()),
+            _number(figure.load_cpu),
+            _number(figure.rss),
+        )
+        for system in results.systems(ONE)
+        if (figure := results.find(ONE, system, LATENCY_BYTES))
+    ]
+    if not rows:
+        return ""
+    head = (f"{TITLES[ONE]}, {size(LATENCY_BYTES)}", "CPU µs/message", "load generator", "largest node, MiB")
+    return _table(head, rows)
+
+
+def latency(results: Results) -> str:
+    """Show latencies at half of what each system can, and at a rate that is the same for all."""
+    tables = []
+    for workload in (HALF, COMMON):
+        rows = []
+        for system in results.systems(workload):
+            figure = results.find(workload, system)
+            assert figure is not None
+            cells = ["–"] * 5
+            if figure.latency is not None:
+                cells = [_rate(figure.messages), *map(_number, figure.latency), _number(figure.cpu)]
+            rows.append((SYSTEMS[system].title, *cells))
+        if rows:
+            head = (
+                WORKLOADS[workload],
+                "messages/s",
+                *(f"{name} ms" for name in QUANTILES),
+                "CPU µs/message",
+            )
+            tables.append(_table(head, rows))
+    if results.systems(COMMON):
+        tables.append(_plot("latency", f"Latency at {COMMON_RATE:,} messages/s by system"))
+    return "\n\n".join(tables)
+
+
+def idle(results: Results) -> str:
+    """Show the memory of idle subscribers."""
+    rows = [
+        (SYSTEMS[system].title, f"{figure.subscribers:,}", f"{figure.idle_bytes / 1024:.1f}")
+        for system in results.systems(IDLE)
+        if (figure := results.find(IDLE, system))
+    ]
+    return _table(("", "subscribers", "KiB each, all nodes"), rows) if rows else ""
+
+
+def scaling(results: Results) -> str:
+    """Show what more consumers bring."""
+    rows = [
+        (
+            f"{figure.consumers}",
+            _rate(figure.messages),
+            _rate(figure.deliveries),
+            _number(figure.cpu),
+            _number(figure.load_cpu),
+            f"{(figure.cpu + figure.load_cpu) * figure.messages / 1e6:.2f}",
+        )
+        for figure in results.figures
+        if figure.workload == SCALING and figure.messages
+    ]
+    head = ("consumers", "messages/s", "deliveries/s", "CPU µs/message", "load generator", "cores in use")
+    if not rows:
+        return ""
+    return f"{_table(head, rows)}\n\n{_plot('scaling', 'Messages a second by number of consumers')}"
+
+
+SECTIONS: dict[str, Callable[[Results], str]] = {
+    "about": about,
+    "goals": goals,
+    "losses": losses,
+    "cpu": cpu,
+    "nodes": nodes,
+    "rates": rates,
+    "latency": latency,
+    "idle": idle,
+    "scaling": scaling,
+}
+"""The sections that a run writes, by the name in their markers."""
+
+
+def _by_payload(results: Results, cell: Callable[[Figure], str]) -> str:
+    """Return one table for each workload that goes as fast as it can."""
+    tables: list[str] = []
+    for workload, title in TITLES.items():
+        systems = results.systems(workload)
+        rows = []
+        for payload in results.payloads(workload):
+            figures = [results.find(workload, system, payload) for system in systems]
+            rows.append(
+                (size(payload), *("–" if figure is None else _measured(figure, cell) for figure in figures))
+            )
+        if rows:
+            tables.append(_table((title, *(SYSTEMS[system].title for system in systems)), rows))
+    return "\n\n".join(tables)
+
+
+def _measured(figure: Figure, cell: Callable[[Figure], str]) -> str:
+    return cell(figure) if figure.messages else "failed"
+
+
+def _plot(name: str, text: str) -> str:
+    """Show what `bench.plots` draws beside the document."""
+    return f"![{text}](performance/{name}.svg)"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    """Write three digits: 1,230, 12.3, 0.123."""
+    if value >= 100:
+        return f"{float(f'{value:.3g}'):,.0f}"
+    return re.sub(r"\.0+$", "", f"{value:.3g}")
+
+
+def _rate(value: float) -> str:
+    return f"{float(f'{value:.3g}'):,.0f}"

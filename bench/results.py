@@ -1,0 +1,160 @@
+"""What a run of the comparison has found, and the file that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import median
+
+import msgspec
+
+PAYLOADS = (16, 100, 1024, 65_536)
+"""Bytes of data in a message: a number, a line, a small document, a large one."""
+
+COMMON_RATE = 50_000
+"""Messages a second at which the latencies of all systems are compared."""
+
+ONE, FAN_OUT, TOPICS = "1-1", "1-100", "100x10"
+"""Workloads that go as fast as they can."""
+
+HALF, COMMON, IDLE, SCALING = "half", "common", "idle", "scaling"
+"""The others: latency at half of its own most and at `COMMON_RATE`, idle subscribers, more consumers."""
+
+TITLES = {ONE: "1→1", FAN_OUT: "1→100", TOPICS: "100 × 1→10"}
+"""What tables call the workloads that go as fast as they can."""
+
+LATENCY_BYTES = 100
+"""Bytes of data in a message where only one size is measured."""
+
+MIXED = 0
+"""Stands for the payload where messages of several sizes follow each other."""
+
+MIXED_SIZES = (100, 30, 300, 16, 1000, 60, 150, 500)
+"""Those sizes."""
+
+
+class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Hold what one system did at one workload: each number is the median of all repetitions.
+
+    Attributes:
+        workload: Its name.
+        system: Key of `bench.systems.SYSTEMS`.
+        payload: Bytes of data in a message, or `MIXED`.
+        consumers: Of the system, where it has such.
+        rate: Messages a second that were wanted, 0 for as many as it takes.
+        messages: Messages a second.
+        deliveries: Deliveries a second.
+        failed: Repetitions that gave no figure.
+        lost: Deliveries that did not come, in all repetitions together.
+        cpu: CPU time of all nodes, in µs for each message.
+        cpu_range: The lowest and the highest of the repetitions.
+        nodes: CPU time by node, in µs for each message.
+        load_cpu: CPU time of the load generator, in µs for each message.
+        rss: The most memory that any one node had, in MiB.
+        latency: p50, p99 and p99.9 in ms, where there is a rate.
+        idle_bytes: Memory of all nodes for each idle subscriber.
+        subscribers: How many of those there were.
+    """
+
+    workload: str
+    system: str
+    payload: int = 0
+    consumers: int = 1
+    rate: float = 0.0
+    messages: float = 0.0
+    deliveries: float = 0.0
+    failed: int = 0
+    lost: int = 0
+    cpu: float = 0.0
+    cpu_range: tuple[float, float] = (0.0, 0.0)
+    nodes: dict[str, float] = {}
+    load_cpu: float = 0.0
+    rss: float = 0.0
+    latency: tuple[float, float, float] | None = None
+    idle_bytes: float = 0.0
+    subscribers: int = 0
+
+
+class Results(msgspec.Struct, frozen=True):
+    """Hold a run.
+
+    Attributes:
+        date: When it began, in UTC.
+        machine: What it ran on.
+        versions: Of all that took part.
+        repetitions: Of each figure.
+        seconds: That each repetition was to last.
+        figures: In the order of the workloads.
+    """
+
+    date: str
+    machine: dict[str, str]
+    versions: dict[str, str]
+    repetitions: int
+    seconds: float
+    figures: list[Figure]
+
+    def find(
+        self, workload: str, system: str, payload: int | None = None, consumers: int = 1
+    ) -> Figure | None:
+        """Return a figure, or None when it was not measured."""
+        for figure in self.figures:
+            if (figure.workload, figure.system, figure.consumers) == (workload, system, consumers) and (
+                payload in (None, figure.payload)
+            ):
+                return figure
+        return None
+
+    def systems(self, workload: str) -> list[str]:
+        """Return the systems that were measured at a workload, in the order in which they were."""
+        return list(dict.fromkeys(figure.system for figure in self.figures if figure.workload == workload))
+
+    def payloads(self, workload: str) -> list[int]:
+        """Return the payloads that were measured at a workload."""
+        return sorted({figure.payload for figure in self.figures if figure.workload == workload})
+
+    def write(self, file: Path) -> None:
+        """Write the file, a line for each figure so that it can be compared with another run's."""
+        head = msgspec.json.encode(msgspec.structs.replace(self, figures=[]))
+        lines = b",\n".join(map(msgspec.json.encode, self.figures))
+        file.write_bytes(head.removesuffix(b"[]}") + b"[\n" + lines + b"\n]}\n")
+
+    @classmethod
+    def read(cls, file: Path) -> Results:
+        """Read a file that `write` has written."""
+        return msgspec.json.decode(file.read_bytes(), type=cls)
+
+
+def combine(repetitions: Sequence[Figure], failed: int) -> Figure:
+    """Return one figure with the median of each number, of repetitions besides which some failed."""
+
+    def middle(number: Callable[[Figure], float]) -> float:
+        return _digits(median(map(number, repetitions)))
+
+    first = repetitions[0]
+    costs = [figure.cpu for figure in repetitions]
+    latencies = [figure.latency for figure in repetitions if figure.latency is not None]
+    return msgspec.structs.replace(
+        first,
+        messages=middle(lambda figure: figure.messages),
+        deliveries=middle(lambda figure: figure.deliveries),
+        failed=failed,
+        lost=sum(figure.lost for figure in repetitions),
+        cpu=middle(lambda figure: figure.cpu),
+        cpu_range=(_digits(min(costs)), _digits(max(costs))),
+        nodes={name: middle(lambda figure, name=name: figure.nodes[name]) for name in first.nodes},  # type: ignore[misc]
+        load_cpu=middle(lambda figure: figure.load_cpu),
+        rss=middle(lambda figure: figure.rss),
+        latency=_medians(latencies) if latencies else None,
+        idle_bytes=middle(lambda figure: figure.idle_bytes),
+    )
+
+
+def _medians(latencies: Iterable[tuple[float, float, float]]) -> tuple[float, float, float]:
+    p50, p99, p999 = (_digits(median(values)) for values in zip(*latencies, strict=True))
+    return p50, p99, p999
+
+
+def _digits(value: float) -> float:
+    """Keep four digits: the file stays small, and no figure is that exact."""
+    return float(f"{value:.4g}")

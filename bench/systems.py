@@ -1,0 +1,270 @@
+"""Start and stop each system on loopback, in processes of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from wsqueue import config
+from wsqueue.addresses import Address
+from wsqueue.config import DemoConfig
+from wsqueue.errors import WsqueueError
+from wsqueue.hello import PreSharedKey
+from wsqueue.load import ClassicWire, Wire
+from wsqueue.local import LocalCluster
+
+from .wires import NatsWire, RedisWire
+
+Found = TypeVar("Found")
+
+START_SECONDS = 20.0
+"""How long a server may take to listen: each needs less than half a second."""
+
+STOP_SECONDS = 10.0
+"""How long a server may take to end before it is killed."""
+
+POLL_SECONDS = 0.02
+
+MAX_PAYLOAD_BYTES = 1024 * 1024
+"""As wsqueue's own default, far above the largest message that is measured."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Describe a system that runs.
+
+    Attributes:
+        wire: How to publish and subscribe.
+        nodes: Process ids by name.
+    """
+
+    wire: Wire
+    nodes: Mapping[str, int]
+
+
+@contextlib.asynccontextmanager
+async def wsqueue(consumers: int = 1) -> AsyncIterator[Running]:
+    """Run a producer and some consumers as `wsqueue local` does, with all defaults."""
+    async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None) as cluster:
+        clients = config.load(cluster.config_file, DemoConfig)
+        psk = config.load_psk(clients)
+        yield Running(ClassicWire(clients.produce_addresses, clients.subscribe_addresses, psk), cluster.pids)
+
+
+@contextlib.asynccontextmanager
+async def reference(consumers: int = 1) -> AsyncIterator[Running]:
+    """Run a producer and some consumers of `bench.reference`."""
+    secret = secrets.token_urlsafe(24)
+    command = (sys.executable, "-m", "bench.reference")
+    async with contextlib.AsyncExitStack() as stack:
+        nodes: dict[str, int] = {}
+
+        async def start(name: str, *arguments: str) -> Address:
+            process = await stack.enter_async_context(
+                _process(*command, *arguments, stdout=asyncio.subprocess.PIPE, REFERENCE_PSK=secret)
+            )
+            assert process.stdout is not None
+            port = b""
+            with contextlib.suppress(TimeoutError):
+                port = await asyncio.wait_for(process.stdout.readline(), START_SECONDS)
+            if not port:
+                raise WsqueueError(f"the reference's {name} does not start")
+            nodes[name] = process.pid
+            return Address("127.0.0.1", int(port))
+
+        bound = [await start(f"consumer-{number + 1}", "consumer") for number in range(consumers)]
+        producer = await start("producer-1", "producer", *map(str, bound))
+        subscribe = [address.with_path("/subscribe") for address in bound]
+        yield Running(ClassicWire([producer.with_path("/produce")], subscribe, PreSharedKey(secret)), nodes)
+
+
+@contextlib.asynccontextmanager
+async def nats(*, frame_each: bool = False) -> AsyncIterator[Running]:
+    """Run a NATS server, whose clients come over WebSockets."""
+    with TemporaryDirectory(prefix="bench-nats-") as directory:
+        file = _write_nats_config(directory)
+        async with _process(_program("nats-server"), "--config", file) as process:
+            ports = Path(directory, f"nats-server_{process.pid}.ports")
+            port = await _until(lambda: _websocket_port(ports), process, "nats-server")
+            yield Running(NatsWire("127.0.0.1", port, frame_each), {"nats-server": process.pid})
+
+
+@contextlib.asynccontextmanager
+async def redis() -> AsyncIterator[Running]:
+    """Run a Redis server that keeps nothing and gives slow subscribers all the room that they may need."""
+    port = _free_port()
+    settings = {
+        "bind": "127.0.0.1",
+        "port": str(port),
+        "save": "",
+        "appendonly": "no",
+        "client-output-buffer-limit": "pubsub 1gb 512mb 60",
+        "maxclients": "15000",
+    }
+    arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    async with _process(_program("redis-server"), *arguments) as process:
+        await _until(lambda: _listens(port), process, "redis-server")
+        yield Running(RedisWire("127.0.0.1", port), {"redis-server": process.pid})
+
+
+@dataclass(frozen=True)
+class System:
+    """Name a system, and start it.
+
+    Attributes:
+        title: As tables and plots call it.
+        start: Starts it, with a number of consumers where that means something.
+        program: What must be installed for it, a command; None for what is here anyway.
+        variant: Whether it is another one with other clients.
+    """
+
+    title: str
+    start: Callable[..., AbstractAsyncContextManager[Running]]
+    program: str | None = None
+    variant: bool = False
+
+
+SYSTEMS = {
+    "wsqueue": System("wsqueue", wsqueue),
+    "reference": System("reference", reference),
+    "nats": System("NATS", nats, "nats-server"),
+    "nats-frames": System(
+        "NATS, a frame each", functools.partial(nats, frame_each=True), "nats-server", variant=True
+    ),
+    "redis": System("Redis", redis, "redis-server"),
+}
+
+
+def check_installed(systems: Iterable[str]) -> None:
+    """See that systems can be started here.
+
+    Raises:
+        WsqueueError: One cannot; it says how to get it.
+    """
+    programs = {SYSTEMS[name].program for name in systems}
+    missing = sorted(program for program in programs if program is not None and _find(program) is None)
+    if missing:
+        raise WsqueueError(f"servers are missing; on Debian and Ubuntu: apt-get install {' '.join(missing)}")
+
+
+def versions(systems: Iterable[str]) -> dict[str, str]:
+    """Return the versions of all that takes part."""
+    found = {"Python": platform.python_version()}
+    found |= {name: metadata.version(name) for name in ("wsqueue", "websockets", "uvloop", "msgspec")}
+    for program in sorted({SYSTEMS[name].program or "" for name in systems} - {""}):
+        output = subprocess.run([_program(program), "--version"], capture_output=True, text=True, check=True)
+        match = re.search(r"v=?(\d+\.\d+\.\d+)", output.stdout)
+        found[program] = match[1] if match else output.stdout.strip()
+    return found
+
+
+def _find(program: str) -> str | None:
+    # Debian has nats-server where only root's PATH leads.
+    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+
+
+def _program(program: str) -> str:
+    path = _find(program)
+    assert path is not None, "check_installed comes first"
+    return path
+
+
+@contextlib.asynccontextmanager
+async def _process(
+    *command: str, stdout: int = asyncio.subprocess.DEVNULL, **environment: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Run a process, and end it."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=stdout,
+        # What a server has to say of peers that go without a word is not this program's output.
+        stderr=asyncio.subprocess.DEVNULL,
+        env={**os.environ, **environment},
+        # Ctrl-C is for this process, which then ends the others.
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await process.wait()
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+def _write_nats_config(directory: str) -> str:
+    file = Path(directory, "nats.conf")
+    file.write_text(
+        f"""
+        listen: "127.0.0.1:-1"
+        max_payload: {MAX_PAYLOAD_BYTES}
+        ports_file_dir: "{directory}"
+        websocket {{ listen: "127.0.0.1:-1", no_tls: true, compression: false }}
+        """
+    )
+    return str(file)
+
+
+async def _until(
+    found: Callable[[], Found | None], process: asyncio.subprocess.Process, program: str
+) -> Found:
+    """Return what `found` returns once that is something.
+
+    Raises:
+        WsqueueError: The process has ended, or does not start in time.
+    """
+    deadline = time.monotonic() + START_SECONDS
+    while process.returncode is None and time.monotonic() < deadline:
+        result = found()
+        if result is not None:
+            return result
+        await asyncio.sleep(POLL_SECONDS)
+    raise WsqueueError(f"{program} does not start")
+
+
+def _websocket_port(file: Path) -> int | None:
+    """Return the port from the file that a NATS server writes once it listens, None before that."""
+    try:
+        (address,) = json.loads(file.read_text())["websocket"]
+    except (FileNotFoundError, ValueError):
+        return None
+    return int(address.rpartition(":")[2])
+
+
+def _listens(port: int) -> bool | None:
+    try:
+        socket.create_connection(("127.0.0.1", port)).close()
+    except ConnectionRefusedError:
+        return None
+    return True
+
+
+def _free_port() -> int:
+    """Return a port on which nobody listens: Redis cannot choose one itself."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port

@@ -1,0 +1,95 @@
+"""The comparison runs and writes results, tables and plots."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from bench.results import COMMON, Results
+from bench.systems import SYSTEMS, check_installed
+from wsqueue.errors import WsqueueError
+
+from .commands import check_no_traceback
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    # The nodes' speed without coverage is what counts, and `bench` is not in it anyway.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.compare", *map(str, arguments)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=150,
+        check=False,
+    )
+    check_no_traceback(done.stderr)
+    return done
+
+
+def is_installed(system: str) -> bool:
+    try:
+        check_installed([system])
+    except WsqueueError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_a_quick_comparison(tmp_path: Path) -> None:
+    wanted = ["wsqueue/*", "reference/*"]
+    # Once each is enough to see that others are in the tables.
+    wanted += [name for name in ("nats/1-1", "nats/common", "redis/1-1") if is_installed(name.split("/")[0])]
+    only = [word for pattern in wanted for word in ("--only", pattern)]
+    done = compare("--quick", *only, "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    results = Results.read(tmp_path / "results.json")
+    assert {(figure.lost, figure.failed) for figure in results.figures} == {(0, 0)}
+    for pattern in wanted:
+        system, workload = pattern.split("/")
+        figures = [figure for figure in results.figures if figure.system == system]
+        assert workload in ("*", *(figure.workload for figure in figures))
+        # The reference cannot do the common rate.
+        assert all(figure.cpu or figure.idle_bytes or figure.workload == COMMON for figure in figures)
+
+    text = (tmp_path / "performance.md").read_text()
+    sections = dict(re.findall(r"<!-- bench:(\w+) -->\n\n(.*?)\n\n<!-- /bench:\1 -->", text, re.DOTALL))
+    assert "Not measured." not in sections.values()
+    titles = [SYSTEMS[pattern.split("/")[0]].title for pattern in wanted]
+    for title in titles:
+        assert title in sections["cpu"]
+        assert f"\n| {title} | " in sections["nodes"]
+    assert sections["goals"].count("reached") + sections["goals"].count("missed") >= 2
+    for name in re.findall(r"\]\(performance/(\w+\.svg)\)", text):
+        file = tmp_path / "performance" / name
+        assert ET.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
+        assert file.stat().st_size < 100_000
+
+    # What stands outside of the markers stays when it is done again.
+    document = tmp_path / "performance.md"
+    document.write_text(f"# By hand\n\n{text}\nThe end.\n")
+    done = compare("--tables", "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert document.read_text() == f"# By hand\n\n{text}\nThe end.\n"
+
+
+def test_a_pattern_that_matches_nothing() -> None:
+    done = compare("--only", "kafka/*")
+    assert done.returncode == 2
+    assert "'kafka/*' matches none; systems: wsqueue, reference, nats, nats-frames, redis;" in done.stderr
+
+
+def test_there_are_no_results_yet(tmp_path: Path) -> None:
+    done = compare("--tables", "--output", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr == f"Error: {tmp_path}/results.json: No such file or directory\n"

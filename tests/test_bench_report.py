@@ -1,0 +1,147 @@
+"""What comes of figures: medians, files, tables and verdicts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from bench import report
+from bench.results import COMMON, FAN_OUT, HALF, IDLE, MIXED, ONE, SCALING, Figure, Results, combine
+
+
+def results_of(*figures: Figure) -> Results:
+    return Results("today", {"cores": "2"}, {"Python": "3.11"}, 3, 2.0, list(figures))
+
+
+def figure_of(workload: str, system: str, payload: int = 100, **numbers: Any) -> Figure:
+    return msgspec.structs.replace(Figure(workload, system, payload, messages=1.0), **numbers)
+
+
+def test_the_median_of_each_number() -> None:
+    figures = [
+        Figure(ONE, "nats", 100, messages=rate, cpu=cpu, nodes={"a": cpu}, lost=1, latency=(cpu, 1.0, rate))
+        for rate, cpu in [(1000.0, 3.0), (3000.0, 1.23456), (2000.0, 2.0)]
+    ]
+    found = combine(figures, failed=1)
+    assert (found.messages, found.cpu, found.cpu_range) == (2000, 2, (1.235, 3))
+    assert (found.nodes, found.latency) == ({"a": 2}, (2, 1, 2000))
+    assert (found.lost, found.failed) == (3, 1)
+
+
+def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
+    results = results_of(
+        figure_of(ONE, "wsqueue", cpu=1.5), Figure(COMMON, "nats", 100, latency=(0.5, 1.0, 2.0))
+    )
+    results.write(tmp_path / "results.json")
+    assert Results.read(tmp_path / "results.json") == results
+    # A line each for the head, the figures and the end.
+    assert len((tmp_path / "results.json").read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "verdict"),
+    [
+        (1.0, 20.0, "20× less (1 µs against 20 µs): aim reached"),
+        (1.0, 8.0, "goal reached"),
+        (1, 7.9, "missed"),
+    ],
+)
+def test_a_goal_that_is_better_high(ours: float, theirs: float, verdict: str) -> None:
+    results = results_of(figure_of(ONE, "wsqueue", cpu=ours), figure_of(ONE, "reference", cpu=theirs))
+    assert verdict in report.goals(results).splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [((0.1, 0.4), "aim reached"), ((0.1, 0.6), "goal reached"), ((0.31, 0.4), "missed")],
+)
+def test_the_worse_of_two_latencies_decides(ours: tuple[float, float], verdict: str) -> None:
+    results = results_of(
+        Figure(COMMON, "wsqueue", 100, latency=(*ours, 9.0)),
+        Figure(COMMON, "nats", 100, latency=(0.2, 0.4, 1.0)),
+    )
+    assert verdict in report.goals(results).splitlines()[5]
+
+
+def test_the_cheaper_way_of_publishing_to_nats_is_compared() -> None:
+    results = results_of(
+        figure_of(ONE, "wsqueue", cpu=2.0),
+        figure_of(ONE, "nats", cpu=1.0),
+        figure_of(ONE, "nats-frames", cpu=0.5),
+    )
+    assert "4× (2 µs against 0.5 µs): goal reached" in report.goals(results).splitlines()[3]
+
+
+def test_goals_without_figures() -> None:
+    failed = [
+        Figure(workload, system, 100, failed=3)
+        for workload in (ONE, FAN_OUT, COMMON, IDLE)
+        for system in ("wsqueue", "reference", "nats")
+    ]
+    for figures in ([], failed):
+        assert report.goals(results_of(*figures)).count("| not measured |") == len(report.GOALS)
+
+
+def test_where_wsqueue_loses() -> None:
+    results = results_of(
+        figure_of(ONE, "wsqueue", cpu=2.0, deliveries=100.0),
+        figure_of(ONE, "nats", cpu=1.0, deliveries=99.0),
+        figure_of(ONE, "redis", cpu=0.5, deliveries=150.0),
+        figure_of(ONE, "nats-frames", cpu=1.6),
+        figure_of(ONE, "nats", payload=MIXED, cpu=0.1),
+        figure_of(FAN_OUT, "wsqueue", cpu=1.0),
+        figure_of(FAN_OUT, "nats", cpu=1.0),
+        figure_of(HALF, "wsqueue", cpu=9.0, latency=(1.0, 2.0, 3.0)),
+        figure_of(HALF, "nats", cpu=1.0, latency=(2.0, 1.0, 3.0)),
+        Figure(COMMON, "wsqueue", 100, latency=(1.0, 2.0, 3.0)),
+        Figure(COMMON, "reference", 100),
+        Figure(IDLE, "wsqueue", idle_bytes=2048, subscribers=10),
+        Figure(IDLE, "redis", idle_bytes=1024, subscribers=10),
+        figure_of(SCALING, "wsqueue", cpu=1.0),
+    )
+    assert report.losses(results).splitlines()[2:] == [
+        "| 1→1, 100 B | CPU µs/message | 2 | NATS 1 (2×), Redis 0.5 (4×), NATS, a frame each 1.6 (1.2×) |",
+        "| latency at half of its own most | p99 ms | 2 | NATS 1 (2×) |",
+        "| idle subscribers | KiB each | 2 | Redis 1 (2×) |",
+        "| 1→1, 100 B | deliveries/s | 100 | Redis 150 (1.5×) |",
+    ]
+
+
+def test_wsqueue_loses_nowhere() -> None:
+    results = results_of(figure_of(ONE, "wsqueue", cpu=1.0), figure_of(ONE, "nats", cpu=2.0))
+    assert report.losses(results) == "Nowhere, in what was measured."
+
+
+def test_a_run_that_failed_and_one_that_was_not_made() -> None:
+    results = results_of(
+        figure_of(ONE, "wsqueue", cpu=1.0),
+        Figure(ONE, "nats", 100, failed=3),
+        figure_of(ONE, "wsqueue", payload=16, cpu=1.0),
+    )
+    assert report.cpu(results).splitlines()[2:4] == ["| 16 B | 1 | – |", "| 100 B | 1 | failed |"]
+    assert "Runs that failed: 3;" in report.about(results)
+
+
+def test_only_what_stands_between_the_markers_is_replaced(tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text("# Title\n\n<!-- bench:goals -->\nold\n<!-- /bench:goals -->\n\nBy hand.\n")
+    results = results_of(figure_of(ONE, "wsqueue", cpu=1.0))
+    report.update(document, results)
+    text = document.read_text()
+    assert text.startswith("# Title\n\n<!-- bench:goals -->\n\n| workload |")
+    assert "old" not in text
+    assert "<!-- /bench:goals -->\n\nBy hand.\n" in text
+    assert text.count("<!-- bench:") == len(report.SECTIONS)
+    report.update(document, results)
+    assert document.read_text() == text
+
+
+def test_a_marker_without_its_end(tmp_path: Path) -> None:
+    document = tmp_path / "performance.md"
+    document.write_text("<!-- bench:goals -->\n")
+    with pytest.raises(ValueError, match=r"<!-- bench:goals --> has no <!-- /bench:goals -->"):
+        report.update(document, results_of())
+    assert document.read_text() == "<!-- bench:goals -->\n"

@@ -35,6 +35,9 @@ from .session import Event, Received
 MAX_WAITING_MESSAGES = 1000
 """Messages that a subscription keeps for an application that is slow, before it stops reading."""
 
+MAX_WAITING_CHARACTERS = 16 * 1024 * 1024
+"""Characters of their data, likewise: large messages are fewer."""
+
 OPEN_SECONDS = 10.0
 """How long a publisher or a subscriber waits for a node before it gives up: two reconnect delays."""
 
@@ -212,10 +215,13 @@ class Subscription:
         self._client = client
         self._links = [client.subscribe_link(topic, self._take) for topic in topics]
         self._messages: deque[Message] = deque()
-        self._paused: list[Connection] = []
+        self._characters = 0
+        self._paused: set[Connection] = set()
         self._changed = asyncio.Event()
         for link in self._links:
             link.on_change = self._changed.set
+            # One that comes back while the application is stuck must not bring a read each time.
+            link.on_up, link.on_lost = self._pause_if_full, self._paused.discard
         self._closed = False
 
     async def close(self) -> None:
@@ -265,22 +271,31 @@ class Subscription:
             self._changed.clear()
             await self._changed.wait()
         message = self._messages.popleft()
-        if self._paused and len(self._messages) <= MAX_WAITING_MESSAGES // 2:
+        self._characters -= len(message.data)
+        if self._paused and not self._full(MAX_WAITING_MESSAGES // 2, MAX_WAITING_CHARACTERS // 2):
             self._resume()
         return message
 
     def _resume(self) -> None:
-        paused, self._paused = self._paused, []
+        paused = list(self._paused)
+        self._paused.clear()
         for connection in paused:
             connection.resume_reading()
+
+    def _full(self, messages: int = MAX_WAITING_MESSAGES, characters: int = MAX_WAITING_CHARACTERS) -> bool:
+        return len(self._messages) > messages or self._characters > characters
 
     def _take(self, connection: Connection, messages: list[Message]) -> None:
         if self._closed:
             return
         self._messages.extend(messages)
+        self._characters += sum(len(message.data) for message in messages)
         self._changed.set()
-        if len(self._messages) > MAX_WAITING_MESSAGES and connection not in self._paused:
-            self._paused.append(connection)
+        self._pause_if_full(connection)
+
+    def _pause_if_full(self, connection: Connection) -> None:
+        if self._full() and connection not in self._paused:
+            self._paused.add(connection)
             connection.pause_reading()
 
 
@@ -294,6 +309,8 @@ class _ClientLink(Link):
         self.lost_in_flight = 0
         self.on_change: Callable[[], None] = _ignore
         self.on_messages: Callable[[Connection, list[Message]], None] | None = None
+        self.on_up: Callable[[Connection], None] = _ignore
+        self.on_lost: Callable[[Connection], None] = _ignore
         self._changed = asyncio.Event()
         self._was_up = False
 
@@ -341,6 +358,8 @@ class _ClientLink(Link):
         """Tell whoever waits."""
         self._was_up = True
         self._notify()
+        if self.connection is not None:
+            self.on_up(self.connection)
 
     def writable(self, connection: Connection) -> None:
         """Tell whoever waits."""
@@ -349,6 +368,11 @@ class _ClientLink(Link):
     def down(self, closed: Closed, lost: int) -> None:
         """Count what may be lost."""
         self.lost_in_flight += lost
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let go of a connection."""
+        self.on_lost(connection)
+        super().lost(connection, closed)
 
     def retry(self, closed: Closed) -> bool:
         """Go on unless every address refuses for good."""
@@ -376,5 +400,5 @@ class _ClientLink(Link):
         return "no node answers: " + "; ".join(nodes)
 
 
-def _ignore() -> None:
+def _ignore(*_arguments: object) -> None:
     """Do nothing."""

@@ -318,6 +318,8 @@ class Framing:
             self._tail += memoryview(data)[position:]
         else:
             self._read_frames(data, position, items)
+        if self._protocol is not None:
+            self._settle()
         return items
 
     def receive_eof(self) -> None:
@@ -377,7 +379,8 @@ class Framing:
         """Queue what the library wants to write, and let it go when it is at rest."""
         library = self._library()
         self._writes += library.data_to_send()
-        if library.state is OPEN and not (self._lacking or self._head or self._in_fragments):
+        busy = self._lacking or self._head or self._in_fragments or self._failure is not None
+        if library.state is OPEN and not busy:
             self._protocol = None
 
     def _read_head(self, data: bytes, items: list[Item]) -> int:
@@ -388,8 +391,8 @@ class Framing:
         """
         position = 0
         while position < len(data) and self._protocol is not None and self._protocol.state is CONNECTING:
-            self._head_lines += 1
-            newline = data.find(b"\n", position) if self._head_lines <= MAX_HEAD_LINES else -1
+            newline = data.find(b"\n", position) if self._head_lines < MAX_HEAD_LINES else -1
+            self._head_lines += newline >= 0
             end = newline + 1 or len(data)
             self._feed(data[position:end], items)
             position = end
@@ -443,7 +446,6 @@ class Framing:
             item = self._take_frame(event) if isinstance(event, Frame) else self._take_opening(event)
             if item is not None:
                 _add(items, item)
-        self._settle()
 
     def _take_frame(self, frame: Frame) -> Item | None:
         if frame.opcode in (Opcode.TEXT, Opcode.CONT):

@@ -115,9 +115,13 @@ class Link:
         """Wait until the peer has dealt with all that was sent so far, or the connection is lost."""
         if self.in_flight:
             self._ask_to_confirm()
-            confirmed = asyncio.get_running_loop().create_future()
-            self._waiting.append((self.sent, confirmed))
-            await confirmed
+            waiting = (self.sent, asyncio.get_running_loop().create_future())
+            self._waiting.append(waiting)
+            try:
+                await waiting[1]
+            finally:
+                if waiting in self._waiting:
+                    self._waiting.remove(waiting)
 
     def up(self) -> None:
         """Use the connection, which can take messages now."""

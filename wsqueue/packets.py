@@ -6,7 +6,7 @@ The source is "What the original nodes put on the wire" (docs/protocol.md).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, cast
 
 import msgspec
 
@@ -68,7 +68,8 @@ class Unsubscribe(msgspec.Struct, tag_field="t", tag="u", frozen=True, forbid_un
 Packet = Hello | Message | Subscribe | Unsubscribe
 
 _decoder = msgspec.json.Decoder(Packet)
-_message_decoder = msgspec.json.Decoder(Message)
+# Of two types, for a decoder of one does not insist on its tag.
+_message_decoder = msgspec.json.Decoder(Message | Hello)
 _DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.json.Encoder()
 
@@ -90,14 +91,18 @@ def decode(payload: bytes) -> Packet:
     return packet
 
 
-def decode_messages(payloads: Sequence[bytes]) -> list[Message] | None:
+def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]] | None:
     """Decode the payloads of many text messages, or return None when one is not a message.
 
     `decode` says then which one, and what is wrong with it.
+
+    Returns:
+        The messages, and the topic of each.
     """
     try:
-        return list(map(_message_decoder.decode, payloads))
-    except _DECODE_ERRORS:
+        messages = cast("list[Message]", list(map(_message_decoder.decode, payloads)))
+        return messages, [message.topic for message in messages]
+    except (*_DECODE_ERRORS, AttributeError):  # a hello has no topic
         return None
 
 

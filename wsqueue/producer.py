@@ -9,9 +9,9 @@ from typing import ClassVar
 
 from . import packets
 from .addresses import Address
-from .config import NodeConfig, ProducerConfig
-from .connection import Connection, Handler
-from .errors import Closed
+from .config import READ_BYTES, NodeConfig, ProducerConfig
+from .connection import HELD_OVERHEAD_BYTES, Connection, Handler
+from .errors import CloseCode, Closed
 from .framing import HttpAnswer
 from .hello import PreSharedKey
 from .link import Link
@@ -23,9 +23,6 @@ SLICE_BYTES = 256 * 1024
 
 SLOW_LINK_BYTES = 1024 * 1024
 """What may wait for a consumer that is up and slow: more would only add delay."""
-
-HELD_OVERHEAD_BYTES = 100
-"""What Python adds to a held payload (bytes object and queue entry), so that the limit is honest."""
 
 
 class ConsumerLink(Link):
@@ -57,10 +54,20 @@ class ConsumerLink(Link):
         return self._held_bytes >= limit
 
     def forward(self, payloads: Sequence[bytes], publisher: Connection) -> None:
-        """Send messages now or hold them, and stop reading from the publisher when too much is held."""
+        """Send messages now or hold them, and stop reading from the publisher when too much is held.
+
+        A publisher that comes when too much is held has been read once before it is stopped. When those
+        that came and went have left as much again, it is closed with 1013, and what was read is lost.
+        """
         if self.open and not self.held:
             self.send(payloads)
             self._counters["forwarded"] += len(payloads)
+            return
+        limits = self._limits
+        of_blocked = len(self._blocked) * (limits.max_message_bytes + READ_BYTES)
+        if self._held_bytes >= 2 * limits.max_held_bytes + of_blocked:
+            self._counters["lost_full"] += len(payloads)
+            publisher.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
         self.hold(payloads)
         if self._full and publisher not in self._blocked:
@@ -105,8 +112,10 @@ class ConsumerLink(Link):
         self._send_held()
 
     def down(self, closed: Closed, lost: int) -> None:
-        """Count what may be lost; later messages are held."""
+        """Count what may be lost; later messages are held, and more of them than for a slow consumer."""
         self._counters["lost_in_flight"] += lost
+        if not self._full:
+            self._unblock()
 
     def _send_held(self) -> None:
         while self.held and self.open:

@@ -6,7 +6,10 @@ import functools
 from collections.abc import Callable
 
 CACHED_TOPICS = 65_536
-"""Topics whose consumer is remembered: about 10 MiB at 100 bytes a topic, for what costs 1 µs to compute."""
+"""Topics whose consumer is remembered: about 20 MiB at 100 characters, for what costs 5 µs to compute."""
+
+MAX_CACHED_CHARACTERS = 128
+"""Of a topic that is remembered, lest long ones should take all the memory."""
 
 
 def topic_hash(topic: str) -> int:
@@ -25,11 +28,11 @@ def topic_hash(topic: str) -> int:
 
 
 def router(consumers: int) -> Callable[[str], int]:
-    """Return a cached function from a topic to the index of its consumer, 0 to `consumers` - 1."""
+    """Return a function from a topic to the index of its consumer, 0 to `consumers` - 1."""
+    remembered = functools.lru_cache(maxsize=CACHED_TOPICS)(topic_hash)
 
-    @functools.lru_cache(maxsize=CACHED_TOPICS)
     def consumer_of(topic: str) -> int:
-        return topic_hash(topic) % consumers
+        return (remembered if len(topic) <= MAX_CACHED_CHARACTERS else topic_hash)(topic) % consumers
 
     return consumer_of
 

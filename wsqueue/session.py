@@ -174,10 +174,10 @@ class Session:
 
     def _group_messages(self, payloads: list[bytes]) -> Iterable[Received] | None:
         """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
-        messages = packets.decode_messages(payloads)
-        if messages is None:
+        decoded = packets.decode_messages(payloads)
+        if decoded is None:
             return None
-        topics = [message.topic for message in messages]
+        messages, topics = decoded
         first = topics[0]
         if topics.count(first) == len(topics):
             return None if self._too_long(first) else (Received(first, messages, payloads),)

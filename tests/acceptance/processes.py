@@ -98,6 +98,13 @@ async def eventually(true: Callable[[], Any], what: str, seconds: float = START_
         await anyio.sleep(POLL_SECONDS)
 
 
+def memory_bytes(pid: int, field: str) -> int:
+    """Return a size from the status of a process, as proc(5) names it."""
+    match = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return int(match[1]) * 1024
+
+
 def write_toml(
     file: Path, settings: Mapping[str, object], limits: Mapping[str, object] | None = None
 ) -> None:
@@ -223,10 +230,7 @@ class Node:
 
     def resident_bytes(self) -> int:
         """Return VmRSS of the process."""
-        status = Path(f"/proc/{self.pid}/status").read_text()
-        match = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-        assert match is not None
-        return int(match[1]) * 1024
+        return memory_bytes(self.pid, "VmRSS")
 
 
 class Cluster:

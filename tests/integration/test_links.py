@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 from websockets.frames import Opcode
 
-from wsqueue.producer import HELD_OVERHEAD_BYTES, SLOW_LINK_BYTES
+from wsqueue.connection import HELD_OVERHEAD_BYTES
+from wsqueue.producer import SLOW_LINK_BYTES
 
 from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from .peer import answer_of, connected, topic_of

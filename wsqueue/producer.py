@@ -53,19 +53,24 @@ class ConsumerLink(Link):
             limit = min(limit, SLOW_LINK_BYTES)
         return self._held_bytes >= limit
 
-    def forward(self, payloads: Sequence[bytes], publisher: Connection) -> None:
+    def forward(self, payloads: Sequence[bytes], publisher: Connection, publishers: int) -> None:
         """Send messages now or hold them, and stop reading from the publisher when too much is held.
 
         A publisher that comes when too much is held has been read once before it is stopped. When those
         that came and went have left as much again, it is closed with 1013, and what was read is lost.
+
+        Args:
+            payloads: All of one read.
+            publisher: Where they come from.
+            publishers: How many there are now.
         """
         if self.open and not self.held:
             self.send(payloads)
             self._counters["forwarded"] += len(payloads)
             return
         limits = self._limits
-        of_blocked = len(self._blocked) * (limits.max_message_bytes + READ_BYTES)
-        if self._held_bytes >= 2 * limits.max_held_bytes + of_blocked:
+        one_read = limits.max_message_bytes + READ_BYTES
+        if self._held_bytes >= 2 * limits.max_held_bytes + publishers * one_read:
             self._counters["lost_full"] += len(payloads)
             publisher.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
@@ -157,6 +162,7 @@ class Producer:
         self._psk, self._config = psk, config
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
+        self._publishers = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
@@ -219,6 +225,7 @@ class Producer:
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
+        self._publishers += 1
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
@@ -228,13 +235,14 @@ class Producer:
                 batches.setdefault(self._route(event.topic), []).extend(event.payloads)
         for index, payloads in batches.items():
             self.counters["messages_in"] += len(payloads)
-            self.links[index].forward(payloads, connection)
+            self.links[index].forward(payloads, connection, self._publishers)
 
     def writable(self, connection: Connection) -> None:
         """Do nothing: nothing but pongs goes to a publisher."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let a publisher go."""
+        self._publishers -= connection.established
         for link in self.links:
             link.forget(connection)
 

@@ -17,6 +17,9 @@ from .session import Established, Event, Session
 WRITE_HIGH_WATER = 16 * 1024
 """Bytes in the loop's write buffer above which further writes wait here, where they take less memory."""
 
+CONGESTED_BYTES = 256 * 1024
+"""What may wait for a peer that is fed as it can take it: about what a socket takes in one go."""
+
 HELD_OVERHEAD_BYTES = 100
 """What Python adds to bytes that wait (their object and an entry), so that limits are honest."""
 
@@ -42,7 +45,7 @@ class Handler(Protocol):
         ...
 
     def writable(self, connection: Connection) -> None:
-        """Go on writing after the write buffer was above its high-water mark."""
+        """Go on writing after the connection was congested, perhaps."""
         ...
 
     def lost(self, connection: Connection, closed: Closed) -> None:
@@ -156,6 +159,11 @@ class Connection(asyncio.Protocol):
             return 0
         return self._transport.get_write_buffer_size() + self._waiting_bytes
 
+    @property
+    def congested(self) -> bool:
+        """Tell whether the peer reads slower than we write; `Handler.writable` says when that is over."""
+        return self.writing_paused and self.buffered_bytes >= CONGESTED_BYTES
+
     def send(self, payloads: Sequence[bytes]) -> None:
         """Write messages, all in one go; they are dropped when the session is ending."""
         self.send_frames(self.session.frame(payloads))
@@ -246,7 +254,7 @@ class Connection(asyncio.Protocol):
         """Go on writing (asyncio calls this)."""
         self.writing_paused = False
         self._write_waiting()
-        if self.handler is not None and not self.writing_paused:
+        if self.handler is not None and not self.congested:
             self.handler.writable(self)
 
     def connection_lost(self, exc: Exception | None) -> None:

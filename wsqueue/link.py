@@ -68,7 +68,7 @@ class Link:
     def open(self) -> bool:
         """Tell whether messages can be sent now and the peer keeps up with them."""
         connection = self.connection
-        return connection is not None and connection.session.established and not connection.writing_paused
+        return connection is not None and connection.session.established and not connection.congested
 
     @property
     def in_flight(self) -> int:
@@ -130,7 +130,7 @@ class Link:
         """Do without the connection; at most `lost` messages went with it."""
 
     def writable(self, connection: Connection) -> None:
-        """Go on writing after the write buffer was above its high-water mark."""
+        """Go on writing after the connection was congested, perhaps."""
 
     def received_messages(self, events: list[Event]) -> None:
         """Take what the peer sends."""

@@ -12,7 +12,7 @@ from wsqueue.config import (
     DEFAULT_PSK,
     MAX_FILE_BYTES,
     MAX_PSK_BYTES,
-    READ_BYTES,
+    READ_MARGIN_BYTES,
     Config,
     ConsumerConfig,
     DemoConfig,
@@ -117,7 +117,7 @@ class TestGoodFiles:
             max_message_bytes=1,
             max_topic_bytes=2600,
             max_connections=1,
-            max_buffered_bytes=READ_BYTES + 1,
+            max_buffered_bytes=READ_MARGIN_BYTES + 1,
             max_held_bytes=1,
             hello_seconds=0.001,
             close_seconds=86_400.0,
@@ -283,8 +283,8 @@ class TestWrongFiles:
 
     def test_the_smallest_write_buffer(self, write: Write) -> None:
         limits = "[limits]\nmax_message_bytes = 10\nmax_buffered_bytes = %d\n"
-        assert load_any(write(CONSUMER + limits % (READ_BYTES + 10))).limits.max_message_bytes == 10
-        refusal(write(CONSUMER + limits % (READ_BYTES + 9)))
+        assert load_any(write(CONSUMER + limits % (READ_MARGIN_BYTES + 10))).limits.max_message_bytes == 10
+        refusal(write(CONSUMER + limits % (READ_MARGIN_BYTES + 9)))
 
     @pytest.mark.parametrize(
         ("entry", "problem"),

@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 1024 * 1024
 MAX_PSK_BYTES = 4096
 """Far above any key; more is some other file."""
 
-READ_BYTES = 1024 * 1024
+READ_MARGIN_BYTES = 1024 * 1024
 """Above what one read (256 KiB) and a paused write buffer (256 KiB) hold, with frame headers and masks."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -66,9 +66,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         Raises:
             ValueError: msgspec turns it into a ValidationError.
         """
-        least = self.max_message_bytes + READ_BYTES
-        if self.max_buffered_bytes < least:
-            raise ValueError(f"expected max_buffered_bytes to be at least max_message_bytes + {READ_BYTES}")
+        if self.max_buffered_bytes < self.max_message_bytes + READ_MARGIN_BYTES:
+            least = f"max_message_bytes + {READ_MARGIN_BYTES}"
+            raise ValueError(f"expected max_buffered_bytes to be at least {least}")
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):

@@ -68,6 +68,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing",
+        "_eof_due",
         "_established",
         "_heard_at",
         "_limits",
@@ -78,10 +79,10 @@ class Connection(asyncio.Protocol):
         "_transport",
         "_waiting",
         "_waiting_bytes",
+        "_writing_paused",
         "handler",
         "peer",
         "session",
-        "writing_paused",
     )
 
     def __init__(
@@ -94,7 +95,7 @@ class Connection(asyncio.Protocol):
         self.session = session
         self.handler = handler
         self.peer = ""
-        self.writing_paused = False
+        self._writing_paused = False
         self._limits = limits
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
@@ -103,9 +104,10 @@ class Connection(asyncio.Protocol):
         self._heard_at = 0.0
         self._pinged_at: float | None = None
         self._pauses = 0
-        # Held back while writing is paused; subscribers of a topic share the same bytes.
+        # Whole frames, held back while writing is paused; subscribers of a topic share the same bytes.
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
+        self._eof_due = False
 
     @classmethod
     def accept(
@@ -160,9 +162,15 @@ class Connection(asyncio.Protocol):
         return self._transport.get_write_buffer_size() + self._waiting_bytes
 
     @property
+    def writable(self) -> bool:
+        """Tell whether messages can be written: the hello is done, and nobody has closed or broken off."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and self.session.established
+
+    @property
     def congested(self) -> bool:
         """Tell whether the peer reads slower than we write; `Handler.writable` says when that is over."""
-        return self.writing_paused and self.buffered_bytes >= CONGESTED_BYTES
+        return self._writing_paused and self.buffered_bytes >= CONGESTED_BYTES
 
     def send(self, payloads: Sequence[bytes]) -> None:
         """Write messages, all in one go; they are dropped when the session is ending."""
@@ -176,7 +184,7 @@ class Connection(asyncio.Protocol):
         Returns:
             Whether they were written.
         """
-        if not self.session.established or self._transport is None:
+        if not self.writable:
             return False
         self._write(frames)
         self._check_buffer()
@@ -248,11 +256,11 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the peer reads slower than we write (asyncio calls this)."""
-        self.writing_paused = True
+        self._writing_paused = True
 
     def resume_writing(self) -> None:
         """Go on writing (asyncio calls this)."""
-        self.writing_paused = False
+        self._writing_paused = False
         self._write_waiting()
         if self.handler is not None and not self.congested:
             self.handler.writable(self)
@@ -262,7 +270,7 @@ class Connection(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
-        self._waiting.clear()
+        self._drop_waiting()
         lost = Closed(CloseCode.ABNORMAL, str(exc or CloseCode.ABNORMAL.reason), by_peer=True)
         closed = self.session.closed or lost
         if self.handler is not None:
@@ -287,28 +295,41 @@ class Connection(asyncio.Protocol):
             if data:
                 self._write(data)
             if not writes[-1]:
+                self._eof_due = True
                 self._write_waiting()
-                self._transport.write_eof()
         if self.session.closing and not self._closing:
             self._closing = True
             self._set_timer(self._limits.close_seconds, self._close_late)
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
-        if self.writing_paused:
+        if self._writing_paused:
             self._waiting.append(data)
             self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES
         else:
             self._transport.write(data)
 
     def _write_waiting(self) -> None:
-        waiting, size = self._waiting, self._waiting_bytes
-        if waiting and self._transport is not None:
-            self._waiting, self._waiting_bytes = [], 0
-            if size < len(waiting) * SMALL_WRITE_BYTES:
-                self._transport.write(b"".join(waiting))
+        transport, waiting = self._transport, self._waiting
+        while waiting and transport is not None and not self._writing_paused:
+            size = count = 0
+            while count < len(waiting) and size < CONGESTED_BYTES:
+                size += len(waiting[count])
+                count += 1
+            batch = waiting[:count]
+            del waiting[:count]
+            self._waiting_bytes -= size + HELD_OVERHEAD_BYTES * count
+            if size < count * SMALL_WRITE_BYTES:
+                transport.write(b"".join(batch))
             else:
-                self._transport.writelines(waiting)
+                transport.writelines(batch)
+        if self._eof_due and not waiting and transport is not None:
+            self._eof_due = False
+            transport.write_eof()
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
 
     def _end_if_failed(self) -> None:
         """Send what is due; where no WebSocket is open that could carry a close code, just end."""
@@ -317,8 +338,14 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_buffer(self) -> None:
-        if self.buffered_bytes > self._limits.max_buffered_bytes and not self._closing:
-            self.fail(CloseCode.TRY_AGAIN_LATER)
+        if self.buffered_bytes <= self._limits.max_buffered_bytes:
+            return
+        if self._closing:
+            self.abort(CloseCode.TRY_AGAIN_LATER)
+            return
+        # The peer would not read it in time, and all of it would have to be kept until then.
+        self._drop_waiting()
+        self.fail(CloseCode.TRY_AGAIN_LATER)
 
     def _hello_late(self) -> None:
         self.fail(CloseCode.HELLO_TIMEOUT)
@@ -341,7 +368,7 @@ class Connection(asyncio.Protocol):
         )
         if self._pauses:
             self._heard_at, self._pinged_at = now, None
-            if not self.writing_paused:
+            if not self._writing_paused:
                 self.ping()
             self._set_timer(min(interval, timeout) / 2, self._keepalive)
             return

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from . import packets
 from .addresses import Address
-from .config import READ_BYTES, NodeConfig, ProducerConfig
+from .config import READ_MARGIN_BYTES, NodeConfig, ProducerConfig
 from .connection import HELD_OVERHEAD_BYTES, Connection, Handler
 from .errors import CloseCode, Closed
 from .framing import HttpAnswer
@@ -40,7 +40,7 @@ class ConsumerLink(Link):
     ) -> None:
         super().__init__([address], psk, config.hello_order, config.limits)
         self.held: deque[bytes] = deque()
-        self._held_bytes = 0
+        self._held_bytes = self._held_at_reload = 0
         self._blocked: set[Connection] = set()
         self._counters = counters
         self._emptied = asyncio.Event()
@@ -69,8 +69,9 @@ class ConsumerLink(Link):
             self._counters["forwarded"] += len(payloads)
             return
         limits = self._limits
-        one_read = limits.max_message_bytes + READ_BYTES
-        if self._held_bytes >= 2 * limits.max_held_bytes + publishers * one_read:
+        one_read = limits.max_message_bytes + READ_MARGIN_BYTES
+        far_too_much = 2 * limits.max_held_bytes + publishers * one_read + self._held_at_reload
+        if self._held_bytes >= far_too_much:
             self._counters["lost_full"] += len(payloads)
             publisher.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
@@ -100,6 +101,8 @@ class ConsumerLink(Link):
 
     def resume(self) -> None:
         """Go on after a reload: connect if this link is new, and send what is held."""
+        # What was another link's, or within another limit, is nobody's fault.
+        self._held_at_reload = self._held_bytes
         self.start()
         self._send_held()
 
@@ -135,6 +138,7 @@ class ConsumerLink(Link):
             self._counters["forwarded"] += len(payloads)
         if not self.held:
             self._emptied.set()
+            self._held_at_reload = 0
         if not self._full:
             self._unblock()
 

@@ -24,8 +24,8 @@ from tests.integration.raw import RawSocket, request_of
 from tests.test_docs import rows
 from wsqueue import Client, Subscription
 from wsqueue.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
-from wsqueue.config import READ_BYTES, Limits
-from wsqueue.connection import HELD_OVERHEAD_BYTES, WRITE_HIGH_WATER
+from wsqueue.config import READ_MARGIN_BYTES, Limits
+from wsqueue.connection import CONGESTED_BYTES, HELD_OVERHEAD_BYTES
 from wsqueue.producer import SLOW_LINK_BYTES
 from wsqueue.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from wsqueue.session import MAX_HELLO_BYTES
@@ -68,7 +68,7 @@ PATIENT: dict[str, Any] = {
 
 def one_read(limits: Limits) -> int:
     """Return what one read can bring: a message of which the rest was there, and others after it."""
-    return limits.max_message_bytes + READ_BYTES
+    return limits.max_message_bytes + READ_MARGIN_BYTES
 
 
 def slow_reader(limits: Limits) -> int:
@@ -88,7 +88,7 @@ def link_down_at_worst(limits: Limits) -> int:
 
 def link_slow(limits: Limits) -> int:
     """Return what can wait for a consumer that is up and does not read; one read more for each publisher."""
-    return SLOW_LINK_BYTES + WRITE_HIGH_WATER + 2 * one_read(limits)
+    return SLOW_LINK_BYTES + CONGESTED_BYTES + 2 * one_read(limits)
 
 
 def cached_topics() -> int:
@@ -294,10 +294,10 @@ async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cl
             halted = await publisher.halted()
             # From the client's buffer to the socket that the consumer does not read.
             bound = (
-                (WRITE_HIGH_WATER + limits.max_message_bytes)
+                (CONGESTED_BYTES + limits.max_message_bytes)
                 + kernel_bytes()
                 + (SLOW_LINK_BYTES + one_read(limits))
-                + (WRITE_HIGH_WATER + one_read(limits))
+                + (CONGESTED_BYTES + one_read(limits))
                 + kernel_bytes()
             )
             taken = halted * publisher.payload_bytes
@@ -426,10 +426,13 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
 
 
 async def publish_until_full(
-    client: Client, topics: Sequence[str], limits: Limits, wait: Callable[[], Any] | None = None
+    client: Client,
+    topics: Sequence[str],
+    limits: Limits,
+    wait: Callable[[], Any] | None = None,
+    size: int = 60_000,
 ) -> int:
     """Publish more than node and kernel hold for a subscriber that does not read; return how many."""
-    size = 60_000
     # The peer's own buffer in the kernel is small.
     count = (limits.max_buffered_bytes + kernel_limit("tcp_wmem") + MIB) // size
     for number in range(count):
@@ -467,9 +470,11 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
     assert consumer.counters()["slow_subscribers"] == 1
 
 
-@pytest.mark.parametrize(("subscribers", "topics"), [(200, 1), (25, 25)])
+@pytest.mark.parametrize(
+    ("subscribers", "topics", "size"), [(200, 1, 60_000), (100, 1, 1000), (25, 25, 60_000)]
+)
 async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
-    cluster: Cluster, subscribers: int, topics: int
+    cluster: Cluster, subscribers: int, topics: int, size: int
 ) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
     await in_thread(lambda: cluster.start(1, 1, **settings))
@@ -480,7 +485,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
         for raw in await peers.established(consumer, *paths):
             stop_reading(raw)
         growth = Growth(consumer.pid)
-        await publish_until_full(client, names, limits)
+        await publish_until_full(client, names, limits, size=size)
         await eventually(lambda: consumer.log.count("1013") >= min(subscribers, 20), "they are closed")
         await in_thread(consumer.wait_open, 1)
         growth.check(topics * slow_reader(limits))

@@ -154,7 +154,7 @@ async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) 
             publishing = asyncio.create_task(publisher.publish("news", *data))
             await eventually(lambda: link._blocked, "the publisher is paused")
             assert link.connection is not None
-            assert link.connection.writing_paused
+            assert link.connection._writing_paused
             assert link.connection.buffered_bytes < 1024 * 1024
             assert link._held_bytes < SLOW_LINK_BYTES + 1024 * 1024
             assert not publishing.done()
@@ -395,6 +395,24 @@ async def test_messages_that_come_during_a_drain_may_pause_the_publisher(nodes: 
         consumer = await nodes.consumer(port=port)
         await draining
         await eventually(lambda: consumer.counters["messages_in"] == 100, "all have come")
+
+
+async def test_nothing_is_sent_into_a_connection_that_has_just_broken(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        await (await server.next()).accept(KEY)
+        await producer.ready()
+        link = producer.links[0]
+        connection = link.connection
+        assert connection is not None
+        assert connection._transport is not None
+        # As a reset does; who keeps the link hears of it only in the next turn of the loop.
+        connection._transport.abort()
+        assert link.connection is connection
+        assert not link.open
+        assert not connection.send_frames(b"\x81\x80\0\0\0\0")
+        await eventually(lambda: link.connection is None, "it is down")
+        assert link.in_flight == 0
 
 
 async def test_a_link_stops_while_it_connects(nodes: Nodes) -> None:

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -444,6 +445,28 @@ async def test_a_publisher_that_was_paused_goes_on_after_a_reload(nodes: Nodes) 
         await producer.service.reload()
         await publisher.publish("news", *data[100:])
         assert await subscriber.data(len(data)) == data
+
+
+async def test_publishers_go_on_after_a_reload_that_joins_what_two_links_held(nodes: Nodes) -> None:
+    limits: dict[str, Any] = {"max_held_bytes": 1_000_000, "max_message_bytes": 100_000}
+    down = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    producer = await nodes.producer(down, **limits)
+    consumer = await nodes.consumer()
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        data = ["x" * 90_000] * 60
+        publishing = []
+        for topic in (topic_of(0, 2), topic_of(1, 2)):
+            publisher = await stack.enter_async_context(connected(producer.url("/produce"), KEY))
+            publishing.append(asyncio.create_task(publisher.publish(topic, *data)))
+        await eventually(lambda: all(link._full for link in producer.links), "both links are full")
+        for address in (*down * 5, consumer.address):
+            before = producer.counters["messages_in"]
+            producer.write(consumers=[f"{address}/producer"])
+            await producer.service.reload()
+            await eventually(lambda: producer.counters["messages_in"] > before, "they are read again")  # noqa: B023
+        await asyncio.gather(*publishing)
+        await eventually(lambda: consumer.counters["messages_in"] == 120, "all has come")
+    assert "lost_full" not in producer.counters
 
 
 async def test_a_wrong_file_is_refused_and_the_old_one_kept(nodes: Nodes, log: Log) -> None:

@@ -152,7 +152,7 @@ class _Run:
             if now != moved:
                 moved, moved_at = now, time.monotonic()
             elif time.monotonic() - moved_at > patience:
-                self._ended_early = counters[At.PUBLISHED_PHASE] != phase
+                self._ended_early |= counters[At.PUBLISHED_PHASE] != phase
                 counters[At.STOP_NS] = 0
                 # A publisher that waits for its socket is not done then; it ends with the run.
                 await asyncio.sleep(TICK_SECONDS)

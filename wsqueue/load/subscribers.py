@@ -48,13 +48,15 @@ class Subscribers:
             ready = self._poll.poll(POLL_SECONDS)
             if not ready:
                 continue
+            before = total
             for descriptor, _event in ready:
                 connection, records, index = self._receivers[descriptor]
                 count = records.take(connection.read(self._buffer), time.monotonic_ns())
                 counts[index] += count
                 total += count
-            counters[At.RECEIVED_NS] = time.monotonic_ns()
-            counters[At.RECEIVED] = total
+            if total > before:
+                counters[At.RECEIVED_NS] = time.monotonic_ns()
+                counters[At.RECEIVED] = total
             if self._load.rate is None:
                 counters[At.SLOWEST] = min(counts)
                 time.sleep(REST_SECONDS)

@@ -26,7 +26,6 @@ MAX_MESSAGE_BYTES = 4096
 MAX_TOPIC_BYTES = 32
 
 few = settings(max_examples=60, deadline=None)
-several = settings(max_examples=120, deadline=None)
 many = settings(max_examples=300, deadline=None)
 
 

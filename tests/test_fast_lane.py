@@ -409,7 +409,7 @@ class TestCorners:
     def test_with_something_done_in_between(self, role: Role, chunks: list[Chunk]) -> None:
         for how in (Every(1), Every(9)):
             places = len(cut(render(chunks, masked=role is Role.ACCEPTOR), how)) + 1
-            for place in range(0, places, places // 6 + 1):
+            for place in range(0, places, places // 3 + 1):
                 for act in ACTS:
                     compare(role, chunks, how, [(place, act), *((place + 1, one) for one in ACTS[:2])])
 

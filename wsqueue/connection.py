@@ -162,7 +162,7 @@ class Connection(asyncio.Protocol):
         return self._transport.get_write_buffer_size() + self._waiting_bytes
 
     @property
-    def writable(self) -> bool:
+    def sendable(self) -> bool:
         """Tell whether messages can be written: the hello is done, and nobody has closed or broken off."""
         transport = self._transport
         return transport is not None and not transport.is_closing() and self.session.established
@@ -184,7 +184,7 @@ class Connection(asyncio.Protocol):
         Returns:
             Whether they were written.
         """
-        if not self.writable:
+        if not self.sendable:
             return False
         self._write(frames)
         self._check_buffer()
@@ -361,11 +361,8 @@ class Connection(asyncio.Protocol):
         """
         if self._closing:
             return
-        now, interval, timeout = (
-            monotonic(),
-            self._limits.ping_interval_seconds,
-            self._limits.ping_timeout_seconds,
-        )
+        now = monotonic()
+        interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
         if self._pauses:
             self._heard_at, self._pinged_at = now, None
             if not self._writing_paused:

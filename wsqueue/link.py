@@ -68,7 +68,7 @@ class Link:
     def open(self) -> bool:
         """Tell whether messages can be sent now and the peer keeps up with them."""
         connection = self.connection
-        return connection is not None and connection.writable and not connection.congested
+        return connection is not None and connection.sendable and not connection.congested
 
     @property
     def in_flight(self) -> int:

@@ -68,7 +68,6 @@ def test_two_spellings_of_one_address(one: str, other: str) -> None:
         *("node\n:1", "node:\u0661", "user@node:1", "node#x:1", "node?x:1", "node[:1", "node/x:1"),
         *(
             "ws://node:1",
-            "wss://node:1",
             "http://node:1",
             "//node:1",
             "tcp:node:1",
@@ -131,9 +130,9 @@ def test_no_endpoint(text: str) -> None:
 
 
 def test_what_is_expected() -> None:
-    assert expected_form("") == "expected host:port, [ipv6]:port or unix:/path, without ws://"
+    assert expected_form("") == "expected host:port, [ipv6]:port or unix:/path; with TLS wss://host:port"
     assert expected_form("/produce") == (
-        "expected host:port/produce, [ipv6]:port/produce or unix:/path:/produce, without ws://"
+        "expected host:port/produce, [ipv6]:port/produce or unix:/path:/produce; with TLS wss://host:port/produce"
     )
 
 

@@ -178,7 +178,12 @@ class TestWrongFiles:
             (CONSUMER + "\n\n  psk = 'x'\n", 5, "psk", "unknown key: did you mean psk_file?"),
             (CONSUMER + '"loglevel" = 1\n', 3, "loglevel", "unknown key: did you mean log_level?"),
             (CONSUMER + "consumers = []\n", 3, "consumers", "unknown key"),
-            (CONSUMER + "qqq = 1\n", 3, "qqq", "unknown key: expected one of role, psk_file, local, limits"),
+            (
+                CONSUMER + "qqq = 1\n",
+                3,
+                "qqq",
+                "unknown key: expected one of role, psk_file, allow_classic, local, tls, limits",
+            ),
             (CONSUMER + "[limit]\nx = 1\n", 3, "limit", "unknown key: did you mean limits?"),
             (
                 CONSUMER + "[limits]\nmax_topic_byte = 1\n",
@@ -291,8 +296,8 @@ class TestWrongFiles:
         [
             ("node:1", "is not an address: expected host:port/producer"),
             ("node:1/subscribe", "is not an address: expected host:port/producer"),
-            ("ws://node:1/producer", "without ws://"),
-            ("wss://node:1/producer", "without ws://"),
+            ("ws://node:1/producer", "with TLS wss://host:port/producer"),
+            ("wss://node:1/produce", "with TLS wss://host:port/producer"),
             ("node/producer", "is not an address"),
             ("node:65536/producer", "is not an address"),
             ("", "is not an address"),
@@ -542,7 +547,6 @@ class TestKey:
             ("key", "key"),
             ("key\n", "key"),
             ("key\r\n", "key"),
-            ("key\n\n", "key\n"),
             (" key ", " key "),
             ("ñandú \N{GRINNING FACE}\n", "ñandú \N{GRINNING FACE}"),
             ("k\0y", "k\0y"),

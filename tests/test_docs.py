@@ -10,12 +10,14 @@ import pytest
 import tomli
 
 from wsqueue import cli, config
-from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig
+from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig, Retention, Tls
 from wsqueue.errors import CloseCode
 from wsqueue.hello import TRANSITIONS, State, Step
 from wsqueue.version import __version__
 
 ROOT = Path(__file__).parent.parent
+TABLES = {"limits": Limits, "retention": Retention, "tls": Tls}
+TITLES = {"tls": "TLS", "retention": "Retention"}
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
@@ -41,11 +43,21 @@ def test_the_configuration_keys() -> None:
     documented = {row[0].strip("`"): row[1] for row in rows("docs/configuration.md", "Keys")}
     kinds = (ConsumerConfig, ProducerConfig, DemoConfig)
     keys = {"role", *(field for kind in kinds for field in kind.__struct_fields__)}
-    assert set(documented) == {"[limits]" if key == "limits" else key for key in keys}
+    assert set(documented) == {f"[{key}]" if key in TABLES else key for key in keys}
     for kind in kinds:
         for field in kind.__struct_fields__:
-            roles = documented.get(field, "all")
+            roles = documented[f"[{field}]" if field in TABLES else field]
             assert roles == "all" or config.role_of(kind) in roles.split(", ")
+
+
+@pytest.mark.parametrize("table", ["tls", "retention"])
+def test_the_tables_of_the_configuration(table: str) -> None:
+    documented = {
+        row[0].strip("`"): row[1].strip("`") for row in rows("docs/configuration.md", TITLES[table])
+    }
+    assert set(documented) == set(TABLES[table].__struct_fields__)
+    for key, default in msgspec.structs.asdict(TABLES[table]()).items():
+        assert documented[key] == ("none" if default is None else msgspec.json.encode(default).decode())
 
 
 def test_the_close_codes() -> None:

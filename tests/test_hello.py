@@ -60,7 +60,8 @@ def test_vectors(vector: dict[str, Any], order: Order) -> None:
     psk, once, answer = PreSharedKey(vector["psk"]), vector["once"], vector[f"{order.value}_order"]
     assert f"{once:x}" == vector["hex"]
     assert psk.answer(once, order) == answer
-    assert psk.verify(once, answer) is order
+    assert psk.verify(once, answer) == (order, 0)
+    assert PreSharedKey("other", vector["psk"]).verify(once, answer) == (order, 1)
     assert psk.verify(once + 1, answer) is None
     assert PreSharedKey(vector["psk"] + "x").verify(once, answer) is None
 

@@ -1,4 +1,7 @@
-"""Where a node listens and where its endpoints are: `host:port/producer`, as in the seed."""
+"""Where a node listens and where its endpoints are: `host:port/producer`, as in the seed.
+
+With TLS it is `wss://host:port/producer`.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,11 @@ import re
 
 import msgspec
 
-_TCP = re.compile(r"(?:\[([0-9a-fA-F:.]+)\]|([^\s\[\]:/?#@]+)):([0-9]{1,5})(/.*)?")
+_TCP = re.compile(
+    r"(?P<tls>wss://)?"
+    r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<name>[^\s\[\]:/?#@]+))"
+    r":(?P<port>[0-9]{1,5})(?P<path>/.*)?"
+)
 _UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
 
@@ -23,18 +30,20 @@ class Address(msgspec.Struct, frozen=True):
         port: TCP port; 0 for a unix socket.
         socket: Path of a unix socket; "" for TCP.
         path: Path of the endpoint, as `/producer`; "" for a listener.
+        tls: Whether TLS is spoken there.
     """
 
     host: str = ""
     port: int = 0
     socket: str = ""
     path: str = ""
+    tls: bool = False
 
     def __str__(self) -> str:
         if self.socket:
             return f"unix:{self.socket}" + (f":{self.path}" if self.path else "")
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}{self.path}"
+        return f"{'wss://' if self.tls else ''}{host}:{self.port}{self.path}"
 
     @property
     def loopback(self) -> bool:
@@ -54,6 +63,8 @@ class Address(msgspec.Struct, frozen=True):
 def parse_address(text: str, endpoint: str = "") -> Address:
     """Parse `host:port`, `[ipv6]:port` or `unix:/socket`, followed by the path of an endpoint.
 
+    Before a host, `wss://` asks for TLS.
+
     Args:
         text: As a configuration file has it, e.g. `192.0.2.7:10001/producer`,
             `[2001:db8::7]:10001/producer` or `unix:/run/wsqueue.sock:/producer`.
@@ -66,9 +77,11 @@ def parse_address(text: str, endpoint: str = "") -> Address:
         if len(match[1].encode()) > MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"expected a socket path of at most {MAX_SOCKET_PATH_BYTES} bytes")
         address = Address(socket=match[1], path=match[2] or "")
-    elif (match := _TCP.fullmatch(text)) and int(match[3]) < 2**16 and _is_host(match):
-        host = str(ipaddress.IPv6Address(match[1])) if match[1] else match[2].lower()
-        address = Address(host=host, port=int(match[3]), path=match[4] or "")
+    elif (match := _TCP.fullmatch(text)) and int(match["port"]) < 2**16 and _is_host(match):
+        host = str(ipaddress.IPv6Address(match["ipv6"])) if match["ipv6"] else match["name"].lower()
+        address = Address(
+            host=host, port=int(match["port"]), path=match["path"] or "", tls=match["tls"] is not None
+        )
     else:
         raise ValueError(expected_form(endpoint))
     path_right = address.path.endswith(endpoint) if endpoint else not address.path
@@ -80,15 +93,17 @@ def parse_address(text: str, endpoint: str = "") -> Address:
 def expected_form(endpoint: str) -> str:
     """Return what an address should look like, for an error message."""
     socket = f"unix:/path:{endpoint}" if endpoint else "unix:/path"
-    return f"expected host:port{endpoint}, [ipv6]:port{endpoint} or {socket}, without ws://"
+    return (
+        f"expected host:port{endpoint}, [ipv6]:port{endpoint} or {socket}; with TLS wss://host:port{endpoint}"
+    )
 
 
 def _is_host(match: re.Match[str]) -> bool:
     try:
-        if match[1] is not None:
-            ipaddress.IPv6Address(match[1])
+        if match["ipv6"] is not None:
+            ipaddress.IPv6Address(match["ipv6"])
         else:
-            match[2].encode("idna")  # as the resolver will
+            match["name"].encode("idna")  # as the resolver will
     except ValueError:
         return False
     return True

@@ -1,7 +1,8 @@
 """Configuration files: TOML, read once, frozen, refused as a whole when anything in them is wrong.
 
 The pre-shared key (PSK) comes from the first of: `psk_file`, the systemd credential `psk`, and the
-environment variable `WSQUEUE_PSK` (for development, with a warning).
+environment variable `WSQUEUE_PSK` (for development, with a warning). Several keys stand one a line: the
+first is used, all are accepted. The nodes may have keys of their own: `node_psk_file`, credential `node_psk`.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ MAX_PSK_BYTES = 4096
 READ_MARGIN_BYTES = 1024 * 1024
 """Above what one read (256 KiB) and a paused write buffer (256 KiB) hold, with frame headers and masks."""
 
+MAX_KEYS = 8
+"""Pre-shared keys that one file may hold: a rotation needs two, and each costs a hash for every hello."""
+
 LogLevel = Literal["debug", "info", "warning", "error"]
+RetentionMode = Literal["memory", "sqlite"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Connections = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
@@ -71,11 +76,61 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
             raise ValueError(f"expected max_buffered_bytes to be at least {least}")
 
 
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Say how to prove who this end is, and whom to trust: PEM files, used at wss:// addresses.
+
+    Attributes:
+        certificate: Of this end, followed by those between it and the CA.
+        key: Its private key.
+        ca: Certificates to trust; without it, those of the system.
+        client_certificates: Whether what connects must have a certificate of that CA too.
+    """
+
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
+    client_certificates: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse half of what is needed.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("expected both certificate and key, or neither")
+        if self.client_certificates and self.ca is None:
+            raise ValueError("client_certificates needs ca: expected the CA that signs them")
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Say what a consumer keeps of each topic, for subscribers that come (back) later.
+
+    Attributes:
+        mode: `memory` loses what it keeps when the consumer crashes, `sqlite` does not.
+        directory: Where the log is, or with `memory` what is kept over a clean restart; without it,
+            the state directory that systemd gives.
+        max_bytes: Of all topics.
+        max_bytes_per_topic: Of one.
+        max_messages_per_topic: Of one.
+        max_age_seconds: Older messages are dropped.
+    """
+
+    mode: RetentionMode = "memory"
+    directory: str | None = None
+    max_bytes: ByteCount = 64 * 1024 * 1024
+    max_bytes_per_topic: ByteCount = 16 * 1024 * 1024
+    max_messages_per_topic: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1_000_000
+    max_age_seconds: Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86_400)] = 86_400.0
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
     """Hold what all configurations have in common; a file is for one of its subclasses."""
 
     psk_file: str | None = None
+    allow_classic: bool | None = None
     local: bool = False
+    tls: Tls = Tls()
     limits: Limits = Limits()
 
 
@@ -84,6 +139,7 @@ class NodeConfig(Config, frozen=True, kw_only=True):
 
     listen: list[str]
     log_level: LogLevel = "info"
+    node_psk_file: str | None = None
 
     @property
     def listeners(self) -> list[Address]:
@@ -93,6 +149,8 @@ class NodeConfig(Config, frozen=True, kw_only=True):
 
 class ConsumerConfig(NodeConfig, frozen=True, kw_only=True, tag="consumer"):
     """Configure a consumer."""
+
+    retention: Retention = Retention()
 
 
 class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
@@ -126,6 +184,7 @@ class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
 
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)
+SomeStruct = TypeVar("SomeStruct", bound=msgspec.Struct)
 
 
 def load(file: str | Path, kind: type[SomeConfig]) -> SomeConfig:
@@ -169,9 +228,22 @@ def load_any(file: str | Path) -> Config:
     except ConfigError as error:
         line = _line_of(text, error.key)
         raise ConfigError(error.problem, file=str(file), line=line, key=error.key) from None
-    if config.psk_file is not None:
-        return msgspec.structs.replace(config, psk_file=str(Path(file).parent / config.psk_file))
-    return config
+    return _beside(config, Path(file).parent)
+
+
+def _beside(struct: SomeStruct, directory: Path) -> SomeStruct:
+    """Return a configuration or a table of it whose relative paths are in a directory."""
+    changes: dict[str, object] = {}
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        if isinstance(value, Tls | Retention):
+            changes[name] = _beside(value, directory)
+        elif name in _PATHS and value is not None:
+            changes[name] = str(directory / value)
+    return msgspec.structs.replace(struct, **changes)
+
+
+_PATHS = ("psk_file", "node_psk_file", "certificate", "key", "ca", "directory")
 
 
 def check_addresses(config: Config) -> None:
@@ -188,6 +260,8 @@ def check_addresses(config: Config) -> None:
         seen: set[Address] = set()
         for index, entry in enumerate(entries):
             problem = _address_problem(entry, endpoint, seen, local=config.local)
+            if not problem and key == "listen" and config.tls.certificate is None and "wss:" in entry:
+                problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:
                 raise ConfigError(f"{entry!r} {problem}", key=f"{key}[{index}]")
 
@@ -203,48 +277,86 @@ def warnings(config: Config) -> list[str]:
     return found
 
 
-def load_psk(config: Config) -> PreSharedKey:
-    """Return the pre-shared key that a configuration points to.
+class Keys(msgspec.Struct, frozen=True):
+    """Hold the keys of a node: for clients, and for other nodes (the same, unless configured)."""
+
+    clients: PreSharedKey
+    nodes: PreSharedKey
+
+
+def load_keys(config: Config) -> Keys:
+    """Return the pre-shared keys that a configuration points to.
 
     Raises:
-        ConfigError: There is no key, it is empty, everybody may read it, or it is the well-known
-            default and the cluster is not local.
+        ConfigError: As for `load_psk`, or both files hold the same key.
     """
-    secret, source = _find_psk(config)
-    if not secret:
-        raise ConfigError("the pre-shared key is empty", file=source)
-    if secret == DEFAULT_PSK and not config.local:
+    clients = load_psk(config)
+    if not isinstance(config, NodeConfig):
+        return Keys(clients, clients)
+    file = _credential(config.node_psk_file, "node_psk")
+    if file is None:
+        return Keys(clients, clients)
+    nodes = _parse_psk(_read_psk(file), str(file), local=config.local)
+    if nodes.shares(clients):
         raise ConfigError(
-            "the pre-shared key is the original nodes' default, which everybody knows;"
-            " expected a secret, as from `openssl rand -base64 32`",
-            file=source,
+            "a key of the nodes is a key of the clients too; expected another one, or no node_psk_file",
+            file=str(file),
         )
-    try:
-        return PreSharedKey(secret)
-    except ValueError as error:
-        raise ConfigError(str(error), file=source) from None
+    return Keys(clients, nodes)
 
 
-def _find_psk(config: Config) -> tuple[str, str]:
-    if config.psk_file is not None:
-        return _read_psk(Path(config.psk_file)), config.psk_file
-    credentials = os.environ.get("CREDENTIALS_DIRECTORY")
-    if credentials and os.path.exists(credential := Path(credentials, "psk")):  # noqa: PTH110 - Path.exists() may raise
-        return _read_psk(credential), str(credential)
+def load_psk(config: Config) -> PreSharedKey:
+    """Return the pre-shared key of clients that a configuration points to.
+
+    Raises:
+        ConfigError: There is no key, it is empty, everybody may read it, there are too many, or it is
+            the well-known default and the cluster is not local.
+    """
+    file = _credential(config.psk_file, "psk")
+    if file is not None:
+        return _parse_psk(_read_psk(file), str(file), local=config.local)
     if (secret := os.environ.get("WSQUEUE_PSK")) is not None:
         log(logger, logging.WARNING, "PSK taken from the environment", advice="use psk_file")
-        return secret, "WSQUEUE_PSK"
+        return _parse_psk(secret, "WSQUEUE_PSK", local=config.local)
     raise ConfigError(
         "no pre-shared key: expected psk_file in the configuration, the systemd credential `psk` or,"
         " for development only, WSQUEUE_PSK in the environment"
     )
 
 
+def _parse_psk(text: str, source: str, *, local: bool) -> PreSharedKey:
+    secrets = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
+    if len(secrets) > MAX_KEYS:
+        raise ConfigError(f"{len(secrets)} keys, one a line; expected at most {MAX_KEYS}", file=source)
+    if "" in secrets:
+        raise ConfigError("the pre-shared key is empty", file=source)
+    if DEFAULT_PSK in secrets and not local:
+        raise ConfigError(
+            "the pre-shared key is the original nodes' default, which everybody knows;"
+            " expected a secret, as from `openssl rand -base64 32`",
+            file=source,
+        )
+    try:
+        return PreSharedKey(*secrets)
+    except ValueError as error:
+        raise ConfigError(str(error), file=source) from None
+
+
+def _credential(file: str | None, name: str) -> Path | None:
+    """Return a file that is configured, or else the systemd credential of that name if there is one."""
+    if file is not None:
+        return Path(file)
+    directory = os.environ.get("CREDENTIALS_DIRECTORY")
+    if directory and os.path.exists(credential := Path(directory, name)):  # noqa: PTH110 - Path.exists() may raise
+        return credential
+    return None
+
+
 def _read_psk(path: Path) -> str:
     secret = _read(path, MAX_PSK_BYTES)
     if path.stat().st_mode & stat.S_IROTH:
         raise ConfigError(f"everybody may read the key; expected `chmod o= {path}`", file=str(path))
-    return secret.removesuffix("\n").removesuffix("\r")
+    return secret
 
 
 def _read(path: Path, limit: int) -> str:
@@ -276,7 +388,8 @@ def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bo
         address = parse_address(entry, endpoint)
     except ValueError as error:
         return f"is not an address: {error}"
-    if address in seen:
+    place = msgspec.structs.replace(address, tls=False)
+    if place in seen:
         return "is there twice: expected each address once"
     if endpoint and not address.socket and not address.port:
         return "has no port to connect to: expected 1 to 65535"
@@ -284,7 +397,7 @@ def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bo
         return "is not on loopback, where `local = true` keeps a cluster: expected e.g. 127.0.0.1"
     # Port 0 lets the system choose, so two of them are two listeners.
     if address.socket or address.port:
-        seen.add(address)
+        seen.add(place)
     return ""
 
 
@@ -300,7 +413,7 @@ def _explain(error: str) -> tuple[str, str]:
     if field := re.fullmatch(r"Object missing required field `(.+)`", problem):
         return f"{key}.{field[1]}".lstrip("."), "required and missing"
     if field := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
-        known = Limits.__struct_fields__ if key == "limits" else _ALL_KEYS
+        known = _TABLES[key].__struct_fields__ if key in _TABLES else _ALL_KEYS
         near = difflib.get_close_matches(field[1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
         return f"{key}.{field[1]}".lstrip("."), f"unknown key: {hint}"
@@ -312,8 +425,11 @@ def _explain(error: str) -> tuple[str, str]:
 _CHOICES: dict[str, tuple[str, ...]] = {
     "role": ("consumer", "producer", "demo"),
     "log_level": get_args(LogLevel),
+    "retention.mode": get_args(RetentionMode),
     "hello_order": tuple(order.value for order in Order),
 }
+
+_TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "tls": Tls, "retention": Retention}
 
 _ALL_KEYS = tuple(
     dict.fromkeys(

@@ -38,41 +38,70 @@ class Order(enum.Enum):
 class PreSharedKey:
     """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle.
 
+    Args:
+        secret: What an initiator uses.
+        others: What an acceptor takes besides, while keys are rotated.
+
     Raises:
         ValueError: The key cannot be UTF-8.
     """
 
-    __slots__ = ("_secret",)
+    __slots__ = ("_secrets",)
 
-    def __init__(self, secret: str) -> None:
+    def __init__(self, secret: str, *others: str) -> None:
         # Not left to encode(), whose exception holds the key.
-        if re.search("[\ud800-\udfff]", secret):
+        if any(re.search("[\ud800-\udfff]", one) for one in (secret, *others)):
             raise ValueError("the pre-shared key is not UTF-8")
-        self._secret = secret.encode()
+        self._secrets = [one.encode() for one in (secret, *others)]
 
     def __repr__(self) -> str:
         return "PreSharedKey(<hidden>)"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PreSharedKey) and hmac.compare_digest(self._secret, other._secret)
+        return (
+            isinstance(other, PreSharedKey)
+            and len(self._secrets) == len(other._secrets)
+            and all(map(hmac.compare_digest, self._secrets, other._secrets))
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def __reduce__(self) -> str:
         raise TypeError("a pre-shared key is not pickled")
 
-    def answer(self, once: int, order: Order) -> str:
-        """Return the base64 answer to a challenge (seed document, section Hello)."""
+    def shares(self, other: PreSharedKey) -> bool:
+        """Tell whether a secret is among another's."""
+        return any(hmac.compare_digest(mine, its) for mine in self._secrets for its in other._secrets)
+
+    def answer(self, once: int, order: Order, index: int = 0) -> str:
+        """Return the base64 answer to a challenge with one of the secrets (seed document, section Hello)."""
         challenge = format(once, "x").encode()
-        parts = (challenge, self._secret)
+        parts = (challenge, self._secrets[index])
         digest = hashlib.sha256(b"".join(parts if order is Order.DOCUMENT else parts[::-1])).digest()
         return base64.b64encode(digest).decode()
 
-    def verify(self, once: int, answer: str) -> Order | None:
-        """Return the order in which `answer` is right, or None; takes constant time."""
+    def verify(self, once: int, answer: str) -> tuple[Order, int] | None:
+        """Return the order in which `answer` is right and with which secret, or None; in constant time."""
         given = answer.encode()
-        matches = {order: hmac.compare_digest(self.answer(once, order).encode(), given) for order in Order}
-        return next((order for order, match in matches.items() if match), None)
+        matches = {
+            (order, index): hmac.compare_digest(self.answer(once, order, index).encode(), given)
+            for order in Order
+            for index in range(len(self._secrets))
+        }
+        return next((which for which, match in matches.items() if match), None)
+
+    def prove(self, claim: bytes, index: int = 0) -> str:
+        """Return the base64 proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
+        return base64.b64encode(hmac.digest(self._secrets[index], claim, "sha256")).decode()
+
+    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+        """Return with which secret `proof` proves a claim, or None; in constant time."""
+        given = proof.encode()
+        matches = [
+            hmac.compare_digest(self.prove(claim, index).encode(), given)
+            for index in range(len(self._secrets))
+        ]
+        return matches.index(True) if True in matches else None
 
 
 class State(enum.Enum):
@@ -116,13 +145,14 @@ class Handshake:
         done: Whether both ends have proved themselves.
     """
 
-    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_state", "done", "once")
+    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_secret", "_state", "done", "once")
 
     def __init__(self, role: Role, psk: PreSharedKey, order: Order = Order.DOCUMENT) -> None:
         self.once = secrets.randbelow(MAX_ONCE) + 1
         self._role, self._psk, self._order = role, psk, order
         self._state = State.NOTHING
         self._peer_once: int | None = None
+        self._secret = 0
         self.done = False
 
     def receive(self, packet: Hello) -> Hello | None:
@@ -140,11 +170,11 @@ class Handshake:
                 raise PeerError(CloseCode.REFLECTED_CHALLENGE)
             self._peer_once = packet.once
         elif packet.answer is not None:
-            order = self._psk.verify(self.once, packet.answer)
-            if order is None:
+            which = self._psk.verify(self.once, packet.answer)
+            if which is None:
                 raise PeerError(CloseCode.WRONG_ANSWER)
             if self._role is Role.ACCEPTOR:
-                self._order = order
+                self._order, self._secret = which
         self._state = state
         self.done = state is State.DONE
         return self._answer_due(step)
@@ -163,4 +193,4 @@ class Handshake:
         due = step is Step.CHALLENGE if self._role is Role.INITIATOR else self.done
         if not due or self._peer_once is None:
             return None
-        return Hello(answer=self._psk.answer(self._peer_once, self._order))
+        return Hello(answer=self._psk.answer(self._peer_once, self._order, self._secret))

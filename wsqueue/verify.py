@@ -147,8 +147,8 @@ class _WrongAnswers(PreSharedKey):
         super().__init__(secrets.token_hex())
         self._right = right
 
-    def verify(self, once: int, answer: str) -> Order | None:
-        """Return the order in which the peer's answer is right by the right key, or None."""
+    def verify(self, once: int, answer: str) -> tuple[Order, int] | None:
+        """Return in which order, and with which secret, the peer's answer is right, or None."""
         return self._right.verify(once, answer)
 
 

@@ -50,7 +50,7 @@ class ClassicWire:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A key refuses to be pickled; this pickle goes through a pipe to a process of our own.
-        secret = self._psk._secret.decode()  # noqa: SLF001
+        secret = self._psk._secrets[0].decode()  # noqa: SLF001
         return _classic_wire, (self._producers, self._consumers, secret, self._order, self._limits)
 
     def open_publisher(self, number: int) -> socket.socket:

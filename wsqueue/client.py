@@ -378,8 +378,8 @@ class Subscription(Generic[Item]):
     """Iterate over the messages of some topics, in the order of each topic; made by `Client.subscribe`.
 
     Use it as `async for`, or first as `async with` to know that it has subscribed. It reconnects by itself
-    and goes on where it was; what is gone by then is a gap. A consumer that only speaks classic keeps nothing:
-    what is published there meanwhile is missed.
+    and goes on where it was; what is gone by then is a gap. A consumer that only speaks classic keeps
+    nothing: what is published there meanwhile is missed.
     """
 
     def __init__(

@@ -63,7 +63,9 @@ async def _on_terminal(client: Client, topic: str, messages: Subscription[Messag
         await _until_first_ends(prompt(), show())
 
 
-async def _on_pipe(client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int) -> int:
+async def _on_pipe(
+    client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int
+) -> int:
     missing: Counter[str] = Counter()
     count = 0
     came_back = asyncio.Event()

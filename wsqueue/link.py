@@ -2,11 +2,11 @@
 
 Producers keep one to each consumer; a client keeps one to some producer and one for each topic.
 
-In v2 the peer acknowledges what it has stored. The classic protocol has no acknowledgements, but a pong says that the peer has dealt with all that
-came before the ping. A link pings with the number of messages sent, and so knows at most how many
-are lost when the connection breaks. It is up once its first ping is answered: an original node answers
-the hello before it has verified ours, and would drop what comes until it closes on a wrong answer. In v2
-it is up when the hello is done.
+In v2 the peer acknowledges what it has stored, and the link is up when the hello is done. The classic
+protocol has no acknowledgements, but a pong says that the peer has dealt with all that came before the
+ping. A link pings with the number of messages sent, and so knows at most how many are lost when the
+connection breaks. It is up once its first ping is answered: an original node answers the hello before it
+has verified ours, and would drop what comes until it closes on a wrong answer.
 """
 
 from __future__ import annotations

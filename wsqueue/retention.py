@@ -202,7 +202,7 @@ class Retention:
                 raise ConfigError("required for the mode sqlite", key="retention.directory")
             self._archive = Archive(directory, self._config, committed=self._committed, failed=self._failed)
             state = await self._archive.open()
-            self.id = state.id
+            self.id, self._floor = state.id, state.floor
             self._numbers.update(state.numbers)
             for name, topic in state.topics.items():
                 self._topics[name] = TopicLog(name, topic.first, topic.next)
@@ -210,7 +210,7 @@ class Retention:
         elif directory is not None:
             snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT)
             if snapshot is not None:
-                self.id = snapshot.id
+                self.id, self._floor = snapshot.id, snapshot.floor
                 self._numbers.update(snapshot.numbers)
                 for name, topic in snapshot.topics.items():
                     self._topics[name] = TopicLog(name, topic.first, topic.next)
@@ -244,7 +244,7 @@ class Retention:
         )
         topics = {name: TopicState(log.cached_from, log.next) for name, log in self._topics.items()}
         await asyncio.to_thread(
-            write_snapshot, directory / SNAPSHOT, self.id, records, topics, dict(self._numbers)
+            write_snapshot, directory / SNAPSHOT, self.id, records, topics, dict(self._numbers), self._floor
         )
 
     def topic(self, name: str) -> TopicLog:

@@ -510,9 +510,11 @@ class ServerFraming(Framing):
         max_message_bytes: int,
         subprotocol: str,
     ) -> None:
-        protocol = ServerProtocol(
-            max_size=max_message_bytes, logger=_silent, select_subprotocol=self._select_subprotocol
-        )
+
+        def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            return next((name for name in offered if name == subprotocol), None)
+
+        protocol = ServerProtocol(max_size=max_message_bytes, logger=_silent, select_subprotocol=select)
         super().__init__(protocol, max_message_bytes)
         self._answer_request = answer_request
         self._subprotocol = subprotocol
@@ -529,11 +531,6 @@ class ServerFraming(Framing):
             return Opened(event.path, offered, library.subprotocol)
         self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
         return None
-
-    def _select_subprotocol(
-        self, _protocol: ServerProtocol, offered: Sequence[Subprotocol]
-    ) -> Subprotocol | None:
-        return Subprotocol(self._subprotocol) if self._subprotocol in offered else None
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST

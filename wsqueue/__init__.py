@@ -3,6 +3,7 @@
 import logging
 
 from .client import Client, Message, Subscription, connect
+from .config import Tls
 from .errors import (
     AuthenticationError,
     CloseCode,
@@ -25,6 +26,7 @@ __all__ = [
     "Order",
     "PreSharedKey",
     "Subscription",
+    "Tls",
     "WsqueueError",
     "__version__",
     "connect",

@@ -24,13 +24,14 @@ import msgspec
 from . import config as configuration
 from . import packets
 from .addresses import Address
-from .config import DemoConfig, Limits
+from .config import DemoConfig, Limits, Tls
 from .connection import Connection
 from .errors import AuthenticationError, CloseCode, Closed, ConnectError, InvalidMessage
 from .hello import Order, PreSharedKey
 from .link import Link
 from .routing import topic_hash
 from .session import Event, Received
+from .tls import TlsContexts
 
 MAX_WAITING_MESSAGES = 1000
 """Messages that a subscription keeps for an application that is slow, before it stops reading."""
@@ -57,21 +58,23 @@ def connect(
     psk: str | PreSharedKey | None = None,
     hello_order: Order = Order.DOCUMENT,
     limits: Limits | None = None,
+    tls: Tls | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
     """Return a client, to be used in `async with`; nothing is opened before it is needed.
 
     Args:
         config: A configuration of role `demo`, or its file; instead of the keywords.
-        producers: Addresses as `host:port/produce`.
+        producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the order that the producers have too.
         psk: The pre-shared key; without it, it is looked up as the configuration says.
         hello_order: The digest order; `Order.REVERSED` for the original TypeScript nodes.
         limits: Other limits than the defaults.
+        tls: Whom to trust at wss:// addresses other than whom the system does, and a certificate.
         open_seconds: How long to wait for a node that does not answer.
 
     Raises:
-        ConfigError: The configuration, the addresses or the key cannot be used.
+        ConfigError: The configuration, the addresses, the key or a certificate cannot be used.
     """
     if config is None:
         config = DemoConfig(
@@ -79,6 +82,7 @@ def connect(
             consumers=list(consumers),
             hello_order=hello_order,
             limits=limits or Limits(),
+            tls=tls or Tls(),
         )
         configuration.check_addresses(config)
     elif not isinstance(config, DemoConfig):
@@ -87,14 +91,14 @@ def connect(
         psk = configuration.load_psk(config)
     elif isinstance(psk, str):
         psk = PreSharedKey(psk)
-    return Client(config, psk, open_seconds)
+    return Client(config, psk, open_seconds, TlsContexts(config))
 
 
 class Client:
     """Publish and subscribe; made by `connect`."""
 
-    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float) -> None:
-        self._config, self._psk, self.open_seconds = config, psk, open_seconds
+    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float, tls: TlsContexts) -> None:
+        self._config, self._psk, self.open_seconds, self._tls = config, psk, open_seconds, tls
         self._producers = config.produce_addresses
         self._consumers = config.subscribe_addresses
         self._publishing: _ClientLink | None = None
@@ -181,7 +185,7 @@ class Client:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
     def _link(self, addresses: list[Address]) -> _ClientLink:
-        return _ClientLink(addresses, self._psk, self._config.hello_order, self._config.limits)
+        return _ClientLink(addresses, self._psk, self._config.hello_order, self._config.limits, self._tls)
 
     def _payload(self, topic: str, data: str) -> bytes:
         self._check_topic(topic)
@@ -304,8 +308,15 @@ class _ClientLink(Link):
 
     never_up_level = logging.INFO  # the application gets an error that says as much
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
-        super().__init__(addresses, psk, order, limits)
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        psk: PreSharedKey,
+        order: Order,
+        limits: Limits,
+        tls: TlsContexts,
+    ) -> None:
+        super().__init__(addresses, psk, order, limits, tls)
         self.lost_in_flight = 0
         self.on_change: Callable[[], None] = _ignore
         self.on_messages: Callable[[Connection, list[Message]], None] | None = None

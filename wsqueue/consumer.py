@@ -12,6 +12,7 @@ from .errors import CloseCode, Closed
 from .framing import HttpAnswer, frame_texts
 from .hello import PreSharedKey
 from .session import Event, Received
+from .tls import TlsContexts
 from .topics import Topics
 
 SUBSCRIBE = "/subscribe/"
@@ -24,12 +25,15 @@ class Consumer:
         config: Its limits are used; the service does the rest.
         psk: Not used, for a consumer opens no connection.
         counters: Where events are counted.
+        tls: Not used either.
     """
 
     role = "consumer"
     config_type: ClassVar[type[NodeConfig]] = ConsumerConfig
 
-    def __init__(self, config: ConsumerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
+    def __init__(
+        self, config: ConsumerConfig, psk: PreSharedKey, counters: Counter[str], tls: TlsContexts
+    ) -> None:
         self.counters = counters
         self.topics: Topics[Connection] = Topics()
         self._max_topic_bytes = config.limits.max_topic_bytes
@@ -60,7 +64,7 @@ class Consumer:
         """Return how the node is, in a few words."""
         return f"{len(self.topics)} topics with subscribers"
 
-    def reload(self, config: ConsumerConfig, psk: PreSharedKey) -> None:
+    def reload(self, config: ConsumerConfig, psk: PreSharedKey, tls: TlsContexts) -> None:
         """Use a new configuration from now on."""
         self._max_topic_bytes = config.limits.max_topic_bytes
 

@@ -25,6 +25,7 @@ from .framing import Ponged
 from .hello import Order, PreSharedKey
 from .logs import log
 from .session import Established, Event, Session
+from .tls import TlsContexts
 
 logger = logging.getLogger(__name__)
 
@@ -45,19 +46,27 @@ class Link:
         psk: The key of both ends.
         order: The digest order in which this initiator answers.
         limits: Deadlines and sizes.
+        tls: What a connection to a wss:// address needs.
     """
 
     feeds = False
     never_up_level = logging.WARNING
     """The level of the log line that says that a connection cannot be opened and never was."""
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
+    def __init__(
+        self,
+        addresses: Sequence[Address],
+        psk: PreSharedKey,
+        order: Order,
+        limits: Limits,
+        tls: TlsContexts,
+    ) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
         self.sent = self.confirmed = 0
         self._next = self._ups = 0
-        self._psk, self._order, self._limits = psk, order, limits
+        self._psk, self._order, self._limits, self._tls = psk, order, limits, tls
         self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -81,9 +90,9 @@ class Link:
             self.failures.clear()
             self._task = asyncio.create_task(self._run())
 
-    def reconfigure(self, psk: PreSharedKey, order: Order, limits: Limits) -> None:
-        """Use another key, order and limits from the next connection on."""
-        self._psk, self._order, self._limits = psk, order, limits
+    def reconfigure(self, psk: PreSharedKey, order: Order, limits: Limits, tls: TlsContexts) -> None:
+        """Use another key, order, limits and certificates from the next connection on."""
+        self._psk, self._order, self._limits, self._tls = psk, order, limits, tls
 
     async def stop(self) -> None:
         """Close the connection, waiting for the peer to read all of it, and stay down."""
@@ -199,7 +208,7 @@ class Link:
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        self._attempt = connection = Connection(session, limits, handler=self)
+        self._attempt = connection = Connection(session, limits, self, tls=self._tls.connect(address))
         try:
             await connection.open(address)
             return await self._ended

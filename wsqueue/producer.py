@@ -17,6 +17,7 @@ from .hello import PreSharedKey
 from .link import Link
 from .routing import router
 from .session import Event, Received
+from .tls import TlsContexts
 
 SLICE_BYTES = 256 * 1024
 """What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
@@ -33,12 +34,18 @@ class ConsumerLink(Link):
         config: Of this producer.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For its connections.
     """
 
     def __init__(
-        self, address: Address, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]
+        self,
+        address: Address,
+        config: ProducerConfig,
+        psk: PreSharedKey,
+        counters: Counter[str],
+        tls: TlsContexts,
     ) -> None:
-        super().__init__([address], psk, config.hello_order, config.limits)
+        super().__init__([address], psk, config.hello_order, config.limits, tls)
         self.held: deque[bytes] = deque()
         self._held_bytes = self._held_at_reload = 0
         self._blocked: set[Connection] = set()
@@ -155,15 +162,18 @@ class Producer:
         config: Consumers, in the order that all nodes share, and limits.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For the links.
     """
 
     role = "producer"
     config_type: ClassVar[type[NodeConfig]] = ProducerConfig
     feeds = True
 
-    def __init__(self, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
+    def __init__(
+        self, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str], tls: TlsContexts
+    ) -> None:
         self.counters = counters
-        self._psk, self._config = psk, config
+        self._psk, self._config, self._tls = psk, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
         self._publishers = 0
@@ -190,13 +200,13 @@ class Producer:
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 
-    def reload(self, config: ProducerConfig, psk: PreSharedKey) -> None:
+    def reload(self, config: ProducerConfig, psk: PreSharedKey, tls: TlsContexts) -> None:
         """Use a new configuration: keep the links that stay, and route all that is held anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
-        self._psk, self._config = psk, config
+        self._psk, self._config, self._tls = psk, config, tls
         for link in self.links:
-            link.reconfigure(psk, config.hello_order, config.limits)
+            link.reconfigure(psk, config.hello_order, config.limits, tls)
         if not changed:
             return
         self.links = []
@@ -251,7 +261,7 @@ class Producer:
             link.forget(connection)
 
     def _link(self, address: Address) -> ConsumerLink:
-        return ConsumerLink(address, self._config, self._psk, self.counters)
+        return ConsumerLink(address, self._config, self._psk, self.counters, self._tls)
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

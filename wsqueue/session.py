@@ -48,11 +48,15 @@ class Session:
         framing: The WebSocket.
         handshake: The hello.
         max_topic_bytes: A message with a longer topic (UTF-8) ends the session.
+
+    Attributes:
+        channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
     """
 
-    __slots__ = ("_framing", "_handshake", "_hello_bytes", "_max_topic_bytes")
+    __slots__ = ("_framing", "_handshake", "_hello_bytes", "_max_topic_bytes", "channel_binding")
 
     def __init__(self, framing: Framing, handshake: Handshake, max_topic_bytes: int) -> None:
+        self.channel_binding = b""
         self._framing = framing
         self._handshake = handshake
         self._max_topic_bytes = max_topic_bytes

@@ -18,8 +18,9 @@ import pytest
 
 from wsqueue import archive
 from wsqueue.archive import APPLICATION_ID, FILE_NAME, Archive, State, take_snapshot, write_snapshot
+from wsqueue.config import Retention
 from wsqueue.errors import ConfigError, WsqueueError
-from wsqueue.retention import Record, RetentionLimits, TopicState
+from wsqueue.records import Record, TopicState
 
 pytestmark = pytest.mark.anyio
 
@@ -33,8 +34,8 @@ def limits(
     max_bytes_per_topic: int = 2**40,
     max_messages_per_topic: int = 2**40,
     max_age_seconds: float = 3600,
-) -> RetentionLimits:
-    return RetentionLimits(
+) -> Retention:
+    return Retention(
         max_bytes=max_bytes,
         max_bytes_per_topic=max_bytes_per_topic,
         max_messages_per_topic=max_messages_per_topic,
@@ -58,7 +59,7 @@ def record(
 class Opened:
     """An open archive and what it told."""
 
-    def __init__(self, directory: Path, kept: RetentionLimits) -> None:
+    def __init__(self, directory: Path, kept: Retention) -> None:
         self.archive = Archive(directory, kept, committed=self._committed, failed=self._failed)
         self.state = State(id="", topics={}, numbers={})
         self.groups: list[list[Record]] = []
@@ -102,7 +103,7 @@ class Opened:
 
 
 @contextlib.asynccontextmanager
-async def opened(directory: Path, kept: RetentionLimits | None = None) -> AsyncIterator[Opened]:
+async def opened(directory: Path, kept: Retention | None = None) -> AsyncIterator[Opened]:
     one = Opened(directory, kept or limits())
     one.state = await one.archive.open()
     try:
@@ -494,7 +495,8 @@ CHILD = """
 import asyncio, itertools, resource, sys
 from pathlib import Path
 from wsqueue.archive import Archive
-from wsqueue.retention import Record, RetentionLimits
+from wsqueue.config import Retention
+from wsqueue.records import Record
 
 committed = lambda records: print(*(f"{one.topic}:{one.offset}:{one.number}" for one in records), flush=True)
 def failed(records, reason):
@@ -506,7 +508,7 @@ def failed(records, reason):
 def record(number):
     return Record("ab"[number % 2], number // 2, 1, 1e12, "p", number, b"x" * 1000)
 
-kept = RetentionLimits(
+kept = Retention(
     max_bytes=2**40, max_bytes_per_topic=2**40, max_messages_per_topic=2**40, max_age_seconds=3600
 )
 

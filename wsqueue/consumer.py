@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from . import packets, packets_v2
 from .config import ConsumerConfig, Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import CloseCode, Closed
+from .errors import CloseCode, Closed, WsqueueError
 from .framing import HttpAnswer, Ponged, frame_texts
 from .logs import log
 from .readers import Reader
@@ -114,8 +114,8 @@ class Consumer:
         self._trimming = None
         try:
             await self.retention.close()
-        except OSError as error:
-            log(logger, logging.ERROR, "snapshot failed", reason=error.strerror or error)
+        except WsqueueError as error:
+            log(logger, logging.ERROR, "snapshot failed", reason=error)
 
     def abort(self) -> None:
         """Do nothing: a consumer opens no connection."""

@@ -201,8 +201,7 @@ class Client:
         """
         payload_bytes = self._check(topic, data)
         link = self._publishing()
-        while link.full:
-            await link.room()
+        await link.room()
         await asyncio.shield(link.publish(topic, data, payload_bytes))
 
     def publish_nowait(self, topic: str, *data: str) -> None:
@@ -225,9 +224,7 @@ class Client:
         Raises:
             ConnectError: No producer answers.
         """
-        link = self._publishing()
-        while link.full:
-            await link.room()
+        await self._publishing().room()
 
     async def flush(self) -> None:
         """Wait until all that was published is confirmed.
@@ -480,18 +477,17 @@ class Subscription(Generic[Item]):
         """Look again, for something happened."""
         self._changed.set()
 
-    def take(self, connection: Connection, items: list[Message | Gap]) -> None:
+    def take(self, items: list[Message | Gap]) -> None:
         """Keep what came until the application takes it."""
-        if self._closed:
+        if self._closed or not items:
             return
         self._items.extend(items)
         self._characters += sum(len(item.data) for item in items if isinstance(item, Message))
         self._changed.set()
-        self.pause_if_full(connection)
 
     def pause_if_full(self, connection: Connection) -> None:
         """Stop reading while too much waits for the application."""
-        if self._full() and connection not in self._paused:
+        if self._full() and not self._closed and connection not in self._paused:
             self._paused.add(connection)
             connection.pause_reading()
 
@@ -636,6 +632,7 @@ class _PublisherLink(_ClientLink):
         self._bytes = self.unconfirmed = 0
         self._error: WsqueueError | None = None
         self._flushing = False
+        self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
 
     @property
@@ -654,8 +651,11 @@ class _PublisherLink(_ClientLink):
         self._form(topic, data, size)
 
     async def room(self) -> None:
-        """Wait until something is confirmed."""
-        await self._until_changed()
+        """Wait until more may be published; who came first goes first."""
+        if self.full or self._turn.locked():
+            async with self._turn:
+                while self.full:
+                    await self._until_changed()
 
     async def flush(self) -> None:
         """Wait until all is confirmed.
@@ -913,8 +913,9 @@ class _SubscriberLink(_ClientLink):
             self.connection.send([packets_v2.encode(self._subscribe(topic)) for topic in self._topics])
         else:
             self._do_without_packets()
-        # One that comes back while the application is stuck must not bring a read each time.
-        self._subscription.pause_if_full(self.connection)
+        if self._was_up:
+            # One that comes back while the application is stuck must not bring a read each time.
+            self._subscription.pause_if_full(self.connection)
         super().up()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
@@ -941,8 +942,10 @@ class _SubscriberLink(_ClientLink):
                 items.append(Gap(event.topic, event.missed))
             elif isinstance(event, packets_v2.Draining):
                 self.leave(event.retry_seconds)
-        if items and self.connection is not None:
-            self._subscription.take(self.connection, items)
+        self._subscription.take(items)
+        # Until all topics have begun, that answer must not wait behind messages of the others.
+        if self.connection is not None and self.ready:
+            self._subscription.pause_if_full(self.connection)
 
     def notify(self) -> None:
         """Let whoever waits look again."""

@@ -378,6 +378,9 @@ def run(file: str | Path, kind: type[Node]) -> None:
 
     _keep_freed_memory()
     uvloop.run(main())
+    # While Python ends, a late reload must not kill the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _keep_freed_memory() -> None:

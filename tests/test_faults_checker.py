@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -35,7 +36,7 @@ class Story:
         return number
 
     def settle(self, number: int, *, publisher: str = "p", topic: str = TOPIC, good: bool = True) -> None:
-        event = "acknowledged" if good else "failed"
+        event: Literal["acknowledged", "failed"] = "acknowledged" if good else "failed"
         self.published.append(Record(event, self.tick(), publisher, number, topic))
 
     def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> None:

@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from wsqueue.errors import WsqueueError
 from wsqueue.routing import router
 
 from .checker import Life, Verdict, check
@@ -66,6 +67,8 @@ async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
             await harness.wait_subscribed()
             await harness.do_harm()
             await harness.wait_for_all()
+    except WsqueueError as error:
+        cluster.problems.append(str(error))
     finally:
         await cluster.stop()
     verdict = harness.verdict()

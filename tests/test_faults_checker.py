@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .faults.checker import SHOWN, Life, Verdict, check
+from .faults.checker import SHOWN, End, Life, Verdict, check
 from .faults.schedule import Retention
 from .faults.workers import Record, message, parse
 
@@ -23,7 +23,7 @@ class Story:
         self.now = 0.0
         self.published: list[Record] = []
         self.lives: dict[str, list[Record]] = {}
-        self.unclean: dict[str, list[float]] = {}
+        self.unclean: dict[str, list[End]] = {}
         self._numbers: dict[str, int] = {}
 
     def tick(self) -> float:
@@ -64,7 +64,7 @@ class Story:
         self.lives[to].append(Record("gap", self.tick(), topic=topic, missed=missed))
 
     def crash(self, topic: str = TOPIC) -> None:
-        self.unclean.setdefault(topic, []).append(self.tick())
+        self.unclean.setdefault(topic, []).append((self.tick(), self.tick()))
 
     def check(
         self,

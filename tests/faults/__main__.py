@@ -9,16 +9,20 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import click
 import uvloop
 
+from wsqueue.errors import WsqueueError
+
 from . import harness, schedule
 from .cluster import Cluster, LoopbackCluster
 from .harness import Outcome
+from .lab import Lab, LabCluster
 from .schedule import Schedule
 
 BOTH: list[schedule.Retention] = ["memory", "sqlite"]
@@ -43,7 +47,7 @@ def main(
     seed: int | None,
     schedules: int,
     retention: schedule.Retention | Literal["both"],
-    backend: str,
+    backend: schedule.Backend,
     replay: Path | None,
     seconds: float,
     jobs: int,
@@ -55,18 +59,38 @@ def main(
     else:
         first = random.randrange(1_000_000) if seed is None else seed
         wanted = [
-            schedule.generate(number, BOTH[number % 2] if retention == "both" else retention, seconds)
+            schedule.generate(
+                number, BOTH[number % 2] if retention == "both" else retention, seconds, backend
+            )
             for number in range(first, first + schedules)
         ]
     directory = directory or Path(tempfile.mkdtemp(prefix="wsqueue-faults-"))
-    outcomes = uvloop.run(run_all(wanted, directory, jobs))
+    try:
+        if backend == "lab":
+            outcomes = uvloop.run(run_on_a_lab(wanted, directory))
+        else:
+            outcomes = uvloop.run(run_all(wanted, directory, jobs, LoopbackCluster))
+    except WsqueueError as error:
+        raise click.ClickException(str(error)) from None
     summarize(outcomes)
     if not any(directory.iterdir()):
         directory.rmdir()
     sys.exit(not all(outcome.good for outcome in outcomes))
 
 
-async def run_all(schedules: Iterable[Schedule], directory: Path, jobs: int) -> list[Outcome]:
+async def run_on_a_lab(schedules: Iterable[Schedule], directory: Path) -> list[Outcome]:
+    """Run schedules, one after another, on hosts that are made for them."""
+    with tempfile.TemporaryDirectory(prefix="wsqueue-lab-") as state:
+        async with Lab(Path(state)) as lab:
+            return await run_all(schedules, directory, 1, partial(LabCluster, lab))
+
+
+async def run_all(
+    schedules: Iterable[Schedule],
+    directory: Path,
+    jobs: int,
+    make_cluster: Callable[[Schedule, Path], Cluster],
+) -> list[Outcome]:
     """Run schedules, several at once, and print what becomes of each."""
     waiting, outcomes = iter(schedules), list[Outcome]()
 
@@ -84,11 +108,6 @@ async def run_all(schedules: Iterable[Schedule], directory: Path, jobs: int) -> 
         for _ in range(jobs):
             tasks.create_task(run_some())
     return outcomes
-
-
-def make_cluster(one: Schedule, place: Path) -> Cluster:
-    """Return a cluster for a schedule, which is not started."""
-    return LoopbackCluster(one, place)
 
 
 def show(outcome: Outcome, place: Path) -> None:

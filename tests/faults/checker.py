@@ -22,6 +22,9 @@ SHOWN = 10
 Identity = tuple[str, int]
 """The publisher and number of a message."""
 
+End = tuple[float, float]
+"""Between which times a consumer ended without a chance to save anything."""
+
 
 class Life(msgspec.Struct, frozen=True):
     """What one subscriber saw from its start to its end; one that is started again has another life.
@@ -83,7 +86,7 @@ def check(
     published: Iterable[Record],
     lives: Sequence[Life],
     retention: Retention,
-    unclean: Mapping[str, Sequence[float]] | None = None,
+    unclean: Mapping[str, Sequence[End]] | None = None,
 ) -> Verdict:
     """Return the verdict on all histories of one schedule.
 
@@ -91,14 +94,14 @@ def check(
         published: The records of all publishers.
         lives: What the subscribers saw.
         retention: What the consumers kept messages in.
-        unclean: When the consumer of a topic ended without a chance to save anything, by topic.
+        unclean: The unclean ends of the consumer of each topic.
     """
     return _Check(published, retention, unclean or {}).verdict_on(lives)
 
 
 class _Check:
     def __init__(
-        self, published: Iterable[Record], retention: Retention, unclean: Mapping[str, Sequence[float]]
+        self, published: Iterable[Record], retention: Retention, unclean: Mapping[str, Sequence[End]]
     ) -> None:
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
@@ -215,7 +218,7 @@ class _LifeCheck:
     def take_gap(self, index: int, record: Record) -> None:
         self.gaps += 1
         before = self.gaps_of[record.topic]
-        ends = [at for at in self.check.unclean.get(record.topic, ()) if at < record.at]
+        ends = [end for end in self.check.unclean.get(record.topic, ()) if end[0] < record.at]
         if (
             self.check.retention != "memory"
             or record.topic not in self.life.topics
@@ -273,7 +276,7 @@ class _LifeCheck:
         after, before = bounds
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        return after < gap.index < before and any(attempted.at < end < gap.at for end in ends)
+        return after < gap.index < before and any(attempted.at < end[1] and end[0] < gap.at for end in ends)
 
     def was_gone_before(self, identity: Identity) -> bool:
         """Tell whether a message may have gone before this subscriber came, so that nobody could tell it."""
@@ -281,7 +284,7 @@ class _LifeCheck:
             return False
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        return any(attempted.at < end < self.subscribed for end in ends)
+        return any(attempted.at < end[1] and end[0] < self.subscribed for end in ends)
 
 
 def _name(identity: Identity) -> str:

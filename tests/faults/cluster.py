@@ -20,6 +20,7 @@ from typing import Protocol
 from wsqueue.errors import WsqueueError
 from wsqueue.local import MAX_LOG_LINE_BYTES, LocalNode
 
+from .checker import End
 from .proxy import Condition, Link, Way
 from .schedule import Fault, Schedule
 
@@ -75,7 +76,7 @@ class Cluster(Protocol):
         ...
 
     @property
-    def unclean(self) -> Mapping[str, Sequence[float]]:
+    def unclean(self) -> Mapping[str, Sequence[End]]:
         """Return when each consumer ended without a chance to save anything."""
         ...
 
@@ -115,7 +116,7 @@ class LoopbackCluster:
         self._faketime = next((file for file in FAKETIME if os.path.exists(file)), None)  # noqa: PTH110 - no I/O wait
 
     @property
-    def unclean(self) -> dict[str, list[float]]:
+    def unclean(self) -> dict[str, list[End]]:
         """Return when each consumer ended without a chance to save anything."""
         return {name: node.unclean for name, node in self.nodes.items()}
 
@@ -364,7 +365,7 @@ class _Node:
         self.wanted = asyncio.Event()
         self.wanted.set()
         self.may_fail = False
-        self.unclean: list[float] = []
+        self.unclean: list[End] = []
         self.problems: list[str] = []
         self._listens = listens
         self._environment: dict[str, str] = {}
@@ -420,9 +421,10 @@ class _Node:
         """End it as `kill -9` does, unless it has ended."""
         node = self._node
         if node is not None and not node.ended.done():
+            began = time.monotonic()
             node.kill()
             await asyncio.shield(node.ended)
-            self.unclean.append(time.monotonic())
+            self.unclean.append((began, time.monotonic()))
 
     async def has_ended(self, seconds: float) -> bool:
         """Tell whether it has, after so many seconds at most."""
@@ -443,6 +445,7 @@ class _Node:
         with self.log_file.open("a") as log:
             while True:
                 await self.wanted.wait()
+                began = time.monotonic()
                 node = self._node = await self._spawn(lambda _, line: print(line, file=log, flush=True))
                 try:
                     await node.started()
@@ -457,7 +460,7 @@ class _Node:
                     self._serving.clear()
                     self._listens(self.name, "")
                 if self.wanted.is_set():
-                    self.unclean.append(time.monotonic())
+                    self.unclean.append((began, time.monotonic()))
                     if not self.may_fail:
                         self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
                     await asyncio.sleep(AGAIN_SECONDS)

@@ -26,7 +26,15 @@ Kind = Literal[
     "slow",
     "clock",
     "disk full",
+    "reboot",
 ]
+
+Backend = Literal["local", "lab"]
+
+LAB_KINDS: tuple[Kind, ...] = ("kill", "restart", "reload", "reboot", "stop", "cut", "reset", "loss", "slow")
+"""What can be done to hosts from outside."""
+
+LOCAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "reboot")
 
 Direction = Literal["both", "up", "down"]
 """Up is from who connects to who listens."""
@@ -152,28 +160,31 @@ def read(file: Path) -> Schedule:
     return msgspec.json.decode(file.read_bytes(), type=Schedule)
 
 
-def generate(
-    seed: int, retention: Retention, seconds: float = 4.0, kinds: Sequence[Kind] = get_args(Kind)
-) -> Schedule:
+def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Backend = "local") -> Schedule:
     """Return the schedule of a seed.
 
     Args:
         seed: Any integer.
         retention: What the consumers keep messages in.
         seconds: How long messages are published, and faults begin.
-        kinds: The faults that there may be.
+        backend: Where it is to run, which decides what can be done.
     """
-    rng = random.Random(f"{seed} {retention} {seconds}")
+    rng = random.Random(f"{seed} {retention} {seconds} {backend}")
     workload = _workload(rng, seconds)
+    kinds = LOCAL_KINDS
+    if backend == "lab":
+        workload = msgspec.structs.replace(workload, consumers=2, producers=2)
+        kinds = LAB_KINDS
     allowed = [kind for kind in kinds if retention == "sqlite" or kind != "disk full"]
     faults: list[Fault] = []
     for _ in range(rng.randint(2, 7)):
         fault = _DRAW[rng.choice(allowed)](rng, workload)
+        if backend == "lab" and fault.kind in HITS_A_LINK:
+            fault = msgspec.structs.replace(fault, target=rng.choice(_between_hosts(workload)))
         faults.append(fault)
         if fault.kind in HITS_THE_PROCESS and rng.random() < 0.2:
             # As when a power failure or an update takes two at once.
-            other = msgspec.structs.replace(fault, target=rng.choice(_nodes(workload)))
-            faults.append(other)
+            faults.append(msgspec.structs.replace(fault, target=rng.choice(_nodes(workload))))
     return Schedule(seed, retention, workload, _without_clashes(faults))
 
 
@@ -203,6 +214,11 @@ def _names(role: str, count: int) -> list[str]:
 
 def _nodes(workload: Workload) -> list[str]:
     return workload.consumer_names + workload.producer_names
+
+
+def _between_hosts(workload: Workload) -> list[str]:
+    """Return the links of which both ends are nodes, and the nodes: the clients share one host."""
+    return _nodes(workload) + [link for link in workload.links if link.startswith("producer")]
 
 
 def _begin(rng: random.Random, workload: Workload) -> float:
@@ -276,7 +292,7 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     # The longest is longer than a ping and its timeout.
     "stop": _process_fault("stop", 0.05, 3.0),
     "cut": _link_fault("cut", lambda _: 0, 3.0),
-    "reset": _link_fault("reset", lambda _: 0, 0),
+    "reset": _link_fault("reset", lambda _: 0, 0, ("both",)),
     "tear": _link_fault("tear", lambda rng: int(2000 ** rng.random()), 2.0, ("up", "down")),
     "half-close": _link_fault("half-close", lambda _: 0, 0, ("up", "down")),
     "loss": _link_fault("loss", lambda rng: rng.uniform(0.02, 0.3), 2.0),
@@ -284,10 +300,13 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "slow": _link_fault("slow", lambda rng: rng.choice([2000, 20_000]), 2.0),
     "clock": _clock,
     "disk full": _disk_full,
+    "reboot": _process_fault("reboot", 0.0, 0.0),
 }
 
-HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop"})
+HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "reboot"})
 """Of these a process can have only one at a time."""
+
+HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})
 
 
 def _without_clashes(faults: Sequence[Fault]) -> list[Fault]:

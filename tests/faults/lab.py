@@ -285,7 +285,7 @@ class LabCluster:
             rules = "; ".join(f"{only}tcp {port} {ports} {verdict}" for port in ("sport", "dport"))
             lines.append(f"chain {hook} {{ type filter hook {hook} priority 0; {rules}; }}")
         nft = ["ip", "netns", "exec", self._namespace(fault), "nft"]
-        await _run([*nft, f"table inet {table} {{ {' '.join(lines)} }}"])
+        await _run([*nft, f"table inet {table} {{ {'; '.join(lines)}; }}"])
         try:
             yield
         finally:

@@ -260,6 +260,9 @@ class _Connection:
         if condition.left_until_tear is not None:
             size = min(size, condition.left_until_tear)
             condition.left_until_tear -= size
+        if writer.is_closing():
+            # The other end is gone; whoever reads from there says how.
+            raise ConnectionAbortedError
         writer.write(data[:size])
         await writer.drain()
         if torn:

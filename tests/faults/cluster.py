@@ -269,7 +269,8 @@ class LoopbackCluster:
 
     async def _reload(self, fault: Fault) -> None:
         node = self.nodes[fault.target]
-        if node.serves:
+        # One that is ending has no handler any more, and one that is starting none yet.
+        if node.serves and node.wanted.is_set():
             node.signal(signal.SIGHUP)
 
     async def _pause(self, fault: Fault) -> None:

@@ -134,7 +134,7 @@ class State(msgspec.Struct, kw_only=True):
         id: 16 hexadecimal digits; offsets of another id mean nothing here.
         topics: What is kept of each topic that is remembered.
         numbers: The last batch number of a (topic, publisher), least recently used first.
-        floor: Where a topic begins that is not remembered: no forgotten topic ever had this offset.
+        floor: Where a topic begins that is not in `topics`: above all offsets of any that was forgotten.
     """
 
     id: str
@@ -227,6 +227,8 @@ class Archive:
 
     async def offset_at(self, topic: str, time: float) -> int:
         """Return the offset of a topic's first record that is not older than a time, else its next.
+
+        It is 0 for a topic that is not remembered.
 
         Raises:
             WsqueueError: The file cannot be read.
@@ -611,7 +613,7 @@ class _Store:
         """Return the offset of the first record that is not older, else the next, by bisection."""
         topic = self._topics.get(self._ids.get(name, 0))
         if topic is None:
-            return self._floor
+            return 0
         low, high = topic.first, topic.next
         found = high
         query = (
@@ -670,7 +672,7 @@ class _Store:
         id_ = self._ids.get(name) or change.ids.get(name)
         if id_ is None:
             id_ = change.ids[name] = self._last_id = self._last_id + 1
-            change.topics[id_] = _Topic(id_, name, self._floor, self._floor)
+            change.topics[id_] = _Topic(id_, name, 0, 0)
         topic = change.topic(id_)
         if offset < topic.next or record.count < 1:
             raise ValueError(f"offset {offset} of topic {name!r} was there before: the next is {topic.next}")
@@ -755,7 +757,8 @@ class _Store:
     def _forget(self, change: _Change) -> None:
         """Forget the topics that have been empty for longest, when there are too many.
 
-        Should one come back, it begins at the floor, above all offsets that it may have had.
+        The caller may remember them until the next start. Should one come back after that, it begins at
+        the floor, above all offsets that it may have had.
         """
         excess = len(self._topics) - MAX_TOPICS
         if excess <= 0:

@@ -16,7 +16,7 @@ import logging
 import random
 import secrets
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
@@ -279,30 +279,35 @@ class Client:
         self._subscriptions.add(subscription)
         return subscription
 
-    async def close(self) -> None:
+    async def close(self, *, confirm: bool = True) -> None:
         """Close every connection, after all that was published is confirmed.
+
+        Args:
+            confirm: False to wait only until a producer has read it.
 
         Raises:
             PublishError: As for `flush`.
             ConnectError: As for `flush`, or not all is confirmed within `open_seconds`.
         """
-        await self._close(wait=True)
+        await self._close(
+            self._publisher and (self._publisher.flush if confirm else self._publisher.all_sent)
+        )
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         # With an exception under way, what was not confirmed does not matter.
-        await self._close(wait=kind is None)
+        await self._close(self._publisher.flush if self._publisher is not None and kind is None else None)
 
-    async def _close(self, *, wait: bool) -> None:
+    async def _close(self, finish: Callable[[], Awaitable[None]] | None) -> None:
         if self._closed:
             return
         self._closed = True
         try:
-            if wait and self._publisher is not None:
+            if finish is not None:
                 async with asyncio.timeout(self.open_seconds):
-                    await self._publisher.flush()
+                    await finish()
         except TimeoutError:
             assert self._publisher is not None
             raise ConnectError(f"{self._publisher.unconfirmed} messages were not confirmed") from None
@@ -656,6 +661,18 @@ class _PublisherLink(_ClientLink):
         if error is not None:
             raise error
 
+    async def all_sent(self) -> None:
+        """Wait until all is sent.
+
+        Raises:
+            WsqueueError: Something nobody waited for was refused.
+        """
+        while self._forming or self._unsent:
+            await self._until_changed()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
     async def stop(self) -> None:
         """Close the connection, and stay down; what is not confirmed fails."""
         if self._guard is not None:
@@ -764,7 +781,7 @@ class _PublisherLink(_ClientLink):
             # A classic producer confirms nothing.
             for number in numbers:
                 self._acknowledge(number, number)
-            self.notify()
+        self.notify()
 
     def _acknowledge(self, first: int, last: int) -> None:
         if last - first < len(self._outstanding):

@@ -77,7 +77,8 @@ async def _on_pipe(
     async def publish_line(line: str) -> None:
         nonlocal count
         await at_most_missing(MAX_MISSING_LINES - 1)
-        await client.publish(topic, line)
+        await client.room()
+        client.publish_nowait(topic, line)
         missing[line] += 1
         count += 1
 

@@ -118,6 +118,7 @@ class LocalCluster:
         port: int,
         directory: Path | None,
         show: Callable[[str, str], None],
+        *,
         retention: RetentionMode = "memory",
     ) -> None:
         self._retention = retention
@@ -151,9 +152,7 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         try:
             self._write_psk()
-            consumers = await self._start(
-                "consumer", self._consumers, **{"retention.mode": self._retention}
-            )
+            consumers = await self._start("consumer", self._consumers, **{"retention.mode": self._retention})
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")
             )

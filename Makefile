@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOPIC ?= news
+SCHEDULES ?= 1000
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
 LAB_HOSTS := consumer1 consumer2 consumer3 producer1 producer2 demo1
 
@@ -31,6 +32,10 @@ test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+.PHONY: test-faults
+test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour on two cores (SCHEDULES=1000): docs/faults.md
+	$(BIN)/python -m tests.faults --schedules $(SCHEDULES)
 
 .PHONY: bench
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md

@@ -53,8 +53,12 @@ class LocalNode:
             WsqueueError: It ended or did not start in time.
         """
         waiting = asyncio.create_task(self._started.wait())
-        await asyncio.wait([waiting, self.ended], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-        waiting.cancel()
+        try:
+            await asyncio.wait(
+                [waiting, self.ended], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
         if not self._started.is_set():
             raise WsqueueError(f"{self.name} did not start: {self.outcome()}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,3 +82,17 @@ class OwnLab:
 def skip_if_the_lab_cannot_run(result: subprocess.CompletedProcess[str]) -> None:
     if result.returncode == CANNOT:
         pytest.skip(result.stderr.splitlines()[-1])
+
+
+def build(directory: Path, version: str) -> Path:
+    """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
+    for name in ("wsqueue", "scripts"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, directory / name)
+    file = directory / "wsqueue" / "version.py"
+    file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
+    built = subprocess.run(
+        [directory / "scripts" / "zipapp", ROOT / ".venv"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return directory / built.stdout.strip()

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 
-from .labs import BIN, ROOT, OwnLab
+from .labs import BIN, ROOT, OwnLab, build
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -238,20 +238,6 @@ def assert_nothing_changed(output: str) -> None:
     counts = recap(output)
     assert set(HOSTS) <= set(counts)
     assert {host: one["changed"] for host, one in counts.items()} == dict.fromkeys(counts, 0)
-
-
-def build(directory: Path, version: str) -> Path:
-    """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
-    for name in ("wsqueue", "scripts"):
-        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
-        shutil.copy(ROOT / name, directory / name)
-    file = directory / "wsqueue" / "version.py"
-    file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
-    built = subprocess.run(
-        [directory / "scripts" / "zipapp", ROOT / ".venv"], stdout=subprocess.PIPE, text=True, check=True
-    )
-    return directory / built.stdout.strip()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The fault suite: seeded schedules of faults against a cluster, and a checker of what its clients saw."""

@@ -1,0 +1,291 @@
+"""Whether the histories of publishers and subscribers keep what wsqueue promises.
+
+With retention `sqlite` every subscriber gets every acknowledged message of its topics, once, in the order in
+which each publisher published on the topic, and no gap. With `memory` likewise, but for what a gap excuses:
+one that was announced to that subscriber on that topic, after its consumer had ended uncleanly. What a
+publisher was not told is acknowledged may come or not, and once at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+import msgspec
+
+from .schedule import Retention
+from .workers import Record
+
+SHOWN = 10
+"""Violations of one sort that are told one by one: one defect can make thousands."""
+
+Identity = tuple[str, int]
+"""The publisher and number of a message."""
+
+End = tuple[float, float]
+"""Between which times a consumer ended without a chance to save anything."""
+
+
+class Life(msgspec.Struct, frozen=True):
+    """What one subscriber saw from its start to its end; one that is started again has another life.
+
+    Attributes:
+        name: Of the subscriber.
+        topics: To which it subscribed.
+        records: Its history.
+        killed: Whether it was ended before it could get everything.
+    """
+
+    name: str
+    topics: Sequence[str]
+    records: Sequence[Record]
+    killed: bool = False
+
+
+class Verdict(msgspec.Struct):
+    """What the histories say.
+
+    Attributes:
+        attempted: Messages that were to be published.
+        acknowledged: Messages whose publishers were told that they are safe.
+        unsettled: Messages whose publishers were told nothing at all.
+        delivered: Messages that came to at least one subscriber.
+        lost: Acknowledged messages that a subscriber did not get, counted for each subscriber.
+        duplicated: Deliveries beyond the first, likewise.
+        unexpected: Deliveries of what nobody published there, and gaps without a reason, likewise.
+        out_of_order: Deliveries before which a later one had come, likewise.
+        gaps: Gaps announced, likewise.
+        violations: Sentences, not all when they are many.
+    """
+
+    attempted: int = 0
+    acknowledged: int = 0
+    unsettled: int = 0
+    delivered: int = 0
+    lost: int = 0
+    duplicated: int = 0
+    unexpected: int = 0
+    out_of_order: int = 0
+    gaps: int = 0
+    violations: list[str] = []
+
+    @property
+    def good(self) -> bool:
+        """Tell whether everything promised was kept."""
+        return not (self.lost or self.duplicated or self.unexpected or self.out_of_order or self.unsettled)
+
+    def __str__(self) -> str:
+        return (
+            f"attempted {self.attempted}, acknowledged {self.acknowledged}, delivered {self.delivered}, "
+            f"lost {self.lost}, duplicated {self.duplicated}, unexpected {self.unexpected}, "
+            f"out of order {self.out_of_order}, gaps announced {self.gaps}"
+        )
+
+
+def check(
+    published: Iterable[Record],
+    lives: Sequence[Life],
+    retention: Retention,
+    unclean: Mapping[str, Sequence[End]] | None = None,
+) -> Verdict:
+    """Return the verdict on all histories of one schedule.
+
+    Args:
+        published: The records of all publishers.
+        lives: What the subscribers saw.
+        retention: What the consumers kept messages in.
+        unclean: The unclean ends of the consumer of each topic.
+    """
+    return _Check(published, retention, unclean or {}).verdict_on(lives)
+
+
+class _Check:
+    def __init__(
+        self, published: Iterable[Record], retention: Retention, unclean: Mapping[str, Sequence[End]]
+    ) -> None:
+        self.attempted: dict[Identity, Record] = {}
+        self.acknowledged: dict[Identity, Record] = {}
+        self.retention, self.unclean = retention, unclean
+        self.told = Counter[str]()
+        self.violations: list[str] = []
+        settled: set[Identity] = set()
+        for record in published:
+            identity = record.publisher, record.number
+            if record.event == "attempted":
+                self.attempted[identity] = record
+            elif record.event in {"acknowledged", "failed"}:
+                settled.add(identity)
+                if record.event == "acknowledged":
+                    self.acknowledged[identity] = record
+        for identity in self.attempted.keys() - settled:
+            self.tell("unsettled", f"{_name(identity)} was neither acknowledged nor refused")
+        # In the order of each publisher, by topic.
+        self.owed: dict[str, list[Identity]] = defaultdict(list)
+        for identity in sorted(self.acknowledged):
+            self.owed[self.acknowledged[identity].topic].append(identity)
+        self.delivered: set[Identity] = set()
+        self.logged: dict[tuple[str, str, int], Identity] = {}
+
+    def tell(self, sort: str, sentence: str) -> None:
+        """Count a violation."""
+        self.told[sort] += 1
+        if self.told[sort] <= SHOWN:
+            self.violations.append(f"{sort}: {sentence}")
+        elif self.told[sort] == SHOWN + 1:
+            self.violations.append(f"{sort}: and more")
+
+    def verdict_on(self, lives: Sequence[Life]) -> Verdict:
+        """Return the verdict, having looked at each life."""
+        gaps = sum(_LifeCheck(self, life).gaps for life in lives)
+        return Verdict(
+            attempted=len(self.attempted),
+            acknowledged=len(self.acknowledged),
+            unsettled=self.told["unsettled"],
+            delivered=len(self.delivered),
+            lost=self.told["lost"],
+            duplicated=self.told["duplicated"],
+            unexpected=self.told["unexpected"],
+            out_of_order=self.told["out of order"],
+            gaps=gaps,
+            violations=self.violations,
+        )
+
+
+class _Gap(msgspec.Struct):
+    """A gap on one topic: where in the life it stands, and how many more messages it can excuse."""
+
+    index: int
+    at: float
+    left: float
+
+
+class _LifeCheck:
+    """Go through the life of one subscriber, and then look for what is missing in it."""
+
+    def __init__(self, check: _Check, life: Life) -> None:
+        self.check, self.life = check, life
+        self.gaps = 0
+        self.places: dict[Identity, int] = {}
+        self.highest: dict[tuple[str, str], int] = {}
+        self.offsets: dict[tuple[str, str], int] = {}
+        self.gaps_of: dict[str, list[_Gap]] = defaultdict(list)
+        self.subscribed = float("inf")
+        for index, record in enumerate(life.records):
+            if record.event == "subscribed":
+                self.subscribed = record.at
+            elif record.event == "delivered":
+                self.take_delivery(index, record)
+            elif record.event == "damaged":
+                self.tell("unexpected", f"what nobody published on {record.topic!r}: {record.text!r}")
+            elif record.event == "gap":
+                self.take_gap(index, record)
+        if not life.killed:
+            for topic in life.topics:
+                self.look_for_missing(topic)
+
+    def tell(self, sort: str, sentence: str) -> None:
+        self.check.tell(sort, f"{self.life.name}: {sentence}")
+
+    def take_delivery(self, index: int, record: Record) -> None:
+        identity = record.publisher, record.number
+        what = f"{_name(identity)} on {record.topic!r}"
+        attempted = self.check.attempted.get(identity)
+        if attempted is None or attempted.topic != record.topic or record.topic not in self.life.topics:
+            self.tell("unexpected", f"{what}, which nobody published there")
+            return
+        self.check.delivered.add(identity)
+        if identity in self.places:
+            self.tell("duplicated", what)
+            return
+        self.places[identity] = index
+        if record.log:
+            self.check_offset(record, identity, what)
+        highest = self.highest.get((record.publisher, record.topic), -1)
+        if record.number < highest:
+            self.tell("out of order", f"{what} after {record.publisher}/{highest}")
+        self.highest[record.publisher, record.topic] = max(highest, record.number)
+
+    def check_offset(self, record: Record, identity: Identity, what: str) -> None:
+        """Check that a log has one message at an offset, and hands them out by rising offsets."""
+        before = self.offsets.get((record.topic, record.log), -1)
+        if record.offset <= before:
+            self.tell("out of order", f"{what} with offset {record.offset} after {before}")
+        self.offsets[record.topic, record.log] = record.offset
+        known = self.check.logged.setdefault((record.topic, record.log, record.offset), identity)
+        if known != identity:
+            self.tell("unexpected", f"{what} with the offset {record.offset} of {_name(known)}")
+
+    def take_gap(self, index: int, record: Record) -> None:
+        self.gaps += 1
+        before = self.gaps_of[record.topic]
+        ends = [end for end in self.check.unclean.get(record.topic, ()) if end[0] < record.at]
+        if (
+            self.check.retention != "memory"
+            or record.topic not in self.life.topics
+            or len(before) >= len(ends)
+        ):
+            self.tell(
+                "unexpected", f"a gap of {record.missed} on {record.topic!r}, where nothing can be gone"
+            )
+            return
+        before.append(_Gap(index, record.at, float("inf") if record.missed is None else record.missed))
+
+    def look_for_missing(self, topic: str) -> None:
+        """Count what this subscriber should have got, and excuse what can lie in its gaps."""
+        missing: dict[Identity, list[_Gap]] = {}
+        for identity in self.check.owed[topic]:
+            if identity not in self.places:
+                missing[identity] = []
+        if not missing:
+            return
+        bounds = self.bounds_of(topic, missing)
+        lost = []
+        # A gap excuses only so many: those first that a later gap cannot excuse.
+        for identity in missing:
+            candidates = [
+                gap for gap in self.gaps_of[topic] if self.can_lie_in(gap, identity, bounds[identity])
+            ]
+            missing[identity] = candidates
+        for identity, candidates in sorted(
+            missing.items(), key=lambda item: item[1][-1].index if item[1] else -1
+        ):
+            gap = next((gap for gap in candidates if gap.left > 0), None)
+            if gap is not None:
+                gap.left -= 1
+            elif not self.was_gone_before(identity):
+                lost.append(identity)
+        for identity in sorted(lost):
+            at = self.check.acknowledged[identity].at
+            self.tell("lost", f"{_name(identity)} on {topic!r}, acknowledged at {at:.3f}")
+
+    def bounds_of(self, topic: str, missing: Iterable[Identity]) -> dict[Identity, tuple[float, float]]:
+        """Return between which places of the life each missing message belongs, by its publisher's others."""
+        came: dict[str, list[tuple[int, int]]] = defaultdict(list)
+        for (publisher, number), index in self.places.items():
+            if self.check.attempted[publisher, number].topic == topic:
+                came[publisher].append((number, index))
+        bounds: dict[Identity, tuple[float, float]] = {}
+        for publisher, number in missing:
+            after = max((index for other, index in came[publisher] if other < number), default=-1)
+            before = min((index for other, index in came[publisher] if other > number), default=float("inf"))
+            bounds[publisher, number] = (after, before)
+        return bounds
+
+    def can_lie_in(self, gap: _Gap, identity: Identity, bounds: tuple[float, float]) -> bool:
+        """Tell whether a message may be among those that went when the consumer ended before this gap."""
+        after, before = bounds
+        attempted = self.check.attempted[identity]
+        ends = self.check.unclean.get(attempted.topic, ())
+        return after < gap.index < before and any(attempted.at < end[1] and end[0] < gap.at for end in ends)
+
+    def was_gone_before(self, identity: Identity) -> bool:
+        """Tell whether a message may have gone before this subscriber came, so that nobody could tell it."""
+        if self.check.retention != "memory":
+            return False
+        attempted = self.check.attempted[identity]
+        ends = self.check.unclean.get(attempted.topic, ())
+        return any(attempted.at < end[1] and end[0] < self.subscribed for end in ends)
+
+
+def _name(identity: Identity) -> str:
+    return f"{identity[0]}/{identity[1]}"

@@ -1,0 +1,255 @@
+"""Run one schedule: start a cluster and its clients, do the harm, let all end, and judge what they saw."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from wsqueue.errors import WsqueueError
+from wsqueue.routing import router
+
+from .checker import Life, Verdict, check
+from .cluster import ROOT, Cluster
+from .schedule import Fault, Schedule
+from .workers import Job, Record, read_history
+
+SUBSCRIBE_SECONDS = 30.0
+"""How long the first subscribers may take, on a busy machine."""
+
+PATIENCE_SECONDS = 30.0
+"""What has not come so long after the last that came is lost."""
+
+SETTLE_SECONDS = 0.3
+"""What comes twice comes soon after the rest."""
+
+POLL_SECONDS = 0.1
+
+
+class Outcome(msgspec.Struct):
+    """What a schedule led to.
+
+    Attributes:
+        schedule: That was run.
+        verdict: On what the clients saw.
+        problems: What else went wrong.
+        notes: Faults that could not be done here, and why.
+        seconds: How long it took.
+    """
+
+    schedule: Schedule
+    verdict: Verdict
+    problems: list[str]
+    notes: list[str]
+    seconds: float
+
+    @property
+    def good(self) -> bool:
+        """Tell whether nothing went wrong."""
+        return self.verdict.good and not self.problems
+
+
+async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
+    """Run a schedule on a cluster, and leave all histories and logs in a directory."""
+    began = time.monotonic()
+    harness = Harness(schedule, cluster, directory)
+    schedule.write(directory / "schedule.json")
+    try:
+        await cluster.start()
+        async with harness.clients():
+            await harness.wait_subscribed()
+            await harness.do_harm()
+            await harness.wait_for_all()
+    except WsqueueError as error:
+        cluster.problems.append(str(error))
+    finally:
+        await cluster.stop()
+    verdict = harness.verdict()
+    (directory / "verdict.txt").write_text(
+        "\n".join([str(verdict), *verdict.violations, *cluster.problems, ""])
+    )
+    return Outcome(schedule, verdict, cluster.problems, cluster.notes, time.monotonic() - began)
+
+
+class Worker:
+    """One publisher or subscriber, each life a process."""
+
+    def __init__(self, schedule: Schedule, name: str, config: Path, directory: Path) -> None:
+        self.name, self.directory, self.lives = name, directory, 0
+        self.role: Literal["publisher", "subscriber"] = (
+            "publisher" if name.startswith("publisher") else "subscriber"
+        )
+        self.process: asyncio.subprocess.Process | None = None
+        workload = schedule.workload
+        topics = workload.topics
+        if self.role == "subscriber":
+            topics = workload.subscriptions[workload.subscriber_names.index(name)]
+        self._job = Job(
+            name=name,
+            role=self.role,
+            config=str(config),
+            history="",
+            topics=topics,
+            seed=schedule.seed,
+            rate=workload.rate,
+            window=workload.window,
+            sizes=workload.sizes,
+            seconds=workload.seconds,
+        )
+
+    @property
+    def topics(self) -> list[str]:
+        """Return what it publishes or subscribes."""
+        return self._job.topics
+
+    def history_file(self, life: int) -> Path:
+        """Return where the records of a life are."""
+        return self.directory / f"{self.name}.{life}.jsonl"
+
+    async def start(self) -> None:
+        """Begin a life."""
+        self.lives += 1
+        job = msgspec.structs.replace(self._job, history=str(self.history_file(self.lives)))
+        file = self.directory / f"{self.name}.job.json"
+        file.write_bytes(msgspec.json.encode(job))
+        with (self.directory / f"{self.name}.log").open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "tests.faults.workers", str(file)),
+                cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless it has ended."""
+        if self.process is not None and self.process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self.process.send_signal(number)
+
+    async def kill(self) -> None:
+        """End this life."""
+        self.signal(signal.SIGKILL)
+        if self.process is not None:
+            await self.process.wait()
+
+
+class Harness:
+    """Hold the workers of a schedule and lead them through it."""
+
+    def __init__(self, schedule: Schedule, cluster: Cluster, directory: Path) -> None:
+        self.schedule, self.cluster, self.directory = schedule, cluster, directory
+        workload = schedule.workload
+        self.publishers, self.subscribers = (
+            [Worker(schedule, name, cluster.client_files[name], directory) for name in names]
+            for names in (workload.publisher_names, workload.subscriber_names)
+        )
+
+    @contextlib.asynccontextmanager
+    async def clients(self) -> AsyncIterator[None]:
+        """Start the subscribers, and end all workers at the end."""
+        try:
+            for subscriber in self.subscribers:
+                await subscriber.start()
+            yield
+        finally:
+            self._look_for_failed_workers()
+            await asyncio.gather(*(worker.kill() for worker in self.workers))
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Return all of them."""
+        return self.publishers + self.subscribers
+
+    async def wait_subscribed(self) -> None:
+        """Return once all subscribers have subscribed, or will not."""
+        deadline = time.monotonic() + SUBSCRIBE_SECONDS
+        for subscriber in self.subscribers:
+            while not any(
+                record.event == "subscribed" for record in read_history(subscriber.history_file(1))
+            ):
+                if time.monotonic() > deadline:
+                    self.cluster.problems.append(f"{subscriber.name} could not subscribe")
+                    return
+                await asyncio.sleep(POLL_SECONDS / 2)
+
+    async def do_harm(self) -> None:
+        """Start the publishers, and do each fault at its time; return when all are undone."""
+        for publisher in self.publishers:
+            await publisher.start()
+        async with asyncio.TaskGroup() as tasks:
+            for fault in self.schedule.faults:
+                tasks.create_task(self._apply(fault))
+        await self.cluster.heal()
+        for worker in self.workers:
+            worker.signal(signal.SIGCONT)
+
+    async def wait_for_all(self) -> None:
+        """Return when every message has its outcome and every subscriber what it is owed, or will not."""
+        size, changed = -1, time.monotonic()
+        while time.monotonic() < changed + PATIENCE_SECONDS:
+            await asyncio.sleep(POLL_SECONDS)
+            now = sum(file.stat().st_size for file in self.directory.glob("*.jsonl"))
+            if now != size:
+                size, changed = now, time.monotonic()
+            publishing = any(one.process and one.process.returncode is None for one in self.publishers)
+            if not publishing and not self.verdict().lost:
+                await asyncio.sleep(SETTLE_SECONDS)
+                return
+        for publisher in self.publishers:
+            if publisher.process is not None and publisher.process.returncode is None:
+                self.cluster.problems.append(f"{publisher.name} does not come to an end")
+
+    def verdict(self) -> Verdict:
+        """Return what the histories say so far."""
+        published: list[Record] = []
+        for publisher in self.publishers:
+            published += read_history(publisher.history_file(1))
+        lives = [
+            Life(
+                name=f"{subscriber.name} (life {life})" if subscriber.lives > 1 else subscriber.name,
+                topics=subscriber.topics,
+                records=read_history(subscriber.history_file(life)),
+                killed=life < subscriber.lives,
+            )
+            for subscriber in self.subscribers
+            for life in range(1, subscriber.lives + 1)
+        ]
+        workload = self.schedule.workload
+        consumer_of = router(workload.consumers)
+        unclean = {
+            topic: self.cluster.unclean.get(workload.consumer_names[consumer_of(topic)], [])
+            for topic in workload.topics
+        }
+        return check(published, lives, self.schedule.retention, unclean)
+
+    async def _apply(self, fault: Fault) -> None:
+        await asyncio.sleep(fault.at)
+        worker = next((worker for worker in self.workers if worker.name == fault.target), None)
+        if worker is None or fault.kind not in {"kill", "stop"}:
+            await self.cluster.apply(fault)
+        elif fault.kind == "kill":
+            await worker.kill()
+            await asyncio.sleep(fault.seconds)
+            await worker.start()
+        else:
+            worker.signal(signal.SIGSTOP)
+            await asyncio.sleep(fault.seconds)
+            worker.signal(signal.SIGCONT)
+
+    def _look_for_failed_workers(self) -> None:
+        for worker in self.workers:
+            status = worker.process.returncode if worker.process is not None else None
+            if status:
+                self.cluster.problems.append(
+                    f"{worker.name} failed with status {status}: see {worker.name}.log"
+                )

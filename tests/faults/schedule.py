@@ -1,0 +1,322 @@
+"""What is done to a cluster and when, out of a seed: the same seed gives the same schedule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal, get_args
+
+import msgspec
+
+Retention = Literal["memory", "sqlite"]
+
+Kind = Literal[
+    "kill",
+    "interrupt",
+    "restart",
+    "reload",
+    "stop",
+    "cut",
+    "reset",
+    "tear",
+    "half-close",
+    "loss",
+    "delay",
+    "slow",
+    "clock",
+    "disk full",
+    "reboot",
+]
+
+Backend = Literal["local", "lab"]
+
+LAB_KINDS: tuple[Kind, ...] = ("kill", "restart", "reload", "reboot", "stop", "cut", "reset", "loss", "slow")
+"""What can be done to hosts from outside."""
+
+LOCAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "reboot")
+
+Direction = Literal["both", "up", "down"]
+"""Up is from who connects to who listens."""
+
+FIRST_FAULT = 0.2
+"""Seconds: some messages flow before it, so that there is something to lose."""
+
+TOPICS = ("news", "sport", "a/b", "weather today", "ünï😀", "0", "x" * 200, "%2F")
+
+
+class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One thing that is done to one target, and undone some time later.
+
+    Attributes:
+        at: Seconds from the begin of the publishing.
+        seconds: How long it lasts; a process that was ended starts again then.
+        kind: What is done.
+        target: A process as `consumer-1`, or a link between two as `producer-1>consumer-1`; a link's fault
+            with a process for its target is done to all links of that process.
+        amount: Of `interrupt`, the seconds from SIGTERM to SIGKILL; of `tear`, the bytes that still pass; of
+            `loss`, the share of reads that are late as by a retransmission; of `delay`, the seconds; of
+            `slow`, bytes a second; of `clock`, the seconds by which it is set.
+        direction: Of a link's fault.
+    """
+
+    at: float
+    seconds: float
+    kind: Kind
+    target: str
+    amount: float = 0.0
+    direction: Direction = "both"
+
+    def __str__(self) -> str:
+        more = f" {self.amount:g}" if self.amount else ""
+        way = f" {self.direction}" if self.direction != "both" else ""
+        return f"{self.at:.2f} s: {self.kind}{more}{way} {self.target} for {self.seconds:.2f} s"
+
+
+class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who publishes and subscribes what, meanwhile.
+
+    Attributes:
+        consumers: How many of these nodes there are.
+        producers: Likewise.
+        subscriptions: The topics of each subscriber.
+        topics: On which all publishers publish, each message on one of them.
+        publishers: How many there are.
+        rate: Messages a second of each publisher, when nothing holds it up.
+        window: Messages that each publisher has under way at once.
+        sizes: Bytes of data in a message, one of these.
+        seconds: How long they publish.
+    """
+
+    consumers: int
+    producers: int
+    subscriptions: list[list[str]]
+    topics: list[str]
+    publishers: int
+    rate: float
+    window: int
+    sizes: list[int]
+    seconds: float
+
+    @property
+    def consumer_names(self) -> list[str]:
+        """Return the names of the consumers, in the order in which topics are hashed to them."""
+        return _names("consumer", self.consumers)
+
+    @property
+    def producer_names(self) -> list[str]:
+        """Return the names of the producers."""
+        return _names("producer", self.producers)
+
+    @property
+    def publisher_names(self) -> list[str]:
+        """Return the names of the publishers."""
+        return _names("publisher", self.publishers)
+
+    @property
+    def subscriber_names(self) -> list[str]:
+        """Return the names of the subscribers."""
+        return _names("subscriber", len(self.subscriptions))
+
+    @property
+    def links(self) -> list[str]:
+        """Return the names of the links, `who connects>who listens`."""
+        return [
+            f"{one}>{other}"
+            for some, others in (
+                (self.publisher_names, self.producer_names),
+                (self.producer_names, self.consumer_names),
+                (self.subscriber_names, self.consumer_names),
+            )
+            for one in some
+            for other in others
+        ]
+
+
+class Schedule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A workload and the faults that it must survive."""
+
+    seed: int
+    retention: Retention
+    workload: Workload
+    faults: list[Fault]
+
+    @property
+    def name(self) -> str:
+        """Return a name for files and lines of output."""
+        return f"seed-{self.seed}-{self.retention}"
+
+    def write(self, file: Path) -> None:
+        """Write it as JSON."""
+        file.write_bytes(msgspec.json.format(msgspec.json.encode(self)) + b"\n")
+
+
+def read(file: Path) -> Schedule:
+    """Return the schedule in a JSON file.
+
+    Raises:
+        msgspec.ValidationError: The file holds something else.
+    """
+    return msgspec.json.decode(file.read_bytes(), type=Schedule)
+
+
+def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Backend = "local") -> Schedule:
+    """Return the schedule of a seed.
+
+    Args:
+        seed: Any integer.
+        retention: What the consumers keep messages in.
+        seconds: How long messages are published, and faults begin.
+        backend: Where it is to run, which decides what can be done.
+    """
+    rng = random.Random(f"{seed} {retention} {seconds} {backend}")
+    workload = _workload(rng, seconds)
+    kinds = LOCAL_KINDS
+    if backend == "lab":
+        workload = msgspec.structs.replace(workload, consumers=2, producers=2)
+        kinds = LAB_KINDS
+    allowed = [kind for kind in kinds if retention == "sqlite" or kind != "disk full"]
+    faults: list[Fault] = []
+    for _ in range(rng.randint(2, 7)):
+        fault = _DRAW[rng.choice(allowed)](rng, workload)
+        if backend == "lab" and fault.kind in HITS_A_LINK:
+            fault = msgspec.structs.replace(fault, target=rng.choice(_between_hosts(workload)))
+        faults.append(fault)
+        if fault.kind in HITS_THE_PROCESS and rng.random() < 0.2:
+            # As when a power failure or an update takes two at once.
+            faults.append(msgspec.structs.replace(fault, target=rng.choice(_nodes(workload))))
+    return Schedule(seed, retention, workload, _without_clashes(faults))
+
+
+def _workload(rng: random.Random, seconds: float) -> Workload:
+    topics = rng.sample(TOPICS, rng.randint(1, 5))
+    window = rng.choice([1, 1, 8, 64])
+    large = rng.random() < 0.25
+    return Workload(
+        consumers=rng.choice([1, 2, 2, 3]),
+        producers=rng.choice([1, 2, 2]),
+        subscriptions=[
+            topics if index == 0 or rng.random() < 0.5 else rng.sample(topics, rng.randint(1, len(topics)))
+            for index in range(rng.randint(1, 3))
+        ],
+        topics=topics,
+        publishers=rng.randint(1, 3),
+        rate=rng.choice([20.0, 60.0, 150.0]) / (4 if large else 1),
+        window=window,
+        sizes=[40, 100_000, 1000] if large else [40, 40, 1000],
+        seconds=seconds,
+    )
+
+
+def _names(role: str, count: int) -> list[str]:
+    return [f"{role}-{number}" for number in range(1, count + 1)]
+
+
+def _nodes(workload: Workload) -> list[str]:
+    return workload.consumer_names + workload.producer_names
+
+
+def _between_hosts(workload: Workload) -> list[str]:
+    """Return the links of which both ends are nodes, and the nodes: the clients share one host."""
+    return _nodes(workload) + [link for link in workload.links if link.startswith("producer")]
+
+
+def _begin(rng: random.Random, workload: Workload) -> float:
+    return round(rng.uniform(FIRST_FAULT, max(FIRST_FAULT, workload.seconds - 0.3)), 3)
+
+
+def _link_target(rng: random.Random, workload: Workload) -> str:
+    """Return a link, or a process, which stands for all its links."""
+    return rng.choice(workload.links if rng.random() < 0.6 else _nodes(workload))
+
+
+def _process_fault(kind: Kind, shortest: float, longest: float) -> Callable[[random.Random, Workload], Fault]:
+    def draw(rng: random.Random, workload: Workload) -> Fault:
+        targets = _nodes(workload)
+        if kind in {"kill", "stop"} and rng.random() < 0.25:
+            targets = workload.subscriber_names + (workload.publisher_names if kind == "stop" else [])
+        return Fault(
+            at=_begin(rng, workload),
+            seconds=round(rng.uniform(shortest, longest), 3),
+            kind=kind,
+            target=rng.choice(targets),
+            amount=round(rng.uniform(0, 0.15), 3) if kind == "interrupt" else 0.0,
+        )
+
+    return draw
+
+
+def _link_fault(
+    kind: Kind,
+    amount: Callable[[random.Random], float],
+    longest: float,
+    directions: Sequence[Direction] = ("both", "both", "up", "down"),
+) -> Callable[[random.Random, Workload], Fault]:
+    def draw(rng: random.Random, workload: Workload) -> Fault:
+        return Fault(
+            at=_begin(rng, workload),
+            seconds=round(rng.uniform(0.1, longest), 3) if longest else 0.0,
+            kind=kind,
+            target=_link_target(rng, workload),
+            amount=round(amount(rng), 4),
+            direction=rng.choice(directions),
+        )
+
+    return draw
+
+
+def _clock(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=round(rng.uniform(0.2, 2), 3),
+        kind="clock",
+        target=rng.choice(_nodes(workload)),
+        amount=rng.choice([-86_400.0, -3600.0, -2.0, 2.0, 3600.0, 86_400.0 * 400]),
+    )
+
+
+def _disk_full(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=round(rng.uniform(0.2, 1.5), 3),
+        kind="disk full",
+        target=rng.choice(workload.consumer_names),
+    )
+
+
+_DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
+    "kill": _process_fault("kill", 0.0, 1.5),
+    "interrupt": _process_fault("interrupt", 0.0, 1.0),
+    "restart": _process_fault("restart", 0.0, 1.0),
+    "reload": _process_fault("reload", 0.0, 0.0),
+    # The longest is longer than a ping and its timeout.
+    "stop": _process_fault("stop", 0.05, 3.0),
+    "cut": _link_fault("cut", lambda _: 0, 3.0),
+    "reset": _link_fault("reset", lambda _: 0, 0, ("both",)),
+    "tear": _link_fault("tear", lambda rng: int(2000 ** rng.random()), 2.0, ("up", "down")),
+    "half-close": _link_fault("half-close", lambda _: 0, 0, ("up", "down")),
+    "loss": _link_fault("loss", lambda rng: rng.uniform(0.02, 0.3), 2.0),
+    "delay": _link_fault("delay", lambda rng: rng.choice([0.005, 0.05, 0.3]), 2.0),
+    "slow": _link_fault("slow", lambda rng: rng.choice([2000, 20_000]), 2.0),
+    "clock": _clock,
+    "disk full": _disk_full,
+    "reboot": _process_fault("reboot", 0.0, 0.0),
+}
+
+HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "reboot"})
+"""Of these a process can have only one at a time."""
+
+HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})
+
+
+def _without_clashes(faults: Sequence[Fault]) -> list[Fault]:
+    """Return the faults in their order, without those that hit a process that another has hit just then."""
+    busy_until: dict[tuple[str, str], float] = {}
+    kept = []
+    for fault in sorted(faults, key=lambda fault: fault.at):
+        what = (fault.target, "process" if fault.kind in HITS_THE_PROCESS else fault.kind)
+        if fault.at >= busy_until.get(what, 0.0):
+            # A process needs a moment to begin again.
+            busy_until[what] = fault.at + fault.seconds + fault.amount * (fault.kind == "interrupt") + 0.3
+            kept.append(fault)
+    return kept

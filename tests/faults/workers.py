@@ -1,0 +1,199 @@
+"""The publishers and subscribers of a schedule, a process each: `python -m tests.faults.workers FILE`.
+
+They write what they did and saw as JSON lines, each at once, so that a history survives the process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import sys
+import time
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import uvloop
+
+import wsqueue
+
+OPEN_SECONDS = 6.0
+"""How long the clients wait for a node that does not answer: longer than most faults."""
+
+PAUSE_SECONDS = 0.1
+"""Before a subscriber tries again where no node answered."""
+
+
+class Record(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of a history.
+
+    Attributes:
+        event: Of a publisher `attempted`, `acknowledged` or `failed`; of a subscriber `subscribed`,
+            `delivered`, `damaged` (what came is not what anybody published) or `gap`; of both `error`.
+        at: By a clock that all processes of this machine share.
+        publisher: Of the message.
+        number: Of the message, counted by its publisher over all topics.
+        topic: Of the message or gap.
+        offset: Of the delivery.
+        log: Of the delivery: offsets of other logs cannot be compared.
+        missed: Of a gap; None when nobody knows.
+        text: Whatever helps to understand an `error`, `failed` or `damaged`.
+    """
+
+    event: Literal[
+        "attempted", "acknowledged", "failed", "subscribed", "delivered", "damaged", "gap", "error"
+    ]
+    at: float
+    publisher: str = ""
+    number: int = -1
+    topic: str = ""
+    offset: int = -1
+    log: str = ""
+    missed: int | None = None
+    text: str = ""
+
+
+class Job(msgspec.Struct, frozen=True):
+    """What one worker has to do.
+
+    Attributes:
+        name: Of the worker, in every record.
+        role: Publisher or subscriber.
+        config: The configuration of its client.
+        history: Where to write records, after what is there.
+        topics: To publish or subscribe.
+        seed: Of the choice of topics and sizes.
+        rate: Messages a second.
+        window: Messages under way at once.
+        sizes: Bytes of data.
+        seconds: How long to publish.
+    """
+
+    name: str
+    role: Literal["publisher", "subscriber"]
+    config: str
+    history: str
+    topics: list[str]
+    seed: int = 0
+    rate: float = 0.0
+    window: int = 1
+    sizes: list[int] = []
+    seconds: float = 0.0
+
+
+def message(publisher: str, number: int, size: int) -> str:
+    """Return the data of a message: whose it is, and what is nobody else's."""
+    head = f"{publisher} {number} {size} "
+    pad = hashlib.sha256(head.encode()).hexdigest()
+    return head + (pad * (size // len(pad) + 1))[:size]
+
+
+def parse(data: str) -> tuple[str, int] | None:
+    """Return the publisher and number of a message, None when it is not exactly what one published."""
+    fields = data.split(" ", 3)
+    if len(fields) != 4 or not fields[1].isdecimal() or not fields[2].isdecimal() or len(fields[2]) > 7:
+        return None
+    publisher, number, size = fields[0], int(fields[1]), int(fields[2])
+    return (publisher, number) if data == message(publisher, number, size) else None
+
+
+class History:
+    """Append records to a file, each in one write."""
+
+    def __init__(self, file: Path) -> None:
+        self._descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        self._encode = msgspec.json.Encoder().encode
+
+    def write(self, record: Record) -> None:
+        """Write a line, which the kernel has when this returns."""
+        os.write(self._descriptor, self._encode(record) + b"\n")
+
+
+def read_history(file: Path) -> list[Record]:
+    """Return the records of a file, without a last line that is not complete."""
+    if not file.exists():
+        return []
+    complete = file.read_bytes().rpartition(b"\n")[0]
+    return msgspec.json.Decoder(Record).decode_lines(complete)
+
+
+async def publish(job: Job) -> None:
+    """Publish for some time at some rate, and return when every message has its outcome."""
+    rng = random.Random(f"{job.seed} {job.name}")
+    history, window = History(Path(job.history)), asyncio.Semaphore(job.window)
+    clock = asyncio.get_running_loop().time
+
+    async with wsqueue.connect(job.config, open_seconds=OPEN_SECONDS) as client, asyncio.TaskGroup() as tasks:
+
+        async def one(number: int, topic: str) -> None:
+            record = Record("attempted", time.monotonic(), job.name, number, topic)
+            history.write(record)
+            try:
+                await client.publish(topic, message(job.name, number, rng.choice(job.sizes)))
+            except wsqueue.WsqueueError as error:
+                text = f"{type(error).__name__}: {error}"
+                outcome = msgspec.structs.replace(record, event="failed", at=time.monotonic(), text=text)
+            else:
+                outcome = msgspec.structs.replace(record, event="acknowledged", at=time.monotonic())
+            history.write(outcome)
+            window.release()
+
+        due, number = clock(), 0
+        end = due + job.seconds
+        while clock() < end:
+            await window.acquire()
+            # Tasks start in the order in which they are made, so this is the order of publishing.
+            tasks.create_task(one(number, rng.choice(job.topics)))
+            number += 1
+            # What was held up is not made up for.
+            due = max(due + 1 / job.rate, clock())
+            await asyncio.sleep(due - clock())
+
+
+async def subscribe(job: Job) -> None:
+    """Write down what comes, until killed."""
+    history = History(Path(job.history))
+
+    def note_error(error: wsqueue.WsqueueError) -> None:
+        history.write(Record("error", time.monotonic(), text=f"{type(error).__name__}: {error}"))
+
+    async with wsqueue.connect(job.config, open_seconds=OPEN_SECONDS) as client:
+        while True:
+            try:
+                subscription = client.subscribe(*job.topics, start="earliest", on_gap="yield")
+                await subscription.__aenter__()
+                break
+            except wsqueue.ConnectError as error:
+                note_error(error)
+                await asyncio.sleep(PAUSE_SECONDS)
+        history.write(Record("subscribed", time.monotonic()))
+        while True:
+            try:
+                async for item in subscription:
+                    history.write(_record_of(item))
+            except wsqueue.ConnectError as error:
+                note_error(error)
+                await asyncio.sleep(PAUSE_SECONDS)
+
+
+def _record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
+    now = time.monotonic()
+    if isinstance(item, wsqueue.Gap):
+        return Record("gap", now, topic=item.topic, missed=item.missed)
+    found = parse(item.data)
+    if found is None:
+        return Record("damaged", now, topic=item.topic, text=item.data[:200])
+    publisher, number = found
+    return Record("delivered", now, publisher, number, item.topic, item.offset, str(item.log))
+
+
+def main() -> None:
+    """Do the job in the file that the command line names."""
+    job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+    uvloop.run(publish(job) if job.role == "publisher" else subscribe(job))
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 
@@ -42,9 +43,7 @@ class Connection:
     def write(self, data: memoryview | bytes) -> None:
         """Write, or keep what the socket does not take; only while nothing is pending."""
         try:
-            written = self._connection.send(data)
-        except _NOT_NOW:
-            written = 0
+            written = self._send(data)
         except OSError as error:
             # The reason that the peer gave before it broke off may be there to read.
             self.read(memoryview(bytearray(READ_BYTES)))
@@ -66,10 +65,7 @@ class Connection:
             WsqueueError: The connection has ended, or brought what it must not.
         """
         try:
-            data = bytes(buffer[: self._connection.recv_into(buffer)])
-            # What TLS has decrypted is not in the socket any more, and would not wake anybody.
-            while isinstance(self._connection, ssl.SSLSocket) and (pending := self._connection.pending()):
-                data += self._connection.recv(pending)
+            data = self._receive(buffer)
         except _NOT_NOW:
             return b""
         except OSError as error:
@@ -88,3 +84,26 @@ class Connection:
             else:
                 self.write(replies)
         return stream
+
+    def _send(self, data: memoryview | bytes) -> int:
+        connection, written = self._connection, 0
+        try:
+            written = connection.send(data)
+            # TLS sends a record at a time.
+            while isinstance(connection, ssl.SSLSocket) and written < len(data):
+                written += connection.send(data[written:])
+        except _NOT_NOW:
+            pass
+        return written
+
+    def _receive(self, buffer: memoryview) -> bytes:
+        connection, size = self._connection, self._connection.recv_into(buffer)
+        if not isinstance(connection, ssl.SSLSocket):
+            return bytes(buffer[:size])
+        # TLS reads a record at a time; the rest of one that did not fit would wake nobody.
+        parts = [bytes(buffer[:size])]
+        with contextlib.suppress(*_NOT_NOW):
+            while size and (sum(map(len, parts)) < len(buffer) or connection.pending()):
+                size = connection.recv_into(buffer)
+                parts.append(bytes(buffer[:size]))
+        return b"".join(parts)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import socket
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import wsqueue
+from tests.ports import some_port
 from wsqueue.config import Limits, Tls
 from wsqueue.connection import Connection
 from wsqueue.consumer import Consumer
@@ -54,7 +54,7 @@ async def eventually(true: Callable[[], Result], what: str) -> Result:
 def free_port() -> int:
     """Return a port for a node that is down for a while, below those that the kernel gives to clients."""
     while True:
-        port = 12_000 + secrets.randbelow(20_000)
+        port = some_port()
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

@@ -38,17 +38,22 @@ def pages(path: str) -> HttpAnswer | None:
 
 def accept(psk: PreSharedKey = PSK, answer_request: Callable[[str], HttpAnswer | None] = pages) -> Session:
     return Session.accept(
-        answer_request, psk, max_message_bytes=MAX_MESSAGE_BYTES, max_topic_bytes=MAX_TOPIC_BYTES
+        lambda path: answer_request(path) or psk,
+        max_message_bytes=MAX_MESSAGE_BYTES,
+        max_topic_bytes=MAX_TOPIC_BYTES,
     )
 
 
-def initiate(psk: PreSharedKey = PSK, order: Order = Order.DOCUMENT, path: str = PATH) -> Session:
+def initiate(
+    psk: PreSharedKey = PSK, order: Order = Order.DOCUMENT, path: str = PATH, *, offer_v2: bool = False
+) -> Session:
     return Session.initiate(
         "node.example",
         10001,
         path,
         psk,
         order,
+        offer_v2=offer_v2,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_topic_bytes=MAX_TOPIC_BYTES,
     )

@@ -2,13 +2,16 @@
 
 import logging
 
-from .client import Client, Message, Subscription, connect
+from .client import Client, Gap, Message, Position, Subscription, connect
 from .errors import (
     AuthenticationError,
     CloseCode,
     ConfigError,
     ConnectError,
+    GapError,
     InvalidMessage,
+    PublishError,
+    WindowFull,
     WsqueueError,
 )
 from .hello import Order, PreSharedKey
@@ -20,11 +23,16 @@ __all__ = [
     "CloseCode",
     "ConfigError",
     "ConnectError",
+    "Gap",
+    "GapError",
     "InvalidMessage",
     "Message",
     "Order",
+    "Position",
     "PreSharedKey",
+    "PublishError",
     "Subscription",
+    "WindowFull",
     "WsqueueError",
     "__version__",
     "connect",

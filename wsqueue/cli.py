@@ -25,6 +25,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,7 @@ from . import client, config, logs, service
 from .config import DemoConfig, Limits
 from .consumer import Consumer
 from .demo import demo as run_demo
+from .demo import gap_text
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from .local import LocalCluster
 from .producer import Producer
@@ -79,6 +81,36 @@ class _Commands(click.Group):
         except KeyboardInterrupt:
             raise click.exceptions.Exit(130) from None
 
+
+class _Start(click.ParamType[Any, Any]):
+    """Take where a subscription begins."""
+
+    name = "start"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> client.Start:
+        if value in ("latest", "earliest"):
+            return cast("client.Start", value)
+        if value.isdecimal():
+            return int(value)
+        if match := re.fullmatch(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,16})", value):
+            return client.Position(match[1], int(match[2]))
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            self.fail(
+                f"{value!r} is no start: expected latest, earliest, an offset, LOG:OFFSET, or a time as"
+                " 2026-11-25T12:00",
+                param,
+                ctx,
+            )
+
+
+_START = _Start()
 
 _config_option = click.option(
     "--config",
@@ -182,24 +214,51 @@ def demo(topic: str, config_file: str) -> None:
 @main.command()
 @click.argument("topic")
 @click.argument("data", default="-")
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    show_default=True,
+    help="Wait until all is stored, or only until a producer has read it.",
+)
 @_config_option
-def publish(topic: str, data: str, config_file: str) -> None:
+def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     """Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
 
-    It ends when a producer has dealt with all of it. A connection that breaks may take messages with
-    it: their number is said, and the exit code is 1.
+    It ends when the consumer of TOPIC has stored all of it. A producer that only speaks the classic
+    protocol confirms nothing: a connection to it that breaks may take messages with it, their number
+    is said, and the exit code is 1.
 
     \b
     Examples:
       wsqueue publish news 'hello there'
       tail -F app.log | wsqueue publish logs
     """
-    _run(_publish(config.load(config_file, DemoConfig), topic, data))
+    _run(_publish(config.load(config_file, DemoConfig), topic, data, confirm=confirm))
 
 
 @main.command()
 @click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
-@click.option("--json", "as_json", is_flag=True, help='Print {"topic": ..., "data": ...}, a line each.')
+@click.option(
+    "--from",
+    "start",
+    type=_START,
+    default="latest",
+    show_default=True,
+    metavar="START",
+    help="latest, earliest, an offset, LOG:OFFSET as --json prints them, or a time as 2026-11-25T12:00.",
+)
+@click.option(
+    "--follow/--no-follow",
+    default=True,
+    show_default=True,
+    help="Go on, or end with what was published before.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help='Print {"topic": ..., "data": ..., ...}, a line each, and gaps too.',
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",
@@ -209,16 +268,30 @@ def publish(topic: str, data: str, config_file: str) -> None:
 )
 @_config_option
 def subscribe(
-    topics: tuple[str, ...], as_json: bool, count: int | None, timeout: float | None, config_file: str
+    *,
+    topics: tuple[str, ...],
+    start: client.Start,
+    follow: bool,
+    as_json: bool,
+    count: int | None,
+    timeout: float | None,
+    config_file: str,
 ) -> None:
     """Print the messages of each TOPIC as they come, a line each; with several, after their topic.
+
+    After a lost connection it goes on where it was. Messages that are gone by then are said on standard
+    error.
 
     \b
     Examples:
       wsqueue subscribe news
+      wsqueue subscribe --from earliest --no-follow news
       wsqueue subscribe --json --count 10 --timeout 60 news sport
     """
-    _run(_subscribe(config.load(config_file, DemoConfig), topics, as_json, count, timeout))
+    if isinstance(start, int | client.Position) and len(set(topics)) > 1:
+        raise click.UsageError("an offset is of one topic, and there are several.")
+    settings = config.load(config_file, DemoConfig)
+    _run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
 
 
 @main.command()
@@ -253,8 +326,23 @@ def verify(junit: Path | None, config_file: str) -> None:
     metavar="DIR",
     help="Keep the configurations and the key there, instead of in a temporary directory.",
 )
+@click.option(
+    "--retention",
+    type=click.Choice(["memory", "sqlite"]),
+    default="memory",
+    show_default=True,
+    help="Where the consumers keep what was published.",
+)
 @click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
-def local(consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None) -> None:
+def local(
+    *,
+    consumers: int,
+    producers: int,
+    port: int,
+    directory: Path | None,
+    retention: config.RetentionMode,
+    demo_topic: str | None,
+) -> None:
     """Run a cluster on loopback until Ctrl-C, each node a process of its own.
 
     \b
@@ -264,7 +352,16 @@ def local(consumers: int, producers: int, port: int, directory: Path | None, dem
       wsqueue local --consumers 4 --producers 3 --port 0
       wsqueue local --demo news
     """
-    _run(_local(consumers, producers, port, directory, demo_topic))
+    _run(
+        _local(
+            consumers=consumers,
+            producers=producers,
+            port=port,
+            directory=directory,
+            retention=retention,
+            demo_topic=demo_topic,
+        )
+    )
 
 
 @main.command()
@@ -387,34 +484,48 @@ async def _demo(settings: DemoConfig, topic: str) -> None:
         _fail()
 
 
-async def _publish(settings: DemoConfig, topic: str, data: str) -> None:
-    async with client.connect(settings) as connected:
+async def _publish(settings: DemoConfig, topic: str, data: str, *, confirm: bool) -> None:
+    connected = client.connect(settings)
+
+    async def publish_line(line: str) -> None:
+        await connected.room()
+        connected.publish_nowait(topic, line)
+
+    async with connected:
         if data != "-":
-            await connected.publish(topic, data)
+            await publish_line(data)
         else:
-            await for_each_line(
-                settings.limits.max_message_bytes, lambda line: connected.publish(topic, line)
-            )
-        await connected.flush()
-        if connected.lost_in_flight:
-            click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
-            _fail()
+            await for_each_line(settings.limits.max_message_bytes, publish_line)
+        await connected.close(confirm=confirm)
+    if connected.lost_in_flight:
+        click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
+        _fail()
 
 
 async def _subscribe(
-    settings: DemoConfig, topics: tuple[str, ...], as_json: bool, count: int | None, seconds: float | None
+    settings: DemoConfig,
+    topics: tuple[str, ...],
+    start: client.Start,
+    *,
+    follow: bool,
+    as_json: bool,
+    count: int | None,
+    seconds: float | None,
 ) -> None:
     left = count
     try:
         async with (
             asyncio.timeout(seconds),
             client.connect(settings) as connected,
-            connected.subscribe(*topics) as messages,
+            connected.subscribe(*topics, start=start, follow=follow, on_gap="yield") as messages,
         ):
             async for message in messages:
+                if isinstance(message, client.Gap) and not as_json:
+                    click.echo(gap_text(message), err=True)
+                    continue
                 # With color, click leaves alone what it takes for colors.
                 click.echo(_line(message, as_json, len(topics)), color=True)
-                if left is not None:
+                if left is not None and not isinstance(message, client.Gap):
                     left -= 1
                     if not left:
                         return
@@ -424,9 +535,12 @@ async def _subscribe(
             _fail()
 
 
-def _line(message: client.Message, as_json: bool, topics: int) -> str:
-    if as_json:
-        text = json.dumps({"topic": message.topic, "data": message.data}, ensure_ascii=False)
+def _line(message: client.Message | client.Gap, as_json: bool, topics: int) -> str:
+    if isinstance(message, client.Gap) or as_json:
+        fields = msgspec.structs.asdict(message)
+        if not fields.get("log", True):
+            del fields["log"], fields["offset"]  # a classic consumer keeps none
+        text = json.dumps(fields, ensure_ascii=False)
         # JSON allows them, and they steer terminals.
         return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
@@ -498,12 +612,18 @@ def _progress_bar() -> Iterator[Callable[[float], None]]:
 
 
 async def _local(
-    consumers: int, producers: int, port: int, directory: Path | None, demo_topic: str | None
+    *,
+    consumers: int,
+    producers: int,
+    port: int,
+    directory: Path | None,
+    retention: config.RetentionMode,
+    demo_topic: str | None,
 ) -> None:
     # The demo has the terminal for itself, and its checks provoke warnings.
     show = _node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
     with _ended_by_signals():
-        async with LocalCluster(consumers, producers, port, directory, show) as cluster:
+        async with LocalCluster(consumers, producers, port, directory, show, retention=retention) as cluster:
             if demo_topic is None:
                 click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
                 click.echo(f"  wsqueue demo --config {cluster.config_file} news")

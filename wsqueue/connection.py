@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import Protocol, cast
 
+from . import packets_v2
 from .addresses import Address
-from .config import Limits
+from .config import Config, Keys, Limits
 from .errors import CloseCode, Closed
 from .framing import HttpAnswer
 from .hello import PreSharedKey
@@ -32,9 +33,11 @@ class Handler(Protocol):
 
     Attributes:
         feeds: True when the peer sends messages; on a drain those connections are closed first.
+        serves_nodes: True when the peer is a node, and so must know the key of nodes.
     """
 
     feeds: bool
+    serves_nodes: bool
 
     def established(self, connection: Connection) -> None:
         """Take a connection whose peer has proved itself."""
@@ -113,22 +116,23 @@ class Connection(asyncio.Protocol):
     def accept(
         cls,
         endpoint: Callable[[str], Handler | HttpAnswer],
-        psk: PreSharedKey,
-        limits: Limits,
+        keys: Keys,
+        config: Config,
         on_lost: Callable[[Connection, Closed], None],
     ) -> Connection:
         """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
+        limits = config.limits
 
-        def answer_request(path: str) -> HttpAnswer | None:
+        def upgrade(path: str) -> HttpAnswer | PreSharedKey:
             answer = endpoint(path)
             if isinstance(answer, HttpAnswer):
                 return answer
             connection.handler = answer
-            return None
+            return keys.nodes if answer.serves_nodes else keys.clients
 
         session = Session.accept(
-            answer_request,
-            psk,
+            upgrade,
+            allow_classic=config.allow_classic,
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
@@ -189,6 +193,10 @@ class Connection(asyncio.Protocol):
         self._write(frames)
         self._check_buffer()
         return True
+
+    def send_packet(self, packet: packets_v2.Packet) -> None:
+        """Write one packet of v2; it is dropped when the session is ending."""
+        self.send([packets_v2.encode(packet)])
 
     def ping(self, data: bytes = b"") -> None:
         """Send a ping of at most 125 bytes."""

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from .client import Client, Subscription
+from .client import Client, Gap, Message, Subscription
 from .terminal import for_each_line, printable, to_stdout
 
 RETURN_SECONDS = 5.0
@@ -29,14 +29,14 @@ async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
         ConnectError: No node answers.
         InvalidMessage: A line cannot be published.
     """
-    async with client.subscribe(topic) as messages:
+    async with client.subscribe(topic, on_gap="yield") as messages:
         if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
             await _on_terminal(client, topic, messages)
             return 0
         return await _on_pipe(client, topic, messages, max_line_bytes)
 
 
-async def _on_terminal(client: Client, topic: str, messages: Subscription) -> None:
+async def _on_terminal(client: Client, topic: str, messages: Subscription[Message | Gap]) -> None:
     # Imported here, for no other command needs it and it takes a while.
     from prompt_toolkit import PromptSession  # noqa: PLC0415
     from prompt_toolkit.patch_stdout import patch_stdout  # noqa: PLC0415
@@ -53,14 +53,19 @@ async def _on_terminal(client: Client, topic: str, messages: Subscription) -> No
 
     async def show() -> None:
         async for message in messages:
-            print(printable(message.data))
+            if isinstance(message, Gap):
+                print(gap_text(message))
+            else:
+                print(printable(message.data))
 
     print(f"Subscribed to {printable(topic)}. Type a line to publish it; Ctrl-D ends.")
     with patch_stdout():
         await _until_first_ends(prompt(), show())
 
 
-async def _on_pipe(client: Client, topic: str, messages: Subscription, max_line_bytes: int) -> int:
+async def _on_pipe(
+    client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int
+) -> int:
     missing: Counter[str] = Counter()
     count = 0
     came_back = asyncio.Event()
@@ -72,7 +77,8 @@ async def _on_pipe(client: Client, topic: str, messages: Subscription, max_line_
     async def publish_line(line: str) -> None:
         nonlocal count
         await at_most_missing(MAX_MISSING_LINES - 1)
-        await client.publish(topic, line)
+        await client.room()
+        client.publish_nowait(topic, line)
         missing[line] += 1
         count += 1
 
@@ -85,6 +91,9 @@ async def _on_pipe(client: Client, topic: str, messages: Subscription, max_line_
     async def show() -> None:
         nonlocal count
         async for message in messages:
+            if isinstance(message, Gap):
+                print(gap_text(message), file=sys.stderr)
+                continue
             print(to_stdout(message.data), flush=True)
             if missing[message.data]:
                 count -= 1
@@ -96,6 +105,12 @@ async def _on_pipe(client: Client, topic: str, messages: Subscription, max_line_
     with contextlib.suppress(TimeoutError):
         await _until_first_ends(publish(), show())
     return count
+
+
+def gap_text(gap: Gap) -> str:
+    """Return a gap in words."""
+    count = "Some messages" if gap.missed is None else f"{gap.missed} messages"
+    return f"{count} of {printable(gap.topic)} are gone."
 
 
 async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:

@@ -6,6 +6,9 @@
     ├── ConfigError          the operator's file or flag is wrong
     ├── ListenError          an address cannot be listened on
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
+    ├── PublishError         the consumer refused messages for good; carries the code
+    ├── WindowFull           too many messages are not confirmed yet
+    ├── GapError             messages are gone that a subscriber has not got; carries how many
     ├── PeerError            the peer broke the protocol; carries the close code
     └── ConnectError         no node answered
         └── AuthenticationError    a node answered, and the keys differ
@@ -39,6 +42,36 @@ class ListenError(WsqueueError):
 
 class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where it is raised
     """Refuse a topic or data that no node would accept."""
+
+
+class PublishError(WsqueueError):
+    """Say that a consumer refused messages for good, and why.
+
+    Attributes:
+        code: As in docs/protocol.md, e.g. `full`.
+    """
+
+    def __init__(self, code: str, reason: str) -> None:
+        self.code = code
+        super().__init__(reason)
+
+
+class WindowFull(WsqueueError):  # noqa: N818 - reads best where it is raised
+    """Say that as many messages as may be are not confirmed yet."""
+
+
+class GapError(WsqueueError):
+    """Say that messages of a topic are gone which the subscriber has not got.
+
+    Attributes:
+        topic: Where.
+        missed: How many, None when nobody knows.
+    """
+
+    def __init__(self, topic: str, missed: int | None) -> None:
+        self.topic, self.missed = topic, missed
+        count = "some messages" if missed is None else f"{missed} messages"
+        super().__init__(f"{count} of topic {topic!r} are gone")
 
 
 class CloseCode(enum.IntEnum):
@@ -76,6 +109,8 @@ class CloseCode(enum.IntEnum):
     UNEXPECTED_PACKET = 4409, "this endpoint does not take that packet", False
     TOPIC_TOO_LONG = 4410, "the topic is too long", False
     PING_TIMEOUT = 4411, "no answer to a keepalive ping", True
+    CLASSIC_REFUSED = 4412, "this end does not speak the classic protocol", False
+    TOO_MANY_TOPICS = 4413, "too many topics on one connection", False
 
 
 UNREACHABLE = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import operator
+import re
 import secrets
 import struct
 from collections.abc import Callable, Iterable, Sequence
@@ -22,6 +23,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
 from websockets.protocol import CLIENT, CLOSED, CLOSING, CONNECTING, OPEN, SERVER, Event, Protocol, Side
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from .errors import CloseCode, Closed
@@ -53,6 +55,9 @@ CHEAP_COPY_BYTES = 1024
 CACHED_SIZES = 1024
 """Message sizes whose header or pattern is remembered: 200 bytes each, for what takes 0.3 µs to make."""
 
+SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
+"""RFC 6455 section 11.3.4."""
+
 try:
     from websockets.speedups import apply_mask
 except ImportError:  # pragma: no cover - a platform without the compiled extension
@@ -77,7 +82,17 @@ class HttpAnswer(msgspec.Struct, frozen=True):
 
 
 class Opened(msgspec.Struct, frozen=True):
-    """Report that the WebSocket is open."""
+    """Report that the WebSocket is open.
+
+    Attributes:
+        path: Of the request, with its query.
+        offered: The subprotocols that the initiator offered, as they were sent.
+        subprotocol: What the acceptor selected, None if it selected none.
+    """
+
+    path: str
+    offered: str
+    subprotocol: str | None
 
 
 class Ponged(msgspec.Struct, frozen=True):
@@ -256,6 +271,12 @@ class Framing:
         self._lacking = 0
         self._fragments = bytearray()
         self._in_fragments = False
+
+    def allow_more(self, more_bytes: int) -> None:
+        """Let messages be longer by so many bytes from now on."""
+        self._max_message_bytes += more_bytes
+        if self._protocol is not None:
+            self._protocol.max_message_size = self._max_message_bytes
 
     @property
     def open(self) -> bool:
@@ -472,28 +493,42 @@ class ServerFraming(Framing):
     """Accept a WebSocket, or answer the request with a page.
 
     Args:
-        answer_request: From the request's path (with query) to a page, or None to upgrade.
+        answer_request: From the request's path (with query), and whether the subprotocol is offered, to
+            a page, or None to upgrade.
         max_message_bytes: Larger messages close the connection with 1009.
+        subprotocol: Selected when it is offered.
     """
 
-    __slots__ = ("_answer_request",)
+    __slots__ = ("_answer_request", "_subprotocol")
 
     masked = False
     _side = SERVER
 
-    def __init__(self, answer_request: Callable[[str], HttpAnswer | None], max_message_bytes: int) -> None:
-        super().__init__(ServerProtocol(max_size=max_message_bytes, logger=_silent), max_message_bytes)
+    def __init__(
+        self,
+        answer_request: Callable[[str, bool], HttpAnswer | None],
+        max_message_bytes: int,
+        subprotocol: str,
+    ) -> None:
+
+        def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            return next((name for name in offered if name == subprotocol), None)
+
+        protocol = ServerProtocol(max_size=max_message_bytes, logger=_silent, select_subprotocol=select)
+        super().__init__(protocol, max_message_bytes)
         self._answer_request = answer_request
+        self._subprotocol = subprotocol
 
     def _take_opening(self, event: Event) -> Opened | None:
         library = self._protocol
         assert isinstance(library, ServerProtocol)
         assert isinstance(event, Request)
-        page = self._answer_request(event.path)
+        offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
+        page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
         response = library.accept(event) if page is None else library.reject(page.status, page.text)
         library.send_response(response)
         if self.open:
-            return Opened()
+            return Opened(event.path, offered, library.subprotocol)
         self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
         return None
 
@@ -514,21 +549,33 @@ class ClientFraming(Framing):
         port: TCP port.
         path: Path of the endpoint, percent-encoded.
         max_message_bytes: Larger messages close the connection with 1009.
+        subprotocols: To offer.
     """
 
-    __slots__ = ()
+    __slots__ = ("_offered", "_path")
 
     masked = True
     _side = CLIENT
 
-    def __init__(self, host: str, port: int, path: str, max_message_bytes: int) -> None:
+    def __init__(
+        self, host: str, port: int, path: str, max_message_bytes: int, subprotocols: Sequence[str] = ()
+    ) -> None:
         uri = WebSocketURI(False, host, port, path, "")
-        protocol = ClientProtocol(uri, max_size=max_message_bytes, logger=_silent)
-        protocol.send_request(protocol.connect())
+        protocol = ClientProtocol(
+            uri,
+            max_size=max_message_bytes,
+            logger=_silent,
+            subprotocols=[Subprotocol(name) for name in subprotocols] or None,
+        )
+        request = protocol.connect()
+        protocol.send_request(request)
         super().__init__(protocol, max_message_bytes)
+        self._path, self._offered = path, ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
 
     def _take_opening(self, event: Event) -> Opened | None:
-        return Opened() if self.open else None
+        library = self._protocol
+        assert isinstance(library, ClientProtocol)
+        return Opened(self._path, self._offered, library.subprotocol) if self.open else None
 
     def _refusal(self, error: Exception) -> Closed:
         if isinstance(error, InvalidStatus):

@@ -2,10 +2,11 @@
 
 Producers keep one to each consumer; a client keeps one to some producer and one for each topic.
 
-The classic protocol has no acknowledgements, but a pong says that the peer has dealt with all that
-came before the ping. A link pings with the number of messages sent, and so knows at most how many
-are lost when the connection breaks. It is up once its first ping is answered: an original node answers
-the hello before it has verified ours, and would drop what comes until it closes on a wrong answer.
+In v2 the peer acknowledges what it has stored, and the link is up when the hello is done. The classic
+protocol has no acknowledgements, but a pong says that the peer has dealt with all that came before the
+ping. A link pings with the number of messages sent, and so knows at most how many are lost when the
+connection breaks. It is up once its first ping is answered: an original node answers the hello before it
+has verified ours, and would drop what comes until it closes on a wrong answer.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from collections.abc import Sequence
 import msgspec
 
 from .addresses import Address
-from .config import Limits
+from .config import DemoConfig, ProducerConfig
 from .connection import Connection
 from .errors import UNREACHABLE, CloseCode, Closed
 from .framing import Ponged
-from .hello import Order, PreSharedKey
+from .hello import PreSharedKey
 from .logs import log
 from .session import Established, Event, Session
 
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 RECONNECT_MIN_SECONDS = 0.1
 """The first delay: long enough not to spin, short enough that a restart goes unnoticed."""
 
+SLICE_BYTES = 256 * 1024
+"""What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
+
 CONFIRM_SECONDS = 0.1
 """The longest that a sent message waits for the ping that confirms it: 10 pings a second cost nothing."""
 
@@ -38,26 +42,29 @@ CONFIRM_SECONDS = 0.1
 class Link:
     """Keep one connection up to the first of some addresses that answers.
 
-    Subclasses override `up`, `down`, `writable`, `received_messages` and `retry`.
+    Subclasses override `up`, `down`, `writable`, `received_events`, `confirmed_to` and `retry`.
 
     Args:
         addresses: Tried in turn, with their paths.
         psk: The key of both ends.
-        order: The digest order in which this initiator answers.
-        limits: Deadlines and sizes.
+        config: Says how to speak to the peer, and has deadlines and sizes.
     """
 
     feeds = False
+    serves_nodes = False
     never_up_level = logging.WARNING
     """The level of the log line that says that a connection cannot be opened and never was."""
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: ProducerConfig | DemoConfig
+    ) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
         self.sent = self.confirmed = 0
         self._next = self._ups = 0
-        self._psk, self._order, self._limits = psk, order, limits
+        self._pause: float | None = None
+        self._psk, self._config, self._limits = psk, config, config.limits
         self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -71,8 +78,13 @@ class Link:
         return connection is not None and connection.sendable and not connection.congested
 
     @property
+    def v2(self) -> bool:
+        """Tell whether the peer speaks v2; False while there is no connection."""
+        return self.connection is not None and self.connection.session.v2
+
+    @property
     def in_flight(self) -> int:
-        """Return how many messages were sent and not confirmed: what a broken connection can lose."""
+        """Return how many classic messages were sent and not confirmed: what a broken connection can lose."""
         return self.sent - self.confirmed
 
     def start(self) -> None:
@@ -81,9 +93,9 @@ class Link:
             self.failures.clear()
             self._task = asyncio.create_task(self._run())
 
-    def reconfigure(self, psk: PreSharedKey, order: Order, limits: Limits) -> None:
-        """Use another key, order and limits from the next connection on."""
-        self._psk, self._order, self._limits = psk, order, limits
+    def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | DemoConfig) -> None:
+        """Use another key and configuration from the next connection on."""
+        self._psk, self._config, self._limits = psk, config, config.limits
 
     async def stop(self) -> None:
         """Close the connection, waiting for the peer to read all of it, and stay down."""
@@ -96,6 +108,14 @@ class Link:
         task.cancel()
         await asyncio.wait([task])
 
+    def leave(self, retry_seconds: float) -> None:
+        """Prepare for the end of the connection to a node that is about to stop.
+
+        The next attempt goes to another node at once, or to the same after a random part of a time.
+        """
+        alone = len(self.addresses) == 1
+        self._pause = random.uniform(0, retry_seconds) if alone else 0.0  # noqa: S311 - as for _delay
+
     def abort(self) -> None:
         """Cut the connection, and stay down."""
         if self.connection is not None:
@@ -104,7 +124,7 @@ class Link:
             self._task.cancel()
 
     def send(self, payloads: Sequence[bytes]) -> None:
-        """Write messages in one go; call it only while `open`."""
+        """Write classic messages in one go; call it only while `open`."""
         assert self.connection is not None
         self.sent += len(payloads)
         self.connection.send(payloads)
@@ -132,12 +152,18 @@ class Link:
     def writable(self, connection: Connection) -> None:
         """Go on writing after the connection was congested, perhaps."""
 
-    def received_messages(self, events: list[Event]) -> None:
+    def received_events(self, events: list[Event]) -> None:
         """Take what the peer sends."""
 
+    def confirmed_to(self, count: int) -> None:
+        """Note that the peer has dealt with so many classic messages of this connection."""
+
     def established(self, connection: Connection) -> None:
-        """Ask the peer, which has proved itself, whether it takes this end for proved too."""
-        connection.ping(_count(0))
+        """Use the connection, or ask a classic peer first whether it takes this end for proved too."""
+        if connection.session.v2:
+            self._use(connection)
+        else:
+            connection.ping(_count(0))
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Take all events of one read."""
@@ -146,14 +172,16 @@ class Link:
                 self._use(connection)
             if isinstance(event, Ponged) and len(event.data) == len(_count(0)):
                 self._confirm(int.from_bytes(event.data))
-        self.received_messages(events)
+        self.received_events(events)
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let go of a connection, whether or not it was ever established."""
         if connection is self.connection:
             self.connection = None
             lost = 0 if connection.session.closed_cleanly else self.in_flight
-            self._confirm(self.sent)
+            if not lost:
+                self.confirmed_to(self.sent)
+            self._settle(self.sent)
             level = logging.INFO if closed.code == CloseCode.NORMAL else logging.WARNING
             log(logger, level, "link down", peer=self._address, reason=closed, in_flight=lost)
             self.down(closed, lost)
@@ -184,7 +212,8 @@ class Link:
             stable = was_up and loop.time() - began > self._limits.reconnect_max_seconds
             failures = 0 if stable else failures + 1
             self._next = (self._next + 1) % len(self.addresses)
-            await asyncio.sleep(self._delay(failures // len(self.addresses)))
+            pause, self._pause = self._pause, None
+            await asyncio.sleep(self._delay(failures // len(self.addresses)) if pause is None else pause)
 
     async def _connect(self) -> Closed:
         """Open a connection and return why it failed or, later, why it ended."""
@@ -195,7 +224,8 @@ class Link:
             address.port or 80,
             address.path,
             self._psk,
-            self._order,
+            self._config.hello_order,
+            allow_classic=self._config.allow_classic,
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
@@ -235,8 +265,12 @@ class Link:
             self.connection.ping(_count(self.sent))
 
     def _confirm(self, count: int) -> None:
-        if not self.confirmed <= count <= self.sent:
-            return
+        if self.confirmed <= count <= self.sent:
+            self._settle(count)
+            self.confirmed_to(count)
+
+    def _settle(self, count: int) -> None:
+        """Go on with those that waited for so many messages to be confirmed, or lost."""
         self.confirmed = count
         while self._waiting and self._waiting[0][0] <= count:
             _, confirmed = self._waiting.pop(0)

@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
+from .config import RetentionMode
 from .errors import WsqueueError
 
 START_SECONDS = 20.0
@@ -100,6 +101,7 @@ class LocalCluster:
         port: Where the first consumer listens; the other nodes follow. 0 lets the system choose.
         directory: Where to keep configurations and key; None for a directory that vanishes at the end.
         show: Called with the name of a node and a line that it logged.
+        retention: The mode of the consumers.
 
     Raises:
         WsqueueError: The directory cannot be written, or a node does not start.
@@ -112,7 +114,10 @@ class LocalCluster:
         port: int,
         directory: Path | None,
         show: Callable[[str, str], None],
+        *,
+        retention: RetentionMode = "memory",
     ) -> None:
+        self._retention = retention
         self._consumers, self._producers, self._port, self._show = consumers, producers, port, show
         self._nodes: list[LocalNode] = []
         self._resources = contextlib.ExitStack()
@@ -143,7 +148,7 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         try:
             self._write_psk()
-            consumers = await self._start("consumer", self._consumers)
+            consumers = await self._start("consumer", self._consumers, **{"retention.mode": self._retention})
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")
             )
@@ -171,6 +176,8 @@ class LocalCluster:
     async def _spawn(self, role: str, index: int, settings: dict[str, object]) -> LocalNode:
         port = self._port and self._port + len(self._nodes)
         file = self._directory / f"{role}-{index + 1}.toml"
+        if role == "consumer":
+            settings = {**settings, "retention.directory": f"{file.stem}.logs"}
         self._write(file, role=role, listen=[f"127.0.0.1:{port}"], **settings)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -208,7 +215,7 @@ class LocalCluster:
 
     def _write(self, file: Path, **settings: object) -> None:
         settings = {"local": True, "psk_file": "psk", **settings}
-        # For strings, lists of strings and booleans TOML has JSON's syntax.
+        # For strings, lists of strings and booleans TOML has JSON's syntax; a dotted key is in a table.
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
 
 

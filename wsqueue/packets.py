@@ -70,7 +70,8 @@ Packet = Hello | Message | Subscribe | Unsubscribe
 _decoder = msgspec.json.Decoder(Packet)
 # Of two types, for a decoder of one does not insist on its tag.
 _message_decoder = msgspec.json.Decoder(Message | Hello)
-_DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises, whatever the payload is."""
 _encoder = msgspec.json.Encoder()
 
 
@@ -83,9 +84,9 @@ def decode(payload: bytes) -> Packet:
     """
     try:
         packet: Packet = _decoder.decode(payload)
-    except _DECODE_ERRORS as error:
+    except DECODE_ERRORS as error:
         # What decodes is UTF-8: the decoder checks strings, and JSON's other tokens are ASCII.
-        if not _is_utf8(payload):
+        if not is_utf8(payload):
             raise PeerError(CloseCode.INVALID_TEXT) from None
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
     return packet
@@ -102,11 +103,12 @@ def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]
     try:
         messages = cast("list[Message]", list(map(_message_decoder.decode, payloads)))
         return messages, [message.topic for message in messages]
-    except (*_DECODE_ERRORS, AttributeError):  # a hello has no topic
+    except (*DECODE_ERRORS, AttributeError):  # a hello has no topic
         return None
 
 
-def _is_utf8(payload: bytes) -> bool:
+def is_utf8(payload: bytes) -> bool:
+    """Tell whether a payload is what a text message may be."""
     try:
         payload.decode()
     except UnicodeDecodeError:

@@ -3,30 +3,75 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
+import secrets
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
-from . import packets
-from .addresses import Address
-from .config import READ_MARGIN_BYTES, NodeConfig, ProducerConfig
-from .connection import HELD_OVERHEAD_BYTES, Connection, Handler
-from .errors import CloseCode, Closed
-from .framing import HttpAnswer
-from .hello import PreSharedKey
-from .link import Link
-from .routing import router
-from .session import Event, Received
+import msgspec
 
-SLICE_BYTES = 256 * 1024
-"""What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
+from . import packets, packets_v2
+from .addresses import Address
+from .config import READ_MARGIN_BYTES, Keys, NodeConfig, ProducerConfig
+from .connection import Connection, Handler
+from .errors import CloseCode, Closed
+from .framing import HttpAnswer, Ponged
+from .hello import PreSharedKey
+from .link import SLICE_BYTES, Link
+from .routing import router
+from .session import Established, Event, Received
+
+LINK_WINDOW_BYTES = 16 * 1024 * 1024
+"""What a consumer may leave unconfirmed before no more is sent: far above what a fast disk has under way."""
+
+BATCH_OVERHEAD_BYTES = 300
+"""What a batch takes besides its payload, so that limits are honest."""
+
+DELIVERY_BYTES = 64
+"""How much longer the packet may be that delivers a batch than the one that forwards it."""
+
+PUBLIC_ID_BYTES = 16
+"""Of a publisher's public id: nobody finds another secret for it, and it is short."""
+
+MAX_REASON_CHARACTERS = 200
+"""Of the reason of a refusal, as the packet takes it."""
 
 SLOW_LINK_BYTES = 1024 * 1024
 """What may wait for a consumer that is up and slow: more would only add delay."""
 
 
+class Batch(msgspec.Struct, gc=False):
+    """Hold messages on their way to a consumer.
+
+    Attributes:
+        publisher: Public id of who numbered the batch.
+        number: Of the batch.
+        topic: Of all messages.
+        count: How many there are.
+        payload: The packet that forwards them.
+        origin: The publisher that waits for its confirmation, None for classic messages.
+        mark: What the consumer says when it confirms the batch: in v2 how many batches came on this
+            connection, it included; for a classic consumer, how many messages.
+    """
+
+    publisher: str
+    number: int
+    topic: str
+    count: int
+    payload: bytes
+    origin: Connection | None
+    mark: int = 0
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that it takes while it is held."""
+        return len(self.payload) + BATCH_OVERHEAD_BYTES
+
+
 class ConsumerLink(Link):
-    """Keep the link to one consumer, and hold what it cannot take now.
+    """Keep the link to one consumer, and hold each batch until that has confirmed it.
 
     Args:
         address: Of the consumer.
@@ -38,62 +83,77 @@ class ConsumerLink(Link):
     def __init__(
         self, address: Address, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]
     ) -> None:
-        super().__init__([address], psk, config.hello_order, config.limits)
-        self.held: deque[bytes] = deque()
-        self._held_bytes = self._held_at_reload = 0
+        super().__init__([address], psk, config)
+        self._queue: deque[Batch] = deque()
+        self._unconfirmed: deque[Batch] = deque()
+        self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
+        self._marks = 0
+        self._was_v2 = False
+        self._acks: dict[Connection, list[tuple[int, int]]] = {}
+        # The last batch of a publisher on a topic that was refused: so will be what was sent after it.
+        self._refused: dict[tuple[str, str], int] = {}
         self._blocked: set[Connection] = set()
         self._counters = counters
         self._emptied = asyncio.Event()
         self._emptied.set()
 
     @property
-    def _full(self) -> bool:
-        limit = self._limits.max_held_bytes
-        if self.connection is not None:
-            limit = min(limit, SLOW_LINK_BYTES)
-        return self._held_bytes >= limit
+    def held_bytes(self) -> int:
+        """Return what is held: waiting, and sent but not confirmed."""
+        return self._queued_bytes + self._unconfirmed_bytes
 
-    def forward(self, payloads: Sequence[bytes], publisher: Connection, publishers: int) -> None:
-        """Send messages now or hold them, and stop reading from the publisher when too much is held.
+    @property
+    def _full(self) -> bool:
+        if self.connection is not None and self._queued_bytes >= SLOW_LINK_BYTES:
+            return True
+        return self.held_bytes >= self._limits.max_held_bytes
+
+    def forward(self, batches: Sequence[Batch], publisher: Connection, publishers: int) -> None:
+        """Send batches now or hold them, and stop reading from the publisher when too much is held.
 
         A publisher that comes when too much is held has been read once before it is stopped. When those
         that came and went have left as much again, it is closed with 1013, and what was read is lost.
 
         Args:
-            payloads: All of one read.
+            batches: All of one read.
             publisher: Where they come from.
             publishers: How many there are now.
         """
-        if self.open and not self.held:
-            self.send(payloads)
-            self._counters["forwarded"] += len(payloads)
-            return
         limits = self._limits
         one_read = limits.max_message_bytes + READ_MARGIN_BYTES
         far_too_much = 2 * limits.max_held_bytes + publishers * one_read + self._held_at_reload
-        if self._held_bytes >= far_too_much:
-            self._counters["lost_full"] += len(payloads)
+        if self.held_bytes >= far_too_much:
+            self._counters["lost_full"] += sum(batch.count for batch in batches if batch.origin is None)
             publisher.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
-        self.hold(payloads)
+        self.hold(batches)
+        self._send_held()
         if self._full and publisher not in self._blocked:
             self._blocked.add(publisher)
             publisher.pause_reading()
 
-    def hold(self, payloads: Sequence[bytes]) -> None:
-        """Keep messages until the consumer takes them."""
-        self.held.extend(payloads)
-        self._held_bytes += sum(map(len, payloads)) + HELD_OVERHEAD_BYTES * len(payloads)
+    def hold(self, batches: Sequence[Batch]) -> None:
+        """Keep batches until the consumer takes them."""
+        self._queue.extend(batches)
+        self._queued_bytes += sum(batch.size for batch in batches)
         self._emptied.clear()
 
-    def take_held(self) -> list[bytes]:
-        """Give up all that is held, and let its publishers go on."""
-        held = list(self.held)
-        self.held.clear()
-        self._held_bytes = 0
-        self._emptied.set()
-        self._unblock()
+    def take_queue(self) -> list[Batch]:
+        """Give up what waits, and let its publishers go on."""
+        held = list(self._queue)
+        self._queue.clear()
+        self._queued_bytes = 0
+        self._check_emptied()
         return held
+
+    def take_held(self) -> list[Batch]:
+        """Give up all that is held, as far as the consumer may get it again."""
+        held: list[Batch] = []
+        if self._was_v2:
+            held += self._unconfirmed
+            self._unconfirmed.clear()
+            self._unconfirmed_bytes = 0
+        return held + self.take_queue()
 
     def forget(self, publisher: Connection) -> None:
         """Let go of a publisher that is gone."""
@@ -102,17 +162,18 @@ class ConsumerLink(Link):
     def resume(self) -> None:
         """Go on after a reload: connect if this link is new, and send what is held."""
         # What was another link's, or within another limit, is nobody's fault.
-        self._held_at_reload = self._held_bytes
+        self._held_at_reload = self.held_bytes
         self.start()
         self._send_held()
 
     async def drain(self) -> None:
-        """Wait until the consumer has dealt with all that was bound for it."""
+        """Wait until the consumer has confirmed all that was bound for it."""
         await self._emptied.wait()
-        await self.all_confirmed()
 
     def up(self) -> None:
         """Send what was held."""
+        self._marks = 0
+        self._was_v2 = self.v2
         self._send_held()
 
     def writable(self, connection: Connection) -> None:
@@ -120,23 +181,110 @@ class ConsumerLink(Link):
         self._send_held()
 
     def down(self, closed: Closed, lost: int) -> None:
-        """Count what may be lost; later messages are held, and more of them than for a slow consumer."""
-        self._counters["lost_in_flight"] += lost
-        if not self._full:
-            self._unblock()
+        """Keep what was not confirmed for the next connection, as far as that makes sense.
+
+        A classic consumer gets classic messages once at most. And what made a consumer refuse the connection
+        for good would do so again.
+        """
+        again: list[Batch] = []
+        for batch in self._unconfirmed:
+            if closed.by_peer and not closed.reconnect:
+                self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
+            elif batch.number > self._refused.get((batch.publisher, batch.topic), batch.number):
+                self._refuse(batch, "after_refused", "a batch before it was refused")
+            elif batch.origin is None and not self._was_v2:
+                self._counters["lost_in_flight"] += batch.count
+            else:
+                again.append(batch)
+        self._refused.clear()
+        self._unconfirmed.clear()
+        self._unconfirmed_bytes = 0
+        self._queue.extendleft(reversed(again))
+        self._queued_bytes += sum(batch.size for batch in again)
+        self._check_emptied()
+
+    def received_events(self, events: list[Event]) -> None:
+        """Take what the consumer confirms and refuses."""
+        if not self.v2:
+            return
+        for event in events:
+            if isinstance(event, packets_v2.Ack) and event.numbers[-1][1] <= self._marks:
+                self._confirm_marks(event.numbers[-1][1])
+            elif isinstance(event, packets_v2.Refused) and event.number <= self._marks:
+                self._confirm_marks(event.number - 1)
+                self._refuse_first(event)
+            elif not isinstance(event, packets_v2.Draining | Ponged | Established):
+                assert self.connection is not None
+                self.connection.fail(CloseCode.UNEXPECTED_PACKET)
+                return
+        self._tell_origins()
+        self._send_held()
+
+    def confirmed_to(self, count: int) -> None:
+        """Let go of what a classic consumer has dealt with."""
+        if not self._was_v2:
+            self._confirm_marks(count)
+            self._tell_origins()
+            self._send_held()
 
     def _send_held(self) -> None:
-        while self.held and self.open:
-            size = 0
-            payloads = []
-            while self.held and size < SLICE_BYTES:
-                payload = self.held.popleft()
-                payloads.append(payload)
-                size += len(payload)
-            self._held_bytes -= size + HELD_OVERHEAD_BYTES * len(payloads)
-            self.send(payloads)
-            self._counters["forwarded"] += len(payloads)
-        if not self.held:
+        while self._queue and self.open and self._unconfirmed_bytes < LINK_WINDOW_BYTES:
+            assert self.connection is not None
+            v2, size = self._was_v2, 0
+            payloads: list[bytes] = []
+            while self._queue and size < SLICE_BYTES:
+                batch = self._queue.popleft()
+                self._queued_bytes -= batch.size
+                messages = [batch.payload] if v2 else _classic(batch)
+                if not v2 and len(messages) != batch.count:
+                    self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
+                    continue
+                size += batch.size
+                self._marks += len(messages)
+                batch.mark = self._marks
+                self._unconfirmed.append(batch)
+                payloads += messages
+                self._counters["forwarded"] += batch.count
+            self._unconfirmed_bytes += size
+            if v2:
+                self.connection.send(payloads)
+            else:
+                self.send(payloads)
+        self._check_emptied()
+
+    def _confirm_marks(self, mark: int) -> None:
+        while self._unconfirmed and self._unconfirmed[0].mark <= mark:
+            batch = self._unconfirmed.popleft()
+            self._unconfirmed_bytes -= batch.size
+            if batch.origin is not None:
+                ranges = self._acks.setdefault(batch.origin, [])
+                if ranges and ranges[-1][1] == batch.number - 1:
+                    ranges[-1] = (ranges[-1][0], batch.number)
+                else:
+                    ranges.append((batch.number, batch.number))
+        self._check_emptied()
+
+    def _tell_origins(self) -> None:
+        acks, self._acks = self._acks, {}
+        for origin, numbers in acks.items():
+            origin.send_packet(packets_v2.Ack(numbers))
+
+    def _refuse_first(self, refused: packets_v2.Refused) -> None:
+        if self._unconfirmed and self._unconfirmed[0].mark == refused.number:
+            batch = self._unconfirmed.popleft()
+            self._unconfirmed_bytes -= batch.size
+            self._refused[batch.publisher, batch.topic] = batch.number
+            self._refuse(batch, refused.code, refused.reason)
+            self._check_emptied()
+
+    def _refuse(self, batch: Batch, code: packets_v2.RefusalCode, reason: str) -> None:
+        if batch.origin is not None:
+            batch.origin.send_packet(packets_v2.Refused(batch.number, code, reason[:MAX_REASON_CHARACTERS]))
+        else:
+            self._counters["lost_refused"] += batch.count
+
+    def _check_emptied(self) -> None:
+        if not self._queue and not self._unconfirmed:
             self._emptied.set()
             self._held_at_reload = 0
         if not self._full:
@@ -160,13 +308,18 @@ class Producer:
     role = "producer"
     config_type: ClassVar[type[NodeConfig]] = ProducerConfig
     feeds = True
+    serves_nodes = False
 
-    def __init__(self, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]) -> None:
+    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str]) -> None:
         self.counters = counters
-        self._psk, self._config = psk, config
+        self._psk, self._config = keys.nodes, config
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
-        self._publishers = 0
+        # The public id of each connection's publisher, "" while it has none.
+        self._publishers: dict[Connection, str] = {}
+        # This node numbers what comes in classic messages.
+        self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
+        self._number = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
@@ -175,7 +328,7 @@ class Producer:
             return self
         return HttpAnswer(404, "Not found: this producer has /produce.\n")
 
-    def start(self) -> None:
+    async def start(self) -> None:
         """Begin to connect to all consumers."""
         for link in self.links:
             link.start()
@@ -190,36 +343,36 @@ class Producer:
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 
-    def reload(self, config: ProducerConfig, psk: PreSharedKey) -> None:
+    def reload(self, config: ProducerConfig, keys: Keys) -> None:
         """Use a new configuration: keep the links that stay, and route all that is held anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
-        self._psk, self._config = psk, config
+        self._psk, self._config = keys.nodes, config
         for link in self.links:
-            link.reconfigure(psk, config.hello_order, config.limits)
+            link.reconfigure(self._psk, config)
         if not changed:
             return
         self.links = []
         for address in config.links:
             self.links.append(old.pop(address) if address in old else self._link(address))
         self._route = router(len(self.links))
-        held = [payload for link in (*old.values(), *self.links) for payload in link.take_held()]
+        held = [batch for link in old.values() for batch in link.take_held()]
+        held += [batch for link in self.links for batch in link.take_queue()]
         for link in old.values():
             self._retire(link)
-        for payload in held:
-            message = packets.decode(payload)
-            assert isinstance(message, packets.Message)
-            self.links[self._route(message.topic)].hold([payload])
+        for batch in held:
+            self.links[self._route(batch.topic)].hold([batch])
         for link in self.links:
             link.resume()
 
     async def drain(self) -> None:
-        """Wait until the consumers have dealt with all that was published."""
+        """Wait until the consumers have confirmed all that was published."""
         await asyncio.gather(*(link.drain() for link in self.links))
 
     async def stop(self) -> None:
-        """Close the links; what is still held is lost, and counted."""
-        self.counters["lost_held"] += sum(len(link.take_held()) for link in self.links)
+        """Close the links; what classic publishers sent and is still held is lost, and counted."""
+        held = [batch for link in self.links for batch in link.take_held()]
+        self.counters["lost_held"] += sum(batch.count for batch in held if batch.origin is None)
         await asyncio.gather(*(link.stop() for link in (*self.links, *self._retired)))
 
     def abort(self) -> None:
@@ -229,26 +382,75 @@ class Producer:
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
-        self._publishers += 1
+        self._publishers[connection] = ""
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
-        batches: dict[int, list[bytes]] = {}
+        batches: dict[int, list[Batch]] = {}
         for event in events:
-            if type(event) is Received:
-                batches.setdefault(self._route(event.topic), []).extend(event.payloads)
-        for index, payloads in batches.items():
-            self.counters["messages_in"] += len(payloads)
-            self.links[index].forward(payloads, connection, self._publishers)
+            if type(event) is packets_v2.Publish:
+                batch = self._take(connection, event)
+                if batch is not None:
+                    batches.setdefault(self._route(event.topic), []).append(batch)
+            elif type(event) is Received:
+                batches.setdefault(self._route(event.topic), []).extend(self._take_classic(event))
+            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection]:
+                self._publishers[connection] = public_id(base64.b64decode(event.secret))
+            elif not isinstance(event, Established | Ponged):
+                connection.fail(CloseCode.UNEXPECTED_PACKET)
+                break
+        for index, its in batches.items():
+            self.counters["messages_in"] += sum(batch.count for batch in its)
+            self.links[index].forward(its, connection, len(self._publishers))
 
     def writable(self, connection: Connection) -> None:
-        """Do nothing: nothing but pongs goes to a publisher."""
+        """Do nothing: nothing but acks and pongs goes to a publisher."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let a publisher go."""
-        self._publishers -= connection.established
+        self._publishers.pop(connection, None)
         for link in self.links:
             link.forget(connection)
+
+    def _take(self, connection: Connection, packet: packets_v2.Publish) -> Batch | None:
+        publisher = self._publishers[connection]
+        if not publisher:
+            connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
+            return None
+        limits = self._config.limits
+        topic, number = packet.topic, packet.number
+        if 4 * len(topic) > limits.max_topic_bytes and len(topic.encode()) > limits.max_topic_bytes:
+            reason = f"the topic has more than {limits.max_topic_bytes} bytes"
+            connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
+            return None
+        payload = packets_v2.encode(
+            packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
+        )
+        most = limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
+        if len(payload) > most:
+            reason = f"the batch has more than {limits.max_message_bytes} bytes"
+            connection.send_packet(packets_v2.Refused(number, "too_long", reason))
+            return None
+        return Batch(publisher, number, topic, packet.count, payload, connection)
+
+    def _take_classic(self, received: Received) -> Iterator[Batch]:
+        data = [message.data for message in received.messages]
+        most = self._config.limits.max_message_bytes
+        if sum(map(len, received.payloads)) <= most:
+            yield self._batch(received.topic, data)
+            return
+        size, begin = 0, 0
+        for index, payload in enumerate(received.payloads):
+            if size + len(payload) > most:
+                yield self._batch(received.topic, data[begin:index])
+                size, begin = 0, index
+            size += len(payload)
+        yield self._batch(received.topic, data[begin:])
+
+    def _batch(self, topic: str, data: list[str]) -> Batch:
+        self._number += 1
+        payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, len(data), data))
+        return Batch(self._id, self._number, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:
         return ConsumerLink(address, self._config, self._psk, self.counters)
@@ -257,3 +459,15 @@ class Producer:
         task = asyncio.create_task(link.stop())
         self._retired[link] = task
         task.add_done_callback(lambda _task: self._retired.pop(link))
+
+
+def public_id(secret: bytes) -> str:
+    """Return the id by which others know a publisher: they cannot publish as it (docs/protocol.md)."""
+    return base64.urlsafe_b64encode(hashlib.sha256(secret).digest()[:PUBLIC_ID_BYTES]).decode().rstrip("=")
+
+
+def _classic(batch: Batch) -> list[bytes]:
+    """Return a batch as classic messages; none when its data is not what it should be."""
+    forward = packets_v2.decode(batch.payload)
+    assert isinstance(forward, packets_v2.Forward)
+    return [packets.encode(packets.Message(data, batch.topic)) for data in forward.data]

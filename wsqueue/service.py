@@ -19,13 +19,12 @@ from typing import Any, ClassVar, Protocol, cast
 import msgspec
 import uvloop
 
-from . import config
+from . import config, packets_v2
 from .addresses import Address
-from .config import NodeConfig
+from .config import Keys, NodeConfig
 from .connection import Connection, Handler
 from .errors import CloseCode, Closed, ConfigError, ListenError
 from .framing import HttpAnswer
-from .hello import PreSharedKey
 from .logs import log
 from .notify import Notifier
 from .version import __version__
@@ -41,6 +40,12 @@ SPARE_CONNECTIONS = 100
 SPARE_FILES = 200
 """Open files beyond the connections: listeners, links, the loop's own."""
 
+RECONNECTS_PER_SECOND = 2000.0
+"""How many clients may come back in a second after a restart: what a node can greet, with room to spare."""
+
+MAX_RETRY_SECONDS = 60.0
+"""The longest time over which clients are asked to come back."""
+
 KEPT_BYTES = 8 * 1024 * 1024
 """Freed memory that the process keeps: the buffers of some reads and writes, at 256 KiB each."""
 
@@ -55,15 +60,15 @@ class Node(Protocol):
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]
 
-    def __init__(self, config: Any, psk: PreSharedKey, counters: Counter[str]) -> None:  # noqa: ANN401
+    def __init__(self, config: Any, keys: Keys, counters: Counter[str]) -> None:  # noqa: ANN401
         ...
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path."""
         ...
 
-    def start(self) -> None:
-        """Begin to work."""
+    async def start(self) -> None:
+        """Begin to work; the node takes connections after that."""
         ...
 
     def not_ready(self) -> str:
@@ -74,7 +79,7 @@ class Node(Protocol):
         """Return how the node is, in a few words."""
         ...
 
-    def reload(self, config: Any, psk: PreSharedKey) -> None:  # noqa: ANN401 - the node's own kind
+    def reload(self, config: Any, keys: Keys) -> None:  # noqa: ANN401 - the node's own kind
         """Use a new configuration from now on."""
         ...
 
@@ -105,9 +110,9 @@ class Service:
     def __init__(self, file: str | Path, kind: type[Node]) -> None:
         self._file, self._config_type = file, kind.config_type
         self._config: NodeConfig = config.load(file, self._config_type)
-        self._psk = config.load_psk(self._config)
+        self._keys = config.load_keys(self._config)
         self._counters: Counter[str] = Counter()
-        self.node = kind(self._config, self._psk, self._counters)
+        self.node = kind(self._config, self._keys, self._counters)
         self.connections: set[Connection] = set()
         self._servers: dict[Address, asyncio.Server] = {}
         self._stopping = asyncio.Event()
@@ -148,14 +153,20 @@ class Service:
         self._stopping.set()
 
     async def start(self) -> None:
-        """Listen, then begin to work.
+        """Begin to work, then listen.
 
         Raises:
+            ConfigError: The node cannot use its directory.
             ListenError: A listener cannot be opened.
         """
         self._warn_of_limits()
-        await self._listen(self._config.listeners)
-        self.node.start()
+        await self.node.start()
+        try:
+            await self._listen(self._config.listeners)
+        except ListenError:
+            self.node.abort()
+            await self.node.stop()
+            raise
         log(
             logger,
             logging.INFO,
@@ -169,14 +180,14 @@ class Service:
         """Read the configuration again; when it is wrong, say so and go on with the old one."""
         try:
             new = config.load(self._file, self._config_type)
-            psk = config.load_psk(new)
+            keys = config.load_keys(new)
             await self._listen(new.listeners)
         except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
             return
-        self._config, self._psk = new, psk
+        self._config, self._keys = new, keys
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
-        self.node.reload(new, psk)
+        self.node.reload(new, keys)
         self._warn_of_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -185,6 +196,10 @@ class Service:
         log(logger, logging.INFO, "draining", connections=len(self.connections))
         began = time.monotonic()
         self._stop_listening()
+        retry_seconds = len(self.connections) / RECONNECTS_PER_SECOND
+        for connection in self.connections:
+            if connection.session.v2:
+                connection.send_packet(packets_v2.Draining(min(retry_seconds, MAX_RETRY_SECONDS)))
         try:
             async with asyncio.timeout(self._config.limits.drain_seconds) as self._deadline:
                 await self._close(_feeds)
@@ -221,7 +236,7 @@ class Service:
         if len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS:
             self._counters["connections_refused"] += 1
             return _Refused()
-        connection = Connection.accept(self.endpoint, self._psk, limits, self._lost)
+        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost)
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection

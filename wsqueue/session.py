@@ -7,14 +7,16 @@ One class for both roles. A peer's fault never raises: it ends the session with 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
 from typing import Self
 
 import msgspec
 
-from . import packets
+from . import packets, packets_v2
 from .errors import CloseCode, Closed, PeerError
 from .framing import ClientFraming, Framing, HttpAnswer, Opened, Ponged, ServerFraming, frame_texts
-from .hello import Handshake, Order, PreSharedKey, Role
+from .hello import Context, Handshake, HandshakeV2, Order, PreSharedKey, Role
+from .packets_v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024
 """What a peer may send before it has proved itself: a request with cookies, and two packets of 100 bytes."""
@@ -38,38 +40,92 @@ class Received(msgspec.Struct):
     payloads: list[bytes]
 
 
-Event = Established | Received | Ponged
+Event = Established | Received | Ponged | packets_v2.Packet
+
+Upgrade = Callable[[str], HttpAnswer | PreSharedKey]
+"""From a request's path to a page, or to the key that its peer must know."""
 
 
 class Session:
-    """Speak the classic protocol on one connection.
+    """Speak one connection's protocol: v2 when both ends know it, else the classic one.
 
     Args:
         framing: The WebSocket.
-        handshake: The hello.
-        max_topic_bytes: A message with a longer topic (UTF-8) ends the session.
+        role: Which end this is.
+        psk: The key; an acceptor learns it from the path that is asked for.
+        order: The order in which an initiator answers a classic challenge.
+        allow_classic: Whether the peer may speak the classic protocol; None for only without TLS.
+        max_topic_bytes: A message with a longer topic (UTF-8) ends a classic session.
+
+    Attributes:
+        channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
+        v2: Whether the peer speaks v2; known when the hello is done.
     """
 
-    __slots__ = ("_framing", "_handshake", "_hello_bytes", "_max_topic_bytes")
+    __slots__ = (
+        "_allow_classic",
+        "_done",
+        "_framing",
+        "_handshake",
+        "_hello_begun",
+        "_hello_bytes",
+        "_max_topic_bytes",
+        "_order",
+        "_psk",
+        "_role",
+        "channel_binding",
+        "v2",
+    )
 
-    def __init__(self, framing: Framing, handshake: Handshake, max_topic_bytes: int) -> None:
+    def __init__(
+        self,
+        framing: Framing,
+        role: Role,
+        psk: PreSharedKey | None,
+        order: Order,
+        *,
+        allow_classic: bool | None,
+        max_topic_bytes: int,
+    ) -> None:
+        self.channel_binding = b""
+        self.v2 = self._done = self._hello_begun = False
         self._framing = framing
-        self._handshake = handshake
+        self._role, self._psk, self._order = role, psk, order
+        self._allow_classic = allow_classic
+        self._handshake: Handshake | HandshakeV2 | None = None
         self._max_topic_bytes = max_topic_bytes
         self._hello_bytes = 0
 
     @classmethod
     def accept(
         cls,
-        answer_request: Callable[[str], HttpAnswer | None],
-        psk: PreSharedKey,
+        upgrade: Upgrade,
         *,
+        allow_classic: bool | None = None,
         max_message_bytes: int,
         max_topic_bytes: int,
     ) -> Self:
-        """Return the acceptor's end; `answer_request` turns paths into pages, or None to upgrade."""
-        framing = ServerFraming(answer_request, max_message_bytes)
-        return cls(framing, Handshake(Role.ACCEPTOR, psk), max_topic_bytes)
+        """Return the acceptor's end."""
+
+        def answer_request(path: str, offers_v2: bool) -> HttpAnswer | None:
+            answer = upgrade(path)
+            if isinstance(answer, HttpAnswer):
+                return answer
+            if not offers_v2 and not session.allows_classic:
+                return HttpAnswer(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
+            session._psk = answer
+            return None
+
+        framing = ServerFraming(answer_request, max_message_bytes, SUBPROTOCOL)
+        session = cls(
+            framing,
+            Role.ACCEPTOR,
+            None,
+            Order.DOCUMENT,
+            allow_classic=allow_classic,
+            max_topic_bytes=max_topic_bytes,
+        )
+        return session
 
     @classmethod
     def initiate(
@@ -80,17 +136,32 @@ class Session:
         psk: PreSharedKey,
         order: Order = Order.DOCUMENT,
         *,
+        offer_v2: bool = True,
+        allow_classic: bool | None = None,
         max_message_bytes: int,
         max_topic_bytes: int,
     ) -> Self:
         """Return the initiator's end, its request already in `data_to_send`."""
-        framing = ClientFraming(host, port, path, max_message_bytes)
-        return cls(framing, Handshake(Role.INITIATOR, psk, order), max_topic_bytes)
+        subprotocols = [SUBPROTOCOL] if offer_v2 else []
+        framing = ClientFraming(host, port, path, max_message_bytes, subprotocols)
+        return cls(
+            framing,
+            Role.INITIATOR,
+            psk,
+            order,
+            allow_classic=allow_classic,
+            max_topic_bytes=max_topic_bytes,
+        )
+
+    @property
+    def allows_classic(self) -> bool:
+        """Tell whether the peer may speak the classic protocol."""
+        return self._allow_classic if self._allow_classic is not None else not self.channel_binding
 
     @property
     def established(self) -> bool:
         """Tell whether messages may be sent: the hello is done and nobody has closed."""
-        return self._handshake.done and self._framing.open
+        return self._done and self._framing.open
 
     @property
     def quiet(self) -> bool:
@@ -122,8 +193,8 @@ class Session:
                 elif isinstance(item, Ponged):
                     events.append(item)
                 elif isinstance(item, Opened):
-                    self._send_hello(packets.Hello(once=self._handshake.once))
-            if not self._handshake.done:
+                    self._begin_hello(item)
+            if not self._done:
                 self._check_hello_bytes(len(data))
         except PeerError as error:
             self._framing.refuse(error.code, error.reason)
@@ -154,23 +225,33 @@ class Session:
         self._framing.fail(code, reason or code.reason)
 
     def _receive_texts(self, payloads: list[bytes], events: list[Event]) -> None:
-        if self._handshake.done:
-            groups = self._group_messages(payloads)
-            if groups is not None:
-                events += groups
-                return
+        if not self._done:
+            payloads = self._receive_hello(payloads, events)
+        if self.v2:
+            for payload in payloads:
+                packet = packets_v2.decode(payload)
+                if isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                    assert isinstance(self._handshake, HandshakeV2)
+                    self._handshake.receive(packet)  # which refuses it
+                events.append(packet)
+        elif payloads:
+            self._receive_messages(payloads, events)
+
+    def _receive_messages(self, payloads: list[bytes], events: list[Event]) -> None:
+        groups = self._group_messages(payloads)
+        if groups is not None:
+            events += groups
+            return
         for payload in payloads:
             packet = packets.decode(payload)
-            if isinstance(packet, packets.Message):
-                if not self._handshake.done:
-                    raise PeerError(CloseCode.EARLY_DATA)
-                if self._too_long(packet.topic):
-                    raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
-                events.append(Received(packet.topic, [packet], [payload]))
-            elif isinstance(packet, packets.Hello):
-                self._receive_hello(packet, events)
-            else:
+            if isinstance(packet, packets.Hello):
+                assert isinstance(self._handshake, Handshake)
+                self._handshake.receive(packet)  # which refuses it
+            if not isinstance(packet, packets.Message):
                 raise PeerError(CloseCode.UNEXPECTED_PACKET)
+            if self._too_long(packet.topic):
+                raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
+            events.append(Received(packet.topic, [packet], [payload]))
 
     def _group_messages(self, payloads: list[bytes]) -> Iterable[Received] | None:
         """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
@@ -195,7 +276,63 @@ class Session:
         limit = self._max_topic_bytes
         return 4 * len(topic) > limit and len(topic.encode()) > limit
 
-    def _receive_hello(self, packet: packets.Hello, events: list[Event]) -> None:
+    def _begin_hello(self, opened: Opened) -> None:
+        if opened.subprotocol is None:
+            self._begin_classic_hello()
+            return
+        assert self._psk is not None
+        context = Context(opened.path, opened.offered, self.channel_binding)
+        self._handshake = HandshakeV2(self._role, self._psk, context)
+        self._framing.allow_more(packets_v2.OVERHEAD_BYTES)
+        self._send_hello(self._handshake.begin())
+
+    def _begin_classic_hello(self) -> None:
+        if not self.allows_classic:
+            raise PeerError(CloseCode.CLASSIC_REFUSED)
+        assert self._psk is not None
+        self._handshake = Handshake(self._role, self._psk, self._order)
+        self._send_hello(self._handshake.begin())
+
+    def _receive_hello(self, payloads: list[bytes], events: list[Event]) -> list[bytes]:
+        """Take the packets of the hello; return what comes after it."""
+        for count, payload in enumerate(payloads):
+            if self._done:
+                return payloads[count:]
+            if isinstance(self._handshake, HandshakeV2) and self._answered_in_classic(payload):
+                self._framing.allow_more(-packets_v2.OVERHEAD_BYTES)
+                self._begin_classic_hello()
+            if isinstance(self._handshake, HandshakeV2):
+                packet = packets_v2.decode(payload)
+                if not isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                    raise PeerError(CloseCode.EARLY_DATA)
+                self._send_hello(self._handshake.receive(packet))
+                self.v2 = self._done = self._handshake.done
+            else:
+                self._receive_classic_hello(payload)
+            if self._done:
+                events.append(Established())
+        return []
+
+    def _answered_in_classic(self, payload: bytes) -> bool:
+        """Tell whether the acceptor selected v2 without knowing it.
+
+        The library of the original nodes selects the first subprotocol, whatever it is.
+        """
+        if self._role is Role.ACCEPTOR or self._hello_begun:
+            return False
+        self._hello_begun = True
+        try:
+            return isinstance(packets.decode(payload), packets.Hello)
+        except PeerError:
+            return False
+
+    def _receive_classic_hello(self, payload: bytes) -> None:
+        assert isinstance(self._handshake, Handshake)
+        packet = packets.decode(payload)
+        if isinstance(packet, packets.Message):
+            raise PeerError(CloseCode.EARLY_DATA)
+        if not isinstance(packet, packets.Hello):
+            raise PeerError(CloseCode.UNEXPECTED_PACKET)
         try:
             answer = self._handshake.receive(packet)
         except PeerError as error:
@@ -203,8 +340,7 @@ class Session:
                 self._send_hello(self._handshake.refusal())
             raise
         self._send_hello(answer)
-        if self._handshake.done:
-            events.append(Established())
+        self._done = self._handshake.done
 
     def _check_hello_bytes(self, received: int) -> None:
         if self.closed is None:
@@ -212,6 +348,6 @@ class Session:
             if self._hello_bytes > MAX_HELLO_BYTES:
                 raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
 
-    def _send_hello(self, packet: packets.Hello | None) -> None:
+    def _send_hello(self, packet: packets.Hello | packets_v2.HelloPacket | None) -> None:
         if packet is not None:
-            self._framing.send_text(packets.encode(packet))
+            self._framing.send_text(msgspec.json.encode(packet))

@@ -18,7 +18,7 @@ import msgspec
 
 from .addresses import Address
 from .client import Client
-from .config import DemoConfig, Limits
+from .config import DemoConfig
 from .errors import CloseCode, Closed, WsqueueError
 from .hello import Order, PreSharedKey
 from .link import Link
@@ -89,7 +89,7 @@ async def _check(name: str, check: Awaitable[str]) -> Check:
 
 
 async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig) -> str:
-    probe = _Probe([address], psk, config.hello_order, config.limits)
+    probe = _Probe([address], psk, config)
     probe.start()
     await probe.up_or_ended.wait()
     await probe.stop()
@@ -114,7 +114,7 @@ async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str) -> str:
 
 
 async def _refuses(address: Address, psk: PreSharedKey, config: DemoConfig) -> str:
-    probe = _Probe([address], _WrongAnswers(psk), config.hello_order, config.limits)
+    probe = _Probe([address], _WrongAnswers(psk), config)
     probe.start()
     try:
         # An original node answers before it has verified, and so is up for a moment.
@@ -157,8 +157,8 @@ class _Probe(Link):
 
     never_up_level = logging.INFO  # a check reports as much
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, order: Order, limits: Limits) -> None:
-        super().__init__(addresses, psk, order, limits)
+    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig) -> None:
+        super().__init__(addresses, psk, config)
         self.was_up = False
         self.up_or_ended = asyncio.Event()
         self.ended = asyncio.Event()

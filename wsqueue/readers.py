@@ -1,0 +1,152 @@
+"""A subscriber of one topic: it is sent what comes, and reads what it has missed in the topic's log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Sequence
+
+import msgspec
+
+from . import packets_v2
+from .connection import Connection
+from .framing import frame_texts
+from .records import Record
+from .retention import Retention, TopicLog
+
+CHUNK_BYTES = 256 * 1024
+"""What is read from a log in one go: about what a socket takes."""
+
+
+class Reader:
+    """Take one subscriber through the log of one topic.
+
+    It is live while it has been sent all that is stored. One that does not keep up falls back to reading the
+    log, and is told of what has gone there before it came to it.
+
+    Args:
+        connection: Of the subscriber.
+        retention: The logs.
+        packet: What the subscriber asks for.
+        counters: Where events are counted.
+    """
+
+    __slots__ = ("_connection", "_counters", "_exact", "_live", "_offset", "_retention", "_task", "_topic")
+
+    def __init__(
+        self,
+        connection: Connection,
+        retention: Retention,
+        packet: packets_v2.Subscribe,
+        counters: Counter[str],
+    ) -> None:
+        self._connection, self._retention, self._counters = connection, retention, counters
+        self._topic = packet.topic
+        self._offset = 0
+        self._live = False
+        # Whether the subscriber has a right to the message at the offset, so that its lack is a gap.
+        self._exact = True
+        self._task: asyncio.Task[None] | None = None
+        log = retention.topic(packet.topic)
+        if packet.start == "time" and packet.time is not None:
+            self._task = asyncio.create_task(self._begin_at(packet.time))
+        elif packet.start == "earliest":
+            self._exact = False
+            self._begin(log, log.first)
+        elif packet.offset is None:
+            self._begin(log, log.next)
+        else:
+            self._resume(log, packet.log, packet.offset)
+
+    def take(self, offset: int, end: int, frames: bytes) -> bool:
+        """Send what has just been stored, unless this reader is behind; return whether it was sent.
+
+        Args:
+            offset: Of the first message.
+            end: After the last.
+            frames: Of the packets.
+        """
+        if not self._live:
+            return False
+        if offset != self._offset or self._connection.congested:
+            self._live = False
+            self._counters["fell_behind"] += 1
+            self.catch_up()
+            return False
+        self._offset = end
+        return self._connection.send_frames(frames)
+
+    def catch_up(self) -> None:
+        """Send what is in the log, as much as the subscriber takes."""
+        connection = self._connection
+        while not self._live and self._task is None and connection.sendable and not connection.congested:
+            log = self._retention.topic(self._topic)
+            if self._offset == log.next:
+                self._live = True
+            elif self._retention.in_memory(log, self._offset):
+                self._send(log, log.read(self._offset, CHUNK_BYTES))
+            else:
+                self._task = asyncio.create_task(self._read_archive(log))
+
+    def stop(self) -> None:
+        """Send nothing more."""
+        self._live = False
+        if self._task is not None:
+            self._task.cancel()
+
+    def _begin(self, log: TopicLog, offset: int) -> None:
+        self._offset = offset
+        self._connection.send_packet(packets_v2.Subscribed(self._topic, self._retention.id, offset, log.next))
+
+    async def _begin_at(self, moment: float) -> None:
+        log = self._retention.topic(self._topic)
+        offset = await self._retention.offset_at(log, moment)
+        self._exact = False
+        self._task = None
+        self._begin(log, offset)
+        self.catch_up()
+
+    def _resume(self, log: TopicLog, log_id: str | None, offset: int) -> None:
+        if log_id in (None, self._retention.id) and log.start <= offset <= log.next:
+            self._begin(log, offset)
+            return
+        # What the subscriber has seen is of another log, or of a part of this one that nobody knows.
+        self._exact = False
+        self._begin(log, log.next if offset > log.next and log_id == self._retention.id else log.first)
+        self._tell_of_gap(None)
+
+    async def _read_archive(self, log: TopicLog) -> None:
+        records = await self._retention.read(log, self._offset, CHUNK_BYTES)
+        self._task = None
+        self._send(log, records)
+        self.catch_up()
+
+    def _send(self, log: TopicLog, records: Sequence[Record]) -> None:
+        first = records[0].offset if records else log.next
+        if first > self._offset:
+            missed = first - self._offset
+            self._offset = first
+            if self._exact:
+                self._tell_of_gap(missed)
+        self._exact = True
+        if records:
+            packets = [record.packet for record in records]
+            packets[0] = _from_offset(records[0], self._offset)
+            count = records[-1].end - self._offset
+            self._offset = records[-1].end
+            if self._connection.send_frames(frame_texts(packets, masked=False)):
+                self._counters["deliveries"] += count
+
+    def _tell_of_gap(self, missed: int | None) -> None:
+        self._counters["gaps"] += 1
+        self._connection.send_packet(packets_v2.Gap(self._topic, self._offset, missed))
+
+
+def _from_offset(record: Record, offset: int) -> bytes:
+    """Return the packet of a record without the messages before an offset."""
+    if offset <= record.offset:
+        return record.packet
+    deliver = packets_v2.decode(record.packet)
+    assert isinstance(deliver, packets_v2.Deliver)
+    rest = deliver.data[offset - record.offset :]
+    return packets_v2.encode(msgspec.structs.replace(deliver, offset=offset, data=rest))

@@ -1,0 +1,52 @@
+"""What the logs of topics are made of."""
+
+from __future__ import annotations
+
+import msgspec
+
+RECORD_OVERHEAD_BYTES = 300
+"""What a record takes besides its packet, so that limits are honest."""
+
+
+class Record(msgspec.Struct, gc=False):
+    """Hold one batch in the log of its topic: messages of one publisher that came together.
+
+    Attributes:
+        topic: Of all messages.
+        offset: Of the first message; the next record begins at `end`.
+        count: Of messages, at least 1.
+        time: Unix time in seconds, never falling within a topic.
+        publisher: Public id; "" for a publisher that nobody knows.
+        number: Of the batch, rising with each of that publisher on that topic; 0 without one.
+        packet: What delivers it, as JSON.
+    """
+
+    topic: str
+    offset: int
+    count: int
+    time: float
+    publisher: str
+    number: int
+    packet: bytes
+
+    @property
+    def end(self) -> int:
+        """Return the offset after the last message."""
+        return self.offset + self.count
+
+    @property
+    def size(self) -> int:
+        """Return the bytes that count for the limits."""
+        return len(self.packet) + RECORD_OVERHEAD_BYTES
+
+
+class TopicState(msgspec.Struct):
+    """Say which offsets a topic's log has.
+
+    Attributes:
+        first: Of the first message that is kept.
+        next: Of the message to come.
+    """
+
+    first: int
+    next: int

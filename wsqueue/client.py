@@ -27,7 +27,7 @@ import msgspec
 from . import config as configuration
 from . import packets, packets_v2
 from .addresses import Address
-from .config import DemoConfig, Limits
+from .config import DemoConfig, Limits, Tls
 from .connection import Connection
 from .errors import (
     AuthenticationError,
@@ -44,6 +44,7 @@ from .hello import Order, PreSharedKey
 from .link import SLICE_BYTES, Link
 from .routing import topic_hash
 from .session import Event, Received
+from .tls import TlsContexts
 
 WINDOW_BYTES = 16 * 1024 * 1024
 """What may be published and not confirmed: above what a fast network and a disk have under way."""
@@ -133,21 +134,23 @@ def connect(
     psk: str | PreSharedKey | None = None,
     hello_order: Order = Order.DOCUMENT,
     limits: Limits | None = None,
+    tls: Tls | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
     """Return a client, to be used in `async with`; nothing is opened before it is needed.
 
     Args:
         config: A configuration of role `demo`, or its file; instead of the keywords.
-        producers: Addresses as `host:port/produce`.
+        producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the order that the producers have too.
         psk: The pre-shared key; without it, it is looked up as the configuration says.
         hello_order: The digest order; `Order.REVERSED` for the original TypeScript nodes.
         limits: Other limits than the defaults.
+        tls: Whom to trust at wss:// addresses other than whom the system does, and a certificate.
         open_seconds: How long to wait for a node that does not answer.
 
     Raises:
-        ConfigError: The configuration, the addresses or the key cannot be used.
+        ConfigError: The configuration, the addresses, the key or a certificate cannot be used.
     """
     if config is None:
         config = DemoConfig(
@@ -155,6 +158,7 @@ def connect(
             consumers=list(consumers),
             hello_order=hello_order,
             limits=limits or Limits(),
+            tls=tls or Tls(),
         )
         configuration.check_addresses(config)
     elif not isinstance(config, DemoConfig):
@@ -163,14 +167,14 @@ def connect(
         psk = configuration.load_psk(config)
     elif isinstance(psk, str):
         psk = PreSharedKey(psk)
-    return Client(config, psk, open_seconds)
+    return Client(config, psk, open_seconds, TlsContexts(config))
 
 
 class Client:
     """Publish and subscribe; made by `connect`."""
 
-    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float) -> None:
-        self._config, self._psk, self.open_seconds = config, psk, open_seconds
+    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float, tls: TlsContexts) -> None:
+        self._config, self._psk, self.open_seconds, self._tls = config, psk, open_seconds, tls
         self._producers = config.produce_addresses
         self._consumers = config.subscribe_addresses
         self._publisher: _PublisherLink | None = None
@@ -289,9 +293,8 @@ class Client:
             PublishError: As for `flush`.
             ConnectError: As for `flush`, or not all is confirmed within `open_seconds`.
         """
-        await self._close(
-            self._publisher and (self._publisher.flush if confirm else self._publisher.all_sent)
-        )
+        link = self._publisher
+        await self._close(None if link is None else link.flush if confirm else link.all_sent)
 
     async def __aenter__(self) -> Self:
         return self
@@ -332,9 +335,9 @@ class Client:
         ]
 
     @property
-    def settings(self) -> tuple[PreSharedKey, DemoConfig]:
+    def settings(self) -> tuple[PreSharedKey, DemoConfig, TlsContexts]:
         """Return what a link needs."""
-        return self._psk, self._config
+        return self._psk, self._config, self._tls
 
     def forget(self, subscription: Subscription[Any]) -> None:
         """Let go of a subscription that was closed."""
@@ -344,7 +347,7 @@ class Client:
         if self._publisher is None:
             first = random.randrange(len(self._producers))  # noqa: S311 - to spread the load
             addresses = self._producers[first:] + self._producers[:first]
-            self._publisher = _PublisherLink(addresses, self._psk, self._config, self.open_seconds)
+            self._publisher = _PublisherLink(addresses, *self.settings, self.open_seconds)
         return self._publisher
 
     def _check_open(self) -> None:
@@ -511,8 +514,10 @@ class _ClientLink(Link):
 
     never_up_level = logging.INFO  # the application gets an error that says as much
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig) -> None:
-        super().__init__(addresses, psk, config)
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+    ) -> None:
+        super().__init__(addresses, psk, config, tls)
         self._changed = asyncio.Event()
         self._was_up = False
 
@@ -611,9 +616,14 @@ class _PublisherLink(_ClientLink):
     """
 
     def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, open_seconds: float
+        self,
+        addresses: Sequence[Address],
+        psk: PreSharedKey,
+        config: DemoConfig,
+        tls: TlsContexts,
+        open_seconds: float,
     ) -> None:
-        super().__init__(addresses, psk, config)
+        super().__init__(addresses, psk, config, tls)
         self.lost_in_flight = 0
         self._open_seconds = open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(packets_v2.NONCE_BYTES)).decode()

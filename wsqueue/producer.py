@@ -22,6 +22,7 @@ from .hello import PreSharedKey
 from .link import SLICE_BYTES, Link
 from .routing import router
 from .session import Established, Event, Received
+from .tls import TlsContexts
 
 LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """What a consumer may leave unconfirmed before no more is sent: far above what a fast disk has under way."""
@@ -78,12 +79,18 @@ class ConsumerLink(Link):
         config: Of this producer.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For its connections.
     """
 
     def __init__(
-        self, address: Address, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]
+        self,
+        address: Address,
+        config: ProducerConfig,
+        psk: PreSharedKey,
+        counters: Counter[str],
+        tls: TlsContexts,
     ) -> None:
-        super().__init__([address], psk, config)
+        super().__init__([address], psk, config, tls)
         self._queue: deque[Batch] = deque()
         self._unconfirmed: deque[Batch] = deque()
         self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
@@ -303,6 +310,7 @@ class Producer:
         config: Consumers, in the order that all nodes share, and limits.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For the links.
     """
 
     role = "producer"
@@ -310,9 +318,9 @@ class Producer:
     feeds = True
     serves_nodes = False
 
-    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str]) -> None:
+    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
-        self._psk, self._config = keys.nodes, config
+        self._psk, self._config, self._tls = keys.nodes, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
         # The public id of each connection's publisher, "" while it has none.
@@ -343,13 +351,13 @@ class Producer:
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 
-    def reload(self, config: ProducerConfig, keys: Keys) -> None:
+    def reload(self, config: ProducerConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use a new configuration: keep the links that stay, and route all that is held anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
-        self._psk, self._config = keys.nodes, config
+        self._psk, self._config, self._tls = keys.nodes, config, tls
         for link in self.links:
-            link.reconfigure(self._psk, config)
+            link.reconfigure(self._psk, config, tls)
         if not changed:
             return
         self.links = []
@@ -453,7 +461,7 @@ class Producer:
         return Batch(self._id, self._number, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:
-        return ConsumerLink(address, self._config, self._psk, self.counters)
+        return ConsumerLink(address, self._config, self._psk, self.counters, self._tls)
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

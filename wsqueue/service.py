@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import functools
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -23,10 +25,11 @@ from . import config, packets_v2
 from .addresses import Address
 from .config import Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import CloseCode, Closed, ConfigError, ListenError
+from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError
 from .framing import HttpAnswer
 from .logs import log
 from .notify import Notifier
+from .tls import TlsContexts
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -60,8 +63,13 @@ class Node(Protocol):
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]
 
-    def __init__(self, config: Any, keys: Keys, counters: Counter[str]) -> None:  # noqa: ANN401
-        ...
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401 - the node's own kind
+        keys: Keys,
+        counters: Counter[str],
+        tls: TlsContexts,
+    ) -> None: ...
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path."""
@@ -79,7 +87,7 @@ class Node(Protocol):
         """Return how the node is, in a few words."""
         ...
 
-    def reload(self, config: Any, keys: Keys) -> None:  # noqa: ANN401 - the node's own kind
+    def reload(self, config: Any, keys: Keys, tls: TlsContexts) -> None:  # noqa: ANN401 - as above
         """Use a new configuration from now on."""
         ...
 
@@ -104,15 +112,16 @@ class Service:
         kind: `Consumer` or `Producer`.
 
     Raises:
-        ConfigError: The configuration or the key cannot be used.
+        ConfigError: The configuration, a key or a certificate cannot be used.
     """
 
     def __init__(self, file: str | Path, kind: type[Node]) -> None:
         self._file, self._config_type = file, kind.config_type
         self._config: NodeConfig = config.load(file, self._config_type)
         self._keys = config.load_keys(self._config)
+        self._tls = TlsContexts(self._config)
         self._counters: Counter[str] = Counter()
-        self.node = kind(self._config, self._keys, self._counters)
+        self.node = kind(self._config, self._keys, self._counters, self._tls)
         self.connections: set[Connection] = set()
         self._servers: dict[Address, asyncio.Server] = {}
         self._stopping = asyncio.Event()
@@ -181,13 +190,14 @@ class Service:
         try:
             new = config.load(self._file, self._config_type)
             keys = config.load_keys(new)
+            tls = TlsContexts(new)
             await self._listen(new.listeners)
         except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
             return
-        self._config, self._keys = new, keys
+        self._config, self._keys, self._tls = new, keys, tls
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
-        self.node.reload(new, keys)
+        self.node.reload(new, keys, tls)
         self._warn_of_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -231,12 +241,15 @@ class Service:
             return HttpAnswer(503, "This node has all the connections that it may have.\n")
         return self.node.endpoint(path)
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self, tls: bool) -> asyncio.Protocol:
         limits = self._config.limits
-        if len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS:
+        full = len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS
+        # A reload opens listeners before it uses their certificate, and closes them after.
+        if full or (tls and not self._tls.accepts):
             self._counters["connections_refused"] += 1
             return _Refused()
-        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost)
+        stream = self._tls.accept() if tls else None
+        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost, stream)
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection
@@ -252,6 +265,9 @@ class Service:
             violation = closed.code >= 1002 and not closed.by_peer and not self._stopping.is_set()
             level = logging.WARNING if violation else logging.DEBUG
             log(logger, level, "connection closed", peer=connection.peer, reason=closed)
+        elif closed.code == UNREACHABLE:
+            self._counters["tls_refused"] += 1
+            log(logger, logging.WARNING, "TLS refused", peer=connection.peer, reason=closed)
         elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
             # A code that the peer chose must not make a counter of its own.
             self._counters["refused_by_peer" if closed.by_peer else f"refused_{closed.code}"] += 1
@@ -300,12 +316,14 @@ class Service:
 
     async def _open(self, address: Address) -> asyncio.Server:
         loop = asyncio.get_running_loop()
+        # With the certificate of the latest reload.
+        accept = functools.partial(self._accept, address.tls)
         if not address.socket:
-            return await loop.create_server(self._accept, address.host, address.port, backlog=LISTEN_BACKLOG)
+            return await loop.create_server(accept, address.host, address.port, backlog=LISTEN_BACKLOG)
         # The loop would take a socket over, whether or not somebody listens on it.
         if _answers(address.socket):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return await loop.create_unix_server(self._accept, address.socket, backlog=LISTEN_BACKLOG)
+        return await loop.create_unix_server(accept, address.socket, backlog=LISTEN_BACKLOG)
 
     async def _close(self, choose: Callable[[Connection], bool]) -> None:
         closing = {connection for connection in self.connections if choose(connection)}
@@ -322,7 +340,7 @@ class Service:
         log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
 
     def _warn_of_limits(self) -> None:
-        for sentence in config.warnings(self._config):
+        for sentence in config.warnings(self._config) + self._tls.warnings(datetime.now(UTC)):
             log(logger, logging.WARNING, "unwise configuration", advice=sentence)
         wanted = self._config.limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

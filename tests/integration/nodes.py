@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import wsqueue
-from wsqueue.config import Limits
+from wsqueue.config import Limits, Tls
 from wsqueue.connection import Connection
 from wsqueue.consumer import Consumer
 from wsqueue.errors import CloseCode
@@ -108,7 +108,8 @@ class RunningNode:
         return self.service.connections
 
     def url(self, path: str) -> str:
-        return f"ws://{self.address}{path}"
+        address = self.address
+        return f"{address}{path}" if address.startswith("wss:") else f"ws://{address}{path}"
 
     def subscribe_url(self, topic: str) -> str:
         return self.url(subscribe_path(topic))
@@ -116,12 +117,16 @@ class RunningNode:
     def write(self, **settings: Any) -> None:
         """Write the configuration, with some settings changed."""
         self._settings.update(settings)
-        file_settings = {
-            key: value for key, value in self._settings.items() if key not in Limits.__struct_fields__
-        }
-        limits = {key: value for key, value in self._settings.items() if key in Limits.__struct_fields__}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in file_settings.items()]
-        lines += ["[limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+        tables: dict[str, dict[str, Any]] = {"": {}, "limits": {}}
+        for key, value in self._settings.items():
+            if isinstance(value, dict):
+                tables[key] = value
+            else:
+                tables["limits" if key in Limits.__struct_fields__ else ""][key] = value
+        lines = []
+        for table, values in tables.items():
+            lines += [f"[{table}]"] if table else []
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         self._file.write_text("\n".join(lines))
 
     def write_psk(self, key: str) -> None:
@@ -208,6 +213,7 @@ class Nodes:
         *,
         hello_order: wsqueue.Order = wsqueue.Order.DOCUMENT,
         open_seconds: float = WAIT_SECONDS,
+        tls: Tls | None = None,
         **limits: Any,
     ) -> wsqueue.Client:
         """Return a client of some nodes."""
@@ -217,6 +223,7 @@ class Nodes:
             psk=key,
             hello_order=hello_order,
             limits=Limits(**(DEFAULTS | limits)),
+            tls=tls,
             open_seconds=open_seconds,
         )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import socket
+import ssl
 
 from ..addresses import Address
 from ..errors import WsqueueError
 from .wire import Unwrapper
+
+_NOT_NOW = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+"""What a socket raises that would have to wait."""
 
 READ_BYTES = 256 * 1024
 """What is read from a socket at a time."""
@@ -39,12 +43,12 @@ class Connection:
         """Write, or keep what the socket does not take; only while nothing is pending."""
         try:
             written = self._connection.send(data)
-        except BlockingIOError:
+        except _NOT_NOW:
             written = 0
         except OSError as error:
             # The reason that the peer gave before it broke off may be there to read.
             self.read(memoryview(bytearray(READ_BYTES)))
-            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
         self._pending = data[written:]
 
     def flush(self) -> bool:
@@ -63,10 +67,13 @@ class Connection:
         """
         try:
             data = bytes(buffer[: self._connection.recv_into(buffer)])
-        except BlockingIOError:
+            # What TLS has decrypted is not in the socket any more, and would not wake anybody.
+            while isinstance(self._connection, ssl.SSLSocket) and (pending := self._connection.pending()):
+                data += self._connection.recv(pending)
+        except _NOT_NOW:
             return b""
         except OSError as error:
-            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
         if not data:
             raise WsqueueError(f"{self._name}: the node closed the connection")
         if self._unwrapper is None:

@@ -123,7 +123,7 @@ class Service:
         self._counters: Counter[str] = Counter()
         self.node = kind(self._config, self._keys, self._counters, self._tls)
         self.connections: set[Connection] = set()
-        self._servers: dict[Address, asyncio.Server] = {}
+        self._listeners: dict[Address, _Listener] = {}
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
@@ -132,7 +132,7 @@ class Service:
     @property
     def addresses(self) -> list[Address]:
         """Return where the node listens, with the ports that the system chose for port 0."""
-        return [bound for address, server in self._servers.items() for bound in _bound(address, server)]
+        return [bound for listener in self._listeners.values() for bound in listener.bound()]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
@@ -241,7 +241,8 @@ class Service:
             return HttpAnswer(503, "This node has all the connections that it may have.\n")
         return self.node.endpoint(path)
 
-    def _accept(self, tls: bool) -> asyncio.Protocol:
+    def _accept(self, listener: _Listener) -> asyncio.Protocol:
+        tls = listener.address.tls
         limits = self._config.limits
         full = len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS
         # A reload opens listeners before it uses their certificate, and closes them after.
@@ -297,33 +298,47 @@ class Service:
 
     async def _listen(self, addresses: Iterable[Address]) -> None:
         wanted = list(addresses)
-        opened: dict[Address, asyncio.Server] = {}
+        opened: dict[Address, _Listener] = {}
+        turned: dict[Address, _Listener] = {}
         try:
             for address in wanted:
-                if address not in self._servers:
+                if address in self._listeners:
+                    continue
+                other = msgspec.structs.replace(address, tls=not address.tls)
+                if other in self._listeners and other not in wanted:
+                    turned[address] = self._listeners[other]
+                else:
                     opened[address] = await self._open(address)
         except OSError as error:
-            for done, server in opened.items():
-                _unlisten(done, server)
+            for listener in opened.values():
+                listener.close()
             raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from None
-        for address in set(self._servers).difference(wanted):
-            _unlisten(address, self._servers.pop(address))
-        self._servers.update(opened)
+        for address, listener in turned.items():
+            del self._listeners[listener.address]
+            listener.address = address
+        self._listeners |= turned | opened
+        for address in set(self._listeners).difference(wanted):
+            self._listeners.pop(address).close()
 
     def _stop_listening(self) -> None:
-        while self._servers:
-            _unlisten(*self._servers.popitem())
+        while self._listeners:
+            self._listeners.popitem()[1].close()
 
-    async def _open(self, address: Address) -> asyncio.Server:
+    async def _open(self, address: Address) -> _Listener:
         loop = asyncio.get_running_loop()
+        listener = _Listener(address)
         # With the certificate of the latest reload.
-        accept = functools.partial(self._accept, address.tls)
+        accept = functools.partial(self._accept, listener)
         if not address.socket:
-            return await loop.create_server(accept, address.host, address.port, backlog=LISTEN_BACKLOG)
+            listener.server = await loop.create_server(
+                accept, address.host, address.port, backlog=LISTEN_BACKLOG
+            )
+            return listener
         # The loop would take a socket over, whether or not somebody listens on it.
         if _answers(address.socket):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return await loop.create_unix_server(accept, address.socket, backlog=LISTEN_BACKLOG)
+        listener.server = await loop.create_unix_server(accept, address.socket, backlog=LISTEN_BACKLOG)
+        return listener
 
     async def _close(self, choose: Callable[[Connection], bool]) -> None:
         closing = {connection for connection in self.connections if choose(connection)}
@@ -355,6 +370,30 @@ class Service:
                 allowed=allowed,
                 wanted=wanted,
             )
+
+
+class _Listener:
+    """Listen at an address, at which a reload may turn TLS on or off; `server` is set once it listens."""
+
+    server: asyncio.AbstractServer
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def bound(self) -> list[Address]:
+        """Return where it listens, with the ports that the system chose for port 0."""
+        if self.address.port or self.address.socket:
+            return [self.address]
+        assert isinstance(self.server, asyncio.Server)
+        # A name that stands for several IP addresses gets a port for each.
+        ports = dict.fromkeys(listening.getsockname()[1] for listening in self.server.sockets)
+        return [msgspec.structs.replace(self.address, port=port) for port in ports]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.server.close()
+        if self.address.socket:
+            Path(self.address.socket).unlink(missing_ok=True)
 
 
 class _Refused(asyncio.Protocol):
@@ -393,20 +432,6 @@ def _keep_freed_memory() -> None:
 
 def _feeds(connection: Connection) -> bool:
     return connection.handler is not None and connection.handler.feeds
-
-
-def _bound(address: Address, server: asyncio.Server) -> list[Address]:
-    if address.port or address.socket:
-        return [address]
-    # A name that stands for several IP addresses gets a port for each.
-    ports = dict.fromkeys(listening.getsockname()[1] for listening in server.sockets)
-    return [msgspec.structs.replace(address, port=port) for port in ports]
-
-
-def _unlisten(address: Address, server: asyncio.Server) -> None:
-    server.close()
-    if address.socket:
-        Path(address.socket).unlink(missing_ok=True)
 
 
 def _answers(path: str) -> bool:

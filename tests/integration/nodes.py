@@ -145,10 +145,15 @@ class RunningNode:
         await eventually(lambda: not self.service.node.not_ready(), "all links are up")
 
     async def subscribed(self, topic: str, count: int = 1) -> None:
-        """Wait until the consumer has so many subscribers of a topic."""
+        """Wait until the consumer has so many subscribers of a topic, classic or not."""
         await eventually(
-            lambda: len(self.consumer.topics.subscribers(topic)) == count, f"{count} subscribers of {topic!r}"
+            lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}"
         )
+
+    def subscribers(self, topic: str) -> int:
+        """Return how many subscribers a topic has, classic or not."""
+        consumer = self.consumer
+        return len(consumer.topics.subscribers(topic)) + len(consumer.readers.subscribers(topic))
 
     async def crash(self) -> None:
         """Vanish: close no connection in the polite way."""

@@ -707,7 +707,7 @@ class _PublisherLink(_ClientLink):
     def down(self, closed: Closed, lost: int) -> None:
         """Count what a classic connection may have lost; what is not confirmed is sent again."""
         self.lost_in_flight += lost
-        if closed.by_peer and not closed.reconnect:
+        if closed.data_refused:
             # Whatever it was, sending it again would end the same way.
             self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
         self._keep_guard()

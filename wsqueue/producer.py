@@ -200,7 +200,7 @@ class ConsumerLink(Link):
         """
         again: list[Batch] = []
         for batch in self._unconfirmed:
-            if closed.by_peer and not closed.reconnect:
+            if closed.data_refused:
                 self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
             elif (batch.publisher, batch.after) in self._refused:
                 self._refused[batch.publisher, batch.number] = None

@@ -32,6 +32,9 @@ MAX_NUMBERS = 100_000
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
 
+TOPIC_OVERHEAD_BYTES = 700
+"""What a topic with messages takes besides them, so that limits are honest."""
+
 CACHE_BYTES = 64 * 1024 * 1024
 """What is in memory of an archive: subscribers that come back soon don't wait for the disk."""
 
@@ -347,6 +350,7 @@ class Retention:
     def _keep(self, log: TopicLog, record: Record) -> None:
         if not log.records:
             self._empty.pop(log.name, None)
+            self._bytes += TOPIC_OVERHEAD_BYTES
         log.records.append(record)
         log.next = record.end
         log.bytes += record.size
@@ -372,6 +376,7 @@ class Retention:
         self._records -= 1
         if not log.records:
             self._empty[log.name] = None
+            self._bytes -= TOPIC_OVERHEAD_BYTES
             self._forget_topics()
 
     def _live_order(self) -> Iterator[TopicLog]:

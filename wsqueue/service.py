@@ -384,9 +384,9 @@ class _Listener:
         """Return where it listens, with the ports that the system chose for port 0."""
         if self.address.port or self.address.socket:
             return [self.address]
-        assert isinstance(self.server, asyncio.Server)
+        sockets = cast("asyncio.Server", self.server).sockets  # uvloop's is no subclass
         # A name that stands for several IP addresses gets a port for each.
-        ports = dict.fromkeys(listening.getsockname()[1] for listening in self.server.sockets)
+        ports = dict.fromkeys(listening.getsockname()[1] for listening in sockets)
         return [msgspec.structs.replace(self.address, port=port) for port in ports]
 
     def close(self) -> None:

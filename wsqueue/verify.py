@@ -157,6 +157,10 @@ class _WrongAnswers(PreSharedKey):
         """Return in which order, and with which secret, the peer's answer is right, or None."""
         return self._right.verify(once, answer)
 
+    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+        """Return with which secret the peer's proof is right, or None."""
+        return self._right.verify_proof(claim, proof)
+
 
 class _Probe(Link):
     """Open a connection once, and keep what became of it."""

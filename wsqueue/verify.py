@@ -158,8 +158,8 @@ class _WrongAnswers(PreSharedKey):
         return self._right.verify(once, answer)
 
     def verify_proof(self, claim: bytes, proof: str) -> int | None:
-        """Return with which secret the peer's proof is right, or None."""
-        return self._right.verify_proof(claim, proof)
+        """Return the secret that was used here when the peer's proof is right with any, or None."""
+        return 0 if self._right.verify_proof(claim, proof) is not None else None
 
 
 class _Probe(Link):

@@ -82,7 +82,7 @@ class TestTrust:
         await producer.ready()
 
     async def test_a_peer_that_is_not_ours(self, nodes: Nodes, authority: Authority) -> None:
-        consumer, producer = await cluster(nodes, authority.issue("node"))
+        consumer, producer = await cluster(nodes, authority.issue("node"), allow_classic=True)
         tls = authority.context()
         async with (
             soon(),
@@ -409,7 +409,7 @@ class TestEnds:
         assert log.lines("link down ", logging.WARNING) == []
 
     async def test_a_drain_delivers_all_that_was_taken_in(self, nodes: Nodes, authority: Authority) -> None:
-        consumer, producer = await cluster(nodes, authority.issue("node"))
+        consumer, producer = await cluster(nodes, authority.issue("node"), allow_classic=True)
         tls = authority.context()
         data = [str(number) for number in range(2000)]
         async with (
@@ -467,6 +467,7 @@ class TestSlowReaders:
         consumer = await nodes.consumer(
             listen=["127.0.0.1:0", *WSS],
             tls=table(authority.issue("node")),
+            allow_classic=True,
             max_message_bytes=65_536,
             max_buffered_bytes=limit,
             close_seconds=10.0,
@@ -505,7 +506,10 @@ class TestSlowReaders:
         self, nodes: Nodes, authority: Authority
     ) -> None:
         consumer = await nodes.consumer(
-            listen=["127.0.0.1:0", *WSS], tls=table(authority.issue("node")), max_buffered_bytes=2**25
+            listen=["127.0.0.1:0", *WSS],
+            tls=table(authority.issue("node")),
+            allow_classic=True,
+            max_buffered_bytes=2**25,
         )
         secure = str(consumer.service.addresses[1])
         async with (
@@ -542,7 +546,7 @@ class TestTools:
         assert all("its certificate is not to be trusted: " in check.problem for check in checks)
 
     async def test_bench(self, nodes: Nodes, authority: Authority) -> None:
-        consumer, producer = await cluster(nodes, authority.issue("node"))
+        consumer, producer = await cluster(nodes, authority.issue("node"), allow_classic=True)
         config = demo(nodes, [producer], [consumer], authority.trusting())
         load = Load(publishers=2, subscribers=2, topics=3, size=20_000, count=600, warm_up=0.1)
         async with soon():

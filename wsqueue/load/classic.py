@@ -119,6 +119,8 @@ class ClassicWire:
             address.path,
             self._psk,
             self._order,
+            offer_v2=False,
+            allow_classic=True,
             max_message_bytes=self._limits.max_message_bytes,
             max_topic_bytes=self._limits.max_topic_bytes,
         )

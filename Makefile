@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOPIC ?= news
 SCHEDULES ?= 1000
+# Processes that share the tests: tests/conftest.py says how.
+WORKERS ?= 2
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
 LAB_HOSTS := consumer1 consumer2 consumer3 producer1 producer2 demo1
 
@@ -29,7 +31,7 @@ demo: $(READY) ## Start a cluster on loopback, verify it, open the demo terminal
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -1,12 +1,60 @@
-"""Fixtures for all tests. Asynchronous tests run on uvloop, as the nodes do."""
+"""What all tests have in common. Asynchronous tests run on uvloop, as the nodes do."""
 
 from __future__ import annotations
 
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import PurePath
 from typing import Any
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
+    """Say which tests stay together, in their order, where several processes share them (`make test`).
+
+    Those on lab hosts build on each other and take longest: one process begins with them, while another does
+    the rest. The tests of a module on real processes share a cluster.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = PurePath(nodeid.partition("::")[0])
+        if file.parent.name == "lab":
+            return "lab"
+        return str(file) if file.parent.name == "acceptance" else nodeid
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    # Else what has the most tests would come first.
+    config.option.loadscopereorder = False
+    return Scheduling(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: item.path.parent.name != "lab")
 
 
 @pytest.fixture
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture
+def uncovered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Do without coverage, here and in the processes that the test starts.
+
+    For tests that measure, and for those that do what others do too, but a thousand times: coverage makes
+    them several times slower.
+    """
+    for name in list(os.environ):
+        if name.startswith("COVERAGE_"):
+            monkeypatch.delenv(name)
+    trace = sys.gettrace()
+    sys.settrace(None)
+    yield
+    sys.settrace(trace)

@@ -499,13 +499,23 @@ def test_warnings(consumers: int, warned: int) -> None:
     links = [f"node{number}:1/producer" for number in range(consumers)]
     subscribe = [f"node{number}:1/subscribe" for number in range(consumers)]
     for config in (
-        ProducerConfig(listen=["a:1"], consumers=links),
+        ProducerConfig(listen=["127.0.0.1:1"], consumers=links),
         DemoConfig(producers=["a:1/produce"], consumers=subscribe),
     ):
         sentences = warnings(config)
         assert len(sentences) == warned
         assert all(f"consumers: {consumers} is a multiple of 31" in sentence for sentence in sentences)
-    assert warnings(ConsumerConfig(listen=[f"a:{port}" for port in range(1, 32)])) == []
+    assert warnings(ConsumerConfig(listen=[f"127.0.0.1:{port}" for port in range(1, 32)])) == []
+
+
+def test_a_warning_of_what_can_be_read_on_the_way() -> None:
+    listen = ["127.0.0.1:1", "unix:/node.sock", "localhost:1", "wss://0.0.0.0:2", "0.0.0.0:3", "[::]:4"]
+    sentences = warnings(ConsumerConfig(listen=listen))
+    assert [sentence.split()[:2] for sentence in sentences] == [
+        ["listen:", "0.0.0.0:3"],
+        ["listen:", "[::]:4"],
+    ]
+    assert all("wss:// would protect it" in sentence for sentence in sentences)
 
 
 @pytest.fixture

@@ -35,6 +35,7 @@ from .library import HOST, PATH, PORT, Flat, Library, LibrarySession, key_of, st
 from .pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message
 
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+uncovered = pytest.mark.usefixtures("uncovered")
 masking = pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
 
 REQUEST = (
@@ -373,6 +374,7 @@ ACTS = [
 
 
 @both_roles
+@uncovered
 class TestCorners:
     """Each corner by itself, and with a run and itself around it."""
 
@@ -451,6 +453,7 @@ class TestRest:
 
 
 @both_roles
+@uncovered
 class TestRuns:
     """What is cut in one go."""
 
@@ -636,6 +639,7 @@ class TestStreams:
 
 
 @both_roles
+@uncovered
 class TestHeads:
     """A request or an answer that frames follow at once."""
 
@@ -874,6 +878,7 @@ conversations = st.lists(
 
 
 @both_roles
+@uncovered
 class TestSessions:
     @pytest.mark.parametrize(("payload", "code"), FAULTS.values(), ids=FAULTS)
     @pytest.mark.parametrize("others", [0, 1, 5])
@@ -1030,6 +1035,7 @@ PATTERNS: dict[str, list[Chunk]] = {
 
 
 @both_roles
+@uncovered
 class TestComplexity:
     """No bytes of a peer are looked at more than so many times."""
 

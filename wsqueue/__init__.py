@@ -3,6 +3,7 @@
 import logging
 
 from .client import Client, Gap, Message, Position, Subscription, connect
+from .config import Tls
 from .errors import (
     AuthenticationError,
     CloseCode,
@@ -32,6 +33,7 @@ __all__ = [
     "PreSharedKey",
     "PublishError",
     "Subscription",
+    "Tls",
     "WindowFull",
     "WsqueueError",
     "__version__",

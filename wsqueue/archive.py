@@ -491,7 +491,8 @@ class _Store:
         problem = self._text("PRAGMA integrity_check(1)")
         if problem != "ok":
             raise _Damaged(problem)
-        if self._text("PRAGMA journal_mode") != "wal":
+        # A copy that another program made has no write-ahead log.
+        if self._text("PRAGMA journal_mode = WAL") != "wal":
             raise _Damaged("it has no write-ahead log")
         # The file can be written, as was seen, but its header may say that it must not be.
         writer.execute("BEGIN IMMEDIATE")

@@ -16,6 +16,7 @@ from .errors import WsqueueError
 from .load import BARS_PER_DECADE, SPARE_FILES, ClassicWire, Latency, Load, NodeUsage, Report, run
 from .local import LocalCluster
 from .routing import topic_hash
+from .tls import TlsContexts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +55,7 @@ async def bench(load: Load, settings: DemoConfig, progress: Callable[[float], No
     """Put load on a cluster that runs anywhere; what its nodes use is not known here.
 
     Raises:
-        ConfigError: The key cannot be read.
+        ConfigError: The key or a certificate cannot be read.
         ConnectError: A node does not answer.
         WsqueueError: A node closed a connection, or delivered what was not published.
     """
@@ -169,6 +170,7 @@ def _wire(settings: DemoConfig) -> ClassicWire:
         config.load_psk(settings),
         settings.hello_order,
         settings.limits,
+        tls=TlsContexts(settings),
     )
 
 

@@ -25,7 +25,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -42,6 +42,7 @@ from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessa
 from .local import LocalCluster
 from .producer import Producer
 from .terminal import discard_output, for_each_line, prepare_standard_files, printable, to_stdout
+from .tls import TlsContexts
 from .verify import Check, write_junit
 from .verify import verify as run_checks
 from .version import __version__
@@ -180,7 +181,7 @@ def producer(file: str) -> None:
 @main.command("check-config")
 @click.argument("file")
 def check_config(file: str) -> None:
-    """Check the configuration FILE, and the key if it has a psk_file; exit with 3 if it is wrong.
+    """Check the configuration FILE, its certificates, and the key if it has a psk_file; exit with 3 if wrong.
 
     \b
     Example:
@@ -189,7 +190,8 @@ def check_config(file: str) -> None:
     checked = config.load_any(file)
     if checked.psk_file is not None:
         config.load_psk(checked)
-    for sentence in config.warnings(checked):
+    contexts = TlsContexts(checked)
+    for sentence in config.warnings(checked) + contexts.warnings(datetime.now(UTC)):
         click.echo(f"Warning: {printable(sentence)}", err=True)
     click.echo(f"{printable(file)}: a good configuration of role {config.role_of(type(checked))}")
 

@@ -27,7 +27,7 @@ import msgspec
 from . import config as configuration
 from . import packets, packets_v2
 from .addresses import Address
-from .config import DemoConfig, Limits
+from .config import DemoConfig, Limits, Tls
 from .connection import Connection
 from .errors import (
     AuthenticationError,
@@ -44,6 +44,7 @@ from .hello import Order, PreSharedKey
 from .link import SLICE_BYTES, Link
 from .routing import topic_hash
 from .session import Event, Received
+from .tls import TlsContexts
 
 WINDOW_BYTES = 16 * 1024 * 1024
 """What may be published and not confirmed: above what a fast network and a disk have under way."""
@@ -133,21 +134,23 @@ def connect(
     psk: str | PreSharedKey | None = None,
     hello_order: Order = Order.DOCUMENT,
     limits: Limits | None = None,
+    tls: Tls | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
     """Return a client, to be used in `async with`; nothing is opened before it is needed.
 
     Args:
         config: A configuration of role `demo`, or its file; instead of the keywords.
-        producers: Addresses as `host:port/produce`.
+        producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the order that the producers have too.
         psk: The pre-shared key; without it, it is looked up as the configuration says.
         hello_order: The digest order; `Order.REVERSED` for the original TypeScript nodes.
         limits: Other limits than the defaults.
+        tls: Whom to trust at wss:// addresses other than whom the system does, and a certificate.
         open_seconds: How long to wait for a node that does not answer.
 
     Raises:
-        ConfigError: The configuration, the addresses or the key cannot be used.
+        ConfigError: The configuration, the addresses, the key or a certificate cannot be used.
     """
     if config is None:
         config = DemoConfig(
@@ -155,6 +158,7 @@ def connect(
             consumers=list(consumers),
             hello_order=hello_order,
             limits=limits or Limits(),
+            tls=tls or Tls(),
         )
         configuration.check_addresses(config)
     elif not isinstance(config, DemoConfig):
@@ -163,14 +167,14 @@ def connect(
         psk = configuration.load_psk(config)
     elif isinstance(psk, str):
         psk = PreSharedKey(psk)
-    return Client(config, psk, open_seconds)
+    return Client(config, psk, open_seconds, TlsContexts(config))
 
 
 class Client:
     """Publish and subscribe; made by `connect`."""
 
-    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float) -> None:
-        self._config, self._psk, self.open_seconds = config, psk, open_seconds
+    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float, tls: TlsContexts) -> None:
+        self._config, self._psk, self.open_seconds, self._tls = config, psk, open_seconds, tls
         self._producers = config.produce_addresses
         self._consumers = config.subscribe_addresses
         self._publisher: _PublisherLink | None = None
@@ -197,8 +201,7 @@ class Client:
         """
         payload_bytes = self._check(topic, data)
         link = self._publishing()
-        while link.full:
-            await link.room()
+        await link.room()
         await asyncio.shield(link.publish(topic, data, payload_bytes))
 
     def publish_nowait(self, topic: str, *data: str) -> None:
@@ -221,9 +224,7 @@ class Client:
         Raises:
             ConnectError: No producer answers.
         """
-        link = self._publishing()
-        while link.full:
-            await link.room()
+        await self._publishing().room()
 
     async def flush(self) -> None:
         """Wait until all that was published is confirmed.
@@ -289,9 +290,8 @@ class Client:
             PublishError: As for `flush`.
             ConnectError: As for `flush`, or not all is confirmed within `open_seconds`.
         """
-        await self._close(
-            self._publisher and (self._publisher.flush if confirm else self._publisher.all_sent)
-        )
+        link = self._publisher
+        await self._close(None if link is None else link.flush if confirm else link.all_sent)
 
     async def __aenter__(self) -> Self:
         return self
@@ -332,9 +332,9 @@ class Client:
         ]
 
     @property
-    def settings(self) -> tuple[PreSharedKey, DemoConfig]:
+    def settings(self) -> tuple[PreSharedKey, DemoConfig, TlsContexts]:
         """Return what a link needs."""
-        return self._psk, self._config
+        return self._psk, self._config, self._tls
 
     def forget(self, subscription: Subscription[Any]) -> None:
         """Let go of a subscription that was closed."""
@@ -344,7 +344,7 @@ class Client:
         if self._publisher is None:
             first = random.randrange(len(self._producers))  # noqa: S311 - to spread the load
             addresses = self._producers[first:] + self._producers[:first]
-            self._publisher = _PublisherLink(addresses, self._psk, self._config, self.open_seconds)
+            self._publisher = _PublisherLink(addresses, *self.settings, self.open_seconds)
         return self._publisher
 
     def _check_open(self) -> None:
@@ -477,18 +477,17 @@ class Subscription(Generic[Item]):
         """Look again, for something happened."""
         self._changed.set()
 
-    def take(self, connection: Connection, items: list[Message | Gap]) -> None:
+    def take(self, items: list[Message | Gap]) -> None:
         """Keep what came until the application takes it."""
-        if self._closed:
+        if self._closed or not items:
             return
         self._items.extend(items)
         self._characters += sum(len(item.data) for item in items if isinstance(item, Message))
         self._changed.set()
-        self.pause_if_full(connection)
 
     def pause_if_full(self, connection: Connection) -> None:
         """Stop reading while too much waits for the application."""
-        if self._full() and connection not in self._paused:
+        if self._full() and not self._closed and connection not in self._paused:
             self._paused.add(connection)
             connection.pause_reading()
 
@@ -511,8 +510,10 @@ class _ClientLink(Link):
 
     never_up_level = logging.INFO  # the application gets an error that says as much
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig) -> None:
-        super().__init__(addresses, psk, config)
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+    ) -> None:
+        super().__init__(addresses, psk, config, tls)
         self._changed = asyncio.Event()
         self._was_up = False
 
@@ -611,9 +612,14 @@ class _PublisherLink(_ClientLink):
     """
 
     def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, open_seconds: float
+        self,
+        addresses: Sequence[Address],
+        psk: PreSharedKey,
+        config: DemoConfig,
+        tls: TlsContexts,
+        open_seconds: float,
     ) -> None:
-        super().__init__(addresses, psk, config)
+        super().__init__(addresses, psk, config, tls)
         self.lost_in_flight = 0
         self._open_seconds = open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(packets_v2.NONCE_BYTES)).decode()
@@ -626,6 +632,7 @@ class _PublisherLink(_ClientLink):
         self._bytes = self.unconfirmed = 0
         self._error: WsqueueError | None = None
         self._flushing = False
+        self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
 
     @property
@@ -644,8 +651,11 @@ class _PublisherLink(_ClientLink):
         self._form(topic, data, size)
 
     async def room(self) -> None:
-        """Wait until something is confirmed."""
-        await self._until_changed()
+        """Wait until more may be published; who came first goes first."""
+        if self.full or self._turn.locked():
+            async with self._turn:
+                while self.full:
+                    await self._until_changed()
 
     async def flush(self) -> None:
         """Wait until all is confirmed.
@@ -697,7 +707,7 @@ class _PublisherLink(_ClientLink):
     def down(self, closed: Closed, lost: int) -> None:
         """Count what a classic connection may have lost; what is not confirmed is sent again."""
         self.lost_in_flight += lost
-        if closed.by_peer and not closed.reconnect:
+        if closed.data_refused:
             # Whatever it was, sending it again would end the same way.
             self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
         self._keep_guard()
@@ -903,8 +913,9 @@ class _SubscriberLink(_ClientLink):
             self.connection.send([packets_v2.encode(self._subscribe(topic)) for topic in self._topics])
         else:
             self._do_without_packets()
-        # One that comes back while the application is stuck must not bring a read each time.
-        self._subscription.pause_if_full(self.connection)
+        if self._was_up:
+            # One that comes back while the application is stuck must not bring a read each time.
+            self._subscription.pause_if_full(self.connection)
         super().up()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
@@ -931,8 +942,10 @@ class _SubscriberLink(_ClientLink):
                 items.append(Gap(event.topic, event.missed))
             elif isinstance(event, packets_v2.Draining):
                 self.leave(event.retry_seconds)
-        if items and self.connection is not None:
-            self._subscription.take(self.connection, items)
+        self._subscription.take(items)
+        # Until all topics have begun, that answer must not wait behind messages of the others.
+        if self.connection is not None and self.ready:
+            self._subscription.pause_if_full(self.connection)
 
     def notify(self) -> None:
         """Let whoever waits look again."""

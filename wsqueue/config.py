@@ -133,6 +133,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     tls: Tls = Tls()
     limits: Limits = Limits()
 
+    @property
+    def peers(self) -> list[Address]:
+        """Return the parsed addresses to connect to."""
+        return []
+
 
 class NodeConfig(Config, frozen=True, kw_only=True):
     """Hold what a producer and a consumer have in common."""
@@ -164,6 +169,11 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
         """Return the parsed `consumers`, in their order."""
         return [parse_address(text, "/producer") for text in self.consumers]
 
+    @property
+    def peers(self) -> list[Address]:
+        """Return the parsed addresses to connect to."""
+        return self.links
+
 
 class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
     """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library."""
@@ -181,6 +191,11 @@ class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
     def subscribe_addresses(self) -> list[Address]:
         """Return the parsed `consumers`, in the order that the producers have too."""
         return [parse_address(text, "/subscribe") for text in self.consumers]
+
+    @property
+    def peers(self) -> list[Address]:
+        """Return the parsed addresses to connect to."""
+        return self.produce_addresses + self.subscribe_addresses
 
 
 SomeConfig = TypeVar("SomeConfig", bound=Config)
@@ -274,6 +289,13 @@ def warnings(config: Config) -> list[str]:
             f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
             " multiplies, so similar topics would share few consumers; use one more or one less"
         )
+    if isinstance(config, NodeConfig):
+        found += [
+            f"listen: {address} can be reached from elsewhere, and what travels there can be read;"
+            " wss:// would protect it"
+            for address in config.listeners
+            if not address.tls and not address.loopback
+        ]
     return found
 
 
@@ -296,7 +318,7 @@ def load_keys(config: Config) -> Keys:
     file = _credential(config.node_psk_file, "node_psk")
     if file is None:
         return Keys(clients, clients)
-    nodes = _parse_psk(_read_psk(file), str(file), local=config.local)
+    nodes = _parse_psk(read_secret(file, MAX_PSK_BYTES), str(file), local=config.local)
     if nodes.shares(clients):
         raise ConfigError(
             "a key of the nodes is a key of the clients too; expected another one, or no node_psk_file",
@@ -314,7 +336,7 @@ def load_psk(config: Config) -> PreSharedKey:
     """
     file = _credential(config.psk_file, "psk")
     if file is not None:
-        return _parse_psk(_read_psk(file), str(file), local=config.local)
+        return _parse_psk(read_secret(file, MAX_PSK_BYTES), str(file), local=config.local)
     if (secret := os.environ.get("WSQUEUE_PSK")) is not None:
         log(logger, logging.WARNING, "PSK taken from the environment", advice="use psk_file")
         return _parse_psk(secret, "WSQUEUE_PSK", local=config.local)
@@ -352,27 +374,42 @@ def _credential(file: str | None, name: str) -> Path | None:
     return None
 
 
-def _read_psk(path: Path) -> str:
-    secret = _read(path, MAX_PSK_BYTES)
+def read_secret(path: Path, limit: int) -> str:
+    """Return the text of a file that not everybody may read.
+
+    Raises:
+        ConfigError: It cannot be read, is too large, is not UTF-8, or everybody may read it.
+    """
+    secret = _read(path, limit)
     if path.stat().st_mode & stat.S_IROTH:
         raise ConfigError(f"everybody may read the key; expected `chmod o= {path}`", file=str(path))
     return secret
 
 
-def _read(path: Path, limit: int) -> str:
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file.
+
+    Raises:
+        ConfigError: It cannot be read or is too large.
+    """
     try:
         with path.open("rb") as stream:
             content = stream.read(limit + 1)
-        if len(content) > limit:
-            raise ConfigError(f"the file has more than {limit} bytes", file=str(path))
-        return content.decode()
     except OSError as error:
         raise ConfigError(f"cannot read it: {error.strerror}", file=str(path)) from None
-    except UnicodeDecodeError:
-        raise ConfigError("the file is not UTF-8", file=str(path)) from None
     except ValueError as error:
         # A NUL in the name.
         raise ConfigError(f"cannot read it: {error}", file=str(path)) from None
+    if len(content) > limit:
+        raise ConfigError(f"the file has more than {limit} bytes", file=str(path))
+    return content
+
+
+def _read(path: Path, limit: int) -> str:
+    try:
+        return read_file(path, limit).decode()
+    except UnicodeDecodeError:
+        raise ConfigError("the file is not UTF-8", file=str(path)) from None
 
 
 def _address_lists(config: Config) -> list[tuple[str, str]]:

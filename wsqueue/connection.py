@@ -10,10 +10,11 @@ from typing import Protocol, cast
 from . import packets_v2
 from .addresses import Address
 from .config import Config, Keys, Limits
-from .errors import CloseCode, Closed
+from .errors import UNREACHABLE, CloseCode, Closed
 from .framing import HttpAnswer
 from .hello import PreSharedKey
 from .session import Established, Event, Session
+from .tls import NO_TLS_ANSWER, TlsStream
 
 WRITE_HIGH_WATER = 16 * 1024
 """Bytes in the loop's write buffer above which further writes wait here, where they take less memory."""
@@ -23,6 +24,9 @@ CONGESTED_BYTES = 256 * 1024
 
 HELD_OVERHEAD_BYTES = 100
 """What Python adds to bytes that wait (their object and an entry), so that limits are honest."""
+
+TLS_BEGIN = b"\x16\x03"
+"""With what each TLS connection begins, and no request: the type of the record, and 3 for its version."""
 
 SMALL_WRITE_BYTES = 4 * 1024
 """Waiting writes that are smaller on average are joined: the loop takes 850 bytes for each besides."""
@@ -67,6 +71,7 @@ class Connection(asyncio.Protocol):
         limits: Deadlines and buffer sizes.
         handler: What to do with events; an acceptor learns it from the request.
         on_lost: Called last, when the connection is gone.
+        tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
     """
 
     __slots__ = (
@@ -78,7 +83,9 @@ class Connection(asyncio.Protocol):
         "_on_lost",
         "_pauses",
         "_pinged_at",
+        "_problem",
         "_timer",
+        "_tls",
         "_transport",
         "_waiting",
         "_waiting_bytes",
@@ -94,6 +101,7 @@ class Connection(asyncio.Protocol):
         limits: Limits,
         handler: Handler | None = None,
         on_lost: Callable[[Connection, Closed], None] | None = None,
+        tls: TlsStream | None = None,
     ) -> None:
         self.session = session
         self.handler = handler
@@ -111,6 +119,7 @@ class Connection(asyncio.Protocol):
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._eof_due = False
+        self._tls, self._problem = tls, ""
 
     @classmethod
     def accept(
@@ -119,6 +128,7 @@ class Connection(asyncio.Protocol):
         keys: Keys,
         config: Config,
         on_lost: Callable[[Connection, Closed], None],
+        tls: TlsStream | None = None,
     ) -> Connection:
         """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
         limits = config.limits
@@ -136,7 +146,7 @@ class Connection(asyncio.Protocol):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = cls(session, limits, on_lost=on_lost)
+        connection = cls(session, limits, on_lost=on_lost, tls=tls)
         return connection
 
     async def open(self, address: Address) -> None:
@@ -242,11 +252,22 @@ class Connection(asyncio.Protocol):
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
         self.peer = _peer_name(transport)
         self._set_timer(self._limits.hello_seconds, self._hello_late)
+        if self._tls is not None:
+            self.session.channel_binding = self._tls.channel_binding
+            self._transport.write(self._tls.data_to_send())
         self._flush()
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
-        self._heard_at = monotonic()
+        first, self._heard_at = not self._heard_at, monotonic()
+        if self._tls is not None:
+            self._receive_tls(self._tls, data)
+        elif first and data.startswith(TLS_BEGIN):
+            self._refuse("it speaks TLS, and no TLS is spoken here", NO_TLS_ANSWER)
+        else:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, Established) for event in events):
             self._establish()
@@ -259,8 +280,10 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
-        self.session.receive_eof()
-        self._flush()
+        # TLS has its own end: without it somebody has cut the stream off, and the connection is lost.
+        if self._tls is None:
+            self.session.receive_eof()
+            self._flush()
 
     def pause_writing(self) -> None:
         """Note that the peer reads slower than we write (asyncio calls this)."""
@@ -279,12 +302,44 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._drop_waiting()
-        lost = Closed(CloseCode.ABNORMAL, str(exc or CloseCode.ABNORMAL.reason), by_peer=True)
+        code = UNREACHABLE if self._problem and not self._established else CloseCode.ABNORMAL
+        reason = self._problem or str(exc or CloseCode.ABNORMAL.reason)
+        lost = Closed(code, reason, by_peer=True)
         closed = self.session.closed or lost
         if self.handler is not None:
             self.handler.lost(self, closed)
         if self._on_lost is not None:
             self._on_lost(self, closed)
+
+    def _receive_tls(self, tls: TlsStream, data: bytes) -> None:
+        plain = tls.receive(data)
+        self.session.channel_binding = tls.channel_binding
+        if answer := tls.data_to_send():
+            assert self._transport is not None
+            self._transport.write(answer)
+            self._check_buffer()
+        if plain:
+            self._receive(plain)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if tls.problem:
+            self._refuse(tls.problem, b"")
+        elif tls.ended:
+            self.session.receive_eof()
+            self._flush()
+            transport.write(tls.end())
+            transport.close()
+
+    def _refuse(self, problem: str, answer: bytes) -> None:
+        """End the connection for what is below the session, with a last word to the peer."""
+        assert self._transport is not None
+        self._problem = problem
+        self._drop_waiting()
+        self._transport.write(answer)
+        self._transport.close()
+        self._closing = True
+        self._set_timer(self._limits.close_seconds, self._close_late)
 
     def _establish(self) -> None:
         self._established = True
@@ -314,6 +369,8 @@ class Connection(asyncio.Protocol):
         if self._writing_paused:
             self._waiting.append(data)
             self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES
+        elif self._tls is not None:
+            self._transport.write(self._tls.send(data))
         else:
             self._transport.write(data)
 
@@ -327,13 +384,19 @@ class Connection(asyncio.Protocol):
             batch = waiting[:count]
             del waiting[:count]
             self._waiting_bytes -= size + HELD_OVERHEAD_BYTES * count
-            if size < count * SMALL_WRITE_BYTES:
+            if self._tls is not None:
+                transport.write(self._tls.send(b"".join(batch)))
+            elif size < count * SMALL_WRITE_BYTES:
                 transport.write(b"".join(batch))
             else:
                 transport.writelines(batch)
         if self._eof_due and not waiting and transport is not None:
             self._eof_due = False
-            transport.write_eof()
+            if self._tls is not None:
+                # The stream of TCP stays open, for the peer's end of TLS.
+                transport.write(self._tls.end())
+            else:
+                transport.write_eof()
 
     def _drop_waiting(self) -> None:
         self._waiting.clear()

@@ -12,12 +12,13 @@ from urllib.parse import unquote
 from . import packets, packets_v2
 from .config import ConsumerConfig, Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import CloseCode, Closed
+from .errors import CloseCode, Closed, WsqueueError
 from .framing import HttpAnswer, Ponged, frame_texts
 from .logs import log
 from .readers import Reader
 from .retention import Batch, Outcome, Retention
 from .session import Established, Event, Received
+from .tls import TlsContexts
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -48,12 +49,13 @@ class Consumer:
         config: Its limits and its retention are used; the service does the rest.
         keys: Not used, for a consumer opens no connection.
         counters: Where events are counted.
+        tls: Not used either.
     """
 
     role = "consumer"
     config_type: ClassVar[type[NodeConfig]] = ConsumerConfig
 
-    def __init__(self, config: ConsumerConfig, keys: Keys, counters: Counter[str]) -> None:
+    def __init__(self, config: ConsumerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
@@ -95,7 +97,7 @@ class Consumer:
         """Return how the node is, in a few words."""
         return f"topics with subscribers: {len(self.topics)} classic, {len(self.readers)} v2"
 
-    def reload(self, config: ConsumerConfig, keys: Keys) -> None:
+    def reload(self, config: ConsumerConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use a new configuration from now on."""
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.retention.reconfigure(config.retention)
@@ -112,8 +114,8 @@ class Consumer:
         self._trimming = None
         try:
             await self.retention.close()
-        except OSError as error:
-            log(logger, logging.ERROR, "snapshot failed", reason=error.strerror or error)
+        except WsqueueError as error:
+            log(logger, logging.ERROR, "snapshot failed", reason=error)
 
     def abort(self) -> None:
         """Do nothing: a consumer opens no connection."""

@@ -116,6 +116,16 @@ class CloseCode(enum.IntEnum):
 UNREACHABLE = 0
 """The code of a connection that was never made."""
 
+_DATA_REFUSED = {
+    1002,  # protocol error, and
+    1009,  # message too big, which the WebSocket library sends (RFC 6455 section 7.4.1)
+    CloseCode.UNSUPPORTED_DATA,
+    CloseCode.INVALID_TEXT,
+    CloseCode.INVALID_PACKET,
+    CloseCode.UNEXPECTED_PACKET,
+    CloseCode.TOPIC_TOO_LONG,
+}
+
 _RECONNECT = {code.value: code.reconnect for code in CloseCode}
 
 
@@ -141,6 +151,11 @@ class Closed(msgspec.Struct, frozen=True):
         if self.code < 1000:
             return self.code >= 500 or self.code == HTTPStatus.TOO_MANY_REQUESTS
         return _RECONNECT.get(self.code, True)
+
+    @property
+    def data_refused(self) -> bool:
+        """Tell whether the peer ended the connection for what was sent, and would do so again."""
+        return self.by_peer and self.code in _DATA_REFUSED
 
     def __str__(self) -> str:
         if self.code == UNREACHABLE:

@@ -26,6 +26,7 @@ from .framing import Ponged
 from .hello import PreSharedKey
 from .logs import log
 from .session import Established, Event, Session
+from .tls import TlsContexts
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,7 @@ class Link:
         addresses: Tried in turn, with their paths.
         psk: The key of both ends.
         config: Says how to speak to the peer, and has deadlines and sizes.
+        tls: What a connection to a wss:// address needs.
     """
 
     feeds = False
@@ -56,7 +58,11 @@ class Link:
     """The level of the log line that says that a connection cannot be opened and never was."""
 
     def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: ProducerConfig | DemoConfig
+        self,
+        addresses: Sequence[Address],
+        psk: PreSharedKey,
+        config: ProducerConfig | DemoConfig,
+        tls: TlsContexts,
     ) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
@@ -64,7 +70,7 @@ class Link:
         self.sent = self.confirmed = 0
         self._next = self._ups = 0
         self._pause: float | None = None
-        self._psk, self._config, self._limits = psk, config, config.limits
+        self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
         self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -93,9 +99,9 @@ class Link:
             self.failures.clear()
             self._task = asyncio.create_task(self._run())
 
-    def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | DemoConfig) -> None:
-        """Use another key and configuration from the next connection on."""
-        self._psk, self._config, self._limits = psk, config, config.limits
+    def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | DemoConfig, tls: TlsContexts) -> None:
+        """Use another key, configuration and certificates from the next connection on."""
+        self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
 
     async def stop(self) -> None:
         """Close the connection, waiting for the peer to read all of it, and stay down."""
@@ -229,7 +235,7 @@ class Link:
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        self._attempt = connection = Connection(session, limits, handler=self)
+        self._attempt = connection = Connection(session, limits, self, tls=self._tls.connect(address))
         try:
             await connection.open(address)
             return await self._ended

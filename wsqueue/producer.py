@@ -6,7 +6,7 @@ import asyncio
 import base64
 import hashlib
 import secrets
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
@@ -22,9 +22,13 @@ from .hello import PreSharedKey
 from .link import SLICE_BYTES, Link
 from .routing import router
 from .session import Established, Event, Received
+from .tls import TlsContexts
 
 LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """What a consumer may leave unconfirmed before no more is sent: far above what a fast disk has under way."""
+
+MAX_REFUSED = 50_000
+"""Refused batches of one connection that are remembered: as many as are under way when they are small."""
 
 BATCH_OVERHEAD_BYTES = 300
 """What a batch takes besides its payload, so that limits are honest."""
@@ -48,6 +52,7 @@ class Batch(msgspec.Struct, gc=False):
     Attributes:
         publisher: Public id of who numbered the batch.
         number: Of the batch.
+        after: The number of the publisher's batch before, 0 where that does not matter.
         topic: Of all messages.
         count: How many there are.
         payload: The packet that forwards them.
@@ -58,6 +63,7 @@ class Batch(msgspec.Struct, gc=False):
 
     publisher: str
     number: int
+    after: int
     topic: str
     count: int
     payload: bytes
@@ -78,20 +84,26 @@ class ConsumerLink(Link):
         config: Of this producer.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For its connections.
     """
 
     def __init__(
-        self, address: Address, config: ProducerConfig, psk: PreSharedKey, counters: Counter[str]
+        self,
+        address: Address,
+        config: ProducerConfig,
+        psk: PreSharedKey,
+        counters: Counter[str],
+        tls: TlsContexts,
     ) -> None:
-        super().__init__([address], psk, config)
+        super().__init__([address], psk, config, tls)
         self._queue: deque[Batch] = deque()
         self._unconfirmed: deque[Batch] = deque()
         self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
         self._marks = 0
         self._was_v2 = False
         self._acks: dict[Connection, list[tuple[int, int]]] = {}
-        # The last batch of a publisher on a topic that was refused: so will be what was sent after it.
-        self._refused: dict[tuple[str, str], int] = {}
+        # Publisher and number of batches that were refused: so will be what was sent after them.
+        self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
         self._counters = counters
         self._emptied = asyncio.Event()
@@ -188,9 +200,10 @@ class ConsumerLink(Link):
         """
         again: list[Batch] = []
         for batch in self._unconfirmed:
-            if closed.by_peer and not closed.reconnect:
+            if closed.data_refused:
                 self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
-            elif batch.number > self._refused.get((batch.publisher, batch.topic), batch.number):
+            elif (batch.publisher, batch.after) in self._refused:
+                self._refused[batch.publisher, batch.number] = None
                 self._refuse(batch, "after_refused", "a batch before it was refused")
             elif batch.origin is None and not self._was_v2:
                 self._counters["lost_in_flight"] += batch.count
@@ -273,7 +286,9 @@ class ConsumerLink(Link):
         if self._unconfirmed and self._unconfirmed[0].mark == refused.number:
             batch = self._unconfirmed.popleft()
             self._unconfirmed_bytes -= batch.size
-            self._refused[batch.publisher, batch.topic] = batch.number
+            self._refused[batch.publisher, batch.number] = None
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
             self._refuse(batch, refused.code, refused.reason)
             self._check_emptied()
 
@@ -303,6 +318,7 @@ class Producer:
         config: Consumers, in the order that all nodes share, and limits.
         psk: The key of both ends.
         counters: Where events are counted.
+        tls: For the links.
     """
 
     role = "producer"
@@ -310,9 +326,9 @@ class Producer:
     feeds = True
     serves_nodes = False
 
-    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str]) -> None:
+    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
-        self._psk, self._config = keys.nodes, config
+        self._psk, self._config, self._tls = keys.nodes, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
         # The public id of each connection's publisher, "" while it has none.
@@ -343,13 +359,13 @@ class Producer:
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 
-    def reload(self, config: ProducerConfig, keys: Keys) -> None:
+    def reload(self, config: ProducerConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use a new configuration: keep the links that stay, and route all that is held anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
-        self._psk, self._config = keys.nodes, config
+        self._psk, self._config, self._tls = keys.nodes, config, tls
         for link in self.links:
-            link.reconfigure(self._psk, config)
+            link.reconfigure(self._psk, config, tls)
         if not changed:
             return
         self.links = []
@@ -431,7 +447,7 @@ class Producer:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return Batch(publisher, number, topic, packet.count, payload, connection)
+        return Batch(publisher, number, packet.after, topic, packet.count, payload, connection)
 
     def _take_classic(self, received: Received) -> Iterator[Batch]:
         data = [message.data for message in received.messages]
@@ -450,10 +466,10 @@ class Producer:
     def _batch(self, topic: str, data: list[str]) -> Batch:
         self._number += 1
         payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, len(data), data))
-        return Batch(self._id, self._number, topic, len(data), payload, None)
+        return Batch(self._id, self._number, 0, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:
-        return ConsumerLink(address, self._config, self._psk, self.counters)
+        return ConsumerLink(address, self._config, self._psk, self.counters, self._tls)
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Sequence
 
@@ -10,9 +11,13 @@ import msgspec
 
 from . import packets_v2
 from .connection import Connection
+from .errors import CloseCode, WsqueueError
 from .framing import frame_texts
+from .logs import log
 from .records import Record
 from .retention import Retention, TopicLog
+
+logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
 """What is read from a log in one go: about what a socket takes."""
@@ -47,16 +52,16 @@ class Reader:
         # Whether the subscriber has a right to the message at the offset, so that its lack is a gap.
         self._exact = True
         self._task: asyncio.Task[None] | None = None
-        log = retention.topic(packet.topic)
+        topic_log = retention.topic(packet.topic)
         if packet.start == "time" and packet.time is not None:
             self._task = asyncio.create_task(self._begin_at(packet.time))
         elif packet.start == "earliest":
             self._exact = False
-            self._begin(log, log.first)
+            self._begin(topic_log, topic_log.first)
         elif packet.offset is None:
-            self._begin(log, log.next)
+            self._begin(topic_log, topic_log.next)
         else:
-            self._resume(log, packet.log, packet.offset)
+            self._resume(topic_log, packet.log, packet.offset)
 
     def take(self, offset: int, end: int, frames: bytes) -> bool:
         """Send what has just been stored, unless this reader is behind; return whether it was sent.
@@ -80,13 +85,14 @@ class Reader:
         """Send what is in the log, as much as the subscriber takes."""
         connection = self._connection
         while not self._live and self._task is None and connection.sendable and not connection.congested:
-            log = self._retention.topic(self._topic)
-            if self._offset == log.next:
+            topic_log = self._retention.topic(self._topic)
+            if self._offset >= topic_log.next:
+                # The archive may be ahead of what has been reported; `take` will find that.
                 self._live = True
-            elif self._retention.in_memory(log, self._offset):
-                self._send(log, log.read(self._offset, CHUNK_BYTES))
+            elif self._retention.in_memory(topic_log, self._offset):
+                self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES))
             else:
-                self._task = asyncio.create_task(self._read_archive(log))
+                self._task = asyncio.create_task(self._read_archive(topic_log))
 
     def stop(self) -> None:
         """Send nothing more."""
@@ -94,35 +100,48 @@ class Reader:
         if self._task is not None:
             self._task.cancel()
 
-    def _begin(self, log: TopicLog, offset: int) -> None:
+    def _begin(self, topic_log: TopicLog, offset: int) -> None:
         self._offset = offset
-        self._connection.send_packet(packets_v2.Subscribed(self._topic, self._retention.id, offset, log.next))
+        self._connection.send_packet(
+            packets_v2.Subscribed(self._topic, self._retention.id, offset, topic_log.next)
+        )
 
     async def _begin_at(self, moment: float) -> None:
-        log = self._retention.topic(self._topic)
-        offset = await self._retention.offset_at(log, moment)
+        topic_log = self._retention.topic(self._topic)
+        try:
+            offset = await self._retention.offset_at(topic_log, moment)
+        except WsqueueError as error:
+            self._fail(error)
+            return
         self._exact = False
         self._task = None
-        self._begin(log, offset)
+        self._begin(topic_log, offset)
         self.catch_up()
 
-    def _resume(self, log: TopicLog, log_id: str | None, offset: int) -> None:
-        if log_id in (None, self._retention.id) and log.start <= offset <= log.next:
-            self._begin(log, offset)
+    def _resume(self, topic_log: TopicLog, log_id: str | None, offset: int) -> None:
+        if log_id in (None, self._retention.id) and topic_log.start <= offset <= topic_log.next:
+            self._begin(topic_log, offset)
             return
-        # What the subscriber has seen is of another log, or of a part of this one that nobody knows.
+        # What the subscriber has seen is of another topic_log, or of a part of this one that nobody knows.
         self._exact = False
-        self._begin(log, log.next if offset > log.next and log_id == self._retention.id else log.first)
+        self._begin(
+            topic_log,
+            topic_log.next if offset > topic_log.next and log_id == self._retention.id else topic_log.first,
+        )
         self._tell_of_gap(None)
 
-    async def _read_archive(self, log: TopicLog) -> None:
-        records = await self._retention.read(log, self._offset, CHUNK_BYTES)
+    async def _read_archive(self, topic_log: TopicLog) -> None:
+        try:
+            records = await self._retention.read(topic_log, self._offset, CHUNK_BYTES)
+        except WsqueueError as error:
+            self._fail(error)
+            return
         self._task = None
-        self._send(log, records)
+        self._send(topic_log, records)
         self.catch_up()
 
-    def _send(self, log: TopicLog, records: Sequence[Record]) -> None:
-        first = records[0].offset if records else log.next
+    def _send(self, topic_log: TopicLog, records: Sequence[Record]) -> None:
+        first = records[0].offset if records else topic_log.next
         if first > self._offset:
             missed = first - self._offset
             self._offset = first
@@ -136,6 +155,11 @@ class Reader:
             self._offset = records[-1].end
             if self._connection.send_frames(frame_texts(packets, masked=False)):
                 self._counters["deliveries"] += count
+
+    def _fail(self, error: WsqueueError) -> None:
+        """Close the connection, whose subscriber will come again."""
+        log(logger, logging.ERROR, "archive unreadable", reason=error)
+        self._connection.fail(CloseCode.INTERNAL_ERROR, "the log of the topic cannot be read")
 
     def _tell_of_gap(self, missed: int | None) -> None:
         self._counters["gaps"] += 1

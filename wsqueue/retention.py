@@ -21,7 +21,7 @@ import msgspec
 
 from . import config as configuration
 from . import packets_v2
-from .archive import Archive, take_snapshot, write_snapshot
+from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
 from .packets_v2 import RefusalCode
 from .records import Record, TopicState
@@ -31,6 +31,9 @@ MAX_NUMBERS = 100_000
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
+
+TOPIC_OVERHEAD_BYTES = 700
+"""What a topic with messages takes besides them, so that limits are honest."""
 
 CACHE_BYTES = 64 * 1024 * 1024
 """What is in memory of an archive: subscribers that come back soon don't wait for the disk."""
@@ -201,26 +204,27 @@ class Retention:
             if directory is None:
                 raise ConfigError("required for the mode sqlite", key="retention.directory")
             self._archive = Archive(directory, self._config, committed=self._committed, failed=self._failed)
-            state = await self._archive.open()
-            self.id, self._floor = state.id, state.floor
-            self._numbers.update(state.numbers)
-            for name, topic in state.topics.items():
-                self._topics[name] = TopicLog(name, topic.first, topic.next)
-                self._topics[name].start = 0
+            self._take_over(await self._archive.open())
         elif directory is not None:
+            try:
+                directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                problem = f"cannot make the directory: {error.strerror}"
+                raise ConfigError(problem, file=str(directory), key="retention.directory") from None
             snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT)
             if snapshot is not None:
-                self.id, self._floor = snapshot.id, snapshot.floor
-                self._numbers.update(snapshot.numbers)
-                for name, topic in snapshot.topics.items():
-                    self._topics[name] = TopicLog(name, topic.first, topic.next)
-                    self._topics[name].start = 0
+                self._take_over(snapshot)
                 for record in snapshot.records:
                     self._keep(self._topics[record.topic], record)
-        for log in self._topics.values():
-            if not log.records:
-                self._empty[log.name] = None
         self.trim()
+
+    def _take_over(self, state: State) -> None:
+        self.id, self._floor = state.id, state.floor
+        self._numbers.update(state.numbers)
+        for name, topic in state.topics.items():
+            log = self._topics[name] = TopicLog(name, topic.first, topic.next)
+            log.start = 0
+            self._empty[name] = None
 
     async def settle(self) -> None:
         """Wait until nothing waits for the disk."""
@@ -230,7 +234,7 @@ class Retention:
         """Close the archive, or leave a snapshot.
 
         Raises:
-            OSError: It cannot be written.
+            WsqueueError: The snapshot cannot be written.
         """
         if self._archive is not None:
             await self._archive.close()
@@ -346,6 +350,7 @@ class Retention:
     def _keep(self, log: TopicLog, record: Record) -> None:
         if not log.records:
             self._empty.pop(log.name, None)
+            self._bytes += TOPIC_OVERHEAD_BYTES
         log.records.append(record)
         log.next = record.end
         log.bytes += record.size
@@ -354,7 +359,10 @@ class Retention:
         self._records += 1
         self._order.append(log)
         config = self._config
-        while log.bytes > config.max_bytes_per_topic or log.messages > config.max_messages_per_topic:
+        # The newest stays, however large it is.
+        while len(log.records) > 1 and (
+            log.bytes > config.max_bytes_per_topic or log.messages > config.max_messages_per_topic
+        ):
             self._drop_first(log)
 
     def _drop_first(self, log: TopicLog) -> None:
@@ -368,6 +376,7 @@ class Retention:
         self._records -= 1
         if not log.records:
             self._empty[log.name] = None
+            self._bytes -= TOPIC_OVERHEAD_BYTES
             self._forget_topics()
 
     def _live_order(self) -> Iterator[TopicLog]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import errno
+import functools
 import logging
 import os
 import resource
@@ -13,6 +14,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
 
@@ -23,10 +25,11 @@ from . import config, packets_v2
 from .addresses import Address
 from .config import Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import CloseCode, Closed, ConfigError, ListenError
+from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError
 from .framing import HttpAnswer
 from .logs import log
 from .notify import Notifier
+from .tls import TlsContexts
 from .version import __version__
 
 logger = logging.getLogger(__name__)
@@ -60,8 +63,13 @@ class Node(Protocol):
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]
 
-    def __init__(self, config: Any, keys: Keys, counters: Counter[str]) -> None:  # noqa: ANN401
-        ...
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401 - the node's own kind
+        keys: Keys,
+        counters: Counter[str],
+        tls: TlsContexts,
+    ) -> None: ...
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path."""
@@ -79,7 +87,7 @@ class Node(Protocol):
         """Return how the node is, in a few words."""
         ...
 
-    def reload(self, config: Any, keys: Keys) -> None:  # noqa: ANN401 - the node's own kind
+    def reload(self, config: Any, keys: Keys, tls: TlsContexts) -> None:  # noqa: ANN401 - as above
         """Use a new configuration from now on."""
         ...
 
@@ -104,17 +112,18 @@ class Service:
         kind: `Consumer` or `Producer`.
 
     Raises:
-        ConfigError: The configuration or the key cannot be used.
+        ConfigError: The configuration, a key or a certificate cannot be used.
     """
 
     def __init__(self, file: str | Path, kind: type[Node]) -> None:
         self._file, self._config_type = file, kind.config_type
         self._config: NodeConfig = config.load(file, self._config_type)
         self._keys = config.load_keys(self._config)
+        self._tls = TlsContexts(self._config)
         self._counters: Counter[str] = Counter()
-        self.node = kind(self._config, self._keys, self._counters)
+        self.node = kind(self._config, self._keys, self._counters, self._tls)
         self.connections: set[Connection] = set()
-        self._servers: dict[Address, asyncio.Server] = {}
+        self._listeners: dict[Address, _Listener] = {}
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
@@ -123,7 +132,7 @@ class Service:
     @property
     def addresses(self) -> list[Address]:
         """Return where the node listens, with the ports that the system chose for port 0."""
-        return [bound for address, server in self._servers.items() for bound in _bound(address, server)]
+        return [bound for listener in self._listeners.values() for bound in listener.bound()]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
@@ -181,13 +190,14 @@ class Service:
         try:
             new = config.load(self._file, self._config_type)
             keys = config.load_keys(new)
+            tls = TlsContexts(new)
             await self._listen(new.listeners)
         except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
             return
-        self._config, self._keys = new, keys
+        self._config, self._keys, self._tls = new, keys, tls
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
-        self.node.reload(new, keys)
+        self.node.reload(new, keys, tls)
         self._warn_of_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -231,12 +241,16 @@ class Service:
             return HttpAnswer(503, "This node has all the connections that it may have.\n")
         return self.node.endpoint(path)
 
-    def _accept(self) -> asyncio.Protocol:
+    def _accept(self, listener: _Listener) -> asyncio.Protocol:
+        tls = listener.address.tls
         limits = self._config.limits
-        if len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS:
+        full = len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS
+        # A reload opens listeners before it uses their certificate, and closes them after.
+        if full or (tls and not self._tls.accepts):
             self._counters["connections_refused"] += 1
             return _Refused()
-        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost)
+        stream = self._tls.accept() if tls else None
+        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost, stream)
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection
@@ -252,6 +266,9 @@ class Service:
             violation = closed.code >= 1002 and not closed.by_peer and not self._stopping.is_set()
             level = logging.WARNING if violation else logging.DEBUG
             log(logger, level, "connection closed", peer=connection.peer, reason=closed)
+        elif closed.code == UNREACHABLE:
+            self._counters["tls_refused"] += 1
+            log(logger, logging.WARNING, "TLS refused", peer=connection.peer, reason=closed)
         elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
             # A code that the peer chose must not make a counter of its own.
             self._counters["refused_by_peer" if closed.by_peer else f"refused_{closed.code}"] += 1
@@ -281,31 +298,47 @@ class Service:
 
     async def _listen(self, addresses: Iterable[Address]) -> None:
         wanted = list(addresses)
-        opened: dict[Address, asyncio.Server] = {}
+        opened: dict[Address, _Listener] = {}
+        turned: dict[Address, _Listener] = {}
         try:
             for address in wanted:
-                if address not in self._servers:
+                if address in self._listeners:
+                    continue
+                other = msgspec.structs.replace(address, tls=not address.tls)
+                if other in self._listeners and other not in wanted:
+                    turned[address] = self._listeners[other]
+                else:
                     opened[address] = await self._open(address)
         except OSError as error:
-            for done, server in opened.items():
-                _unlisten(done, server)
+            for listener in opened.values():
+                listener.close()
             raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from None
-        for address in set(self._servers).difference(wanted):
-            _unlisten(address, self._servers.pop(address))
-        self._servers.update(opened)
+        for address, listener in turned.items():
+            del self._listeners[listener.address]
+            listener.address = address
+        self._listeners |= turned | opened
+        for address in set(self._listeners).difference(wanted):
+            self._listeners.pop(address).close()
 
     def _stop_listening(self) -> None:
-        while self._servers:
-            _unlisten(*self._servers.popitem())
+        while self._listeners:
+            self._listeners.popitem()[1].close()
 
-    async def _open(self, address: Address) -> asyncio.Server:
+    async def _open(self, address: Address) -> _Listener:
         loop = asyncio.get_running_loop()
+        listener = _Listener(address)
+        # With the certificate of the latest reload.
+        accept = functools.partial(self._accept, listener)
         if not address.socket:
-            return await loop.create_server(self._accept, address.host, address.port, backlog=LISTEN_BACKLOG)
+            listener.server = await loop.create_server(
+                accept, address.host, address.port, backlog=LISTEN_BACKLOG
+            )
+            return listener
         # The loop would take a socket over, whether or not somebody listens on it.
         if _answers(address.socket):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
-        return await loop.create_unix_server(self._accept, address.socket, backlog=LISTEN_BACKLOG)
+        listener.server = await loop.create_unix_server(accept, address.socket, backlog=LISTEN_BACKLOG)
+        return listener
 
     async def _close(self, choose: Callable[[Connection], bool]) -> None:
         closing = {connection for connection in self.connections if choose(connection)}
@@ -322,7 +355,7 @@ class Service:
         log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
 
     def _warn_of_limits(self) -> None:
-        for sentence in config.warnings(self._config):
+        for sentence in config.warnings(self._config) + self._tls.warnings(datetime.now(UTC)):
             log(logger, logging.WARNING, "unwise configuration", advice=sentence)
         wanted = self._config.limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -337,6 +370,30 @@ class Service:
                 allowed=allowed,
                 wanted=wanted,
             )
+
+
+class _Listener:
+    """Listen at an address, at which a reload may turn TLS on or off; `server` is set once it listens."""
+
+    server: asyncio.AbstractServer
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+
+    def bound(self) -> list[Address]:
+        """Return where it listens, with the ports that the system chose for port 0."""
+        if self.address.port or self.address.socket:
+            return [self.address]
+        sockets = cast("asyncio.Server", self.server).sockets  # uvloop's is no subclass
+        # A name that stands for several IP addresses gets a port for each.
+        ports = dict.fromkeys(listening.getsockname()[1] for listening in sockets)
+        return [msgspec.structs.replace(self.address, port=port) for port in ports]
+
+    def close(self) -> None:
+        """Stop listening."""
+        self.server.close()
+        if self.address.socket:
+            Path(self.address.socket).unlink(missing_ok=True)
 
 
 class _Refused(asyncio.Protocol):
@@ -360,6 +417,9 @@ def run(file: str | Path, kind: type[Node]) -> None:
 
     _keep_freed_memory()
     uvloop.run(main())
+    # While Python ends, a late reload must not kill the process.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _keep_freed_memory() -> None:
@@ -372,20 +432,6 @@ def _keep_freed_memory() -> None:
 
 def _feeds(connection: Connection) -> bool:
     return connection.handler is not None and connection.handler.feeds
-
-
-def _bound(address: Address, server: asyncio.Server) -> list[Address]:
-    if address.port or address.socket:
-        return [address]
-    # A name that stands for several IP addresses gets a port for each.
-    ports = dict.fromkeys(listening.getsockname()[1] for listening in server.sockets)
-    return [msgspec.structs.replace(address, port=port) for port in ports]
-
-
-def _unlisten(address: Address, server: asyncio.Server) -> None:
-    server.close()
-    if address.socket:
-        Path(address.socket).unlink(missing_ok=True)
 
 
 def _answers(path: str) -> bool:

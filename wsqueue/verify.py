@@ -24,6 +24,7 @@ from .hello import Order, PreSharedKey
 from .link import Link
 from .routing import topic_hash
 from .terminal import printable
+from .tls import TlsContexts
 
 ANSWER_SECONDS = 5.0
 """How long a message may take to come back: a healthy cluster needs milliseconds."""
@@ -38,24 +39,29 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def verify(config: DemoConfig, psk: PreSharedKey) -> AsyncIterator[Check]:
-    """Run all checks, one after the other, and yield the result of each."""
+    """Run all checks, one after the other, and yield the result of each.
+
+    Raises:
+        ConfigError: A certificate cannot be used.
+    """
+    tls = TlsContexts(config)
     producers, consumers = config.produce_addresses, config.subscribe_addresses
     topics = [_topic_of(index, len(consumers)) for index in range(len(consumers))]
     endpoints = [(producer, producer) for producer in producers]
     for consumer, topic in zip(consumers, topics, strict=True):
         endpoints.append((consumer, consumer.with_path(f"{consumer.path}/{topic}")))
     for shown, endpoint in endpoints:
-        yield await _check(f"{shown} answers", _reachable(endpoint, psk, config))
+        yield await _check(f"{shown} answers", _reachable(endpoint, psk, config, tls))
     for consumer, topic in zip(consumers, topics, strict=True):
         for index, producer in enumerate(producers):
             one = msgspec.structs.replace(config, producers=[config.producers[index]])
             name = f"a message comes back through {producer} and {consumer}"
-            yield await _check(name, _round_trip(one, psk, topic))
+            yield await _check(name, _round_trip(one, psk, topic, tls))
     for consumer in consumers:
         link = consumer.with_path(consumer.path.removesuffix("/subscribe") + "/producer")
         endpoints.append((link, link))
     for shown, endpoint in endpoints:
-        yield await _check(f"{shown} refuses a wrong key", _refuses(endpoint, psk, config))
+        yield await _check(f"{shown} refuses a wrong key", _refuses(endpoint, psk, config, tls))
 
 
 def write_junit(checks: list[Check], file: Path) -> None:
@@ -88,19 +94,19 @@ async def _check(name: str, check: Awaitable[str]) -> Check:
     return Check(name, time.monotonic() - began, problem)
 
 
-async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig) -> str:
-    probe = _Probe([address], psk, config)
+async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+    probe = _Probe([address], psk, config, tls)
     probe.start()
     await probe.up_or_ended.wait()
     await probe.stop()
     return "" if probe.was_up else str(probe.failures[address])
 
 
-async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str) -> str:
+async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str, tls: TlsContexts) -> str:
     data = f"{secrets.token_urlsafe()} \x00 \"'\\ ñ 日本 😀"
     try:
         async with (
-            Client(config, psk, ANSWER_SECONDS) as client,
+            Client(config, psk, ANSWER_SECONDS, tls) as client,
             client.subscribe(topic) as messages,
             asyncio.timeout(ANSWER_SECONDS),
         ):
@@ -113,8 +119,8 @@ async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str) -> str:
     return ""
 
 
-async def _refuses(address: Address, psk: PreSharedKey, config: DemoConfig) -> str:
-    probe = _Probe([address], _WrongAnswers(psk), config)
+async def _refuses(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+    probe = _Probe([address], _WrongAnswers(psk), config, tls)
     probe.start()
     try:
         # An original node answers before it has verified, and so is up for a moment.
@@ -157,8 +163,10 @@ class _Probe(Link):
 
     never_up_level = logging.INFO  # a check reports as much
 
-    def __init__(self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig) -> None:
-        super().__init__(addresses, psk, config)
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+    ) -> None:
+        super().__init__(addresses, psk, config, tls)
         self.was_up = False
         self.up_or_ended = asyncio.Event()
         self.ended = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import random
 import re
 import resource
 import secrets
@@ -24,6 +23,7 @@ import anyio.to_thread
 import pytest
 
 import wsqueue
+from tests.ports import some_port
 from wsqueue.config import Limits
 
 Result = TypeVar("Result")
@@ -61,7 +61,7 @@ def free_port() -> int:
     A node that is started again on its port must not find that a client's own end has taken it.
     """
     while True:
-        port = random.randrange(12_000, 32_000)
+        port = some_port()
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port

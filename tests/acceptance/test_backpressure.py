@@ -32,7 +32,12 @@ from wsqueue.session import MAX_HELLO_BYTES
 
 from .processes import Cluster, Node, clean_environment, eventually, in_thread, memory_bytes
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.timeout(120),
+    pytest.mark.usefixtures("uncovered"),
+]
 
 KIB, MIB = 1024, 1024 * 1024
 

@@ -10,6 +10,7 @@ import pytest
 
 import wsqueue
 
+from ..certificates import Authority
 from .commands import Result, Terminal, run, running
 from .processes import Cluster, command, free_port, write_toml
 
@@ -184,6 +185,25 @@ def test_check_config_warns_of_what_is_unwise(tmp_path: Path) -> None:
     assert code == 0
     assert "a good configuration" in stdout
     assert stderr.startswith("Warning: consumers: 31 is a multiple of 31")
+
+
+def test_check_config_of_certificates(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).issue("node", days=20)
+    text = (
+        CONSUMER.replace('listen = ["', 'listen = ["wss://')
+        + '[tls]\ncertificate = "node.pem"\nkey = "node.key"\n'
+    )
+    file = configuration(tmp_path, text)
+    code, stdout, stderr = run("check-config", file)
+    assert code == 0
+    assert "a good configuration" in stdout
+    assert stderr.startswith(f"Warning: {tls.certificate}: a certificate in it expires on ")
+    (tmp_path / "node.key").chmod(0o644)
+    for name in ("check-config", "consumer"):
+        assert_refused(run(name, file), 3, f"Error: {tls.key}: everybody may read the key")
+    (tmp_path / "node.pem").write_text("")
+    for name in ("check-config", "consumer"):
+        assert_refused(run(name, file), 3, f"Error: {tls.certificate}: it holds no certificate")
 
 
 def test_the_default_key_is_for_a_local_cluster(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from .processes import Cluster, Node, allow_open_files, in_thread
 
-pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180), pytest.mark.usefixtures("uncovered")]
 
 SUBSCRIBERS = 10_000
 WAVES = 3

@@ -15,7 +15,12 @@ from wsqueue import Client, Subscription
 
 from .processes import Cluster, allow_open_files, in_thread
 
-pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.slow,
+    pytest.mark.timeout(280),
+    pytest.mark.usefixtures("uncovered"),
+]
 
 MESSAGES = 100_000
 TOPICS = 1000

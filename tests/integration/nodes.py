@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import secrets
 import socket
 import time
 from collections import Counter
@@ -15,7 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import wsqueue
-from wsqueue.config import Limits
+from tests.ports import some_port
+from wsqueue.config import Limits, Tls
 from wsqueue.connection import Connection
 from wsqueue.consumer import Consumer
 from wsqueue.errors import CloseCode
@@ -54,7 +54,7 @@ async def eventually(true: Callable[[], Result], what: str) -> Result:
 def free_port() -> int:
     """Return a port for a node that is down for a while, below those that the kernel gives to clients."""
     while True:
-        port = 12_000 + secrets.randbelow(20_000)
+        port = some_port()
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("127.0.0.1", port))
             return port
@@ -108,7 +108,8 @@ class RunningNode:
         return self.service.connections
 
     def url(self, path: str) -> str:
-        return f"ws://{self.address}{path}"
+        address = self.address
+        return f"{address}{path}" if address.startswith("wss:") else f"ws://{address}{path}"
 
     def subscribe_url(self, topic: str) -> str:
         return self.url(subscribe_path(topic))
@@ -116,12 +117,16 @@ class RunningNode:
     def write(self, **settings: Any) -> None:
         """Write the configuration, with some settings changed."""
         self._settings.update(settings)
-        file_settings = {
-            key: value for key, value in self._settings.items() if key not in Limits.__struct_fields__
-        }
-        limits = {key: value for key, value in self._settings.items() if key in Limits.__struct_fields__}
-        lines = [f"{key} = {json.dumps(value)}" for key, value in file_settings.items()]
-        lines += ["[limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
+        tables: dict[str, dict[str, Any]] = {"": {}, "limits": {}}
+        for key, value in self._settings.items():
+            if isinstance(value, dict):
+                tables[key] = value
+            else:
+                tables["limits" if key in Limits.__struct_fields__ else ""][key] = value
+        lines = []
+        for table, values in tables.items():
+            lines += [f"[{table}]"] if table else []
+            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
         self._file.write_text("\n".join(lines))
 
     def write_psk(self, key: str) -> None:
@@ -140,10 +145,15 @@ class RunningNode:
         await eventually(lambda: not self.service.node.not_ready(), "all links are up")
 
     async def subscribed(self, topic: str, count: int = 1) -> None:
-        """Wait until the consumer has so many subscribers of a topic."""
+        """Wait until the consumer has so many subscribers of a topic, classic or not."""
         await eventually(
-            lambda: len(self.consumer.topics.subscribers(topic)) == count, f"{count} subscribers of {topic!r}"
+            lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}"
         )
+
+    def subscribers(self, topic: str) -> int:
+        """Return how many subscribers a topic has, classic or not."""
+        consumer = self.consumer
+        return len(consumer.topics.subscribers(topic)) + len(consumer.readers.subscribers(topic))
 
     async def crash(self) -> None:
         """Vanish: close no connection in the polite way."""
@@ -208,6 +218,7 @@ class Nodes:
         *,
         hello_order: wsqueue.Order = wsqueue.Order.DOCUMENT,
         open_seconds: float = WAIT_SECONDS,
+        tls: Tls | None = None,
         **limits: Any,
     ) -> wsqueue.Client:
         """Return a client of some nodes."""
@@ -217,6 +228,7 @@ class Nodes:
             psk=key,
             hello_order=hello_order,
             limits=Limits(**(DEFAULTS | limits)),
+            tls=tls,
             open_seconds=open_seconds,
         )
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
 from typing import Any, Self
@@ -31,9 +32,9 @@ def request_of(path: str) -> bytes:
     ).encode()
 
 
-async def http_get(address: str, path: str) -> tuple[int, str]:
+async def http_get(address: str, path: str, tls: ssl.SSLContext | None = None) -> tuple[int, str]:
     """Ask a node for a page; return the status and the body."""
-    async with RawSocket.open(address) as raw:
+    async with RawSocket.open(address, tls=tls) as raw:
         raw.writer.write(f"GET {path} HTTP/1.1\r\nHost: node\r\n\r\n".encode())
         return await raw.page()
 
@@ -46,8 +47,11 @@ class RawSocket:
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def open(cls, address: str, *, receive_buffer: int | None = None) -> AsyncIterator[Self]:
+    async def open(
+        cls, address: str, *, receive_buffer: int | None = None, tls: ssl.SSLContext | None = None
+    ) -> AsyncIterator[Self]:
         """Connect to a node, and send nothing."""
+        address = address.removeprefix("wss://")
         if address.startswith("unix:"):
             reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
         elif address.startswith("localhost:"):
@@ -65,7 +69,8 @@ class RawSocket:
             except OSError:
                 plain.close()
                 raise
-            reader, writer = await asyncio.open_connection(sock=plain)
+            name = host.strip("[]") if tls is not None else None
+            reader, writer = await asyncio.open_connection(sock=plain, ssl=tls, server_hostname=name)
         raw = cls(reader, writer, masked=True)
         try:
             yield raw
@@ -75,10 +80,15 @@ class RawSocket:
     @classmethod
     @contextlib.asynccontextmanager
     async def opened(
-        cls, address: str, path: str, *, receive_buffer: int | None = None
+        cls,
+        address: str,
+        path: str,
+        *,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
         """Connect to a node, and upgrade."""
-        async with cls.open(address, receive_buffer=receive_buffer) as raw:
+        async with cls.open(address, receive_buffer=receive_buffer, tls=tls) as raw:
             raw.writer.write(request_of(path))
             head = await raw.reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 101 "), head
@@ -87,10 +97,16 @@ class RawSocket:
     @classmethod
     @contextlib.asynccontextmanager
     async def established(
-        cls, address: str, path: str, key: str, *, receive_buffer: int | None = None
+        cls,
+        address: str,
+        path: str,
+        key: str,
+        *,
+        receive_buffer: int | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> AsyncIterator[Self]:
         """Connect to a node, with the hello done."""
-        async with cls.opened(address, path, receive_buffer=receive_buffer) as raw:
+        async with cls.opened(address, path, receive_buffer=receive_buffer, tls=tls) as raw:
             await raw.hello(key)
             yield raw
 

@@ -35,7 +35,7 @@ async def test_publish_and_subscribe(nodes: Nodes) -> None:
                 await client.publish("news", str(number))
             count = 0
             async for message in messages:
-                assert message == wsqueue.Message("news", str(count))
+                assert (message.topic, message.data, message.offset) == ("news", str(count), count)
                 count += 1
                 if count == 100:
                     break
@@ -104,7 +104,7 @@ async def test_a_closed_subscription_ends_after_what_it_has(nodes: Nodes) -> Non
             await consumer.subscribed("news")
             for data in "ab":
                 await client.publish("news", data)
-            await eventually(lambda: len(messages._messages) == 2, "both have come")
+            await eventually(lambda: len(messages._items) == 2, "both have come")
         assert [message.data async for message in messages] == ["a", "b"]
         await messages.close()
 
@@ -139,8 +139,8 @@ async def test_the_load_is_spread(nodes: Nodes, monkeypatch: pytest.MonkeyPatch)
     down = f"127.0.0.1:{free_port()}"
     async with soon(), nodes.client([down, producer], [consumer]) as client:
         await client.publish("news", "1")
-        assert client._publishing is not None
-        assert [str(one) for one in client._publishing.addresses] == [
+        assert client._publisher is not None
+        assert [str(one) for one in client._publisher.addresses] == [
             f"{producer.address}/produce",
             f"{down}/produce",
         ]
@@ -275,8 +275,8 @@ async def test_a_client_is_used_again_after_a_failure(nodes: Nodes) -> None:
             await client.publish("news", "1")
         producer = await nodes.producer([consumer], port=port)
         await eventually(lambda: producer.connections, "the client tries again by itself")
-        assert client._publishing is not None
-        await eventually(lambda: client._publishing and client._publishing.open, "it is connected")
+        assert client._publisher is not None
+        await eventually(lambda: client._publisher and client._publisher.open, "it is connected")
         await client.publish("news", "2")
         await client.flush()
         assert producer.counters["messages_in"] == 1
@@ -289,9 +289,9 @@ async def test_a_producer_that_was_there_is_waited_for(nodes: Nodes) -> None:
         await client.publish("news", "1")
         await client.flush()
         await producer.crash()
-        await eventually(lambda: client._publishing and not client._publishing.open, "it is noticed")
+        await eventually(lambda: client._publisher and not client._publisher.open, "it is noticed")
         publishing = asyncio.create_task(client.publish("news", "2"))
-        await eventually(lambda: client._publishing and client._publishing.failures, "it is down")
+        await eventually(lambda: client._publisher and client._publisher.failures, "it is down")
         assert not publishing.done()
         await producer.restart()
         await publishing
@@ -304,7 +304,7 @@ async def test_a_producer_that_was_there_is_not_waited_for_without_end(nodes: No
     async with soon(), nodes.client([producer], [consumer], open_seconds=0.3) as client:
         await client.publish("news", "1")
         await producer.crash()
-        await eventually(lambda: client._publishing and not client._publishing.open, "it is noticed")
+        await eventually(lambda: client._publisher and not client._publisher.open, "it is noticed")
         with pytest.raises(wsqueue.ConnectError, match="no node answers"):
             await client.publish("news", "2")
 
@@ -393,7 +393,7 @@ async def test_messages_that_no_node_would_take(nodes: Nodes) -> None:
     ):
         with pytest.raises(ValueError, match=problem):
             client.subscribe(*topics)
-    assert client._publishing is None
+    assert client._publisher is None
     assert not client._subscriptions
 
 
@@ -421,7 +421,7 @@ async def test_an_application_that_is_slow(nodes: Nodes) -> None:
             for one in data:
                 await client.publish("news", one)
             await eventually(lambda: messages._paused, "it stops reading")
-            assert len(messages._messages) < 1000 + 300
+            assert len(messages._items) < 1000 + 300
             assert [(await anext(messages)).data for _ in data] == data
             assert not messages._paused
             await client.publish("news", "after")
@@ -437,7 +437,7 @@ async def test_a_slow_application_closes_while_reading_is_paused(nodes: Nodes) -
             for number in range(4000):
                 await client.publish("news", f"{number:1000}")
             await eventually(lambda: messages._paused, "it stops reading")
-            waiting = len(messages._messages)
+            waiting = len(messages._items)
         await consumer.subscribed("news", 0)
         assert len([message async for message in messages]) == waiting
 
@@ -463,7 +463,7 @@ async def test_a_consumer_is_lost_while_reading_is_paused(nodes: Nodes) -> None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(0.05):
                         last = (await anext(messages)).data
-                if consumer.consumer.topics.subscribers("news"):
+                if consumer.subscribers("news"):
                     await client.publish("news", "after")
             assert not messages._closed
 
@@ -561,10 +561,10 @@ async def test_what_a_producer_that_stops_did_not_read_is_counted(nodes: Nodes) 
                 sent += 1
 
         publishing = asyncio.create_task(publish())
-        await eventually(lambda: client._publishing and not client._publishing.open and sent, "it is paused")
+        await eventually(lambda: client._publisher and not client._publisher.open and sent, "it is paused")
         publishing.cancel()
         await producer.stop()
-        await eventually(lambda: client._publishing and client._publishing.connection is None, "it is gone")
+        await eventually(lambda: client._publisher and client._publisher.connection is None, "it is gone")
         taken = producer.counters["messages_in"]
         assert taken < sent
         assert client.lost_in_flight >= sent - taken
@@ -585,7 +585,7 @@ async def test_a_producer_that_is_paused_pauses_its_publisher(nodes: Nodes) -> N
                 next(sent)
 
         publishing = asyncio.create_task(publish())
-        await eventually(lambda: client._publishing and not client._publishing.open, "it is paused")
+        await eventually(lambda: client._publisher and not client._publisher.open, "it is paused")
         consumer = await nodes.consumer(port=port)
         await publishing
         await client.flush()
@@ -634,7 +634,7 @@ async def test_cancelling_a_publisher_that_waits(nodes: Nodes) -> None:
         publishing.cancel()
         await asyncio.wait([publishing])
         await producer.accept(KEY)
-        await eventually(lambda: client._publishing and client._publishing.open, "it is connected")
+        await eventually(lambda: client._publisher and client._publisher.open, "it is connected")
         await client.publish("news", "1")
         assert (await producer.packet())["d"] == "1"
         closing = asyncio.create_task(client.close())
@@ -659,7 +659,7 @@ async def test_closing_again_after_it_was_cancelled(nodes: Nodes) -> None:
         closing.cancel()
         await asyncio.wait([closing])
         await client.close()
-        link = client._publishing
+        link = client._publisher
         assert link is not None
         assert link.connection is None
         with pytest.raises(TimeoutError):

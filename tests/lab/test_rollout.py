@@ -32,7 +32,6 @@ PRODUCERS = (("producer1", 10002), ("producer1", 10004))
 NODES = [("consumer", *node) for node in CONSUMERS] + [("producer", *node) for node in PRODUCERS]
 OLD, NEW = "0.1.0", "0.1.1"
 VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
-MAX_LOSS = 0.10
 HUNG_SECONDS = 20
 
 # The value comes in this program, on standard input: so it is in no command line and no environment.
@@ -80,20 +79,21 @@ async def main():
             start, number = loop.time(), 0
             while not stopped.done() and not taking.done():
                 topic = TOPICS[number % len(TOPICS)]
-                await client.publish(topic, str(published[topic]))
+                await client.room()
+                client.publish_nowait(topic, str(published[topic]))
                 published[topic] += 1
                 number += 1
                 # 500 a second, and no long burst to make up for the time in which the producers were busy.
                 await asyncio.sleep(max(0.0, start + number / 500 - loop.time()))
                 start = max(start, loop.time() - number / 500 - 0.1)
             await client.flush()
-            await asyncio.sleep(1)
-            lost_in_flight = client.lost_in_flight
+            deadline = loop.time() + 20
+            while sum(published.values()) > sum(map(len, received.values())) and loop.time() < deadline:
+                await asyncio.sleep(0.05)
         await taking
     print(json.dumps({
         "published": published,
         "received": {topic: len(numbers) for topic, numbers in received.items()},
-        "last": {topic: numbers[-1] for topic, numbers in received.items()},
         "duplicates": sum(len(numbers) - len(set(numbers)) for numbers in received.values()),
         "overtaken": [
             (topic, before, after)
@@ -101,7 +101,6 @@ async def main():
             for before, after in zip(numbers, numbers[1:])
             if after < before
         ][:10],
-        "lost_in_flight": lost_in_flight,
     }))
 asyncio.run(main())
 """
@@ -465,16 +464,13 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     assert frozenset().union(*sampler.samples) == frozenset(CONSUMERS)
 
     result = json.loads(shown)
-    published, received = (sum(result[name].values()) for name in ("published", "received"))
-    lost = published - received
-    print(f"published {published}, received {received}, lost {lost} ({lost / published:.1%})")
-    print(f"of these in flight to a producer {result['lost_in_flight']}; samples {len(sampler.samples)}")
+    published = sum(result["published"].values())
+    print(f"published {published}; samples {len(sampler.samples)}")
     assert published > 5000
+    # A gap would have ended the load.
+    assert result["received"] == result["published"]
     assert result["duplicates"] == 0
     assert result["overtaken"] == []
-    # Messages flow on every topic when it is over.
-    assert result["last"] == {topic: number - 1 for topic, number in result["published"].items()}
-    assert lost / published < MAX_LOSS
 
 
 def test_a_rollback(deployed: Cluster) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import socket
+import ssl
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import quote
@@ -18,6 +19,7 @@ from ..framing import MAX_HEADER_BYTES, TEXT_AND_FIN, frame_size, frame_texts
 from ..hello import Order, PreSharedKey
 from ..routing import topic_hash
 from ..session import Session
+from ..tls import TlsContexts, channel_binding, explain
 
 OPEN_SECONDS = 10.0
 """How long a node may take for each step of a connection."""
@@ -35,6 +37,7 @@ class ClassicWire:
         psk: The pre-shared key.
         hello_order: The digest order of an initiator.
         limits: Sizes.
+        tls: Certificates, used at wss:// addresses.
     """
 
     def __init__(
@@ -44,14 +47,17 @@ class ClassicWire:
         psk: PreSharedKey,
         hello_order: Order = Order.DOCUMENT,
         limits: Limits | None = None,
+        *,
+        tls: TlsContexts | None = None,
     ) -> None:
         self._producers, self._consumers = list(producers), list(consumers)
-        self._psk, self._order, self._limits = psk, hello_order, limits or Limits()
+        self._psk, self._order, self._limits, self._tls = psk, hello_order, limits or Limits(), tls
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A key refuses to be pickled; this pickle goes through a pipe to a process of our own.
         secret = self._psk._secrets[0].decode()  # noqa: SLF001
-        return _classic_wire, (self._producers, self._consumers, secret, self._order, self._limits)
+        nodes = self._producers, self._consumers
+        return _classic_wire, (nodes, secret, self._order, self._limits, self._tls)
 
     def open_publisher(self, number: int) -> socket.socket:
         """Return a connection to one producer after the other."""
@@ -80,7 +86,7 @@ class ClassicWire:
 
     def _open(self, address: Address) -> socket.socket:
         try:
-            connection = _connect(address)
+            connection = self._connect(address)
             try:
                 self._hello(connection, address)
             except BaseException:
@@ -88,10 +94,23 @@ class ClassicWire:
                 raise
         except TimeoutError:
             raise ConnectError(f"no node answers: {address}: no answer in time") from None
+        except ssl.SSLError as error:
+            raise ConnectError(f"no node answers: {address}: {explain(error)}") from None
         except OSError as error:
             raise ConnectError(f"no node answers: {address}: {error.strerror or error}") from None
         connection.settimeout(None)
         return connection
+
+    def _connect(self, address: Address) -> socket.socket:
+        connection = _connect(address)
+        if not address.tls:
+            return connection
+        assert self._tls is not None
+        try:
+            return self._tls.wrap(connection, address)
+        except OSError:
+            connection.close()
+            raise
 
     def _hello(self, connection: socket.socket, address: Address) -> None:
         session = Session.initiate(
@@ -100,9 +119,13 @@ class ClassicWire:
             address.path,
             self._psk,
             self._order,
+            offer_v2=False,
+            allow_classic=True,
             max_message_bytes=self._limits.max_message_bytes,
             max_topic_bytes=self._limits.max_topic_bytes,
         )
+        if isinstance(connection, ssl.SSLSocket):
+            session.channel_binding = channel_binding(connection)
         # An original node answers before it has verified: only its pong says that it has (see `link`).
         # Nobody else could know what is in that.
         token = secrets.token_bytes(8)
@@ -196,9 +219,13 @@ class ClassicUnwrapper:
 
 
 def _classic_wire(
-    producers: list[Address], consumers: list[Address], secret: str, order: Order, limits: Limits
+    nodes: tuple[list[Address], list[Address]],
+    secret: str,
+    order: Order,
+    limits: Limits,
+    tls: TlsContexts | None,
 ) -> ClassicWire:
-    return ClassicWire(producers, consumers, PreSharedKey(secret), order, limits)
+    return ClassicWire(*nodes, PreSharedKey(secret), order, limits, tls=tls)
 
 
 def _payload(topic: str, data: bytes) -> bytes:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+import ssl
 
 from ..addresses import Address
 from ..errors import WsqueueError
 from .wire import Unwrapper
+
+_NOT_NOW = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
+"""What a socket raises that would have to wait."""
 
 READ_BYTES = 256 * 1024
 """What is read from a socket at a time."""
@@ -38,13 +43,11 @@ class Connection:
     def write(self, data: memoryview | bytes) -> None:
         """Write, or keep what the socket does not take; only while nothing is pending."""
         try:
-            written = self._connection.send(data)
-        except BlockingIOError:
-            written = 0
+            written = self._send(data)
         except OSError as error:
             # The reason that the peer gave before it broke off may be there to read.
             self.read(memoryview(bytearray(READ_BYTES)))
-            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
         self._pending = data[written:]
 
     def flush(self) -> bool:
@@ -62,11 +65,11 @@ class Connection:
             WsqueueError: The connection has ended, or brought what it must not.
         """
         try:
-            data = bytes(buffer[: self._connection.recv_into(buffer)])
-        except BlockingIOError:
+            data = self._receive(buffer)
+        except _NOT_NOW:
             return b""
         except OSError as error:
-            raise WsqueueError(f"{self._name}: {error.strerror}") from None
+            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
         if not data:
             raise WsqueueError(f"{self._name}: the node closed the connection")
         if self._unwrapper is None:
@@ -81,3 +84,26 @@ class Connection:
             else:
                 self.write(replies)
         return stream
+
+    def _send(self, data: memoryview | bytes) -> int:
+        connection, written = self._connection, 0
+        try:
+            written = connection.send(data)
+            # TLS sends a record at a time.
+            while isinstance(connection, ssl.SSLSocket) and written < len(data):
+                written += connection.send(data[written:])
+        except _NOT_NOW:
+            pass
+        return written
+
+    def _receive(self, buffer: memoryview) -> bytes:
+        connection, size = self._connection, self._connection.recv_into(buffer)
+        if not isinstance(connection, ssl.SSLSocket):
+            return bytes(buffer[:size])
+        # TLS reads a record at a time; the rest of one that did not fit would wake nobody.
+        parts = [bytes(buffer[:size])]
+        with contextlib.suppress(*_NOT_NOW):
+            while size and (sum(map(len, parts)) < len(buffer) or connection.pending()):
+                size = connection.recv_into(buffer)
+                parts.append(bytes(buffer[:size]))
+        return b"".join(parts)

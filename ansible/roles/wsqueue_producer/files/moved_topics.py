@@ -5,9 +5,10 @@ import pathlib
 import sys
 import tomllib
 
-directory, *new = sys.argv[1:]
+directory, *new = (argument.removeprefix("wss://") for argument in sys.argv[1:])
 file = next(pathlib.Path(directory).glob("producer-*.toml"), None)
-old = tomllib.loads(file.read_text())["consumers"] if file and new else new
+found = tomllib.loads(file.read_text())["consumers"] if file and new else new
+old = [address.removeprefix("wss://") for address in found]
 # hash % len(old) and hash % len(new) repeat together after so many hashes.
 period = math.lcm(len(old), len(new))
 moved = sum(old[number % len(old)] != new[number % len(new)] for number in range(period))

@@ -301,8 +301,7 @@ class Client:
         await self._close(self._publisher.flush if self._publisher is not None and kind is None else None)
 
     async def _close(self, finish: Callable[[], Awaitable[None]] | None) -> None:
-        if self._closed:
-            return
+        # Not only once, for it may have been cancelled.
         self._closed = True
         try:
             if finish is not None:

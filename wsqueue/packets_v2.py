@@ -121,7 +121,7 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_
             numbers. From a consumer: how many batches came on this connection before, and it.
     """
 
-    numbers: list[tuple[Number, Number]]
+    numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
 class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True, forbid_unknown_fields=True):

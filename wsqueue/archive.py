@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import fcntl
 import itertools
 import logging
@@ -32,7 +33,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from .config import Retention
-from .errors import ConfigError, WsqueueError
+from .errors import ConfigError, StorageError, WsqueueError
 from .logs import log
 from .records import Record, TopicState
 
@@ -126,6 +127,12 @@ _ENVIRONMENT = frozenset(
 )
 """Errors that say nothing against the file."""
 
+_SETTINGS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
+"""Those of them that do not pass by themselves."""
+
+_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
+"""Errors of the system that may."""
+
 
 class State(msgspec.Struct, kw_only=True):
     """Say what a log holds.
@@ -189,6 +196,7 @@ class Archive:
 
         Raises:
             ConfigError: The directory cannot be used, or the file is not ours.
+            StorageError: The disk is full or does not work.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -410,6 +418,7 @@ class _Store:
 
         Raises:
             ConfigError: The directory cannot be used, or the file is not ours.
+            StorageError: The disk is full or does not work.
         """
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -424,6 +433,8 @@ class _Store:
         except OSError as error:
             self.close()
             problem = f"cannot keep messages here: {error.strerror or error}"
+            if error.errno in _DISK:
+                raise StorageError(f"{self._directory}: {problem}") from None
             raise ConfigError(problem, file=str(self._directory)) from None
         except BaseException:
             self.close()
@@ -435,8 +446,12 @@ class _Store:
             self._identify()
             return self._survey()
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT:
-                raise ConfigError(f"cannot open it: {_reason(error)}", file=str(self.file)) from None
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            problem = f"cannot open it: {_reason(error)}"
+            if code in _SETTINGS:
+                raise ConfigError(problem, file=str(self.file)) from None
+            if code in _ENVIRONMENT:
+                raise StorageError(f"{self.file}: {problem}") from None
             raise _Damaged(str(error)) from None
 
     def _connect(self) -> None:
@@ -895,6 +910,7 @@ def take_snapshot(file: Path) -> Snapshot | None:
 
     Raises:
         ConfigError: It cannot be read or removed.
+        StorageError: The disk does not work.
     """
     try:
         try:
@@ -908,7 +924,10 @@ def take_snapshot(file: Path) -> Snapshot | None:
         file.unlink()
         _sync_directory(file.parent)
     except OSError as error:
-        raise ConfigError(f"cannot take the snapshot: {error.strerror or error}", file=str(file)) from None
+        problem = f"cannot take the snapshot: {error.strerror or error}"
+        if error.errno in _DISK:
+            raise StorageError(f"{file}: {problem}") from None
+        raise ConfigError(problem, file=str(file)) from None
     return snapshot
 
 

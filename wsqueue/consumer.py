@@ -85,6 +85,7 @@ class Consumer:
 
         Raises:
             ConfigError: Their directory cannot be used.
+            StorageError: Its disk is full or does not work.
         """
         await self.retention.open()
         self._trimming = asyncio.create_task(self._trim())

@@ -198,6 +198,7 @@ class Retention:
 
         Raises:
             ConfigError: There is no directory, or it cannot be used.
+            StorageError: The disk is full or does not work.
         """
         directory = self._directory()
         if self._config.mode == "sqlite":

@@ -138,6 +138,15 @@ def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> N
         config.load_any(file)
 
 
+def test_the_tests_that_show_the_guarantees_are_there() -> None:
+    shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert len(shown) > 10
+    for file, test in shown:
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).exists(), (
+            f"{file}: {test}"
+        )
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

@@ -146,9 +146,7 @@ class RunningNode:
 
     async def subscribed(self, topic: str, count: int = 1) -> None:
         """Wait until the consumer has so many subscribers of a topic, classic or not."""
-        await eventually(
-            lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}"
-        )
+        await eventually(lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}")
 
     def subscribers(self, topic: str) -> int:
         """Return how many subscribers a topic has, classic or not."""

@@ -248,7 +248,7 @@ class ConsumerLink(Link):
             while self._queue and size < SLICE_BYTES:
                 batch = self._queue.popleft()
                 self._queued_bytes -= batch.size
-                messages = [batch.payload] if v2 else _classic(batch)
+                messages = [batch.payload] if v2 else _classic(batch.topic, batch.payload)
                 if not v2 and len(messages) != batch.count:
                     self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
                     continue
@@ -443,7 +443,11 @@ class Producer:
             packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
         )
         most = limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
-        if len(payload) > most:
+        too_long = len(payload) > most
+        if len(payload) > limits.max_message_bytes:
+            # What is too long for a classic subscriber would end its connection.
+            too_long |= any(len(one) > limits.max_message_bytes for one in _classic(topic, payload))
+        if too_long:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
@@ -482,8 +486,8 @@ def public_id(secret: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(secret).digest()[:PUBLIC_ID_BYTES]).decode().rstrip("=")
 
 
-def _classic(batch: Batch) -> list[bytes]:
-    """Return a batch as classic messages; none when its data is not what it should be."""
-    forward = packets_v2.decode(batch.payload)
+def _classic(topic: str, payload: bytes) -> list[bytes]:
+    """Return what a packet forwards as classic messages; none when its data is not what it should be."""
+    forward = packets_v2.decode(payload)
     assert isinstance(forward, packets_v2.Forward)
-    return [packets.encode(packets.Message(data, batch.topic)) for data in forward.data]
+    return [packets.encode(packets.Message(data, topic)) for data in forward.data]

@@ -144,9 +144,12 @@ class Reader:
         first = records[0].offset if records else topic_log.next
         if first > self._offset:
             missed = first - self._offset
-            self._offset = first
             if self._exact:
+                self._offset = first
                 self._tell_of_gap(missed)
+            else:
+                # What was there when it subscribed has gone since.
+                self._begin(topic_log, first)
         self._exact = True
         if records:
             packets = [record.packet for record in records]

@@ -158,6 +158,9 @@ class RunningNode:
         self.service._stop_listening()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
+        if isinstance(self.service.node, Consumer) and self.consumer.retention._archive is None:
+            # Then there is nothing of which to leave a snapshot.
+            self.consumer.retention._topics.clear()
         async with soon():
             await self.service.node.stop()
         await eventually(lambda: not self.connections, "all connections are gone")

@@ -40,7 +40,7 @@ async def test_pages_of_a_consumer(nodes: Nodes) -> None:
             404,
             "Not found: this consumer has /producer and /subscribe/TOPIC.\n",
         )
-        assert (await http_get(consumer.address, "/subscribe"))[0] == 404
+        assert (await http_get(consumer.address, "/subscribe"))[0] == 426
         assert await http_get(consumer.address, "/subscribe/%ff") == (
             400,
             "The topic is not percent-encoded UTF-8.\n",
@@ -341,7 +341,7 @@ def test_run_serves_until_it_is_told_to_stop(tmp_path: Path, log: Log) -> None:
     consumer = Nodes(tmp_path).made(Consumer)
 
     class StopsAtOnce(Consumer):
-        def start(self) -> None:
+        async def start(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
     service_module.run(consumer._file, StopsAtOnce)

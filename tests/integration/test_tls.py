@@ -23,7 +23,7 @@ from wsqueue.load import Load
 from wsqueue.verify import verify
 
 from ..certificates import Authority
-from .nodes import KEY, Log, Nodes, RunningNode, eventually, soon
+from .nodes import KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from .peer import Peer, connected
 from .raw import RawServer, RawSocket, http_get
 
@@ -240,6 +240,26 @@ class TestReload:
             with pytest.raises(ConnectionRefusedError):
                 await http_get(secure, "/healthz", authority.context())
             assert (await http_get(plain, "/healthz"))[0] == 200
+
+    async def test_tls_comes_and_goes_at_one_address(self, nodes: Nodes, authority: Authority) -> None:
+        consumer = await nodes.consumer(free_port())
+        plain = consumer.address
+        secure = f"wss://{plain}"
+        tls = authority.context()
+        async with soon(), connected(consumer.url("/subscribe/news"), KEY):
+            consumer.write(listen=[secure], tls=table(authority.issue("node")))
+            await consumer.service.reload()
+            assert consumer.address == secure
+            assert (await http_get(secure, "/healthz", tls))[0] == 200
+            assert (await http_get(plain, "/healthz"))[0] == 400
+            consumer.write(listen=[plain])
+            await consumer.service.reload()
+            assert consumer.address == plain
+            assert (await http_get(plain, "/healthz"))[0] == 200
+            with pytest.raises(ssl.SSLError):
+                await http_get(secure, "/healthz", tls)
+            # Who was connected before stays so.
+            assert len([one for one in consumer.service.connections if one.established]) == 1
 
     async def test_both_ends_bind_the_same_channel(self, nodes: Nodes, authority: Authority) -> None:
         consumer, producer = await cluster(nodes, authority.issue("node"))

@@ -1,4 +1,4 @@
-"""site.yml on hosts with real systemd: what it refuses, deploys, keeps secret, survives and takes back.
+"""site.yml on hosts with real systemd: what it refuses, deploys, keeps secret, rotates and takes back.
 
 The tests build on each other, in the order of this file.
 """
@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -32,16 +33,20 @@ PRODUCERS = (("producer1", 10002), ("producer1", 10004))
 NODES = [("consumer", *node) for node in CONSUMERS] + [("producer", *node) for node in PRODUCERS]
 OLD, NEW = "0.1.0", "0.1.1"
 VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
+KEPT = ("kept/0", "kept/1", "kept/2")
+"""Topics of each consumer."""
 HUNG_SECONDS = 20
 
-# The value comes in this program, on standard input: so it is in no command line and no environment.
+# The values come in this program, on standard input: so they are in no command line and no environment.
 SEARCH = """
 import glob, os, stat, subprocess
-value = b"REVERSED"[::-1]
+values = [value.encode()[::-1] for value in REVERSED]
+def shows(data):
+    return any(value in data for value in values)
 def look(kind, path):
     try:
         with open(path, "rb") as file:
-            if value in file.read():
+            if shows(file.read()):
                 print(kind, path)
     except OSError:
         pass
@@ -55,7 +60,7 @@ for top in ("/etc", "/opt", "/run", "/var", "/tmp"):
             mode = os.lstat(path).st_mode
             if stat.S_ISREG(mode) and mode & stat.S_IROTH:
                 look("file", path)
-if value in subprocess.run(["journalctl", "--all", "-o", "json"], stdout=subprocess.PIPE).stdout:
+if shows(subprocess.run(["journalctl", "--all", "-o", "json"], stdout=subprocess.PIPE).stdout):
     print("journal")
 """
 
@@ -111,9 +116,26 @@ class Cluster:
 
     def __init__(self, lab: OwnLab, directory: Path) -> None:
         self.lab, self.directory = lab, directory
-        self.psk = secrets.token_urlsafe(32)
+        self.psk, self.node_psk, self.passphrase = (secrets.token_urlsafe(32) for _ in range(3))
         self.outputs: list[str] = []
         self.zipapps: dict[str, Path] = {}
+
+    @property
+    def tls(self) -> Path:
+        """Return where the certificates are on this machine."""
+        return self.directory / "tls"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Return all that nobody may see: keys, and a line of each private key."""
+        files = [*self.tls.glob("*.key"), self.tls / "ca" / "ca.key"]
+        assert len(files) == 4
+        return [
+            self.psk,
+            self.node_psk,
+            self.passphrase,
+            *(file.read_text().splitlines()[1] for file in files),
+        ]
 
     def inventory(self, name: str, **changes: Any) -> Path:
         """Write the inventory, with other variables for all hosts or, as `host__variable`, for one."""
@@ -129,6 +151,11 @@ class Cluster:
             # Where `scripts/lab down` looks for them.
             "ansible_control_path_dir": str(self.lab.directory / "ssh"),
             "wsqueue_release_psk": self.psk,
+            "wsqueue_release_node_psk": self.node_psk,
+            "wsqueue_release_tls": True,
+            "wsqueue_release_tls_directory": str(self.tls),
+            "wsqueue_ca_passphrase": self.passphrase,
+            "wsqueue_consumer_retention": {"mode": "sqlite"},
             "wsqueue_release_zipapp": str(self.zipapps[OLD]),
         }
         groups: dict[str, list[str]] = {
@@ -206,7 +233,9 @@ class Cluster:
     def is_ready(self, host: str, port: int) -> bool:
         try:
             with urllib.request.urlopen(
-                f"http://{self.lab.address(host)}:{port}/readyz", timeout=5
+                f"https://{self.lab.address(host)}:{port}/readyz",
+                timeout=5,
+                context=ssl.create_default_context(cafile=str(self.tls / "ca.pem")),
             ) as answer:
                 return bool(answer.status == 200)
         except (OSError, urllib.error.URLError):
@@ -218,9 +247,10 @@ class Cluster:
             assert time.monotonic() < deadline
             time.sleep(0.2)
 
-    def found(self, host: str, value: str) -> list[str]:
-        """Return where a value can be seen on a host."""
-        return self.lab.ssh(host, "python3 -", stdin=SEARCH.replace("REVERSED", value[::-1])).splitlines()
+    def found(self, host: str, *values: str) -> list[str]:
+        """Return where one of the values can be seen on a host."""
+        reversed_values = repr([value[::-1] for value in values])
+        return self.lab.ssh(host, "python3 -", stdin=SEARCH.replace("REVERSED", reversed_values)).splitlines()
 
 
 def recap(output: str) -> dict[str, dict[str, int]]:
@@ -249,6 +279,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         for version in (OLD, NEW):
             cluster.zipapps[version] = build(tmp_path_factory.mktemp("source"), version)
         cluster.inventory("good")
+        cluster.play("ansible/playbooks/ca.yml", "-vvv", "--diff")
         yield cluster
     finally:
         lab.down()
@@ -279,6 +310,7 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
         "is the original nodes' default": cluster.inventory("key", wsqueue_release_psk="pre-shared-key"),
         "has no host in the group consumers": cluster.inventory("none", consumers=[]),
         "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),
+        "is not valid for '192.0.2.1'": cluster.inventory("address", consumer2__wsqueue_address="192.0.2.1"),
         "cp399-x86_64.pyz is not for": cluster.inventory("python", wsqueue_release_zipapp=str(other)),
     }
     with ThreadPoolExecutor(2) as pool:
@@ -306,14 +338,23 @@ def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
 
 
 def test_the_key_is_nowhere(deployed: Cluster) -> None:
+    modes = {"psk": "root wsqueue 640", "tls/ca.pem": "root root 644"}
+    node_modes = {"node_psk": "root wsqueue-node 640", "tls/node.pem": "root wsqueue-node 640"}
     for host in HOSTS:
+        shown = deployed.lab.ssh(host, "cd /etc/wsqueue; stat -c '%n %U %G %a' *psk tls/*").splitlines()
+        expected = modes if host == "demo1" else modes | node_modes
+        assert dict(line.split(maxsplit=1) for line in shown) == expected
         assert deployed.lab.ssh(host, "cat /etc/wsqueue/psk") == deployed.psk
-        mode = "root wsqueue 640" if host == "demo1" else "root root 600"
-        assert deployed.lab.ssh(host, "stat -c '%U %G %a' /etc/wsqueue/psk") == mode
-        assert deployed.found(host, deployed.psk) == []
-        # Nor did Ansible print it, which has printed much.
-    assert not [output for output in deployed.outputs if deployed.psk in output]
+        assert deployed.found(host, *deployed.secrets) == []
+    state = deployed.lab.ssh("consumer1", "stat -c %a /var/lib/private /var/lib/wsqueue/consumer-10001/")
+    assert state.split() == ["700", "700"]
+    # Nor did Ansible print it, which has printed much.
+    assert_not_printed(deployed, deployed.secrets)
     assert max(len(output) for output in deployed.outputs) > 50_000
+
+
+def assert_not_printed(cluster: Cluster, values: list[str]) -> None:
+    assert not [output for output in cluster.outputs for value in values if value in output]
 
 
 def test_what_looks_for_the_key_would_find_it(deployed: Cluster) -> None:
@@ -364,6 +405,8 @@ def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:
 
 
 def test_a_killed_node_comes_back(deployed: Cluster) -> None:
+    for topic in KEPT:
+        deployed.lab.ssh("demo1", f"wsqueue publish {topic} 'this is {topic}'")
     node = NODES[1]
     _, host, port = node
     pid = deployed.property(node, "MainPID")
@@ -407,6 +450,69 @@ def test_a_reboot(deployed: Cluster) -> None:
     deployed.verify()
 
 
+class Load:
+    """Publish and subscribe on the demo host, from `with` to its end."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._lab = cluster.lab
+        self.result: dict[str, Any] = {}
+
+    def __enter__(self) -> Load:
+        # The real path, which stays when the link moves.
+        release = self._lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
+        self._lab.ssh("demo1", "cat >/tmp/load.py", stdin=LOAD)
+        command = f"PYTHONPATH={release}/site-packages exec python3 /tmp/load.py"
+        self._process = self._lab.popen("demo1", command)
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == "started\n"
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        try:
+            if kind is None:
+                assert self._process.poll() is None
+                shown, _ = self._process.communicate(timeout=60)
+                assert self._process.returncode == 0, shown
+                self.result = json.loads(shown)
+        finally:
+            self._process.kill()
+            self._process.wait()
+
+
+def served(cluster: Cluster) -> list[str]:
+    """Return the certificates that the nodes show."""
+    return [
+        ssl.get_server_certificate((cluster.lab.address(host), port), ca_certs=str(cluster.tls / "ca.pem"))
+        for _, host, port in NODES
+    ]
+
+
+def test_keys_and_certificates_change_under_load(deployed: Cluster) -> None:
+    certificates, old = served(deployed), deployed.secrets
+    since = deployed.lab.ssh("producer1", "date +%s")
+    deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
+    deployed.inventory("good")
+    with Load(deployed) as load:
+        output = deployed.play("ansible/playbooks/rotate-psk.yml", "ansible/playbooks/rotate-tls.yml", "-vvv")
+    assert len(VERIFIED.findall(output)) == 4
+    assert load.result["received"] == load.result["published"]
+    assert load.result["duplicates"] == load.result["lost_in_flight"] == 0
+    assert not set(served(deployed)) & set(certificates)
+    keys = deployed.lab.ssh("producer1", "cat /etc/wsqueue/psk /etc/wsqueue/node_psk")
+    assert keys == deployed.psk + deployed.node_psk
+    for host in HOSTS[:3]:
+        log = deployed.lab.ssh(host, f"journalctl --no-pager -o cat -u 'wsqueue-*' --since=@{since}")
+        nodes = [node for node in NODES if node[1] == host]
+        assert len(re.findall("^reloaded ", log, re.MULTILINE)) == 4 * len(nodes)
+        assert re.findall("^(?:started|link|reload refused|TLS refused) .*", log, re.MULTILINE) == []
+        # Nobody was refused but the demo tests, which try a wrong key at each endpoint.
+        endpoints = sum(2 if kind == "consumer" else 1 for kind, _, _ in nodes)
+        assert len(re.findall("^hello refused ", log, re.MULTILINE)) == 4 * endpoints
+        assert deployed.found(host, *old, *deployed.secrets) == []
+    assert_not_printed(deployed, old + deployed.secrets)
+    deployed.verify()
+
+
 class Sampler:
     """Look again and again which consumers are not ready."""
 
@@ -441,21 +547,8 @@ def assert_all_run(cluster: Cluster, version: str) -> None:
 
 
 def test_a_rolling_update_under_load(deployed: Cluster) -> None:
-    # The real path, which stays when the link moves.
-    release = deployed.lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
-    deployed.lab.ssh("demo1", "cat >/tmp/load.py", stdin=LOAD)
-    load = deployed.lab.popen("demo1", f"PYTHONPATH={release}/site-packages exec python3 /tmp/load.py")
-    try:
-        assert load.stdout is not None
-        assert load.stdout.readline() == "started\n"
-        with Sampler(deployed) as sampler:
-            output = deployed.play("site.yml", "-e", f"wsqueue_release_zipapp={deployed.zipapps[NEW]}")
-        assert load.poll() is None
-        shown, _ = load.communicate(timeout=60)
-    finally:
-        load.kill()
-        load.wait()
-    assert load.returncode == 0, shown
+    with Load(deployed) as load, Sampler(deployed) as sampler:
+        output = deployed.play("site.yml", "-e", f"wsqueue_release_zipapp={deployed.zipapps[NEW]}")
     assert VERIFIED.search(output)
     assert_all_run(deployed, NEW)
 
@@ -463,7 +556,7 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     # Each was seen to be away, so seeing no two says something.
     assert frozenset().union(*sampler.samples) == frozenset(CONSUMERS)
 
-    result = json.loads(shown)
+    result = load.result
     published = sum(result["published"].values())
     print(f"published {published}; samples {len(sampler.samples)}")
     assert published > 5000
@@ -478,3 +571,6 @@ def test_a_rollback(deployed: Cluster) -> None:
     assert VERIFIED.search(output)
     assert_all_run(deployed, OLD)
     deployed.verify()
+    # Through all of this, consumers have kept what they had.
+    kept = deployed.lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
+    assert sorted(kept.splitlines()) == [f"{topic}: this is {topic}" for topic in KEPT]

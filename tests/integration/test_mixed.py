@@ -51,7 +51,8 @@ class TestMixedTopics:
                 await client.publish("news", f"v2 {number}", f"v2 {number} again")
                 await publisher.publish("news", f"classic {number}")
                 await eventually(
-                    lambda: consumer.counters["messages_in"] == len(expected) + 3, "it is stored"  # noqa: B023
+                    lambda: consumer.counters["messages_in"] == len(expected) + 3,
+                    "it is stored",  # noqa: B023
                 )
                 await classic_producer.publish("news", f"direct {number}")
                 await (await classic_producer.socket.ping())
@@ -104,7 +105,8 @@ class TestMixedTopics:
             for begin in range(0, count, 20):
                 await publisher.publish("news", *map(str, range(begin, begin + 20)))
                 await eventually(
-                    lambda: producer.counters["messages_in"] >= begin + 1, "some are taken in"  # noqa: B023
+                    lambda: producer.counters["messages_in"] >= begin + 1,
+                    "some are taken in",  # noqa: B023
                 )
                 connection = producer.links[0].connection
                 if connection is not None and connection._transport is not None:
@@ -218,7 +220,11 @@ class TestKeys:
         consumer = await nodes.consumer(**settings)
         producer = await nodes.producer([consumer], **settings)
         await producer.ready()
-        async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            client.subscribe("news") as messages,
+        ):
             async with V2Socket.upgraded(consumer.address, "/producer") as raw:
                 await raw.prove_wrongly(KEY, "/producer")
                 assert await raw.close_frame() == (4401, "wrong answer: the pre-shared keys differ")
@@ -251,7 +257,11 @@ class TestWithoutClassic:
             async with soon(), RawSocket.open(node.address) as raw:
                 raw.writer.write(request_of(path))
                 assert await raw.page() == (426, "Expected the subprotocol wsqueue.v2.\n")
-        async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            client.subscribe("news") as messages,
+        ):
             await client.publish("news", "1")
             assert (await anext(messages)).data == "1"
         assert (await http_get(consumer.address, "/healthz"))[0] == 200

@@ -239,6 +239,27 @@ def test_offsets_of_a_log_rise(story: Story) -> None:
     assert story.check().out_of_order == 1
 
 
+@pytest.mark.parametrize("retention", ["memory", "sqlite"])
+def test_offsets_of_a_log_have_no_holes(story: Story, retention: Retention) -> None:
+    """Or a message is gone, if only one that was not acknowledged."""
+    story.subscribe("s")
+    story.publish(3)
+    story.deliver(0, 1, log="a", offset=5)
+    story.deliver(2, log="a", offset=8)
+    verdict = story.check(retention)
+    assert (verdict.unexpected, verdict.good) == (1, False)
+
+
+def test_a_message_that_is_stored_twice_leaves_a_hole(story: Story) -> None:
+    story.subscribe("s")
+    story.publish(3)
+    story.deliver(0, 1, log="a", offset=0)
+    story.crash()
+    story.gap()
+    story.deliver(2, log="b", offset=2)
+    assert story.check("memory").good
+
+
 def test_offsets_of_another_log_begin_again(story: Story) -> None:
     story.subscribe("s")
     story.publish(2)

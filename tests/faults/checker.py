@@ -237,10 +237,13 @@ class _LifeCheck:
         self.highest[record.publisher, record.topic] = max(highest, record.number)
 
     def check_offset(self, record: Record, identity: Identity, what: str) -> None:
-        """Check that a log has one message at an offset, and hands them out by rising offsets."""
+        """Check that a log has one message at an offset, and hands them out one after another."""
         before = self.offsets.get((record.topic, record.log), -1)
         if record.offset <= before:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
+        # What a publisher sent again to a log that had died is stored twice, and taken once.
+        elif 0 <= before < record.offset - 1 and not self.check.unclean.get(record.topic):
+            self.tell("unexpected", f"{what} with offset {record.offset} right after {before}")
         self.offsets[record.topic, record.log] = record.offset
         known = self.check.logged.setdefault((record.topic, record.log, record.offset), identity)
         if known != identity:

@@ -341,7 +341,7 @@ class LoopbackCluster:
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
-                filler.unlink()
+                filler.unlink(missing_ok=True)
                 node.may_fail = False
                 self.full[fault.target].append((began, time.monotonic()))
 

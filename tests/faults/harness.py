@@ -67,8 +67,8 @@ async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
             await harness.wait_subscribed()
             await harness.do_harm()
             await harness.wait_for_all()
-    except WsqueueError as error:
-        cluster.problems.append(str(error))
+    except* WsqueueError as group:
+        cluster.problems.extend(map(str, group.exceptions))
     finally:
         await cluster.stop()
     verdict = harness.verdict()

@@ -373,7 +373,7 @@ class TestSubscribers:
         "mode",
         [
             "memory",
-            pytest.param("sqlite", marks=pytest.mark.xfail(reason="topics are never forgotten there")),
+            "sqlite",
         ],
     )
     async def test_topics_that_come_and_go_leave_nothing(
@@ -390,7 +390,6 @@ class TestSubscribers:
                 await raw.next("unsubscribed")
             assert len(consumer.consumer.retention._topics) <= 101
 
-    @pytest.mark.xfail(reason="a topic that somebody listens to is forgotten")
     async def test_a_subscriber_of_a_silent_topic_misses_nothing_when_many_others_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -27,6 +27,7 @@ from wsqueue.hello import Role
 from wsqueue.session import Session
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"
+OPENED = Opened(PATH, "", None)
 END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
 
@@ -41,7 +42,7 @@ class Library:
         role: Which end.
         max_message_bytes: Larger messages close the connection with 1009.
         request: What the framing next to it has sent, if anything, for an initiator's key is random.
-        answer_request: As that of a `ServerFraming`.
+        answer_request: From the path of a request to a page, or None to upgrade.
     """
 
     def __init__(
@@ -157,7 +158,7 @@ class Library:
             self._protocol.send_response(response)
             if not self.open:
                 self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-        return [Opened()] if self.open else []
+        return [OPENED] if self.open else []
 
 
 class LibrarySession:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import random
@@ -19,7 +20,7 @@ import pytest
 from wsqueue import archive
 from wsqueue.archive import APPLICATION_ID, FILE_NAME, Archive, State, take_snapshot, write_snapshot
 from wsqueue.config import Retention
-from wsqueue.errors import ConfigError, WsqueueError
+from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.records import Record, TopicState
 
 pytestmark = pytest.mark.anyio
@@ -637,11 +638,24 @@ async def test_a_file_that_another_program_locks_is_not_damaged(
         await one.add(record("a", 0))
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(ConfigError, match="cannot open it: database is locked"):
+        with pytest.raises(StorageError, match="cannot open it: database is locked"):
             await Opened(tmp_path, limits()).archive.open()
     assert names(tmp_path, "*.corrupt-*") == []
     async with opened(tmp_path) as one:
         assert one.state.topics == {"a": TopicState(0, 1)}
+
+
+async def test_a_disk_without_room_is_no_wrong_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or systemd would not start the node again once there is room."""
+
+    def write(_file: Path) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(archive, "_locked", write)
+    with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
+        await Opened(tmp_path, limits()).archive.open()
 
 
 @pytest.mark.parametrize("fails", [False, True])

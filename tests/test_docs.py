@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pytest
@@ -12,7 +14,8 @@ import tomli
 from wsqueue import cli, config
 from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig, Retention, Tls
 from wsqueue.errors import CloseCode
-from wsqueue.hello import TRANSITIONS, State, Step
+from wsqueue.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
+from wsqueue.packets_v2 import PACKETS, Publish, RefusalCode
 from wsqueue.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -72,6 +75,39 @@ def test_the_states_of_the_hello() -> None:
         assert documented[state.value] == [str(cell.value) for cell in cells]
 
 
+def test_the_states_of_the_hello_of_v2() -> None:
+    documented = {(row[0], row[1]): row[2:] for row in rows("docs/protocol.md", "Hello of v2")}
+    rendered: dict[tuple[str, str], list[str]] = {}
+    for (role, state, _step), cell in TRANSITIONS_V2.items():
+        rendered.setdefault((role.value, state.value), []).append(str(cell.value))
+    assert documented == rendered
+
+
+def test_the_packets_of_v2_and_their_fields() -> None:
+    documented = {row[0].strip("`"): row[3] for row in rows("docs/protocol.md", "Packets of v2")}
+    assert list(documented) == [packet.__struct_config__.tag for packet in PACKETS]
+    for packet in PACKETS:
+        fields = set(re.findall(r"`(\w+)`", documented[str(packet.__struct_config__.tag)]))
+        if packet.__struct_config__.tag == "forward":
+            fields |= {field.name for field in msgspec.structs.fields(Publish)}
+        assert set(packet.__struct_fields__) <= fields
+
+
+def test_the_codes_of_refusals() -> None:
+    documented = [row[0].strip("`") for row in rows("docs/protocol.md", "Refusals")]
+    assert documented == list(get_args(RefusalCode))
+
+
+def test_the_limits_of_the_protocol() -> None:
+    units = {"": 1, "KiB": 1024, "MiB": 1024**2}
+    documented = rows("docs/protocol.md", "Limits")
+    for name, value, _ in documented:
+        module, constant = name.strip("`").split(".")
+        number, _, unit = value.partition(" ")
+        assert getattr(importlib.import_module(f"wsqueue.{module}"), constant) == int(number) * units[unit]
+    assert len(documented) > 10
+
+
 def test_the_exit_codes() -> None:
     documented = {row[0]: row[1] for row in rows("docs/operations.md", "Exit codes")}
     assert cli.__doc__ is not None
@@ -85,9 +121,11 @@ def test_the_logged_events_and_the_counters() -> None:
         name for row in rows("docs/operations.md", "Logs") for name in re.findall(r"`(.+?)`", row[0])
     }
     assert events == documented
-    counters = set(re.findall(r'counters\["(\w+)"\]', code))
-    documented = {row[0].strip("`") for row in rows("docs/operations.md", "Counters")}
-    assert counters == documented - {"open", "refused_<code>", "refused_by_peer"}
+    counters = set(re.findall(r'counters\[f?"([\w{}]+)"\]', code))
+    documented = {
+        row[0].strip("`").replace("<code>", "{code}") for row in rows("docs/operations.md", "Counters")
+    }
+    assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
@@ -98,6 +136,15 @@ def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> N
         file = tmp_path / "example.toml"
         file.write_text(block)
         config.load_any(file)
+
+
+def test_the_tests_that_show_the_guarantees_are_there() -> None:
+    shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert len(shown) > 10
+    for file, test in shown:
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).exists(), (
+            f"{file}: {test}"
+        )
 
 
 def test_the_readme_is_short() -> None:

@@ -32,6 +32,8 @@ RECONNECT = {
     4409: False,
     4410: False,
     4411: True,
+    4412: False,
+    4413: False,
 }
 """The verdicts of the table in the protocol's description."""
 

@@ -29,9 +29,10 @@ from wsqueue.framing import (
     frame_texts,
 )
 from wsqueue.hello import Role
+from wsqueue.packets_v2 import SUBPROTOCOL
 from wsqueue.session import Event, Received
 
-from .library import HOST, PATH, PORT, Flat, Library, LibrarySession, key_of, state, written
+from .library import HOST, OPENED, PATH, PORT, Flat, Library, LibrarySession, key_of, state, written
 from .pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message
 
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
@@ -170,7 +171,7 @@ class Twins:
         self.masked = role is Role.ACCEPTOR
         self.framing: Framing
         if role is Role.ACCEPTOR:
-            self.framing = ServerFraming(answer_request, limit)
+            self.framing = ServerFraming(lambda path, _offered: answer_request(path), limit, SUBPROTOCOL)
         else:
             self.framing = ClientFraming(HOST, PORT, PATH, limit)
         request = b"".join(self.framing.data_to_send())
@@ -185,7 +186,7 @@ class Twins:
     @classmethod
     def opened(cls, role: Role, limit: int = LIMIT) -> Twins:
         twins = cls(role, limit)
-        assert twins.receive(twins.head + b"\r\n") == [Opened()]
+        assert twins.receive(twins.head + b"\r\n") == [OPENED]
         twins.head = b""
         return twins
 

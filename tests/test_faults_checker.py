@@ -9,11 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from .faults.checker import SHOWN, End, Life, Verdict, check
+from .faults.checker import SHOWN, Life, Span, Verdict, check
 from .faults.schedule import Retention
 from .faults.workers import Record, message, parse
 
 TOPIC = "news"
+
+Outcome = Literal["acknowledged", "refused", "failed"]
 
 
 class Story:
@@ -23,7 +25,8 @@ class Story:
         self.now = 0.0
         self.published: list[Record] = []
         self.lives: dict[str, list[Record]] = {}
-        self.unclean: dict[str, list[End]] = {}
+        self.unclean: dict[str, list[Span]] = {}
+        self.full: dict[str, list[Span]] = {}
         self._numbers: dict[str, int] = {}
 
     def tick(self) -> float:
@@ -35,8 +38,9 @@ class Story:
         self.published.append(Record("attempted", self.tick(), publisher, number, topic))
         return number
 
-    def settle(self, number: int, *, publisher: str = "p", topic: str = TOPIC, good: bool = True) -> None:
-        event: Literal["acknowledged", "failed"] = "acknowledged" if good else "failed"
+    def settle(
+        self, number: int, event: Outcome = "acknowledged", *, publisher: str = "p", topic: str = TOPIC
+    ) -> None:
         self.published.append(Record(event, self.tick(), publisher, number, topic))
 
     def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> None:
@@ -76,7 +80,7 @@ class Story:
             Life(name, topics, records, (killed or {}).get(name, False))
             for name, records in self.lives.items()
         ]
-        return check(self.published, lives, retention, self.unclean)
+        return check(self.published, lives, retention, self.unclean, self.full)
 
 
 @pytest.fixture
@@ -101,7 +105,7 @@ def test_a_good_history_is_good(story: Story) -> None:
 def test_a_message_that_was_not_acknowledged_may_come_or_not(story: Story) -> None:
     story.subscribe("s")
     for _ in range(3):
-        story.settle(story.attempt(), good=False)
+        story.settle(story.attempt(), "failed")
     story.deliver(1)
     verdict = story.check()
     assert verdict.good
@@ -110,7 +114,7 @@ def test_a_message_that_was_not_acknowledged_may_come_or_not(story: Story) -> No
 
 def test_a_message_that_was_not_acknowledged_comes_once_at_most(story: Story) -> None:
     story.subscribe("s")
-    story.settle(story.attempt(), good=False)
+    story.settle(story.attempt(), "failed")
     story.deliver(0, 0)
     assert story.check().duplicated == 1
 
@@ -235,12 +239,77 @@ def test_offsets_of_a_log_rise(story: Story) -> None:
     assert story.check().out_of_order == 1
 
 
+@pytest.mark.parametrize("retention", ["memory", "sqlite"])
+def test_offsets_of_a_log_have_no_holes(story: Story, retention: Retention) -> None:
+    """Or a message is gone, if only one that was not acknowledged."""
+    story.subscribe("s")
+    story.publish(3)
+    story.deliver(0, 1, log="a", offset=5)
+    story.deliver(2, log="a", offset=8)
+    verdict = story.check(retention)
+    assert (verdict.unexpected, verdict.good) == (1, False)
+
+
+def test_a_message_that_is_stored_twice_leaves_a_hole(story: Story) -> None:
+    story.subscribe("s")
+    story.publish(3)
+    story.deliver(0, 1, log="a", offset=0)
+    story.crash()
+    story.gap()
+    story.deliver(2, log="b", offset=2)
+    assert story.check("memory").good
+
+
 def test_offsets_of_another_log_begin_again(story: Story) -> None:
     story.subscribe("s")
     story.publish(2)
     story.deliver(0, log="a", offset=9)
     story.deliver(1, log="b", offset=1)
     assert story.check().good
+
+
+class TestRefusals:
+    def test_a_full_disk_is_a_reason(self, story: Story) -> None:
+        story.subscribe("s")
+        number = story.attempt()
+        story.full[TOPIC] = [(story.tick(), story.now + 3)]
+        story.settle(number, "refused")
+        story.settle(story.attempt(), "refused")
+        assert story.check().good
+
+    def test_without_one_it_is_wrong(self, story: Story) -> None:
+        story.subscribe("s")
+        story.settle(story.attempt(), "refused")
+        story.full["sport"] = [(0, 100)]
+        verdict = story.check()
+        assert (verdict.refused, verdict.good) == (1, False)
+
+    @pytest.mark.parametrize("span", [(0, 1), (5, 100)])
+    def test_a_disk_that_was_full_before_or_later_is_none(self, story: Story, span: Span) -> None:
+        story.subscribe("s")
+        story.settle(story.attempt(), "refused")
+        story.full[TOPIC] = [span]
+        assert story.check().refused == 1
+
+    def test_what_was_on_its_way_after_a_refused_one_may_be_refused(self, story: Story) -> None:
+        story.subscribe("s")
+        first = story.attempt()
+        story.full[TOPIC] = [(story.tick(), story.tick())]
+        second = story.attempt()
+        story.settle(first, "refused")
+        story.settle(second, "refused")
+        assert story.check().good
+        story.settle(story.attempt(), "refused")
+        assert story.check().refused == 1
+
+    def test_the_refusal_of_another_publisher_is_no_reason(self, story: Story) -> None:
+        story.subscribe("s")
+        first = story.attempt()
+        story.full[TOPIC] = [(story.tick(), story.tick())]
+        other = story.attempt("q")
+        story.settle(first, "refused")
+        story.settle(other, "refused", publisher="q")
+        assert story.check().refused == 1
 
 
 class TestGaps:
@@ -370,7 +439,7 @@ class TestGaps:
     def test_it_may_say_more_than_were_acknowledged(self, story: Story) -> None:
         story.subscribe("s")
         story.publish()
-        story.settle(story.attempt(), good=False)
+        story.settle(story.attempt(), "failed")
         story.crash()
         story.gap(2)
         assert story.check("memory").good

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -20,8 +21,11 @@ from wsqueue.framing import (
     ServerFraming,
     frame_texts,
 )
+from wsqueue.packets_v2 import SUBPROTOCOL
 
 from .pair import few
+
+OPENED = Opened("/producer", "", None)
 
 masking = pytest.mark.parametrize("masked", [True, False])
 
@@ -93,13 +97,13 @@ class TestFrameTexts:
 class Joined:
     """Two ends of a WebSocket in memory."""
 
-    def __init__(self, max_message_bytes: int = 1000) -> None:
-        self.paths: list[str] = []
-        self.server = ServerFraming(self._answer, max_message_bytes)
-        self.client = ClientFraming("::1", 8080, "/producer", max_message_bytes)
+    def __init__(self, max_message_bytes: int = 1000, subprotocols: Sequence[str] = ()) -> None:
+        self.requests: list[tuple[str, bool]] = []
+        self.server = ServerFraming(self._answer, max_message_bytes, SUBPROTOCOL)
+        self.client = ClientFraming("::1", 8080, "/producer", max_message_bytes, subprotocols)
 
-    def _answer(self, path: str) -> HttpAnswer | None:
-        self.paths.append(path)
+    def _answer(self, path: str, offered: bool) -> HttpAnswer | None:
+        self.requests.append((path, offered))
         return None if path == "/producer" else HttpAnswer(404, "no\n")
 
     def exchange(self) -> tuple[list[Item], list[Item]]:
@@ -124,7 +128,7 @@ def carry(source: Framing, target: Framing) -> list[Item]:
 @pytest.fixture
 def joined() -> Joined:
     joined = Joined()
-    assert joined.exchange() == ([Opened()], [Opened()])
+    assert joined.exchange() == ([OPENED], [OPENED])
     assert joined.server.open
     assert joined.client.open
     return joined
@@ -135,8 +139,47 @@ class TestFraming:
         joined = Joined()
         request = b"".join(joined.client.data_to_send())
         assert request.startswith(b"GET /producer HTTP/1.1\r\nHost: [::1]:8080\r\n")
-        assert joined.server.receive_data(request) == [Opened()]
-        assert joined.paths == ["/producer"]
+        assert b"Sec-WebSocket-Protocol" not in request
+        assert joined.server.receive_data(request) == [OPENED]
+        assert joined.requests == [("/producer", False)]
+
+    @pytest.mark.parametrize(
+        ("subprotocols", "selected"),
+        [
+            ([SUBPROTOCOL], SUBPROTOCOL),
+            (["other", SUBPROTOCOL, "wsqueue.v3"], SUBPROTOCOL),
+            (["other"], None),
+            (["wsqueue.v22", "xwsqueue.v2"], None),
+            ([SUBPROTOCOL.upper()], None),
+        ],
+    )
+    def test_the_subprotocol_is_selected_where_it_is_offered(
+        self, subprotocols: list[str], selected: str | None
+    ) -> None:
+        joined = Joined(subprotocols=subprotocols)
+        opened = Opened("/producer", ", ".join(subprotocols), selected)
+        assert joined.exchange() == ([opened], [opened])
+        assert joined.requests == [("/producer", selected is not None)]
+
+    def test_both_ends_have_the_path_and_the_offer_as_they_were_sent(self) -> None:
+        request = (
+            b"GET /producer HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Protocol: a ,wsqueue.v2\r\nSec-WebSocket-Protocol: b\r\n\r\n"
+        )
+        joined = Joined()
+        assert joined.server.receive_data(request) == [Opened("/producer", "a ,wsqueue.v2, b", SUBPROTOCOL)]
+
+    def test_messages_may_be_longer_from_a_moment_on(self, joined: Joined) -> None:
+        for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
+            receiver.allow_more(10)
+            assert receiver.receive_data(frame_texts([b"x" * 1010], masked=sender.masked)) == [[b"x" * 1010]]
+            fragments = [Frame(Opcode.TEXT, b"x" * 1000, fin=False), Frame(Opcode.CONT, b"x" * 10)]
+            data = b"".join(frame.serialize(mask=sender.masked) for frame in fragments)
+            assert receiver.receive_data(data) == [[b"x" * 1010]]
+            receiver.receive_data(frame_texts([b"x" * 1011], masked=sender.masked))
+            assert receiver.closed is not None
+            assert receiver.closed.code == 1009
 
     def test_each_end_masks_as_its_role_must(self, joined: Joined) -> None:
         assert joined.client.masked

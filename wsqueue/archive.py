@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import errno
 import fcntl
 import itertools
 import logging
@@ -32,7 +33,7 @@ from typing import BinaryIO, TypeVar
 import msgspec
 
 from .config import Retention
-from .errors import ConfigError, WsqueueError
+from .errors import ConfigError, StorageError, WsqueueError
 from .logs import log
 from .records import Record, TopicState
 
@@ -126,6 +127,12 @@ _ENVIRONMENT = frozenset(
 )
 """Errors that say nothing against the file."""
 
+_SETTINGS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
+"""Those of them that do not pass by themselves."""
+
+_DISK = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
+"""Errors of the system that may."""
+
 
 class State(msgspec.Struct, kw_only=True):
     """Say what a log holds.
@@ -189,6 +196,7 @@ class Archive:
 
         Raises:
             ConfigError: The directory cannot be used, or the file is not ours.
+            StorageError: The disk is full or does not work.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -199,6 +207,10 @@ class Archive:
         self._loop = loop
         threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
         return state
+
+    def knows(self, topic: str) -> bool:
+        """Tell whether something is remembered of a topic."""
+        return self._store.knows(topic)
 
     def append(self, records: Sequence[Record]) -> None:
         """Queue records for the writer."""
@@ -410,6 +422,7 @@ class _Store:
 
         Raises:
             ConfigError: The directory cannot be used, or the file is not ours.
+            StorageError: The disk is full or does not work.
         """
         try:
             self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -424,6 +437,8 @@ class _Store:
         except OSError as error:
             self.close()
             problem = f"cannot keep messages here: {error.strerror or error}"
+            if error.errno in _DISK:
+                raise StorageError(f"{self._directory}: {problem}") from None
             raise ConfigError(problem, file=str(self._directory)) from None
         except BaseException:
             self.close()
@@ -435,8 +450,12 @@ class _Store:
             self._identify()
             return self._survey()
         except sqlite3.Error as error:
-            if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ENVIRONMENT:
-                raise ConfigError(f"cannot open it: {_reason(error)}", file=str(self.file)) from None
+            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+            problem = f"cannot open it: {_reason(error)}"
+            if code in _SETTINGS:
+                raise ConfigError(problem, file=str(self.file)) from None
+            if code in _ENVIRONMENT:
+                raise StorageError(f"{self.file}: {problem}") from None
             raise _Damaged(str(error)) from None
 
     def _connect(self) -> None:
@@ -529,6 +548,10 @@ class _Store:
             numbers={(name, publisher): number for name, publisher, number in numbers},
             floor=self._floor,
         )
+
+    def knows(self, name: str) -> bool:
+        """Tell whether something is remembered of a topic; for any thread."""
+        return name in self._ids
 
     def commit(self, group: Sequence[Record]) -> None:
         """Write a group and trim, all or nothing.
@@ -895,6 +918,7 @@ def take_snapshot(file: Path) -> Snapshot | None:
 
     Raises:
         ConfigError: It cannot be read or removed.
+        StorageError: The disk does not work.
     """
     try:
         try:
@@ -908,7 +932,10 @@ def take_snapshot(file: Path) -> Snapshot | None:
         file.unlink()
         _sync_directory(file.parent)
     except OSError as error:
-        raise ConfigError(f"cannot take the snapshot: {error.strerror or error}", file=str(file)) from None
+        problem = f"cannot take the snapshot: {error.strerror or error}"
+        if error.errno in _DISK:
+            raise StorageError(f"{file}: {problem}") from None
+        raise ConfigError(problem, file=str(file)) from None
     return snapshot
 
 

@@ -4,7 +4,7 @@
 code  meaning
 ====  ==================================================================================
 0     done
-1     a check failed, messages did not come (back) in time, a node cannot listen or ended unexpectedly
+1     a check failed, messages did not come (back) in time, a node cannot listen or write, or just ended
 2     the command line, or a line to publish, is wrong
 3     a configuration file, or the pre-shared key that it points to, is wrong
 4     no node answers

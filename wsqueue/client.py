@@ -199,10 +199,10 @@ class Client:
             AuthenticationError: The producers have another key.
             RuntimeError: The client was closed.
         """
-        payload_bytes = self._check(topic, data)
+        sizes = self._check(topic, data)
         link = self._publishing()
         await link.room()
-        await asyncio.shield(link.publish(topic, data, payload_bytes))
+        await asyncio.shield(link.publish(topic, data, sizes))
 
     def publish_nowait(self, topic: str, *data: str) -> None:
         """Publish messages without waiting; `flush` waits for all and says what went wrong.
@@ -212,11 +212,11 @@ class Client:
             WindowFull: So much is not confirmed yet that you have to wait; see `room`.
             RuntimeError: The client was closed.
         """
-        payload_bytes = self._check(topic, data)
+        sizes = self._check(topic, data)
         link = self._publishing()
         if link.full:
             raise WindowFull("too much is not confirmed yet: `await client.room()` first")
-        link.publish_nowait(topic, data, payload_bytes)
+        link.publish_nowait(topic, data, sizes)
 
     async def room(self) -> None:
         """Wait until `publish_nowait` can take messages.
@@ -301,8 +301,7 @@ class Client:
         await self._close(self._publisher.flush if self._publisher is not None and kind is None else None)
 
     async def _close(self, finish: Callable[[], Awaitable[None]] | None) -> None:
-        if self._closed:
-            return
+        # Not only once, for it may have been cancelled.
         self._closed = True
         try:
             if finish is not None:
@@ -351,14 +350,14 @@ class Client:
         if self._closed:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
-    def _check(self, topic: str, data: Sequence[str]) -> int:
-        """Return the bytes of messages, which are good."""
+    def _check(self, topic: str, data: Sequence[str]) -> list[int]:
+        """Return the bytes of each message; all are good."""
         self._check_open()
         self._check_topic(topic)
         if not data:
             raise InvalidMessage("no data to publish: expected at least one message")
         limit = self._config.limits.max_message_bytes
-        total = 0
+        sizes: list[int] = []
         for one in data:
             try:
                 size = len(packets.encode(packets.Message(data=one, topic=topic)))
@@ -366,8 +365,8 @@ class Client:
                 raise InvalidMessage("the data holds a lone surrogate, which UTF-8 lacks") from None
             if size > limit:
                 raise InvalidMessage(f"the message has {size} bytes as JSON, at most {limit}")
-            total += size
-        return total
+            sizes.append(size)
+        return sizes
 
     def _check_topic(self, topic: str) -> None:
         limit = self._config.limits.max_topic_bytes
@@ -624,11 +623,13 @@ class _PublisherLink(_ClientLink):
         self._open_seconds = open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(packets_v2.NONCE_BYTES)).decode()
         self._number = 0
+        self._batch_bytes = min(BATCH_BYTES, config.limits.max_message_bytes)
         # By topic, what is not numbered yet; by number, what is not confirmed; which of it is to be sent.
         self._forming: dict[str, _Batch] = {}
         self._outstanding: dict[int, _Batch] = {}
         self._unsent: deque[int] = deque()
-        self._last: dict[str, int] = {}
+        # The numbers of each topic that are outstanding, in their order.
+        self._outstanding_of: dict[str, dict[int, None]] = {}
         self._bytes = self.unconfirmed = 0
         self._error: WsqueueError | None = None
         self._flushing = False
@@ -640,15 +641,18 @@ class _PublisherLink(_ClientLink):
         """Tell whether as much is not confirmed as may be."""
         return self._bytes >= WINDOW_BYTES or self.unconfirmed >= WINDOW_MESSAGES
 
-    def publish(self, topic: str, data: Sequence[str], size: int) -> asyncio.Future[None]:
+    def publish(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> asyncio.Future[Any]:
         """Publish messages; the future is done when they are confirmed or refused."""
-        future = asyncio.get_running_loop().create_future()
-        self._form(topic, data, size).confirmed.append(future)
-        return future
+        loop = asyncio.get_running_loop()
+        futures: list[asyncio.Future[None]] = []
+        for batch in self._form(topic, data, sizes):
+            futures.append(loop.create_future())
+            batch.confirmed.append(futures[-1])
+        return futures[0] if len(futures) == 1 else asyncio.gather(*futures)
 
-    def publish_nowait(self, topic: str, data: Sequence[str], size: int) -> None:
+    def publish_nowait(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> None:
         """Publish messages; what goes wrong is raised by `flush`."""
-        self._form(topic, data, size)
+        self._form(topic, data, sizes)
 
     async def room(self) -> None:
         """Wait until more may be published; who came first goes first."""
@@ -658,12 +662,13 @@ class _PublisherLink(_ClientLink):
                     await self._until_changed()
 
     async def flush(self) -> None:
-        """Wait until all is confirmed.
+        """Wait until all that was published so far is confirmed.
 
         Raises:
             WsqueueError: Something nobody waited for was not.
         """
-        while self._forming or self._outstanding:
+        last = self._number_forming()
+        while self._outstanding and next(iter(self._outstanding)) <= last:
             await self._until_changed()
         if not self.v2:
             await self.all_confirmed()
@@ -672,12 +677,13 @@ class _PublisherLink(_ClientLink):
             raise error
 
     async def all_sent(self) -> None:
-        """Wait until all is sent.
+        """Wait until all that was published so far is sent.
 
         Raises:
             WsqueueError: Something nobody waited for was refused.
         """
-        while self._forming or self._unsent:
+        last = self._number_forming()
+        while self._unsent and self._unsent[0] <= last:
             await self._until_changed()
         error, self._error = self._error, None
         if error is not None:
@@ -728,43 +734,54 @@ class _PublisherLink(_ClientLink):
                     self.connection.close(CloseCode.NORMAL)
         self.notify()
 
-    def _form(self, topic: str, data: Sequence[str], size: int) -> _Batch:
-        batch = self._forming.get(topic)
-        if batch is not None and batch.size + size > BATCH_BYTES:
-            self._number_batch(batch)
-            batch = None
-        if batch is None:
-            batch = self._forming[topic] = _Batch(topic, [])
-        batch.data.extend(data)
-        batch.size += size
-        self._bytes += size
+    def _form(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> list[_Batch]:
+        """Put messages into batches that no producer finds too large, and return those."""
+        batches: list[_Batch] = []
+        for one, size in zip(data, sizes, strict=True):
+            batch = self._forming.get(topic)
+            if batch is not None and batch.size + size > self._batch_bytes:
+                self._number_batch(batch)
+                batch = None
+            if batch is None:
+                batch = self._forming[topic] = _Batch(topic, [])
+            if not batches or batches[-1] is not batch:
+                batches.append(batch)
+            batch.data.append(one)
+            batch.size += size
+            self._bytes += size
+            if batch.size >= self._batch_bytes:
+                self._number_batch(batch)
         self.unconfirmed += len(data)
-        if batch.size >= BATCH_BYTES:
-            self._number_batch(batch)
         if not self._flushing:
             self._flushing = True
             asyncio.get_running_loop().call_soon(self._number_all)
         self._keep_guard()
-        return batch
+        return batches
 
     def _number_all(self) -> None:
         self._flushing = False
+        self._number_forming()
+        self._send()
+
+    def _number_forming(self) -> int:
+        """Number all that is not numbered yet, and return the last number."""
         for batch in list(self._forming.values()):
             self._number_batch(batch)
-        self._send()
+        return self._number
 
     def _number_batch(self, batch: _Batch) -> None:
         del self._forming[batch.topic]
         self._number += 1
+        numbers = self._outstanding_of.setdefault(batch.topic, {})
         packet = packets_v2.Publish(
             self._number,
-            self._last.get(batch.topic, 0),
+            next(reversed(numbers), 0),
             batch.topic,
             len(batch.data),
             packets_v2.encode_data(batch.data),
         )
         batch.payload = packets_v2.encode(packet)
-        self._last[batch.topic] = self._number
+        numbers[self._number] = None
         self._outstanding[self._number] = batch
         self._unsent.append(self._number)
 
@@ -808,8 +825,10 @@ class _PublisherLink(_ClientLink):
     def _let_go(self, number: int) -> _Batch | None:
         batch = self._outstanding.pop(number, None)
         if batch is not None:
-            if self._last.get(batch.topic) == number:
-                del self._last[batch.topic]
+            numbers = self._outstanding_of[batch.topic]
+            del numbers[number]
+            if not numbers:
+                del self._outstanding_of[batch.topic]
             self._bytes -= batch.size
             self.unconfirmed -= len(batch.data)
         return batch
@@ -824,8 +843,7 @@ class _PublisherLink(_ClientLink):
                 future.exception()
 
     def _fail_all(self, error: WsqueueError) -> None:
-        for batch in list(self._forming.values()):
-            self._number_batch(batch)
+        self._number_forming()
         for number in list(self._outstanding):
             outstanding = self._let_go(number)
             if outstanding is not None:

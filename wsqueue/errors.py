@@ -5,6 +5,7 @@
     WsqueueError
     ├── ConfigError          the operator's file or flag is wrong
     ├── ListenError          an address cannot be listened on
+    ├── StorageError         a disk is full or does not work
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
     ├── PublishError         the consumer refused messages for good; carries the code
     ├── WindowFull           too many messages are not confirmed yet
@@ -38,6 +39,10 @@ class ConfigError(WsqueueError):
 
 class ListenError(WsqueueError):
     """Name the address and the system's reason; another time it may go well."""
+
+
+class StorageError(WsqueueError):
+    """Say that a disk is full or does not work; another time it may go well."""
 
 
 class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where it is raised

@@ -25,7 +25,7 @@ OVERHEAD_BYTES = 4096
 NONCE_BYTES = 32
 """Of a nonce, a proof and a publisher's secret: 256 bits, beyond guessing."""
 
-Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$")]
+Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$", max_length=44)]
 """32 bytes in standard base64."""
 
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
@@ -103,7 +103,7 @@ class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_
 
 
 class RawForward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
-    """A `Forward` whose data is not decoded."""
+    """A `Forward` whose data is not decoded; a producer sends it."""
 
     publisher: str
     number: Number
@@ -111,6 +111,16 @@ class RawForward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forb
     topic: str
     count: Number
     data: msgspec.Raw
+
+
+class ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
+    """A `Forward` without its data."""
+
+    publisher: str
+    number: Number
+    after: Offset
+    topic: str
+    count: Number
 
 
 class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_fields=True):
@@ -121,7 +131,7 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_
             numbers. From a consumer: how many batches came on this connection before, and it.
     """
 
-    numbers: list[tuple[Number, Number]]
+    numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
 class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True, forbid_unknown_fields=True):
@@ -274,7 +284,8 @@ PACKETS: tuple[type[msgspec.Struct], ...] = (
 """All of them, in the order of docs/protocol.md."""
 
 _decoder = msgspec.json.Decoder(Packet)
-_raw_forward_decoder = msgspec.json.Decoder(RawForward | Draining)
+# Of two types, for a decoder of one does not insist on its tag.
+_head_decoder = msgspec.json.Decoder(ForwardHead | Draining)
 _encoder = msgspec.json.Encoder()
 
 
@@ -300,11 +311,15 @@ def decode(payload: bytes) -> Packet:
 
 
 def _without_data(payload: bytes) -> Forward | None:
+    # A producer writes the data last, and no other field can hold what comes before it unescaped.
+    head, found, _ = payload.partition(b',"data":')
+    if not found:
+        return None
     try:
-        packet = _raw_forward_decoder.decode(payload)
+        packet = _head_decoder.decode(head + b"}")
     except DECODE_ERRORS:
         return None
-    if not isinstance(packet, RawForward):
+    if not isinstance(packet, ForwardHead):
         return None
     return Forward(packet.publisher, packet.number, packet.after, packet.topic, packet.count, [])
 

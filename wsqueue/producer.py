@@ -46,6 +46,26 @@ SLOW_LINK_BYTES = 1024 * 1024
 """What may wait for a consumer that is up and slow: more would only add delay."""
 
 
+class Origin:
+    """Say who published a batch, which may be held for much longer than its connection lasts.
+
+    Attributes:
+        connection: While it lasts.
+        publisher: Public id, "" while the publisher has none.
+    """
+
+    __slots__ = ("connection", "publisher")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Connection | None = connection
+        self.publisher = ""
+
+    def send_packet(self, packet: packets_v2.Packet) -> None:
+        """Tell the publisher, if it is still there."""
+        if self.connection is not None:
+            self.connection.send_packet(packet)
+
+
 class Batch(msgspec.Struct, gc=False):
     """Hold messages on their way to a consumer.
 
@@ -67,7 +87,7 @@ class Batch(msgspec.Struct, gc=False):
     topic: str
     count: int
     payload: bytes
-    origin: Connection | None
+    origin: Origin | None
     mark: int = 0
 
     @property
@@ -101,7 +121,7 @@ class ConsumerLink(Link):
         self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
         self._marks = 0
         self._was_v2 = False
-        self._acks: dict[Connection, list[tuple[int, int]]] = {}
+        self._acks: dict[Origin, list[tuple[int, int]]] = {}
         # Publisher and number of batches that were refused: so will be what was sent after them.
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
@@ -248,7 +268,7 @@ class ConsumerLink(Link):
             while self._queue and size < SLICE_BYTES:
                 batch = self._queue.popleft()
                 self._queued_bytes -= batch.size
-                messages = [batch.payload] if v2 else _classic(batch)
+                messages = [batch.payload] if v2 else _classic(batch.topic, batch.payload)
                 if not v2 and len(messages) != batch.count:
                     self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
                     continue
@@ -331,8 +351,7 @@ class Producer:
         self._psk, self._config, self._tls = keys.nodes, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
-        # The public id of each connection's publisher, "" while it has none.
-        self._publishers: dict[Connection, str] = {}
+        self._publishers: dict[Connection, Origin] = {}
         # This node numbers what comes in classic messages.
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
         self._number = 0
@@ -398,7 +417,7 @@ class Producer:
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
-        self._publishers[connection] = ""
+        self._publishers[connection] = Origin(connection)
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
@@ -410,8 +429,8 @@ class Producer:
                     batches.setdefault(self._route(event.topic), []).append(batch)
             elif type(event) is Received:
                 batches.setdefault(self._route(event.topic), []).extend(self._take_classic(event))
-            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection]:
-                self._publishers[connection] = public_id(base64.b64decode(event.secret))
+            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
+                self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
@@ -424,12 +443,15 @@ class Producer:
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let a publisher go."""
-        self._publishers.pop(connection, None)
+        origin = self._publishers.pop(connection, None)
+        if origin is not None:
+            origin.connection = None
         for link in self.links:
             link.forget(connection)
 
     def _take(self, connection: Connection, packet: packets_v2.Publish) -> Batch | None:
-        publisher = self._publishers[connection]
+        origin = self._publishers[connection]
+        publisher = origin.publisher
         if not publisher:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
             return None
@@ -443,11 +465,15 @@ class Producer:
             packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
         )
         most = limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
-        if len(payload) > most:
+        too_long = len(payload) > most
+        if len(payload) > limits.max_message_bytes:
+            # What is too long for a classic subscriber would end its connection.
+            too_long |= any(len(one) > limits.max_message_bytes for one in _classic(topic, payload))
+        if too_long:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return Batch(publisher, number, packet.after, topic, packet.count, payload, connection)
+        return Batch(publisher, number, packet.after, topic, packet.count, payload, origin)
 
     def _take_classic(self, received: Received) -> Iterator[Batch]:
         data = [message.data for message in received.messages]
@@ -482,8 +508,8 @@ def public_id(secret: bytes) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(secret).digest()[:PUBLIC_ID_BYTES]).decode().rstrip("=")
 
 
-def _classic(batch: Batch) -> list[bytes]:
-    """Return a batch as classic messages; none when its data is not what it should be."""
-    forward = packets_v2.decode(batch.payload)
+def _classic(topic: str, payload: bytes) -> list[bytes]:
+    """Return what a packet forwards as classic messages; none when its data is not what it should be."""
+    forward = packets_v2.decode(payload)
     assert isinstance(forward, packets_v2.Forward)
-    return [packets.encode(packets.Message(data, batch.topic)) for data in forward.data]
+    return [packets.encode(packets.Message(data, topic)) for data in forward.data]

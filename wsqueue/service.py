@@ -166,6 +166,7 @@ class Service:
 
         Raises:
             ConfigError: The node cannot use its directory.
+            StorageError: Its disk is full or does not work.
             ListenError: A listener cannot be opened.
         """
         self._warn_of_limits()

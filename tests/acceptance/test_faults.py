@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from tests.faults.cluster import ROOT
+from tests.faults import __main__ as suite
+from tests.faults import schedule
+from tests.faults.cluster import ROOT, LoopbackCluster
+from tests.faults.harness import run
+from tests.faults.schedule import Fault, Retention, Schedule, Workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
@@ -20,20 +26,70 @@ GOOD = re.compile(
 )
 
 
-def run(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tests.faults", "--directory", str(directory), *arguments],
+def one_kill(retention: Retention) -> Schedule:
+    """Return a schedule that ends the only consumer under load."""
+    workload = Workload(
+        consumers=1,
+        producers=1,
+        subscriptions=[["news"]],
+        topics=["news"],
+        publishers=1,
+        rate=100,
+        window=8,
+        sizes=[40],
+        seconds=2,
+    )
+    return Schedule(0, retention, workload, [Fault(1.0, 0.2, "kill", "consumer-1")])
+
+
+def test_what_is_promised_is_kept(tmp_path: Path) -> None:
+    arguments = ["--seed", "1", "--schedules", str(SCHEDULES), "--directory", str(tmp_path / "kept")]
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.faults", *arguments],
         cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=280,
         check=False,
     )
-
-
-def test_what_is_promised_is_kept(tmp_path: Path) -> None:
-    result = run(tmp_path / "kept", "--seed", "1", "--schedules", str(SCHEDULES))
     print(result.stdout)
     assert result.returncode == 0, result.stdout + result.stderr
     assert GOOD.search(result.stdout), result.stdout
     assert not (tmp_path / "kept").exists()
+
+
+class ForgetfulCluster(LoopbackCluster):
+    """Lose the disk of a consumer that is killed: what `sqlite` must not, and the suite must see."""
+
+    async def apply(self, fault: Fault) -> None:
+        """Do it, and remove what was kept."""
+        node = self.nodes[fault.target]
+        node.wanted.clear()
+        await node.kill()
+        kept = self.directory / f"{fault.target}.retention"
+        shutil.rmtree(kept)
+        kept.mkdir()
+        node.wanted.set()
+
+
+def test_a_loss_is_seen_and_kept_for_a_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = tmp_path / "schedule.json"
+    one_kill("sqlite").write(wanted)
+    monkeypatch.setattr(suite, "LoopbackCluster", ForgetfulCluster)
+    monkeypatch.setattr("tests.faults.harness.PATIENCE_SECONDS", 2.0)
+    result = CliRunner().invoke(suite.main, ["--replay", str(wanted), "--directory", str(tmp_path / "kept")])
+    assert result.exit_code == 1, result.output
+    assert "\n1 schedules with 1 faults, 1 bad: " in result.output
+    match = re.search(r"^  replay: python -m tests.faults --replay (\S+)$", result.output, re.MULTILINE)
+    assert match is not None
+    assert schedule.read(Path(match[1])) == one_kill("sqlite")
+    kept = {file.name for file in Path(match[1]).parent.iterdir()}
+    assert {"consumer-1.log", "producer-1.log", "publisher-1.1.jsonl", "subscriber-1.1.jsonl"} <= kept
+
+
+@pytest.mark.anyio
+async def test_a_memory_consumer_that_is_killed_announces_a_gap(tmp_path: Path) -> None:
+    one = one_kill("memory")
+    outcome = await run(one, LoopbackCluster(one, tmp_path), tmp_path)
+    assert outcome.good
+    assert outcome.verdict.gaps == 1

@@ -22,8 +22,8 @@ SHOWN = 10
 Identity = tuple[str, int]
 """The publisher and number of a message."""
 
-End = tuple[float, float]
-"""Between which times a consumer ended without a chance to save anything."""
+Span = tuple[float, float]
+"""The times between which something happened."""
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -49,6 +49,7 @@ class Verdict(msgspec.Struct):
         attempted: Messages that were to be published.
         acknowledged: Messages whose publishers were told that they are safe.
         unsettled: Messages whose publishers were told nothing at all.
+        refused: Messages that were refused without a reason.
         delivered: Messages that came to at least one subscriber.
         lost: Acknowledged messages that a subscriber did not get, counted for each subscriber.
         duplicated: Deliveries beyond the first, likewise.
@@ -61,6 +62,7 @@ class Verdict(msgspec.Struct):
     attempted: int = 0
     acknowledged: int = 0
     unsettled: int = 0
+    refused: int = 0
     delivered: int = 0
     lost: int = 0
     duplicated: int = 0
@@ -72,7 +74,8 @@ class Verdict(msgspec.Struct):
     @property
     def good(self) -> bool:
         """Tell whether everything promised was kept."""
-        return not (self.lost or self.duplicated or self.unexpected or self.out_of_order or self.unsettled)
+        delivery = self.lost or self.duplicated or self.unexpected or self.out_of_order
+        return not (delivery or self.unsettled or self.refused)
 
     def __str__(self) -> str:
         return (
@@ -86,7 +89,8 @@ def check(
     published: Iterable[Record],
     lives: Sequence[Life],
     retention: Retention,
-    unclean: Mapping[str, Sequence[End]] | None = None,
+    unclean: Mapping[str, Sequence[Span]] | None = None,
+    full: Mapping[str, Sequence[Span]] | None = None,
 ) -> Verdict:
     """Return the verdict on all histories of one schedule.
 
@@ -95,13 +99,18 @@ def check(
         lives: What the subscribers saw.
         retention: What the consumers kept messages in.
         unclean: The unclean ends of the consumer of each topic.
+        full: When the disk of that was full.
     """
-    return _Check(published, retention, unclean or {}).verdict_on(lives)
+    return _Check(published, retention, unclean or {}, full or {}).verdict_on(lives)
 
 
 class _Check:
     def __init__(
-        self, published: Iterable[Record], retention: Retention, unclean: Mapping[str, Sequence[End]]
+        self,
+        published: Iterable[Record],
+        retention: Retention,
+        unclean: Mapping[str, Sequence[Span]],
+        full: Mapping[str, Sequence[Span]],
     ) -> None:
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
@@ -109,16 +118,20 @@ class _Check:
         self.told = Counter[str]()
         self.violations: list[str] = []
         settled: set[Identity] = set()
+        refused: dict[Identity, Record] = {}
         for record in published:
             identity = record.publisher, record.number
             if record.event == "attempted":
                 self.attempted[identity] = record
-            elif record.event in {"acknowledged", "failed"}:
+            elif record.event in {"acknowledged", "refused", "failed"}:
                 settled.add(identity)
                 if record.event == "acknowledged":
                     self.acknowledged[identity] = record
+                elif record.event == "refused":
+                    refused[identity] = record
         for identity in self.attempted.keys() - settled:
             self.tell("unsettled", f"{_name(identity)} was neither acknowledged nor refused")
+        self.check_refusals(refused, full)
         # In the order of each publisher, by topic.
         self.owed: dict[str, list[Identity]] = defaultdict(list)
         for identity in sorted(self.acknowledged):
@@ -134,6 +147,23 @@ class _Check:
         elif self.told[sort] == SHOWN + 1:
             self.violations.append(f"{sort}: and more")
 
+    def check_refusals(self, refused: Mapping[Identity, Record], full: Mapping[str, Sequence[Span]]) -> None:
+        """Check that each refused message met a full disk, or followed one that had and was not yet known to.
+
+        Args:
+            refused: By identity, the records that say so.
+            full: When the disk of each topic's consumer was full.
+        """
+        known: dict[tuple[str, str], float] = {}
+        for identity in sorted(refused):
+            record, began = refused[identity], self.attempted[identity].at
+            owner = record.publisher, record.topic
+            met = any(begin < record.at and began < end for begin, end in full.get(record.topic, ()))
+            if met or began <= known.get(owner, -1.0):
+                known[owner] = max(record.at, known.get(owner, -1.0))
+            else:
+                self.tell("refused", f"{_name(identity)} on {record.topic!r}, {record.text}")
+
     def verdict_on(self, lives: Sequence[Life]) -> Verdict:
         """Return the verdict, having looked at each life."""
         gaps = sum(_LifeCheck(self, life).gaps for life in lives)
@@ -141,6 +171,7 @@ class _Check:
             attempted=len(self.attempted),
             acknowledged=len(self.acknowledged),
             unsettled=self.told["unsettled"],
+            refused=self.told["refused"],
             delivered=len(self.delivered),
             lost=self.told["lost"],
             duplicated=self.told["duplicated"],
@@ -206,10 +237,13 @@ class _LifeCheck:
         self.highest[record.publisher, record.topic] = max(highest, record.number)
 
     def check_offset(self, record: Record, identity: Identity, what: str) -> None:
-        """Check that a log has one message at an offset, and hands them out by rising offsets."""
+        """Check that a log has one message at an offset, and hands them out one after another."""
         before = self.offsets.get((record.topic, record.log), -1)
         if record.offset <= before:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
+        # What a publisher sent again to a log that had died is stored twice, and taken once.
+        elif 0 <= before < record.offset - 1 and not self.check.unclean.get(record.topic):
+            self.tell("unexpected", f"{what} with offset {record.offset} right after {before}")
         self.offsets[record.topic, record.log] = record.offset
         known = self.check.logged.setdefault((record.topic, record.log, record.offset), identity)
         if known != identity:

@@ -20,7 +20,7 @@ from typing import Protocol
 from wsqueue.errors import WsqueueError
 from wsqueue.local import MAX_LOG_LINE_BYTES, LocalNode
 
-from .checker import End
+from .checker import Span
 from .proxy import Condition, Link, Way
 from .schedule import Fault, Schedule
 
@@ -76,8 +76,13 @@ class Cluster(Protocol):
         ...
 
     @property
-    def unclean(self) -> Mapping[str, Sequence[End]]:
+    def unclean(self) -> Mapping[str, Sequence[Span]]:
         """Return when each consumer ended without a chance to save anything."""
+        ...
+
+    @property
+    def full(self) -> Mapping[str, Sequence[Span]]:
+        """Return when the disk of each consumer was full."""
         ...
 
     async def start(self) -> None:
@@ -110,13 +115,14 @@ class LoopbackCluster:
         }
         clients = workload.publisher_names + workload.subscriber_names
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
+        self.full: dict[str, list[Span]] = {name: [] for name in workload.consumer_names}
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._mounted: list[Path] = []
         self._faketime = next((file for file in FAKETIME if os.path.exists(file)), None)  # noqa: PTH110 - no I/O wait
 
     @property
-    def unclean(self) -> dict[str, list[End]]:
+    def unclean(self) -> dict[str, list[Span]]:
         """Return when each consumer ended without a chance to save anything."""
         return {name: node.unclean for name, node in self.nodes.items()}
 
@@ -245,6 +251,8 @@ class LoopbackCluster:
 
     async def _kill(self, fault: Fault) -> None:
         node = self.nodes[fault.target]
+        if not node.wanted.is_set():
+            return
         node.wanted.clear()
         await node.kill()
         await asyncio.sleep(fault.seconds)
@@ -253,7 +261,7 @@ class LoopbackCluster:
     async def _restart(self, fault: Fault) -> None:
         """End a node in an orderly way; an `interrupt` gives it less time than it needs."""
         node = self.nodes[fault.target]
-        if not node.serves:
+        if not node.serves or not node.wanted.is_set():
             return
         node.wanted.clear()
         node.signal(signal.SIGTERM)
@@ -326,16 +334,16 @@ class LoopbackCluster:
     async def _fill(self, fault: Fault) -> None:
         directory = self.directory / f"{fault.target}.retention"
         if directory in self._mounted:
-            filler = directory / "filler"
+            filler, node = directory / "filler", self.nodes[fault.target]
+            began = time.monotonic()
+            node.may_fail = True
             await asyncio.to_thread(fill, filler)
-            self.nodes[fault.target].may_fail = True
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
-                filler.unlink()
-            # One that is starting just now may still fail.
-            await asyncio.sleep(AGAIN_SECONDS)
-            self.nodes[fault.target].may_fail = False
+                filler.unlink(missing_ok=True)
+                node.may_fail = False
+                self.full[fault.target].append((began, time.monotonic()))
 
 
 _APPLY: dict[str, Callable[[LoopbackCluster, Fault], Awaitable[None]]] = {
@@ -366,7 +374,7 @@ class _Node:
         self.wanted = asyncio.Event()
         self.wanted.set()
         self.may_fail = False
-        self.unclean: list[End] = []
+        self.unclean: list[Span] = []
         self.problems: list[str] = []
         self._listens = listens
         self._environment: dict[str, str] = {}
@@ -446,7 +454,7 @@ class _Node:
         with self.log_file.open("a") as log:
             while True:
                 await self.wanted.wait()
-                began = time.monotonic()
+                began, may_fail = time.monotonic(), self.may_fail
                 node = self._node = await self._spawn(lambda _, line: print(line, file=log, flush=True))
                 try:
                     await node.started()
@@ -462,7 +470,7 @@ class _Node:
                     self._listens(self.name, "")
                 if self.wanted.is_set():
                     self.unclean.append((began, time.monotonic()))
-                    if not self.may_fail:
+                    if not may_fail and not self.may_fail:
                         self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
                     await asyncio.sleep(AGAIN_SECONDS)
 

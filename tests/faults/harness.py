@@ -67,8 +67,8 @@ async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
             await harness.wait_subscribed()
             await harness.do_harm()
             await harness.wait_for_all()
-    except WsqueueError as error:
-        cluster.problems.append(str(error))
+    except* WsqueueError as group:
+        cluster.problems.extend(map(str, group.exceptions))
     finally:
         await cluster.stop()
     verdict = harness.verdict()
@@ -226,11 +226,10 @@ class Harness:
         ]
         workload = self.schedule.workload
         consumer_of = router(workload.consumers)
-        unclean = {
-            topic: self.cluster.unclean.get(workload.consumer_names[consumer_of(topic)], [])
-            for topic in workload.topics
-        }
-        return check(published, lives, self.schedule.retention, unclean)
+        owners = {topic: workload.consumer_names[consumer_of(topic)] for topic in workload.topics}
+        unclean = {topic: self.cluster.unclean.get(owner, []) for topic, owner in owners.items()}
+        full = {topic: self.cluster.full.get(owner, []) for topic, owner in owners.items()}
+        return check(published, lives, self.schedule.retention, unclean, full)
 
     async def _apply(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)

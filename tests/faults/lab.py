@@ -19,7 +19,7 @@ from tests.lab.labs import BIN, ROOT, OwnLab, build
 from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 
-from .checker import End
+from .checker import Span
 from .cluster import DEFECTS, LIMITS, RETENTION, write_toml
 from .schedule import Fault, Schedule
 
@@ -129,7 +129,8 @@ class LabCluster:
         clients = workload.publisher_names + workload.subscriber_names
         self.nodes = workload.consumer_names + workload.producer_names
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
-        self.unclean: Mapping[str, list[End]] = {name: [] for name in self.nodes}
+        self.unclean: Mapping[str, list[Span]] = {name: [] for name in self.nodes}
+        self.full: Mapping[str, list[Span]] = {}
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._began = ""

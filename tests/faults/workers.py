@@ -30,8 +30,9 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of a history.
 
     Attributes:
-        event: Of a publisher `attempted`, `acknowledged` or `failed`; of a subscriber `subscribed`,
-            `delivered`, `damaged` (what came is not what anybody published) or `gap`; of both `error`.
+        event: Of a publisher `attempted`, `acknowledged`, `refused` or `failed`; of a subscriber
+            `subscribed`, `delivered`, `damaged` (what came is not what anybody published) or `gap`; of
+            both `error`.
         at: By a clock that all processes of this machine share.
         publisher: Of the message.
         number: Of the message, counted by its publisher over all topics.
@@ -39,11 +40,11 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         offset: Of the delivery.
         log: Of the delivery: offsets of other logs cannot be compared.
         missed: Of a gap; None when nobody knows.
-        text: Whatever helps to understand an `error`, `failed` or `damaged`.
+        text: Whatever helps to understand an `error`, `refused`, `failed` or `damaged`.
     """
 
     event: Literal[
-        "attempted", "acknowledged", "failed", "subscribed", "delivered", "damaged", "gap", "error"
+        "attempted", "acknowledged", "refused", "failed", "subscribed", "delivered", "damaged", "gap", "error"
     ]
     at: float
     publisher: str = ""
@@ -132,9 +133,13 @@ async def publish(job: Job) -> None:
             history.write(record)
             try:
                 await client.publish(topic, message(job.name, number, rng.choice(job.sizes)))
-            except wsqueue.WsqueueError as error:
-                text = f"{type(error).__name__}: {error}"
-                outcome = msgspec.structs.replace(record, event="failed", at=time.monotonic(), text=text)
+            except wsqueue.PublishError as error:
+                text = f"{error.code}: {error}"
+                outcome = msgspec.structs.replace(record, event="refused", at=time.monotonic(), text=text)
+            except wsqueue.ConnectError as error:
+                outcome = msgspec.structs.replace(
+                    record, event="failed", at=time.monotonic(), text=str(error)
+                )
             else:
                 outcome = msgspec.structs.replace(record, event="acknowledged", at=time.monotonic())
             history.write(outcome)

@@ -146,9 +146,7 @@ class RunningNode:
 
     async def subscribed(self, topic: str, count: int = 1) -> None:
         """Wait until the consumer has so many subscribers of a topic, classic or not."""
-        await eventually(
-            lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}"
-        )
+        await eventually(lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}")
 
     def subscribers(self, topic: str) -> int:
         """Return how many subscribers a topic has, classic or not."""
@@ -160,6 +158,9 @@ class RunningNode:
         self.service._stop_listening()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
+        if isinstance(self.service.node, Consumer) and self.consumer.retention._archive is None:
+            # Then there is nothing of which to leave a snapshot.
+            self.consumer.retention._topics.clear()
         async with soon():
             await self.service.node.stop()
         await eventually(lambda: not self.connections, "all connections are gone")

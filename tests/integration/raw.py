@@ -24,11 +24,12 @@ from .peer import answer_of, message_of
 WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def request_of(path: str) -> bytes:
+def request_of(path: str, subprotocol: str = "") -> bytes:
     """Return an upgrade request."""
+    offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
     return (
         f"GET {path} HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
     ).encode()
 
 
@@ -89,9 +90,7 @@ class RawSocket:
     ) -> AsyncIterator[Self]:
         """Connect to a node, and upgrade."""
         async with cls.open(address, receive_buffer=receive_buffer, tls=tls) as raw:
-            raw.writer.write(request_of(path))
-            head = await raw.reader.readuntil(b"\r\n\r\n")
-            assert head.startswith(b"HTTP/1.1 101 "), head
+            await raw.ask(path)
             yield raw
 
     @classmethod
@@ -116,17 +115,27 @@ class RawSocket:
         await self.hello(key)
         self.send_frame(Opcode.PONG, await self.until(Opcode.PING))
 
-    async def upgrade(self) -> None:
-        """Answer the upgrade request."""
+    async def ask(self, path: str, subprotocol: str = "") -> None:
+        """Upgrade, to a subprotocol if one is given."""
+        self.writer.write(request_of(path, subprotocol))
+        head = await self.reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 101 "), head
+        selected = re.search(rb"Sec-WebSocket-Protocol: (\S+)", head, re.IGNORECASE)
+        assert (selected[1].decode() if selected else "") == subprotocol
+
+    async def upgrade(self, subprotocol: str = "") -> str:
+        """Answer the upgrade request, and return its path."""
         request = await self.reader.readuntil(b"\r\n\r\n")
+        selected = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
         match = re.search(rb"Sec-WebSocket-Key: (\S+)", request, re.IGNORECASE)
         assert match is not None
         digest = hashlib.sha1(match[1] + WEBSOCKET_GUID.encode(), usedforsecurity=False).digest()
         accept = base64.b64encode(digest).decode()
         self.writer.write(
             "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Accept: {accept}\r\n\r\n".encode()
+            f"Sec-WebSocket-Accept: {accept}\r\n{selected}\r\n".encode()
         )
+        return request.split()[1].decode()
 
     async def hello(self, key: str) -> None:
         """Do the hello."""
@@ -218,6 +227,8 @@ class RawServer:
         port: Where to listen; 0 lets the system choose.
     """
 
+    kind: type[RawSocket] = RawSocket
+
     def __init__(self, port: int = 0) -> None:
         self._port = port
         self._accepted: asyncio.Queue[RawSocket] = asyncio.Queue()
@@ -239,6 +250,6 @@ class RawServer:
             await raw.abort()
 
     def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        raw = RawSocket(reader, writer, masked=False)
+        raw = self.kind(reader, writer, masked=False)
         self._sockets.append(raw)
         self._accepted.put_nowait(raw)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import logging
 from pathlib import Path
@@ -194,7 +193,9 @@ async def test_nothing_is_lost_when_a_producer_drains(nodes: Nodes) -> None:
 
 
 async def test_a_subscription_comes_back_after_its_consumer(nodes: Nodes) -> None:
-    consumer = await nodes.consumer(port=free_port())
+    """What a consumer keeps in memory outlives a stop, and not a crash."""
+    retention = {"directory": f"{nodes.directory}/log"}
+    consumer = await nodes.consumer(port=free_port(), retention=retention)
     producer = await nodes.producer([consumer])
     await producer.ready()
     async with (
@@ -203,14 +204,18 @@ async def test_a_subscription_comes_back_after_its_consumer(nodes: Nodes) -> Non
         client.subscribe("news") as messages,
     ):
         for end in (consumer.stop, consumer.crash):
+            await client.publish("news", "before")
+            assert (await anext(messages)).data == "before"
             waiting = asyncio.ensure_future(anext(messages))
-            await consumer.subscribed("news")
-            await producer.ready()
             await end()
             await consumer.restart()
             await consumer.subscribed("news")
+            if end == consumer.crash:
+                with pytest.raises(wsqueue.GapError) as caught:
+                    await waiting
+                assert caught.value.missed is None
+                waiting = asyncio.ensure_future(anext(messages))
             assert not waiting.done()
-            await producer.ready()
             await client.publish("news", "after")
             assert (await waiting).data == "after"
 
@@ -418,8 +423,7 @@ async def test_an_application_that_is_slow(nodes: Nodes) -> None:
         messages = client.subscribe("news")
         async with messages:
             await consumer.subscribed("news")
-            for one in data:
-                await client.publish("news", one)
+            await client.publish("news", *data)
             await eventually(lambda: messages._paused, "it stops reading")
             assert len(messages._items) < 1000 + 300
             assert [(await anext(messages)).data for _ in data] == data
@@ -434,8 +438,7 @@ async def test_a_slow_application_closes_while_reading_is_paused(nodes: Nodes) -
         messages = client.subscribe("news")
         async with messages:
             await consumer.subscribed("news")
-            for number in range(4000):
-                await client.publish("news", f"{number:1000}")
+            await client.publish("news", *(f"{number:1000}" for number in range(4000)))
             await eventually(lambda: messages._paused, "it stops reading")
             waiting = len(messages._items)
         await consumer.subscribed("news", 0)
@@ -453,19 +456,21 @@ async def test_a_consumer_is_lost_while_reading_is_paused(nodes: Nodes) -> None:
         messages = client.subscribe("news")
         async with messages:
             await consumer.subscribed("news")
-            for number in range(4000):
-                await client.publish("news", f"{number:1000}")
+            await client.publish("news", *(f"{number:1000}" for number in range(4000)))
             await eventually(lambda: messages._paused, "it stops reading")
             await consumer.crash()
             await consumer.restart()
-            last = ""
-            while last != "after":
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(0.05):
-                        last = (await anext(messages)).data
-                if consumer.subscribers("news"):
-                    await client.publish("news", "after")
-            assert not messages._closed
+            await client.publish("news", "after")
+            received: list[str] = []
+            gaps: list[int | None] = []
+            while received[-1:] != ["after"]:
+                try:
+                    received.append((await anext(messages)).data)
+                except wsqueue.GapError as gap:
+                    gaps.append(gap.missed)
+            assert received[:-1] == [f"{number:1000}" for number in range(len(received) - 1)]
+            assert len(received) > 1000
+            assert gaps == [None]
 
 
 async def test_closing_flushes(nodes: Nodes) -> None:
@@ -473,7 +478,7 @@ async def test_closing_flushes(nodes: Nodes) -> None:
     async with soon():
         async with nodes.client([producer], [consumer]) as client:
             for number in range(5000):
-                await client.publish("news", str(number))
+                client.publish_nowait("news", str(number))
         assert client.lost_in_flight == 0
         assert producer.counters["messages_in"] == 5000
         await eventually(lambda: consumer.counters["messages_in"] == 5000, "all have come")
@@ -485,7 +490,7 @@ async def test_flushing_waits_until_the_producer_has_dealt_with_all(nodes: Nodes
         await client.flush()
         for count in (1000, 2000):
             for number in range(1000):
-                await client.publish("news", str(number))
+                client.publish_nowait("news", str(number))
             await client.flush()
             assert producer.counters["messages_in"] == count
         assert client.lost_in_flight == 0
@@ -547,27 +552,57 @@ async def test_what_a_broken_connection_may_have_lost_is_counted(nodes: Nodes) -
         assert client.lost_in_flight == 3
 
 
-async def test_what_a_producer_that_stops_did_not_read_is_counted(nodes: Nodes) -> None:
+async def test_what_a_classic_producer_that_stops_did_not_read_is_counted(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
+        client.publish_nowait("news", "x")
+        producer = await server.next()
+        await producer.accept(KEY)
+        producer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await eventually(lambda: client._publisher and client._publisher.open, "it is connected")
+        while client._publisher and client._publisher.open:
+            client.publish_nowait("news", "x" * 1000)
+            await asyncio.sleep(0)
+        assert client._publisher is not None
+        sent = client._publisher.sent
+        producer.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
+        await producer.writer.drain()
+        await producer.abort()
+        await eventually(lambda: client.lost_in_flight, "it is noticed")
+        assert client.lost_in_flight == sent
+        other = await server.next()
+        await other.accept(KEY)
+        publishing = asyncio.create_task(client.close())
+        while (frame := await other.frame())[0] is not Opcode.CLOSE:
+            if frame[0] is Opcode.PING:
+                other.send_frame(Opcode.PONG, frame[1])
+        other.send_frame(*frame)
+        other.writer.write_eof()
+        await publishing
+
+
+async def test_what_a_producer_that_stops_did_not_read_goes_through_another(nodes: Nodes) -> None:
     """It is paused, for its consumer is down, and so it ends before it has read our messages."""
-    down = f"127.0.0.1:{free_port()}"
-    producer = await nodes.producer([down], max_held_bytes=10_000, close_seconds=0.3, drain_seconds=1.0)
-    async with soon(), nodes.client([producer], [down]) as client:
+    port = free_port()
+    down = f"127.0.0.1:{port}"
+    first = await nodes.producer([down], max_held_bytes=10_000, close_seconds=0.3, drain_seconds=1.0)
+    second = await nodes.producer([down])
+    async with soon(), nodes.client([first, second], [down]) as client:
         sent = 0
-
-        async def publish() -> None:
-            nonlocal sent
-            while True:
-                await client.publish("news", "x" * 1000)
-                sent += 1
-
-        publishing = asyncio.create_task(publish())
-        await eventually(lambda: client._publisher and not client._publisher.open and sent, "it is paused")
-        publishing.cancel()
-        await producer.stop()
-        await eventually(lambda: client._publisher and client._publisher.connection is None, "it is gone")
-        taken = producer.counters["messages_in"]
-        assert taken < sent
-        assert client.lost_in_flight >= sent - taken
+        client.publish_nowait("news", "")
+        await eventually(lambda: client._publisher and client._publisher.open, "it is connected")
+        while client._publisher and client._publisher.open:
+            client.publish_nowait("news", f"{sent:1000}")
+            sent += 1
+            await asyncio.sleep(0)
+        await first.stop()
+        assert first.counters["messages_in"] < sent
+        consumer = await nodes.consumer(port=port)
+        await client.flush()
+        messages = client.subscribe("news", start="earliest", follow=False)
+        received = [message.data async for message in messages]
+        assert received == ["", *(f"{number:1000}" for number in range(sent))]
+        assert client.lost_in_flight == 0
+        assert consumer.counters["messages_in"] >= sent + 1
 
 
 async def test_a_producer_that_is_paused_pauses_its_publisher(nodes: Nodes) -> None:
@@ -581,7 +616,8 @@ async def test_a_producer_that_is_paused_pauses_its_publisher(nodes: Nodes) -> N
 
         async def publish() -> None:
             for _ in range(20_000):
-                await client.publish("news", "x" * 1000)
+                await client.room()
+                client.publish_nowait("news", "x" * 1000)
                 next(sent)
 
         publishing = asyncio.create_task(publish())
@@ -629,16 +665,18 @@ async def test_cancelling_a_subscription_that_begins(nodes: Nodes) -> None:
 
 async def test_cancelling_a_publisher_that_waits(nodes: Nodes) -> None:
     async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
-        publishing = asyncio.create_task(client.publish("news", "never"))
+        publishing = asyncio.create_task(client.publish("news", "taken already"))
         producer = await server.next()
         publishing.cancel()
         await asyncio.wait([publishing])
         await producer.accept(KEY)
         await eventually(lambda: client._publisher and client._publisher.open, "it is connected")
         await client.publish("news", "1")
-        assert (await producer.packet())["d"] == "1"
+        assert [(await producer.packet())["d"] for _ in range(2)] == ["taken already", "1"]
         closing = asyncio.create_task(client.close())
-        producer.send_frame(Opcode.CLOSE, await producer.until(Opcode.CLOSE))
+        while (frame := await producer.frame())[0] is not Opcode.CLOSE:
+            producer.send_frame(Opcode.PONG, frame[1])
+        producer.send_frame(*frame)
         await producer.writer.drain()
         await producer.abort()
         await closing
@@ -655,6 +693,7 @@ async def test_closing_again_after_it_was_cancelled(nodes: Nodes) -> None:
         await stuck.accept(KEY)
         await publishing
         closing = asyncio.create_task(client.close())
+        stuck.send_frame(Opcode.PONG, await stuck.until(Opcode.PING))
         await stuck.until(Opcode.CLOSE)
         closing.cancel()
         await asyncio.wait([closing])

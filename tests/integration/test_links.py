@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from websockets.frames import Opcode
 
-from wsqueue.connection import HELD_OVERHEAD_BYTES
-from wsqueue.producer import SLOW_LINK_BYTES
+from wsqueue.producer import BATCH_OVERHEAD_BYTES, SLOW_LINK_BYTES, ConsumerLink
 
 from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from .peer import answer_of, connected, topic_of
@@ -28,7 +27,7 @@ UP, DOWN = topic_of(0, 2), topic_of(1, 2)
 async def test_a_consumer_that_is_down_holds_back_only_its_own_topics(nodes: Nodes) -> None:
     async with (
         soon(),
-        half_a_cluster(nodes, max_held_bytes=20_000) as (up, port, producer),
+        half_a_cluster(nodes, max_held_bytes=1_000_000) as (up, port, producer),
         connected(producer.url("/produce"), KEY) as stuck,
         connected(producer.url("/produce"), KEY) as other,
         connected(up.subscribe_url(UP), KEY) as subscriber,
@@ -43,18 +42,19 @@ async def test_a_consumer_that_is_down_holds_back_only_its_own_topics(nodes: Nod
             assert await subscriber.data(1) == [str(number)]
         assert not publishing.done()
         taken = producer.counters["messages_in"] - 50
-        assert taken == len(link.held)
-        assert held_bytes(producer, 1) == link._held_bytes < 20_000 + 1024 * 1024
+        assert taken == held_messages(link)
+        assert held_bytes(link) == link.held_bytes < 1_000_000 + 1024 * 1024
 
         async with RawServer(port) as server:
             down = await server.next()
             await down.accept(KEY)
             assert await data_of(down, len(data)) == data
             await publishing
-            assert not link.held
-            assert not link._blocked
+            assert not link._queue
             assert producer.counters["forwarded"] == len(data) + 50
             await answer_pings_until_closed(producer, down)
+            assert not link._blocked
+            assert not link.held_bytes
         assert producer.counters["lost_in_flight"] == producer.counters["lost_held"] == 0
 
 
@@ -66,7 +66,7 @@ async def test_held_messages_come_in_order_when_the_consumer_is_back(nodes: Node
         async with connected(producer.url("/produce"), KEY) as publisher:
             await publisher.publish("news", *data[:3000])
             await eventually(lambda: producer.counters["messages_in"] == 3000, "they are taken in")
-            assert len(producer.links[0].held) == 3000
+            assert held_messages(producer.links[0]) == 3000
             assert "no link to" in producer.service.node.not_ready()
             consumer = await server.next()
             await consumer.accept(KEY)
@@ -115,7 +115,7 @@ async def test_a_publisher_that_goes_away_while_it_is_paused_is_forgotten(nodes:
             await eventually(lambda: link._blocked, "it is paused")
         await eventually(lambda: not link._blocked, "it is forgotten")
         await eventually(lambda: not producer.connections, "it is gone")
-        held = len(link.held)
+        held = held_messages(link)
         down = await nodes.consumer(port=port)
         await eventually(lambda: down.counters["messages_in"] == held, "what it sent is delivered")
 
@@ -156,11 +156,11 @@ async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) 
             assert link.connection is not None
             assert link.connection._writing_paused
             assert link.connection.buffered_bytes < 1024 * 1024
-            assert link._held_bytes < SLOW_LINK_BYTES + 1024 * 1024
+            assert link._queued_bytes < SLOW_LINK_BYTES + 1024 * 1024
             assert not publishing.done()
             assert await data_of(consumer, len(data)) == data
             await publishing
-            assert not link.held
+            assert not link._queue
         await answer_pings_until_closed(producer, consumer)
 
 
@@ -253,17 +253,25 @@ async def test_a_wrong_pong_confirms_nothing(nodes: Nodes) -> None:
 
 
 async def test_all_confirmed_waits_until_the_consumer_has_dealt_with_all(nodes: Nodes) -> None:
-    consumer, producer = await nodes.cluster()
-    link = producer.links[0]
-    async with soon():
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        link = producer.links[0]
         await link.all_confirmed()
         payload = b'{"t":"m","d":"x","s":"news"}'
         for count in (1, 2, 3):
             link.send([payload] * 1000)
             assert link.in_flight == 1000
-            await link.all_confirmed()
+            waiting = asyncio.create_task(link.all_confirmed())
+            assert await data_of(consumer, 1000) == ["x"] * 1000
+            while int.from_bytes(ping := await consumer.until(Opcode.PING)) < 1000 * count:
+                pass
+            assert not waiting.done()
+            consumer.send_frame(Opcode.PONG, ping)
+            await waiting
             assert link.in_flight == 0
-            assert consumer.counters["messages_in"] == 1000 * count
 
 
 async def test_all_confirmed_ends_when_the_connection_is_lost(nodes: Nodes) -> None:
@@ -272,13 +280,15 @@ async def test_all_confirmed_ends_when_the_connection_is_lost(nodes: Nodes) -> N
         consumer = await server.next()
         await consumer.accept(KEY)
         await producer.ready()
-        producer.links[0].send([b'{"t":"m","d":"x","s":"news"}'])
-        waiting = asyncio.create_task(producer.links[0].all_confirmed())
-        await consumer.until(Opcode.PING)
-        assert not waiting.done()
-        await consumer.abort()
-        await waiting
-        assert producer.counters["lost_in_flight"] == 1
+        async with connected(producer.url("/produce"), KEY) as publisher:
+            await publisher.publish("news", "x")
+            await eventually(lambda: producer.links[0].sent == 1, "it is sent")
+            waiting = asyncio.create_task(producer.links[0].all_confirmed())
+            await consumer.until(Opcode.PING)
+            assert not waiting.done()
+            await consumer.abort()
+            await waiting
+            assert producer.counters["lost_in_flight"] == 1
 
 
 async def test_a_link_tries_for_ever_and_says_so_once(nodes: Nodes, log: Log) -> None:
@@ -448,8 +458,12 @@ async def half_a_cluster(
     yield up, port, producer
 
 
-def held_bytes(producer: RunningNode, index: int) -> int:
-    return sum(len(payload) + HELD_OVERHEAD_BYTES for payload in producer.links[index].held)
+def held_messages(link: ConsumerLink) -> int:
+    return sum(batch.count for batch in (*link._queue, *link._unconfirmed))
+
+
+def held_bytes(link: ConsumerLink) -> int:
+    return sum(len(batch.payload) + BATCH_OVERHEAD_BYTES for batch in (*link._queue, *link._unconfirmed))
 
 
 async def data_of(raw: RawSocket, count: int) -> list[str]:

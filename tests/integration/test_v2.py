@@ -1,0 +1,679 @@
+"""Protocol v2 between clients and nodes: confirms, resends, logs, gaps, keys and drains."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from websockets.frames import Opcode
+
+import wsqueue
+from wsqueue import client as client_module
+from wsqueue.client import Start
+from wsqueue.connection import Connection
+from wsqueue.records import Record
+
+from .nodes import KEY, WAIT_SECONDS, Nodes, RunningNode, eventually, free_port, soon
+from .peer import topic_of
+from .raw_v2 import V2Server, V2Socket, public_id_of
+
+pytestmark = pytest.mark.anyio
+
+SQLITE = "sqlite"
+MODES = pytest.mark.parametrize("mode", ["memory", SQLITE])
+
+
+@pytest.fixture(autouse=True)
+def begin_with_the_first_producer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("random.randrange", lambda _count: 0)
+
+
+def kept(nodes: Nodes, mode: str = "memory", **limits: int) -> dict[str, Any]:
+    """Return the settings of a consumer whose logs outlive a stop."""
+    return {"retention": {"mode": mode, "directory": f"{nodes.directory}/log", **limits}}
+
+
+async def all_of(client: wsqueue.Client, topic: str, start: Start = "earliest") -> list[str]:
+    """Return the data of all that a consumer keeps of a topic."""
+    return [message.data async for message in client.subscribe(topic, start=start, follow=False)]
+
+
+class TestConfirms:
+    async def test_publish_returns_when_the_consumer_has_confirmed(self, nodes: Nodes) -> None:
+        async with soon(), V2Server() as server:
+            producer = await nodes.producer([server.address])
+            consumer = await server.speaking(KEY)
+            async with nodes.client([producer], [server.address]) as client:
+                publishing = asyncio.create_task(client.publish("news", "1", "2"))
+                forward = await consumer.next("forward")
+                assert (forward["topic"], forward["count"], forward["data"]) == ("news", 2, ["1", "2"])
+                flushing = asyncio.create_task(client.flush())
+                # All that the producer could have said by now has come when this pong has.
+                await round_trip(client)
+                assert not publishing.done()
+                assert not flushing.done()
+                consumer.send({"t": "ack", "numbers": [[1, 1]]})
+                await publishing
+                await flushing
+            stopping = asyncio.create_task(producer.stop())
+            await consumer.answer_close()
+            await consumer.abort()
+            await stopping
+
+    async def test_what_was_published_without_waiting_is_flushed(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            for number in range(5000):
+                client.publish_nowait("news", str(number))
+            await client.flush()
+            assert consumer.counters["messages_in"] == 5000
+            assert await all_of(client, "news") == [str(number) for number in range(5000)]
+
+    async def test_a_flush_ends_although_others_go_on_publishing(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with asyncio.timeout(5), nodes.client([producer], [consumer]) as client:
+            stop = asyncio.Event()
+
+            async def publish_for_ever() -> None:
+                while not stop.is_set():
+                    await client.room()
+                    client.publish_nowait("news", "x" * 1000)
+                    await asyncio.sleep(0)
+
+            publishing = asyncio.create_task(publish_for_ever())
+            await eventually(lambda: consumer.counters["messages_in"], "it has begun")
+            try:
+                async with asyncio.timeout(3):
+                    await client.flush()
+            finally:
+                stop.set()
+                await publishing
+
+    async def test_the_window_is_full(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(client_module, "WINDOW_MESSAGES", 10)
+        async with soon(), V2Server() as server:
+            client = nodes.client([server.address], [server.address])
+            async with client:
+                for number in range(10):
+                    client.publish_nowait("news", str(number))
+                with pytest.raises(wsqueue.WindowFull):
+                    client.publish_nowait("news", "too much")
+                waiting = asyncio.create_task(client.room())
+                publishing = asyncio.create_task(client.publish("news", "waits"))
+                cancelled = asyncio.create_task(client.publish("news", "never"))
+                producer = await server.speaking(KEY)
+                await producer.next("publisher")
+                batch = await producer.next("publish")
+                assert batch["data"] == [str(number) for number in range(10)]
+                assert not waiting.done()
+                cancelled.cancel()
+                producer.send({"t": "ack", "numbers": [[1, 1]]})
+                await waiting
+                assert (await producer.next("publish"))["data"] == ["waits"]
+                producer.send({"t": "ack", "numbers": [[2, 2]]})
+                await publishing
+                assert cancelled.cancelled()
+                client.publish_nowait("news", "more")
+                assert (await producer.next("publish"))["data"] == ["more"]
+                producer.send({"t": "ack", "numbers": [[3, 3]]})
+                closing = asyncio.create_task(client.close())
+                await producer.answer_close()
+                producer.writer.write_eof()
+                await closing
+
+    async def test_a_refusal_is_raised_where_it_belongs(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(max_topic_bytes=8)
+        producer = await nodes.producer([consumer])
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            publishing = asyncio.create_task(client.publish("too long a topic", "1"))
+            client.publish_nowait("news", "2")
+            with pytest.raises(wsqueue.PublishError, match="max_topic_bytes") as caught:
+                await publishing
+            assert caught.value.code == "topic_too_long"
+            await client.flush()
+            client.publish_nowait("too long a topic", "3")
+            with pytest.raises(wsqueue.PublishError) as caught:
+                await client.flush()
+            assert caught.value.code == "topic_too_long"
+            await client.flush()
+            assert await all_of(client, "news") == ["2"]
+            assert consumer.counters["batches_refused_topic_too_long"] == 2
+            assert producer.links[0].connection
+
+    async def test_closing_raises_what_nobody_has_heard_of(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(max_topic_bytes=8)
+        producer = await nodes.producer([consumer])
+        with pytest.raises(wsqueue.PublishError, match="max_topic_bytes"):
+            async with soon(), nodes.client([producer], [consumer]) as client:
+                client.publish_nowait("too long a topic", "3")
+
+    async def test_many_messages_at_once_are_more_than_one_batch(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        data = [f"{number:1000}" for number in range(5000)]
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            await client.publish("news", *data)
+            assert await all_of(client, "news") == data
+
+    async def test_small_limits_make_small_batches(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster(max_message_bytes=2000)
+        data = [f"{number:100}" for number in range(1000)]
+        async with soon(), nodes.client([producer], [consumer], max_message_bytes=2000) as client:
+            for one in data:
+                client.publish_nowait("news", one)
+            await client.flush()
+            assert await all_of(client, "news") == data
+
+    async def test_a_message_that_is_too_large_for_the_producer_is_refused(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster(max_message_bytes=2000)
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            with pytest.raises(wsqueue.PublishError, match="exceeds limit"):
+                await client.publish("news", "x" * 50_000)
+            await client.publish("news", "small")
+            assert await all_of(client, "news") == ["small"]
+
+
+async def round_trip(client: wsqueue.Client) -> None:
+    """Wait for the answer to a ping of the client's publisher."""
+    link = client._publisher
+    assert link is not None
+    assert link.connection is not None
+    heard = link.connection._heard_at
+    link.connection.ping(b"test")
+    await eventually(lambda: link.connection and link.connection._heard_at > heard, "the pong comes")
+
+
+class TestResends:
+    async def test_what_a_producer_did_not_confirm_goes_through_another(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        second = await nodes.producer([consumer])
+        async with soon(), V2Server() as server:
+            client = nodes.client([server.address, second], [consumer])
+            async with client:
+                for number in range(100):
+                    client.publish_nowait("news", str(number))
+                    await asyncio.sleep(0)
+                first = await server.speaking(KEY)
+                secret = (await first.next("publisher"))["secret"]
+                taken = [await first.next("publish") for _ in range(2)]
+                # It has passed these on, and vanishes before it could say so.
+                async with V2Socket.speaking(consumer.address, "/producer", KEY) as link:
+                    for batch in taken:
+                        publisher = public_id_of(secret)
+                        link.send(dict(batch) | {"t": "forward", "publisher": publisher})
+                    await link.confirmed(1, 2)
+                await first.abort()
+                await client.flush()
+                assert await all_of(client, "news") == [str(number) for number in range(100)]
+                assert consumer.counters["repeats"] == 2
+                assert second.counters["messages_in"] == 100
+            assert client.lost_in_flight == 0
+
+    async def test_a_link_that_is_cut_at_any_moment_loses_nothing(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        producers = [await nodes.producer([consumer], reconnect_max_seconds=0.01) for _ in range(2)]
+        for producer in producers:
+            await producer.ready()
+        await publish_while(
+            nodes, producers, consumer, lambda number: cut_links(producers[number % 2], number)
+        )
+
+    async def test_a_publisher_that_is_cut_off_at_any_moment_loses_nothing(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        producers = [await nodes.producer([consumer]) for _ in range(2)]
+        for producer in producers:
+            await producer.ready()
+
+        def cut(_number: int) -> None:
+            for producer in producers:
+                for connection in list(producer.connections):
+                    abort(connection)
+
+        await publish_while(nodes, producers, consumer, cut)
+
+    async def test_a_subscriber_that_is_cut_off_at_any_moment_misses_nothing(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+
+        def cut(_number: int) -> None:
+            for reader in consumer.consumer.readers.subscribers("news"):
+                abort(reader._connection)
+
+        await publish_while(nodes, [producer], consumer, cut)
+
+    async def test_a_publisher_whose_producer_drains_hears_nothing_of_it(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        producers = [await nodes.producer([consumer], port=free_port()) for _ in range(2)]
+        for producer in producers:
+            await producer.ready()
+        async with soon(), nodes.client(producers, [consumer], open_seconds=0.5) as client:
+            count = itertools.count()
+
+            async def publish_for_ever() -> None:
+                while True:
+                    await client.publish("news", str(next(count)))
+
+            publishing = asyncio.create_task(publish_for_ever())
+            for turn in range(4):
+                node, other = producers[turn % 2], producers[1 - turn % 2]
+                await used(node)
+                await node.stop()
+                await used(other)
+                await node.restart()
+                await node.ready()
+            publishing.cancel()
+            await asyncio.wait([publishing])
+            assert publishing.cancelled()
+            await client.flush()
+            assert await all_of(client, "news") == [str(number) for number in range(next(count))]
+
+    async def test_a_draining_producer_says_so_before_it_closes(self, nodes: Nodes) -> None:
+        _, producer = await nodes.cluster()
+        async with soon(), V2Socket.speaking(producer.address, "/produce", KEY) as raw:
+            draining = asyncio.create_task(producer.stop())
+            assert set(await raw.next("draining")) == {"t", "retry_seconds"}
+            assert await raw.close_frame() == (1001, "draining")
+            raw.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
+            raw.writer.write_eof()
+            await draining
+
+
+async def publish_while(nodes: Nodes, producers: list[RunningNode], consumer: RunningNode, harm: Any) -> None:
+    """Publish on two topics while harm is done again and again; see that nothing is lost or comes twice."""
+    count, topics = 400, ("news", "sport")
+    async with (
+        soon(),
+        nodes.client(producers, [consumer], reconnect_max_seconds=0.01) as client,
+        client.subscribe(*topics) as messages,
+    ):
+
+        async def publish() -> None:
+            for number in range(count):
+                for topic in topics:
+                    client.publish_nowait(topic, f"{number} {'x' * (number % 7 * 3000)}")
+                for _ in range(number % 5):
+                    await asyncio.sleep(0)
+                if number % 20 == 19:
+                    harm(number)
+                    await client.flush()
+            await client.flush()
+
+        publishing = asyncio.create_task(publish())
+        received: dict[str, list[int]] = {topic: [] for topic in topics}
+        for _ in range(count * len(topics)):
+            message = await anext(messages)
+            received[message.topic].append(int(message.data.split()[0]))
+        await publishing
+        assert received == {topic: list(range(count)) for topic in topics}
+        for topic in topics:
+            earliest = client.subscribe(topic, start="earliest", follow=False)
+            stored = [(message.offset, int(message.data.split()[0])) async for message in earliest]
+            # What was stored twice would have two offsets.
+            assert stored == list(zip(range(count), range(count), strict=True))
+        assert client.lost_in_flight == 0
+
+
+async def used(producer: RunningNode) -> None:
+    """Wait until somebody publishes through a producer."""
+    await eventually(lambda: producer.counters["messages_in"], "it is used")
+
+
+def cut_links(producer: RunningNode, _number: int) -> None:
+    for link in producer.links:
+        if link.connection is not None:
+            abort(link.connection)
+
+
+def abort(connection: Connection) -> None:
+    if connection._transport is not None:
+        connection._transport.abort()
+
+
+class TestLogs:
+    @MODES
+    async def test_a_subscription_begins_where_it_is_told_to(self, nodes: Nodes, mode: str) -> None:
+        consumer = await nodes.consumer(**kept(nodes, mode))
+        producer = await nodes.producer([consumer])
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            await client.publish("news", *"abc")
+            middle = datetime.now(UTC)
+            # So that the time of the next is another one.
+            await eventually(lambda: datetime.now(UTC) > middle, "time passes")
+            await client.publish("news", *"def")
+            everything = [
+                message async for message in client.subscribe("news", start="earliest", follow=False)
+            ]
+            assert [(message.data, message.offset) for message in everything] == list(
+                zip("abcdef", range(6), strict=True)
+            )
+            assert {message.log for message in everything} == {consumer.consumer.retention.id}
+            assert await all_of(client, "news", 0) == list("abcdef")
+            assert await all_of(client, "news", 1) == list("bcdef")
+            assert await all_of(client, "news", 5) == ["f"]
+            assert await all_of(client, "news", 6) == []
+            assert await all_of(client, "news", everything[1].after) == list("cdef")
+            assert await all_of(client, "news", everything[5].after) == []
+            assert await all_of(client, "news", middle) == list("def")
+            assert await all_of(client, "news", datetime.fromtimestamp(0, UTC)) == list("abcdef")
+            assert await all_of(client, "news", datetime.fromtimestamp(2**33, UTC)) == []
+            assert await all_of(client, "news", "latest") == []
+            assert await all_of(client, "sport") == []
+            async with client.subscribe("news") as latest, client.subscribe("news", start=4) as later:
+                await client.publish("news", "g")
+                assert (await anext(latest)).data == "g"
+                assert [(await anext(later)).data for _ in range(3)] == list("efg")
+
+    async def test_an_offset_is_of_one_topic(self, nodes: Nodes) -> None:
+        down = f"127.0.0.1:{free_port()}"
+        async with nodes.client([down], [down]) as client:
+            for start in (1, wsqueue.Position("log", 1)):
+                with pytest.raises(ValueError, match="an offset is of one topic"):
+                    client.subscribe("news", "sport", start=start)
+
+    async def test_several_topics_end_together(self, nodes: Nodes) -> None:
+        consumers = [await nodes.consumer() for _ in range(2)]
+        producer = await nodes.producer(consumers)
+        topics = [topic_of(index, 2, prefix) for index in range(2) for prefix in ("a", "b")]
+        async with soon(), nodes.client([producer], consumers) as client:
+            for topic in topics[1:]:
+                await client.publish(topic, *(f"{topic} {number}" for number in range(3000)))
+            received: dict[str, list[str]] = {topic: [] for topic in topics}
+            async for message in client.subscribe(*topics, start="earliest", follow=False):
+                received[message.topic].append(message.data)
+            assert received == {topics[0]: []} | {
+                topic: [f"{topic} {number}" for number in range(3000)] for topic in topics[1:]
+            }
+
+    @pytest.mark.parametrize("log_id", ["of another log", ""])
+    async def test_a_position_of_another_log_is_a_gap(self, nodes: Nodes, log_id: str) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            await client.publish("news", *"abc")
+            start = wsqueue.Position(log_id or consumer.consumer.retention.id, 100)
+            messages = client.subscribe("news", start=start, follow=False, on_gap="yield")
+            found = [item async for item in messages]
+            assert found[0] == wsqueue.Gap("news", None)
+            data = [item.data for item in found[1:] if isinstance(item, wsqueue.Message)]
+            assert data == (list("abc") if log_id else [])
+
+    async def test_what_was_trimmed_is_an_exact_gap(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(**kept(nodes, max_messages_per_topic=10))
+        producer = await nodes.producer([consumer])
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            for number in range(30):
+                await client.publish("news", str(number))
+            start = wsqueue.Position(consumer.consumer.retention.id, 5)
+            messages = client.subscribe("news", start=start, follow=False)
+            with pytest.raises(wsqueue.GapError, match="15 messages of topic 'news' are gone") as caught:
+                await anext(messages)
+            assert (caught.value.topic, caught.value.missed) == ("news", 15)
+            assert [message.data async for message in messages] == [str(number) for number in range(20, 30)]
+            yielding = client.subscribe("news", start=start, follow=False, on_gap="yield")
+            assert await anext(yielding) == wsqueue.Gap("news", 15)
+            assert len([item async for item in yielding]) == 10
+            # Who asks for the earliest that there is misses nothing.
+            assert len(await all_of(client, "news")) == 10
+            assert len(await all_of(client, "news", datetime.fromtimestamp(0, UTC))) == 10
+
+    @MODES
+    async def test_a_clean_restart_loses_nothing(self, nodes: Nodes, mode: str) -> None:
+        consumer = await nodes.consumer(port=free_port(), **kept(nodes, mode))
+        producer = await nodes.producer([consumer])
+        await publish_over_restarts(nodes, producer, consumer, consumer.stop)
+
+    async def test_a_crash_loses_nothing_that_is_on_disk(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(port=free_port(), **kept(nodes, SQLITE))
+        producer = await nodes.producer([consumer])
+        await publish_over_restarts(nodes, producer, consumer, consumer.crash)
+
+    async def test_a_crash_that_loses_what_was_in_memory_is_announced(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(port=free_port())
+        producer = await nodes.producer([consumer])
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            client.subscribe("news", on_gap="yield") as messages,
+            client.subscribe("news") as raising,
+        ):
+            await client.publish("news", "before")
+            for subscription in (messages, raising):
+                item = await anext(subscription)
+                assert isinstance(item, wsqueue.Message)
+                assert item.data == "before"
+            await consumer.crash()
+            await consumer.restart()
+            await client.publish("news", "after")
+            assert await anext(messages) == wsqueue.Gap("news", None)
+            with pytest.raises(wsqueue.GapError, match="some messages of topic 'news' are gone"):
+                await anext(raising)
+            for subscription in (messages, raising):
+                item = await anext(subscription)
+                assert isinstance(item, wsqueue.Message)
+                assert (item.data, item.offset) == ("after", 0)
+
+    async def test_an_absent_subscriber_gets_what_it_missed(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            async with client.subscribe("news") as messages:
+                await client.publish("news", *"abc")
+                last = await anext(messages)
+            await client.publish("news", *"def")
+            async with client.subscribe("news", start=last.after) as messages:
+                assert [(await anext(messages)).data for _ in range(5)] == list("bcdef")
+
+    async def test_a_batch_is_resumed_in_its_middle(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        path = "/subscribe"
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            await client.publish("news", *"abcdef")
+            async with V2Socket.speaking(consumer.address, path, KEY) as raw:
+                raw.send({"t": "subscribe", "topic": "news", "start": "offset", "offset": 4})
+                log_id = consumer.consumer.retention.id
+                assert await raw.next("subscribed") == {
+                    "t": "subscribed",
+                    "topic": "news",
+                    "log": log_id,
+                    "offset": 4,
+                    "end": 6,
+                }
+                deliver = await raw.next("deliver")
+                assert (deliver["offset"], deliver["data"]) == (4, ["e", "f"])
+                await client.publish("news", "g")
+                deliver = await raw.next("deliver")
+                assert (deliver["offset"], deliver["data"]) == (6, ["g"])
+
+    async def test_many_topics_on_one_connection(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        topics = [f"topic {number}" for number in range(1500)]
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            client.subscribe(*topics) as messages,
+        ):
+            subscribers = {
+                reader._connection
+                for topic in topics
+                for reader in consumer.consumer.readers.subscribers(topic)
+            }
+            assert len(subscribers) == 2
+            for topic in topics:
+                client.publish_nowait(topic, f"of {topic}")
+            await client.flush()
+            received = {message.topic: message.data async for message in first(messages, len(topics))}
+            assert received == {topic: f"of {topic}" for topic in topics}
+
+    async def test_a_topic_is_given_up_and_taken_again(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            V2Socket.speaking(consumer.address, "/subscribe", KEY) as raw,
+        ):
+            for topic in ("a", "b"):
+                raw.send({"t": "subscribe", "topic": topic})
+                assert (await raw.next("subscribed"))["topic"] == topic
+            raw.send({"t": "unsubscribe", "topic": "a"})
+            raw.send({"t": "unsubscribe", "topic": "never subscribed"})
+            assert (await raw.next("unsubscribed"))["topic"] == "a"
+            assert (await raw.next("unsubscribed"))["topic"] == "never subscribed"
+            await client.publish("a", "not wanted")
+            await client.publish("b", "wanted")
+            assert await raw.delivered(1) == ["wanted"]
+            raw.send({"t": "subscribe", "topic": "a", "start": "earliest"})
+            assert (await raw.next("subscribed"))["offset"] == 0
+            assert await raw.delivered(1) == ["not wanted"]
+            # Subscribing again begins anew.
+            raw.send({"t": "subscribe", "topic": "a", "start": "earliest"})
+            assert (await raw.next("subscribed"))["offset"] == 0
+            assert await raw.delivered(1) == ["not wanted"]
+            await client.publish("a", "once")
+            await client.publish("a", "more")
+            assert await raw.delivered(2) == ["once", "more"]
+        await eventually(lambda: len(consumer.consumer.readers) == 0, "nobody subscribes any more")
+
+
+async def first(
+    messages: wsqueue.Subscription[wsqueue.Message], count: int
+) -> AsyncIterator[wsqueue.Message]:
+    for _ in range(count):
+        yield await anext(messages)
+
+
+async def publish_over_restarts(
+    nodes: Nodes, producer: RunningNode, consumer: RunningNode, end: Callable[[], Awaitable[None]]
+) -> None:
+    """Publish while the consumer ends and comes back; see that nothing is lost."""
+    count = 300
+    async with (
+        soon(),
+        nodes.client([producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+
+        async def restart() -> None:
+            for _ in range(3):
+                before = consumer.counters["messages_in"]
+                await eventually(lambda: consumer.counters["messages_in"] > before, "something comes")  # noqa: B023
+                await end()
+                await consumer.restart()
+
+        async def publish() -> None:
+            for number in itertools.count():
+                await client.publish("news", str(number))
+                if restarting.done() and number >= count:
+                    return
+
+        restarting = asyncio.create_task(restart())
+        publishing = asyncio.create_task(publish())
+        received = [int(message.data) async for message in first(messages, count)]
+        await publishing
+        await restarting
+        assert received == list(range(count))
+        stored = [int(data) for data in await all_of(client, "news")]
+        assert stored == list(range(len(stored)))
+        assert len(stored) > count
+
+
+class TestSlowSubscribers:
+    @MODES
+    async def test_one_that_falls_behind_catches_up_without_loss(self, nodes: Nodes, mode: str) -> None:
+        consumer = await nodes.consumer(**kept(nodes, mode))
+        producer = await nodes.producer([consumer])
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            slow_subscriber(consumer) as slow,
+            client.subscribe("news") as messages,
+        ):
+            data = [f"{number:10000}" for number in range(800)]
+            await client.publish("news", *data)
+            received = [message.data async for message in first(messages, len(data))]
+            assert received == data
+            assert consumer.counters["fell_behind"] >= 1
+            assert max(connection.buffered_bytes for connection in consumer.connections) < 2 * 1024 * 1024
+            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            assert await slow.delivered(len(data)) == data
+            await client.publish("news", "live again")
+            assert await slow.delivered(1) == ["live again"]
+            assert consumer.counters["gaps"] == 0
+            assert consumer.counters["slow_subscribers"] == 0
+
+    @MODES
+    async def test_one_that_is_too_far_behind_gets_an_exact_gap(self, nodes: Nodes, mode: str) -> None:
+        consumer = await nodes.consumer(**kept(nodes, mode, max_messages_per_topic=20))
+        producer = await nodes.producer([consumer])
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            slow_subscriber(consumer) as slow,
+        ):
+            count = 0
+            for _ in range(30):
+                await client.publish("news", *(f"{count + number:60000}" for number in range(10)))
+                count += 10
+            assert consumer.counters["fell_behind"] >= 1
+            slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
+            received: list[int] = []
+            missed = offset = 0
+            while received[-1:] != [count - 1]:
+                packet = json.loads((await slow.frame())[1])
+                if packet["t"] == "gap":
+                    missed += packet["missed"]
+                    offset += packet["missed"]
+                    assert packet["offset"] == offset
+                else:
+                    assert packet["offset"] == offset
+                    offset += len(packet["data"])
+                    received += map(int, packet["data"])
+            assert received == sorted(set(received))
+            assert 0 < missed == count - len(received)
+
+    async def test_a_healthy_subscriber_is_never_closed_however_much_comes_at_once(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        consumer = await nodes.consumer(
+            **kept(nodes, SQLITE), max_message_bytes=70_000, max_buffered_bytes=1_200_000
+        )
+        producer = await nodes.producer([consumer])
+        data = [f"{number:60000}" for number in range(200)]
+        archive = consumer.consumer.retention._archive
+        assert archive is not None
+        disk, commit = threading.Event(), archive._store.commit
+
+        def commit_later(group: Sequence[Record]) -> None:
+            assert not group or disk.wait(WAIT_SECONDS)
+            commit(group)
+
+        monkeypatch.setattr(archive._store, "commit", commit_later)
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            V2Socket.speaking(consumer.address, "/subscribe", KEY, receive_buffer=65_536) as healthy,
+        ):
+            healthy.send({"t": "subscribe", "topic": "news"})
+            await healthy.next("subscribed")
+            heard = asyncio.create_task(healthy.delivered(len(data)))
+            publishing = asyncio.create_task(client.publish("news", *data))
+            # The disk is slow, and then takes very much at once.
+            await eventually(lambda: consumer.counters["messages_in"] == len(data), "all is taken in")
+            disk.set()
+            assert await heard == data
+            await publishing
+            await client.publish("news", "after")
+            assert await healthy.delivered(1) == ["after"]
+            assert consumer.counters["slow_subscribers"] == 0
+
+
+@contextlib.asynccontextmanager
+async def slow_subscriber(consumer: RunningNode) -> AsyncIterator[V2Socket]:
+    """Subscribe to `news`, and read nothing more."""
+    async with V2Socket.speaking(consumer.address, "/subscribe", KEY, receive_buffer=4096) as slow:
+        slow.send({"t": "subscribe", "topic": "news"})
+        await slow.next("subscribed")
+        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        yield slow

@@ -392,7 +392,8 @@ def test_units_and_journal(deployed: Cluster) -> None:
         assert {value for key, value in priorities.items() if key.startswith("hello refused ")} == {"4"}
     assert re.fullmatch(r"3 of 3 links up, \d+ connections", deployed.property(NODES[-1], "StatusText"))
     assert re.fullmatch(
-        r"\d+ topics with subscribers, \d+ connections", deployed.property(NODES[0], "StatusText")
+        r"topics with subscribers: \d+ classic, \d+ v2, \d+ connections",
+        deployed.property(NODES[0], "StatusText"),
     )
 
 

@@ -446,33 +446,39 @@ class _Node:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self._node is not None:
-            self._node.kill()
-            await self._node.ended
 
     async def _run(self) -> None:
         with self.log_file.open("a") as log:
-            while True:
-                await self.wanted.wait()
-                began, may_fail = time.monotonic(), self.may_fail
-                node = self._node = await self._spawn(lambda _, line: print(line, file=log, flush=True))
-                try:
-                    await node.started()
-                    self._listens(self.name, node.address)
-                    self._serving.set()
-                    await asyncio.shield(node.ended)
-                except WsqueueError:
-                    # It did not start; why, its log says.
-                    node.kill()
-                    await asyncio.shield(node.ended)
-                finally:
-                    self._serving.clear()
-                    self._listens(self.name, "")
-                if self.wanted.is_set():
-                    self.unclean.append((began, time.monotonic()))
-                    if not may_fail and not self.may_fail:
-                        self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
-                    await asyncio.sleep(AGAIN_SECONDS)
+            try:
+                await self._run_again_and_again(lambda _, line: print(line, file=log, flush=True))
+            finally:
+                # It logs until it has ended.
+                if self._node is not None:
+                    self._node.kill()
+                    await self._node.ended
+
+    async def _run_again_and_again(self, show: Callable[[str, str], None]) -> None:
+        while True:
+            await self.wanted.wait()
+            began, may_fail = time.monotonic(), self.may_fail
+            node = self._node = await self._spawn(show)
+            try:
+                await node.started()
+                self._listens(self.name, node.address)
+                self._serving.set()
+                await asyncio.shield(node.ended)
+            except WsqueueError:
+                # It did not start; why, its log says.
+                node.kill()
+                await asyncio.shield(node.ended)
+            finally:
+                self._serving.clear()
+                self._listens(self.name, "")
+            if self.wanted.is_set():
+                self.unclean.append((began, time.monotonic()))
+                if not may_fail and not self.may_fail:
+                    self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def _spawn(self, show: Callable[[str, str], None]) -> LocalNode:
         process = await asyncio.create_subprocess_exec(

@@ -36,16 +36,27 @@ def pages(path: str) -> HttpAnswer | None:
     return HttpAnswer(200, "wsqueue\n") if path == "/" else HttpAnswer(404, "Not found.\n")
 
 
-def accept(psk: PreSharedKey = PSK, answer_request: Callable[[str], HttpAnswer | None] = pages) -> Session:
+def accept(
+    psk: PreSharedKey = PSK,
+    answer_request: Callable[[str], HttpAnswer | None] = pages,
+    *,
+    allow_classic: bool | None = None,
+) -> Session:
     return Session.accept(
         lambda path: answer_request(path) or psk,
+        allow_classic=allow_classic,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_topic_bytes=MAX_TOPIC_BYTES,
     )
 
 
 def initiate(
-    psk: PreSharedKey = PSK, order: Order = Order.DOCUMENT, path: str = PATH, *, offer_v2: bool = False
+    psk: PreSharedKey = PSK,
+    order: Order = Order.DOCUMENT,
+    path: str = PATH,
+    *,
+    offer_v2: bool = False,
+    allow_classic: bool | None = None,
 ) -> Session:
     return Session.initiate(
         "node.example",
@@ -54,6 +65,7 @@ def initiate(
         psk,
         order,
         offer_v2=offer_v2,
+        allow_classic=allow_classic,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_topic_bytes=MAX_TOPIC_BYTES,
     )

@@ -208,6 +208,10 @@ class Archive:
         threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
         return state
 
+    def knows(self, topic: str) -> bool:
+        """Tell whether something is remembered of a topic."""
+        return self._store.knows(topic)
+
     def append(self, records: Sequence[Record]) -> None:
         """Queue records for the writer."""
         assert self._loop is not None
@@ -544,6 +548,10 @@ class _Store:
             numbers={(name, publisher): number for name, publisher, number in numbers},
             floor=self._floor,
         )
+
+    def knows(self, name: str) -> bool:
+        """Tell whether something is remembered of a topic; for any thread."""
+        return name in self._ids
 
     def commit(self, group: Sequence[Record]) -> None:
         """Write a group and trim, all or nothing.

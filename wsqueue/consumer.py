@@ -29,6 +29,9 @@ MAX_TOPICS_PER_CONNECTION = 10_000
 """Subscriptions of one connection: 5 MiB of readers; a client with more opens another."""
 
 
+CLASSIC_SLICE_MESSAGES = 1000
+"""What is framed at a time for classic subscribers, whose messages can be far longer than their batch."""
+
 TRIM_SECONDS = 10.0
 """How often to look for messages that are too old: a small part of any useful age."""
 
@@ -155,31 +158,39 @@ class Consumer:
 
     def _deliver(self, topic: str, outcomes: Sequence[Outcome]) -> None:
         """Fan messages of one topic out: they are one write for each of its subscribers."""
-        count = sum(len(outcome.batch.data) for outcome in outcomes)
+        records = [outcome.record for outcome in outcomes if outcome.record is not None]
+        count = sum(record.count for record in records)
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
-        reached = 0
         if subscribers:
-            payloads = [
-                packets.encode(packets.Message(data, topic))
-                for outcome in outcomes
-                for data in outcome.batch.data
-            ]
-            frames = frame_texts(payloads, masked=False)
-            reached += sum(subscriber.send_frames(frames) for subscriber in subscribers)
+            messages = [data for outcome in outcomes for data in _data(outcome)]
+            for begin in range(0, len(messages), CLASSIC_SLICE_MESSAGES):
+                some = messages[begin : begin + CLASSIC_SLICE_MESSAGES]
+                frames = frame_texts(
+                    [packets.encode(packets.Message(data, topic)) for data in some], masked=False
+                )
+                reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
+                self.counters["deliveries"] += len(some) * reached
         if readers:
-            records = [outcome.record for outcome in outcomes if outcome.record is not None]
             frames = frame_texts([record.packet for record in records], masked=False)
-            reached += sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
-        if reached:
+            reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
             self.counters["deliveries"] += count * reached
-        elif not subscribers and not readers:
+        if not subscribers and not readers:
             self.counters["without_subscriber"] += count
 
     async def _trim(self) -> None:
         while True:
             await asyncio.sleep(TRIM_SECONDS)
             self.retention.trim()
+
+
+def _data(outcome: Outcome) -> list[str]:
+    """Return the messages of a batch that is stored, which may only be there as they are in the log."""
+    if not outcome.batch.data and outcome.record is not None:
+        deliver = packets_v2.decode(outcome.record.packet)
+        assert isinstance(deliver, packets_v2.Deliver)
+        return deliver.data
+    return outcome.batch.data
 
 
 class ProducerEndpoint:
@@ -264,6 +275,7 @@ class SubscribeEndpoint:
         self._consumer = consumer
         self._topic = topic
         self._readers: dict[str, Reader] = {}
+        self._turn = asyncio.Lock()
 
     def established(self, connection: Connection) -> None:
         """Subscribe a classic subscriber."""
@@ -308,7 +320,7 @@ class SubscribeEndpoint:
             connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {MAX_TOPICS_PER_CONNECTION}")
         else:
             self._unsubscribe(packet.topic)
-            reader = Reader(connection, consumer.retention, packet, consumer.counters)
+            reader = Reader(connection, consumer.retention, packet, consumer.counters, self._turn)
             self._readers[packet.topic] = reader
             consumer.readers.subscribe(packet.topic, reader)
             reader.catch_up()

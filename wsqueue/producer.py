@@ -46,6 +46,26 @@ SLOW_LINK_BYTES = 1024 * 1024
 """What may wait for a consumer that is up and slow: more would only add delay."""
 
 
+class Origin:
+    """Say who published a batch, which may be held for much longer than its connection lasts.
+
+    Attributes:
+        connection: While it lasts.
+        publisher: Public id, "" while the publisher has none.
+    """
+
+    __slots__ = ("connection", "publisher")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection: Connection | None = connection
+        self.publisher = ""
+
+    def send_packet(self, packet: packets_v2.Packet) -> None:
+        """Tell the publisher, if it is still there."""
+        if self.connection is not None:
+            self.connection.send_packet(packet)
+
+
 class Batch(msgspec.Struct, gc=False):
     """Hold messages on their way to a consumer.
 
@@ -67,7 +87,7 @@ class Batch(msgspec.Struct, gc=False):
     topic: str
     count: int
     payload: bytes
-    origin: Connection | None
+    origin: Origin | None
     mark: int = 0
 
     @property
@@ -101,7 +121,7 @@ class ConsumerLink(Link):
         self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
         self._marks = 0
         self._was_v2 = False
-        self._acks: dict[Connection, list[tuple[int, int]]] = {}
+        self._acks: dict[Origin, list[tuple[int, int]]] = {}
         # Publisher and number of batches that were refused: so will be what was sent after them.
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
@@ -331,8 +351,7 @@ class Producer:
         self._psk, self._config, self._tls = keys.nodes, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
-        # The public id of each connection's publisher, "" while it has none.
-        self._publishers: dict[Connection, str] = {}
+        self._publishers: dict[Connection, Origin] = {}
         # This node numbers what comes in classic messages.
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
         self._number = 0
@@ -398,7 +417,7 @@ class Producer:
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
-        self._publishers[connection] = ""
+        self._publishers[connection] = Origin(connection)
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
@@ -410,8 +429,8 @@ class Producer:
                     batches.setdefault(self._route(event.topic), []).append(batch)
             elif type(event) is Received:
                 batches.setdefault(self._route(event.topic), []).extend(self._take_classic(event))
-            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection]:
-                self._publishers[connection] = public_id(base64.b64decode(event.secret))
+            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
+                self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
@@ -424,12 +443,15 @@ class Producer:
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let a publisher go."""
-        self._publishers.pop(connection, None)
+        origin = self._publishers.pop(connection, None)
+        if origin is not None:
+            origin.connection = None
         for link in self.links:
             link.forget(connection)
 
     def _take(self, connection: Connection, packet: packets_v2.Publish) -> Batch | None:
-        publisher = self._publishers[connection]
+        origin = self._publishers[connection]
+        publisher = origin.publisher
         if not publisher:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
             return None
@@ -451,7 +473,7 @@ class Producer:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return Batch(publisher, number, packet.after, topic, packet.count, payload, connection)
+        return Batch(publisher, number, packet.after, topic, packet.count, payload, origin)
 
     def _take_classic(self, received: Received) -> Iterator[Batch]:
         data = [message.data for message in received.messages]

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 256 * 1024
 """What is read from a log in one go: about what a socket takes."""
 
+MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
+"""What is sent in one go to one that keeps up; more could overflow the write buffer, whose limit ends it."""
+
 
 class Reader:
     """Take one subscriber through the log of one topic.
@@ -34,9 +37,20 @@ class Reader:
         retention: The logs.
         packet: What the subscriber asks for.
         counters: Where events are counted.
+        turn: Held by the one reader of the connection that reads the archive.
     """
 
-    __slots__ = ("_connection", "_counters", "_exact", "_live", "_offset", "_retention", "_task", "_topic")
+    __slots__ = (
+        "_connection",
+        "_counters",
+        "_exact",
+        "_live",
+        "_offset",
+        "_retention",
+        "_task",
+        "_topic",
+        "_turn",
+    )
 
     def __init__(
         self,
@@ -44,15 +58,17 @@ class Reader:
         retention: Retention,
         packet: packets_v2.Subscribe,
         counters: Counter[str],
+        turn: asyncio.Lock,
     ) -> None:
         self._connection, self._retention, self._counters = connection, retention, counters
+        self._turn = turn
         self._topic = packet.topic
         self._offset = 0
         self._live = False
         # Whether the subscriber has a right to the message at the offset, so that its lack is a gap.
         self._exact = True
         self._task: asyncio.Task[None] | None = None
-        topic_log = retention.topic(packet.topic)
+        topic_log = retention.reading(packet.topic, 1)
         if packet.start == "time" and packet.time is not None:
             self._task = asyncio.create_task(self._begin_at(packet.time))
         elif packet.start == "earliest":
@@ -73,7 +89,9 @@ class Reader:
         """
         if not self._live:
             return False
-        if offset != self._offset or self._connection.congested:
+        # An archive that was slow reports very much at once.
+        too_much = len(frames) > MAX_FRAMES_BYTES
+        if too_much or offset != self._offset or self._connection.congested:
             self._live = False
             self._counters["fell_behind"] += 1
             self.catch_up()
@@ -90,13 +108,14 @@ class Reader:
                 # The archive may be ahead of what has been reported; `take` will find that.
                 self._live = True
             elif self._retention.in_memory(topic_log, self._offset):
-                self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES))
+                self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)
             else:
                 self._task = asyncio.create_task(self._read_archive(topic_log))
 
     def stop(self) -> None:
         """Send nothing more."""
         self._live = False
+        self._retention.reading(self._topic, -1)
         if self._task is not None:
             self._task.cancel()
 
@@ -131,17 +150,26 @@ class Reader:
         self._tell_of_gap(None)
 
     async def _read_archive(self, topic_log: TopicLog) -> None:
-        try:
-            records = await self._retention.read(topic_log, self._offset, CHUNK_BYTES)
-        except WsqueueError as error:
-            self._fail(error)
-            return
-        self._task = None
-        self._send(topic_log, records)
+        async with self._turn:
+            connection = self._connection
+            if connection.congested or not connection.sendable:
+                # The others have read enough; `writable` comes when the subscriber has taken it.
+                self._task = None
+                return
+            # What is committed while the archive is read may not be in what it finds.
+            end = topic_log.next
+            try:
+                records = await self._retention.read(topic_log, self._offset, CHUNK_BYTES)
+            except WsqueueError as error:
+                self._fail(error)
+                return
+            self._task = None
+            self._send(topic_log, records, end)
         self.catch_up()
 
-    def _send(self, topic_log: TopicLog, records: Sequence[Record]) -> None:
-        first = records[0].offset if records else topic_log.next
+    def _send(self, topic_log: TopicLog, records: Sequence[Record], end: int) -> None:
+        """Send records; if there are none, what was before `end` is gone."""
+        first = records[0].offset if records else end
         if first > self._offset:
             missed = first - self._offset
             if self._exact:

@@ -32,7 +32,7 @@ MAX_NUMBERS = 100_000
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
 
-TOPIC_OVERHEAD_BYTES = 700
+TOPIC_OVERHEAD_BYTES = 1200
 """What a topic with messages takes besides them, so that limits are honest."""
 
 CACHE_BYTES = 64 * 1024 * 1024
@@ -40,6 +40,12 @@ CACHE_BYTES = 64 * 1024 * 1024
 
 PENDING_BYTES = 32 * 1024 * 1024
 """What may wait for the disk; above it, no more is read from the producers."""
+
+PENDING_OVERHEAD_BYTES = 800
+"""What a batch that waits takes besides its packet, so that this is honest."""
+
+FORGET_TRIES = 10
+"""Topics that are looked at for each that comes: more than one, so that they get fewer."""
 
 PROBLEMS: dict[RefusalCode, str] = {
     "invalid": "the data is not a list of `count` strings in UTF-8",
@@ -88,6 +94,10 @@ class Outcome(msgspec.Struct, gc=False):
     reason: str = ""
 
 
+NO_RECORDS: deque[Record] = deque()
+"""Of each topic without messages, for an empty deque takes 760 bytes; it stays empty."""
+
+
 class TopicLog:
     """Hold what is known of one topic, and what is in memory of its messages.
 
@@ -100,6 +110,7 @@ class TopicLog:
         records: What is in memory, without holes up to `next`.
         bytes: Of the records.
         messages: In the records.
+        readers: Subscribers that go by this log.
     """
 
     __slots__ = (
@@ -110,6 +121,7 @@ class TopicLog:
         "messages",
         "name",
         "next",
+        "readers",
         "records",
         "start",
         "time",
@@ -119,8 +131,8 @@ class TopicLog:
         self.name = name
         self.start = self.first = first
         self.next = self.assigned = next_offset
-        self.records: deque[Record] = deque()
-        self.bytes = self.messages = 0
+        self.records = NO_RECORDS
+        self.bytes = self.messages = self.readers = 0
         self.time = 0.0
         # Records that have gone and still have an entry in Retention._order.
         self.dropped = 0
@@ -191,7 +203,10 @@ class Retention:
     @property
     def congested(self) -> bool:
         """Tell whether too much waits for the disk."""
-        return self._archive is not None and self._archive.pending_bytes > PENDING_BYTES
+        if self._archive is None:
+            return False
+        overhead = PENDING_OVERHEAD_BYTES * len(self._pending)
+        return self._archive.pending_bytes + overhead > PENDING_BYTES
 
     async def open(self) -> None:
         """Open the archive, or take what the last clean stop left.
@@ -257,8 +272,14 @@ class Retention:
         log = self._topics.get(name)
         if log is None:
             log = self._topics[name] = TopicLog(name, self._floor, self._floor)
-            self._empty[name] = None
-            self._forget_topics()
+            self._note_use(log)
+        return log
+
+    def reading(self, name: str, more: int) -> TopicLog:
+        """Return the log of a topic, which has one reader more or less: with some, it is not forgotten."""
+        log = self.topic(name)
+        log.readers += more
+        self._note_use(log)
         return log
 
     def append(self, batches: Sequence[Batch]) -> None:
@@ -270,6 +291,8 @@ class Retention:
             outcome = self._admit(batch, before)
             if self._archive is not None and (outcome.record is not None or self._pending):
                 self._pending.append((outcome, before))
+                # What is needed is in the packet, where it takes far less.
+                batch.data = []
                 if outcome.record is not None:
                     self._settled.clear()
                     self._archive.append([outcome.record])
@@ -332,25 +355,28 @@ class Retention:
             if before is not None and batch.after > before:
                 reason = f"batch {batch.after} of the publisher did not come before it"
                 return Outcome(batch, code="after_refused", reason=reason)
-            key = (batch.topic, batch.publisher)
+        log = self.topic(batch.topic)
+        if batch.publisher:
+            # With the topic as the log has it, so that it is in memory once.
+            key = (log.name, batch.publisher)
             self._numbers[key] = batch.number
             self._numbers.move_to_end(key)
             if len(self._numbers) > MAX_NUMBERS:
                 self._numbers.popitem(last=False)
-        log = self.topic(batch.topic)
         packet = packets_v2.encode(
             packets_v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data)
         )
         log.time = max(log.time, self._clock())
         record = Record(
-            batch.topic, log.assigned, len(batch.data), log.time, batch.publisher, batch.number, packet
+            log.name, log.assigned, len(batch.data), log.time, batch.publisher, batch.number, packet
         )
         log.assigned = record.end
         return Outcome(batch, record)
 
     def _keep(self, log: TopicLog, record: Record) -> None:
         if not log.records:
-            self._empty.pop(log.name, None)
+            log.records = deque()
+            self._note_use(log)
             self._bytes += TOPIC_OVERHEAD_BYTES
         log.records.append(record)
         log.next = record.end
@@ -376,9 +402,9 @@ class Retention:
         self._bytes -= record.size
         self._records -= 1
         if not log.records:
-            self._empty[log.name] = None
+            log.records = NO_RECORDS
             self._bytes -= TOPIC_OVERHEAD_BYTES
-            self._forget_topics()
+            self._note_use(log)
 
     def _live_order(self) -> Iterator[TopicLog]:
         for log in self._order:
@@ -387,14 +413,30 @@ class Retention:
             else:
                 yield log
 
-    def _forget_topics(self) -> None:
-        """Forget topics without messages, those that have been so for longest first.
+    def _note_use(self, log: TopicLog) -> None:
+        """Note whether a topic may be forgotten: none with messages or readers."""
+        if log.records is not NO_RECORDS or log.readers:
+            self._empty.pop(log.name, None)
+        elif log.name not in self._empty:
+            self._empty[log.name] = None
+            self._forget_topics()
 
-        Other topics begin where these ended, so that no offset is used twice.
+    def _forget_topics(self) -> None:
+        """Forget topics that nothing is in, those that have been so for longest first.
+
+        Other topics begin where these ended, so that no offset is used twice. What the archive has it forgets
+        by itself, so that some may stay a while longer.
         """
-        while self._archive is None and len(self._empty) > MAX_EMPTY_TOPICS:
-            name, _ = self._empty.popitem(last=False)
-            self._floor = max(self._floor, self._topics.pop(name).assigned)
+        for _ in range(FORGET_TRIES):
+            if len(self._empty) <= MAX_EMPTY_TOPICS:
+                return
+            name, _none = self._empty.popitem(last=False)
+            log = self._topics[name]
+            if log.assigned != log.next or (self._archive is not None and self._archive.knows(name)):
+                self._empty[name] = None
+                continue
+            self._floor = max(self._floor, log.assigned)
+            del self._topics[name]
 
     def _committed(self, records: list[Record]) -> None:
         """Report what is on disk now (the archive calls this)."""

@@ -274,10 +274,18 @@ class Cluster:
         self.producers.append(node)
         return node
 
-    def start(self, consumers: int, producers: int, **limits: object) -> None:
-        """Start nodes, write the clients' configuration, and return once all links are up."""
-        for _ in range(consumers):
-            self.add_consumer()
+    def start(self, consumers: int, producers: int, *, retention: str = "", **limits: object) -> None:
+        """Start nodes, write the clients' configuration, and return once all links are up.
+
+        Args:
+            consumers: How many.
+            producers: How many.
+            retention: The mode of consumers that have a directory, "" for none.
+            limits: Of all.
+        """
+        for number in range(consumers):
+            directory = {"retention.mode": retention, "retention.directory": f"logs-{number + 1}"}
+            self.add_consumer(**(directory if retention else {}))
         for _ in range(producers):
             self.add_producer()
         for node in self.nodes:

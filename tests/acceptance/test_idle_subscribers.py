@@ -1,4 +1,4 @@
-"""Ten thousand subscribers come and go, and the consumer's memory does not grow with them."""
+"""Ten thousand subscribers, classic ones and others, come and go, and the consumer's memory does not grow."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.raw_v2 import SUBPROTOCOL, new_nonce, proof_of
+
 from .processes import Cluster, Node, allow_open_files, in_thread
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(180), pytest.mark.usefixtures("uncovered")]
@@ -25,10 +27,14 @@ OPEN_FILES = 10_500
 
 MAX_GROWTH = 1.10
 
+MAX_CLASSIC_BYTES, MAX_V2_BYTES = 10 * 1024, 12 * 1024
+"""Of an idle subscriber, as docs/configuration.md has it."""
+
 
 def masked_text(packet: dict[str, object]) -> bytes:
     """Return a text frame of less than 126 bytes, masked with zeros (RFC 6455 section 5.2)."""
-    payload = json.dumps(packet).encode()
+    payload = json.dumps(packet, separators=(",", ":")).encode()
+    assert len(payload) < 126
     return struct.pack("!BB4x", 0x81, 0x80 | len(payload)) + payload
 
 
@@ -50,22 +56,38 @@ class Subscriber:
 
     async def open(self, consumer: Node, secret: str) -> None:
         """Subscribe."""
+        writer = await self._upgrade(consumer, f"/subscribe/{self.topic}")
+        challenge = await self.read()
+        once = secrets.randbelow(2**31 - 2) + 1
+        proof = masked_text({"t": "h", "a": answer(challenge["o"], secret)})
+        writer.write(masked_text({"t": "h", "o": once}) + proof)
+        proved = await self.read()
+        assert proved["a"] == answer(once, secret)
+        self.hellos = [challenge, proved]
+
+    async def message(self) -> str:
+        """Return the next message."""
+        packet = await self.read()
+        assert packet == {"t": "m", "d": packet["d"], "s": self.topic}
+        return str(packet["d"])
+
+    async def _upgrade(self, consumer: Node, path: str, *headers: str) -> asyncio.StreamWriter:
         self._reader, self._writer = await asyncio.open_connection(
             "127.0.0.1", consumer.port, local_addr=(self._source, 0), limit=4096
         )
         key = base64.b64encode(secrets.token_bytes(16)).decode()
-        self._writer.write(
-            f"GET /subscribe/{self.topic} HTTP/1.1\r\nHost: {consumer.address}\r\nUpgrade: websocket\r\n"
-            f"Connection: Upgrade\r\nSec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: {consumer.address}",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Key: {key}",
+            "Sec-WebSocket-Version: 13",
+            *headers,
+        ]
+        self._writer.write("".join(f"{line}\r\n" for line in [*lines, ""]).encode())
         assert b" 101 " in await self._reader.readuntil(b"\r\n\r\n")
-        challenge = await self.read()
-        once = secrets.randbelow(2**31 - 2) + 1
-        proof = masked_text({"t": "h", "a": answer(challenge["o"], secret)})
-        self._writer.write(masked_text({"t": "h", "o": once}) + proof)
-        proved = await self.read()
-        assert proved["a"] == answer(once, secret)
-        self.hellos = [challenge, proved]
+        return self._writer
 
     async def read(self) -> dict[str, Any]:
         """Return the next packet, of less than 126 bytes."""
@@ -84,6 +106,30 @@ class Subscriber:
         self._writer.close()
         await self._writer.wait_closed()
         self._writer = None
+
+
+class V2Subscriber(Subscriber):
+    """Subscribe in v2."""
+
+    async def open(self, consumer: Node, secret: str) -> None:
+        """Subscribe."""
+        path = "/subscribe"
+        writer = await self._upgrade(consumer, path, f"Sec-WebSocket-Protocol: {SUBPROTOCOL}")
+        challenge, nonce = await self.read(), new_nonce()
+        nonces = challenge["nonce"], nonce
+        writer.write(
+            masked_text({"t": "proof", "proof": proof_of(secret, "initiator", *nonces, path), "nonce": nonce})
+        )
+        assert await self.read() == {"t": "proof", "proof": proof_of(secret, "acceptor", *nonces, path)}
+        writer.write(masked_text({"t": "subscribe", "topic": self.topic}))
+        assert (await self.read())["t"] == "subscribed"
+
+    async def message(self) -> str:
+        """Return the next message."""
+        packet = await self.read()
+        assert (packet["t"], packet["topic"]) == ("deliver", self.topic)
+        (data,) = packet["data"]
+        return str(data)
 
 
 async def for_all(
@@ -108,34 +154,40 @@ async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster
     # The subscribers of this test do not answer pings.
     await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0))
     (consumer,) = cluster.consumers
-    full, empty = [], []
+    full, empty, each = [], [], []
     async with cluster.client() as publisher:
         for wave in range(WAVES):
             # Each wave comes from an address of its own, lest the ports should run out.
             source = f"127.0.0.{wave + 2}"
-            subscribers = [Subscriber(f"topic-{number}", source) for number in range(SUBSCRIBERS)]
+            subscribers: list[Subscriber] = []
             try:
-                await for_all(subscribers, lambda one: one.open(consumer, cluster.secret))
-                # Also the producer's link.
-                await in_thread(consumer.wait_open, SUBSCRIBERS + 1)
-                chosen = subscribers[secrets.randbelow(SUBSCRIBERS)]
-                await publisher.publish(chosen.topic, f"wave {wave}")
-                async with asyncio.timeout(10):
-                    packet = await chosen.read()
-                assert packet == {"t": "m", "d": f"wave {wave}", "s": chosen.topic}
+                for kind in (Subscriber, V2Subscriber):
+                    before = consumer.resident_bytes()
+                    some = [kind(f"{kind.__name__}-{number}", source) for number in range(SUBSCRIBERS // 2)]
+                    subscribers += some
+                    await for_all(some, lambda one: one.open(consumer, cluster.secret))
+                    # Also the producer's link.
+                    await in_thread(consumer.wait_open, len(subscribers) + 1)
+                    chosen = secrets.choice(some)
+                    await publisher.publish(chosen.topic, f"wave {wave}")
+                    async with asyncio.timeout(10):
+                        assert await chosen.message() == f"wave {wave}"
+                    each.append((consumer.resident_bytes() - before) / len(some))
                 full.append(consumer.resident_bytes())
                 await for_all(subscribers[::2], Subscriber.close)
             finally:
                 await for_all(subscribers, lambda one: one.close(politely=False))
             await in_thread(consumer.wait_open, 1)
             empty.append(consumer.resident_bytes())
-    print(f"{full=} {empty=}")
+    print(f"{full=} {empty=} {each=}")
     counters = consumer.counters()
     assert counters["connections"] == WAVES * SUBSCRIBERS + 1
-    assert counters["deliveries"] == WAVES
+    assert counters["deliveries"] == 2 * WAVES
     assert "connections_refused" not in counters
     assert full[-1] <= MAX_GROWTH * full[0]
     assert empty[-1] <= MAX_GROWTH * empty[0]
+    assert each[0] <= MAX_CLASSIC_BYTES
+    assert each[1] <= MAX_V2_BYTES
 
 
 async def test_a_hello_has_the_keys_of_the_protocol_and_no_others(cluster: Cluster) -> None:

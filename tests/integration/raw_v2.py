@@ -142,6 +142,19 @@ class V2Socket(RawSocket):
                 found += range(first, last + 1)
         assert found == list(numbers)
 
+    async def answers(self, count: int) -> dict[int, str]:
+        """Return what became of the next batches, by their numbers, in whatever order that comes."""
+        found: dict[int, str] = {}
+        while len(found) < count:
+            packet = await self.packet()
+            if packet["t"] == "ack":
+                for first, last in packet["numbers"]:
+                    found |= dict.fromkeys(range(first, last + 1), "stored")
+            else:
+                assert packet["t"] == "refused"
+                found[packet["number"]] = packet["code"]
+        return found
+
     async def answer_close(self) -> None:
         """Read until the close frame, and answer it."""
         self.send_frame(Opcode.CLOSE, await self.until(Opcode.CLOSE))

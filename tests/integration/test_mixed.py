@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.frames import Opcode
@@ -13,7 +14,7 @@ import wsqueue
 from wsqueue.config import DemoConfig
 from wsqueue.hello import PreSharedKey
 
-from .nodes import KEY, OTHER_KEY, Nodes, eventually, free_port, soon
+from .nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
 from .peer import (
     ORDERS,
     IndependentConsumer,
@@ -50,10 +51,7 @@ class TestMixedTopics:
             for number in range(20):
                 await client.publish("news", f"v2 {number}", f"v2 {number} again")
                 await publisher.publish("news", f"classic {number}")
-                await eventually(
-                    lambda: consumer.counters["messages_in"] == len(expected) + 3,
-                    "it is stored",  # noqa: B023
-                )
+                await taken_in(consumer, len(expected) + 3)
                 await classic_producer.publish("news", f"direct {number}")
                 await (await classic_producer.socket.ping())
                 expected += [f"v2 {number}", f"v2 {number} again", f"classic {number}", f"direct {number}"]
@@ -104,10 +102,7 @@ class TestMixedTopics:
             heard = asyncio.create_task(subscriber.data(count))
             for begin in range(0, count, 20):
                 await publisher.publish("news", *map(str, range(begin, begin + 20)))
-                await eventually(
-                    lambda: producer.counters["messages_in"] >= begin + 1,
-                    "some are taken in",  # noqa: B023
-                )
+                await taken_in(producer, begin + 1)
                 connection = producer.links[0].connection
                 if connection is not None and connection._transport is not None:
                     connection._transport.abort()
@@ -205,18 +200,18 @@ class TestKeys:
 
     async def test_a_client_uses_its_first_key(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
-        addresses = {
-            "producers": Nodes.addresses([producer], "/produce"),
-            "consumers": Nodes.addresses([consumer], "/subscribe"),
-        }
-        async with soon(), wsqueue.connect(**addresses, psk=PreSharedKey(KEY, OTHER_KEY)) as client:
+        config = DemoConfig(
+            producers=Nodes.addresses([producer], "/produce"),
+            consumers=Nodes.addresses([consumer], "/subscribe"),
+        )
+        async with soon(), wsqueue.connect(config, psk=PreSharedKey(KEY, OTHER_KEY)) as client:
             await client.publish("news", "1")
-        async with soon(), wsqueue.connect(**addresses, psk=PreSharedKey(OTHER_KEY, KEY)) as client:
+        async with soon(), wsqueue.connect(config, psk=PreSharedKey(OTHER_KEY, KEY)) as client:
             with pytest.raises(wsqueue.AuthenticationError):
                 await client.publish("news", "1")
 
     async def test_who_knows_the_key_of_clients_is_no_producer(self, nodes: Nodes) -> None:
-        settings = {"node_psk_file": nodes_key(nodes.directory)}
+        settings: dict[str, Any] = {"node_psk_file": nodes_key(nodes.directory)}
         consumer = await nodes.consumer(**settings)
         producer = await nodes.producer([consumer], **settings)
         await producer.ready()
@@ -286,3 +281,8 @@ class TestWithoutClassic:
                     await client.publish("news", "1")
                 with pytest.raises(wsqueue.ConnectError, match="4412"):
                     await anext(client.subscribe("news"))
+
+
+async def taken_in(node: RunningNode, count: int) -> None:
+    """Wait until a node has so many messages."""
+    await eventually(lambda: node.counters["messages_in"] >= count, "they are taken in")

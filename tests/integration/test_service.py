@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed
-from websockets.frames import Opcode
+from websockets.frames import Frame, Opcode
 
 from wsqueue import service as service_module
 from wsqueue.consumer import Consumer
@@ -713,10 +713,10 @@ async def test_a_peer_that_reads_no_pongs_is_closed(nodes: Nodes, log: Log) -> N
         RawSocket.established(consumer.address, "/producer", KEY, receive_buffer=4096) as raw,
     ):
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        pings = 500 * Frame(Opcode.PING, b"x" * 125).serialize(mask=True)
         with contextlib.suppress(ConnectionError):
             while consumer.connections:
-                for _ in range(500):
-                    raw.send_frame(Opcode.PING, b"x" * 125)
+                raw.writer.write(pings)
                 await raw.writer.drain()
                 assert all(one.buffered_bytes <= 2 * limit for one in consumer.connections)
         await eventually(lambda: log.lines("connection closed ", logging.WARNING), "it is logged")

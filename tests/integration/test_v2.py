@@ -99,7 +99,8 @@ class TestConfirms:
     async def test_the_window_is_full(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(client_module, "WINDOW_MESSAGES", 10)
         async with soon(), V2Server() as server:
-            async with nodes.client([server.address], [server.address]) as client:
+            client = nodes.client([server.address], [server.address])
+            async with client:
                 for number in range(10):
                     client.publish_nowait("news", str(number))
                 with pytest.raises(wsqueue.WindowFull):
@@ -205,10 +206,7 @@ class TestResends:
                 async with V2Socket.speaking(consumer.address, "/producer", KEY) as link:
                     for batch in taken:
                         publisher = public_id_of(secret)
-                        link.send(
-                            {key: value for key, value in batch.items()}
-                            | {"t": "forward", "publisher": publisher}
-                        )
+                        link.send(dict(batch) | {"t": "forward", "publisher": publisher})
                     await link.confirmed(1, 2)
                 await first.abort()
                 await client.flush()
@@ -263,9 +261,9 @@ class TestResends:
             publishing = asyncio.create_task(publish_for_ever())
             for turn in range(4):
                 node, other = producers[turn % 2], producers[1 - turn % 2]
-                await eventually(lambda: node.counters["messages_in"], "it publishes here")
+                await used(node)
                 await node.stop()
-                await eventually(lambda: other.counters["messages_in"], "it goes on there")
+                await used(other)
                 await node.restart()
                 await node.ready()
             publishing.cancel()
@@ -286,7 +284,7 @@ class TestResends:
 
 
 async def publish_while(nodes: Nodes, producers: list[RunningNode], consumer: RunningNode, harm: Any) -> None:
-    """Publish on two topics while something is done again and again; see that nothing is lost, or comes twice."""
+    """Publish on two topics while harm is done again and again; see that nothing is lost or comes twice."""
     count, topics = 400, ("news", "sport")
     async with (
         soon(),
@@ -313,8 +311,16 @@ async def publish_while(nodes: Nodes, producers: list[RunningNode], consumer: Ru
         await publishing
         assert received == {topic: list(range(count)) for topic in topics}
         for topic in topics:
-            assert [int(data.split()[0]) for data in await all_of(client, topic)] == list(range(count))
+            earliest = client.subscribe(topic, start="earliest", follow=False)
+            stored = [(message.offset, int(message.data.split()[0])) async for message in earliest]
+            # What was stored twice would have two offsets.
+            assert stored == list(zip(range(count), range(count), strict=True))
         assert client.lost_in_flight == 0
+
+
+async def used(producer: RunningNode) -> None:
+    """Wait until somebody publishes through a producer."""
+    await eventually(lambda: producer.counters["messages_in"], "it is used")
 
 
 def cut_links(producer: RunningNode, _number: int) -> None:
@@ -610,7 +616,7 @@ class TestSlowSubscribers:
             for _ in range(30):
                 await client.publish("news", *(f"{count + number:60000}" for number in range(10)))
                 count += 10
-            assert consumer.counters["fell_behind"] == 1
+            assert consumer.counters["fell_behind"] >= 1
             slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
             received: list[int] = []
             missed = offset = 0

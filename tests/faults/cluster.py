@@ -36,7 +36,7 @@ LIMITS = {
 }
 """So short that a fault of seconds is long enough to be noticed."""
 
-RETENTION = {"max_age_seconds": 10 * 365 * 86_400.0}
+MAX_AGE_SECONDS = 10 * 365 * 86_400.0
 """Longer than any step of a clock, which would make messages too old."""
 
 STOP_SECONDS = 10.0
@@ -189,7 +189,7 @@ class LoopbackCluster:
                 self.nodes[name].config_file,
                 common | {"role": "consumer", "listen": ["127.0.0.1:0"]},
                 limits=LIMITS,
-                retention=RETENTION | {"mode": self.schedule.retention, "directory": f"{name}.retention"},
+                retention=retention_of(self.schedule) | {"directory": f"{name}.retention"},
             )
             (self.directory / f"{name}.retention").mkdir()
         for name in workload.producer_names:
@@ -492,6 +492,14 @@ class _Node:
             start_new_session=True,
         )
         return LocalNode(self.name, process, show)
+
+
+def retention_of(schedule: Schedule) -> dict[str, object]:
+    """Return the table of a consumer's configuration, but for the directory."""
+    table: dict[str, object] = {"mode": schedule.retention, "max_age_seconds": MAX_AGE_SECONDS}
+    if schedule.workload.kept:
+        table["max_messages_per_topic"] = schedule.workload.kept
+    return table
 
 
 def ways_of(fault: Fault) -> list[Way]:

@@ -75,12 +75,14 @@ class Story:
         retention: Retention = "sqlite",
         topics: Sequence[str] = (TOPIC,),
         killed: Mapping[str, bool] | None = None,
+        *,
+        all_kept: bool = True,
     ) -> Verdict:
         lives = [
             Life(name, topics, records, (killed or {}).get(name, False))
             for name, records in self.lives.items()
         ]
-        return check(self.published, lives, retention, self.unclean, self.full)
+        return check(self.published, lives, retention, self.unclean, self.full, all_kept=all_kept)
 
 
 @pytest.fixture
@@ -475,6 +477,73 @@ class TestGaps:
         story.subscribe("s")
         story.deliver(1)
         assert story.check("memory").lost == 1
+
+
+@pytest.mark.parametrize("retention", ["memory", "sqlite"])
+class TestLogsThatKeepSoMany:
+    def test_a_gap_needs_no_crash_and_excuses_as_many_as_it_says(
+        self, story: Story, retention: Retention
+    ) -> None:
+        story.subscribe("s")
+        story.publish(5)
+        story.deliver(0, log="a", offset=0)
+        story.gap(3)
+        story.deliver(4, log="a", offset=4)
+        assert story.check(retention, all_kept=False).good
+        assert not story.check(retention).good
+
+    @pytest.mark.parametrize("missed", [2, 4])
+    def test_a_gap_says_exactly_how_many(self, story: Story, retention: Retention, missed: int) -> None:
+        story.subscribe("s")
+        story.publish(5)
+        story.deliver(0, log="a", offset=0)
+        story.gap(missed)
+        story.deliver(4, log="a", offset=4)
+        assert story.check(retention, all_kept=False).unexpected == 1
+
+    def test_a_hole_needs_a_gap(self, story: Story, retention: Retention) -> None:
+        story.subscribe("s")
+        story.publish(5)
+        story.deliver(0, log="a", offset=0)
+        story.deliver(4, log="a", offset=4)
+        verdict = story.check(retention, all_kept=False)
+        assert (verdict.lost, verdict.unexpected) == (3, 1)
+
+    def test_a_gap_without_a_hole_is_none(self, story: Story, retention: Retention) -> None:
+        story.subscribe("s")
+        story.publish(2)
+        story.deliver(0, log="a", offset=0)
+        story.gap(1)
+        story.deliver(1, log="a", offset=1)
+        assert story.check(retention, all_kept=False).unexpected == 1
+
+    def test_it_excuses_nothing_published_later(self, story: Story, retention: Retention) -> None:
+        story.subscribe("s")
+        story.gap(1)
+        story.publish()
+        assert story.check(retention, all_kept=False).lost == 1
+
+    def test_an_unknown_number_still_needs_a_crash(self, story: Story, retention: Retention) -> None:
+        story.subscribe("s")
+        story.publish()
+        story.gap()
+        assert story.check(retention, all_kept=False).unexpected == 1
+
+    def test_who_comes_late_gets_what_is_left(self, story: Story, retention: Retention) -> None:
+        story.publish(4)
+        story.subscribe("s")
+        story.deliver(2, 3)
+        assert story.check(retention, all_kept=False).good
+        assert story.check(retention).lost == 2
+        story.publish(2)
+        story.deliver(5)
+        assert story.check(retention, all_kept=False).lost == 1
+
+    def test_who_comes_late_gets_all_from_the_first(self, story: Story, retention: Retention) -> None:
+        story.publish(4)
+        story.subscribe("s")
+        story.deliver(1, 3)
+        assert story.check(retention, all_kept=False).lost == 1
 
 
 def test_not_every_violation_is_told(story: Story) -> None:

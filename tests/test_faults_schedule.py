@@ -13,11 +13,9 @@ from .faults.schedule import HITS_THE_PROCESS, LAB_KINDS, LOCAL_KINDS, Retention
 
 SEEDS = range(300)
 KNOWN = [
-    "0.54 s: reset consumer-1 for 0.00 s",
-    "0.82 s: clock -86400 producer-2 for 1.63 s",
-    "2.49 s: restart consumer-2 for 0.03 s",
-    "2.54 s: restart consumer-1 for 0.44 s",
-    "3.05 s: reload consumer-2 for 0.00 s",
+    "0.20 s: delay 0.3 consumer-2 for 1.27 s",
+    "1.37 s: disk full consumer-1 for 0.94 s",
+    "3.18 s: tear 378 up subscriber-1>consumer-1 for 0.88 s",
 ]
 RETENTIONS: tuple[Retention, ...] = ("memory", "sqlite")
 

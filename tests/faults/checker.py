@@ -3,7 +3,8 @@
 With retention `sqlite` every subscriber gets every acknowledged message of its topics, once, in the order in
 which each publisher published on the topic, and no gap. With `memory` likewise, but for what a gap excuses:
 one that was announced to that subscriber on that topic, after its consumer had ended uncleanly. What a
-publisher was not told is acknowledged may come or not, and once at most.
+publisher was not told is acknowledged may come or not, and once at most. Where a log keeps only so many
+messages, gaps that say exactly how many are gone excuse with either.
 """
 
 from __future__ import annotations
@@ -91,6 +92,8 @@ def check(
     retention: Retention,
     unclean: Mapping[str, Sequence[Span]] | None = None,
     full: Mapping[str, Sequence[Span]] | None = None,
+    *,
+    all_kept: bool = True,
 ) -> Verdict:
     """Return the verdict on all histories of one schedule.
 
@@ -100,8 +103,11 @@ def check(
         retention: What the consumers kept messages in.
         unclean: The unclean ends of the consumer of each topic.
         full: When the disk of that was full.
+        all_kept: Whether the logs keep all messages, so that none goes for want of room.
     """
-    return _Check(published, retention, unclean or {}, full or {}).verdict_on(lives)
+    check = _Check(published, retention, unclean or {}, full or {})
+    check.all_kept = all_kept
+    return check.verdict_on(lives)
 
 
 class _Check:
@@ -114,7 +120,7 @@ class _Check:
     ) -> None:
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
-        self.retention, self.unclean = retention, unclean
+        self.retention, self.unclean, self.all_kept = retention, unclean, True
         self.told = Counter[str]()
         self.violations: list[str] = []
         settled: set[Identity] = set()
@@ -183,11 +189,19 @@ class _Check:
 
 
 class _Gap(msgspec.Struct):
-    """A gap on one topic: where in the life it stands, and how many more messages it can excuse."""
+    """A gap on one topic: where in the life it stands, and how many more messages it can excuse.
+
+    Attributes:
+        index: Its place.
+        at: When it was announced.
+        left: How many.
+        crash: Whether a consumer took them with it; else they went for want of room.
+    """
 
     index: int
     at: float
     left: float
+    crash: bool
 
 
 class _LifeCheck:
@@ -199,6 +213,8 @@ class _LifeCheck:
         self.places: dict[Identity, int] = {}
         self.highest: dict[tuple[str, str], int] = {}
         self.offsets: dict[tuple[str, str], int] = {}
+        # By topic, how many messages the gaps since the last delivery say that are gone.
+        self.announced: dict[str, float] = defaultdict(float)
         self.gaps_of: dict[str, list[_Gap]] = defaultdict(list)
         self.subscribed = float("inf")
         for index, record in enumerate(life.records):
@@ -239,11 +255,14 @@ class _LifeCheck:
     def check_offset(self, record: Record, identity: Identity, what: str) -> None:
         """Check that a log has one message at an offset, and hands them out one after another."""
         before = self.offsets.get((record.topic, record.log), -1)
-        if record.offset <= before:
+        missing = record.offset - before - 1
+        announced = self.announced.pop(record.topic, 0)
+        if missing < 0:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
         # What a publisher sent again to a log that had died is stored twice, and taken once.
-        elif 0 <= before < record.offset - 1 and not self.check.unclean.get(record.topic):
-            self.tell("unexpected", f"{what} with offset {record.offset} right after {before}")
+        elif before >= 0 and missing != announced and not self.check.unclean.get(record.topic):
+            gap = f" and a gap of {announced:g}" if announced else ""
+            self.tell("unexpected", f"{what} with offset {record.offset} right after {before}{gap}")
         self.offsets[record.topic, record.log] = record.offset
         known = self.check.logged.setdefault((record.topic, record.log, record.offset), identity)
         if known != identity:
@@ -251,18 +270,18 @@ class _LifeCheck:
 
     def take_gap(self, index: int, record: Record) -> None:
         self.gaps += 1
+        left = float("inf") if record.missed is None else record.missed
+        self.announced[record.topic] += left
         before = self.gaps_of[record.topic]
+        crash = self.check.all_kept or record.missed is None
         ends = [end for end in self.check.unclean.get(record.topic, ()) if end[0] < record.at]
-        if (
-            self.check.retention != "memory"
-            or record.topic not in self.life.topics
-            or len(before) >= len(ends)
-        ):
+        possible = self.check.retention == "memory" and sum(gap.crash for gap in before) < len(ends)
+        if record.topic not in self.life.topics or (crash and not possible):
             self.tell(
                 "unexpected", f"a gap of {record.missed} on {record.topic!r}, where nothing can be gone"
             )
             return
-        before.append(_Gap(index, record.at, float("inf") if record.missed is None else record.missed))
+        before.append(_Gap(index, record.at, left, crash))
 
     def look_for_missing(self, topic: str) -> None:
         """Count what this subscriber should have got, and excuse what can lie in its gaps."""
@@ -286,7 +305,7 @@ class _LifeCheck:
             gap = next((gap for gap in candidates if gap.left > 0), None)
             if gap is not None:
                 gap.left -= 1
-            elif not self.was_gone_before(identity):
+            elif not self.was_gone_before(identity, bounds[identity]):
                 lost.append(identity)
         for identity in sorted(lost):
             at = self.check.acknowledged[identity].at
@@ -310,13 +329,16 @@ class _LifeCheck:
         after, before = bounds
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        return after < gap.index < before and any(attempted.at < end[1] and end[0] < gap.at for end in ends)
+        crashed = any(attempted.at < end[1] and end[0] < gap.at for end in ends)
+        return after < gap.index < before and attempted.at < gap.at and (crashed or not gap.crash)
 
-    def was_gone_before(self, identity: Identity) -> bool:
+    def was_gone_before(self, identity: Identity, bounds: tuple[float, float]) -> bool:
         """Tell whether a message may have gone before this subscriber came, so that nobody could tell it."""
+        attempted = self.check.attempted[identity]
+        if not self.check.all_kept and attempted.at < self.subscribed and bounds[0] < 0:
+            return True
         if self.check.retention != "memory":
             return False
-        attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
         return any(attempted.at < end[1] and end[0] < self.subscribed for end in ends)
 

@@ -36,7 +36,7 @@ LIMITS = {
 }
 """So short that a fault of seconds is long enough to be noticed."""
 
-RETENTION = {"max_age_seconds": 10 * 365 * 86_400.0}
+MAX_AGE_SECONDS = 10 * 365 * 86_400.0
 """Longer than any step of a clock, which would make messages too old."""
 
 STOP_SECONDS = 10.0
@@ -189,7 +189,7 @@ class LoopbackCluster:
                 self.nodes[name].config_file,
                 common | {"role": "consumer", "listen": ["127.0.0.1:0"]},
                 limits=LIMITS,
-                retention=RETENTION | {"mode": self.schedule.retention, "directory": f"{name}.retention"},
+                retention=retention_of(self.schedule) | {"directory": f"{name}.retention"},
             )
             (self.directory / f"{name}.retention").mkdir()
         for name in workload.producer_names:
@@ -446,33 +446,39 @@ class _Node:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        if self._node is not None:
-            self._node.kill()
-            await self._node.ended
 
     async def _run(self) -> None:
         with self.log_file.open("a") as log:
-            while True:
-                await self.wanted.wait()
-                began, may_fail = time.monotonic(), self.may_fail
-                node = self._node = await self._spawn(lambda _, line: print(line, file=log, flush=True))
-                try:
-                    await node.started()
-                    self._listens(self.name, node.address)
-                    self._serving.set()
-                    await asyncio.shield(node.ended)
-                except WsqueueError:
-                    # It did not start; why, its log says.
-                    node.kill()
-                    await asyncio.shield(node.ended)
-                finally:
-                    self._serving.clear()
-                    self._listens(self.name, "")
-                if self.wanted.is_set():
-                    self.unclean.append((began, time.monotonic()))
-                    if not may_fail and not self.may_fail:
-                        self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
-                    await asyncio.sleep(AGAIN_SECONDS)
+            try:
+                await self._run_again_and_again(lambda _, line: print(line, file=log, flush=True))
+            finally:
+                # It logs until it has ended.
+                if self._node is not None:
+                    self._node.kill()
+                    await self._node.ended
+
+    async def _run_again_and_again(self, show: Callable[[str, str], None]) -> None:
+        while True:
+            await self.wanted.wait()
+            began, may_fail = time.monotonic(), self.may_fail
+            node = self._node = await self._spawn(show)
+            try:
+                await node.started()
+                self._listens(self.name, node.address)
+                self._serving.set()
+                await asyncio.shield(node.ended)
+            except WsqueueError:
+                # It did not start; why, its log says.
+                node.kill()
+                await asyncio.shield(node.ended)
+            finally:
+                self._serving.clear()
+                self._listens(self.name, "")
+            if self.wanted.is_set():
+                self.unclean.append((began, time.monotonic()))
+                if not may_fail and not self.may_fail:
+                    self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
+                await asyncio.sleep(AGAIN_SECONDS)
 
     async def _spawn(self, show: Callable[[str, str], None]) -> LocalNode:
         process = await asyncio.create_subprocess_exec(
@@ -486,6 +492,14 @@ class _Node:
             start_new_session=True,
         )
         return LocalNode(self.name, process, show)
+
+
+def retention_of(schedule: Schedule) -> dict[str, object]:
+    """Return the table of a consumer's configuration, but for the directory."""
+    table: dict[str, object] = {"mode": schedule.retention, "max_age_seconds": MAX_AGE_SECONDS}
+    if schedule.workload.kept:
+        table["max_messages_per_topic"] = schedule.workload.kept
+    return table
 
 
 def ways_of(fault: Fault) -> list[Way]:

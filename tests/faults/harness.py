@@ -229,7 +229,7 @@ class Harness:
         owners = {topic: workload.consumer_names[consumer_of(topic)] for topic in workload.topics}
         unclean = {topic: self.cluster.unclean.get(owner, []) for topic, owner in owners.items()}
         full = {topic: self.cluster.full.get(owner, []) for topic, owner in owners.items()}
-        return check(published, lives, self.schedule.retention, unclean, full)
+        return check(published, lives, self.schedule.retention, unclean, full, all_kept=not workload.kept)
 
     async def _apply(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)

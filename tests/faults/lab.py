@@ -20,7 +20,7 @@ from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 
 from .checker import Span
-from .cluster import DEFECTS, LIMITS, RETENTION, write_toml
+from .cluster import DEFECTS, LIMITS, retention_of, write_toml
 from .schedule import Fault, Schedule
 
 HOSTS = ("consumer1", "consumer2", "producer1", "producer2")
@@ -175,7 +175,7 @@ class LabCluster:
         script = f"systemctl stop {unit}\nsystemctl reset-failed\n"
         if node.startswith("consumer"):
             file = f"/etc/wsqueue/consumer-{PORTS['consumer']}.toml"
-            table = {**RETENTION, "mode": self.schedule.retention}
+            table = retention_of(self.schedule)
             lines = "\n".join(
                 ["[retention]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
             )

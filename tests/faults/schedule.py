@@ -86,6 +86,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         window: Messages that each publisher has under way at once.
         sizes: Bytes of data in a message, one of these.
         seconds: How long they publish.
+        kept: Messages that the log of a topic keeps, 0 for all: who is away for long gets a gap.
     """
 
     consumers: int
@@ -97,6 +98,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     window: int
     sizes: list[int]
     seconds: float
+    kept: int = 0
 
     @property
     def consumer_names(self) -> list[str]:
@@ -205,6 +207,7 @@ def _workload(rng: random.Random, seconds: float) -> Workload:
         window=window,
         sizes=[40, 100_000, 1000] if large else [40, 40, 1000],
         seconds=seconds,
+        kept=rng.choice([0, 0, 0, 0, 20, 100]),
     )
 
 

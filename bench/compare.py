@@ -37,6 +37,7 @@ from .results import (
     MIXED_SIZES,
     ONE,
     PAYLOADS,
+    REPLAY,
     SCALING,
     TOPICS,
     Figure,
@@ -44,7 +45,7 @@ from .results import (
     combine,
 )
 from .systems import SYSTEMS, check_installed, versions
-from .wires import Mixed
+from .wires import MessageWire, Mixed
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results.json"
@@ -63,7 +64,7 @@ IDLE_AHEAD = 20
 
 SPARE_FILES = 200
 
-WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING)
+WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Plan:
         shapes: Workloads that go as fast as they can, with their payloads.
         idle: Subscribers whose memory is measured.
         consumers: Of wsqueue, to see how it scales.
-        variants: Whether systems are also measured with other clients.
+        replay: Messages that a subscriber reads from the log.
         settle: Seconds that memory is left to settle after the last subscriber has come.
     """
 
@@ -89,19 +90,19 @@ class Plan:
     shapes: dict[str, Sequence[int]]
     idle: int
     consumers: Sequence[int]
-    variants: bool
+    replay: int
     settle: float
 
 
 FULL = Plan(
     repetitions=3,
-    seconds=3.0,
-    rate_seconds=5.0,
+    seconds=2.0,
+    rate_seconds=4.0,
     warm_up=0.5,
     shapes={ONE: (*PAYLOADS, MIXED), FAN_OUT: PAYLOADS, TOPICS: PAYLOADS},
     idle=10_000,
     consumers=(1, 2, 4),
-    variants=True,
+    replay=2_000_000,
     settle=1.0,
 )
 QUICK = Plan(
@@ -112,7 +113,7 @@ QUICK = Plan(
     shapes={ONE: (LATENCY_BYTES,), FAN_OUT: (LATENCY_BYTES,)},
     idle=200,
     consumers=(1, 2),
-    variants=False,
+    replay=20_000,
     settle=0.1,
 )
 
@@ -183,8 +184,6 @@ class Comparison:
         plan = self._plan
         shapes = {ONE: (1, 1), FAN_OUT: (1, 100), TOPICS: (100, 10)}
         for workload, payloads in plan.shapes.items():
-            # How one publishes to NATS matters where that is much of the work.
-            systems = self._systems(workload, variants=plan.variants and workload == ONE)
             topics, subscribers = shapes[workload]
             for payload in payloads:
                 short = payload >= LARGE_BYTES and workload != ONE
@@ -195,21 +194,24 @@ class Comparison:
                     duration=min(plan.seconds, LARGE_FAN_OUT_SECONDS) if short else plan.seconds,
                     warm_up=plan.warm_up,
                 )
-                yield Case(workload, systems, load, mixed=payload == MIXED)
+                mixed = payload == MIXED
+                systems = [name for name in self._systems(workload) if not (mixed and SYSTEMS[name].batches)]
+                yield Case(workload, systems, load, mixed=mixed)
         load = Load(size=LATENCY_BYTES, rate=COMMON_RATE, duration=plan.rate_seconds, warm_up=plan.warm_up)
         yield Case(HALF, self._systems(HALF), load)
         yield Case(COMMON, self._systems(COMMON), load)
         yield Case(IDLE, self._systems(IDLE), Load(topics=plan.idle))
         load = Load(topics=100, size=LATENCY_BYTES, duration=plan.seconds, warm_up=plan.warm_up)
-        scaling = [system for system in self._systems(SCALING) if system == "wsqueue"]
         for consumers in plan.consumers:
-            yield Case(SCALING, scaling, load, consumers=consumers)
+            yield Case(SCALING, self._systems(SCALING), load, consumers=consumers)
+        load = Load(size=LATENCY_BYTES, count=plan.replay, replay=True)
+        yield Case(REPLAY, self._systems(REPLAY), load)
 
-    def _systems(self, workload: str, *, variants: bool = False) -> list[str]:
+    def _systems(self, workload: str) -> list[str]:
         return [
             name
             for name, system in SYSTEMS.items()
-            if (variants or not system.variant) and self._wanted(name, workload)
+            if workload in system.workloads and self._wanted(name, workload)
         ]
 
     async def _measure(self, case: Case) -> None:
@@ -266,8 +268,13 @@ async def flood(case: Case, system: str) -> Figure:
     load = case.load
     async with _started(case, system) as (wire, nodes):
         # A message of the load is several then.
-        mixed = Mixed(wire, MIXED_SIZES[1:]) if case.mixed else None
+        mixed = None
+        if case.mixed:
+            assert isinstance(wire, MessageWire)
+            mixed = Mixed(wire, MIXED_SIZES[1:])
         found = await run(mixed or wire, load, nodes)
+    if found.unconfirmed:
+        raise WsqueueError(f"{found.unconfirmed} messages were not confirmed")
     several = mixed.factor if mixed else 1
     latency = found.latency
     return Figure(
@@ -333,8 +340,12 @@ def machine() -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def _started(case: Case, system: str) -> AsyncIterator[tuple[Wire, Mapping[str, int]]]:
-    entry = SYSTEMS[system]
-    async with entry.start(case.consumers) if case.consumers > 1 else entry.start() as running:
+    arguments: dict[str, object] = {}
+    if case.consumers > 1:
+        arguments["consumers"] = case.consumers
+    if case.load.replay:
+        arguments["load"] = case.load
+    async with SYSTEMS[system].start(**arguments) as running:
         yield running.wire, running.nodes
 
 

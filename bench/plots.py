@@ -14,7 +14,13 @@ from .report import QUANTILES
 from .results import COMMON, COMMON_RATE, LATENCY_BYTES, MIXED, ONE, SCALING, TITLES, Results
 from .systems import SYSTEMS
 
-COLORS = dict(zip(SYSTEMS, ("#d62728", "#7f7f7f", "#1f77b4", "#9ecae1", "#2ca02c"), strict=True))
+COLORS = dict(
+    zip(
+        SYSTEMS,
+        ("#d62728", "#8c1a1b", "#f4a3a4", "#7f7f7f", "#1f77b4", "#9ecae1", "#2ca02c"),
+        strict=True,
+    )
+)
 
 mpl.rcParams.update(
     {

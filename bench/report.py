@@ -17,6 +17,7 @@ from .results import (
     LATENCY_BYTES,
     MIXED,
     ONE,
+    REPLAY,
     SCALING,
     TITLES,
     Figure,
@@ -29,7 +30,9 @@ WORKLOADS = {
     HALF: "latency at half of its own most",
     COMMON: f"at {COMMON_RATE:,} messages/s",
     IDLE: "idle subscribers",
+    REPLAY: "replay",
 }
+CLASSIC, SQLITE = "wsqueue-classic", "wsqueue-sqlite"
 
 
 def size(payload: int) -> str:
@@ -136,6 +139,32 @@ def _cpu_of_nats(results: Results) -> tuple[float, str] | None:
     return ratio, f"{_number(ratio)}× ({_number(ours.cpu)} µs against {_number(theirs.cpu)} µs)"
 
 
+def _against_classic(system: str, workload: str) -> Callable[[Results], tuple[float, str] | None]:
+    """Return what compares the CPU time of one of our own with that of the classic protocol."""
+
+    def measure(results: Results) -> tuple[float, str] | None:
+        ours, classic = (results.find(workload, name, LATENCY_BYTES) for name in (system, CLASSIC))
+        if ours is None or classic is None or not ours.cpu or not classic.cpu:
+            return None
+        ratio = ours.cpu / classic.cpu
+        return ratio, f"{_number(ratio)}× ({_number(ours.cpu)} µs against {_number(classic.cpu)} µs)"
+
+    return measure
+
+
+def _replay(system: str) -> Callable[[Results], tuple[float, str] | None]:
+    """Return what compares how fast a subscriber reads a log with the most that one got as it came."""
+
+    def measure(results: Results) -> tuple[float, str] | None:
+        read, live = results.find(REPLAY, system), results.find(ONE, "wsqueue", LATENCY_BYTES)
+        if read is None or live is None or not live.deliveries or not read.deliveries:
+            return None
+        ratio = read.deliveries / live.deliveries
+        return ratio, f"{_number(ratio)}× ({_rate(read.deliveries)}/s against {_rate(live.deliveries)}/s)"
+
+    return measure
+
+
 def _more_deliveries(results: Results) -> tuple[float, str] | None:
     ours, theirs = results.find(FAN_OUT, "wsqueue", 100), results.find(FAN_OUT, "nats", 100)
     if ours is None or theirs is None or not theirs.deliveries:
@@ -190,6 +219,42 @@ GOALS = (
         1,
     ),
     Goal("memory of an idle subscriber", "8 KiB", "5 KiB", _idle_memory, 8, 5),
+    Goal(
+        f"{TITLES[ONE]}, 100 B: CPU with confirmations, against classic",
+        "within 1.3×",
+        "less",
+        _against_classic("wsqueue", ONE),
+        1.3,
+        1,
+    ),
+    Goal(
+        f"the same at {COMMON_RATE:,} messages/s, with small batches",
+        "within 1.3×",
+        "less",
+        _against_classic("wsqueue", COMMON),
+        1.3,
+        1,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 100 B: CPU with logs on the disk (sqlite), against classic",
+        "within 3×",
+        "less",
+        _against_classic(SQLITE, ONE),
+        3,
+        1,
+    ),
+    *(
+        Goal(
+            f"replay, {where}: deliveries/s, against the most of one subscriber live",
+            "5×",
+            "10×",
+            _replay(system),
+            5,
+            10,
+            True,
+        )
+        for system, where in (("wsqueue", "memory"), (SQLITE, "sqlite"))
+    ),
 )
 
 
@@ -238,7 +303,8 @@ def losses(results: Results) -> str:
         peers = [
             figure
             for figure in results.figures
-            if (figure.workload, figure.payload) == (ours.workload, ours.payload) and figure is not ours
+            if (figure.workload, figure.payload) == (ours.workload, ours.payload)
+            and not figure.system.startswith("wsqueue")
         ]
         for number in COMPARED.get(ours.workload, ()):
             factors = {peer.system: _factor(number, ours, peer) for peer in peers}
@@ -360,6 +426,34 @@ def scaling(results: Results) -> str:
     return f"{_table(head, rows)}\n\n{_plot('scaling', 'Messages a second by number of consumers')}"
 
 
+def v2(results: Results) -> str:
+    """Show what confirmations and logs cost against the classic protocol, and how fast logs are read."""
+    systems = {"wsqueue": "memory", SQLITE: "sqlite"}
+    rows = []
+    for workload, payload in dict.fromkeys(
+        (figure.workload, figure.payload) for figure in results.figures if figure.system == CLASSIC
+    ):
+        classic = results.find(workload, CLASSIC, payload)
+        if classic is None or not classic.cpu or payload == MIXED:
+            continue
+        ours = [results.find(workload, system, payload) for system in systems]
+        ratios = [
+            f"{_number(figure.cpu / classic.cpu)}×" if figure and figure.cpu else "–" for figure in ours
+        ]
+        rows.append((_workload(classic), _number(classic.cpu), *ratios))
+    head = ("CPU of all nodes", "classic, µs/message", *(f"v2, {name}" for name in systems.values()))
+    tables = [_table(head, rows)] if rows else []
+    rows = [
+        (name, _rate(figure.deliveries), _number(figure.cpu), _number(figure.load_cpu))
+        for system, name in systems.items()
+        if (figure := results.find(REPLAY, system)) and figure.messages
+    ]
+    if rows:
+        head = (f"replay, {size(LATENCY_BYTES)}", "messages/s", "CPU µs/message", "load generator")
+        tables.append(_table(head, rows))
+    return "\n\n".join(tables)
+
+
 SECTIONS: dict[str, Callable[[Results], str]] = {
     "about": about,
     "goals": goals,
@@ -370,6 +464,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "latency": latency,
     "idle": idle,
     "scaling": scaling,
+    "v2": v2,
 }
 """The sections that a run writes, by the name in their markers."""
 

@@ -17,8 +17,9 @@ COMMON_RATE = 50_000
 ONE, FAN_OUT, TOPICS = "1-1", "1-100", "100x10"
 """Workloads that go as fast as they can."""
 
-HALF, COMMON, IDLE, SCALING = "half", "common", "idle", "scaling"
-"""The others: latency at half of its own most and at `COMMON_RATE`, idle subscribers, more consumers."""
+HALF, COMMON, IDLE, SCALING, REPLAY = "half", "common", "idle", "scaling", "replay"
+"""The others: latency at half of its own most and at `COMMON_RATE`, idle subscribers, more consumers, and a
+subscriber that reads what was published before it came."""
 
 TITLES = {ONE: "1→1", FAN_OUT: "1→100", TOPICS: "100 × 1→10"}
 """What tables call the workloads that go as fast as they can."""

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from importlib import metadata
@@ -23,14 +23,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from wsqueue import config
+from wsqueue import bench, config
 from wsqueue.addresses import Address
-from wsqueue.config import DemoConfig
+from wsqueue.config import DemoConfig, RetentionMode
 from wsqueue.errors import WsqueueError
 from wsqueue.hello import PreSharedKey
-from wsqueue.load import ClassicWire, Wire
+from wsqueue.load import ClassicWire, Load, Wire
 from wsqueue.local import LocalCluster
 
+from .results import COMMON, FAN_OUT, HALF, IDLE, ONE, REPLAY, SCALING, TOPICS
 from .wires import NatsWire, RedisWire
 
 Found = TypeVar("Found")
@@ -61,12 +62,18 @@ class Running:
 
 
 @contextlib.asynccontextmanager
-async def wsqueue(consumers: int = 1) -> AsyncIterator[Running]:
-    """Run a producer and some consumers as `wsqueue local` does, with all defaults."""
-    async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None) as cluster:
+async def wsqueue(
+    consumers: int = 1,
+    load: Load | None = None,
+    *,
+    protocol: bench.Protocol = "v2",
+    mode: RetentionMode = "memory",
+) -> AsyncIterator[Running]:
+    """Run a producer and some consumers as `wsqueue bench` does, with all defaults that suit the load."""
+    retention = bench.retention_for(load or Load(), mode)
+    async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
         clients = config.load(cluster.config_file, DemoConfig)
-        psk = config.load_psk(clients)
-        yield Running(ClassicWire(clients.produce_addresses, clients.subscribe_addresses, psk), cluster.pids)
+        yield Running(bench.wire(clients, protocol), cluster.pids)
 
 
 @contextlib.asynccontextmanager
@@ -131,25 +138,40 @@ class System:
 
     Attributes:
         title: As tables and plots call it.
-        start: Starts it, with a number of consumers where that means something.
+        start: Starts it, with a number of consumers or for a replay where that means something.
+        workloads: At which it is measured.
         program: What must be installed for it, a command; None for what is here anyway.
-        variant: Whether it is another one with other clients.
+        batches: Whether messages travel together, so that it does not matter what sizes follow each other.
     """
 
     title: str
     start: Callable[..., AbstractAsyncContextManager[Running]]
+    workloads: Sequence[str]
     program: str | None = None
-    variant: bool = False
+    batches: bool = False
 
+
+_FLOODS = (ONE, FAN_OUT, TOPICS)
+_COMPARED = (*_FLOODS, HALF, COMMON, IDLE)
 
 SYSTEMS = {
-    "wsqueue": System("wsqueue", wsqueue),
-    "reference": System("reference", reference),
-    "nats": System("NATS", nats, "nats-server"),
-    "nats-frames": System(
-        "NATS, a frame each", functools.partial(nats, frame_each=True), "nats-server", variant=True
+    "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY), batches=True),
+    "wsqueue-sqlite": System(
+        "wsqueue, sqlite",
+        functools.partial(wsqueue, mode="sqlite"),
+        (*_FLOODS, COMMON, REPLAY),
+        batches=True,
     ),
-    "redis": System("Redis", redis, "redis-server"),
+    "wsqueue-classic": System(
+        "wsqueue, classic", functools.partial(wsqueue, protocol="classic"), (*_FLOODS, COMMON)
+    ),
+    "reference": System("reference", reference, _COMPARED),
+    "nats": System("NATS", nats, _COMPARED, "nats-server"),
+    # How one publishes to NATS matters where that is much of the work.
+    "nats-frames": System(
+        "NATS, a frame each", functools.partial(nats, frame_each=True), (ONE,), "nats-server"
+    ),
+    "redis": System("Redis", redis, _COMPARED, "redis-server"),
 }
 
 

@@ -10,11 +10,12 @@ import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from websockets.frames import Frame, Opcode
 
 from wsqueue.errors import ConnectError, WsqueueError
-from wsqueue.load import ClassicWire, Unwrapper, Wire
+from wsqueue.load import ClassicWire, Load, Messages, Unwrapper, Wire
 
 TIMEOUT_SECONDS = 20.0
 """How long a server may take to answer while a connection is set up."""
@@ -29,6 +30,15 @@ _PING_LINE = re.compile(rb"(?<=\r\n)PING\r\n")
 _PING_BEGUN = re.compile(rb"(?<=\r\n)P(?:I(?:N(?:G\r?)?)?)?\Z")
 
 
+@runtime_checkable
+class MessageWire(Wire, Protocol):
+    """Publish each message by itself."""
+
+    def published(self, topic: str, data: bytes) -> bytes:
+        """Return the bytes that publish data (ASCII); their number depends only on both lengths."""
+        ...
+
+
 @dataclass(frozen=True)
 class Mixed:
     """Let each message of the load be one of several, which follow each other and differ in size.
@@ -40,7 +50,7 @@ class Mixed:
         sizes: Of the messages that follow each message of the load, in bytes of data.
     """
 
-    wire: Wire
+    wire: MessageWire
     sizes: tuple[int, ...]
 
     @property
@@ -56,6 +66,10 @@ class Mixed:
         """Return a connection that is subscribed."""
         return self.wire.open_subscriber(topic)
 
+    def publishing(self, load: Load) -> Messages:
+        """Return what makes the bytes that publish."""
+        return Messages(self.published, load)
+
     def published(self, topic: str, data: bytes) -> bytes:
         """Return the bytes that publish all messages."""
         return b"".join(self.wire.published(topic, one) for one in self._all(data))
@@ -64,9 +78,9 @@ class Mixed:
         """Return the bytes that deliver all messages."""
         return b"".join(self.wire.delivered(topic, one) for one in self._all(data))
 
-    def unwrapper(self) -> Unwrapper:
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
         """Return the system's unwrapper, or one that does not rely on messages of one size."""
-        return TextUnwrapper() if isinstance(self.wire, ClassicWire) else self.wire.unwrapper()
+        return TextUnwrapper() if isinstance(self.wire, ClassicWire) else self.wire.unwrapper(topic, load)
 
     def _all(self, data: bytes) -> list[bytes]:
         return [data, *(b"y" * size for size in self.sizes)]
@@ -159,6 +173,10 @@ class RedisWire:
             _expect(connection, b"*3\r\n" + _bulk(b"subscribe") + _bulk(topic.encode()) + b":1\r\n")
         return connection
 
+    def publishing(self, load: Load) -> Messages:
+        """Return what makes the bytes that publish."""
+        return Messages(self.published, load)
+
     def published(self, topic: str, data: bytes) -> bytes:
         """Return the command that publishes a message."""
         return _resp(b"PUBLISH", topic.encode(), data)
@@ -167,7 +185,7 @@ class RedisWire:
         """Return what a subscriber gets for a message."""
         return _resp(b"message", topic.encode(), data)
 
-    def unwrapper(self) -> Passed:
+    def unwrapper(self, topic: str, load: Load) -> Passed:
         """Return what finds the records in what a subscriber reads."""
         return Passed()
 
@@ -196,6 +214,10 @@ class NatsWire:
         """Return a connection that is subscribed."""
         return self._open(f"SUB {topic} 1\r\n".encode())
 
+    def publishing(self, load: Load) -> Messages:
+        """Return what makes the bytes that publish."""
+        return Messages(self.published, load)
+
     def published(self, topic: str, data: bytes) -> bytes:
         """Return what publishes a message."""
         command = b"PUB %b %d\r\n%b\r\n" % (topic.encode(), len(data), data)
@@ -205,7 +227,7 @@ class NatsWire:
         """Return what a subscriber gets for a message, out of its frame."""
         return b"MSG %b 1 %d\r\n%b\r\n" % (topic.encode(), len(data), data)
 
-    def unwrapper(self) -> NatsUnwrapper:
+    def unwrapper(self, topic: str, load: Load) -> NatsUnwrapper:
         """Return what finds the records in what a subscriber reads."""
         return NatsUnwrapper(framed=self.frame_each)
 

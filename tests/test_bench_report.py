@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from bench import report
-from bench.results import COMMON, FAN_OUT, HALF, IDLE, MIXED, ONE, SCALING, Figure, Results, combine
+from bench.results import COMMON, FAN_OUT, HALF, IDLE, MIXED, ONE, REPLAY, SCALING, Figure, Results, combine
 
 
 def results_of(*figures: Figure) -> Results:
@@ -79,7 +79,7 @@ def test_goals_without_figures() -> None:
     failed = [
         Figure(workload, system, 100, failed=3)
         for workload in (ONE, FAN_OUT, COMMON, IDLE)
-        for system in ("wsqueue", "reference", "nats")
+        for system in ("wsqueue", "wsqueue-sqlite", "wsqueue-classic", "reference", "nats")
     ]
     for figures in ([], failed):
         assert report.goals(results_of(*figures)).count("| not measured |") == len(report.GOALS)
@@ -92,6 +92,7 @@ def test_where_wsqueue_loses() -> None:
         figure_of(ONE, "redis", cpu=0.5, deliveries=150.0),
         figure_of(ONE, "nats-frames", cpu=1.6),
         figure_of(ONE, "nats", payload=MIXED, cpu=0.1),
+        figure_of(ONE, "wsqueue-classic", cpu=0.1),
         figure_of(FAN_OUT, "wsqueue", cpu=1.0),
         figure_of(FAN_OUT, "nats", cpu=1.0),
         figure_of(HALF, "wsqueue", cpu=9.0, latency=(1.0, 2.0, 3.0)),
@@ -107,6 +108,38 @@ def test_where_wsqueue_loses() -> None:
         "| latency at half of its own most | p99 ms | 2 | NATS 1 (2×) |",
         "| idle subscribers | KiB each | 2 | Redis 1 (2×) |",
         "| 1→1, 100 B | deliveries/s | 100 | Redis 150 (1.5×) |",
+    ]
+
+
+def test_what_confirmations_and_logs_cost() -> None:
+    results = results_of(
+        figure_of(ONE, "wsqueue", cpu=1.0, deliveries=1e6),
+        figure_of(ONE, "wsqueue-sqlite", cpu=8.0),
+        figure_of(ONE, "wsqueue-classic", cpu=2.0),
+        figure_of(ONE, "wsqueue-classic", payload=MIXED, cpu=3.0),
+        figure_of(COMMON, "wsqueue", cpu=2.4),
+        figure_of(COMMON, "wsqueue-classic", cpu=2.0),
+        figure_of(REPLAY, "wsqueue", cpu=0.1, load_cpu=0.2, deliveries=6e6),
+        figure_of(REPLAY, "wsqueue-sqlite", cpu=0.2, load_cpu=0.2, deliveries=4e6),
+    )
+    assert report.v2(results).splitlines() == [
+        "| CPU of all nodes | classic, µs/message | v2, memory | v2, sqlite |",
+        "| --- | --- | --- | --- |",
+        "| 1→1, 100 B | 2 | 0.5× | 4× |",
+        "| at 50,000 messages/s | 2 | 1.2× | – |",
+        "",
+        "| replay, 100 B | messages/s | CPU µs/message | load generator |",
+        "| --- | --- | --- | --- |",
+        "| memory | 6,000,000 | 0.1 | 0.2 |",
+        "| sqlite | 4,000,000 | 0.2 | 0.2 |",
+    ]
+    verdicts = [row.rpartition(": ")[2] for row in report.goals(results).splitlines()[7:]]
+    assert verdicts == [
+        "aim reached |",
+        "goal reached |",
+        "**missed** |",
+        "goal reached |",
+        "**missed** |",
     ]
 
 

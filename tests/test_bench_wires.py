@@ -16,7 +16,7 @@ from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
 from wsqueue.addresses import Address
 from wsqueue.errors import WsqueueError
 from wsqueue.hello import PreSharedKey
-from wsqueue.load import ClassicWire, Unwrapper
+from wsqueue.load import ClassicWire, Load, Unwrapper
 
 NATS = NatsWire("127.0.0.1", 1, frame_each=False)
 NATS_FRAMES = NatsWire("127.0.0.1", 1, frame_each=True)
@@ -66,7 +66,7 @@ def test_nats_records_come_out_whole_however_they_are_framed_and_cut(
     pings = [count for _, _, count in messages]
     lines = b"".join(b"PING\r\n" * count + record for count, record in zip(pings, records, strict=True))
     stream = b"".join(of_server(Opcode.BINARY, part) for part in cut(lines, frame_ends))
-    found, replies = unwrap(wire.unwrapper(), cut(stream, reads))
+    found, replies = unwrap(wire.unwrapper("a", Load()), cut(stream, reads))
     assert found == b"".join(records)
     if wire.frame_each:
         assert frames_read_by_a_server(replies) == [(Opcode.BINARY, b"PONG\r\n")] * sum(pings)
@@ -78,14 +78,14 @@ def test_nats_records_come_out_whole_however_they_are_framed_and_cut(
 def test_nats_frames_of_all_lengths(size: int) -> None:
     record = NATS.delivered("a", b"x" * size)
     stream = of_server(Opcode.BINARY, record) * 2
-    assert unwrap(NATS.unwrapper(), cut(stream, [len(stream) // 2 + 1])) == (record * 2, b"")
+    assert unwrap(NATS.unwrapper("a", Load()), cut(stream, [len(stream) // 2 + 1])) == (record * 2, b"")
     assert frames_read_by_a_server(NATS_FRAMES.published("a", b"x" * size)) == [
         (Opcode.BINARY, NATS.published("a", b"x" * size))
     ]
 
 
 def test_a_record_that_ends_like_a_ping_is_not_held_back() -> None:
-    unwrapper = NATS.unwrapper()
+    unwrapper = NATS.unwrapper("a", Load())
     record = NATS.delivered("a", b"P")
     assert unwrapper.unwrap(of_server(Opcode.BINARY, record + b"PING\r\n")) == record
     assert unwrapper.replies() == b"PONG\r\n"
@@ -93,7 +93,9 @@ def test_a_record_that_ends_like_a_ping_is_not_held_back() -> None:
 
 def test_nats_closes() -> None:
     with pytest.raises(WsqueueError, match=r"the server sent a frame 0x88 b'\\x03\\xe8maximum payload'"):
-        NATS.unwrapper().unwrap(of_server(Opcode.CLOSE, struct.pack("!H", 1000) + b"maximum payload"))
+        NATS.unwrapper("a", Load()).unwrap(
+            of_server(Opcode.CLOSE, struct.pack("!H", 1000) + b"maximum payload")
+        )
 
 
 @given(topic=TOPICS, data=DATA)
@@ -109,7 +111,7 @@ def test_redis_publishes_and_delivers(topic: str, data: bytes, reads: list[int])
     assert REDIS.published(topic, data) == b"*3\r\n$7\r\nPUBLISH\r\n" + words
     record = REDIS.delivered(topic, data)
     assert record == b"*3\r\n$7\r\nmessage\r\n" + words
-    assert unwrap(REDIS.unwrapper(), cut(record, reads)) == (record, b"")
+    assert unwrap(REDIS.unwrapper("a", Load()), cut(record, reads)) == (record, b"")
 
 
 @pytest.mark.parametrize("wire", [NATS, NATS_FRAMES, REDIS, Mixed(NATS, (16, 30))])
@@ -132,7 +134,7 @@ def test_texts_of_any_sizes_come_out_whole(sizes: list[int], pings: list[int], r
     assert mixed.factor == len(frames)
     for number in pings:
         frames.insert(number % (len(frames) + 1), of_server(Opcode.PING, b"%d" % number))
-    unwrapper = mixed.unwrapper()
+    unwrapper = mixed.unwrapper("a", Load())
     assert isinstance(unwrapper, TextUnwrapper)
     found, replies = unwrap(unwrapper, cut(b"".join(frames), reads))
     assert found == record

@@ -135,7 +135,7 @@ class TestMessages:
         self, topics: int, batches: list[tuple[int, set[int]]]
     ) -> None:
         load = Load(topics=topics, size=20)
-        messages, names = Messages(PlainWire(), load), load.topic_names
+        messages, names = Messages(PlainWire().published, load), load.topic_names
         first = 7
         for count, stamped in batches:
             due_ns = {index: 10**12 + first + index for index in stamped if index < count}
@@ -146,16 +146,16 @@ class TestMessages:
                 )
                 for index in range(count)
             ]
-            assert bytes(messages.make(first, count, due_ns)) == b"".join(expected)
+            assert bytes(messages.make(0, first, count, due_ns)) == b"".join(expected)
             first += count
 
     @pytest.mark.parametrize("topics", [1, 3, 1000])
     def test_a_batch_is_whole_wherever_it_begins(self, topics: int) -> None:
         load = Load(topics=topics)
-        messages = Messages(WIRE, load)
+        messages = Messages(WIRE.published, load)
         size = len(WIRE.published(TOPIC, load.filler))
         assert size * messages.batch <= SEND_BYTES < size * (messages.batch + 1)
-        assert len(messages.make(topics - 1, messages.batch, {})) == size * messages.batch
+        assert len(messages.make(0, topics - 1, messages.batch, {})) == size * messages.batch
 
 
 class PlainWire(ClassicWire):
@@ -171,7 +171,7 @@ class PlainWire(ClassicWire):
 def test_the_window_is_closed_until_the_slowest_subscriber_has_read() -> None:
     with Counters() as counters:
         publishers = Publishers(WIRE, Load(topics=2), counters)
-        most, batch = publishers._window, publishers._messages.batch
+        most, batch = publishers._window, publishers._publishing.batch
         assert publishers._room(0, 10**9) == batch
         assert publishers._room(0, 1) == 1
         assert publishers._room(most, 10**9) == 0
@@ -179,7 +179,7 @@ def test_the_window_is_closed_until_the_slowest_subscriber_has_read() -> None:
         assert publishers._room(most - 1, 1) == 1
         counters[At.SLOWEST] = batch // 2 + 1
         assert publishers._room(most, 10**9) == batch
-        publishers._seen = counters[At.SLOWEST]
+        publishers._seen = publishers._arrived()
         assert publishers._room(most, 10**9) == 0
         publishers._poll.close()
 

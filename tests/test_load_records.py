@@ -17,7 +17,7 @@ from wsqueue.config import Limits
 from wsqueue.errors import WsqueueError
 from wsqueue.framing import frame_texts
 from wsqueue.hello import Order, PreSharedKey
-from wsqueue.load import AskingWire, ClassicWire, Load
+from wsqueue.load import ClassicWire, Load
 from wsqueue.load.classic import ClassicUnwrapper
 from wsqueue.load.records import Records, Template
 from wsqueue.load.report import Latencies
@@ -197,8 +197,8 @@ class TestClassicUnwrapper:
 
 
 class TestClassicWire:
-    def test_it_is_one_whose_nodes_ask_publishers(self) -> None:
-        assert isinstance(WIRE, AskingWire)
+    def test_pings_are_answered_on_publishers_connections_too(self) -> None:
+        assert isinstance(WIRE.publishing(Load()).unwrapper(0), ClassicUnwrapper)
 
     @given(sizes, st.integers(0, 2**60 - 1))
     def test_the_number_of_bytes_depends_on_lengths_only(self, size: int, due_ns: int) -> None:

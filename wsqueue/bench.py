@@ -8,13 +8,25 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from . import config, packets
-from .config import DemoConfig, Limits
+from .config import DemoConfig, Limits, Retention, RetentionMode
 from .errors import WsqueueError
-from .load import BARS_PER_DECADE, SPARE_FILES, ClassicWire, Latency, Load, NodeUsage, Report, run
+from .load import (
+    BARS_PER_DECADE,
+    SPARE_FILES,
+    ClassicWire,
+    Latency,
+    Load,
+    NodeUsage,
+    Report,
+    V2Wire,
+    Wire,
+    run,
+)
 from .local import LocalCluster
+from .records import RECORD_OVERHEAD_BYTES
 from .routing import topic_hash
 from .tls import TlsContexts
 
@@ -24,34 +36,44 @@ if TYPE_CHECKING:
 PLOT_INCHES = 8.0, 3.2
 """Width of a plot, and height of each of its diagrams."""
 
+REPLAY_BYTES = 256 * 1024 * 1024
+"""Data that a replay reads if nobody says how much: with sqlite, most of it is no longer in memory."""
+
+Protocol = Literal["v2", "classic"]
+
 _MIB = 1024 * 1024
+_WIRES: dict[Protocol, type[V2Wire] | type[ClassicWire]] = {"v2": V2Wire, "classic": ClassicWire}
 
 
 async def bench_local(
     load: Load,
-    consumers: int,
-    producers: int,
+    cluster: tuple[int, int, RetentionMode],
     progress: Callable[[float], None],
     show: Callable[[str, str], None],
+    protocol: Protocol = "v2",
 ) -> Report:
     """Put load on a cluster that is started for it on this machine.
 
     Args:
         load: What to publish.
-        consumers: Number of consumers.
-        producers: Number of producers.
+        cluster: Numbers of consumers and of producers, and where consumers keep what is published.
         progress: Called now and then with how much is done, 0 to 1.
         show: Called with the name of a node and a line that it logged.
+        protocol: What clients speak.
 
     Raises:
         WsqueueError: A node did not start, ended, or delivered what was not published.
     """
-    async with LocalCluster(consumers, producers, 0, None, show) as cluster:
-        settings = config.load(cluster.config_file, DemoConfig)
-        return await run(_wire(settings), load, cluster.pids, progress)
+    consumers, producers, mode = cluster
+    retention = retention_for(load, mode)
+    async with LocalCluster(consumers, producers, 0, None, show, retention=retention) as running:
+        settings = config.load(running.config_file, DemoConfig)
+        return await run(wire(settings, protocol), load, running.pids, progress)
 
 
-async def bench(load: Load, settings: DemoConfig, progress: Callable[[float], None]) -> Report:
+async def bench(
+    load: Load, settings: DemoConfig, progress: Callable[[float], None], protocol: Protocol = "v2"
+) -> Report:
     """Put load on a cluster that runs anywhere; what its nodes use is not known here.
 
     Raises:
@@ -59,7 +81,32 @@ async def bench(load: Load, settings: DemoConfig, progress: Callable[[float], No
         ConnectError: A node does not answer.
         WsqueueError: A node closed a connection, or delivered what was not published.
     """
-    return await run(_wire(settings), load, {}, progress)
+    return await run(wire(settings, protocol), load, {}, progress)
+
+
+def wire(settings: DemoConfig, protocol: Protocol) -> Wire:
+    """Return how to speak to a cluster.
+
+    Raises:
+        ConfigError: The key or a certificate cannot be read.
+    """
+    return _WIRES[protocol](
+        settings.produce_addresses,
+        settings.subscribe_addresses,
+        config.load_psk(settings),
+        settings.hello_order,
+        settings.limits,
+        tls=TlsContexts(settings),
+    )
+
+
+def retention_for(load: Load, mode: RetentionMode) -> Retention:
+    """Return a retention that keeps all that a replay reads, the default one without a replay."""
+    if not load.replay or load.count is None:
+        return Retention(mode=mode)
+    # However small its batches are.
+    most = load.count * (load.size + 2 * RECORD_OVERHEAD_BYTES)
+    return Retention(mode=mode, max_bytes=most, max_bytes_per_topic=most, max_messages_per_topic=load.count)
 
 
 def problem(load: Load, consumers: int, producers: int, limits: Limits) -> str:
@@ -75,6 +122,8 @@ def problem(load: Load, consumers: int, producers: int, limits: Limits) -> str:
     if (size := len(packets.encode(message))) > limits.max_message_bytes:
         most = load.size - (size - limits.max_message_bytes)
         return f"--size {load.size} is too large for max_message_bytes: expected at most {most}"
+    if load.batch is not None and load.batch > (most := limits.max_message_bytes // (load.size + 3)):
+        return f"--batch {load.batch} is too large for max_message_bytes: expected at most {max(most, 1)}"
     topics_of = Counter(topic_hash(topic) % consumers for topic in load.topic_names)
     # A consumer has a link from each producer, too.
     subscriptions = load.subscribers * max(topics_of.values()) + producers
@@ -147,34 +196,35 @@ def describe(load: Load) -> str:
         f"{load.size:,} bytes",
         f"{load.rate:,g} messages/s" if load.rate is not None else "as fast as it goes",
     ]
+    if load.batch is not None:
+        parts.append(f"at most {load.batch:,} at once")
     return ", ".join(parts)
 
 
 def table(report: Report, load: Load) -> str:
     """Return the report for people."""
-    seconds = report.seconds
+    sent, seconds = [f"{report.messages_per_second:,.0f}/s", f"in {report.seconds:.2f} s"], ["", ""]
+    if load.replay:
+        sent, seconds = ["before", ""], sent
     rows = [
-        ["sent", f"{report.sent:,}", f"{report.messages_per_second:,.0f}/s", f"in {seconds:.2f} s"],
-        ["delivered", f"{report.received:,}", f"{report.deliveries_per_second:,.0f}/s", ""],
+        ["sent", f"{report.sent:,}", *sent],
+        [
+            "read" if load.replay else "delivered",
+            f"{report.received:,}",
+            f"{report.deliveries_per_second:,.0f}/s",
+            seconds[1],
+        ],
         ["lost", f"{report.lost:,}", "", ""],
         ["duplicates", f"{report.duplicates:,}", "", ""],
+        ["unconfirmed", f"{report.unconfirmed:,}", "", ""],
     ]
-    parts = [describe(load), _align(rows), _latency_text(report.latency), _usage_text(report)]
+    parts = [describe(load), _align(rows), _latency_text(report.latency, load), _usage_text(report)]
     return "\n\n".join(parts)
 
 
-def _wire(settings: DemoConfig) -> ClassicWire:
-    return ClassicWire(
-        settings.produce_addresses,
-        settings.subscribe_addresses,
-        config.load_psk(settings),
-        settings.hello_order,
-        settings.limits,
-        tls=TlsContexts(settings),
-    )
-
-
-def _latency_text(latency: Latency | None) -> str:
+def _latency_text(latency: Latency | None, load: Load) -> str:
+    if latency is None and load.replay:
+        return "latency: not for a replay"
     if latency is None:
         return "latency: needs --rate, for without it messages wait for each other"
     names = ["latency", "p50", "p90", "p99", "p99.9", "max", "samples"]

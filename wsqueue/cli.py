@@ -48,6 +48,7 @@ from .verify import verify as run_checks
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .bench import Protocol
     from .load import Load
 
 DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
@@ -370,6 +371,18 @@ def local(
 @click.option("--config", "config_file", metavar="FILE", help="Drive that cluster; only if it is given here.")
 @click.option("--consumers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
 @click.option("--producers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option(
+    "--retention",
+    type=click.Choice(["memory", "sqlite"]),
+    help="Where the consumers to start keep what is published.  [default: memory]",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["v2", "classic"]),
+    default="v2",
+    show_default=True,
+    help="What clients speak: with v2, all messages must be confirmed.",
+)
 @click.option("--publishers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
 @click.option(
     "--subscribers",
@@ -402,6 +415,17 @@ def local(
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="Measure N messages instead.")
 @click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Send at most N messages at once; without it, what is due and 64 KiB hold.",
+)
+@click.option(
+    "--replay",
+    is_flag=True,
+    help="Publish --count messages first, 256 MiB without it, and measure how fast the logs are read.",
+)
+@click.option(
     "--warm-up",
     type=click.FloatRange(0, 86_400),
     default=1.0,
@@ -421,12 +445,16 @@ def bench(
     config_file: str | None,
     consumers: int | None,
     producers: int | None,
+    retention: config.RetentionMode | None,
+    protocol: Protocol,
     duration: float | None,
     as_json: bool,
     plot: Path | None,
     **numbers: Any,  # noqa: ANN401 - those of Load
 ) -> None:
     """Measure throughput, latency, and what the nodes use; exit with 1 if messages were lost or came twice.
+
+    With v2, messages that are not confirmed in the end are an error, too.
 
     Without --config it starts a cluster on loopback. It floods a cluster: mind whose that is. With
     --rate, the latency counts from when a message was due, even if the cluster held up its sending.
@@ -436,16 +464,22 @@ def bench(
       wsqueue bench
       wsqueue bench --rate 10000 --plot latency.svg
       wsqueue bench --topics 10 --subscribers 100 --count 100000 --json
+      wsqueue bench --retention sqlite --replay
       wsqueue bench --config demo.toml --rate 1000 --duration 60
     """
     # Imported here, for it takes 3 MiB that no node needs.
     from . import bench as benchmark  # noqa: PLC0415
     from .load import Load  # noqa: PLC0415
 
-    if config_file is not None and (consumers is not None or producers is not None):
+    started = (consumers, producers, retention)
+    if config_file is not None and started != (None, None, None):
         raise click.UsageError(
-            "--consumers and --producers are for a cluster that is started, not for --config."
+            "--consumers, --producers and --retention are for a cluster that is started, not for --config."
         )
+    if numbers["replay"]:
+        if duration is not None or protocol == "classic":
+            raise click.UsageError("--replay goes with --count and v2, not with --duration or classic.")
+        numbers["count"] = numbers["count"] or max(1, benchmark.REPLAY_BYTES // numbers["size"])
     if duration is not None and numbers["count"] is not None:
         raise click.UsageError("--duration or --count, not both.")
     try:
@@ -462,7 +496,8 @@ def bench(
         problem = benchmark.plot_problem(plot)
     if problem:
         raise click.UsageError(problem)
-    _run(_bench(load, settings, *nodes, as_json=as_json, plot=plot))
+    cluster = (*nodes, retention or "memory")
+    _run(_bench(load, settings, cluster, protocol, as_json=as_json, plot=plot))
 
 
 def _run_node(file: str, kind: type[service.Node]) -> None:
@@ -573,8 +608,8 @@ def _show_check(check: Check) -> None:
 async def _bench(
     load: Load,
     settings: DemoConfig | None,
-    consumers: int,
-    producers: int,
+    cluster: tuple[int, int, config.RetentionMode],
+    protocol: Protocol,
     *,
     as_json: bool,
     plot: Path | None,
@@ -583,12 +618,13 @@ async def _bench(
 
     with _ended_by_signals(), _progress_bar() as progress:
         if settings is not None:
-            report = await benchmark.bench(load, settings, progress)
+            report = await benchmark.bench(load, settings, progress, protocol)
         else:
             show = _node_lines(hidden=[" INFO "])
-            report = await benchmark.bench_local(load, consumers, producers, progress, show)
+            report = await benchmark.bench_local(load, cluster, progress, show, protocol)
     if as_json:
-        click.echo(msgspec.json.encode({"load": load, **msgspec.structs.asdict(report)}))
+        fields = {"protocol": protocol, "load": load, **msgspec.structs.asdict(report)}
+        click.echo(msgspec.json.encode(fields))
     else:
         click.echo(benchmark.table(report, load))
     if plot is not None:
@@ -597,9 +633,11 @@ async def _bench(
         click.echo(f"{report.lost} deliveries were lost.", err=True)
     if report.duplicates:
         click.echo(f"{report.duplicates} deliveries were duplicates.", err=True)
+    if report.unconfirmed:
+        click.echo(f"{report.unconfirmed} messages were not confirmed.", err=True)
     if report.ended_early:
         click.echo("The run ended early, for nothing moved any more.", err=True)
-    if report.lost or report.duplicates or report.ended_early:
+    if report.lost or report.duplicates or report.unconfirmed or report.ended_early:
         _fail()
 
 
@@ -625,7 +663,8 @@ async def _local(
     # The demo has the terminal for itself, and its checks provoke warnings.
     show = _node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
     with _ended_by_signals():
-        async with LocalCluster(consumers, producers, port, directory, show, retention=retention) as cluster:
+        kept = config.Retention(mode=retention)
+        async with LocalCluster(consumers, producers, port, directory, show, retention=kept) as cluster:
             if demo_topic is None:
                 click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
                 click.echo(f"  wsqueue demo --config {cluster.config_file} news")

@@ -149,15 +149,16 @@ def _masking_keys(count: int) -> list[bytes]:
 
 @functools.lru_cache(CACHED_SIZES)
 def _plain_header(length: int) -> bytes:
-    return _text_header(length, 0)
+    return text_header(length, 0)
 
 
 @functools.lru_cache(CACHED_SIZES)
 def _masked_header(length: int) -> bytes:
-    return _text_header(length, 0x80)
+    return text_header(length, 0x80)
 
 
-def _text_header(length: int, mask_bit: int) -> bytes:
+def text_header(length: int, mask_bit: int) -> bytes:
+    """Return how an unfragmented text frame begins, without a masking key; the mask bit is 0 or 0x80."""
     if length < 126:
         return struct.pack("!BB", TEXT_AND_FIN, mask_bit | length)
     if length < 65_536:
@@ -257,7 +258,7 @@ class Framing:
     masked: ClassVar[bool]
     _side: ClassVar[Side]
 
-    def __init__(self, protocol: ClientProtocol | ServerProtocol, max_message_bytes: int) -> None:
+    def __init__(self, protocol: Protocol, max_message_bytes: int) -> None:
         self._protocol: Protocol | None = protocol
         self._max_message_bytes = max_message_bytes
         self._failure: Closed | None = None

@@ -14,7 +14,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
-from .config import RetentionMode
+import msgspec
+
+from .config import Retention
 from .errors import WsqueueError
 
 START_SECONDS = 20.0
@@ -105,7 +107,7 @@ class LocalCluster:
         port: Where the first consumer listens; the other nodes follow. 0 lets the system choose.
         directory: Where to keep configurations and key; None for a directory that vanishes at the end.
         show: Called with the name of a node and a line that it logged.
-        retention: The mode of the consumers.
+        retention: Of the consumers, each with a directory of its own.
 
     Raises:
         WsqueueError: The directory cannot be written, or a node does not start.
@@ -119,9 +121,9 @@ class LocalCluster:
         directory: Path | None,
         show: Callable[[str, str], None],
         *,
-        retention: RetentionMode = "memory",
+        retention: Retention | None = None,
     ) -> None:
-        self._retention = retention
+        self._retention = retention or Retention()
         self._consumers, self._producers, self._port, self._show = consumers, producers, port, show
         self._nodes: list[LocalNode] = []
         self._resources = contextlib.ExitStack()
@@ -152,7 +154,9 @@ class LocalCluster:
     async def __aenter__(self) -> Self:
         try:
             self._write_psk()
-            consumers = await self._start("consumer", self._consumers, **{"retention.mode": self._retention})
+            retention = msgspec.structs.asdict(self._retention)
+            settings = {f"retention.{key}": value for key, value in retention.items() if key != "directory"}
+            consumers = await self._start("consumer", self._consumers, **settings)
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")
             )
@@ -219,7 +223,7 @@ class LocalCluster:
 
     def _write(self, file: Path, **settings: object) -> None:
         settings = {"local": True, "psk_file": "psk", **settings}
-        # For strings, lists of strings and booleans TOML has JSON's syntax; a dotted key is in a table.
+        # For all that comes here TOML has JSON's syntax; a dotted key is in a table.
         file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
 
 

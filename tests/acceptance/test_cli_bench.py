@@ -71,7 +71,7 @@ def test_flat_out_as_a_table_and_a_plot(tmp_path: Path) -> None:
     sent = re.search(r"^sent +([\d,]+) +[\d,]+/s  in \d\.\d\d s$", stdout, re.MULTILINE)
     assert sent is not None
     assert re.search(rf"^delivered +{sent[1]} +[\d,]+/s$", stdout, re.MULTILINE)
-    assert re.search(r"^lost +0\nduplicates +0$", stdout, re.MULTILINE)
+    assert re.search(r"^lost +0\nduplicates +0\nunconfirmed +0$", stdout, re.MULTILINE)
     assert "latency: needs --rate" in stdout
     for node in ("consumer-1", "producer-1"):
         assert re.search(rf"^{node} +[\d.]+ s +[\d.]+ µs +[\d.]+ MiB +[\d.]+ MiB$", stdout, re.MULTILINE)
@@ -92,7 +92,10 @@ def test_a_rate_as_json_and_a_plot(tmp_path: Path) -> None:
         "duration": 0.2,
         "count": None,
         "warm_up": 0.1,
+        "batch": None,
+        "replay": False,
     }
+    assert (report["protocol"], report["unconfirmed"]) == ("v2", 0)
     # A machine that stands still for long keeps the last of them back.
     assert 0 < report["sent"] == report["received"] <= 100
     assert (report["lost"], report["duplicates"], report["ended_early"]) == (0, 0, False)
@@ -116,6 +119,30 @@ def test_several_of_everything_and_an_exact_count() -> None:
     assert report["latency"] is None
     assert set(report["nodes"]) == {"consumer-1", "consumer-2", "producer-1", "producer-2"}
     assert all(node["cpu_seconds"] >= 0 for node in report["nodes"].values())
+
+
+@pytest.mark.parametrize("retention", ["memory", "sqlite"])
+def test_a_replay(retention: str) -> None:
+    load = ("--topics", "3", "--subscribers", "2", "--batch", "7", "--count", "5000")
+    report = report_of("--replay", "--retention", retention, *load)
+    found = (report["sent"], report["received"], report["lost"], report["duplicates"], report["unconfirmed"])
+    assert found == (5000, 10_000, 0, 0, 0)
+    assert report["messages_per_second"] == pytest.approx(5000 / report["seconds"])
+
+
+def test_a_replay_begins_where_the_run_began(standing_cluster: Cluster) -> None:
+    config = ("--config", standing_cluster.demo_file)
+    assert run("publish", *config, "bench-0000", "from somebody else").code == 0
+    code, stdout, stderr = run("bench", *config, "--replay", "--count", "100")
+    assert (code, stderr) == (0, "")
+    assert re.search(r"^read +100 ", stdout, re.MULTILINE)
+
+
+def test_the_classic_protocol(standing_cluster: Cluster) -> None:
+    load = ("--protocol", "classic", "--count", "1000", "--publishers", "2", "--topics", "3")
+    report = report_of("--config", standing_cluster.demo_file, *load)
+    assert (report["protocol"], report["sent"], report["received"]) == ("classic", 1000, 1000)
+    assert (report["lost"], report["unconfirmed"]) == (0, 0)
 
 
 def test_large_messages_at_a_rate_with_an_exact_count(standing_cluster: Cluster) -> None:
@@ -161,6 +188,10 @@ def test_the_progress_is_for_terminals(standing_cluster: Cluster) -> None:
         (["--topics", "4000", "--subscribers", "4"], "would need 16001 connections to one consumer"),
         (["--publishers", "16001"], "would need 16001 connections to one producer: at most 16000"),
         (["--config", "demo.toml", "--consumers", "2"], "for a cluster that is started, not for --config"),
+        (["--config", "demo.toml", "--retention", "sqlite"], "for a cluster that is started, not for"),
+        (["--replay", "--duration", "1"], "--replay goes with --count and v2"),
+        (["--replay", "--protocol", "classic"], "--replay goes with --count and v2"),
+        (["--batch", "10181"], "--batch 10181 is too large for max_message_bytes: expected at most 10180"),
         (["--plot", "plot.doc"], "plot.doc: expected a name that ends with one of "),
         (["--plot", "none/plot.svg"], "cannot write none/plot.svg: No such file or directory"),
     ],
@@ -229,8 +260,10 @@ def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_p
     rows = re.findall(r"^(?:sent|delivered|lost) +([\d,]+)", stopped.stdout, re.MULTILINE)
     sent, delivered, lost = (int(number.replace(",", "")) for number in rows)
     assert lost == sent - delivered > 0
+    (unconfirmed,) = re.findall(r"^unconfirmed +([\d,]+)", stopped.stdout, re.MULTILINE)
     assert stopped.stderr.splitlines() == [
         f"{lost} deliveries were lost.",
+        f"{unconfirmed.replace(',', '')} messages were not confirmed.",
         "The run ended early, for nothing moved any more.",
     ]
 

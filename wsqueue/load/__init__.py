@@ -7,28 +7,34 @@ comparing long stretches of memory; nothing in them happens per message, but for
 All messages of a run have one size and, but for those, one content, so that what a subscriber reads is
 one record again and again. What it reads is compared with that, every byte of it.
 
-What a system looks like on the wire is in a `Wire`; `ClassicWire` is ours. `run` starts the two processes
-(`python -m wsqueue.load`), which share some counters with it, and drives them through the phases.
+What a system looks like on the wire is in a `Wire`; `V2Wire` and `ClassicWire` are ours. `run` starts the
+two processes (`python -m wsqueue.load`), which share some counters with it, and drives them through the
+phases.
 """
 
 from .classic import ClassicWire
+from .messages import Messages
 from .report import BARS_PER_DECADE, Latency, NodeUsage, Report, Throughput
 from .runner import run
-from .wire import AskingWire, Unwrapper, Wire
+from .v2 import V2Wire
+from .wire import Publishing, ReplayingWire, Unwrapper, Wire
 from .worker import SPARE_FILES
 from .workload import Load
 
 __all__ = [
     "BARS_PER_DECADE",
     "SPARE_FILES",
-    "AskingWire",
     "ClassicWire",
     "Latency",
     "Load",
+    "Messages",
     "NodeUsage",
+    "Publishing",
+    "ReplayingWire",
     "Report",
     "Throughput",
     "Unwrapper",
+    "V2Wire",
     "Wire",
     "run",
 ]

@@ -26,6 +26,7 @@ class At(enum.IntEnum):
     PUBLISHED = enum.auto()  # messages
     PUBLISHED_PHASE = enum.auto()  # the last phase that was published
     PUBLISHED_NS = enum.auto()  # when it was
+    CONFIRMED = enum.auto()  # messages; those that nobody confirms count too
     RECEIVED = enum.auto()  # deliveries
     SLOWEST = enum.auto()  # deliveries on the subscriber's connection that has the fewest
     RECEIVED_NS = enum.auto()  # when a delivery came last

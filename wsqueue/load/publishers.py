@@ -8,8 +8,7 @@ from collections import deque
 
 from .connection import READ_BYTES, Connection
 from .counters import FINISHED, MEASURED, At, Counters
-from .messages import Messages
-from .wire import AskingWire, Wire
+from .wire import Wire
 from .workload import Load, Pace
 
 NAP_SECONDS = 0.00005
@@ -22,7 +21,7 @@ IDLE_SECONDS = 0.001
 """How often publishers look for the next phase."""
 
 SERVE_NANOSECONDS = 5_000_000
-"""How often publishers look whether a node says something: what it says is a ping, or the end."""
+"""How often publishers look whether a node says something: confirmations, a ping, or why it ends."""
 
 
 class Publishers:
@@ -30,11 +29,11 @@ class Publishers:
 
     def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
         self._wire, self._load, self._counters = wire, load, counters
-        self._messages = Messages(wire, load)
+        self._publishing = wire.publishing(load)
         self._window = load.window(len(wire.delivered(load.topic_names[0], load.filler)))
         self._sent = self._seen = self._served_ns = 0
         self._connections: dict[int, Connection] = {}
-        self._turns: deque[Connection] = deque()
+        self._turns: deque[tuple[int, Connection]] = deque()
         self._poll = select.epoll()
         self._buffer = memoryview(bytearray(READ_BYTES))
 
@@ -59,10 +58,10 @@ class Publishers:
     def _open(self) -> None:
         for number in range(self._load.publishers):
             opened = self._wire.open_publisher(number)
-            unwrapper = self._wire.publisher_unwrapper() if isinstance(self._wire, AskingWire) else None
+            unwrapper = self._publishing.unwrapper(number)
             connection = Connection(f"publisher {number + 1}", opened, unwrapper)
             self._connections[connection.fileno()] = connection
-            self._turns.append(connection)
+            self._turns.append((number, connection))
             self._poll.register(connection, select.EPOLLIN)
             self._counters[At.PUBLISHERS_OPEN] = number + 1
 
@@ -73,7 +72,7 @@ class Publishers:
         pace = Pace(start_ns, load.rate) if load.rate is not None else None
         nap = NAP_SECONDS if pace is not None else REST_SECONDS
         every = load.stamp_every if phase == MEASURED else 0
-        first, self._seen = self._sent, counters[At.SLOWEST]
+        first, self._seen = self._sent, self._arrived()
         while (sent := self._sent - first) < limit:
             now_ns = time.monotonic_ns()
             if now_ns >= counters[At.STOP_NS]:
@@ -81,18 +80,19 @@ class Publishers:
             if now_ns - self._served_ns > SERVE_NANOSECONDS:
                 self._serve(now_ns)
             if pace is not None:
-                count = min(pace.due(now_ns) - sent, limit - sent, self._messages.batch)
+                count = min(pace.due(now_ns) - sent, limit - sent, self._publishing.batch)
             elif now_ns < start_ns:
                 count = 0
             else:
                 count = self._room(sent, limit - sent)
-            connection = self._free_connection() if count > 0 else None
-            if connection is None:
+            turn = self._free_connection() if count > 0 else None
+            if turn is None:
                 time.sleep(nap)
                 continue
             stamped = range(-sent % every, count, every) if every else ()
             due_ns = {index: pace.due_ns(sent + index) for index in stamped} if pace is not None else {}
-            connection.write(self._messages.make(self._sent, count, due_ns))
+            publisher, connection = turn
+            connection.write(self._publishing.make(publisher, self._sent, count, due_ns))
             self._sent += count
             counters[At.PUBLISHED] = self._sent
         while [connection for connection in self._connections.values() if not connection.flush()]:
@@ -103,15 +103,20 @@ class Publishers:
 
     def _room(self, sent: int, left: int) -> int:
         """Return how many messages fit the window, 0 if so few that it is not worth while yet."""
-        arrived = (self._counters[At.SLOWEST] - self._seen) * self._load.topics
-        room, batch = self._window - sent + arrived, self._messages.batch
+        room, batch = self._window - sent + self._arrived() - self._seen, self._publishing.batch
         return min(room, batch, left) if room >= min(batch, self._window // 2, left) else 0
 
-    def _free_connection(self) -> Connection | None:
-        """Return the next connection whose socket has taken all that it got."""
+    def _arrived(self) -> int:
+        """Return how many messages so far are where they should be: with all subscribers, or in the log."""
+        if self._load.replay:
+            return self._counters[At.CONFIRMED]
+        return self._counters[At.SLOWEST] * self._load.topics
+
+    def _free_connection(self) -> tuple[int, Connection] | None:
+        """Return the next publisher whose socket has taken all that it got."""
         for _ in self._connections:
             self._turns.rotate(-1)
-            if self._turns[-1].flush():
+            if self._turns[-1][1].flush():
                 return self._turns[-1]
         return None
 
@@ -120,3 +125,4 @@ class Publishers:
         self._served_ns = now_ns
         for descriptor, _event in self._poll.poll(0):
             self._connections[descriptor].read(self._buffer)
+        self._counters[At.CONFIRMED] = self._sent - self._publishing.unconfirmed

@@ -59,13 +59,15 @@ class Throughput(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Report a run.
 
-    The measured phase goes from its first message to the arrival of its last.
+    The measured phase goes from its first message to the arrival of its last; a replay's only reads.
 
     Attributes:
-        sent: Messages that were published in it.
+        messages_per_second: Published ones; in a replay those that each subscriber read.
+        sent: Messages that were published in it; in a replay before it.
         received: Deliveries that were read in it.
         lost: Deliveries that did not come, of the warm-up too.
         duplicates: Deliveries that came beyond what was published, in the warm-up too.
+        unconfirmed: Messages that were not confirmed, of the warm-up too; 0 where nobody confirms.
         ended_early: Whether nothing moved for so long that the rest was not published.
         load_generator_cpu_us_per_message: What both workers took, in µs; comes in steps as the nodes'.
         latency: None without a rate.
@@ -77,6 +79,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     received: int
     lost: int
     duplicates: int
+    unconfirmed: int
     ended_early: bool
     seconds: float
     nodes: dict[str, NodeUsage]

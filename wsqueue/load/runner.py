@@ -34,6 +34,9 @@ LEAD_SECONDS = 0.002
 OPENING = 0.1
 """Which part of the progress it is to open the connections."""
 
+REPLAYING = 0.7
+"""After which part of the progress a replay begins."""
+
 
 async def run(
     wire: Wire, load: Load, nodes: Mapping[str, int], progress: Callable[[float], None] = lambda _done: None
@@ -86,14 +89,17 @@ class _Run:
         await self._open()
         measured = load.duration if load.count is None else 1
         begin = OPENING + (1 - OPENING) * load.warm_up / (load.warm_up + measured)
-        if load.warm_up:
+        if load.replay:
+            begin = REPLAYING
+            await self._phase(WARM_UP, None, load.count, (OPENING, begin))
+        elif load.warm_up:
             await self._phase(WARM_UP, load.warm_up, None, (OPENING, begin))
-        sent, received = counters[At.PUBLISHED], counters[At.RECEIVED]
+        sent, received = 0 if load.replay else counters[At.PUBLISHED], counters[At.RECEIVED]
         workers = Usage({worker.name: worker.pid for worker in self._workers})
         nodes, generator = self._nodes.cpu_seconds(), workers.cpu_seconds()
         self._points.clear()
-        duration = load.duration if load.count is None else None
-        ended_ns = await self._phase(MEASURED, duration, load.count, (begin, 1))
+        duration, count = (load.duration, None) if load.count is None else (None, load.count)
+        ended_ns = await self._phase(MEASURED, duration, 0 if load.replay else count, (begin, 1))
         nodes = _difference(self._nodes.cpu_seconds(), nodes)
         generator = _difference(workers.cpu_seconds(), generator)
         self._nodes.sample()
@@ -112,6 +118,7 @@ class _Run:
             received=deliveries,
             lost=lost,
             duplicates=duplicates,
+            unconfirmed=counters[At.PUBLISHED] - counters[At.CONFIRMED],
             ended_early=self._ended_early,
             seconds=seconds,
             nodes={
@@ -145,10 +152,10 @@ class _Run:
         first = counters[At.PUBLISHED]
         # A low rate is no standstill.
         patience = GIVE_UP_SECONDS + (2 / load.rate if load.rate is not None else 0)
-        moved, moved_at = (0, 0), time.monotonic()
+        moved, moved_at = (0, 0, 0), time.monotonic()
         self._ended_early = False
         while not self._all_arrived(phase):
-            now = (counters[At.PUBLISHED], counters[At.RECEIVED])
+            now = (counters[At.PUBLISHED], counters[At.RECEIVED], counters[At.CONFIRMED])
             if now != moved:
                 moved, moved_at = now, time.monotonic()
             elif time.monotonic() - moved_at > patience:
@@ -159,8 +166,10 @@ class _Run:
                 break
             if seconds is not None:
                 share = (time.monotonic_ns() - start_ns) / 1e9 / seconds
-            else:
+            elif limit:
                 share = (now[0] - first) / limit
+            else:
+                share = now[1] / (now[0] * load.subscribers)
             begin, end = progress
             await self._tick(begin + (end - begin) * min(max(share, 0), 1))
         self._take_point()
@@ -173,7 +182,12 @@ class _Run:
         # In this order: what was published is known for good once the phase is.
         if self._counters[At.PUBLISHED_PHASE] != phase:
             return False
-        return self._counters[At.RECEIVED] >= self._counters[At.PUBLISHED] * self._load.subscribers
+        published = self._counters[At.PUBLISHED]
+        if self._counters[At.CONFIRMED] < published:
+            return False
+        if self._load.replay and phase == WARM_UP:
+            return True
+        return self._counters[At.RECEIVED] >= published * self._load.subscribers
 
     async def _tick(self, done: float) -> None:
         await asyncio.sleep(TICK_SECONDS)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import select
+import socket
 import time
 
+from ..errors import WsqueueError
 from .connection import READ_BYTES, Connection
-from .counters import FINISHED, At, Counters
+from .counters import FINISHED, MEASURED, At, Counters
 from .publishers import REST_SECONDS
 from .records import Records, Template
 from .report import Latencies
-from .wire import Wire
+from .wire import ReplayingWire, Wire
 from .workload import Load
 
 TEMPLATE_BYTES = 64 * 1024 * 1024
@@ -21,6 +23,9 @@ MIN_READ_BYTES = 4 * 1024
 
 POLL_SECONDS = 0.005
 """How long subscribers wait for a byte before they look whether the run is over."""
+
+REPLAY_POLL_SECONDS = 0.0005
+"""How long those of a replay do: they look for its beginning."""
 
 
 class Subscribers:
@@ -34,6 +39,8 @@ class Subscribers:
         )
         self._poll = select.epoll()
         self._receivers: dict[int, tuple[Connection, Records, int]] = {}
+        # What begins a replay.
+        self._requests: list[tuple[Connection, bytes]] = []
 
     def run(self) -> tuple[Latencies, list[int]]:
         """Return the latencies, and the deliveries on each connection, topic by topic, when the run is over.
@@ -44,8 +51,11 @@ class Subscribers:
         counters = self._counters
         self._open()
         counts, total = [0] * len(self._receivers), 0
-        while counters[At.PHASE] != FINISHED:
-            ready = self._poll.poll(POLL_SECONDS)
+        poll_seconds = REPLAY_POLL_SECONDS if self._load.replay else POLL_SECONDS
+        while (phase := counters[At.PHASE]) != FINISHED:
+            if phase == MEASURED:
+                self._begin_replay()
+            ready = self._poll.poll(poll_seconds)
             if not ready:
                 continue
             before = total
@@ -57,7 +67,7 @@ class Subscribers:
             if total > before:
                 counters[At.RECEIVED_NS] = time.monotonic_ns()
                 counters[At.RECEIVED] = total
-            if self._load.rate is None:
+            if self._load.rate is None and not self._load.replay:
                 counters[At.SLOWEST] = min(counts)
                 time.sleep(REST_SECONDS)
         return self._latencies, counts
@@ -66,9 +76,24 @@ class Subscribers:
         for topic in self._load.topic_names:
             template = Template(self._wire, topic, self._load, len(self._buffer))
             for _ in range(self._load.subscribers):
-                opened = self._wire.open_subscriber(topic)
-                connection = Connection(f"a subscriber of {topic}", opened, self._wire.unwrapper())
+                opened, request = self._connect(topic)
+                unwrapper = self._wire.unwrapper(topic, self._load)
+                connection = Connection(f"a subscriber of {topic}", opened, unwrapper)
+                if request:
+                    self._requests.append((connection, request))
                 records = Records(template, self._latencies)
                 self._receivers[connection.fileno()] = connection, records, len(self._receivers)
                 self._poll.register(connection, select.EPOLLIN)
                 self._counters[At.SUBSCRIBERS_OPEN] = len(self._receivers)
+
+    def _connect(self, topic: str) -> tuple[socket.socket, bytes]:
+        if not self._load.replay:
+            return self._wire.open_subscriber(topic), b""
+        if not isinstance(self._wire, ReplayingWire):
+            raise WsqueueError("a replay needs a system that keeps what was published")
+        return self._wire.open_reader(topic)
+
+    def _begin_replay(self) -> None:
+        requests, self._requests = self._requests, []
+        for connection, request in requests:
+            connection.write(request)

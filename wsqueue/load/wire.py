@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
+
+from .workload import Load
 
 
 class Unwrapper(Protocol):
@@ -19,6 +22,38 @@ class Unwrapper(Protocol):
 
     def replies(self) -> bytes:
         """Return what must be written back, once; mostly nothing."""
+        ...
+
+
+class Publishing(Protocol):
+    """Make what all publishers of a run write, and take what comes back."""
+
+    @property
+    def batch(self) -> int:
+        """Return how many messages are made at a time at most."""
+        ...
+
+    @property
+    def unconfirmed(self) -> int:
+        """Return how many messages were made and are not confirmed; 0 for a system that confirms none."""
+        ...
+
+    def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> memoryview | bytes:
+        """Return the bytes of some messages, each to the next topic.
+
+        Args:
+            publisher: 0, 1, ...: whose connection they are for.
+            first: Number of the first of them since the run began.
+            count: How many.
+            due_ns: When those were due that carry their time; the first of them is 0.
+        """
+        ...
+
+    def unwrapper(self, publisher: int) -> Unwrapper | None:
+        """Return an unwrapper for one publisher's connection, whose records are dropped.
+
+        None if what nodes say there needs no answer.
+        """
         ...
 
 
@@ -44,23 +79,30 @@ class Wire(Protocol):
         """
         ...
 
-    def published(self, topic: str, data: bytes) -> bytes:
-        """Return the bytes that publish data (ASCII); their number depends only on both lengths."""
+    def publishing(self, load: Load) -> Publishing:
+        """Return what makes the bytes that publish."""
         ...
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return the bytes that deliver data, which stands in them as it is."""
+        """Return the record that delivers data (ASCII), which stands in it as it is.
+
+        The number of its bytes depends only on both lengths.
+        """
         ...
 
-    def unwrapper(self) -> Unwrapper:
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
         """Return an unwrapper for one subscriber's connection."""
         ...
 
 
 @runtime_checkable
-class AskingWire(Wire, Protocol):
-    """Say that nodes want to be answered on publishers' connections too; else what they say is dropped."""
+class ReplayingWire(Wire, Protocol):
+    """Be of a system that keeps what was published."""
 
-    def publisher_unwrapper(self) -> Unwrapper:
-        """Return an unwrapper for one publisher's connection, whose records are dropped."""
+    def open_reader(self, topic: str) -> tuple[socket.socket, bytes]:
+        """Return a connection, and what makes it read all that is published on a topic from now on.
+
+        Raises:
+            WsqueueError: It cannot be had.
+        """
         ...

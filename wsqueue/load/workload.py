@@ -35,6 +35,9 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         duration: Seconds of the measured phase; used without `count`.
         count: Messages of the measured phase; None for as many as go into `duration`.
         warm_up: Seconds before the measured phase that do not count.
+        batch: How many messages a publisher sends at once at most; None for what 64 KiB hold.
+        replay: Whether `count` messages are published before the measured phase, which then reads them from
+            the logs.
     """
 
     publishers: int = 1
@@ -45,6 +48,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     duration: float = 5.0
     count: int | None = None
     warm_up: float = 1.0
+    batch: int | None = None
+    replay: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what cannot be run.
@@ -52,7 +57,15 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         Raises:
             ValueError: A number is too small or none; it says which.
         """
-        least = {"publishers": 1, "subscribers": 1, "topics": 1, "size": MIN_SIZE, "count": 1, "warm_up": 0}
+        least = {
+            "publishers": 1,
+            "subscribers": 1,
+            "topics": 1,
+            "size": MIN_SIZE,
+            "count": 1,
+            "warm_up": 0,
+            "batch": 1,
+        }
         for name, number in least.items():
             value = getattr(self, name)
             if value is not None and not number <= value < math.inf:
@@ -61,6 +74,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value:g}: expected more than 0")
+        if self.replay and self.count is None:
+            raise ValueError("a replay needs a count")
 
     @property
     def topic_names(self) -> list[str]:

@@ -161,6 +161,13 @@ class TestFraming:
         assert joined.exchange() == ([opened], [opened])
         assert joined.requests == [("/producer", selected is not None)]
 
+    def test_a_message_that_has_begun_may_be_longer_too(self, joined: Joined) -> None:
+        begun = Frame(Opcode.TEXT, b"x" * 1000, fin=False).serialize(mask=True)
+        assert joined.server.receive_data(begun) == []
+        joined.server.allow_more(10)
+        rest = Frame(Opcode.CONT, b"x" * 10).serialize(mask=True)
+        assert joined.server.receive_data(rest) == [[b"x" * 1010]]
+
     def test_both_ends_have_the_path_and_the_offer_as_they_were_sent(self) -> None:
         request = (
             b"GET /producer HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -233,6 +233,9 @@ class TestData:
             (b'"topic":"news"', b'"topic":"\xff"'),
             (b'"topic":"news"', b'"topic":7'),
             (b'"publisher":"p",', b""),
+            (b'"t":"forward",', b""),
+            (b'"t":"forward"', b'"t":"backward"'),
+            (b'"t":"forward"', b'"t":7'),
             (b'"number":7', b'"number":7,"x":1'),
         ],
     )

@@ -247,6 +247,20 @@ class TestFallingBehind:
         assert subscriber.took() == [Gap("news", 4, 3), deliver(4, "4"), deliver(5, "5")]
         assert subscriber.counters["gaps"] == 1
 
+    @pytest.mark.parametrize(
+        "start", [Subscribe("news", "earliest"), Subscribe("news", "offset", "another", 0)]
+    )
+    def test_it_has_a_right_to_all_that_comes_after_the_beginning(self, start: Subscribe) -> None:
+        """Though it could not say that it has missed what had gone before."""
+        logs = published("a", max_messages_per_topic=2)
+        subscriber = Subscriber(logs, start)
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        for number in range(4):
+            subscriber.publish(str(number))
+        subscriber.writable()
+        assert subscriber.took() == [Gap("news", 3, 2), deliver(3, "2"), deliver(4, "3")]
+
     def test_it_misses_everything(self) -> None:
         logs = Logs()
         subscriber = Subscriber(logs, Subscribe("news"))
@@ -276,6 +290,27 @@ class TestFallingBehind:
         subscriber.writable()
         assert [packet.offset for packet in subscriber.took() if isinstance(packet, Deliver)] == [9, 10]
         assert subscriber.counters["fell_behind"] == 0
+
+    def test_its_topic_is_not_forgotten_while_nothing_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else what comes next would be elsewhere, and look like a gap."""
+        monkeypatch.setattr(retention, "MAX_EMPTY_TOPICS", 2)
+        logs = published("abc")
+        one, two = Subscriber(logs, Subscribe("news")), Subscriber(logs, Subscribe("news"))
+        one.reader.stop()
+        two.took()
+        logs.publish("other", *"x" * 10)
+        logs.clock.now += 4000
+        logs.retention.trim()
+        for number in range(10):
+            logs.retention.topic(str(number))
+        assert two.publish("d")
+        assert two.took() == [deliver(3, "d")]
+        two.reader.stop()
+        logs.clock.now += 4000
+        logs.retention.trim()
+        for number in range(10):
+            logs.retention.topic(str(number))
+        assert logs.retention.topic("news").start == 10
 
     def test_very_much_at_once_is_read_from_the_log(self) -> None:
         logs = Logs()

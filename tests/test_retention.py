@@ -344,6 +344,23 @@ class TestForgottenTopics:
             logs.retention.topic(str(number))
         assert len(logs.retention._topics) == 2
 
+    def test_a_new_topic_is_never_the_one_that_is_forgotten(self) -> None:
+        assert retention.FORGET_TRIES < retention.MAX_EMPTY_TOPICS
+
+    def test_a_topic_with_a_reader_stays(self, logs: Logs) -> None:
+        logs.publish("read", *"abc")
+        for more in (1, 1, -1):
+            logs.retention.reading("read", more)
+        logs.clock.now += 11
+        logs.retention.trim()
+        for number in range(100):
+            logs.retention.topic(str(number))
+        assert logs.retention.topic("read").start == 0
+        logs.retention.reading("read", -1)
+        for number in range(100):
+            logs.retention.topic(str(number))
+        assert logs.retention.topic("read").start == 3
+
     def test_a_topic_with_messages_stays(self, logs: Logs) -> None:
         logs.publish("a", "x")
         for number in range(100):
@@ -560,6 +577,9 @@ class FakeArchive:
         self.queue.clear()
         self._failed(records, "the disk is full")
 
+    def knows(self, topic: str) -> bool:
+        return any(record.topic == topic for record in self.stored)
+
     async def close(self) -> None:
         self.closed = True
 
@@ -731,6 +751,27 @@ class TestArchive:
         assert logs.kept("news") == [3, 4]
         assert (log.first, log.cached_from, log.next) == (0, 3, 5)
         assert [logs.retention.in_memory(log, offset) for offset in range(6)] == [False] * 3 + [True] * 3
+
+    async def test_a_topic_is_forgotten_when_the_archive_has_forgotten_it_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(retention, "MAX_EMPTY_TOPICS", 2 * retention.FORGET_TRIES)
+        monkeypatch.setattr(retention, "CACHE_BYTES", 0)
+        logs = await Archived.opened()
+        for topic, count in (("waiting", 1), ("known", 3), ("gone", 7)):
+            logs.append(batch(1, topic=topic, count=count))
+        logs.archive.commit()
+        logs.append(batch(2, topic="waiting"))
+        logs.archive.stored = [record for record in logs.archive.stored if record.topic == "known"]
+        for number in range(200):
+            logs.retention.topic(str(number))
+        assert {"waiting", "known"} <= set(logs.retention._topics)
+        assert "gone" not in logs.retention._topics
+        assert len(logs.retention._topics) == retention.MAX_EMPTY_TOPICS
+        assert logs.retention.topic("gone").start == 7
+        logs.archive.commit()
+        assert logs.outcomes[-1].record is not None
+        assert logs.outcomes[-1].record.offset == 1
 
     async def test_it_is_closed(self) -> None:
         logs = await Archived.opened()

@@ -274,18 +274,27 @@ class Cluster:
         self.producers.append(node)
         return node
 
-    def start(self, consumers: int, producers: int, *, retention: str = "", **limits: object) -> None:
+    def start(
+        self,
+        consumers: int,
+        producers: int,
+        *,
+        retention: Mapping[str, object] | None = None,
+        **limits: object,
+    ) -> None:
         """Start nodes, write the clients' configuration, and return once all links are up.
 
         Args:
             consumers: How many.
             producers: How many.
-            retention: The mode of consumers that have a directory, "" for none.
+            retention: Of the consumers; with a mode, each has a directory too.
             limits: Of all.
         """
         for number in range(consumers):
-            directory = {"retention.mode": retention, "retention.directory": f"logs-{number + 1}"}
-            self.add_consumer(**(directory if retention else {}))
+            settings = {f"retention.{key}": value for key, value in (retention or {}).items()}
+            if "retention.mode" in settings:
+                settings["retention.directory"] = f"logs-{number + 1}"
+            self.add_consumer(**settings)
         for _ in range(producers):
             self.add_producer()
         for node in self.nodes:

@@ -12,6 +12,7 @@ import json
 import signal
 import struct
 import sys
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,18 @@ from websockets.frames import Opcode
 
 from tests.integration.peer import topic_of
 from tests.integration.raw import RawSocket, request_of
+from tests.integration.raw_v2 import V2Socket, forward_of, new_secret, publish_of
 from tests.test_docs import rows
-from wsqueue import Client, Subscription
-from wsqueue.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
-from wsqueue.config import READ_MARGIN_BYTES, Limits
-from wsqueue.connection import CONGESTED_BYTES, HELD_OVERHEAD_BYTES
-from wsqueue.producer import SLOW_LINK_BYTES
+from wsqueue import Client, Message, Subscription
+from wsqueue.archive import CACHE_KIB, MAX_GROUP_BYTES
+from wsqueue.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES, WINDOW_BYTES, WINDOW_MESSAGES
+from wsqueue.config import READ_MARGIN_BYTES, Limits, Retention
+from wsqueue.connection import CONGESTED_BYTES
+from wsqueue.errors import CloseCode
+from wsqueue.packets_v2 import OVERHEAD_BYTES
+from wsqueue.producer import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
+from wsqueue.readers import CHUNK_BYTES, MAX_FRAMES_BYTES
+from wsqueue.retention import CACHE_BYTES, MAX_EMPTY_TOPICS, MAX_NUMBERS, PENDING_BYTES
 from wsqueue.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from wsqueue.session import MAX_HELLO_BYTES
 
@@ -53,6 +60,21 @@ WORK_BYTES = 8 * MIB
 STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB
 """A peer that has not proved itself: what it may send, in a bytearray, and the connection."""
 
+SMALL_BATCHES_BYTES = 512 * KIB
+"""What the batches of one read take besides when each is as small as can be."""
+
+REFUSED_BYTES = 300
+"""What a producer remembers of a batch that was refused."""
+
+IDLE_TOPIC_BYTES = 500
+"""What a consumer remembers of a topic without messages, or of a publisher on a topic, besides its name."""
+
+MESSAGE_BYTES = 150
+"""What Python adds to a message that is short."""
+
+TLS_BYTES = 64 * KIB
+"""What tests/integration/test_tls.py finds that a connection with TLS takes besides."""
+
 TOPIC_BYTES = 300
 """What the cache of the routes takes for a topic, besides its characters of up to 4 bytes."""
 
@@ -61,6 +83,9 @@ FAR_TOO_MUCH_BYTES = 1024 * MIB
 
 FED, OTHER = topic_of(0, 2), topic_of(1, 2)
 """A topic of the first of two consumers, and one of the second."""
+
+SMALL_LOG = {"max_bytes": 4 * MIB}
+"""For the tests of what else a consumer has in memory."""
 
 PATIENT: dict[str, Any] = {
     # A process that is stopped answers no pings.
@@ -76,9 +101,19 @@ def one_read(limits: Limits) -> int:
     return limits.max_message_bytes + READ_MARGIN_BYTES
 
 
+def feeding(limits: Limits) -> int:
+    """Return what a peer that feeds a node can leave there: a read of the smallest batches takes most."""
+    return one_read(limits) + SMALL_BATCHES_BYTES
+
+
 def slow_reader(limits: Limits) -> int:
-    """Return what can wait for a peer that reads slowly; subscribers of one topic share it."""
+    """Return what can wait for a peer that reads slowly; classic subscribers of one topic share it."""
     return limits.max_buffered_bytes + one_read(limits)
+
+
+def slow_subscriber(limits: Limits) -> int:
+    """Return what can wait for a v2 subscriber that reads slowly: the rest is in the log."""
+    return CONGESTED_BYTES + max(MAX_FRAMES_BYTES, CHUNK_BYTES + limits.max_message_bytes + OVERHEAD_BYTES)
 
 
 def link_down(limits: Limits) -> int:
@@ -93,7 +128,27 @@ def link_down_at_worst(limits: Limits) -> int:
 
 def link_slow(limits: Limits) -> int:
     """Return what can wait for a consumer that is up and does not read; one read more for each publisher."""
-    return SLOW_LINK_BYTES + CONGESTED_BYTES + 2 * one_read(limits)
+    return SLOW_LINK_BYTES + LINK_WINDOW_BYTES + CONGESTED_BYTES + 3 * one_read(limits)
+
+
+def refused() -> int:
+    """Return what a producer remembers of batches that one consumer refused."""
+    return MAX_REFUSED * REFUSED_BYTES
+
+
+def idle_topics() -> int:
+    """Return what a consumer remembers of topics without messages, and of publishers' last batches."""
+    return (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (4 * MAX_CACHED_CHARACTERS + IDLE_TOPIC_BYTES)
+
+
+def disk() -> int:
+    """Return what a consumer has in memory of a log on disk."""
+    return CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
+
+
+def window() -> int:
+    """Return what a client has published and not had confirmed: as packets, and as they were before."""
+    return 5 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
 
 
 def cached_topics() -> int:
@@ -114,9 +169,9 @@ def kernel_limit(name: str) -> int:
 class Growth:
     """Measure how much a process grows from now on."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, idle: int = IDLE_BYTES) -> None:
         self._pid, self._base = pid, memory_bytes(pid, "VmRSS")
-        assert self._base <= IDLE_BYTES
+        assert self._base <= idle
 
     def check(self, bound: int) -> None:
         """Check that it never was beyond a bound, besides `WORK_BYTES`."""
@@ -131,8 +186,8 @@ class Publisher:
         count: How many the client has taken.
     """
 
-    def __init__(self, client: Client, topic: str, size: int) -> None:
-        self.client, self._topic = client, topic
+    def __init__(self, client: Client, topic: str, size: int, name: int = 0) -> None:
+        self.client, self._topic, self._name = client, topic, name
         self._padding = "x" * (size - 8)
         self.payload_bytes = len(json.dumps({"t": "m", "d": "x" * size, "s": topic}, separators=(",", ":")))
         self.count = 0
@@ -141,7 +196,8 @@ class Publisher:
     async def run(self) -> None:
         """Publish until `stop`."""
         while not self._stopping:
-            await self.client.publish(self._topic, f"{self.count:08}{self._padding}")
+            await self.client.room()
+            self.client.publish_nowait(self._topic, f"{self._name:02}{self.count:06}{self._padding}")
             self.count += 1
             assert self.count * self.payload_bytes < FAR_TOO_MUCH_BYTES, "nothing halts the publisher"
             if self.count % 64 == 0:
@@ -163,15 +219,20 @@ class Publisher:
 
 
 class Received:
-    """Note the numbers that come on a subscription."""
+    """Note the numbers that come on a subscription, of each publisher."""
 
     def __init__(self) -> None:
-        self.numbers: list[int] = []
+        self.numbers: defaultdict[int, list[int]] = defaultdict(list)
 
-    async def run(self, messages: Subscription) -> None:
+    @property
+    def count(self) -> int:
+        """Return how many messages came."""
+        return sum(map(len, self.numbers.values()))
+
+    async def run(self, messages: Subscription[Message]) -> None:
         """Note what comes, until cancelled."""
         async for message in messages:
-            self.numbers.append(int(message.data[:8]))
+            self.numbers[int(message.data[:2])].append(int(message.data[2:8]))
 
 
 @contextlib.asynccontextmanager
@@ -184,10 +245,10 @@ async def running(*tasks: Any) -> AsyncIterator[None]:
             task.cancel()
 
 
-async def held_bytes(producer: Node, payload_bytes: int) -> int:
-    """Return what a producer holds, as it counts itself, when all messages have the same size."""
+async def waiting_messages(producer: Node) -> int:
+    """Return how many messages a producer has taken and not yet sent on."""
     counters = await in_thread(producer.counters)
-    return (counters["messages_in"] - counters["forwarded"]) * (payload_bytes + HELD_OVERHEAD_BYTES)
+    return counters["messages_in"] - counters["forwarded"]
 
 
 async def at_rest(number: Callable[[], Awaitable[int]], at_least: int) -> int:
@@ -199,7 +260,7 @@ async def at_rest(number: Callable[[], Awaitable[int]], at_least: int) -> int:
     return now
 
 
-async def round_trips(client: Client, topic: str, messages: Subscription, count: int = 200) -> None:
+async def round_trips(client: Client, topic: str, messages: Subscription[Message], count: int = 200) -> None:
     """Publish and receive in turn."""
     for number in range(count):
         await client.publish(topic, str(number))
@@ -218,6 +279,45 @@ def text_frame(payload: bytes) -> bytes:
 
 def message_frame(topic: str, data: str) -> bytes:
     return text_frame(json.dumps({"t": "m", "d": data, "s": topic}, separators=(",", ":")).encode())
+
+
+class Flood:
+    """Many messages of one size on one topic, as a peer sends that reads no answer.
+
+    Args:
+        v2: Whether each is a batch of its own, or a classic message.
+        size: Of the data.
+    """
+
+    def __init__(self, *, v2: bool, size: int) -> None:
+        self.v2, self._data = v2, "x" * size
+        # What a batch takes is in its packet, beside what is counted for it.
+        self.bytes = size + (BATCH_OVERHEAD_BYTES if v2 else 3)
+
+    async def opened(self, peers: Peers, producer: Node, count: int) -> list[RawSocket]:
+        """Return connections."""
+        if not self.v2:
+            return await peers.established(producer, *["/produce"] * count)
+        opened: list[RawSocket] = []
+        for raw in await peers.speaking(producer, *["/produce"] * count):
+            raw.send(new_secret())
+            stop_reading(raw)
+            opened.append(raw)
+        return opened
+
+    def count(self, held: int) -> int:
+        """Return how many messages are more than a producer that holds so much takes, with the kernel."""
+        frame = len(self.frames(1))
+        return held // self.bytes + kernel_bytes() // frame + 1
+
+    def frames(self, count: int) -> bytes:
+        """Return what publishes so many messages."""
+        if not self.v2:
+            return message_frame(FED, self._data) * count
+        return b"".join(
+            text_frame(json.dumps(publish_of(number + 1, FED, self._data, after=number)).encode())
+            for number in range(count)
+        )
 
 
 async def send_all(raw: RawSocket, data: bytes) -> None:
@@ -257,19 +357,35 @@ class Peers:
             for path in paths
         ]
 
+    async def speaking(self, node: Node, *paths: str) -> list[V2Socket]:
+        """Return the same, speaking v2."""
+        return [
+            await self._stack.enter_async_context(
+                V2Socket.speaking(node.address, path, self._secret, receive_buffer=4096)
+            )
+            for path in paths
+        ]
+
 
 def test_the_bounds_are_documented() -> None:
     """The last column of the table in docs/configuration.md is in MiB."""
     limits = Limits()
     bounds = {
         "node": IDLE_BYTES + WORK_BYTES,
-        "feeding": one_read(limits),
+        "feeding": feeding(limits),
         "slow": slow_reader(limits),
+        "slow v2": slow_subscriber(limits),
+        "log in memory": Retention().max_bytes,
+        "log on disk": disk(),
+        "idle topics": idle_topics(),
         "stranger": STRANGER_BYTES,
+        "tls": TLS_BYTES,
         "down": link_down_at_worst(limits),
         "up": link_slow(limits),
+        "refused": refused(),
         "topics": cached_topics(),
         "application": 4 * (MAX_WAITING_CHARACTERS + one_read(limits)),
+        "window": window(),
     }
     documented = [float(row[-1].replace(",", "")) for row in rows("docs/configuration.md", "Memory bounds")]
     assert documented == [round(bound / MIB, 1) for bound in bounds.values()]
@@ -278,107 +394,111 @@ def test_the_bounds_are_documented() -> None:
 # A consumer that does not read.
 
 
-@pytest.mark.parametrize("size", [100, 100_000])
+@pytest.mark.parametrize("size", [400, 100_000])
 async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cluster, size: int) -> None:
-    await in_thread(lambda: cluster.start(2, 1, **PATIENT))
+    # The subscriber of this test may fall far behind, and must miss nothing.
+    retention = {"max_bytes": FAR_TOO_MUCH_BYTES, "max_bytes_per_topic": FAR_TOO_MUCH_BYTES}
+    await in_thread(lambda: cluster.start(2, 1, retention=retention, **PATIENT))
     stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**PATIENT)
     came = Received()
     async with (
         asyncio.timeout(100),
-        cluster.client(**PATIENT) as feeding,
         cluster.client(**PATIENT) as other,
-        feeding.subscribe(FED) as messages,
+        cluster.client(**PATIENT) as subscriber,
+        subscriber.subscribe(FED) as messages,
         other.subscribe(OTHER) as others,
+        contextlib.AsyncExitStack() as stack,
     ):
         await round_trips(other, OTHER, others)
-        publisher, growth = Publisher(feeding, FED, size), Growth(producer.pid)
+        clients = [await stack.enter_async_context(cluster.client(**PATIENT)) for _ in range(3)]
+        publishers = [Publisher(client, FED, size, name) for name, client in enumerate(clients)]
+        growth = Growth(producer.pid)
         stopped.signal(signal.SIGSTOP)
-        async with running(came.run(messages), publisher.run()):
-            held = await at_rest(lambda: held_bytes(producer, publisher.payload_bytes), SLOW_LINK_BYTES)
-            assert held <= SLOW_LINK_BYTES + one_read(limits)
-            halted = await publisher.halted()
-            # From the client's buffer to the socket that the consumer does not read.
-            bound = (
-                (CONGESTED_BYTES + limits.max_message_bytes)
-                + kernel_bytes()
-                + (SLOW_LINK_BYTES + one_read(limits))
-                + (CONGESTED_BYTES + one_read(limits))
-                + kernel_bytes()
-            )
-            taken = halted * publisher.payload_bytes
-            assert taken <= bound
+        async with running(came.run(messages), *(publisher.run() for publisher in publishers)):
+            waiting = await at_rest(lambda: waiting_messages(producer), SLOW_LINK_BYTES * 9 // 10 // size)
+            assert waiting * size <= SLOW_LINK_BYTES + len(publishers) * one_read(limits)
+            halted = [await publisher.halted() for publisher in publishers]
+            for publisher, count in zip(publishers, halted, strict=True):
+                assert count * publisher.payload_bytes <= WINDOW_BYTES + publisher.payload_bytes
             await round_trips(other, OTHER, others)
-            growth.check(link_slow(limits) + one_read(limits))
+            growth.check(link_slow(limits) + len(publishers) * one_read(limits))
 
             stopped.signal(signal.SIGCONT)
-            await eventually(lambda: publisher.count > halted, "the publisher goes on")
-            publisher.stop()
-            await eventually(lambda: len(came.numbers) == publisher.count, "all have come")
-    assert came.numbers == list(range(publisher.count))
-    assert feeding.lost_in_flight == producer.counters()["lost_in_flight"] == 0
+            for publisher, count in zip(publishers, halted, strict=True):
+                await eventually(lambda: publisher.count > count, "the publisher goes on")  # noqa: B023
+                publisher.stop()
+            await eventually(
+                lambda: came.count == sum(publisher.count for publisher in publishers), "all have come"
+            )
+    assert came.numbers == {name: list(range(one.count)) for name, one in enumerate(publishers)}
+    assert producer.counters()["lost_in_flight"] == 0
 
 
-@pytest.mark.parametrize("size", [8, 900_000])
-async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Cluster, size: int) -> None:
-    settings = PATIENT | {"max_held_bytes": 16 * MIB}
+FLOODS = [
+    Flood(v2=False, size=8),
+    Flood(v2=True, size=8),
+    Flood(v2=False, size=900_000),
+    Flood(v2=True, size=900_000),
+]
+
+
+@pytest.mark.parametrize(
+    "flood", FLOODS, ids=lambda flood: f"{'v2' if flood.v2 else 'classic'} {flood.bytes}"
+)
+async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Cluster, flood: Flood) -> None:
+    settings = PATIENT | {"max_held_bytes": 8 * MIB}
     await in_thread(lambda: cluster.start(2, 1, **settings))
     down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    came = Received()
-    async with (
-        asyncio.timeout(100),
-        cluster.client(**settings) as feeding,
-        cluster.client(**settings) as other,
-        feeding.subscribe(FED) as messages,
-        other.subscribe(OTHER) as others,
-    ):
-        await round_trips(other, OTHER, others)
-        await in_thread(down.kill)
-        await in_thread(producer.wait_logged, "link down")
-        publisher, growth = Publisher(feeding, FED, size), Growth(producer.pid)
-        async with running(came.run(messages), publisher.run()):
-            held = await at_rest(lambda: held_bytes(producer, publisher.payload_bytes), limits.max_held_bytes)
-            halted = await publisher.halted()
-            assert held <= limits.max_held_bytes + one_read(limits)
-            await round_trips(other, OTHER, others)
-            growth.check(link_down(limits) + one_read(limits))
-
-            await in_thread(down.start)
-            await eventually(lambda: publisher.count > halted, "the publisher goes on")
-            # A consumer keeps nothing for a subscriber that is not yet back.
-            await eventually(lambda: came.numbers, "the subscriber is back")
-            publisher.stop()
-            await eventually(lambda: publisher.count - 1 in came.numbers[-1:], "the last has come")
-    counters = await in_thread(down.counters)
-    assert counters["messages_in"] == publisher.count
-    assert came.numbers == list(range(counters["without_subscriber"], publisher.count))
-    assert feeding.lost_in_flight == producer.counters()["lost_in_flight"] == 0
-
-
-@pytest.mark.parametrize(("size", "reads"), [(50, 2), (60_000, 16)])
-async def test_each_of_many_publishers_adds_one_read_at_most(cluster: Cluster, size: int, reads: int) -> None:
-    publishers = 50
-    settings = PATIENT | {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
-    await in_thread(lambda: cluster.start(2, 1, **settings))
-    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    await in_thread(down.kill)
-    await in_thread(producer.wait_logged, "link down")
-    frame = message_frame(FED, "x" * size)
-    each = reads * UVLOOP_READ_BYTES // len(frame)
-    payload_bytes = len(frame) - (6 if size < 126 else 8)
     async with (
         asyncio.timeout(100),
         Peers(cluster.secret) as peers,
         cluster.client(**settings) as other,
         other.subscribe(OTHER) as others,
     ):
-        feeding = await peers.established(producer, *["/produce"] * publishers)
+        await round_trips(other, OTHER, others)
+        await in_thread(down.kill)
+        await in_thread(producer.wait_logged, "link down")
+        (raw,) = await flood.opened(peers, producer, 1)
         growth = Growth(producer.pid)
-        async with running(*(send_all(raw, frame * each) for raw in feeding)):
-            held = await at_rest(lambda: held_bytes(producer, payload_bytes), limits.max_held_bytes)
-            everything = publishers * each * (payload_bytes + HELD_OVERHEAD_BYTES)
-            assert held < everything
-            assert held <= limits.max_held_bytes + publishers * one_read(limits)
-            growth.check(link_down(limits) + publishers * one_read(limits))
+        total = flood.count(limits.max_held_bytes + MIB)
+        async with running(send_all(raw, flood.frames(total))):
+            held = await at_rest(lambda: waiting_messages(producer), 1)
+            assert limits.max_held_bytes // 2 < held * flood.bytes <= link_down(limits)
+            growth.check(link_down(limits) + feeding(limits))
+            await round_trips(other, OTHER, others)
+            await in_thread(down.start)
+            while (await in_thread(down.counters))["messages_in"] < total:
+                pass
+    assert producer.counters()["lost_in_flight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flood", "reads"), [(FLOODS[0], 4), (FLOODS[1], 2), (Flood(v2=True, size=60_000), 16)]
+)
+async def test_each_of_many_publishers_adds_one_read_at_most(
+    cluster: Cluster, flood: Flood, reads: int
+) -> None:
+    publishers = 50
+    settings = PATIENT | {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
+    await in_thread(lambda: cluster.start(2, 1, **settings))
+    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    await in_thread(down.kill)
+    await in_thread(producer.wait_logged, "link down")
+    each = reads * UVLOOP_READ_BYTES // len(flood.frames(1))
+    frames = flood.frames(each)
+    async with (
+        asyncio.timeout(100),
+        Peers(cluster.secret) as peers,
+        cluster.client(**settings) as other,
+        other.subscribe(OTHER) as others,
+    ):
+        opened = await flood.opened(peers, producer, publishers)
+        growth = Growth(producer.pid)
+        async with running(*(send_all(raw, frames) for raw in opened)):
+            held = await at_rest(lambda: waiting_messages(producer), 1)
+            assert limits.max_held_bytes // 2 < held * flood.bytes
+            assert held < publishers * each
+            growth.check(link_down(limits) + publishers * feeding(limits))
             await round_trips(other, OTHER, others)
 
             await in_thread(down.start)
@@ -391,14 +511,20 @@ async def test_publishers_go_on_when_a_stopped_consumer_is_given_up(cluster: Clu
     settings = PATIENT | {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.0}
     await in_thread(lambda: cluster.start(2, 1, **settings))
     stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    async with asyncio.timeout(100), cluster.client(**PATIENT) as feeding:
-        publisher = Publisher(feeding, FED, 100_000)
-        stopped.signal(signal.SIGSTOP)
-        async with running(publisher.run()):
-            await at_rest(lambda: held_bytes(producer, publisher.payload_bytes), SLOW_LINK_BYTES)
-            await in_thread(producer.wait_logged, "link down")
+    size = 100_000
+    total = limits.max_held_bytes // size * 2
 
-            await at_rest(lambda: held_bytes(producer, publisher.payload_bytes), limits.max_held_bytes)
+    async def taken() -> int:
+        return (await in_thread(producer.counters))["messages_in"]
+
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        (raw,) = await peers.established(producer, "/produce")
+        stopped.signal(signal.SIGSTOP)
+        async with running(send_all(raw, message_frame(FED, "x" * size) * total)):
+            before = await at_rest(taken, 1)
+            assert before * size <= LINK_WINDOW_BYTES + SLOW_LINK_BYTES + 3 * one_read(limits)
+            await in_thread(producer.wait_logged, "link down")
+            assert await at_rest(taken, before + 1) * size >= limits.max_held_bytes * 9 // 10
         stopped.signal(signal.SIGCONT)
 
 
@@ -427,6 +553,24 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
     assert producer.counters()["lost_full"] > 0
 
 
+async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(cluster: Cluster) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "drain_seconds": 1.0}
+    await in_thread(lambda: cluster.start(2, 1, **settings))
+    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    await in_thread(down.kill)
+    await in_thread(producer.wait_logged, "link down")
+    growth = Growth(producer.pid)
+    # A whole batch, and a message that lacks its last byte.
+    frames = FLOODS[1].frames(1) + text_frame(b"x" * limits.max_message_bytes)[:-1]
+    for _ in range(100):
+        async with asyncio.timeout(30), Peers(cluster.secret) as peers:
+            (raw,) = await FLOODS[1].opened(peers, producer, 1)
+            await send_all(raw, frames)
+    await in_thread(producer.wait_open, 0)
+    assert producer.counters()["messages_in"] > 50
+    growth.check(2 * feeding(limits))
+
+
 # Subscribers that do not read.
 
 
@@ -442,7 +586,8 @@ async def publish_until_full(
     count = (limits.max_buffered_bytes + kernel_limit("tcp_wmem") + MIB) // size
     for number in range(count):
         for topic in topics:
-            await client.publish(topic, f"{number:08}" + "x" * size)
+            await client.room()
+            client.publish_nowait(topic, f"{number:08}" + "x" * size)
         # In step with those who read, lest they fall behind too.
         if number % 8 == 7:
             await client.flush()
@@ -453,7 +598,7 @@ async def publish_until_full(
 
 async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 60.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await in_thread(lambda: cluster.start(1, 1, retention=SMALL_LOG, **settings))
     (consumer,), limits = cluster.consumers, Limits(**settings)
     readers = [Received() for _ in range(20)]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers, contextlib.AsyncExitStack() as stack:
@@ -464,11 +609,11 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
         growth = Growth(consumer.pid)
         async with running(*(reader.run(one) for reader, one in zip(readers, messages, strict=True))):
             count = await publish_until_full(
-                client, ["news"], limits, lambda: min(len(reader.numbers) for reader in readers)
+                client, ["news"], limits, lambda: min(reader.count for reader in readers)
             )
-            await eventually(lambda: all(len(one.numbers) == count for one in readers), "all have come")
-        growth.check(slow_reader(limits))
-        assert all(reader.numbers == list(range(count)) for reader in readers)
+            await eventually(lambda: all(one.count == count for one in readers), "all have come")
+        growth.check(SMALL_LOG["max_bytes"] + slow_reader(limits))
+        assert all(reader.numbers == {0: list(range(count))} for reader in readers)
         stopped.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert await stopped.close_frame() == (1013, "too slow: the write buffer for this peer is full")
     await in_thread(consumer.wait_logged, r"WARNING connection closed .*1013 \(too slow")
@@ -482,7 +627,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
     cluster: Cluster, subscribers: int, topics: int, size: int
 ) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await in_thread(lambda: cluster.start(1, 1, retention=SMALL_LOG, **settings))
     (consumer,), limits = cluster.consumers, Limits(**settings)
     names = [f"topic-{number}" for number in range(topics)]
     paths = [f"/subscribe/{names[number % topics]}" for number in range(subscribers)]
@@ -493,7 +638,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
         await publish_until_full(client, names, limits, size=size)
         await eventually(lambda: consumer.log.count("1013") >= min(subscribers, 20), "they are closed")
         await in_thread(consumer.wait_open, 1)
-        growth.check(topics * slow_reader(limits))
+        growth.check(SMALL_LOG["max_bytes"] + topics * slow_reader(limits))
         assert consumer.counters()["slow_subscribers"] == subscribers
 
 
@@ -508,7 +653,7 @@ SMALL: dict[str, Any] = {
 
 
 async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Cluster) -> None:
-    consumer = cluster.add_consumer()
+    consumer = cluster.add_consumer(**{"retention.max_bytes": MIB})
     path = str(cluster.directory / "socket")
     consumer.settings["listen"] = [consumer.address, f"unix:{path}"]
     consumer.limits = SMALL
@@ -524,7 +669,7 @@ async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Clus
         for _ in range(45_000):
             link.writer.write(message_frame("t", "x") + PING)
             assert await link.reader.readexactly(2) == b"\x8a\0"
-        growth.check(limits.max_buffered_bytes + one_read(limits))
+        growth.check(MIB + slow_reader(limits))
 
 
 # An application that does not iterate.
@@ -566,11 +711,12 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
             assert await application.stdout.readline() == b"begin\n"
             growth = Growth(application.pid)
             count = 0
-            while not consumer.counters()["slow_subscribers"]:
+            while not consumer.counters()["fell_behind"] or count < 5 * MAX_WAITING_MESSAGES:
                 for _ in range(500):
-                    await client.publish("news", f"{count:08}{'x' * size}")
+                    await client.room()
+                    client.publish_nowait("news", f"{count:08}{'x' * size}")
                     count += 1
-                assert count * size < FAR_TOO_MUCH_BYTES, "the consumer keeps all"
+                assert count * size < FAR_TOO_MUCH_BYTES, "the application takes all"
                 await client.flush()
             growth.check(MAX_WAITING_MESSAGES * (size + KIB) + one_read(limits))
             application.stdin.write(b"go on\n")
@@ -583,26 +729,26 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
 
 
 async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {
-        "ping_interval_seconds": 0.2,
-        "ping_timeout_seconds": 0.2,
-        "close_seconds": 0.2,
-        "reconnect_max_seconds": 0.2,
-        "max_buffered_bytes": 2 * MIB,
-    }
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "reconnect_max_seconds": 0.2}
     await in_thread(lambda: cluster.start(1, 1, **settings))
-    (consumer,) = cluster.consumers
     async with (
         asyncio.timeout(100),
-        cluster.client(ping_interval_seconds=3600.0) as client,
+        cluster.client(**settings) as client,
         cluster.client(**settings) as stuck,
         stuck.subscribe("news") as messages,
     ):
-        while (await in_thread(consumer.counters))["slow_subscribers"] < 8:
+        (link,) = messages._links
+        for _ in range(8):
             for _ in range(200):
-                await client.publish("news", "x" * 20_000)
+                await client.room()
+                client.publish_nowait("news", "x" * 20_000)
             await client.flush()
-        assert len(messages._messages) <= MAX_WAITING_MESSAGES + UVLOOP_READ_BYTES // 20_000 + 1
+            assert link.connection is not None
+            link.connection.abort(CloseCode.ABNORMAL)
+            await eventually(lambda: link.connection is None, "the connection is gone")
+            await eventually(lambda: link.ready, "it is back")
+        # What came before the first pause, and a batch that was on its way.
+        assert len(messages._items) <= MAX_WAITING_MESSAGES + 2 * CHUNK_BYTES // 20_000
         assert len(messages._paused) <= 1
 
 
@@ -701,19 +847,170 @@ async def test_messages_that_never_end(cluster: Cluster) -> None:
         assert (await raws[0].close_frame())[0] == 1009
 
 
-async def test_topics_without_end(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_topic_bytes": 100}
+async def test_a_flood_of_batches_of_which_no_refusal_is_read(cluster: Cluster) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0, "max_topic_bytes": 5}
     await in_thread(lambda: cluster.start(1, 1, **settings))
-    (producer,) = cluster.producers
+    (producer,), limits = cluster.producers, Limits(**settings)
+    async with (
+        asyncio.timeout(100),
+        Peers(cluster.secret) as peers,
+        cluster.client() as other,
+        other.subscribe("news") as messages,
+    ):
+        (raw,) = await FLOODS[1].opened(peers, producer, 1)
+        growth = Growth(producer.pid)
+        frames = FLOODS[1].frames(1000)
+        while not raw.writer.transport.is_closing():
+            await send_all(raw, frames)
+            growth.check(slow_reader(limits))
+        await in_thread(producer.wait_logged, r"connection closed .*1013")
+        await round_trips(other, "news", messages)
+
+
+async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Cluster) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
+    await in_thread(lambda: cluster.start(1, 1, **settings))
+    (consumer,), limits = cluster.consumers, Limits(**settings)
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        (raw,) = await peers.speaking(consumer, "/subscribe")
+        stop_reading(raw)
+        growth = Growth(consumer.pid)
+        for begin in range(0, FAR_TOO_MUCH_BYTES, 1000):
+            packets = (
+                {"t": kind, "topic": f"topic {number}"}
+                for number in range(begin, begin + 1000)
+                for kind in ("subscribe", "unsubscribe")
+            )
+            await send_all(raw, b"".join(text_frame(json.dumps(packet).encode()) for packet in packets))
+            if raw.writer.transport.is_closing():
+                break
+        await in_thread(consumer.wait_logged, r"connection closed .*1013")
+        growth.check(slow_reader(limits) + idle_topics() // 4)
+
+
+async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: Cluster) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
+    await in_thread(lambda: cluster.start(1, 1, **settings))
+    (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
+    topic = "x" * limits.max_topic_bytes
+    count = limits.max_message_bytes // 4
+    batch = publish_of(1, topic, *[""] * count)
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        (stopped,) = await peers.established(consumer, f"/subscribe/{topic}")
+        stop_reading(stopped)
+        (raw,) = await FLOODS[1].opened(peers, producer, 1)
+        growth = Growth(consumer.pid)
+        await send_all(raw, text_frame(json.dumps(batch, separators=(",", ":")).encode()))
+        await in_thread(consumer.wait_logged, r"connection closed .*1013")
+        assert consumer.counters()["messages_in"] == count
+        # As it came, decoded, and in the log.
+        growth.check(slow_reader(limits) + 8 * limits.max_message_bytes)
+
+
+# Subscribers of a log.
+
+
+async def fill_log(cluster: Cluster, topics: Sequence[str], size: int, count: int) -> None:
+    """Publish on each topic."""
+    async with cluster.client() as client:
+        for number in range(count):
+            for topic in topics:
+                await client.room()
+                client.publish_nowait(topic, f"{0:02}{number:06}{'x' * size}")
+        await client.flush()
+
+
+def subscribe_frame(topic: str) -> bytes:
+    return text_frame(json.dumps({"t": "subscribe", "topic": topic, "start": "earliest"}).encode())
+
+
+@pytest.mark.parametrize("mode", ["memory", "sqlite"])
+@pytest.mark.parametrize(("subscribers", "topics"), [(100, 1), (10, 100)])
+async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
+    cluster: Cluster, mode: str, subscribers: int, topics: int
+) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_message_bytes": 65_536}
+    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode}, **settings))
+    (consumer,), limits = cluster.consumers, Limits(**settings)
+    names = [f"topic-{number}" for number in range(topics)]
+    await fill_log(cluster, names, 30_000, 500 // topics)
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        # Nothing of a log on disk is in memory then.
+        await in_thread(consumer.terminate)
+        await in_thread(consumer.start)
+        opened = await peers.speaking(consumer, *["/subscribe"] * subscribers)
+        growth = Growth(consumer.pid, FAR_TOO_MUCH_BYTES)
+        for raw in opened:
+            stop_reading(raw)
+            await send_all(raw, b"".join(map(subscribe_frame, names)))
+
+        async def deliveries() -> int:
+            return (await in_thread(consumer.counters))["deliveries"]
+
+        assert await at_rest(deliveries, 1) < subscribers * topics * (500 // topics)
+        growth.check(subscribers * slow_subscriber(limits) + 2 * CACHE_KIB * KIB * (mode == "sqlite"))
+        assert "1013" not in consumer.log
+        # One that reads again gets all.
+        raw = opened[0]
+        raw.writer.transport.resume_reading()  # type: ignore[attr-defined]
+        came = 0
+        while came < topics * (500 // topics):
+            packet = await raw.packet()
+            came += len(packet.get("data", ()))
+
+
+@pytest.mark.parametrize("mode", ["memory", "sqlite"])
+async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
+    retention = {"mode": mode, "max_bytes": 8 * MIB}
+    await in_thread(lambda: cluster.start(1, 1, retention=retention, **settings))
+    (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
+    flood = FLOODS[1]
+    count = 100_000
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        (raw,) = await flood.opened(peers, producer, 1)
+        growth = Growth(consumer.pid)
+        await send_all(raw, flood.frames(count))
+        while (await in_thread(consumer.counters))["messages_in"] < count:
+            pass
+        growth.check(8 * MIB + 2 * one_read(limits) if mode == "memory" else disk())
+
+
+@pytest.mark.parametrize("mode", ["memory", "sqlite"])
+async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_topic_bytes": 100}
+    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode, **SMALL_LOG}, **settings))
+    (consumer,), (producer,) = cluster.consumers, cluster.producers
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.established(producer, "/produce")
-        growth = Growth(producer.pid)
-        topics = CACHED_TOPICS * 2
+        growths = Growth(producer.pid), Growth(consumer.pid)
+        topics = CACHED_TOPICS * 3
         for begin in range(0, topics, 1024):
             # One character beyond the basic plane, and Python takes 4 bytes for each.
             frames = (message_frame(f"😀{number:096}", "") for number in range(begin, begin + 1024))
             await send_all(raw, b"".join(frames))
-        raw.send_frame(Opcode.PING)
-        await raw.until(Opcode.PONG)
-        growth.check(cached_topics())
-        assert producer.counters()["messages_in"] >= topics
+        while (await in_thread(consumer.counters))["messages_in"] < topics:
+            pass
+        growths[0].check(cached_topics() + link_slow(Limits(**settings)))
+        growths[1].check(idle_topics() + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))
+
+
+@pytest.mark.parametrize("mode", ["memory", "sqlite"])
+async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
+    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
+    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode, **SMALL_LOG}, **settings))
+    (consumer,) = cluster.consumers
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        # Each client is another, and a producer passes that on.
+        (raw,) = await peers.speaking(consumer, "/producer")
+        stop_reading(raw)
+        growth = Growth(consumer.pid)
+        publishers = MAX_NUMBERS * 3 // 2
+        for begin in range(0, publishers, 1000):
+            forwards = (
+                forward_of(1, "news", "", publisher=f"{number:022}") for number in range(begin, begin + 1000)
+            )
+            await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
+        while (await in_thread(consumer.counters))["messages_in"] < publishers:
+            pass
+        growth.check(idle_topics() // 2 + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))

@@ -183,7 +183,7 @@ async def bring_back(cluster: Cluster, consumer: Node, subscribers: int) -> None
 async def test_a_consumer_ends_under_load_and_comes_back(
     cluster: Cluster, retention: str, end: Callable[[Node], None], subscribers: int
 ) -> None:
-    await in_thread(lambda: cluster.start(2, 2, retention=retention))
+    await in_thread(lambda: cluster.start(2, 2, retention={"mode": retention}))
     victim, other = cluster.consumers
     hit, spared = Traffic(topics_of(0, 2)), Traffic(topics_of(1, 2))
     publishers = [cluster.client(producer) for producer in cluster.producers]
@@ -255,7 +255,7 @@ class Classic:
 async def test_classic_clients_miss_what_is_published_while_they_are_away(
     cluster: Cluster, end: Callable[[Node], None]
 ) -> None:
-    await in_thread(lambda: cluster.start(1, 1, retention="sqlite"))
+    await in_thread(lambda: cluster.start(1, 1, retention={"mode": "sqlite"}))
     (consumer,), (producer,) = cluster.consumers, cluster.producers
     traffic = Classic(cluster, "news")
     before: Counter[str] = Counter()
@@ -280,7 +280,8 @@ async def test_classic_clients_miss_what_is_published_while_they_are_away(
     unheard = before["without_subscriber"] + counters["without_subscriber"]
     if end is Node.terminate:
         assert traffic.published - len(traffic.came) == unheard
-        assert before["messages_in"] + counters["messages_in"] == traffic.published
+        # One may have been stored whose confirmation came too late.
+        assert before["messages_in"] + counters["messages_in"] - counters["repeats"] == traffic.published
     else:
         # What the consumer was about to write is lost with it.
         assert unheard <= traffic.published - len(traffic.came) <= traffic.published / 2
@@ -335,7 +336,7 @@ async def test_a_producer_that_is_stopped_loses_nothing_that_it_took_in(cluster:
 
 @pytest.mark.parametrize("retention", ["memory", "sqlite"])
 async def test_a_rolling_restart_goes_unnoticed(cluster: Cluster, retention: str) -> None:
-    await in_thread(lambda: cluster.start(2, 2, retention=retention))
+    await in_thread(lambda: cluster.start(2, 2, retention={"mode": retention}))
     traffic = Traffic(topics_of(0, 2) + topics_of(1, 2))
     publishers = [cluster.client() for _ in range(3)]
     async with flowing(cluster, publishers, traffic):

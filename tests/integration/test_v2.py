@@ -16,9 +16,13 @@ from websockets.frames import Opcode
 
 import wsqueue
 from wsqueue import client as client_module
+from wsqueue import packets_v2
 from wsqueue.client import Start
 from wsqueue.connection import Connection
+from wsqueue.link import Link
+from wsqueue.producer import ConsumerLink
 from wsqueue.records import Record
+from wsqueue.session import Event
 
 from .nodes import KEY, WAIT_SECONDS, Nodes, RunningNode, eventually, free_port, soon
 from .peer import topic_of
@@ -215,20 +219,25 @@ class TestResends:
                 assert second.counters["messages_in"] == 100
             assert client.lost_in_flight == 0
 
-    async def test_a_link_that_is_cut_at_any_moment_loses_nothing(self, nodes: Nodes) -> None:
+    async def test_a_link_that_is_cut_at_any_moment_loses_nothing(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         consumer = await nodes.consumer()
         producers = [await nodes.producer([consumer], reconnect_max_seconds=0.01) for _ in range(2)]
         for producer in producers:
             await producer.ready()
-        await publish_while(
-            nodes, producers, consumer, lambda number: cut_links(producers[number % 2], number)
-        )
+        cut_some(monkeypatch, ConsumerLink, packets_v2.Ack)
+        await publish_while(nodes, producers, consumer, lambda number: cut_links(producers[number % 2]))
+        assert consumer.counters["repeats"]
 
-    async def test_a_publisher_that_is_cut_off_at_any_moment_loses_nothing(self, nodes: Nodes) -> None:
+    async def test_a_publisher_that_is_cut_off_at_any_moment_loses_nothing(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         consumer = await nodes.consumer()
         producers = [await nodes.producer([consumer]) for _ in range(2)]
         for producer in producers:
             await producer.ready()
+        cut_some(monkeypatch, client_module._PublisherLink, packets_v2.Ack)
 
         def cut(_number: int) -> None:
             for producer in producers:
@@ -236,9 +245,13 @@ class TestResends:
                     abort(connection)
 
         await publish_while(nodes, producers, consumer, cut)
+        assert consumer.counters["repeats"]
 
-    async def test_a_subscriber_that_is_cut_off_at_any_moment_misses_nothing(self, nodes: Nodes) -> None:
+    async def test_a_subscriber_that_is_cut_off_at_any_moment_misses_nothing(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         consumer, producer = await nodes.cluster()
+        cut_some(monkeypatch, client_module._SubscriberLink, packets_v2.Deliver)
 
         def cut(_number: int) -> None:
             for reader in consumer.consumer.readers.subscribers("news"):
@@ -246,7 +259,11 @@ class TestResends:
 
         await publish_while(nodes, [producer], consumer, cut)
 
-    async def test_a_publisher_whose_producer_drains_hears_nothing_of_it(self, nodes: Nodes) -> None:
+    async def test_a_publisher_whose_producer_drains_goes_elsewhere_at_once(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """It neither waits, as after a connection that was lost, nor hears of an error."""
+        monkeypatch.setattr(client_module._PublisherLink, "_delay", lambda _link, _rounds: 3600.0)
         consumer = await nodes.consumer()
         producers = [await nodes.producer([consumer], port=free_port()) for _ in range(2)]
         for producer in producers:
@@ -323,7 +340,21 @@ async def used(producer: RunningNode) -> None:
     await eventually(lambda: producer.counters["messages_in"], "it is used")
 
 
-def cut_links(producer: RunningNode, _number: int) -> None:
+def cut_some(monkeypatch: pytest.MonkeyPatch, kind: type[Link], packet: type[object]) -> None:
+    """Cut links each time that several packets of a kind have come, of which the last is lost."""
+    received_events, count = kind.received_events, itertools.count()
+
+    def receive(link: Link, events: list[Event]) -> None:
+        if any(isinstance(event, packet) for event in events) and next(count) % 5 == 3:
+            assert link.connection is not None
+            abort(link.connection)
+        else:
+            received_events(link, events)
+
+    monkeypatch.setattr(kind, "received_events", receive)
+
+
+def cut_links(producer: RunningNode) -> None:
     for link in producer.links:
         if link.connection is not None:
             abort(link.connection)

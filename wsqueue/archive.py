@@ -35,7 +35,7 @@ import msgspec
 from .config import Retention
 from .errors import ConfigError, StorageError, WsqueueError
 from .logs import log
-from .records import Record, TopicState
+from .records import MAX_NUMBERS, Record, TopicState
 
 logger = logging.getLogger(__name__)
 
@@ -59,11 +59,8 @@ CACHE_KIB = 16 * 1024
 RECORD_OVERHEAD_BYTES = 64
 """What a record counts beside its packet: its other columns and its entry in the index take less."""
 
-MAX_GROUP_BYTES = 4 * 1024 * 1024
-"""Commit no more at once: one sync is cheap for so much, and the first record waits for the last."""
-
-MAX_NUMBERS = 100_000
-"""Publishers' last batch numbers that are kept, the newest: a publisher repeats a batch within seconds."""
+MAX_GROUP_BYTES = 1024 * 1024
+"""What one transaction writes: enough to make its cost small, and all of it is then delivered at once."""
 
 NUMBERS_SLACK = 1000
 """More of them before the oldest go, since to find those takes a walk over all."""

@@ -31,6 +31,7 @@ Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$", max_length=
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
+PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=200)]
 
 RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_refused"]
@@ -94,7 +95,7 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_
 class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
     """Pass a batch on (producer to consumer), with the public id of its publisher."""
 
-    publisher: str
+    publisher: PublicId
     number: Number
     after: Offset
     topic: str
@@ -105,7 +106,7 @@ class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_
 class RawForward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
     """A `Forward` whose data is not decoded; a producer sends it."""
 
-    publisher: str
+    publisher: PublicId
     number: Number
     after: Offset
     topic: str
@@ -116,7 +117,7 @@ class RawForward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forb
 class ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
     """A `Forward` without its data."""
 
-    publisher: str
+    publisher: PublicId
     number: Number
     after: Offset
     topic: str
@@ -222,7 +223,7 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, forbid_
 
     topic: str
     offset: Offset
-    publisher: str
+    publisher: PublicId
     number: Offset
     data: list[str]
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import msgspec
 
+MAX_NUMBERS = 100_000
+"""Pairs of topic and publisher whose last batch is remembered: 30 MiB; those used least recently go first."""
+
 RECORD_OVERHEAD_BYTES = 300
 """What a record takes besides its packet, so that limits are honest."""
 

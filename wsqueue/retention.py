@@ -24,10 +24,7 @@ from . import packets_v2
 from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
 from .packets_v2 import RefusalCode
-from .records import Record, TopicState
-
-MAX_NUMBERS = 100_000
-"""Pairs of topic and publisher whose last batch is remembered: 30 MiB; those used least recently go first."""
+from .records import MAX_NUMBERS, Record, TopicState
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""

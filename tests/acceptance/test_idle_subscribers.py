@@ -151,8 +151,8 @@ async def for_all(
 @pytest.mark.slow
 async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster) -> None:
     allow_open_files(OPEN_FILES)
-    # The subscribers of this test do not answer pings.
-    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0))
+    # The subscribers of this test do not answer pings, and so many may be slow to prove themselves.
+    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0, hello_seconds=60.0))
     (consumer,) = cluster.consumers
     full, empty, each = [], [], []
     async with cluster.client() as publisher:

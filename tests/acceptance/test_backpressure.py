@@ -33,7 +33,8 @@ from wsqueue.errors import CloseCode
 from wsqueue.packets_v2 import OVERHEAD_BYTES
 from wsqueue.producer import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.readers import CHUNK_BYTES, MAX_FRAMES_BYTES
-from wsqueue.retention import CACHE_BYTES, MAX_EMPTY_TOPICS, MAX_NUMBERS, PENDING_BYTES
+from wsqueue.records import MAX_NUMBERS
+from wsqueue.retention import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES
 from wsqueue.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from wsqueue.session import MAX_HELLO_BYTES
 

@@ -329,7 +329,7 @@ class _LifeCheck:
         after, before = bounds
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        # What came to the log after the crash may have gone for want of room before this subscriber came back.
+        # What came after the crash may have gone for want of room before this subscriber came back.
         crashed = not self.check.all_kept or any(attempted.at < end[1] and end[0] < gap.at for end in ends)
         return after < gap.index < before and attempted.at < gap.at and crashed
 

@@ -529,6 +529,18 @@ class TestLogsThatKeepSoMany:
         story.gap()
         assert story.check(retention, all_kept=False).unexpected == 1
 
+    def test_after_a_crash_it_covers_what_came_before_the_subscriber_was_back(
+        self, story: Story, retention: Retention
+    ) -> None:
+        story.subscribe("s")
+        story.publish()
+        story.crash()
+        story.publish(3)
+        story.gap()
+        story.deliver(3)
+        assert story.check("memory", all_kept=False).good
+        assert story.check("memory").lost == 2
+
     def test_who_comes_late_gets_what_is_left(self, story: Story, retention: Retention) -> None:
         story.publish(4)
         story.subscribe("s")

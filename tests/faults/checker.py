@@ -195,7 +195,7 @@ class _Gap(msgspec.Struct):
         index: Its place.
         at: When it was announced.
         left: How many.
-        crash: Whether a consumer took them with it; else they went for want of room.
+        crash: Whether it is for what a consumer took with it, not for what went for want of room.
     """
 
     index: int
@@ -329,8 +329,9 @@ class _LifeCheck:
         after, before = bounds
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        crashed = any(attempted.at < end[1] and end[0] < gap.at for end in ends)
-        return after < gap.index < before and attempted.at < gap.at and (crashed or not gap.crash)
+        # What came after the crash may have gone for want of room before this subscriber came back.
+        crashed = not self.check.all_kept or any(attempted.at < end[1] and end[0] < gap.at for end in ends)
+        return after < gap.index < before and attempted.at < gap.at and crashed
 
     def was_gone_before(self, identity: Identity, bounds: tuple[float, float]) -> bool:
         """Tell whether a message may have gone before this subscriber came, so that nobody could tell it."""

@@ -39,6 +39,9 @@ LIMITS = {
 MAX_AGE_SECONDS = 10 * 365 * 86_400.0
 """Longer than any step of a clock, which would make messages too old."""
 
+START_SECONDS = 30.0
+"""How long the nodes may take to listen, on a busy machine."""
+
 STOP_SECONDS = 10.0
 """How long a node may take to end: `drain_seconds`, the peers' `close_seconds` and a margin."""
 
@@ -415,7 +418,7 @@ class _Node:
         """
         assert self._task is not None
         waiting = asyncio.create_task(self._serving.wait())
-        await asyncio.wait([waiting, self._task], timeout=STOP_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([waiting, self._task], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if not self.serves:
             raise WsqueueError(f"{self.name} does not start: see {self.log_file}")

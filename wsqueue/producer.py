@@ -28,7 +28,7 @@ LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """What a consumer may leave unconfirmed before no more is sent: far above what a fast disk has under way."""
 
 MAX_REFUSED = 50_000
-"""Refused batches of one connection that are remembered: as many as are under way when they are small."""
+"""Refused batches that a link remembers: as many as are under way when they are small."""
 
 BATCH_OVERHEAD_BYTES = 300
 """What a batch takes besides its payload, so that limits are honest."""
@@ -122,7 +122,8 @@ class ConsumerLink(Link):
         self._marks = 0
         self._was_v2 = False
         self._acks: dict[Origin, list[tuple[int, int]]] = {}
-        # Publisher and number of batches that were refused: so will be what was sent after them.
+        # Publisher and number of batches that were refused: so is what comes after them, even where a
+        # consumer that has forgotten the publisher would take it.
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
         self._counters = counters
@@ -222,14 +223,10 @@ class ConsumerLink(Link):
         for batch in self._unconfirmed:
             if closed.data_refused:
                 self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
-            elif (batch.publisher, batch.after) in self._refused:
-                self._refused[batch.publisher, batch.number] = None
-                self._refuse(batch, "after_refused", "a batch before it was refused")
             elif batch.origin is None and not self._was_v2:
                 self._counters["lost_in_flight"] += batch.count
             else:
                 again.append(batch)
-        self._refused.clear()
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._queue.extendleft(reversed(again))
@@ -268,6 +265,9 @@ class ConsumerLink(Link):
             while self._queue and size < SLICE_BYTES:
                 batch = self._queue.popleft()
                 self._queued_bytes -= batch.size
+                if (batch.publisher, batch.after) in self._refused:
+                    self._refuse(batch, "after_refused", "a batch before it was refused")
+                    continue
                 messages = [batch.payload] if v2 else _classic(batch.topic, batch.payload)
                 if not v2 and len(messages) != batch.count:
                     self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
@@ -306,13 +306,13 @@ class ConsumerLink(Link):
         if self._unconfirmed and self._unconfirmed[0].mark == refused.number:
             batch = self._unconfirmed.popleft()
             self._unconfirmed_bytes -= batch.size
-            self._refused[batch.publisher, batch.number] = None
-            if len(self._refused) > MAX_REFUSED:
-                self._refused.popitem(last=False)
             self._refuse(batch, refused.code, refused.reason)
             self._check_emptied()
 
     def _refuse(self, batch: Batch, code: packets_v2.RefusalCode, reason: str) -> None:
+        self._refused[batch.publisher, batch.number] = None
+        if len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
         if batch.origin is not None:
             batch.origin.send_packet(packets_v2.Refused(batch.number, code, reason[:MAX_REASON_CHARACTERS]))
         else:

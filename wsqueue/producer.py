@@ -7,7 +7,7 @@ import base64
 import hashlib
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
@@ -428,7 +428,9 @@ class Producer:
                 if batch is not None:
                     batches.setdefault(self._route(event.topic), []).append(batch)
             elif type(event) is Received:
-                batches.setdefault(self._route(event.topic), []).extend(self._take_classic(event))
+                most = self._config.limits.max_message_bytes
+                its = batches.setdefault(self._route(event.topic), [])
+                its += [self._batch(event.topic, data) for data in event.batches(most)]
             elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
                 self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
             elif not isinstance(event, Established | Ponged):
@@ -474,20 +476,6 @@ class Producer:
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
         return Batch(publisher, number, packet.after, topic, packet.count, payload, origin)
-
-    def _take_classic(self, received: Received) -> Iterator[Batch]:
-        data = [message.data for message in received.messages]
-        most = self._config.limits.max_message_bytes
-        if sum(map(len, received.payloads)) <= most:
-            yield self._batch(received.topic, data)
-            return
-        size, begin = 0, 0
-        for index, payload in enumerate(received.payloads):
-            if size + len(payload) > most:
-                yield self._batch(received.topic, data[begin:index])
-                size, begin = 0, index
-            size += len(payload)
-        yield self._batch(received.topic, data[begin:])
 
     def _batch(self, topic: str, data: list[str]) -> Batch:
         self._number += 1

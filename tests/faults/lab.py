@@ -21,7 +21,7 @@ from wsqueue.version import __version__
 
 from .checker import Span
 from .cluster import DEFECTS, LIMITS, retention_of, write_toml
-from .schedule import Fault, Schedule
+from .schedule import HITS_A_LINK, Fault, Schedule
 
 HOSTS = ("consumer1", "consumer2", "producer1", "producer2")
 PORTS = {"consumer": 10001, "producer": 10002}
@@ -135,6 +135,7 @@ class LabCluster:
         self.notes: list[str] = []
         self._began = ""
         self._tables = 0
+        self._locks = {name: asyncio.Lock() for name in self.nodes}
 
     async def start(self) -> None:
         """Start everything anew, and return once it serves."""
@@ -144,7 +145,12 @@ class LabCluster:
 
     async def apply(self, fault: Fault) -> None:
         """Do what a fault of a node or a link says, and undo it after its time."""
-        await _APPLY[fault.kind](self, fault)
+        if fault.kind in HITS_A_LINK:
+            await _APPLY[fault.kind](self, fault)
+            return
+        # A drain or a reboot may take longer than the schedule thinks.
+        async with self._locks[fault.target]:
+            await _APPLY[fault.kind](self, fault)
 
     async def heal(self) -> None:
         """Undo all that is left of any fault, which each has done; wait for what takes its time."""

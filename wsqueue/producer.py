@@ -79,6 +79,7 @@ class Batch(msgspec.Struct, gc=False):
         origin: The publisher that waits for its confirmation, None for classic messages.
         mark: What the consumer says when it confirms the batch: in v2 how many batches came on this
             connection, it included; for a classic consumer, how many messages.
+        size: Bytes that it takes while it is held; set by itself.
     """
 
     publisher: str
@@ -89,11 +90,11 @@ class Batch(msgspec.Struct, gc=False):
     payload: bytes
     origin: Origin | None
     mark: int = 0
+    size: int = 0
 
-    @property
-    def size(self) -> int:
-        """Return the bytes that it takes while it is held."""
-        return len(self.payload) + BATCH_OVERHEAD_BYTES
+    def __post_init__(self) -> None:
+        """Say what it takes, for that is asked four times."""
+        self.size = len(self.payload) + BATCH_OVERHEAD_BYTES
 
 
 class ConsumerLink(Link):
@@ -248,7 +249,8 @@ class ConsumerLink(Link):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return
         self._tell_origins()
-        self._send_held()
+        if self._queue:
+            self._send_held()
 
     def confirmed_to(self, count: int) -> None:
         """Let go of what a classic consumer has dealt with."""

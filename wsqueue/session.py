@@ -244,7 +244,7 @@ class Session:
         if self.v2:
             for payload in payloads:
                 packet = packets_v2.decode(payload)
-                if isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                if isinstance(packet, packets_v2.HELLO_PACKETS):
                     assert isinstance(self._handshake, HandshakeV2)
                     self._handshake.receive(packet)  # which refuses it
                 events.append(packet)
@@ -317,7 +317,7 @@ class Session:
                 self._begin_classic_hello()
             if isinstance(self._handshake, HandshakeV2):
                 packet = packets_v2.decode(payload)
-                if not isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                if not isinstance(packet, packets_v2.HELLO_PACKETS):
                     raise PeerError(CloseCode.EARLY_DATA)
                 self._send_hello(self._handshake.receive(packet))
                 self.v2 = self._done = self._handshake.done

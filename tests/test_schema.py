@@ -121,7 +121,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "topic": text,
     "count": integer,
     "data": st.lists(text, max_size=2),
-    "publisher": text,
+    "publisher": text | st.integers(63, 65).map(lambda size: "ñ" * size),
     "numbers": ranges,
     "code": st.sampled_from(["full", "invalid", "too_long", "topic_too_long", "after_refused", "other"]),
     "reason": text | st.integers(199, 201).map(lambda size: "\N{GRINNING FACE}" * size),

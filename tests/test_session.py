@@ -900,3 +900,20 @@ def test_how_bytes_are_cut_changes_nothing_that_is_delivered(
     stream = arbitrary_stream(whole, chunks)
     events = received(whole.session.receive_data(stream))
     assert by_topic(received(feed(pieces.session, cut(stream, places)))) == by_topic(events)
+
+
+class TestBatches:
+    @pytest.mark.parametrize(
+        ("sizes", "most", "expected"),
+        [
+            ([40], 10, [1]),
+            ([10, 10, 10], 30, [3]),
+            ([10, 10, 10], 29, [2, 1]),
+            ([40, 10, 10, 40, 10], 20, [1, 2, 1, 1]),
+        ],
+    )
+    def test_what_one_read_brought_is_split(self, sizes: list[int], most: int, expected: list[int]) -> None:
+        messages = [packets.Message(str(index), "news") for index in range(len(sizes))]
+        got = list(Received("news", messages, [bytes(size) for size in sizes]).batches(most))
+        assert [len(batch) for batch in got] == expected
+        assert [data for batch in got for data in batch] == [message.data for message in messages]

@@ -64,6 +64,7 @@ class Consumer:
         self.readers: Topics[Reader] = Topics()
         self.retention = Retention(config.retention, self._done)
         self.max_topic_bytes = config.limits.max_topic_bytes
+        self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
 
@@ -104,6 +105,7 @@ class Consumer:
     def reload(self, config: ConsumerConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use a new configuration from now on."""
         self.max_topic_bytes = config.limits.max_topic_bytes
+        self.max_message_bytes = config.limits.max_message_bytes
         self.retention.reconfigure(config.retention)
 
     async def drain(self) -> None:
@@ -234,7 +236,7 @@ class ProducerEndpoint:
                 )
             elif type(event) is Received:
                 consumer.counters["messages_in"] += len(event.messages)
-                batches.append(Batch(event.topic, [message.data for message in event.messages]))
+                batches += [Batch(event.topic, data) for data in event.batches(consumer.max_message_bytes)]
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break

@@ -117,6 +117,12 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
     """
     if not payloads:
         return b""
+    if len(payloads) == 1 and len(payloads[0]) <= CHEAP_COPY_BYTES:
+        (payload,) = payloads
+        if not masked:
+            return _plain_header(len(payload)) + payload
+        (key,) = _masking_keys(1)
+        return _masked_header(len(payload)) + key + apply_mask(payload, key)
     lengths = list(map(len, payloads))
     header = _masked_header if masked else _plain_header
     keys: list[bytes] = []

@@ -45,8 +45,7 @@ class Hello(
 class Message(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True):
     """Carry data of a topic.
 
-    Unknown fields are refused because a node forwards the payload as it came: what this decoder
-    skipped unread could be what another peer's decoder stumbles over.
+    Unknown fields are refused, for another peer's decoder may stumble over what this one would skip.
     """
 
     data: str = msgspec.field(name="d")

@@ -249,6 +249,7 @@ class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True, forbi
 
 
 HelloPacket = Challenge | Proof
+HELLO_PACKETS = (Challenge, Proof)
 Packet = (
     Challenge
     | Proof

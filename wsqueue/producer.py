@@ -7,7 +7,7 @@ import base64
 import hashlib
 import secrets
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import msgspec
@@ -28,7 +28,7 @@ LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """What a consumer may leave unconfirmed before no more is sent: far above what a fast disk has under way."""
 
 MAX_REFUSED = 50_000
-"""Refused batches of one connection that are remembered: as many as are under way when they are small."""
+"""Refused batches that a link remembers: as many as are under way when they are small."""
 
 BATCH_OVERHEAD_BYTES = 300
 """What a batch takes besides its payload, so that limits are honest."""
@@ -79,6 +79,7 @@ class Batch(msgspec.Struct, gc=False):
         origin: The publisher that waits for its confirmation, None for classic messages.
         mark: What the consumer says when it confirms the batch: in v2 how many batches came on this
             connection, it included; for a classic consumer, how many messages.
+        size: Bytes that it takes while it is held; set by itself.
     """
 
     publisher: str
@@ -89,11 +90,11 @@ class Batch(msgspec.Struct, gc=False):
     payload: bytes
     origin: Origin | None
     mark: int = 0
+    size: int = 0
 
-    @property
-    def size(self) -> int:
-        """Return the bytes that it takes while it is held."""
-        return len(self.payload) + BATCH_OVERHEAD_BYTES
+    def __post_init__(self) -> None:
+        """Say what it takes, for that is asked four times."""
+        self.size = len(self.payload) + BATCH_OVERHEAD_BYTES
 
 
 class ConsumerLink(Link):
@@ -122,7 +123,8 @@ class ConsumerLink(Link):
         self._marks = 0
         self._was_v2 = False
         self._acks: dict[Origin, list[tuple[int, int]]] = {}
-        # Publisher and number of batches that were refused: so will be what was sent after them.
+        # Publisher and number of batches that were refused: so is what comes after them, even where a
+        # consumer that has forgotten the publisher would take it.
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
         self._counters = counters
@@ -222,14 +224,10 @@ class ConsumerLink(Link):
         for batch in self._unconfirmed:
             if closed.data_refused:
                 self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
-            elif (batch.publisher, batch.after) in self._refused:
-                self._refused[batch.publisher, batch.number] = None
-                self._refuse(batch, "after_refused", "a batch before it was refused")
             elif batch.origin is None and not self._was_v2:
                 self._counters["lost_in_flight"] += batch.count
             else:
                 again.append(batch)
-        self._refused.clear()
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._queue.extendleft(reversed(again))
@@ -251,7 +249,8 @@ class ConsumerLink(Link):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return
         self._tell_origins()
-        self._send_held()
+        if self._queue:
+            self._send_held()
 
     def confirmed_to(self, count: int) -> None:
         """Let go of what a classic consumer has dealt with."""
@@ -268,6 +267,9 @@ class ConsumerLink(Link):
             while self._queue and size < SLICE_BYTES:
                 batch = self._queue.popleft()
                 self._queued_bytes -= batch.size
+                if (batch.publisher, batch.after) in self._refused:
+                    self._refuse(batch, "after_refused", "a batch before it was refused")
+                    continue
                 messages = [batch.payload] if v2 else _classic(batch.topic, batch.payload)
                 if not v2 and len(messages) != batch.count:
                     self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
@@ -306,13 +308,13 @@ class ConsumerLink(Link):
         if self._unconfirmed and self._unconfirmed[0].mark == refused.number:
             batch = self._unconfirmed.popleft()
             self._unconfirmed_bytes -= batch.size
-            self._refused[batch.publisher, batch.number] = None
-            if len(self._refused) > MAX_REFUSED:
-                self._refused.popitem(last=False)
             self._refuse(batch, refused.code, refused.reason)
             self._check_emptied()
 
     def _refuse(self, batch: Batch, code: packets_v2.RefusalCode, reason: str) -> None:
+        self._refused[batch.publisher, batch.number] = None
+        if len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
         if batch.origin is not None:
             batch.origin.send_packet(packets_v2.Refused(batch.number, code, reason[:MAX_REASON_CHARACTERS]))
         else:
@@ -428,7 +430,9 @@ class Producer:
                 if batch is not None:
                     batches.setdefault(self._route(event.topic), []).append(batch)
             elif type(event) is Received:
-                batches.setdefault(self._route(event.topic), []).extend(self._take_classic(event))
+                most = self._config.limits.max_message_bytes
+                its = batches.setdefault(self._route(event.topic), [])
+                its += [self._batch(event.topic, data) for data in event.batches(most)]
             elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
                 self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
             elif not isinstance(event, Established | Ponged):
@@ -474,20 +478,6 @@ class Producer:
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
         return Batch(publisher, number, packet.after, topic, packet.count, payload, origin)
-
-    def _take_classic(self, received: Received) -> Iterator[Batch]:
-        data = [message.data for message in received.messages]
-        most = self._config.limits.max_message_bytes
-        if sum(map(len, received.payloads)) <= most:
-            yield self._batch(received.topic, data)
-            return
-        size, begin = 0, 0
-        for index, payload in enumerate(received.payloads):
-            if size + len(payload) > most:
-                yield self._batch(received.topic, data[begin:index])
-                size, begin = 0, index
-            size += len(payload)
-        yield self._batch(received.topic, data[begin:])
 
     def _batch(self, topic: str, data: list[str]) -> Batch:
         self._number += 1

@@ -6,7 +6,7 @@ One class for both roles. A peer's fault never raises: it ends the session with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Self
 
@@ -32,12 +32,26 @@ class Received(msgspec.Struct):
     Attributes:
         topic: Of all of them.
         messages: Decoded.
-        payloads: The same as they came, to be forwarded without encoding them again.
+        payloads: The same as they came.
     """
 
     topic: str
     messages: list[packets.Message]
     payloads: list[bytes]
+
+    def batches(self, max_bytes: int) -> Iterator[list[str]]:
+        """Yield the data in batches, each of payloads with so many bytes together at most."""
+        data = [message.data for message in self.messages]
+        if sum(map(len, self.payloads)) <= max_bytes:
+            yield data
+            return
+        size = begin = 0
+        for index, payload in enumerate(self.payloads):
+            if size and size + len(payload) > max_bytes:
+                yield data[begin:index]
+                size, begin = 0, index
+            size += len(payload)
+        yield data[begin:]
 
 
 Event = Established | Received | Ponged | packets_v2.Packet
@@ -230,7 +244,7 @@ class Session:
         if self.v2:
             for payload in payloads:
                 packet = packets_v2.decode(payload)
-                if isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                if isinstance(packet, packets_v2.HELLO_PACKETS):
                     assert isinstance(self._handshake, HandshakeV2)
                     self._handshake.receive(packet)  # which refuses it
                 events.append(packet)
@@ -303,7 +317,7 @@ class Session:
                 self._begin_classic_hello()
             if isinstance(self._handshake, HandshakeV2):
                 packet = packets_v2.decode(payload)
-                if not isinstance(packet, packets_v2.Challenge | packets_v2.Proof):
+                if not isinstance(packet, packets_v2.HELLO_PACKETS):
                     raise PeerError(CloseCode.EARLY_DATA)
                 self._send_hello(self._handshake.receive(packet))
                 self.v2 = self._done = self._handshake.done

@@ -336,6 +336,16 @@ async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: p
         await until(shrunk)
 
 
+async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "CHECKPOINT_BYTES", 10**6)
+    async with opened(tmp_path) as one:
+        for offset in range(200):
+            await one.add(
+                record(f"topic {offset % 10}", offset // 10, publisher="p", number=offset // 10 + 1)
+            )
+        assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
+
+
 async def test_a_log_that_a_reader_holds_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

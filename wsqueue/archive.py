@@ -77,6 +77,9 @@ EXPIRE_SECONDS = 5.0
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 """Move this much at once from the write-ahead log: pages that changed several times are moved once."""
 
+COMMIT_PAGES = 4
+"""What any commit writes, however little it holds: the last pages of records, numbers and their indices."""
+
 MAX_WAL_BYTES = 64 * 1024 * 1024
 """A longer write-ahead log waits for the reader to pause, and then begins again."""
 
@@ -576,7 +579,7 @@ class _Store:
         )
         self._writer.execute("COMMIT")
         self._apply(change)
-        self._uncheckpointed += sum(map(_cost, group))
+        self._uncheckpointed += sum(map(_cost, group)) + COMMIT_PAGES * PAGE_BYTES
 
     def roll_back(self) -> None:
         """Leave a failed transaction, and make sure that it does not come back."""

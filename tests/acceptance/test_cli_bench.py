@@ -276,7 +276,7 @@ def test_what_comes_twice_is_said(standing_cluster: Cluster, tmp_path: Path) -> 
             assert run("publish", *config, "--", "bench-0000", Load().filler.decode()).code == 0
         assert bench.end() == 1
     report = json.loads(bench.stdout)
-    assert (report["sent"], report["lost"]) == (150, 0)
+    assert (report["sent"], report["lost"]) == (800, 0)
     assert report["duplicates"] > 0
     assert bench.stderr == f"{report['duplicates']} deliveries were duplicates.\n"
 

@@ -141,7 +141,7 @@ class Reader:
         if log_id in (None, self._retention.id) and topic_log.start <= offset <= topic_log.next:
             self._begin(topic_log, offset)
             return
-        # What the subscriber has seen is of another topic_log, or of a part of this one that nobody knows.
+        # What the subscriber has seen is of another log, or of a part of this one that nobody knows.
         self._exact = False
         self._begin(
             topic_log,

@@ -270,13 +270,13 @@ def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_p
 
 def test_what_comes_twice_is_said(standing_cluster: Cluster, tmp_path: Path) -> None:
     config = ("--config", standing_cluster.demo_file)
-    load = ("--rate", "100", "--count", "150", "--warm-up", "0")
+    load = ("--rate", "100", "--count", "800", "--warm-up", "0")
     with running(tmp_path, "bench", "--json", *config, *load) as bench:
         while bench.process.poll() is None:
             assert run("publish", *config, "--", "bench-0000", Load().filler.decode()).code == 0
         assert bench.end() == 1
     report = json.loads(bench.stdout)
-    assert (report["sent"], report["lost"]) == (150, 0)
+    assert (report["sent"], report["lost"]) == (800, 0)
     assert report["duplicates"] > 0
     assert bench.stderr == f"{report['duplicates']} deliveries were duplicates.\n"
 

@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 TOPIC ?= news
 SCHEDULES ?= 1000
 # Processes that share the tests: tests/conftest.py says how.
-WORKERS ?= 2
+WORKERS ?= 3
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
 LAB_HOSTS := consumer1 consumer2 consumer3 producer1 producer2 demo1
 

@@ -19,7 +19,7 @@ from tests.faults.schedule import Fault, Retention, Schedule, Workload
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
-SCHEDULES = 20
+SCHEDULES = 12
 GOOD = re.compile(
     r"^\d+ schedules with \d+ faults, 0 bad: .* lost 0, duplicated 0, unexpected 0, out of order 0,",
     re.MULTILINE,

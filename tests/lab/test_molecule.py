@@ -1,4 +1,7 @@
-"""`molecule test`: each role by itself, and the whole site, twice and verified, on hosts of their own."""
+"""`molecule test`: each role by itself, twice and verified, on a host of its own.
+
+The scenario `site` is for trying things by hand: test_rollout does what it does, and more.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +16,12 @@ from .labs import BIN, ROOT, OwnLab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
-# As in molecule/*/molecule.yml.
-LABS = {
-    "roles": {
-        "LAB_DIR": str(ROOT / ".lab" / "molecule-roles"),
-        "LAB_BRIDGE": "hlmol1",
-        "LAB_NET": "10.231.8",
-    },
-    "site": {"LAB_DIR": str(ROOT / ".lab" / "molecule"), "LAB_BRIDGE": "hlmol0", "LAB_NET": "10.231.9"},
-}
+# As in molecule/roles/molecule.yml.
+LAB = {"LAB_DIR": str(ROOT / ".lab" / "molecule-roles"), "LAB_BRIDGE": "hlmol1", "LAB_NET": "10.231.8"}
 
 
-@pytest.fixture(params=LABS)
-def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+@pytest.fixture
+def scenario(tmp_path: Path) -> Iterator[str]:
     """Return a scenario; skip where no lab can run, and leave none behind."""
     probe = OwnLab(tmp_path, ["probe"], first="wsqm")
     try:
@@ -33,10 +29,10 @@ def scenario(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     finally:
         probe.down()
     try:
-        yield request.param
+        yield "roles"
     finally:
         # Molecule leaves the hosts up when something fails.
-        probe.environment |= LABS[request.param]
+        probe.environment |= LAB
         probe.down()
 
 

@@ -128,12 +128,7 @@ class Consumer:
 
     def too_long(self, topic: str) -> bool:
         """Tell whether a topic has more bytes than it may have."""
-        return 4 * len(topic) > self.max_topic_bytes and len(topic.encode()) > self.max_topic_bytes
-
-    def refused(self, connection: Connection, number: int, code: packets_v2.RefusalCode, reason: str) -> None:
-        """Tell a producer that a batch is refused."""
-        self.counters[f"batches_refused_{code}"] += 1
-        connection.send_packet(packets_v2.Refused(number, code, reason))
+        return packets.topic_too_long(topic, self.max_topic_bytes)
 
     def _done(self, outcomes: list[Outcome]) -> None:
         """Deliver what is stored, and tell the producers (the retention calls this)."""
@@ -145,10 +140,11 @@ class Consumer:
             if not isinstance(source := outcome.batch.source, Source):
                 continue
             connection, number = source.connection, source.number
-            if outcome.code is not None:
+            if (code := outcome.code) is not None:
                 if connection in acks:
                     connection.send_packet(packets_v2.Ack([acks.pop(connection)]))
-                self.refused(connection, number, outcome.code, outcome.reason)
+                self.counters[f"batches_refused_{code}"] += 1
+                connection.send_packet(packets_v2.Refused(number, code, outcome.reason))
                 continue
             self.counters["repeats"] += outcome.record is None
             acks[connection] = (acks[connection][0] if connection in acks else number, number)

@@ -106,6 +106,12 @@ def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]
         return None
 
 
+def topic_too_long(topic: str, max_bytes: int) -> bool:
+    """Tell whether a topic has more bytes in UTF-8 than it may have."""
+    # A code point takes at most 4 bytes, so the exact length is rarely needed.
+    return 4 * len(topic) > max_bytes and len(topic.encode()) > max_bytes
+
+
 def is_utf8(payload: bytes) -> bool:
     """Tell whether a payload is what a text message may be."""
     try:

@@ -6,7 +6,7 @@ topic that are sent together, as one packet.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
 
@@ -43,6 +43,10 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 - `topic_too_long`: of more than `max_topic_bytes`;
 - `after_refused`: the batch `after` which it comes was refused, or never came.
 """
+
+
+INVALID_DATA = "the data is not a list of `count` strings in UTF-8"
+"""Why a batch is `invalid`."""
 
 
 class Challenge(msgspec.Struct, tag_field="t", tag="challenge", frozen=True, forbid_unknown_fields=True):
@@ -267,22 +271,7 @@ Packet = (
     | Draining
 )
 
-PACKETS: tuple[type[msgspec.Struct], ...] = (
-    Challenge,
-    Proof,
-    Publisher,
-    Publish,
-    Forward,
-    Ack,
-    Refused,
-    Subscribe,
-    Subscribed,
-    Unsubscribe,
-    Unsubscribed,
-    Deliver,
-    Gap,
-    Draining,
-)
+PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 """All of them, in the order of docs/protocol.md."""
 
 _decoder = msgspec.json.Decoder(Packet)

@@ -272,7 +272,7 @@ class ConsumerLink(Link):
                     continue
                 messages = [batch.payload] if v2 else _classic(batch.topic, batch.payload)
                 if not v2 and len(messages) != batch.count:
-                    self._refuse(batch, "invalid", "the data is not a list of `count` strings in UTF-8")
+                    self._refuse(batch, "invalid", packets_v2.INVALID_DATA)
                     continue
                 size += batch.size
                 self._marks += len(messages)
@@ -461,7 +461,7 @@ class Producer:
             return None
         limits = self._config.limits
         topic, number = packet.topic, packet.number
-        if 4 * len(topic) > limits.max_topic_bytes and len(topic.encode()) > limits.max_topic_bytes:
+        if packets.topic_too_long(topic, limits.max_topic_bytes):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None

@@ -45,7 +45,7 @@ FORGET_TRIES = 10
 """Topics that are looked at for each that comes: more than one, so that they get fewer."""
 
 PROBLEMS: dict[RefusalCode, str] = {
-    "invalid": "the data is not a list of `count` strings in UTF-8",
+    "invalid": packets_v2.INVALID_DATA,
     "topic_too_long": "the topic has more than max_topic_bytes",
 }
 
@@ -282,6 +282,7 @@ class Retention:
     def append(self, batches: Sequence[Batch]) -> None:
         """Store batches, or find out that they were stored before, or refuse them."""
         outcomes: list[Outcome] = []
+        records: list[Record] = []
         for batch in batches:
             key = (batch.topic, batch.publisher)
             before = self._numbers.get(key)
@@ -291,12 +292,14 @@ class Retention:
                 # What is needed is in the packet, where it takes far less.
                 batch.data = []
                 if outcome.record is not None:
-                    self._settled.clear()
-                    self._archive.append([outcome.record])
+                    records.append(outcome.record)
                 continue
             if outcome.record is not None:
                 self._keep(self.topic(batch.topic), outcome.record)
             outcomes.append(outcome)
+        if self._archive is not None and records:
+            self._settled.clear()
+            self._archive.append(records)
         if outcomes:
             if self._archive is None:
                 self.trim()

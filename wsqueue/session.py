@@ -286,9 +286,7 @@ class Session:
         return None if any(map(self._too_long, groups)) else groups.values()
 
     def _too_long(self, topic: str) -> bool:
-        # A code point takes at most 4 bytes, so the exact length is rarely needed.
-        limit = self._max_topic_bytes
-        return 4 * len(topic) > limit and len(topic.encode()) > limit
+        return packets.topic_too_long(topic, self._max_topic_bytes)
 
     def _begin_hello(self, opened: Opened) -> None:
         if opened.subprotocol is None:

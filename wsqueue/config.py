@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import operator
 import os
 import re
 import stat
@@ -43,6 +44,7 @@ MAX_KEYS = 8
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 RetentionMode = Literal["memory", "sqlite"]
+Pages = Literal["none", "loopback", "all"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 Connections = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
@@ -124,6 +126,25 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     max_age_seconds: Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86_400)] = 86_400.0
 
 
+class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Say who may see how a node is, and where the other nodes are.
+
+    Attributes:
+        listen: Addresses for nothing but the pages of the node, which whoever reaches them may see.
+        pages: Who may see status and metrics at the node's own addresses: nobody, who connects from this
+            host, or all.
+        consumers: All consumers of the cluster, in the order that all share; a producer knows them.
+        producers: All producers.
+        top_topics: How many topics are named.
+    """
+
+    listen: list[str] = []
+    pages: Pages = "loopback"
+    consumers: list[str] = []
+    producers: list[str] = []
+    top_topics: Annotated[int, msgspec.Meta(ge=0, le=100)] = 10
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
     """Hold what all configurations have in common; a file is for one of its subclasses."""
 
@@ -145,11 +166,17 @@ class NodeConfig(Config, frozen=True, kw_only=True):
     listen: list[str]
     log_level: LogLevel = "info"
     node_psk_file: str | None = None
+    monitoring: Monitoring = Monitoring()
 
     @property
     def listeners(self) -> list[Address]:
         """Return the parsed `listen`."""
         return [parse_address(text) for text in self.listen]
+
+    @property
+    def page_listeners(self) -> list[Address]:
+        """Return the parsed `monitoring.listen`."""
+        return [parse_address(text) for text in self.monitoring.listen]
 
 
 class ConsumerConfig(NodeConfig, frozen=True, kw_only=True, tag="consumer"):
@@ -269,13 +296,13 @@ def check_addresses(config: Config) -> None:
             loopback where `local = true`; it names the key.
     """
     for key, endpoint in _address_lists(config):
-        entries: list[str] = getattr(config, key)
-        if not entries:
+        entries: list[str] = operator.attrgetter(key)(config)
+        if not entries and not key.startswith("monitoring."):
             raise ConfigError(f"the list is empty: {expected_form(endpoint)}", key=key)
         seen: set[Address] = set()
         for index, entry in enumerate(entries):
             problem = _address_problem(entry, endpoint, seen, local=config.local)
-            if not problem and key == "listen" and config.tls.certificate is None and "wss:" in entry:
+            if not problem and key.endswith("listen") and config.tls.certificate is None and "wss:" in entry:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:
                 raise ConfigError(f"{entry!r} {problem}", key=f"{key}[{index}]")
@@ -415,9 +442,10 @@ def _read(path: Path, limit: int) -> str:
 def _address_lists(config: Config) -> list[tuple[str, str]]:
     if isinstance(config, DemoConfig):
         return [("producers", "/produce"), ("consumers", "/subscribe")]
+    lists = [("listen", "")]
     if isinstance(config, ProducerConfig):
-        return [("listen", ""), ("consumers", "/producer")]
-    return [("listen", "")]
+        lists.append(("consumers", "/producer"))
+    return lists + [(f"monitoring.{key}", "") for key in ("listen", "consumers", "producers")]
 
 
 def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool) -> str:
@@ -463,10 +491,16 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "role": ("consumer", "producer", "demo"),
     "log_level": get_args(LogLevel),
     "retention.mode": get_args(RetentionMode),
+    "monitoring.pages": get_args(Pages),
     "hello_order": tuple(order.value for order in Order),
 }
 
-_TABLES: dict[str, type[msgspec.Struct]] = {"limits": Limits, "tls": Tls, "retention": Retention}
+_TABLES: dict[str, type[msgspec.Struct]] = {
+    "limits": Limits,
+    "tls": Tls,
+    "retention": Retention,
+    "monitoring": Monitoring,
+}
 
 _ALL_KEYS = tuple(
     dict.fromkeys(

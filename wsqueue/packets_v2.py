@@ -252,6 +252,20 @@ class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True, forbi
     retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
+class AskReport(msgspec.Struct, tag_field="t", tag="ask_report", frozen=True, forbid_unknown_fields=True):
+    """Ask a node how it is (at `/status`)."""
+
+
+class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True, forbid_unknown_fields=True):
+    """Answer an `AskReport`.
+
+    Attributes:
+        report: A `wsqueue.status.Report`; nodes of other versions may send other fields.
+    """
+
+    report: msgspec.Raw
+
+
 HelloPacket = Challenge | Proof
 HELLO_PACKETS = (Challenge, Proof)
 Packet = (
@@ -269,6 +283,8 @@ Packet = (
     | Deliver
     | Gap
     | Draining
+    | AskReport
+    | NodeReport
 )
 
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)

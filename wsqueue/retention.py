@@ -23,8 +23,10 @@ from . import config as configuration
 from . import packets_v2
 from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
+from .measures import Histogram
 from .packets_v2 import RefusalCode
 from .records import MAX_NUMBERS, Record, TopicState
+from .status import LogStatus
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
@@ -187,6 +189,8 @@ class Retention:
         self._floor = 0
         self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._archive: Archive | None = None
+        self.commit_seconds = Histogram()
+        self._failing = ""
         # What waits for the archive, in the order in which it came, with the number before of each.
         self._pending: deque[tuple[Outcome, int | None]] = deque()
         self._settled = asyncio.Event()
@@ -216,7 +220,13 @@ class Retention:
         if self._config.mode == "sqlite":
             if directory is None:
                 raise ConfigError("required for the mode sqlite", key="retention.directory")
-            self._archive = Archive(directory, self._config, committed=self._committed, failed=self._failed)
+            self._archive = Archive(
+                directory,
+                self._config,
+                committed=self._committed,
+                failed=self._failed,
+                commit_seconds=self.commit_seconds,
+            )
             self._take_over(await self._archive.open())
         elif directory is not None:
             try:
@@ -238,6 +248,20 @@ class Retention:
             log = self._topics[name] = TopicLog(name, topic.first, topic.next)
             log.start = 0
             self._empty[name] = None
+
+    def log_status(self) -> LogStatus:
+        """Return how the logs are."""
+        archive = self._archive
+        return LogStatus(
+            self._config.mode,
+            len(self._topics),
+            self._bytes if archive is None else archive.bytes,
+            self._config.max_bytes,
+            0 if archive is None else archive.pending_bytes,
+            0.0 if archive is None else archive.last_commit_seconds,
+            -1 if archive is None else archive.free_bytes(),
+            self._failing,
+        )
 
     async def settle(self) -> None:
         """Wait until nothing waits for the disk."""
@@ -440,6 +464,7 @@ class Retention:
 
     def _committed(self, records: list[Record]) -> None:
         """Report what is on disk now (the archive calls this)."""
+        self._failing = ""
         outcomes: list[Outcome] = []
         left = len(records)
         while self._pending and (left or self._pending[0][0].record is None):
@@ -452,6 +477,7 @@ class Retention:
 
     def _failed(self, records: list[Record], reason: str) -> None:
         """Take back all that could not be written, and refuse it (the archive calls this)."""
+        self._failing = reason
         for outcome, before in reversed(self._pending):
             if outcome.record is None:
                 continue

@@ -10,20 +10,23 @@ import contextlib
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 import msgspec
 import uvloop
-from click.shell_completion import CompletionItem
+from click.core import ParameterSource
+from click.shell_completion import CompletionItem, get_completion_class
 
 from . import config
 from .config import DemoConfig
 from .terminal import one_line, printable
 from .tls import TlsContexts
+from .version import __version__
 
 if TYPE_CHECKING:
+    from .doctor import Finding
     from .top import Snapshot
 
 DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
@@ -179,5 +182,98 @@ def _write_snapshot(*, as_json: bool) -> Callable[[Snapshot], None]:
     return write
 
 
-ALL = (top,)
+@click.command()
+@click.argument("files", nargs=-1, metavar="[FILE...]", shell_complete=complete_file)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all findings.")
+@config_option
+@click.pass_context
+def doctor(context: click.Context, *, files: tuple[str, ...], as_json: bool, config_file: str) -> None:
+    """Find out what is wrong, and say what to do; exit with 1 if something is.
+
+    With each FILE, of any role, it checks the configuration on this host: addresses, keys and their
+    fingerprints, certificates, open files, memory and the directory of the log. Without FILE, or with
+    one of role demo, it asks all nodes of that cluster, and compares them.
+
+    \b
+    Examples:
+      wsqueue doctor
+      wsqueue doctor --config cluster/demo.toml
+      sudo wsqueue doctor /etc/wsqueue/*.toml
+      wsqueue doctor --json | jq -r '.findings[] | select(.state == "problem") | .text'
+    """
+    given = context.get_parameter_source("config_file") == ParameterSource.COMMANDLINE
+    if given or not files:
+        # As for all commands, a wrong configuration here has an exit code of its own.
+        config.load_psk(config.load(config_file, DemoConfig))
+        files = (*files, config_file)
+    run(_doctor(list(dict.fromkeys(files)), as_json=as_json))
+
+
+async def _doctor(files: Sequence[str], *, as_json: bool) -> None:
+    from . import doctor as checks  # noqa: PLC0415 - it needs psutil, which takes a while
+
+    found: list[Finding] = []
+    with ended_by_signals(), progress_line() as say:
+        async for finding in checks.check(files, say):
+            say("")
+            found.append(finding)
+            if not as_json:
+                _show_finding(finding)
+    counts = {state: sum(finding.state == state for finding in found) for state in ("problem", "warning")}
+    if as_json:
+        print_json({"findings": found, "problems": counts["problem"], "warnings": counts["warning"]})
+    else:
+        words = ", ".join(f"{count} {state}{'' if count == 1 else 's'}" for state, count in counts.items())
+        click.echo(f"{len(found)} checks, {words}")
+    if counts["problem"]:
+        raise click.exceptions.Exit(1)
+
+
+def _show_finding(finding: Finding) -> None:
+    mark, color = {"ok": ("ok  ", "green"), "warning": ("WARN", "yellow"), "problem": ("FAIL", "red")}[
+        finding.state
+    ]
+    click.echo(f"{click.style(mark, fg=color)} {one_line(finding.subject)}: {one_line(finding.text)}")
+    if finding.advice:
+        click.echo(f"     {click.style(one_line(finding.advice), dim=True)}")
+
+
+@click.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the script that lets a shell complete commands, options and files.
+
+    \b
+    Examples:
+      wsqueue completion bash > /etc/bash_completion.d/wsqueue
+      wsqueue completion zsh > "${fpath[1]}/_wsqueue"
+      wsqueue completion fish > ~/.config/fish/completions/wsqueue.fish
+      source <(wsqueue completion bash)
+    """
+    kind = get_completion_class(shell)
+    assert kind is not None
+    main = click.get_current_context().find_root().command
+    script = kind(main, {}, "wsqueue", COMPLETE_VARIABLE)
+    # Not `source()`, which looks for the shell on the host that prints the script.
+    click.echo((script.source_template % script.source_vars()).strip())
+
+
+@click.command()
+def man() -> None:
+    """Print the manual page wsqueue(1).
+
+    \b
+    Examples:
+      wsqueue man | man -l -
+      wsqueue man > /usr/local/share/man/man1/wsqueue.1
+    """
+    from . import cli  # noqa: PLC0415 - which imports this module
+    from .manual import manual  # noqa: PLC0415 - no other command needs it
+
+    main = click.get_current_context().find_root().command
+    assert isinstance(main, click.Group)
+    click.echo(manual(main, __version__, cli.__doc__ or ""), nl=False)
+
+
+ALL = (top, doctor, completion, man)
 """What `cli` adds to its commands."""

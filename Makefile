@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOPIC ?= news
+PORT ?= 8000
 SCHEDULES ?= 1000
 # Processes that share the tests: tests/conftest.py says how.
 WORKERS ?= 3
@@ -43,6 +44,15 @@ test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour 
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
 	$(BIN)/python -m bench.compare
 
+.PHONY: docs
+docs: $(READY) ## Build the documentation as a site in site/
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+	@echo "The documentation is in site/index.html; make docs-serve shows it."
+
+.PHONY: docs-serve
+docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(PORT)
+
 .PHONY: zipapp
 zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
 	@scripts/zipapp $(VENV)
@@ -75,4 +85,4 @@ lab-down: ## End the test hosts
 
 .PHONY: clean
 clean: lab-down ## Remove everything that the other targets made
-	rm -rf $(VENV) .lab dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

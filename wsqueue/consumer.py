@@ -109,7 +109,7 @@ class Consumer:
         for reader in self.behind:
             slow[reader.connection] = slow.get(reader.connection, 0) + reader.missing
         return Facts(
-            commit_seconds=self.retention.commit_seconds.status(),
+            commit_seconds=self.retention.commit_seconds(),
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
             slow_peers=[
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)

@@ -115,6 +115,18 @@ class Reporter:
                 self._lag.turn()
                 self._before.append(self._counters.copy())
 
+    def counters(self) -> dict[str, int]:
+        """Return all counters of the node, with the bytes of all connections."""
+        counters = self._counters.copy()
+        bytes_in, bytes_out = self._traffic()
+        counters["bytes_in"] = (
+            self._old_bytes_in + bytes_in + sum(connection.bytes_in for connection in self._connections)
+        )
+        counters["bytes_out"] = (
+            self._old_bytes_out + bytes_out + sum(connection.bytes_out for connection in self._connections)
+        )
+        return dict(sorted(counters.items()))
+
     def report(self) -> Report:
         """Return how the node is, as of `FRESH_SECONDS` ago at most."""
         now = time.monotonic()
@@ -126,16 +138,10 @@ class Reporter:
         kinds: Counter[tuple[str, ConnectionState, str]] = Counter()
         facts = self._facts(now - self._turned)
         slow = list(facts.slow_peers)
-        bytes_in, bytes_out = self._traffic()
         for connection in self._connections:
             kinds[_kind(connection)] += 1
-            bytes_in += connection.bytes_in
-            bytes_out += connection.bytes_out
             if connection.congested and _kind(connection) == ("subscriber", "open", "classic"):
                 slow.append(SlowPeer(connection.peer, "classic", connection.buffered_bytes, 0))
-        counters = dict(sorted(self._counters.items()))
-        counters["bytes_in"] = self._old_bytes_in + bytes_in
-        counters["bytes_out"] = self._old_bytes_out + bytes_out
         certificate_ends = self._tls.ends
         report = Report(
             id=self._id,
@@ -152,7 +158,7 @@ class Reporter:
             loop_lag_seconds=self._lag.value,
             max_connections=self._config.limits.max_connections,
             connections=[Connections(*kind, count) for kind, count in sorted(kinds.items())],
-            counters=counters,
+            counters=self.counters(),
             links=facts.links,
             confirm_seconds=facts.confirm_seconds,
             commit_seconds=facts.commit_seconds,

@@ -23,10 +23,9 @@ from . import config as configuration
 from . import packets_v2
 from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
-from .measures import Histogram
 from .packets_v2 import RefusalCode
 from .records import MAX_NUMBERS, Record, TopicState
-from .status import LogStatus
+from .status import HistogramStatus, LogStatus
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
@@ -189,7 +188,6 @@ class Retention:
         self._floor = 0
         self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._archive: Archive | None = None
-        self.commit_seconds = Histogram()
         self._failing = ""
         # What waits for the archive, in the order in which it came, with the number before of each.
         self._pending: deque[tuple[Outcome, int | None]] = deque()
@@ -220,13 +218,7 @@ class Retention:
         if self._config.mode == "sqlite":
             if directory is None:
                 raise ConfigError("required for the mode sqlite", key="retention.directory")
-            self._archive = Archive(
-                directory,
-                self._config,
-                committed=self._committed,
-                failed=self._failed,
-                commit_seconds=self.commit_seconds,
-            )
+            self._archive = Archive(directory, self._config, committed=self._committed, failed=self._failed)
             self._take_over(await self._archive.open())
         elif directory is not None:
             try:
@@ -248,6 +240,10 @@ class Retention:
             log = self._topics[name] = TopicLog(name, topic.first, topic.next)
             log.start = 0
             self._empty[name] = None
+
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long commits of the archive took, None without one."""
+        return None if self._archive is None else self._archive.commit_seconds.status()
 
     def log_status(self) -> LogStatus:
         """Return how the logs are."""

@@ -404,7 +404,7 @@ class Service:
         await gone
 
     def _log_counters(self) -> None:
-        fields = {name: str(count) for name, count in sorted(self._counters.items())}
+        fields = {name: str(count) for name, count in self._reporter.counters().items()}
         log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
 
     def _warn_of_limits(self) -> None:

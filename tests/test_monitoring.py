@@ -12,12 +12,13 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from wsqueue.exposition import exposition
+from wsqueue.exposition import METRICS, exposition
 from wsqueue.status import Connections, HistogramStatus, LinkStatus, LogStatus, Report, TopicStatus
 
 from .promtool import promtool
+from .test_docs import ROOT, code_blocks, rows
 
-FILES = Path(__file__).parent.parent / "ansible" / "roles" / "wsqueue_monitoring" / "files"
+FILES = ROOT / "ansible" / "roles" / "wsqueue_monitoring" / "files"
 RULES = FILES / "wsqueue.rules.yml"
 DASHBOARD = FILES / "wsqueue-dashboard.json"
 
@@ -332,3 +333,34 @@ def test_no_panel_lies_on_another() -> None:
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
+
+
+def test_the_table_of_metrics() -> None:
+    documented = [
+        (name.strip("`"), kind, tuple(re.findall(r"`(\w+)`", labels)), node, text)
+        for name, kind, labels, node, text in rows("docs/metrics.md", "Names")
+    ]
+    assert documented == [
+        (metric.name, metric.kind, metric.labels, metric.node, metric.text) for metric in METRICS
+    ]
+
+
+def test_the_metrics_of_the_process_are_documented() -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    exposed = {name for name in exposed_names() if name.startswith("process_")}
+    assert set(re.findall(r"`(process_\w+)`", text)) == exposed
+
+
+def test_the_table_of_alerts() -> None:
+    documented = [(name.strip("`"), severity) for name, severity, *_ in rows("docs/metrics.md", "Alerts")]
+    assert documented == [(rule["alert"], rule["labels"]["severity"]) for rule in rules()]
+
+
+def test_the_example_of_a_configuration_of_prometheus(tmp_path: Path) -> None:
+    (example,) = code_blocks(ROOT / "docs" / "metrics.md", "yaml")
+    (tmp_path / "prometheus.yml").write_text(example)
+    promtool("check", "config", tmp_path / "prometheus.yml")
+    secure = re.sub(r"# (scheme|tls_config):", r"\1:", example)
+    assert secure != example
+    (tmp_path / "prometheus.yml").write_text(secure)
+    promtool("check", "config", "--syntax-only", tmp_path / "prometheus.yml")

@@ -35,6 +35,7 @@ import msgspec
 from .config import Retention
 from .errors import ConfigError, StorageError, WsqueueError
 from .logs import log
+from .measures import Histogram
 from .records import MAX_NUMBERS, Record, TopicState
 
 logger = logging.getLogger(__name__)
@@ -164,6 +165,10 @@ class Archive:
         limits: What to keep. The newest record of a topic is kept whatever the limits of a topic say.
         committed: Called with records, in the order of `append`, once they survive a power cut.
         failed: Called with all records that are not committed, and the reason in one sentence.
+
+    Attributes:
+        commit_seconds: How long commits took.
+        last_commit_seconds: What the latest took.
     """
 
     def __init__(
@@ -174,6 +179,8 @@ class Archive:
         committed: Callable[[list[Record]], None],
         failed: Callable[[list[Record], str], None],
     ) -> None:
+        self.last_commit_seconds = 0.0
+        self.commit_seconds = Histogram()
         self._committed, self._failed = committed, failed
         self._store = _Store(directory, limits)
         self._reader = ThreadPoolExecutor(1, "archive-reader")
@@ -190,6 +197,19 @@ class Archive:
     def pending_bytes(self) -> int:
         """Return how much is queued and neither committed nor failed; the caller bounds it."""
         return self._pending_bytes
+
+    @property
+    def bytes(self) -> int:
+        """Return what the records take, as the limits count them."""
+        return self._store.bytes
+
+    def free_bytes(self) -> int:
+        """Return how much room the file system has left, -1 where it does not say."""
+        try:
+            file_system = os.statvfs(self._store.file.parent)
+        except OSError:
+            return -1
+        return file_system.f_bavail * file_system.f_frsize
 
     async def open(self) -> State:
         """Open the file, or begin one, and return what it holds.
@@ -262,6 +282,7 @@ class Archive:
     def _write(self) -> None:
         """Commit group after group, until the archive is closed; this is the writer thread."""
         while (group := self._next_group()) is not None:
+            began = time.perf_counter()
             try:
                 self._store.commit(group)
             except Exception as error:  # noqa: BLE001 - what cannot be committed for any reason has failed
@@ -275,7 +296,8 @@ class Archive:
                 if not self._tell(self._tell_failed, group, reason):
                     return
             else:
-                if group and not self._tell(self._tell_committed, group):
+                seconds = time.perf_counter() - began
+                if group and not self._tell(self._tell_committed, group, seconds):
                     return
                 self._tidy(idle=not group)
         self._tell(self._ended.set)
@@ -318,7 +340,9 @@ class Archive:
             return False
         return True
 
-    def _tell_committed(self, group: list[Record]) -> None:
+    def _tell_committed(self, group: list[Record], seconds: float) -> None:
+        self.last_commit_seconds = seconds
+        self.commit_seconds.observe(seconds)
         self._pending_bytes -= sum(map(_cost, group))
         self._committed(group)
 
@@ -548,6 +572,11 @@ class _Store:
             numbers={(name, publisher): number for name, publisher, number in numbers},
             floor=self._floor,
         )
+
+    @property
+    def bytes(self) -> int:
+        """Return what the records take."""
+        return self._bytes
 
     def knows(self, name: str) -> bool:
         """Tell whether something is remembered of a topic; for any thread."""

@@ -668,10 +668,12 @@ async def _local(
             if demo_topic is None:
                 click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
                 click.echo(f"  wsqueue demo --config {cluster.config_file} news")
+                click.echo(f"Its status page, with a demo for the browser: {cluster.status_page}")
                 await cluster.wait()
             else:
                 settings = config.load(cluster.config_file, DemoConfig)
                 await _verify(settings, None)
+                click.echo(f"The status page of the cluster, as long as this runs: {cluster.status_page}")
                 await _demo(settings, demo_topic)
 
 

@@ -133,7 +133,8 @@ class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
         listen: Addresses for nothing but the pages of the node, which whoever reaches them may see.
         pages: Who may see status and metrics at the node's own addresses: nobody, who connects from this
             host, or all.
-        consumers: All consumers of the cluster, in the order that all share; a producer knows them.
+        consumers: All consumers of the cluster, in the order that all share; a producer knows those of
+            its links.
         producers: All producers.
         top_topics: How many topics are named.
     """
@@ -178,6 +179,21 @@ class NodeConfig(Config, frozen=True, kw_only=True):
         """Return the parsed `monitoring.listen`."""
         return [parse_address(text) for text in self.monitoring.listen]
 
+    @property
+    def all_consumers(self) -> list[Address]:
+        """Return the addresses of the cluster's consumers in their order, as far as this node knows them."""
+        return [parse_address(text) for text in self.monitoring.consumers]
+
+    @property
+    def all_producers(self) -> list[Address]:
+        """Return the addresses of the cluster's producers, as far as this node knows them."""
+        return [parse_address(text) for text in self.monitoring.producers]
+
+    @property
+    def peers(self) -> list[Address]:
+        """Return the parsed addresses to connect to."""
+        return self.all_consumers + self.all_producers
+
 
 class ConsumerConfig(NodeConfig, frozen=True, kw_only=True, tag="consumer"):
     """Configure a consumer."""
@@ -197,9 +213,14 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
         return [parse_address(text, "/producer") for text in self.consumers]
 
     @property
+    def all_consumers(self) -> list[Address]:
+        """Return the addresses of the cluster's consumers in their order: those of the links, or others."""
+        return super().all_consumers or [address.with_path("") for address in self.links]
+
+    @property
     def peers(self) -> list[Address]:
         """Return the parsed addresses to connect to."""
-        return self.links
+        return self.links + super().peers
 
 
 class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
@@ -295,13 +316,16 @@ def check_addresses(config: Config) -> None:
         ConfigError: A list is empty, or an address in it is malformed, there twice, or not on
             loopback where `local = true`; it names the key.
     """
+    listening: set[Address] = set()
     for key, endpoint in _address_lists(config):
         entries: list[str] = operator.attrgetter(key)(config)
         if not entries and not key.startswith("monitoring."):
             raise ConfigError(f"the list is empty: {expected_form(endpoint)}", key=key)
-        seen: set[Address] = set()
+        # One listener cannot be both, and a node's lists of others are each complete.
+        seen = listening if key.endswith("listen") else set()
         for index, entry in enumerate(entries):
-            problem = _address_problem(entry, endpoint, seen, local=config.local)
+            connects = not key.endswith("listen")
+            problem = _address_problem(entry, endpoint, seen, local=config.local, connects=connects)
             if not problem and key.endswith("listen") and config.tls.certificate is None and "wss:" in entry:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:
@@ -320,7 +344,7 @@ def warnings(config: Config) -> list[str]:
         found += [
             f"listen: {address} can be reached from elsewhere, and what travels there can be read;"
             " wss:// would protect it"
-            for address in config.listeners
+            for address in config.listeners + config.page_listeners
             if not address.tls and not address.loopback
         ]
     return found
@@ -448,7 +472,7 @@ def _address_lists(config: Config) -> list[tuple[str, str]]:
     return lists + [(f"monitoring.{key}", "") for key in ("listen", "consumers", "producers")]
 
 
-def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool) -> str:
+def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool, connects: bool) -> str:
     try:
         address = parse_address(entry, endpoint)
     except ValueError as error:
@@ -456,7 +480,7 @@ def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bo
     place = msgspec.structs.replace(address, tls=False)
     if place in seen:
         return "is there twice: expected each address once"
-    if endpoint and not address.socket and not address.port:
+    if connects and not address.socket and not address.port:
         return "has no port to connect to: expected 1 to 65535"
     if local and not address.loopback:
         return "is not on loopback, where `local = true` keeps a cluster: expected e.g. 127.0.0.1"

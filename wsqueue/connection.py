@@ -36,10 +36,12 @@ class Handler(Protocol):
     """Say what a node does with one kind of connection.
 
     Attributes:
+        peer_role: What the peer is: publisher, producer, subscriber, consumer, node or monitor.
         feeds: True when the peer sends messages; on a drain those connections are closed first.
         serves_nodes: True when the peer is a node, and so must know the key of nodes.
     """
 
+    peer_role: str
     feeds: bool
     serves_nodes: bool
 
@@ -72,6 +74,11 @@ class Connection(asyncio.Protocol):
         handler: What to do with events; an acceptor learns it from the request.
         on_lost: Called last, when the connection is gone.
         tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
+
+    Attributes:
+        bytes_in: Read from the network so far.
+        bytes_out: Given to it.
+        from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
     """
 
     __slots__ = (
@@ -90,6 +97,9 @@ class Connection(asyncio.Protocol):
         "_waiting",
         "_waiting_bytes",
         "_writing_paused",
+        "bytes_in",
+        "bytes_out",
+        "from_this_host",
         "handler",
         "peer",
         "session",
@@ -106,6 +116,8 @@ class Connection(asyncio.Protocol):
         self.session = session
         self.handler = handler
         self.peer = ""
+        self.bytes_in = self.bytes_out = 0
+        self.from_this_host = False
         self._writing_paused = False
         self._limits = limits
         self._on_lost = on_lost
@@ -124,7 +136,7 @@ class Connection(asyncio.Protocol):
     @classmethod
     def accept(
         cls,
-        endpoint: Callable[[str], Handler | HttpAnswer],
+        endpoint: Callable[[Connection, str], Handler | HttpAnswer],
         keys: Keys,
         config: Config,
         on_lost: Callable[[Connection, Closed], None],
@@ -134,7 +146,7 @@ class Connection(asyncio.Protocol):
         limits = config.limits
 
         def upgrade(path: str) -> HttpAnswer | PreSharedKey:
-            answer = endpoint(path)
+            answer = endpoint(connection, path)
             if isinstance(answer, HttpAnswer):
                 return answer
             connection.handler = answer
@@ -250,7 +262,8 @@ class Connection(asyncio.Protocol):
         """Begin the hello (asyncio calls this)."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
-        self.peer = _peer_name(transport)
+        address = _peer_address(transport)
+        self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
         self._set_timer(self._limits.hello_seconds, self._hello_late)
         if self._tls is not None:
             self.session.channel_binding = self._tls.channel_binding
@@ -260,6 +273,7 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
         first, self._heard_at = not self._heard_at, monotonic()
+        self.bytes_in += len(data)
         if self._tls is not None:
             self._receive_tls(self._tls, data)
         elif first and data.startswith(TLS_BEGIN):
@@ -366,6 +380,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
+        self.bytes_out += len(data)
         if self._writing_paused:
             self._waiting.append(data)
             self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES
@@ -458,6 +473,7 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(delay, callback)
 
 
-def _peer_name(transport: asyncio.BaseTransport) -> str:
+def _peer_address(transport: asyncio.BaseTransport) -> Address | None:
+    """Return where the peer is, None for a unix socket."""
     name = transport.get_extra_info("peername")
-    return str(Address(host=name[0], port=name[1])) if isinstance(name, tuple) else "unix"
+    return Address(host=name[0], port=name[1]) if isinstance(name, tuple) else None

@@ -15,9 +15,11 @@ from .connection import Connection, Handler
 from .errors import CloseCode, Closed, WsqueueError
 from .framing import HttpAnswer, Ponged, frame_texts
 from .logs import log
+from .measures import TopTopics
 from .readers import Reader
 from .retention import Batch, Outcome, Retention
 from .session import Established, Event, Received
+from .status import Facts, SlowPeer
 from .tls import TlsContexts
 from .topics import Topics
 
@@ -62,6 +64,9 @@ class Consumer:
         self.counters = counters
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
+        self.behind: set[Reader] = set()
+        self.top_topics = TopTopics()
+        self._monitoring = config.monitoring
         self.retention = Retention(config.retention, self._done)
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
@@ -98,6 +103,25 @@ class Consumer:
         """Return why the node is not ready; a consumer that runs is."""
         return ""
 
+    def facts(self, window_seconds: float) -> Facts:
+        """Return how the node is, at length."""
+        slow: dict[Connection, int] = {}
+        for reader in self.behind:
+            slow[reader.connection] = slow.get(reader.connection, 0) + reader.missing
+        return Facts(
+            commit_seconds=self.retention.commit_seconds(),
+            top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
+            slow_peers=[
+                SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
+                for connection, missing in slow.items()
+            ],
+            log=self.retention.log_status(),
+        )
+
+    def traffic(self) -> tuple[int, int]:
+        """Return no bytes: a consumer opens no connection."""
+        return 0, 0
+
     def status(self) -> str:
         """Return how the node is, in a few words."""
         return f"topics with subscribers: {len(self.topics)} classic, {len(self.readers)} v2"
@@ -106,6 +130,7 @@ class Consumer:
         """Use a new configuration from now on."""
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
+        self._monitoring = config.monitoring
         self.retention.reconfigure(config.retention)
 
     async def drain(self) -> None:
@@ -158,6 +183,7 @@ class Consumer:
         """Fan messages of one topic out: they are one write for each of its subscribers."""
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         count = sum(record.count for record in records)
+        self.top_topics.count(topic, count)
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:
@@ -194,6 +220,7 @@ def _data(outcome: Outcome) -> list[str]:
 class ProducerEndpoint:
     """Serve `/producer`, one for all producers."""
 
+    peer_role = "producer"
     feeds = True
     serves_nodes = True
 
@@ -266,6 +293,7 @@ class SubscribeEndpoint:
         topic: What a classic subscriber subscribes to; one that speaks v2 says it in packets.
     """
 
+    peer_role = "subscriber"
     feeds = False
     serves_nodes = False
 
@@ -318,7 +346,14 @@ class SubscribeEndpoint:
             connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {MAX_TOPICS_PER_CONNECTION}")
         else:
             self._unsubscribe(packet.topic)
-            reader = Reader(connection, consumer.retention, packet, consumer.counters, self._turn)
+            reader = Reader(
+                connection,
+                consumer.retention,
+                packet,
+                consumer.counters,
+                behind=consumer.behind,
+                turn=self._turn,
+            )
             self._readers[packet.topic] = reader
             consumer.readers.subscribe(packet.topic, reader)
             reader.catch_up()

@@ -75,10 +75,19 @@ _silent.setLevel(logging.CRITICAL)
 
 
 class HttpAnswer(msgspec.Struct, frozen=True):
-    """Answer a request with a plain-text page instead of a WebSocket."""
+    """Answer a request with a page instead of a WebSocket.
+
+    Attributes:
+        status: Of HTTP.
+        text: The page.
+        content_type: Of the page.
+        headers: Besides those that each answer has.
+    """
 
     status: int
     text: str
+    content_type: str = "text/plain; charset=utf-8"
+    headers: dict[str, str] = {}
 
 
 class Opened(msgspec.Struct, frozen=True):
@@ -533,6 +542,10 @@ class ServerFraming(Framing):
         offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
         page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
         response = library.accept(event) if page is None else library.reject(page.status, page.text)
+        if page is not None:
+            for name, value in {"Content-Type": page.content_type, **page.headers}.items():
+                response.headers.pop(name, None)
+                response.headers[name] = value
         library.send_response(response)
         if self.open:
             return Opened(event.path, offered, library.subprotocol)

@@ -26,6 +26,12 @@ from .errors import CloseCode, PeerError
 from .packets import MAX_ONCE, Hello
 from .packets_v2 import NONCE_BYTES, Challenge, HelloPacket, Proof
 
+FINGERPRINT_SALT = b"wsqueue fingerprint"
+"""The same everywhere, so that fingerprints can be compared."""
+
+FINGERPRINT_COST = 4096
+"""Of scrypt (RFC 7914): 4 MiB and some 10 ms, which a start does not feel and a guesser does."""
+
 
 class Role(enum.Enum):
     """Tell the end that opened the connection from the end that accepted it."""
@@ -78,6 +84,13 @@ class PreSharedKey:
     def shares(self, other: PreSharedKey) -> bool:
         """Tell whether a secret is among another's."""
         return any(hmac.compare_digest(mine, its) for mine in self._secrets for its in other._secrets)
+
+    def fingerprints(self) -> list[str]:
+        """Return 8 hexadecimal digits for each secret, to tell keys apart; slow to guess a key from."""
+        return [
+            hashlib.scrypt(secret, salt=FINGERPRINT_SALT, n=FINGERPRINT_COST, r=8, p=1, dklen=4).hex()
+            for secret in self._secrets
+        ]
 
     def answer(self, once: int, order: Order, index: int = 0) -> str:
         """Return the base64 answer to a challenge with one of the secrets (seed document, section Hello)."""

@@ -15,6 +15,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Sequence
+from time import monotonic
 
 import msgspec
 
@@ -50,12 +51,21 @@ class Link:
         psk: The key of both ends.
         config: Says how to speak to the peer, and has deadlines and sizes.
         tls: What a connection to a wss:// address needs.
+
+    Attributes:
+        failures: Why the latest attempt at each address failed, and since the last success.
+        connection: While it is up.
+        since: When it came up or went down (monotonic).
     """
 
+    peer_role = "node"
     feeds = False
     serves_nodes = False
     never_up_level = logging.WARNING
     """The level of the log line that says that a connection cannot be opened and never was."""
+    up_level = logging.INFO
+    down_level = logging.WARNING
+    """The level of the log line that says that the connection is lost, but for a normal end."""
 
     def __init__(
         self,
@@ -68,7 +78,9 @@ class Link:
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
         self.sent = self.confirmed = 0
+        self.since = monotonic()
         self._next = self._ups = 0
+        self._old_bytes_in = self._old_bytes_out = 0
         self._pause: float | None = None
         self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
         self._attempt: Connection | None = None
@@ -87,6 +99,14 @@ class Link:
     def v2(self) -> bool:
         """Tell whether the peer speaks v2; False while there is no connection."""
         return self.connection is not None and self.connection.session.v2
+
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes read and written so far, on all connections."""
+        now = self._attempt
+        if now is None:
+            return self._old_bytes_in, self._old_bytes_out
+        return self._old_bytes_in + now.bytes_in, self._old_bytes_out + now.bytes_out
 
     @property
     def in_flight(self) -> int:
@@ -184,11 +204,12 @@ class Link:
         """Let go of a connection, whether or not it was ever established."""
         if connection is self.connection:
             self.connection = None
+            self.since = monotonic()
             lost = 0 if connection.session.closed_cleanly else self.in_flight
             if not lost:
                 self.confirmed_to(self.sent)
             self._settle(self.sent)
-            level = logging.INFO if closed.code == CloseCode.NORMAL else logging.WARNING
+            level = self.up_level if closed.code == CloseCode.NORMAL else self.down_level
             log(logger, level, "link down", peer=self._address, reason=closed, in_flight=lost)
             self.down(closed, lost)
         elif connection.established:
@@ -209,7 +230,7 @@ class Link:
             closed = await self._connect()
             was_up = self._ups > ups
             if not was_up and self.failures.get(self._address) != closed:
-                level = logging.WARNING if self._ups else self.never_up_level
+                level = self.down_level if self._ups else self.never_up_level
                 log(logger, level, "link cannot open", peer=self._address, reason=closed)
             self.failures[self._address] = closed
             if not self.retry(closed):
@@ -245,6 +266,8 @@ class Link:
             return Closed(UNREACHABLE, error.strerror or str(error), by_peer=True)
         finally:
             connection.abort(CloseCode.NORMAL)
+            self._old_bytes_in, self._old_bytes_out = self.traffic
+            self._attempt = None
 
     @property
     def _address(self) -> Address:
@@ -256,10 +279,11 @@ class Link:
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection
+        self.since = monotonic()
         self.sent = self.confirmed = 0
         self._ups += 1
         self.failures.clear()
-        log(logger, logging.INFO, "link up", peer=self._address)
+        log(logger, self.up_level, "link up", peer=self._address)
         self.up()
 
     def _confirm_later(self) -> None:

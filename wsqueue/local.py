@@ -71,6 +71,11 @@ class LocalNode:
             return f"not ready after {START_SECONDS:g} seconds"
         return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
 
+    def reload(self) -> None:
+        """Let the node read its configuration again, unless it has ended."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
+
     async def stop(self) -> None:
         """Let the node drain, and kill it when that takes too long."""
         if self._process.returncode is None:
@@ -137,6 +142,11 @@ class LocalCluster:
         return self._directory / "demo.toml"
 
     @property
+    def status_page(self) -> str:
+        """Return the address of the status page of the last node, a producer."""
+        return f"http://{self._nodes[-1].address}/"
+
+    @property
     def pids(self) -> dict[str, int]:
         """Return the ids of the nodes' processes by the names of the nodes."""
         return {node.name: node.pid for node in self._nodes}
@@ -166,6 +176,7 @@ class LocalCluster:
                 producers=_paths(producers, "/produce"),
                 consumers=_paths(consumers, "/subscribe"),
             )
+            self._tell_of_each_other(consumers, producers)
         except BaseException:
             await self._stop()
             raise
@@ -200,6 +211,13 @@ class LocalCluster:
         self._nodes.append(node)
         return node
 
+    def _tell_of_each_other(self, consumers: list[str], producers: list[str]) -> None:
+        """Configure what the status pages ask, which is known only now that the system has chosen ports."""
+        for node in self._nodes:
+            with (self._directory / f"{node.name}.toml").open("a") as file:
+                file.write(_toml({"monitoring.consumers": consumers, "monitoring.producers": producers}))
+            node.reload()
+
     async def _stop(self) -> None:
         """End the producers, which flush to the consumers, and then the consumers."""
         try:
@@ -223,8 +241,12 @@ class LocalCluster:
 
     def _write(self, file: Path, **settings: object) -> None:
         settings = {"local": True, "psk_file": "psk", **settings}
-        # For all that comes here TOML has JSON's syntax; a dotted key is in a table.
-        file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items()))
+        file.write_text(_toml(settings))
+
+
+def _toml(settings: dict[str, object]) -> str:
+    # For all that comes here TOML has JSON's syntax; a dotted key is in a table.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
 
 
 def _paths(addresses: Sequence[str], endpoint: str) -> list[str]:

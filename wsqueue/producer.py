@@ -8,6 +8,7 @@ import hashlib
 import secrets
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
+from time import monotonic
 from typing import ClassVar
 
 import msgspec
@@ -20,8 +21,10 @@ from .errors import CloseCode, Closed
 from .framing import HttpAnswer, Ponged
 from .hello import PreSharedKey
 from .link import SLICE_BYTES, Link
+from .measures import Histogram, TopTopics
 from .routing import router
 from .session import Established, Event, Received
+from .status import Facts, LinkStatus
 from .tls import TlsContexts
 
 LINK_WINDOW_BYTES = 16 * 1024 * 1024
@@ -80,6 +83,7 @@ class Batch(msgspec.Struct, gc=False):
         mark: What the consumer says when it confirms the batch: in v2 how many batches came on this
             connection, it included; for a classic consumer, how many messages.
         size: Bytes that it takes while it is held; set by itself.
+        read_at: When it was read (monotonic).
     """
 
     publisher: str
@@ -91,6 +95,7 @@ class Batch(msgspec.Struct, gc=False):
     origin: Origin | None
     mark: int = 0
     size: int = 0
+    read_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Say what it takes, for that is asked four times."""
@@ -106,7 +111,10 @@ class ConsumerLink(Link):
         psk: The key of both ends.
         counters: Where events are counted.
         tls: For its connections.
+        confirm_seconds: Where it is counted how long batches wait for their confirmation.
     """
+
+    peer_role = "consumer"
 
     def __init__(
         self,
@@ -115,6 +123,8 @@ class ConsumerLink(Link):
         psk: PreSharedKey,
         counters: Counter[str],
         tls: TlsContexts,
+        *,
+        confirm_seconds: Histogram,
     ) -> None:
         super().__init__([address], psk, config, tls)
         self._queue: deque[Batch] = deque()
@@ -128,6 +138,7 @@ class ConsumerLink(Link):
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Connection] = set()
         self._counters = counters
+        self._confirm_seconds = confirm_seconds
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -135,6 +146,21 @@ class ConsumerLink(Link):
     def held_bytes(self) -> int:
         """Return what is held: waiting, and sent but not confirmed."""
         return self._queued_bytes + self._unconfirmed_bytes
+
+    def link_status(self) -> LinkStatus:
+        """Return how the link is."""
+        up = self.connection is not None
+        failure = self.failures.get(self.addresses[0])
+        return LinkStatus(
+            str(self.addresses[0]),
+            "up" if up else "down",
+            ("v2" if self.v2 else "classic") if up else "",
+            monotonic() - self.since,
+            "" if up else str(failure or "no answer yet"),
+            sum(batch.count for batch in (*self._queue, *self._unconfirmed)),
+            self.held_bytes,
+            len(self._blocked),
+        )
 
     @property
     def _full(self) -> bool:
@@ -288,15 +314,21 @@ class ConsumerLink(Link):
         self._check_emptied()
 
     def _confirm_marks(self, mark: int) -> None:
+        now, read_at, count = monotonic(), 0.0, 0
         while self._unconfirmed and self._unconfirmed[0].mark <= mark:
             batch = self._unconfirmed.popleft()
             self._unconfirmed_bytes -= batch.size
+            if batch.read_at != read_at:
+                self._confirm_seconds.observe(now - read_at, count)
+                read_at, count = batch.read_at, 0
+            count += 1
             if batch.origin is not None:
                 ranges = self._acks.setdefault(batch.origin, [])
                 if ranges and ranges[-1][1] == batch.number - 1:
                     ranges[-1] = (ranges[-1][0], batch.number)
                 else:
                     ranges.append((batch.number, batch.number))
+        self._confirm_seconds.observe(now - read_at, count)
         self._check_emptied()
 
     def _tell_origins(self) -> None:
@@ -344,12 +376,15 @@ class Producer:
     """
 
     role = "producer"
+    peer_role = "publisher"
     config_type: ClassVar[type[NodeConfig]] = ProducerConfig
     feeds = True
     serves_nodes = False
 
     def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
+        self.top_topics = TopTopics()
+        self._confirm_seconds = Histogram()
         self._psk, self._config, self._tls = keys.nodes, config, tls
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
@@ -358,6 +393,7 @@ class Producer:
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
         self._number = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
+        self._old_bytes_in = self._old_bytes_out = 0
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path: `/produce`."""
@@ -374,6 +410,21 @@ class Producer:
         """Return why the node is not ready: the consumers whose links are down."""
         down = [str(link.addresses[0]) for link in self.links if link.connection is None]
         return f"no link to {', '.join(down)}" if down else ""
+
+    def facts(self, window_seconds: float) -> Facts:
+        """Return how the node is, at length."""
+        return Facts(
+            links=[link.link_status() for link in self.links],
+            confirm_seconds=self._confirm_seconds.status(),
+            top_topics=self.top_topics.top(self._config.monitoring.top_topics, window_seconds),
+        )
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes read and written so far on connections that this node opened."""
+        each = [link.traffic for link in (*self.links, *self._retired)]
+        return self._old_bytes_in + sum(one[0] for one in each), self._old_bytes_out + sum(
+            one[1] for one in each
+        )
 
     def status(self) -> str:
         """Return how the node is, in a few words."""
@@ -438,7 +489,11 @@ class Producer:
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
+        read_at, count = monotonic(), self.top_topics.count
         for index, its in batches.items():
+            for batch in its:
+                batch.read_at = read_at
+                count(batch.topic, batch.count)
             self.counters["messages_in"] += sum(batch.count for batch in its)
             self.links[index].forward(its, connection, len(self._publishers))
 
@@ -485,12 +540,25 @@ class Producer:
         return Batch(self._id, self._number, 0, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:
-        return ConsumerLink(address, self._config, self._psk, self.counters, self._tls)
+        return ConsumerLink(
+            address,
+            self._config,
+            self._psk,
+            self.counters,
+            self._tls,
+            confirm_seconds=self._confirm_seconds,
+        )
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())
         self._retired[link] = task
-        task.add_done_callback(lambda _task: self._retired.pop(link))
+        task.add_done_callback(lambda _task: self._forget(link))
+
+    def _forget(self, link: ConsumerLink) -> None:
+        del self._retired[link]
+        bytes_in, bytes_out = link.traffic
+        self._old_bytes_in += bytes_in
+        self._old_bytes_out += bytes_out
 
 
 def public_id(secret: bytes) -> str:

@@ -37,10 +37,12 @@ class Reader:
         retention: The logs.
         packet: What the subscriber asks for.
         counters: Where events are counted.
+        behind: Those that did not keep up and have not caught up yet.
         turn: Held by the one reader of the connection that reads the archive.
     """
 
     __slots__ = (
+        "_behind",
         "_connection",
         "_counters",
         "_exact",
@@ -58,10 +60,12 @@ class Reader:
         retention: Retention,
         packet: packets_v2.Subscribe,
         counters: Counter[str],
+        *,
+        behind: set[Reader],
         turn: asyncio.Lock,
     ) -> None:
         self._connection, self._retention, self._counters = connection, retention, counters
-        self._turn = turn
+        self._turn, self._behind = turn, behind
         self._topic = packet.topic
         self._offset = 0
         self._live = False
@@ -79,6 +83,16 @@ class Reader:
         else:
             self._resume(topic_log, packet.log, packet.offset)
 
+    @property
+    def connection(self) -> Connection:
+        """Return the connection of the subscriber."""
+        return self._connection
+
+    @property
+    def missing(self) -> int:
+        """Return how many messages of the log it has still to be sent."""
+        return max(0, self._retention.topic(self._topic).next - self._offset)
+
     def take(self, offset: int, end: int, frames: bytes) -> bool:
         """Send what has just been stored, unless this reader is behind; return whether it was sent.
 
@@ -94,6 +108,7 @@ class Reader:
         if too_much or offset != self._offset or self._connection.congested:
             self._live = False
             self._counters["fell_behind"] += 1
+            self._behind.add(self)
             self.catch_up()
             return False
         self._offset = end
@@ -107,6 +122,7 @@ class Reader:
             if self._offset >= topic_log.next:
                 # The archive may be ahead of what has been reported; `take` will find that.
                 self._live = True
+                self._behind.discard(self)
             elif self._retention.in_memory(topic_log, self._offset):
                 self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)
             else:
@@ -115,6 +131,7 @@ class Reader:
     def stop(self) -> None:
         """Send nothing more."""
         self._live = False
+        self._behind.discard(self)
         self._retention.reading(self._topic, -1)
         if self._task is not None:
             self._task.cancel()

@@ -25,6 +25,7 @@ from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
 from .packets_v2 import RefusalCode
 from .records import MAX_NUMBERS, Record, TopicState
+from .status import HistogramStatus, LogStatus
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
@@ -187,6 +188,7 @@ class Retention:
         self._floor = 0
         self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._archive: Archive | None = None
+        self._failing = ""
         # What waits for the archive, in the order in which it came, with the number before of each.
         self._pending: deque[tuple[Outcome, int | None]] = deque()
         self._settled = asyncio.Event()
@@ -238,6 +240,24 @@ class Retention:
             log = self._topics[name] = TopicLog(name, topic.first, topic.next)
             log.start = 0
             self._empty[name] = None
+
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long commits of the archive took, None without one."""
+        return None if self._archive is None else self._archive.commit_seconds.status()
+
+    def log_status(self) -> LogStatus:
+        """Return how the logs are."""
+        archive = self._archive
+        return LogStatus(
+            self._config.mode,
+            len(self._topics),
+            self._bytes if archive is None else archive.bytes,
+            self._config.max_bytes,
+            0 if archive is None else archive.pending_bytes,
+            0.0 if archive is None else archive.last_commit_seconds,
+            -1 if archive is None else archive.free_bytes(),
+            self._failing,
+        )
 
     async def settle(self) -> None:
         """Wait until nothing waits for the disk."""
@@ -440,6 +460,7 @@ class Retention:
 
     def _committed(self, records: list[Record]) -> None:
         """Report what is on disk now (the archive calls this)."""
+        self._failing = ""
         outcomes: list[Outcome] = []
         left = len(records)
         while self._pending and (left or self._pending[0][0].record is None):
@@ -452,6 +473,7 @@ class Retention:
 
     def _failed(self, records: list[Record], reason: str) -> None:
         """Take back all that could not be written, and refuse it (the archive calls this)."""
+        self._failing = reason
         for outcome, before in reversed(self._pending):
             if outcome.record is None:
                 continue

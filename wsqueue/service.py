@@ -13,7 +13,7 @@ import signal
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, cast
@@ -28,7 +28,11 @@ from .connection import Connection, Handler
 from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError
 from .framing import HttpAnswer
 from .logs import log
+from .measures import TopTopics
 from .notify import Notifier
+from .pages import ONLY_PAGES, Pages
+from .reporter import Reporter, StatusEndpoint
+from .status import Facts
 from .tls import TlsContexts
 from .version import __version__
 
@@ -52,6 +56,9 @@ MAX_RETRY_SECONDS = 60.0
 KEPT_BYTES = 8 * 1024 * 1024
 """Freed memory that the process keeps: the buffers of some reads and writes, at 256 KiB each."""
 
+STATUS = "/status"
+"""The endpoint for reports, for nodes and clients that know the key."""
+
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of mallopt(3)."""
 
@@ -60,6 +67,7 @@ class Node(Protocol):
     """Say what a service needs of a producer or a consumer."""
 
     role: str
+    top_topics: TopTopics
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]
 
@@ -73,6 +81,14 @@ class Node(Protocol):
 
     def endpoint(self, path: str) -> Handler | HttpAnswer:
         """Return what serves a path."""
+        ...
+
+    def facts(self, window_seconds: float) -> Facts:
+        """Return how the node is, at length."""
+        ...
+
+    def traffic(self) -> tuple[int, int]:
+        """Return the bytes read and written so far on connections that this node opened."""
         ...
 
     async def start(self) -> None:
@@ -123,7 +139,19 @@ class Service:
         self._counters: Counter[str] = Counter()
         self.node = kind(self._config, self._keys, self._counters, self._tls)
         self.connections: set[Connection] = set()
-        self._listeners: dict[Address, _Listener] = {}
+        self._reporter = Reporter(
+            self.node.role,
+            self.node.facts,
+            self.node.traffic,
+            counters=self._counters,
+            connections=self.connections,
+        )
+        self._reporter.not_ready = self._not_ready
+        self._status_endpoint = StatusEndpoint(self._reporter)
+        self._pages = Pages(self._reporter)
+        for part in (self._reporter, self._pages):
+            part.configure(self._config, self._keys, self._tls)
+        self._listeners: dict[Address, Listener] = {}
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._waiting: tuple[set[Connection], asyncio.Future[None]] | None = None
@@ -132,7 +160,12 @@ class Service:
     @property
     def addresses(self) -> list[Address]:
         """Return where the node listens, with the ports that the system chose for port 0."""
-        return [bound for listener in self._listeners.values() for bound in listener.bound()]
+        return [
+            bound
+            for listener in self._listeners.values()
+            if not listener.pages_only
+            for bound in listener.bound()
+        ]
 
     async def run(self) -> None:
         """Serve until SIGTERM or SIGINT; a second one ends the drain at once.
@@ -148,12 +181,17 @@ class Service:
         loop.add_signal_handler(signal.SIGHUP, reload_wanted.set)
         loop.add_signal_handler(signal.SIGUSR1, self._log_counters)
         await self.start()
-        tasks = [loop.create_task(self._reload_on(reload_wanted)), loop.create_task(self._tell_manager())]
+        reloading, *others = (
+            loop.create_task(self._reload_on(reload_wanted)),
+            loop.create_task(self._tell_manager()),
+            loop.create_task(self._reporter.watch(self.node.top_topics.turn)),
+        )
         await self._stopping.wait()
-        tasks[0].cancel()
+        reloading.cancel()
         self._notifier.stopping()
         await self.drain()
-        tasks[1].cancel()
+        for task in others:
+            task.cancel()
 
     def stop(self) -> None:
         """Begin to drain, or end the drain."""
@@ -172,7 +210,7 @@ class Service:
         self._warn_of_limits()
         await self.node.start()
         try:
-            await self._listen(self._config.listeners)
+            await self._listen(self._config)
         except ListenError:
             self.node.abort()
             await self.node.stop()
@@ -192,13 +230,15 @@ class Service:
             new = config.load(self._file, self._config_type)
             keys = config.load_keys(new)
             tls = TlsContexts(new)
-            await self._listen(new.listeners)
+            await self._listen(new)
         except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
             return
         self._config, self._keys, self._tls = new, keys, tls
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
         self.node.reload(new, keys, tls)
+        for part in (self._reporter, self._pages):
+            part.configure(new, keys, tls)
         self._warn_of_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -207,6 +247,7 @@ class Service:
         log(logger, logging.INFO, "draining", connections=len(self.connections))
         began = time.monotonic()
         self._stop_listening()
+        self._pages.stop()
         retry_seconds = len(self.connections) / RECONNECTS_PER_SECOND
         for connection in self.connections:
             if connection.session.v2:
@@ -227,22 +268,24 @@ class Service:
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
-    def endpoint(self, path: str) -> Handler | HttpAnswer:
+    def endpoint(self, listener: Listener, connection: Connection, path: str) -> Handler | HttpAnswer:
         """Return what serves a request: a page of every node, or an endpoint of this one."""
         path = path.partition("?")[0]
-        if path == "/":
-            return HttpAnswer(200, f"wsqueue {self.node.role} {__version__}\n")
-        if path == "/healthz":
-            return HttpAnswer(200, "ok\n")
-        if path == "/readyz":
-            reason = "draining" if self._stopping.is_set() else self.node.not_ready()
-            return HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
+        all_pages = listener.pages_only or self._pages.allowed(connection)
+        page = self._pages.answer(path, all_pages=all_pages)
+        if page is not None or listener.pages_only:
+            return page or ONLY_PAGES
         if len(self.connections) > self._config.limits.max_connections:
             self._counters["connections_refused"] += 1
             return HttpAnswer(503, "This node has all the connections that it may have.\n")
+        if path == STATUS:
+            return self._status_endpoint
         return self.node.endpoint(path)
 
-    def _accept(self, listener: _Listener) -> asyncio.Protocol:
+    def _not_ready(self) -> str:
+        return "draining" if self._stopping.is_set() else self.node.not_ready()
+
+    def _accept(self, listener: Listener) -> asyncio.Protocol:
         tls = listener.address.tls
         limits = self._config.limits
         full = len(self.connections) >= limits.max_connections + SPARE_CONNECTIONS
@@ -251,13 +294,15 @@ class Service:
             self._counters["connections_refused"] += 1
             return _Refused()
         stream = self._tls.accept() if tls else None
-        connection = Connection.accept(self.endpoint, self._keys, self._config, self._lost, stream)
+        endpoint = functools.partial(self.endpoint, listener)
+        connection = Connection.accept(endpoint, self._keys, self._config, self._lost, stream)
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection
 
     def _lost(self, connection: Connection, closed: Closed) -> None:
         self.connections.discard(connection)
+        self._reporter.lost(connection)
         if self._waiting is not None:
             waiting, done = self._waiting
             waiting.discard(connection)
@@ -269,10 +314,13 @@ class Service:
             log(logger, level, "connection closed", peer=connection.peer, reason=closed)
         elif closed.code == UNREACHABLE:
             self._counters["tls_refused"] += 1
+            self._reporter.refused("tls_refused", connection.peer)
             log(logger, logging.WARNING, "TLS refused", peer=connection.peer, reason=closed)
         elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
             # A code that the peer chose must not make a counter of its own.
-            self._counters["refused_by_peer" if closed.by_peer else f"refused_{closed.code}"] += 1
+            counter = "refused_by_peer" if closed.by_peer else f"refused_{closed.code}"
+            self._counters[counter] += 1
+            self._reporter.refused(counter, connection.peer)
             level = logging.INFO if self._stopping.is_set() else logging.WARNING
             log(logger, level, "hello refused", peer=connection.peer, reason=closed)
         else:
@@ -297,10 +345,11 @@ class Service:
         draining = "draining, " if self._stopping.is_set() else ""
         return f"{draining}{self.node.status()}, {len(self.connections)} connections"
 
-    async def _listen(self, addresses: Iterable[Address]) -> None:
-        wanted = list(addresses)
-        opened: dict[Address, _Listener] = {}
-        turned: dict[Address, _Listener] = {}
+    async def _listen(self, configured: NodeConfig) -> None:
+        pages = configured.page_listeners
+        wanted = configured.listeners + pages
+        opened: dict[Address, Listener] = {}
+        turned: dict[Address, Listener] = {}
         try:
             for address in wanted:
                 if address in self._listeners:
@@ -320,14 +369,17 @@ class Service:
         self._listeners |= turned | opened
         for address in set(self._listeners).difference(wanted):
             self._listeners.pop(address).close()
+        for address, listener in self._listeners.items():
+            listener.pages_only = address in pages
+        self._reporter.addresses = self.addresses
 
     def _stop_listening(self) -> None:
         while self._listeners:
             self._listeners.popitem()[1].close()
 
-    async def _open(self, address: Address) -> _Listener:
+    async def _open(self, address: Address) -> Listener:
         loop = asyncio.get_running_loop()
-        listener = _Listener(address)
+        listener = Listener(address)
         # With the certificate of the latest reload.
         accept = functools.partial(self._accept, listener)
         if not address.socket:
@@ -352,7 +404,7 @@ class Service:
         await gone
 
     def _log_counters(self) -> None:
-        fields = {name: str(count) for name, count in sorted(self._counters.items())}
+        fields = {name: str(count) for name, count in self._reporter.counters().items()}
         log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
 
     def _warn_of_limits(self) -> None:
@@ -373,13 +425,19 @@ class Service:
             )
 
 
-class _Listener:
-    """Listen at an address, at which a reload may turn TLS on or off; `server` is set once it listens."""
+class Listener:
+    """Listen at an address, at which a reload may turn TLS on or off.
+
+    Attributes:
+        server: Once it listens.
+        pages_only: Whether nothing but the pages of the node is there, for whoever reaches it.
+    """
 
     server: asyncio.AbstractServer
 
     def __init__(self, address: Address) -> None:
         self.address = address
+        self.pages_only = False
 
     def bound(self) -> list[Address]:
         """Return where it listens, with the ports that the system chose for port 0."""

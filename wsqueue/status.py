@@ -6,6 +6,7 @@ asked for. `docs/monitoring.md` describes its fields; a peer of another version 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -18,6 +19,9 @@ MAX_SLOW_PEERS = 10
 
 MAX_TOPIC_CHARACTERS = 200
 """Of a topic's name in a report; a longer one is cut."""
+
+MAX_CLOCK_SECONDS = 5.0
+"""By how much a node's clock may differ: more is no delay of the network."""
 
 LinkState = Literal["up", "down"]
 ConnectionState = Literal["hello", "open", "closing"]
@@ -151,6 +155,17 @@ class HistogramStatus(msgspec.Struct, frozen=True):
     sum: float
 
 
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """Say what only a node of its role knows; the attributes are those of `Report`."""
+
+    links: list[LinkStatus] = []
+    confirm_seconds: HistogramStatus | None = None
+    commit_seconds: HistogramStatus | None = None
+    top_topics: list[TopicStatus] = []
+    slow_peers: list[SlowPeer] = []
+    log: LogStatus | None = None
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """Say how a node is.
 
@@ -213,6 +228,7 @@ class ClusterNode(msgspec.Struct, frozen=True):
         role: consumer or producer, as it is configured.
         report: Its latest report, None when there never was one.
         age_seconds: Of the report; None without one.
+        clock_seconds: By how much its clock is ahead of ours, with an error of up to half a second.
         problem: Why there is no newer one, "" when it is new.
     """
 
@@ -220,6 +236,7 @@ class ClusterNode(msgspec.Struct, frozen=True):
     role: str
     report: Report | None
     age_seconds: float | None
+    clock_seconds: float | None
     problem: str
 
 
@@ -237,3 +254,60 @@ class Cluster(msgspec.Struct, frozen=True):
     producers: list[str]
     nodes: list[ClusterNode]
     warnings: list[Warning]
+
+
+def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[Warning]:
+    """Return what is wrong with nodes, and what only a look at all of them shows."""
+    found: list[Warning] = []
+    for node in nodes:
+        if node.problem:
+            found.append(
+                Warning(
+                    "node_unreachable",
+                    f"{node.role} {node.address} does not answer: {node.problem}.",
+                    "See whether it runs (`systemctl status`), and whether it can be reached from here.",
+                )
+            )
+        elif node.report is not None:
+            found += [
+                msgspec.structs.replace(warning, text=f"{node.role} {node.address}: {warning.text}")
+                for warning in node.report.warnings
+            ]
+            if node.clock_seconds is not None and abs(node.clock_seconds) > MAX_CLOCK_SECONDS:
+                ahead = "ahead of" if node.clock_seconds > 0 else "behind"
+                found.append(
+                    Warning(
+                        "clock_differs",
+                        f"The clock of {node.role} {node.address} is {abs(node.clock_seconds):.0f} seconds"
+                        f" {ahead} ours.",
+                        "Let systemd-timesyncd or chrony set the clocks, which certificates need.",
+                    )
+                )
+    reports = [node.report for node in nodes if node.report is not None and not node.problem]
+    versions = sorted({report.version for report in reports})
+    if len(versions) > 1:
+        found.append(
+            Warning(
+                "version_differs",
+                f"The nodes have different versions: {', '.join(versions)}.",
+                "That is well during an update; otherwise run `ansible-playbook site.yml` again.",
+            )
+        )
+    if len({tuple(report.psk_fingerprints) for report in reports}) > 1:
+        found.append(
+            Warning(
+                "keys_differ",
+                "The nodes have different lists of pre-shared keys.",
+                "That is well while keys are rotated; otherwise compare them with `wsqueue doctor FILE`.",
+            )
+        )
+    return found
+
+
+def amount(count: float) -> str:
+    """Return a number of bytes for people, e.g. 1.5 MiB."""
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"

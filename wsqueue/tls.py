@@ -61,6 +61,9 @@ class TlsContexts:
 
     Raises:
         ConfigError: A file cannot be used; it names the file and what is wrong.
+
+    Attributes:
+        own_binding: SHA-256 of the certificate to accept connections with, b"" without one.
     """
 
     def __init__(self, config: Config) -> None:
@@ -73,10 +76,10 @@ class TlsContexts:
         }
         self._acceptor: ssl.SSLContext | None = None
         self._initiator: ssl.SSLContext | None = None
-        self._own_binding = b""
+        self.own_binding = b""
         if tls.certificate is not None and tls.key is not None:
             self._acceptor = _context(ssl.Purpose.CLIENT_AUTH, tls)
-            self._own_binding = _binding(_load_own(self._acceptor, tls.certificate, tls.key))
+            self.own_binding = _binding(_load_own(self._acceptor, tls.certificate, tls.key))
             # Connections live long: none of ours resumes a session.
             self._acceptor.num_tickets = 0
             if tls.client_certificates:
@@ -90,6 +93,11 @@ class TlsContexts:
     def __reduce__(self) -> tuple[type[TlsContexts], tuple[Config]]:
         # Another process reads the files again.
         return TlsContexts, (self._config,)
+
+    @property
+    def ends(self) -> datetime | None:
+        """Return when the first of the certificates ends, None when there is none."""
+        return min(self._ends.values(), default=None)
 
     def warnings(self, now: datetime) -> list[str]:
         """Return a sentence for each file with a certificate that has expired, or soon will."""
@@ -107,7 +115,7 @@ class TlsContexts:
     def accept(self) -> TlsStream:
         """Return the acceptor's end of a connection."""
         assert self._acceptor is not None
-        return TlsStream(self._acceptor, None, self._own_binding)
+        return TlsStream(self._acceptor, None, self.own_binding)
 
     def connect(self, address: Address) -> TlsStream | None:
         """Return the initiator's end of a connection, None where no TLS is spoken."""

@@ -1,0 +1,154 @@
+"""The pages of a node, for people, scripts and Prometheus: no hello, for whom the configuration says."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import msgspec
+
+from .addresses import Address
+from .config import Keys, NodeConfig
+from .connection import Connection
+from .framing import HttpAnswer
+from .monitor import ClusterMonitor
+from .reporter import Reporter
+from .status import FRESH_SECONDS
+from .tls import TlsContexts
+from .version import __version__
+
+IDLE_SECONDS = 15.0
+"""For how long the other nodes are still asked after somebody wanted to know: a page asks every second."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+HEALTH = ("/healthz", "/readyz")
+"""Pages for everybody."""
+
+PAGES = ("/", "/status.json", "/cluster.json", "/metrics", "/client.js")
+"""Pages that tell topics and addresses."""
+
+JSON = "application/json"
+
+ONLY_PAGES = HttpAnswer(404, f"Not found: there are {', '.join(HEALTH + PAGES)}.\n")
+
+FORBIDDEN = HttpAnswer(
+    403,
+    "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
+    " in its configuration, or come from its own host, as through ssh -L.\n",
+)
+
+
+class Pages:
+    """Answer requests for the pages of a node.
+
+    Args:
+        reporter: Of the node.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._cluster: _ClusterWatch | None = None
+
+    def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
+        """Use another configuration from now on."""
+        self._config, self._keys, self._tls = config, keys, tls
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask the other nodes no more."""
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
+
+    def allowed(self, connection: Connection) -> bool:
+        """Tell whether the pages may be seen at the node's own addresses."""
+        pages = self._config.monitoring.pages
+        return pages == "all" or (pages == "loopback" and connection.from_this_host)
+
+    def answer(self, path: str, *, all_pages: bool) -> HttpAnswer | None:
+        """Return a page, None when there is none of that path.
+
+        Args:
+            path: Of the request, without its query.
+            all_pages: Whether the peer may see them all.
+        """
+        if path == "/healthz":
+            return HttpAnswer(200, "ok\n")
+        if path == "/readyz":
+            reason = self._reporter.not_ready()
+            return HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
+        if path in PAGES and all_pages:
+            return self._page(path)
+        if path == "/":
+            return HttpAnswer(200, f"wsqueue {self._reporter.role} {__version__}\n")
+        return FORBIDDEN if path in PAGES else None
+
+    def _page(self, path: str) -> HttpAnswer:
+        if path == "/status.json":
+            return HttpAnswer(200, msgspec.json.encode(self._reporter.report()).decode(), JSON, HEADERS)
+        if path == "/cluster.json":
+            return HttpAnswer(200, self._cluster_json(), JSON, HEADERS)
+        if path == "/metrics":
+            # Imported here, for it takes some MiB that a node without metrics does not need.
+            from .exposition import CONTENT_TYPE, exposition  # noqa: PLC0415
+
+            return HttpAnswer(200, exposition(self._reporter.report()), CONTENT_TYPE, HEADERS)
+        if path == "/client.js":
+            from .web import client_js  # noqa: PLC0415 - as above
+
+            return HttpAnswer(200, client_js(), "text/javascript; charset=utf-8", HEADERS)
+        assert path == "/"
+        from .web import status_page  # noqa: PLC0415 - as above
+
+        page = status_page([_origin(address) for address in self._peers()])
+        policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}
+        return HttpAnswer(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
+
+    def _peers(self) -> list[Address]:
+        return self._config.all_consumers + self._config.all_producers
+
+    def _cluster_json(self) -> str:
+        if self._cluster is None:
+            config = self._config
+            monitor = ClusterMonitor(
+                config.all_consumers, config.all_producers, self._keys.clients, config, self._tls
+            )
+            self._cluster = _ClusterWatch(monitor)
+        self._cluster.want()
+        cluster = self._cluster.monitor.cluster(own=self._reporter.report())
+        return msgspec.json.encode(cluster).decode()
+
+
+class _ClusterWatch:
+    """Ask the other nodes as long as somebody wants to know."""
+
+    def __init__(self, monitor: ClusterMonitor) -> None:
+        self.monitor = monitor
+        self._wanted_at = 0.0
+        self._task: asyncio.Task[None] | None = None
+
+    def want(self) -> None:
+        """Go on asking for a while."""
+        self._wanted_at = time.monotonic()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """End at once."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        self.monitor.start()
+        try:
+            while time.monotonic() - self._wanted_at < IDLE_SECONDS:
+                await asyncio.sleep(FRESH_SECONDS)
+                self.monitor.ask()
+        finally:
+            await self.monitor.stop()
+
+
+def _origin(address: Address) -> str:
+    """Return an address as a Content-Security-Policy has it (CSP level 3, section 2.3.1)."""
+    return f"{'wss' if address.tls else 'ws'}://{str(address).removeprefix('wss://')}"

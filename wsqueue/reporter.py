@@ -1,0 +1,332 @@
+"""The report of a node: its counters and those of its role, what happened lately, and warnings in words."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import secrets
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterator
+from datetime import UTC, datetime
+
+import msgspec
+
+from . import packets_v2
+from .addresses import Address
+from .config import Keys, NodeConfig
+from .connection import Connection
+from .errors import CloseCode, Closed
+from .framing import Ponged
+from .measures import WINDOW_SECONDS, Peak
+from .session import Established, Event
+from .status import (
+    FRESH_SECONDS,
+    MAX_SLOW_PEERS,
+    Connections,
+    ConnectionState,
+    Facts,
+    LinkStatus,
+    LogStatus,
+    Report,
+    SlowPeer,
+    Warning,  # noqa: A004 - what it is
+    amount,
+)
+from .tls import TlsContexts
+from .version import __version__
+
+LAG_SECONDS = 0.25
+"""How often the event loop is looked at: four wake-ups a second cost an idle node nothing."""
+
+LATELY_WINDOWS = 6
+"""Windows over which warnings look back: a minute."""
+
+MAX_LAG_SECONDS = 0.5
+"""A loop that was later than this lets its peers feel it."""
+
+NEARLY_FULL = 0.9
+"""Part of `max_connections` above which that is said."""
+
+LOST = ("lost_in_flight", "lost_held", "lost_refused", "lost_full")
+
+
+class Reporter:
+    """Make the report of a node when it is asked for.
+
+    Args:
+        role: Of the node.
+        facts: Returns what only the node knows; takes for how long the window has gone on, in seconds.
+        traffic: Returns the bytes read and written on connections that the node opened.
+        counters: Of the node.
+        connections: Those that the node accepted, kept up to date by the service.
+    """
+
+    def __init__(
+        self,
+        role: str,
+        facts: Callable[[float], Facts],
+        traffic: Callable[[], tuple[int, int]],
+        *,
+        counters: Counter[str],
+        connections: Collection[Connection],
+    ) -> None:
+        self.role, self._facts, self._traffic = role, facts, traffic
+        self._counters, self._connections = counters, connections
+        self._id = secrets.token_hex(8)
+        self._started = self._turned = time.monotonic()
+        self._lag = Peak()
+        self._before: deque[Counter[str]] = deque([Counter()], LATELY_WINDOWS + 1)
+        self._old_bytes_in = self._old_bytes_out = 0
+        self._refused_peers: dict[str, str] = {}
+        self._made: tuple[float, Report] | None = None
+        self.addresses: list[Address] = []
+        self.not_ready: Callable[[], str] = str
+
+    def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
+        """Use another configuration from now on."""
+        self._config, self._tls = config, tls
+        self._fingerprints = keys.clients.fingerprints()
+        self._made = None
+
+    def lost(self, connection: Connection) -> None:
+        """Note what a connection that is gone has read and written."""
+        self._old_bytes_in += connection.bytes_in
+        self._old_bytes_out += connection.bytes_out
+
+    def refused(self, counter: str, peer: str) -> None:
+        """Note who was refused last, by counter."""
+        self._refused_peers[counter] = peer
+
+    async def watch(self, turn: Callable[[float], None]) -> None:
+        """Measure how late the event loop is, and end a window now and then; for ever.
+
+        Args:
+            turn: Called at the end of a window, with its length in seconds.
+        """
+        while True:
+            before = time.monotonic()
+            await asyncio.sleep(LAG_SECONDS)
+            now = time.monotonic()
+            self._lag.observe(max(0.0, now - before - LAG_SECONDS))
+            if now - self._turned >= WINDOW_SECONDS:
+                turn(now - self._turned)
+                self._turned = now
+                self._lag.turn()
+                self._before.append(self._counters.copy())
+
+    def counters(self) -> dict[str, int]:
+        """Return all counters of the node, with the bytes of all connections."""
+        counters = self._counters.copy()
+        bytes_in, bytes_out = self._traffic()
+        counters["bytes_in"] = (
+            self._old_bytes_in + bytes_in + sum(connection.bytes_in for connection in self._connections)
+        )
+        counters["bytes_out"] = (
+            self._old_bytes_out + bytes_out + sum(connection.bytes_out for connection in self._connections)
+        )
+        return dict(sorted(counters.items()))
+
+    def report(self) -> Report:
+        """Return how the node is, as of `FRESH_SECONDS` ago at most."""
+        now = time.monotonic()
+        if self._made is None or now - self._made[0] >= FRESH_SECONDS:
+            self._made = (now, self._make(now))
+        return self._made[1]
+
+    def _make(self, now: float) -> Report:
+        kinds: Counter[tuple[str, ConnectionState, str]] = Counter()
+        facts = self._facts(now - self._turned)
+        slow = list(facts.slow_peers)
+        for connection in self._connections:
+            kinds[_kind(connection)] += 1
+            if connection.congested and _kind(connection) == ("subscriber", "open", "classic"):
+                slow.append(SlowPeer(connection.peer, "classic", connection.buffered_bytes, 0))
+        certificate_ends = self._tls.ends
+        report = Report(
+            id=self._id,
+            role=self.role,
+            version=__version__,
+            python=platform.python_version(),
+            addresses=[str(address) for address in self.addresses],
+            time=time.time(),
+            uptime_seconds=now - self._started,
+            not_ready=self.not_ready(),
+            psk_fingerprints=self._fingerprints,
+            certificate_sha256=self._tls.own_binding.hex(),
+            certificate_ends=certificate_ends.timestamp() if certificate_ends is not None else None,
+            loop_lag_seconds=self._lag.value,
+            max_connections=self._config.limits.max_connections,
+            connections=[Connections(*kind, count) for kind, count in sorted(kinds.items())],
+            counters=self.counters(),
+            links=facts.links,
+            confirm_seconds=facts.confirm_seconds,
+            commit_seconds=facts.commit_seconds,
+            top_topics=facts.top_topics,
+            slow_subscribers=len(slow),
+            slow_peers=slow[:MAX_SLOW_PEERS],
+            log=facts.log,
+        )
+        lately = self._counters - self._before[0]
+        return msgspec.structs.replace(report, warnings=list(self._warnings(report, lately)))
+
+    def _warnings(self, report: Report, lately: Counter[str]) -> Iterator[Warning]:
+        if report.not_ready == "draining":
+            yield Warning("draining", "It is about to stop, and takes no more connections.")
+        for link in report.links:
+            yield from _link_warnings(link)
+        if report.log is not None:
+            yield from _log_warnings(report.log)
+        yield from self._refusal_warnings(lately)
+        if report.slow_subscribers:
+            yield _slow_warning(report)
+        if lately["gaps"]:
+            yield Warning(
+                "messages_lost",
+                f"{lately['gaps']} times in the last minute, a subscriber was told that messages are gone.",
+                "It was away or slow for longer than the logs reach: see [retention].",
+            )
+        if lost := sum(report.counters.get(name, 0) for name in LOST):
+            yield Warning(
+                "messages_lost",
+                f"{lost} classic messages were lost since the start.",
+                "The counters lost_… say how; what is published with v2 is sent again.",
+            )
+        if report.loop_lag_seconds > MAX_LAG_SECONDS:
+            yield Warning(
+                "loop_lag",
+                f"The event loop was late by up to {report.loop_lag_seconds:.1f} seconds.",
+                "The host is short of CPU or memory, or its disk stands still.",
+            )
+        count = sum(kind.count for kind in report.connections)
+        if count > NEARLY_FULL * report.max_connections:
+            yield Warning(
+                "many_connections",
+                f"{count} of at most {report.max_connections} connections are taken.",
+                "Raise max_connections and LimitNOFILE, or add a node.",
+            )
+        for sentence in self._tls.warnings(datetime.now(UTC)):
+            yield Warning(
+                "certificate_expires",
+                f"{sentence}.",
+                "Put a new one there and reload, as `ansible/playbooks/rotate-tls.yml` does.",
+            )
+
+    def _refusal_warnings(self, lately: Counter[str]) -> Iterator[Warning]:
+        for counter, peer in self._refused_peers.items():
+            if not lately[counter]:
+                continue
+            times = f"{lately[counter]} times in the last minute, the last from {peer}"
+            if counter == f"refused_{CloseCode.WRONG_ANSWER}":
+                yield Warning(
+                    "hello_refused",
+                    f"A peer with another pre-shared key was refused {times}.",
+                    "Compare the fingerprints of the keys there and here with `wsqueue doctor FILE`.",
+                )
+            elif counter == "tls_refused":
+                yield Warning(
+                    "hello_refused",
+                    f"A TLS handshake failed {times}.",
+                    "See `TLS refused` in the journal: one end speaks no TLS, or does not trust the other.",
+                )
+            else:
+                yield Warning(
+                    "hello_refused",
+                    f"A hello failed {times}.",
+                    "See `hello refused` in the journal for the reason.",
+                )
+
+
+class StatusEndpoint:
+    """Serve `/status`, one for all who ask; they know the key of clients.
+
+    Args:
+        reporter: Of the node.
+    """
+
+    peer_role = "monitor"
+    feeds = False
+    serves_nodes = False
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def established(self, connection: Connection) -> None:
+        """Refuse the classic protocol, which has no reports."""
+        if not connection.session.v2:
+            connection.fail(CloseCode.CLASSIC_REFUSED)
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Answer."""
+        for event in events:
+            if isinstance(event, packets_v2.AskReport):
+                report = msgspec.Raw(msgspec.json.encode(self._reporter.report()))
+                connection.send_packet(packets_v2.NodeReport(report))
+            elif not isinstance(event, Established | Ponged):
+                connection.fail(CloseCode.UNEXPECTED_PACKET)
+                return
+
+    def writable(self, connection: Connection) -> None:
+        """Do nothing: a report is sent when it is asked for."""
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Do nothing."""
+
+
+def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
+    role = connection.handler.peer_role if connection.handler is not None else ""
+    if not connection.established:
+        return role, "hello", ""
+    protocol = "v2" if connection.session.v2 else "classic"
+    return role, "open" if connection.session.established else "closing", protocol
+
+
+def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
+    waiting = f"{link.held_messages} messages ({amount(link.held_bytes)}) wait for it"
+    if link.state == "down":
+        yield Warning(
+            "link_down",
+            f"No link to consumer {link.address} for {link.seconds:.0f} seconds: {link.reason}; {waiting}.",
+            "See whether it runs and can be reached; the topics of other consumers go on.",
+        )
+    elif link.paused_publishers:
+        yield Warning(
+            "link_slow",
+            f"Consumer {link.address} takes messages slower than they come; {waiting}.",
+            "See the loop lag, the CPU time and the log of that consumer.",
+        )
+    if link.paused_publishers:
+        yield Warning(
+            "publishers_paused",
+            f"{link.paused_publishers} publishers are not read from, for too much waits for {link.address}.",
+            "They go on by themselves as soon as the consumer takes it.",
+        )
+
+
+def _log_warnings(log: LogStatus) -> Iterator[Warning]:
+    if log.failing:
+        yield Warning(
+            "log_failing",
+            f"Messages cannot be stored, and are refused: {log.failing}.",
+            "Make room on the file system of the log, or see the kernel's messages for the disk.",
+        )
+    room = log.limit_bytes - log.bytes
+    if 0 <= log.free_bytes < room:
+        yield Warning(
+            "log_nearly_full",
+            f"Its file system has {amount(log.free_bytes)} left, and the log may grow by {amount(room)}.",
+            "Make room, or lower max_bytes of [retention].",
+        )
+
+
+def _slow_warning(report: Report) -> Warning:
+    peers = ", ".join(
+        f"{peer.peer} ({peer.behind_messages} messages behind)" if peer.protocol == "v2" else peer.peer
+        for peer in report.slow_peers[:3]
+    )
+    more = " and others" if report.slow_subscribers > len(report.slow_peers[:3]) else ""
+    return Warning(
+        "subscriber_slow",
+        f"{report.slow_subscribers} subscribers read slower than their topics grow: {peers}{more}.",
+        "They read on from the log, and lose what it drops; a classic one is closed at max_buffered_bytes.",
+    )

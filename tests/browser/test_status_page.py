@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.nodes import Nodes, RunningNode, free_port
 
-from .chromium import Scheme, Tabs, screenshot
+from .chromium import Tabs, screenshot
 
 pytestmark = pytest.mark.anyio
 

@@ -613,7 +613,8 @@ class Subscription {
     this.#options = options;
     this.topic = topic;
     this.consumer = client.consumerOf(topic);
-    this.position = typeof options.from === "object" ? options.from : null;
+    const { from } = options;
+    this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
     this.begun = false;
     // Resolves when the consumer delivers, rejects when it refuses for good.
     this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));

@@ -141,7 +141,7 @@
         set(paths[2], "d", line.length ? `M${line.join("L")}` : "");
         set(paths[0], "d", line.length ? `M${first} 39.5L${line.join("L")}L120 39.5Z` : "");
         set(svg, "aria-label", now === undefined ? `${title}: measuring`
-          : `${title} in the last 2 minutes: now ${show(now)} per second, at most ${show(top)} per second`);
+          : `${title}, last 2 minutes: now ${show(now)} per second, at most ${show(top)} per second`);
       },
     };
   }

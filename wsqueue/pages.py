@@ -94,7 +94,7 @@ class Pages:
 
     def _page(self, path: str) -> HttpAnswer:
         if path == "/status.json":
-            return HttpAnswer(200, msgspec.json.encode(self._reporter.report()).decode(), JSON, HEADERS)
+            return HttpAnswer(200, self._reporter.encoded().decode(), JSON, HEADERS)
         if path == "/cluster.json":
             return HttpAnswer(200, self._cluster_json(), JSON, HEADERS)
         if path == "/metrics":
@@ -118,7 +118,7 @@ class Pages:
         return self._config.all_consumers + self._config.all_producers
 
     def _cluster_json(self) -> str:
-        if self._cluster is None:
+        if self._cluster is None or self._cluster.ended:
             config = self._config
             monitor = ClusterMonitor(
                 config.all_consumers, config.all_producers, self._keys.clients, config, self._tls
@@ -134,19 +134,21 @@ class _ClusterWatch:
 
     def __init__(self, monitor: ClusterMonitor) -> None:
         self.monitor = monitor
-        self._wanted_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._wanted_at = time.monotonic()
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether nobody has wanted to know for a while: what was known then is old."""
+        return self._task.done()
 
     def want(self) -> None:
         """Go on asking for a while."""
         self._wanted_at = time.monotonic()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
         """End at once."""
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     async def _run(self) -> None:
         self.monitor.start()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
+import operator
 import secrets
 from collections import Counter, OrderedDict, deque
 from collections.abc import Sequence
@@ -103,6 +105,9 @@ class Batch(msgspec.Struct, gc=False):
         self.size = len(self.payload) + BATCH_OVERHEAD_BYTES
 
 
+_count_of = operator.attrgetter("count")
+
+
 class ConsumerLink(Link):
     """Keep the link to one consumer, and hold each batch until that has confirmed it.
 
@@ -161,7 +166,7 @@ class ConsumerLink(Link):
             ("v2" if self.v2 else "classic") if up else "",
             monotonic() - self.since,
             "" if up else str(failure or "no answer yet"),
-            sum(batch.count for batch in (*self._queue, *self._unconfirmed)),
+            sum(map(_count_of, itertools.chain(self._queue, self._unconfirmed))),
             self.held_bytes,
             len(self._blocked),
         )

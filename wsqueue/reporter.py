@@ -81,6 +81,7 @@ class Reporter:
         self._old_bytes_in = self._old_bytes_out = 0
         self._refused_peers: dict[str, str] = {}
         self._made: tuple[float, Report] | None = None
+        self._encoded = b""
         self.addresses: list[Address] = []
         self.not_ready: Callable[[], str] = str
 
@@ -132,8 +133,14 @@ class Reporter:
         """Return how the node is, as of `FRESH_SECONDS` ago at most."""
         now = time.monotonic()
         if self._made is None or now - self._made[0] >= FRESH_SECONDS:
-            self._made = (now, self._make(now))
+            self._made, self._encoded = (now, self._make(now)), b""
         return self._made[1]
+
+    def encoded(self) -> bytes:
+        """Return the report as JSON, which is made once too."""
+        report = self.report()
+        self._encoded = self._encoded or msgspec.json.encode(report)
+        return self._encoded
 
     def _make(self, now: float) -> Report:
         kinds: Counter[tuple[str, ConnectionState, str]] = Counter()
@@ -261,9 +268,10 @@ class StatusEndpoint:
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Answer."""
         for event in events:
+            if not connection.sendable:
+                return
             if isinstance(event, packets_v2.AskReport):
-                report = msgspec.Raw(msgspec.json.encode(self._reporter.report()))
-                connection.send_packet(packets_v2.NodeReport(report))
+                connection.send_packet(packets_v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return

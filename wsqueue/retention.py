@@ -259,7 +259,7 @@ class Retention:
             self._config.max_bytes,
             0 if archive is None else archive.pending_bytes,
             0.0 if archive is None else archive.last_commit_seconds,
-            -1 if archive is None else archive.free_bytes(),
+            -1 if archive is None else archive.free_bytes,
             self._failing,
         )
 

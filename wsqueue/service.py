@@ -320,7 +320,9 @@ class Service:
             # A code that the peer chose must not make a counter of its own.
             counter = "refused_by_peer" if closed.by_peer else f"refused_{closed.code}"
             self._counters[counter] += 1
-            self._reporter.refused(counter, connection.peer)
+            # A browser opens connections in advance, of which some are never used.
+            if connection.handler is not None:
+                self._reporter.refused(counter, connection.peer)
             level = logging.INFO if self._stopping.is_set() else logging.WARNING
             log(logger, level, "hello refused", peer=connection.peer, reason=closed)
         else:

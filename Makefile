@@ -6,7 +6,10 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Enough to run nodes, which a first try need not wait longer for.
+RUNS := $(VENV)/.runs
 TOPIC ?= news
+PORT ?= 8000
 SCHEDULES ?= 1000
 # Processes that share the tests: tests/conftest.py says how.
 WORKERS ?= 3
@@ -21,11 +24,15 @@ help: ## List the targets
 setup: $(READY) ## Make the virtual environment .venv with everything in it
 
 $(READY): scripts/setup pyproject.toml constraints.txt
-	scripts/setup $(VENV)
+	scripts/setup $(VENV) '.[dev]'
+	touch $(RUNS) $@
+
+$(RUNS): scripts/setup pyproject.toml constraints.txt
+	scripts/setup $(VENV) .
 	touch $@
 
 .PHONY: demo
-demo: $(READY) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
+demo: $(RUNS) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
 	@$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
 
 .PHONY: test
@@ -42,6 +49,15 @@ test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour 
 .PHONY: bench
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
 	$(BIN)/python -m bench.compare
+
+.PHONY: docs
+docs: $(READY) ## Build the documentation as a site in site/
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+	@echo "The documentation is in site/index.html; make docs-serve shows it."
+
+.PHONY: docs-serve
+docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(PORT)
 
 .PHONY: zipapp
 zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
@@ -75,4 +91,4 @@ lab-down: ## End the test hosts
 
 .PHONY: clean
 clean: lab-down ## Remove everything that the other targets made
-	rm -rf $(VENV) .lab dist .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -12,15 +13,15 @@ import pytest
 import tomli
 
 from wsqueue import cli, config
-from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig, Retention, Tls
+from wsqueue.config import ConsumerConfig, DemoConfig, Limits, Monitoring, ProducerConfig, Retention, Tls
 from wsqueue.errors import CloseCode
 from wsqueue.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
 from wsqueue.packets_v2 import PACKETS, Publish, RefusalCode
 from wsqueue.version import __version__
 
 ROOT = Path(__file__).parent.parent
-TABLES = {"limits": Limits, "retention": Retention, "tls": Tls}
-TITLES = {"tls": "TLS", "retention": "Retention"}
+TABLES = {"limits": Limits, "monitoring": Monitoring, "retention": Retention, "tls": Tls}
+TITLES = {"tls": "TLS", "retention": "Retention", "monitoring": "Monitoring"}
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
@@ -53,7 +54,7 @@ def test_the_configuration_keys() -> None:
             assert roles == "all" or config.role_of(kind) in roles.split(", ")
 
 
-@pytest.mark.parametrize("table", ["tls", "retention"])
+@pytest.mark.parametrize("table", list(TITLES))
 def test_the_tables_of_the_configuration(table: str) -> None:
     documented = {
         row[0].strip("`"): row[1].strip("`") for row in rows("docs/configuration.md", TITLES[table])
@@ -123,12 +124,16 @@ def test_the_logged_events_and_the_counters() -> None:
     assert events == documented
     counters = set(re.findall(r'counters\[f?"([\w{}]+)"\]', code))
     documented = {
-        row[0].strip("`").replace("<code>", "{code}") for row in rows("docs/operations.md", "Counters")
+        name.replace("<code>", "{code}")
+        for row in rows("docs/operations.md", "Counters")
+        for name in re.findall(r"`(.+?)`", row[0])
     }
     assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/configuration.md", "docs/how-to.md", "docs/metrics.md"]
+)
 def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
     blocks = code_blocks(ROOT / document, "toml")
     assert blocks
@@ -136,6 +141,13 @@ def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> N
         file = tmp_path / "example.toml"
         file.write_text(block)
         config.load_any(file)
+
+
+def test_the_recipes_are_python() -> None:
+    blocks = code_blocks(ROOT / "docs" / "how-to.md", "python")
+    assert blocks
+    for block in blocks:
+        compile(block, "how-to.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_tests_that_show_the_guarantees_are_there() -> None:

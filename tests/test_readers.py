@@ -34,7 +34,15 @@ class Subscriber:
         self.topic = packet.topic
         self.connection = connection or FakeConnection()
         self.counters: Counter[str] = Counter()
-        self.reader = Reader(self.connection, logs.retention, packet, self.counters, asyncio.Lock())
+        self.behind: set[Reader] = set()
+        self.reader = Reader(
+            self.connection,
+            logs.retention,
+            packet,
+            self.counters,
+            behind=self.behind,
+            turn=asyncio.Lock(),
+        )
         self.reader.catch_up()
 
     def publish(self, *data: str, publisher: str = "", number: int = 0) -> bool:

@@ -132,6 +132,7 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     "end": integer,
     "missed": integer | st.none(),
     "retry_seconds": number,
+    "report": simple,
     "x": simple,
 }
 

@@ -165,9 +165,9 @@ class Archive:
         limits: What to keep. The newest record of a topic is kept whatever the limits of a topic say.
         committed: Called with records, in the order of `append`, once they survive a power cut.
         failed: Called with all records that are not committed, and the reason in one sentence.
-        commit_seconds: Where it is counted how long commits take.
 
     Attributes:
+        commit_seconds: How long commits took.
         last_commit_seconds: What the latest took.
     """
 
@@ -178,10 +178,9 @@ class Archive:
         *,
         committed: Callable[[list[Record]], None],
         failed: Callable[[list[Record], str], None],
-        commit_seconds: Histogram,
     ) -> None:
         self.last_commit_seconds = 0.0
-        self._commit_seconds = commit_seconds
+        self.commit_seconds = Histogram()
         self._committed, self._failed = committed, failed
         self._store = _Store(directory, limits)
         self._reader = ThreadPoolExecutor(1, "archive-reader")
@@ -343,7 +342,7 @@ class Archive:
 
     def _tell_committed(self, group: list[Record], seconds: float) -> None:
         self.last_commit_seconds = seconds
-        self._commit_seconds.observe(seconds)
+        self.commit_seconds.observe(seconds)
         self._pending_bytes -= sum(map(_cost, group))
         self._committed(group)
 

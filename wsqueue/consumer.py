@@ -109,7 +109,7 @@ class Consumer:
         for reader in self.behind:
             slow[reader.connection] = slow.get(reader.connection, 0) + reader.missing
         return Facts(
-            commit_seconds=self.retention.commit_seconds.status(),
+            commit_seconds=self.retention.commit_seconds(),
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
             slow_peers=[
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
@@ -183,7 +183,11 @@ class Consumer:
         """Fan messages of one topic out: they are one write for each of its subscribers."""
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         count = sum(record.count for record in records)
-        self.top_topics.count(topic, count)
+        counts = self.top_topics.counts
+        if topic in counts:
+            counts[topic] += count
+        else:
+            self.top_topics.count(topic, count)
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import logging
 import operator
 import os
 import secrets
@@ -23,10 +24,12 @@ from . import config as configuration
 from . import packets_v2
 from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
-from .measures import Histogram
+from .logs import log
 from .packets_v2 import RefusalCode
 from .records import MAX_NUMBERS, Record, TopicState
-from .status import LogStatus
+from .status import HistogramStatus, LogStatus
+
+logger = logging.getLogger(__name__)
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
@@ -189,7 +192,6 @@ class Retention:
         self._floor = 0
         self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._archive: Archive | None = None
-        self.commit_seconds = Histogram()
         self._failing = ""
         # What waits for the archive, in the order in which it came, with the number before of each.
         self._pending: deque[tuple[Outcome, int | None]] = deque()
@@ -220,13 +222,7 @@ class Retention:
         if self._config.mode == "sqlite":
             if directory is None:
                 raise ConfigError("required for the mode sqlite", key="retention.directory")
-            self._archive = Archive(
-                directory,
-                self._config,
-                committed=self._committed,
-                failed=self._failed,
-                commit_seconds=self.commit_seconds,
-            )
+            self._archive = Archive(directory, self._config, committed=self._committed, failed=self._failed)
             self._take_over(await self._archive.open())
         elif directory is not None:
             try:
@@ -248,6 +244,10 @@ class Retention:
             log = self._topics[name] = TopicLog(name, topic.first, topic.next)
             log.start = 0
             self._empty[name] = None
+
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long commits of the archive took, None without one."""
+        return None if self._archive is None else self._archive.commit_seconds.status()
 
     def log_status(self) -> LogStatus:
         """Return how the logs are."""
@@ -431,11 +431,11 @@ class Retention:
             self._note_use(log)
 
     def _live_order(self) -> Iterator[TopicLog]:
-        for log in self._order:
-            if log.dropped:
-                log.dropped -= 1
+        for topic_log in self._order:
+            if topic_log.dropped:
+                topic_log.dropped -= 1
             else:
-                yield log
+                yield topic_log
 
     def _note_use(self, log: TopicLog) -> None:
         """Note whether a topic may be forgotten: none with messages or readers."""
@@ -464,7 +464,9 @@ class Retention:
 
     def _committed(self, records: list[Record]) -> None:
         """Report what is on disk now (the archive calls this)."""
-        self._failing = ""
+        if self._failing:
+            log(logger, logging.INFO, "messages stored again", after=self._failing)
+            self._failing = ""
         outcomes: list[Outcome] = []
         left = len(records)
         while self._pending and (left or self._pending[0][0].record is None):
@@ -477,6 +479,8 @@ class Retention:
 
     def _failed(self, records: list[Record], reason: str) -> None:
         """Take back all that could not be written, and refuse it (the archive calls this)."""
+        if reason != self._failing:
+            log(logger, logging.ERROR, "messages refused", reason=reason)
         self._failing = reason
         for outcome, before in reversed(self._pending):
             if outcome.record is None:

@@ -1,0 +1,107 @@
+"""The documents make a site that is whole and loads nothing from elsewhere."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
+
+
+class Loads(HTMLParser):
+    """Collect what a browser loads for a page."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        value = dict(attrs).get(LOADS.get(tag, ""))
+        if value is not None:
+            self.found.append(value)
+
+
+def build(docs: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
+    return subprocess.run(
+        [*command, str(docs), str(site)], capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    site = tmp_path_factory.mktemp("site")
+    result = build(ROOT / "docs", site)
+    assert result.returncode == 0, result.stderr
+    assert not result.stderr
+    return site
+
+
+def test_every_document_is_a_page(site: Path) -> None:
+    documents = {
+        file.relative_to(ROOT / "docs").with_suffix(".html") for file in (ROOT / "docs").rglob("*.md")
+    }
+    pages = {file.relative_to(site) for file in site.rglob("*.html")}
+    assert documents
+    assert documents <= pages
+
+
+def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    pages = list(site.rglob("*.html"))
+    assert pages
+    for page in pages:
+        loads = Loads()
+        loads.feed(page.read_text())
+        assert loads.found, page
+        assert not [one for one in loads.found if re.match(r"(https?:)?//", one)], page
+    for sheet in site.rglob("*.css"):
+        assert not re.search(r"url\(\s*['\"]?(https?:)?//|@import", sheet.read_text()), sheet
+
+
+def test_diagrams_are_drawn(site: Path) -> None:
+    for document in ("architecture", "protocol"):
+        diagrams = (ROOT / "docs" / f"{document}.md").read_text().count("```mermaid\n")
+        assert diagrams > 0
+        page = (site / f"{document}.html").read_text()
+        assert page.count('src="data:image/svg+xml;base64,') == diagrams
+
+
+def test_links_to_files_that_are_no_documents_are_paths(site: Path) -> None:
+    page = (site / "performance.html").read_text()
+    assert '<span class="pre">wsqueue/load</span>' in page
+    assert "../wsqueue/load" not in page
+
+
+@pytest.mark.parametrize("link", ["[lost](lost.md)", "[lost](architecture.md#lost)", "[lost](#lost)"])
+def test_a_link_that_leads_nowhere_is_an_error(link: str, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    for name in ("conf.py", "_static"):
+        copy = shutil.copytree if (ROOT / "docs" / name).is_dir() else shutil.copy
+        copy(ROOT / "docs" / name, docs / name)
+    (docs / "index.md").write_text("# Index\n\n## Explanation\n\n[architecture](architecture.md)\n")
+    (docs / "architecture.md").write_text("# Architecture\n\nIt stands.\n")
+    assert build(docs, tmp_path / "good").returncode == 0
+    (docs / "architecture.md").write_text(f"# Architecture\n\n{link}\n")
+    result = build(docs, tmp_path / "bad")
+    assert result.returncode == 1
+    assert "lost" in result.stderr
+
+
+def test_a_document_that_the_contents_lack_is_an_error(tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    shutil.copy(ROOT / "docs" / "conf.py", docs)
+    shutil.copytree(ROOT / "docs" / "_static", docs / "_static")
+    (docs / "index.md").write_text("# Index\n")
+    (docs / "forgotten.md").write_text("# Forgotten\n")
+    result = build(docs, tmp_path / "site")
+    assert result.returncode == 1
+    assert "forgotten.md" in result.stderr

@@ -1,0 +1,804 @@
+// The wsqueue client for browsers, and for Node with a WebSocket class: docs/javascript.md. No dependencies.
+
+export const SUBPROTOCOL = "wsqueue.v2";
+
+// What is published and not confirmed, in messages and in bytes; more is refused with a WindowFull.
+export const WINDOW_MESSAGES = 10000;
+export const WINDOW_BYTES = 4 * 1024 * 1024;
+// Where a batch ends, and what the socket may hold unsent.
+export const BATCH_BYTES = 64 * 1024;
+export const SOCKET_BYTES = 1024 * 1024;
+// Of all topics, and of publishers on one topic whose last batch is remembered.
+export const MAX_TOPICS = 1000;
+export const MAX_PUBLISHERS = 1000;
+// What may come before the peer has proved that it knows the key.
+export const MAX_EARLY_CHARACTERS = 1024 * 1024;
+export const HELLO_SECONDS = 10;
+// How long to do without a producer before what is published fails.
+export const OPEN_SECONDS = 10;
+export const RECONNECT_MIN_SECONDS = 0.1;
+export const RECONNECT_MAX_SECONDS = 5;
+
+const MAX_ONCE = 2 ** 31 - 2;
+const NONCE_BYTES = 32;
+const MAX_CLOSE_REASON_BYTES = 123;
+const SECRET = /^[A-Za-z0-9+/]{43}=$/;
+// Close codes after which the same would happen again, and those for what a publisher has sent.
+const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413]);
+const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
+
+/** What went wrong, in a sentence; `code` is a close code, or that of a refusal. */
+export class WsqueueError extends Error {
+  constructor(message, code = 0) {
+    super(message);
+    this.name = new.target.name;
+    this.code = code;
+  }
+}
+/** No node answers, or one refuses for good. */
+export class ConnectError extends WsqueueError {}
+/** A node answers, and has another key. */
+export class AuthenticationError extends ConnectError {}
+/** A batch was refused for good: it is not in the log. */
+export class PublishError extends WsqueueError {}
+/** Too much is not confirmed: await what was published. */
+export class WindowFull extends WsqueueError {}
+
+const utf8 = new TextEncoder();
+const base64 = (bytes) => btoa(String.fromCharCode(...bytes));
+const random = (count) => crypto.getRandomValues(new Uint8Array(count));
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
+
+function text(value, what) {
+  if (typeof value !== "string") throw new TypeError(`${what} is not a string`);
+  if (/\p{Surrogate}/u.test(value)) throw new WsqueueError(`${what} holds a lone surrogate, which UTF-8 lacks`);
+  return value;
+}
+
+/** Return the hash of a topic, 0 to 2 ** 31. */
+export function topicHash(topic) {
+  let hash = 0;
+  for (let index = 0; index < topic.length; index += 1) hash = (hash * 31 + topic.charCodeAt(index)) | 0;
+  return Math.abs(hash);
+}
+
+/** Return the index of the consumer that a topic belongs to. */
+export function consumerOf(topic, consumers) {
+  return topicHash(topic) % consumers;
+}
+
+/** Return where an endpoint is; `address` is host:port, ws://host:port or wss://host:port, with its path or not. */
+function locate(address, endpoint, suffix = "") {
+  const url = new URL(/^wss?:\/\//.test(address) ? address : `ws://${address}`);
+  const path = url.pathname.replace(/\/$/, "");
+  const whole = new URL(`${url.origin}${path.endsWith(endpoint) ? path : path + endpoint}${suffix}`);
+  return { address, url: whole.href, target: whole.pathname + whole.search, tls: whole.protocol === "wss:" };
+}
+
+/** Holds the pre-shared key, and shows it to nobody. */
+class Key {
+  #bytes;
+  #hmac;
+
+  constructor(psk) {
+    this.#bytes = utf8.encode(text(psk, "the pre-shared key"));
+    if (!this.#bytes.length) throw new WsqueueError("the pre-shared key is empty");
+  }
+
+  #imported() {
+    const algorithm = { name: "HMAC", hash: "SHA-256" };
+    this.#hmac ??= crypto.subtle.importKey("raw", this.#bytes, algorithm, false, ["sign", "verify"]);
+    return this.#hmac;
+  }
+
+  async prove(claim) {
+    return base64(new Uint8Array(await crypto.subtle.sign("HMAC", await this.#imported(), claim)));
+  }
+
+  async proves(claim, proof) {
+    const bytes = Uint8Array.from(atob(proof), (character) => character.charCodeAt(0));
+    return crypto.subtle.verify("HMAC", await this.#imported(), bytes, claim);
+  }
+
+  async answer(once, order) {
+    const challenge = utf8.encode(once.toString(16));
+    const parts = order === "reversed" ? [this.#bytes, challenge] : [challenge, this.#bytes];
+    const joined = new Uint8Array(challenge.length + this.#bytes.length);
+    joined.set(parts[0]);
+    joined.set(parts[1], parts[0].length);
+    return base64(new Uint8Array(await crypto.subtle.digest("SHA-256", joined)));
+  }
+}
+
+/** What a proof of v2 is about: each part after its length. */
+function claimOf(role, acceptorNonce, initiatorNonce, target, binding) {
+  const texts = [`wsqueue.v2 ${role}`, acceptorNonce, initiatorNonce, target, SUBPROTOCOL];
+  const parts = [...texts.map((part) => utf8.encode(part)), binding];
+  const claim = new Uint8Array(parts.reduce((sum, part) => sum + 4 + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    new DataView(claim.buffer).setUint32(at, part.length);
+    claim.set(part, at + 4);
+    at += 4 + part.length;
+  }
+  return claim;
+}
+
+/** The hello of v2: prove, and verify. `receive` returns whether both ends have proved themselves. */
+class HelloV2 {
+  constructor(key, place, binding, send) {
+    Object.assign(this, { key, place, binding, send, nonce: base64(random(NONCE_BYTES)), challenge: null });
+  }
+
+  begin() {}
+
+  async receive(packet) {
+    if (packet.t === "challenge") {
+      if (this.challenge !== null) throw fault(4404);
+      if (!SECRET.test(packet.nonce)) throw fault(4400, "not a valid packet");
+      this.challenge = packet.nonce;
+      this.send({ t: "proof", proof: await this.key.prove(this.#claim("initiator")), nonce: this.nonce });
+      return false;
+    }
+    if (packet.t !== "proof") throw fault(4402);
+    if (this.challenge === null) throw fault(4409);
+    if (!SECRET.test(packet.proof) || "nonce" in packet) throw fault(4400, "not a valid packet");
+    if (!(await this.key.proves(this.#claim("acceptor"), packet.proof))) {
+      throw fault(4401, "wrong answer: the pre-shared keys differ");
+    }
+    return true;
+  }
+
+  #claim(role) {
+    return claimOf(role, this.challenge, this.nonce, this.place.target, this.binding);
+  }
+}
+
+/** The hello of the original nodes. */
+class HelloClassic {
+  constructor(key, order, send) {
+    const once = 1 + (new DataView(random(4).buffer).getUint32(0) % MAX_ONCE);
+    Object.assign(this, { key, order, send, once, challenged: false, proved: false });
+  }
+
+  begin() {
+    this.send({ t: "h", o: this.once });
+  }
+
+  async receive(packet) {
+    if (packet.t !== "h") throw fault(4402);
+    if (Number.isInteger(packet.o) && packet.o >= 1 && packet.o <= MAX_ONCE) {
+      if (this.challenged) throw fault(4404);
+      if (packet.o === this.once) throw fault(4405, "our own challenge was sent back");
+      this.challenged = true;
+      this.send({ t: "h", a: await this.key.answer(packet.o, this.order) });
+    } else if (typeof packet.a === "string") {
+      if (this.proved) throw fault(4403);
+      const rights = [await this.key.answer(this.once, "document"), await this.key.answer(this.once, "reversed")];
+      if (!rights.some((right) => same(right, packet.a))) {
+        throw fault(4401, "wrong answer: the pre-shared keys differ");
+      }
+      this.proved = true;
+    } else throw fault(4400, "not a valid packet");
+    return this.challenged && this.proved;
+  }
+}
+
+/** Compare in a time that says nothing about where two texts differ. */
+function same(one, other) {
+  let difference = one.length ^ other.length;
+  for (let index = 0; index < one.length; index += 1) difference |= one.charCodeAt(index) ^ other.charCodeAt(index);
+  return difference === 0;
+}
+
+/** One WebSocket with its hello. `ended` resolves to { code, reason, byPeer, opened } once it is over. */
+class Connection {
+  constructor(link, place, binding) {
+    Object.assign(this, { link, place, up: false, opened: false, over: false, early: [], earlyCharacters: 0 });
+    this.ended = new Promise((resolve) => { this.resolve = resolve; });
+    const { client } = link;
+    const send = (packet) => this.send(JSON.stringify(packet));
+    this.hello = client.v2
+      ? new HelloV2(client.key, place, binding, send)
+      : new HelloClassic(client.key, client.helloOrder, send);
+    try {
+      this.socket = client.v2 ? new client.WebSocket(place.url, [SUBPROTOCOL]) : new client.WebSocket(place.url);
+    } catch (error) {
+      // A page that came over https may not use ws:// elsewhere.
+      this.#end({ code: 0, reason: `the browser refuses: ${error.message}`, byPeer: false, forGood: true });
+      return;
+    }
+    this.timer = setTimeout(() => this.fail(4408, "the hello took too long"), HELLO_SECONDS * 1000);
+    this.socket.onopen = () => {
+      this.opened = true;
+      this.hello.begin();
+    };
+    this.socket.onmessage = (event) => this.#message(event.data);
+    this.socket.onclose = (event) => {
+      const unopened = "no connection" + (place.tls ? " (is it up, and does this browser trust its certificate?)" : "");
+      const reason = event.reason || (this.opened ? "connection lost" : unopened);
+      this.#end({ code: event.code, reason, byPeer: true });
+    };
+  }
+
+  send(payload) {
+    if (!this.over && this.socket.readyState === 1) this.socket.send(payload);
+  }
+
+  fail(code, reason) {
+    if (this.over) return;
+    this.#end({ code, reason, byPeer: false });
+    try {
+      this.socket.close(code, utf8.encode(reason).length > MAX_CLOSE_REASON_BYTES ? "" : reason);
+    } catch {
+      this.socket.close();
+    }
+  }
+
+  #end(closed) {
+    if (this.over) return;
+    this.over = true;
+    this.up = false;
+    this.early = [];
+    clearTimeout(this.timer);
+    this.resolve({ opened: this.opened, ...closed });
+  }
+
+  #message(data) {
+    if (this.over) return;
+    if (typeof data !== "string") this.fail(4400, "packets are text messages, not binary");
+    else if (this.up) this.#packet(data);
+    else {
+      // What comes while the hello is verified waits, in its order.
+      this.earlyCharacters += data.length;
+      if (this.earlyCharacters > MAX_EARLY_CHARACTERS) this.fail(4402, "too much before the hello was done");
+      this.early.push(data);
+      if (!this.working) this.#work();
+    }
+  }
+
+  async #work() {
+    this.working = true;
+    try {
+      while (this.early.length) {
+        const data = this.early.shift();
+        if (this.up) this.#packet(data);
+        else if ((await this.hello.receive(parsed(data))) && !this.over) {
+          this.up = true;
+          clearTimeout(this.timer);
+          this.link.established(this);
+        }
+      }
+    } catch (error) {
+      this.#fault(error);
+    }
+    this.working = false;
+  }
+
+  #packet(data) {
+    try {
+      this.link.received(parsed(data));
+    } catch (error) {
+      this.#fault(error);
+    }
+  }
+
+  #fault(error) {
+    // Exceptions of the browser have codes too, which are none of WebSocket.
+    this.fail(error.code >= 4000 ? error.code : 4400, error.message);
+  }
+}
+
+function parsed(data) {
+  let packet = null;
+  try {
+    packet = JSON.parse(data);
+  } catch {
+    // Refused below.
+  }
+  if (packet === null || typeof packet.t !== "string") throw fault(4400, "not a valid packet");
+  return packet;
+}
+
+/** A connection that is kept up, to the first of some places that answers. */
+class Link {
+  constructor(client, role, places) {
+    Object.assign(this, { client, role, places, at: 0, connection: null, running: false, stopped: false });
+    this.failures = new Map();
+    this.leaveSeconds = null;
+  }
+
+  start() {
+    if (this.running || this.stopped) return;
+    this.running = true;
+    this.failures.clear();
+    this.#run();
+  }
+
+  stop() {
+    this.stopped = true;
+    this.wake?.();
+    this.connection?.fail(1000, "done");
+  }
+
+  send(packet) {
+    if (this.connection?.up) this.connection.send(JSON.stringify(packet));
+  }
+
+  say(state, place, more = {}) {
+    const event = { role: this.role, address: place.address, state, protocol: this.client.protocol, ...more };
+    this.client.report("onState", event);
+  }
+
+  established(connection) {
+    this.failures.clear();
+    this.since = Date.now();
+    this.say("up", connection.place);
+    this.up();
+  }
+
+  async #run() {
+    let delay = RECONNECT_MIN_SECONDS;
+    while (!this.stopped) {
+      const place = this.places[this.at % this.places.length];
+      this.since = null;
+      this.say("connecting", place);
+      const closed = await this.#attempt(place);
+      const lasted = this.since !== null && Date.now() - this.since > RECONNECT_MAX_SECONDS * 1000;
+      this.connection = null;
+      if (this.stopped) break;
+      this.failures.set(place, closed);
+      const hopeless = this.places.every((one) => forGood(this.failures.get(one)));
+      if (hopeless) {
+        this.running = false;
+        this.say("failed", place, { code: closed.code, reason: closed.reason });
+        this.down(closed);
+        this.failed(this.error());
+        return;
+      }
+      delay = lasted ? RECONNECT_MIN_SECONDS : Math.min(delay * 2, RECONNECT_MAX_SECONDS);
+      this.at += 1;
+      let seconds = delay * (0.5 + Math.random() / 2);
+      if (this.leaveSeconds !== null) seconds = this.places.length > 1 ? 0 : Math.random() * this.leaveSeconds;
+      this.leaveSeconds = null;
+      this.say("down", place, { code: closed.code, reason: closed.reason, retrySeconds: seconds });
+      this.down(closed);
+      await Promise.race([pause(seconds), new Promise((resolve) => { this.wake = resolve; })]);
+    }
+    this.running = false;
+    this.say("closed", this.places[this.at % this.places.length]);
+  }
+
+  async #attempt(place) {
+    let binding = new Uint8Array();
+    try {
+      if (place.tls && this.client.v2) binding = await this.client.binding(place.address);
+    } catch (error) {
+      return { code: 0, reason: error.message, byPeer: false, forGood: error instanceof WsqueueError };
+    }
+    if (this.stopped) return { code: 1000, reason: "done", byPeer: false };
+    this.connection = new Connection(this, place, binding);
+    return this.connection.ended;
+  }
+
+  /** What all places said last. */
+  error() {
+    const all = this.places.map((place) => [place.address, this.failures.get(place)]);
+    const said = all.map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`).join("; ");
+    const closed = all.map((one) => one[1]).filter(Boolean);
+    if (closed.length === all.length && closed.every((one) => one.code === 4401)) {
+      const places = all.map(([address]) => address).join(" and ");
+      return new AuthenticationError(`the ${this.role} ${places} has another pre-shared key`, 4401);
+    }
+    return new ConnectError(`no ${this.role} can be used (${said})`, closed.at(-1)?.code);
+  }
+}
+
+const forGood = (closed) => Boolean(closed && (closed.forGood || FOR_GOOD.has(closed.code)));
+
+/** Publishes through some producer, and sends again what is not confirmed. */
+class PublisherLink extends Link {
+  constructor(client, places) {
+    super(client, "producer", places);
+    this.at = Math.floor(Math.random() * places.length);
+    this.secret = base64(random(NONCE_BYTES));
+    this.number = 0;
+    this.forming = new Map();
+    this.outstanding = new Map();
+    this.outstandingOf = new Map();
+    this.unsent = [];
+    this.messages = this.bytes = 0;
+  }
+
+  publish(topic, data) {
+    if (this.messages + data.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
+      throw new WindowFull("too much is not confirmed yet: await what was published before");
+    }
+    const waiting = [];
+    for (const one of data) {
+      const size = utf8.encode(one).length + 2;
+      let batch = this.forming.get(topic);
+      if (batch && batch.size + size > BATCH_BYTES) {
+        this.#number(batch);
+        batch = undefined;
+      }
+      if (!batch) {
+        batch = { topic, data: [], size: 0 };
+        batch.confirmed = new Promise((resolve, reject) => Object.assign(batch, { resolve, reject }));
+        batch.confirmed.catch(() => {});
+        this.forming.set(topic, batch);
+        queueMicrotask(() => this.#flush());
+      }
+      batch.data.push(one);
+      batch.size += size;
+      this.bytes += size;
+      this.messages += 1;
+      if (waiting.at(-1) !== batch.confirmed) waiting.push(batch.confirmed);
+    }
+    this.start();
+    this.#guard();
+    return Promise.all(waiting);
+  }
+
+  #flush() {
+    for (const batch of [...this.forming.values()]) this.#number(batch);
+    this.#send();
+  }
+
+  #number(batch) {
+    this.forming.delete(batch.topic);
+    this.number += 1;
+    const { topic, data } = batch;
+    const numbers = this.outstandingOf.get(topic) ?? new Set();
+    this.outstandingOf.set(topic, numbers);
+    const after = numbers.has(numbers.last) ? numbers.last : ([...numbers].at(-1) ?? 0);
+    numbers.last = this.number;
+    const packet = { t: "publish", number: this.number, after, topic, count: data.length, data };
+    batch.payloads = this.client.v2
+      ? [JSON.stringify(packet)]
+      : data.map((one) => JSON.stringify({ t: "m", d: one, s: topic }));
+    numbers.add(this.number);
+    this.outstanding.set(this.number, batch);
+    this.unsent.push(this.number);
+  }
+
+  #send() {
+    while (this.unsent.length && this.connection?.up) {
+      if (this.connection.socket.bufferedAmount > SOCKET_BYTES) {
+        clearTimeout(this.later);
+        this.later = setTimeout(() => this.#send(), 20);
+        return;
+      }
+      const number = this.unsent.shift();
+      const batch = this.outstanding.get(number);
+      for (const payload of batch?.payloads ?? []) this.connection.send(payload);
+      // The classic protocol confirms nothing.
+      if (batch && !this.client.v2) this.#settle(number);
+    }
+  }
+
+  up() {
+    clearTimeout(this.guard);
+    this.guard = null;
+    if (this.client.v2) this.send({ t: "publisher", secret: this.secret });
+    this.unsent = [...this.outstanding.keys()];
+    this.#send();
+  }
+
+  down(closed) {
+    // Whatever it was, sending it again would end the same way.
+    if (closed.byPeer && DATA_REFUSED.has(closed.code)) {
+      this.#failAll(new PublishError(`the producer does not take it: ${closed.reason}`, "invalid"));
+    }
+    this.#guard();
+  }
+
+  failed(error) {
+    this.#failAll(error);
+    this.client.report("onError", error);
+  }
+
+  stop() {
+    super.stop();
+    clearTimeout(this.guard);
+    clearTimeout(this.later);
+    this.#failAll(new ConnectError("the client was closed"));
+  }
+
+  received(packet) {
+    if (packet.t === "ack") {
+      for (const [first, last] of packet.numbers) {
+        // A range may be far longer than what waits.
+        for (const number of this.outstanding.keys()) {
+          if (number > last) break;
+          if (number >= first) this.#settle(number);
+        }
+      }
+    } else if (packet.t === "refused") {
+      this.#settle(packet.number, new PublishError(packet.reason, packet.code));
+    } else if (packet.t === "draining") {
+      this.leaveSeconds = packet.retry_seconds;
+      this.connection.fail(1000, "done");
+    }
+  }
+
+  #settle(number, error = null) {
+    const batch = this.outstanding.get(number);
+    if (!batch) return;
+    this.outstanding.delete(number);
+    const numbers = this.outstandingOf.get(batch.topic);
+    numbers.delete(number);
+    if (!numbers.size) this.outstandingOf.delete(batch.topic);
+    this.bytes -= batch.size;
+    this.messages -= batch.data.length;
+    if (error) batch.reject(error);
+    else batch.resolve();
+  }
+
+  #failAll(error) {
+    for (const batch of [...this.forming.values()]) this.#number(batch);
+    for (const number of [...this.outstanding.keys()]) this.#settle(number, error);
+    this.unsent = [];
+  }
+
+  #guard() {
+    if (this.guard || this.connection?.up || !(this.outstanding.size + this.forming.size)) return;
+    this.guard = setTimeout(() => {
+      this.guard = null;
+      this.#failAll(this.error());
+    }, OPEN_SECONDS * 1000);
+  }
+}
+
+/** Subscribes to topics of one consumer, and goes on where it was after a reconnect. */
+class SubscriberLink extends Link {
+  constructor(client, place) {
+    super(client, "consumer", [place]);
+    this.subscriptions = new Map();
+  }
+
+  add(subscription) {
+    this.subscriptions.set(subscription.topic, subscription);
+    if (this.connection?.up) this.#subscribe(subscription);
+    this.start();
+  }
+
+  remove(subscription) {
+    this.subscriptions.delete(subscription.topic);
+    if (this.subscriptions.size) this.send({ t: "unsubscribe", topic: subscription.topic });
+    else this.stop();
+  }
+
+  up() {
+    for (const subscription of this.subscriptions.values()) this.#subscribe(subscription);
+  }
+
+  #subscribe(subscription) {
+    if (this.client.v2) this.send({ t: "subscribe", topic: subscription.topic, ...subscription.from() });
+    else subscription.begin("", 0);
+  }
+
+  down() {
+    for (const subscription of this.subscriptions.values()) subscription.begun = false;
+  }
+
+  failed(error) {
+    for (const subscription of [...this.subscriptions.values()]) subscription.fail(error);
+  }
+
+  received(packet) {
+    if (packet.t === "m") this.subscriptions.get(packet.s)?.deliver([text(packet.d, "the data")]);
+    else if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
+    else {
+      const subscription = this.subscriptions.get(packet.topic);
+      if (!subscription) return;
+      if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
+      else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
+      else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
+    }
+  }
+}
+
+/** A topic that is subscribed to; made by `subscribe`. */
+class Subscription {
+  #client;
+  #callback;
+  #options;
+  #numbers = new Map();
+
+  constructor(client, topic, callback, options) {
+    this.#client = client;
+    this.#callback = callback;
+    this.#options = options;
+    this.topic = topic;
+    this.consumer = client.consumerOf(topic);
+    this.position = typeof options.from === "object" ? options.from : null;
+    this.begun = false;
+    // Resolves when the consumer delivers, rejects when it refuses for good.
+    this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
+    this.ready.catch(() => {});
+  }
+
+  close() {
+    this.#client.forget(this);
+    this.reject(new ConnectError("the subscription was closed"));
+  }
+
+  from() {
+    this.begun = false;
+    if (this.position) {
+      const { log, offset } = this.position;
+      return log ? { start: "offset", log, offset } : { start: "offset", offset };
+    }
+    const { from = "latest" } = this.#options;
+    if (from instanceof Date) return { start: "time", time: from.getTime() / 1000 };
+    return typeof from === "number" ? { start: "offset", offset: from } : { start: from };
+  }
+
+  begin(log, offset) {
+    this.begun = true;
+    if (log) this.position = { log, offset };
+    this.resolve();
+  }
+
+  gap(offset, missed) {
+    if (this.position) this.position = { log: this.position.log, offset };
+    this.#tell(this.#options.onGap, { topic: this.topic, missed });
+  }
+
+  take({ offset, publisher, number, data }) {
+    this.position = { log: this.position.log, offset: offset + data.length };
+    if (publisher) {
+      // A batch that was stored twice is taken once.
+      if (number <= (this.#numbers.get(publisher) ?? 0)) return;
+      this.#numbers.delete(publisher);
+      this.#numbers.set(publisher, number);
+      if (this.#numbers.size > MAX_PUBLISHERS) this.#numbers.delete(this.#numbers.keys().next().value);
+    }
+    this.deliver(data, this.position.log, offset);
+  }
+
+  deliver(data, log = "", offset = 0) {
+    for (const [index, one] of data.entries()) {
+      this.#tell(this.#callback, { topic: this.topic, data: one, log, offset: offset + index });
+    }
+  }
+
+  fail(error) {
+    this.#client.forget(this);
+    this.reject(error);
+    if (this.#options.onError) this.#tell(this.#options.onError, error);
+    else this.#client.report("onError", error);
+  }
+
+  #tell(callback, value) {
+    try {
+      callback?.(value);
+    } catch (error) {
+      this.#client.report("onError", error);
+    }
+  }
+}
+
+/**
+ * Publishes through any producer, and subscribes at the consumer of each topic.
+ *
+ * consumers: addresses in the order that all nodes share; producers: addresses; psk: the pre-shared key;
+ * protocol: "v2" or "classic"; channelBinding: for wss:// and v2, from an address to the SHA-256 of its
+ * certificate in hexadecimal, an object or a (perhaps async) function; helloOrder: "document" or "reversed";
+ * onState, onError: told what happens; WebSocket: a class, where there is no global one.
+ */
+export class WsqueueClient {
+  #publisher = null;
+  #links = new Map();
+  #options;
+  #closed = false;
+
+  constructor(options) {
+    const { consumers = [], producers = [], psk, protocol = "v2", helloOrder = "document" } = options;
+    if (!globalThis.crypto?.subtle) {
+      throw new WsqueueError("there is no Web Crypto here: a page has it over https, and from localhost");
+    }
+    if (protocol !== "v2" && protocol !== "classic") throw new TypeError('protocol is neither "v2" nor "classic"');
+    this.#options = options;
+    this.consumers = [...consumers];
+    this.producers = [...producers];
+    this.protocol = protocol;
+    this.v2 = protocol === "v2";
+    this.helloOrder = helloOrder;
+    this.key = new Key(psk);
+    this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
+    if (!this.WebSocket) throw new WsqueueError("there is no WebSocket here: pass a class as `WebSocket`");
+    this.producers.forEach((address) => locate(address, "/produce"));
+    this.consumers.forEach((address) => locate(address, "/subscribe"));
+  }
+
+  /** Publish a string, or a list of them; in v2 the promise resolves once they are in the log. */
+  async publish(topic, data) {
+    this.#checkOpen();
+    text(topic, "the topic");
+    const list = Array.isArray(data) ? data : [data];
+    list.forEach((one) => text(one, "the data"));
+    if (!list.length) throw new WsqueueError("no data to publish");
+    if (!this.producers.length) throw new ConnectError("no producer is known");
+    this.#publisher ??= new PublisherLink(this, this.producers.map((address) => locate(address, "/produce")));
+    await this.#publisher.publish(topic, list);
+  }
+
+  /**
+   * Call back with { topic, data, log, offset } for each message of a topic; returns a Subscription.
+   * from: "latest", "earliest", an offset, a position { log, offset } or a Date (v2).
+   */
+  subscribe(topic, callback, options = {}) {
+    this.#checkOpen();
+    text(topic, "the topic");
+    if (!this.consumers.length) throw new ConnectError("no consumer is known");
+    if (!this.v2 && (topic === "." || topic === "..")) {
+      throw new WsqueueError("a browser cannot ask for this topic in the classic protocol");
+    }
+    const name = this.#linkOf(topic);
+    let link = this.#links.get(name);
+    if (link?.subscriptions.has(topic)) throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
+    const count = [...this.#links.values()].reduce((sum, one) => sum + one.subscriptions.size, 0);
+    if (count >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
+    const subscription = new Subscription(this, topic, callback, options);
+    if (!link) {
+      const suffix = this.v2 ? "" : `/${encodeURIComponent(topic)}`;
+      link = new SubscriberLink(this, locate(subscription.consumer, "/subscribe", suffix));
+      this.#links.set(name, link);
+    }
+    link.add(subscription);
+    return subscription;
+  }
+
+  /** Close all connections; what is not confirmed fails. */
+  close() {
+    this.#closed = true;
+    for (const link of this.#links.values()) {
+      for (const subscription of [...link.subscriptions.values()]) subscription.close();
+    }
+    this.#publisher?.stop();
+  }
+
+  /** Return the address of the consumer of a topic. */
+  consumerOf(topic) {
+    return this.consumers[consumerOf(topic, this.consumers.length)];
+  }
+
+  // What follows is for the classes above.
+
+  forget(subscription) {
+    const name = this.#linkOf(subscription.topic);
+    const link = this.#links.get(name);
+    if (link?.subscriptions.get(subscription.topic) !== subscription) return;
+    link.remove(subscription);
+    if (!link.subscriptions.size) this.#links.delete(name);
+  }
+
+  report(hook, value) {
+    try {
+      this.#options[hook]?.(value);
+    } catch (error) {
+      console.error(error);
+    }
+  }
+
+  async binding(address) {
+    const { channelBinding = {} } = this.#options;
+    const hex = typeof channelBinding === "function" ? await channelBinding(address) : channelBinding[address];
+    if (!/^[0-9a-f]{64}$/i.test(hex ?? "")) {
+      throw new WsqueueError(`channelBinding lacks the SHA-256 of the certificate of ${address}`);
+    }
+    return Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+  }
+
+  // In v2 a connection has all topics of a consumer, in classic one.
+  #linkOf(topic) {
+    return this.v2 ? this.consumerOf(topic) : `topic ${topic}`;
+  }
+
+  #checkOpen() {
+    if (this.#closed) throw new WsqueueError("the client is closed");
+  }
+}

@@ -540,7 +540,7 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listeners say, and no listener
     place = msgspec.structs.replace(address, host=everywhere.get(address.host, address.host))
     client = DemoConfig(
-        producers=[], consumers=[f"{place}/subscribe"], tls=checked.tls, limits=checked.limits
+        producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
     )
     try:
         psk, tls = config.load_psk(checked), TlsContexts(client)
@@ -673,7 +673,8 @@ def _sentence(error: ConfigError, file: str) -> str:
     where = f"line {error.line}" if error.line is not None else ""
     if error.file != file:
         where = error.file
-    return f"{': '.join(part for part in (where, error.key, error.problem) if part)}."
+    text = ": ".join(part for part in (where, error.key, error.problem) if part)
+    return text if text.endswith("?") else f"{text}."
 
 
 # What the cluster says -----------------------------------------------------------------------------------

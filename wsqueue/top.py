@@ -42,6 +42,9 @@ NO_LIMIT = 1_000_000
 WARNINGS_SHARE = 0.4
 """Part of the screen that warnings may take: they are in words, and the numbers must stay in sight."""
 
+MANY_NODES = 10
+"""Lines of nodes that come before other things."""
+
 WORST_FIRST = ("node_unreachable", "log_failing", "link_down", "publishers_paused", "link_slow", "loop_lag")
 """Codes of warnings that come before all others."""
 
@@ -222,31 +225,54 @@ def screen(snapshot: Snapshot, width: int, height: int, hint: str = "") -> list[
     """
     lines = _summary(snapshot, width, hint)
     room = height - len(lines)
+    warnings = _warnings(snapshot.warnings, width, NO_LIMIT)
+    nodes, links = _nodes(snapshot, width), _links(snapshot, width)
     sections = [
         section
-        for section in (
-            _warnings(snapshot.warnings, width, max(2, int(height * WARNINGS_SHARE))),
-            _nodes(snapshot, width),
-            _links(snapshot, width),
-            _slow(snapshot, width),
-            _topics(snapshot, width),
-        )
+        for section in (warnings, nodes, links, _slow(snapshot, width), _topics(snapshot, width))
         if section.rows
     ]
     # What matters least gives way first, and a line apart is the first thing to give.
     while len(sections) > 1 and sum(section.least for section in sections) > room:
         sections.pop()
     blank = 1 if sum(section.least + 1 for section in sections) <= room else 0
-    heights = [section.least for section in sections]
-    left = room - sum(heights) - blank * len(sections)
-    while left > 0 and heights != [section.height for section in sections]:
-        for index, section in enumerate(sections):
-            if left > 0 and heights[index] < section.height:
-                heights[index] += 1
-                left -= 1
-    for section, lines_of_it in zip(sections, heights, strict=True):
+    wanted = [
+        (nodes, MANY_NODES),
+        (warnings, int(height * WARNINGS_SHARE)),
+        (links, 1 + sum(link.state == "down" for _, link in _all_links(snapshot))),
+    ]
+    for section, lines_of_it in _shares(sections, room - blank * len(sections), wanted):
+        if section is warnings:
+            section = _warnings(snapshot.warnings, width, lines_of_it)  # noqa: PLW2901 - at less length
         lines += [Text()] * blank + section.lines(lines_of_it)
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
     return lines[:height]
+
+
+def _shares(
+    sections: Sequence[Section], room: int, wanted: Sequence[tuple[Section, int]]
+) -> list[tuple[Section, int]]:
+    """Return how many lines each section gets.
+
+    Args:
+        sections: The most important first.
+        room: Lines for all of them.
+        wanted: How many lines some should have before others get more than they need at least.
+    """
+    heights = [section.least for section in sections]
+    left = room - sum(heights)
+    targets = [[height if section is one else 0 for section in sections] for one, height in wanted]
+    # In the end, each gets a line in turn.
+    most = max((section.height for section in sections), default=0)
+    targets += [[height] * len(sections) for height in range(1, most + 1)]
+    for target in targets:
+        for index, section in enumerate(sections):
+            more = min(left, min(target[index], section.height) - heights[index])
+            if more > 0:
+                heights[index] += more
+                left -= more
+    return list(zip(sections, heights, strict=True))
 
 
 def _summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
@@ -256,13 +282,15 @@ def _summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
     style = "green" if not snapshot.warnings else ("yellow" if len(answering) == len(all_nodes) else "red")
     first = Text.assemble(("wsqueue top", "bold"), GAP, (f"{nodes}, {words}", style))
     moment = datetime.fromtimestamp(snapshot.time).astimezone()
-    end = Text(f"{moment:%H:%M:%S}{GAP}{hint}".rstrip(), style="dim")
-    pad = width - first.cell_len - end.cell_len
     if width == NO_LIMIT:
         first.append(f"{GAP}{moment:%Y-%m-%d %H:%M:%S%z}")
-    elif pad >= len(GAP):
-        first.append(" " * pad)
-        first.append(end)
+    else:
+        for end in (f"{moment:%H:%M:%S}{GAP}{hint}".rstrip(), hint):
+            pad = width - first.cell_len - cell_len(end)
+            if end and pad >= len(GAP):
+                first.append(" " * pad)
+                first.append(end, style="dim")
+                break
     published = _sum(answering, "producer") or _sum(answering, "consumer")
     delivered = _sum(answering, "consumer")
     second = "Rates come with the second answer."
@@ -272,10 +300,7 @@ def _summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
             second += f", delivered {_number(delivered.messages_out)} messages/s"
     elif not answering:
         second = "No node answers."
-    lines = [first, Text(second)]
-    for line in lines:
-        line.truncate(width, overflow="ellipsis")
-    return lines
+    return [first, Text(second)]
 
 
 def _sum(nodes: Sequence[NodeSnapshot], role: str) -> Rates | None:
@@ -384,13 +409,6 @@ _LINK_COLUMNS = (
 
 
 def _links(snapshot: Snapshot, width: int) -> Section:
-    links = [
-        (node.address, link)
-        for node in snapshot.answering
-        if node.report is not None
-        for link in node.report.links
-    ]
-
     def worst_first(item: tuple[str, LinkStatus]) -> tuple[bool, int]:
         return item[1].state == "up", -item[1].held_bytes
 
@@ -405,9 +423,19 @@ def _links(snapshot: Snapshot, width: int) -> Section:
             f"{link.paused_publishers:,}" if link.paused_publishers else "-",
             link.reason,
         ]
-        for address, link in sorted(links, key=worst_first)
+        for address, link in sorted(_all_links(snapshot), key=worst_first)
     ]
     return _table(_LINK_COLUMNS, rows, width, "links")
+
+
+def _all_links(snapshot: Snapshot) -> list[tuple[str, LinkStatus]]:
+    """Return all links with the address of their producer."""
+    return [
+        (node.address, link)
+        for node in snapshot.answering
+        if node.report is not None
+        for link in node.report.links
+    ]
 
 
 _SLOW_COLUMNS = (
@@ -431,7 +459,7 @@ def _slow(snapshot: Snapshot, width: int) -> Section:
             peer.peer,
             address,
             peer.protocol,
-            f"{peer.behind_messages:,} messages" if peer.protocol == "v2" else "-",
+            _count(peer.behind_messages, "message") if peer.protocol == "v2" else "-",
             amount(peer.buffered_bytes),
         ]
         for address, peer in sorted(peers, key=lambda item: -item[1].behind_messages)
@@ -471,7 +499,8 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], widt
         return sum(of[index] for index in shown) + len(GAP) * (len(shown) - 1)
 
     while cells and len(shown) > 1 and total(least) > width:
-        shown.remove(min(shown, key=lambda index: columns[index].importance))
+        lowest = min(columns[index].importance for index in shown)
+        shown = [index for index in shown if columns[index].importance > lowest] or shown[-1:]
     while cells and (over := total(widths) - width) > 0:
         shrinking = [index for index in shown if columns[index].shrinks and widths[index] > 1]
         if not shrinking:
@@ -527,7 +556,7 @@ def _duration(seconds: float) -> str:
 
 
 def _count(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
 
 
 # The command ---------------------------------------------------------------------------------------------

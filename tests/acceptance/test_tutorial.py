@@ -1,0 +1,131 @@
+"""Every command in the README and the tutorial runs, and prints what they show.
+
+Both in one module, so that they take turns: their clusters have the same ports.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS_AFTER_BACKGROUND = 3
+MARK = "@@"
+
+BLOCK = re.compile(r"^```(console|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE = re.compile(r"# (\w+\.\w+)\n")
+BACKGROUND = re.compile(r"&(?: \w+=\$!)?$")
+
+# This test runs within `make test`, and the documentation has tests of its own.
+LEFT_OUT = ("make test", "make docs")
+
+# These end what they wait for.
+MAY_FAIL = re.compile(r"^kill .*; wait ")
+
+
+def steps(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each command of a document with the output that is shown for it.
+
+    Python code is a command too, and a file where its first line names one.
+    """
+    for language, block in BLOCK.findall(text):
+        if language == "python":
+            file = FILE.match(block)
+            command = f"cat > {file[1]}" if file else f"{shlex.quote(sys.executable)} -"
+            yield f"{command} <<'END'\n{block}END", ""
+            continue
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            if command not in LEFT_OUT:
+                yield command, output
+
+
+def pattern(output: str) -> str:
+    """Return a regular expression for an output in which `...` stands for anything and numbers may differ."""
+    lines = []
+    for line in output.splitlines():
+        if line == "...":
+            lines.append(r"(?:.*\n)*?")
+        else:
+            text = re.sub(r"\d+", r"\\d+", re.escape(line))
+            # Columns are as wide as what is in them.
+            lines.append(re.sub(r"(?:\\ ){2,}", r" +", text.replace(re.escape("..."), ".*")) + r"\n")
+    return "".join(lines)
+
+
+def run(script: list[str], directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", "\n".join(script)],
+        cwd=directory,
+        # This may run within make, and the make in the documents is another one.
+        env={
+            name: value
+            for name, value in os.environ.items()
+            if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "WSQUEUE_CONFIG")
+        },
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
+def test_every_command_prints_what_is_shown(document: str, tmp_path: Path) -> None:
+    # A directory of its own, so that a developer's files stay as they are, with the virtual environment
+    # that runs this test: what it is made from is older than it, lest make should make it again.
+    for name in ("Makefile", ".venv"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("pyproject.toml", "constraints.txt", "scripts/setup"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 0))
+    commands = list(steps((ROOT / document).read_text()))
+    assert len(commands) > 5
+    script = ["set -u"]
+    for command, _ in commands:
+        script += [f"echo {MARK}", command, "status=$?"]
+        if BACKGROUND.search(command):
+            script.append(f"sleep {SECONDS_AFTER_BACKGROUND}")
+        script.append("echo $status")
+    result = run([*script, "wait"], tmp_path)
+    shown = result.stdout.split(f"{MARK}\n")[1:]
+    assert len(shown) == len(commands), result.stdout + result.stderr
+    for (command, expected), output in zip(commands, shown, strict=True):
+        report = f"$ {command}\n{output}\n{result.stderr}"
+        text, status = output.rstrip("\n").rpartition("\n")[::2]
+        assert not expected or re.fullmatch(pattern(expected), f"{text}\n"), report
+        assert status == "0" or MAY_FAIL.match(command), report
+    assert "Traceback" not in result.stderr
+    assert "FAIL" not in result.stdout
+
+
+def test_an_output_is_compared_but_for_its_numbers() -> None:
+    expected = "ok   127.0.0.1:40809/produce answers (4 ms)\n...\n14 checks, 0 failed\n"
+    assert re.match(
+        pattern(expected), "ok   127.0.0.1:1/produce answers (17 ms)\nmore\n15 checks, 0 failed\n"
+    )
+    assert not re.fullmatch(
+        pattern(expected), "FAIL 127.0.0.1:1/produce answers (17 ms)\n14 checks, 0 failed\n"
+    )
+    assert not re.fullmatch(pattern(expected), "ok   127.0.0.1:1/produce answers (17 ms)\n")
+    assert not re.fullmatch(pattern("1\n"), "1\n2\n")
+
+
+def test_the_steps_of_a_document() -> None:
+    text = (
+        "```console\n$ one &\nout\n$ two\n```\n\n```toml\nx = 1\n```\n\n```python\n# three.py\nprint()\n```\n"
+    )
+    assert list(steps(text)) == [
+        ("one &", "out\n"),
+        ("two", ""),
+        ("cat > three.py <<'END'\n# three.py\nprint()\nEND", ""),
+    ]

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by `python -m tests.reference`: change what it is made of, not this file. -->\n"
 
-ROLES = ("release", "consumer", "producer", "demo", "node", "ca")
+ROLES = ("release", "consumer", "producer", "demo", "monitoring", "node", "ca")
 """As a reader needs them: what all have, the nodes, the clients, and what is below."""
 
 NAMES = {

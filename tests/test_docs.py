@@ -131,7 +131,9 @@ def test_the_logged_events_and_the_counters() -> None:
     assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md", "docs/how-to.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/configuration.md", "docs/how-to.md", "docs/metrics.md"]
+)
 def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
     blocks = code_blocks(ROOT / document, "toml")
     assert blocks

@@ -32,6 +32,7 @@ from .status import (
     SlowPeer,
     Warning,  # noqa: A004 - what it is
     amount,
+    number,
 )
 from .tls import TlsContexts
 from .version import __version__
@@ -183,13 +184,14 @@ class Reporter:
         if lately["gaps"]:
             yield Warning(
                 "messages_lost",
-                f"{lately['gaps']} times in the last minute, a subscriber was told that messages are gone.",
+                f"{number(lately['gaps'], 'time', 'times')} in the last minute,"
+                " a subscriber was told that messages are gone.",
                 "It was away or slow for longer than the logs reach: see [retention].",
             )
         if lost := sum(report.counters.get(name, 0) for name in LOST):
             yield Warning(
                 "messages_lost",
-                f"{lost} classic messages were lost since the start.",
+                f"{number(lost, 'classic message was', 'classic messages were')} lost since the start.",
                 "The counters lost_… say how; what is published with v2 is sent again.",
             )
         if report.loop_lag_seconds > MAX_LAG_SECONDS:
@@ -216,7 +218,7 @@ class Reporter:
         for counter, peer in self._refused_peers.items():
             if not lately[counter]:
                 continue
-            times = f"{lately[counter]} times in the last minute, the last from {peer}"
+            times = f"{number(lately[counter], 'time', 'times')} in the last minute, the last from {peer}"
             if counter == f"refused_{CloseCode.WRONG_ANSWER}":
                 yield Warning(
                     "hello_refused",
@@ -282,11 +284,14 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
-    waiting = f"{link.held_messages} messages ({amount(link.held_bytes)}) wait for it"
+    wait = "waits" if link.held_messages == 1 else "wait"
+    held = number(link.held_messages, "message", "messages")
+    waiting = f"{held} ({amount(link.held_bytes)}) {wait} for it"
     if link.state == "down":
         yield Warning(
             "link_down",
-            f"No link to consumer {link.address} for {link.seconds:.0f} seconds: {link.reason}; {waiting}.",
+            f"No link to consumer {link.address} for {number(round(link.seconds), 'second', 'seconds')}:"
+            f" {link.reason}; {waiting}.",
             "See whether it runs and can be reached; the topics of other consumers go on.",
         )
     elif link.paused_publishers:
@@ -298,7 +303,8 @@ def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
     if link.paused_publishers:
         yield Warning(
             "publishers_paused",
-            f"{link.paused_publishers} publishers are not read from, for too much waits for {link.address}.",
+            f"{number(link.paused_publishers, 'publisher is', 'publishers are')} not read from,"
+            f" for too much waits for {link.address}.",
             "They go on by themselves as soon as the consumer takes it.",
         )
 
@@ -321,12 +327,15 @@ def _log_warnings(log: LogStatus) -> Iterator[Warning]:
 
 def _slow_warning(report: Report) -> Warning:
     peers = ", ".join(
-        f"{peer.peer} ({peer.behind_messages} messages behind)" if peer.protocol == "v2" else peer.peer
+        f"{peer.peer} ({number(peer.behind_messages, 'message', 'messages')} behind)"
+        if peer.protocol == "v2"
+        else peer.peer
         for peer in report.slow_peers[:3]
     )
     more = " and others" if report.slow_subscribers > len(report.slow_peers[:3]) else ""
     return Warning(
         "subscriber_slow",
-        f"{report.slow_subscribers} subscribers read slower than their topics grow: {peers}{more}.",
+        f"{number(report.slow_subscribers, 'subscriber reads', 'subscribers read')} slower than"
+        f" {'its' if report.slow_subscribers == 1 else 'their'} topics grow: {peers}{more}.",
         "They read on from the log, and lose what it drops; a classic one is closed at max_buffered_bytes.",
     )

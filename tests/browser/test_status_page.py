@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Page, expect
 
-from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
+from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
 
-from .chromium import Scheme, Tabs, screenshot
+from .chromium import Tabs, screenshot
 from .clusters import cluster, page_of
 
 pytestmark = pytest.mark.anyio

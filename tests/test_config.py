@@ -17,6 +17,7 @@ from wsqueue.config import (
     ConsumerConfig,
     DemoConfig,
     Limits,
+    Monitoring,
     NodeConfig,
     ProducerConfig,
     check_addresses,
@@ -468,6 +469,136 @@ class TestLines:
     def test_with_characters_that_are_no_line_ends_in_toml(self, write: Write, separator: str) -> None:
         error = refusal(write(f"# a{separator}b\n{CONSUMER}lisen = 1\n"))
         assert (error.key, error.line) == ("lisen", 4)
+
+
+class TestMonitoring:
+    """Who may see how a node is, and where the others are."""
+
+    def test_its_defaults(self, write: Write) -> None:
+        config = load(write(CONSUMER), ConsumerConfig)
+        assert config.monitoring == Monitoring()
+        assert (config.monitoring.pages, config.monitoring.top_topics) == ("loopback", 10)
+        assert config.page_listeners == config.all_consumers == config.all_producers == config.peers == []
+
+    def test_everything(self, write: Write) -> None:
+        text = """
+            [monitoring]
+            listen = ["127.0.0.1:20001", "unix:/run/pages.sock", "[::1]:0"]
+            pages = "all"
+            consumers = ["wss://c1.example:1", "[::1]:2", "unix:/run/c.sock"]
+            producers = ["p1.example:3", "c1.example:1"]
+            top_topics = 100
+        """
+        config = load(write(CONSUMER + text), ConsumerConfig)
+        assert config.page_listeners == [
+            Address(host="127.0.0.1", port=20001),
+            Address(socket="/run/pages.sock"),
+            Address(host="::1"),
+        ]
+        assert config.all_consumers == [
+            Address(host="c1.example", port=1, tls=True),
+            Address(host="::1", port=2),
+            Address(socket="/run/c.sock"),
+        ]
+        assert config.all_producers == [
+            Address(host="p1.example", port=3),
+            Address(host="c1.example", port=1),
+        ]
+        assert config.peers == config.all_consumers + config.all_producers
+        assert (config.monitoring.pages, config.monitoring.top_topics) == ("all", 100)
+
+    def test_a_producer_knows_the_consumers_of_its_links(self, write: Write) -> None:
+        text = PRODUCER.replace("127.0.0.1:10001/", "wss://c1.example:1/q/")
+        config = load(write(text), ProducerConfig)
+        assert config.all_consumers == [Address(host="c1.example", port=1, tls=True)]
+        config = load(write(text + '[monitoring]\nconsumers = ["c2.example:1"]\n'), ProducerConfig)
+        assert config.all_consumers == [Address(host="c2.example", port=1)]
+        assert [address.host for address in config.peers] == ["c1.example", "c2.example"]
+
+    @pytest.mark.parametrize("key", ["listen", "consumers", "producers"])
+    @pytest.mark.parametrize(
+        ("entry", "problem"),
+        [
+            ("node", "is not an address: expected host:port, [ipv6]:port or unix:/path"),
+            ("ws://node:1", "is not an address: expected host:port"),
+            ("http://node:1/", "is not an address: expected host:port"),
+            ("node:1/status", "is not an address: expected host:port"),
+            ("node:1/", "is not an address: expected host:port"),
+            ("127.0.0.1:7", "is there twice: expected each address once"),
+            ("wss://127.0.0.1:7", "is there twice: expected each address once"),
+        ],
+    )
+    def test_addresses(self, write: Write, key: str, entry: str, problem: str) -> None:
+        text = f'{CONSUMER}[monitoring]\n{key} = [\n "127.0.0.1:7",\n "{entry}",\n]\n'
+        error = refusal(write(text))
+        assert (error.line, error.key) == (6, f"monitoring.{key}[1]")
+        assert error.problem.startswith(f"{entry!r} {problem}")
+
+    @pytest.mark.parametrize("key", ["consumers", "producers"])
+    def test_a_port_to_connect_to(self, write: Write, key: str) -> None:
+        error = refusal(write(f'{CONSUMER}[monitoring]\n{key} = ["node:0"]\n'))
+        assert (error.line, error.key) == (4, f"monitoring.{key}[0]")
+        assert "has no port to connect to" in error.problem
+
+    @pytest.mark.parametrize("entry", ["127.0.0.1:10001", "wss://127.0.0.1:10001"])
+    def test_a_listener_is_for_pages_or_for_all(self, write: Write, entry: str) -> None:
+        tls = '[tls]\ncertificate = "c"\nkey = "k"\n'
+        error = refusal(write(f'{CONSUMER}{tls}[monitoring]\nlisten = ["{entry}"]\n'))
+        assert (error.line, error.key) == (7, "monitoring.listen[0]")
+        assert error.problem == f"{entry!r} is there twice: expected each address once"
+
+    def test_nodes_may_be_among_the_listeners(self, write: Write) -> None:
+        """This one is one of the cluster, too."""
+        load_any(write(f'{CONSUMER}[monitoring]\nconsumers = ["127.0.0.1:10001"]\n'))
+
+    def test_tls_needs_a_certificate(self, write: Write) -> None:
+        text = f'{CONSUMER}[monitoring]\nlisten = ["wss://127.0.0.1:7"]\n'
+        error = refusal(write(text))
+        assert (error.line, error.key) == (4, "monitoring.listen[0]")
+        assert "needs a certificate: expected the table [tls]" in error.problem
+        load_any(write(text + '[tls]\ncertificate = "c"\nkey = "k"\n'))
+
+    def test_connecting_with_tls_needs_none(self, write: Write) -> None:
+        load_any(write(f'{CONSUMER}[monitoring]\nproducers = ["wss://node:7"]\n'))
+
+    @pytest.mark.parametrize("key", ["listen", "consumers", "producers"])
+    def test_a_local_cluster_is_on_loopback(self, write: Write, key: str) -> None:
+        text = f'{CONSUMER}[monitoring]\n{key} = ["192.0.2.1:7"]\n'
+        load_any(write(text))
+        error = refusal(write("local = true\n" + text))
+        assert (error.line, error.key) == (5, f"monitoring.{key}[0]")
+        assert "not on loopback" in error.problem
+
+    @pytest.mark.parametrize(
+        ("setting", "key", "problem"),
+        [
+            ('pages = "some"', "pages", "expected one of none, loopback, all"),
+            ("pages = true", "pages", "expected str, got bool"),
+            ("top_topics = -1", "top_topics", "int >= 0"),
+            ("top_topics = 101", "top_topics", "int <= 100"),
+            ("top_topics = 1.5", "top_topics", "expected int, got float"),
+            ('listen = "127.0.0.1:1"', "listen", "expected array, got str"),
+            ("consumers = [1]", "consumers[0]", "expected str, got int"),
+            ("page = 1", "page", "unknown key: did you mean pages?"),
+            ("topics = 1", "topics", "unknown key: did you mean top_topics?"),
+            ("port = 1", "port", "unknown key: "),
+        ],
+    )
+    def test_keys_and_types(self, write: Write, setting: str, key: str, problem: str) -> None:
+        for text, line in ((f"[monitoring]\n# a comment\n{setting}\n", 5), (f"monitoring.{setting}\n", 3)):
+            error = refusal(write(CONSUMER + text))
+            assert (error.key, error.line) == (f"monitoring.{key}", line)
+            assert problem in error.problem
+
+    def test_a_client_has_no_pages(self, write: Write) -> None:
+        error = refusal(write(DEMO + '[monitoring]\npages = "all"\n'))
+        assert error.key == "monitoring"
+        assert "unknown key" in error.problem
+
+    def test_what_can_be_read_on_the_way(self) -> None:
+        monitoring = Monitoring(listen=["127.0.0.1:1", "192.0.2.1:2", "unix:/pages.sock"])
+        (sentence,) = warnings(ConsumerConfig(listen=["127.0.0.1:3"], monitoring=monitoring))
+        assert sentence.startswith("listen: 192.0.2.1:2 can be reached from elsewhere")
 
 
 class TestCheckAddresses:

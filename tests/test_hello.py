@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import base64
 import copy
+import hashlib
 import itertools
 import json
 import pickle
+import re
 import traceback
 from pathlib import Path
 from typing import Any
@@ -280,6 +282,41 @@ class TestHidden:
         while error is not None:
             assert "confidential" not in f"{error!r} {error} {vars(error)} {getattr(error, 'object', '')}"
             error = error.__cause__ or error.__context__
+
+
+class TestFingerprints:
+    """Enough of a key to tell it from others, and too little to find it."""
+
+    def test_vectors(self) -> None:
+        """Computed with OpenSSL, for what is in other nodes' reports must not change."""
+        assert PreSharedKey(SECRET).fingerprints() == ["2bde5a02"]
+        assert PreSharedKey("ñandú").fingerprints() == ["bdd1508f"]
+
+    def test_each_of_several_keys_has_one_in_their_order(self) -> None:
+        assert PreSharedKey("b", SECRET, "a").fingerprints() == [
+            *PreSharedKey("b").fingerprints(),
+            *PreSharedKey(SECRET).fingerprints(),
+            *PreSharedKey("a").fingerprints(),
+        ]
+
+    def test_keys_that_differ_little_differ_in_them(self) -> None:
+        keys = ["key", "Key", "key ", " key", "keys", "ke", "k\0ey", ""]
+        assert len({PreSharedKey(key).fingerprints()[0] for key in keys}) == len(keys)
+
+    def test_they_have_eight_digits(self) -> None:
+        (fingerprint,) = PreSharedKey("x" * 4096).fingerprints()
+        assert re.fullmatch("[0-9a-f]{8}", fingerprint)
+
+    def test_they_leave_the_key_hidden(self) -> None:
+        psk = PreSharedKey(SECRET)
+        (fingerprint,) = psk.fingerprints()
+        assert repr(psk) == "PreSharedKey(<hidden>)"
+        assert fingerprint not in repr(psk)
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(psk)
+        for plain in (SECRET.encode(), SECRET[::-1].encode()):
+            digests = (hashlib.new(name, plain).hexdigest() for name in ("md5", "sha1", "sha256", "sha512"))
+            assert not any(fingerprint in digest for digest in digests)
 
 
 def test_equal_keys() -> None:

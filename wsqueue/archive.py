@@ -181,6 +181,7 @@ class Archive:
     ) -> None:
         self.last_commit_seconds = 0.0
         self.commit_seconds = Histogram()
+        self._free_bytes = -1
         self._committed, self._failed = committed, failed
         self._store = _Store(directory, limits)
         self._reader = ThreadPoolExecutor(1, "archive-reader")
@@ -203,13 +204,10 @@ class Archive:
         """Return what the records take, as the limits count them."""
         return self._store.bytes
 
+    @property
     def free_bytes(self) -> int:
-        """Return how much room the file system has left, -1 where it does not say."""
-        try:
-            file_system = os.statvfs(self._store.file.parent)
-        except OSError:
-            return -1
-        return file_system.f_bavail * file_system.f_frsize
+        """Return how much room the file system had left a few seconds ago, -1 where it does not say."""
+        return self._free_bytes
 
     async def open(self) -> State:
         """Open the file, or begin one, and return what it holds.
@@ -221,6 +219,7 @@ class Archive:
         loop = asyncio.get_running_loop()
         try:
             state = await loop.run_in_executor(self._reader, self._store.open)
+            self._free_bytes = await loop.run_in_executor(self._reader, self._store.free_bytes)
         except BaseException:
             self._reader.shutdown(wait=False)
             raise
@@ -282,6 +281,8 @@ class Archive:
     def _write(self) -> None:
         """Commit group after group, until the archive is closed; this is the writer thread."""
         while (group := self._next_group()) is not None:
+            # Here, for a disk that stands still must not hold the event loop.
+            self._free_bytes = self._store.free_bytes()
             began = time.perf_counter()
             try:
                 self._store.commit(group)
@@ -440,6 +441,14 @@ class _Store:
         self._crowded: set[int] = set()  # ids of topics that may exceed their limits
         self._bytes = self._filled = self._last_id = self._floor = 0
         self._new_numbers = self._uncheckpointed = 0
+
+    def free_bytes(self) -> int:
+        """Return how much room the file system has left, -1 where it does not say."""
+        try:
+            file_system = os.statvfs(self.file.parent)
+        except OSError:
+            return -1
+        return file_system.f_bavail * file_system.f_frsize
 
     def open(self) -> State:
         """Open the file or begin one; set a damaged one aside.

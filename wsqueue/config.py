@@ -317,6 +317,7 @@ def check_addresses(config: Config) -> None:
             loopback where `local = true`; it names the key.
     """
     listening: set[Address] = set()
+    own = config.listen if isinstance(config, NodeConfig) else []
     for key, endpoint in _address_lists(config):
         entries: list[str] = operator.attrgetter(key)(config)
         if not entries and not key.startswith("monitoring."):
@@ -326,6 +327,8 @@ def check_addresses(config: Config) -> None:
         for index, entry in enumerate(entries):
             connects = not key.endswith("listen")
             problem = _address_problem(entry, endpoint, seen, local=config.local, connects=connects)
+            if not problem and key == "monitoring.listen" and entry in own:
+                problem = "is in listen too: expected an address of its own"
             if not problem and key.endswith("listen") and config.tls.certificate is None and "wss:" in entry:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:

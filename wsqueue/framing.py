@@ -505,6 +505,9 @@ class Framing:
         raise NotImplementedError
 
 
+ONLY_GET = HttpAnswer(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
+
+
 class ServerFraming(Framing):
     """Accept a WebSocket, or answer the request with a page.
 
@@ -513,9 +516,12 @@ class ServerFraming(Framing):
             a page, or None to upgrade.
         max_message_bytes: Larger messages close the connection with 1009.
         subprotocol: Selected when it is offered.
+
+    Attributes:
+        host: What the peer takes this node for, while its request is being answered.
     """
 
-    __slots__ = ("_answer_request", "_subprotocol")
+    __slots__ = ("_answer_request", "_subprotocol", "host")
 
     masked = False
     _side = SERVER
@@ -534,14 +540,21 @@ class ServerFraming(Framing):
         super().__init__(protocol, max_message_bytes)
         self._answer_request = answer_request
         self._subprotocol = subprotocol
+        self.host = ""
 
     def _take_opening(self, event: Event) -> Opened | None:
         library = self._protocol
         assert isinstance(library, ServerProtocol)
         assert isinstance(event, Request)
         offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
-        page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
+        page: HttpAnswer | None = ONLY_GET
+        if event.method in ("GET", "HEAD"):
+            self.host = ", ".join(event.headers.get_all("Host"))
+            page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
+            self.host = ""
         response = library.accept(event) if page is None else library.reject(page.status, page.text)
+        if event.method == "HEAD":
+            response.body = b""
         if page is not None:
             for name, value in {"Content-Type": page.content_type, **page.headers}.items():
                 response.headers.pop(name, None)

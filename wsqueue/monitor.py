@@ -23,6 +23,9 @@ from .tls import TlsContexts
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 """Of a report: far above one of a producer with 10,000 links."""
 
+OTHER_KEY = "it has another pre-shared key"
+"""The problem of a node whose key is not ours."""
+
 STALE_SECONDS = 3.0
 """How long a node may take to answer before it counts as not answering."""
 
@@ -87,12 +90,8 @@ class ClusterMonitor:
             own: The report of the node that asks, which is there even if its address is not configured.
         """
         nodes = [link.node() for link in self._links]
-        if own is not None and all(node.report is None or node.report.id != own.id for node in nodes):
-            known = {node.address for node in nodes}
-            address = next((address for address in own.addresses if address not in known), own.role)
-            mine = ClusterNode(address, own.role, own, 0.0, 0.0, "")
-            before = len(nodes) if own.role == "producer" else sum(node.role == "consumer" for node in nodes)
-            nodes.insert(before, mine)
+        if own is not None:
+            _put(own, nodes)
         return Cluster(
             [node.address for node in nodes if node.role == "consumer"],
             [node.address for node in nodes if node.role == "producer"],
@@ -177,16 +176,31 @@ class _StatusLink(Link):
             connection.fail(CloseCode.INVALID_PACKET, "the report is not one of this version")
             return
         self._received_at = time.monotonic()
-        # Half of the way there and back has passed since the node looked at its clock.
-        self._clock_seconds = self._report.time - (time.time() - (self._received_at - self._asked_at) / 2)
+        took = self._received_at - self._asked_at
+        # Half of that has passed since the node looked at its clock; when it took long, nobody knows.
+        if took < STALE_SECONDS:
+            self._clock_seconds = self._report.time - (time.time() - took / 2)
         self.waiting = False
         self._changed.set()
+
+
+def _put(own: Report, nodes: list[ClusterNode]) -> None:
+    """Put a node's own report in its place, which is among its kind if its address is not configured."""
+    for index, node in enumerate(nodes):
+        here = node.role == own.role and node.address in own.addresses
+        if (node.report is None and here) or (node.report is not None and node.report.id == own.id):
+            nodes[index] = ClusterNode(node.address, node.role, own, 0.0, 0.0, "")
+            return
+    known = {node.address for node in nodes}
+    address = next((address for address in own.addresses if address not in known), own.role)
+    before = len(nodes) if own.role == "producer" else sum(node.role == "consumer" for node in nodes)
+    nodes.insert(before, ClusterNode(address, own.role, own, 0.0, 0.0, ""))
 
 
 def _problem(closed: Closed) -> str:
     """Say in words why a node cannot be asked."""
     if closed.code == CloseCode.WRONG_ANSWER:
-        return "it has another pre-shared key"
+        return OTHER_KEY
     if closed.code == 404:
         return "it has no /status: it runs an older version, or is no node of wsqueue"
     if closed.code == CloseCode.CLASSIC_REFUSED:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
+import re
 import time
 
 import msgspec
@@ -35,7 +37,7 @@ ONLY_PAGES = HttpAnswer(404, f"Not found: there are {', '.join(HEALTH + PAGES)}.
 FORBIDDEN = HttpAnswer(
     403,
     "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
-    " in its configuration, or come from its own host, as through ssh -L.\n",
+    " in its configuration, or come from its own host, as through ssh -L, to http://localhost.\n",
 )
 
 
@@ -62,9 +64,15 @@ class Pages:
             self._cluster = None
 
     def allowed(self, connection: Connection) -> bool:
-        """Tell whether the pages may be seen at the node's own addresses."""
+        """Tell whether the pages may be seen at the node's own addresses.
+
+        A page of another site, in a browser on this host, comes from this host too. It may not read what it
+        gets, unless its name is made to lead here (DNS rebinding): then it still asks for that name.
+        """
         pages = self._config.monitoring.pages
-        return pages == "all" or (pages == "loopback" and connection.from_this_host)
+        return pages == "all" or (
+            pages == "loopback" and connection.from_this_host and _no_other_site(connection.session.host)
+        )
 
     def answer(self, path: str, *, all_pages: bool) -> HttpAnswer | None:
         """Return a page, None when there is none of that path.
@@ -86,7 +94,7 @@ class Pages:
 
     def _page(self, path: str) -> HttpAnswer:
         if path == "/status.json":
-            return HttpAnswer(200, msgspec.json.encode(self._reporter.report()).decode(), JSON, HEADERS)
+            return HttpAnswer(200, self._reporter.encoded().decode(), JSON, HEADERS)
         if path == "/cluster.json":
             return HttpAnswer(200, self._cluster_json(), JSON, HEADERS)
         if path == "/metrics":
@@ -101,7 +109,8 @@ class Pages:
         assert path == "/"
         from .web import status_page  # noqa: PLC0415 - as above
 
-        page = status_page([_origin(address) for address in self._peers()])
+        # No browser opens a unix socket.
+        page = status_page([_origin(address) for address in self._peers() if not address.socket])
         policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}
         return HttpAnswer(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
 
@@ -109,7 +118,7 @@ class Pages:
         return self._config.all_consumers + self._config.all_producers
 
     def _cluster_json(self) -> str:
-        if self._cluster is None:
+        if self._cluster is None or self._cluster.ended:
             config = self._config
             monitor = ClusterMonitor(
                 config.all_consumers, config.all_producers, self._keys.clients, config, self._tls
@@ -125,19 +134,21 @@ class _ClusterWatch:
 
     def __init__(self, monitor: ClusterMonitor) -> None:
         self.monitor = monitor
-        self._wanted_at = 0.0
-        self._task: asyncio.Task[None] | None = None
+        self._wanted_at = time.monotonic()
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether nobody has wanted to know for a while: what was known then is old."""
+        return self._task.done()
 
     def want(self) -> None:
         """Go on asking for a while."""
         self._wanted_at = time.monotonic()
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run())
 
     def stop(self) -> None:
         """End at once."""
-        if self._task is not None:
-            self._task.cancel()
+        self._task.cancel()
 
     async def _run(self) -> None:
         self.monitor.start()
@@ -147,6 +158,18 @@ class _ClusterWatch:
                 self.monitor.ask()
         finally:
             await self.monitor.stop()
+
+
+def _no_other_site(host: str) -> bool:
+    """Tell whether a request is for this host, as far as its `Host` says: no DNS can change these."""
+    name = re.sub(r":[0-9]*$", "", host)
+    if name.lower() in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 def _origin(address: Address) -> str:

@@ -32,6 +32,7 @@ from .status import (
     SlowPeer,
     Warning,  # noqa: A004 - what it is
     amount,
+    number,
 )
 from .tls import TlsContexts
 from .version import __version__
@@ -80,6 +81,7 @@ class Reporter:
         self._old_bytes_in = self._old_bytes_out = 0
         self._refused_peers: dict[str, str] = {}
         self._made: tuple[float, Report] | None = None
+        self._encoded = b""
         self.addresses: list[Address] = []
         self.not_ready: Callable[[], str] = str
 
@@ -131,8 +133,14 @@ class Reporter:
         """Return how the node is, as of `FRESH_SECONDS` ago at most."""
         now = time.monotonic()
         if self._made is None or now - self._made[0] >= FRESH_SECONDS:
-            self._made = (now, self._make(now))
+            self._made, self._encoded = (now, self._make(now)), b""
         return self._made[1]
+
+    def encoded(self) -> bytes:
+        """Return the report as JSON, which is made once too."""
+        report = self.report()
+        self._encoded = self._encoded or msgspec.json.encode(report)
+        return self._encoded
 
     def _make(self, now: float) -> Report:
         kinds: Counter[tuple[str, ConnectionState, str]] = Counter()
@@ -183,13 +191,14 @@ class Reporter:
         if lately["gaps"]:
             yield Warning(
                 "messages_lost",
-                f"{lately['gaps']} times in the last minute, a subscriber was told that messages are gone.",
+                f"{number(lately['gaps'], 'time', 'times')} in the last minute,"
+                " a subscriber was told that messages are gone.",
                 "It was away or slow for longer than the logs reach: see [retention].",
             )
         if lost := sum(report.counters.get(name, 0) for name in LOST):
             yield Warning(
                 "messages_lost",
-                f"{lost} classic messages were lost since the start.",
+                f"{number(lost, 'classic message was', 'classic messages were')} lost since the start.",
                 "The counters lost_… say how; what is published with v2 is sent again.",
             )
         if report.loop_lag_seconds > MAX_LAG_SECONDS:
@@ -216,7 +225,7 @@ class Reporter:
         for counter, peer in self._refused_peers.items():
             if not lately[counter]:
                 continue
-            times = f"{lately[counter]} times in the last minute, the last from {peer}"
+            times = f"{number(lately[counter], 'time', 'times')} in the last minute, the last from {peer}"
             if counter == f"refused_{CloseCode.WRONG_ANSWER}":
                 yield Warning(
                     "hello_refused",
@@ -259,9 +268,10 @@ class StatusEndpoint:
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Answer."""
         for event in events:
+            if not connection.sendable:
+                return
             if isinstance(event, packets_v2.AskReport):
-                report = msgspec.Raw(msgspec.json.encode(self._reporter.report()))
-                connection.send_packet(packets_v2.NodeReport(report))
+                connection.send_packet(packets_v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return
@@ -282,11 +292,15 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
-    waiting = f"{link.held_messages} messages ({amount(link.held_bytes)}) wait for it"
+    waiting = "nothing waits for it"
+    if link.held_messages:
+        held = number(link.held_messages, "message waits", "messages wait")
+        waiting = f"{held} for it ({amount(link.held_bytes)})"
     if link.state == "down":
         yield Warning(
             "link_down",
-            f"No link to consumer {link.address} for {link.seconds:.0f} seconds: {link.reason}; {waiting}.",
+            f"No link to consumer {link.address} for {number(round(link.seconds), 'second', 'seconds')}:"
+            f" {link.reason}; {waiting}.",
             "See whether it runs and can be reached; the topics of other consumers go on.",
         )
     elif link.paused_publishers:
@@ -298,7 +312,8 @@ def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
     if link.paused_publishers:
         yield Warning(
             "publishers_paused",
-            f"{link.paused_publishers} publishers are not read from, for too much waits for {link.address}.",
+            f"{number(link.paused_publishers, 'publisher is', 'publishers are')} not read from,"
+            f" for too much waits for {link.address}.",
             "They go on by themselves as soon as the consumer takes it.",
         )
 
@@ -321,12 +336,15 @@ def _log_warnings(log: LogStatus) -> Iterator[Warning]:
 
 def _slow_warning(report: Report) -> Warning:
     peers = ", ".join(
-        f"{peer.peer} ({peer.behind_messages} messages behind)" if peer.protocol == "v2" else peer.peer
+        f"{peer.peer} ({number(peer.behind_messages, 'message', 'messages')} behind)"
+        if peer.protocol == "v2"
+        else peer.peer
         for peer in report.slow_peers[:3]
     )
     more = " and others" if report.slow_subscribers > len(report.slow_peers[:3]) else ""
     return Warning(
         "subscriber_slow",
-        f"{report.slow_subscribers} subscribers read slower than their topics grow: {peers}{more}.",
+        f"{number(report.slow_subscribers, 'subscriber reads', 'subscribers read')} slower than"
+        f" {'its' if report.slow_subscribers == 1 else 'their'} topics grow: {peers}{more}.",
         "They read on from the log, and lose what it drops; a classic one is closed at max_buffered_bytes.",
     )

@@ -25,7 +25,7 @@ from . import config, packets_v2
 from .addresses import Address
 from .config import Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError
+from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError, why
 from .framing import HttpAnswer
 from .logs import log
 from .measures import TopTopics
@@ -320,7 +320,9 @@ class Service:
             # A code that the peer chose must not make a counter of its own.
             counter = "refused_by_peer" if closed.by_peer else f"refused_{closed.code}"
             self._counters[counter] += 1
-            self._reporter.refused(counter, connection.peer)
+            # A browser opens connections in advance, of which some are never used.
+            if connection.handler is not None:
+                self._reporter.refused(counter, connection.peer)
             level = logging.INFO if self._stopping.is_set() else logging.WARNING
             log(logger, level, "hello refused", peer=connection.peer, reason=closed)
         else:
@@ -362,7 +364,7 @@ class Service:
         except OSError as error:
             for listener in opened.values():
                 listener.close()
-            raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from None
+            raise ListenError(f"cannot listen on {address}: {why(error)}") from None
         for address, listener in turned.items():
             del self._listeners[listener.address]
             listener.address = address
@@ -472,9 +474,11 @@ def run(file: str | Path, kind: type[Node]) -> None:
     """
 
     async def main() -> None:
-        await Service(file, kind).run()
+        service = Service(file, kind)
+        # Not before, for the fingerprints of keys take 4 MiB for a moment.
+        _keep_freed_memory()
+        await service.run()
 
-    _keep_freed_memory()
     uvloop.run(main())
     # While Python ends, a late reload must not kill the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

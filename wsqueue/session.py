@@ -168,6 +168,11 @@ class Session:
         )
 
     @property
+    def host(self) -> str:
+        """Return the `Host` of the request that is being answered, "" where it has none."""
+        return self._framing.host if isinstance(self._framing, ServerFraming) else ""
+
+    @property
     def allows_classic(self) -> bool:
         """Tell whether the peer may speak the classic protocol."""
         return self._allow_classic if self._allow_classic is not None else not self.channel_binding

@@ -304,6 +304,11 @@ def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[Warning]:
     return found
 
 
+def number(count: int, one: str, many: str) -> str:
+    """Return a number with what there is so many of, e.g. 1 time, 2 times."""
+    return f"{count} {one if count == 1 else many}"
+
+
 def amount(count: float) -> str:
     """Return a number of bytes for people, e.g. 1.5 MiB."""
     for unit in ("bytes", "KiB", "MiB", "GiB"):

@@ -36,7 +36,7 @@ def request_of(path: str, subprotocol: str = "") -> bytes:
 async def http_get(address: str, path: str, tls: ssl.SSLContext | None = None) -> tuple[int, str]:
     """Ask a node for a page; return the status and the body."""
     async with RawSocket.open(address, tls=tls) as raw:
-        raw.writer.write(f"GET {path} HTTP/1.1\r\nHost: node\r\n\r\n".encode())
+        raw.writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
         return await raw.page()
 
 

@@ -21,7 +21,6 @@ from wsqueue import service as service_module
 from wsqueue.consumer import Consumer
 from wsqueue.errors import ConfigError, ListenError
 from wsqueue.producer import Producer
-from wsqueue.version import __version__
 
 from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from .peer import RefusedError, connected, topic_of
@@ -33,7 +32,6 @@ pytestmark = pytest.mark.anyio
 async def test_pages_of_a_consumer(nodes: Nodes) -> None:
     consumer = await nodes.consumer(max_topic_bytes=8)
     async with soon():
-        assert await http_get(consumer.address, "/") == (200, f"wsqueue consumer {__version__}\n")
         assert await http_get(consumer.address, "/healthz") == (200, "ok\n")
         assert await http_get(consumer.address, "/readyz?verbose") == (200, "ready\n")
         assert await http_get(consumer.address, "/nothing") == (
@@ -55,7 +53,6 @@ async def test_pages_of_a_consumer(nodes: Nodes) -> None:
 async def test_pages_of_a_producer(nodes: Nodes) -> None:
     _, producer = await nodes.cluster()
     async with soon():
-        assert await http_get(producer.address, "/") == (200, f"wsqueue producer {__version__}\n")
         assert await http_get(producer.address, "/healthz") == (200, "ok\n")
         assert await http_get(producer.address, "/readyz") == (200, "ready\n")
         assert await http_get(producer.address, "/producer") == (
@@ -600,7 +597,7 @@ async def test_a_unix_socket_in_use_is_refused(nodes: Nodes) -> None:
     with pytest.raises(ListenError, match="cannot listen on unix:"):
         await second.service.start()
     async with soon():
-        assert "consumer" in (await http_get(first.address, "/"))[1]
+        assert '"role":"consumer"' in (await http_get(first.address, "/status.json"))[1]
 
 
 @pytest.mark.timeout(30)

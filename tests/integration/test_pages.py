@@ -1,0 +1,699 @@
+"""The pages of a node, `/status`, and what a node knows of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import re
+import ssl
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from websockets.frames import Frame, Opcode
+
+from wsqueue import pages as pages_module
+from wsqueue.addresses import Address
+from wsqueue.config import Tls
+from wsqueue.errors import CloseCode
+from wsqueue.status import Cluster, ClusterNode, Report
+from wsqueue.version import __version__
+
+from ..certificates import Authority
+from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from .raw import RawSocket, http_get, request_of
+from .raw_v2 import V2Socket, new_secret
+from .test_tls import WSS, table
+
+pytestmark = pytest.mark.anyio
+
+PAGES = ["/", "/status.json", "/cluster.json", "/metrics", "/client.js"]
+
+
+async def answer(
+    address: str,
+    path: str,
+    *,
+    method: str = "GET",
+    host: str | None = "localhost",
+    tls: ssl.SSLContext | None = None,
+) -> tuple[int, dict[str, str], str]:
+    """Return status, headers (names in lower case) and body of a page."""
+    async with RawSocket.open(address, tls=tls) as raw:
+        line = "" if host is None else f"Host: {host}\r\n"
+        raw.writer.write(f"{method} {path} HTTP/1.1\r\n{line}\r\n".encode())
+        head, _, body = (await raw.reader.read()).decode().partition("\r\n\r\n")
+    first, *lines = head.split("\r\n")
+    headers = [line.split(": ", 1) for line in lines]
+    assert len({name.lower() for name, _ in headers}) == len(headers)
+    return int(first.split()[1]), {name.lower(): value for name, value in headers}, body
+
+
+async def report_of(node: RunningNode) -> Report:
+    status, text = await http_get(node.address, "/status.json")
+    assert status == 200
+    return msgspec.json.decode(text, type=Report)
+
+
+async def cluster_of(address: str, tls: ssl.SSLContext | None = None) -> Cluster:
+    status, text = await http_get(address, "/cluster.json", tls)
+    assert status == 200
+    return msgspec.json.decode(text, type=Cluster)
+
+
+async def cluster_when(node: RunningNode, true: Any, tls: ssl.SSLContext | None = None) -> Cluster:
+    """Return how the cluster is as soon as something is true of it."""
+    async with soon():
+        while not true(cluster := await cluster_of(node.address, tls)):  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.05)
+    return cluster
+
+
+def known(cluster: Cluster) -> bool:
+    """Tell whether each node has answered, or is known not to."""
+    return all(one.report is not None or one.problem for one in cluster.nodes)
+
+
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all peers come from another host."""
+    monkeypatch.setattr("wsqueue.connection._peer_address", lambda _transport: Address("192.0.2.9", 9))
+
+
+class TestWho:
+    """Who may see the pages."""
+
+    async def test_this_host(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon():
+            for node in (consumer, producer):
+                for path in PAGES:
+                    status, _, body = await answer(node.address, path)
+                    assert (status, len(body) > 100) == (200, True)
+                assert (await answer(node.address, "/"))[2].lstrip().lower().startswith("<!doctype html>")
+
+    async def test_a_unix_socket_is_on_this_host(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(listen=[f"unix:{nodes.directory}/node.sock"])
+        async with soon():
+            assert (await answer(consumer.address, "/status.json"))[0] == 200
+
+    @pytest.mark.usefixtures("far")
+    async def test_another_host(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon():
+            for node, role in ((consumer, "consumer"), (producer, "producer")):
+                status, headers, body = await answer(node.address, "/")
+                assert (status, body) == (200, f"wsqueue {role} {__version__}\n")
+                assert headers["content-type"] == "text/plain; charset=utf-8"
+                for path in PAGES[1:]:
+                    status, _, body = await answer(node.address, path)
+                    assert status == 403
+                    assert body.startswith("The pages of this node are not for everybody: see")
+                    assert "[monitoring]" in body
+                    assert node.address not in body
+                assert await http_get(node.address, "/healthz") == (200, "ok\n")
+                assert await http_get(node.address, "/readyz") == (200, "ready\n")
+                assert (await http_get(node.address, "/nothing"))[0] == 404
+
+    @pytest.mark.usefixtures("far")
+    async def test_all(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(monitoring={"pages": "all"})
+        async with soon():
+            for path in PAGES:
+                assert (await answer(consumer.address, path, host="anything.example"))[0] == 200
+
+    async def test_nobody(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(monitoring={"pages": "none"})
+        async with soon():
+            assert await http_get(consumer.address, "/") == (200, f"wsqueue consumer {__version__}\n")
+            for path in PAGES[1:]:
+                assert (await http_get(consumer.address, path))[0] == 403
+            consumer.write(monitoring={"pages": "loopback"})
+            await consumer.service.reload()
+            for path in PAGES:
+                assert (await http_get(consumer.address, path))[0] == 200
+
+    @pytest.mark.parametrize(
+        ("host", "shown"),
+        [
+            (None, True),
+            ("", True),
+            ("localhost", True),
+            ("LocalHost:10002", True),
+            ("127.0.0.1:10002", True),
+            ("[::1]:10002", True),
+            ("192.0.2.1", True),
+            ("evil.example:10002", False),
+            ("localhost.evil.example", False),
+            ("127.0.0.1.evil.example:10002", False),
+            ("localhost, evil.example", False),
+            ("[evil.example]", False),
+        ],
+    )
+    async def test_a_page_of_another_site(self, nodes: Nodes, host: str | None, shown: bool) -> None:
+        """Its browser is on this host, and its name is made to lead here (DNS rebinding)."""
+        consumer = await nodes.consumer()
+        async with soon():
+            for path in PAGES[1:]:
+                status, _, body = await answer(consumer.address, path, host=host)
+                assert status == (200 if shown else 403)
+                assert shown or "http://localhost" in body
+            assert await http_get(consumer.address, "/healthz") == (200, "ok\n")
+
+
+class TestListeners:
+    """Listeners for nothing but the pages."""
+
+    @pytest.mark.usefixtures("far")
+    async def test_they_show_the_pages_to_whoever_reaches_them(self, nodes: Nodes) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer(monitoring={"listen": [address], "pages": "none"})
+        async with soon():
+            for path in PAGES:
+                status, headers, body = await answer(address, path, host="status.example.com")
+                assert (status, len(body) > 100) == (200, True)
+                assert headers["cache-control"] == "no-store"
+            assert await http_get(address, "/healthz") == (200, "ok\n")
+            assert await http_get(address, "/readyz") == (200, "ready\n")
+            assert (await http_get(consumer.address, "/metrics"))[0] == 403
+
+    async def test_they_serve_nothing_else(self, nodes: Nodes) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer(monitoring={"listen": [address]})
+        producer = await nodes.producer([consumer], monitoring={"listen": [f"127.0.0.1:{free_port()}"]})
+        other = producer.service._config.monitoring.listen[0]
+        sentence = "Not found: there are /healthz, /readyz, /, /status.json, "
+        async with soon():
+            for where in (address, other):
+                for path in ("/producer", "/subscribe", "/subscribe/news", "/produce", "/status", "/nothing"):
+                    for subprotocol in ("", "wsqueue.v2"):
+                        async with RawSocket.open(where) as raw:
+                            raw.writer.write(request_of(path, subprotocol))
+                            status, body = await raw.page()
+                            assert (status, body[: len(sentence)]) == (404, sentence)
+        assert not [name for name in consumer.counters if name.startswith("refused_")]
+
+    async def test_they_are_no_addresses_of_the_node(self, nodes: Nodes, log: Log) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer(monitoring={"listen": [address]})
+        assert address not in map(str, consumer.service.addresses)
+        (line,) = log.lines("started ")
+        assert address not in line
+        assert (await report_of(consumer)).addresses == [consumer.address]
+
+    async def test_a_reload_turns_them_around(self, nodes: Nodes) -> None:
+        first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
+        consumer = await nodes.consumer(listen=[first], monitoring={"listen": [second]})
+        async with soon():
+            for _ in range(2):
+                assert (await http_get(first, "/producer"))[0] == 426
+                assert (await http_get(second, "/producer"))[0] == 404
+                assert [str(address) for address in consumer.service.addresses] == [first]
+                first, second = second, first
+                consumer.write(listen=[first], monitoring={"listen": [second]})
+                await consumer.service.reload()
+            assert (await report_of(consumer)).addresses == [first]
+
+    async def test_they_come_and_go(self, nodes: Nodes) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer()
+        async with soon():
+            consumer.write(monitoring={"listen": [address]})
+            await consumer.service.reload()
+            assert (await http_get(address, "/metrics"))[0] == 200
+            consumer.write(monitoring={})
+            await consumer.service.reload()
+            with pytest.raises(ConnectionRefusedError):
+                await http_get(address, "/metrics")
+
+    async def test_tls(self, nodes: Nodes, tmp_path: Path) -> None:
+        authority = Authority(tmp_path)
+        address = f"wss://127.0.0.1:{free_port()}"
+        tls = table(authority.issue("node"))
+        await nodes.consumer(monitoring={"listen": [address]}, tls=tls)
+        async with soon():
+            status, _, _ = await answer(address, "/metrics", tls=authority.context())
+            assert status == 200
+
+    async def test_they_end_with_the_node(self, nodes: Nodes) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer(monitoring={"listen": [address]})
+        await consumer.stop()
+        with pytest.raises(ConnectionRefusedError):
+            await http_get(address, "/metrics")
+
+
+class TestRequests:
+    async def test_headers(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(monitoring={"producers": ["wss://p1.example:7", "p2.example:8"]})
+        types = ["text/html; charset=utf-8", "application/json", "application/json"]
+        types += ["text/plain; version=0.0.4; charset=utf-8", "text/javascript; charset=utf-8"]
+        async with soon():
+            for path, kind in zip(PAGES, types, strict=True):
+                status, headers, body = await answer(consumer.address, path)
+                assert status == 200
+                assert headers["cache-control"] == "no-store"
+                assert headers["x-content-type-options"] == "nosniff"
+                assert headers["referrer-policy"] == "no-referrer"
+                assert headers["connection"] == "close"
+                assert int(headers["content-length"]) == len(body.encode())
+                assert "access-control-allow-origin" not in headers
+                assert headers["content-type"].split(";")[0] == kind.split(";")[0]
+                assert ("content-security-policy" in headers) == (path == "/")
+            _, headers, _ = await answer(consumer.address, "/")
+            policy = headers["content-security-policy"]
+            assert "default-src 'none'" in policy
+            assert "unsafe" not in policy
+            assert re.search(r"connect-src 'self' wss://p1\.example:7 ws://p2\.example:8(;|$)", policy)
+            assert headers["x-frame-options"] == "DENY"
+
+    async def test_a_page_of_a_node_whose_peers_are_at_unix_sockets(self, nodes: Nodes) -> None:
+        """No browser can open one, nor has a policy a word for it."""
+        producer = await nodes.producer([f"unix:{nodes.directory}/consumer.sock", "[::1]:1"])
+        async with soon():
+            status, headers, _ = await answer(producer.address, "/")
+            assert status == 200
+            assert "connect-src 'self' ws://[::1]:1;" in headers["content-security-policy"]
+
+    async def test_a_query_does_not_count(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon():
+            assert (await http_get(consumer.address, "/status.json?at=1"))[0] == 200
+
+    @pytest.mark.parametrize("path", ["/", "/status.json", "/healthz", "/producer", "/status"])
+    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
+    async def test_other_methods(self, nodes: Nodes, path: str, method: str) -> None:
+        consumer = await nodes.consumer()
+        async with soon():
+            status, headers, body = await answer(consumer.address, path, method=method)
+            assert (status, body) == (405, "Only GET and HEAD are answered here.\n")
+            assert headers["allow"] == "GET, HEAD"
+        await eventually(lambda: not consumer.connections, "it is gone")
+        assert "connections_refused" not in consumer.counters
+
+    @pytest.mark.parametrize("path", [*PAGES, "/healthz", "/nothing"])
+    async def test_head(self, nodes: Nodes, path: str) -> None:
+        """As load balancers and `curl --head` ask."""
+        consumer = await nodes.consumer()
+        async with soon():
+            expected, _, page = await answer(consumer.address, path)
+            status, headers, body = await answer(consumer.address, path, method="HEAD")
+            assert (status, body) == (expected, "")
+            # Numbers in a report may have other lengths meanwhile.
+            assert abs(int(headers["content-length"]) - len(page.encode())) < 500
+
+    async def test_head_of_an_endpoint(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon():
+            status, _, body = await answer(consumer.address, "/producer", method="HEAD")
+            assert (status, body) == (405, "")
+
+    async def test_a_request_with_a_body_ends_the_connection(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), RawSocket.open(consumer.address) as raw:
+            raw.writer.write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
+            await raw.end()
+        await eventually(lambda: not consumer.connections, "it is gone")
+
+    @pytest.mark.parametrize("text", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nx: "])
+    async def test_a_request_that_never_ends(self, nodes: Nodes, text: bytes) -> None:
+        address = f"127.0.0.1:{free_port()}"
+        consumer = await nodes.consumer(hello_seconds=0.2, monitoring={"listen": [address]})
+        async with soon():
+            for where in (consumer.address, address):
+                async with RawSocket.open(where) as raw:
+                    raw.writer.write(text)
+                    await raw.end()
+        await eventually(lambda: not consumer.connections, "they are gone")
+        assert consumer.counters[f"refused_{CloseCode.HELLO_TIMEOUT}"] == 2
+        # A browser does so, with connections that it opens in advance.
+        assert (await report_of(consumer)).warnings == []
+
+    async def test_one_request_a_connection(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        made = made_reports(consumer)
+        async with soon(), RawSocket.open(consumer.address) as raw:
+            raw.writer.write(b"GET /healthz HTTP/1.1\r\n\r\n" + b"GET /status.json HTTP/1.1\r\n\r\n" * 1000)
+            assert await raw.page() == (200, "ok\n")
+        assert made == []
+
+    async def test_many_requests_make_few_reports(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        consumer.service._reporter._made = None
+        made = made_reports(consumer)
+        async with soon():
+            pages = await asyncio.gather(*(answer(consumer.address, "/status.json") for _ in range(100)))
+        bodies = {body for _, _, body in pages}
+        assert 1 <= len(made) < 50
+        assert len(bodies) == len(made)
+
+    async def test_a_full_node_still_shows_its_pages(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(max_connections=1)
+        async with soon(), V2Socket.speaking(consumer.address, "/producer", KEY):
+            report = await report_of(consumer)
+            assert [warning.code for warning in report.warnings] == ["many_connections"]
+            assert (await http_get(consumer.address, "/status"))[0] == 503
+
+
+def made_reports(node: RunningNode) -> list[float]:
+    """Return the times at which reports will be made."""
+    reporter = node.service._reporter
+    made: list[float] = []
+    make = reporter._make
+
+    def spy(now: float) -> Report:
+        made.append(now)
+        return make(now)
+
+    reporter._make = spy  # type: ignore[method-assign]
+    return made
+
+
+class TestStatusEndpoint:
+    """`/status`, after the hello."""
+
+    async def test_a_report(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon():
+            for node, role in ((consumer, "consumer"), (producer, "producer")):
+                async with V2Socket.speaking(node.address, "/status", KEY) as monitor:
+                    monitor.send({"t": "ask_report"})
+                    packet = await monitor.next("report")
+                    assert set(packet) == {"t", "report"}
+                    report = msgspec.convert(packet["report"], Report)
+                    assert msgspec.to_builtins(report) == packet["report"]
+                    assert (report.role, report.version, report.addresses) == (
+                        role,
+                        __version__,
+                        [node.address],
+                    )
+                    kinds = {(one.role, one.state, one.protocol) for one in report.connections}
+                    assert ("monitor", "open", "v2") in kinds
+
+    async def test_it_is_for_everybody_with_the_key(self, nodes: Nodes, far: None) -> None:
+        consumer = await nodes.consumer(monitoring={"pages": "none"})
+        async with soon(), V2Socket.speaking(consumer.address, "/status", KEY) as monitor:
+            monitor.send({"t": "ask_report"})
+            await monitor.next("report")
+
+    async def test_another_key(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), V2Socket.upgraded(consumer.address, "/status") as monitor:
+            await monitor.prove_wrongly(OTHER_KEY, "/status")
+            monitor.send({"t": "ask_report"})
+            assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
+        await eventually(lambda: not consumer.connections, "it is gone")
+        await asyncio.sleep(0)
+        consumer.service._reporter._made = None
+        (warning,) = (await report_of(consumer)).warnings
+        assert warning.code == "hello_refused"
+        assert "another pre-shared key was refused 1 time in the last minute" in warning.text
+        assert OTHER_KEY not in str(warning)
+
+    async def test_nothing_is_told_before_the_hello(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), V2Socket.upgraded(consumer.address, "/status") as monitor:
+            assert (await monitor.packet())["t"] == "challenge"
+            monitor.send({"t": "ask_report"})
+            assert (await monitor.close_frame())[0] == CloseCode.EARLY_DATA
+
+    async def test_the_classic_protocol(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), RawSocket.established(consumer.address, "/status", KEY) as raw:
+            assert await raw.close_frame() == (CloseCode.CLASSIC_REFUSED, CloseCode.CLASSIC_REFUSED.reason)
+
+    @pytest.mark.parametrize(
+        "packet",
+        [
+            {"t": "publish", "number": 1, "after": 0, "topic": "news", "count": 1, "data": ["1"]},
+            {"t": "subscribe", "topic": "news"},
+            {
+                "t": "forward",
+                "publisher": "p",
+                "number": 1,
+                "after": 0,
+                "topic": "x",
+                "count": 1,
+                "data": [""],
+            },
+            {"t": "report", "report": {}},
+            {"t": "draining", "retry_seconds": 0},
+            new_secret(),
+        ],
+    )
+    async def test_other_packets(self, nodes: Nodes, packet: dict[str, Any]) -> None:
+        consumer, producer = await nodes.cluster()
+        async with soon():
+            for node in (consumer, producer):
+                async with V2Socket.speaking(node.address, "/status", KEY) as monitor:
+                    monitor.send(packet)
+                    monitor.send({"t": "ask_report"})
+                    assert (await monitor.close_frame())[0] == CloseCode.UNEXPECTED_PACKET
+        assert consumer.counters["messages_in"] == producer.counters["messages_in"] == 0
+
+    @pytest.mark.parametrize("path", ["/producer", "/subscribe", "/produce"])
+    async def test_reports_are_told_there_only(self, nodes: Nodes, path: str) -> None:
+        consumer, producer = await nodes.cluster()
+        node = producer if path == "/produce" else consumer
+        async with soon(), V2Socket.speaking(node.address, path, KEY) as raw:
+            raw.send({"t": "ask_report"})
+            assert (await raw.close_frame())[0] == CloseCode.UNEXPECTED_PACKET
+
+    async def test_the_key_of_clients_is_for_it(self, nodes: Nodes) -> None:
+        (nodes.directory / "nodes.psk").write_text(OTHER_KEY)
+        (nodes.directory / "nodes.psk").chmod(0o600)
+        consumer = await nodes.consumer(node_psk_file="nodes.psk")
+        producer = await nodes.producer([consumer], node_psk_file="nodes.psk")
+        await producer.ready()
+        async with soon():
+            for node in (consumer, producer):
+                async with V2Socket.speaking(node.address, "/status", KEY) as monitor:
+                    monitor.send({"t": "ask_report"})
+                    await monitor.next("report")
+                async with V2Socket.upgraded(node.address, "/status") as monitor:
+                    await monitor.prove_wrongly(OTHER_KEY, "/status")
+                    assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
+            cluster = await cluster_when(producer, known)
+            assert (len(cluster.nodes), problems(cluster)) == (2, {})
+
+    async def test_a_thousand_questions_in_one_read(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), V2Socket.speaking(consumer.address, "/status", KEY) as monitor:
+            made = made_reports(consumer)
+            monitor.writer.write(frames_of({"t": "ask_report"}, 1000))
+            reports = [await monitor.next("report") for _ in range(1000)]
+            assert 1 <= len(made) <= 3
+            assert len({msgspec.json.encode(report) for report in reports}) <= len(made) + 1
+
+    async def test_one_that_asks_and_does_not_read(self, nodes: Nodes) -> None:
+        limit = 1024 * 1024 + 4096
+        consumer = await nodes.consumer(max_message_bytes=4096, max_buffered_bytes=limit, close_seconds=0.2)
+        async with (
+            soon(),
+            V2Socket.speaking(consumer.address, "/status", KEY, receive_buffer=4096) as monitor,
+        ):
+            monitor.writer.transport.pause_reading()  # type: ignore[attr-defined]
+            questions = frames_of({"t": "ask_report"}, 1000)
+            most = 0
+            while consumer.connections:
+                monitor.writer.write(questions)
+                await asyncio.sleep(0)
+                most = max([most, *(one.buffered_bytes for one in consumer.connections)])
+            assert most <= limit + 64 * 1024
+
+    async def test_a_drain(self, nodes: Nodes, log: Log) -> None:
+        consumer = await nodes.consumer()
+        async with soon(), V2Socket.speaking(consumer.address, "/status", KEY) as monitor:
+            stopping = asyncio.create_task(consumer.stop())
+            assert (await monitor.next("draining"))["retry_seconds"] >= 0
+            await monitor.answer_close()
+            await monitor.abort()
+            await stopping
+        assert not log.lines("drain cut short")
+
+    async def test_a_drain_with_one_that_is_stuck(self, nodes: Nodes, log: Log) -> None:
+        consumer = await nodes.consumer(close_seconds=0.1)
+        async with soon(), V2Socket.speaking(consumer.address, "/status", KEY):
+            await consumer.stop()
+        assert not consumer.connections
+        assert not log.lines("drain cut short")
+
+
+def frames_of(packet: dict[str, Any], count: int) -> bytes:
+    return Frame(Opcode.TEXT, msgspec.json.encode(packet)).serialize(mask=True) * count
+
+
+class TestCluster:
+    """What a node knows of all."""
+
+    async def test_a_node_that_knows_no_others(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        cluster = await cluster_of(consumer.address)
+        assert (cluster.consumers, cluster.producers) == ([consumer.address], [])
+        (node,) = cluster.nodes
+        assert node.report is not None
+        assert (node.address, node.age_seconds, node.clock_seconds) == (consumer.address, 0.0, 0.0)
+        assert (node.problem, cluster.warnings) == ("", [])
+
+    async def test_all_is_well(self, nodes: Nodes) -> None:
+        consumers = [await nodes.consumer() for _ in range(2)]
+        producers = [await nodes.producer(consumers) for _ in range(2)]
+        everybody = {
+            "consumers": [node.address for node in consumers],
+            "producers": [node.address for node in producers],
+        }
+        for node in (*consumers, *producers):
+            await node.ready()
+            node.write(monitoring=everybody)
+            await node.service.reload()
+        for node in (*consumers, *producers):
+            first = await cluster_of(node.address)
+            assert [one.address for one in first.nodes] == everybody["consumers"] + everybody["producers"]
+            cluster = await cluster_when(node, known)
+            assert (cluster.consumers, cluster.producers) == tuple(everybody.values())
+            assert cluster.warnings == []
+            ids = set()
+            for one in cluster.nodes:
+                assert one.report is not None
+                assert one.age_seconds is not None
+                assert one.clock_seconds is not None
+                assert one.report.addresses == [one.address]
+                assert abs(one.clock_seconds) < 5
+                ids.add(one.report.id)
+            assert len(ids) == 4
+
+    async def test_nodes_that_are_down_or_have_another_key(self, nodes: Nodes) -> None:
+        first = await nodes.consumer()
+        other = await nodes.consumer(key=OTHER_KEY)
+        port = free_port()
+        producer = await nodes.producer([first, other], monitoring={"producers": [f"127.0.0.1:{port}"]})
+        cluster = await cluster_when(producer, known)
+        assert cluster.consumers == [first.address, other.address]
+        assert cluster.producers == [f"127.0.0.1:{port}", producer.address]
+        assert problems(cluster) == {
+            other.address: "it has another pre-shared key",
+            f"127.0.0.1:{port}": "Connection refused",
+        }
+        assert [warning.code for warning in cluster.warnings].count("node_unreachable") == 2
+        text = " ".join(warning.text for warning in cluster.warnings)
+        assert f"consumer {other.address} does not answer: it has another pre-shared key." in text
+        assert KEY not in text
+        assert OTHER_KEY not in text
+        assert "link_down" in [warning.code for warning in cluster.warnings]
+        # One comes, and one goes.
+        late = await nodes.producer([first], port=port)
+        await cluster_when(producer, lambda now: f"127.0.0.1:{port}" not in problems(now))
+        await late.crash()
+        cluster = await cluster_when(producer, lambda now: f"127.0.0.1:{port}" in problems(now))
+        gone = next(one for one in cluster.nodes if one.address == f"127.0.0.1:{port}")
+        # What it said last is still there, with its age.
+        assert gone.report is not None
+        assert gone.age_seconds is not None
+
+    async def test_a_node_that_drains(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        address = consumer.address
+        await cluster_when(producer, known)
+        await consumer.stop()
+        cluster = await cluster_when(producer, problems)
+        assert set(problems(cluster)) == {address}
+        assert "node_unreachable" in {warning.code for warning in cluster.warnings}
+
+    async def test_a_node_that_has_no_status(self, nodes: Nodes) -> None:
+        """As one of a former version: it answers 404 there."""
+        consumer = await nodes.consumer()
+        address = f"127.0.0.1:{free_port()}"
+        pages = await nodes.consumer(monitoring={"listen": [address]})
+        producer = await nodes.producer([consumer], monitoring={"consumers": [address]})
+        cluster = await cluster_when(producer, problems)
+        assert "it has no /status" in problems(cluster)[address]
+        assert pages.address not in problems(cluster)
+
+    async def test_it_goes_by_the_latest_configuration(self, nodes: Nodes) -> None:
+        first, second = await nodes.consumer(), await nodes.consumer()
+        producer = await nodes.producer([first])
+        await producer.ready()
+        await cluster_when(producer, known)
+        producer.write(consumers=Nodes.addresses([second], "/producer"))
+        await producer.service.reload()
+        cluster = await cluster_when(producer, known)
+        assert cluster.consumers == [second.address]
+        await eventually(lambda: not first.connections, "the former one is asked no more")
+
+    async def test_it_ends_when_nobody_wants_to_know(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(pages_module, "IDLE_SECONDS", 0.2)
+        monkeypatch.setattr(pages_module, "FRESH_SECONDS", 0.05)
+        consumer, producer = await nodes.cluster()
+        before = asyncio.all_tasks()
+        assert len(consumer.connections) == 1
+        for _ in range(2):
+            await cluster_when(producer, known)
+            assert len(asyncio.all_tasks()) > len(before)
+            await eventually(lambda: len(consumer.connections) == 1, "it is asked no more")
+            await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
+            # What was known then is old, and none of it is a problem.
+            first = await cluster_of(producer.address)
+            assert first.warnings == []
+            assert [one.report is not None for one in first.nodes] == [False, True]
+        producer.service._pages.stop()
+        await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
+
+    async def test_a_node_that_stops_while_it_is_watched(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster()
+        before = asyncio.all_tasks()
+        await cluster_when(producer, known)
+        await producer.stop()
+        await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
+        await eventually(lambda: not consumer.connections, "nobody asks any more")
+
+    async def test_watching_logs_nothing(self, nodes: Nodes, log: Log) -> None:
+        consumer = await nodes.consumer()
+        monitoring = {"producers": [f"127.0.0.1:{free_port()}"]}
+        producer = await nodes.producer([consumer], monitoring=monitoring)
+        await producer.ready()
+        log.records.clear()
+        await cluster_when(producer, known)
+        assert log.lines("", logging.INFO) == []
+
+    async def test_tls(self, nodes: Nodes, tmp_path: Path) -> None:
+        authority = Authority(tmp_path)
+        issued = authority.issue("node")
+        consumer, producer = await nodes.cluster(listen=WSS, tls=table(issued))
+        context = authority.context()
+        cluster = await cluster_when(producer, known, context)
+        assert [one.problem for one in cluster.nodes] == ["", ""]
+        assert cluster.consumers == [consumer.address]
+        assert cluster.warnings == []
+        digest, ends = certificate_of(issued)
+        for one in cluster.nodes:
+            assert one.report is not None
+            assert one.report.certificate_sha256 == digest
+            assert one.report.certificate_ends == ends
+
+    async def test_tls_of_another_authority(self, nodes: Nodes, tmp_path: Path) -> None:
+        authority, other = Authority(tmp_path), Authority(tmp_path, "other")
+        consumer = await nodes.consumer(listen=WSS, tls=table(authority.issue("one")))
+        producer = await nodes.producer([consumer], tls=table(other.issue("two")))
+        cluster = await cluster_when(producer, problems)
+        assert problems(cluster)[consumer.address].startswith("its certificate is not to be trusted: ")
+
+
+def problems(cluster: Cluster) -> dict[str, str]:
+    """Return what is wrong with nodes, by address."""
+
+    def words(node: ClusterNode) -> str:
+        return re.sub(r"^\d+ ", "", node.problem)
+
+    return {node.address: words(node) for node in cluster.nodes if node.problem}
+
+
+def certificate_of(tls: Tls) -> tuple[str, float]:
+    """Return digest and end of a certificate, as OpenSSL finds them."""
+    assert tls.certificate is not None
+    digest = hashlib.sha256(ssl.PEM_cert_to_DER_cert(Path(tls.certificate).read_text())).hexdigest()
+    decoded: dict[str, Any] = ssl._ssl._test_decode_cert(tls.certificate)  # type: ignore[attr-defined]
+    return digest, ssl.cert_time_to_seconds(str(decoded["notAfter"]))

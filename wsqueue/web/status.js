@@ -677,10 +677,7 @@
 
   function judge(warnings, problem, well) {
     const level = problem ? "bad" : warnings.length ? "warn" : "ok";
-    const news = JSON.stringify([
-      problem,
-      warnings.map((one) => [one.code, one.text.replace(/[\d.,]+/g, "")]),
-    ]);
+    const news = JSON.stringify([problem, warnings.map((one) => one.code)]);
     if (news !== spoken) {
       spoken = news;
       say(

@@ -120,7 +120,9 @@
     window() {
       const [first, last] = [this.samples[0]?.histogram, this.samples.at(-1)?.histogram];
       if (!first || !last || first.counts.length !== last.counts.length) return null;
-      return { bounds: last.bounds, counts: last.counts.map((value, index) => value - first.counts[index]) };
+      const seconds = this.samples.at(-1).time - this.samples[0].time;
+      const counts = last.counts.map((value, index) => value - first.counts[index]);
+      return { bounds: last.bounds, counts, seconds };
     }
   }
 
@@ -289,7 +291,7 @@
         note,
       ),
       update(histogram) {
-        const { bounds = [], counts = [] } = histogram ?? {};
+        const { bounds = [], counts = [], seconds = 0 } = histogram ?? {};
         const total = counts.reduce((sum, value) => sum + value, 0);
         const [half, most] = total ? [quantile(histogram, 0.5), quantile(histogram, 0.99)] : ["–", "–"];
         facts(values, [
@@ -311,7 +313,7 @@
         }
         say(low, bounds.length ? `up to ${brief(bounds[0])}` : "");
         say(high, bounds.length ? `over ${brief(bounds.at(-1))}` : "");
-        say(note, `${total ? count(total, one, many) : `No ${one}`} in 2 minutes`);
+        say(note, `${total ? count(total, one, many) : `No ${one}`}, last ${duration(Math.max(1, seconds))}`);
       },
     };
   }
@@ -353,6 +355,8 @@
       [["Subscriber"], ["Protocol"], ["Messages behind", true], ["Waiting to be sent", true]],
       "None: all keep up.",
     );
+    const slowNote = make("p", { class: "note" });
+    slow.element.append(slowNote);
     const size = meter("Log of its limit");
     const log = make("dl", { class: "facts" });
     const logCard = make("div", { class: "card" }, make("h3", {}, "Log"), size.svg, log);
@@ -420,7 +424,9 @@
             bytes(one.buffered_bytes),
           ]),
         );
-        slow.element.hidden = !report.slow_peers.length;
+        const unnamed = report.slow_subscribers - report.slow_peers.length;
+        say(slowNote, unnamed > 0 ? `and ${count(unnamed, "other")}` : "");
+        slow.element.hidden = !report.slow_subscribers;
         logCard.hidden = !report.log;
         if (report.log) aboutLog(report.log);
         counters.update(
@@ -437,10 +443,10 @@
         ["Kept", `${bytes(status.bytes)} of ${bytes(status.limit_bytes)}`],
         ["Where", status.mode === "sqlite" ? "on disk (sqlite)" : `in ${status.mode}`],
         ["Topics", grouped.format(status.topics)],
-        ["Waiting for the disk", bytes(status.pending_bytes)],
         ...(status.free_bytes < 0
           ? []
           : [
+              ["Waiting for the disk", bytes(status.pending_bytes)],
               ["Free on the disk", bytes(status.free_bytes)],
               ["Last write took", brief(status.commit_seconds)],
             ]),

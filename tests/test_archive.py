@@ -687,16 +687,6 @@ def test_the_writer_ends_when_the_loop_is_gone(tmp_path: Path, fails: bool) -> N
     one.archive._store.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 1 MiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
 async def test_a_disk_that_is_full_and_then_is_not(small_disk: Path) -> None:
     async with opened(small_disk) as one:
         await one.add(record("a", 0))

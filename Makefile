@@ -6,6 +6,8 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Enough to run nodes, which a first try need not wait longer for.
+RUNS := $(VENV)/.runs
 TOPIC ?= news
 PORT ?= 8000
 SCHEDULES ?= 1000
@@ -22,11 +24,15 @@ help: ## List the targets
 setup: $(READY) ## Make the virtual environment .venv with everything in it
 
 $(READY): scripts/setup pyproject.toml constraints.txt
-	scripts/setup $(VENV)
+	scripts/setup $(VENV) '.[dev]'
+	touch $(RUNS) $@
+
+$(RUNS): scripts/setup pyproject.toml constraints.txt
+	scripts/setup $(VENV) .
 	touch $@
 
 .PHONY: demo
-demo: $(READY) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
+demo: $(RUNS) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
 	@$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
 
 .PHONY: test

@@ -56,8 +56,14 @@ class Mermaid(Directive):
     def run(self) -> list[nodes.Node]:
         """Return it as an image whose description is its text."""
         source = "\n".join(self.content)
-        image = base64.b64encode(mermaidx.render(source).svg().encode()).decode()
-        html = f'<img class="diagram" alt="{escape(source)}" src="data:image/svg+xml;base64,{image}">'
+        svg = mermaidx.render(source).svg()
+        # Its own width, for an image without one is as wide as the page.
+        width = re.search(r'viewBox="[-\d.]+ [-\d.]+ (\d+)', svg)
+        image = base64.b64encode(svg.encode()).decode()
+        html = (
+            f'<img class="diagram" alt="{escape(source)}" width="{width[1] if width else ""}"'
+            f' src="data:image/svg+xml;base64,{image}">'
+        )
         return [nodes.raw("", html, format="html")]
 
 
@@ -66,7 +72,8 @@ def with_navigation(_app: Sphinx, name: str, source: list[str]) -> None:
     if name not in CONTENTS:
         return
     seen: set[str] = set()
-    for section in re.split(r"^## ", source[0], flags=re.MULTILINE):
+    introduction, *sections = re.split(r"^## ", source[0], flags=re.MULTILINE)
+    for section in sections or [introduction]:
         title = section.partition("\n")[0]
         links = [target for _, target, anchor in LINK.findall(section) if not anchor]
         documents = [link for link in dict.fromkeys(links) if link.endswith(".md") and link not in seen]

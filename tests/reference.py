@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent
 DIRECTORY = ROOT / "docs" / "reference"
 NOTE = "<!-- Written by `python -m tests.reference`: change what it is made of, not this file. -->\n"
 
-ROLES = ("release", "consumer", "producer", "demo", "node", "ca")
+ROLES = ("release", "consumer", "producer", "demo", "monitoring", "node", "ca")
 """As a reader needs them: what all have, the nodes, the clients, and what is below."""
 
 NAMES = {
@@ -71,7 +71,7 @@ def pages() -> dict[str, str]:
 def command_line() -> Iterator[str]:
     """Write what `--help` says, of each command."""
     yield f"# Command line\n\n{NOTE}"
-    yield "What `wsqueue --help` and `wsqueue COMMAND --help` say. All commands have the same"
+    yield "What `wsqueue --help` and `wsqueue COMMAND --help` say, `-h` for short. All commands have the same"
     yield "[exit codes](../operations.md#exit-codes).\n"
     yield from _command(cli.main, "wsqueue", None)
 
@@ -82,10 +82,11 @@ def _command(command: click.Command, path: str, parent: click.Context | None) ->
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     yield f"## {path}\n\n```text\n{usage}\n```\n"
     yield from _help(command.help or "")
-    options = [option for option in command.get_params(context) if isinstance(option, click.Option)]
-    yield "| option | default | meaning |\n|---|---|---|"
-    yield from (_option(option, context) for option in options)
-    yield ""
+    options = [option for option in command.params if isinstance(option, click.Option)]
+    if options:
+        yield "| option | default | meaning |\n|---|---|---|"
+        yield from (_option(option, context) for option in options)
+        yield ""
     if isinstance(command, click.Group):
         for name in sorted(command.list_commands(context)):
             sub = command.get_command(context, name)

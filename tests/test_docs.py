@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -130,7 +131,9 @@ def test_the_logged_events_and_the_counters() -> None:
     assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/configuration.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/configuration.md", "docs/how-to.md", "docs/metrics.md"]
+)
 def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
     blocks = code_blocks(ROOT / document, "toml")
     assert blocks
@@ -138,6 +141,13 @@ def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> N
         file = tmp_path / "example.toml"
         file.write_text(block)
         config.load_any(file)
+
+
+def test_the_recipes_are_python() -> None:
+    blocks = code_blocks(ROOT / "docs" / "how-to.md", "python")
+    assert blocks
+    for block in blocks:
+        compile(block, "how-to.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
 
 
 def test_the_tests_that_show_the_guarantees_are_there() -> None:

@@ -302,7 +302,7 @@ class TestWarnings:
         assert warning == Warning(
             "link_down",
             "No link to consumer 192.0.2.1:1/producer for 62 seconds: Connection refused;"
-            " 12 messages (3.0 KiB) wait for it.",
+            " 12 messages wait for it (3.0 KiB).",
             "See whether it runs and can be reached; the topics of other consumers go on.",
         )
 
@@ -321,7 +321,7 @@ class TestWarnings:
         texts = [warning.text for warning in node.warnings(links=[down], slow_peers=slow)]
         assert texts == [
             "No link to consumer 192.0.2.1:1/producer for 1 second: Connection refused;"
-            " 1 message (100 bytes) waits for it.",
+            " 1 message waits for it (100 bytes).",
             "1 publisher is not read from, for too much waits for 192.0.2.1:1/producer.",
             "1 subscriber reads slower than its topics grow: 192.0.2.9:1 (1 message behind).",
             "1 time in the last minute, a subscriber was told that messages are gone.",
@@ -336,7 +336,7 @@ class TestWarnings:
         assert first.code == "link_slow"
         assert first.text == (
             "Consumer 192.0.2.1:1/producer takes messages slower than they come;"
-            " 1000 messages (2.0 MiB) wait for it."
+            " 1000 messages wait for it (2.0 MiB)."
         )
         assert (second.code, second.text.split(",")[0]) == (
             "publishers_paused",

@@ -20,20 +20,28 @@ import contextlib
 import errno
 import itertools
 import json
+import os
 import re
-import signal
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import click
 import msgspec
-import uvloop
 
-from . import client, config, logs, service
+from . import client, commands, config, logs, service
+from .commands import (
+    COMPLETE_VARIABLE,
+    complete_file,
+    config_option,
+    ended_by_signals,
+    print_json,
+    progress_line,
+    run,
+)
 from .config import DemoConfig, Limits
 from .consumer import Consumer
 from .demo import demo as run_demo
@@ -51,9 +59,6 @@ if TYPE_CHECKING:
     from .bench import Protocol
     from .load import Load
 
-DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
-"""Where the deployment puts the configuration of clients."""
-
 NODE_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
 
 _EXIT_CODES: dict[type[WsqueueError], int] = {
@@ -65,6 +70,11 @@ _EXIT_CODES: dict[type[WsqueueError], int] = {
 
 
 class _Commands(click.Group):
+    def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click has it
+        """Complete what the scripts of `wsqueue completion` ask for, however this was started."""
+        kwargs["complete_var"] = COMPLETE_VARIABLE
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
         """Turn our errors into one sentence on standard error and an exit code."""
         try:
@@ -114,17 +124,6 @@ class _Start(click.ParamType[Any, Any]):
 
 _START = _Start()
 
-_config_option = click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    envvar="WSQUEUE_CONFIG",
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    show_envvar=True,
-    help="Configuration of role demo: where the nodes are, and the pre-shared key.",
-)
-
 
 @click.group(
     cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
@@ -146,11 +145,13 @@ def main(verbose: bool) -> None:
     or line to publish, 3 wrong configuration, 4 no node answers, 5 another pre-shared key, 130 Ctrl-C.
     """
     prepare_standard_files()
+    if os.environ.get("NO_COLOR"):
+        click.get_current_context().color = False
     logs.configure("info" if verbose else "warning")
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 def consumer(file: str) -> None:
     """Run a consumer with the configuration FILE.
 
@@ -165,7 +166,7 @@ def consumer(file: str) -> None:
 
 
 @main.command()
-@click.argument("file")
+@click.argument("file", shell_complete=complete_file)
 def producer(file: str) -> None:
     """Run a producer with the configuration FILE.
 
@@ -180,26 +181,41 @@ def producer(file: str) -> None:
 
 
 @main.command("check-config")
-@click.argument("file")
-def check_config(file: str) -> None:
+@click.argument("file", shell_complete=complete_file)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object: role, warnings and the problem."
+)
+def check_config(file: str, *, as_json: bool) -> None:
     """Check the configuration FILE, its certificates, and the key if it has a psk_file; exit with 3 if wrong.
 
     \b
-    Example:
+    Examples:
       wsqueue check-config /etc/wsqueue/producer-10002.toml
+      wsqueue check-config --json demo.toml | jq -r .problem
     """
-    checked = config.load_any(file)
-    if checked.psk_file is not None:
-        config.load_psk(checked)
-    contexts = TlsContexts(checked)
-    for sentence in config.warnings(checked) + contexts.warnings(datetime.now(UTC)):
+    try:
+        checked = config.load_any(file)
+        if checked.psk_file is not None:
+            config.load_psk(checked)
+        warnings = config.warnings(checked) + TlsContexts(checked).warnings(datetime.now(UTC))
+    except ConfigError as error:
+        if not as_json:
+            raise
+        wrong = {"file": error.file, "line": error.line, "key": error.key}
+        print_json({"file": file, "role": None, "warnings": [], "problem": str(error), "at": wrong})
+        raise click.exceptions.Exit(3) from None
+    role = config.role_of(type(checked))
+    if as_json:
+        print_json({"file": file, "role": role, "warnings": warnings, "problem": None, "at": None})
+        return
+    for sentence in warnings:
         click.echo(f"Warning: {printable(sentence)}", err=True)
-    click.echo(f"{printable(file)}: a good configuration of role {config.role_of(type(checked))}")
+    click.echo(f"{printable(file)}: a good configuration of role {role}")
 
 
 @main.command()
 @click.argument("topic")
-@_config_option
+@config_option
 def demo(topic: str, config_file: str) -> None:
     """Publish each line that you type on TOPIC, and print what comes on it.
 
@@ -211,7 +227,7 @@ def demo(topic: str, config_file: str) -> None:
       wsqueue demo news
       echo hello | wsqueue demo news
     """
-    _run(_demo(config.load(config_file, DemoConfig), topic))
+    run(_demo(config.load(config_file, DemoConfig), topic))
 
 
 @main.command()
@@ -223,7 +239,7 @@ def demo(topic: str, config_file: str) -> None:
     show_default=True,
     help="Wait until all is stored, or only until a producer has read it.",
 )
-@_config_option
+@config_option
 def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     """Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
 
@@ -236,7 +252,7 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
       wsqueue publish news 'hello there'
       tail -F app.log | wsqueue publish logs
     """
-    _run(_publish(config.load(config_file, DemoConfig), topic, data, confirm=confirm))
+    run(_publish(config.load(config_file, DemoConfig), topic, data, confirm=confirm))
 
 
 @main.command()
@@ -269,7 +285,7 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     metavar="SECONDS",
     help="End after that time; with --count, the exit code is 1 when fewer than N came.",
 )
-@_config_option
+@config_option
 def subscribe(
     *,
     topics: tuple[str, ...],
@@ -294,23 +310,25 @@ def subscribe(
     if isinstance(start, int | client.Position) and len(set(topics)) > 1:
         raise click.UsageError("an offset is of one topic, and there are several.")
     settings = config.load(config_file, DemoConfig)
-    _run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
+    run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
 
 
 @main.command()
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
-@_config_option
-def verify(junit: Path | None, config_file: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all checks.")
+@config_option
+def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
     """Run the end-to-end tests against a cluster; exit with 1 if any fails.
 
     Every node answers; a random message comes back unmodified through every producer and every
     consumer; every endpoint refuses a wrong key.
 
     \b
-    Example:
+    Examples:
       wsqueue verify --junit report.xml
+      wsqueue verify --json | jq -r '.checks[] | select(.problem != "") | .name'
     """
-    _run(_verify(config.load(config_file, DemoConfig), junit))
+    run(_verify(config.load(config_file, DemoConfig), junit, as_json=as_json))
 
 
 @main.command()
@@ -355,7 +373,7 @@ def local(
       wsqueue local --consumers 4 --producers 3 --port 0
       wsqueue local --demo news
     """
-    _run(
+    run(
         _local(
             consumers=consumers,
             producers=producers,
@@ -497,16 +515,12 @@ def bench(
     if problem:
         raise click.UsageError(problem)
     cluster = (*nodes, retention or "memory")
-    _run(_bench(load, settings, cluster, protocol, as_json=as_json, plot=plot))
+    run(_bench(load, settings, cluster, protocol, as_json=as_json, plot=plot))
 
 
 def _run_node(file: str, kind: type[service.Node]) -> None:
     logs.configure(config.load(file, kind.config_type).log_level)
     service.run(file, kind)
-
-
-def _run(coroutine: Coroutine[Any, Any, None]) -> None:
-    uvloop.run(coroutine)
 
 
 def _fail() -> None:
@@ -583,13 +597,19 @@ def _line(message: client.Message | client.Gap, as_json: bool, topics: int) -> s
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
 
 
-async def _verify(settings: DemoConfig, junit: Path | None) -> None:
+async def _verify(settings: DemoConfig, junit: Path | None, *, as_json: bool = False) -> None:
     checks = []
-    async for check in run_checks(settings, config.load_psk(settings)):
-        checks.append(check)
-        _show_check(check)
+    with progress_line() as say:
+        async for check in run_checks(settings, config.load_psk(settings), say):
+            checks.append(check)
+            say("")
+            if not as_json:
+                _show_check(check)
     failed = sum(bool(check.problem) for check in checks)
-    click.echo(f"{len(checks)} checks, {failed} failed")
+    if as_json:
+        print_json({"checks": checks, "failed": failed})
+    else:
+        click.echo(f"{len(checks)} checks, {failed} failed")
     if junit is not None:
         try:
             write_junit(checks, junit)
@@ -616,7 +636,7 @@ async def _bench(
 ) -> None:
     from . import bench as benchmark  # noqa: PLC0415 - as above
 
-    with _ended_by_signals(), _progress_bar() as progress:
+    with ended_by_signals(), _progress_bar() as progress:
         if settings is not None:
             report = await benchmark.bench(load, settings, progress, protocol)
         else:
@@ -662,7 +682,7 @@ async def _local(
 ) -> None:
     # The demo has the terminal for itself, and its checks provoke warnings.
     show = _node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
-    with _ended_by_signals():
+    with ended_by_signals():
         kept = config.Retention(mode=retention)
         async with LocalCluster(consumers, producers, port, directory, show, retention=kept) as cluster:
             if demo_topic is None:
@@ -689,20 +709,5 @@ def _node_lines(hidden: list[str]) -> Callable[[str, str], None]:
     return show
 
 
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a signal cancel what runs, so that it ends the processes that it has started."""
-    code = 0
-
-    def end(number: int) -> None:
-        nonlocal code
-        code = 128 + number
-        this.cancel()
-
-    loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise click.exceptions.Exit(code) from None
+for _command in commands.ALL:
+    main.add_command(_command)

@@ -78,6 +78,7 @@ class Connection(asyncio.Protocol):
     Attributes:
         bytes_in: Read from the network so far.
         bytes_out: Given to it.
+        heard_at: When the latest bytes were read (monotonic), 0 before any.
         from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
     """
 
@@ -85,7 +86,6 @@ class Connection(asyncio.Protocol):
         "_closing",
         "_eof_due",
         "_established",
-        "_heard_at",
         "_limits",
         "_on_lost",
         "_pauses",
@@ -101,6 +101,7 @@ class Connection(asyncio.Protocol):
         "bytes_out",
         "from_this_host",
         "handler",
+        "heard_at",
         "peer",
         "session",
     )
@@ -124,7 +125,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._established = self._closing = False
-        self._heard_at = 0.0
+        self.heard_at = 0.0
         self._pinged_at: float | None = None
         self._pauses = 0
         # Whole frames, held back while writing is paused; subscribers of a topic share the same bytes.
@@ -272,7 +273,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
-        first, self._heard_at = not self._heard_at, monotonic()
+        first, self.heard_at = not self.heard_at, monotonic()
         self.bytes_in += len(data)
         if self._tls is not None:
             self._receive_tls(self._tls, data)
@@ -450,18 +451,18 @@ class Connection(asyncio.Protocol):
         now = monotonic()
         interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
         if self._pauses:
-            self._heard_at, self._pinged_at = now, None
+            self.heard_at, self._pinged_at = now, None
             if not self._writing_paused:
                 self.ping()
             self._set_timer(min(interval, timeout) / 2, self._keepalive)
             return
-        if self._pinged_at is not None and self._heard_at >= self._pinged_at:
+        if self._pinged_at is not None and self.heard_at >= self._pinged_at:
             self._pinged_at = None
-        if self._pinged_at is None and now - self._heard_at >= interval:
+        if self._pinged_at is None and now - self.heard_at >= interval:
             self._pinged_at = now
             self.ping()
         if self._pinged_at is None:
-            self._set_timer(self._heard_at + interval - now, self._keepalive)
+            self._set_timer(self.heard_at + interval - now, self._keepalive)
         elif now - self._pinged_at < timeout:
             self._set_timer(min(interval, self._pinged_at + timeout - now), self._keepalive)
         else:

@@ -183,7 +183,11 @@ class Consumer:
         """Fan messages of one topic out: they are one write for each of its subscribers."""
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         count = sum(record.count for record in records)
-        self.top_topics.count(topic, count)
+        counts = self.top_topics.counts
+        if topic in counts:
+            counts[topic] += count
+        else:
+            self.top_topics.count(topic, count)
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:

@@ -18,6 +18,7 @@
 from __future__ import annotations
 
 import enum
+import os
 from http import HTTPStatus
 from typing import Self
 
@@ -167,6 +168,13 @@ class Closed(msgspec.Struct, frozen=True):
             return self.reason
         who = "the peer" if self.by_peer else "we"
         return f"{who} closed with {self.code}" + (f" ({self.reason})" if self.reason else "")
+
+
+def why(error: OSError) -> str:
+    """Return the system's words for an error: asyncio's have the address in them, as Python writes it."""
+    if error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno)
+    return error.strerror or str(error)
 
 
 class PeerError(WsqueueError):

@@ -22,7 +22,7 @@ import msgspec
 from .addresses import Address
 from .config import DemoConfig, ProducerConfig
 from .connection import Connection
-from .errors import UNREACHABLE, CloseCode, Closed
+from .errors import UNREACHABLE, CloseCode, Closed, why
 from .framing import Ponged
 from .hello import PreSharedKey
 from .logs import log
@@ -263,7 +263,7 @@ class Link:
         except TimeoutError:
             return Closed(UNREACHABLE, "no answer in time", by_peer=True)
         except OSError as error:
-            return Closed(UNREACHABLE, error.strerror or str(error), by_peer=True)
+            return Closed(UNREACHABLE, why(error), by_peer=True)
         finally:
             connection.abort(CloseCode.NORMAL)
             self._old_bytes_in, self._old_bytes_out = self.traffic

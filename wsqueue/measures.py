@@ -64,27 +64,31 @@ class Peak:
 
 
 class TopTopics:
-    """Count the messages of topics in windows."""
+    """Count the messages of topics in windows.
 
-    __slots__ = ("_before", "_before_seconds", "_now")
+    Attributes:
+        counts: Messages of this window by topic; the message path adds to those that are there by itself.
+    """
+
+    __slots__ = ("_before", "_before_seconds", "counts")
 
     def __init__(self) -> None:
-        self._before: Counter[str] = Counter()
+        self._before: dict[str, int] = {}
         self._before_seconds = 0.0
-        self._now: Counter[str] = Counter()
+        self.counts: dict[str, int] = {}
 
     def count(self, topic: str, messages: int) -> None:
-        """Count messages of a topic."""
-        now = self._now
-        if topic in now:
-            now[topic] += messages
-        elif len(now) < MAX_COUNTED_TOPICS:
-            now[topic] = messages
+        """Count messages of a topic, unless there are too many topics."""
+        counts = self.counts
+        if topic in counts:
+            counts[topic] += messages
+        elif len(counts) < MAX_COUNTED_TOPICS:
+            counts[topic] = messages
 
     def turn(self, seconds: float) -> None:
         """End a window, which took so many seconds."""
-        self._before, self._before_seconds = self._now, seconds
-        self._now = Counter()
+        self._before, self._before_seconds = self.counts, seconds
+        self.counts = {}
 
     def top(self, count: int, seconds: float) -> list[TopicStatus]:
         """Return the topics with most messages.
@@ -93,7 +97,8 @@ class TopTopics:
             count: How many topics.
             seconds: For how long this window has gone on.
         """
-        total = self._before + self._now
+        total = Counter(self._before)
+        total.update(self.counts)
         whole = max(self._before_seconds + seconds, 1.0)
         most = heapq.nlargest(count, total.items(), key=operator.itemgetter(1))
         return [TopicStatus(_cut(topic), messages / whole) for topic, messages in most]

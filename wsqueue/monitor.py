@@ -23,6 +23,9 @@ from .tls import TlsContexts
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 """Of a report: far above one of a producer with 10,000 links."""
 
+OTHER_KEY = "it has another pre-shared key"
+"""The problem of a node whose key is not ours."""
+
 STALE_SECONDS = 3.0
 """How long a node may take to answer before it counts as not answering."""
 
@@ -197,7 +200,7 @@ def _put(own: Report, nodes: list[ClusterNode]) -> None:
 def _problem(closed: Closed) -> str:
     """Say in words why a node cannot be asked."""
     if closed.code == CloseCode.WRONG_ANSWER:
-        return "it has another pre-shared key"
+        return OTHER_KEY
     if closed.code == 404:
         return "it has no /status: it runs an older version, or is no node of wsqueue"
     if closed.code == CloseCode.CLASSIC_REFUSED:

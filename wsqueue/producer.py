@@ -47,6 +47,9 @@ PUBLIC_ID_BYTES = 16
 MAX_REASON_CHARACTERS = 200
 """Of the reason of a refusal, as the packet takes it."""
 
+TIMING_SECONDS = 0.005
+"""From one batch that is timed to the next: 200 a second tell enough, and cost the others nothing."""
+
 SLOW_LINK_BYTES = 1024 * 1024
 """What may wait for a consumer that is up and slow: more would only add delay."""
 
@@ -85,7 +88,6 @@ class Batch(msgspec.Struct, gc=False):
         mark: What the consumer says when it confirms the batch: in v2 how many batches came on this
             connection, it included; for a classic consumer, how many messages.
         size: Bytes that it takes while it is held; set by itself.
-        read_at: When it was read (monotonic).
     """
 
     publisher: str
@@ -97,7 +99,6 @@ class Batch(msgspec.Struct, gc=False):
     origin: Origin | None
     mark: int = 0
     size: int = 0
-    read_at: float = 0.0
 
     def __post_init__(self) -> None:
         """Say what it takes, for that is asked four times."""
@@ -116,7 +117,8 @@ class ConsumerLink(Link):
         psk: The key of both ends.
         counters: Where events are counted.
         tls: For its connections.
-        confirm_seconds: Where it is counted how long batches wait for their confirmation.
+        confirm_seconds: Where it is counted how long batches wait for their confirmation: of each link,
+            one at a time is timed.
     """
 
     peer_role = "consumer"
@@ -144,6 +146,8 @@ class ConsumerLink(Link):
         self._blocked: set[Connection] = set()
         self._counters = counters
         self._confirm_seconds = confirm_seconds
+        self._timed: Batch | None = None
+        self._timed_since = 0.0
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -191,6 +195,8 @@ class ConsumerLink(Link):
             self._counters["lost_full"] += sum(batch.count for batch in batches if batch.origin is None)
             publisher.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
+        if self._timed is None and publisher.heard_at - self._timed_since >= TIMING_SECONDS:
+            self._timed, self._timed_since = batches[-1], publisher.heard_at
         self.hold(batches)
         self._send_held()
         if self._full and publisher not in self._blocked:
@@ -207,6 +213,7 @@ class ConsumerLink(Link):
         """Give up what waits, and let its publishers go on."""
         held = list(self._queue)
         self._queue.clear()
+        self._timed = None
         self._queued_bytes = 0
         self._check_emptied()
         return held
@@ -257,6 +264,8 @@ class ConsumerLink(Link):
                 self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
             elif batch.origin is None and not self._was_v2:
                 self._counters["lost_in_flight"] += batch.count
+                if batch is self._timed:
+                    self._timed = None
             else:
                 again.append(batch)
         self._unconfirmed.clear()
@@ -319,21 +328,19 @@ class ConsumerLink(Link):
         self._check_emptied()
 
     def _confirm_marks(self, mark: int) -> None:
-        now, read_at, count = monotonic(), 0.0, 0
+        if self._timed is not None and 0 < self._timed.mark <= mark:
+            assert self.connection is not None
+            self._confirm_seconds.observe(self.connection.heard_at - self._timed_since)
+            self._timed = None
         while self._unconfirmed and self._unconfirmed[0].mark <= mark:
             batch = self._unconfirmed.popleft()
             self._unconfirmed_bytes -= batch.size
-            if batch.read_at != read_at:
-                self._confirm_seconds.observe(now - read_at, count)
-                read_at, count = batch.read_at, 0
-            count += 1
             if batch.origin is not None:
                 ranges = self._acks.setdefault(batch.origin, [])
                 if ranges and ranges[-1][1] == batch.number - 1:
                     ranges[-1] = (ranges[-1][0], batch.number)
                 else:
                     ranges.append((batch.number, batch.number))
-        self._confirm_seconds.observe(now - read_at, count)
         self._check_emptied()
 
     def _tell_origins(self) -> None:
@@ -349,6 +356,8 @@ class ConsumerLink(Link):
             self._check_emptied()
 
     def _refuse(self, batch: Batch, code: packets_v2.RefusalCode, reason: str) -> None:
+        if batch is self._timed:
+            self._timed = None
         self._refused[batch.publisher, batch.number] = None
         if len(self._refused) > MAX_REFUSED:
             self._refused.popitem(last=False)
@@ -494,12 +503,16 @@ class Producer:
             elif not isinstance(event, Established | Ponged):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
-        read_at, count = monotonic(), self.top_topics.count
+        counts = self.top_topics.counts
         for index, its in batches.items():
+            messages = 0
             for batch in its:
-                batch.read_at = read_at
-                count(batch.topic, batch.count)
-            self.counters["messages_in"] += sum(batch.count for batch in its)
+                messages += batch.count
+                try:
+                    counts[batch.topic] += batch.count
+                except KeyError:
+                    self.top_topics.count(batch.topic, batch.count)
+            self.counters["messages_in"] += messages
             self.links[index].forward(its, connection, len(self._publishers))
 
     def writable(self, connection: Connection) -> None:

@@ -108,6 +108,7 @@ class Reader:
         if too_much or offset != self._offset or self._connection.congested:
             self._live = False
             self._counters["fell_behind"] += 1
+            log(logger, logging.DEBUG, "fell behind", peer=self._connection.peer, topic=self._topic)
             self._behind.add(self)
             self.catch_up()
             return False
@@ -211,6 +212,8 @@ class Reader:
 
     def _tell_of_gap(self, missed: int | None) -> None:
         self._counters["gaps"] += 1
+        count = "unknown" if missed is None else missed
+        log(logger, logging.WARNING, "gap told", peer=self._connection.peer, topic=self._topic, missed=count)
         self._connection.send_packet(packets_v2.Gap(self._topic, self._offset, missed))
 
 

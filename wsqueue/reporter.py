@@ -292,9 +292,10 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[Warning]:
-    wait = "waits" if link.held_messages == 1 else "wait"
-    held = number(link.held_messages, "message", "messages")
-    waiting = f"{held} ({amount(link.held_bytes)}) {wait} for it"
+    waiting = "nothing waits for it"
+    if link.held_messages:
+        held = number(link.held_messages, "message waits", "messages wait")
+        waiting = f"{held} for it ({amount(link.held_bytes)})"
     if link.state == "down":
         yield Warning(
             "link_down",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import logging
 import operator
 import os
 import secrets
@@ -23,9 +24,12 @@ from . import config as configuration
 from . import packets_v2
 from .archive import Archive, State, take_snapshot, write_snapshot
 from .errors import ConfigError
+from .logs import log
 from .packets_v2 import RefusalCode
 from .records import MAX_NUMBERS, Record, TopicState
 from .status import HistogramStatus, LogStatus
+
+logger = logging.getLogger(__name__)
 
 MAX_EMPTY_TOPICS = 100_000
 """Topics without messages whose next offset is remembered, likewise."""
@@ -427,11 +431,11 @@ class Retention:
             self._note_use(log)
 
     def _live_order(self) -> Iterator[TopicLog]:
-        for log in self._order:
-            if log.dropped:
-                log.dropped -= 1
+        for topic_log in self._order:
+            if topic_log.dropped:
+                topic_log.dropped -= 1
             else:
-                yield log
+                yield topic_log
 
     def _note_use(self, log: TopicLog) -> None:
         """Note whether a topic may be forgotten: none with messages or readers."""
@@ -460,7 +464,9 @@ class Retention:
 
     def _committed(self, records: list[Record]) -> None:
         """Report what is on disk now (the archive calls this)."""
-        self._failing = ""
+        if self._failing:
+            log(logger, logging.INFO, "messages stored again", after=self._failing)
+            self._failing = ""
         outcomes: list[Outcome] = []
         left = len(records)
         while self._pending and (left or self._pending[0][0].record is None):
@@ -473,6 +479,8 @@ class Retention:
 
     def _failed(self, records: list[Record], reason: str) -> None:
         """Take back all that could not be written, and refuse it (the archive calls this)."""
+        if reason != self._failing:
+            log(logger, logging.ERROR, "messages refused", reason=reason)
         self._failing = reason
         for outcome, before in reversed(self._pending):
             if outcome.record is None:

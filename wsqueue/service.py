@@ -25,7 +25,7 @@ from . import config, packets_v2
 from .addresses import Address
 from .config import Keys, NodeConfig
 from .connection import Connection, Handler
-from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError
+from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError, why
 from .framing import HttpAnswer
 from .logs import log
 from .measures import TopTopics
@@ -364,7 +364,7 @@ class Service:
         except OSError as error:
             for listener in opened.values():
                 listener.close()
-            raise ListenError(f"cannot listen on {address}: {error.strerror or error}") from None
+            raise ListenError(f"cannot listen on {address}: {why(error)}") from None
         for address, listener in turned.items():
             del self._listeners[listener.address]
             listener.address = address

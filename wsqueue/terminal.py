@@ -71,6 +71,16 @@ def printable(text: str) -> str:
     return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
+def one_line(text: str) -> str:
+    """Return text that takes one line, and can neither steer a terminal nor reorder what it shows."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
 def to_stdout(text: str) -> str:
     """Return text as it may go to standard output: as it is to a pipe, printable to a terminal."""
     return printable(text) if sys.stdout.isatty() else text

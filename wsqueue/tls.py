@@ -70,7 +70,7 @@ class TlsContexts:
         tls = config.tls
         self._config = config
         self._ends = {
-            file: min(map(_end, _certificates(file)))
+            file: min(map(certificate_end, _certificates(file)))
             for file in (tls.certificate, tls.ca)
             if file is not None
         }
@@ -93,6 +93,11 @@ class TlsContexts:
     def __reduce__(self) -> tuple[type[TlsContexts], tuple[Config]]:
         # Another process reads the files again.
         return TlsContexts, (self._config,)
+
+    @property
+    def ends_of_files(self) -> dict[str, datetime]:
+        """Return when the first certificate of each file ends."""
+        return dict(self._ends)
 
     @property
     def ends(self) -> datetime | None:
@@ -312,7 +317,7 @@ def _certificates(file: str) -> list[bytes]:
     return certificates
 
 
-def _end(certificate: bytes) -> datetime:
+def certificate_end(certificate: bytes) -> datetime:
     """Return when a certificate expires: `validity.notAfter` of RFC 5280 section 4.1."""
     (_, signed), *_ = _elements(certificate)
     (_, to_be_signed), *_ = _elements(signed)

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -38,8 +38,15 @@ class Check(msgspec.Struct, frozen=True):
     problem: str
 
 
-async def verify(config: DemoConfig, psk: PreSharedKey) -> AsyncIterator[Check]:
+async def verify(
+    config: DemoConfig, psk: PreSharedKey, began: Callable[[str], None] = lambda _name: None
+) -> AsyncIterator[Check]:
     """Run all checks, one after the other, and yield the result of each.
+
+    Args:
+        config: Of a client of the cluster.
+        psk: The key of clients.
+        began: Called with the name of each check before it.
 
     Raises:
         ConfigError: A certificate cannot be used.
@@ -51,17 +58,19 @@ async def verify(config: DemoConfig, psk: PreSharedKey) -> AsyncIterator[Check]:
     for consumer, topic in zip(consumers, topics, strict=True):
         endpoints.append((consumer, consumer.with_path(f"{consumer.path}/{topic}")))
     for shown, endpoint in endpoints:
-        yield await _check(f"{shown} answers", _reachable(endpoint, psk, config, tls))
+        began(name := f"{shown} answers")
+        yield await _check(name, _reachable(endpoint, psk, config, tls))
     for consumer, topic in zip(consumers, topics, strict=True):
         for index, producer in enumerate(producers):
             one = msgspec.structs.replace(config, producers=[config.producers[index]])
-            name = f"a message comes back through {producer} and {consumer}"
+            began(name := f"a message comes back through {producer} and {consumer}")
             yield await _check(name, _round_trip(one, psk, topic, tls))
     for consumer in consumers:
         link = consumer.with_path(consumer.path.removesuffix("/subscribe") + "/producer")
         endpoints.append((link, link))
     for shown, endpoint in endpoints:
-        yield await _check(f"{shown} refuses a wrong key", _refuses(endpoint, psk, config, tls))
+        began(name := f"{shown} refuses a wrong key")
+        yield await _check(name, _refuses(endpoint, psk, config, tls))
 
 
 def write_junit(checks: list[Check], file: Path) -> None:

@@ -26,6 +26,10 @@ COMMANDS = (
     "verify",
     "local",
     "bench",
+    "top",
+    "doctor",
+    "completion",
+    "man",
 )
 SECRET = "correct horse battery staple"
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'

@@ -188,9 +188,9 @@ async def round_trip(client: wsqueue.Client) -> None:
     link = client._publisher
     assert link is not None
     assert link.connection is not None
-    heard = link.connection._heard_at
+    heard = link.connection.heard_at
     link.connection.ping(b"test")
-    await eventually(lambda: link.connection and link.connection._heard_at > heard, "the pong comes")
+    await eventually(lambda: link.connection and link.connection.heard_at > heard, "the pong comes")
 
 
 class TestResends:

@@ -64,6 +64,12 @@ if shows(subprocess.run(["journalctl", "--all", "-o", "json"], stdout=subprocess
     print("journal")
 """
 
+PAGE = """
+import ssl, urllib.request
+context = ssl._create_unverified_context()
+print(urllib.request.urlopen("{}", timeout=5, context=context).read().decode())
+"""
+
 # Publishes numbered messages until standard input ends, subscribes to them, and prints what came as JSON.
 LOAD = """
 import asyncio, json, sys
@@ -230,14 +236,22 @@ class Cluster:
         kind, host, port = node
         return self.lab.ssh(host, f"systemctl show -P {name} wsqueue-{kind}@{port}")
 
+    def open(self, host: str, port: int, path: str) -> int:
+        """Ask a node for a page, from this machine, and return the status."""
+        with urllib.request.urlopen(
+            f"https://{self.lab.address(host)}:{port}{path}",
+            timeout=5,
+            context=ssl.create_default_context(cafile=str(self.tls / "ca.pem")),
+        ) as answer:
+            return int(answer.status)
+
+    def page(self, host: str, port: int, path: str) -> str:
+        """Return a page of a node, as its own host sees it; the certificate is for another address."""
+        return self.lab.ssh(host, "python3 -", stdin=PAGE.format(f"https://127.0.0.1:{port}{path}"))
+
     def is_ready(self, host: str, port: int) -> bool:
         try:
-            with urllib.request.urlopen(
-                f"https://{self.lab.address(host)}:{port}/readyz",
-                timeout=5,
-                context=ssl.create_default_context(cafile=str(self.tls / "ca.pem")),
-            ) as answer:
-                return bool(answer.status == 200)
+            return self.open(host, port, "/readyz") == 200
         except (OSError, urllib.error.URLError):
             return False
 
@@ -395,6 +409,30 @@ def test_units_and_journal(deployed: Cluster) -> None:
         r"topics with subscribers: \d+ classic, \d+ v2, \d+ connections",
         deployed.property(NODES[0], "StatusText"),
     )
+
+
+def test_the_pages_are_for_the_host_itself_and_show_the_cluster(deployed: Cluster) -> None:
+    for _, host, port in (NODES[0], NODES[-1]):
+        metrics = deployed.page(host, port, "/metrics")
+        # Also those of the process, though the unit hides the machine from it.
+        for name in ("wsqueue_ready 1.0", "wsqueue_build_info{", "process_open_fds ", "process_max_fds "):
+            assert f"\n{name}" in metrics
+        status = json.loads(deployed.page(host, port, "/status.json"))
+        assert (status["not_ready"], status["version"]) == ("", OLD)
+        deadline = time.monotonic() + 30
+        while True:
+            nodes = json.loads(deployed.page(host, port, "/cluster.json"))["nodes"]
+            if all(node["report"] and not node["problem"] for node in nodes):
+                break
+            assert time.monotonic() < deadline, nodes
+            time.sleep(0.5)
+        assert [(node["role"], node["address"]) for node in nodes] == [
+            (kind, f"wss://{deployed.lab.address(its)}:{at}") for kind, its, at in NODES
+        ]
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        deployed.open("consumer1", 10001, "/metrics")
+    refused.value.close()
+    assert refused.value.code == 403
 
 
 def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:

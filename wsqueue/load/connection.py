@@ -7,7 +7,7 @@ import socket
 import ssl
 
 from ..addresses import Address
-from ..errors import WsqueueError
+from ..errors import WsqueueError, why
 from .wire import Unwrapper
 
 _NOT_NOW = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
@@ -47,7 +47,7 @@ class Connection:
         except OSError as error:
             # The reason that the peer gave before it broke off may be there to read.
             self.read(memoryview(bytearray(READ_BYTES)))
-            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
+            raise WsqueueError(f"{self._name}: {why(error)}") from None
         self._pending = data[written:]
 
     def flush(self) -> bool:
@@ -69,7 +69,7 @@ class Connection:
         except _NOT_NOW:
             return b""
         except OSError as error:
-            raise WsqueueError(f"{self._name}: {error.strerror or error}") from None
+            raise WsqueueError(f"{self._name}: {why(error)}") from None
         if not data:
             raise WsqueueError(f"{self._name}: the node closed the connection")
         if self._unwrapper is None:

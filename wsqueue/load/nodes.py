@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ..addresses import Address
 from ..config import Limits
-from ..errors import AuthenticationError, CloseCode, ConnectError
+from ..errors import AuthenticationError, CloseCode, ConnectError, why
 from ..hello import Order, PreSharedKey
 from ..routing import topic_hash
 from ..session import Session
@@ -76,7 +76,7 @@ class NodesWire:
         except ssl.SSLError as error:
             raise ConnectError(f"no node answers: {address}: {explain(error)}") from None
         except OSError as error:
-            raise ConnectError(f"no node answers: {address}: {error.strerror or error}") from None
+            raise ConnectError(f"no node answers: {address}: {why(error)}") from None
         connection.settimeout(None)
         return connection
 

@@ -12,7 +12,7 @@ from typing import TypeVar
 from websockets.protocol import CLIENT, OPEN, Protocol
 
 from .. import packets_v2
-from ..errors import ConnectError, WsqueueError
+from ..errors import ConnectError, WsqueueError, why
 from ..framing import Framing, frame_size, frame_texts, text_header
 from .messages import SEND_BYTES
 from .nodes import OPEN_SECONDS, NodesWire
@@ -281,7 +281,7 @@ def _expect(connection: socket.socket, kind: type[Answer]) -> Answer:
             head += _read(connection, 1)
         payload = _read(connection, size - len(head))
     except OSError as error:
-        raise ConnectError(f"no node answers: {error.strerror or error}") from None
+        raise ConnectError(f"no node answers: {why(error)}") from None
     packet = packets_v2.decode(payload)
     if not isinstance(packet, kind):
         raise ConnectError(f"no node answers: {_unexpected(payload)}")

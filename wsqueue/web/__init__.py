@@ -16,7 +16,11 @@ from collections.abc import Sequence
 import msgspec
 
 _ORIGIN = re.compile(r"wss?://[^\s;,'\"/?#]+:[0-9]{1,5}")
-_COMMENT_OR_INDENT = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*\*.*?\*/\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
+_COMMENT_OR_INDENT = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*\*.*?\*/\n|\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
+
+_SPACE_OF_CSS = re.compile(r"\s*;\s*(?=})|\s*([{},;])\s*|(?<=:) +|\n+")
+_SPACE_OF_SCRIPT = re.compile(r" (=>|===|!==|&&|\|\||\?\?|[+-]?=|<|>) ")
+"""Operators that no sentence for people has."""
 
 
 class StatusPage(msgspec.Struct, frozen=True):
@@ -67,9 +71,9 @@ def client_js() -> str:
 @functools.cache
 def _parts() -> tuple[str, str, str]:
     """Return the page, and its style and script as they stand in it."""
-    style = _shortened(_read("status.css"))
-    script = _shortened(client_js()) + _shortened(_read("status.js"))
-    html = _read("status.html").replace("{{style}}", style).replace("{{script}}", script)
+    style = _SPACE_OF_CSS.sub(r"\1", _shortened(_read("status.css")))
+    script = _SPACE_OF_SCRIPT.sub(r"\1", _shortened(client_js() + _read("status.js")))
+    html = _shortened(_read("status.html")).replace("{{style}}", style).replace("{{script}}", script)
     return html, style, script
 
 

@@ -48,7 +48,7 @@ const utf8 = new TextEncoder();
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes));
 const random = (count) => crypto.getRandomValues(new Uint8Array(count));
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
-const fault = (code, reason) => Object.assign(new Error(reason), { code });
+const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
 
 function text(value, what) {
   if (typeof value !== "string") throw new TypeError(`${what} is not a string`);
@@ -135,14 +135,14 @@ class HelloV2 {
 
   async receive(packet) {
     if (packet.t === "challenge") {
-      if (this.challenge !== null) throw fault(4404, "a second challenge in the hello");
+      if (this.challenge !== null) throw fault(4404);
       if (!SECRET.test(packet.nonce)) throw fault(4400, "not a valid packet");
       this.challenge = packet.nonce;
       this.send({ t: "proof", proof: await this.key.prove(this.#claim("initiator")), nonce: this.nonce });
       return false;
     }
-    if (packet.t !== "proof") throw fault(4402, "data before the hello was done");
-    if (this.challenge === null) throw fault(4409, "a proof before the challenge");
+    if (packet.t !== "proof") throw fault(4402);
+    if (this.challenge === null) throw fault(4409);
     if (!SECRET.test(packet.proof) || "nonce" in packet) throw fault(4400, "not a valid packet");
     if (!(await this.key.proves(this.#claim("acceptor"), packet.proof))) {
       throw fault(4401, "wrong answer: the pre-shared keys differ");
@@ -167,14 +167,14 @@ class HelloClassic {
   }
 
   async receive(packet) {
-    if (packet.t !== "h") throw fault(4402, "data before the hello was done");
+    if (packet.t !== "h") throw fault(4402);
     if (Number.isInteger(packet.o) && packet.o >= 1 && packet.o <= MAX_ONCE) {
-      if (this.challenged) throw fault(4404, "a second challenge in the hello");
+      if (this.challenged) throw fault(4404);
       if (packet.o === this.once) throw fault(4405, "our own challenge was sent back");
       this.challenged = true;
       this.send({ t: "h", a: await this.key.answer(packet.o, this.order) });
     } else if (typeof packet.a === "string") {
-      if (this.proved) throw fault(4403, "a second answer in the hello");
+      if (this.proved) throw fault(4403);
       const rights = [await this.key.answer(this.once, "document"), await this.key.answer(this.once, "reversed")];
       if (!rights.some((right) => same(right, packet.a))) {
         throw fault(4401, "wrong answer: the pre-shared keys differ");
@@ -252,7 +252,7 @@ class Connection {
     else {
       // What comes while the hello is verified waits, in its order.
       this.earlyCharacters += data.length;
-      if (this.earlyCharacters > MAX_EARLY_CHARACTERS) this.fail(4402, "data before the hello was done");
+      if (this.earlyCharacters > MAX_EARLY_CHARACTERS) this.fail(4402, "too much before the hello was done");
       this.early.push(data);
       if (!this.working) this.#work();
     }
@@ -388,7 +388,8 @@ class Link {
     const said = all.map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`).join("; ");
     const closed = all.map((one) => one[1]).filter(Boolean);
     if (closed.length === all.length && closed.every((one) => one.code === 4401)) {
-      return new AuthenticationError(`the pre-shared key is not that of the ${this.role} (${said})`, 4401);
+      const places = all.map(([address]) => address).join(" and ");
+      return new AuthenticationError(`the ${this.role} ${places} has another pre-shared key`, 4401);
     }
     return new ConnectError(`no ${this.role} can be used (${said})`, closed.at(-1)?.code);
   }
@@ -612,7 +613,8 @@ class Subscription {
     this.#options = options;
     this.topic = topic;
     this.consumer = client.consumerOf(topic);
-    this.position = typeof options.from === "object" ? options.from : null;
+    const { from } = options;
+    this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
     this.begun = false;
     // Resolves when the consumer delivers, rejects when it refuses for good.
     this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));

@@ -119,13 +119,14 @@
 
   // Parts
 
-  function chart(title, unit, show) {
+  function chart(title, show) {
+    const unit = "/s";
     const value = make("span");
     const note = make("p", { class: "note" });
     const paths = ["area", "base", "stroke"].map((name) => make("path", { class: name }));
     const svg = make("svg", { class: "spark", viewBox: "0 0 120 40", preserveAspectRatio: "none", role: "img" }, ...paths);
     const element = make("div", { class: "card" }, make("h3", {}, title),
-      make("p", { class: "value" }, value, make("span", { class: "unit" }, ` ${unit}`)), svg, note);
+      make("p", { class: "value" }, value, make("span", { class: "unit" }, unit)), svg, note);
     set(paths[1], "d", "M0 39.5H120");
     return {
       element,
@@ -133,15 +134,14 @@
         const now = points.at(-1)?.[1];
         const top = Math.max(0, ...points.map((point) => point[1]));
         say(value, now === undefined ? "–" : show(now));
-        const highest = `highest ${show(top)} ${unit}`;
-        say(note, points.length ? `${highest}, last 2 minutes` : "measuring …");
+        say(note, points.length ? `Peak ${show(top)}${unit} in 2 minutes` : "Measuring …");
         const line = points.map(([ago, rate]) =>
           `${(CHART_SECONDS - ago).toFixed(1)} ${(38 - 36 * (top ? rate / top : 0)).toFixed(1)}`);
         const first = points.length ? (CHART_SECONDS - points[0][0]).toFixed(1) : 0;
         set(paths[2], "d", line.length ? `M${line.join("L")}` : "");
         set(paths[0], "d", line.length ? `M${first} 39.5L${line.join("L")}L120 39.5Z` : "");
         set(svg, "aria-label", now === undefined ? `${title}: measuring`
-          : `${title}, last 2 minutes: now ${show(now)} ${unit}, ${highest}`);
+          : `${title}, last 2 minutes: now ${show(now)} per second, at most ${show(top)} per second`);
       },
     };
   }
@@ -165,7 +165,7 @@
     const grid = make("table", { role: "table" }, caption,
       make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...head)), body);
     const heading = make("h3", {}, title);
-    const element = make("div", { class: "card stack" }, heading, nothing, grid);
+    const element = make("div", { class: columns.length > 2 ? "card stack" : "card" }, heading, nothing, grid);
     return {
       element,
       update(rows) {
@@ -214,26 +214,30 @@
     };
   }
 
-  function latency(title, of) {
+  function latency(title, one, many) {
     const values = make("dl", { class: "pair" });
     const bars = make("svg", { class: "spark", preserveAspectRatio: "none", role: "img" });
+    const [low, high] = [make("span"), make("span")];
     const note = make("p", { class: "note" });
     return {
-      element: make("div", { class: "card" }, make("h3", {}, title), values, bars, note),
+      element: make("div", { class: "card" }, make("h3", {}, title), values, bars, make("p", { class: "ends" }, low, high), note),
       update(histogram) {
-        const counts = histogram?.counts ?? [];
+        const { bounds = [], counts = [] } = histogram ?? {};
         const total = counts.reduce((sum, value) => sum + value, 0);
         const [half, most] = total ? [quantile(histogram, 0.5), quantile(histogram, 0.99)] : ["–", "–"];
-        facts(values, [["half within (p50)", half], ["99 % within (p99)", most]]);
+        facts(values, [["Half within (p50)", half], ["99 % within (p99)", most]]);
         const top = Math.max(1, ...counts);
-        set(bars, "viewBox", `0 0 ${Math.max(1, counts.length) * 4} 40`);
+        set(bars, "viewBox", `0 0 ${Math.max(1, counts.length) * 4 - 1} 40`);
         set(bars, "aria-label", total ? `${title}: half within ${half}, 99 percent within ${most}` : `${title}: none yet`);
-        while (bars.children.length < counts.length) bars.append(make("rect", { class: "bucket", width: 3 }));
+        while (bars.children.length < counts.length) bars.append(make("rect", { width: 3 }));
         for (const [index, value] of counts.entries()) {
-          const height = value ? Math.max(1.5, (40 * value) / top) : 0.75;
-          for (const [name, to] of Object.entries({ x: index * 4, y: 40 - height, height })) set(bars.children[index], name, to);
+          const height = value ? Math.max(2, (40 * value) / top) : 1;
+          const place = { x: index * 4, y: 40 - height, height, class: value ? "bucket" : "none" };
+          for (const [name, to] of Object.entries(place)) set(bars.children[index], name, to);
         }
-        say(note, total ? `${count(total, of, `${of}${of.endsWith("h") ? "es" : "s"}`)}, last 2 minutes` : `no ${of} in the last 2 minutes`);
+        say(low, bounds.length ? `up to ${brief(bounds[0])}` : "");
+        say(high, bounds.length ? `over ${brief(bounds.at(-1))}` : "");
+        say(note, `${total ? count(total, one, many) : `No ${one}`} in 2 minutes`);
       },
     };
   }
@@ -244,15 +248,15 @@
     const producer = role === "producer";
     const about = make("dl", { class: "facts card" });
     const charts = [
-      ["Messages in", "messages_in", "per second", number],
-      producer ? ["Forwarded", "forwarded", "per second", number] : ["Delivered", "deliveries", "per second", number],
-      ["Bytes in", "bytes_in", "per second", bytes],
-      ["Bytes out", "bytes_out", "per second", bytes],
-    ].map(([title, counter, unit, show]) => ({ counter, ...chart(title, unit, show) }));
+      ["Messages in", "messages_in", number],
+      producer ? ["Forwarded", "forwarded", number] : ["Delivered", "deliveries", number],
+      ["Bytes in", "bytes_in", bytes],
+      ["Bytes out", "bytes_out", bytes],
+    ].map(([title, counter, show]) => ({ counter, ...chart(title, show) }));
     const links = table("Links to consumers",
-      [["Consumer"], ["State"], ["Protocol"], ["Since", true], ["Held", true], ["Publishers waiting", true], ["Reason"]],
+      [["Consumer"], ["State"], ["Protocol"], ["For", true], ["Held", true], ["Publishers waiting", true]],
       "This producer has no consumers.");
-    const times = producer ? latency("Time to confirm", "batch") : latency("Time to write", "commit");
+    const times = producer ? latency("Time to confirm", "batch", "batches") : latency("Time to write", "commit", "commits");
     const connections = table("Connections", [["From"], ["Protocol"], ["State"], ["Count", true]], "Nobody is connected.");
     const places = meter("Connections of those that are allowed");
     const placesNote = make("p", { class: "note" });
@@ -276,17 +280,17 @@
         facts(about, aboutNode(report));
         links.update(report.links.map((link) => [
           nodeLink(link.address),
-          { text: link.state, level: link.state === "up" ? "ok" : "bad" },
+          link.state === "up" ? { text: "up", level: "ok" } : { text: `down: ${link.reason}`, level: "bad" },
           link.protocol || "–",
           duration(link.seconds),
           link.held_messages ? `${grouped.format(link.held_messages)} (${bytes(link.held_bytes)})` : "nothing",
           grouped.format(link.paused_publishers),
-          link.reason,
         ]));
         times.update(history.window());
+        times.element.hidden = report.log?.mode === "memory";
         const open = report.connections.reduce((sum, one) => sum + one.count, 0);
         connections.update(report.connections.map((one) =>
-          [one.role || "not known yet", one.protocol || "–", one.state, grouped.format(one.count)]));
+          [one.role || "pages, new ones", one.protocol || "–", one.state, grouped.format(one.count)]));
         places.update(open, report.max_connections);
         say(placesNote, `${grouped.format(open)} of at most ${grouped.format(report.max_connections)}`);
         topics.update(report.top_topics.map((one) => [one.topic || "(empty)", number(one.messages_per_second)]));
@@ -315,14 +319,13 @@
   function aboutNode(report) {
     const ends = report.certificate_ends;
     return [
-      ["Ready", report.not_ready ? `no: ${report.not_ready}` : "yes"],
+      ["Ready", report.not_ready ? "no" : "yes"],
       ["Up for", duration(report.uptime_seconds)],
       ["Listens on", report.addresses.join(", ") || "–"],
       ["Event loop late by", report.loop_lag_seconds ? brief(report.loop_lag_seconds) : "nothing"],
       ["Certificate ends", ends === null || ends === undefined ? "no certificate"
         : `${day(ends)} (${ends > report.time ? `in ${duration(ends - report.time)}` : "it has ended"})`],
       ["Key fingerprint", report.psk_fingerprints.join(", ") || "–"],
-      ["Version", report.version + (report.python ? ` on Python ${report.python}` : "")],
     ];
   }
 
@@ -330,15 +333,16 @@
   function nodeLink(address) {
     const place = URL.parse?.(address.replace(/^(wss?:\/\/)?/, (found) => found.startsWith("wss") ? "https://" : "http://"));
     const local = (host) => ["localhost", "127.0.0.1", "[::1]"].includes(host);
-    if (!place || !local(place.hostname) || !local(location.hostname)) return address;
-    return { text: address, href: `${place.origin}/` };
+    const text = address.replace(/(:\d+)\/.*$/, "$1");
+    if (!place || !local(place.hostname) || !local(location.hostname)) return text;
+    return { text, href: `${place.origin}/` };
   }
 
   function clusterView() {
     const charts = [
       ["Published", "producer", "messages_in", number], ["Delivered", "consumer", "deliveries", number],
       ["Bytes in", "", "bytes_in", bytes], ["Bytes out", "", "bytes_out", bytes],
-    ].map(([title, role, counter, show]) => ({ role, counter, ...chart(title, "per second", show) }));
+    ].map(([title, role, counter, show]) => ({ role, counter, ...chart(title, show) }));
     const nodes = table("Nodes", [["Node"], ["Role"], ["State"], ["Version"], ["In/s", true], ["Out/s", true],
       ["Links up", true], ["Connections", true], ["Warnings", true]], "No nodes.");
     const alone = make("p", { class: "card stack" });
@@ -360,7 +364,7 @@
       const { report } = node;
       const role = { text: node.role };
       if (!report) return [nodeLink(node.address), role, { text: node.problem || "no report yet", level: "bad" }, "–", "–", "–", "–", "–", "–"];
-      const now = (counter) => number(history.rates(counter).at(-1)?.[1] ?? 0);
+      const now = (counter) => (node.problem ? "–" : number(history.rates(counter).at(-1)?.[1] ?? 0));
       const up = report.links.filter((link) => link.state === "up").length;
       const level = node.problem ? "bad" : report.not_ready ? "warn" : "ok";
       return [
@@ -440,7 +444,7 @@
 
   function showNode(report) {
     const address = report.addresses[0] ?? location.host;
-    name(`${report.role} ${address}`, `wsqueue ${report.version}, up for ${duration(report.uptime_seconds)}`, report.warnings);
+    name(`${report.role} ${address}`, `wsqueue ${report.version}${report.python && ` on Python ${report.python}`}`, report.warnings);
     judge(report.warnings, report.not_ready && `This ${report.role} is not ready: ${report.not_ready}.`,
       `This ${report.role} is ready and nothing needs attention.`);
     show(report.role, () => nodeView(report.role)).update(report, history("", report));
@@ -464,9 +468,16 @@
     if (document.title !== text) document.title = text;
   }
 
-  // The part that a screen reader speaks: it changes only when there is something to say.
+  // What a screen reader speaks changes only with what is wrong, not with the seconds in a sentence.
+  let spoken = "";
+
   function judge(warnings, problem, well) {
     const level = problem ? "bad" : warnings.length ? "warn" : "ok";
+    const news = JSON.stringify([problem, warnings.map((one) => [one.code, one.text.replace(/[\d.,]+/g, "")])]);
+    if (news !== spoken) {
+      spoken = news;
+      say($("spoken"), [problem || "", ...warnings.map((one) => `${one.text} ${one.advice ?? ""}`)].join(" ").trim() || "All is well.");
+    }
     set($("verdict"), "data-level", level);
     say($("headline"), problem || (warnings.length ? `${count(warnings.length, "warning")}.` : "All is well."));
     say($("explanation"), level === "ok" ? well : "");
@@ -537,6 +548,8 @@
     tell("Asking this node for the consumers and producers …");
     try {
       const cluster = await ask("cluster.json");
+      // Also what a node that nobody has configured says of itself is there, perhaps without a port.
+      for (const role of ["consumers", "producers"]) cluster[role] = cluster[role].filter((one) => /:\d+$/.test(one));
       if (!cluster.consumers.length) {
         tell("This node knows no consumers. Name them in the table [monitoring] of its configuration.", "bad");
         return;

@@ -1,0 +1,44 @@
+"""One Chromium for all tests of this directory, on one event loop with the nodes."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Browser, async_playwright
+
+from tests.integration.nodes import Nodes
+
+from .chromium import Tabs, installed, launch
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(scope="session")
+async def browser(anyio_backend: object) -> AsyncIterator[Browser]:
+    installed()
+    async with async_playwright() as playwright:
+        browser = await launch(playwright)
+        yield browser
+        await browser.close()
+
+
+@pytest.fixture
+async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
+    made = Nodes(tmp_path)
+    yield made
+    await made.stop()
+
+
+@pytest.fixture
+async def tabs(nodes: Nodes, browser: Browser) -> AsyncIterator[Tabs]:
+    """Return no pages; they close before the nodes, and none may have complained."""
+    opened = Tabs(browser)
+    yield opened
+    await opened.close()
+    assert opened.complaints == []

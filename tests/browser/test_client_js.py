@@ -1,0 +1,313 @@
+"""The JavaScript client in Chromium, against real nodes and against peers that are none."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from playwright.async_api import Page
+
+from tests.certificates import Authority
+from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
+from tests.integration.raw_v2 import V2Server, V2Socket, new_nonce, proof_of
+from wsqueue import web
+from wsqueue.errors import CloseCode
+from wsqueue.routing import topic_hash
+
+from .chromium import Tabs
+
+pytestmark = pytest.mark.anyio
+
+VECTORS = json.loads((Path(__file__).parent.parent / "data" / "vectors.json").read_text())
+WSS = ["wss://127.0.0.1:0"]
+DATA = ["hello", "", "ñ 日本 😀 \x00 \"'\\</script>", "y" * 70_000]
+
+# What the tests keep in the page: all that was called back with.
+NEW_CLIENT = """(options) => {
+  window.states = [];
+  window.errors = [];
+  window.gaps = [];
+  window.got = [];
+  window.client = new wsqueue.WsqueueClient({
+    ...options,
+    onState: (state) => states.push(state),
+    onError: (error) => errors.push(`${error.name} ${error.code}`),
+  });
+  window.subscribe = (topic, options = {}) => client.subscribe(
+    topic, (message) => got.push(message), { onGap: (gap) => gaps.push(gap), ...options });
+  window.outcome = (promise) => promise.then(() => "done", (error) => `${error.name} ${error.code}`);
+}"""
+
+
+async def new_client(
+    page: Page, consumers: list[RunningNode | str], producers: list[RunningNode | str], **options: Any
+) -> None:
+    addresses = {
+        "consumers": [str(getattr(node, "address", node)) for node in consumers],
+        "producers": [str(getattr(node, "address", node)) for node in producers],
+    }
+    await page.evaluate(NEW_CLIENT, {"psk": KEY, **addresses, **options})
+
+
+async def js(page: Page, script: str, argument: Any = None) -> Any:
+    """Return what a script returns in the page, and wait no longer for it than for anything else."""
+    async with soon():
+        return await page.evaluate(script, argument)
+
+
+async def data(page: Page, count: int) -> list[str]:
+    """Return the data of what was received, once it is so much."""
+    await page.wait_for_function("(count) => got.length >= count", arg=count)
+    received: list[str] = await js(page, "got.map((message) => message.data)")
+    return received
+
+
+async def test_the_hash_is_that_of_the_nodes(tabs: Tabs) -> None:
+    rng = random.Random(7)
+    topics = [vector["topic"] for vector in VECTORS["hash"]]
+    for _ in range(3000):
+        limit = rng.choice([0x7F, 0xD7FF, 0x10FFFF])
+        points = (rng.randrange(limit + 1) for _ in range(rng.randrange(40)))
+        topics.append("".join(chr(point) for point in points if not 0xD800 <= point < 0xE000))
+    page = await tabs.with_client()
+    hashes = await js(page, "(topics) => topics.map(wsqueue.topicHash)", topics)
+    assert hashes == [topic_hash(topic) for topic in topics]
+    assert hashes[: len(VECTORS["hash"])] == [vector["hash"] for vector in VECTORS["hash"]]
+    assert any(ord(character) > 0xFFFF for topic in topics for character in topic)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"protocol": "classic"}, {"protocol": "classic", "helloOrder": "reversed"}]
+)
+async def test_messages_go_through_two_consumers(nodes: Nodes, tabs: Tabs, options: dict[str, str]) -> None:
+    consumers: list[RunningNode | str] = [await nodes.consumer(), await nodes.consumer()]
+    producer = await nodes.producer(consumers)
+    await producer.ready()
+    page = await tabs.with_client()
+    await new_client(page, consumers, [producer], **options)
+    topics = ["news", "a b/ñ?&=%😀", "", "日本語", "..x"]
+    assert {topic_hash(topic) % 2 for topic in topics} == {0, 1}
+    await js(page, "(topics) => Promise.all(topics.map((topic) => subscribe(topic).ready))", topics)
+    assert isinstance(consumers[0], RunningNode)
+    assert isinstance(consumers[1], RunningNode)
+    for topic in topics:
+        await consumers[topic_hash(topic) % 2].subscribed(topic)  # type: ignore[union-attr]
+    await js(
+        page,
+        "([topics, data]) => Promise.all(topics.map((topic) => client.publish(topic, data)))",
+        [topics, DATA],
+    )
+    await data(page, len(topics) * len(DATA))
+    got = await js(page, "got")
+    for topic in topics:
+        assert [message["data"] for message in got if message["topic"] == topic] == DATA
+    assert consumers[0].counters["messages_in"] + consumers[1].counters["messages_in"] == len(got)
+    protocol = options.get("protocol", "v2")
+    assert {connection.session.v2 for connection in producer.connections} == {protocol == "v2"}
+    assert {state["protocol"] for state in await js(page, "states")} == {protocol}
+    if protocol == "v2":
+        assert [message["offset"] for message in got if message["topic"] == "news"] == [0, 1, 2, 3]
+    await js(page, "client.close()")
+    await eventually(lambda: not producer.connections, "the client has closed")
+    assert await js(page, "outcome(client.publish('news', 'late'))") == "WsqueueError 0"
+
+
+async def test_a_publish_is_done_when_it_is_confirmed_and_is_sent_again_until_then(tabs: Tabs) -> None:
+    tabs.tolerate("WebSocket connection to")
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await new_client(page, [], [server.address])
+        await js(page, "window.first = outcome(client.publish('news', ['1', '2'])); window.done = false;")
+        await js(page, "first.then(() => { done = true; }); 0")
+        raw = await server.speaking(KEY)
+        secret = (await raw.next("publisher"))["secret"]
+        batch = await raw.next("publish")
+        assert batch == {
+            "t": "publish",
+            "number": 1,
+            "after": 0,
+            "topic": "news",
+            "count": 2,
+            "data": ["1", "2"],
+        }
+        await js(page, "window.second = outcome(client.publish('news', '3')); 0")
+        await js(page, "window.other = outcome(client.publish('sport', '4')); 0")
+        second, other = await raw.next("publish"), await raw.next("publish")
+        assert [second["after"], other["after"], other["number"]] == [1, 0, 3]
+        assert not await js(page, "done")
+        raw.writer.transport.abort()
+        raw = await server.speaking(KEY)
+        assert (await raw.next("publisher"))["secret"] == secret
+        assert [await raw.next("publish") for _ in range(3)] == [batch, second, other]
+        raw.send({"t": "ack", "numbers": [[1, 1], [3, 3]]})
+        raw.send({"t": "refused", "number": 2, "code": "full", "reason": "the disk is full"})
+        assert await js(page, "Promise.all([first, second, other])") == [
+            "done",
+            "PublishError full",
+            "done",
+        ]
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+async def test_another_producer_takes_over(nodes: Nodes, tabs: Tabs) -> None:
+    consumer = await nodes.consumer()
+    producers = [await nodes.producer([consumer]) for _ in range(2)]
+    for producer in producers:
+        await producer.ready()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [*producers])
+    await js(page, "client.publish('news', '0')")
+    used = next(producer for producer in producers if producer.counters["messages_in"])
+    stopping = asyncio.create_task(used.stop())
+    await js(page, "Promise.all(['1', '2', '3'].map((one) => client.publish('news', one)))")
+    await stopping
+    await js(page, "subscribe('news', { from: 'earliest' })")
+    assert await data(page, 4) == ["0", "1", "2", "3"]
+
+
+async def test_a_subscription_goes_on_where_it_was(nodes: Nodes, tabs: Tabs, tmp_path: Path) -> None:
+    tabs.tolerate("WebSocket connection to")
+    consumer = await nodes.consumer(
+        port=free_port(), retention={"mode": "memory", "directory": f"{tmp_path}/log"}
+    )
+    producer = await nodes.producer([consumer])
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "subscribe('news').ready")
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        await client.publish("news", "1", "2")
+        assert await data(page, 2) == ["1", "2"]
+        await consumer.stop()
+        publishing = asyncio.create_task(client.publish("news", "3", "4"))
+        await page.wait_for_function("states.some(({ state }) => state === 'down')")
+        await consumer.restart()
+        await publishing
+        await client.publish("news", "5")
+        assert await data(page, 5) == ["1", "2", "3", "4", "5"]
+        assert await js(page, "gaps") == []
+        await consumer.crash()
+        await consumer.restart()
+        await client.publish("news", "6")
+        assert await data(page, 6) == ["1", "2", "3", "4", "5", "6"]
+        assert await js(page, "gaps") == [{"topic": "news", "missed": None}]
+
+
+async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "client.publish('news', ['0', '1', '2', '3'])")
+    for start, expected in {
+        "'earliest'": ["0", "1", "2", "3"],
+        "2": ["2", "3"],
+        "new Date(0)": ["0", "1", "2", "3"],
+        "new Date(Date.now() + 60000)": [],
+        "{ log: 'another', offset: 3 }": ["0", "1", "2", "3"],
+        "'latest'": [],
+    }.items():
+        await js(page, f"got.length = 0; window.one = subscribe('news', {{ from: {start} }}); one.ready")
+        await js(page, "client.publish('news', 'last')")
+        assert (await data(page, len(expected) + 1))[: len(expected) + 1] == [*expected, "last"][
+            : len(expected) + 1
+        ]
+        await js(page, "one.close()")
+        await consumer.subscribed("news", 0)
+        consumer.consumer.retention._topics.clear()
+        await js(page, "client.publish('news', ['0', '1', '2', '3'])")
+
+
+@pytest.mark.parametrize("protocol", ["v2", "classic"])
+async def test_another_key_is_said_and_not_tried_again(nodes: Nodes, tabs: Tabs, protocol: str) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer], psk=OTHER_KEY, protocol=protocol)
+    assert await js(page, "outcome(subscribe('news').ready)") == "AuthenticationError 4401"
+    assert await js(page, "outcome(client.publish('sport', '1'))") in (
+        "AuthenticationError 4401",
+        "done",
+    )
+    await page.wait_for_function("errors.length === 2")
+    assert await js(page, "errors") == ["AuthenticationError 4401"] * 2
+    # Longer than many delays of a reconnect.
+    await page.wait_for_timeout(700)
+    assert consumer.counters["refused_4401"] == producer.counters["refused_4401"] == 1
+
+
+async def test_a_node_that_cannot_prove_itself_gets_nothing(tabs: Tabs) -> None:
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await new_client(page, [], [server.address])
+        await js(page, "window.outcome1 = outcome(client.publish('news', 'secret')); 0")
+        raw = await server.next()
+        assert isinstance(raw, V2Socket)
+        path = await raw.upgrade("wsqueue.v2")
+        nonce = new_nonce()
+        raw.send({"t": "challenge", "nonce": nonce})
+        proof = await raw.packet()
+        assert proof["proof"] == proof_of(KEY, "initiator", nonce, proof["nonce"], path)
+        # It sends the client's own proof back, as one would who only listens.
+        raw.send({"t": "proof", "proof": proof["proof"]})
+        await raw.answer_close()
+        assert await js(page, "outcome1") == "AuthenticationError 4401"
+
+
+async def test_over_tls_a_proof_names_the_certificate(nodes: Nodes, tabs: Tabs, tmp_path: Path) -> None:
+    tls = {
+        name: value for name, value in msgspec.to_builtins(Authority(tmp_path).issue("node")).items() if value
+    }
+    consumer, producer = await nodes.cluster(listen=WSS, tls=tls)
+    page = await tabs.with_client(ignore_https_errors=True)
+    hexadecimal = consumer.service._reporter.report().certificate_sha256
+    await new_client(
+        page,
+        [consumer],
+        [producer],
+        channelBinding={
+            consumer.address: hexadecimal,
+            producer.address: hexadecimal,
+        },
+    )
+    await js(page, "subscribe('news').ready")
+    await js(page, "client.publish('news', 'over TLS')")
+    assert await data(page, 1) == ["over TLS"]
+    await new_client(page, [consumer], [producer])
+    assert await js(page, "outcome(subscribe('news').ready)") == "ConnectError 0"
+    await new_client(page, [consumer], [producer], channelBinding={consumer.address: "00" * 32})
+    assert await js(page, "outcome(subscribe('news').ready)") == "AuthenticationError 4401"
+
+
+async def test_what_is_refused(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster(max_topic_bytes=8)
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    assert await js(page, "outcome(client.publish('too long a topic', '1'))") == "PublishError topic_too_long"
+    assert await js(page, "outcome(client.publish('news', '\\ud800'))") == "WsqueueError 0"
+    assert await js(page, "outcome(client.publish('news', 7))") == "TypeError undefined"
+    assert await js(page, "outcome(client.publish('news', '2'))") == "done"
+    assert (
+        await js(page, "subscribe('news'), outcome(Promise.try(() => subscribe('news')))") == "WsqueueError 0"
+    )
+
+
+async def test_the_window_is_full(tabs: Tabs) -> None:
+    tabs.tolerate("WebSocket connection to")
+    page = await tabs.with_client()
+    await new_client(page, [], [f"127.0.0.1:{free_port()}"])
+    waiting = """(async () => {
+      for (let count = 0; count < wsqueue.WINDOW_MESSAGES; count += 1) client.publish(`${count}`, '').catch(() => {});
+      return outcome(client.publish('news', 'too much'));
+    })()"""
+    assert await js(page, waiting) == "WindowFull 0"
+    await js(page, "client.close()")
+    assert await js(page, "client.close()") is None
+
+
+async def test_a_close_code_that_is_for_good_is_not_tried_again() -> None:
+    code = web.client_js().split("const FOR_GOOD = new Set([", 1)[1].split("])", 1)[0]
+    assert {int(one) for one in code.split(",")} == {one.value for one in CloseCode if not one.reconnect}

@@ -1,0 +1,334 @@
+"""The status page of real nodes: what it shows, how it looks, and that everybody can use it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from playwright.async_api import Page, expect
+
+from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
+
+from .chromium import Tabs, screenshot
+from .clusters import cluster, page_of
+
+pytestmark = pytest.mark.anyio
+
+NARROW = 360
+MAX_PAGE_BYTES = 60 * 1024
+MARKUP = "<img src=x onerror=alert(1)>"
+
+# The contrast of all text that can be seen, with what is behind it (WCAG 2.2, success criterion 1.4.3).
+CONTRASTS = """() => {
+  const channels = (color) => color.match(/[\\d.]+/g).map(Number);
+  const luminance = (rgb) => {
+    const [r, g, b] = rgb.slice(0, 3).map((value) => {
+      const part = value / 255;
+      return part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4;
+    });
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const background = (element) => {
+    for (let one = element; one; one = one.parentElement) {
+      const color = channels(getComputedStyle(one).backgroundColor);
+      if (color.length === 3 || color[3] === 1) return color;
+      if (color[3] !== 0) throw new Error('half transparent');
+    }
+    throw new Error('no background');
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  const texts = [];
+  while (walker.nextNode()) if (walker.currentNode.textContent.trim()) texts.push(walker.currentNode.parentElement);
+  for (const element of [...texts, ...document.querySelectorAll('input')]) {
+    if (!element.checkVisibility({ visibilityProperty: true }) || element.closest('script, style, noscript')) continue;
+    const style = getComputedStyle(element);
+    const [one, other] = [luminance(channels(style.color)), luminance(background(element))].sort((a, b) => b - a);
+    found.push([(one + 0.05) / (other + 0.05), element.textContent.trim().slice(0, 40) || element.id]);
+  }
+  return found;
+}"""
+
+
+async def low_contrasts(page: Page) -> list[Any]:
+    """Return the texts that are hard to read, of a page that has many."""
+    contrasts = await page.evaluate(CONTRASTS)
+    assert len(contrasts) > 30
+    return [one for one in contrasts if one[0] < 4.5]
+
+
+async def nameless(page: Page) -> list[str]:
+    """Return what can be operated and has no name for a screen reader."""
+    session = await page.context.new_cdp_session(page)
+    tree = await session.send("Accessibility.getFullAXTree")
+    roles = {
+        "button",
+        "link",
+        "textbox",
+        "switch",
+        "checkbox",
+        "DisclosureTriangle",
+        "image",
+        "log",
+        "table",
+        "region",
+    }
+    found = [node for node in tree["nodes"] if not node["ignored"] and node["role"]["value"] in roles]
+    assert {"button", "link", "textbox", "switch"} <= {node["role"]["value"] for node in found}
+    return [node["role"]["value"] for node in found if not node.get("name", {}).get("value", "").strip()]
+
+
+async def overflow(page: Page) -> int:
+    """Return by how many pixels the page is wider than the window."""
+    width: int = await page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
+    return width
+
+
+async def say_connect(page: Page, topic: str, key: str = KEY) -> None:
+    await page.get_by_label("Topic").fill(topic)
+    await page.get_by_label("Pre-shared key").fill(key)
+    await page.get_by_role("button", name="Connect", exact=True).click()
+
+
+async def connect(page: Page, topic: str) -> None:
+    await say_connect(page, topic)
+    await page.get_by_text(f"Connected. What is published on {topic} appears here.").wait_for()
+
+
+async def publish(page: Page, message: str) -> None:
+    await page.get_by_label("Message", exact=True).fill(message)
+    await page.get_by_role("button", name="Publish").click()
+
+
+async def said(page: Page, text: str) -> None:
+    """Wait until it stands where the page says how the node is."""
+    await page.locator("#verdict").get_by_text(text).wait_for()
+
+
+async def switch(page: Page) -> None:
+    """Look at the whole cluster, or at the node again."""
+    await page.get_by_text("Whole cluster").click()
+
+
+async def publish_for_ever(nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]) -> None:
+    async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
+        while True:
+            await client.publish("news", *["It rains again."] * 20)
+            await client.publish("sport", "1:0", MARKUP)
+            await client.publish(MARKUP, "x")
+            await asyncio.sleep(0.02)
+
+
+class TestStatus:
+    async def test_it_loads_all_from_its_node_and_the_numbers_move(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await said(page, "All is well.")
+        assert await page.title() == f"producer {producer.address} – wsqueue"
+        publishing = asyncio.create_task(publish_for_ever(nodes, producer, consumers))
+        card = page.locator(".card", has=page.get_by_role("heading", name="Messages in"))
+        await expect(card.locator(".value > span").first).to_have_text(re.compile("[1-9]"))
+        chart = await card.get_by_role("img").get_attribute("aria-label")
+        assert chart is not None
+        assert chart.startswith("Messages in, last 2 minutes: now ")
+        topics = page.get_by_role("table", name="Busiest topics")
+        # What strangers call their topics is text.
+        await topics.get_by_text(MARKUP).wait_for()
+        assert await page.locator("img").count() == 0
+        links = page.get_by_role("table", name="Links to consumers")
+        assert await links.get_by_text("up", exact=True).count() == 2
+        await page.get_by_text(" batches in 2 minutes").wait_for()
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            assert await low_contrasts(page) == []
+            await screenshot(page, f"producer-{scheme}")
+        other = await tabs.open(page_of(consumers[0]), scheme="dark", width=NARROW, height=800)
+        await other.get_by_role("heading", name="Log").wait_for()
+        await other.get_by_text("Delivered").wait_for()
+        await other.wait_for_timeout(2500)
+        assert await overflow(other) <= 0
+        await screenshot(other, "consumer-dark-narrow")
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        assert {url.split("/")[2] for url in tabs.requests} == {producer.address, consumers[0].address}
+        [document] = [url for url in tabs.requests if url == page_of(producer)]
+        assert len((await page.request.get(document)).headers["content-security-policy"]) > 100
+
+    async def test_the_whole_page_is_light(self, nodes: Nodes, tabs: Tabs) -> None:
+        _, producer = await cluster(nodes, consumers=1)
+        page = await tabs.open("about:blank")
+        response = await page.goto(page_of(producer))
+        assert response is not None
+        assert len(await response.body()) <= MAX_PAGE_BYTES
+
+    async def test_a_consumer_that_is_down_is_said_in_words(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await said(page, "All is well.")
+        address = consumers[1].address
+        await consumers[1].crash()
+        await said(page, "This producer is not ready: no link to")
+        warning = page.locator("#warnings strong", has_text=f"No link to consumer {address}")
+        await warning.wait_for()
+        await said(page, "See whether it runs and can be reached")
+        assert (await page.title()).startswith("(1) ")
+        # The seconds go on in the sentence that is seen, and not in what a screen reader speaks.
+        await page.evaluate("""() => {
+          window.spoken = 0;
+          new MutationObserver(() => { spoken += 1; }).observe(document.getElementById('spoken'), { childList: true });
+        }""")
+        before = await warning.text_content()
+        async with soon():
+            while await warning.text_content() == before:
+                await asyncio.sleep(0.1)
+        assert await page.evaluate("spoken") == 0
+        assert before is not None
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            assert await low_contrasts(page) == []
+            await screenshot(page, f"warning-{scheme}")
+        await page.set_viewport_size({"width": NARROW, "height": 800})
+        assert await overflow(page) <= 0
+        await screenshot(page, "warning-dark-narrow")
+        await consumers[1].restart()
+        await said(page, "All is well.")
+
+    async def test_a_node_that_does_not_answer(self, nodes: Nodes, tabs: Tabs) -> None:
+        tabs.tolerate("Failed to load resource: net::ERR_CONNECTION_REFUSED")
+        _, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await said(page, "All is well.")
+        await producer.crash()
+        await said(page, "This node does not answer since ")
+        await said(page, "This page goes on trying.")
+        await screenshot(page, "silent-light")
+        await producer.restart()
+        await said(page, "All is well.")
+
+    async def test_the_whole_cluster(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(consumers[0]))
+        await switch(page)
+        table = page.get_by_role("table", name="Nodes")
+        await table.get_by_text("ready").nth(2).wait_for()
+        rows = await table.get_by_role("row").all_inner_texts()
+        assert [row.split("\t")[:2] for row in rows[1:]] == [
+            *([consumer.address, "consumer"] for consumer in consumers),
+            [producer.address, "producer"],
+        ]
+        assert "2 of 2" in rows[3]
+        await said(page, "All 3 nodes answer and nothing needs attention.")
+        address = consumers[1].address
+        await consumers[1].crash()
+        await said(page, "1 node of 3 does not answer.")
+        await said(page, f"consumer {address} does not answer")
+        for scheme in ("light", "dark"):
+            await page.emulate_media(color_scheme=scheme)
+            assert await low_contrasts(page) == []
+            await screenshot(page, f"cluster-{scheme}")
+        await page.set_viewport_size({"width": NARROW, "height": 800})
+        assert await overflow(page) <= 0
+        await screenshot(page, "cluster-dark-narrow")
+        assert await nameless(page) == []
+
+    async def test_a_node_that_knows_no_others_says_so(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumer = await nodes.consumer()
+        page = await tabs.open(page_of(consumer))
+        await switch(page)
+        await page.get_by_text(
+            "This node knows no other nodes. Name them in the table [monitoring]"
+        ).wait_for()
+
+
+class TestDemo:
+    async def test_what_one_tab_publishes_arrives_in_another(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        one = await tabs.open(page_of(producer))
+        other = await tabs.open(page_of(consumers[0]))
+        await connect(one, "news")
+        await connect(other, "news")
+        for message in ("hello there", MARKUP):
+            await publish(one, message)
+            await one.get_by_text("Stored and confirmed in").wait_for()
+            await other.locator("#arrived").get_by_text(message, exact=True).wait_for()
+            await one.locator("#arrived").get_by_text(message, exact=True).wait_for()
+        places = await one.locator("#demo-facts").inner_text()
+        assert f"{producer.address} (connected, v2)" in places
+        assert "modulo 2 consumers is" in places
+        assert await low_contrasts(one) == []
+        await screenshot(one, "demo-light")
+        await one.get_by_role("button", name="Disconnect").click()
+        await one.get_by_text("Disconnected.").wait_for()
+        await eventually(lambda: sum(node.subscribers("news") for node in consumers) == 1, "one has gone")
+        # The key was not stored, and travelled nowhere.
+        assert await one.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [
+            0,
+            0,
+            "",
+        ]
+
+    async def test_another_key_is_said_in_words(self, nodes: Nodes, tabs: Tabs) -> None:
+        _, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer), scheme="dark")
+        await say_connect(page, "news", OTHER_KEY)
+        await page.get_by_text("This is not the key of the cluster").wait_for()
+        key = page.get_by_label("Pre-shared key")
+        assert await key.get_attribute("aria-invalid") == "true"
+        assert await low_contrasts(page) == []
+        assert await nameless(page) == []
+        await connect(page, "news")
+
+    async def test_a_page_without_cryptography_says_what_to_do(self, nodes: Nodes, tabs: Tabs) -> None:
+        _, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer).replace("127.0.0.1", "node.example"))
+        await say_connect(page, "news")
+        await page.get_by_text("Open this page over https, or through a tunnel: ssh -L").wait_for()
+        await said(page, "All is well.")
+
+    async def test_the_keyboard_is_enough(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await said(page, "All is well.")
+        seen: list[str] = []
+        while "topic" not in seen:
+            await page.keyboard.press("Tab")
+            seen.append(
+                await page.evaluate("document.activeElement.id || document.activeElement.textContent")
+            )
+            assert (
+                await page.evaluate(
+                    """() => {
+                  const active = document.activeElement;
+                  const shown = active.id === 'whole' ? active.nextElementSibling : active;
+                  return getComputedStyle(shown).outlineStyle;
+                }"""
+                )
+                != "none"
+            ), seen
+            assert len(seen) < 20, seen
+        assert seen[:3] == ["Skip to the content", "Status", "Try it"]
+        assert "whole" in seen
+        await page.keyboard.press("Control+A")
+        await page.keyboard.type("sport")
+        await page.keyboard.press("Tab")
+        await page.keyboard.type(KEY)
+        await page.keyboard.press("Enter")
+        await page.get_by_text("Connected. What is published on sport appears here.").wait_for()
+        await page.keyboard.type("typed without a mouse")
+        await page.keyboard.press("Enter")
+        await page.locator("#arrived").get_by_text("typed without a mouse").wait_for()
+        assert await page.evaluate("document.activeElement.id") == "message"
+
+    async def test_the_skip_link_skips(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumer = await nodes.consumer()
+        page = await tabs.open(page_of(consumer), reduced_motion="reduce")
+        await page.keyboard.press("Tab")
+        await page.keyboard.press("Enter")
+        assert await page.evaluate("document.activeElement.id") == "main"
+        assert (
+            await page.evaluate("getComputedStyle(document.querySelector('.track')).transitionProperty")
+            == "none"
+        )

@@ -474,9 +474,11 @@ def run(file: str | Path, kind: type[Node]) -> None:
     """
 
     async def main() -> None:
-        await Service(file, kind).run()
+        service = Service(file, kind)
+        # Not before, for the fingerprints of keys take 4 MiB for a moment.
+        _keep_freed_memory()
+        await service.run()
 
-    _keep_freed_memory()
     uvloop.run(main())
     # While Python ends, a late reload must not kill the process.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

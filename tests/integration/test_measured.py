@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
-from collections.abc import AsyncIterator, Sequence
+import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +15,20 @@ import msgspec
 import pytest
 from websockets.frames import Opcode
 
+from wsqueue import producer as producer_module
+from wsqueue.consumer import Consumer
 from wsqueue.errors import CloseCode, PublishError
 from wsqueue.measures import TIME_BOUNDS
-from wsqueue.producer import Batch, ConsumerLink
+from wsqueue.producer import ConsumerLink
 from wsqueue.records import Record
+from wsqueue.reporter import LAG_SECONDS, MAX_LAG_SECONDS
 from wsqueue.status import HistogramStatus, LinkStatus, Report
 
-from .nodes import KEY, WAIT_SECONDS, Nodes, RunningNode, eventually, free_port, soon
+from .nodes import KEY, WAIT_SECONDS, Log, Nodes, RunningNode, eventually, free_port, soon
 from .peer import connected, topic_of
 from .raw import RawServer, RawSocket
 from .raw_v2 import V2Server, V2Socket, new_secret, publish_of
+from .test_service import running
 
 pytestmark = pytest.mark.anyio
 
@@ -229,58 +235,62 @@ class TestTraffic:
 
 
 class TestConfirmSeconds:
-    """Each batch counts once, when it is confirmed."""
+    """Of each link one batch at a time is timed, now and then."""
 
-    @staticmethod
-    def forwarded(monkeypatch: pytest.MonkeyPatch) -> list[Batch]:
-        """Return the batches that will go to consumers, as they come."""
-        batches: list[Batch] = []
-        hold = ConsumerLink.hold
+    @pytest.fixture(autouse=True)
+    def as_often_as_can_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(producer_module, "TIMING_SECONDS", 0.0)
 
-        def spy(link: ConsumerLink, its: Sequence[Batch]) -> None:
-            batches.extend(its)
-            hold(link, its)
-
-        monkeypatch.setattr(ConsumerLink, "hold", spy)
-        return batches
-
-    async def test_several_of_one_read(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test_one_after_the_other(self, nodes: Nodes) -> None:
         _, producer = await nodes.cluster()
-        batches = self.forwarded(monkeypatch)
         async with soon(), publisher_of(producer) as publisher:
-            for first in (1, 101):
+            for number in range(1, 51):
+                publisher.send(publish_of(number, f"topic{number % 3}", "a", "b"))
+                await publisher.confirmed(number)
+                assert sum(confirmed(producer).counts) == number
+        assert 0 < confirmed(producer).sum < 50 * WAIT_SECONDS
+
+    async def test_several_at_once(self, nodes: Nodes) -> None:
+        _, producer = await nodes.cluster()
+        async with soon(), publisher_of(producer) as publisher:
+            timed = 0
+            for first in (1, 101, 201):
                 for number in range(first, first + 100):
                     publisher.send(publish_of(number, f"topic{number % 3}", "a", "b"))
                 await publisher.confirmed(*range(first, first + 100))
-        assert len(batches) == sum(confirmed(producer).counts) == 200
-        assert len({batch.read_at for batch in batches}) < 200
-        assert 0 < confirmed(producer).sum < 200 * WAIT_SECONDS
+                assert timed < sum(confirmed(producer).counts) <= timed + 100
+                timed = sum(confirmed(producer).counts)
+                assert producer.links[0]._timed is None
 
-    async def test_classic_ones(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        _, producer = await nodes.cluster()
-        batches = self.forwarded(monkeypatch)
-        async with soon(), RawSocket.established(producer.address, "/produce", KEY) as publisher:
-            for number in range(300):
-                publisher.publish(f"topic{number % 7}", str(number))
-            await eventually(lambda: producer.counters["messages_in"] == 300, "all has come")
-            await eventually(lambda: not status_of(producer).held_messages, "all is confirmed")
-        assert len(batches) == sum(confirmed(producer).counts)
-
-    async def test_several_publishers_and_consumers(
+    async def test_not_more_often_than_now_and_then(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        _, producer = await nodes.cluster()
+        async with soon(), publisher_of(producer) as publisher:
+            for number in range(1, 11):
+                publisher.send(publish_of(number, "news", "a"))
+                await publisher.confirmed(number)
+                monkeypatch.setattr(producer_module, "TIMING_SECONDS", 1e9)
+        assert sum(confirmed(producer).counts) == 1
+
+    async def test_classic_ones(self, nodes: Nodes) -> None:
+        _, producer = await nodes.cluster()
+        async with soon(), RawSocket.established(producer.address, "/produce", KEY) as publisher:
+            for number in range(1, 4):
+                publisher.publish("news", str(number))
+                await eventually(lambda: producer.counters["messages_in"] == number, "it has come")  # noqa: B023
+                await eventually(lambda: not status_of(producer).held_messages, "it is confirmed")
+                assert sum(confirmed(producer).counts) == number
+
+    async def test_several_links(self, nodes: Nodes) -> None:
         consumers = [await nodes.consumer() for _ in range(2)]
         producer = await nodes.producer(consumers)
         await producer.ready()
-        batches = self.forwarded(monkeypatch)
-        async with soon(), contextlib.AsyncExitStack() as stack:
-            publishers = [await stack.enter_async_context(publisher_of(producer)) for _ in range(3)]
-            for number in range(1, 51):
-                for publisher in publishers:
-                    publisher.send(publish_of(number, f"topic{number}", "a"))
-            for publisher in publishers:
-                assert set(await publisher.answers(50)) == set(range(1, 51))
-        assert len(batches) == sum(confirmed(producer).counts) == 150
+        async with soon(), publisher_of(producer) as publisher:
+            for index in (0, 1):
+                publisher.send(publish_of(index + 1, topic_of(index, 2), "a"))
+            assert set(await publisher.answers(2)) == {1, 2}
+        assert sum(confirmed(producer).counts) == 2
 
     async def test_one_that_is_sent_again_counts_once(self, nodes: Nodes) -> None:
         async with soon(), V2Server() as server:
@@ -289,40 +299,68 @@ class TestConfirmSeconds:
             async with publisher_of(producer) as publisher:
                 publisher.send(publish_of(1, "news", "a"))
                 await consumer.next("forward")
-                assert sum(confirmed(producer).counts) == 0
+                producer.links[0]._timed_since -= 3600.0
                 await consumer.abort()
                 consumer = await server.speaking(KEY)
                 await consumer.next("forward")
+                assert sum(confirmed(producer).counts) == 0
                 consumer.send({"t": "ack", "numbers": [[1, 1]]})
                 await publisher.confirmed(1)
-                assert sum(confirmed(producer).counts) == 1
+                # From when it was read, and not from when it was sent again.
+                histogram = confirmed(producer)
+                assert (histogram.counts[-1], sum(histogram.counts)) == (1, 1)
+                assert 3600.0 <= histogram.sum < 3600.0 + WAIT_SECONDS
             await consumer.abort()
 
     async def test_one_that_is_refused_does_not_count(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer(max_topic_bytes=4)
-        producer = await nodes.producer([consumer])
-        async with soon(), publisher_of(producer) as publisher:
-            publisher.send(publish_of(1, "news", "a"))
-            publisher.send(publish_of(2, "too long", "a"))
-            publisher.send(publish_of(3, "news", "a"))
-            assert await publisher.answers(3) == {1: "stored", 2: "topic_too_long", 3: "stored"}
-        assert sum(confirmed(producer).counts) == 2
-
-    async def test_one_that_waits_for_long(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
         async with soon(), V2Server() as server:
             producer = await nodes.producer([server.address])
             consumer = await server.speaking(KEY)
             async with publisher_of(producer) as publisher:
                 publisher.send(publish_of(1, "news", "a"))
                 await consumer.next("forward")
-                (batch,) = producer.links[0]._unconfirmed
-                batch.read_at -= 3600.0
-                consumer.send({"t": "ack", "numbers": [[1, 1]]})
-                await publisher.confirmed(1)
-                histogram = confirmed(producer)
-                assert (histogram.counts[-1], sum(histogram.counts)) == (1, 1)
-                assert 3600.0 <= histogram.sum < 3600.0 + WAIT_SECONDS
+                consumer.send({"t": "refused", "number": 1, "code": "full", "reason": "no room"})
+                assert await publisher.answers(1) == {1: "full"}
+                assert sum(confirmed(producer).counts) == 0
+                publisher.send(publish_of(2, "news", "b"))
+                await consumer.next("forward")
+                consumer.send({"t": "ack", "numbers": [[2, 2]]})
+                await publisher.confirmed(2)
+                assert sum(confirmed(producer).counts) == 1
             await consumer.abort()
+
+    async def test_one_that_goes_to_another_link_does_not_hold_the_next_up(self, nodes: Nodes) -> None:
+        producer = await nodes.producer([f"127.0.0.1:{free_port()}"])
+        consumer = await nodes.consumer()
+        async with soon(), publisher_of(producer) as publisher:
+            publisher.send(publish_of(1, "news", "a"))
+            await eventually(lambda: status_of(producer).held_messages, "it is held")
+            producer.write(consumers=Nodes.addresses([consumer], "/producer"))
+            await producer.service.reload()
+            await publisher.confirmed(1)
+            before = sum(confirmed(producer).counts)
+            publisher.send(publish_of(2, "news", "b"))
+            await publisher.confirmed(2)
+            assert sum(confirmed(producer).counts) == before + 1
+
+    async def test_one_that_is_lost_does_not_hold_the_next_up(self, nodes: Nodes) -> None:
+        """A classic consumer may have got it, so that it is not sent again."""
+        async with soon(), RawServer() as server:
+            producer = await nodes.producer([server.address])
+            consumer = await server.next()
+            await consumer.accept(KEY)
+            async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
+                publisher.publish("news", "1")
+                await consumer.until(Opcode.TEXT)
+                await consumer.abort()
+                consumer = await server.next()
+                await consumer.accept(KEY)
+                await eventually(lambda: producer.counters["lost_in_flight"], "it is lost")
+                assert sum(confirmed(producer).counts) == 0
+                publisher.publish("news", "2")
+                await consumer.until(Opcode.TEXT)
+                consumer.send_frame(Opcode.PONG, await consumer.until(Opcode.PING))
+                await eventually(lambda: sum(confirmed(producer).counts) == 1, "the next one is timed")
 
 
 class TestTopTopics:
@@ -553,7 +591,9 @@ class TestLog:
             assert log.free_bytes == 12_345
         assert loop not in asked
 
-    async def test_a_disk_that_is_full_and_then_is_not(self, small_disk: Path, nodes: Nodes) -> None:
+    async def test_a_disk_that_is_full_and_then_is_not(
+        self, small_disk: Path, nodes: Nodes, log: Log
+    ) -> None:
         consumer = await nodes.consumer(**kept(small_disk / "log"))
         producer = await nodes.producer([consumer])
         async with soon(), nodes.client([producer], [consumer]) as client:
@@ -576,10 +616,26 @@ class TestLog:
             await client.publish("news", "x" * 100_000)
             assert codes(consumer) == ["log_nearly_full"]
             await client.publish("news", "2")
-            log = report_of(consumer).log
-            assert log is not None
-            assert log.failing == ""
-            assert log.free_bytes > report.log.free_bytes
+            again = report_of(consumer).log
+            assert again is not None
+            assert again.failing == ""
+            assert again.free_bytes > report.log.free_bytes
+        # It is logged once, however much is refused, and so is its end.
+        assert log.lines("messages refused ", logging.ERROR) == ['messages refused reason="the disk is full"']
+        assert len(log.lines("messages stored again ", logging.INFO)) == 1
+        log.records.clear()
+
+
+async def test_a_process_that_stands_still(nodes: Nodes) -> None:
+    consumer = nodes.made(Consumer)
+    async with running(consumer):
+        await eventually(lambda: consumer.service.addresses, "it runs")
+        assert report_of(consumer).loop_lag_seconds < MAX_LAG_SECONDS
+        # Now the loop does nothing else, either.
+        time.sleep(MAX_LAG_SECONDS + LAG_SECONDS + 0.1)  # noqa: ASYNC251 - as a disk or a full machine does
+        await eventually(lambda: report_of(consumer).loop_lag_seconds > MAX_LAG_SECONDS, "it is noticed")
+        assert codes(consumer) == ["loop_lag"]
+        consumer.service.stop()
 
 
 async def test_bytes_of_clients_that_come_and_go(nodes: Nodes) -> None:

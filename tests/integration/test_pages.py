@@ -611,6 +611,13 @@ class TestCluster:
         assert "it has no /status" in problems(cluster)[address]
         assert pages.address not in problems(cluster)
 
+    async def test_a_node_that_is_full(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(max_connections=1)
+        producer = await nodes.producer([consumer])
+        await producer.ready()
+        cluster = await cluster_when(producer, problems)
+        assert "(max_connections)" in problems(cluster)[consumer.address]
+
     async def test_it_goes_by_the_latest_configuration(self, nodes: Nodes) -> None:
         first, second = await nodes.consumer(), await nodes.consumer()
         producer = await nodes.producer([first])

@@ -693,7 +693,9 @@ async def _local(
             else:
                 settings = config.load(cluster.config_file, DemoConfig)
                 await _verify(settings, None)
-                click.echo(f"The status page of the cluster, as long as this runs: {cluster.status_page}")
+                if sys.stdin.isatty():
+                    # Else all is over with the input.
+                    click.echo(f"The status page of the cluster, as long as this runs: {cluster.status_page}")
                 await _demo(settings, demo_topic)
 
 

@@ -19,8 +19,8 @@ _ORIGIN = re.compile(r"wss?://[^\s;,'\"/?#]+:[0-9]{1,5}")
 _COMMENT_OR_INDENT = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*\*.*?\*/\n|\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
 
 _SPACE_OF_CSS = re.compile(r"\s*;\s*(?=})|\s*([{},;])\s*|(?<=:) +|\n+")
-_SPACE_OF_SCRIPT = re.compile(r" (=>|===|!==|&&|\|\||\?\?|[+-]?=|<|>) ")
-"""Operators that no sentence for people has."""
+_SPACE_OF_SCRIPT = re.compile(r" (=>|===|!==|&&|\|\||\?\?|[+-]?=|<|>) |(?<=[{(\[,;])\n")
+"""Around operators that no sentence for people has, and line ends that end no statement."""
 
 
 class StatusPage(msgspec.Struct, frozen=True):

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from playwright.async_api import Page, Route, expect
 
+from tests.certificates import Authority
 from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
 from wsqueue.status import (
     Connections,
@@ -343,6 +345,19 @@ class TestDemo:
             0,
             "",
         ]
+
+    async def test_over_tls_the_page_knows_the_certificates(
+        self, nodes: Nodes, tabs: Tabs, tmp_path: Path
+    ) -> None:
+        issued = msgspec.to_builtins(Authority(tmp_path).issue("node"))
+        _, producer = await cluster(nodes, tls={name: value for name, value in issued.items() if value})
+        page = await tabs.open(page_of(producer), ignore_https_errors=True)
+        await said(page, "All is well.")
+        await connect(page, "news")
+        await publish(page, "over TLS")
+        await page.get_by_text("Stored and confirmed in").wait_for()
+        await page.locator("#arrived").get_by_text("over TLS").wait_for()
+        assert page.url.startswith("https:")
 
     async def test_another_key_is_said_in_words(self, nodes: Nodes, tabs: Tabs) -> None:
         _, producer = await cluster(nodes)

@@ -352,7 +352,8 @@ class TestDemo:
         issued = msgspec.to_builtins(Authority(tmp_path).issue("node"))
         _, producer = await cluster(nodes, tls={name: value for name, value in issued.items() if value})
         page = await tabs.open(page_of(producer), ignore_https_errors=True)
-        await said(page, "All is well.")
+        # Not said to be well: the browser has refused the certificate before it was told to ignore that.
+        await page.get_by_role("table", name="Links to consumers").wait_for()
         await connect(page, "news")
         await publish(page, "over TLS")
         await page.get_by_text("Stored and confirmed in").wait_for()

@@ -801,6 +801,17 @@
     } else tell(`That did not work: ${error.message}.`, "bad");
   }
 
+  async function certificateOf(address) {
+    for (let tries = 0; tries < 10; tries += 1) {
+      const { nodes } = await ask("cluster.json");
+      const report = nodes.find((node) => node.address === address)?.report;
+      if (report) return report.certificate_sha256;
+      // This node begins to ask the others when it is asked.
+      await pause(0.5);
+    }
+    return "";
+  }
+
   async function open(cluster) {
     const places = {};
     const mine = new WsqueueClient({
@@ -808,10 +819,7 @@
       producers: cluster.producers,
       psk: $("key").value,
       // A browser does not show the certificate of a wss:// node; the reports have it.
-      channelBinding: async (address) => {
-        const { nodes } = await ask("cluster.json");
-        return nodes.find((node) => node.address === address)?.report?.certificate_sha256;
-      },
+      channelBinding: certificateOf,
       onState(event) {
         if (client !== mine) return;
         const how =

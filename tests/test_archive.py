@@ -687,14 +687,40 @@ def test_the_writer_ends_when_the_loop_is_gone(tmp_path: Path, fails: bool) -> N
     one.archive._store.close()
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mount a file system of 1 MiB."""
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
-    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
-        pytest.skip("cannot mount a tmpfs")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
+async def test_the_room_on_the_disk(small_disk: Path) -> None:
+    async with opened(small_disk) as one:
+        free = one.archive.free_bytes
+        assert 0 < free < 1024 * 1024
+        with (small_disk / "filler").open("wb") as stream:
+            stream.write(bytes(300_000))
+        # It is looked at with the next commit.
+        assert one.archive.free_bytes == free
+        await one.add(record("a", 0))
+        assert free - 600_000 < one.archive.free_bytes <= free - 300_000
+
+
+async def test_a_directory_that_is_gone_has_no_room(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        assert one.archive.free_bytes > 0
+        store = one.archive._store
+        file, store.file = store.file, tmp_path / "none" / "log"
+        assert store.free_bytes() == -1
+        store.file = file
+
+
+async def test_commits_are_counted_by_how_long_they_took(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        assert sum(one.archive.commit_seconds.status().counts) == 0
+        for offset in range(3):
+            await one.add(record("a", offset))
+        status = one.archive.commit_seconds.status()
+        assert sum(status.counts) == 3
+        assert 0 < one.archive.last_commit_seconds <= status.sum
+        with full(one):
+            await one.add(big("a", 3))
+        assert len(one.failures) == 1
+        # What failed was no commit.
+        assert one.archive.commit_seconds.status() == status
 
 
 async def test_a_disk_that_is_full_and_then_is_not(small_disk: Path) -> None:

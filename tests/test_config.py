@@ -547,6 +547,12 @@ class TestMonitoring:
         assert (error.line, error.key) == (7, "monitoring.listen[0]")
         assert error.problem == f"{entry!r} is there twice: expected each address once"
 
+    def test_a_port_that_the_system_chooses_is_of_one_of_them_too(self, write: Write) -> None:
+        text = CONSUMER.replace("10001", "0") + '[monitoring]\nlisten = ["[::1]:0", "127.0.0.1:0"]\n'
+        error = refusal(write(text))
+        assert (error.line, error.key) == (4, "monitoring.listen[1]")
+        assert error.problem == "'127.0.0.1:0' is in listen too: expected an address of its own"
+
     def test_nodes_may_be_among_the_listeners(self, write: Write) -> None:
         """This one is one of the cluster, too."""
         load_any(write(f'{CONSUMER}[monitoring]\nconsumers = ["127.0.0.1:10001"]\n'))

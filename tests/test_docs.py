@@ -12,11 +12,24 @@ import msgspec
 import pytest
 import tomli
 
-from wsqueue import cli, config
+from wsqueue import cli, config, hello, measures, pages, reporter, status, tls
 from wsqueue.config import ConsumerConfig, DemoConfig, Limits, Monitoring, ProducerConfig, Retention, Tls
 from wsqueue.errors import CloseCode
 from wsqueue.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
 from wsqueue.packets_v2 import PACKETS, Publish, RefusalCode
+from wsqueue.status import (
+    Cluster,
+    ClusterNode,
+    Connections,
+    HistogramStatus,
+    LinkStatus,
+    LogStatus,
+    Report,
+    SlowPeer,
+    TopicStatus,
+    Warning,  # noqa: A004 - what it is
+    WarningCode,
+)
 from wsqueue.version import __version__
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +120,60 @@ def test_the_limits_of_the_protocol() -> None:
         number, _, unit = value.partition(" ")
         assert getattr(importlib.import_module(f"wsqueue.{module}"), constant) == int(number) * units[unit]
     assert len(documented) > 10
+
+
+def test_the_fields_of_reports() -> None:
+    documented = rows("docs/monitoring.md", "Reports")
+    fields = [name for row in documented for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(fields) == sorted(Report.__struct_fields__)
+    parts: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
+        "connections": (Connections, {"count"}),
+        "links": (LinkStatus, set()),
+        "confirm_seconds": (HistogramStatus, set()),
+        "top_topics": (TopicStatus, set()),
+        "slow_peers": (SlowPeer, set()),
+        "log": (LogStatus, set()),
+        "warnings": (Warning, set()),
+    }
+    for field, (part, plain) in parts.items():
+        (row,) = (row for row in documented if f"`{field}`" in row[0])
+        missing = set(part.__struct_fields__) - set(re.findall(r"`(\w+)`", row[1]))
+        assert missing == plain, field
+
+
+def test_the_fields_of_a_cluster() -> None:
+    text = (ROOT / "docs/monitoring.md").read_text()
+    (sentence,) = re.findall(r"^`/cluster.json` has (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    words = set(re.findall(r"`(\w+)`", sentence))
+    assert words == {*Cluster.__struct_fields__, *ClusterNode.__struct_fields__}
+
+
+def test_the_codes_of_warnings() -> None:
+    documented = [row[0].strip("`") for row in rows("docs/monitoring.md", "Warnings")]
+    assert sorted(documented) == sorted(get_args(WarningCode))
+
+
+def test_the_numbers_of_monitoring() -> None:
+    text = " ".join((ROOT / "docs/monitoring.md").read_text().split())
+    assert status.FRESH_SECONDS == 0.5
+    assert "A report is made at most twice a second" in text
+    assert (reporter.MAX_LAG_SECONDS, measures.WINDOW_SECONDS, status.MAX_SLOW_PEERS) == (0.5, 10.0, 10)
+    assert "more than half a second late" in text
+    assert "in the last 10 to 20 seconds" in text
+    assert "and ten of them" in text
+    assert reporter.NEARLY_FULL == 0.9
+    assert "more than 9 of 10 connections" in text
+    assert reporter.LATELY_WINDOWS * measures.WINDOW_SECONDS == 60.0
+    assert "in the last minute peers were refused" in text
+    assert f"by more than {status.MAX_CLOCK_SECONDS:g} seconds" in text
+    assert f"within {tls.EXPIRY_WARNING.days} days" in text
+    assert hello.FINGERPRINT_SALT == b"wsqueue fingerprint"
+    assert f"(salt `wsqueue fingerprint`, N {hello.FINGERPRINT_COST}, r 8, p 1)" in text
+
+
+def test_the_pages() -> None:
+    documented = {row[0].strip("`") for row in rows("docs/monitoring.md", "Monitoring")}
+    assert {f"http://NODE{path}" for path in pages.PAGES} <= documented
 
 
 def test_the_exit_codes() -> None:

@@ -161,6 +161,47 @@ class TestFraming:
         assert joined.exchange() == ([opened], [opened])
         assert joined.requests == [("/producer", selected is not None)]
 
+    @pytest.mark.parametrize(
+        ("lines", "host"),
+        [
+            ([], ""),
+            (["Host: node.example:1"], "node.example:1"),
+            (["hOST:  [::1] "], "[::1]"),
+            (["Host: a", "Host: b"], "a, b"),
+        ],
+    )
+    def test_the_host_is_known_while_a_request_is_answered(self, lines: list[str], host: str) -> None:
+        found: list[str] = []
+
+        def answer(_path: str, _offered: bool) -> HttpAnswer:
+            found.append(server.host)
+            return HttpAnswer(200, "ok\n")
+
+        server = ServerFraming(answer, 1000, SUBPROTOCOL)
+        server.receive_data("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
+        assert (found, server.host) == ([host], "")
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "get", "CONNECT"])
+    def test_another_method_asks_for_nothing(self, method: str) -> None:
+        joined = Joined()
+        joined.server.receive_data(f"{method} /producer HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert b"\r\nAllow: GET, HEAD" in head
+        assert body == b"Only GET and HEAD are answered here.\n"
+        assert joined.requests == []
+        assert joined.server.closed is not None
+        assert joined.server.closed.code == 405
+
+    def test_head_has_no_body(self) -> None:
+        joined = Joined()
+        joined.server.receive_data(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404 ")
+        assert b"\r\nContent-Length: 3" in head
+        assert body == b""
+        assert joined.requests == [("/", False)]
+
     def test_a_message_that_has_begun_may_be_longer_too(self, joined: Joined) -> None:
         begun = Frame(Opcode.TEXT, b"x" * 1000, fin=False).serialize(mask=True)
         assert joined.server.receive_data(begun) == []

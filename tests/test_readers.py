@@ -243,6 +243,53 @@ class TestFallingBehind:
         assert subscriber.took() == [deliver(2, "c")]
         assert subscriber.counters == {"fell_behind": 1, "deliveries": 2}
 
+    def test_it_is_among_those_behind_until_it_has_caught_up(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.publish("a", "b")
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+        subscriber.connection.is_congested = True
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+        subscriber.publish("c", "d")
+        subscriber.publish("e")
+        assert (subscriber.behind, subscriber.reader.missing) == ({subscriber.reader}, 3)
+        subscriber.connection.is_congested = False
+        subscriber.connection.room = 1
+        subscriber.reader.catch_up()
+        # What is sent counts no more, though it may still be on its way.
+        assert (subscriber.behind, subscriber.reader.missing) == ({subscriber.reader}, 0)
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
+    def test_what_the_log_has_dropped_is_missing_too_until_it_is_told(self) -> None:
+        logs = Logs(max_messages_per_topic=2)
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.connection.is_congested = True
+        for number in range(5):
+            subscriber.publish(str(number))
+        assert subscriber.reader.missing == 5
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
+    def test_it_is_not_behind_any_more_when_it_is_gone(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.connection.is_congested = True
+        subscriber.publish("a")
+        assert subscriber.behind == {subscriber.reader}
+        subscriber.reader.stop()
+        assert subscriber.behind == set()
+
+    def test_who_begins_in_the_past_is_not_behind(self) -> None:
+        logs = published("abc", "d")
+        connection = FakeConnection()
+        connection.is_congested = True
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        subscriber.publish("e")
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 5)
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
     def test_it_misses_what_the_log_has_dropped_by_then(self) -> None:
         logs = Logs(max_messages_per_topic=2)
         subscriber = Subscriber(logs, Subscribe("news"))

@@ -19,8 +19,10 @@ from wsqueue import packets_v2, retention
 from wsqueue.archive import State
 from wsqueue.config import Retention as RetentionConfig
 from wsqueue.errors import ConfigError
+from wsqueue.measures import Histogram
 from wsqueue.records import Record, TopicState
 from wsqueue.retention import Batch, Outcome, Retention
+from wsqueue.status import LogStatus
 
 anyio = pytest.mark.anyio
 
@@ -540,6 +542,30 @@ class TestAgainstTheModel:
         assert not logs.retention._order
 
 
+class TestStatus:
+    """How the logs are, when they are in memory."""
+
+    def test_it_grows_and_shrinks_with_them(self) -> None:
+        logs = Logs(max_bytes=100_000)
+        empty = logs.retention.log_status()
+        assert empty == LogStatus("memory", 0, 0, 100_000, 0, 0.0, -1, "")
+        for topic in ("news", "sport", "news"):
+            logs.publish(topic, "x" * 1000)
+        status = logs.retention.log_status()
+        assert (status.topics, status.failing) == (2, "")
+        assert 3000 < status.bytes < 10_000
+        logs.clock.now += 4000
+        logs.retention.trim()
+        # The topics are still known, for their offsets go on.
+        assert logs.retention.log_status() == msgspec.structs.replace(empty, topics=2)
+        assert logs.retention.commit_seconds() is None
+
+    def test_a_reload_changes_the_limit(self) -> None:
+        logs = Logs(max_bytes=100_000)
+        logs.retention.reconfigure(RetentionConfig(max_bytes=7))
+        assert logs.retention.log_status().limit_bytes == 7
+
+
 class FakeArchive:
     """An archive that commits and fails when the test says so."""
 
@@ -557,7 +583,10 @@ class FakeArchive:
         self._committed, self._failed = committed, failed
         self.queue: deque[Record] = deque()
         self.stored: list[Record] = []
-        self.pending_bytes = 0
+        self.pending_bytes = self.bytes = 0
+        self.free_bytes = 5_000_000
+        self.last_commit_seconds = 0.25
+        self.commit_seconds = Histogram()
         self.closed = False
 
     async def open(self) -> State:
@@ -649,6 +678,24 @@ class TestArchive:
         logs.archive.commit()
         assert logs.told == [2, 1]
         assert logs.kept("news") == [0, 1, 2, 3]
+
+    async def test_its_status_is_the_archive_s(self) -> None:
+        logs = await Archived.opened()
+        logs.archive.pending_bytes, logs.archive.bytes = 700, 12_000
+        logs.append(batch(1))
+        limit = logs.config.max_bytes
+        status = LogStatus("sqlite", 1, 12_000, limit, 700, 0.25, 5_000_000, "")
+        assert logs.retention.log_status() == status
+        logs.archive.fail()
+        assert logs.retention.log_status().failing == "the disk is full"
+        logs.append(batch(1))
+        assert logs.retention.log_status().failing == "the disk is full"
+        logs.archive.commit()
+        assert logs.retention.log_status() == status
+        logs.archive.commit_seconds.observe(0.1)
+        commits = logs.retention.commit_seconds()
+        assert commits is not None
+        assert sum(commits.counts) == 1
 
     async def test_a_repeat_waits_for_what_it_repeats(self) -> None:
         logs = await Archived.opened()

@@ -203,6 +203,8 @@ def _problem(closed: Closed) -> str:
         return OTHER_KEY
     if closed.code == 404:
         return "it has no /status: it runs an older version, or is no node of wsqueue"
+    if closed.code == 503:
+        return "it has all the connections that it may have (max_connections)"
     if closed.code == CloseCode.CLASSIC_REFUSED:
         return "it speaks only the classic protocol, which has no reports"
     return str(closed)

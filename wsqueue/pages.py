@@ -6,6 +6,7 @@ import asyncio
 import ipaddress
 import re
 import time
+from collections.abc import Iterator, Sequence
 
 import msgspec
 
@@ -39,6 +40,9 @@ FORBIDDEN = HttpAnswer(
     "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
     " in its configuration, or come from its own host, as through ssh -L, to http://localhost.\n",
 )
+
+
+_HOST = re.compile(r"[0-9a-z._:-]+")
 
 
 class Pages:
@@ -109,8 +113,7 @@ class Pages:
         assert path == "/"
         from .web import status_page  # noqa: PLC0415 - as above
 
-        # No browser opens a unix socket.
-        page = status_page([_origin(address) for address in self._peers() if not address.socket])
+        page = status_page(list(_origins(self._peers())))
         policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}
         return HttpAnswer(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
 
@@ -172,6 +175,13 @@ def _no_other_site(host: str) -> bool:
     return True
 
 
-def _origin(address: Address) -> str:
-    """Return an address as a Content-Security-Policy has it (CSP level 3, section 2.3.1)."""
-    return f"{'wss' if address.tls else 'ws'}://{str(address).removeprefix('wss://')}"
+def _origins(addresses: Sequence[Address]) -> Iterator[str]:
+    """Yield addresses as a Content-Security-Policy has them (CSP level 3, section 2.3.1).
+
+    It has no words for unix sockets, which no browser opens, nor for names that no DNS has.
+    """
+    for address in addresses:
+        host = address.host.encode("idna").decode()
+        if _HOST.fullmatch(host):
+            ascii_address = msgspec.structs.replace(address, host=host, tls=False)
+            yield f"{'wss' if address.tls else 'ws'}://{ascii_address}"

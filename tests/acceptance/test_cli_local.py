@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
+import json
 import os
 import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
 
-from .commands import Running, is_alive, kill_all, run, running, shell
+from .commands import Running, Terminal, is_alive, kill_all, run, running, shell
 from .processes import Cluster, wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -91,6 +95,8 @@ def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
         config = f"--config={kept}/demo.toml"
         assert f"  wsqueue demo --config {kept}/demo.toml news" in local.stdout.splitlines()
         assert run("demo", config, "news", stdin=b"hello\n") == (0, "hello\n", "")
+        (page,) = re.findall(r"^Its status page, .*: (http://127\.0\.0\.1:\d+/)$", local.stdout, re.MULTILINE)
+        check_status_page(page)
         for pid in nodes:
             arguments = Path(f"/proc/{pid}/cmdline").read_text()
             assert (kept / "psk").read_text() not in arguments
@@ -104,6 +110,34 @@ def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
     assert (kept / "psk").stat().st_mode & 0o777 == 0o600
     assert (kept / "psk").read_text() not in local.stdout + local.stderr
     assert "\x1b" not in local.stdout + local.stderr
+
+
+def check_status_page(page: str) -> None:
+    """Check that a page is there, and that its node knows all others."""
+    address = page.removeprefix("http://").removesuffix("/")
+
+    def answer(path: str) -> bytes:
+        with contextlib.closing(http.client.HTTPConnection(address)) as connection:
+            connection.request("GET", path)
+            answer = connection.getresponse()
+            assert answer.status == 200
+            return answer.read()
+
+    def cluster() -> dict[str, Any]:
+        return dict(json.loads(answer("/cluster.json")))
+
+    assert b"<title>" in answer("/")
+
+    # The nodes are told of each other when all have begun.
+    wait_until(
+        lambda: [node["report"] is not None for node in cluster()["nodes"]] == [True] * 4, "all have answered"
+    )
+    found = cluster()
+    assert [node["role"] for node in found["nodes"]] == ["consumer"] * 2 + ["producer"] * 2
+    assert len(found["consumers"]) == len(found["producers"]) == 2
+    assert found["producers"][1] == address
+    # The checks of a demo provoke some.
+    assert {warning["code"] for warning in found["warnings"]} <= {"hello_refused"}
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
@@ -171,6 +205,17 @@ def test_local_demo_verifies_and_publishes_standard_input() -> None:
     *checks, summary, first, second = stdout.splitlines()
     assert all(line.startswith("ok  ") for line in checks)
     assert [summary, first, second] == ["14 checks, 0 failed", "hello there", "and again"]
+
+
+def test_local_demo_on_a_terminal_has_a_status_page() -> None:
+    terminal = Terminal("local", "--port", "0", "--demo", "news")
+    try:
+        terminal.wait_for("The status page of the cluster, as long as this runs: http://127.0.0.1:")
+        (page,) = re.findall(r"http://127\.0\.0\.1:\d+/", terminal.screen.decode())
+        check_status_page(page)
+        assert terminal.end("\x04") == 0
+    finally:
+        terminal.close()
 
 
 def test_local_with_other_numbers_of_nodes() -> None:

@@ -277,6 +277,15 @@ class TestRequests:
             assert status == 200
             assert "connect-src 'self' ws://[::1]:1;" in headers["content-security-policy"]
 
+    async def test_a_page_of_a_node_whose_peers_have_names_that_are_not_ascii(self, nodes: Nodes) -> None:
+        consumers = ["日本.example:1", "wss://Ñandú.example:2", "a;b:3", "a'b:4", "a*b:5"]
+        consumer = await nodes.consumer(monitoring={"consumers": consumers})
+        async with soon():
+            status, headers, _ = await answer(consumer.address, "/")
+            assert status == 200
+            (origins,) = re.findall("connect-src 'self' ([^;]*);", headers["content-security-policy"])
+            assert origins == "ws://xn--wgv71a.example:1 wss://xn--and-6ma2c.example:2"
+
     async def test_a_query_does_not_count(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer()
         async with soon():
@@ -610,6 +619,13 @@ class TestCluster:
         cluster = await cluster_when(producer, problems)
         assert "it has no /status" in problems(cluster)[address]
         assert pages.address not in problems(cluster)
+
+    async def test_a_node_that_is_full(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer(max_connections=1)
+        producer = await nodes.producer([consumer])
+        await producer.ready()
+        cluster = await cluster_when(producer, problems)
+        assert "(max_connections)" in problems(cluster)[consumer.address]
 
     async def test_it_goes_by_the_latest_configuration(self, nodes: Nodes) -> None:
         first, second = await nodes.consumer(), await nodes.consumer()

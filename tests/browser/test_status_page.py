@@ -371,6 +371,18 @@ class TestDemo:
         assert await nameless(page) == []
         await connect(page, "news")
 
+    async def test_connecting_can_be_cancelled(self, nodes: Nodes, tabs: Tabs) -> None:
+        tabs.tolerate("WebSocket connection to")
+        consumers, producer = await cluster(nodes, consumers=1)
+        await consumers[0].crash()
+        page = await tabs.open(page_of(producer))
+        await say_connect(page, "news")
+        await page.locator("#demo-facts").get_by_text("(down: no connection)").wait_for()
+        await page.get_by_role("button", name="Cancel").click()
+        await page.get_by_text("Disconnected.").wait_for()
+        await consumers[0].restart()
+        await connect(page, "news")
+
     async def test_a_page_without_cryptography_says_what_to_do(self, nodes: Nodes, tabs: Tabs) -> None:
         _, producer = await cluster(nodes, pages="all")
         page = await tabs.open(page_of(producer).replace("127.0.0.1", "node.example"))

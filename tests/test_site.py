@@ -79,29 +79,19 @@ def test_links_to_files_that_are_no_documents_are_paths(site: Path) -> None:
     assert "../wsqueue/load" not in page
 
 
-@pytest.mark.parametrize("link", ["[lost](lost.md)", "[lost](architecture.md#lost)", "[lost](#lost)"])
-def test_a_link_that_leads_nowhere_is_an_error(link: str, tmp_path: Path) -> None:
-    docs = tmp_path / "docs"
-    docs.mkdir()
-    for name in ("conf.py", "_static"):
-        copy = shutil.copytree if (ROOT / "docs" / name).is_dir() else shutil.copy
-        copy(ROOT / "docs" / name, docs / name)
-    (docs / "index.md").write_text("# Index\n\n## Explanation\n\n[architecture](architecture.md)\n")
-    (docs / "architecture.md").write_text("# Architecture\n\nIt stands.\n")
-    assert build(docs, tmp_path / "good").returncode == 0
-    (docs / "architecture.md").write_text(f"# Architecture\n\n{link}\n")
-    result = build(docs, tmp_path / "bad")
-    assert result.returncode == 1
-    assert "lost" in result.stderr
-
-
-def test_a_document_that_the_contents_lack_is_an_error(tmp_path: Path) -> None:
+def test_links_that_lead_nowhere_and_forgotten_documents_are_errors(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(ROOT / "docs" / "conf.py", docs)
     shutil.copytree(ROOT / "docs" / "_static", docs / "_static")
-    (docs / "index.md").write_text("# Index\n")
+    (docs / "index.md").write_text("# Index\n\n## Explanation\n\n- [Architecture](architecture.md)\n")
+    (docs / "architecture.md").write_text(
+        "# Architecture\n\n[good](index.md#explanation) [1](gone.md) [2](index.md#lost) [3](#away)\n"
+    )
     (docs / "forgotten.md").write_text("# Forgotten\n")
     result = build(docs, tmp_path / "site")
     assert result.returncode == 1
-    assert "forgotten.md" in result.stderr
+    found = [line.partition("WARNING: ")[2] for line in result.stderr.splitlines()]
+    for problem in ("gone.md", "lost", "away", "document isn't included in any toctree"):
+        assert sum(problem in line for line in found) == 1, result.stderr
+    assert len(found) == 4, result.stderr

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 
 import pytest
 
 from wsqueue.errors import InvalidMessage
-from wsqueue.terminal import _decode, printable, to_stdout
+from wsqueue.status import TopicStatus
+from wsqueue.terminal import _decode, json_line, one_line, printable, to_stdout
 
 
 @pytest.mark.parametrize(
@@ -30,6 +32,28 @@ def test_no_control_character_but_tab_and_line_feed_is_left() -> None:
     everything = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0)]))
     left = [character for character in printable(everything) if not character.isprintable()]
     assert left == ["\t", "\n"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain ñ 日本 \N{GRINNING FACE} [b]", "plain ñ 日本 \N{GRINNING FACE} [b]"),
+        ("a\tb\r\nc", "a\\tb\\r\\nc"),
+        ("\x1b[31m\x9b", "\\x1b[31m\\x9b"),
+        ("abc\u202edcba\u200b", "abc\\u202edcba\\u200b"),
+        ("\udcff", "\\udcff"),
+    ],
+)
+def test_one_line(text: str, shown: str) -> None:
+    assert one_line(text) == shown
+
+
+def test_json_cannot_steer_a_terminal_either() -> None:
+    topic = "".join(map(chr, [*range(0x20), *range(0x7F, 0xA0), 0x2028, 0x202E, 0xDCFF, 0xFFFF])) + "日本"
+    line = json_line({"topics": [TopicStatus(topic, 1.5)]})
+    assert line.isprintable()
+    assert "日本" in line
+    assert json.loads(line) == {"topics": [{"topic": topic, "messages_per_second": 1.5}]}
 
 
 class Screen(io.StringIO):

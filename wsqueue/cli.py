@@ -19,7 +19,6 @@ import asyncio
 import contextlib
 import errno
 import itertools
-import json
 import os
 import re
 import sys
@@ -38,7 +37,6 @@ from .commands import (
     complete_file,
     config_option,
     ended_by_signals,
-    print_json,
     progress_line,
     run,
 )
@@ -49,7 +47,7 @@ from .demo import gap_text
 from .errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from .local import LocalCluster
 from .producer import Producer
-from .terminal import discard_output, for_each_line, prepare_standard_files, printable, to_stdout
+from .terminal import discard_output, for_each_line, json_line, prepare_standard_files, printable, to_stdout
 from .tls import TlsContexts
 from .verify import Check, write_junit
 from .verify import verify as run_checks
@@ -202,11 +200,13 @@ def check_config(file: str, *, as_json: bool) -> None:
         if not as_json:
             raise
         wrong = {"file": error.file, "line": error.line, "key": error.key}
-        print_json({"file": file, "role": None, "warnings": [], "problem": str(error), "at": wrong})
+        click.echo(
+            json_line({"file": file, "role": None, "warnings": [], "problem": str(error), "at": wrong})
+        )
         raise click.exceptions.Exit(3) from None
     role = config.role_of(type(checked))
     if as_json:
-        print_json({"file": file, "role": role, "warnings": warnings, "problem": None, "at": None})
+        click.echo(json_line({"file": file, "role": role, "warnings": warnings, "problem": None, "at": None}))
         return
     for sentence in warnings:
         click.echo(f"Warning: {printable(sentence)}", err=True)
@@ -591,9 +591,7 @@ def _line(message: client.Message | client.Gap, as_json: bool, topics: int) -> s
         fields = msgspec.structs.asdict(message)
         if not fields.get("log", True):
             del fields["log"], fields["offset"]  # a classic consumer keeps none
-        text = json.dumps(fields, ensure_ascii=False)
-        # JSON allows them, and they steer terminals.
-        return re.sub(r"[\x7f-\x9f]", lambda match: f"\\u{ord(match[0]):04x}", text)
+        return json_line(fields)
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
 
 
@@ -607,7 +605,7 @@ async def _verify(settings: DemoConfig, junit: Path | None, *, as_json: bool = F
                 _show_check(check)
     failed = sum(bool(check.problem) for check in checks)
     if as_json:
-        print_json({"checks": checks, "failed": failed})
+        click.echo(json_line({"checks": checks, "failed": failed}))
     else:
         click.echo(f"{len(checks)} checks, {failed} failed")
     if junit is not None:

@@ -14,14 +14,13 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import click
-import msgspec
 import uvloop
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem, get_completion_class
 
 from . import config
 from .config import DemoConfig
-from .terminal import one_line, printable
+from .terminal import json_line, one_line
 from .tls import TlsContexts
 from .version import __version__
 
@@ -99,11 +98,6 @@ def progress_line() -> Iterator[Callable[[str], None]]:
         say("")
 
 
-def print_json(value: object) -> None:
-    """Print a value as one line of JSON that cannot steer a terminal."""
-    click.echo(printable(msgspec.json.encode(value).decode()))
-
-
 @click.command()
 @click.option(
     "--interval",
@@ -172,7 +166,7 @@ def _write_snapshot(*, as_json: bool) -> Callable[[Snapshot], None]:
     def write(snapshot: Snapshot) -> None:
         nonlocal printed
         if as_json:
-            print_json(snapshot)
+            click.echo(json_line(snapshot))
         else:
             if printed:
                 click.echo()
@@ -221,10 +215,12 @@ async def _doctor(files: Sequence[str], *, as_json: bool) -> None:
                 _show_finding(finding)
     counts = {state: sum(finding.state == state for finding in found) for state in ("problem", "warning")}
     if as_json:
-        print_json({"findings": found, "problems": counts["problem"], "warnings": counts["warning"]})
+        click.echo(
+            json_line({"findings": found, "problems": counts["problem"], "warnings": counts["warning"]})
+        )
     else:
-        words = ", ".join(f"{count} {state}{'' if count == 1 else 's'}" for state, count in counts.items())
-        click.echo(f"{len(found)} checks, {words}")
+        counts = {"check": len(found), **counts}
+        click.echo(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
     if counts["problem"]:
         raise click.exceptions.Exit(1)
 

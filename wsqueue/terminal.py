@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import sys
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import NoReturn
+
+import msgspec
 
 from .errors import InvalidMessage, WsqueueError
 
@@ -17,6 +20,7 @@ STDIN, STDOUT, STDERR = 0, 1, 2
 CHUNK_BYTES = 64 * 1024
 """What is read from standard input at a time: a pipe's size."""
 
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
@@ -79,6 +83,13 @@ def one_line(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in text
     )
+
+
+def json_line(value: object) -> str:
+    """Return a value, structs included, as one line of JSON that cannot steer a terminal."""
+    text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+    # JSON allows these as they are; the names of files may even hold what UTF-8 cannot express.
+    return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_stdout(text: str) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,13 @@ Scheme = Literal["light", "dark"]
 
 def installed() -> Path:
     """Return Chromium, which Debian's package brings; without it and root, skip the test."""
+    # Several processes may share the tests.
+    with (Path(tempfile.gettempdir()) / "wsqueue-chromium.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _installed()
+
+
+def _installed() -> Path:
     if not CHROMIUM.exists():
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
             pytest.skip(f"needs Debian's Chromium: {' '.join(INSTALL)} (as root)")
@@ -129,4 +138,4 @@ async def screenshot(page: Page, name: str) -> None:
     """Keep a picture of the whole page, for people to look at."""
     await page.evaluate("window.scrollTo({ top: 0, behavior: 'instant' })")
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
-    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True)
+    await page.screenshot(path=SCREENSHOTS / f"{name}.png", full_page=True, animations="disabled")

@@ -198,6 +198,22 @@ async def test_a_subscription_goes_on_where_it_was(nodes: Nodes, tabs: Tabs, tmp
         assert await js(page, "gaps") == [{"topic": "news", "missed": None}]
 
 
+async def test_a_subscription_that_is_closed_calls_back_no_more(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(
+        page,
+        """async () => {
+          const one = client.subscribe('news', (message) => { got.push(message); one.close(); });
+          await one.ready;
+          await client.publish('news', ['1', '2', '3']);
+        }""",
+    )
+    await consumer.subscribed("news", 0)
+    assert await data(page, 1) == ["1"]
+
+
 async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
     consumer, producer = await nodes.cluster()
     page = await tabs.with_client()
@@ -300,7 +316,9 @@ async def test_the_window_is_full(tabs: Tabs) -> None:
     page = await tabs.with_client()
     await new_client(page, [], [f"127.0.0.1:{free_port()}"])
     waiting = """(async () => {
-      for (let count = 0; count < wsqueue.WINDOW_MESSAGES; count += 1) client.publish(`${count}`, '').catch(() => {});
+      for (let count = 0; count < wsqueue.WINDOW_MESSAGES; count += 1) {
+        client.publish(`${count}`, '').catch(() => {});
+      }
       return outcome(client.publish('news', 'too much'));
     })()"""
     assert await js(page, waiting) == "WindowFull 0"

@@ -16,11 +16,13 @@ from collections.abc import Sequence
 import msgspec
 
 _ORIGIN = re.compile(r"wss?://[^\s;,'\"/?#]+:[0-9]{1,5}")
+_SOURCE = re.compile(r"wss?://[A-Za-z0-9.-]+:[0-9]+")
+"""What a policy can name (CSP level 3, section 2.3.1): no IPv6 address, and no underscore."""
 _COMMENT_OR_INDENT = re.compile(r"^[ \t]*(?://[^\n]*\n|/\*\*.*?\*/\n|\n)|^[ \t]+", re.MULTILINE | re.DOTALL)
 
 _SPACE_OF_CSS = re.compile(r"\s*;\s*(?=})|\s*([{},;])\s*|(?<=:) +|\n+")
-_SPACE_OF_SCRIPT = re.compile(r" (=>|===|!==|&&|\|\||\?\?|[+-]?=|<|>) ")
-"""Operators that no sentence for people has."""
+_SPACE_OF_SCRIPT = re.compile(r" (=>|===|!==|&&|\|\||\?\?|[+-]?=|<|>) |(?<=[{(\[,;])\n")
+"""Around operators that no sentence for people has, and line ends that end no statement."""
 
 
 class StatusPage(msgspec.Struct, frozen=True):
@@ -54,12 +56,17 @@ def status_page(connect: Sequence[str]) -> StatusPage:
         "script-src": _source(script),
         "style-src": _source(style),
         "img-src": "data:",
-        "connect-src": " ".join(["'self'", *dict.fromkeys(connect)]),
+        "connect-src": " ".join(["'self'", *dict.fromkeys(map(_connect_source, connect))]),
         "base-uri": "'none'",
         "form-action": "'none'",
         "frame-ancestors": "'none'",
     }
     return StatusPage(html, "; ".join(f"{name} {value}" for name, value in policy.items()))
+
+
+def _connect_source(origin: str) -> str:
+    """Return an origin as a policy has it, or all of its scheme where that cannot name it."""
+    return origin if _SOURCE.fullmatch(origin) else f"{origin.partition(':')[0]}:"
 
 
 @functools.cache

@@ -52,7 +52,8 @@ const fault = (code, reason = "the hello is out of order") => Object.assign(new 
 
 function text(value, what) {
   if (typeof value !== "string") throw new TypeError(`${what} is not a string`);
-  if (/\p{Surrogate}/u.test(value)) throw new WsqueueError(`${what} holds a lone surrogate, which UTF-8 lacks`);
+  if (/\p{Surrogate}/u.test(value))
+    throw new WsqueueError(`${what} holds a lone surrogate, which UTF-8 lacks`);
   return value;
 }
 
@@ -68,7 +69,7 @@ export function consumerOf(topic, consumers) {
   return topicHash(topic) % consumers;
 }
 
-/** Return where an endpoint is; `address` is host:port, ws://host:port or wss://host:port, with its path or not. */
+/** Return where an endpoint is; `address` is host:port, with ws:// or wss:// before it and a path or not. */
 function locate(address, endpoint, suffix = "") {
   const url = new URL(/^wss?:\/\//.test(address) ? address : `ws://${address}`);
   const path = url.pathname.replace(/\/$/, "");
@@ -175,7 +176,10 @@ class HelloClassic {
       this.send({ t: "h", a: await this.key.answer(packet.o, this.order) });
     } else if (typeof packet.a === "string") {
       if (this.proved) throw fault(4403);
-      const rights = [await this.key.answer(this.once, "document"), await this.key.answer(this.once, "reversed")];
+      const rights = [
+        await this.key.answer(this.once, "document"),
+        await this.key.answer(this.once, "reversed"),
+      ];
       if (!rights.some((right) => same(right, packet.a))) {
         throw fault(4401, "wrong answer: the pre-shared keys differ");
       }
@@ -188,22 +192,35 @@ class HelloClassic {
 /** Compare in a time that says nothing about where two texts differ. */
 function same(one, other) {
   let difference = one.length ^ other.length;
-  for (let index = 0; index < one.length; index += 1) difference |= one.charCodeAt(index) ^ other.charCodeAt(index);
+  for (let index = 0; index < one.length; index += 1)
+    difference |= one.charCodeAt(index) ^ other.charCodeAt(index);
   return difference === 0;
 }
 
 /** One WebSocket with its hello. `ended` resolves to { code, reason, byPeer, opened } once it is over. */
 class Connection {
   constructor(link, place, binding) {
-    Object.assign(this, { link, place, up: false, opened: false, over: false, early: [], earlyCharacters: 0 });
-    this.ended = new Promise((resolve) => { this.resolve = resolve; });
+    Object.assign(this, {
+      link,
+      place,
+      up: false,
+      opened: false,
+      over: false,
+      early: [],
+      earlyCharacters: 0,
+    });
+    this.ended = new Promise((resolve) => {
+      this.resolve = resolve;
+    });
     const { client } = link;
     const send = (packet) => this.send(JSON.stringify(packet));
     this.hello = client.v2
       ? new HelloV2(client.key, place, binding, send)
       : new HelloClassic(client.key, client.helloOrder, send);
     try {
-      this.socket = client.v2 ? new client.WebSocket(place.url, [SUBPROTOCOL]) : new client.WebSocket(place.url);
+      this.socket = client.v2
+        ? new client.WebSocket(place.url, [SUBPROTOCOL])
+        : new client.WebSocket(place.url);
     } catch (error) {
       // A page that came over https may not use ws:// elsewhere.
       this.#end({ code: 0, reason: `the browser refuses: ${error.message}`, byPeer: false, forGood: true });
@@ -216,7 +233,8 @@ class Connection {
     };
     this.socket.onmessage = (event) => this.#message(event.data);
     this.socket.onclose = (event) => {
-      const unopened = "no connection" + (place.tls ? " (is it up, and does this browser trust its certificate?)" : "");
+      const unopened =
+        "no connection" + (place.tls ? " (is it up, and does this browser trust its certificate?)" : "");
       const reason = event.reason || (this.opened ? "connection lost" : unopened);
       this.#end({ code: event.code, reason, byPeer: true });
     };
@@ -360,11 +378,17 @@ class Link {
       delay = lasted ? RECONNECT_MIN_SECONDS : Math.min(delay * 2, RECONNECT_MAX_SECONDS);
       this.at += 1;
       let seconds = delay * (0.5 + Math.random() / 2);
-      if (this.leaveSeconds !== null) seconds = this.places.length > 1 ? 0 : Math.random() * this.leaveSeconds;
+      if (this.leaveSeconds !== null)
+        seconds = this.places.length > 1 ? 0 : Math.random() * this.leaveSeconds;
       this.leaveSeconds = null;
       this.say("down", place, { code: closed.code, reason: closed.reason, retrySeconds: seconds });
       this.down(closed);
-      await Promise.race([pause(seconds), new Promise((resolve) => { this.wake = resolve; })]);
+      await Promise.race([
+        pause(seconds),
+        new Promise((resolve) => {
+          this.wake = resolve;
+        }),
+      ]);
     }
     this.running = false;
     this.say("closed", this.places[this.at % this.places.length]);
@@ -385,7 +409,9 @@ class Link {
   /** What all places said last. */
   error() {
     const all = this.places.map((place) => [place.address, this.failures.get(place)]);
-    const said = all.map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`).join("; ");
+    const said = all
+      .map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`)
+      .join("; ");
     const closed = all.map((one) => one[1]).filter(Boolean);
     if (closed.length === all.length && closed.every((one) => one.code === 4401)) {
       const places = all.map(([address]) => address).join(" and ");
@@ -615,13 +641,14 @@ class Subscription {
     this.consumer = client.consumerOf(topic);
     const { from } = options;
     this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
-    this.begun = false;
+    this.begun = this.closed = false;
     // Resolves when the consumer delivers, rejects when it refuses for good.
     this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
     this.ready.catch(() => {});
   }
 
   close() {
+    this.closed = true;
     this.#client.forget(this);
     this.reject(new ConnectError("the subscription was closed"));
   }
@@ -662,6 +689,7 @@ class Subscription {
 
   deliver(data, log = "", offset = 0) {
     for (const [index, one] of data.entries()) {
+      if (this.closed) return;
       this.#tell(this.#callback, { topic: this.topic, data: one, log, offset: offset + index });
     }
   }
@@ -701,7 +729,8 @@ export class WsqueueClient {
     if (!globalThis.crypto?.subtle) {
       throw new WsqueueError("there is no Web Crypto here: a page has it over https, and from localhost");
     }
-    if (protocol !== "v2" && protocol !== "classic") throw new TypeError('protocol is neither "v2" nor "classic"');
+    if (protocol !== "v2" && protocol !== "classic")
+      throw new TypeError('protocol is neither "v2" nor "classic"');
     this.#options = options;
     this.consumers = [...consumers];
     this.producers = [...producers];
@@ -723,7 +752,10 @@ export class WsqueueClient {
     list.forEach((one) => text(one, "the data"));
     if (!list.length) throw new WsqueueError("no data to publish");
     if (!this.producers.length) throw new ConnectError("no producer is known");
-    this.#publisher ??= new PublisherLink(this, this.producers.map((address) => locate(address, "/produce")));
+    this.#publisher ??= new PublisherLink(
+      this,
+      this.producers.map((address) => locate(address, "/produce")),
+    );
     await this.#publisher.publish(topic, list);
   }
 
@@ -740,7 +772,8 @@ export class WsqueueClient {
     }
     const name = this.#linkOf(topic);
     let link = this.#links.get(name);
-    if (link?.subscriptions.has(topic)) throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
+    if (link?.subscriptions.has(topic))
+      throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
     const count = [...this.#links.values()].reduce((sum, one) => sum + one.subscriptions.size, 0);
     if (count >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     const subscription = new Subscription(this, topic, callback, options);
@@ -787,7 +820,8 @@ export class WsqueueClient {
 
   async binding(address) {
     const { channelBinding = {} } = this.#options;
-    const hex = typeof channelBinding === "function" ? await channelBinding(address) : channelBinding[address];
+    const hex =
+      typeof channelBinding === "function" ? await channelBinding(address) : channelBinding[address];
     if (!/^[0-9a-f]{64}$/i.test(hex ?? "")) {
       throw new WsqueueError(`channelBinding lacks the SHA-256 of the certificate of ${address}`);
     }

@@ -5,9 +5,9 @@
   const POLL_MAX_SECONDS = 5;
   const ANSWER_SECONDS = 5;
   const CHART_SECONDS = 120;
+  const CHART_MIN_SECONDS = 20;
   const MAX_SAMPLES = 150;
   const MAX_ARRIVED = 200;
-  const SOON_SECONDS = 14 * 86400;
   const SVG = "http://www.w3.org/2000/svg";
 
   const $ = (id) => document.getElementById(id);
@@ -31,6 +31,15 @@
     if (level) set(element, "data-level", level);
   }
 
+  // A sentence, in which what stands between backticks is code.
+  function sayCode(element, text) {
+    if (element.said === text) return;
+    element.said = text;
+    element.replaceChildren(
+      ...text.split("`").map((part, index) => (index % 2 ? make("code", {}, part) : part)),
+    );
+  }
+
   // Numbers in words
 
   const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
@@ -50,18 +59,29 @@
 
   function duration(seconds) {
     const s = Math.floor(seconds);
-    const parts = [[86400, "d"], [3600, "h"], [60, "min"], [1, "s"]];
+    const parts = [
+      [86400, "d"],
+      [3600, "h"],
+      [60, "min"],
+      [1, "s"],
+    ];
     const first = parts.findIndex(([size]) => s >= size);
     if (first < 0) return "0 s";
-    return parts.slice(first, first + 2).map(([size, unit], index) => {
-      const count = Math.floor((index ? s % parts[first][0] : s) / size);
-      return index && !count ? "" : `${count} ${unit}`;
-    }).filter(Boolean).join(" ");
+    return parts
+      .slice(first, first + 2)
+      .map(([size, unit], index) => {
+        const count = Math.floor((index ? s % parts[first][0] : s) / size);
+        return index && !count ? "" : `${count} ${unit}`;
+      })
+      .filter(Boolean)
+      .join(" ");
   }
 
   function brief(seconds) {
     if (seconds < 0.001) return `${grouped.format(seconds * 1e6)} µs`;
-    return seconds < 1 ? `${(seconds * 1e3).toPrecision(seconds < 0.1 ? 2 : 3)} ms` : `${seconds.toFixed(1)} s`;
+    return seconds < 1
+      ? `${(seconds * 1e3).toPrecision(seconds < 0.1 ? 2 : 3)} ms`
+      : `${seconds.toFixed(1)} s`;
   }
 
   const clock = (time) => time.toLocaleTimeString("en-GB");
@@ -81,7 +101,8 @@
       const { id, time, counters } = report;
       const histogram = report.confirm_seconds ?? report.commit_seconds;
       this.samples.push({ id, time, counters, histogram });
-      while (this.samples.length > MAX_SAMPLES || time - this.samples[0].time > CHART_SECONDS) this.samples.shift();
+      while (this.samples.length > MAX_SAMPLES || time - this.samples[0].time > CHART_SECONDS)
+        this.samples.shift();
     }
 
     // [seconds ago, amount per second] of a counter, oldest first.
@@ -99,7 +120,9 @@
     window() {
       const [first, last] = [this.samples[0]?.histogram, this.samples.at(-1)?.histogram];
       if (!first || !last || first.counts.length !== last.counts.length) return null;
-      return { bounds: last.bounds, counts: last.counts.map((value, index) => value - first.counts[index]) };
+      const seconds = this.samples.at(-1).time - this.samples[0].time;
+      const counts = last.counts.map((value, index) => value - first.counts[index]);
+      return { bounds: last.bounds, counts, seconds };
     }
   }
 
@@ -124,9 +147,19 @@
     const value = make("span");
     const note = make("p", { class: "note" });
     const paths = ["area", "base", "stroke"].map((name) => make("path", { class: name }));
-    const svg = make("svg", { class: "spark", viewBox: "0 0 120 40", preserveAspectRatio: "none", role: "img" }, ...paths);
-    const element = make("div", { class: "card" }, make("h3", {}, title),
-      make("p", { class: "value" }, value, make("span", { class: "unit" }, unit)), svg, note);
+    const svg = make(
+      "svg",
+      { class: "spark", viewBox: "0 0 120 40", preserveAspectRatio: "none", role: "img" },
+      ...paths,
+    );
+    const element = make(
+      "div",
+      { class: "card" },
+      make("h3", {}, title),
+      make("p", { class: "value" }, value, make("span", { class: "unit" }, unit)),
+      svg,
+      note,
+    );
     set(paths[1], "d", "M0 39.5H120");
     return {
       element,
@@ -134,14 +167,24 @@
         const now = points.at(-1)?.[1];
         const top = Math.max(0, ...points.map((point) => point[1]));
         say(value, now === undefined ? "–" : show(now));
-        say(note, points.length ? `Peak ${show(top)}${unit} in 2 minutes` : "Measuring …");
-        const line = points.map(([ago, rate]) =>
-          `${(CHART_SECONDS - ago).toFixed(1)} ${(38 - 36 * (top ? rate / top : 0)).toFixed(1)}`);
-        const first = points.length ? (CHART_SECONDS - points[0][0]).toFixed(1) : 0;
+        // The axis grows with what was heard, up to its whole length.
+        const oldest = points[0]?.[0] ?? 0;
+        const axis = Math.max(oldest, CHART_MIN_SECONDS);
+        const heard = `last ${duration(Math.max(1, oldest))}`;
+        say(note, points.length ? `Peak ${show(top)}${unit}, ${heard}` : "Measuring …");
+        const x = (ago) => (120 * (1 - ago / axis)).toFixed(1);
+        const line = points.map(
+          ([ago, rate]) => `${x(ago)} ${(38 - 36 * (top ? rate / top : 0)).toFixed(1)}`,
+        );
         set(paths[2], "d", line.length ? `M${line.join("L")}` : "");
-        set(paths[0], "d", line.length ? `M${first} 39.5L${line.join("L")}L120 39.5Z` : "");
-        set(svg, "aria-label", now === undefined ? `${title}: measuring`
-          : `${title}, last 2 minutes: now ${show(now)} per second, at most ${show(top)} per second`);
+        set(paths[0], "d", line.length ? `M${x(oldest)} 39.5L${line.join("L")}L120 39.5Z` : "");
+        set(
+          svg,
+          "aria-label",
+          now === undefined
+            ? `${title}: measuring`
+            : `${title}, ${heard}: now ${show(now)} per second, at most ${show(top)} per second`,
+        );
       },
     };
   }
@@ -160,12 +203,24 @@
     const body = make("tbody", { role: "rowgroup" });
     const nothing = make("p", { class: "empty" }, empty);
     const head = columns.map(([name, numbers]) =>
-      make("th", { scope: "col", role: "columnheader", class: numbers ? "number" : "" }, name));
+      make("th", { scope: "col", role: "columnheader", class: numbers ? "number" : "" }, name),
+    );
     const caption = make("caption", {}, title);
-    const grid = make("table", { role: "table" }, caption,
-      make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...head)), body);
+    const grid = make(
+      "table",
+      { role: "table" },
+      caption,
+      make("thead", { role: "rowgroup" }, make("tr", { role: "row" }, ...head)),
+      body,
+    );
     const heading = make("h3", {}, title);
-    const element = make("div", { class: columns.length > 2 ? "card stack" : "card" }, heading, nothing, grid);
+    const element = make(
+      "div",
+      { class: columns.length > 2 ? "card stack" : "card" },
+      heading,
+      nothing,
+      grid,
+    );
     return {
       element,
       update(rows) {
@@ -174,7 +229,8 @@
         while (body.children.length > rows.length) body.lastChild.remove();
         for (const [index, cells] of rows.entries()) {
           const row = body.children[index] ?? body.appendChild(make("tr", { role: "row" }));
-          for (const [at, cell] of cells.entries()) fill(row.children[at] ?? row.appendChild(column(at)), cell);
+          for (const [at, cell] of cells.entries())
+            fill(row.children[at] ?? row.appendChild(column(at)), cell);
         }
       },
     };
@@ -182,7 +238,8 @@
     function column(at) {
       const [name, numbers] = columns[at];
       const attributes = { "data-label": name, class: numbers ? "number" : "" };
-      return at ? make("td", { role: "cell", ...attributes })
+      return at
+        ? make("td", { role: "cell", ...attributes })
         : make("th", { scope: "row", role: "rowheader", ...attributes });
     }
   }
@@ -201,8 +258,12 @@
 
   function meter(name) {
     const full = make("rect", { class: "full", height: 8 });
-    const svg = make("svg", { class: "meter", viewBox: "0 0 100 8", preserveAspectRatio: "none", role: "img" },
-      make("rect", { class: "back", width: 100, height: 8 }), full);
+    const svg = make(
+      "svg",
+      { class: "meter", viewBox: "0 0 100 8", preserveAspectRatio: "none", role: "img" },
+      make("rect", { class: "back", width: 100, height: 8 }),
+      full,
+    );
     return {
       svg,
       update(value, limit) {
@@ -220,15 +281,30 @@
     const [low, high] = [make("span"), make("span")];
     const note = make("p", { class: "note" });
     return {
-      element: make("div", { class: "card" }, make("h3", {}, title), values, bars, make("p", { class: "ends" }, low, high), note),
+      element: make(
+        "div",
+        { class: "card" },
+        make("h3", {}, title),
+        values,
+        bars,
+        make("p", { class: "ends" }, low, high),
+        note,
+      ),
       update(histogram) {
-        const { bounds = [], counts = [] } = histogram ?? {};
+        const { bounds = [], counts = [], seconds = 0 } = histogram ?? {};
         const total = counts.reduce((sum, value) => sum + value, 0);
         const [half, most] = total ? [quantile(histogram, 0.5), quantile(histogram, 0.99)] : ["–", "–"];
-        facts(values, [["Half within (p50)", half], ["99 % within (p99)", most]]);
+        facts(values, [
+          ["Half within (p50)", half],
+          ["99 % within (p99)", most],
+        ]);
         const top = Math.max(1, ...counts);
         set(bars, "viewBox", `0 0 ${Math.max(1, counts.length) * 4 - 1} 40`);
-        set(bars, "aria-label", total ? `${title}: half within ${half}, 99 percent within ${most}` : `${title}: none yet`);
+        set(
+          bars,
+          "aria-label",
+          total ? `${title}: half within ${half}, 99 percent within ${most}` : `${title}: none yet`,
+        );
         while (bars.children.length < counts.length) bars.append(make("rect", { width: 3 }));
         for (const [index, value] of counts.entries()) {
           const height = value ? Math.max(2, (40 * value) / top) : 1;
@@ -237,7 +313,7 @@
         }
         say(low, bounds.length ? `up to ${brief(bounds[0])}` : "");
         say(high, bounds.length ? `over ${brief(bounds.at(-1))}` : "");
-        say(note, `${total ? count(total, one, many) : `No ${one}`} in 2 minutes`);
+        say(note, `${total ? count(total, one, many) : `No ${one}`}, last ${duration(Math.max(1, seconds))}`);
       },
     };
   }
@@ -253,53 +329,111 @@
       ["Bytes in", "bytes_in", bytes],
       ["Bytes out", "bytes_out", bytes],
     ].map(([title, counter, show]) => ({ counter, ...chart(title, show) }));
-    const links = table("Links to consumers",
+    const links = table(
+      "Links to consumers",
       [["Consumer"], ["State"], ["Protocol"], ["For", true], ["Held", true], ["Publishers waiting", true]],
-      "This producer has no consumers.");
-    const times = producer ? latency("Time to confirm", "batch", "batches") : latency("Time to write", "commit", "commits");
-    const connections = table("Connections", [["From"], ["Protocol"], ["State"], ["Count", true]], "Nobody is connected.");
+      "This producer has no consumers.",
+    );
+    const times = producer
+      ? latency("Time to confirm", "batch", "batches")
+      : latency("Time to write", "commit", "commits");
+    const connections = table(
+      "Connections",
+      [["From"], ["Protocol"], ["State"], ["Count", true]],
+      "Nobody is connected.",
+    );
     const places = meter("Connections of those that are allowed");
     const placesNote = make("p", { class: "note" });
     connections.element.append(places.svg, placesNote);
-    const topics = table("Busiest topics", [["Topic"], ["Messages/s", true]], "No messages in the last seconds.");
-    const slow = table("Subscribers that are behind",
-      [["Subscriber"], ["Protocol"], ["Messages behind", true], ["Waiting to be sent", true]], "None: all keep up.");
+    const topics = table(
+      "Busiest topics",
+      [["Topic"], ["Messages/s", true]],
+      "No messages in the last seconds.",
+    );
+    const slow = table(
+      "Subscribers that are behind",
+      [["Subscriber"], ["Protocol"], ["Messages behind", true], ["Waiting to be sent", true]],
+      "None: all keep up.",
+    );
+    const slowNote = make("p", { class: "note" });
+    slow.element.append(slowNote);
     const size = meter("Log of its limit");
     const log = make("dl", { class: "facts" });
     const logCard = make("div", { class: "card" }, make("h3", {}, "Log"), size.svg, log);
     const counters = table("All counters", [["Counter"], ["Count", true]], "Nothing is counted yet.");
-    const all = make("details", { class: "card counters" }, make("summary", {}, "All counters"), counters.element);
+    const all = make(
+      "details",
+      { class: "card counters" },
+      make("summary", {}, "All counters"),
+      counters.element,
+    );
     counters.element.className = "";
     const parts = producer
       ? [links.element, make("div", { class: "grid" }, times.element, connections.element, topics.element)]
-      : [make("div", { class: "grid" }, logCard, times.element, connections.element, topics.element), slow.element];
+      : [
+          make("div", { class: "grid" }, logCard, times.element, connections.element, topics.element),
+          slow.element,
+        ];
     return {
-      element: make("div", {}, make("div", { class: "grid charts" }, ...charts.map((one) => one.element)), about, ...parts, all),
+      element: make(
+        "div",
+        {},
+        make("div", { class: "grid charts" }, ...charts.map((one) => one.element)),
+        about,
+        ...parts,
+        all,
+      ),
       update(report, history) {
         for (const one of charts) one.update(history.rates(one.counter));
         facts(about, aboutNode(report));
-        links.update(report.links.map((link) => [
-          nodeLink(link.address),
-          link.state === "up" ? { text: "up", level: "ok" } : { text: `down: ${link.reason}`, level: "bad" },
-          link.protocol || "–",
-          duration(link.seconds),
-          link.held_messages ? `${grouped.format(link.held_messages)} (${bytes(link.held_bytes)})` : "nothing",
-          grouped.format(link.paused_publishers),
-        ]));
+        links.update(
+          report.links.map((link) => [
+            nodeLink(link.address),
+            link.state === "up"
+              ? { text: "up", level: "ok" }
+              : { text: `down: ${link.reason}`, level: "bad" },
+            link.protocol || "–",
+            duration(link.seconds),
+            link.held_messages
+              ? `${grouped.format(link.held_messages)} (${bytes(link.held_bytes)})`
+              : "nothing",
+            grouped.format(link.paused_publishers),
+          ]),
+        );
         times.update(history.window());
         times.element.hidden = report.log?.mode === "memory";
         const open = report.connections.reduce((sum, one) => sum + one.count, 0);
-        connections.update(report.connections.map((one) =>
-          [one.role || "pages, new ones", one.protocol || "–", one.state, grouped.format(one.count)]));
+        connections.update(
+          report.connections.map((one) => [
+            one.role || "pages, new ones",
+            one.protocol || "–",
+            one.state,
+            grouped.format(one.count),
+          ]),
+        );
         places.update(open, report.max_connections);
         say(placesNote, `${grouped.format(open)} of at most ${grouped.format(report.max_connections)}`);
-        topics.update(report.top_topics.map((one) => [one.topic || "(empty)", number(one.messages_per_second)]));
-        slow.update(report.slow_peers.map((one) =>
-          [one.peer, one.protocol, grouped.format(one.behind_messages), bytes(one.buffered_bytes)]));
-        slow.element.hidden = !report.slow_peers.length;
+        topics.update(
+          report.top_topics.map((one) => [one.topic || "(empty)", number(one.messages_per_second)]),
+        );
+        slow.update(
+          report.slow_peers.map((one) => [
+            one.peer,
+            one.protocol,
+            grouped.format(one.behind_messages),
+            bytes(one.buffered_bytes),
+          ]),
+        );
+        const unnamed = report.slow_subscribers - report.slow_peers.length;
+        say(slowNote, unnamed > 0 ? `and ${count(unnamed, "other")}` : "");
+        slow.element.hidden = !report.slow_subscribers;
         logCard.hidden = !report.log;
         if (report.log) aboutLog(report.log);
-        counters.update(Object.entries(report.counters).sort().map(([name, value]) => [name, grouped.format(value)]));
+        counters.update(
+          Object.entries(report.counters)
+            .sort()
+            .map(([name, value]) => [name, grouped.format(value)]),
+        );
       },
     };
 
@@ -309,8 +443,13 @@
         ["Kept", `${bytes(status.bytes)} of ${bytes(status.limit_bytes)}`],
         ["Where", status.mode === "sqlite" ? "on disk (sqlite)" : `in ${status.mode}`],
         ["Topics", grouped.format(status.topics)],
-        ["Waiting for the disk", bytes(status.pending_bytes)],
-        ...(status.free_bytes < 0 ? [] : [["Free on the disk", bytes(status.free_bytes)], ["Last write took", brief(status.commit_seconds)]]),
+        ...(status.free_bytes < 0
+          ? []
+          : [
+              ["Waiting for the disk", bytes(status.pending_bytes)],
+              ["Free on the disk", bytes(status.free_bytes)],
+              ["Last write took", brief(status.commit_seconds)],
+            ]),
         ...(status.failing ? [["Stores nothing", status.failing]] : []),
       ]);
     }
@@ -323,15 +462,21 @@
       ["Up for", duration(report.uptime_seconds)],
       ["Listens on", report.addresses.join(", ") || "–"],
       ["Event loop late by", report.loop_lag_seconds ? brief(report.loop_lag_seconds) : "nothing"],
-      ["Certificate ends", ends === null || ends === undefined ? "no certificate"
-        : `${day(ends)} (${ends > report.time ? `in ${duration(ends - report.time)}` : "it has ended"})`],
+      [
+        "Certificate ends",
+        ends === null || ends === undefined
+          ? "no certificate"
+          : `${day(ends)} (${ends > report.time ? `in ${duration(ends - report.time)}` : "it has ended"})`,
+      ],
       ["Key fingerprint", report.psk_fingerprints.join(", ") || "–"],
     ];
   }
 
   // The page of another node, where this browser most likely may see it.
   function nodeLink(address) {
-    const place = URL.parse?.(address.replace(/^(wss?:\/\/)?/, (found) => found.startsWith("wss") ? "https://" : "http://"));
+    const place = URL.parse?.(
+      address.replace(/^(wss?:\/\/)?/, (found) => (found.startsWith("wss") ? "https://" : "http://")),
+    );
     const local = (host) => ["localhost", "127.0.0.1", "[::1]"].includes(host);
     const text = address.replace(/(:\d+)\/.*$/, "$1");
     if (!place || !local(place.hostname) || !local(location.hostname)) return text;
@@ -340,22 +485,48 @@
 
   function clusterView() {
     const charts = [
-      ["Published", "producer", "messages_in", number], ["Delivered", "consumer", "deliveries", number],
-      ["Bytes in", "", "bytes_in", bytes], ["Bytes out", "", "bytes_out", bytes],
+      ["Published", "producer", "messages_in", number],
+      ["Delivered", "consumer", "deliveries", number],
+      ["Bytes in", "", "bytes_in", bytes],
+      ["Bytes out", "", "bytes_out", bytes],
     ].map(([title, role, counter, show]) => ({ role, counter, ...chart(title, show) }));
-    const nodes = table("Nodes", [["Node"], ["Role"], ["State"], ["Version"], ["In/s", true], ["Out/s", true],
-      ["Links up", true], ["Connections", true], ["Warnings", true]], "No nodes.");
+    const nodes = table(
+      "Nodes",
+      [
+        ["Node"],
+        ["Role"],
+        ["State"],
+        ["Version"],
+        ["In/s", true],
+        ["Out/s", true],
+        ["Links up", true],
+        ["Connections", true],
+        ["Warnings", true],
+      ],
+      "No nodes.",
+    );
     const alone = make("p", { class: "card stack" });
     return {
-      element: make("div", {}, make("div", { class: "grid charts" }, ...charts.map((one) => one.element)), alone, nodes.element),
+      element: make(
+        "div",
+        {},
+        make("div", { class: "grid charts" }, ...charts.map((one) => one.element)),
+        alone,
+        nodes.element,
+      ),
       update(cluster, histories) {
         for (const one of charts) {
-          const reporting = cluster.nodes.filter((node) => node.report && (!one.role || node.role === one.role));
+          const reporting = cluster.nodes.filter(
+            (node) => node.report && (!one.role || node.role === one.role),
+          );
           one.update(sum(reporting.map((node) => histories.get(node.address).rates(one.counter))));
         }
         alone.hidden = cluster.nodes.length > 1;
-        say(alone, "This node knows no other nodes. Name them in the table [monitoring] of its configuration, as "
-          + "consumers and producers, to see the whole cluster here.");
+        say(
+          alone,
+          "This node knows no other nodes. Name them in the table [monitoring] of its configuration, as " +
+            "consumers and producers, to see the whole cluster here.",
+        );
         nodes.update(cluster.nodes.map((node) => row(node, histories.get(node.address))));
       },
     };
@@ -363,15 +534,28 @@
     function row(node, history) {
       const { report } = node;
       const role = { text: node.role };
-      if (!report) return [nodeLink(node.address), role, { text: node.problem || "no report yet", level: "bad" }, "–", "–", "–", "–", "–", "–"];
+      if (!report)
+        return [
+          nodeLink(node.address),
+          role,
+          { text: node.problem || "no report yet", level: "bad" },
+          "–",
+          "–",
+          "–",
+          "–",
+          "–",
+          "–",
+        ];
       const now = (counter) => (node.problem ? "–" : number(history.rates(counter).at(-1)?.[1] ?? 0));
       const up = report.links.filter((link) => link.state === "up").length;
       const level = node.problem ? "bad" : report.not_ready ? "warn" : "ok";
       return [
-        nodeLink(node.address), role,
+        nodeLink(node.address),
+        role,
         { text: node.problem || report.not_ready || "ready", level },
         report.version,
-        now("messages_in"), now(node.role === "producer" ? "forwarded" : "deliveries"),
+        now("messages_in"),
+        now(node.role === "producer" ? "forwarded" : "deliveries"),
         node.role === "producer" ? `${up} of ${report.links.length}` : "–",
         grouped.format(report.connections.reduce((total, one) => total + one.count, 0)),
         report.warnings.length ? { text: String(report.warnings.length), level: "warn" } : "0",
@@ -391,7 +575,10 @@
     }
     // A second in which one said nothing would look like a dent.
     const most = Math.max(0, ...[...slots.values()].map((slot) => slot[1]));
-    return [...slots].filter(([, slot]) => slot[1] === most).map(([ago, slot]) => [ago, slot[0]]).sort((a, b) => b[0] - a[0]);
+    return [...slots]
+      .filter(([, slot]) => slot[1] === most)
+      .map(([ago, slot]) => [ago, slot[0]])
+      .sort((a, b) => b[0] - a[0]);
   }
 
   // Asking
@@ -404,8 +591,12 @@
   let silentSince = null;
 
   async function ask(path) {
-    const answer = await fetch(path, { cache: "no-store", signal: AbortSignal.timeout(ANSWER_SECONDS * 1000) });
-    if (!answer.ok) throw Object.assign(new Error(`it answers ${answer.status} to ${path}`), { status: answer.status });
+    const answer = await fetch(path, {
+      cache: "no-store",
+      signal: AbortSignal.timeout(ANSWER_SECONDS * 1000),
+    });
+    if (!answer.ok)
+      throw Object.assign(new Error(`it answers ${answer.status} to ${path}`), { status: answer.status });
     return answer.json();
   }
 
@@ -425,7 +616,8 @@
       if (turn !== asked) return;
       showSilence(error);
     }
-    if (!document.hidden) timer = setTimeout(poll, 1000 * Math.min(POLL_SECONDS * 1.5 ** failures, POLL_MAX_SECONDS));
+    if (!document.hidden)
+      timer = setTimeout(poll, 1000 * Math.min(POLL_SECONDS * 1.5 ** failures, POLL_MAX_SECONDS));
   }
 
   function history(name, report) {
@@ -444,19 +636,37 @@
 
   function showNode(report) {
     const address = report.addresses[0] ?? location.host;
-    name(`${report.role} ${address}`, `wsqueue ${report.version}${report.python && ` on Python ${report.python}`}`, report.warnings);
-    judge(report.warnings, report.not_ready && `This ${report.role} is not ready: ${report.not_ready}.`,
-      `This ${report.role} is ready and nothing needs attention.`);
+    name(
+      `${report.role[0].toUpperCase()}${report.role.slice(1)} ${address}`,
+      `wsqueue ${report.version}${report.python && ` on Python ${report.python}`}`,
+      report.warnings,
+    );
+    judge(
+      report.warnings,
+      report.not_ready && `This ${report.role} is not ready: ${report.not_ready}.`,
+      `This ${report.role} is ready and nothing needs attention.`,
+    );
     show(report.role, () => nodeView(report.role)).update(report, history("", report));
   }
 
   function showCluster(cluster) {
     const answering = cluster.nodes.filter((node) => !node.problem).length;
     const total = count(cluster.nodes.length, "node");
-    name(`Cluster of ${total}`, `${count(cluster.consumers.length, "consumer")}, ${count(cluster.producers.length, "producer")}, as ${location.host} sees them`, cluster.warnings);
+    name(
+      `Cluster of ${total}`,
+      `${count(cluster.consumers.length, "consumer")}, ${count(cluster.producers.length, "producer")}` +
+        `, as ${location.host} sees them`,
+      cluster.warnings,
+    );
     const silent = cluster.nodes.length - answering;
-    judge(cluster.warnings, silent && `${count(silent, "node")} of ${cluster.nodes.length} ${silent === 1 ? "does" : "do"} not answer.`,
-      cluster.nodes.length > 1 ? `All ${total} answer and nothing needs attention.` : "This node is all that is known here.");
+    judge(
+      cluster.warnings,
+      silent &&
+        `${count(silent, "node")} of ${cluster.nodes.length} ${silent === 1 ? "does" : "do"} not answer.`,
+      cluster.nodes.length > 1
+        ? `All ${total} answer and nothing needs attention.`
+        : "This node is all that is known here.",
+    );
     for (const node of cluster.nodes) if (node.report) history(node.address, node.report);
     show("cluster", clusterView).update(cluster, histories);
   }
@@ -473,21 +683,30 @@
 
   function judge(warnings, problem, well) {
     const level = problem ? "bad" : warnings.length ? "warn" : "ok";
-    const news = JSON.stringify([problem, warnings.map((one) => [one.code, one.text.replace(/[\d.,]+/g, "")])]);
+    const news = JSON.stringify([problem, warnings.map((one) => one.code)]);
     if (news !== spoken) {
       spoken = news;
-      say($("spoken"), [problem || "", ...warnings.map((one) => `${one.text} ${one.advice ?? ""}`)].join(" ").trim() || "All is well.");
+      say(
+        $("spoken"),
+        [problem || "", ...warnings.map((one) => `${one.text} ${one.advice ?? ""}`)].join(" ").trim() ||
+          "All is well.",
+      );
     }
     set($("verdict"), "data-level", level);
-    say($("headline"), problem || (warnings.length ? `${count(warnings.length, "warning")}.` : "All is well."));
+    say(
+      $("headline"),
+      problem || (warnings.length ? `${count(warnings.length, "warning")}.` : "All is well."),
+    );
     say($("explanation"), level === "ok" ? well : "");
     const list = $("warnings");
     list.hidden = !warnings.length;
     while (list.children.length > warnings.length) list.lastChild.remove();
     for (const [index, warning] of warnings.entries()) {
-      const item = list.children[index] ?? list.appendChild(make("li", {}, make("strong"), make("span", { class: "advice" })));
-      say(item.children[0], warning.text);
-      say(item.children[1], warning.advice ?? "");
+      const item =
+        list.children[index] ??
+        list.appendChild(make("li", {}, make("strong"), make("span", { class: "advice" })));
+      sayCode(item.children[0], warning.text);
+      sayCode(item.children[1], warning.advice ?? "");
     }
   }
 
@@ -501,7 +720,9 @@
   }
 
   $("whole").addEventListener("change", poll);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) poll(); });
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) poll();
+  });
   poll();
 
   // Try it
@@ -539,9 +760,13 @@
     set($("key"), "aria-invalid", "false");
     if (!globalThis.crypto?.subtle) {
       const port = location.port || "80";
-      tell(`This browser gives pages from ${location.host} no cryptography, for they come over plain http from another host. `
-        + `Open this page over https, or through a tunnel: ssh -L ${port}:127.0.0.1:${port} ${location.hostname}, `
-        + `and then http://127.0.0.1:${port}/.`, "bad");
+      tell(
+        `This browser gives pages from ${location.host} no cryptography, for they come over plain http ` +
+          "from another host. Open this page over https, or through a tunnel: " +
+          `ssh -L ${port}:127.0.0.1:${port} ${location.hostname}, ` +
+          `and then http://127.0.0.1:${port}/.`,
+        "bad",
+      );
       return;
     }
     topic = $("topic").value;
@@ -549,9 +774,13 @@
     try {
       const cluster = await ask("cluster.json");
       // Also what a node that nobody has configured says of itself is there, perhaps without a port.
-      for (const role of ["consumers", "producers"]) cluster[role] = cluster[role].filter((one) => /:\d+$/.test(one));
+      for (const role of ["consumers", "producers"])
+        cluster[role] = cluster[role].filter((one) => /:\d+$/.test(one));
       if (!cluster.consumers.length) {
-        tell("This node knows no consumers. Name them in the table [monitoring] of its configuration.", "bad");
+        tell(
+          "This node knows no consumers. Name them in the table [monitoring] of its configuration.",
+          "bad",
+        );
         return;
       }
       await open(cluster);
@@ -563,7 +792,10 @@
 
   function failed(error) {
     if (error instanceof AuthenticationError) {
-      tell(`This is not the key of the cluster: ${error.message}. Enter the right one and connect again.`, "bad");
+      tell(
+        `This is not the key of the cluster: ${error.message}. Enter the right one and connect again.`,
+        "bad",
+      );
       set($("key"), "aria-invalid", "true");
       $("key").focus();
     } else tell(`That did not work: ${error.message}.`, "bad");
@@ -582,9 +814,11 @@
       },
       onState(event) {
         if (client !== mine) return;
-        const how = { up: `connected, ${event.protocol}`, connecting: "connecting …" }[event.state]
-          ?? `${event.state}: ${event.reason ?? ""}`;
-        if (event.state !== "connecting" || !places[event.role]) places[event.role] = `${event.address} (${how})`;
+        const how =
+          { up: `connected, ${event.protocol}`, connecting: "connecting …" }[event.state] ??
+          `${event.state}: ${event.reason ?? ""}`;
+        if (event.state !== "connecting" || !places[event.role])
+          places[event.role] = `${event.address} (${how})`;
         showPlaces();
       },
       onError: (error) => {
@@ -598,15 +832,25 @@
     function showPlaces() {
       facts($("demo-facts"), [
         ["Receives from", places.consumer ?? "–"],
-        ["Because", `topic hash ${topicHash(topic)} modulo ${count(cluster.consumers.length, "consumer")} is ${index}`],
-        ["Publishes through", places.producer ?? (cluster.producers.length ? "any producer, at the first message" : "nobody: this node knows no producers")],
+        [
+          "Chosen by",
+          `topic hash ${topicHash(topic)} modulo ${count(cluster.consumers.length, "consumer")} is ${index}`,
+        ],
+        [
+          "Publishes through",
+          places.producer ??
+            (cluster.producers.length
+              ? "any producer, at the first message"
+              : "nobody: this node knows no producers"),
+        ],
       ]);
     }
     showPlaces();
     tell("Connecting …");
     $("arrived").replaceChildren();
     await client.subscribe(topic, (message) => arrived(message.data), {
-      onGap: ({ missed }) => arrived(`${missed === null ? "Some messages" : count(missed, "message")} are gone.`, "gap"),
+      onGap: ({ missed }) =>
+        arrived(`${missed === null ? "Some messages" : count(missed, "message")} are gone.`, "gap"),
     }).ready;
     connected(true);
     $("arrived-empty").textContent = `Nothing yet on ${topic}.`;

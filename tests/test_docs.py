@@ -160,7 +160,7 @@ def test_the_numbers_of_monitoring() -> None:
     assert (reporter.MAX_LAG_SECONDS, measures.WINDOW_SECONDS, status.MAX_SLOW_PEERS) == (0.5, 10.0, 10)
     assert "more than half a second late" in text
     assert "in the last 10 to 20 seconds" in text
-    assert "and ten of them" in text
+    assert "and the ten that are most behind" in text
     assert reporter.NEARLY_FULL == 0.9
     assert "more than 9 of 10 connections" in text
     assert reporter.LATELY_WINDOWS * measures.WINDOW_SECONDS == 60.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import heapq
 import platform
 import secrets
 import time
@@ -172,7 +173,7 @@ class Reporter:
             commit_seconds=facts.commit_seconds,
             top_topics=facts.top_topics,
             slow_subscribers=len(slow),
-            slow_peers=slow[:MAX_SLOW_PEERS],
+            slow_peers=heapq.nlargest(MAX_SLOW_PEERS, slow, key=_how_slow),
             log=facts.log,
         )
         lately = self._counters - self._before[0]
@@ -289,6 +290,10 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
         return role, "hello", ""
     protocol = "v2" if connection.session.v2 else "classic"
     return role, "open" if connection.session.established else "closing", protocol
+
+
+def _how_slow(peer: SlowPeer) -> tuple[int, int]:
+    return peer.behind_messages, peer.buffered_bytes
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[Warning]:

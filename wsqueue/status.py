@@ -190,7 +190,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         commit_seconds: Of the archive, at a consumer.
         top_topics: Those with the most messages, at most `monitoring.top_topics`.
         slow_subscribers: How many are behind now.
-        slow_peers: Some of them.
+        slow_peers: Those that are most behind.
         log: Of a consumer.
         warnings: What is wrong.
     """

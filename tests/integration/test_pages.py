@@ -271,11 +271,11 @@ class TestRequests:
 
     async def test_a_page_of_a_node_whose_peers_are_at_unix_sockets(self, nodes: Nodes) -> None:
         """No browser can open one, nor has a policy a word for it."""
-        producer = await nodes.producer([f"unix:{nodes.directory}/consumer.sock", "[::1]:1"])
+        producer = await nodes.producer([f"unix:{nodes.directory}/consumer.sock", "localhost:1"])
         async with soon():
             status, headers, _ = await answer(producer.address, "/")
             assert status == 200
-            assert "connect-src 'self' ws://[::1]:1;" in headers["content-security-policy"]
+            assert "connect-src 'self' ws://localhost:1;" in headers["content-security-policy"]
 
     async def test_a_page_of_a_node_whose_peers_have_names_that_are_not_ascii(self, nodes: Nodes) -> None:
         consumers = ["日本.example:1", "wss://Ñandú.example:2", "a;b:3", "a'b:4", "a*b:5"]

@@ -493,7 +493,7 @@ class TestStatusEndpoint:
             made = made_reports(consumer)
             monitor.writer.write(frames_of({"t": "ask_report"}, 1000))
             reports = [await monitor.next("report") for _ in range(1000)]
-            assert 1 <= len(made) <= 3
+            assert 1 <= len(made) < 50
             assert len({msgspec.json.encode(report) for report in reports}) <= len(made) + 1
 
     async def test_one_that_asks_and_does_not_read(self, nodes: Nodes) -> None:
@@ -641,7 +641,7 @@ class TestCluster:
     async def test_it_ends_when_nobody_wants_to_know(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(pages_module, "IDLE_SECONDS", 0.2)
+        monkeypatch.setattr(pages_module, "IDLE_SECONDS", 0.5)
         monkeypatch.setattr(pages_module, "FRESH_SECONDS", 0.05)
         consumer, producer = await nodes.cluster()
         before = asyncio.all_tasks()

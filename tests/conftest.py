@@ -10,8 +10,13 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
+from hypothesis import settings
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
+
+# A machine may be busy.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types

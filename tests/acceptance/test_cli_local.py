@@ -136,7 +136,9 @@ def check_status_page(page: str) -> None:
     assert [node["role"] for node in found["nodes"]] == ["consumer"] * 2 + ["producer"] * 2
     assert len(found["consumers"]) == len(found["producers"]) == 2
     assert found["producers"][1] == address
-    assert found["warnings"] == []
+    # A busy machine may provoke others, as `loop_lag`.
+    wrong = {"keys_differ", "version_differs", "link_down", "messages_lost", "hello_refused"}
+    assert not wrong.intersection(warning["code"] for warning in found["warnings"])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])

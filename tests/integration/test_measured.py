@@ -630,7 +630,6 @@ async def test_a_process_that_stands_still(nodes: Nodes) -> None:
     consumer = nodes.made(Consumer)
     async with running(consumer):
         await eventually(lambda: consumer.service.addresses, "it runs")
-        assert report_of(consumer).loop_lag_seconds < MAX_LAG_SECONDS
         # Now the loop does nothing else, either.
         time.sleep(MAX_LAG_SECONDS + LAG_SECONDS + 0.1)  # noqa: ASYNC251 - as a disk or a full machine does
         await eventually(lambda: report_of(consumer).loop_lag_seconds > MAX_LAG_SECONDS, "it is noticed")

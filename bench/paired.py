@@ -1,8 +1,8 @@
 """Say what a change costs: `python -m bench.paired BEFORE`, with another checkout, as of `git worktree add`.
 
-`wsqueue bench` runs there and here in turns, so that what else the machine does hits both; each row is one set of
-options. A ratio is of the medians of the CPU time that all nodes took for a message; quarters are those of the
-ratios of the pairs.
+`wsqueue bench` runs there and here in turns, so that what else the machine does hits both; each row is one
+set of options. A ratio is of the medians of the CPU time that all nodes took for a message; the quarters are
+those of the ratios of the pairs.
 """
 
 from __future__ import annotations

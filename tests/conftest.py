@@ -23,8 +23,8 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
     """Say which tests stay together, in their order, where several processes share them (`make test`).
 
     Those on lab hosts build on each other and take longest: one process begins with them, while another does
-    the rest. The tests of a module on real processes share a cluster, those in a browser the browser, and those of
-    the roles and the site what takes long to make.
+    the rest. The tests of a module on real processes share a cluster, those in a browser the browser, and
+    those of the roles and the site what takes long to make.
     """
 
     def _split_scope(self, nodeid: str) -> str:

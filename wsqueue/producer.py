@@ -329,8 +329,9 @@ class ConsumerLink(Link):
 
     def _confirm_marks(self, mark: int) -> None:
         if self._timed is not None and 0 < self._timed.mark <= mark:
-            assert self.connection is not None
-            self._confirm_seconds.observe(self.connection.heard_at - self._timed_since)
+            # A classic consumer that has closed has dealt with all that came before.
+            now = self.connection.heard_at if self.connection is not None else monotonic()
+            self._confirm_seconds.observe(now - self._timed_since)
             self._timed = None
         while self._unconfirmed and self._unconfirmed[0].mark <= mark:
             batch = self._unconfirmed.popleft()

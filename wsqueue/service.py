@@ -294,8 +294,7 @@ class Service:
             self._counters["connections_refused"] += 1
             return _Refused()
         stream = self._tls.accept() if tls else None
-        endpoint = functools.partial(self.endpoint, listener)
-        connection = Connection.accept(endpoint, self._keys, self._config, self._lost, stream)
+        connection = Connection.accept(listener.endpoint, self._keys, self._config, self._lost, stream)
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection
@@ -381,7 +380,7 @@ class Service:
 
     async def _open(self, address: Address) -> Listener:
         loop = asyncio.get_running_loop()
-        listener = Listener(address)
+        listener = Listener(address, self.endpoint)
         # With the certificate of the latest reload.
         accept = functools.partial(self._accept, listener)
         if not address.socket:
@@ -432,13 +431,18 @@ class Listener:
 
     Attributes:
         server: Once it listens.
+        endpoint: Finds what serves a request that comes here.
         pages_only: Whether nothing but the pages of the node is there, for whoever reaches it.
     """
 
     server: asyncio.AbstractServer
 
-    def __init__(self, address: Address) -> None:
+    def __init__(
+        self, address: Address, endpoint: Callable[[Listener, Connection, str], Handler | HttpAnswer]
+    ) -> None:
         self.address = address
+        # One for all of its connections.
+        self.endpoint = functools.partial(endpoint, self)
         self.pages_only = False
 
     def bound(self) -> list[Address]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from websockets.frames import Opcode
+from websockets.frames import Close, Opcode
 
 from wsqueue import producer as producer_module
 from wsqueue.consumer import Consumer
@@ -361,6 +361,22 @@ class TestConfirmSeconds:
                 await consumer.until(Opcode.TEXT)
                 consumer.send_frame(Opcode.PONG, await consumer.until(Opcode.PING))
                 await eventually(lambda: sum(confirmed(producer).counts) == 1, "the next one is timed")
+
+    async def test_one_before_a_classic_consumer_closes(self, nodes: Nodes) -> None:
+        """It has dealt with all that came before its close frame, and so confirms it."""
+        async with soon(), RawServer() as server:
+            producer = await nodes.producer([server.address])
+            consumer = await server.next()
+            await consumer.accept(KEY)
+            async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
+                publisher.publish("news", "1")
+                await consumer.until(Opcode.TEXT)
+                consumer.send_frame(Opcode.CLOSE, Close(1000, "").serialize())
+                await consumer.close_frame()
+                consumer.writer.write_eof()
+                await eventually(lambda: sum(confirmed(producer).counts) == 1, "it is confirmed")
+                assert not status_of(producer).held_messages
+                assert not producer.counters["lost_in_flight"]
 
 
 class TestTopTopics:

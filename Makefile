@@ -91,4 +91,4 @@ lab-down: ## End the test hosts
 
 .PHONY: clean
 clean: lab-down ## Remove everything that the other targets made
-	rm -rf $(VENV) .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .artifacts .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

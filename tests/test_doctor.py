@@ -369,6 +369,19 @@ class TestFiles:
         found, _ = await check(file)
         assert bad(found)[0][2].startswith(f"The certificates cannot be used: {tls.key}: everybody may read")
 
+    @pytest.mark.parametrize("days", [90, -1])
+    async def test_a_certificate_of_another_authority(self, tmp_path: Path, days: float) -> None:
+        own = Authority(tmp_path).issue("node", days=days, hosts=["elsewhere"])
+        other = Authority(tmp_path, "other").file
+        listen = CONSUMER.replace("127", "wss://127")
+        for ca, trusted in ((own.ca, True), (str(other), False)):
+            table = f'[tls]\ncertificate = "{own.certificate}"\nkey = "{own.key}"\nca = "{ca}"\n'
+            found, _ = await check(configuration(tmp_path, listen + table))
+            distrusted = [
+                text for _, _, text in bad(found) if text.startswith(f"Whoever trusts {ca} does not")
+            ]
+            assert (distrusted == []) == trusted
+
     async def test_unwise_configurations(self, tmp_path: Path) -> None:
         found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]")))
         assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from elsewhere")

@@ -53,6 +53,9 @@ MIB = 1024 * 1024
 PROBLEMS: frozenset[WarningCode] = frozenset({"link_down", "log_failing", "node_unreachable"})
 """Warnings of a node that say that something does not work."""
 
+_OF_ANOTHER_TIME = {9, 10}
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+
 _UNUSABLE = ("The key cannot be used", "The certificates cannot be used")
 
 WITHOUT_REPORTS = ("it has no /status", "it speaks only the classic protocol")
@@ -452,6 +455,36 @@ def _certificate_findings(file: str, checked: Config, now: datetime) -> Iterator
     for where, end in contexts.ends_of_files.items():
         state, words = _expiry(end, now)
         yield Finding(state, file, f"The certificate in {where} {words}.", _renew(state))
+    tls = checked.tls
+    if tls.certificate is not None and tls.key is not None and tls.ca is not None:
+        problem = _distrust(tls.certificate, tls.key, tls.ca)
+        if problem:
+            text = f"Whoever trusts {tls.ca} does not trust {tls.certificate}: {problem}."
+            yield Finding("problem", file, text, "Let that CA sign it, or give all nodes the new CA first.")
+
+
+def _distrust(certificate: str, key: str, ca: str) -> str:
+    """Return why an end with only that CA would refuse the certificate, "" when it would not.
+
+    That a certificate is of another time or host is no matter here.
+    """
+    acceptor, initiator = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    acceptor.load_cert_chain(certificate, key)
+    initiator.load_verify_locations(ca)
+    initiator.check_hostname = False
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [initiator.wrap_bio(back, there), acceptor.wrap_bio(there, back, server_side=True)]
+    # Hello, its answer with the certificate, and the verdict; one more for older versions.
+    for end in ends * 3:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return "" if error.verify_code in _OF_ANOTHER_TIME else error.verify_message
+        except ssl.SSLError as error:
+            return (error.reason or str(error)).lower().replace("_", " ")
+    return ""
 
 
 async def _peer_findings(file: str, checked: Config, say: Say) -> AsyncIterator[Finding]:

@@ -50,6 +50,9 @@ MAX_LAG_SECONDS = 0.5
 NEARLY_FULL = 0.9
 """Part of `max_connections` above which that is said."""
 
+MANY_REFUSALS = 5
+"""In a minute; fewer are somebody's mistake, or the wrong keys that `wsqueue verify` tries."""
+
 LOST = ("lost_in_flight", "lost_held", "lost_refused", "lost_full")
 
 
@@ -224,7 +227,7 @@ class Reporter:
 
     def _refusal_warnings(self, lately: Counter[str]) -> Iterator[Warning]:
         for counter, peer in self._refused_peers.items():
-            if not lately[counter]:
+            if lately[counter] < MANY_REFUSALS:
                 continue
             times = f"{number(lately[counter], 'time', 'times')} in the last minute, the last from {peer}"
             if counter == f"refused_{CloseCode.WRONG_ANSWER}":

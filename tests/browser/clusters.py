@@ -8,23 +8,21 @@ from tests.integration.nodes import Nodes, RunningNode, free_port
 
 
 async def cluster(
-    nodes: Nodes, consumers: int = 2, **monitoring: Any
+    nodes: Nodes, consumers: int = 2, tls: dict[str, Any] | None = None, **monitoring: Any
 ) -> tuple[list[RunningNode], RunningNode]:
     """Start consumers and a producer; the settings are those of [monitoring]."""
-    producers = [f"127.0.0.1:{free_port()}"]
-    addresses = [f"127.0.0.1:{free_port()}" for _ in range(consumers)]
+    scheme = "wss://" if tls is not None else ""
+    settings: dict[str, Any] = {"tls": tls} if tls is not None else {}
+    producers = [f"{scheme}127.0.0.1:{free_port()}"]
+    addresses = [f"{scheme}127.0.0.1:{free_port()}" for _ in range(consumers)]
     monitoring |= {"producers": producers}
-    settings = monitoring | {"consumers": addresses}
-    started = [await nodes.consumer(port=port_of(one), monitoring=settings) for one in addresses]
-    producer = await nodes.producer(started, port=port_of(producers[0]), monitoring=monitoring)
+    known = monitoring | {"consumers": addresses}
+    started = [await nodes.consumer(listen=[one], monitoring=known, **settings) for one in addresses]
+    producer = await nodes.producer(started, listen=producers, monitoring=monitoring, **settings)
     await producer.ready()
     return started, producer
 
 
-def port_of(address: str) -> int:
-    return int(address.rpartition(":")[2])
-
-
 def page_of(node: RunningNode) -> str:
     """Return the address of a node's status page."""
-    return node.url("/").replace("ws:", "http:")
+    return node.url("/").replace("ws", "http", 1)

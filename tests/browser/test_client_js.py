@@ -15,8 +15,6 @@ from playwright.async_api import Page
 from tests.certificates import Authority
 from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
 from tests.integration.raw_v2 import V2Server, V2Socket, new_nonce, proof_of
-from wsqueue import web
-from wsqueue.errors import CloseCode
 from wsqueue.routing import topic_hash
 
 from .chromium import Tabs
@@ -324,8 +322,3 @@ async def test_the_window_is_full(tabs: Tabs) -> None:
     assert await js(page, waiting) == "WindowFull 0"
     await js(page, "client.close()")
     assert await js(page, "client.close()") is None
-
-
-async def test_a_close_code_that_is_for_good_is_not_tried_again() -> None:
-    code = web.client_js().split("const FOR_GOOD = new Set([", 1)[1].split("])", 1)[0]
-    assert {int(one) for one in code.split(",")} == {one.value for one in CloseCode if not one.reconnect}

@@ -6,12 +6,14 @@ import asyncio
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 from playwright.async_api import Page, Route, expect
 
+from tests.certificates import Authority
 from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
 from wsqueue.status import (
     Connections,
@@ -344,6 +346,20 @@ class TestDemo:
             "",
         ]
 
+    async def test_over_tls_the_page_knows_the_certificates(
+        self, nodes: Nodes, tabs: Tabs, tmp_path: Path
+    ) -> None:
+        issued = msgspec.to_builtins(Authority(tmp_path).issue("node"))
+        _, producer = await cluster(nodes, tls={name: value for name, value in issued.items() if value})
+        page = await tabs.open(page_of(producer), ignore_https_errors=True)
+        # Not said to be well: the browser has refused the certificate before it was told to ignore that.
+        await page.get_by_role("table", name="Links to consumers").wait_for()
+        await connect(page, "news")
+        await publish(page, "over TLS")
+        await page.get_by_text("Stored and confirmed in").wait_for()
+        await page.locator("#arrived").get_by_text("over TLS").wait_for()
+        assert page.url.startswith("https:")
+
     async def test_another_key_is_said_in_words(self, nodes: Nodes, tabs: Tabs) -> None:
         _, producer = await cluster(nodes)
         page = await tabs.open(page_of(producer), scheme="dark")
@@ -353,6 +369,18 @@ class TestDemo:
         assert await key.get_attribute("aria-invalid") == "true"
         assert await low_contrasts(page) == []
         assert await nameless(page) == []
+        await connect(page, "news")
+
+    async def test_connecting_can_be_cancelled(self, nodes: Nodes, tabs: Tabs) -> None:
+        tabs.tolerate("WebSocket connection to")
+        consumers, producer = await cluster(nodes, consumers=1)
+        await consumers[0].crash()
+        page = await tabs.open(page_of(producer))
+        await say_connect(page, "news")
+        await page.locator("#demo-facts").get_by_text("(down: no connection)").wait_for()
+        await page.get_by_role("button", name="Cancel").click()
+        await page.get_by_text("Disconnected.").wait_for()
+        await consumers[0].restart()
         await connect(page, "news")
 
     async def test_a_page_without_cryptography_says_what_to_do(self, nodes: Nodes, tabs: Tabs) -> None:

@@ -409,16 +409,17 @@ class TestStatusEndpoint:
 
     async def test_another_key(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer()
-        async with soon(), V2Socket.upgraded(consumer.address, "/status") as monitor:
-            await monitor.prove_wrongly(OTHER_KEY, "/status")
-            monitor.send({"t": "ask_report"})
-            assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
+        for _ in range(5):
+            async with soon(), V2Socket.upgraded(consumer.address, "/status") as monitor:
+                await monitor.prove_wrongly(OTHER_KEY, "/status")
+                monitor.send({"t": "ask_report"})
+                assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
         await eventually(lambda: not consumer.connections, "it is gone")
         await asyncio.sleep(0)
         consumer.service._reporter._made = None
         (warning,) = (await report_of(consumer)).warnings
         assert warning.code == "hello_refused"
-        assert "another pre-shared key was refused 1 time in the last minute" in warning.text
+        assert "another pre-shared key was refused 5 times in the last minute" in warning.text
         assert OTHER_KEY not in str(warning)
 
     async def test_nothing_is_told_before_the_hello(self, nodes: Nodes) -> None:

@@ -729,21 +729,26 @@
 
   let client = null;
   let topic = "";
+  let phase = "off";
+  let attempt = 0;
 
   const tell = (text, level = "off") => say($("demo-status"), text, level);
 
-  function connected(yes) {
-    for (const id of ["topic", "key"]) $(id).disabled = yes;
-    for (const id of ["message", "publish-button"]) $(id).disabled = !yes;
-    say($("connect-button"), yes ? "Disconnect" : "Connect");
-    $("connect-button").classList.toggle("quiet", yes);
-    $("demo-facts").hidden = !yes;
+  // off, connecting or on
+  function enter(next) {
+    phase = next;
+    for (const id of ["topic", "key"]) $(id).readOnly = phase !== "off";
+    for (const id of ["message", "publish-button"]) $(id).disabled = phase !== "on";
+    say($("connect-button"), { off: "Connect", connecting: "Cancel", on: "Disconnect" }[phase]);
+    $("connect-button").classList.toggle("quiet", phase !== "off");
+    $("demo-facts").hidden = phase === "off" || !client;
   }
 
   function disconnect() {
+    attempt += 1;
     client?.close();
     client = null;
-    connected(false);
+    enter("off");
   }
 
   function arrived(text, kind = "") {
@@ -770,13 +775,18 @@
       return;
     }
     topic = $("topic").value;
+    attempt += 1;
+    const mine = attempt;
+    enter("connecting");
     tell("Asking this node for the consumers and producers …");
     try {
       const cluster = await ask("cluster.json");
+      if (mine !== attempt) return;
       // Also what a node that nobody has configured says of itself is there, perhaps without a port.
       for (const role of ["consumers", "producers"])
         cluster[role] = cluster[role].filter((one) => /:\d+$/.test(one));
       if (!cluster.consumers.length) {
+        disconnect();
         tell(
           "This node knows no consumers. Name them in the table [monitoring] of its configuration.",
           "bad",
@@ -785,6 +795,8 @@
       }
       await open(cluster);
     } catch (error) {
+      // Cancelled, or told already.
+      if (mine !== attempt) return;
       disconnect();
       failed(error);
     }
@@ -801,6 +813,17 @@
     } else tell(`That did not work: ${error.message}.`, "bad");
   }
 
+  async function certificateOf(address) {
+    for (let tries = 0; tries < 10; tries += 1) {
+      const { nodes } = await ask("cluster.json");
+      const report = nodes.find((node) => node.address === address)?.report;
+      if (report) return report.certificate_sha256;
+      // This node begins to ask the others when it is asked.
+      await pause(0.5);
+    }
+    return "";
+  }
+
   async function open(cluster) {
     const places = {};
     const mine = new WsqueueClient({
@@ -808,10 +831,7 @@
       producers: cluster.producers,
       psk: $("key").value,
       // A browser does not show the certificate of a wss:// node; the reports have it.
-      channelBinding: async (address) => {
-        const { nodes } = await ask("cluster.json");
-        return nodes.find((node) => node.address === address)?.report?.certificate_sha256;
-      },
+      channelBinding: certificateOf,
       onState(event) {
         if (client !== mine) return;
         const how =
@@ -846,13 +866,14 @@
       ]);
     }
     showPlaces();
+    enter("connecting");
     tell("Connecting …");
     $("arrived").replaceChildren();
     await client.subscribe(topic, (message) => arrived(message.data), {
       onGap: ({ missed }) =>
         arrived(`${missed === null ? "Some messages" : count(missed, "message")} are gone.`, "gap"),
     }).ready;
-    connected(true);
+    enter("on");
     $("arrived-empty").textContent = `Nothing yet on ${topic}.`;
     tell(`Connected. What is published on ${topic} appears here.`, "ok");
     $("message").focus();
@@ -860,7 +881,7 @@
 
   $("connect").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (client) {
+    if (phase !== "off") {
       disconnect();
       tell("Disconnected.");
     } else connect();

@@ -16,7 +16,7 @@ from .connection import Connection
 from .framing import HttpAnswer
 from .monitor import ClusterMonitor
 from .reporter import Reporter
-from .status import FRESH_SECONDS
+from .status import FRESH_SECONDS, Report
 from .tls import TlsContexts
 from .version import __version__
 
@@ -54,6 +54,7 @@ class Pages:
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
+        self._metrics: tuple[Report, str] | None = None
         self._cluster: _ClusterWatch | None = None
 
     def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
@@ -105,7 +106,10 @@ class Pages:
             # Imported here, for it takes some MiB that a node without metrics does not need.
             from .exposition import CONTENT_TYPE, exposition  # noqa: PLC0415
 
-            return HttpAnswer(200, exposition(self._reporter.report()), CONTENT_TYPE, HEADERS)
+            report = self._reporter.report()
+            if self._metrics is None or self._metrics[0] is not report:
+                self._metrics = report, exposition(report)
+            return HttpAnswer(200, self._metrics[1], CONTENT_TYPE, HEADERS)
         if path == "/client.js":
             from .web import client_js  # noqa: PLC0415 - as above
 

@@ -136,8 +136,8 @@ def check_status_page(page: str) -> None:
     assert [node["role"] for node in found["nodes"]] == ["consumer"] * 2 + ["producer"] * 2
     assert len(found["consumers"]) == len(found["producers"]) == 2
     assert found["producers"][1] == address
-    # A busy machine may make others.
-    wrong = {"hello_refused", "keys_differ", "link_down", "messages_lost", "version_differs"}
+    # A busy machine may provoke others, as `loop_lag`.
+    wrong = {"keys_differ", "version_differs", "link_down", "messages_lost", "hello_refused"}
     assert not wrong.intersection(warning["code"] for warning in found["warnings"])
 
 

@@ -335,7 +335,7 @@
       "This producer has no consumers.",
     );
     const times = producer
-      ? latency("Time to confirm", "batch", "batches")
+      ? latency("Time to confirm", "timed batch", "timed batches")
       : latency("Time to write", "commit", "commits");
     const connections = table(
       "Connections",

@@ -23,14 +23,19 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
     """Say which tests stay together, in their order, where several processes share them (`make test`).
 
     Those on lab hosts build on each other and take longest: one process begins with them, while another does
-    the rest. The tests of a module on real processes share a cluster.
+    the rest. The tests of a module on real processes share a cluster, those in a browser the browser, and
+    those of the roles and the site what takes long to make.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePath(nodeid.partition("::")[0])
         if file.parent.name == "lab":
             return "lab"
-        return str(file) if file.parent.name == "acceptance" else nodeid
+        together = file.parent.name in {"acceptance", "browser"} or file.name in {
+            "test_roles.py",
+            "test_site.py",
+        }
+        return str(file) if together else nodeid
 
 
 @pytest.hookimpl(optionalhook=True)

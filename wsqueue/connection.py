@@ -76,8 +76,8 @@ class Connection(asyncio.Protocol):
         tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
 
     Attributes:
-        bytes_in: Read from the network so far.
-        bytes_out: Given to it.
+        bytes_in: Read so far, without what TLS adds.
+        bytes_out: Written, likewise.
         heard_at: When the latest bytes were read (monotonic), 0 before any.
         from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
     """
@@ -274,7 +274,6 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
         first, self.heard_at = not self.heard_at, monotonic()
-        self.bytes_in += len(data)
         if self._tls is not None:
             self._receive_tls(self._tls, data)
         elif first and data.startswith(TLS_BEGIN):
@@ -283,6 +282,7 @@ class Connection(asyncio.Protocol):
             self._receive(data)
 
     def _receive(self, data: bytes) -> None:
+        self.bytes_in += len(data)
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, Established) for event in events):
             self._establish()

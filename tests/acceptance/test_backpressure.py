@@ -30,6 +30,7 @@ from wsqueue.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES, WINDOW_
 from wsqueue.config import READ_MARGIN_BYTES, Limits, Retention
 from wsqueue.connection import CONGESTED_BYTES
 from wsqueue.errors import CloseCode
+from wsqueue.measures import MAX_COUNTED_TOPICS
 from wsqueue.packets_v2 import OVERHEAD_BYTES
 from wsqueue.producer import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.readers import CHUNK_BYTES, MAX_FRAMES_BYTES
@@ -150,6 +151,11 @@ def disk() -> int:
 def window() -> int:
     """Return what a client has published and not had confirmed: as packets, and as they were before."""
     return 5 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
+
+
+def counted_topics() -> int:
+    """Return what a node takes to know the topics with most messages: two windows."""
+    return 2 * MAX_COUNTED_TOPICS * 700
 
 
 def cached_topics() -> int:
@@ -385,6 +391,7 @@ def test_the_bounds_are_documented() -> None:
         "up": link_slow(limits),
         "refused": refused(),
         "topics": cached_topics(),
+        "counted topics": counted_topics(),
         "application": 4 * (MAX_WAITING_CHARACTERS + one_read(limits)),
         "window": window(),
     }

@@ -165,6 +165,7 @@ def test_the_numbers_of_monitoring() -> None:
     assert "more than 9 of 10 connections" in text
     assert reporter.LATELY_WINDOWS * measures.WINDOW_SECONDS == 60.0
     assert reporter.MANY_REFUSALS == 5
+    assert reporter.MANY_REFUSALS == 5
     assert "in the last minute at least five hellos were refused" in text
     assert f"by more than {status.MAX_CLOCK_SECONDS:g} seconds" in text
     assert f"within {tls.EXPIRY_WARNING.days} days" in text

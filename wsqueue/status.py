@@ -1,7 +1,8 @@
 """What a node says of itself: one report, for the status page, the metrics, `top` and `doctor`.
 
 A report is made of numbers that the node has anyway, at most once in `FRESH_SECONDS`, however often it is
-asked for. `docs/monitoring.md` describes its fields; a peer of another version may send more or fewer.
+asked for. `docs/monitoring.md` describes its fields. A peer of another version may send more or fewer, so what
+is added has a default, and what has a few values today may have others tomorrow.
 """
 
 from __future__ import annotations
@@ -47,9 +48,15 @@ WarningCode = Literal[
 
 
 class Warning(msgspec.Struct, frozen=True):  # noqa: A001 - what it is
-    """Say what is wrong, and what to do about it, a sentence each."""
+    """Say what is wrong, and what to do about it, a sentence each.
 
-    code: WarningCode
+    Attributes:
+        code: A `WarningCode`, or one of a newer version.
+        text: What is wrong.
+        advice: What to do, "" for nothing.
+    """
+
+    code: WarningCode | str
     text: str
     advice: str = ""
 
@@ -65,7 +72,7 @@ class Connections(msgspec.Struct, frozen=True):
     """
 
     role: str
-    state: ConnectionState
+    state: ConnectionState | str
     protocol: str
     count: int
 
@@ -85,7 +92,7 @@ class LinkStatus(msgspec.Struct, frozen=True):
     """
 
     address: str
-    state: LinkState
+    state: LinkState | str
     protocol: str
     seconds: float
     reason: str

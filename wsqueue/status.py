@@ -1,8 +1,8 @@
 """What a node says of itself: one report, for the status page, the metrics, `top` and `doctor`.
 
-A report is made of numbers that the node has anyway, at most once in `FRESH_SECONDS`, however often it is asked
-for. `docs/monitoring.md` describes its fields. A peer of another version may send more or fewer, so what is
-added has a default, and what has a few values today may have others tomorrow.
+A report is made of numbers that the node has anyway, at most once in `FRESH_SECONDS`, however often it is
+asked for. `docs/monitoring.md` describes its fields. A peer of another version may send more or fewer: what
+is added has a default, and what has a few values today may have others tomorrow.
 """
 
 from __future__ import annotations

@@ -163,11 +163,14 @@ class TestTop:
             terminal.wait_for("4 of 4 nodes answer")
             termios.tcsetwinsize(terminal._master, (30, 140))
             terminal.process.send_signal(signal.SIGWINCH)
-            terminal.wait_for("4 of 4 nodes answer", 2)
-            first, *_ = terminal.screen.rpartition(b"\x1b[H")[2].partition(b"\r\n")
-            line = re.sub(rb"\x1b\[[0-9;]*m", b"", first).decode()
-            assert len(line) == 140
-            assert line.endswith("q ends")
+
+            def first_line() -> str:
+                terminal._read()
+                first, *_ = terminal.screen.rpartition(b"\x1b[H")[2].partition(b"\r\n")
+                return re.sub(rb"\x1b\[[0-9;]*m", b"", first).decode()
+
+            wait_until(lambda: len(first_line()) == 140, "it is as wide as the terminal")
+            assert first_line().endswith("q ends")
             terminal.type("q")
             assert terminal.end() == 0
         finally:

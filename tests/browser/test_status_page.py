@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -154,13 +155,26 @@ def full_report(number: int) -> Report:
     )
 
 
-async def publish_for_ever(nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]) -> None:
-    async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
-        while True:
-            await client.publish("news", *["It rains again."] * 20)
-            await client.publish("sport", "1:0", MARKUP)
-            await client.publish(MARKUP, "x")
-            await asyncio.sleep(0.02)
+@contextlib.asynccontextmanager
+async def published_to(
+    nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]
+) -> AsyncIterator[None]:
+    """Publish all the time."""
+
+    async def publish() -> None:
+        async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
+            while True:
+                await client.publish("news", *["It rains again."] * 20)
+                await client.publish("sport", "1:0", MARKUP)
+                await client.publish(MARKUP, "x")
+                await asyncio.sleep(0.02)
+
+    publishing = asyncio.create_task(publish())
+    try:
+        yield
+    finally:
+        publishing.cancel()
+        await asyncio.wait([publishing])
 
 
 class TestStatus:
@@ -169,31 +183,29 @@ class TestStatus:
         page = await tabs.open(page_of(producer))
         await said(page, "All is well.")
         assert await page.title() == f"Producer {producer.address} \N{EN DASH} wsqueue"
-        publishing = asyncio.create_task(publish_for_ever(nodes, producer, consumers))
-        card = page.locator(".card", has=page.get_by_role("heading", name="Messages in"))
-        await expect(card.locator(".value > span").first).to_have_text(re.compile("[1-9]"))
-        chart = await card.get_by_role("img").get_attribute("aria-label")
-        assert chart is not None
-        assert re.match(r"Messages in, last \d+ s: now [\d,]+ per second, at most ", chart)
-        topics = page.get_by_role("table", name="Busiest topics")
-        # What strangers call their topics is text.
-        await topics.get_by_text(MARKUP).wait_for()
-        assert await page.locator("img").count() == 0
-        links = page.get_by_role("table", name="Links to consumers")
-        assert await links.get_by_text("up", exact=True).count() == 2
-        await page.get_by_text(re.compile(r"\d batches, last \d+ s")).wait_for()
-        for scheme in ("light", "dark"):
-            await page.emulate_media(color_scheme=scheme)
-            assert await low_contrasts(page) == []
-            await screenshot(page, f"producer-{scheme}")
-        other = await tabs.open(page_of(consumers[0]), scheme="dark", width=NARROW, height=800)
-        await other.get_by_role("heading", name="Log").wait_for()
-        await other.get_by_text("Delivered").wait_for()
-        await other.wait_for_timeout(2500)
-        assert await overflow(other) <= 0
-        await screenshot(other, "consumer-dark-narrow")
-        publishing.cancel()
-        await asyncio.wait([publishing])
+        async with published_to(nodes, producer, consumers):
+            card = page.locator(".card", has=page.get_by_role("heading", name="Messages in"))
+            await expect(card.locator(".value > span").first).to_have_text(re.compile("[1-9]"))
+            chart = await card.get_by_role("img").get_attribute("aria-label")
+            assert chart is not None
+            assert re.match(r"Messages in, last \d+ s: now [\d,]+ per second, at most ", chart)
+            topics = page.get_by_role("table", name="Busiest topics")
+            # What strangers call their topics is text.
+            await topics.get_by_text(MARKUP).wait_for()
+            assert await page.locator("img").count() == 0
+            links = page.get_by_role("table", name="Links to consumers")
+            assert await links.get_by_text("up", exact=True).count() == 2
+            await page.get_by_text(re.compile(r"\d timed batch(es)?, last \d+ s")).wait_for()
+            for scheme in ("light", "dark"):
+                await page.emulate_media(color_scheme=scheme)
+                assert await low_contrasts(page) == []
+                await screenshot(page, f"producer-{scheme}")
+            other = await tabs.open(page_of(consumers[0]), scheme="dark", width=NARROW, height=800)
+            await other.get_by_role("heading", name="Log").wait_for()
+            await other.get_by_text("Delivered").wait_for()
+            await other.wait_for_timeout(2500)
+            assert await overflow(other) <= 0
+            await screenshot(other, "consumer-dark-narrow")
         assert {url.split("/")[2] for url in tabs.requests} == {producer.address, consumers[0].address}
         [document] = [url for url in tabs.requests if url == page_of(producer)]
         assert len((await page.request.get(document)).headers["content-security-policy"]) > 100

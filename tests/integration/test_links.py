@@ -139,7 +139,7 @@ async def test_a_paused_publisher_is_not_given_up_for_its_silence(nodes: Nodes) 
         down = await nodes.consumer(port=port)
         publisher.send_frame(Opcode.PONG)
         await eventually(lambda: down.counters["messages_in"] == 100, "all is delivered")
-        assert not producer.links[1]._blocked
+        await eventually(lambda: not producer.links[1]._blocked, "it is read from again")
 
 
 async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) -> None:

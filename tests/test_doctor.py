@@ -14,7 +14,9 @@ import pytest
 
 from wsqueue import doctor
 from wsqueue.config import ConsumerConfig, DemoConfig, Limits, ProducerConfig, Retention, Tls
-from wsqueue.doctor import (
+from wsqueue.doctor import host
+from wsqueue.doctor.findings import (
+    WITHOUT_REPORTS,
     Finding,
     cluster_findings,
     files_finding,
@@ -123,7 +125,7 @@ class TestACluster:
         assert finding.text == f"The pre-shared key differs there: ours has the fingerprint {FINGERPRINT}."
         assert "wsqueue doctor FILE" in finding.advice
 
-    @pytest.mark.parametrize("problem", doctor.WITHOUT_REPORTS)
+    @pytest.mark.parametrize("problem", WITHOUT_REPORTS)
     def test_a_node_that_has_no_reports_is_no_problem(self, problem: str) -> None:
         (finding,) = findings(dead(CONSUMERS[0], "consumer", f"{problem}: as it is"))
         assert finding.state == "warning"
@@ -410,7 +412,7 @@ class TestFiles:
     async def test_a_port_whose_process_cannot_be_seen(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(doctor, "_owner", lambda _address: None)
+        monkeypatch.setattr(host, "_owner", lambda _address: None)
         with listening() as port:
             text = CONSUMER.replace(":0", f":{port}") + "limits.hello_seconds = 0.1\n"
             found, _ = await check(configuration(tmp_path, text))

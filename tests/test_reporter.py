@@ -336,7 +336,7 @@ class TestWarnings:
         assert first.code == "link_slow"
         assert first.text == (
             "Consumer 192.0.2.1:1/producer takes messages slower than they come;"
-            " 1000 messages wait for it (2.0 MiB)."
+            " 1,000 messages wait for it (2.0 MiB)."
         )
         assert (second.code, second.text.split(",")[0]) == (
             "publishers_paused",

@@ -24,7 +24,9 @@ from wsqueue.status import (
     Warning,  # noqa: A004 - what it is
     cluster_warnings,
 )
-from wsqueue.top import NO_LIMIT, Rates, Sampler, Snapshot, exit_code, print_text, screen, top_topics
+from wsqueue.top import Snapshot, exit_code, print_text
+from wsqueue.top.screen import NO_LIMIT, screen
+from wsqueue.top.snapshot import Rates, Sampler, top_topics
 
 NOW = 1_764_000_000.0
 OTHER_KEY = "it has another pre-shared key"

@@ -311,9 +311,9 @@ def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[Warning]:
     return found
 
 
-def number(count: int, one: str, many: str) -> str:
-    """Return a number with what there is so many of, e.g. 1 time, 2 times."""
-    return f"{count} {one if count == 1 else many}"
+def number(count: int, one: str, many: str = "") -> str:
+    """Return a number with what there is so many of, e.g. 1 time, 2,000 times."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def amount(count: float) -> str:

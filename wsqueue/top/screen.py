@@ -1,40 +1,27 @@
-"""`wsqueue top`: how all nodes of a cluster are, again and again, on a terminal, in a pipe or as JSON."""
+"""A snapshot as lines of text, as many and as wide as there is room for."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import signal
 import sys
-import termios
-import time
-import tty
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 
 import msgspec
 from rich.cells import cell_len
-from rich.console import Console, Group
-from rich.live import Live
+from rich.console import Console
 from rich.text import Text
 
-from .monitor import STALE_SECONDS, ClusterMonitor
-from .status import (
-    Cluster,
+from ..status import (
     ClusterNode,
     LinkStatus,
     Report,
     SlowPeer,
-    TopicStatus,
     Warning,  # noqa: A004 - what it is
     amount,
+    number,
 )
-from .terminal import STDIN, one_line
-
-MAX_TOPICS = 20
-"""Topics that a snapshot names."""
+from ..terminal import one_line
+from .snapshot import NodeSnapshot, Rates, Snapshot, answers
 
 NO_LIMIT = 1_000_000
 """Width and height of what goes to a pipe, where nothing is cut."""
@@ -50,119 +37,6 @@ WORST_FIRST = ("node_unreachable", "log_failing", "link_down", "publishers_pause
 
 GAP = "  "
 """Between two columns."""
-
-
-class Rates(msgspec.Struct, frozen=True):
-    """Say how much a node has to do, per second, since it was asked before.
-
-    Attributes:
-        messages_in: Received.
-        messages_out: Forwarded by a producer, delivered by a consumer.
-        bytes_in: Read.
-        bytes_out: Written.
-    """
-
-    messages_in: float
-    messages_out: float
-    bytes_in: float
-    bytes_out: float
-
-
-class NodeSnapshot(ClusterNode, frozen=True):
-    """Say what is known of a node, and its rates: None when it did not answer twice in one run."""
-
-    rates: Rates | None
-
-
-class Snapshot(msgspec.Struct, frozen=True):
-    """Say how a cluster is at a time; `docs/top.md` describes it.
-
-    Attributes:
-        time: Unix time.
-        consumers: Addresses, in the order that decides which topic is whose.
-        producers: Addresses.
-        nodes: Consumers first.
-        warnings: Of all nodes, and what only a look at all of them shows.
-        top_topics: Those with the most messages in the cluster.
-    """
-
-    time: float
-    consumers: list[str]
-    producers: list[str]
-    nodes: list[NodeSnapshot]
-    warnings: list[Warning]
-    top_topics: list[TopicStatus]
-
-    @property
-    def answering(self) -> list[NodeSnapshot]:
-        """Return the nodes that answer."""
-        return [node for node in self.nodes if _answers(node)]
-
-
-class Sampler:
-    """Make a snapshot of each state of a cluster, with rates since the one before."""
-
-    def __init__(self) -> None:
-        self._before: dict[str, Report] = {}
-        self._rates: dict[str, Rates] = {}
-
-    def snapshot(self, cluster: Cluster, now: float) -> Snapshot:
-        """Return the snapshot of a cluster.
-
-        Args:
-            cluster: As the monitor has it.
-            now: Unix time.
-        """
-        nodes = [self._node(node) for node in cluster.nodes]
-        return Snapshot(
-            now, cluster.consumers, cluster.producers, nodes, cluster.warnings, top_topics(cluster.nodes)
-        )
-
-    def _node(self, node: ClusterNode) -> NodeSnapshot:
-        place = node.address
-        if node.report is None or node.problem:
-            self._before.pop(place, None)
-            self._rates.pop(place, None)
-            return NodeSnapshot(**msgspec.structs.asdict(node), rates=None)
-        before = self._before.get(place)
-        if before is None or before.id != node.report.id:
-            self._rates.pop(place, None)
-            self._before[place] = node.report
-        # A node makes a report of its own only so often.
-        elif (seconds := node.report.uptime_seconds - before.uptime_seconds) > 0:
-            self._rates[place] = rates(before, node.report, seconds)
-            self._before[place] = node.report
-        return NodeSnapshot(**msgspec.structs.asdict(node), rates=self._rates.get(place))
-
-
-def rates(before: Report, now: Report, seconds: float) -> Rates:
-    """Return the rates of a node between two reports that are so many seconds apart."""
-
-    def rate(counter: str) -> float:
-        return max(0, now.counters.get(counter, 0) - before.counters.get(counter, 0)) / seconds
-
-    out = "deliveries" if now.role == "consumer" else "forwarded"
-    return Rates(rate("messages_in"), rate(out), rate("bytes_in"), rate("bytes_out"))
-
-
-def top_topics(nodes: Sequence[ClusterNode]) -> list[TopicStatus]:
-    """Return the topics with the most messages over all nodes.
-
-    A message passes a producer and a consumer, each of which counts it; the larger sum has seen more.
-    """
-    sums: dict[str, Counter[str]] = {}
-    for node in nodes:
-        if node.report is not None and not node.problem:
-            of_role = sums.setdefault(node.role, Counter())
-            for topic in node.report.top_topics:
-                of_role[topic.topic] += topic.messages_per_second  # type: ignore[assignment] # also floats
-    most: Counter[str] = Counter()
-    for of_role in sums.values():
-        most |= of_role
-    return [TopicStatus(topic, float(rate)) for topic, rate in most.most_common(MAX_TOPICS)]
-
-
-# What is shown -------------------------------------------------------------------------------------------
 
 
 class Column(msgspec.Struct, frozen=True):
@@ -278,7 +152,7 @@ def _shares(
 def _summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
     answering, all_nodes = snapshot.answering, snapshot.nodes
     nodes = f"{len(answering)} of {len(all_nodes)} nodes answer"
-    words = "no warnings" if not snapshot.warnings else _count(len(snapshot.warnings), "warning")
+    words = "no warnings" if not snapshot.warnings else number(len(snapshot.warnings), "warning")
     style = "green" if not snapshot.warnings else ("yellow" if len(answering) == len(all_nodes) else "red")
     first = Text.assemble(("wsqueue top", "bold"), GAP, (f"{nodes}, {words}", style))
     moment = datetime.fromtimestamp(snapshot.time).astimezone()
@@ -360,7 +234,7 @@ _NODE_COLUMNS = (
 def _nodes(snapshot: Snapshot, width: int) -> Section:
     rows: list[list[str | Text]] = []
     # In a large cluster, those that need somebody come first.
-    for node in sorted(snapshot.nodes, key=lambda node: bool(_answers(node) and not _not_ready(node))):
+    for node in sorted(snapshot.nodes, key=lambda node: bool(answers(node) and not _not_ready(node))):
         report, rate = node.report, node.rates
         if report is None or node.problem:
             cells: list[str | Text] = [node.role, node.address, Text("down", style="bold red"), *["-"] * 9]
@@ -459,7 +333,7 @@ def _slow(snapshot: Snapshot, width: int) -> Section:
             peer.peer,
             address,
             peer.protocol,
-            _count(peer.behind_messages, "message") if peer.protocol == "v2" else "-",
+            number(peer.behind_messages, "message") if peer.protocol == "v2" else "-",
             amount(peer.buffered_bytes),
         ]
         for address, peer in sorted(peers, key=lambda item: -item[1].behind_messages)
@@ -529,10 +403,6 @@ def _table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], widt
     return Section(line(head) if cells else None, [line(row) for row in cells], what)
 
 
-def _answers(node: ClusterNode) -> bool:
-    return node.report is not None and not node.problem
-
-
 def _not_ready(node: ClusterNode) -> str:
     return node.report.not_ready if node.report is not None else ""
 
@@ -553,189 +423,3 @@ def _duration(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size}{unit} {whole % size // part}{smaller}"
     return f"{whole}s"
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}" if count == 1 else f"{count:,} {what}s"
-
-
-# The command ---------------------------------------------------------------------------------------------
-
-
-class Top:
-    """Ask the nodes now and then.
-
-    Args:
-        monitor: Of the cluster, started.
-        interval: Seconds between two questions.
-        hello_seconds: How long a node may take to answer for the first time.
-    """
-
-    def __init__(self, monitor: ClusterMonitor, interval: float, hello_seconds: float) -> None:
-        self._monitor, self._interval, self._hello_seconds = monitor, interval, hello_seconds
-        self._sampler = Sampler()
-
-    async def first(self) -> Snapshot:
-        """Return the first snapshot, without rates, once all nodes answered or cannot."""
-        await self._monitor.settled(max(self._hello_seconds, STALE_SECONDS) + 0.5)
-        return self._take()
-
-    async def next(self) -> Snapshot:
-        """Wait, ask all nodes again, and return the next snapshot."""
-        await asyncio.sleep(self._interval)
-        self._monitor.ask()
-        # Whoever hangs keeps the others from being shown for an interval only.
-        await self._monitor.settled(min(self._interval, STALE_SECONDS))
-        return self._take()
-
-    async def once(self) -> Snapshot:
-        """Return one snapshot with rates."""
-        await self.first()
-        await asyncio.sleep(self._interval)
-        self._monitor.ask()
-        await self._monitor.settled(STALE_SECONDS + 0.1)
-        return self._take()
-
-    def _take(self) -> Snapshot:
-        return self._sampler.snapshot(self._monitor.cluster(), time.time())
-
-
-async def print_snapshots(top: Top, write: Callable[[Snapshot], None]) -> None:
-    """Write a snapshot at each interval, the first with rates, until it is cancelled."""
-    write(await top.once())
-    while True:
-        write(await top.next())
-
-
-async def watch(top: Top) -> None:
-    """Show the cluster on the terminal until somebody presses q, or it is cancelled."""
-    console = Console(highlight=False)
-    view = _View(console)
-    showing = asyncio.create_task(_show(top, view))
-    ending = asyncio.create_task(view.ended.wait())
-    loop = asyncio.get_running_loop()
-    try:
-        view.open()
-        loop.add_signal_handler(signal.SIGWINCH, view.draw)
-        loop.add_signal_handler(signal.SIGTSTP, view.suspend)
-        await asyncio.wait([showing, ending], return_when=asyncio.FIRST_COMPLETED)
-        if showing.done():
-            showing.result()
-    finally:
-        for number in (signal.SIGWINCH, signal.SIGTSTP):
-            loop.remove_signal_handler(number)
-        showing.cancel()
-        ending.cancel()
-        view.close()
-
-
-async def _show(top: Top, view: _View) -> None:
-    view.show(await top.first())
-    while True:
-        view.show(await top.next())
-
-
-class _View:
-    """Have the terminal: its other screen, and its keys one by one.
-
-    Attributes:
-        ended: Set when somebody pressed q.
-    """
-
-    def __init__(self, console: Console) -> None:
-        self.ended = asyncio.Event()
-        self._console = console
-        self._snapshot: Snapshot | None = None
-        self._resources = contextlib.ExitStack()
-        self._live: Live | None = None
-
-    def open(self) -> None:
-        """Take the terminal."""
-        self._resources.enter_context(self._keys())
-        self._live = Live(
-            Text("Asking all nodes …"),
-            console=self._console,
-            screen=True,
-            auto_refresh=False,
-            vertical_overflow="crop",
-        )
-        self._resources.enter_context(self._live)
-        self.draw()
-
-    def close(self) -> None:
-        """Give the terminal back as it was."""
-        self._live = None
-        self._resources.close()
-
-    def show(self, snapshot: Snapshot) -> None:
-        """Show another snapshot."""
-        self._snapshot = snapshot
-        self.draw()
-
-    def draw(self) -> None:
-        """Draw the latest snapshot for the size that the terminal has now."""
-        if self._live is None:
-            return
-        width, height = self._console.size
-        lines = [Text("Asking all nodes …")]
-        if self._snapshot is not None:
-            lines = screen(self._snapshot, width, height, "q ends")
-        for line in lines:
-            line.no_wrap = True
-        self._live.update(Group(*lines), refresh=True)
-
-    def suspend(self) -> None:
-        """Give the terminal back on Ctrl-Z, and take it again when the shell lets this process go on."""
-        self.close()
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self.open()
-
-    @contextlib.contextmanager
-    def _keys(self) -> Iterator[None]:
-        """Take each key as it is pressed, and show none."""
-        if sys.stdin is None or not sys.stdin.isatty():
-            yield
-            return
-        loop = asyncio.get_running_loop()
-        before = termios.tcgetattr(STDIN)
-        tty.setcbreak(STDIN)
-        loop.add_reader(STDIN, self._key)
-        try:
-            yield
-        finally:
-            loop.remove_reader(STDIN)
-            termios.tcsetattr(STDIN, termios.TCSADRAIN, before)
-
-    def _key(self) -> None:
-        keys = os.read(STDIN, 1024)
-        # Nothing to read: the terminal is gone.
-        if not keys or b"q" in keys.lower():
-            self.ended.set()
-
-
-def is_screen() -> bool:
-    """Tell whether standard output is a terminal on which things can be shown in place."""
-    return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
-
-
-def print_text(snapshot: Snapshot) -> None:
-    """Print a snapshot: as wide as the terminal, or all of it to a pipe."""
-    terminal = sys.stdout.isatty()
-    console = Console(highlight=False, soft_wrap=True)
-    width = console.width if terminal else NO_LIMIT
-    for line in screen(snapshot, width, NO_LIMIT):
-        line.rstrip()
-        console.print(line, no_wrap=True, overflow="ignore", crop=False)
-    sys.stdout.flush()
-
-
-def exit_code(snapshot: Snapshot, other_key: str) -> int:
-    """Return the exit code of a snapshot: 0 when all nodes answer, else 1, and 4 or 5 when none does.
-
-    Args:
-        snapshot: Of the cluster.
-        other_key: The problem of a node that has another key.
-    """
-    if not snapshot.answering:
-        return 5 if any(node.problem == other_key for node in snapshot.nodes) else 4
-    return 0 if len(snapshot.answering) == len(snapshot.nodes) else 1

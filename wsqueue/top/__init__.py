@@ -1,0 +1,6 @@
+"""`wsqueue top`: how all nodes of a cluster are, again and again, on a terminal, in a pipe or as JSON."""
+
+from .live import Top, is_screen, print_snapshots, print_text, watch
+from .snapshot import Snapshot, exit_code
+
+__all__ = ["Snapshot", "Top", "exit_code", "is_screen", "print_snapshots", "print_text", "watch"]

@@ -158,7 +158,8 @@ class TestTop:
             terminal.close()
 
     def test_it_follows_the_size_of_the_terminal(self, standing_cluster: Cluster) -> None:
-        terminal = Terminal("top", "--interval", "3600", config(standing_cluster))
+        environment = {"COLUMNS": "80", "LINES": "24"}
+        terminal = Terminal("top", "--interval", "3600", config(standing_cluster), env=environment)
         try:
             terminal.wait_for("4 of 4 nodes answer")
             termios.tcsetwinsize(terminal._master, (30, 140))

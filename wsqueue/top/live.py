@@ -136,7 +136,8 @@ class _View:
         """Draw the latest snapshot for the size that the terminal has now."""
         if self._live is None:
             return
-        width, height = self._console.size
+        # Not left to rich, which believes COLUMNS and LINES, that do not change with the terminal.
+        width, height = self._console.size = os.get_terminal_size(sys.stdout.fileno())
         lines = [Text("Asking all nodes …")]
         if self._snapshot is not None:
             lines = screen(self._snapshot, width, height, "q ends")

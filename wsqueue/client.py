@@ -303,13 +303,16 @@ class Client:
     async def _close(self, finish: Callable[[], Awaitable[None]] | None) -> None:
         # Not only once, for it may have been cancelled.
         self._closed = True
+        # The publisher gives up after the same time, and then has none that could be counted.
+        waiting = self._publisher.unconfirmed if self._publisher is not None else 0
         try:
             if finish is not None:
                 async with asyncio.timeout(self.open_seconds):
                     await finish()
         except TimeoutError:
             assert self._publisher is not None
-            raise ConnectError(f"{self._publisher.unconfirmed} messages were not confirmed") from None
+            left = self._publisher.unconfirmed or waiting
+            raise ConnectError(f"{left} messages were not confirmed") from None
         finally:
             closing = [subscription.close() for subscription in list(self._subscriptions)]
             if self._publisher is not None:

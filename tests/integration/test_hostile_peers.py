@@ -157,7 +157,7 @@ async def test_a_subscriber_may_not_publish(nodes: Nodes, log: Log) -> None:
 
 @at_every_endpoint
 async def test_a_hello_has_a_deadline(nodes: Nodes, log: Log, endpoint: str) -> None:
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         node = bystanders.node(endpoint)
         async with RawSocket.opened(node.address, endpoint) as raw:
             raw.send({"t": "h", "o": 1})
@@ -169,7 +169,7 @@ async def test_a_hello_has_a_deadline(nodes: Nodes, log: Log, endpoint: str) -> 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /prod", request_of("/producer")[:-2]])
 async def test_a_request_has_the_same_deadline(nodes: Nodes, log: Log, sent: bytes) -> None:
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         async with RawSocket.open(bystanders.consumer.address) as raw:
             raw.writer.write(sent)
             await raw.end()
@@ -180,7 +180,7 @@ async def test_a_request_has_the_same_deadline(nodes: Nodes, log: Log, sent: byt
 
 @at_every_endpoint
 async def test_pings_do_not_prolong_a_hello(nodes: Nodes, endpoint: str) -> None:
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         async with RawSocket.opened(bystanders.node(endpoint).address, endpoint) as raw:
             with contextlib.suppress(ConnectionError):
                 while not bystanders.node(endpoint).counters["refused_4408"]:
@@ -220,7 +220,7 @@ async def test_a_peer_that_goes_away_in_the_hello_is_counted(nodes: Nodes, endpo
 @at_every_endpoint
 async def test_no_node_answers_its_own_challenge(nodes: Nodes, endpoint: str) -> None:
     """The reflection attack: a second connection is to answer the challenge of the first."""
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         node = bystanders.node(endpoint)
         await relay_fails(node, endpoint, node, endpoint, wrong_answer=False)
         await eventually(lambda: node.counters["refused_4408"] == 2, "both are counted")
@@ -229,7 +229,7 @@ async def test_no_node_answers_its_own_challenge(nodes: Nodes, endpoint: str) ->
 
 @at_every_endpoint
 async def test_the_answer_to_a_wrong_answer_is_of_no_use(nodes: Nodes, endpoint: str) -> None:
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         node = bystanders.node(endpoint)
         await relay_fails(node, endpoint, node, endpoint, wrong_answer=True)
         await eventually(lambda: node.counters["refused_4401"] == 2, "both are counted")
@@ -244,7 +244,7 @@ async def test_the_answer_to_a_wrong_answer_is_of_no_use(nodes: Nodes, endpoint:
 async def test_no_node_answers_the_challenge_of_another(
     nodes: Nodes, challenger: str, oracle: str, wrong_answer: bool
 ) -> None:
-    async with soon(), Bystanders.of(nodes, hello_seconds=0.5) as bystanders:
+    async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         await relay_fails(
             bystanders.node(challenger),
             challenger,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +10,9 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
+from . import controlnode
 from .certificates import Authority
-from .lab.labs import BIN, ROOT
+from .lab.labs import ROOT
 
 CHECK = ROOT / "ansible" / "roles" / "wsqueue_release" / "files" / "check_certificates.py"
 INVENTORY = {
@@ -35,22 +35,8 @@ class Control:
         self.inventory.write_text(json.dumps(INVENTORY))
 
     def run(self, *command: str) -> str:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-        environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        environment.pop("FORCE_COLOR", None)
         program, *arguments = command
-        result = subprocess.run(
-            [BIN / program, "-i", self.inventory, *arguments],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout
-        return result.stdout
+        return controlnode.run(program, "-i", self.inventory, *arguments)
 
     def make(self) -> str:
         return self.run("ansible-playbook", "ansible/playbooks/ca.yml")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +12,8 @@ import yaml
 from wsqueue import config
 from wsqueue.config import ConsumerConfig, Monitoring, NodeConfig, ProducerConfig
 
-from .lab.labs import BIN, ROOT
+from . import controlnode
+from .lab.labs import ROOT
 from .promtool import promtool
 
 CONSUMERS = {
@@ -80,21 +79,8 @@ class Written:
             )
         )
         playbook.write_text(PLAYBOOK)
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-        environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
-        environment.pop("FORCE_COLOR", None)
         values = json.dumps({"roles": str(ROOT / "ansible" / "roles"), "output": str(directory)})
-        result = subprocess.run(
-            [BIN / "ansible-playbook", "-i", inventory, playbook, "-e", values],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stdout
+        controlnode.run("ansible-playbook", "-i", inventory, playbook, "-e", values)
 
     def node(self, name: str) -> NodeConfig:
         """Return a configuration, read as the node reads it."""

@@ -63,6 +63,19 @@ async def publisher_of(producer: RunningNode) -> AsyncIterator[V2Socket]:
         yield publisher
 
 
+@contextlib.asynccontextmanager
+async def told_in_classic(nodes: Nodes) -> AsyncIterator[tuple[RawServer, RunningNode, RawSocket, RawSocket]]:
+    """Send a message to a classic consumer; yield its listener, the producer, and the two connections."""
+    async with RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
+            publisher.publish("news", "1")
+            await consumer.until(Opcode.TEXT)
+            yield server, producer, consumer, publisher
+
+
 class TestLinks:
     async def test_a_consumer_that_is_down(self, nodes: Nodes) -> None:
         up, port = await nodes.consumer(), free_port()
@@ -345,38 +358,26 @@ class TestConfirmSeconds:
 
     async def test_one_that_is_lost_does_not_hold_the_next_up(self, nodes: Nodes) -> None:
         """A classic consumer may have got it, so that it is not sent again."""
-        async with soon(), RawServer() as server:
-            producer = await nodes.producer([server.address])
-            consumer = await server.next()
-            await consumer.accept(KEY)
-            async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
-                publisher.publish("news", "1")
-                await consumer.until(Opcode.TEXT)
-                await consumer.abort()
-                consumer = await server.next()
-                await consumer.accept(KEY)
-                await eventually(lambda: producer.counters["lost_in_flight"], "it is lost")
-                assert sum(confirmed(producer).counts) == 0
-                publisher.publish("news", "2")
-                await consumer.until(Opcode.TEXT)
-                consumer.send_frame(Opcode.PONG, await consumer.until(Opcode.PING))
-                await eventually(lambda: sum(confirmed(producer).counts) == 1, "the next one is timed")
+        async with soon(), told_in_classic(nodes) as (server, producer, consumer, publisher):
+            await consumer.abort()
+            again = await server.next()
+            await again.accept(KEY)
+            await eventually(lambda: producer.counters["lost_in_flight"], "it is lost")
+            assert sum(confirmed(producer).counts) == 0
+            publisher.publish("news", "2")
+            await again.until(Opcode.TEXT)
+            again.send_frame(Opcode.PONG, await again.until(Opcode.PING))
+            await eventually(lambda: sum(confirmed(producer).counts) == 1, "the next one is timed")
 
     async def test_one_before_a_classic_consumer_closes(self, nodes: Nodes) -> None:
         """It has dealt with all that came before its close frame, and so confirms it."""
-        async with soon(), RawServer() as server:
-            producer = await nodes.producer([server.address])
-            consumer = await server.next()
-            await consumer.accept(KEY)
-            async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
-                publisher.publish("news", "1")
-                await consumer.until(Opcode.TEXT)
-                consumer.send_frame(Opcode.CLOSE, Close(1000, "").serialize())
-                await consumer.close_frame()
-                consumer.writer.write_eof()
-                await eventually(lambda: sum(confirmed(producer).counts) == 1, "it is confirmed")
-                assert not status_of(producer).held_messages
-                assert not producer.counters["lost_in_flight"]
+        async with soon(), told_in_classic(nodes) as (_server, producer, consumer, _publisher):
+            consumer.send_frame(Opcode.CLOSE, Close(1000, "").serialize())
+            await consumer.close_frame()
+            consumer.writer.write_eof()
+            await eventually(lambda: sum(confirmed(producer).counts) == 1, "it is confirmed")
+            assert not status_of(producer).held_messages
+            assert not producer.counters["lost_in_flight"]
 
 
 class TestTopTopics:

@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from .errors import CloseCode
 from .packets_v2 import RefusalCode
-from .status import HistogramStatus, LinkStatus, LogStatus, Report, WarningCode
+from .status import LOST_REASONS, HistogramStatus, LinkStatus, LogStatus, Report, WarningCode
 
 CONTENT_TYPE = text_format.CONTENT_TYPE_PLAIN_0_0_4
 """Of the text; every version of Prometheus reads it."""
@@ -31,8 +31,6 @@ UNKNOWN = "unknown"
 
 OTHER = "other"
 """Reason of a refusal whose close code has no name."""
-
-LOST_REASONS = ("in_flight", "held", "refused", "full")
 
 REFUSED_REASONS = ("by_peer", "tls")
 """Beside the close codes."""

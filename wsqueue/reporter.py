@@ -23,6 +23,7 @@ from .measures import WINDOW_SECONDS, Peak
 from .session import Established, Event
 from .status import (
     FRESH_SECONDS,
+    LOST_REASONS,
     MAX_SLOW_PEERS,
     Connections,
     ConnectionState,
@@ -52,8 +53,6 @@ NEARLY_FULL = 0.9
 
 MANY_REFUSALS = 5
 """In a minute; fewer are somebody's mistake, or the wrong keys that `wsqueue verify` tries."""
-
-LOST = ("lost_in_flight", "lost_held", "lost_refused", "lost_full")
 
 
 class Reporter:
@@ -199,7 +198,7 @@ class Reporter:
                 " a subscriber was told that messages are gone.",
                 "It was away or slow for longer than the logs reach: see [retention].",
             )
-        if lost := sum(report.counters.get(name, 0) for name in LOST):
+        if lost := sum(report.counters.get(f"lost_{reason}", 0) for reason in LOST_REASONS):
             yield Warning(
                 "messages_lost",
                 f"{number(lost, 'classic message was', 'classic messages were')} lost since the start.",

@@ -23,7 +23,7 @@ import uvloop
 
 from . import config, packets_v2
 from .addresses import Address
-from .config import Keys, NodeConfig
+from .config import Keys, Limits, NodeConfig
 from .connection import Connection, Handler
 from .errors import UNREACHABLE, CloseCode, Closed, ConfigError, ListenError, why
 from .framing import HttpAnswer
@@ -389,7 +389,7 @@ class Service:
             )
             return listener
         # The loop would take a socket over, whether or not somebody listens on it.
-        if _answers(address.socket):
+        if somebody_listens(address.socket):
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         listener.server = await loop.create_unix_server(accept, address.socket, backlog=LISTEN_BACKLOG)
         return listener
@@ -411,7 +411,7 @@ class Service:
     def _warn_of_limits(self) -> None:
         for sentence in config.warnings(self._config) + self._tls.warnings(datetime.now(UTC)):
             log(logger, logging.WARNING, "unwise configuration", advice=sentence)
-        wanted = self._config.limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
+        wanted = open_files_wanted(self._config.limits)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
         if soft < allowed:
@@ -501,7 +501,12 @@ def _feeds(connection: Connection) -> bool:
     return connection.handler is not None and connection.handler.feeds
 
 
-def _answers(path: str) -> bool:
+def open_files_wanted(limits: Limits) -> int:
+    """Return how many open files a node needs."""
+    return limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
+
+
+def somebody_listens(path: str) -> bool:
     """Tell whether somebody may listen on a unix socket, or it was left behind or is not there."""
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)

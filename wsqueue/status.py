@@ -24,6 +24,9 @@ MAX_TOPIC_CHARACTERS = 200
 MAX_CLOCK_SECONDS = 5.0
 """By how much a node's clock may differ: more is no delay of the network."""
 
+LOST_REASONS = ("in_flight", "held", "refused", "full")
+"""Of the counters `lost_<reason>` of classic messages."""
+
 LinkState = Literal["up", "down"]
 ConnectionState = Literal["hello", "open", "closing"]
 WarningCode = Literal[
@@ -246,6 +249,11 @@ class ClusterNode(msgspec.Struct, frozen=True):
     clock_seconds: float | None
     problem: str
 
+    @property
+    def answers(self) -> bool:
+        """Tell whether the node has answered just now."""
+        return self.report is not None and not self.problem
+
 
 class Cluster(msgspec.Struct, frozen=True):
     """Say how all nodes of a cluster are, as one sees it.
@@ -290,7 +298,7 @@ def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[Warning]:
                         "Let systemd-timesyncd or chrony set the clocks, which certificates need.",
                     )
                 )
-    reports = [node.report for node in nodes if node.report is not None and not node.problem]
+    reports = [node.report for node in nodes if node.answers and node.report is not None]
     versions = sorted({report.version for report in reports})
     if len(versions) > 1:
         found.append(

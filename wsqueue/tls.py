@@ -261,10 +261,10 @@ def explain(error: ssl.SSLError) -> str:
         return f"its certificate is not to be trusted: {error.verify_message.rstrip('.')}"
     if error.reason in _PROBLEMS:
         return _PROBLEMS[error.reason]
-    words = _words(error.reason or str(error))
-    if alert := re.fullmatch(r"(?:ssl|tls)\w* alert (.+)", words):
+    problem = openssl_words(error)
+    if alert := re.fullmatch(r"(?:ssl|tls)\w* alert (.+)", problem):
         return f"it refuses this end: {alert[1]}"
-    return f"TLS failed: {words}"
+    return f"TLS failed: {problem}"
 
 
 def _context(purpose: ssl.Purpose, tls: Tls) -> ssl.SSLContext:
@@ -290,7 +290,7 @@ def _load_own(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
     except ssl.SSLError as error:
         if error.reason in _KEY_PROBLEMS:
             raise ConfigError(_KEY_PROBLEMS[error.reason].format(certificate=certificate), file=key) from None
-        raise ConfigError(f"OpenSSL refuses it: {_words(error.reason)}", file=certificate) from None
+        raise ConfigError(f"OpenSSL refuses it: {openssl_words(error)}", file=certificate) from None
     except OSError as error:
         raise ConfigError(f"cannot read it or {key}: {error.strerror}", file=certificate) from None
     # OpenSSL reads the files by itself, perhaps while they are being replaced.
@@ -346,5 +346,6 @@ def _binding(certificate: bytes) -> bytes:
     return hashlib.sha256(certificate).digest()
 
 
-def _words(reason: str | None) -> str:
-    return str(reason).lower().replace("_", " ")
+def openssl_words(error: ssl.SSLError) -> str:
+    """Return what OpenSSL calls an error, for people."""
+    return (error.reason or str(error)).lower().replace("_", " ")

@@ -13,11 +13,8 @@ from ..config import DemoConfig
 from ..hello import PreSharedKey
 from ..monitor import STALE_SECONDS, ClusterMonitor
 from ..status import Cluster, number
-from ..tls import TlsContexts, certificate_end
-from .findings import (
-    Finding,
-    cluster_findings,
-)
+from ..tls import TlsContexts, certificate_end, openssl_words
+from .findings import Finding, cluster_findings
 
 Say = Callable[[str], None]
 
@@ -77,7 +74,7 @@ async def _shown_certificate(address: Address, settings: DemoConfig) -> datetime
     try:
         return await asyncio.to_thread(_handshake, address, settings)
     except ssl.SSLError as error:
-        return (error.reason or str(error)).lower().replace("_", " ")
+        return openssl_words(error)
     except OSError as error:
         return error.strerror or str(error)
 

@@ -12,7 +12,7 @@ import msgspec
 from .. import config
 from ..config import ConsumerConfig, Limits, NodeConfig, ProducerConfig
 from ..monitor import OTHER_KEY
-from ..service import SPARE_CONNECTIONS, SPARE_FILES
+from ..service import open_files_wanted
 from ..status import MAX_CLOCK_SECONDS, Cluster, ClusterNode, WarningCode, amount, number
 from ..tls import EXPIRY_WARNING
 from ..version import __version__
@@ -69,7 +69,7 @@ def cluster_findings(
         yield from _node_findings(node, fingerprints, now)
         if node.address in certificates:
             yield _handshake_finding(f"{node.role} {node.address}", certificates[node.address], now)
-    answering = [node for node in cluster.nodes if node.report is not None and not node.problem]
+    answering = [node for node in cluster.nodes if node.answers]
     if answering:
         yield from _consumers_findings(answering, cluster.consumers)
         yield from _identity_findings(answering)
@@ -311,7 +311,7 @@ def files_finding(subject: str, limits: Limits, allowed: int, whose: str) -> Fin
         allowed: Open files; -1 for any number.
         whose: Of which process that is.
     """
-    wanted = limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
+    wanted = open_files_wanted(limits)
     many = "any number of" if allowed < 0 else f"{allowed:,}"
     if 0 <= allowed < wanted:
         return Finding(

@@ -25,8 +25,9 @@ from ..addresses import Address
 from ..config import Config, ConsumerConfig, DemoConfig, NodeConfig
 from ..errors import ConfigError
 from ..hello import PreSharedKey
+from ..service import somebody_listens
 from ..status import number
-from ..tls import TlsContexts
+from ..tls import TlsContexts, openssl_words
 from .cluster import ANSWER_SECONDS, Say, ask
 from .findings import (
     Finding,
@@ -146,7 +147,7 @@ def _distrust(certificate: str, key: str, ca: str) -> str:
         except ssl.SSLCertVerificationError as error:
             return "" if error.verify_code in _OF_ANOTHER_TIME else error.verify_message
         except ssl.SSLError as error:
-            return (error.reason or str(error)).lower().replace("_", " ")
+            return openssl_words(error)
     return ""
 
 
@@ -355,10 +356,8 @@ def _bindable(address: Address) -> bool:
 
 
 def _socket_bindable(path: Path) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(ANSWER_SECONDS)
-        if probe.connect_ex(str(path)) not in (errno.ECONNREFUSED, errno.ENOENT):
-            return False
+    if somebody_listens(str(path)):
+        return False
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OSError(errno.EACCES, f"{path.parent} cannot be written")
     return True

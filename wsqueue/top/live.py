@@ -42,18 +42,18 @@ class Top:
 
     async def next(self) -> Snapshot:
         """Wait, ask all nodes again, and return the next snapshot."""
-        await asyncio.sleep(self._interval)
-        self._monitor.ask()
         # Whoever hangs keeps the others from being shown for an interval only.
-        await self._monitor.settled(min(self._interval, STALE_SECONDS))
-        return self._take()
+        return await self._again(min(self._interval, STALE_SECONDS))
 
     async def once(self) -> Snapshot:
         """Return one snapshot with rates."""
         await self.first()
+        return await self._again(STALE_SECONDS + 0.1)
+
+    async def _again(self, seconds: float) -> Snapshot:
         await asyncio.sleep(self._interval)
         self._monitor.ask()
-        await self._monitor.settled(STALE_SECONDS + 0.1)
+        await self._monitor.settled(seconds)
         return self._take()
 
     def _take(self) -> Snapshot:

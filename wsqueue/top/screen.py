@@ -21,7 +21,7 @@ from ..status import (
     number,
 )
 from ..terminal import one_line
-from .snapshot import NodeSnapshot, Rates, Snapshot, answers
+from .snapshot import NodeSnapshot, Rates, Snapshot
 
 NO_LIMIT = 1_000_000
 """Width and height of what goes to a pipe, where nothing is cut."""
@@ -234,7 +234,7 @@ _NODE_COLUMNS = (
 def _nodes(snapshot: Snapshot, width: int) -> Section:
     rows: list[list[str | Text]] = []
     # In a large cluster, those that need somebody come first.
-    for node in sorted(snapshot.nodes, key=lambda node: bool(answers(node) and not _not_ready(node))):
+    for node in sorted(snapshot.nodes, key=lambda node: node.answers and not _not_ready(node)):
         report, rate = node.report, node.rates
         if report is None or node.problem:
             cells: list[str | Text] = [node.role, node.address, Text("down", style="bold red"), *["-"] * 9]

@@ -63,7 +63,7 @@ class Snapshot(msgspec.Struct, frozen=True):
     @property
     def answering(self) -> list[NodeSnapshot]:
         """Return the nodes that answer."""
-        return [node for node in self.nodes if answers(node)]
+        return [node for node in self.nodes if node.answers]
 
 
 class Sampler:
@@ -127,11 +127,6 @@ def top_topics(nodes: Sequence[ClusterNode]) -> list[TopicStatus]:
     for of_role in sums.values():
         most |= of_role
     return [TopicStatus(topic, float(rate)) for topic, rate in most.most_common(MAX_TOPICS)]
-
-
-def answers(node: ClusterNode) -> bool:
-    """Tell whether a node has answered just now."""
-    return node.report is not None and not node.problem
 
 
 def exit_code(snapshot: Snapshot, other_key: str) -> int:

@@ -23,7 +23,7 @@ import psutil
 import uvloop
 
 from wsqueue.errors import WsqueueError
-from wsqueue.load import Load, Wire, run
+from wsqueue.tools.bench import Load, Wire, run
 
 from . import plots, report
 from .results import (

@@ -24,9 +24,9 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
-from wsqueue.hello import Handshake, PreSharedKey, Role
-from wsqueue.packets import Hello
-from wsqueue.routing import router
+from wsqueue.protocol.classic import Hello
+from wsqueue.protocol.hello import Handshake, PreSharedKey, Role
+from wsqueue.protocol.routing import router
 
 PSK = PreSharedKey(os.environ.get("REFERENCE_PSK", ""))
 

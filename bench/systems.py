@@ -23,13 +23,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from wsqueue import bench, config
-from wsqueue.addresses import Address
-from wsqueue.config import DemoConfig, RetentionMode
+from wsqueue.config import model
+from wsqueue.config.addresses import Address
+from wsqueue.config.model import DemoConfig, RetentionMode
 from wsqueue.errors import WsqueueError
-from wsqueue.hello import PreSharedKey
-from wsqueue.load import ClassicWire, Load, Wire
-from wsqueue.local import LocalCluster
+from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.tools.bench import ClassicWire, Load, Wire, bench
+from wsqueue.tools.local import LocalCluster
 
 from .results import COMMON, FAN_OUT, HALF, IDLE, ONE, REPLAY, SCALING, TOPICS
 from .wires import NatsWire, RedisWire
@@ -72,7 +72,7 @@ async def wsqueue(
     """Run a producer and some consumers as `wsqueue bench` does, with all defaults that suit the load."""
     retention = bench.retention_for(load or Load(), mode)
     async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
-        clients = config.load(cluster.config_file, DemoConfig)
+        clients = model.load(cluster.config_file, DemoConfig)
         yield Running(bench.wire(clients, protocol), cluster.pids)
 
 

@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 from websockets.frames import Frame, Opcode
 
 from wsqueue.errors import ConnectError, WsqueueError
-from wsqueue.load import ClassicWire, Load, Messages, Unwrapper, Wire
+from wsqueue.tools.bench import ClassicWire, Load, Messages, Unwrapper, Wire
 
 TIMEOUT_SECONDS = 20.0
 """How long a server may take to answer while a connection is set up."""

@@ -31,10 +31,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
         file = PurePath(nodeid.partition("::")[0])
         if file.parent.name == "lab":
             return "lab"
-        together = file.parent.name in {"acceptance", "browser"} or file.name in {
-            "test_roles.py",
-            "test_site.py",
-        }
+        together = file.parent.name in {"acceptance", "ansible", "browser", "docs"}
         return str(file) if together else nodeid
 
 

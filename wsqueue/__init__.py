@@ -2,8 +2,15 @@
 
 import logging
 
-from .client import Client, Gap, Message, Position, Subscription, connect
-from .config import Tls
+from .client.client import (
+    Client,
+    Gap,
+    Message,
+    Position,
+    Subscription,
+    connect,
+)
+from .config.model import Tls
 from .errors import (
     AuthenticationError,
     CloseCode,
@@ -15,7 +22,7 @@ from .errors import (
     WindowFull,
     WsqueueError,
 )
-from .hello import Order, PreSharedKey
+from .protocol.hello import Order, PreSharedKey
 from .version import __version__
 
 __all__ = [

@@ -1,5 +1,5 @@
 """Run `python -m wsqueue`."""
 
-from .cli import main
+from .cli.main import main
 
 main()

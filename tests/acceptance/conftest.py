@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .processes import Cluster
+from ..support.processes import Cluster
 
 
 @pytest.fixture

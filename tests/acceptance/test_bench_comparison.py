@@ -13,11 +13,10 @@ import pytest
 
 from bench.results import COMMON, REPLAY, Results
 from bench.systems import SYSTEMS, check_installed
+from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
 
-from .commands import check_no_traceback
-
-ROOT = Path(__file__).parent.parent.parent
+from ..support.commands import check_no_traceback
 
 
 def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -10,9 +10,9 @@ import pytest
 
 import wsqueue
 
-from ..certificates import Authority
-from .commands import Result, Terminal, run, running
-from .processes import Cluster, command, free_port, write_toml
+from ..support.certificates import Authority
+from ..support.commands import Result, Terminal, run, running
+from ..support.processes import Cluster, command, free_port, write_toml
 
 pytestmark = pytest.mark.timeout(120)
 

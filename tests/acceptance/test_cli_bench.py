@@ -14,11 +14,18 @@ from typing import Any
 
 import pytest
 
-from wsqueue.bench import plot_problem
-from wsqueue.load import Load
+from wsqueue.tools.bench import Load
+from wsqueue.tools.bench.bench import plot_problem
 
-from .commands import Running, Terminal, is_alive, kill_all, run, running
-from .processes import Cluster, wait_until, write_toml
+from ..support.commands import (
+    Running,
+    Terminal,
+    is_alive,
+    kill_all,
+    run,
+    running,
+)
+from ..support.processes import Cluster, wait_until, write_toml
 
 pytestmark = pytest.mark.timeout(120)
 

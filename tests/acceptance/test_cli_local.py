@@ -16,8 +16,16 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from .commands import Running, Terminal, is_alive, kill_all, run, running, shell
-from .processes import Cluster, wait_until
+from ..support.commands import (
+    Running,
+    Terminal,
+    is_alive,
+    kill_all,
+    run,
+    running,
+    shell,
+)
+from ..support.processes import Cluster, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from wsqueue.demo import MAX_MISSING_LINES
-from wsqueue.routing import topic_hash
+from wsqueue.protocol.routing import topic_hash
+from wsqueue.tools.demo import MAX_MISSING_LINES
 
-from .commands import Running, Terminal, run, running, shell
-from .processes import Cluster, wait_until
+from ..support.commands import Running, Terminal, run, running, shell
+from ..support.processes import Cluster, wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -13,11 +13,11 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.integration.peer import Peer, connected, subscribe_path
+from tests.support.classic_peer import Peer, connected, subscribe_path
 from wsqueue import AuthenticationError, Client, Gap, Message, Subscription
-from wsqueue.routing import topic_hash
+from wsqueue.protocol.routing import topic_hash
 
-from .processes import Cluster, Node, eventually, free_port, in_thread
+from ..support.processes import Cluster, Node, eventually, free_port, in_thread
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -340,7 +340,7 @@ async def test_a_rolling_restart_goes_unnoticed(
 ) -> None:
     # Each producer must have a publisher; by chance, the first has none in one run of eight.
     turns = itertools.count()
-    monkeypatch.setattr("wsqueue.client.random.randrange", lambda producers: next(turns) % producers)
+    monkeypatch.setattr("wsqueue.client.client.random.randrange", lambda producers: next(turns) % producers)
     await in_thread(lambda: cluster.start(2, 2, retention={"mode": retention}))
     traffic = Traffic(topics_of(0, 2) + topics_of(1, 2))
     publishers = [cluster.client() for _ in range(3)]

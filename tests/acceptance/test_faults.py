@@ -13,9 +13,10 @@ from click.testing import CliRunner
 
 from tests.faults import __main__ as suite
 from tests.faults import schedule
-from tests.faults.cluster import ROOT, LoopbackCluster
+from tests.faults.cluster import LoopbackCluster
 from tests.faults.harness import run
 from tests.faults.schedule import Fault, Retention, Schedule, Workload
+from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 

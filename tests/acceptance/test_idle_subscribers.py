@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from tests.integration.raw_v2 import SUBPROTOCOL, new_nonce, proof_of
+from tests.support.raw_v2_peer import SUBPROTOCOL, new_nonce, proof_of
 
-from .processes import Cluster, Node, allow_open_files, in_thread
+from ..support.processes import Cluster, Node, allow_open_files, in_thread
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(290), pytest.mark.usefixtures("uncovered")]
 

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from .processes import Cluster, in_thread
+from ..support.processes import Cluster, in_thread
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 

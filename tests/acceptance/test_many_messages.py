@@ -13,7 +13,7 @@ import pytest
 
 from wsqueue import Client, Message, Subscription
 
-from .processes import Cluster, in_thread
+from ..support.processes import Cluster, in_thread
 
 pytestmark = [
     pytest.mark.anyio,

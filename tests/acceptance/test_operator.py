@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from ..certificates import Authority
-from .commands import run
-from .processes import Cluster, Node, clean_environment, command, wait_until
+from ..support.certificates import Authority
+from ..support.commands import run
+from ..support.processes import Cluster, Node, clean_environment, command, wait_until
 
 
 def page(node: Node, path: str) -> str:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
+from tests.support.paths import ROOT
+
 SECONDS_AFTER_BACKGROUND = 5
 MARK = "@@"
 OUTPUT = "output-of-this-test"

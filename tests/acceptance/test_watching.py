@@ -18,9 +18,16 @@ import pytest
 
 import wsqueue
 
-from ..certificates import Authority
-from .commands import Terminal, run, running, shell
-from .processes import Cluster, clean_environment, command, free_port, wait_until, write_toml
+from ..support.certificates import Authority
+from ..support.commands import Terminal, run, running, shell
+from ..support.processes import (
+    Cluster,
+    clean_environment,
+    command,
+    free_port,
+    wait_until,
+    write_toml,
+)
 
 pytestmark = pytest.mark.timeout(120)
 

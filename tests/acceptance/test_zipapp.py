@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.paths import ROOT
 from wsqueue.version import __version__
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-ROOT = Path(__file__).parent.parent.parent
 SOURCES = ("wsqueue", "scripts", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from playwright.async_api import Browser, async_playwright, expect
 
-from tests.integration.nodes import Nodes
+from tests.support.nodes import Nodes
 
-from .chromium import WAIT_MILLISECONDS, Tabs, launch
+from ..support.chromium import WAIT_MILLISECONDS, Tabs, launch
 
 
 @pytest.fixture(scope="session")

@@ -12,18 +12,27 @@ import msgspec
 import pytest
 from playwright.async_api import Page
 
-from tests.certificates import Authority
-from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
-from tests.integration.raw_v2 import V2Server, V2Socket, new_nonce, proof_of
-from wsqueue.routing import topic_hash
+from tests.support.certificates import Authority
+from tests.support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from tests.support.paths import DATA
+from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of
+from wsqueue.protocol.routing import topic_hash
 
-from .chromium import Tabs
+from ..support.chromium import Tabs
 
 pytestmark = pytest.mark.anyio
 
-VECTORS = json.loads((Path(__file__).parent.parent / "data" / "vectors.json").read_text())
+VECTORS = json.loads((DATA / "vectors.json").read_text())
 WSS = ["wss://127.0.0.1:0"]
-DATA = ["hello", "", "ñ 日本 😀 \x00 \"'\\</script>", "y" * 70_000]
+TEXTS = ["hello", "", "ñ 日本 😀 \x00 \"'\\</script>", "y" * 70_000]
 
 # What the tests keep in the page: all that was called back with.
 NEW_CLIENT = """(options) => {
@@ -98,12 +107,12 @@ async def test_messages_go_through_two_consumers(nodes: Nodes, tabs: Tabs, optio
     await js(
         page,
         "([topics, data]) => Promise.all(topics.map((topic) => client.publish(topic, data)))",
-        [topics, DATA],
+        [topics, TEXTS],
     )
-    await data(page, len(topics) * len(DATA))
+    await data(page, len(topics) * len(TEXTS))
     got = await js(page, "got")
     for topic in topics:
-        assert [message["data"] for message in got if message["topic"] == topic] == DATA
+        assert [message["data"] for message in got if message["topic"] == topic] == TEXTS
     assert consumers[0].counters["messages_in"] + consumers[1].counters["messages_in"] == len(got)
     protocol = options.get("protocol", "v2")
     assert {connection.session.v2 for connection in producer.connections} == {protocol == "v2"}

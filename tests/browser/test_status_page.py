@@ -14,20 +14,20 @@ import msgspec
 import pytest
 from playwright.async_api import Page, Route, expect
 
-from tests.certificates import Authority
-from tests.integration.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
-from wsqueue.status import (
+from tests.support.certificates import Authority
+from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
+from wsqueue.report.report import (
     Connections,
     HistogramStatus,
     LogStatus,
+    NodeWarning,
     Report,
     SlowPeer,
     TopicStatus,
-    Warning,  # noqa: A004 - what it is
 )
 
-from .chromium import Tabs, screenshot
-from .clusters import cluster, page_of
+from ..support.chromium import Tabs, screenshot
+from ..support.clusters import cluster, page_of
 
 pytestmark = pytest.mark.anyio
 
@@ -151,7 +151,7 @@ def full_report(number: int) -> Report:
         slow_subscribers=12,
         slow_peers=[SlowPeer("[2001:db8::8]:40000", "v2", 10_000_000, 1_000_000)],
         log=LogStatus("sqlite", 3, 970, 1000, 5, 0.25, 15 * 1024**3, "the disk is full"),
-        warnings=[Warning("log_failing", "It fails.", "Look at `systemctl status` there.")],
+        warnings=[NodeWarning("log_failing", "It fails.", "Look at `systemctl status` there.")],
     )
 
 

@@ -17,14 +17,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
-from wsqueue.local import MAX_LOG_LINE_BYTES, LocalNode
+from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
 
 from .checker import Span
 from .proxy import Condition, Link, Way
 from .schedule import Fault, Schedule
-
-ROOT = Path(__file__).parent.parent.parent
 
 LIMITS = {
     "hello_seconds": 2.0,

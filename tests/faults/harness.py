@@ -13,11 +13,12 @@ from typing import Literal
 
 import msgspec
 
+from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
-from wsqueue.routing import router
+from wsqueue.protocol.routing import router
 
 from .checker import Life, Verdict, check
-from .cluster import ROOT, Cluster
+from .cluster import Cluster
 from .schedule import Fault, Schedule
 from .workers import Job, Record, read_history
 

@@ -15,7 +15,8 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.lab.labs import BIN, ROOT, OwnLab, build
+from tests.support.labs import BIN, OwnLab, build
+from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 

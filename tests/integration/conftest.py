@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .nodes import Log, Nodes
+from ..support.nodes import Log, Nodes
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,20 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import wsqueue
-from wsqueue.config import DemoConfig
+from wsqueue.config.model import DemoConfig
 
-from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
-from .peer import answer_of, connected, topic_of
-from .raw import RawServer, RawSocket
+from ..support.classic_peer import answer_of, connected, topic_of
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket
 
 pytestmark = pytest.mark.anyio
 

@@ -17,9 +17,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, soon
-from .peer import Peer, answer_of, connected, message_of
-from .raw import RawServer, RawSocket, request_of
+from ..support.classic_peer import Peer, answer_of, connected, message_of
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket, request_of
 
 pytestmark = pytest.mark.anyio
 

@@ -12,11 +12,11 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue import consumer as consumer_module
+from wsqueue.nodes import consumer as consumer_module
 
-from .nodes import KEY, Log, Nodes, eventually, soon
-from .peer import IndependentConsumer, message_of, serving
-from .raw_v2 import (
+from ..support.classic_peer import IndependentConsumer, message_of, serving
+from ..support.nodes import KEY, Log, Nodes, eventually, soon
+from ..support.raw_v2_peer import (
     V2Server,
     V2Socket,
     forward_of,
@@ -379,7 +379,7 @@ class TestSubscribers:
     async def test_topics_that_come_and_go_leave_nothing(
         self, nodes: Nodes, mode: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsqueue.retention.MAX_EMPTY_TOPICS", 100)
+        monkeypatch.setattr("wsqueue.log.memory.MAX_EMPTY_TOPICS", 100)
         consumer = await nodes.consumer(retention={"mode": mode, "directory": f"{nodes.directory}/log"})
         async with soon(), V2Socket.speaking(consumer.address, "/subscribe", KEY) as raw:
             for number in range(1000):
@@ -393,7 +393,7 @@ class TestSubscribers:
     async def test_a_subscriber_of_a_silent_topic_misses_nothing_when_many_others_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsqueue.retention.MAX_EMPTY_TOPICS", 10)
+        monkeypatch.setattr("wsqueue.log.memory.MAX_EMPTY_TOPICS", 10)
         consumer = await nodes.consumer(retention={"max_age_seconds": 0.001})
         producer = await nodes.producer([consumer])
         async with (

@@ -10,8 +10,7 @@ from websockets.asyncio.client import connect
 
 import wsqueue
 
-from .nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
-from .peer import (
+from ..support.classic_peer import (
     ORDERS,
     IndependentConsumer,
     IndependentProducer,
@@ -21,6 +20,14 @@ from .peer import (
     connected,
     serving,
     topic_of,
+)
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Nodes,
+    RunningNode,
+    eventually,
+    soon,
 )
 
 pytestmark = pytest.mark.anyio

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from wsqueue.logs import Formatter, JournalHandler, log
+from wsqueue.journal import Formatter, JournalHandler, log
 
 logger = logging.getLogger("wsqueue.test_journal")
 

@@ -13,11 +13,20 @@ from typing import Any
 import pytest
 from websockets.frames import Opcode
 
-from wsqueue.producer import BATCH_OVERHEAD_BYTES, SLOW_LINK_BYTES, ConsumerLink
+from wsqueue.nodes.producer import BATCH_OVERHEAD_BYTES, SLOW_LINK_BYTES, ConsumerLink
 
-from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
-from .peer import answer_of, connected, topic_of
-from .raw import RawServer, RawSocket
+from ..support.classic_peer import answer_of, connected, topic_of
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket
 
 pytestmark = pytest.mark.anyio
 

@@ -15,19 +15,28 @@ import msgspec
 import pytest
 from websockets.frames import Close, Opcode
 
-from wsqueue import producer as producer_module
-from wsqueue.consumer import Consumer
 from wsqueue.errors import CloseCode, PublishError
-from wsqueue.measures import TIME_BOUNDS
-from wsqueue.producer import ConsumerLink
-from wsqueue.records import Record
-from wsqueue.reporter import LAG_SECONDS, MAX_LAG_SECONDS
-from wsqueue.status import HistogramStatus, LinkStatus, Report
+from wsqueue.log.records import Record
+from wsqueue.monitoring.reporter import LAG_SECONDS, MAX_LAG_SECONDS
+from wsqueue.nodes import producer as producer_module
+from wsqueue.nodes.consumer import Consumer
+from wsqueue.nodes.producer import ConsumerLink
+from wsqueue.report.report import HistogramStatus, LinkStatus, Report
+from wsqueue.report.stats import TIME_BOUNDS
 
-from .nodes import KEY, WAIT_SECONDS, Log, Nodes, RunningNode, eventually, free_port, soon
-from .peer import connected, topic_of
-from .raw import RawServer, RawSocket
-from .raw_v2 import V2Server, V2Socket, new_secret, publish_of
+from ..support.classic_peer import connected, topic_of
+from ..support.nodes import (
+    KEY,
+    WAIT_SECONDS,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket
+from ..support.raw_v2_peer import V2Server, V2Socket, new_secret, publish_of
 from .test_service import running
 
 pytestmark = pytest.mark.anyio

@@ -11,11 +11,10 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue.config import DemoConfig
-from wsqueue.hello import PreSharedKey
+from wsqueue.config.model import DemoConfig
+from wsqueue.protocol.hello import PreSharedKey
 
-from .nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
-from .peer import (
+from ..support.classic_peer import (
     ORDERS,
     IndependentConsumer,
     IndependentProducer,
@@ -25,8 +24,17 @@ from .peer import (
     serving,
     topic_of,
 )
-from .raw import RawSocket, http_get, request_of
-from .raw_v2 import V2Socket, forward_of
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawSocket, http_get, request_of
+from ..support.raw_v2_peer import V2Socket, forward_of
 
 pytestmark = pytest.mark.anyio
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from wsqueue.notify import STATUS_SECONDS, Notifier
+from wsqueue.nodes.systemd import STATUS_SECONDS, Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

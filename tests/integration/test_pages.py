@@ -14,17 +14,26 @@ import msgspec
 import pytest
 from websockets.frames import Frame, Opcode
 
-from wsqueue import pages as pages_module
-from wsqueue.addresses import Address
-from wsqueue.config import Tls
+from wsqueue.config.addresses import Address
+from wsqueue.config.model import Tls
 from wsqueue.errors import CloseCode
-from wsqueue.status import Cluster, ClusterNode, Report
+from wsqueue.monitoring import pages as pages_module
+from wsqueue.report.report import Cluster, ClusterNode, Report
 from wsqueue.version import __version__
 
-from ..certificates import Authority
-from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
-from .raw import RawSocket, http_get, request_of
-from .raw_v2 import V2Socket, new_secret
+from ..support.certificates import Authority
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawSocket, http_get, request_of
+from ..support.raw_v2_peer import V2Socket, new_secret
 from .test_tls import WSS, table
 
 pytestmark = pytest.mark.anyio
@@ -79,7 +88,7 @@ def known(cluster: Cluster) -> bool:
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let all peers come from another host."""
-    monkeypatch.setattr("wsqueue.connection._peer_address", lambda _transport: Address("192.0.2.9", 9))
+    monkeypatch.setattr("wsqueue.net.connection._peer_address", lambda _transport: Address("192.0.2.9", 9))
 
 
 class TestWho:

@@ -17,14 +17,23 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from wsqueue import service as service_module
-from wsqueue.consumer import Consumer
 from wsqueue.errors import ConfigError, ListenError
-from wsqueue.producer import Producer
+from wsqueue.nodes import service as service_module
+from wsqueue.nodes.consumer import Consumer
+from wsqueue.nodes.producer import Producer
 
-from .nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
-from .peer import RefusedError, connected, topic_of
-from .raw import RawServer, RawSocket, http_get
+from ..support.classic_peer import RefusedError, connected, topic_of
+from ..support.nodes import (
+    KEY,
+    OTHER_KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket, http_get
 
 pytestmark = pytest.mark.anyio
 

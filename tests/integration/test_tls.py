@@ -15,17 +15,25 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 import wsqueue
-from wsqueue import config as configuration
-from wsqueue.bench import bench
-from wsqueue.config import DemoConfig, Tls
+from wsqueue.config import model as configuration
+from wsqueue.config.model import DemoConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
-from wsqueue.load import Load
-from wsqueue.verify import verify
+from wsqueue.tools.bench import Load
+from wsqueue.tools.bench.bench import bench
+from wsqueue.tools.verify import verify
 
-from ..certificates import Authority
-from .nodes import KEY, Log, Nodes, RunningNode, eventually, free_port, soon
-from .peer import Peer, connected
-from .raw import RawServer, RawSocket, http_get
+from ..support.certificates import Authority
+from ..support.classic_peer import Peer, connected
+from ..support.nodes import (
+    KEY,
+    Log,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_peer import RawServer, RawSocket, http_get
 
 pytestmark = pytest.mark.anyio
 

@@ -15,18 +15,26 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue import client as client_module
-from wsqueue import packets_v2
-from wsqueue.client import Start
-from wsqueue.connection import Connection
-from wsqueue.link import Link
-from wsqueue.producer import ConsumerLink
-from wsqueue.records import Record
-from wsqueue.session import Event
+from wsqueue.client import client as client_module
+from wsqueue.client.client import Start
+from wsqueue.log.records import Record
+from wsqueue.net.connection import Connection
+from wsqueue.net.link import Link
+from wsqueue.nodes.producer import ConsumerLink
+from wsqueue.protocol import v2
+from wsqueue.protocol.session import Event
 
-from .nodes import KEY, WAIT_SECONDS, Nodes, RunningNode, eventually, free_port, soon
-from .peer import topic_of
-from .raw_v2 import V2Server, V2Socket, public_id_of
+from ..support.classic_peer import topic_of
+from ..support.nodes import (
+    KEY,
+    WAIT_SECONDS,
+    Nodes,
+    RunningNode,
+    eventually,
+    free_port,
+    soon,
+)
+from ..support.raw_v2_peer import V2Server, V2Socket, public_id_of
 
 pytestmark = pytest.mark.anyio
 
@@ -226,7 +234,7 @@ class TestResends:
         producers = [await nodes.producer([consumer], reconnect_max_seconds=0.01) for _ in range(2)]
         for producer in producers:
             await producer.ready()
-        cut_some(monkeypatch, ConsumerLink, packets_v2.Ack)
+        cut_some(monkeypatch, ConsumerLink, v2.Ack)
         await publish_while(nodes, producers, consumer, lambda number: cut_links(producers[number % 2]))
         assert consumer.counters["repeats"]
 
@@ -237,7 +245,7 @@ class TestResends:
         producers = [await nodes.producer([consumer]) for _ in range(2)]
         for producer in producers:
             await producer.ready()
-        cut_some(monkeypatch, client_module._PublisherLink, packets_v2.Ack)
+        cut_some(monkeypatch, client_module._PublisherLink, v2.Ack)
 
         def cut(_number: int) -> None:
             for producer in producers:
@@ -251,7 +259,7 @@ class TestResends:
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         consumer, producer = await nodes.cluster()
-        cut_some(monkeypatch, client_module._SubscriberLink, packets_v2.Deliver)
+        cut_some(monkeypatch, client_module._SubscriberLink, v2.Deliver)
 
         def cut(_number: int) -> None:
             for reader in consumer.consumer.readers.subscribers("news"):

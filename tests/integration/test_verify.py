@@ -9,12 +9,20 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import wsqueue
-from wsqueue import verify as verify_module
-from wsqueue.config import DemoConfig, Limits
-from wsqueue.verify import Check, verify, write_junit
+from wsqueue.config.model import DemoConfig, Limits
+from wsqueue.tools import verify as verify_module
+from wsqueue.tools.verify import Check, verify, write_junit
 
-from .nodes import DEFAULTS, KEY, OTHER_KEY, Nodes, RunningNode, free_port, soon
-from .peer import IndependentConsumer, IndependentProducer, Order, serving
+from ..support.classic_peer import IndependentConsumer, IndependentProducer, Order, serving
+from ..support.nodes import (
+    DEFAULTS,
+    KEY,
+    OTHER_KEY,
+    Nodes,
+    RunningNode,
+    free_port,
+    soon,
+)
 
 pytestmark = pytest.mark.anyio
 

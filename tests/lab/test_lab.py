@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .labs import ROOT, OwnLab
+from tests.support.paths import ROOT
+
+from ..support.labs import OwnLab
 
 HOSTS = ("alpha", "beta")
 REBOOT_SECONDS = 30

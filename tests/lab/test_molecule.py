@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from .labs import BIN, ROOT, OwnLab
+from tests.support.paths import ROOT
+
+from ..support.labs import BIN, OwnLab
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -23,7 +23,9 @@ from typing import Any
 
 import pytest
 
-from .labs import BIN, ROOT, OwnLab, build
+from tests.support.paths import ROOT
+
+from ..support.labs import BIN, OwnLab, build
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -1,0 +1,196 @@
+"""What the roles write for the monitoring, from an inventory, without a host."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.support.paths import ROOT
+from wsqueue.config import model
+from wsqueue.config.model import ConsumerConfig, Monitoring, NodeConfig, ProducerConfig
+
+from ..support import control_node
+from ..support.promtool import promtool
+
+CONSUMERS = {
+    "c1": {"ansible_host": "192.0.2.1", "wsqueue_consumer_ports": [10001, 10003]},
+    "c2.example.com": {},
+    "c3": {"ansible_host": "198.51.100.9", "wsqueue_address": "2001:db8::3"},
+}
+PRODUCERS = {"p1": {"ansible_host": "192.0.2.2", "wsqueue_producer_ports": [10002, 10004]}}
+ALL_CONSUMERS = ["192.0.2.1:10001", "192.0.2.1:10003", "c2.example.com:10001", "[2001:db8::3]:10001"]
+ALL_PRODUCERS = ["192.0.2.2:10002", "192.0.2.2:10004"]
+
+PLAYBOOK = """
+- hosts: consumers
+  gather_facts: false
+  connection: local
+  tasks:
+    # For its variables.
+    - ansible.builtin.import_role: {name: wsqueue_consumer}
+      when: false
+    - ansible.builtin.template:
+        src: "{{ roles }}/wsqueue_consumer/templates/consumer.toml.j2"
+        dest: "{{ output }}/{{ inventory_hostname }}-consumer-{{ item }}.toml"
+      loop: "{{ wsqueue_consumer_ports }}"
+- hosts: producers
+  gather_facts: false
+  connection: local
+  tasks:
+    - ansible.builtin.import_role: {name: wsqueue_producer}
+      when: false
+    - ansible.builtin.template:
+        src: "{{ roles }}/wsqueue_producer/templates/producer.toml.j2"
+        dest: "{{ output }}/{{ inventory_hostname }}-producer-{{ item }}.toml"
+      loop: "{{ wsqueue_producer_ports }}"
+- hosts: monitoring
+  gather_facts: false
+  connection: local
+  tasks:
+    - ansible.builtin.import_role: {name: wsqueue_monitoring}
+      when: false
+    - ansible.builtin.template:
+        src: "{{ roles }}/wsqueue_monitoring/templates/{{ item }}.j2"
+        dest: "{{ output }}/{{ item }}"
+      loop: [prometheus.yml, default]
+"""
+
+
+class Written:
+    """What the roles write on all hosts of an inventory."""
+
+    def __init__(self, directory: Path, monitoring: dict[str, Any], variables: dict[str, Any]) -> None:
+        self.directory = directory
+        hosts = {"consumers": CONSUMERS, "producers": PRODUCERS, "monitoring": monitoring}
+        children = {group: {"hosts": its} for group, its in hosts.items()}
+        inventory, playbook = directory / "hosts.yml", directory / "write.yml"
+        inventory.write_text(
+            json.dumps(
+                {
+                    "all": {
+                        "children": children,
+                        "vars": {"ansible_python_interpreter": "{{ ansible_playbook_python }}"} | variables,
+                    }
+                }
+            )
+        )
+        playbook.write_text(PLAYBOOK)
+        values = json.dumps({"roles": str(ROOT / "ansible" / "roles"), "output": str(directory)})
+        control_node.run("ansible-playbook", "-i", inventory, playbook, "-e", values)
+
+    def node(self, name: str) -> NodeConfig:
+        """Return a configuration, read as the node reads it."""
+        loaded = model.load_any(self.directory / f"{name}.toml")
+        assert isinstance(loaded, NodeConfig)
+        return loaded
+
+    def monitoring(self, name: str) -> Monitoring:
+        return self.node(name).monitoring
+
+    def prometheus(self) -> Any:
+        file = self.directory / "prometheus.yml"
+        # Only the syntax: the files that it names are not here.
+        promtool("check", "config", "--syntax-only", file)
+        return yaml.safe_load(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    return Written(tmp_path_factory.mktemp("plain"), {}, {})
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    variables = {
+        "wsqueue_release_tls": True,
+        "wsqueue_release_tls_client_certificates": True,
+        "wsqueue_consumer_limits": {"max_connections": 100},
+        "wsqueue_release_monitoring_pages": "none",
+        "wsqueue_monitoring_alertmanagers": ["192.0.2.9:9093"],
+        "wsqueue_monitoring_scrape_configs": [
+            {"job_name": "other", "static_configs": [{"targets": ["192.0.2.9:9100"]}]}
+        ],
+    }
+    return Written(tmp_path_factory.mktemp("watched"), {"m1": {}}, variables)
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Written:
+    variables = {
+        "wsqueue_release_tls": True,
+        "wsqueue_release_monitoring_offset": 100,
+        "wsqueue_release_monitoring_listen": ["127.0.0.1", "[::1]", "192.0.2.77"],
+    }
+    return Written(tmp_path_factory.mktemp("local"), {}, variables)
+
+
+def test_without_a_monitoring_host_the_pages_are_for_the_host_itself(plain: Written) -> None:
+    for name in (
+        "c1-consumer-10001",
+        "c1-consumer-10003",
+        "c2.example.com-consumer-10001",
+        "p1-producer-10004",
+    ):
+        assert plain.monitoring(name).pages == "loopback"
+        assert plain.monitoring(name).listen == []
+    assert not (plain.directory / "prometheus.yml").exists()
+
+
+def test_nodes_know_each_other_in_the_order_of_the_inventory(plain: Written, watched: Written) -> None:
+    consumer, producer = plain.node("c1-consumer-10001"), plain.node("p1-producer-10002")
+    assert consumer.monitoring.consumers == ALL_CONSUMERS
+    assert isinstance(consumer, ConsumerConfig)
+    assert isinstance(producer, ProducerConfig)
+    # It knows those of its links.
+    assert producer.monitoring.consumers == []
+    assert [str(address) for address in producer.all_consumers] == ALL_CONSUMERS
+    assert consumer.monitoring.producers == producer.monitoring.producers == ALL_PRODUCERS
+    secure = watched.node("c1-consumer-10001")
+    assert secure.monitoring.consumers == [f"wss://{address}" for address in ALL_CONSUMERS]
+    assert secure.limits.max_connections == 100
+
+
+def test_with_a_monitoring_host_each_instance_listens_for_it(watched: Written) -> None:
+    assert {
+        name: watched.monitoring(name).listen
+        for name in ("c1-consumer-10001", "c1-consumer-10003", "p1-producer-10002", "p1-producer-10004")
+    } == {
+        "c1-consumer-10001": ["wss://192.0.2.1:20001"],
+        "c1-consumer-10003": ["wss://192.0.2.1:20003"],
+        "p1-producer-10002": ["wss://192.0.2.2:20002"],
+        "p1-producer-10004": ["wss://192.0.2.2:20004"],
+    }
+    assert watched.monitoring("c3-consumer-10001").listen == ["wss://[2001:db8::3]:20001"]
+    # What the name means on that host is not known here.
+    assert watched.monitoring("c2.example.com-consumer-10001").listen == ["wss://0.0.0.0:20001"]
+    assert watched.monitoring("c1-consumer-10001").pages == "none"
+
+
+def test_prometheus_asks_each_instance_where_it_listens(watched: Written) -> None:
+    ours, other = watched.prometheus()["scrape_configs"]
+    assert [(some["targets"], some["labels"]["instance"]) for some in ours["static_configs"]] == [
+        (["192.0.2.1:20001"], "c1:10001"),
+        (["192.0.2.1:20003"], "c1:10003"),
+        (["c2.example.com:20001"], "c2.example.com:10001"),
+        (["[2001:db8::3]:20001"], "c3:10001"),
+        (["192.0.2.2:20002"], "p1:10002"),
+        (["192.0.2.2:20004"], "p1:10004"),
+    ]
+    assert (ours["job_name"], ours["scheme"]) == ("wsqueue", "https")
+    assert set(ours["tls_config"]) == {"ca_file", "cert_file", "key_file"}
+    assert other["job_name"] == "other"
+    assert watched.prometheus()["rule_files"] == ["/etc/prometheus/wsqueue/wsqueue.rules.yml"]
+    assert "192.0.2.9:9093" in str(watched.prometheus()["alerting"])
+    assert "--web.listen-address=127.0.0.1:9090 " in (watched.directory / "default").read_text()
+
+
+def test_on_loopback_the_monitoring_needs_no_certificate(local: Written) -> None:
+    assert local.monitoring("c1-consumer-10003").listen == [
+        "127.0.0.1:10103",
+        "[::1]:10103",
+        "wss://192.0.2.77:10103",
+    ]

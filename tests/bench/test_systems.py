@@ -1,0 +1,56 @@
+"""Each system that is compared starts, takes messages, delivers them and ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import pytest
+
+from bench.results import MIXED_SIZES
+from bench.systems import SYSTEMS, check_installed
+from bench.wires import MessageWire, Mixed
+from wsqueue.errors import WsqueueError
+from wsqueue.tools.bench import Load, run
+
+pytestmark = pytest.mark.anyio
+
+INSTALLED = [
+    pytest.param(name, marks=pytest.mark.skipif(bool(missing), reason=f"{system.program} is not installed"))
+    for name, system in SYSTEMS.items()
+    for missing in [
+        system.program and not shutil.which(system.program, path=f"{os.environ['PATH']}:/usr/sbin")
+    ]
+]
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+async def test_a_system_delivers_all_messages(name: str) -> None:
+    async with SYSTEMS[name].start() as system:
+        load = Load(topics=3, subscribers=2, count=300, warm_up=0)
+        report = await run(system.wire, load, system.nodes)
+        assert (report.sent, report.received, report.lost) == (300, 600, 0)
+        assert report.nodes.keys() == system.nodes.keys()
+        assert report.unconfirmed == 0
+        if isinstance(system.wire, MessageWire):
+            mixed = Mixed(system.wire, MIXED_SIZES)
+            report = await run(mixed, Load(rate=200, duration=0.5, warm_up=0), system.nodes)
+            assert (report.received, report.lost) == (100, 0)
+    for pid in system.nodes.values():
+        with pytest.raises(ProcessLookupError):
+            os.kill(pid, 0)
+
+
+@pytest.mark.parametrize("name", ["wsqueue", "reference"])
+async def test_a_system_with_two_consumers(name: str) -> None:
+    async with SYSTEMS[name].start(2) as system:
+        assert sorted(system.nodes) == ["consumer-1", "consumer-2", "producer-1"]
+        report = await run(system.wire, Load(topics=10, count=100, warm_up=0), system.nodes)
+        assert (report.received, report.lost) == (100, 0)
+
+
+def test_servers_that_are_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_arguments, **_options: None)
+    check_installed(["wsqueue", "reference"])
+    with pytest.raises(WsqueueError, match="apt-get install nats-server redis-server"):
+        check_installed(["redis", "nats", "wsqueue"])

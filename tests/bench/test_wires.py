@@ -1,0 +1,148 @@
+"""The wires of the systems that are compared: what goes out is right, and records come in whole."""
+
+from __future__ import annotations
+
+import itertools
+import struct
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN
+from websockets.server import ServerProtocol
+
+from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
+from wsqueue.config.addresses import Address
+from wsqueue.errors import WsqueueError
+from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.tools.bench import ClassicWire, Load, Unwrapper
+
+NATS = NatsWire("127.0.0.1", 1, frame_each=False)
+NATS_FRAMES = NatsWire("127.0.0.1", 1, frame_each=True)
+REDIS = RedisWire("127.0.0.1", 1)
+CLASSIC = ClassicWire([Address("127.0.0.1", 1)], [Address("127.0.0.1", 2)], PreSharedKey("key"))
+
+TOPICS = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
+# Letters of which control lines consist, so that data come close to them.
+DATA = st.text("PING 1\x01~", max_size=20).map(str.encode).filter(lambda data: data != b"PING")
+CUTS = st.lists(st.integers(0), max_size=8)
+
+
+def cut(data: bytes, places: list[int]) -> list[bytes]:
+    """Return the data in pieces, some of which may be empty."""
+    bounds = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
+    return [data[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def unwrap(unwrapper: Unwrapper, pieces: list[bytes]) -> tuple[bytes, bytes]:
+    """Return the records and the replies, all of each."""
+    records, replies = b"", b""
+    for piece in pieces:
+        records += unwrapper.unwrap(piece)
+        replies += unwrapper.replies()
+    return records, replies
+
+
+def of_server(opcode: Opcode, data: bytes) -> bytes:
+    return Frame(opcode, data).serialize(mask=False)
+
+
+def frames_read_by_a_server(data: bytes) -> list[tuple[Opcode, bytes]]:
+    server = ServerProtocol(state=OPEN, max_size=None)
+    server.receive_data(data)
+    assert server.parser_exc is None
+    frames = [event for event in server.events_received() if isinstance(event, Frame)]
+    assert all(frame.fin for frame in frames)
+    return [(frame.opcode, bytes(frame.data)) for frame in frames]
+
+
+@pytest.mark.parametrize("wire", [NATS, NATS_FRAMES])
+@given(messages=st.lists(st.tuples(TOPICS, DATA, st.integers(0, 2)), max_size=8), frame_ends=CUTS, reads=CUTS)
+def test_nats_records_come_out_whole_however_they_are_framed_and_cut(
+    wire: NatsWire, messages: list[tuple[str, bytes, int]], frame_ends: list[int], reads: list[int]
+) -> None:
+    records = [wire.delivered(topic, data) for topic, data, _ in messages]
+    pings = [count for _, _, count in messages]
+    lines = b"".join(b"PING\r\n" * count + record for count, record in zip(pings, records, strict=True))
+    stream = b"".join(of_server(Opcode.BINARY, part) for part in cut(lines, frame_ends))
+    found, replies = unwrap(wire.unwrapper("a", Load()), cut(stream, reads))
+    assert found == b"".join(records)
+    if wire.frame_each:
+        assert frames_read_by_a_server(replies) == [(Opcode.BINARY, b"PONG\r\n")] * sum(pings)
+    else:
+        assert replies == b"PONG\r\n" * sum(pings)
+
+
+@pytest.mark.parametrize("size", [0, 16, 125, 126, 65_535, 65_536, 100_000])
+def test_nats_frames_of_all_lengths(size: int) -> None:
+    record = NATS.delivered("a", b"x" * size)
+    stream = of_server(Opcode.BINARY, record) * 2
+    assert unwrap(NATS.unwrapper("a", Load()), cut(stream, [len(stream) // 2 + 1])) == (record * 2, b"")
+    assert frames_read_by_a_server(NATS_FRAMES.published("a", b"x" * size)) == [
+        (Opcode.BINARY, NATS.published("a", b"x" * size))
+    ]
+
+
+def test_a_record_that_ends_like_a_ping_is_not_held_back() -> None:
+    unwrapper = NATS.unwrapper("a", Load())
+    record = NATS.delivered("a", b"P")
+    assert unwrapper.unwrap(of_server(Opcode.BINARY, record + b"PING\r\n")) == record
+    assert unwrapper.replies() == b"PONG\r\n"
+
+
+def test_nats_closes() -> None:
+    with pytest.raises(WsqueueError, match=r"the server sent a frame 0x88 b'\\x03\\xe8maximum payload'"):
+        NATS.unwrapper("a", Load()).unwrap(
+            of_server(Opcode.CLOSE, struct.pack("!H", 1000) + b"maximum payload")
+        )
+
+
+@given(topic=TOPICS, data=DATA)
+def test_nats_publishes(topic: str, data: bytes) -> None:
+    command = f"PUB {topic} {len(data)}\r\n".encode() + data + b"\r\n"
+    assert NATS.published(topic, data) == command
+    assert frames_read_by_a_server(NATS_FRAMES.published(topic, data)) == [(Opcode.BINARY, command)]
+
+
+@given(topic=TOPICS, data=DATA, reads=CUTS)
+def test_redis_publishes_and_delivers(topic: str, data: bytes, reads: list[int]) -> None:
+    words = b"$%d\r\n%b\r\n$%d\r\n%b\r\n" % (len(topic), topic.encode(), len(data), data)
+    assert REDIS.published(topic, data) == b"*3\r\n$7\r\nPUBLISH\r\n" + words
+    record = REDIS.delivered(topic, data)
+    assert record == b"*3\r\n$7\r\nmessage\r\n" + words
+    assert unwrap(REDIS.unwrapper("a", Load()), cut(record, reads)) == (record, b"")
+
+
+@pytest.mark.parametrize("wire", [NATS, NATS_FRAMES, REDIS, Mixed(NATS, (16, 30))])
+@given(topic=TOPICS, data=DATA)
+def test_the_length_depends_only_on_the_lengths(
+    wire: NatsWire | RedisWire | Mixed, topic: str, data: bytes
+) -> None:
+    same = "x" * len(topic), b"y" * len(data)
+    assert len(wire.published(topic, data)) == len(wire.published(*same))
+    assert len(wire.delivered(topic, data)) == len(wire.delivered(*same))
+    assert data in wire.delivered(topic, data)
+
+
+@given(sizes=st.lists(st.sampled_from([0, 5, 100, 300, 70_000]), max_size=5), pings=CUTS, reads=CUTS)
+def test_texts_of_any_sizes_come_out_whole(sizes: list[int], pings: list[int], reads: list[int]) -> None:
+    mixed = Mixed(CLASSIC, tuple(sizes))
+    frames = [CLASSIC.delivered("a", b"data"), *(CLASSIC.delivered("a", b"y" * size) for size in sizes)]
+    record = b"".join(frames)
+    assert mixed.delivered("a", b"data") == record
+    assert mixed.factor == len(frames)
+    for number in pings:
+        frames.insert(number % (len(frames) + 1), of_server(Opcode.PING, b"%d" % number))
+    unwrapper = mixed.unwrapper("a", Load())
+    assert isinstance(unwrapper, TextUnwrapper)
+    found, replies = unwrap(unwrapper, cut(b"".join(frames), reads))
+    assert found == record
+    answered = [data for _, data in frames_read_by_a_server(replies)]
+    assert sorted(answered) == sorted(b"%d" % number for number in pings)
+
+
+def test_a_node_closes() -> None:
+    frame = of_server(Opcode.CLOSE, struct.pack("!H", 1013) + b"too slow")
+    with pytest.raises(WsqueueError, match=r"0x88 .*too slow"):
+        TextUnwrapper().unwrap(frame)

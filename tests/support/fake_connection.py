@@ -1,0 +1,69 @@
+"""A connection without a transport, that keeps what is written to it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from wsqueue.config.model import Limits
+from wsqueue.errors import CloseCode
+from wsqueue.net.connection import Connection
+from wsqueue.protocol import v2
+from wsqueue.protocol.framing import cut_texts
+
+from .session_pair import accept
+
+
+class FakeConnection(Connection):
+    """Stand for a v2 connection of an acceptor, whose hello is done.
+
+    Attributes:
+        packets: What was written.
+        failed: The code that it was ended with, None while it is open.
+        is_congested: Whether the peer reads slowly; a test says so.
+        room: After so many bytes it is congested.
+        paused: How often reading is paused.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(accept(), Limits())
+        self.packets: list[v2.Packet] = []
+        self.failed: CloseCode | None = None
+        self.is_congested = False
+        self.room: int | None = None
+        self.paused = 0
+
+    @property
+    def sendable(self) -> bool:
+        return self.failed is None
+
+    @property
+    def congested(self) -> bool:
+        return self.is_congested or (self.room is not None and self.room <= 0)
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        self.send_frames(self.session.frame(payloads))
+
+    def send_frames(self, frames: bytes) -> bool:
+        if not self.sendable:
+            return False
+        payloads, position, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31)
+        assert position == len(frames)
+        self.packets += map(v2.decode, payloads)
+        if self.room is not None:
+            self.room -= len(frames)
+        return True
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        if self.failed is None:
+            self.failed = code
+
+    def pause_reading(self) -> None:
+        self.paused += 1
+
+    def resume_reading(self) -> None:
+        self.paused -= 1
+
+    def take(self) -> list[v2.Packet]:
+        """Return what was written since the last time."""
+        packets, self.packets = self.packets, []
+        return packets

@@ -1,0 +1,99 @@
+"""Labs of the tests' own, beside that of `make lab`, with which they share nothing but the base."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+SCRIPT = ROOT / "scripts" / "lab"
+BIN = ROOT / ".venv" / "bin"
+CANNOT = 3
+"""What scripts/lab exits with on a machine that cannot run a lab."""
+
+
+class OwnLab:
+    """A lab that is named after the process, so that two runs of the tests do not meet."""
+
+    def __init__(self, directory: Path, hosts: Sequence[str], first: str = "wsqr", net: int = 10) -> None:
+        self.directory, self.hosts = directory, hosts
+        self.bridge = f"{first}{os.getpid() % 10_000_000}"
+        # Beside 10.231.7 of `make lab` and 10.231.9 of Molecule.
+        self.net = f"10.231.{net + os.getpid() % 80}"
+        self.key = directory / "id_ed25519"
+        self.environment = os.environ | {
+            "LAB_DIR": str(directory),
+            "LAB_BRIDGE": self.bridge,
+            "LAB_NET": self.net,
+        }
+
+    def address(self, host: str) -> str:
+        return f"{self.net}.{11 + self.hosts.index(host)}"
+
+    def try_to(
+        self, *arguments: str, stdin: str = "", timeout: float | None = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SCRIPT, *arguments],
+            env=self.environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+
+    def run(self, *arguments: str, stdin: str = "") -> str:
+        result = self.try_to(*arguments, stdin=stdin)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def up(self) -> str:
+        # The first one builds the base, where there is none yet.
+        result = self.try_to("up", *self.hosts, timeout=900)
+        skip_if_the_lab_cannot_run(result)
+        assert result.returncode == 0, result.stdout + result.stderr
+        return result.stdout
+
+    def down(self) -> None:
+        self.run("down")
+
+    def ssh(self, host: str, command: str, stdin: str = "") -> str:
+        """Return what a command as root prints; it must succeed."""
+        return self.run("ssh", host, command, stdin=stdin).strip()
+
+    def popen(self, host: str, command: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [SCRIPT, "ssh", host, command],
+            env=self.environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+
+def skip_if_the_lab_cannot_run(result: subprocess.CompletedProcess[str]) -> None:
+    if result.returncode == CANNOT:
+        pytest.skip(result.stderr.splitlines()[-1])
+
+
+def build(directory: Path, version: str) -> Path:
+    """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
+    for name in ("wsqueue", "scripts"):
+        shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
+        shutil.copy(ROOT / name, directory / name)
+    file = directory / "wsqueue" / "version.py"
+    file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
+    built = subprocess.run(
+        [directory / "scripts" / "zipapp", ROOT / ".venv"], stdout=subprocess.PIPE, text=True, check=True
+    )
+    return directory / built.stdout.strip()

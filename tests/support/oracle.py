@@ -1,0 +1,261 @@
+"""The oracle of the fast lane: websockets' own Protocol with nothing around it, byte by byte.
+
+So every event of the library is seen at once, before the library has read any further; how the bytes
+were cut makes no difference to it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Callable, Sequence
+from http import HTTPStatus
+
+from websockets.client import ClientProtocol
+from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import CLOSED, CLOSING, OPEN, Event
+from websockets.server import ServerProtocol
+from websockets.streams import StreamReader
+from websockets.uri import parse_uri
+
+from wsqueue.errors import CloseCode, Closed, PeerError
+from wsqueue.protocol import classic
+from wsqueue.protocol.framing import MAX_REASON_BYTES, Framing, HttpAnswer, Opened, Ponged
+from wsqueue.protocol.hello import Role
+from wsqueue.protocol.session import Session
+
+HOST, PORT, PATH = "node.example", 10001, "/producer"
+OPENED = Opened(PATH, "", None)
+END = b"the end of the stream"
+BYTES = [bytes([number]) for number in range(256)]
+
+Flat = bytes | Opened | Ponged
+"""What comes out, text by text."""
+
+
+class Library:
+    """One end of a WebSocket as the library has it, with the interface of a `Framing`.
+
+    Args:
+        role: Which end.
+        max_message_bytes: Larger messages close the connection with 1009.
+        request: What the framing next to it has sent, if anything, for an initiator's key is random.
+        answer_request: From the path of a request to a page, or None to upgrade.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        max_message_bytes: int,
+        request: bytes,
+        answer_request: Callable[[str], HttpAnswer | None],
+    ) -> None:
+        self._answer_request = answer_request
+        self._failure: Closed | None = None
+        self._fragments = b""
+        self._protocol: ClientProtocol | ServerProtocol
+        if role is Role.ACCEPTOR:
+            self._protocol = ServerProtocol(max_size=max_message_bytes)
+        else:
+            client = ClientProtocol(parse_uri(f"ws://{HOST}:{PORT}{PATH}"), max_size=max_message_bytes)
+            client.key = key_of(request)
+            client.send_request(client.connect())
+            self._protocol = client
+
+    @property
+    def open(self) -> bool:
+        return self._failure is None and self._protocol.state is OPEN
+
+    @property
+    def closing(self) -> bool:
+        return self._protocol.close_expected()
+
+    @property
+    def closed(self) -> Closed | None:
+        protocol = self._protocol
+        if self._failure is not None:
+            return self._failure
+        if protocol.handshake_exc is not None:
+            return _refusal(protocol.handshake_exc, by_peer=isinstance(protocol, ClientProtocol))
+        received, sent = protocol.close_rcvd, protocol.close_sent
+        if received is not None and (sent is None or protocol.close_rcvd_then_sent):
+            return Closed(received.code, received.reason, by_peer=True)
+        if sent is not None:
+            return Closed(sent.code, sent.reason, by_peer=False)
+        if protocol.state is CLOSED:
+            return Closed(CloseCode.ABNORMAL, CloseCode.ABNORMAL.reason, by_peer=True)
+        return None
+
+    @property
+    def closed_cleanly(self) -> bool:
+        received, ended = self._protocol.close_rcvd, self._protocol.state is CLOSED
+        return ended and received is not None and received.code in (1000, 1001)
+
+    def receive_data(self, data: bytes) -> list[Flat]:
+        items: list[Flat] = []
+        protocol = self._protocol
+        for byte in data:
+            if self._failure is not None:
+                break
+            protocol.receive_data(BYTES[byte])
+            if protocol.events:
+                for event in protocol.events_received():
+                    items += self._take(event)
+        return items
+
+    def receive_eof(self) -> None:
+        self._protocol.receive_eof()
+
+    def data_to_send(self) -> list[bytes]:
+        return self._protocol.data_to_send()
+
+    def send_text(self, payload: bytes) -> None:
+        if self.open:
+            self._protocol.send_text(payload)
+
+    def send_ping(self, data: bytes = b"") -> None:
+        if self.open:
+            self._protocol.send_ping(data)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        if self.open:
+            self._protocol.send_close(code, _short(reason))
+
+    def fail(self, code: CloseCode, reason: str) -> None:
+        self._failure = self.closed or Closed(code, reason, by_peer=False)
+        if self._protocol.state in (OPEN, CLOSING):
+            self._protocol.fail(code, _short(reason))
+
+    def refuse(self, code: CloseCode, reason: str) -> None:
+        if self.closed is None or self.closed.by_peer:
+            self._failure = Closed(code, reason, by_peer=False)
+        self.fail(code, reason)
+
+    def _take(self, event: Event) -> list[Flat]:
+        if not isinstance(event, Frame):
+            return self._take_opening(event)
+        if event.opcode in (Opcode.TEXT, Opcode.CONT):
+            self._fragments += event.data
+            if event.fin:
+                payload, self._fragments = self._fragments, b""
+                return [payload]
+        elif event.opcode is Opcode.BINARY:
+            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
+        elif event.opcode is Opcode.PONG:
+            return [Ponged(bytes(event.data))]
+        return []
+
+    def _take_opening(self, event: Event) -> list[Flat]:
+        if isinstance(event, Request):
+            assert isinstance(self._protocol, ServerProtocol)
+            page = self._answer_request(event.path)
+            if page is None:
+                response = self._protocol.accept(event)
+            else:
+                response = self._protocol.reject(page.status, page.text)
+            self._protocol.send_response(response)
+            if not self.open:
+                self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
+        return [OPENED] if self.open else []
+
+
+class LibrarySession:
+    """An established session that decodes one packet at a time, over the library.
+
+    Args:
+        library: Its WebSocket, open.
+        max_topic_bytes: A message with a longer topic ends the session.
+    """
+
+    def __init__(self, library: Library, max_topic_bytes: int) -> None:
+        self.library = library
+        self._max_topic_bytes = max_topic_bytes
+
+    def receive_data(self, data: bytes) -> list[tuple[classic.Message, bytes] | Ponged]:
+        events: list[tuple[classic.Message, bytes] | Ponged] = []
+        try:
+            for item in self.library.receive_data(data):
+                if isinstance(item, bytes):
+                    events.append((self._message(item), item))
+                elif isinstance(item, Ponged):
+                    events.append(item)
+        except PeerError as error:
+            self.library.refuse(error.code, error.reason)
+        return events
+
+    def _message(self, payload: bytes) -> classic.Message:
+        packet = classic.decode(payload)
+        if isinstance(packet, classic.Hello):
+            second = CloseCode.SECOND_CHALLENGE if packet.answer is None else CloseCode.SECOND_ANSWER
+            raise PeerError(second)
+        if not isinstance(packet, classic.Message):
+            raise PeerError(CloseCode.UNEXPECTED_PACKET)
+        if len(packet.topic.encode()) > self._max_topic_bytes:
+            raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
+        return packet
+
+
+def key_of(request: bytes) -> str:
+    """Return the key of an initiator's request."""
+    found = re.search(rb"Sec-WebSocket-Key: (\S+)\r\n", request)
+    assert found is not None
+    return found[1].decode()
+
+
+def parse_frames(data: bytes, *, masked: bool) -> list[tuple[int, bool, bytes]]:
+    """Return opcode, FIN bit and payload of frames, all of them whole."""
+    reader = StreamReader()
+    reader.feed_data(data)
+    frames = []
+    while reader.buffer:
+        parser = Frame.parse(reader.read_exact, mask=masked)
+        try:
+            next(parser)
+        except StopIteration as end:
+            frames.append((int(end.value.opcode), end.value.fin, bytes(end.value.data)))
+        else:
+            raise AssertionError(f"half a frame: {data!r}")
+    return frames
+
+
+def written(writes: Sequence[bytes], *, masked: bool) -> list[object]:
+    """Return what was written so that it can be compared: without masks, and without the time of day."""
+    shown: list[object] = []
+    for data, group in itertools.groupby(writes, bool):
+        if not data:
+            shown += [END for _ in group]
+            continue
+        joined = b"".join(group)
+        if masked:
+            shown += parse_frames(joined, masked=True)
+        else:
+            # How much of a line that is too long has been read is a matter of how it was cut.
+            shown.append(re.sub(rb"Date: [^\r]*|Content-Length: \d+|read \d+ bytes", b"", joined))
+    return shown
+
+
+def state(end: Framing | Session | Library) -> tuple[object, ...]:
+    """Return what an end says of itself."""
+    closed = end.closed
+    if closed is not None:
+        closed = Closed(closed.code, re.sub(r"read \d+ bytes", "", closed.reason), closed.by_peer)
+    return closed, end.closing, end.closed_cleanly
+
+
+def _refusal(error: Exception, *, by_peer: bool) -> Closed:
+    if isinstance(error, InvalidStatus):
+        return Closed(error.response.status_code, f"HTTP {error.response.reason_phrase}", by_peer=True)
+    if by_peer:
+        return Closed(CloseCode.ABNORMAL, f"not a WebSocket server: {error}", by_peer=True)
+    status = HTTPStatus.BAD_REQUEST
+    if isinstance(error, RequestLineTooLong):
+        status = HTTPStatus.REQUEST_URI_TOO_LONG
+    elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
+        status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+    return Closed(status, f"not a WebSocket request: {error}", by_peer=False)
+
+
+def _short(reason: str) -> str:
+    return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")

@@ -1,0 +1,174 @@
+"""A peer that speaks v2 by hand, written from the words of docs/protocol.md: nothing of wsqueue's packets."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import secrets
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+from websockets.frames import Opcode
+
+from .raw_peer import RawServer, RawSocket
+
+SUBPROTOCOL = "wsqueue.v2"
+
+
+def proof_of(key: str, prover: str, acceptor_nonce: str, initiator_nonce: str, path: str) -> str:
+    """Return the proof of one end, as the protocol has it, without TLS and with one subprotocol offered."""
+    texts = (f"wsqueue.v2 {prover}", acceptor_nonce, initiator_nonce, path, SUBPROTOCOL)
+    parts = [*(text.encode() for text in texts), b""]
+    claim = b"".join(len(part).to_bytes(4) + part for part in parts)
+    return base64.b64encode(hmac.new(key.encode(), claim, hashlib.sha256).digest()).decode()
+
+
+def new_nonce() -> str:
+    return base64.b64encode(secrets.token_bytes(32)).decode()
+
+
+def new_secret() -> dict[str, Any]:
+    """Return the packet that says who publishes."""
+    return {"t": "publisher", "secret": new_nonce()}
+
+
+def public_id_of(secret: str) -> str:
+    """Return the id by which others know a publisher."""
+    digest = hashlib.sha256(base64.b64decode(secret)).digest()
+    return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
+
+
+def publish_of(number: int, topic: str, *data: str, after: int = 0, **changes: Any) -> dict[str, Any]:
+    return {
+        "t": "publish",
+        "number": number,
+        "after": after,
+        "topic": topic,
+        "count": len(data),
+        "data": list(data),
+    } | changes
+
+
+def forward_of(number: int, topic: str, *data: str, publisher: str = "p", **changes: Any) -> dict[str, Any]:
+    return publish_of(number, topic, *data) | {"t": "forward", "publisher": publisher} | changes
+
+
+class V2Socket(RawSocket):
+    """Hold one end of a connection that speaks v2."""
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def upgraded(
+        cls, address: str, path: str, *, receive_buffer: int | None = None
+    ) -> AsyncIterator[Self]:
+        """Connect to a node, and upgrade to v2."""
+        async with cls.open(address, receive_buffer=receive_buffer) as raw:
+            await raw.ask(path, SUBPROTOCOL)
+            yield raw
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def speaking(
+        cls, address: str, path: str, key: str, *, receive_buffer: int | None = None
+    ) -> AsyncIterator[Self]:
+        """Connect to a node, with the hello of v2 done."""
+        async with cls.upgraded(address, path, receive_buffer=receive_buffer) as raw:
+            await raw.prove(key, path)
+            yield raw
+
+    async def prove(self, key: str, path: str) -> None:
+        """Do the hello of an initiator."""
+        challenge = await self.packet()
+        assert set(challenge) == {"t", "nonce"}
+        nonce = new_nonce()
+        self.send(
+            {
+                "t": "proof",
+                "proof": proof_of(key, "initiator", challenge["nonce"], nonce, path),
+                "nonce": nonce,
+            }
+        )
+        expected = proof_of(key, "acceptor", challenge["nonce"], nonce, path)
+        assert await self.packet() == {"t": "proof", "proof": expected}
+
+    async def prove_wrongly(self, key: str, path: str) -> None:
+        """Do an initiator's part of the hello with a key that the acceptor does not take."""
+        challenge = await self.packet()
+        nonce = new_nonce()
+        proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
+        self.send({"t": "proof", "proof": proof, "nonce": nonce})
+
+    async def accept_v2(self, key: str) -> str:
+        """Be the acceptor: answer the upgrade request, do the hello of v2, and return the path."""
+        path = await self.upgrade(SUBPROTOCOL)
+        nonce = new_nonce()
+        self.send({"t": "challenge", "nonce": nonce})
+        proof = await self.packet()
+        assert proof["proof"] == proof_of(key, "initiator", nonce, proof["nonce"], path)
+        self.send({"t": "proof", "proof": proof_of(key, "acceptor", nonce, proof["nonce"], path)})
+        return path
+
+    async def next(self, kind: str) -> dict[str, Any]:
+        """Return the next packet, which must be of one kind; pings are answered."""
+        while True:
+            opcode, payload = await self.frame()
+            if opcode is Opcode.PING:
+                self.send_frame(Opcode.PONG, payload)
+                continue
+            assert opcode is Opcode.TEXT, (opcode, payload)
+            packet: dict[str, Any] = json.loads(payload)
+            assert packet["t"] == kind, packet
+            return packet
+
+    async def delivered(self, count: int) -> list[str]:
+        """Return the data of the next messages, each of which has the offset after the one before."""
+        data: list[str] = []
+        following: int | None = None
+        while len(data) < count:
+            packet = await self.next("deliver")
+            assert following in (None, packet["offset"])
+            following = packet["offset"] + len(packet["data"])
+            data += packet["data"]
+        return data
+
+    async def confirmed(self, *numbers: int) -> None:
+        """Wait until some batches are confirmed, in their order, and no others."""
+        found: list[int] = []
+        while len(found) < len(numbers):
+            for first, last in (await self.next("ack"))["numbers"]:
+                found += range(first, last + 1)
+        assert found == list(numbers)
+
+    async def answers(self, count: int) -> dict[int, str]:
+        """Return what became of the next batches, by their numbers, in whatever order that comes."""
+        found: dict[int, str] = {}
+        while len(found) < count:
+            packet = await self.packet()
+            if packet["t"] == "ack":
+                for first, last in packet["numbers"]:
+                    found |= dict.fromkeys(range(first, last + 1), "stored")
+            else:
+                assert packet["t"] == "refused"
+                found[packet["number"]] = packet["code"]
+        return found
+
+    async def answer_close(self) -> None:
+        """Read until the close frame, and answer it."""
+        self.send_frame(Opcode.CLOSE, await self.until(Opcode.CLOSE))
+        await self.writer.drain()
+
+
+class V2Server(RawServer):
+    """Accept connections of peers that offer v2, and leave them to the test."""
+
+    kind = V2Socket
+
+    async def speaking(self, key: str) -> V2Socket:
+        """Return the next connection, with the hello of v2 done."""
+        raw = await self.next()
+        assert isinstance(raw, V2Socket)
+        await raw.accept_v2(key)
+        return raw

@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.config.addresses import Address, expected_form, parse_address
+
+from ...support.session_pair import many
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("127.0.0.1:10001", Address(host="127.0.0.1", port=10001)),
+        ("node-1.example.com:1", Address(host="node-1.example.com", port=1)),
+        ("localhost:0", Address(host="localhost", port=0)),
+        ("0.0.0.0:65535", Address(host="0.0.0.0", port=65535)),  # noqa: S104 - nothing is bound
+        ("[::1]:10001", Address(host="::1", port=10001)),
+        ("[2001:db8::7]:80", Address(host="2001:db8::7", port=80)),
+        ("unix:/run/wsqueue.sock", Address(socket="/run/wsqueue.sock")),
+        ("unix:/run/ws queue/ñ", Address(socket="/run/ws queue/ñ")),
+        ("unix:/" + "x" * 106, Address(socket="/" + "x" * 106)),
+    ],
+)
+def test_listeners(text: str, address: Address) -> None:
+    assert parse_address(text) == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("192.168.1.126:10001/producer", Address(host="192.168.1.126", port=10001, path="/producer")),
+        ("[::1]:1/producer", Address(host="::1", port=1, path="/producer")),
+        ("proxy:80/a/b%20c/producer", Address(host="proxy", port=80, path="/a/b%20c/producer")),
+        ("proxy:80/~x!$&'()*+,;=:@-._/producer", Address("proxy", 80, "", "/~x!$&'()*+,;=:@-._/producer")),
+        ("unix:/run/q.sock:/producer", Address(socket="/run/q.sock", path="/producer")),
+        ("unix:/run/q.sock:/a:b/producer", Address(socket="/run/q.sock", path="/a:b/producer")),
+    ],
+)
+def test_endpoints(text: str, address: Address) -> None:
+    assert parse_address(text, "/producer") == address
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Node.Example:1", "node.example:1"),
+        ("LOCALHOST:1", "localhost:1"),
+        ("node:0080", "node:80"),
+        ("[2001:DB8::A]:1", "[2001:db8::a]:1"),
+        ("[0:0:0:0:0:0:0:1]:1", "[::1]:1"),
+        ("[::ffff:192.0.2.7]:80", "[::FFFF:192.0.2.7]:80"),
+    ],
+)
+def test_two_spellings_of_one_address(one: str, other: str) -> None:
+    assert parse_address(one) == parse_address(other)
+    assert hash(parse_address(one)) == hash(parse_address(other))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", " ", "node", "node:", ":1", ":", "1", "node:1:2", "node:x", "node:-1", "node:+1", "node:1.0"),
+        *("node:65536", "node:99999", "node:100000", "node: 1", "no de:1", "node:1 ", " node:1", "node:1\n"),
+        *("node\n:1", "node:\u0661", "user@node:1", "node#x:1", "node?x:1", "node[:1", "node/x:1"),
+        *(
+            "ws://node:1",
+            "http://node:1",
+            "//node:1",
+            "tcp:node:1",
+            "::1:1",
+            "2001:db8::7:80",
+        ),
+        *("[::1]", "[::1]:", "[::1", "::1]:1", "[]:1", "[node]:1", "[127.0.0.1]:1", "[::g]:1", "[:::]:1"),
+        *("[1:2:3:4:5:6:7:8:9]:1", "[fe80::1%eth0]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1"),
+        *(
+            "unix:",
+            "unix:run/q",
+            "unix:/",
+            "unix:/run/q:",
+            "unix:/run\0q",
+            "unix:/" + "x" * 107,
+            "UNIX:/run/q",
+        ),
+        *(
+            "unix:/" + "ñ" * 54,
+            "x" * 64 + ":1",
+            "a..b:1",
+            "node:1/",
+            "node:1/x",
+            "unix:/run/q:/x",
+            "node:1?x",
+        ),
+    ],
+)
+def test_no_listener(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected .*(host:port|at most 107 bytes)"):
+        parse_address(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("node:1", "node:1/", "node:1/produce", "node:1/producers", "node:1/myproducer", "node:1/PRODUCER"),
+        *(
+            "node:1/producer/",
+            "node:1/producer?x=1",
+            "node:1/producer#x",
+            "node:1/pro ducer",
+            "node:1producer",
+        ),
+        *("node:1/ñ/producer", 'node:1/"/producer', "node:1/{}/producer", "node:1/[x]/producer"),
+        *("node:1/\0/producer", "node:1/\n/producer", "node:1/x\\/producer", "ws://node:1/producer"),
+        *(
+            "ws://[::1]:1/producer",
+            "unix:/run/q",
+            "unix:/run/q:producer",
+            "unix:/run/q/producer",
+            "/producer",
+        ),
+    ],
+)
+def test_no_endpoint(text: str) -> None:
+    with pytest.raises(ValueError, match="expected") as caught:
+        parse_address(text, "/producer")
+    assert str(caught.value) == expected_form("/producer")
+
+
+def test_what_is_expected() -> None:
+    assert expected_form("") == "expected host:port, [ipv6]:port or unix:/path; with TLS wss://host:port"
+    assert expected_form("/produce") == (
+        "expected host:port/produce, [ipv6]:port/produce or unix:/path:/produce; with TLS wss://host:port/produce"
+    )
+
+
+def test_what_is_expected_is_taken() -> None:
+    for endpoint in ("", "/produce", "/subscribe"):
+        for form in ("host:1{}", "[::1]:1{}", "unix:/path:{}" if endpoint else "unix:/path"):
+            assert parse_address(form.format(endpoint), endpoint).path == endpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "loopback"),
+    [
+        ("localhost:1", True),
+        ("127.0.0.1:1", True),
+        ("127.255.0.9:1", True),
+        ("[::1]:1", True),
+        ("unix:/run/q", True),
+        ("0.0.0.0:1", False),
+        ("[::]:1", False),
+        ("192.0.2.7:1", False),
+        ("128.0.0.1:1", False),
+        ("[2001:db8::1]:1", False),
+        ("localhost.example.com:1", False),
+        ("127.0.0.1.example.com:1", False),
+        ("node:1", False),
+    ],
+)
+def test_loopback(text: str, loopback: bool) -> None:
+    assert parse_address(text).loopback == loopback
+
+
+def test_another_path() -> None:
+    address = parse_address("node:1/subscribe", "/subscribe")
+    assert str(address.with_path("/subscribe/news")) == "node:1/subscribe/news"
+    assert str(address) == "node:1/subscribe"
+
+
+def test_an_address_is_a_frozen_value() -> None:
+    assert len({parse_address("node:1"), parse_address("node:1"), parse_address("node:2")}) == 2
+    with pytest.raises(AttributeError):
+        parse_address("node:1").port = 2  # type: ignore[misc]
+
+
+def problem(text: str, endpoint: str) -> str:
+    """Return why a text is no address, or "" when it is one that its text names again."""
+    try:
+        address = parse_address(text, endpoint)
+    except ValueError as error:
+        return str(error)
+    assert parse_address(str(address), endpoint) == address
+    return ""
+
+
+@many
+@given(
+    st.text() | st.text("abc:/[]%.0195 \0ñunix", max_size=20),
+    st.sampled_from(["", "/producer"]),
+    st.sampled_from(["{}", "node:1{}", "[::1]:{}", "{}:1", "unix:/{}", "node:1/{}/producer", "unix:/x:{}"]),
+)
+def test_any_text_is_an_address_or_refused_with_what_is_expected(text: str, endpoint: str, form: str) -> None:
+    assert problem(form.format(text), endpoint) in ("", *EXPECTED)
+
+
+EXPECTED = [
+    expected_form(""),
+    expected_form("/producer"),
+    "expected a socket path of at most 107 bytes",
+]

@@ -1,0 +1,271 @@
+"""What the documents say is what the code does."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+import tomli
+
+from tests.support.paths import ROOT
+from wsqueue.cli import main
+from wsqueue.config import model
+from wsqueue.config.model import (
+    ConsumerConfig,
+    DemoConfig,
+    Limits,
+    Monitoring,
+    ProducerConfig,
+    Retention,
+    Tls,
+)
+from wsqueue.errors import CloseCode
+from wsqueue.monitoring import pages, reporter
+from wsqueue.net import tls
+from wsqueue.protocol import hello
+from wsqueue.protocol.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
+from wsqueue.protocol.v2 import PACKETS, Publish, RefusalCode
+from wsqueue.report import report, stats
+from wsqueue.report.report import (
+    Cluster,
+    ClusterNode,
+    Connections,
+    HistogramStatus,
+    LinkStatus,
+    LogStatus,
+    NodeWarning,
+    Report,
+    SlowPeer,
+    TopicStatus,
+    WarningCode,
+)
+from wsqueue.version import __version__
+
+TABLES = {"limits": Limits, "monitoring": Monitoring, "retention": Retention, "tls": Tls}
+TITLES = {"tls": "TLS", "retention": "Retention", "monitoring": "Monitoring"}
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+
+
+def rows(document: str, heading: str) -> list[list[str]]:
+    """Return the body of the first table after a heading."""
+    text = (ROOT / document).read_text().split(f"# {heading}\n", 1)[1]
+    table = re.search(r"^\|.*\|$(?:\n^\|.*\|$)+", text, re.MULTILINE)
+    assert table is not None
+    lines = table[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def code_blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_the_limits_and_their_defaults() -> None:
+    documented = {row[0].strip("`"): float(row[1]) for row in rows("docs/configuration.md", "Limits")}
+    assert documented == {key: float(value) for key, value in msgspec.structs.asdict(Limits()).items()}
+
+
+def test_the_configuration_keys() -> None:
+    documented = {row[0].strip("`"): row[1] for row in rows("docs/configuration.md", "Keys")}
+    kinds = (ConsumerConfig, ProducerConfig, DemoConfig)
+    keys = {"role", *(field for kind in kinds for field in kind.__struct_fields__)}
+    assert set(documented) == {f"[{key}]" if key in TABLES else key for key in keys}
+    for kind in kinds:
+        for field in kind.__struct_fields__:
+            roles = documented[f"[{field}]" if field in TABLES else field]
+            assert roles == "all" or model.role_of(kind) in roles.split(", ")
+
+
+@pytest.mark.parametrize("table", list(TITLES))
+def test_the_tables_of_the_configuration(table: str) -> None:
+    documented = {
+        row[0].strip("`"): row[1].strip("`") for row in rows("docs/configuration.md", TITLES[table])
+    }
+    assert set(documented) == set(TABLES[table].__struct_fields__)
+    for key, default in msgspec.structs.asdict(TABLES[table]()).items():
+        assert documented[key] == ("none" if default is None else msgspec.json.encode(default).decode())
+
+
+def test_the_close_codes() -> None:
+    documented = [(int(row[0]), row[1], row[2]) for row in rows("docs/protocol.md", "Close codes")]
+    assert documented == [(code.value, code.reason, "yes" if code.reconnect else "no") for code in CloseCode]
+
+
+def test_the_states_of_the_hello() -> None:
+    documented = {row[0]: row[1:] for row in rows("docs/protocol.md", "Hello")}
+    for state in State:
+        cells = [TRANSITIONS[state, step] for step in (Step.CHALLENGE, Step.ANSWER)]
+        assert documented[state.value] == [str(cell.value) for cell in cells]
+
+
+def test_the_states_of_the_hello_of_v2() -> None:
+    documented = {(row[0], row[1]): row[2:] for row in rows("docs/protocol.md", "Hello of v2")}
+    rendered: dict[tuple[str, str], list[str]] = {}
+    for (role, state, _step), cell in TRANSITIONS_V2.items():
+        rendered.setdefault((role.value, state.value), []).append(str(cell.value))
+    assert documented == rendered
+
+
+def test_the_packets_of_v2_and_their_fields() -> None:
+    documented = {row[0].strip("`"): row[3] for row in rows("docs/protocol.md", "Packets of v2")}
+    assert list(documented) == [packet.__struct_config__.tag for packet in PACKETS]
+    for packet in PACKETS:
+        fields = set(re.findall(r"`(\w+)`", documented[str(packet.__struct_config__.tag)]))
+        if packet.__struct_config__.tag == "forward":
+            fields |= {field.name for field in msgspec.structs.fields(Publish)}
+        assert set(packet.__struct_fields__) <= fields
+
+
+def test_the_codes_of_refusals() -> None:
+    documented = [row[0].strip("`") for row in rows("docs/protocol.md", "Refusals")]
+    assert documented == list(get_args(RefusalCode))
+
+
+def test_the_limits_of_the_protocol() -> None:
+    units = {"": 1, "KiB": 1024, "MiB": 1024**2}
+    documented = rows("docs/protocol.md", "Limits")
+    for name, value, _ in documented:
+        module, constant = name.strip("`").rsplit(".", 1)
+        number, _, unit = value.partition(" ")
+        assert getattr(importlib.import_module(f"wsqueue.{module}"), constant) == int(number) * units[unit]
+    assert len(documented) > 10
+
+
+def test_the_fields_of_reports() -> None:
+    documented = rows("docs/monitoring.md", "Reports")
+    fields = [name for row in documented for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(fields) == sorted(Report.__struct_fields__)
+    parts: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
+        "connections": (Connections, {"count"}),
+        "links": (LinkStatus, set()),
+        "confirm_seconds": (HistogramStatus, set()),
+        "top_topics": (TopicStatus, set()),
+        "slow_peers": (SlowPeer, set()),
+        "log": (LogStatus, set()),
+        "warnings": (NodeWarning, set()),
+    }
+    for field, (part, plain) in parts.items():
+        (row,) = (row for row in documented if f"`{field}`" in row[0])
+        missing = set(part.__struct_fields__) - set(re.findall(r"`(\w+)`", row[1]))
+        assert missing == plain, field
+
+
+def test_the_fields_of_a_cluster() -> None:
+    text = (ROOT / "docs/monitoring.md").read_text()
+    (sentence,) = re.findall(r"^`/cluster.json` has (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
+    words = set(re.findall(r"`(\w+)`", sentence))
+    assert words == {*Cluster.__struct_fields__, *ClusterNode.__struct_fields__}
+
+
+def test_the_codes_of_warnings() -> None:
+    documented = [row[0].strip("`") for row in rows("docs/monitoring.md", "Warnings")]
+    assert sorted(documented) == sorted(get_args(WarningCode))
+
+
+def test_the_numbers_of_monitoring() -> None:
+    text = " ".join((ROOT / "docs/monitoring.md").read_text().split())
+    assert report.FRESH_SECONDS == 0.5
+    assert "A report is made at most twice a second" in text
+    assert (reporter.MAX_LAG_SECONDS, stats.WINDOW_SECONDS, report.MAX_SLOW_PEERS) == (0.5, 10.0, 10)
+    assert "more than half a second late" in text
+    assert "in the last 10 to 20 seconds" in text
+    assert "and the ten that are most behind" in text
+    assert reporter.NEARLY_FULL == 0.9
+    assert "more than 9 of 10 connections" in text
+    assert reporter.LATELY_WINDOWS * stats.WINDOW_SECONDS == 60.0
+    assert reporter.MANY_REFUSALS == 5
+    assert reporter.MANY_REFUSALS == 5
+    assert "in the last minute at least five hellos were refused" in text
+    assert f"by more than {report.MAX_CLOCK_SECONDS:g} seconds" in text
+    assert f"within {tls.EXPIRY_WARNING.days} days" in text
+    assert hello.FINGERPRINT_SALT == b"wsqueue fingerprint"
+    assert f"(salt `wsqueue fingerprint`, N {hello.FINGERPRINT_COST}, r 8, p 1)" in text
+
+
+def test_the_pages() -> None:
+    documented = {row[0].strip("`") for row in rows("docs/monitoring.md", "Monitoring")}
+    assert {f"http://NODE{path}" for path in pages.PAGES} <= documented
+
+
+def test_the_exit_codes() -> None:
+    documented = {row[0]: row[1] for row in rows("docs/operations.md", "Exit codes")}
+    assert main.__doc__ is not None
+    assert documented == dict(re.findall(r"^(\d+)\s+(.*)$", main.__doc__, re.MULTILINE))
+
+
+def test_the_logged_events_and_the_counters() -> None:
+    code = "\n".join(file.read_text() for file in (ROOT / "wsqueue").rglob("*.py"))
+    events = set(re.findall(r'log\(\s*logger,\s*[\w.]+,\s*"([^"]+)"', code))
+    documented = {
+        name for row in rows("docs/operations.md", "Logs") for name in re.findall(r"`(.+?)`", row[0])
+    }
+    assert events == documented
+    counters = set(re.findall(r'counters\[f?"([\w{}]+)"\]', code))
+    documented = {
+        name.replace("<code>", "{code}")
+        for row in rows("docs/operations.md", "Counters")
+        for name in re.findall(r"`(.+?)`", row[0])
+    }
+    assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
+
+
+@pytest.mark.parametrize(
+    "document", ["README.md", "docs/configuration.md", "docs/how-to.md", "docs/metrics.md"]
+)
+def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
+    blocks = code_blocks(ROOT / document, "toml")
+    assert blocks
+    for block in blocks:
+        file = tmp_path / "example.toml"
+        file.write_text(block)
+        model.load_any(file)
+
+
+def test_the_recipes_are_python() -> None:
+    blocks = code_blocks(ROOT / "docs" / "how-to.md", "python")
+    assert blocks
+    for block in blocks:
+        compile(block, "how-to.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+
+
+def test_the_tests_that_show_the_guarantees_are_there() -> None:
+    shown = re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert len(shown) > 10
+    for file, test in shown:
+        assert f"def {test}(" in (ROOT / file).read_text() if test else (ROOT / file).exists(), (
+            f"{file}: {test}"
+        )
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    for document in DOCUMENTS:
+        for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)#?([^)]*)\)", document.read_text()):
+            file = document.parent / target if target else document
+            assert file.exists(), f"{document.name}: {target}"
+            if anchor:
+                headings = re.findall(r"^#+ (.*)$", file.read_text(), re.MULTILINE)
+                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+                assert anchor in slugs, f"{document.name}: {target}#{anchor}"
+
+
+def test_the_changelog_has_the_version() -> None:
+    assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_runtime_dependency_is_pinned() -> None:
+    pinned = {
+        re.split(r"==", line)[0].lower().replace("_", "-")
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
+    assert wanted <= pinned

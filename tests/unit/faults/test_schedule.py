@@ -1,0 +1,103 @@
+"""Schedules come from their seeds alone, and make sense."""
+
+from __future__ import annotations
+
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from ...faults import schedule
+from ...faults.schedule import HITS_THE_PROCESS, LAB_KINDS, LOCAL_KINDS, Retention
+
+SEEDS = range(300)
+KNOWN = [
+    "0.20 s: delay 0.3 consumer-2 for 1.27 s",
+    "1.37 s: disk full consumer-1 for 0.94 s",
+    "3.18 s: tear 378 up subscriber-1>consumer-1 for 0.88 s",
+]
+RETENTIONS: tuple[Retention, ...] = ("memory", "sqlite")
+
+
+def all_schedules(seconds: float = 4.0) -> list[schedule.Schedule]:
+    return [schedule.generate(seed, retention, seconds) for seed in SEEDS for retention in RETENTIONS]
+
+
+def test_a_seed_has_one_schedule() -> None:
+    assert all_schedules() == all_schedules()
+    assert len({repr(one.faults) for one in all_schedules()}) == len(all_schedules())
+
+
+def test_a_known_seed_gives_what_it_always_gave() -> None:
+    """Or what failed in somebody's continuous integration could not be seen again by its seed."""
+    one = schedule.generate(7, "sqlite")
+    assert [str(fault) for fault in one.faults] == KNOWN
+
+
+def test_a_file_gives_the_same_schedule(tmp_path: Path) -> None:
+    for one in all_schedules()[:20]:
+        one.write(tmp_path / "schedule.json")
+        assert schedule.read(tmp_path / "schedule.json") == one
+
+
+def test_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "schedule.json").write_text('{"seed": 1, "retention": "paper"}')
+    with pytest.raises(msgspec.ValidationError):
+        schedule.read(tmp_path / "schedule.json")
+
+
+def test_every_fault_hits_something_while_messages_flow() -> None:
+    for one in all_schedules():
+        workload = one.workload
+        processes = (
+            workload.consumer_names
+            + workload.producer_names
+            + workload.publisher_names
+            + workload.subscriber_names
+        )
+        assert one.faults
+        for fault in one.faults:
+            assert fault.target in processes + workload.links
+            assert 0 < fault.at < workload.seconds
+            assert 0 <= fault.seconds <= 3
+        assert one.faults == sorted(one.faults, key=lambda fault: fault.at)
+
+
+def test_all_faults_occur() -> None:
+    kinds = {fault.kind for one in all_schedules() for fault in one.faults}
+    assert kinds == set(LOCAL_KINDS)
+
+
+def test_only_sqlite_has_a_disk_to_fill() -> None:
+    for one in all_schedules():
+        if one.retention == "memory":
+            assert all(fault.kind != "disk full" for fault in one.faults)
+
+
+def test_a_process_is_hit_once_at_a_time() -> None:
+    for one in all_schedules():
+        for first, second in combinations(one.faults, 2):
+            if first.target == second.target and {first.kind, second.kind} <= HITS_THE_PROCESS:
+                assert second.at > first.at + first.seconds
+
+
+def test_the_lab_gets_what_can_be_done_from_outside() -> None:
+    for seed in SEEDS:
+        one = schedule.generate(seed, "sqlite", backend="lab")
+        assert {fault.kind for fault in one.faults} <= set(LAB_KINDS)
+        for fault in one.faults:
+            if ">" in fault.target:
+                assert fault.target.startswith("producer")
+
+
+def test_somebody_hears_every_topic() -> None:
+    for one in all_schedules():
+        workload = one.workload
+        assert set(workload.subscriptions[0]) == set(workload.topics)
+        assert all(0 < len(topics) == len(set(topics)) for topics in workload.subscriptions)
+
+
+def test_a_longer_schedule_has_its_faults_later() -> None:
+    latest = [max(f.at for one in all_schedules(seconds) for f in one.faults) for seconds in (2, 4, 20)]
+    assert all(earlier < later for earlier, later in pairwise(latest))

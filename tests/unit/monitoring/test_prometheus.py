@@ -1,0 +1,397 @@
+"""Metrics in Prometheus's text format, read back with its parser."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from prometheus_client.core import REGISTRY
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from wsqueue.errors import CloseCode
+from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, _Process, exposition
+from wsqueue.protocol.v2 import RefusalCode
+from wsqueue.report.report import (
+    Connections,
+    ConnectionState,
+    HistogramStatus,
+    LinkState,
+    LinkStatus,
+    LogStatus,
+    NodeWarning,
+    Report,
+    TopicStatus,
+    WarningCode,
+)
+
+from ...support.promtool import promtool
+
+TIMES = HistogramStatus([0.001, 0.01, 0.1, 1.0], [5, 0, 2, 1, 3], 12.5)
+CONNECTIONS = [
+    Connections("", "hello", "", 2),
+    Connections("publisher", "open", "v2", 5),
+    Connections("publisher", "open", "classic", 1),
+]
+COMMON = {"version": "1.2.3", "python": "3.12.1", "uptime_seconds": 60.5, "max_connections": 100}
+CONSUMER = Report(
+    id="a",
+    role="consumer",
+    **COMMON,  # type: ignore[arg-type] # each has its type
+    certificate_ends=1.8e9,
+    loop_lag_seconds=0.25,
+    connections=CONNECTIONS,
+    counters={
+        "connections": 9,
+        "connections_refused": 3,
+        "refused_4401": 7,
+        "refused_4408": 1,
+        "refused_by_peer": 2,
+        "tls_refused": 4,
+        "bytes_in": 10**15,
+        "bytes_out": 1000,
+        "messages_in": 500,
+        "deliveries": 900,
+        "without_subscriber": 20,
+        "repeats": 6,
+        "batches_refused_full": 5,
+        "slow_subscribers": 11,
+        "fell_behind": 12,
+        "gaps": 13,
+    },
+    commit_seconds=TIMES,
+    top_topics=[TopicStatus("news", 2.5)],
+    slow_subscribers=2,
+    log=LogStatus("sqlite", 7, 1000, 4000, 50, 0.01, 10**9, "the disk is full"),
+    warnings=[
+        NodeWarning("log_failing", "The disk is full."),
+        NodeWarning("hello_refused", "A peer was refused."),
+    ],
+)
+PRODUCER = Report(
+    id="b",
+    role="producer",
+    **COMMON,  # type: ignore[arg-type]
+    not_ready="no link to 192.0.2.8:10001",
+    certificate_ends=1.8e9,
+    connections=CONNECTIONS,
+    counters={"forwarded": 80, "lost_in_flight": 1, "lost_held": 2, "lost_refused": 3, "lost_full": 4},
+    links=[
+        LinkStatus("192.0.2.7:10001", "up", "v2", 60.0, "", 10, 2000, 0),
+        LinkStatus("192.0.2.8:10001", "down", "", 5.0, "connection refused", 99, 64_000_000, 3),
+    ],
+    confirm_seconds=TIMES,
+    top_topics=[TopicStatus("news", 2.5)],
+)
+HOSTILE = ['a"b', "a\\b", "a\nb", 'x"} 1\nwsqueue_ready 5\n#', "\\n", "{}", "", "\r\t\0", "\u2028", "é" * 200]
+
+Samples = dict[tuple[str, ...], float]
+
+
+def families(report: Report) -> dict[str, Metric]:
+    return {family.name: family for family in text_string_to_metric_families(exposition(report))}
+
+
+def samples(report: Report) -> dict[str, Samples]:
+    """Return the samples of each name, by the values of the labels in their order."""
+    found: dict[str, Samples] = {}
+    for family in families(report).values():
+        for sample in family.samples:
+            labels = tuple(sample.labels.values())
+            assert labels not in found.setdefault(sample.name, {}), "no time series is there twice"
+            found[sample.name][labels] = sample.value
+    return found
+
+
+def names_of(report: Report) -> set[str]:
+    """Return the metrics of our own; the parser calls a counter by its name without `_total`."""
+    found = families(report).values()
+    return {
+        family.name + ("_total" if family.type == "counter" else "")
+        for family in found
+        if family.name.startswith("wsqueue_")
+    }
+
+
+@pytest.mark.parametrize("report", [CONSUMER, PRODUCER], ids=["consumer", "producer"])
+def test_a_node_has_all_metrics_of_its_role(report: Report) -> None:
+    assert names_of(report) == {metric.name for metric in METRICS if metric.node in ("both", report.role)}
+
+
+def test_the_numbers_of_a_consumer() -> None:
+    found = samples(CONSUMER)
+    assert found["wsqueue_build_info"] == {("3.12.1", "consumer", "1.2.3"): 1}
+    assert found["wsqueue_connections"] == {
+        ("unknown", "unknown", "hello"): 2,
+        ("v2", "publisher", "open"): 5,
+        ("classic", "publisher", "open"): 1,
+    }
+    assert found["wsqueue_hellos_refused_total"].items() >= {
+        (("wrong_answer",), 7),
+        (("hello_timeout",), 1),
+        (("by_peer",), 2),
+        (("tls",), 4),
+        (("early_data",), 0),
+    }
+    assert found["wsqueue_batches_refused_total"] == {
+        (code,): 5 if code == "full" else 0 for code in get_args(RefusalCode)
+    }
+    assert found["wsqueue_warnings"] == {
+        (code,): code in ("log_failing", "hello_refused") for code in get_args(WarningCode)
+    }
+    assert found["wsqueue_topic_messages_per_second"] == {("news",): 2.5}
+    numbers = {name: values[()] for name, values in found.items() if () in values}
+    assert (
+        numbers
+        | {
+            "wsqueue_uptime_seconds": 60.5,
+            "wsqueue_ready": 1,
+            "wsqueue_connections_limit": 100,
+            "wsqueue_connections_accepted_total": 9,
+            "wsqueue_connections_refused_total": 3,
+            "wsqueue_received_bytes_total": 10**15,
+            "wsqueue_sent_bytes_total": 1000,
+            "wsqueue_messages_received_total": 500,
+            "wsqueue_messages_delivered_total": 900,
+            "wsqueue_messages_without_subscriber_total": 20,
+            "wsqueue_batches_repeated_total": 6,
+            "wsqueue_slow_subscribers": 2,
+            "wsqueue_subscribers_closed_slow_total": 11,
+            "wsqueue_subscribers_fell_behind_total": 12,
+            "wsqueue_gaps_total": 13,
+            "wsqueue_log_bytes": 1000,
+            "wsqueue_log_limit_bytes": 4000,
+            "wsqueue_log_topics": 7,
+            "wsqueue_log_pending_bytes": 50,
+            "wsqueue_log_free_bytes": 10**9,
+            "wsqueue_log_failing": 1,
+            "wsqueue_event_loop_lag_seconds": 0.25,
+            "wsqueue_certificate_expiry_timestamp_seconds": 1.8e9,
+        }
+        == numbers
+    )
+
+
+def test_the_numbers_of_a_producer() -> None:
+    found = samples(PRODUCER)
+    assert found["wsqueue_ready"] == {(): 0}
+    assert found["wsqueue_messages_forwarded_total"] == {(): 80}
+    assert found["wsqueue_messages_lost_total"] == {
+        ("in_flight",): 1,
+        ("held",): 2,
+        ("refused",): 3,
+        ("full",): 4,
+    }
+    one, two = ("192.0.2.7:10001",), ("192.0.2.8:10001",)
+    assert found["wsqueue_link_up"] == {one: 1, two: 0}
+    assert found["wsqueue_link_held_messages"] == {one: 10, two: 99}
+    assert found["wsqueue_link_held_bytes"] == {one: 2000, two: 64_000_000}
+    assert found["wsqueue_link_paused_publishers"] == {one: 0, two: 3}
+
+
+@pytest.mark.parametrize(
+    ("report", "name"), [(CONSUMER, "wsqueue_commit_seconds"), (PRODUCER, "wsqueue_confirm_seconds")]
+)
+def test_a_histogram_counts_up(report: Report, name: str) -> None:
+    found = samples(report)
+    assert found[f"{name}_bucket"] == {
+        ("0.001",): 5,
+        ("0.01",): 5,
+        ("0.1",): 7,
+        ("1.0",): 8,
+        ("+Inf",): 11,
+    }
+    assert (found[f"{name}_count"], found[f"{name}_sum"]) == ({(): 11}, {(): 12.5})
+
+
+@pytest.mark.parametrize("role", ["consumer", "producer"])
+def test_what_has_not_counted_yet_is_zero(role: str) -> None:
+    found = samples(Report(id="a", role=role, version="1.2.3"))
+    for metric in METRICS:
+        if metric.kind == "counter" and metric.node in ("both", role):
+            assert found[metric.name], metric.name
+            assert set(found[metric.name].values()) == {0.0}
+    assert ("wrong_answer",) in found["wsqueue_hellos_refused_total"]
+
+
+def test_what_a_node_does_not_have_is_not_there() -> None:
+    bare = msgspec.structs.replace(
+        CONSUMER, certificate_ends=None, commit_seconds=None, top_topics=[], log=None
+    )
+    missing = names_of(CONSUMER) - names_of(bare)
+    assert missing == {
+        "wsqueue_certificate_expiry_timestamp_seconds",
+        "wsqueue_commit_seconds",
+        "wsqueue_topic_messages_per_second",
+        *(metric.name for metric in METRICS if metric.name.startswith("wsqueue_log_")),
+    }
+    assert CONSUMER.log is not None
+    memory = msgspec.structs.replace(CONSUMER, log=msgspec.structs.replace(CONSUMER.log, free_bytes=-1))
+    assert names_of(CONSUMER) - names_of(memory) == {"wsqueue_log_free_bytes"}
+
+
+def test_each_close_code_has_its_reason_and_the_others_one() -> None:
+    codes = {code.value: 1 for code in CloseCode} | {1002: 1, 1009: 1, 3000: 1, 4999: 1}
+    report = Report(
+        id="a", role="consumer", version="", counters={f"refused_{code}": 1 for code in codes} | {"x": 9}
+    )
+    found = samples(report)["wsqueue_hellos_refused_total"]
+    assert found == {
+        **{(code.name.lower(),): 1 for code in CloseCode},
+        ("protocol_error",): 1,
+        ("message_too_big",): 1,
+        ("other",): 2,
+        ("by_peer",): 0,
+        ("tls",): 0,
+    }
+
+
+def test_hostile_topics_stay_within_their_label() -> None:
+    report = msgspec.structs.replace(CONSUMER, top_topics=[TopicStatus(topic, 1.0) for topic in HOSTILE])
+    found = samples(report)
+    assert found["wsqueue_topic_messages_per_second"] == {(topic,): 1 for topic in HOSTILE}
+    assert found["wsqueue_ready"] == {(): 1}
+
+
+def test_topics_that_were_cut_to_the_same_name_are_one() -> None:
+    report = msgspec.structs.replace(
+        CONSUMER, top_topics=[TopicStatus("same", 1.0), TopicStatus("same", 2.5)]
+    )
+    assert samples(report)["wsqueue_topic_messages_per_second"] == {("same",): 3.5}
+
+
+def test_the_registry_of_the_library_knows_nothing_of_it() -> None:
+    exposition(CONSUMER)
+    assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("wsqueue_")]
+
+
+def test_the_process_has_its_metrics() -> None:
+    found = samples(CONSUMER)
+    assert found["process_open_fds"][()] < found["process_max_fds"][()]
+    assert found["process_resident_memory_bytes"][()] > 1_000_000
+    assert found["process_start_time_seconds"][()] > 1_700_000_000
+
+
+def test_the_process_has_its_metrics_where_the_machine_is_hidden(tmp_path: Path) -> None:
+    # As with ProcSubset=pid in systemd/wsqueue-.service.d/node.conf.
+    (tmp_path / "self").symlink_to("/proc/self")
+    hidden = _Process(proc=str(tmp_path), registry=None)
+    seen = _Process(registry=None)
+    names = [metric.name for metric in seen.collect()]
+    assert [metric.name for metric in hidden.collect()] == names
+    assert "process_open_fds" in names
+
+
+def test_every_metric_has_its_sentence() -> None:
+    for report in (CONSUMER, PRODUCER):
+        for family in families(report).values():
+            assert re.fullmatch(r"[A-Z1].*\.", family.documentation), family.name
+            assert len(family.documentation) <= 120
+
+
+def test_the_content_type_is_the_one_that_every_prometheus_reads() -> None:
+    assert CONTENT_TYPE == "text/plain; version=0.0.4; charset=utf-8"
+
+
+def test_promtool_finds_nothing_to_say() -> None:
+    for report in (CONSUMER, PRODUCER):
+        hostile = msgspec.structs.replace(report, top_topics=[TopicStatus(topic, 1.0) for topic in HOSTILE])
+        promtool("check", "metrics", text=exposition(hostile))
+
+
+def test_the_client_does_not_load_it() -> None:
+    code = "import sys, wsqueue; sys.exit('prometheus_client' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+numbers = st.integers(0, 2**53)
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.sampled_from(HOSTILE)
+seconds = st.floats(0, 1e9)
+counters = st.dictionaries(
+    st.sampled_from(
+        [
+            *(f"refused_{code}" for code in (0, 1002, 4401, 4999)),
+            *("refused_by_peer", "tls_refused", "messages_in", "gaps", "lost_full", "batches_refused_full"),
+        ]
+    )
+    | texts,
+    numbers,
+)
+
+
+@st.composite
+def histograms(draw: st.DrawFn) -> HistogramStatus:
+    bounds = sorted(draw(st.sets(st.floats(1e-6, 1e3), max_size=5)))
+    counts = st.lists(st.integers(0, 2**40), min_size=len(bounds) + 1, max_size=len(bounds) + 1)
+    return HistogramStatus(bounds, draw(counts), draw(seconds))
+
+
+def codes(kind: object) -> st.SearchStrategy[str]:
+    return st.sampled_from(get_args(kind))
+
+
+reports = st.builds(
+    Report,
+    id=texts,
+    role=st.sampled_from(["consumer", "producer"]),
+    version=texts,
+    python=texts,
+    uptime_seconds=seconds,
+    not_ready=texts,
+    certificate_ends=st.none() | seconds,
+    loop_lag_seconds=seconds,
+    max_connections=numbers,
+    connections=st.lists(
+        st.builds(
+            Connections,
+            st.sampled_from(["", "publisher", "producer", "subscriber", "monitor"]),
+            codes(ConnectionState),
+            st.sampled_from(["", "v2", "classic"]),
+            numbers,
+        ),
+        max_size=4,
+    ),
+    counters=counters,
+    links=st.lists(
+        st.builds(LinkStatus, texts, codes(LinkState), texts, seconds, texts, numbers, numbers, numbers),
+        max_size=4,
+        unique_by=lambda link: link.address,
+    ),
+    confirm_seconds=st.none() | histograms(),
+    commit_seconds=st.none() | histograms(),
+    top_topics=st.lists(st.builds(TopicStatus, texts, seconds), max_size=4),
+    slow_subscribers=numbers,
+    log=st.none()
+    | st.builds(LogStatus, texts, numbers, numbers, numbers, numbers, seconds, st.integers(-1, 2**53), texts),
+    warnings=st.lists(st.builds(NodeWarning, codes(WarningCode), texts, texts), max_size=3),
+)
+
+
+@given(reports)
+@example(CONSUMER)
+@example(PRODUCER)
+def test_whatever_a_node_reports_can_be_read_back(report: Report) -> None:
+    found = samples(report)
+    for metric in METRICS:
+        if metric.node not in ("both", report.role):
+            assert metric.name not in found
+    for code, name in (("refused_4401", "wrong_answer"), ("tls_refused", "tls")):
+        assert found["wsqueue_hellos_refused_total"][name,] == report.counters.get(code, 0)
+    for times, name in (
+        (report.commit_seconds, "wsqueue_commit_seconds"),
+        (report.confirm_seconds, "wsqueue_confirm_seconds"),
+    ):
+        if buckets := found.get(f"{name}_bucket"):
+            assert times is not None
+            assert list(buckets.values()) == sorted(buckets.values())
+            assert buckets["+Inf",] == found[f"{name}_count"][()] == sum(times.counts)
+    assert set(found["wsqueue_warnings"]) == {(code,) for code in get_args(WarningCode)}
+    topics = {topic.topic for topic in report.top_topics}
+    assert {labels[0] for labels in found.get("wsqueue_topic_messages_per_second", {})} == topics

@@ -1,0 +1,299 @@
+"""Files that TLS can and cannot use, and streams without a network."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import pickle
+import ssl
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import msgspec
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from wsqueue.config.addresses import Address
+from wsqueue.config.model import ConsumerConfig, DemoConfig, Tls
+from wsqueue.errors import ConfigError
+from wsqueue.net.tls import SLICE_BYTES, TlsContexts, TlsStream, explain
+
+from ...support.certificates import Authority
+
+ADDRESS = Address("localhost", 1, tls=True)
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="module")
+def node(authority: Authority) -> Tls:
+    return authority.issue("node")
+
+
+def contexts(tls: Tls) -> TlsContexts:
+    return TlsContexts(ConsumerConfig(listen=["wss://127.0.0.1:1"], tls=tls))
+
+
+cached_contexts = functools.cache(contexts)
+
+
+def encoded(key: rsa.RSAPrivateKey, passphrase: bytes = b"") -> bytes:
+    secrecy = (
+        serialization.BestAvailableEncryption(passphrase) if passphrase else serialization.NoEncryption()
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, secrecy)
+
+
+class TestFiles:
+    @pytest.mark.parametrize("name", ["certificate", "key", "ca"])
+    @pytest.mark.parametrize("what", ["missing", "a directory", "huge"])
+    def test_that_cannot_be_read(self, node: Tls, tmp_path: Path, name: str, what: str) -> None:
+        file = tmp_path / "file"
+        if what == "a directory":
+            file.mkdir()
+        elif what == "huge":
+            with file.open("wb") as stream:
+                stream.truncate(2**21)
+        with pytest.raises(ConfigError) as caught:
+            contexts(msgspec.structs.replace(node, **{name: str(file)}))
+        assert caught.value.file == str(file)
+        assert "the file has more than" in str(caught.value) or "cannot read it: " in str(caught.value)
+
+    @pytest.mark.parametrize("name", ["certificate", "ca"])
+    @pytest.mark.parametrize(
+        ("content", "problem"),
+        [
+            ("", "holds no certificate; expected PEM"),
+            ("\x00\xff", "holds no certificate; expected PEM"),
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "in it is malformed"),
+            ("-----BEGIN CERTIFICATE-----\nA\n-----END CERTIFICATE-----\n", "in it is malformed"),
+            ("-----BEGIN CERTIFICATE-----\nñ\n-----END CERTIFICATE-----\n", "in it is malformed"),
+        ],
+    )
+    def test_without_a_certificate(
+        self, node: Tls, tmp_path: Path, name: str, content: str, problem: str
+    ) -> None:
+        file = tmp_path / "file.pem"
+        file.write_text(content)
+        with pytest.raises(ConfigError, match=problem) as caught:
+            contexts(msgspec.structs.replace(node, **{name: str(file)}))
+        assert caught.value.file == str(file)
+
+    def test_a_key_of_another_certificate(self, authority: Authority, node: Tls) -> None:
+        other = authority.issue("other")
+        with pytest.raises(ConfigError, match=f"it is not the key of {node.certificate}") as caught:
+            contexts(msgspec.structs.replace(node, key=other.key))
+        assert caught.value.file == other.key
+
+    def test_keys_that_cannot_be_used(self, node: Tls, tmp_path: Path) -> None:
+        key = rsa.generate_private_key(65537, 2048)
+        file = tmp_path / "key"
+        for content, problem in (
+            (encoded(key), f"it is not the key of {node.certificate}"),
+            (encoded(key, b"secret"), "the key needs a passphrase; expected one that does not"),
+            (b"", "it holds no private key; expected PEM"),
+            (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", "it holds no private key"),
+        ):
+            file.write_bytes(content)
+            file.chmod(0o600)
+            with pytest.raises(ConfigError, match=problem) as caught:
+                contexts(msgspec.structs.replace(node, key=str(file)))
+            assert caught.value.file == str(file)
+
+    @pytest.mark.parametrize("mode", [0o604, 0o644, 0o777])
+    def test_a_key_that_everybody_may_read(self, authority: Authority, mode: int) -> None:
+        own = authority.issue("open")
+        assert own.key is not None
+        Path(own.key).chmod(mode)
+        with pytest.raises(ConfigError, match="everybody may read the key; expected `chmod o= "):
+            contexts(own)
+
+    def test_that_change_while_they_are_read(
+        self, authority: Authority, node: Tls, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        load = ssl.SSLContext.load_cert_chain
+
+        def load_and_replace(context: ssl.SSLContext, *arguments: object) -> None:
+            load(context, *arguments)  # type: ignore[arg-type]
+            authority.issue("renewed")
+
+        own = authority.issue("renewed")
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", load_and_replace)
+        with pytest.raises(ConfigError, match="it changed while it was read"):
+            contexts(own)
+
+    def test_that_vanish_while_they_are_read(
+        self, authority: Authority, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own = authority.issue("fleeting")
+        assert own.key is not None
+        key, load = own.key, ssl.SSLContext.load_cert_chain
+
+        def remove_and_load(context: ssl.SSLContext, *arguments: object) -> None:
+            os.unlink(key)  # noqa: PTH108 - one call
+            load(context, *arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(ssl.SSLContext, "load_cert_chain", remove_and_load)
+        with pytest.raises(ConfigError, match=r"cannot read it or .*fleeting\.key: No such file"):
+            contexts(own)
+
+    def test_in_one(self, node: Tls, tmp_path: Path) -> None:
+        """A certificate and its key may be in the same file, with other text."""
+        assert node.certificate is not None
+        assert node.key is not None
+        file = tmp_path / "both.pem"
+        file.write_text(f"Ñandú\n{Path(node.key).read_text()}\n{Path(node.certificate).read_text()}")
+        file.chmod(0o600)
+        made = contexts(Tls(certificate=str(file), key=str(file)))
+        assert made.accept().channel_binding == contexts(node).accept().channel_binding
+
+    def test_that_nobody_needs_are_checked_too(self, authority: Authority, tmp_path: Path) -> None:
+        plain = DemoConfig(producers=["a:1/produce"], consumers=["b:1/subscribe"])
+        assert not TlsContexts(plain).accepts
+        for tls in (Tls(ca=str(tmp_path / "none")), Tls(certificate=str(tmp_path / "none"), key="none")):
+            with pytest.raises(ConfigError, match="cannot read it"):
+                TlsContexts(msgspec.structs.replace(plain, tls=tls))
+
+    @pytest.mark.parametrize(
+        ("days", "warning"), [(-1, "has expired on"), (0.5, "expires on"), (29, "expires on"), (31, "")]
+    )
+    def test_that_expire(self, tmp_path: Path, days: float, warning: str) -> None:
+        own = Authority(tmp_path).issue("node", days=days)
+        warnings = contexts(own).warnings(datetime.now(UTC))
+        if warning:
+            end = f"{datetime.now(UTC) + timedelta(days=days):%Y-%m-%d}"
+            assert warnings == [f"{own.certificate}: a certificate in it {warning} {end}"]
+        else:
+            assert warnings == []
+
+    @pytest.mark.parametrize("days", [-300, 10, 366 * 40])
+    def test_authorities_that_expire(self, tmp_path: Path, days: int) -> None:
+        """From 2050 on, a date has another form."""
+        authority = Authority(tmp_path, days=days)
+        warnings = contexts(authority.trusting()).warnings(datetime.now(UTC))
+        assert [warning.partition(": ")[0] for warning in warnings] == [str(authority.file)] * (days < 30)
+
+    def test_can_be_read_again_by_another_process(self, node: Tls) -> None:
+        again = pickle.loads(pickle.dumps(contexts(node)))  # noqa: S301 - our own
+        assert again.accept().channel_binding == contexts(node).accept().channel_binding
+
+
+class TestStreams:
+    def test_what_is_sent_arrives(self, node: Tls) -> None:
+        acceptor, initiator = pair(node)
+        assert acceptor.established
+        assert initiator.established
+        for one, other in ((acceptor, initiator), (initiator, acceptor)):
+            for size in (1, SLICE_BYTES, SLICE_BYTES + 1, 1_000_000):
+                data = os.urandom(size)
+                assert other.receive(one.send(data)) == data
+            assert one.send(b"") == b""
+
+    def test_both_ends_know_the_certificate(self, node: Tls) -> None:
+        assert node.certificate is not None
+        acceptor, initiator = pair(node)
+        der = ssl.PEM_cert_to_DER_cert(Path(node.certificate).read_text())
+        assert acceptor.channel_binding == initiator.channel_binding == hashlib.sha256(der).digest()
+
+    def test_what_is_sent_before_the_handshake_waits_for_it(self, node: Tls) -> None:
+        made = contexts(node)
+        acceptor, initiator = made.accept(), made.connect(ADDRESS)
+        assert initiator is not None
+        assert initiator.send(b"early") == b""
+        assert initiator.channel_binding == b""
+        assert shake_hands(acceptor, initiator) == b"early"
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+    @given(st.lists(st.integers(1, 2000), max_size=20), st.lists(st.integers(0, 40_000), max_size=5))
+    def test_cut_anywhere(self, node: Tls, cuts: list[int], sizes: list[int]) -> None:
+        acceptor, initiator = pair(node)
+        data = [os.urandom(size) for size in sizes]
+        stream = b"".join(map(initiator.send, data)) + initiator.end()
+        received = b""
+        for cut in cuts:
+            received += acceptor.receive(stream[:cut])
+            stream = stream[cut:]
+        assert not acceptor.ended or not stream
+        assert received + acceptor.receive(stream) == b"".join(data)
+        assert acceptor.ended
+        assert not acceptor.problem
+
+    def test_the_end_of_one_direction_is_not_that_of_the_other(self, node: Tls) -> None:
+        acceptor, initiator = pair(node)
+        end = acceptor.end()
+        assert acceptor.receive(initiator.send(b"still there")) == b"still there"
+        assert acceptor.send(b"too late") == acceptor.end() == b""
+        assert initiator.receive(end) == b""
+        assert (acceptor.ended, initiator.ended) == (False, True)
+        acceptor.receive(initiator.end())
+        assert (acceptor.ended, initiator.ended) == (True, True)
+        assert acceptor.receive(b"whatever") == b""
+
+    def test_a_record_that_was_changed(self, node: Tls) -> None:
+        acceptor, initiator = pair(node)
+        whole, changed = initiator.send(b"whole"), bytearray(initiator.send(b"changed"))
+        changed[-1] ^= 1
+        assert acceptor.receive(whole + changed) == b"whole"
+        assert acceptor.problem == "TLS failed: decryption failed or bad record mac"
+        assert acceptor.send(b"more") == b""
+        initiator.receive(acceptor.data_to_send())
+        assert initiator.problem == "it refuses this end: bad record mac"
+
+    def test_http(self, node: Tls) -> None:
+        acceptor = contexts(node).accept()
+        assert acceptor.receive(b"GET / HTTP/1.1\r\n\r\n") == b""
+        assert acceptor.problem == "it speaks HTTP without TLS: expected wss://"
+        assert acceptor.data_to_send().startswith(b"HTTP/1.1 400 TLS is spoken here: expected wss://\r\n")
+        assert acceptor.data_to_send() == b""
+
+    @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @given(st.binary(min_size=6, max_size=40_000), st.booleans())
+    def test_garbage(self, node: Tls, garbage: bytes, like_tls: bool) -> None:
+        acceptor = cached_contexts(node).accept()
+        header = b"\x16\x03\x01" + len(garbage[:16_000]).to_bytes(2)
+        assert acceptor.receive(header + garbage if like_tls else garbage) == b""
+        assert not acceptor.established
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        ("WRONG_VERSION_NUMBER", "it speaks no TLS: expected an address without wss://, or one that does"),
+        ("TLSV1_ALERT_UNKNOWN_CA", "it refuses this end: unknown ca"),
+        (
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "it wants a certificate: expected [tls] certificate and key here",
+        ),
+        ("NO_SHARED_CIPHER", "TLS failed: no shared cipher"),
+    ],
+)
+def test_reasons(reason: str, sentence: str) -> None:
+    error = ssl.SSLError()
+    error.reason = reason
+    assert explain(error) == sentence
+
+
+def pair(tls: Tls) -> tuple[TlsStream, TlsStream]:
+    made = cached_contexts(tls)
+    acceptor, initiator = made.accept(), made.connect(ADDRESS)
+    assert initiator is not None
+    shake_hands(acceptor, initiator)
+    return acceptor, initiator
+
+
+def shake_hands(acceptor: TlsStream, initiator: TlsStream) -> bytes:
+    """Pass on what both ends say until they are silent, and return what the acceptor received."""
+    received = b""
+    while data := initiator.data_to_send():
+        received += acceptor.receive(data)
+        initiator.receive(acceptor.data_to_send())
+    assert not acceptor.problem
+    assert not initiator.problem
+    return received

@@ -1,0 +1,637 @@
+"""A subscriber's way through the log of a topic, over a connection that the test plays."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.errors import CloseCode, WsqueueError
+from wsqueue.log import memory
+from wsqueue.log.memory import Batch, Outcome
+from wsqueue.log.records import Record, TopicState
+from wsqueue.log.sqlite import State
+from wsqueue.nodes import reader
+from wsqueue.nodes.reader import Reader
+from wsqueue.protocol import v2
+from wsqueue.protocol.framing import frame_texts
+from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
+
+from ...support.fake_connection import FakeConnection
+from ...support.session_pair import few
+from ..log.test_memory import Archived, FakeArchive, Logs
+
+anyio = pytest.mark.anyio
+
+
+class Subscriber:
+    """Read a topic of some logs."""
+
+    def __init__(self, logs: Logs, packet: Subscribe, connection: FakeConnection | None = None) -> None:
+        self.logs = logs
+        self.topic = packet.topic
+        self.connection = connection or FakeConnection()
+        self.counters: Counter[str] = Counter()
+        self.behind: set[Reader] = set()
+        self.reader = Reader(
+            self.connection,
+            logs.retention,
+            packet,
+            self.counters,
+            behind=self.behind,
+            turn=asyncio.Lock(),
+        )
+        self.reader.catch_up()
+
+    def publish(self, *data: str, publisher: str = "", number: int = 0) -> bool:
+        """Publish a batch as a consumer would, and return whether the reader was sent it."""
+        outcomes = self.logs.append(Batch(self.topic, list(data), publisher, number))
+        return self.deliver(outcomes)
+
+    def deliver(self, outcomes: list[Outcome]) -> bool:
+        """Hand the reader what is stored."""
+        records = [
+            one.record for one in outcomes if one.record is not None and one.record.topic == self.topic
+        ]
+        frames = frame_texts([record.packet for record in records], masked=False)
+        return self.reader.take(records[0].offset, records[-1].end, frames)
+
+    def took(self) -> list[Packet]:
+        """Return what has been sent since the last time."""
+        return self.connection.take()
+
+    def writable(self) -> None:
+        """Let the connection have room again."""
+        self.connection.is_congested = False
+        self.connection.room = None
+        self.reader.catch_up()
+
+
+def subscribed(logs: Logs, offset: int, end: int, topic: str = "news") -> Subscribed:
+    return Subscribed(topic, logs.retention.id, offset, end)
+
+
+def deliver(offset: int, *data: str) -> Deliver:
+    return Deliver("news", offset, "", 0, list(data))
+
+
+def published(*batches: str, **limits: int) -> Logs:
+    """Return logs with batches of one-letter messages."""
+    logs = Logs(**limits)
+    for letters in batches:
+        logs.publish("news", *letters)
+    return logs
+
+
+class TestStart:
+    """Where a subscription begins."""
+
+    def test_at_what_comes_now(self) -> None:
+        logs = published("abc", "d")
+        subscriber = Subscriber(logs, Subscribe("news"))
+        assert subscriber.took() == [subscribed(logs, 4, 4)]
+        assert subscriber.publish("e", "f")
+        assert subscriber.took() == [deliver(4, "e", "f")]
+
+    def test_at_the_earliest_message_that_is_kept(self) -> None:
+        logs = published("abc", "d", "ef", max_messages_per_topic=3)
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+        assert subscriber.took() == [subscribed(logs, 3, 6), deliver(3, "d"), deliver(4, "e", "f")]
+        assert subscriber.counters == {"deliveries": 3}
+
+    def test_in_a_topic_that_nobody_has_used(self) -> None:
+        for start in ("latest", "earliest"):
+            logs = Logs()
+            subscriber = Subscriber(logs, Subscribe("news", start))
+            assert subscriber.took() == [subscribed(logs, 0, 0)]
+            assert subscriber.publish("a")
+            assert subscriber.took() == [deliver(0, "a")]
+
+    @pytest.mark.parametrize("with_id", [True, False])
+    @pytest.mark.parametrize(
+        ("offset", "rest"),
+        [
+            (0, [deliver(0, "a", "b", "c"), deliver(3, "d")]),
+            (1, [deliver(1, "b", "c"), deliver(3, "d")]),
+            (2, [deliver(2, "c"), deliver(3, "d")]),
+            (3, [deliver(3, "d")]),
+            (4, []),
+        ],
+    )
+    def test_at_an_offset_even_in_the_middle_of_a_batch(
+        self, with_id: bool, offset: int, rest: list[Packet]
+    ) -> None:
+        logs = published("abc", "d")
+        log_id = logs.retention.id if with_id else None
+        subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
+        assert subscriber.took() == [subscribed(logs, offset, 4), *rest]
+        assert subscriber.publish("e")
+        assert subscriber.took() == [deliver(4, "e")]
+        assert subscriber.counters["gaps"] == 0
+
+    def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
+        logs = Logs()
+        logs.append(Batch("news", ["a", "b"], "p", 7))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", None, 1))
+        assert subscriber.took()[1:] == [Deliver("news", 1, "p", 7, ["b"])]
+
+    @pytest.mark.parametrize("with_id", [True, False])
+    @pytest.mark.parametrize(("offset", "missed"), [(0, 4), (1, 3), (3, 1)])
+    def test_at_an_offset_whose_message_is_gone(self, with_id: bool, offset: int, missed: int) -> None:
+        logs = published("abc", "d", "ef", max_messages_per_topic=2)
+        log_id = logs.retention.id if with_id else None
+        subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
+        assert subscriber.took() == [
+            subscribed(logs, offset, 6),
+            Gap("news", 4, missed),
+            deliver(4, "e", "f"),
+        ]
+        assert subscriber.counters == {"gaps": 1, "deliveries": 2}
+
+    def test_at_an_offset_when_all_is_gone(self) -> None:
+        logs = published("abc")
+        logs.clock.now += 4000
+        logs.retention.trim()
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        assert subscriber.took() == [subscribed(logs, 1, 3), Gap("news", 3, 2)]
+        assert subscriber.publish("d")
+        assert subscriber.took() == [deliver(3, "d")]
+
+    @pytest.mark.parametrize("offset", [0, 2, 4, 5, 1000])
+    def test_at_an_offset_of_another_log(self, offset: int) -> None:
+        """What it has seen there nobody knows, so it gets all there is."""
+        logs = published("abc", "d", "ef", max_messages_per_topic=3)
+        subscriber = Subscriber(logs, Subscribe("news", "offset", "another", offset))
+        assert subscriber.took() == [
+            subscribed(logs, 3, 6),
+            Gap("news", 3, None),
+            deliver(3, "d"),
+            deliver(4, "e", "f"),
+        ]
+
+    def test_beyond_the_end_of_the_log(self) -> None:
+        """E.g. since a consumer has lost what it had not yet written."""
+        logs = published("abc", "d")
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 5))
+        assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]
+        assert subscriber.publish("e")
+        assert subscriber.took() == [deliver(4, "e")]
+
+    def test_beyond_the_end_of_a_log_that_is_not_named(self) -> None:
+        logs = published("abc")
+        subscriber = Subscriber(logs, Subscribe("news", "offset", None, 4))
+        assert subscriber.took() == [subscribed(logs, 0, 3), Gap("news", 0, None), deliver(0, "a", "b", "c")]
+
+    def test_before_what_is_known_of_a_topic_that_was_forgotten(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 1)
+        logs = published("abc")
+        logs.clock.now += 4000
+        logs.retention.trim()
+        logs.retention.topic("other")
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        assert subscriber.took() == [subscribed(logs, 3, 3), Gap("news", 3, None)]
+
+    @anyio
+    @pytest.mark.parametrize(
+        ("seconds", "offset", "rest"),
+        [
+            (0.0, 0, [deliver(0, "a", "b"), deliver(2, "c")]),
+            (1000.0, 0, [deliver(0, "a", "b"), deliver(2, "c")]),
+            (1000.5, 2, [deliver(2, "c")]),
+            (1001.5, 3, []),
+        ],
+    )
+    async def test_at_a_time(self, seconds: float, offset: int, rest: list[Packet]) -> None:
+        logs = published("ab")
+        logs.clock.now += 1
+        logs.publish("news", "c")
+        subscriber = Subscriber(logs, Subscribe("news", "time", time=seconds))
+        assert subscriber.took() == []
+        await asyncio.sleep(0)
+        assert subscriber.took() == [subscribed(logs, offset, 3), *rest]
+        assert subscriber.publish("d")
+        assert subscriber.took() == [deliver(3, "d")]
+
+    @anyio
+    async def test_what_comes_while_a_time_is_looked_up(self) -> None:
+        logs = published("a")
+        subscriber = Subscriber(logs, Subscribe("news", "time", time=0))
+        assert not subscriber.publish("b")
+        await asyncio.sleep(0)
+        assert subscriber.took() == [subscribed(logs, 0, 2), deliver(0, "a"), deliver(1, "b")]
+
+
+class TestFallingBehind:
+    """A subscriber that is slow reads the log, as fast as it can."""
+
+    def test_it_is_sent_nothing_while_it_is_congested(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        assert not subscriber.publish("a")
+        assert not subscriber.publish("b")
+        assert subscriber.took() == []
+        assert subscriber.counters == {"fell_behind": 1}
+        subscriber.writable()
+        assert subscriber.took() == [deliver(0, "a"), deliver(1, "b")]
+        assert subscriber.publish("c")
+        assert subscriber.took() == [deliver(2, "c")]
+        assert subscriber.counters == {"fell_behind": 1, "deliveries": 2}
+
+    def test_it_is_among_those_behind_until_it_has_caught_up(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.publish("a", "b")
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+        subscriber.connection.is_congested = True
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+        subscriber.publish("c", "d")
+        subscriber.publish("e")
+        assert (subscriber.behind, subscriber.reader.missing) == ({subscriber.reader}, 3)
+        subscriber.connection.is_congested = False
+        subscriber.connection.room = 1
+        subscriber.reader.catch_up()
+        # What is sent counts no more, though it may still be on its way.
+        assert (subscriber.behind, subscriber.reader.missing) == ({subscriber.reader}, 0)
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
+    def test_what_the_log_has_dropped_is_missing_too_until_it_is_told(self) -> None:
+        logs = Logs(max_messages_per_topic=2)
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.connection.is_congested = True
+        for number in range(5):
+            subscriber.publish(str(number))
+        assert subscriber.reader.missing == 5
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
+    def test_it_is_not_behind_any_more_when_it_is_gone(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.connection.is_congested = True
+        subscriber.publish("a")
+        assert subscriber.behind == {subscriber.reader}
+        subscriber.reader.stop()
+        assert subscriber.behind == set()
+
+    def test_who_begins_in_the_past_is_not_behind(self) -> None:
+        logs = published("abc", "d")
+        connection = FakeConnection()
+        connection.is_congested = True
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        subscriber.publish("e")
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 5)
+        subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
+
+    def test_it_misses_what_the_log_has_dropped_by_then(self) -> None:
+        logs = Logs(max_messages_per_topic=2)
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.publish("0")
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        for number in range(1, 6):
+            subscriber.publish(str(number))
+        subscriber.writable()
+        assert subscriber.took() == [Gap("news", 4, 3), deliver(4, "4"), deliver(5, "5")]
+        assert subscriber.counters["gaps"] == 1
+
+    @pytest.mark.parametrize(
+        "start", [Subscribe("news", "earliest"), Subscribe("news", "offset", "another", 0)]
+    )
+    def test_it_has_a_right_to_all_that_comes_after_the_beginning(self, start: Subscribe) -> None:
+        """Though it could not say that it has missed what had gone before."""
+        logs = published("a", max_messages_per_topic=2)
+        subscriber = Subscriber(logs, start)
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        for number in range(4):
+            subscriber.publish(str(number))
+        subscriber.writable()
+        assert subscriber.took() == [Gap("news", 3, 2), deliver(3, "2"), deliver(4, "3")]
+
+    def test_it_misses_everything(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        subscriber.publish("a", "b")
+        logs.clock.now += 4000
+        logs.retention.trim()
+        subscriber.writable()
+        assert subscriber.took() == [Gap("news", 2, 2)]
+        assert subscriber.publish("c")
+        assert subscriber.took() == [deliver(2, "c")]
+
+    def test_it_reads_no_more_at_a_time_than_it_takes(self) -> None:
+        logs = Logs()
+        for _ in range(10):
+            logs.publish("news", "x" * reader.CHUNK_BYTES)
+        connection = FakeConnection()
+        connection.room = reader.CHUNK_BYTES
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        assert [type(packet) for packet in subscriber.took()] == [Subscribed, Deliver]
+        for _ in range(4):
+            connection.room = reader.CHUNK_BYTES + 100
+            subscriber.reader.catch_up()
+            assert len(subscriber.took()) == 2
+        assert not subscriber.publish("late")
+        subscriber.writable()
+        assert [packet.offset for packet in subscriber.took() if isinstance(packet, Deliver)] == [9, 10]
+        assert subscriber.counters["fell_behind"] == 0
+
+    def test_its_topic_is_not_forgotten_while_nothing_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Else what comes next would be elsewhere, and look like a gap."""
+        monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 2)
+        logs = published("abc")
+        one, two = Subscriber(logs, Subscribe("news")), Subscriber(logs, Subscribe("news"))
+        one.reader.stop()
+        two.took()
+        logs.publish("other", *"x" * 10)
+        logs.clock.now += 4000
+        logs.retention.trim()
+        for number in range(10):
+            logs.retention.topic(str(number))
+        assert two.publish("d")
+        assert two.took() == [deliver(3, "d")]
+        two.reader.stop()
+        logs.clock.now += 4000
+        logs.retention.trim()
+        for number in range(10):
+            logs.retention.topic(str(number))
+        assert logs.retention.topic("news").start == 10
+
+    def test_very_much_at_once_is_read_from_the_log(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.took()
+        assert not subscriber.publish("x" * reader.MAX_FRAMES_BYTES)
+        assert [type(packet) for packet in subscriber.took()] == [Deliver]
+        assert subscriber.publish("next")
+        assert subscriber.took() == [deliver(1, "next")]
+
+    def test_a_connection_that_ends_is_sent_nothing(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.took()
+        subscriber.connection.fail(CloseCode.TRY_AGAIN_LATER)
+        assert not subscriber.publish("a")
+        subscriber.reader.catch_up()
+        assert subscriber.took() == []
+
+    def test_one_that_was_stopped_is_sent_nothing(self) -> None:
+        logs = Logs()
+        subscriber = Subscriber(logs, Subscribe("news"))
+        subscriber.took()
+        subscriber.reader.stop()
+        assert not subscriber.publish("a")
+        assert subscriber.took() == []
+
+    @few
+    @given(
+        st.lists(
+            st.one_of(
+                st.integers(1, 3).map(lambda count: ("publish", count)),
+                st.booleans().map(lambda congested: ("congested", int(congested))),
+                st.integers(0, 1500).map(lambda room: ("room", room)),
+                st.just(("age", 0)),
+            ),
+            max_size=40,
+        ),
+        st.sampled_from(
+            [Subscribe("news"), Subscribe("news", "earliest"), Subscribe("news", "offset", None, 0)]
+        ),
+    )
+    def test_any_history(self, history: list[tuple[str, int]], packet: Subscribe) -> None:
+        """Every message comes once and in order, or is in a gap."""
+        logs = published("abc", "d", max_messages_per_topic=5, max_age_seconds=10)
+        subscriber = Subscriber(logs, packet)
+        taken: list[Packet] = []
+        for what, value in history:
+            if what == "publish":
+                subscriber.publish(*["x"] * value)
+            elif what == "congested":
+                subscriber.connection.is_congested = bool(value)
+                subscriber.reader.catch_up()
+            elif what == "room":
+                subscriber.connection.room = value
+                subscriber.reader.catch_up()
+            else:
+                logs.clock.now += 6
+                logs.retention.trim()
+            taken += subscriber.took()
+        subscriber.writable()
+        first, *rest = [*taken, *subscriber.took()]
+        assert isinstance(first, Subscribed)
+        offset, gaps = first.offset, 0
+        for one in rest:
+            if isinstance(one, Gap):
+                assert one.missed == one.offset - offset
+                offset, gaps = one.offset, gaps + 1
+            else:
+                assert isinstance(one, Deliver)
+                assert one.offset == offset
+                offset += len(one.data)
+        assert offset == logs.retention.topic("news").next
+        assert gaps == subscriber.counters["gaps"]
+        assert subscriber.publish("last")
+
+
+class ReadableArchive(FakeArchive):
+    """A fake archive that can be read, and trimmed, while the test does something else."""
+
+    meanwhile = staticmethod(lambda: None)
+    broken = False
+
+    async def read(self, topic: str, offset: int, max_bytes: int) -> list[Record]:
+        found = [record for record in self.stored if record.topic == topic and record.end > offset]
+        await asyncio.sleep(0)
+        self.meanwhile()
+        if self.broken:
+            raise WsqueueError("the archive cannot be read")
+        return found[: max(1, max_bytes // 1000)]
+
+    async def offset_at(self, topic: str, time: float) -> int:
+        await asyncio.sleep(0)
+        self.meanwhile()
+        if self.broken:
+            raise WsqueueError("the archive cannot be read")
+        later = (record.offset for record in self.stored if record.topic == topic and record.time >= time)
+        return next(later, self.stored[-1].end)
+
+
+async def turns() -> None:
+    """Let everything happen that is due."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+@anyio
+class TestArchive:
+    """What is not in memory is read from the archive."""
+
+    archive: ReadableArchive
+
+    @pytest.fixture(autouse=True)
+    def fake(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(memory, "Archive", ReadableArchive)
+        monkeypatch.setattr(memory, "CACHE_BYTES", 0)
+        return iter([None])
+
+    async def logs(self, *batches: str) -> Archived:
+        logs = await Archived.opened()
+        assert isinstance(logs.archive, ReadableArchive)
+        self.archive = logs.archive
+        for letters in batches:
+            logs.append(Batch("news", list(letters)))
+            logs.archive.commit()
+        assert logs.kept("news") == []
+        return logs
+
+    def publish(self, subscriber: Subscriber, *data: str) -> bool:
+        known = len(subscriber.logs.outcomes)
+        subscriber.logs.append(Batch("news", list(data)))
+        self.archive.commit()
+        return subscriber.deliver(subscriber.logs.outcomes[known:])
+
+    async def test_from_the_earliest(self) -> None:
+        logs = await self.logs("abc", "d")
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+        assert subscriber.took() == [subscribed(logs, 0, 4)]
+        await turns()
+        assert subscriber.took() == [deliver(0, "a", "b", "c"), deliver(3, "d")]
+        assert self.publish(subscriber, "e")
+        assert subscriber.took() == [deliver(4, "e")]
+
+    async def test_from_an_offset_whose_message_the_archive_has_dropped(self) -> None:
+        logs = await self.logs("abc", "d", "ef")
+        del self.archive.stored[:2]
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 4, 3), deliver(4, "e", "f")]
+
+    async def test_from_the_earliest_when_the_archive_has_dropped_it(self) -> None:
+        """Nobody has missed anything, but where it begins must be known, for it may be the end."""
+        for dropped, rest in ((2, [deliver(4, "e", "f")]), (3, [])):
+            logs = await self.logs("abc", "d", "ef")
+            del self.archive.stored[:dropped]
+            subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+            await turns()
+            begun = subscribed(logs, 6 if dropped == 3 else 4, 6)
+            assert subscriber.took() == [subscribed(logs, 0, 6), begun, *rest]
+            assert subscriber.counters["gaps"] == 0
+
+    async def test_from_a_time(self) -> None:
+        logs = await self.logs("abc")
+        logs.clock.now += 10
+        logs.append(Batch("news", ["d"]))
+        self.archive.commit()
+        subscriber = Subscriber(logs, Subscribe("news", "time", time=logs.clock.now))
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 3, 4), deliver(3, "d")]
+
+    @pytest.mark.parametrize("start", ["earliest", "offset"])
+    async def test_what_is_committed_during_a_read_is_not_missed(self, start: str) -> None:
+        """Not even when that read has found nothing, since all has been dropped before."""
+        logs = await self.logs("abc")
+        self.archive.stored.clear()
+        packet = (
+            Subscribe("news", "earliest") if start == "earliest" else Subscribe("news", "offset", None, 1)
+        )
+        subscriber = Subscriber(logs, packet)
+
+        def commit() -> None:
+            if len(logs.outcomes) == 1:
+                assert not self.publish(subscriber, "d")
+
+        self.archive.meanwhile = commit
+        await turns()
+        first, second, *rest = subscriber.took()
+        assert isinstance(first, Subscribed)
+        assert second == (subscribed(logs, 3, 4) if start == "earliest" else Gap("news", 3, 2))
+        assert rest == [deliver(3, "d")]
+
+    async def test_what_the_archive_knows_before_it_has_been_told(self) -> None:
+        """Its reader may find what its writer has committed and not yet told of."""
+        logs = await self.logs("ab")
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+        logs.append(Batch("news", ["c"]), Batch("news", ["d"]))
+        self.archive.stored += self.archive.queue
+        await turns()
+        assert subscriber.took() == [
+            subscribed(logs, 0, 2),
+            deliver(0, "a", "b"),
+            deliver(2, "c"),
+            deliver(3, "d"),
+        ]
+        del self.archive.stored[1:]
+        known = len(logs.outcomes)
+        self.archive.commit(1)
+        assert not subscriber.deliver(logs.outcomes[known:])
+        known = len(logs.outcomes)
+        self.archive.commit()
+        assert not subscriber.deliver(logs.outcomes[known:])
+        await turns()
+        assert subscriber.took() == []
+        assert self.publish(subscriber, "e")
+        assert subscriber.took() == [deliver(4, "e")]
+
+    @pytest.mark.parametrize("packet", [Subscribe("news", "earliest"), Subscribe("news", "time", time=0)])
+    async def test_an_archive_that_cannot_be_read(
+        self, packet: Subscribe, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        logs = await self.logs("abc")
+        self.archive.broken = True
+        subscriber = Subscriber(logs, packet)
+        await turns()
+        assert subscriber.connection.failed is CloseCode.INTERNAL_ERROR
+        assert not any(isinstance(one, Deliver | Gap) for one in subscriber.took())
+        assert len(caplog.records) == 1
+        assert caplog.records[0].message.startswith("archive unreadable")
+
+    async def test_one_that_is_stopped_while_it_reads(self) -> None:
+        logs = await self.logs("abc")
+        for packet in (Subscribe("news", "earliest"), Subscribe("news", "time", time=0)):
+            subscriber = Subscriber(logs, packet)
+            await asyncio.sleep(0)
+            subscriber.reader.stop()
+            await turns()
+            assert not any(isinstance(one, Deliver) for one in subscriber.took())
+
+    async def test_one_that_is_congested_reads_no_further(self) -> None:
+        logs = await self.logs(*("x" * 1000 for _ in range(5)))
+        connection = FakeConnection()
+        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        connection.room = 1
+        await turns()
+        # One read, which is what there is; and then it has to take that.
+        assert len([one for one in subscriber.took() if isinstance(one, Deliver)]) == 5
+        assert not self.publish(subscriber, "late")
+        await turns()
+        assert subscriber.took() == []
+        subscriber.writable()
+        await turns()
+        assert [one.offset for one in subscriber.took() if isinstance(one, Deliver)] == [5000]
+
+    async def test_it_goes_on_after_a_restart(self) -> None:
+        state = State(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})
+        logs = await Archived.opened(state)
+        subscriber = Subscriber(logs, Subscribe("news", "offset", "0123456789abcdef", 4))
+        assert subscriber.took() == [subscribed(logs, 4, 4)]
+        subscriber = Subscriber(logs, Subscribe("news", "offset", "0123456789abcdef", 5))
+        assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]
+
+
+def test_the_rest_of_a_batch_is_a_packet_like_any_other() -> None:
+    logs = published("abcd")
+    subscriber = Subscriber(logs, Subscribe("news", "offset", None, 3))
+    (_, rest) = subscriber.took()
+    assert v2.decode(v2.encode(rest)) == deliver(3, "d")

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.nodes.topics import Topics
+
+from ...support.session_pair import few
+
+
+def test_subscribers_come_in_the_order_in_which_they_subscribed() -> None:
+    topics: Topics[str] = Topics()
+    for subscriber in ("c", "a", "b"):
+        topics.subscribe("news", subscriber)
+    assert topics.subscribers("news") == ["c", "a", "b"]
+
+
+def test_topics_are_separate_and_exact() -> None:
+    topics: Topics[str] = Topics()
+    topics.subscribe("news", "a")
+    topics.subscribe("News", "b")
+    topics.subscribe("", "c")
+    assert topics.subscribers("news") == ["a"]
+    assert topics.subscribers("News") == ["b"]
+    assert topics.subscribers("") == ["c"]
+    assert topics.subscribers("new") == []
+    assert len(topics) == 3
+
+
+def test_subscribing_again_changes_nothing() -> None:
+    topics: Topics[str] = Topics()
+    for subscriber in ("a", "b", "a"):
+        topics.subscribe("news", subscriber)
+    assert topics.subscribers("news") == ["a", "b"]
+    topics.unsubscribe("news", "a")
+    assert topics.subscribers("news") == ["b"]
+
+
+def test_unsubscribing_whom_nobody_knows_changes_nothing() -> None:
+    topics: Topics[str] = Topics()
+    topics.unsubscribe("news", "a")
+    topics.subscribe("news", "a")
+    topics.unsubscribe("news", "b")
+    topics.unsubscribe("sport", "a")
+    assert topics.subscribers("news") == ["a"]
+    assert len(topics) == 1
+
+
+def test_a_topic_without_subscribers_is_forgotten() -> None:
+    topics: Topics[int] = Topics()
+    for number in range(100):
+        topics.subscribe(f"topic{number}", 1)
+        topics.subscribers("nobody's")
+        topics.unsubscribe(f"topic{number}", 1)
+    assert len(topics) == 0
+
+
+def test_a_list_stays_as_it_is_while_subscribers_leave() -> None:
+    topics: Topics[int] = Topics()
+    for number in range(5):
+        topics.subscribe("news", number)
+    seen = []
+    for number in topics.subscribers("news"):
+        topics.unsubscribe("news", number)
+        topics.subscribe("news", number + 100)
+        seen.append(number)
+    assert seen == [0, 1, 2, 3, 4]
+    assert topics.subscribers("news") == [100, 101, 102, 103, 104]
+
+
+@few
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from("xyz"), st.integers(0, 3)), max_size=40))
+def test_any_history_as_a_plain_list_has_it(history: list[tuple[bool, str, int]]) -> None:
+    topics: Topics[int] = Topics()
+    plain: list[tuple[str, int]] = []
+    for joins, topic, subscriber in history:
+        if joins:
+            topics.subscribe(topic, subscriber)
+            if (topic, subscriber) not in plain:
+                plain.append((topic, subscriber))
+        else:
+            topics.unsubscribe(topic, subscriber)
+            if (topic, subscriber) in plain:
+                plain.remove((topic, subscriber))
+        for one in "xyz":
+            assert topics.subscribers(one) == [who for name, who in plain if name == one]
+        assert len(topics) == len({name for name, _ in plain})

@@ -1,0 +1,1103 @@
+"""The fast lane against the library: whatever comes, and however it is cut, the same comes out."""
+
+from __future__ import annotations
+
+import itertools
+import secrets
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, SupportsIndex
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol
+from websockets.utils import accept_key, apply_mask
+
+from wsqueue.errors import CloseCode, Closed
+from wsqueue.protocol import framing as framing_module
+from wsqueue.protocol.framing import (
+    MAX_RUN,
+    ClientFraming,
+    Framing,
+    HttpAnswer,
+    Opened,
+    Ponged,
+    ServerFraming,
+    cut_texts,
+    frame_texts,
+)
+from wsqueue.protocol.hello import Role
+from wsqueue.protocol.session import Event, Received
+from wsqueue.protocol.v2 import SUBPROTOCOL
+
+from ...support.oracle import (
+    HOST,
+    OPENED,
+    PATH,
+    PORT,
+    Flat,
+    Library,
+    LibrarySession,
+    key_of,
+    state,
+    written,
+)
+from ...support.session_pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message
+
+both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+uncovered = pytest.mark.usefixtures("uncovered")
+masking = pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+
+REQUEST = (
+    f"GET {PATH} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+).encode()
+RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+
+TEXT, TEXT_FIRST, CONT, CONT_LAST = 0x81, 0x01, 0x00, 0x80
+BINARY, BINARY_FIRST, CLOSE, PING, PONG = 0x82, 0x02, 0x88, 0x89, 0x8A
+LIMIT = 300
+
+
+class Raw(NamedTuple):
+    """A frame, right or wrong.
+
+    Attributes:
+        payload: Before it is masked.
+        first: The first byte: FIN bit, reserved bits and opcode.
+        form: In how many bytes the length follows the second byte: 0, 2 or 8, or None for the fewest.
+        wrong: Mask it when it must not be masked, and the other way round.
+        key: To mask with.
+        declared: The length that the header gives instead of the true one.
+    """
+
+    payload: bytes = b""
+    first: int = TEXT
+    form: int | None = None
+    wrong: bool = False
+    key: bytes = b"\x9a\x01\xf3\x55"
+    declared: int | None = None
+
+    def render(self, *, masked: bool) -> bytes:
+        masked ^= self.wrong
+        length = len(self.payload) if self.declared is None else self.declared
+        form = self.form
+        if form is None or (form == 0 and length > 125) or (form == 2 and length > 65_535):
+            form = 0 if length < 126 else 2 if length < 65_536 else 8
+        code = {0: length, 2: 126, 8: 127}[form]
+        header = bytes([self.first, 0x80 * masked | code]) + length.to_bytes(8)[8 - form :]
+        return header + (self.key + apply_mask(self.payload, self.key) if masked else self.payload)
+
+
+class Run(NamedTuple):
+    """Plain frames of one size that all differ."""
+
+    times: int
+    size: int
+    form: int | None = None
+
+    def frames(self) -> Iterator[Raw]:
+        for index in range(self.times):
+            number = index.to_bytes(2)
+            payload = (number[::-1] * (self.size // 2 + 1))[: self.size]
+            yield Raw(payload, form=self.form, key=bytes([index % 251, 7, index // 251, 0x81]))
+
+
+Chunk = Raw | Run | bytes
+
+
+def render(chunks: Sequence[Chunk], *, masked: bool) -> list[bytes]:
+    """Return the frames of a stream one by one."""
+    frames: list[bytes] = []
+    for chunk in chunks:
+        if isinstance(chunk, Run):
+            frames += [frame.render(masked=masked) for frame in chunk.frames()]
+        else:
+            frames.append(chunk if isinstance(chunk, bytes) else chunk.render(masked=masked))
+    return frames
+
+
+class Every(NamedTuple):
+    """Cut a stream in pieces of some bytes."""
+
+    size: int
+
+
+class Inside(NamedTuple):
+    """Cut every frame some bytes behind its beginning."""
+
+    offset: int
+
+
+class At(NamedTuple):
+    """Cut a stream at these places, or modulo its length."""
+
+    places: list[int]
+
+
+Cut = Every | Inside | At
+WHOLE, BYTEWISE = At([]), Every(1)
+
+
+def cut(frames: Sequence[bytes], how: Cut) -> list[bytes]:
+    data = b"".join(frames)
+    if isinstance(how, Every):
+        edges = set(range(0, len(data), how.size))
+    elif isinstance(how, Inside):
+        edges = {start + how.offset for start in itertools.accumulate(map(len, frames), initial=0)}
+    else:
+        edges = {place % (len(data) + 1) for place in how.places}
+    places = sorted({0, len(data)} | {edge for edge in edges if edge < len(data)})
+    return [data[start:end] for start, end in itertools.pairwise(places)]
+
+
+class Act(NamedTuple):
+    """What is done locally, by the name of a method."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+def upgrade(_path: str) -> None:
+    """Answer every request with a WebSocket."""
+
+
+class Twins:
+    """A framing and the library next to it, to which the same happens: the same must come of it.
+
+    Args:
+        role: Of both.
+        limit: The largest message.
+        answer_request: To which paths the acceptor answers with a page.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        limit: int = LIMIT,
+        answer_request: Callable[[str], HttpAnswer | None] = upgrade,
+    ) -> None:
+        self.masked = role is Role.ACCEPTOR
+        self.framing: Framing
+        if role is Role.ACCEPTOR:
+            self.framing = ServerFraming(lambda path, _offered: answer_request(path), limit, SUBPROTOCOL)
+        else:
+            self.framing = ClientFraming(HOST, PORT, PATH, limit)
+        request = b"".join(self.framing.data_to_send())
+        self.library = Library(role, limit, request, answer_request)
+        assert b"".join(self.library.data_to_send()) == request
+        if self.masked:
+            self.head = REQUEST
+        else:
+            self.head = RESPONSE + f"Sec-WebSocket-Accept: {accept_key(key_of(request))}\r\n".encode()
+        self.ended = False
+
+    @classmethod
+    def opened(cls, role: Role, limit: int = LIMIT) -> Twins:
+        twins = cls(role, limit)
+        assert twins.receive(twins.head + b"\r\n") == [OPENED]
+        twins.head = b""
+        return twins
+
+    def receive(self, data: bytes) -> list[Flat]:
+        if self.ended:
+            return []
+        items = self.framing.receive_data(data)
+        lists = [isinstance(item, list) for item in items]
+        assert (True, True) not in itertools.pairwise(lists), "texts that follow each other are one item"
+        assert [] not in items
+        flat: list[Flat] = []
+        for item in items:
+            flat += item if isinstance(item, list) else [item]
+        assert all(type(item) is bytes for item in flat if not isinstance(item, Opened | Ponged))
+        assert flat == self.library.receive_data(data)
+        self.compare()
+        return flat
+
+    def act(self, act: Act) -> None:
+        self.ended |= act.name == "receive_eof"
+        for end in (self.framing, self.library):
+            getattr(end, act.name)(*act.arguments)
+        self.compare()
+
+    def compare(self) -> None:
+        assert state(self.framing) == state(self.library)
+        assert self.framing.open == self.library.open
+        quiet = self.framing.quiet
+        ours, theirs = self.framing.data_to_send(), self.library.data_to_send()
+        assert not quiet or (ours, self.library.closed, self.library.closing) == ([], None, False)
+        # What an acceptor gets is masked, what it sends is not.
+        if ours or theirs:
+            masked = not self.masked
+            assert written(ours, masked=masked) == written(theirs, masked=masked)
+
+    def feed(self, pieces: list[bytes], acts: Sequence[tuple[int, Act]] = ()) -> list[Flat]:
+        """Take pieces, do something before some of them, and take the end of the stream."""
+        items: list[Flat] = []
+        for index, piece in enumerate([*pieces, b""]):
+            for place, act in acts:
+                if place % (len(pieces) + 1) == index:
+                    self.act(act)
+            if piece:
+                items += self.receive(piece)
+        self.act(Act("receive_eof"))
+        self.act(Act("receive_eof"))
+        return items
+
+
+def compare(
+    role: Role,
+    chunks: Sequence[Chunk],
+    how: Cut,
+    acts: Sequence[tuple[int, Act]] = (),
+    limit: int = LIMIT,
+) -> list[Flat]:
+    twins = Twins.opened(role, limit)
+    return twins.feed(cut(render(chunks, masked=twins.masked), how), acts)
+
+
+CORNERS: dict[str, list[Chunk]] = {
+    "empty texts": [Run(3, 0)],
+    "of one byte": [Run(5, 1)],
+    "of 125 and 126 bytes": [Raw(b"a" * 125), Raw(b"b" * 126), Raw(b"c" * 127), Raw(b"d" * 125)],
+    "of 126 bytes": [Run(3, 126)],
+    "of the largest size": [Raw(b"x" * LIMIT), Raw(b"y" * LIMIT), Raw()],
+    "too large by one": [Raw(b"x"), Raw(b"x" * (LIMIT + 1)), Raw(b"late")],
+    "a run of what is too large": [Raw(b"x"), Raw(b"x" * (LIMIT + 1)), Raw(b"x" * (LIMIT + 1))],
+    "too large, and not there": [Raw(b"x"), Raw(b"", declared=LIMIT + 1)],
+    "too large in 16 bits": [Raw(b"", declared=65_535), Raw(b"late")],
+    "too large in 64 bits": [Raw(b"", declared=65_536), Raw(b"late")],
+    "the top bit of the length": [Raw(b"x", declared=2**63 + 1), Raw(b"late")],
+    "all bits of the length": [Raw(b"x", declared=2**64 - 1)],
+    "16 bits for a small length": [Run(3, 1, form=2), Run(2, 1)],
+    "64 bits for a small length": [Run(3, 2, form=8), Raw(b"abcd"), Raw(b"ab", form=2)],
+    "64 bits for 126": [Raw(b"x" * 126, form=8), Raw(b"y" * 126), Raw(b"z" * 126)],
+    "64 bits for 0": [Run(2, 0, form=8), Run(2, 0, form=2), Run(2, 0)],
+    "one length in all forms": [Raw(b"ab", form=form) for form in (0, 2, 2, 8, 8, 0, 0, 8, 2, 0)],
+    "frames of one size with other headers": [Raw(b"abcd"), Raw(b"ab", form=2), Raw(b"efgh")],
+    "headers that differ in the last byte": [Raw(b"x" * 127), Raw(b"y" * 127), Raw(b"z" * 126)],
+    "headers that differ in the last but one": [Raw(b"x" * 256), Raw(b"y" * 256), Raw(b"\x81" * 255)],
+    "lengths that differ in the first byte of two": [
+        *(Run(3, 1, form=2), Raw(b"x", form=2, declared=0x101), Run(12, 1, form=2)),
+    ],
+    "lengths that differ in the last byte of two": [Run(3, 127), Raw(b"x" * 126), Run(8, 127)],
+    **{
+        f"lengths that differ in byte {byte} of eight": [
+            *(Run(3, 1, form=8), Raw(b"x", form=8, declared=1 + (1 << 8 * (7 - byte))), Run(12, 1, form=8)),
+        ]
+        for byte in range(7)
+    },
+    "a length that looks like a header": [Raw(b"x" * 0x81, TEXT_FIRST), Raw(b"y" * 0x81, CONT_LAST)],
+    "a long length that looks like a header": [Raw(b"x" * 0x81, 0x83), Raw(b"x")],
+    "a header that only seems to go on": [Run(3, 2), Raw(b"\x81\x02ab\x81\x02"), Run(3, 2)],
+    "the header again in a payload": [Run(2, 5), Raw(b"\x81\x05\x81\x85\x81"), Run(2, 5)],
+    "fragments": [Raw(b"a", TEXT_FIRST), Raw(b"", CONT), Raw(b"b", CONT), Raw(b"c", CONT_LAST), Raw(b"d")],
+    "an empty message in fragments": [Raw(b"", TEXT_FIRST), Raw(b"", CONT_LAST), Raw(), Raw(b"x")],
+    "control frames between fragments": [
+        *(Raw(b"a", TEXT_FIRST), Raw(b"1", PING), Raw(b"2", PONG), Raw(b"b", CONT), Raw(b"", PING)),
+        *(Raw(b"3", PONG), Raw(b"c", CONT_LAST), Raw(b"d"), Raw(b"4", PING), Raw(b"e")),
+    ],
+    "a text between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"b"), Raw(b"c", CONT_LAST), Raw(b"d")],
+    "a text between fragments after a ping": [Raw(b"a", TEXT_FIRST), Raw(b"1", PING), Raw(b"b"), Raw(b"c")],
+    "a first fragment between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"b", TEXT_FIRST), Raw(b"c")],
+    "fragments of the largest size": [
+        *(Raw(b"a" * 150, TEXT_FIRST), Raw(b"b" * 149, CONT), Raw(b"c", CONT_LAST)),
+        *(Raw(b"a" * LIMIT, TEXT_FIRST), Raw(b"", CONT_LAST), Raw(b"d" * LIMIT)),
+    ],
+    "fragments that are too large": [Raw(b"a" * 150, TEXT_FIRST), Raw(b"b" * 151, CONT_LAST), Raw(b"c")],
+    "many fragments that are too large": [Raw(b"a" * 299, TEXT_FIRST), *[Raw(b"b", CONT)] * 3, Raw(b"c")],
+    "a fragment that is too large": [Raw(b"a" * (LIMIT + 1), TEXT_FIRST), Raw(b"b", CONT_LAST)],
+    "a control frame when a fragment is large": [Raw(b"a" * 290, TEXT_FIRST), Raw(b"b" * 20, PING)],
+    "a stray continuation": [Raw(b"a"), Raw(b"b", CONT_LAST), Raw(b"c")],
+    "a stray continuation that goes on": [Raw(b"a"), Raw(b"b", CONT), Raw(b"c")],
+    "a continuation after the last": [Raw(b"a", TEXT_FIRST), *[Raw(b"b", CONT_LAST)] * 2, Raw(b"c")],
+    "a binary": [Run(2, 1), Raw(b"b", BINARY), Raw(b"late"), Raw(b"", PING), Raw(b"\x03\xe8", CLOSE)],
+    "a binary and an error": [Raw(b"a"), Raw(b"b", BINARY), Raw(b"c", CONT_LAST)],
+    "a binary in fragments": [Raw(b"a"), Raw(b"b", BINARY_FIRST), Raw(b"c", CONT_LAST), Raw(b"late")],
+    "a binary between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"b", BINARY), Raw(b"c")],
+    "an empty binary": [Raw(b"", BINARY), Raw(b"late")],
+    "a binary that is too large": [Raw(b"x" * (LIMIT + 1), BINARY), Raw(b"late")],
+    "pings": [Raw(b"", PING), Raw(b"x" * 125, PING), Raw(b"a"), Raw(b"a", PING), Raw(b"b"), Raw(b"c")],
+    "pongs": [Raw(b"a"), Raw(b"", PONG), Raw(b"b"), Raw(b"x" * 125, PONG), Raw(b"c"), Raw(b"d")],
+    "a ping that is too long": [Raw(b"a"), Raw(b"x" * 126, PING), Raw(b"late")],
+    "a pong that is too long": [Raw(b"a"), Raw(b"x" * 126, PONG), Raw(b"late")],
+    "a ping in 16 bits": [Raw(b"a", PING, form=2), Raw(b"b", PONG, form=8), Raw(b"c")],
+    "empty pings in all forms": [Raw(b"", PING, form=2), Raw(b"a"), Raw(b"", PING, form=8), Raw(b"", PING)],
+    "a ping that is in fragments": [Raw(b"a"), Raw(b"x", PING & 0x7F), Raw(b"late")],
+    "a pong that is in fragments": [Raw(b"a"), Raw(b"x", PONG & 0x7F), Raw(b"late")],
+    "a close in fragments": [Raw(b"a"), Raw(b"\x03\xe8", CLOSE & 0x7F), Raw(b"late")],
+    "a close": [Raw(b"a"), Raw(b"\x03\xe8bye", CLOSE)],
+    "a close and more": [
+        Raw(b"a"),
+        Raw(b"\x03\xe9", CLOSE),
+        Raw(b"l"),
+        Raw(b"", PING),
+        Raw(b"\3\xe8", CLOSE),
+    ],
+    "a close and garbage": [Raw(b"\x03\xe8", CLOSE), b"\xff\xff\xff\xff", Run(3, 2)],
+    "a close with a private code": [Raw(b"\x11\x30no", CLOSE)],
+    "a close without a code": [Raw(b"", CLOSE), Raw(b"late")],
+    "a close of one byte": [Raw(b"a"), Raw(b"\x03", CLOSE), Raw(b"late")],
+    "a close with code 999": [Raw(b"\x03\xe7", CLOSE), Raw(b"late")],
+    "a close with code 1005": [Raw(b"\x03\xed", CLOSE), Raw(b"late")],
+    "a close with code 1006": [Raw(b"\x03\xee", CLOSE), Raw(b"late")],
+    "a close with code 5000": [Raw(b"\x13\x88", CLOSE), Raw(b"late")],
+    "a close with a bad reason": [Raw(b"a"), Raw(b"\x03\xe8\xff", CLOSE), Raw(b"late")],
+    "a close that is too long": [Raw(b"\x03\xe8" + b"x" * 124, CLOSE)],
+    "a close between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"\x03\xe8", CLOSE), Raw(b"c", CONT_LAST)],
+    "wrongly masked": [Run(3, 4), Raw(b"abcd", wrong=True), Raw(b"late")],
+    "wrongly masked at once": [Raw(b"", wrong=True), Raw(b"late")],
+    "wrongly masked of 126 bytes": [Raw(b"x" * 126), Raw(b"x" * 126, wrong=True), Raw(b"late")],
+    "wrongly masked of 126 bytes in 64 bits": [Raw(b"x" * 126, form=8, wrong=True), Raw(b"late")],
+    "a wrongly masked ping": [Raw(b"a"), Raw(b"x", PING, wrong=True), Raw(b"late")],
+    "a wrongly masked close": [Raw(b"\x03\xe8", CLOSE, wrong=True)],
+    "wrongly masked and too large": [Raw(b"x" * 301, wrong=True)],
+    "a reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x40), Raw(b"late")],
+    "another reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x20), Raw(b"late")],
+    "the third reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x10), Raw(b"late")],
+    "a reserved bit of a ping": [Raw(b"x", PING | 0x40), Raw(b"late")],
+    "a reserved bit of a large frame": [Raw(b"x" * 301, TEXT | 0x40)],
+    "a reserved opcode": [Run(2, 1), Raw(b"x", 0x83), Raw(b"late")],
+    "a reserved opcode of control": [Run(2, 1), Raw(b"x", 0x8B), Raw(b"late")],
+    "bad UTF-8": [Raw(b"\xff\xfe"), Raw(b"\xc3"), Raw(b"\xed\xa0\x80"), Raw(b"fine")],
+    "bad UTF-8 in fragments": [Raw(b"\xff", TEXT_FIRST), Raw(b"\xc3", CONT_LAST), Raw(b"fine")],
+    "garbage": [b"\xff" * 20],
+    "HTTP": [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"],
+    "zeros": [Run(2, 0), b"\0" * 20],
+    "a frame that ends early": [Raw(b"a"), Raw(b"abc", declared=9)],
+    "a fragment that ends early": [Raw(b"a", TEXT_FIRST), Raw(b"bc", CONT_LAST, declared=9)],
+    "a ping that ends early": [Raw(b"a"), Raw(b"bc", PING, declared=9)],
+    "nothing": [],
+}
+corners = pytest.mark.parametrize("chunks", CORNERS.values(), ids=CORNERS)
+
+
+ACTS = [
+    Act("send_text", (b"ours",)),
+    Act("send_ping", (b"ours",)),
+    Act("close", (CloseCode.GOING_AWAY, "bye")),
+    Act("fail", (CloseCode.PING_TIMEOUT, "late")),
+    Act("fail", (CloseCode.ABNORMAL, "lost")),
+    Act("refuse", (CloseCode.INVALID_PACKET, "bad")),
+    Act("receive_eof"),
+]
+
+
+@both_roles
+@uncovered
+class TestCorners:
+    """Each corner by itself, and with a run and itself around it."""
+
+    @corners
+    def test_in_two_pieces(self, role: Role, chunks: list[Chunk]) -> None:
+        whole = compare(role, chunks, WHOLE)
+        frames = render(chunks, masked=role is Role.ACCEPTOR)
+        starts = [*itertools.accumulate(map(len, frames), initial=0)]
+        near = {start + offset for start in starts for offset in range(-2, 16)}
+        for place in sorted(near & {*range(1, starts[-1])}):
+            assert compare(role, chunks, At([place])) == whole
+
+    @corners
+    def test_in_many_pieces(self, role: Role, chunks: list[Chunk]) -> None:
+        whole = compare(role, chunks, WHOLE)
+        others: list[Cut] = [BYTEWISE, Every(2), Every(3), *map(Inside, range(1, 16))]
+        for how in others:
+            assert compare(role, chunks, how) == whole
+
+    @corners
+    def test_between_runs(self, role: Role, chunks: list[Chunk]) -> None:
+        for how in (WHOLE, Every(7)):
+            compare(role, [Run(20, 4), *chunks, Run(20, 4)], how)
+            compare(role, [Raw(b"0", PONG), *chunks, Raw(b"0", PONG)], how)
+            compare(role, [*chunks, *chunks], how)
+
+    @corners
+    def test_within_another_limit(self, role: Role, chunks: list[Chunk]) -> None:
+        for limit in (0, 1, 2, 124, 125, 126, 127, 299, 301):
+            for how in (WHOLE, Every(5)):
+                compare(role, chunks, how, limit=limit)
+
+    @corners
+    def test_with_something_done_in_between(self, role: Role, chunks: list[Chunk]) -> None:
+        for how in (Every(1), Every(9)):
+            places = len(cut(render(chunks, masked=role is Role.ACCEPTOR), how)) + 1
+            for place in range(0, places, places // 3 + 1):
+                for act in ACTS:
+                    compare(role, chunks, how, [(place, act), *((place + 1, one) for one in ACTS[:2])])
+
+
+forms = st.sampled_from([None, None, None, 0, 2, 8])
+
+
+@both_roles
+class TestRest:
+    """A connection at rest does without the library's protocol, and one that is not keeps it."""
+
+    @pytest.mark.parametrize(
+        ("chunks", "at_rest"),
+        [
+            ([], True),
+            ([Run(3, 4)], True),
+            ([Raw(b"x", declared=9)], True),
+            ([Raw(b"1", PING)], True),
+            ([Raw(b"", PING)], True),
+            ([Raw(b"", PING, form=2)], True),
+            ([Raw(b"", PONG, form=8)], True),
+            ([Raw(b"1", PONG), Run(3, 4)], True),
+            ([Raw(b"a", TEXT_FIRST), Raw(b"b", CONT_LAST)], True),
+            ([Raw(b"a", TEXT_FIRST)], False),
+            ([Raw(b"a", TEXT_FIRST), Raw(b"1", PING)], False),
+            ([Raw(b"1", PING, declared=9)], False),
+            ([Raw(b"\x03\xe8", CLOSE)], False),
+        ],
+    )
+    def test_what_is_kept(self, role: Role, chunks: list[Chunk], at_rest: bool) -> None:
+        for how in (WHOLE, BYTEWISE):
+            twins = Twins.opened(role)
+            for piece in cut(render(chunks, masked=twins.masked), how):
+                twins.receive(piece)
+            assert (twins.framing._protocol is None) == at_rest
+            twins.act(Act("send_text", (b"x",)))
+            twins.act(Act("send_ping", (b"x",)))
+            assert (twins.framing._protocol is None) == at_rest
+
+
+@both_roles
+@uncovered
+class TestRuns:
+    """What is cut in one go."""
+
+    @pytest.mark.parametrize(
+        "count", [1, 2, 3, *range(7, 11), MAX_RUN - 1, MAX_RUN, MAX_RUN + 1, 2 * MAX_RUN, 700]
+    )
+    @pytest.mark.parametrize("size", [0, 1, 4, 126])
+    def test_frames_of_one_size(self, role: Role, count: int, size: int) -> None:
+        expected = [frame.payload for frame in Run(count, size).frames()]
+        for how in (WHOLE, Every(997), Every((size + 6) * count - 1)):
+            assert compare(role, [Run(count, size)], how) == expected
+
+    @pytest.mark.parametrize("before", [0, 1, 2, 3, 9, MAX_RUN - 1, MAX_RUN, MAX_RUN + 1])
+    @pytest.mark.parametrize(
+        "odd",
+        [
+            *(Raw(b"\x81\x84"), Raw(b"ab", form=2), Raw(b"abcde"), Raw(b"abcd", PING), Raw(b"abcd", BINARY)),
+            *(Raw(b"abcd", TEXT_FIRST), Raw(b"abcd", CONT_LAST), Raw(b"abcd", wrong=True), Raw()),
+            *(Raw(b"abcd", TEXT | 0x40), Raw(b"x" * 126), Raw(b"x" * (LIMIT + 1)), Raw(b"", form=8)),
+            *(Raw(b"\x03\xe8no", CLOSE), Raw(b"ab", declared=4)),
+        ],
+        ids=lambda odd: f"{odd.first:x}-{len(odd.payload)}-{odd.form}-{odd.wrong}-{odd.declared}",
+    )
+    def test_broken_by_one_frame(self, role: Role, before: int, odd: Raw) -> None:
+        for how in (WHOLE, Every(1999)):
+            compare(role, [Run(before, 4), odd, Run(9, 4)], how)
+
+    @pytest.mark.parametrize("size", [125, 126, 127, 128, 255, 65_535, 65_536])
+    @pytest.mark.parametrize("form", [None, 2, 8])
+    def test_lengths(self, role: Role, size: int, form: int | None) -> None:
+        chunks: list[Chunk] = [Run(2, size, form), Raw(b"x" * (size ^ 1)), Raw(b"y")]
+        for how in (WHOLE, Inside(9), Inside(size), Every(60_000)):
+            assert len(compare(role, chunks, how, limit=size + 1)) == 4
+        compare(role, chunks, Inside(3), limit=size)
+        compare(role, chunks, Inside(3), limit=size - 1)
+
+    @few
+    @given(
+        runs=st.lists(
+            st.builds(Run, st.integers(0, 12) | st.integers(250, 265), st.integers(0, 6), forms), max_size=6
+        ),
+        size=st.integers(1, 5000),
+    )
+    def test_runs_that_follow_each_other(self, role: Role, runs: list[Run], size: int) -> None:
+        items = compare(role, runs, Every(size))
+        assert items == [frame.payload for run in runs for frame in run.frames()]
+
+
+first_bytes = st.sampled_from(
+    [TEXT] * 6
+    + [
+        TEXT_FIRST,
+        CONT,
+        CONT_LAST,
+        TEXT_FIRST,
+        CONT_LAST,
+        BINARY,
+        BINARY_FIRST,
+        CLOSE,
+        PING,
+        PONG,
+        PING,
+        PONG,
+    ]
+    + [PING & 0x7F, CLOSE & 0x7F, TEXT | 0x40, TEXT | 0x20, TEXT | 0x10, PONG | 0x40, 0x83, 0x8B, 0x0F]
+)
+sizes = st.integers(0, 6) | st.sampled_from(
+    [0, 124, 125, 126, 127, 128, 255, 256, LIMIT - 1, LIMIT, LIMIT + 1]
+)
+payloads = st.binary(max_size=8) | sizes.map(lambda size: (b"\x81\x04ab\x81\x84" * size)[:size])
+keys = st.binary(min_size=4, max_size=4) | st.just(bytes(4))
+close_payloads = st.builds(
+    lambda code, reason: code.to_bytes(2) + reason,
+    st.sampled_from(
+        [1000, 1001, 1002, 1007, 1011, 4400, 3000, 4999, 999, 1004, 1005, 1006, 1015, 2999, 5000]
+    ),
+    st.sampled_from([b"", b"bye", b"\xc3\xb1", b"\xff", b"x" * 123, b"x" * 124]),
+)
+none = st.none()
+no = st.just(False)
+plain = st.builds(Raw, payloads, st.just(TEXT), forms, no, keys, none)
+controls = st.builds(Raw, st.binary(max_size=8), st.sampled_from([PING, PONG]), none, no, keys, none)
+closes = st.builds(Raw, close_payloads, st.just(CLOSE), none, no, keys, none)
+odd = st.builds(
+    Raw,
+    payloads | close_payloads,
+    first_bytes,
+    forms,
+    st.sampled_from([False] * 6 + [True]),
+    keys,
+    st.sampled_from([None] * 8 + [0, 1, 5, LIMIT, LIMIT + 1, 65_535, 65_536, 2**63, 2**64 - 1]),
+)
+runs = st.builds(Run, st.integers(2, 12) | st.integers(250, 600), st.integers(0, 4), forms)
+
+
+@st.composite
+def fragmented(draw: st.DrawFn) -> list[Chunk]:
+    """Draw a message in fragments, with control frames in between and sometimes too large."""
+    pieces = draw(st.lists(st.binary(max_size=4) | st.sampled_from([b"x" * 100, b"y" * 200]), min_size=2))
+    chunks: list[Chunk] = []
+    for index, piece in enumerate(pieces):
+        last = index == len(pieces) - 1
+        chunks.append(Raw(piece, (CONT if index else TEXT_FIRST) | 0x80 * last, key=draw(keys)))
+        if not last:
+            chunks += draw(st.lists(controls, max_size=2))
+    return chunks
+
+
+def flat(groups: list[list[Chunk]]) -> list[Chunk]:
+    return [chunk for group in groups for chunk in group]
+
+
+def ones(chunks: st.SearchStrategy[Raw]) -> st.SearchStrategy[list[Chunk]]:
+    return chunks.map(lambda chunk: [chunk])
+
+
+run_ones: st.SearchStrategy[list[Chunk]] = runs.map(lambda run: [run])
+garbage: st.SearchStrategy[list[Chunk]] = st.binary(max_size=20).map(lambda data: [data])
+valid = st.lists(ones(plain) | ones(plain) | run_ones | ones(controls) | fragmented(), max_size=8).map(flat)
+broken = st.lists(ones(plain) | fragmented() | ones(odd) | ones(closes) | garbage, max_size=6).map(flat)
+streams = st.tuples(valid, broken).map(lambda parts: [*parts[0], *parts[1]]) | broken
+cuts: st.SearchStrategy[Cut] = st.one_of(
+    st.just(WHOLE),
+    st.builds(Every, st.integers(1, 5) | st.integers(6, 2000)),
+    st.builds(Inside, st.integers(1, 15)),
+    st.builds(At, st.lists(st.integers(0, 9000), max_size=12)),
+)
+codes = st.sampled_from([code for code in CloseCode if code is not CloseCode.ABNORMAL])
+reasons = st.sampled_from(["", "because", "ñ" * 100])
+acts = st.one_of(
+    st.builds(Act, st.just("send_text"), st.tuples(st.binary(max_size=130))),
+    st.builds(Act, st.just("send_ping"), st.tuples(st.binary(max_size=125))),
+    st.builds(Act, st.sampled_from(["close", "fail", "refuse"]), st.tuples(codes, reasons)),
+    st.just(Act("fail", (CloseCode.ABNORMAL, "lost"))),
+    st.just(Act("receive_eof")),
+)
+timed_acts = st.lists(st.tuples(st.integers(0, 40), acts), max_size=3)
+limits = st.sampled_from([LIMIT] * 6 + [0, 1, 4, 125, 126, 65_536])
+
+
+@both_roles
+class TestStreams:
+    @few
+    @given(chunks=streams, how=cuts, limit=limits)
+    def test_any(self, role: Role, chunks: list[Chunk], how: Cut, limit: int) -> None:
+        compare(role, chunks, how, limit=limit)
+
+    @few
+    @given(chunks=streams, how=cuts, timed=timed_acts)
+    def test_with_something_done_in_between(
+        self, role: Role, chunks: list[Chunk], how: Cut, timed: list[tuple[int, Act]]
+    ) -> None:
+        compare(role, chunks, how, timed)
+
+    @few
+    @given(
+        chunks=valid,
+        how=cuts,
+        mutations=st.lists(
+            st.tuples(
+                st.sampled_from(["flip", "insert", "delete"]), st.integers(0, 9000), st.integers(0, 255)
+            ),
+            min_size=1,
+            max_size=4,
+        ),
+    )
+    def test_mutations(
+        self, role: Role, chunks: list[Chunk], how: Cut, mutations: list[tuple[str, int, int]]
+    ) -> None:
+        data = bytearray(b"".join(render(chunks, masked=role is Role.ACCEPTOR)))
+        for kind, place, value in mutations:
+            place %= len(data) + 1  # noqa: PLW2901
+            if kind == "insert":
+                data.insert(place, value)
+            elif place < len(data):
+                data[place : place + 1] = bytes([data[place] ^ (value or 1)]) if kind == "flip" else b""
+        compare(role, [bytes(data)], how)
+
+    @few
+    @given(data=st.binary(max_size=300), how=cuts)
+    def test_garbage(self, role: Role, data: bytes, how: Cut) -> None:
+        compare(role, [data], how)
+
+
+@both_roles
+@uncovered
+class TestHeads:
+    """A request or an answer that frames follow at once."""
+
+    FRAMES: tuple[Chunk, ...] = (
+        Run(3, 4),
+        Raw(b"\n\r\n\r\n", PING),
+        Raw(b"\n\n"),
+        Raw(b"a", PONG),
+        Run(2, 4),
+    )
+
+    def feed(
+        self, role: Role, head: Callable[[bytes], bytes], how: Cut, chunks: Sequence[Chunk] = FRAMES
+    ) -> Closed | None:
+        twins = Twins(role, answer_request=lambda path: None if path == PATH else HttpAnswer(404, "no\n"))
+        twins.feed(cut([head(twins.head), *render(chunks, masked=twins.masked)], how))
+        return twins.framing.closed
+
+    @pytest.mark.parametrize(
+        "how", [WHOLE, *map(Every, range(1, 20)), Every(64), *map(Inside, range(15))], ids=repr
+    )
+    def test_frames_in_the_same_read(self, role: Role, how: Cut) -> None:
+        closed = self.feed(role, lambda head: head + b"\r\n", how)
+        assert closed is not None
+        assert closed.code == CloseCode.ABNORMAL
+
+    def test_cut_at_every_place(self, role: Role) -> None:
+        for place in range(0, 400, 2):
+            self.feed(role, lambda head: head + b"\r\n", At([place, place + 3]))
+
+    @pytest.mark.parametrize("place", [0, 1, 20, 100])
+    def test_with_something_done_in_between(self, role: Role, place: int) -> None:
+        for act in ACTS:
+            for head in (b"\r\n", b"X: x\n\r\n"):
+                twins = Twins(role)
+                frames = render(self.FRAMES, masked=twins.masked)
+                twins.feed(cut([twins.head + head, *frames], At([place])), [(1 if place else 0, act)])
+
+    @pytest.mark.parametrize("dribbled", [100, 128, 129, 130, 131, 150])
+    @pytest.mark.parametrize("path", [PATH, "/nowhere"])
+    @pytest.mark.parametrize(
+        "last",
+        [Raw(b"a"), Raw(b"abc", declared=9), Raw(b"1", PING), Raw(b"\x03\xe8", CLOSE), Raw(b"", BINARY)],
+        ids=lambda last: f"{last.first:x}",
+    )
+    def test_a_dribbled_head(self, role: Role, dribbled: int, path: str, last: Raw) -> None:
+        def head(upgrade: bytes) -> bytes:
+            return upgrade.replace(PATH.encode(), path.encode()) + b"\r\n"
+
+        self.feed(role, head, At([*range(dribbled)]), [last])
+        self.feed(role, head, At([*range(dribbled)]), [*self.FRAMES, last, Raw(b"late")])
+
+    @pytest.mark.parametrize("count", [1, 120, 122, 123, 124, 125, 126, 127, 200])
+    @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(50), Every(100), Every(1000)], ids=repr)
+    def test_many_headers(self, role: Role, count: int, how: Cut) -> None:
+        closed = self.feed(role, lambda head: head + b"X: x\r\n" * count + b"\r\n", how)
+        assert closed is not None
+        headers = count + (5 if role is Role.ACCEPTOR else 3)
+        assert (closed.code == CloseCode.ABNORMAL and closed.reason == "connection lost") == (headers <= 128)
+
+    @pytest.mark.parametrize("size", [8187, 8188, 8189, 8190, 20_000])
+    @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(4096), Every(8192)], ids=repr)
+    @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\r\n", b""], ids=["whole", "without CR", "endless"])
+    def test_long_lines(self, role: Role, size: int, how: Cut, end: bytes) -> None:
+        self.feed(role, lambda head: head + b"X: " + b"x" * size + end, how)
+        self.feed(role, lambda _: b"GET /" + b"x" * size + end, how, [])
+
+    @pytest.mark.parametrize(
+        "head",
+        [
+            *(b"\r\n", b"\n", b"\n" * 300, b"\r\n" * 300, b"x\n", b"\x16\x03\x01\n", b"\0" * 9000),
+            *(b"GET / HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"GET"),
+            *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
+            *(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbusy", b"HTTP/1.1 503 Busy\r\n\r\nbusy\n" * 50),
+            b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",
+            RESPONSE + b"Sec-WebSocket-Accept: x\r\n\r\n",
+            REQUEST.replace(b"13", b"12") + b"\r\n",
+        ],
+        ids=repr,
+    )
+    @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(3), Every(50)], ids=repr)
+    def test_another_head(self, role: Role, head: bytes, how: Cut) -> None:
+        self.feed(role, lambda _: head, how)
+
+    @few
+    @given(
+        headers=st.lists(
+            st.sampled_from([b"X: x\r\n", b"Y:\r\n", b"Upgrade: no\r\n", b"bad\r\n", b"Z: z\n"])
+        ),
+        end=st.sampled_from([b"\r\n", b"\n", b"", b"\r"]),
+        chunks=broken,
+        how=cuts | st.sampled_from([10, 128, 130, 140, 200]).map(lambda dribbled: At([*range(dribbled)])),
+    )
+    def test_any(self, role: Role, headers: list[bytes], end: bytes, chunks: list[Chunk], how: Cut) -> None:
+        self.feed(role, lambda head: head + b"".join(headers) + end, how, chunks)
+
+
+TOPICS = [
+    "news",
+    "",
+    "x" * MAX_TOPIC_BYTES,
+    "ñ" * (MAX_TOPIC_BYTES // 2),
+    "\N{GRINNING FACE}" * 8,
+    "a",
+    "b",
+    "c",
+]
+FAULTS = {
+    "bad UTF-8": (b"\xff", CloseCode.INVALID_TEXT),
+    "bad UTF-8 in the data": (b'{"t":"m","d":"\xed\xa0\x80","s":""}', CloseCode.INVALID_TEXT),
+    "bad UTF-8 in the topic": (b'{"t":"m","d":"","s":"\xc3"}', CloseCode.INVALID_TEXT),
+    "bad UTF-8 behind it": (b'{"t":"m","d":"","s":""}\xff', CloseCode.INVALID_TEXT),
+    "nothing": (b"", CloseCode.INVALID_PACKET),
+    "no object": (b'["m","x","news"]', CloseCode.INVALID_PACKET),
+    "an empty object": (b"{}", CloseCode.INVALID_PACKET),
+    "no tag": (b'{"d":"x","s":"news"}', CloseCode.INVALID_PACKET),
+    "no topic": (b'{"t":"m","d":"x"}', CloseCode.INVALID_PACKET),
+    "no data": (b'{"t":"m","s":"news"}', CloseCode.INVALID_PACKET),
+    "null": (b'{"t":"m","d":null,"s":"news"}', CloseCode.INVALID_PACKET),
+    "another tag": (b'{"t":"x","d":"x","s":"news"}', CloseCode.INVALID_PACKET),
+    "another tag first": (b'{"t":"h","t":"m","d":"x","s":"news"}', CloseCode.INVALID_PACKET),
+    "another tag last": (b'{"t":"m","d":"x","s":"news","t":"h"}', CloseCode.INVALID_PACKET),
+    "a field too many": (b'{"t":"m","d":"x","s":"news","y":1}', CloseCode.INVALID_PACKET),
+    "a lone surrogate": (b'{"t":"m","d":"\\ud800","s":"news"}', CloseCode.INVALID_PACKET),
+    "something behind it": (b'{"t":"m","d":"x","s":"news"}x', CloseCode.INVALID_PACKET),
+    "half of it": (b'{"t":"m","d":"x","s":"news"', CloseCode.INVALID_PACKET),
+    "deep": (b"[" * 4000, CloseCode.INVALID_PACKET),
+    "deep in a field": (b'{"t":"m","d":' + b"[" * 4000, CloseCode.INVALID_PACKET),
+    "a challenge": (b'{"t":"h","o":7}', CloseCode.SECOND_CHALLENGE),
+    "an answer": (b'{"t":"h","a":"any"}', CloseCode.SECOND_ANSWER),
+    "an empty hello": (b'{"t":"h"}', CloseCode.INVALID_PACKET),
+    "a subscription": (b'{"t":"s","s":"news"}', CloseCode.UNEXPECTED_PACKET),
+    "an end of a subscription": (b'{"t":"u","s":"news"}', CloseCode.UNEXPECTED_PACKET),
+    "a long topic": (message("x", "x" * (MAX_TOPIC_BYTES + 1)), CloseCode.TOPIC_TOO_LONG),
+    "a long topic of few characters": (message("x", "ñ" * 16 + "x"), CloseCode.TOPIC_TOO_LONG),
+    "a long topic of fewer characters": (
+        message("x", "\N{GRINNING FACE}" * 8 + "x"),
+        CloseCode.TOPIC_TOO_LONG,
+    ),
+}
+
+
+class SessionTwins:
+    """An established session, and the plain one over the library."""
+
+    def __init__(self, role: Role) -> None:
+        self.peer = RawPeer.established(role)
+        self.session = self.peer.session
+        twins = Twins.opened(role, MAX_MESSAGE_BYTES)
+        self.masked = twins.masked
+        self.oracle = LibrarySession(twins.library, MAX_TOPIC_BYTES)
+
+    def receive(self, data: bytes) -> list[Event]:
+        events = self.session.receive_data(data)
+        expected = self.oracle.receive_data(data)
+        assert by_topic(events) == by_topic_plain(expected)
+        library = self.oracle.library
+        assert state(self.session) == state(library)
+        assert self.session.established == library.open
+        ours, theirs = self.session.data_to_send(), library.data_to_send()
+        assert written(ours, masked=not self.masked) == written(theirs, masked=not self.masked)
+        return events
+
+    def feed(self, chunks: Sequence[Chunk], how: Cut) -> list[Event]:
+        pieces = cut(render(chunks, masked=self.masked), how)
+        events = [event for piece in pieces for event in self.receive(piece)]
+        self.session.receive_eof()
+        self.oracle.library.receive_eof()
+        assert self.receive_nothing()
+        return events
+
+    def receive_nothing(self) -> bool:
+        return state(self.session) == state(self.oracle.library)
+
+
+Topics = dict[str, list[tuple[str, bytes]]]
+
+
+def by_topic(events: list[Event]) -> list[Topics | bytes]:
+    """Return the messages by topic, and the pongs between them."""
+    parts: list[Topics | bytes] = []
+    for event in events:
+        if isinstance(event, Received):
+            assert {one.topic for one in event.messages} == {event.topic}
+            pairs = [(one.data, payload) for one, payload in zip(event.messages, event.payloads, strict=True)]
+            _add(parts, event.topic, pairs)
+        elif isinstance(event, Ponged):
+            parts.append(event.data)
+    return parts
+
+
+def by_topic_plain(events: Sequence[tuple[Any, bytes] | Ponged]) -> list[Topics | bytes]:
+    parts: list[Topics | bytes] = []
+    for event in events:
+        if isinstance(event, Ponged):
+            parts.append(event.data)
+        else:
+            _add(parts, event[0].topic, [(event[0].data, event[1])])
+    return parts
+
+
+def _add(parts: list[Topics | bytes], topic: str, pairs: list[tuple[str, bytes]]) -> None:
+    if not parts or isinstance(parts[-1], bytes):
+        parts.append({})
+    topics = parts[-1]
+    assert isinstance(topics, dict)
+    topics.setdefault(topic, []).extend(pairs)
+
+
+good = st.builds(
+    message, st.text(st.characters(exclude_categories=["Cs"]), max_size=9), st.sampled_from(TOPICS)
+)
+good_texts = st.lists(
+    ones(st.builds(Raw, good, st.just(TEXT), none, no, keys, none)), min_size=1, max_size=20
+).map(flat)
+in_fragments: st.SearchStrategy[list[Chunk]] = st.builds(
+    lambda payload, place, ping: [
+        *(Raw(payload[:place], TEXT_FIRST), Raw(ping, PING), Raw(b"p", PONG), Raw(payload[place:], CONT_LAST))
+    ],
+    good | st.sampled_from([payload for payload, _ in FAULTS.values()]),
+    st.integers(0, 40),
+    st.binary(max_size=4),
+)
+faults = ones(
+    st.sampled_from([Raw(payload) for payload, _ in FAULTS.values()])
+    | st.sampled_from(
+        [
+            *(Raw(b"b", BINARY), Raw(b"c", CONT_LAST), Raw(b"\x03\xe8", CLOSE), Raw(b"x", TEXT | 0x40)),
+            *(Raw(b"x" * (MAX_MESSAGE_BYTES + 1)), Raw(b"x", wrong=True)),
+        ]
+    )
+)
+conversations = st.lists(
+    st.one_of(good_texts, good_texts, ones(controls), in_fragments, faults), min_size=1, max_size=8
+).map(flat)
+
+
+@both_roles
+@uncovered
+class TestSessions:
+    @pytest.mark.parametrize(("payload", "code"), FAULTS.values(), ids=FAULTS)
+    @pytest.mark.parametrize("others", [0, 1, 5])
+    def test_a_fault_at_any_place(self, role: Role, payload: bytes, code: CloseCode, others: int) -> None:
+        texts = [Raw(message(f"{number}", "abc"[number % 3])) for number in range(others)]
+        for place in range(others + 1):
+            chunks = [*texts[:place], Raw(payload), *texts[place:]]
+            for how in (WHOLE, BYTEWISE, Inside(0), Inside(5), Every(40)):
+                twins = SessionTwins(role)
+                events = twins.feed(chunks, how)
+                received = [
+                    one.data for event in events if isinstance(event, Received) for one in event.messages
+                ]
+                assert sorted(received, key=int) == [f"{number}" for number in range(place)]
+                assert twins.session.closed is not None
+                assert twins.session.closed.code == code
+
+    @pytest.mark.parametrize(("payload", "code"), FAULTS.values(), ids=FAULTS)
+    def test_a_fault_in_one_read_with_control_frames(
+        self, role: Role, payload: bytes, code: CloseCode
+    ) -> None:
+        chunks = [Raw(message("x")), Raw(b"1", PING), Raw(b"2", PONG), Raw(payload), Raw(b"3", PING)]
+        for end in (Raw(b"4", PONG), Raw(b"\x03\xe8", CLOSE), Raw(b"", BINARY), Raw(b"x", TEXT | 0x40)):
+            SessionTwins(role).feed([*chunks, end, Raw(message("late"))], WHOLE)
+
+    def test_one_event_for_each_topic_of_a_read(self, role: Role) -> None:
+        twins = SessionTwins(role)
+        texts = [Raw(message(f"{number}", TOPICS[number % 7])) for number in range(700)]
+        events = twins.receive(b"".join(render(texts, masked=twins.masked)))
+        assert [event.topic for event in events if isinstance(event, Received)] == TOPICS[:7]
+
+    @few
+    @given(chunks=conversations, how=cuts)
+    def test_any(self, role: Role, chunks: list[Chunk], how: Cut) -> None:
+        SessionTwins(role).feed(chunks, how)
+
+
+class TestFrameTexts:
+    """What is written, to the byte as the library writes it."""
+
+    @staticmethod
+    def compare(payloads: list[bytes], *, masked: bool) -> None:
+        ours = frame_texts(payloads, masked=masked)
+        theirs = b""
+        keys = set()
+        for payload in payloads:
+            place = len(theirs) + (2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10)
+            keys.add(key := ours[place : place + 4])
+            with mock.patch.object(secrets, "token_bytes", lambda size, key=key: key[:size]):
+                theirs += Frame(Opcode.TEXT, payload).serialize(mask=masked)
+        assert ours == theirs
+        # Of 600 keys, two are the same once in 24,000 times, three never.
+        assert not masked or len(keys) >= len(payloads) - 1
+
+    @masking
+    @pytest.mark.parametrize(
+        "sizes", [[0], [1], [125] * 3, [126] * 3, [126, 125], [65_535] * 2, [65_536, 0, 0]]
+    )
+    def test_sizes(self, masked: bool, sizes: list[int]) -> None:
+        self.compare([bytes([number]) * size for number, size in enumerate(sizes, 97)], masked=masked)
+
+    @masking
+    @few
+    @given(
+        payloads=st.lists(payloads, max_size=12) | st.lists(st.binary(min_size=3, max_size=3), max_size=600)
+    )
+    def test_any(self, masked: bool, payloads: list[bytes]) -> None:
+        self.compare(payloads, masked=masked)
+
+    def test_no_key_is_used_again_by_another_batch(self) -> None:
+        keys: list[bytes] = []
+        for count in [*range(60), 1000, 1100, 1, 1, 2000]:
+            frames = frame_texts([bytes(8)] * count, masked=True)
+            keys += [frames[place + 2 : place + 6] for place in range(0, len(frames), 14)]
+        # Random keys may be the same, but hardly ever three times here.
+        assert len(set(keys)) >= len(keys) - 2
+
+
+class Counted(bytes):
+    """Bytes that count how many of them are looked at.
+
+    Attributes:
+        work: Bytes in all slices, and items.
+    """
+
+    work = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        part = super().__getitem__(key)
+        self.work += len(part) if isinstance(part, bytes) else 1
+        return part
+
+
+class Work:
+    """Count what a framing does instead of how long it takes.
+
+    Attributes:
+        calls: Of `cut_texts`.
+        looked: Bytes from its positions on, in all calls that could not go on where the last one was.
+        handed: Calls and bytes that the library got.
+    """
+
+    def __init__(self) -> None:
+        self.calls = self.handed_calls = self.handed = 0
+        self.looked = 0
+
+    def feed(self, framing: Framing, pieces: Iterator[bytes]) -> int:
+        """Feed a framing, and return how many texts came out."""
+        receive = Protocol.receive_data
+        count = 0
+
+        def cut(data: bytes, position: int, *, masked: bool, max_message_bytes: int) -> Any:
+            payloads, after, needed = cut_texts(
+                data, position, masked=masked, max_message_bytes=max_message_bytes
+            )
+            self.calls += 1
+            self.looked += after - position + (len(data) - after if needed else 0)
+            return payloads, after, needed
+
+        def receive_data(protocol: Protocol, data: bytes) -> None:
+            self.handed_calls += 1
+            self.handed += len(data)
+            receive(protocol, data)
+
+        with (
+            mock.patch.object(framing_module, "cut_texts", cut),
+            mock.patch.object(Protocol, "receive_data", receive_data),
+        ):
+            for piece in pieces:
+                count += sum(len(item) for item in framing.receive_data(piece) if isinstance(item, list))
+        assert framing.closed is None
+        return count
+
+
+PATTERNS: dict[str, list[Chunk]] = {
+    "AAB": [Run(2, 0), Raw(b"x")],
+    "AAB in long headers": [Run(2, 0, form=8), Raw(b"x", form=8)],
+    "AAB whose headers have one length": [Run(2, 2), Raw(b"", form=2)],
+    "AAB whose payloads look like headers": [Raw(b"\x81\x02"), Raw(b"\x81\x02"), Raw(b"\x81\x02\x81")],
+    "AAB whose payloads look like long headers": [
+        *[Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0a", form=8)] * 2,
+        Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0b" * 2, form=8),
+    ],
+    "AB": [Raw(b""), Raw(b"x")],
+    "one length in two forms": [Raw(b""), Raw(b"", form=2)],
+    "one length in three forms": [Raw(b""), Raw(b"", form=2), Raw(b"", form=8)],
+    "one length in two long forms": [Raw(b"", form=2), Raw(b"", form=8)],
+    "A": [Raw(b"x")],
+    "a run and one": [Run(MAX_RUN, 0), Raw(b"x")],
+    "AA and a ping": [Run(2, 0), Raw(b"", PING)],
+    "pings": [Raw(b"", PING)],
+    "fragments": [Raw(b"", TEXT_FIRST), Raw(b"", CONT), Raw(b"x", CONT_LAST), Raw(b"")],
+}
+
+
+@both_roles
+@uncovered
+class TestComplexity:
+    """No bytes of a peer are looked at more than so many times."""
+
+    @pytest.mark.parametrize("chunks", PATTERNS.values(), ids=PATTERNS)
+    def test_patterns(self, role: Role, chunks: list[Chunk]) -> None:
+        frames = render(chunks, masked=role is Role.ACCEPTOR)
+        works = []
+        for count in (2000, 4000):
+            stream = Counted(b"".join(frames) * count)
+            work = Work()
+            work.feed(Twins.opened(role).framing, iter([stream]))
+            # A header has at most ten bytes without its key, and each of them is compared in a whole run.
+            assert stream.work <= (10 * MAX_RUN + 50) * len(frames) * count
+            assert work.handed <= len(stream)
+            assert work.calls <= len(frames) * count + 1
+            assert work.looked <= 2 * len(stream)
+            works.append(stream.work + work.handed + work.looked)
+        assert works[1] <= 2.1 * works[0]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("size", [1, 2**17])
+    @pytest.mark.parametrize("first", [TEXT, TEXT_FIRST], ids=["plain", "in fragments"])
+    def test_dribbled(self, role: Role, size: int, first: int) -> None:
+        masked = role is Role.ACCEPTOR
+        messages = 2**17 // size // 16 or 1
+        frames = (
+            [Raw(b"x" * size, first)] if first == TEXT else [Raw(b"x" * size, first), Raw(b"", CONT_LAST)]
+        )
+        stream = b"".join(render(frames, masked=masked)) * messages
+        work = Work()
+        pieces = (stream[place : place + 1] for place in range(len(stream)))
+        assert work.feed(Twins.opened(role, 2**17).framing, pieces) == messages
+        # Two bytes, the rest of the header, and the whole.
+        assert work.calls <= 5 * messages * len(frames)
+        assert work.looked <= (size + 40) * messages * len(frames)
+        assert work.handed <= len(stream) * (first != TEXT)
+
+    def test_a_large_frame_in_pieces_is_put_together_once(self, role: Role) -> None:
+        stream = b"".join(render([Raw(b"x" * 2**22)], masked=role is Role.ACCEPTOR))
+        work = Work()
+        pieces = [Counted(stream[place : place + 4096]) for place in range(0, len(stream), 4096)]
+        assert work.feed(Twins.opened(role, 2**22).framing, iter(pieces)) == 1
+        assert work.calls <= 3
+        assert sum(piece.work for piece in pieces) <= 2 * 4096
+
+    @pytest.mark.slow
+    def test_a_million_small_frames(self, role: Role) -> None:
+        (frame,) = render([Raw(b"")], masked=role is Role.ACCEPTOR)
+        stream = Counted(frame * 1_000_000)
+        work = Work()
+        assert work.feed(Twins.opened(role).framing, iter([stream])) == 1_000_000
+        assert (work.calls, work.handed) == (1, 0)
+        assert stream.work <= 4 * len(stream)

@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import OPEN, Protocol, Side
+
+from wsqueue.errors import CloseCode, Closed
+from wsqueue.protocol.framing import (
+    MAX_REASON_BYTES,
+    ClientFraming,
+    Framing,
+    HttpAnswer,
+    Item,
+    Opened,
+    Ponged,
+    ServerFraming,
+    frame_texts,
+)
+from wsqueue.protocol.v2 import SUBPROTOCOL
+
+from ...support.session_pair import few
+
+OPENED = Opened("/producer", "", None)
+
+masking = pytest.mark.parametrize("masked", [True, False])
+
+
+def parse(data: bytes, *, masked: bool) -> list[bytes]:
+    """Return the payloads of text frames, read by the library's protocol alone."""
+    protocol = Protocol(Side.SERVER if masked else Side.CLIENT, state=OPEN, max_size=None)
+    protocol.receive_data(data)
+    frames = protocol.events_received()
+    assert protocol.parser_exc is None
+    assert all(isinstance(frame, Frame) and frame.opcode is Opcode.TEXT and frame.fin for frame in frames)
+    return [bytes(frame.data) for frame in frames if isinstance(frame, Frame)]
+
+
+def unmask(payload: bytes, key: bytes) -> bytes:
+    return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
+
+
+class TestFrameTexts:
+    @pytest.mark.parametrize(
+        ("length", "header"),
+        [
+            (0, b"\x81\x00"),
+            (1, b"\x81\x01"),
+            (125, b"\x81\x7d"),
+            (126, b"\x81\x7e\x00\x7e"),
+            (127, b"\x81\x7e\x00\x7f"),
+            (65_535, b"\x81\x7e\xff\xff"),
+            (65_536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
+        ],
+    )
+    def test_headers(self, length: int, header: bytes) -> None:
+        payload = b"x" * length
+        assert frame_texts([payload], masked=False) == header + payload
+        masked = frame_texts([payload], masked=True)
+        assert masked[:1] == header[:1]
+        assert masked[1] == header[1] | 0x80
+        assert masked[2 : len(header)] == header[2:]
+        key, rest = masked[len(header) : len(header) + 4], masked[len(header) + 4 :]
+        assert unmask(rest[:100], key) == payload[:100]
+        assert len(rest) == length
+        assert parse(masked, masked=True) == [payload]
+
+    def test_nothing(self) -> None:
+        assert frame_texts([], masked=True) == frame_texts([], masked=False) == b""
+
+    def test_each_frame_has_a_key_of_its_own(self) -> None:
+        frames = frame_texts([b"\0" * 8] * 100, masked=True)
+        keys = {frames[start + 2 : start + 6] for start in range(0, len(frames), 14)}
+        assert len(frames) == 1400
+        assert len(keys) > 95
+
+    def test_keys_are_not_used_again_for_the_next_batch(self) -> None:
+        assert frame_texts([b"x" * 8], masked=True) != frame_texts([b"x" * 8], masked=True)
+
+    @masking
+    @few
+    @given(payloads=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), max_size=8))
+    def test_the_library_reads_what_went_in(self, payloads: list[str], masked: bool) -> None:
+        encoded = [payload.encode() for payload in payloads]
+        assert parse(frame_texts(encoded, masked=masked), masked=masked) == encoded
+
+    @masking
+    def test_frames_of_all_sizes_in_one_batch(self, masked: bool) -> None:
+        payloads = [b"x" * length for length in (0, 1, 124, 125, 126, 127, 65_535, 65_536, 0, 70_000)]
+        assert parse(frame_texts(payloads, masked=masked), masked=masked) == payloads
+
+
+class Joined:
+    """Two ends of a WebSocket in memory."""
+
+    def __init__(self, max_message_bytes: int = 1000, subprotocols: Sequence[str] = ()) -> None:
+        self.requests: list[tuple[str, bool]] = []
+        self.server = ServerFraming(self._answer, max_message_bytes, SUBPROTOCOL)
+        self.client = ClientFraming("::1", 8080, "/producer", max_message_bytes, subprotocols)
+
+    def _answer(self, path: str, offered: bool) -> HttpAnswer | None:
+        self.requests.append((path, offered))
+        return None if path == "/producer" else HttpAnswer(404, "no\n")
+
+    def exchange(self) -> tuple[list[Item], list[Item]]:
+        at_server: list[Item] = []
+        at_client: list[Item] = []
+        for _ in range(4):
+            at_server += carry(self.client, self.server)
+            at_client += carry(self.server, self.client)
+        return at_server, at_client
+
+
+def carry(source: Framing, target: Framing) -> list[Item]:
+    items: list[Item] = []
+    for data in source.data_to_send():
+        if data:
+            items += target.receive_data(data)
+        else:
+            target.receive_eof()
+    return items
+
+
+@pytest.fixture
+def joined() -> Joined:
+    joined = Joined()
+    assert joined.exchange() == ([OPENED], [OPENED])
+    assert joined.server.open
+    assert joined.client.open
+    return joined
+
+
+class TestFraming:
+    def test_the_request(self) -> None:
+        joined = Joined()
+        request = b"".join(joined.client.data_to_send())
+        assert request.startswith(b"GET /producer HTTP/1.1\r\nHost: [::1]:8080\r\n")
+        assert b"Sec-WebSocket-Protocol" not in request
+        assert joined.server.receive_data(request) == [OPENED]
+        assert joined.requests == [("/producer", False)]
+
+    @pytest.mark.parametrize(
+        ("subprotocols", "selected"),
+        [
+            ([SUBPROTOCOL], SUBPROTOCOL),
+            (["other", SUBPROTOCOL, "wsqueue.v3"], SUBPROTOCOL),
+            (["other"], None),
+            (["wsqueue.v22", "xwsqueue.v2"], None),
+            ([SUBPROTOCOL.upper()], None),
+        ],
+    )
+    def test_the_subprotocol_is_selected_where_it_is_offered(
+        self, subprotocols: list[str], selected: str | None
+    ) -> None:
+        joined = Joined(subprotocols=subprotocols)
+        opened = Opened("/producer", ", ".join(subprotocols), selected)
+        assert joined.exchange() == ([opened], [opened])
+        assert joined.requests == [("/producer", selected is not None)]
+
+    @pytest.mark.parametrize(
+        ("lines", "host"),
+        [
+            ([], ""),
+            (["Host: node.example:1"], "node.example:1"),
+            (["hOST:  [::1] "], "[::1]"),
+            (["Host: a", "Host: b"], "a, b"),
+        ],
+    )
+    def test_the_host_is_known_while_a_request_is_answered(self, lines: list[str], host: str) -> None:
+        found: list[str] = []
+
+        def answer(_path: str, _offered: bool) -> HttpAnswer:
+            found.append(server.host)
+            return HttpAnswer(200, "ok\n")
+
+        server = ServerFraming(answer, 1000, SUBPROTOCOL)
+        server.receive_data("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
+        assert (found, server.host) == ([host], "")
+
+    @pytest.mark.parametrize("method", ["POST", "PUT", "get", "CONNECT"])
+    def test_another_method_asks_for_nothing(self, method: str) -> None:
+        joined = Joined()
+        joined.server.receive_data(f"{method} /producer HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 405 ")
+        assert b"\r\nAllow: GET, HEAD" in head
+        assert body == b"Only GET and HEAD are answered here.\n"
+        assert joined.requests == []
+        assert joined.server.closed is not None
+        assert joined.server.closed.code == 405
+
+    def test_head_has_no_body(self) -> None:
+        joined = Joined()
+        joined.server.receive_data(b"HEAD / HTTP/1.1\r\nHost: x\r\n\r\n")
+        head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 404 ")
+        assert b"\r\nContent-Length: 3" in head
+        assert body == b""
+        assert joined.requests == [("/", False)]
+
+    def test_a_message_that_has_begun_may_be_longer_too(self, joined: Joined) -> None:
+        begun = Frame(Opcode.TEXT, b"x" * 1000, fin=False).serialize(mask=True)
+        assert joined.server.receive_data(begun) == []
+        joined.server.allow_more(10)
+        rest = Frame(Opcode.CONT, b"x" * 10).serialize(mask=True)
+        assert joined.server.receive_data(rest) == [[b"x" * 1010]]
+
+    def test_both_ends_have_the_path_and_the_offer_as_they_were_sent(self) -> None:
+        request = (
+            b"GET /producer HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Protocol: a ,wsqueue.v2\r\nSec-WebSocket-Protocol: b\r\n\r\n"
+        )
+        joined = Joined()
+        assert joined.server.receive_data(request) == [Opened("/producer", "a ,wsqueue.v2, b", SUBPROTOCOL)]
+
+    def test_messages_may_be_longer_from_a_moment_on(self, joined: Joined) -> None:
+        for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
+            receiver.allow_more(10)
+            assert receiver.receive_data(frame_texts([b"x" * 1010], masked=sender.masked)) == [[b"x" * 1010]]
+            fragments = [Frame(Opcode.TEXT, b"x" * 1000, fin=False), Frame(Opcode.CONT, b"x" * 10)]
+            data = b"".join(frame.serialize(mask=sender.masked) for frame in fragments)
+            assert receiver.receive_data(data) == [[b"x" * 1010]]
+            receiver.receive_data(frame_texts([b"x" * 1011], masked=sender.masked))
+            assert receiver.closed is not None
+            assert receiver.closed.code == 1009
+
+    def test_each_end_masks_as_its_role_must(self, joined: Joined) -> None:
+        assert joined.client.masked
+        assert not joined.server.masked
+        for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
+            assert receiver.receive_data(frame_texts([b"a", b""], masked=sender.masked)) == [[b"a", b""]]
+
+    def test_texts_both_ways(self, joined: Joined) -> None:
+        joined.client.send_text("\N{GRINNING FACE}".encode())
+        joined.server.send_text(b"\0")
+        assert joined.exchange() == ([["\N{GRINNING FACE}".encode()]], [[b"\0"]])
+
+    def test_pings(self, joined: Joined) -> None:
+        joined.client.send_ping(b"x" * 125)
+        joined.server.send_ping()
+        assert joined.exchange() == ([Ponged(b"")], [Ponged(b"x" * 125)])
+
+    def test_nothing_is_sent_before_it_is_open(self) -> None:
+        joined = Joined()
+        joined.server.send_text(b"early")
+        joined.server.send_ping()
+        joined.server.close(CloseCode.NORMAL, "early")
+        assert joined.server.data_to_send() == []
+        assert joined.server.closed is None
+
+    def test_nothing_is_sent_after_the_close_frame(self, joined: Joined) -> None:
+        joined.server.close(CloseCode.GOING_AWAY, "bye")
+        joined.server.send_text(b"late")
+        joined.server.send_ping()
+        joined.server.close(CloseCode.NORMAL, "again")
+        assert joined.exchange() == ([], [])
+        assert joined.client.closed == Closed(1001, "bye", by_peer=True)
+        assert joined.server.closed == Closed(1001, "bye", by_peer=False)
+
+    def test_payloads_are_bytes_even_from_fragments(self, joined: Joined) -> None:
+        fragments = [Frame(Opcode.TEXT, b"\xf0\x9f", fin=False), Frame(Opcode.CONT, b"\x98\x80")]
+        items = joined.server.receive_data(b"".join(frame.serialize(mask=True) for frame in fragments) * 2)
+        (payloads,) = items
+        assert payloads == ["\N{GRINNING FACE}".encode()] * 2
+        assert {type(payload) for payload in payloads} == {bytes}
+
+    def test_messages_in_fragments_do_not_mix(self, joined: Joined) -> None:
+        for text in (b"one", b"two"):
+            data = Frame(Opcode.TEXT, text[:1], fin=False).serialize(mask=True)
+            assert joined.server.receive_data(data) == []
+            data = Frame(Opcode.CONT, text[1:]).serialize(mask=True) + frame_texts([b"whole"], masked=True)
+            assert joined.server.receive_data(data) == [[text, b"whole"]]
+
+    @pytest.mark.parametrize("reason", ["x" * 500, "ñ" * 500, "日" * 500, "\N{GRINNING FACE}" * 500, ""])
+    def test_a_close_frame_holds_the_beginning_of_the_reason(self, joined: Joined, reason: str) -> None:
+        joined.server.fail(CloseCode.INVALID_PACKET, reason)
+        frame = joined.server.data_to_send()[0]
+        assert frame[0] == 0x88
+        assert frame[1] == len(frame) - 2 <= 125
+        assert struct.unpack("!H", frame[2:4]) == (4400,)
+        assert reason.startswith(frame[4:].decode())
+        assert len(frame[4:]) > min(MAX_REASON_BYTES - 4, len(reason) - 1)
+        # Here the whole of it is known.
+        assert joined.server.closed == Closed(4400, reason, by_peer=False)
+
+    def test_a_large_status_line_and_body_are_not_kept(self) -> None:
+        joined = Joined()
+        joined.client.data_to_send()
+        assert joined.client.receive_data(b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 2_000_000) == []
+        assert joined.client.closed is not None
+
+    def test_library_messages_go_nowhere(self, joined: Joined, capfd: pytest.CaptureFixture[str]) -> None:
+        joined.server.receive_data(b"\xff" * 100)
+        joined.client.receive_data(b"\xff" * 100)
+        joined.server.receive_eof()
+        assert capfd.readouterr() == ("", "")

@@ -1,0 +1,404 @@
+from __future__ import annotations
+
+import base64
+import copy
+import hashlib
+import itertools
+import json
+import pickle
+import re
+import traceback
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.paths import DATA
+from wsqueue.errors import CloseCode, PeerError
+from wsqueue.protocol.classic import Hello
+from wsqueue.protocol.hello import (
+    TRANSITIONS,
+    Handshake,
+    Order,
+    PreSharedKey,
+    Role,
+    State,
+    Step,
+)
+from wsqueue.protocol.session import Established
+
+from ...support.session_pair import PSK, SECRET, RawPeer, answer_of, few
+
+VECTORS: list[dict[str, Any]] = json.loads((DATA / "vectors.json").read_text())["hello"]
+
+WRONG = PreSharedKey("another key")
+ROLES = list(Role)
+ORDERS = list(Order)
+
+
+def name(value: object) -> str | None:
+    return value.name.lower() if isinstance(value, Role | Order | State | Step) else None
+
+
+def proof(handshake: Handshake, order: Order = Order.DOCUMENT) -> Hello:
+    """Return the right answer to a handshake's challenge."""
+    return Hello(answer=answer_of(handshake.once, order=order))
+
+
+def other(once: int) -> int:
+    """Return a challenge that is not this one."""
+    return once % 1000 + 1 if once % 1000 + 1 != once else 2000
+
+
+def bring_to(handshake: Handshake, state: State) -> None:
+    if state in (State.CHALLENGED, State.DONE):
+        handshake.receive(Hello(once=other(handshake.once)))
+    if state in (State.PROVED, State.DONE):
+        handshake.receive(proof(handshake))
+
+
+def refusal(handshake: Handshake, packet: Hello) -> CloseCode:
+    with pytest.raises(PeerError) as caught:
+        handshake.receive(packet)
+    return caught.value.code
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["hex"])
+@pytest.mark.parametrize("order", ORDERS, ids=name)
+def test_vectors(vector: dict[str, Any], order: Order) -> None:
+    psk, once, answer = PreSharedKey(vector["psk"]), vector["once"], vector[f"{order.value}_order"]
+    assert f"{once:x}" == vector["hex"]
+    assert psk.answer(once, order) == answer
+    assert psk.verify(once, answer) == (order, 0)
+    assert PreSharedKey("other", vector["psk"]).verify(once, answer) == (order, 1)
+    assert psk.verify(once + 1, answer) is None
+    assert PreSharedKey(vector["psk"] + "x").verify(once, answer) is None
+
+
+@given(st.integers(1, 2**31 - 2), st.text(st.characters(exclude_categories=["Cs"])), st.sampled_from(ORDERS))
+@few
+def test_answers_as_computed_by_other_code(once: int, secret: str, order: Order) -> None:
+    assert PreSharedKey(secret).answer(once, order) == answer_of(once, secret, order)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "x",
+        "ñ" * 44,
+        "\N{GRINNING FACE}",
+        "\0",
+        VECTORS[0]["document_order"][:-1],
+        VECTORS[0]["document_order"] + "\n",
+        VECTORS[0]["document_order"].lower(),
+        "A" * 100_000,
+    ],
+)
+def test_a_wrong_answer_of_any_form_is_only_wrong(answer: str) -> None:
+    assert PreSharedKey(VECTORS[0]["psk"]).verify(VECTORS[0]["once"], answer) is None
+
+
+NEXT: dict[tuple[State, Step], State | CloseCode] = {
+    (State.NOTHING, Step.CHALLENGE): State.CHALLENGED,
+    (State.NOTHING, Step.ANSWER): State.PROVED,
+    (State.CHALLENGED, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (State.CHALLENGED, Step.ANSWER): State.DONE,
+    (State.PROVED, Step.CHALLENGE): State.DONE,
+    (State.PROVED, Step.ANSWER): CloseCode.SECOND_ANSWER,
+    (State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+}
+"""The table of the protocol's description."""
+
+
+def test_the_table_is_the_described_one_and_has_every_cell() -> None:
+    assert set(TRANSITIONS) == set(itertools.product(State, Step))
+    assert TRANSITIONS == NEXT
+
+
+@pytest.mark.parametrize("role", ROLES, ids=name)
+@pytest.mark.parametrize(("state", "step"), list(NEXT), ids=name)
+def test_every_cell(role: Role, state: State, step: Step) -> None:
+    handshake = Handshake(role, PSK)
+    bring_to(handshake, state)
+    packet = proof(handshake) if step is Step.ANSWER else Hello(once=other(handshake.once) + 1)
+    expected = NEXT[state, step]
+    if isinstance(expected, CloseCode):
+        assert refusal(handshake, packet) is expected
+    else:
+        handshake.receive(packet)
+        assert handshake.done == (expected is State.DONE)
+        # What the next state refuses shows that it was reached.
+        for following, again in ((Step.ANSWER, proof(handshake)), (Step.CHALLENGE, Hello(once=3000))):
+            if isinstance(code := NEXT[expected, following], CloseCode):
+                assert refusal(handshake, again) is code
+
+
+@pytest.mark.parametrize("role", ROLES, ids=name)
+@pytest.mark.parametrize("state", [State.NOTHING, State.CHALLENGED], ids=name)
+@pytest.mark.parametrize("order", ORDERS, ids=name)
+def test_a_wrong_answer(role: Role, state: State, order: Order) -> None:
+    handshake = Handshake(role, PSK)
+    bring_to(handshake, state)
+    packet = Hello(answer=WRONG.answer(handshake.once, order))
+    assert refusal(handshake, packet) is CloseCode.WRONG_ANSWER
+    assert not handshake.done
+
+
+@pytest.mark.parametrize("role", ROLES, ids=name)
+def test_the_answer_to_another_challenge_is_wrong(role: Role) -> None:
+    handshake = Handshake(role, PSK)
+    assert refusal(handshake, Hello(answer=answer_of(handshake.once + 1))) is CloseCode.WRONG_ANSWER
+
+
+@pytest.mark.parametrize("role", ROLES, ids=name)
+@pytest.mark.parametrize("state", [State.NOTHING, State.PROVED], ids=name)
+def test_our_own_challenge_is_refused(role: Role, state: State) -> None:
+    handshake = Handshake(role, PSK)
+    bring_to(handshake, state)
+    assert refusal(handshake, Hello(once=handshake.once)) is CloseCode.REFLECTED_CHALLENGE
+    assert not handshake.done
+
+
+@pytest.mark.parametrize("used", ORDERS, ids=name)
+@pytest.mark.parametrize("configured", ORDERS, ids=name)
+def test_an_acceptor_answers_after_it_has_verified_in_the_order_of_the_initiator(
+    used: Order, configured: Order
+) -> None:
+    handshake = Handshake(Role.ACCEPTOR, PSK, configured)
+    assert handshake.receive(Hello(once=77)) is None
+    assert handshake.receive(proof(handshake, used)) == Hello(answer=answer_of(77, order=used))
+    assert handshake.done
+
+
+@pytest.mark.parametrize("used", ORDERS, ids=name)
+def test_an_acceptor_that_is_answered_before_it_is_challenged(used: Order) -> None:
+    handshake = Handshake(Role.ACCEPTOR, PSK)
+    assert handshake.receive(proof(handshake, used)) is None
+    assert handshake.receive(Hello(once=77)) == Hello(answer=answer_of(77, order=used))
+    assert handshake.done
+
+
+class TestRefusal:
+    """What is sent to a peer whose answer was wrong."""
+
+    def test_an_acceptor_sends_a_random_answer_of_the_right_form(self) -> None:
+        refusals = set()
+        for _ in range(10):
+            handshake = Handshake(Role.ACCEPTOR, PSK)
+            handshake.receive(Hello(once=77))
+            refusal = handshake.refusal()
+            assert refusal is not None
+            assert refusal.answer is not None
+            assert len(base64.b64decode(refusal.answer, validate=True)) == 32
+            assert PSK.verify(77, refusal.answer) is None
+            refusals.add(refusal.answer)
+        assert len(refusals) == 10
+
+    def test_nothing_to_a_peer_that_waits_for_no_answer(self) -> None:
+        assert Handshake(Role.ACCEPTOR, PSK).refusal() is None
+
+    def test_an_initiator_sends_nothing(self) -> None:
+        handshake = Handshake(Role.INITIATOR, PSK)
+        handshake.receive(Hello(once=77))
+        assert handshake.refusal() is None
+
+
+def test_an_acceptor_gives_no_answer_to_a_wrong_one() -> None:
+    handshake = Handshake(Role.ACCEPTOR, PSK)
+    assert handshake.receive(Hello(once=77)) is None
+    assert refusal(handshake, Hello(answer=WRONG.answer(handshake.once, Order.DOCUMENT)))
+
+
+@pytest.mark.parametrize("peer", ORDERS, ids=name)
+@pytest.mark.parametrize("configured", ORDERS, ids=name)
+@pytest.mark.parametrize("challenged_first", [True, False])
+def test_an_initiator_answers_at_once_in_its_own_order(
+    configured: Order, peer: Order, challenged_first: bool
+) -> None:
+    handshake = Handshake(Role.INITIATOR, PSK, configured)
+    answer = Hello(answer=answer_of(77, order=configured))
+    if challenged_first:
+        assert handshake.receive(Hello(once=77)) == answer
+        assert handshake.receive(proof(handshake, peer)) is None
+    else:
+        assert handshake.receive(proof(handshake, peer)) is None
+        assert handshake.receive(Hello(once=77)) == answer
+    assert handshake.done
+
+
+def test_challenges_have_the_range_that_the_original_nodes_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secrets.randbelow", lambda _end: 0)
+    assert Handshake(Role.ACCEPTOR, PSK).once == 1
+    monkeypatch.setattr("secrets.randbelow", lambda end: end - 1)
+    assert Handshake(Role.ACCEPTOR, PSK).once == 2**31 - 2
+
+
+def test_challenges_differ() -> None:
+    assert len({Handshake(Role.ACCEPTOR, PSK).once for _ in range(100)}) > 90
+
+
+class TestHidden:
+    """The key shows nowhere."""
+
+    @pytest.mark.parametrize("show", [repr, str, ascii, "{}".format, "{!r}".format, lambda psk: f"{[psk]}"])
+    def test_in_text(self, show: Any) -> None:
+        assert SECRET not in show(PSK)
+
+    def test_in_a_format(self) -> None:
+        with pytest.raises(TypeError) as caught:
+            format(PSK, "s")
+        assert SECRET not in str(caught.value)
+
+    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+    def test_in_a_pickle(self, protocol: int) -> None:
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(PSK, protocol)
+
+    @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy])
+    def test_in_a_copy(self, copies: Any) -> None:
+        with pytest.raises(TypeError):
+            copies(PSK)
+
+    def test_among_the_attributes(self) -> None:
+        with pytest.raises(TypeError):
+            vars(PSK)
+
+    def test_in_a_traceback_with_the_values_of_locals(self) -> None:
+        def show(psk: PreSharedKey, handshake: Handshake) -> None:
+            raise RuntimeError(psk)
+
+        try:
+            show(PSK, Handshake(Role.ACCEPTOR, PSK))
+        except RuntimeError as error:
+            shown = traceback.TracebackException.from_exception(error, capture_locals=True).format()
+            text = "".join(shown)
+        assert "PreSharedKey" in text
+        assert SECRET not in text
+
+    def test_in_a_refusal(self) -> None:
+        with pytest.raises(PeerError) as caught:
+            Handshake(Role.ACCEPTOR, PSK).receive(Hello(answer="wrong"))
+        assert SECRET not in f"{caught.value!r} {caught.value}"
+
+    def test_in_the_exception_for_a_key_that_utf8_cannot_express(self) -> None:
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is what is tested
+            PreSharedKey("confidential\ud800")
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "confidential" not in f"{error!r} {error} {vars(error)} {getattr(error, 'object', '')}"
+            error = error.__cause__ or error.__context__
+
+
+class TestFingerprints:
+    """Enough of a key to tell it from others, and too little to find it."""
+
+    def test_vectors(self) -> None:
+        """Computed with OpenSSL, for what is in other nodes' reports must not change."""
+        assert PreSharedKey(SECRET).fingerprints() == ["2bde5a02"]
+        assert PreSharedKey("ñandú").fingerprints() == ["bdd1508f"]
+
+    def test_each_of_several_keys_has_one_in_their_order(self) -> None:
+        assert PreSharedKey("b", SECRET, "a").fingerprints() == [
+            *PreSharedKey("b").fingerprints(),
+            *PreSharedKey(SECRET).fingerprints(),
+            *PreSharedKey("a").fingerprints(),
+        ]
+
+    def test_keys_that_differ_little_differ_in_them(self) -> None:
+        keys = ["key", "Key", "key ", " key", "keys", "ke", "k\0ey", ""]
+        assert len({PreSharedKey(key).fingerprints()[0] for key in keys}) == len(keys)
+
+    def test_they_have_eight_digits(self) -> None:
+        (fingerprint,) = PreSharedKey("x" * 4096).fingerprints()
+        assert re.fullmatch("[0-9a-f]{8}", fingerprint)
+
+    def test_they_leave_the_key_hidden(self) -> None:
+        psk = PreSharedKey(SECRET)
+        (fingerprint,) = psk.fingerprints()
+        assert repr(psk) == "PreSharedKey(<hidden>)"
+        assert fingerprint not in repr(psk)
+        with pytest.raises(TypeError, match="not pickled"):
+            pickle.dumps(psk)
+        for plain in (SECRET.encode(), SECRET[::-1].encode()):
+            digests = (hashlib.new(name, plain).hexdigest() for name in ("md5", "sha1", "sha256", "sha512"))
+            assert not any(fingerprint in digest for digest in digests)
+
+
+def test_equal_keys() -> None:
+    assert PreSharedKey("ñ") == PreSharedKey("ñ")
+    assert PreSharedKey("a") != PreSharedKey("b")
+    assert PreSharedKey("a") != "a"
+
+
+def test_a_key_is_no_key_of_a_dict() -> None:
+    with pytest.raises(TypeError):
+        hash(PSK)
+
+
+class TestReflection:
+    """An attacker without the key who has nodes answer each other's challenges gets nowhere."""
+
+    @staticmethod
+    def robbed(*victims: RawPeer, challenges: set[int]) -> bool:
+        """Tell whether an answer to one of the challenges has been given, or a connection established."""
+        right = {answer_of(once, order=order) for once in challenges for order in ORDERS}
+        return any(right.intersection(one.answers) or one.session.established for one in victims)
+
+    def test_the_challenge_of_a_connection_sent_back_on_it(self) -> None:
+        victim = RawPeer.opened(Role.ACCEPTOR)
+        once = victim.challenged_with
+        assert victim.challenge(once) == []
+        assert victim.close_received is not None
+        assert victim.close_received.code == CloseCode.REFLECTED_CHALLENGE
+        assert victim.answers == []
+        assert not self.robbed(victim, challenges={once})
+
+    def test_the_challenge_of_a_connection_sent_on_another(self) -> None:
+        one, two = RawPeer.opened(Role.ACCEPTOR), RawPeer.opened(Role.ACCEPTOR)
+        challenges = {one.challenged_with, two.challenged_with}
+        one.challenge(two.challenged_with)
+        two.challenge(one.challenged_with)
+        assert one.answers == two.answers == []
+        for victim in (one, two):
+            victim.send(json.dumps({"t": "h", "a": "a guess, to be answered at all"}).encode())
+            assert victim.session.closed is not None
+            assert victim.session.closed.code == CloseCode.WRONG_ANSWER
+        assert not self.robbed(one, two, challenges=challenges)
+
+    @few
+    @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=12))
+    def test_no_order_of_relayed_challenges_and_answers_helps(
+        self, moves: list[tuple[int, int, bool]]
+    ) -> None:
+        nodes = [RawPeer.opened(Role.ACCEPTOR) for _ in range(3)]
+        challenges = {node.challenged_with for node in nodes}
+        for source, target, challenge in moves:
+            if challenge:
+                nodes[target].challenge(nodes[source].challenged_with)
+            else:
+                answer = next(iter(nodes[source].answers), "guess")
+                nodes[target].send(json.dumps({"t": "h", "a": answer}).encode())
+        assert not self.robbed(*nodes, challenges=challenges)
+
+    @pytest.mark.parametrize("challenge_first", [True, False])
+    def test_who_has_the_key_does_get_an_answer(self, challenge_first: bool) -> None:
+        node = RawPeer.opened(Role.ACCEPTOR)
+        if challenge_first:
+            node.challenge(77)
+            assert not self.robbed(node, challenges={77})
+            assert node.answer() == [Established()]
+        else:
+            node.answer()
+            assert not self.robbed(node, challenges={77})
+            assert node.challenge(77) == [Established()]
+        assert self.robbed(node, challenges={77})
+        assert node.answers == [answer_of(77)]
+
+    def test_a_reflection_works_on_a_node_that_answers_at_once(self) -> None:
+        """Check the attack itself: an initiator has to answer first, as the originals all do."""
+        one, two = RawPeer.opened(Role.ACCEPTOR), RawPeer.opened(Role.INITIATOR)
+        two.challenge(one.challenged_with)
+        assert self.robbed(two, challenges={one.challenged_with})

@@ -1,0 +1,666 @@
+"""The hello of v2: its states, its proofs, and what attackers try."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import itertools
+import json
+import struct
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.config.model import Keys, ProducerConfig
+from wsqueue.errors import CloseCode, PeerError
+from wsqueue.net.tls import TlsContexts
+from wsqueue.nodes.producer import Producer
+from wsqueue.protocol import v2
+from wsqueue.protocol.framing import HttpAnswer
+from wsqueue.protocol.hello import (
+    TRANSITIONS_V2,
+    Context,
+    HandshakeV2,
+    PreSharedKey,
+    Role,
+    State,
+    Step,
+)
+from wsqueue.protocol.session import Established, Session
+from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
+
+from ...support.fake_connection import FakeConnection
+from ...support.session_pair import (
+    PATH,
+    PSK,
+    SECRET,
+    Pair,
+    RawPeer,
+    accept,
+    few,
+    initiate,
+)
+
+WRONG = PreSharedKey("another key")
+ROLES = list(Role)
+CONTEXT = Context(PATH, SUBPROTOCOL, b"")
+PUBLISH = b'{"t":"publish","number":1,"after":0,"topic":"news","count":1,"data":["x"]}'
+NONCE = base64.b64encode(bytes(range(32))).decode()
+
+
+def name(value: object) -> str | None:
+    return value.name.lower() if isinstance(value, Role | State | Step) else None
+
+
+def proof_of(
+    role: Role,
+    acceptor_nonce: str,
+    initiator_nonce: str,
+    *,
+    secret: str = SECRET,
+    path: str = PATH,
+    offered: str = SUBPROTOCOL,
+    channel_binding: bytes = b"",
+) -> str:
+    """Compute a proof from the words of the protocol's description, without our code."""
+    claim = b""
+    for part in (f"wsqueue.v2 {role.value}", acceptor_nonce, initiator_nonce, path, offered):
+        claim += struct.pack("!I", len(part.encode())) + part.encode()
+    claim += struct.pack("!I", len(channel_binding)) + channel_binding
+    return base64.b64encode(hmac.new(secret.encode(), claim, hashlib.sha256).digest()).decode()
+
+
+class End:
+    """One end of a hello, with a peer that the test plays."""
+
+    def __init__(self, role: Role, psk: PreSharedKey = PSK, context: Context = CONTEXT) -> None:
+        self.role = role
+        self.handshake = HandshakeV2(role, psk, context)
+        self.sent: list[HelloPacket] = []
+        self._note(self.handshake.begin())
+
+    @property
+    def nonce(self) -> str:
+        """Return the nonce of this end, once it has sent it."""
+        first = self.sent[0]
+        assert first.nonce is not None
+        return first.nonce
+
+    def receive(self, packet: HelloPacket) -> HelloPacket | None:
+        return self._note(self.handshake.receive(packet))
+
+    def right_proof(self, *, secret: str = SECRET, path: str = PATH, offered: str = SUBPROTOCOL) -> Proof:
+        """Return what a peer with the key would send now."""
+        acceptor = self.role is Role.ACCEPTOR
+        prover, nonces = (
+            (Role.INITIATOR, (self.nonce, NONCE)) if acceptor else (Role.ACCEPTOR, (NONCE, self.nonce))
+        )
+        proof = proof_of(prover, *nonces, secret=secret, path=path, offered=offered)
+        return Proof(proof, NONCE if acceptor else None)
+
+    def bring_to(self, state: State) -> None:
+        if self.role is Role.INITIATOR and state is not State.NOTHING:
+            self.receive(Challenge(NONCE))
+        if state is State.DONE:
+            self.receive(self.right_proof())
+
+    def refusal(self, packet: HelloPacket) -> CloseCode:
+        sent = len(self.sent)
+        with pytest.raises(PeerError) as caught:
+            self.receive(packet)
+        assert len(self.sent) == sent
+        return caught.value.code
+
+    def _note(self, packet: HelloPacket | None) -> HelloPacket | None:
+        if packet is not None:
+            self.sent.append(packet)
+        return packet
+
+
+NEXT: dict[tuple[Role, State, Step], State | CloseCode] = {
+    (Role.ACCEPTOR, State.NOTHING, Step.CHALLENGE): CloseCode.UNEXPECTED_PACKET,
+    (Role.ACCEPTOR, State.NOTHING, Step.ANSWER): State.DONE,
+    (Role.ACCEPTOR, State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.ACCEPTOR, State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+    (Role.INITIATOR, State.NOTHING, Step.CHALLENGE): State.CHALLENGED,
+    (Role.INITIATOR, State.NOTHING, Step.ANSWER): CloseCode.UNEXPECTED_PACKET,
+    (Role.INITIATOR, State.CHALLENGED, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, State.CHALLENGED, Step.ANSWER): State.DONE,
+    (Role.INITIATOR, State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+}
+"""The table of the protocol's description."""
+
+
+class TestStates:
+    """What each end takes in which order."""
+
+    def test_the_table_is_the_described_one_and_has_every_cell_that_can_be(self) -> None:
+        assert TRANSITIONS_V2 == NEXT
+        reached = {(role, State.NOTHING) for role in ROLES}
+        reached |= {(role, cell) for (role, _, _), cell in NEXT.items() if isinstance(cell, State)}
+        assert set(NEXT) == {(*where, step) for where, step in itertools.product(reached, Step)}
+
+    @pytest.mark.parametrize(("role", "state", "step"), list(NEXT), ids=name)
+    def test_every_cell(self, role: Role, state: State, step: Step) -> None:
+        end = End(role)
+        end.bring_to(state)
+        if step is Step.CHALLENGE:
+            packet: HelloPacket = Challenge(NONCE)
+        else:
+            packet = end.right_proof() if end.sent else Proof(NONCE)
+        expected = NEXT[role, state, step]
+        if isinstance(expected, CloseCode):
+            assert end.refusal(packet) is expected
+            assert end.handshake.done == (state is State.DONE)
+            return
+        end.receive(packet)
+        assert end.handshake.done == (expected is State.DONE)
+        # What the next state refuses shows that it was reached.
+        assert end.refusal(Challenge(NONCE)) is NEXT[role, expected, Step.CHALLENGE]
+
+    def test_an_acceptor_begins_and_an_initiator_waits(self) -> None:
+        assert len(End(Role.ACCEPTOR).sent) == 1
+        assert End(Role.INITIATOR).sent == []
+
+    def test_an_acceptor_proves_itself_to_who_has_done_so(self) -> None:
+        end = End(Role.ACCEPTOR)
+        proof = end.receive(end.right_proof())
+        assert proof == Proof(proof_of(Role.ACCEPTOR, end.nonce, NONCE))
+        assert end.handshake.done
+
+    def test_an_initiator_proves_itself_when_it_is_challenged(self) -> None:
+        end = End(Role.INITIATOR)
+        proof = end.receive(Challenge(NONCE))
+        assert proof == Proof(proof_of(Role.INITIATOR, NONCE, end.nonce), end.nonce)
+        assert not end.handshake.done
+        assert end.receive(end.right_proof()) is None
+        assert end.handshake.done
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_only_an_initiators_proof_has_a_nonce(self, role: Role) -> None:
+        end = End(role)
+        end.bring_to(State.CHALLENGED)
+        right = end.right_proof()
+        other = Proof(right.proof, None if right.nonce else NONCE)
+        assert end.refusal(other) is CloseCode.INVALID_PACKET
+        assert not end.handshake.done
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_nonces_differ(self, role: Role) -> None:
+        ends = [End(role) for _ in range(100)]
+        for end in ends:
+            end.bring_to(State.CHALLENGED)
+        assert len({end.nonce for end in ends}) == 100
+        assert {len(base64.b64decode(end.nonce, validate=True)) for end in ends} == {32}
+
+
+class TestProofs:
+    """A proof is about everything that both ends must agree on."""
+
+    @few
+    @given(
+        st.sampled_from(ROLES),
+        st.text(st.characters(exclude_categories=["Cs"])),
+        st.text(st.characters(codec="ascii"), max_size=20),
+        st.text(st.characters(codec="ascii"), max_size=20),
+        st.binary(max_size=32),
+    )
+    def test_as_computed_by_other_code(
+        self, role: Role, secret: str, path: str, offered: str, channel_binding: bytes
+    ) -> None:
+        end = End(role, PreSharedKey(secret), Context(path, offered, channel_binding))
+        end.bring_to(State.CHALLENGED)
+
+        def proof(prover: Role) -> str:
+            nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
+            return proof_of(
+                prover, *nonces, secret=secret, path=path, offered=offered, channel_binding=channel_binding
+            )
+
+        if role is Role.ACCEPTOR:
+            theirs = Proof(proof(Role.INITIATOR), NONCE)
+            assert end.receive(theirs) == Proof(proof(Role.ACCEPTOR))
+        else:
+            assert end.sent == [Proof(proof(Role.INITIATOR), end.nonce)]
+            end.receive(Proof(proof(Role.ACCEPTOR)))
+        assert end.handshake.done
+
+    @few
+    @given(st.lists(st.text("ab", max_size=3), min_size=8, max_size=8), st.binary(max_size=2))
+    def test_no_two_agreements_have_the_same_claim(self, texts: list[str], channel_binding: bytes) -> None:
+        """However their parts run into each other."""
+        one = Context(texts[0], texts[1], channel_binding)
+        two = Context(texts[2], texts[3], b"")
+        same = (one, texts[4], texts[5]) == (two, texts[6], texts[7])
+        claims = [one.claim(role, texts[4], texts[5]) for role in ROLES]
+        assert claims[0] != claims[1]
+        assert (claims[0] == two.claim(ROLES[0], texts[6], texts[7])) == same
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    @pytest.mark.parametrize(
+        "other",
+        [{"secret": "another key"}, {"path": "/produce"}, {"path": PATH + "?"}, {"offered": "wsqueue.v2, x"}],
+        ids="-".join,
+    )
+    def test_a_proof_of_something_else_is_wrong(self, role: Role, other: dict[str, str]) -> None:
+        end = End(role)
+        end.bring_to(State.CHALLENGED)
+        assert end.refusal(end.right_proof(**other)) is CloseCode.WRONG_ANSWER
+        assert not end.handshake.done
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    @pytest.mark.parametrize("secret", ["", "k", "x" * 64, "x" * 65, "ñ\0"])
+    def test_any_key(self, role: Role, secret: str) -> None:
+        end = End(role, PreSharedKey(secret))
+        end.bring_to(State.CHALLENGED)
+        end.receive(end.right_proof(secret=secret))
+        assert end.handshake.done
+
+    def test_a_known_vector(self) -> None:
+        """RFC 4231 section 4.3, test case 2."""
+        vector = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
+        proof = PreSharedKey("Jefe").prove(b"what do ya want for nothing?")
+        assert base64.b64decode(proof).hex() == vector
+
+
+class TestSeveralKeys:
+    """While a key is changed, an acceptor takes the old one and the new one."""
+
+    @pytest.mark.parametrize("index", range(3))
+    def test_an_acceptor_answers_with_the_key_of_the_initiator(self, index: int) -> None:
+        secrets = ["one", "two", "three"]
+        end = End(Role.ACCEPTOR, PreSharedKey(*secrets))
+        proof = end.receive(end.right_proof(secret=secrets[index]))
+        assert proof == Proof(proof_of(Role.ACCEPTOR, end.nonce, NONCE, secret=secrets[index]))
+        assert end.handshake.done
+
+    def test_an_initiator_uses_its_first_and_takes_no_other(self) -> None:
+        end = End(Role.INITIATOR, PreSharedKey("one", "two"))
+        end.receive(Challenge(NONCE))
+        assert end.sent == [Proof(proof_of(Role.INITIATOR, NONCE, end.nonce, secret="one"), end.nonce)]
+        assert end.refusal(end.right_proof(secret="two")) is CloseCode.WRONG_ANSWER
+        assert not end.handshake.done
+
+    @pytest.mark.parametrize(
+        ("acceptors", "initiators", "good"),
+        [
+            (["old"], ["old", "new"], True),
+            (["old", "new"], ["old", "new"], True),
+            (["old", "new"], ["new", "old"], True),
+            (["new", "old"], ["new"], True),
+            (["new"], ["old", "new"], False),
+            (["old"], ["new"], False),
+        ],
+    )
+    def test_each_step_of_a_change(self, acceptors: list[str], initiators: list[str], good: bool) -> None:
+        pair = joined(accept(PreSharedKey(*acceptors)), initiate(PreSharedKey(*initiators), offer_v2=True))
+        pair.exchange()
+        assert pair.acceptor.established is good
+        assert pair.initiator.established is good
+
+
+def joined(acceptor: Session, initiator: Session) -> Pair:
+    return Pair(acceptor, initiator)
+
+
+class Wire:
+    """A wire between two sessions which an attacker holds: he hands on what he likes."""
+
+    def __init__(self, acceptor: Session | None = None, initiator: Session | None = None) -> None:
+        self.acceptor = acceptor or accept()
+        self.initiator = initiator or initiate(offer_v2=True)
+
+    def upstream(self) -> bytes:
+        """Return what the initiator has written."""
+        return b"".join(self.initiator.data_to_send())
+
+    def downstream(self) -> bytes:
+        return b"".join(self.acceptor.data_to_send())
+
+    def open(self) -> bytes:
+        """Carry the upgrade, and return the acceptor's challenge, not handed on."""
+        self.acceptor.receive_data(self.upstream())
+        head, end, challenge = self.downstream().partition(b"\r\n\r\n")
+        self.initiator.receive_data(head + end)
+        return challenge
+
+    def hello(self) -> tuple[bytes, bytes, bytes]:
+        """Carry a hello to its end; return the challenge and the proofs, as they were on the wire."""
+        challenge = self.open()
+        self.initiator.receive_data(challenge)
+        first = self.upstream()
+        self.acceptor.receive_data(first)
+        second = self.downstream()
+        self.initiator.receive_data(second)
+        assert self.acceptor.established
+        assert self.initiator.established
+        return challenge, first, second
+
+
+def refused(session: Session, code: CloseCode = CloseCode.WRONG_ANSWER) -> bool:
+    """Tell whether a session has refused its peer."""
+    closed = session.closed
+    return closed is not None and (closed.code, closed.by_peer) == (code, False) and not session.established
+
+
+def text(payload: dict[str, str], *, masked: bool) -> bytes:
+    return RawPeer(Role.ACCEPTOR if masked else Role.INITIATOR).text(json.dumps(payload).encode())
+
+
+class TestAttacks:
+    """An attacker without the key, or with another one, gets nowhere."""
+
+    def test_who_does_nothing_to_the_wire_sees_a_hello(self) -> None:
+        Wire().hello()
+
+    def test_a_proof_sent_back_to_who_made_it(self) -> None:
+        wire = Wire()
+        wire.initiator.receive_data(wire.open())
+        peer = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
+        payload = json.loads(unmasked(wire.upstream()))
+        # As an acceptor's it must have no nonce.
+        del payload["nonce"]
+        wire.initiator.receive_data(peer.text(json.dumps(payload).encode()))
+        assert refused(wire.initiator)
+
+    def test_who_hands_everything_on_is_only_in_the_middle(self) -> None:
+        """Check the attack itself: without TLS nothing shows that somebody stands between the two."""
+        near, far = Wire(), Wire()
+        near.acceptor.receive_data(near.upstream())
+        far.acceptor.receive_data(far.upstream())
+        challenge = far.downstream().partition(b"\r\n\r\n")[2]
+        head, end, _ = near.downstream().partition(b"\r\n\r\n")
+        near.initiator.receive_data(head + end + challenge)
+        far.acceptor.receive_data(near.upstream())
+        assert far.acceptor.established
+        near.initiator.receive_data(far.downstream())
+        assert near.initiator.established
+        # The two ends that he opened himself have got nothing out of it.
+        assert not far.initiator.established
+        assert not near.acceptor.established
+
+    def test_an_acceptor_whose_challenge_another_acceptor_is_to_answer(self) -> None:
+        one, two = Wire(), Wire()
+        one.open()
+        challenge = two.open()
+        one.acceptor.receive_data(remasked(challenge))
+        assert refused(one.acceptor, CloseCode.UNEXPECTED_PACKET)
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_a_proof_in_the_other_role(self, role: Role) -> None:
+        end = End(role)
+        end.bring_to(State.CHALLENGED)
+        nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
+        swapped = Proof(proof_of(role, *nonces), end.right_proof().nonce)
+        assert end.refusal(swapped) is CloseCode.WRONG_ANSWER
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_a_proof_with_swapped_nonces(self, role: Role) -> None:
+        end = End(role)
+        end.bring_to(State.CHALLENGED)
+        peer = Role.INITIATOR if role is Role.ACCEPTOR else Role.ACCEPTOR
+        nonces = (NONCE, end.nonce) if role is Role.ACCEPTOR else (end.nonce, NONCE)
+        assert end.refusal(Proof(proof_of(peer, *nonces), end.right_proof().nonce)) is CloseCode.WRONG_ANSWER
+
+    def test_a_recorded_session_replayed_to_an_acceptor(self) -> None:
+        recorded = Wire()
+        request = recorded.upstream()
+        recorded.acceptor.receive_data(request)
+        recorded.initiator.receive_data(recorded.downstream())
+        proof = recorded.upstream()
+        recorded.acceptor.receive_data(proof)
+        assert recorded.acceptor.established
+        again = accept()
+        assert again.receive_data(request) == []
+        assert again.receive_data(proof) == []
+        assert refused(again)
+
+    def test_a_recorded_session_replayed_to_an_initiator(self) -> None:
+        recorded = Wire()
+        challenge, _, proof = recorded.hello()
+        again = Wire()
+        again.open()
+        again.initiator.receive_data(challenge)
+        again.initiator.receive_data(proof)
+        assert refused(again.initiator)
+
+    @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 0), (1, 1), (1,), (0,)])
+    def test_an_initiator_whose_hello_comes_in_another_order(self, order: tuple[int, ...]) -> None:
+        recorded = Wire()
+        challenge, _, proof = recorded.hello()
+        again = Wire()
+        fresh = again.open()
+        events = []
+        for which in order:
+            events += again.initiator.receive_data((fresh, proof)[which])
+        assert events == []
+        assert not again.initiator.established
+        assert challenge != fresh
+
+    def test_a_hello_that_ends_early(self) -> None:
+        for last in range(3):
+            wire = Wire()
+            challenge = wire.open()
+            if last:
+                wire.initiator.receive_data(challenge)
+            if last > 1:
+                wire.acceptor.receive_data(wire.upstream())
+                assert wire.acceptor.established
+            wire.initiator.receive_eof()
+            assert not wire.initiator.established
+            assert wire.initiator.closed is not None
+            assert wire.initiator.closed.code == CloseCode.ABNORMAL
+
+    def test_a_relay_to_another_path(self) -> None:
+        """E.g. of a client that subscribes, to where producers publish."""
+
+        def pages(path: str) -> HttpAnswer | None:
+            return None if path in ("/subscribe", PATH) else HttpAnswer(404, "Not found.\n")
+
+        wire = Wire(accept(answer_request=pages), initiate(path="/subscribe", offer_v2=True))
+        request = wire.upstream()
+        wire.acceptor.receive_data(request.replace(b"GET /subscribe ", f"GET {PATH} ".encode()))
+        wire.initiator.receive_data(wire.downstream())
+        wire.acceptor.receive_data(wire.upstream())
+        assert refused(wire.acceptor)
+        assert wire.downstream()
+        assert not wire.initiator.established
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda request: request.replace(b"wsqueue.v2", b"wsqueue.v3, wsqueue.v2"),
+            lambda request: request.replace(b"wsqueue.v2", b"wsqueue.v2,wsqueue.v1"),
+            lambda request: request.replace(
+                b"wsqueue.v2\r\n", b"wsqueue.v2\r\nSec-WebSocket-Protocol: wsqueue.v1\r\n"
+            ),
+        ],
+    )
+    def test_a_changed_offer(self, change: Callable[[bytes], bytes]) -> None:
+        """Else an attacker could choose between future protocols."""
+        wire = Wire()
+        request = wire.upstream()
+        assert change(request) != request
+        wire.acceptor.receive_data(change(request))
+        wire.initiator.receive_data(wire.downstream())
+        wire.acceptor.receive_data(wire.upstream())
+        assert refused(wire.acceptor)
+        assert not wire.initiator.established
+
+    def test_an_offer_that_was_removed_where_classic_is_not_allowed(self) -> None:
+        for strict, other in ((accept(allow_classic=False), None), (None, initiate_strictly())):
+            wire = Wire(strict, other)
+            request = wire.upstream()
+            stripped = request.replace(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode(), b"")
+            assert stripped != request
+            wire.acceptor.receive_data(stripped)
+            wire.initiator.receive_data(wire.downstream())
+            assert not wire.initiator.established
+            assert not wire.acceptor.established
+            assert strict is None or (strict.closed is not None and strict.closed.code == 426)
+            assert other is None or refused(other, CloseCode.CLASSIC_REFUSED)
+
+    def test_a_classic_hello_in_the_middle_where_classic_is_not_allowed(self) -> None:
+        initiator = initiate_strictly()
+        peer = RawPeer(Role.INITIATOR, initiator)
+        wire = Wire(None, initiator)
+        wire.open()
+        initiator.receive_data(peer.text(b'{"t":"h","o":1}'))
+        assert refused(initiator, CloseCode.CLASSIC_REFUSED)
+        assert b'"a"' not in wire.upstream()
+
+    def test_a_man_in_the_middle_with_another_certificate(self) -> None:
+        """Though the initiator trusts it: somebody has it from a CA by mistake, say."""
+        wire = Wire()
+        wire.acceptor.channel_binding = hashlib.sha256(b"the certificate of the node").digest()
+        wire.initiator.channel_binding = hashlib.sha256(b"the certificate in the middle").digest()
+        wire.initiator.receive_data(wire.open())
+        wire.acceptor.receive_data(wire.upstream())
+        assert refused(wire.acceptor)
+        wire.initiator.receive_data(wire.downstream())
+        assert not wire.initiator.established
+
+    def test_a_man_in_the_middle_who_ends_tls(self) -> None:
+        for secured in ("acceptor", "initiator"):
+            wire = Wire()
+            getattr(wire, secured).channel_binding = hashlib.sha256(b"a certificate").digest()
+            wire.initiator.receive_data(wire.open())
+            wire.acceptor.receive_data(wire.upstream())
+            assert refused(wire.acceptor)
+
+    def test_the_same_certificate_at_both_ends(self) -> None:
+        wire = Wire()
+        wire.acceptor.channel_binding = wire.initiator.channel_binding = hashlib.sha256(b"one").digest()
+        wire.hello()
+
+    def test_a_fake_acceptor_gets_one_proof_that_is_of_no_use_elsewhere(self) -> None:
+        """He poses as a node: what he gets is about his nonce, and no acceptor draws the same."""
+        fake = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
+        wire = Wire(None, fake.session)
+        wire.open()
+        wire.initiator.receive_data(text({"t": "challenge", "nonce": NONCE}, masked=False))
+        proof = wire.upstream()
+        assert json.loads(unmasked(proof))["t"] == "proof"
+        victim = Wire()
+        victim.open()
+        victim.acceptor.receive_data(proof)
+        assert refused(victim.acceptor)
+        wire.initiator.receive_data(text({"t": "proof", "proof": NONCE}, masked=False))
+        assert refused(wire.initiator)
+
+    def test_a_refusal_says_nothing_about_the_key(self) -> None:
+        wire = Wire(None, initiate(WRONG, offer_v2=True))
+        wire.initiator.receive_data(wire.open())
+        wire.acceptor.receive_data(wire.upstream())
+        answer = wire.downstream()
+        assert refused(wire.acceptor)
+        assert b"proof" not in answer
+        assert answer[:1] == b"\x88"
+
+    def test_a_clients_key_at_the_endpoint_of_nodes(self) -> None:
+        nodes, clients = PreSharedKey("key of nodes"), PreSharedKey("key of clients")
+        keys = {"/producer": nodes, "/subscribe": clients}
+
+        def acceptor() -> Session:
+            return Session.accept(
+                lambda path: keys[path], allow_classic=True, max_message_bytes=4096, max_topic_bytes=32
+            )
+
+        for psk, path, good in (
+            (clients, "/producer", False),
+            (nodes, "/subscribe", False),
+            (clients, "/subscribe", True),
+            (nodes, "/producer", True),
+        ):
+            for offer_v2 in (True, False):
+                pair = Pair(acceptor(), initiate(psk, path=path, offer_v2=offer_v2))
+                events = pair.exchange()
+                assert (events == ([Established()], [Established()])) is good
+                assert pair.acceptor.established is good
+
+
+def initiate_strictly() -> Session:
+    return initiate(offer_v2=True, allow_classic=False)
+
+
+def unmasked(frame: bytes) -> bytes:
+    """Return the payload of one short frame of an initiator."""
+    start = 2 if frame[1] & 0x7F < 126 else 4
+    key, payload = frame[start : start + 4], frame[start + 4 :]
+    return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
+
+
+def remasked(frame: bytes) -> bytes:
+    """Return one short frame of an acceptor as an initiator would send it."""
+    payload = frame[2:] if frame[1] < 126 else frame[4:]
+    return RawPeer(Role.ACCEPTOR).text(payload)
+
+
+class TestPublishers:
+    """Who sees the public ids of publishers cannot publish as one of them."""
+
+    @staticmethod
+    def produced(*payloads: bytes) -> tuple[list[str], FakeConnection]:
+        """Return as whom a producer forwards what somebody sends it, and the connection."""
+        config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
+        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        connection = FakeConnection()
+        producer.established(connection)
+        for payload in payloads:
+            producer.received(connection, [v2.decode(payload)])
+        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_queue()))
+        return [packet.publisher for packet in forwards if isinstance(packet, v2.Forward)], connection
+
+    @staticmethod
+    def publisher(secret: str) -> bytes:
+        return json.dumps({"t": "publisher", "secret": secret}).encode()
+
+    def test_a_public_id_as_computed_by_other_code(self) -> None:
+        digest = hashlib.sha256(base64.b64decode(NONCE)).digest()
+        expected = base64.b64encode(digest[:16], b"-_").decode()[:22]
+        ids, connection = self.produced(self.publisher(NONCE), PUBLISH)
+        assert ids == [expected]
+        assert connection.failed is None
+
+    def test_a_public_id_is_no_secret(self) -> None:
+        (seen,), _ = self.produced(self.publisher(NONCE), PUBLISH)
+        for guess in (seen, seen + "=" * 22, base64.b64encode(seen.encode().ljust(32)[:32]).decode()):
+            payload = self.publisher(guess)
+            try:
+                ids, _ = self.produced(payload, PUBLISH)
+            except PeerError:
+                continue
+            assert ids != [seen]
+        digest = base64.urlsafe_b64decode(seen + "==")
+        for padding in (bytes(16), digest):
+            ids, _ = self.produced(self.publisher(base64.b64encode(digest + padding).decode()), PUBLISH)
+            assert len(ids) == 1
+            assert ids != [seen]
+
+    def test_a_publish_names_no_publisher(self) -> None:
+        with pytest.raises(PeerError, match="unknown field"):
+            v2.decode(PUBLISH.replace(b'"topic"', b'"publisher":"x","topic"'))
+
+    @pytest.mark.parametrize(
+        "payloads",
+        [
+            (PUBLISH,),
+            (b'{"t":"publisher","secret":"%s"}' % NONCE.encode(),) * 2,
+            (PUBLISH.replace(b"publish", b"forward").replace(b'"topic"', b'"publisher":"x","topic"'),),
+        ],
+        ids=["without a publisher", "as two publishers", "as a producer"],
+    )
+    def test_other_ways(self, payloads: tuple[bytes, ...]) -> None:
+        ids, connection = self.produced(*payloads)
+        assert ids == []
+        assert connection.failed is CloseCode.UNEXPECTED_PACKET
+
+    def test_another_key_of_the_same_kind_is_another_publisher(self) -> None:
+        secrets = [base64.b64encode(bytes([number] * 32)).decode() for number in range(50)]
+        ids = [self.produced(self.publisher(secret), PUBLISH)[0][0] for secret in secrets]
+        assert len(set(ids)) == 50

@@ -1,0 +1,516 @@
+"""Sessions of v2, and of any mix of v2 and classic: joined in memory."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Opcode
+
+from wsqueue.errors import CloseCode
+from wsqueue.protocol import v2
+from wsqueue.protocol.framing import Ponged
+from wsqueue.protocol.hello import Role
+from wsqueue.protocol.session import MAX_HELLO_BYTES, Established, Event, Session
+from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
+
+from ...support.session_pair import (
+    MAX_MESSAGE_BYTES,
+    Pair,
+    RawPeer,
+    accept,
+    answer_of,
+    few,
+    initiate,
+    message,
+    received,
+)
+from ...support.strategies import V2_PACKETS, same
+from .test_hello_v2 import proof_of
+from .test_session import TOO_BIG, assert_ended, cut, feed
+
+both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+
+NONCE = base64.b64encode(b"n" * 32).decode()
+UPGRADE_REQUIRED = 426
+
+REQUEST = (
+    "GET {path} HTTP/1.1\r\nHost: node.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
+)
+
+
+def packet(tag: str, **fields: Any) -> bytes:
+    """Return a packet as most encoders write it, without white space."""
+    return json.dumps({"t": tag} | fields, separators=(",", ":")).encode()
+
+
+class V2Peer:
+    """Stand opposite a session of v2, and play the hello with what the protocol's description says.
+
+    Attributes:
+        raw: Has the frames; its WebSocket is opened here.
+        texts: The payloads that the session has sent.
+    """
+
+    def __init__(self, role: Role, session: Session | None = None) -> None:
+        offering = role is Role.INITIATOR
+        self.session = session or (initiate(offer_v2=True) if offering else accept())
+        self.raw = RawPeer(role, self.session)
+        self.role = role
+        self.texts: list[bytes] = []
+        if role is Role.ACCEPTOR:
+            more = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
+            self.raw.data_to_send()
+            self.send_bytes(REQUEST.format(path="/producer", more=more).encode())
+        else:
+            request = b"".join(self.session.data_to_send())
+            acceptor = accept()
+            acceptor.receive_data(request)
+            head = acceptor.data_to_send()[0].partition(b"\r\n\r\n")[0]
+            self.send_bytes(head + b"\r\n\r\n")
+
+    @classmethod
+    def established(cls, role: Role, session: Session | None = None) -> V2Peer:
+        peer = cls(role, session)
+        assert [event for payload in peer.hello() for event in peer.send(payload)] == [Established()]
+        assert peer.session.v2
+        return peer
+
+    @property
+    def nonce(self) -> str:
+        """Return the nonce that the session has sent."""
+        nonce = json.loads(self.texts[0])["nonce"]
+        assert isinstance(nonce, str)
+        return nonce
+
+    def hello(self) -> list[bytes]:
+        """Return what a peer with the key has to send; to an initiator it sends its challenge at once."""
+        if self.role is Role.ACCEPTOR:
+            proof = proof_of(Role.INITIATOR, self.nonce, NONCE)
+            return [packet("proof", proof=proof, nonce=NONCE)]
+        assert self.send(packet("challenge", nonce=NONCE)) == []
+        return [packet("proof", proof=proof_of(Role.ACCEPTOR, NONCE, self.nonce))]
+
+    def send(self, *payloads: bytes) -> list[Event]:
+        return self.send_bytes(b"".join(map(self.raw.text, payloads)))
+
+    def send_bytes(self, data: bytes) -> list[Event]:
+        events = self.session.receive_data(data)
+        written = b"".join(self.session.data_to_send())
+        if written.startswith(b"HTTP"):
+            _, _, written = written.partition(b"\r\n\r\n")
+        while written[:1] == b"\x81":
+            payload, written = first_text(written)
+            self.texts.append(payload)
+        return events
+
+
+def first_text(frames: bytes) -> tuple[bytes, bytes]:
+    """Return the payload of the first frame, and what follows it."""
+    masked, length, start = frames[1] & 0x80, frames[1] & 0x7F, 2
+    if length == 126:
+        length, start = int.from_bytes(frames[2:4]), 4
+    key = frames[start : start + 4] if masked else bytes(4)
+    start += 4 if masked else 0
+    payload = frames[start : start + length]
+    return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload)), frames[start + length :]
+
+
+class EchoingNode:
+    """A classic node whose library selects the first subprotocol that is offered, as the original ones do."""
+
+    def __init__(self, initiator: Session) -> None:
+        self.session = accept(allow_classic=True)
+        self.initiator = initiator
+        request = b"".join(initiator.data_to_send())
+        line = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode()
+        assert line in request
+        self.session.receive_data(request.replace(line, b""))
+        head, _, frames = b"".join(self.session.data_to_send()).partition(b"\r\n\r\n")
+        self.answer = head + b"\r\n" + line + b"\r\n" + frames
+
+    def exchange(self) -> tuple[list[Event], list[Event]]:
+        at_initiator = self.initiator.receive_data(self.answer)
+        ours, theirs = Pair(self.session, self.initiator).exchange()
+        return ours, at_initiator + theirs
+
+
+ALLOWED = (True, False, None)
+MIXES = [
+    # v2 offered; acceptor allows classic; initiator allows classic; TLS; what they speak, or who refuses
+    *[(True, *allowed, "v2") for allowed in itertools.product(ALLOWED, ALLOWED, (True, False))],
+    (False, True, True, False, "classic"),
+    (False, None, True, False, "classic"),
+    (False, True, None, False, "classic"),
+    (False, None, None, False, "classic"),
+    (False, True, True, True, "classic"),
+    (False, False, True, False, "the acceptor refuses"),
+    (False, None, True, True, "the acceptor refuses"),
+    (False, True, False, False, "the initiator refuses"),
+    (False, True, None, True, "the initiator refuses"),
+]
+
+
+class TestMixes:
+    """Two ends find what both speak."""
+
+    @pytest.mark.parametrize(("offered", "acceptors", "initiators", "tls", "outcome"), MIXES)
+    def test_any_mix(
+        self, offered: bool, acceptors: bool | None, initiators: bool | None, tls: bool, outcome: str
+    ) -> None:
+        pair = Pair(accept(allow_classic=acceptors), initiate(offer_v2=offered, allow_classic=initiators))
+        pair.acceptor.channel_binding = pair.initiator.channel_binding = b"c" * 32 if tls else b""
+        events = pair.exchange()
+        if outcome in ("v2", "classic"):
+            assert events == ([Established()], [Established()])
+            for session in (pair.acceptor, pair.initiator):
+                assert session.established
+                assert session.v2 is (outcome == "v2")
+            assert_that_they_understand_each_other(pair)
+        else:
+            assert events == ([], [])
+            assert not pair.acceptor.established
+            assert not pair.initiator.established
+            if outcome == "the acceptor refuses":
+                assert_ended(pair.acceptor, UPGRADE_REQUIRED)
+                assert_ended(pair.initiator, UPGRADE_REQUIRED, by_peer=True)
+            else:
+                assert_ended(pair.initiator, CloseCode.CLASSIC_REFUSED)
+                assert_ended(pair.acceptor, CloseCode.CLASSIC_REFUSED, by_peer=True)
+
+    @pytest.mark.parametrize("selects", [True, False])
+    @pytest.mark.parametrize("allowed", [True, None])
+    def test_an_initiator_falls_back_to_classic(self, selects: bool, allowed: bool | None) -> None:
+        node = EchoingNode(initiate(offer_v2=True, allow_classic=allowed))
+        if not selects:
+            node.answer = node.answer.replace(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode(), b"")
+        assert node.exchange() == ([Established()], [Established()])
+        assert not node.initiator.v2
+        assert_that_they_understand_each_other(Pair(node.session, node.initiator))
+
+    @pytest.mark.parametrize("selects", [True, False])
+    @pytest.mark.parametrize("tls", [True, False])
+    def test_an_initiator_does_not_fall_back_where_classic_is_not_allowed(
+        self, selects: bool, tls: bool
+    ) -> None:
+        node = EchoingNode(initiate(offer_v2=True, allow_classic=None if tls else False))
+        node.initiator.channel_binding = b"c" * 32 if tls else b""
+        if not selects:
+            node.answer = node.answer.replace(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode(), b"")
+        assert node.exchange() == ([], [])
+        closed = assert_ended(node.initiator, CloseCode.CLASSIC_REFUSED)
+        assert not closed.reconnect
+
+    def test_after_falling_back_a_message_is_no_longer_than_a_classic_one(self) -> None:
+        node = EchoingNode(initiate(offer_v2=True))
+        node.exchange()
+        payload = message("x" * (MAX_MESSAGE_BYTES - len(message(""))))
+        assert received(node.initiator.receive_data(node.session.frame([payload])))
+        node.initiator.receive_data(node.session.frame([payload + b" "]))
+        assert_ended(node.initiator, TOO_BIG)
+
+    def test_a_classic_answer_is_no_way_back_from_v2(self) -> None:
+        """Only the first packet decides."""
+        peer = V2Peer(Role.INITIATOR)
+        peer.send(packet("challenge", nonce=NONCE))
+        assert peer.send(b'{"t":"h","o":1}') == []
+        assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    def test_an_acceptor_that_selected_v2_takes_no_classic_hello(self) -> None:
+        peer = V2Peer(Role.ACCEPTOR, accept(allow_classic=True))
+        assert peer.send(b'{"t":"h","o":1}') == []
+        assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    def test_a_classic_peer_that_answers_before_it_challenges(self) -> None:
+        """As an initiator must take it from an acceptor that has selected v2 without knowing it."""
+        node = EchoingNode(initiate(offer_v2=True))
+        initiator = node.initiator
+        head = node.answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        raw = RawPeer(Role.INITIATOR, initiator)
+        assert initiator.receive_data(head) == []
+        assert initiator.receive_data(raw.text(b'{"t":"h","o":5}')) == []
+        challenge, answer = (json.loads(text) for text in texts_of(b"".join(initiator.data_to_send())))
+        assert answer == {"t": "h", "a": answer_of(5)}
+        payload = json.dumps({"t": "h", "a": answer_of(challenge["o"])}).encode()
+        assert initiator.receive_data(raw.text(payload)) == [Established()]
+        assert not initiator.v2
+
+
+def texts_of(frames: bytes) -> list[bytes]:
+    payloads: list[bytes] = []
+    while frames:
+        payload, frames = first_text(frames)
+        payloads.append(payload)
+    return payloads
+
+
+def assert_that_they_understand_each_other(pair: Pair) -> None:
+    for role in Role:
+        sender, receiver = pair.ends(role)
+        if sender.v2:
+            sent = v2.Unsubscribe("news")
+            assert receiver.receive_data(sender.frame([v2.encode(sent)])) == [sent]
+        else:
+            assert received(receiver.receive_data(sender.frame([message("hi")]))) == [("hi", "news")]
+        sender.ping(b"12345678")
+    assert pair.exchange() == ([Ponged(b"12345678")], [Ponged(b"12345678")])
+
+
+class TestHello:
+    """What a peer may do before both have proved themselves."""
+
+    def test_an_acceptor_sends_its_challenge_and_an_initiator_waits(self) -> None:
+        acceptor, initiator = V2Peer(Role.ACCEPTOR), V2Peer(Role.INITIATOR)
+        assert [json.loads(text)["t"] for text in acceptor.texts] == ["challenge"]
+        assert initiator.texts == []
+
+    @both_roles
+    def test_a_peer_that_follows_the_description(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        assert peer.session.established
+        ours = json.loads(peer.texts[-1])
+        nonces = (peer.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, peer.nonce)
+        assert ours["proof"] == proof_of(role, *nonces)
+
+    @both_roles
+    def test_the_last_packet_of_the_hello_and_others_in_one_read(self, role: Role) -> None:
+        peer = V2Peer(role)
+        events = peer.send(
+            *peer.hello(), packet("unsubscribe", topic="a"), packet("draining", retry_seconds=1)
+        )
+        assert events == [Established(), v2.Unsubscribe("a"), v2.Draining(1)]
+
+    def test_the_whole_hello_of_an_initiator_may_come_with_its_request(self) -> None:
+        session = accept()
+        raw = RawPeer(Role.ACCEPTOR, session)
+        raw.data_to_send()
+        request = REQUEST.format(path="/producer", more=f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n").encode()
+        # It cannot know the nonce, so it is wrong, but for the right reason.
+        events = session.receive_data(request + raw.text(packet("proof", proof=NONCE, nonce=NONCE)))
+        assert events == []
+        assert_ended(session, CloseCode.WRONG_ANSWER)
+
+    @both_roles
+    @pytest.mark.parametrize(
+        "early",
+        [
+            packet("publisher", secret=NONCE),
+            packet("publish", number=1, after=0, topic="x", count=1, data=["x"]),
+            packet("forward", publisher="x", number=1, after=0, topic="x", count=1, data=["x"]),
+            packet("forward", publisher="x", number=1, after=0, topic="x", count=1, data=None),
+            packet("subscribe", topic="x"),
+            packet("ack", numbers=[[1, 1]]),
+            packet("draining", retry_seconds=0),
+        ],
+        ids=lambda payload: payload[:20].decode(),
+    )
+    @pytest.mark.parametrize("with_hello", [True, False])
+    def test_early_data(self, role: Role, early: bytes, with_hello: bool) -> None:
+        peer = V2Peer(role)
+        hello = peer.hello() if with_hello else []
+        assert peer.send(early, *hello, early) == []
+        assert_ended(peer.session, CloseCode.EARLY_DATA)
+        assert not peer.session.v2
+
+    @both_roles
+    @pytest.mark.parametrize(
+        ("payload", "code"),
+        [
+            (b"{}", CloseCode.INVALID_PACKET),
+            (b"\xff", CloseCode.INVALID_TEXT),
+            (message("early"), CloseCode.INVALID_PACKET),
+            (packet("proof", proof="x"), CloseCode.INVALID_PACKET),
+        ],
+    )
+    def test_what_is_no_packet(self, role: Role, payload: bytes, code: CloseCode) -> None:
+        peer = V2Peer(role)
+        hello = peer.hello()
+        assert peer.send(payload, *hello) == []
+        assert_ended(peer.session, code)
+
+    @both_roles
+    @pytest.mark.parametrize("tag", ["challenge", "proof"])
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_a_packet_of_the_hello_after_it(self, role: Role, tag: str, at_once: bool) -> None:
+        peer = V2Peer(role)
+        hello = peer.hello()
+        late = packet(tag, **{"nonce" if tag == "challenge" else "proof": NONCE})
+        good, bad = packet("unsubscribe", topic="a"), packet("unsubscribe", topic="b")
+        if at_once:
+            events = peer.send(*hello, good, late, bad)
+        else:
+            events = peer.send(*hello) + peer.send(good, late, bad)
+        assert events == [Established(), v2.Unsubscribe("a")]
+        code = CloseCode.SECOND_CHALLENGE if tag == "challenge" else CloseCode.SECOND_ANSWER
+        assert_ended(peer.session, code)
+
+    @both_roles
+    def test_what_a_peer_may_send_before_it_has_proved_itself_is_bounded(self, role: Role) -> None:
+        peer = V2Peer(role)
+        flood = peer.raw.frame(Opcode.PONG, b"x" * 100) * 500
+        assert MAX_HELLO_BYTES / 2 < len(flood) < MAX_HELLO_BYTES
+        peer.session.receive_data(flood)
+        assert peer.session.closed is None
+        peer.session.receive_data(flood)
+        assert_ended(peer.session, CloseCode.EARLY_DATA)
+
+    def test_a_wrong_key_is_a_wrong_answer_at_both_ends(self) -> None:
+        peer = V2Peer(Role.ACCEPTOR)
+        proof = proof_of(Role.INITIATOR, peer.nonce, NONCE, secret="another key")
+        assert peer.send(packet("proof", proof=proof, nonce=NONCE)) == []
+        assert not assert_ended(peer.session, CloseCode.WRONG_ANSWER).reconnect
+        peer = V2Peer(Role.INITIATOR)
+        peer.send(packet("challenge", nonce=NONCE))
+        proof = proof_of(Role.ACCEPTOR, NONCE, peer.nonce, secret="another key")
+        assert peer.send(packet("proof", proof=proof)) == []
+        assert_ended(peer.session, CloseCode.WRONG_ANSWER)
+
+
+class TestPackets:
+    """What an established peer may send."""
+
+    @both_roles
+    @few
+    @given(packets=st.lists(V2_PACKETS, max_size=5), places=st.lists(st.integers(0), max_size=4))
+    def test_any_packets_cut_anywhere(self, role: Role, packets: list[Packet], places: list[int]) -> None:
+        sent = [one for one in packets if not isinstance(one, v2.Challenge | v2.Proof)]
+        pair = Pair(initiator=initiate(offer_v2=True))
+        pair.exchange()
+        sender, receiver = pair.ends(role)
+        frames = sender.frame([v2.encode(one) for one in sent])
+        events = feed(receiver, cut(frames, places))
+        assert len(events) == len(sent)
+        for event, one in zip(events, sent, strict=True):
+            assert not isinstance(event, Established | Ponged)
+            assert same(event, one)  # type: ignore[arg-type]
+        assert receiver.established
+
+    @few
+    @given(places=st.lists(st.integers(0), max_size=5), classic=st.booleans(), offered=st.booleans())
+    def test_a_hello_cut_anywhere(self, places: list[int], classic: bool, offered: bool) -> None:
+        pair = Pair(accept(allow_classic=classic), initiate(offer_v2=offered, allow_classic=classic))
+        events: list[Event] = []
+        for _ in range(6):
+            for sender, receiver in (pair.ends(Role.INITIATOR), pair.ends(Role.ACCEPTOR)):
+                data = b"".join(sender.data_to_send())
+                events += feed(receiver, cut(data, places))
+        together = offered or classic
+        assert events == [Established()] * (2 if together else 0)
+        for session in (pair.acceptor, pair.initiator):
+            assert session.established is together
+            assert session.v2 is offered
+
+    @both_roles
+    def test_packets_before_a_bad_one_are_delivered_and_those_after_it_are_not(self, role: Role) -> None:
+        for bad, code in ((b"{}", CloseCode.INVALID_PACKET), (b"\xff", CloseCode.INVALID_TEXT)):
+            peer = V2Peer.established(role)
+            one, two = packet("unsubscribe", topic="1"), packet("unsubscribe", topic="2")
+            assert peer.send(one, bad, two) == [v2.Unsubscribe("1")]
+            assert_ended(peer.session, code)
+            assert peer.send(two) == []
+
+    @both_roles
+    @pytest.mark.parametrize("payload", [message("classic"), b'{"t":"s","s":"news"}', b'{"t":"h","o":1}'])
+    def test_classic_packets(self, role: Role, payload: bytes) -> None:
+        peer = V2Peer.established(role)
+        assert peer.send(payload) == []
+        assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    @both_roles
+    def test_a_forward_with_bad_data_does_not_end_the_connection(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        bad = packet("forward", publisher="x", number=1, after=0, topic="x", count=3, data={})
+        assert peer.send(bad, bad) == [v2.Forward("x", 1, 0, "x", 3, [])] * 2
+        assert peer.session.established
+
+    @both_roles
+    def test_a_topic_may_be_long_for_its_endpoint_judges_it(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        assert peer.send(packet("unsubscribe", topic="x" * 1000)) == [v2.Unsubscribe("x" * 1000)]
+
+    @both_roles
+    def test_the_largest_packet(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        empty = len(packet("unsubscribe", topic=""))
+        topic = "x" * (MAX_MESSAGE_BYTES + OVERHEAD_BYTES - empty)
+        assert peer.send(packet("unsubscribe", topic=topic)) == [v2.Unsubscribe(topic)]
+        assert peer.send(packet("unsubscribe", topic=topic + "x")) == []
+        assert_ended(peer.session, TOO_BIG)
+
+    @both_roles
+    def test_the_largest_packet_in_fragments(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        empty = len(packet("unsubscribe", topic=""))
+        topic = "x" * (MAX_MESSAGE_BYTES + OVERHEAD_BYTES - empty)
+        for longer in ("", "x"):
+            payload = packet("unsubscribe", topic=topic + longer)
+            data = peer.raw.frame(Opcode.TEXT, payload[:100], fin=False)
+            data += peer.raw.frame(Opcode.CONT, payload[100:])
+            events = peer.send_bytes(data)
+            assert events == ([] if longer else [v2.Unsubscribe(topic)])
+        assert_ended(peer.session, TOO_BIG)
+
+    @both_roles
+    def test_a_classic_session_has_no_overhead(self, role: Role) -> None:
+        peer = RawPeer.established(role)
+        peer.send(message("x" * MAX_MESSAGE_BYTES))
+        assert_ended(peer.session, TOO_BIG)
+
+    @both_roles
+    def test_close_handshake(self, role: Role) -> None:
+        pair = Pair(initiator=initiate(offer_v2=True))
+        pair.exchange()
+        closer, other = pair.ends(role)
+        closer.close(CloseCode.GOING_AWAY)
+        late = v2.encode(v2.Unsubscribe("late"))
+        assert closer.receive_data(other.frame([late])) == [v2.Unsubscribe("late")]
+        pair.exchange()
+        assert_ended(closer, CloseCode.GOING_AWAY)
+        assert_ended(other, CloseCode.GOING_AWAY, by_peer=True)
+        assert closer.closed_cleanly
+
+
+class TestAcceptorsAnswer:
+    """What an acceptor answers to the request."""
+
+    @pytest.mark.parametrize("allowed", [True, False])
+    def test_a_page_comes_before_the_protocol(self, allowed: bool) -> None:
+        session = accept(allow_classic=allowed)
+        session.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"".join(session.data_to_send()).startswith(b"HTTP/1.1 200 ")
+
+    @pytest.mark.parametrize("offer", ["", "Sec-WebSocket-Protocol: wsqueue.v3\r\n"])
+    def test_without_an_offer_of_v2_where_classic_is_not_allowed(self, offer: str) -> None:
+        session = accept(allow_classic=False)
+        session.receive_data(REQUEST.format(path="/producer", more=offer).encode())
+        answer = b"".join(session.data_to_send())
+        assert answer.startswith(b"HTTP/1.1 426 ")
+        assert answer.endswith(b"Expected the subprotocol wsqueue.v2.\n")
+        assert not assert_ended(session, UPGRADE_REQUIRED).reconnect
+
+    def test_an_offer_of_something_else_besides(self) -> None:
+        session = accept()
+        more = "Sec-WebSocket-Protocol: wsqueue.v3\r\nSec-WebSocket-Protocol: chat, wsqueue.v2\r\n"
+        session.receive_data(REQUEST.format(path="/producer", more=more).encode())
+        answer = b"".join(session.data_to_send())
+        assert b"Sec-WebSocket-Protocol: wsqueue.v2\r\n" in answer
+        challenge = json.loads(first_text(answer.partition(b"\r\n\r\n")[2])[0])
+        proof = proof_of(Role.INITIATOR, challenge["nonce"], NONCE, offered="wsqueue.v3, chat, wsqueue.v2")
+        raw = RawPeer(Role.ACCEPTOR)
+        payload = packet("proof", proof=proof, nonce=NONCE)
+        assert session.receive_data(raw.text(payload)) == [Established()]
+
+    def test_the_query_is_part_of_what_is_proved(self) -> None:
+        session = accept(answer_request=lambda _path: None)
+        more = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
+        session.receive_data(REQUEST.format(path="/producer?a=%20b", more=more).encode())
+        challenge = json.loads(first_text(b"".join(session.data_to_send()).partition(b"\r\n\r\n")[2])[0])
+        proof = proof_of(Role.INITIATOR, challenge["nonce"], NONCE, path="/producer?a=%20b")
+        payload = packet("proof", proof=proof, nonce=NONCE)
+        assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [Established()]

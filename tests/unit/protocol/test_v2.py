@@ -1,0 +1,360 @@
+from __future__ import annotations
+
+import base64
+import itertools
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.errors import CloseCode, PeerError
+from wsqueue.protocol.classic import MAX_DETAIL_CHARACTERS
+from wsqueue.protocol.v2 import (
+    MAX_NUMBER,
+    PACKETS,
+    Ack,
+    AskReport,
+    Challenge,
+    Deliver,
+    Draining,
+    Forward,
+    Gap,
+    NodeReport,
+    Packet,
+    Proof,
+    Publish,
+    Publisher,
+    RawForward,
+    Refused,
+    Subscribe,
+    Subscribed,
+    Unsubscribe,
+    Unsubscribed,
+    decode,
+    encode,
+    encode_data,
+)
+
+from ...support.session_pair import many
+from ...support.strategies import V2_PACKETS, same, utf8_text
+
+SECRET = base64.b64encode(bytes(range(32))).decode()
+
+
+def refusal(payload: bytes, code: CloseCode = CloseCode.INVALID_PACKET) -> str:
+    """Return why a payload is refused, in words that do not quote it at length."""
+    with pytest.raises(PeerError) as caught:
+        decode(payload)
+    assert caught.value.code is code
+    assert len(caught.value.reason) <= len(code.reason) + 2 + MAX_DETAIL_CHARACTERS
+    return caught.value.reason
+
+
+def forward(data: bytes) -> bytes:
+    return (
+        b'{"t":"forward","publisher":"p","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("packet", "payload"),
+    [
+        (Challenge(SECRET), f'{{"t":"challenge","nonce":"{SECRET}"}}'),
+        (Proof(SECRET), f'{{"t":"proof","proof":"{SECRET}"}}'),
+        (Proof(SECRET, SECRET), f'{{"t":"proof","proof":"{SECRET}","nonce":"{SECRET}"}}'),
+        (Publisher(SECRET), f'{{"t":"publisher","secret":"{SECRET}"}}'),
+        (
+            Publish(2, 1, "news", 2, encode_data(["a", "ñ"])),
+            '{"t":"publish","number":2,"after":1,"topic":"news","count":2,"data":["a","ñ"]}',
+        ),
+        (
+            Forward("p", 2, 0, "news", 1, ["a"]),
+            '{"t":"forward","publisher":"p","number":2,"after":0,"topic":"news","count":1,"data":["a"]}',
+        ),
+        (Ack([(1, 3), (7, 7)]), '{"t":"ack","numbers":[[1,3],[7,7]]}'),
+        (Refused(4, "full", "why"), '{"t":"refused","number":4,"code":"full","reason":"why"}'),
+        (Subscribe("news"), '{"t":"subscribe","topic":"news"}'),
+        (Subscribe("news", "earliest"), '{"t":"subscribe","topic":"news","start":"earliest"}'),
+        (
+            Subscribe("news", "offset", "abc", 5),
+            '{"t":"subscribe","topic":"news","start":"offset","log":"abc","offset":5}',
+        ),
+        (Subscribe("news", "time", time=1.5), '{"t":"subscribe","topic":"news","start":"time","time":1.5}'),
+        (
+            Subscribed("news", "abc", 0, 9),
+            '{"t":"subscribed","topic":"news","log":"abc","offset":0,"end":9}',
+        ),
+        (Unsubscribe("news"), '{"t":"unsubscribe","topic":"news"}'),
+        (Unsubscribed("news"), '{"t":"unsubscribed","topic":"news"}'),
+        (
+            Deliver("news", 3, "p", 2, ["a"]),
+            '{"t":"deliver","topic":"news","offset":3,"publisher":"p","number":2,"data":["a"]}',
+        ),
+        (Gap("news", 3, 2), '{"t":"gap","topic":"news","offset":3,"missed":2}'),
+        (Gap("news", 3, None), '{"t":"gap","topic":"news","offset":3,"missed":null}'),
+        (Draining(2.5), '{"t":"draining","retry_seconds":2.5}'),
+        (AskReport(), '{"t":"ask_report"}'),
+        (NodeReport(msgspec.Raw(b'{"role":"consumer"}')), '{"t":"report","report":{"role":"consumer"}}'),
+    ],
+)
+def test_exact_bytes_that_are_sent(packet: Packet, payload: str) -> None:
+    assert encode(packet) == payload.encode()
+    assert same(decode(payload.encode()), packet)
+
+
+def test_every_packet_is_tried() -> None:
+    marks = test_exact_bytes_that_are_sent.pytestmark  # type: ignore[attr-defined]
+    assert {type(packet) for packet, _ in marks[0].args[1]} == set(PACKETS)
+
+
+@many
+@given(V2_PACKETS)
+def test_packets_survive(packet: Packet) -> None:
+    payload = encode(packet)
+    assert same(decode(payload), packet)
+    assert json.loads(payload)["t"] == type(packet).__struct_config__.tag
+
+
+@many
+@given(V2_PACKETS, st.randoms(use_true_random=False))
+def test_the_order_of_the_keys_and_white_space_are_free(packet: Packet, random: Any) -> None:
+    items = list(json.loads(encode(packet)).items())
+    random.shuffle(items)
+    again = decode(json.dumps(dict(items), indent=1).encode())
+    assert same(again, packet)
+
+
+@pytest.mark.parametrize("number", [1, MAX_NUMBER])
+def test_the_numbers_of_a_batch(number: int) -> None:
+    assert decode(encode(Ack([(number, number)]))) == Ack([(number, number)])
+
+
+@pytest.mark.parametrize(
+    "number",
+    [*("0", "-1", str(MAX_NUMBER + 1), str(2**64), "9" * 5000), *("1.0", "1e3", "true", '"1"', "null", "[]")],
+)
+def test_what_is_not_a_number_of_a_batch(number: str) -> None:
+    refusal(b'{"t":"ack","numbers":[[%s,1]]}' % number.encode())
+    refusal(b'{"t":"refused","number":%s,"code":"full","reason":""}' % number.encode())
+
+
+@pytest.mark.parametrize("offset", ["-1", str(MAX_NUMBER + 1), "0.0", "null", '"0"'])
+def test_what_is_not_an_offset(offset: str) -> None:
+    refusal(b'{"t":"gap","topic":"news","offset":%s,"missed":null}' % offset.encode())
+
+
+@pytest.mark.parametrize(
+    "secret",
+    [
+        "",
+        SECRET[:-1],
+        SECRET[1:],
+        SECRET + "=",
+        SECRET + "\n",
+        "\n" + SECRET,
+        SECRET[:-2] + "==",
+        SECRET.replace("A", "-", 1),
+        SECRET.replace("A", "_", 1),
+        SECRET.replace("A", "ñ", 1),
+    ],
+)
+def test_what_is_not_a_secret(secret: str) -> None:
+    text = json.dumps(secret).encode()
+    assert "secret" in refusal(b'{"t":"publisher","secret":%s}' % text)
+    assert "nonce" in refusal(b'{"t":"challenge","nonce":%s}' % text)
+    assert "proof" in refusal(b'{"t":"proof","proof":%s}' % text)
+
+
+@pytest.mark.parametrize(
+    ("payload", "hint"),
+    [
+        (b'{"t":"subscribe","topic":"x","start":"offset"}', "`offset` goes with the start `offset`"),
+        (b'{"t":"subscribe","topic":"x","start":"offset","offset":null}', "`offset` goes with"),
+        (b'{"t":"subscribe","topic":"x","offset":1}', "`offset` goes with"),
+        (b'{"t":"subscribe","topic":"x","start":"time"}', "`time` goes with the start `time`"),
+        (b'{"t":"subscribe","topic":"x","start":"latest","time":1}', "`time` goes with"),
+        (b'{"t":"subscribe","topic":"x","start":"offset","offset":1,"time":1}', "`time` goes with"),
+        (b'{"t":"subscribe","topic":"x","start":"time","time":-1}', "$.time"),
+        (b'{"t":"subscribe","topic":"x","start":"time","time":1e300}', "$.time"),
+        (b'{"t":"subscribe","topic":"x","start":"yesterday"}', "$.start"),
+        (b'{"t":"subscribed","topic":"x","log":"%s","offset":0,"end":0}' % (b"x" * 65), "$.log"),
+        (b'{"t":"refused","number":1,"code":"no","reason":""}', "$.code"),
+        (b'{"t":"refused","number":1,"code":"full","reason":"%s"}' % (b"x" * 201), "$.reason"),
+        (b'{"t":"ack","numbers":[]}', "$.numbers"),
+        (b'{"t":"ack","numbers":[[1]]}', "$.numbers"),
+        (b'{"t":"ack","numbers":[[1,2,3]]}', "$.numbers"),
+        (b'{"t":"draining","retry_seconds":3600.1}', "$.retry_seconds"),
+        (b'{"t":"draining","retry_seconds":-1}', "$.retry_seconds"),
+        (b'{"t":"unsubscribe","topic":"x","x":1}', "unknown field"),
+        (b'{"t":"unsubscribe"}', "missing required field `topic`"),
+        (b'{"topic":"x"}', "missing required field `t`"),
+        (b'{"t":"Unsubscribe","topic":"x"}', "$.t"),
+        (b'{"t":"h","o":1}', "$.t"),
+        (b'{"t":"m","d":"x","s":"x"}', "$.t"),
+    ],
+)
+def test_wrong_fields(payload: bytes, hint: str) -> None:
+    assert hint in refusal(payload)
+
+
+class TestData:
+    """What a batch holds is the publisher's responsibility, and is passed on to who has to judge it."""
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            *(b"[]", b'"x"', b"{}", b"null", b"1", b"[1]", b'["a",null]', b'[["a"]]', b'{"a":["b"]}'),
+            *(b"[1e999]", b'["\xff"]', b'["\xed\xa0\x80"]', b'["\xc3"]'),
+        ],
+    )
+    def test_a_forward_with_other_data_comes_without_any(self, data: bytes) -> None:
+        assert decode(forward(data)) == Forward("p", 7, 3, "news", 2, [])
+
+    def test_a_forward_with_a_wrong_count_comes_as_it_is(self) -> None:
+        assert decode(forward(b'["a"]')) == Forward("p", 7, 3, "news", 2, ["a"])
+
+    def test_a_producer_passes_data_on_as_it_came(self) -> None:
+        for data in (b' [ "\\u0061" , "\xff" ] ', b"null", b'{"a" : 1}'):
+            publish = decode(
+                b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
+            )
+            assert isinstance(publish, Publish)
+            passed_on = encode(RawForward("p", 7, 3, "news", 2, publish.data))
+            assert passed_on == forward(data.strip())
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            (b'"after":3', b'"after":-3'),
+            (b'"count":2', b'"count":0'),
+            (b'"topic":"news"', b'"topic":"\xff"'),
+            (b'"topic":"news"', b'"topic":7'),
+            (b'"publisher":"p",', b""),
+            (b'"t":"forward",', b""),
+            (b'"t":"forward"', b'"t":"backward"'),
+            (b'"t":"forward"', b'"t":7'),
+            (b'"number":7', b'"number":7,"x":1'),
+        ],
+    )
+    @pytest.mark.parametrize("data", [b'["a","b"]', b"null"])
+    def test_another_fault_of_a_forward_is_its_senders(
+        self, change: tuple[bytes, bytes], data: bytes
+    ) -> None:
+        payload = forward(data).replace(*change)
+        refusal(payload, CloseCode.INVALID_TEXT if b"\xff" in payload else CloseCode.INVALID_PACKET)
+
+    def test_another_packet_with_wrong_data_is_its_senders_fault(self) -> None:
+        refusal(b'{"t":"deliver","topic":"x","offset":0,"publisher":"","number":0,"data":null}')
+
+    @pytest.mark.parametrize(
+        "data", [b"[", b"[01]", b"nul", b'["\\x"]', b'["\x01"]', b"[1,]", b'["\\ud800"]']
+    )
+    def test_a_producer_passes_nothing_on_that_is_not_json(self, data: bytes) -> None:
+        refusal(b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}")
+
+    @pytest.mark.parametrize("closed", [True, False])
+    def test_whatever_a_producer_passes_on_a_consumer_takes(self, closed: bool) -> None:
+        """However deep the data is, and however much deeper the consumer's stack."""
+        for depth in (*range(900, 1000), 100_000):
+            data = b"[" * depth + b"]" * (depth if closed else 0)
+            payload = b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
+            try:
+                publish = decode(payload)
+            except PeerError:
+                continue
+            assert isinstance(publish, Publish)
+            passed_on = encode(RawForward("p", 7, 3, "news", 2, publish.data))
+            assert decode_deeper(passed_on, 5) == Forward("p", 7, 3, "news", 2, [])
+
+
+def decode_deeper(payload: bytes, frames: int) -> Packet:
+    return decode_deeper(payload, frames - 1) if frames else decode(payload)
+
+
+def is_taken_or_refused(payload: bytes) -> None:
+    """Check that a payload is a packet, or is refused with a code and few words."""
+    refused: PeerError | None = None
+    try:
+        assert isinstance(decode(payload), PACKETS)
+    except PeerError as error:
+        refused = error
+    if refused is not None:
+        assert refused.code in (CloseCode.INVALID_PACKET, CloseCode.INVALID_TEXT)
+        assert refused.reason == str(refused)
+        assert len(refused.reason) <= 150
+
+
+@many
+@given(st.binary(max_size=200))
+def test_arbitrary_bytes_raise_nothing_but_peer_error(payload: bytes) -> None:
+    is_taken_or_refused(payload)
+
+
+@many
+@given(
+    V2_PACKETS,
+    st.lists(st.tuples(st.integers(0), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
+)
+def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
+    packet: Packet, changes: list[tuple[int, int, bytes]]
+) -> None:
+    payload = encode(packet)
+    for place, removed, added in changes:
+        start = place % (len(payload) + 1)
+        payload = payload[:start] + added + payload[start + removed :]
+    is_taken_or_refused(payload)
+
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@many
+@given(V2_PACKETS, st.integers(0, 10), json_values)
+def test_packets_with_another_value_raise_nothing_but_peer_error(
+    packet: Packet, place: int, value: Any
+) -> None:
+    fields = json.loads(encode(packet))
+    key = list(fields)[place % len(fields)]
+    is_taken_or_refused(json.dumps(fields | {key: value}).encode())
+
+
+@many
+@given(st.binary(max_size=30))
+def test_a_text_that_is_not_utf8_has_its_own_code(data: bytes) -> None:
+    payload = b'{"t":"unsubscribe","topic":"' + data + b'"}'
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        with pytest.raises(PeerError) as caught:
+            decode(payload)
+        assert caught.value.code is CloseCode.INVALID_TEXT
+    else:
+        is_taken_or_refused(payload)
+
+
+@many
+@given(st.lists(utf8_text, max_size=5))
+def test_data_is_what_other_decoders_read(data: list[str]) -> None:
+    assert json.loads(bytes(encode_data(data))) == data
+
+
+def test_a_lone_surrogate_cannot_be_sent() -> None:
+    with pytest.raises(UnicodeEncodeError):
+        encode_data(["\ud800"])
+    with pytest.raises(UnicodeEncodeError):
+        encode(Unsubscribe("\udcff"))
+
+
+def test_delivering_takes_little_more_than_forwarding() -> None:
+    """A producer leaves room for it, so that a subscriber with the same limits takes what it forwards."""
+    for number, data in itertools.product((1, MAX_NUMBER), (["\n" * 50], ["\x7f", "\u2028"], ["\\/"] * 9)):
+        forwarded = encode(Forward("x" * 22, number, 0, "news", 1, data))
+        delivered = encode(Deliver("news", MAX_NUMBER, "x" * 22, number, data))
+        assert len(delivered) <= len(forwarded) + 64

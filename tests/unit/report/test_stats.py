@@ -1,0 +1,217 @@
+"""Times by size, peaks, and the topics with most messages."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.report import stats
+from wsqueue.report.report import MAX_TOPIC_CHARACTERS, HistogramStatus, TopicStatus
+from wsqueue.report.stats import TIME_BOUNDS, Histogram, Peak, TopTopics
+
+from ...support.session_pair import few
+
+times = st.floats(0, 100) | st.sampled_from(TIME_BOUNDS)
+
+
+class TestHistogram:
+    def test_nothing(self) -> None:
+        assert Histogram().status() == HistogramStatus(list(TIME_BOUNDS), [0] * (len(TIME_BOUNDS) + 1), 0.0)
+
+    @pytest.mark.parametrize("index", range(len(TIME_BOUNDS)))
+    def test_a_bound_belongs_to_what_is_at_most_it(self, index: int) -> None:
+        histogram = Histogram()
+        histogram.observe(TIME_BOUNDS[index])
+        histogram.observe(TIME_BOUNDS[index] * 1.0001, 3)
+        counts = histogram.status().counts
+        assert (counts[index], counts[index + 1], sum(counts)) == (1, 3, 4)
+
+    def test_above_all_bounds(self) -> None:
+        histogram = Histogram()
+        histogram.observe(10.5)
+        histogram.observe(1e9, 2)
+        assert histogram.status().counts == [0] * len(TIME_BOUNDS) + [3]
+        assert histogram.status().sum == 2e9 + 10.5
+
+    def test_zero(self) -> None:
+        histogram = Histogram()
+        histogram.observe(0.0)
+        assert histogram.status().counts[0] == 1
+
+    def test_none_of_a_time_changes_nothing(self) -> None:
+        histogram = Histogram()
+        histogram.observe(12345.0, 0)
+        assert histogram.status() == Histogram().status()
+
+    def test_what_was_reported_stays_as_it_is(self) -> None:
+        histogram = Histogram()
+        before = histogram.status()
+        histogram.observe(1.0)
+        assert before == Histogram().status()
+
+    def test_the_bounds_rise(self) -> None:
+        assert all(low < high for low, high in itertools.pairwise(TIME_BOUNDS))
+
+    @few
+    @given(st.lists(st.tuples(times, st.integers(1, 1000))))
+    def test_like_a_simple_one(self, observed: list[tuple[float, int]]) -> None:
+        histogram = Histogram()
+        for seconds, count in observed:
+            histogram.observe(seconds, count)
+        status = histogram.status()
+        lows = (-1.0, *TIME_BOUNDS)
+        highs = (*TIME_BOUNDS, float("inf"))
+        assert status.counts == [
+            sum(count for seconds, count in observed if low < seconds <= high)
+            for low, high in zip(lows, highs, strict=True)
+        ]
+        assert status.sum == pytest.approx(sum(seconds * count for seconds, count in observed))
+
+
+class TestPeak:
+    def test_nothing(self) -> None:
+        assert Peak().value == 0.0
+
+    def test_the_largest_of_this_window(self) -> None:
+        peak = Peak()
+        for value in (1.0, 3.0, 2.0):
+            peak.observe(value)
+        assert peak.value == 3.0
+
+    def test_it_is_remembered_for_one_window_more(self) -> None:
+        peak = Peak()
+        peak.observe(3.0)
+        peak.turn()
+        peak.observe(1.0)
+        assert peak.value == 3.0
+        peak.turn()
+        assert peak.value == 1.0
+        peak.turn()
+        assert peak.value == 0.0
+
+    @few
+    @given(st.lists(st.floats(0, 100) | st.none()))
+    def test_like_a_simple_one(self, steps: list[float | None]) -> None:
+        peak, windows = Peak(), [[0.0]]
+        for step in steps:
+            if step is None:
+                peak.turn()
+                windows.append([0.0])
+            else:
+                peak.observe(step)
+                windows[-1].append(step)
+            assert peak.value == max(itertools.chain(*windows[-2:]))
+
+
+class TestTopTopics:
+    def test_nothing(self) -> None:
+        assert TopTopics().top(10, 5.0) == []
+
+    def test_rates_and_order(self) -> None:
+        topics = TopTopics()
+        topics.count("some", 5)
+        topics.count("most", 10)
+        topics.count("few", 1)
+        topics.count("some", 2)
+        assert topics.top(10, 10.0) == [
+            TopicStatus("most", 1.0),
+            TopicStatus("some", 0.7),
+            TopicStatus("few", 0.1),
+        ]
+
+    def test_no_more_than_wanted(self) -> None:
+        topics = TopTopics()
+        for number in range(20):
+            topics.count(f"topic{number}", number + 1)
+        assert [one.topic for one in topics.top(2, 10.0)] == ["topic19", "topic18"]
+        assert topics.top(0, 10.0) == []
+
+    def test_both_windows_count(self) -> None:
+        topics = TopTopics()
+        topics.count("a", 30)
+        topics.count("b", 5)
+        topics.turn(10.0)
+        topics.count("a", 10)
+        topics.count("c", 20)
+        assert topics.top(10, 10.0) == [
+            TopicStatus("a", 2.0),
+            TopicStatus("c", 1.0),
+            TopicStatus("b", 0.25),
+        ]
+
+    def test_what_was_before_the_last_window_is_forgotten(self) -> None:
+        topics = TopTopics()
+        topics.count("a", 30)
+        topics.turn(10.0)
+        topics.turn(10.0)
+        assert topics.top(10, 5.0) == []
+
+    def test_a_window_that_has_just_begun_makes_no_huge_rate(self) -> None:
+        topics = TopTopics()
+        topics.count("a", 30)
+        assert topics.top(1, 0.0001) == [TopicStatus("a", 30.0)]
+
+    def test_a_window_that_was_longer_than_others(self) -> None:
+        """E.g. for the process was stopped for a while."""
+        topics = TopTopics()
+        topics.count("a", 100)
+        topics.turn(95.0)
+        assert topics.top(1, 5.0) == [TopicStatus("a", 1.0)]
+
+    def test_topics_are_limited_and_those_that_are_known_go_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stats, "MAX_COUNTED_TOPICS", 2)
+        topics = TopTopics()
+        for topic in ("a", "b", "c", "a", "c"):
+            topics.count(topic, 10)
+        assert topics.top(10, 10.0) == [TopicStatus("a", 2.0), TopicStatus("b", 1.0)]
+        topics.turn(10.0)
+        topics.count("c", 30)
+        assert topics.top(1, 10.0) == [TopicStatus("c", 1.5)]
+
+    @pytest.mark.parametrize(
+        ("length", "shown"),
+        [
+            (MAX_TOPIC_CHARACTERS, "ñ" * MAX_TOPIC_CHARACTERS),
+            (MAX_TOPIC_CHARACTERS + 1, "ñ" * (MAX_TOPIC_CHARACTERS - 1) + "…"),
+        ],
+    )
+    def test_a_long_name_is_cut(self, length: int, shown: str) -> None:
+        topics = TopTopics()
+        topics.count("ñ" * length, 1)
+        (one,) = topics.top(10, 1.0)
+        assert one.topic == shown
+
+    @few
+    @given(
+        st.lists(st.tuples(st.sampled_from("abcd"), st.integers(1, 100)) | st.floats(0.5, 20), max_size=30),
+        st.integers(0, 5),
+        st.floats(1, 20),
+    )
+    def test_like_a_simple_one(
+        self, steps: list[tuple[str, int] | float], count: int, seconds: float
+    ) -> None:
+        topics = TopTopics()
+        windows: list[tuple[list[tuple[str, int]], float]] = []
+        now: list[tuple[str, int]] = []
+        for step in steps:
+            if isinstance(step, tuple):
+                topics.count(*step)
+                now.append(step)
+            else:
+                topics.turn(step)
+                windows.append((now, step))
+                now = []
+        before, before_seconds = windows[-1] if windows else ([], 0.0)
+        whole: Counter[str] = Counter()
+        for topic, messages in before + now:
+            whole[topic] += messages
+        found = topics.top(count, seconds)
+        rates = sorted((messages / (before_seconds + seconds) for messages in whole.values()), reverse=True)
+        assert [one.messages_per_second for one in found] == pytest.approx(rates[:count])
+        for one in found:
+            assert one.messages_per_second == pytest.approx(whole[one.topic] / (before_seconds + seconds))
+        assert len({one.topic for one in found}) == len(found)

@@ -1,0 +1,227 @@
+"""The load generator, without sockets: what it sends, when, and what it counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wsqueue.errors import AuthenticationError, CloseCode, ConnectError, PeerError, WsqueueError
+from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.tools.bench import BARS_PER_DECADE, ClassicWire, Load
+from wsqueue.tools.bench.__main__ import _plain
+from wsqueue.tools.bench.counters import MEASURED, At, Counters
+from wsqueue.tools.bench.messages import SEND_BYTES, Messages
+from wsqueue.tools.bench.publishers import Publishers
+from wsqueue.tools.bench.report import LATENCY_BITS, Latencies
+from wsqueue.tools.bench.runner import lost_and_duplicates
+from wsqueue.tools.bench.workload import MIN_SIZE, STAMPS_PER_SECOND, WINDOW_BYTES, Pace
+
+SECRET = "correct horse battery staple"
+WIRE = ClassicWire([], [], PreSharedKey(SECRET))
+TOPIC = "bench-0000"
+
+
+class TestLoad:
+    def test_topics_have_one_length(self) -> None:
+        assert Load(topics=3).topic_names == ["bench-0000", "bench-0001", "bench-0002"]
+        assert {len(name) for name in Load(topics=10_001).topic_names} == {len("bench-10000")}
+
+    @given(st.integers(MIN_SIZE, 300), st.integers(0, 2**60 - 1))
+    def test_data_has_the_size_that_was_asked_for(self, size: int, due_ns: int) -> None:
+        load = Load(size=size)
+        assert len(load.filler) == size
+        stamped = load.stamped(due_ns)
+        assert (len(stamped), stamped[:1]) == (size, b"t")
+        assert int(stamped[1:MIN_SIZE], 16) == due_ns
+        assert stamped[MIN_SIZE:] == load.filler[MIN_SIZE:]
+
+    @given(st.floats(0.01, 1e7), st.integers(1, 10_000), st.integers(1, 10_000))
+    def test_few_messages_are_stamped_and_of_all_topics(
+        self, rate: float, subscribers: int, topics: int
+    ) -> None:
+        every = Load(rate=rate, subscribers=subscribers, topics=topics).stamp_every
+        assert every >= 1
+        assert rate * subscribers / every <= STAMPS_PER_SECOND * 1.000001
+        assert math.gcd(every, topics) == 1
+
+    def test_nothing_is_stamped_without_a_rate(self) -> None:
+        assert Load().stamp_every == 0
+
+    @pytest.mark.parametrize(
+        ("values", "complaint"),
+        [
+            ({"size": 15}, "size is 15: expected at least 16"),
+            ({"topics": 0}, "topics is 0: expected at least 1"),
+            ({"count": 0}, "count is 0: expected at least 1"),
+            ({"warm_up": -1}, "warm_up is -1: expected at least 0"),
+            ({"rate": 0}, "rate is 0: expected more than 0"),
+            ({"rate": math.nan}, "rate is nan: expected more than 0"),
+            ({"duration": math.inf}, "duration is inf: expected more than 0"),
+        ],
+    )
+    def test_what_cannot_be_run_is_refused(self, values: dict[str, float], complaint: str) -> None:
+        with pytest.raises(ValueError, match=f"^{re.escape(complaint)}$"):
+            Load(**values)  # type: ignore[arg-type]
+
+    def test_the_window_is_a_number_of_bytes_and_some_messages_of_each_topic(self) -> None:
+        assert Load().window(128) == WINDOW_BYTES // 128
+        assert Load().window(WINDOW_BYTES) == 2
+        assert Load(topics=1000).window(WINDOW_BYTES) == 2000
+
+
+class TestPace:
+    @given(st.floats(0.01, 1e7), st.integers(0, 10**9), st.integers(0, 2**50))
+    def test_each_message_is_due_at_its_own_time(self, rate: float, number: int, start_ns: int) -> None:
+        pace = Pace(start_ns, rate)
+        due_ns = pace.due_ns(number)
+        # A nanosecond and the last bits of a float.
+        slack = 2 + int(due_ns * 1e-15)
+        assert pace.due(due_ns + slack) >= number + 1 - rate * slack / 1e9
+        assert pace.due(due_ns - slack) <= number + 1
+        assert abs(due_ns - start_ns - number / rate * 1e9) <= slack
+
+    def test_nothing_is_due_before_the_start(self) -> None:
+        pace = Pace(1000, 1e6)
+        assert [pace.due(now) for now in (0, 999, 1000, 1999, 2000, 2999)] == [0, 0, 1, 1, 2, 2]
+        assert [pace.due_ns(number) for number in range(3)] == [1000, 2000, 3000]
+
+
+class TestLatencies:
+    @given(st.lists(st.integers(0, 10**10), min_size=1, max_size=300))
+    def test_percentiles_are_those_of_the_samples(self, samples: list[int]) -> None:
+        latencies = Latencies()
+        for ns in samples:
+            latencies.add(ns)
+        report = latencies.report()
+        assert report is not None
+        assert report.samples == len(samples)
+        assert report.max == max(samples) / 1000
+        ordered = sorted(samples)
+        found = (report.p50, report.p90, report.p99, report.p99_9)
+        for percent, us in zip((50, 90, 99, 99.9), found, strict=True):
+            exact = ordered[math.ceil(len(samples) * percent / 100) - 1] / 1000
+            assert exact * (1 - 2 ** (1 - LATENCY_BITS)) <= us <= exact
+
+    @given(st.lists(st.integers(1, 10**10), min_size=1, max_size=300))
+    def test_the_histogram_has_every_sample_in_one_of_its_bars(self, samples: list[int]) -> None:
+        latencies = Latencies()
+        for ns in samples:
+            latencies.add(ns)
+        report = latencies.report()
+        assert report is not None
+        bars = report.histogram
+        assert sum(count for _, count in bars) == len(samples)
+        for (begin, _), (end, _) in itertools.pairwise(bars):
+            assert end / begin == pytest.approx(10 ** (1 / BARS_PER_DECADE))
+        assert bars[0][0] <= min(samples) / 1000 * 1.000001
+        assert bars[-1][0] * 10 ** (1 / BARS_PER_DECADE) >= max(samples) / 1000 * 0.99
+
+    def test_without_samples_there_is_nothing_to_report(self) -> None:
+        assert Latencies().report() is None
+
+
+class TestMessages:
+    @given(
+        st.integers(1, 5),
+        st.lists(st.tuples(st.integers(0, 60), st.sets(st.integers(0, 59))), min_size=1, max_size=10),
+    )
+    def test_they_go_to_one_topic_after_the_other_and_some_have_their_time(
+        self, topics: int, batches: list[tuple[int, set[int]]]
+    ) -> None:
+        load = Load(topics=topics, size=20)
+        messages, names = Messages(PlainWire().published, load), load.topic_names
+        first = 7
+        for count, stamped in batches:
+            due_ns = {index: 10**12 + first + index for index in stamped if index < count}
+            expected = [
+                PlainWire().published(
+                    names[(first + index) % topics],
+                    load.stamped(due_ns[index]) if index in due_ns else load.filler,
+                )
+                for index in range(count)
+            ]
+            assert bytes(messages.make(0, first, count, due_ns)) == b"".join(expected)
+            first += count
+
+    @pytest.mark.parametrize("topics", [1, 3, 1000])
+    def test_a_batch_is_whole_wherever_it_begins(self, topics: int) -> None:
+        load = Load(topics=topics)
+        messages = Messages(WIRE.published, load)
+        size = len(WIRE.published(TOPIC, load.filler))
+        assert size * messages.batch <= SEND_BYTES < size * (messages.batch + 1)
+        assert len(messages.make(0, topics - 1, messages.batch, {})) == size * messages.batch
+
+
+class PlainWire(ClassicWire):
+    """A wire whose bytes are the same each time."""
+
+    def __init__(self) -> None:
+        super().__init__([], [], PreSharedKey(SECRET))
+
+    def published(self, topic: str, data: bytes) -> bytes:
+        return b"%b:%b\n" % (topic.encode(), data)
+
+
+def test_the_window_is_closed_until_the_slowest_subscriber_has_read() -> None:
+    with Counters() as counters:
+        publishers = Publishers(WIRE, Load(topics=2), counters)
+        most, batch = publishers._window, publishers._publishing.batch
+        assert publishers._room(0, 10**9) == batch
+        assert publishers._room(0, 1) == 1
+        assert publishers._room(most, 10**9) == 0
+        assert publishers._room(most - 1, 10**9) == 0
+        assert publishers._room(most - 1, 1) == 1
+        counters[At.SLOWEST] = batch // 2 + 1
+        assert publishers._room(most, 10**9) == batch
+        publishers._seen = publishers._arrived()
+        assert publishers._room(most, 10**9) == 0
+        publishers._poll.close()
+
+
+def test_counters_are_shared() -> None:
+    with Counters() as ours:
+        theirs = Counters(ours.descriptor)
+        ours[At.PHASE] = MEASURED
+        theirs[At.RECEIVED] = 2**63
+        assert (theirs[At.PHASE], ours[At.RECEIVED]) == (MEASURED, 2**63)
+        theirs._numbers.release()
+
+
+@pytest.mark.parametrize(
+    ("sent", "received", "expected"),
+    [
+        # Two topics, two subscribers of each.
+        (5, [3, 3, 2, 2], (0, 0)),
+        (5, [3, 2, 0, 2], (3, 0)),
+        (5, [4, 3, 2, 2], (0, 1)),
+        (5, [4, 3, 2, 1], (1, 1)),
+        (1, [1, 1, 0, 0], (0, 0)),
+        (1, [0, 0, 1, 1], (2, 2)),
+        (0, [0, 0, 0, 0], (0, 0)),
+    ],
+)
+def test_what_is_lost_on_one_connection_is_not_made_up_for_by_another(
+    sent: int, received: list[int], expected: tuple[int, int]
+) -> None:
+    assert lost_and_duplicates(Load(topics=2, subscribers=2), sent, received) == expected
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (WsqueueError("sentence"), WsqueueError),
+        (ConnectError("sentence"), ConnectError),
+        (AuthenticationError("sentence"), AuthenticationError),
+        (PeerError(CloseCode.TRY_AGAIN_LATER), WsqueueError),
+    ],
+)
+def test_an_error_comes_back_from_a_worker(error: WsqueueError, kind: type[WsqueueError]) -> None:
+    copy = pickle.loads(pickle.dumps(_plain(error)))  # noqa: S301
+    assert type(copy) is kind
+    assert str(copy) == str(error)

@@ -1,0 +1,204 @@
+"""Protocol v2 in the load generator, without sockets: batches that go out, and what comes back."""
+
+from __future__ import annotations
+
+import itertools
+import pickle
+from collections import defaultdict
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Close, Frame, Opcode
+from websockets.protocol import OPEN, SERVER, Protocol
+
+from wsqueue.errors import WsqueueError
+from wsqueue.protocol import v2
+from wsqueue.protocol.framing import frame_texts
+from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.tools.bench import Load, V2Wire
+from wsqueue.tools.bench.messages import SEND_BYTES
+from wsqueue.tools.bench.records import Records, Template
+from wsqueue.tools.bench.report import Latencies
+from wsqueue.tools.bench.v2 import Deliveries
+from wsqueue.tools.bench.workload import MIN_SIZE
+
+SECRET = "correct horse battery staple"
+WIRE = V2Wire([], [], PreSharedKey(SECRET))
+TOPIC = "bench-0000"
+
+places = st.lists(st.integers(0, 100_000), max_size=10)
+
+
+def cut(stream: bytes, at: list[int]) -> list[bytes]:
+    """Return the pieces of a stream that is cut in some places."""
+    bounds = sorted({place % (len(stream) + 1) for place in at} | {0, len(stream)})
+    return [stream[begin:end] for begin, end in itertools.pairwise(bounds)]
+
+
+def published(frames: bytes) -> list[v2.Publish]:
+    """Return the packets that a producer would read."""
+    library = Protocol(SERVER, state=OPEN, max_size=None)
+    library.receive_data(frames)
+    assert library.parser_exc is None
+    found = []
+    for event in library.events_received():
+        assert isinstance(event, Frame)
+        packet = v2.decode(bytes(event.data))
+        assert isinstance(packet, v2.Publish)
+        found.append(packet)
+    return found
+
+
+def sent(*packets: v2.Packet) -> bytes:
+    return frame_texts([v2.encode(packet) for packet in packets], masked=False)
+
+
+def deliver(offset: int, *data: bytes, topic: str = TOPIC) -> v2.Deliver:
+    return v2.Deliver(topic, offset, "", 0, [one.decode() for one in data])
+
+
+class TestBatches:
+    @given(
+        st.integers(1, 5),
+        st.lists(
+            st.tuples(st.integers(0, 1), st.integers(1, 60), st.sets(st.integers(0, 59))),
+            min_size=1,
+            max_size=8,
+        ),
+    )
+    def test_each_topic_gets_its_messages_in_one_packet(
+        self, topics: int, batches: list[tuple[int, int, set[int]]]
+    ) -> None:
+        load = Load(publishers=2, topics=topics, size=20)
+        publishing, names, first = WIRE.publishing(load), load.topic_names, 7
+        last: dict[tuple[int, str], int] = defaultdict(int)
+        numbers = [0, 0]
+        for publisher, count, stamped in batches:
+            due_ns = {index: 10**12 + first + index for index in stamped if index < count}
+            expected: dict[str, list[str]] = defaultdict(list)
+            for index in range(count):
+                data = load.stamped(due_ns[index]) if index in due_ns else load.filler
+                expected[names[(first + index) % topics]].append(data.decode())
+            packets = published(publishing.make(publisher, first, count, due_ns))
+            assert [packet.topic for packet in packets] == list(expected)
+            for packet in packets:
+                texts = expected[packet.topic]
+                assert packet.data == v2.encode_data(texts)
+                assert packet.count == len(texts)
+                numbers[publisher] += 1
+                assert (packet.number, packet.after) == (numbers[publisher], last[publisher, packet.topic])
+                last[publisher, packet.topic] = packet.number
+            first += count
+        assert publishing.unconfirmed == first - 7
+
+    @pytest.mark.parametrize("size", [MIN_SIZE, 100, 1000, 200_000])
+    def test_a_batch_is_what_64_kib_hold_or_what_was_asked_for(self, size: int) -> None:
+        batch = WIRE.publishing(Load(size=size)).batch
+        assert batch == max(1, SEND_BYTES // (size + 3))
+        assert WIRE.publishing(Load(size=size, batch=3)).batch == 3
+        (packet,) = published(WIRE.publishing(Load(size=size)).make(0, 0, batch, {}))
+        assert packet.count == batch
+
+    @given(places)
+    def test_confirmations_are_counted_wherever_they_are_cut(self, at: list[int]) -> None:
+        publishing = WIRE.publishing(Load(topics=2))
+        unwrapper = publishing.unwrapper(0)
+        publishing.make(0, 0, 5, {})  # 3 and 2
+        publishing.make(0, 5, 3, {})  # 2 and 1
+        assert publishing.unconfirmed == 8
+        stream = sent(v2.Ack([(4, 4), (1, 1)])) + Frame(Opcode.PING, b"x").serialize(mask=False)
+        for piece in cut(stream, at):
+            assert unwrapper.unwrap(piece) == b""
+        assert publishing.unconfirmed == 4
+        assert unwrapper.replies()[0] == 0x8A
+        unwrapper.unwrap(sent(v2.Draining(1.0), v2.Ack([(2, 3)])))
+        assert publishing.unconfirmed == 0
+
+    @pytest.mark.parametrize(
+        ("packet", "complaint"),
+        [
+            (v2.Refused(1, "full", "no room"), r"^the node refused a batch with full \(no room\)$"),
+            (v2.Ack([(1, 2)]), "nothing was due for: 2"),
+            (v2.Unsubscribed("a"), "unexpected packet: "),
+        ],
+    )
+    def test_what_ends_the_run(self, packet: v2.Packet, complaint: str) -> None:
+        publishing = WIRE.publishing(Load())
+        publishing.make(0, 0, 1, {})
+        with pytest.raises(WsqueueError, match=complaint):
+            publishing.unwrapper(0).unwrap(sent(packet))
+
+
+class TestDeliveries:
+    @given(
+        st.integers(MIN_SIZE, 300),
+        st.lists(st.lists(st.booleans(), min_size=1, max_size=20), max_size=8),
+        places,
+    )
+    def test_records_come_out_whole_wherever_the_stream_is_cut(
+        self, size: int, batches: list[list[bool]], at: list[int]
+    ) -> None:
+        load = Load(size=size)
+        stream, offset = b"", 5
+        for batch in batches:
+            data = [load.stamped(1000) if stamp else load.filler for stamp in batch]
+            stream += sent(deliver(offset, *data))
+            offset += len(data)
+        unwrapper, latencies = WIRE.unwrapper(TOPIC, load), Latencies()
+        records = Records(Template(WIRE, TOPIC, load, 1000), latencies)
+        pieces = cut(stream, at)
+        assert sum(records.take(unwrapper.unwrap(piece), 3000) for piece in pieces) == offset - 5
+        assert sum(latencies.counts.values()) == sum(map(sum, batches))
+
+    def test_pings_are_answered(self) -> None:
+        unwrapper = WIRE.unwrapper(TOPIC, Load())
+        record = WIRE.delivered(TOPIC, Load().filler)
+        first, second = (sent(deliver(offset, Load().filler)) for offset in (0, 1))
+        ping = Frame(Opcode.PING, b"x").serialize(mask=False)
+        assert unwrapper.unwrap(first + ping + second) == 2 * record
+        assert unwrapper.replies()[0] == 0x8A
+        assert unwrapper.replies() == b""
+
+    @pytest.mark.parametrize(
+        ("packet", "complaint"),
+        [
+            (deliver(4, Load().filler), "offset 4 came where 2 was due"),
+            (deliver(0, Load().filler), "offset 0 came where 2 was due"),
+            (deliver(2, Load().filler, topic="bench-0001"), "unexpected packet: .*bench-0001"),
+            (v2.Gap(TOPIC, 9, 7), "7 messages before offset 9 are gone"),
+            (v2.Gap(TOPIC, 9, None), "some messages before offset 9 are gone"),
+            (v2.Unsubscribed(TOPIC), "unexpected packet: "),
+        ],
+    )
+    def test_what_ends_the_run(self, packet: v2.Packet, complaint: str) -> None:
+        unwrapper = WIRE.unwrapper(TOPIC, Load())
+        unwrapper.unwrap(sent(v2.Subscribed(TOPIC, "id", 0, 0), v2.Draining(0)))
+        unwrapper.unwrap(sent(deliver(0, Load().filler, Load().filler)))
+        with pytest.raises(WsqueueError, match=complaint):
+            unwrapper.unwrap(sent(packet))
+
+    @pytest.mark.parametrize("data", [b"hello", b"x" * 100, b"-" + b"x" * 203])
+    def test_what_somebody_else_publishes_is_left_to_the_records(self, data: bytes) -> None:
+        load = Load()
+        unwrapper = WIRE.unwrapper(TOPIC, load)
+        records = Records(Template(WIRE, TOPIC, load, 1000), Latencies())
+        stream = sent(deliver(0, load.filler), deliver(1, data), deliver(2, load.filler, load.filler))
+
+        def take_all() -> None:
+            records.take(unwrapper.unwrap(stream), 0)
+
+        with pytest.raises(WsqueueError, match="does somebody else publish there"):
+            take_all()
+
+    def test_a_node_closes(self) -> None:
+        close = Frame(Opcode.CLOSE, Close(1013, "too slow").serialize()).serialize(mask=False)
+        with pytest.raises(WsqueueError, match=r"^the node closed with 1013 \(too slow\)$"):
+            WIRE.unwrapper(TOPIC, Load()).unwrap(close)
+
+
+def test_it_goes_to_a_worker_with_its_key() -> None:
+    copy = pickle.loads(pickle.dumps(WIRE))  # noqa: S301
+    assert type(copy) is V2Wire
+    assert copy._psk == PreSharedKey(SECRET)
+    assert isinstance(copy.unwrapper(TOPIC, Load()), Deliveries)

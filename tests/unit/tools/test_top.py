@@ -1,0 +1,376 @@
+"""What `wsqueue top` shows of made-up clusters, and how it reckons rates."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+
+import msgspec
+import pytest
+from rich.text import Text
+
+from wsqueue.report.report import (
+    Cluster,
+    ClusterNode,
+    Connections,
+    LinkStatus,
+    LogStatus,
+    NodeWarning,
+    Report,
+    SlowPeer,
+    TopicStatus,
+    cluster_warnings,
+)
+from wsqueue.tools.top import Snapshot, exit_code, print_text
+from wsqueue.tools.top.screen import NO_LIMIT, screen
+from wsqueue.tools.top.snapshot import Rates, Sampler, top_topics
+
+NOW = 1_764_000_000.0
+OTHER_KEY = "it has another pre-shared key"
+HOSTILE = "\x1b[31m\x9b31m\r\n\t[bold red]\u202e\u200b\x07"
+
+
+def link(number: int, **changes: object) -> LinkStatus:
+    up = LinkStatus(f"192.0.2.{number}:10001/producer", "up", "v2", 7300.0, "", 0, 0, 0)
+    return msgspec.structs.replace(up, **changes)
+
+
+def consumer(number: int, **changes: object) -> ClusterNode:
+    log = LogStatus("memory", 3, 32 * 1024**2, 64 * 1024**2, 0, 0.0, -1, "")
+    return node(number, "consumer", **({"log": log} | changes))
+
+
+def producer(number: int, links: Sequence[LinkStatus] = (), **changes: object) -> ClusterNode:
+    return node(number, "producer", links=list(links), **changes)
+
+
+def node(number: int, role: str, **changes: object) -> ClusterNode:
+    settings: dict[str, object] = {
+        "id": f"run-{role}-{number}",
+        "role": role,
+        "version": "0.1.0",
+        "uptime_seconds": 93_784.0,
+        "loop_lag_seconds": 0.004,
+        "connections": [Connections("subscriber", "open", "v2", 1200), Connections("", "hello", "", 34)],
+        "counters": {"messages_in": 1000, "deliveries": 5000, "forwarded": 900},
+    }
+    report = msgspec.convert(settings | {"counters": settings["counters"]}, Report)
+    report = msgspec.structs.replace(report, **changes)
+    port = 10_001 if role == "consumer" else 10_002
+    return ClusterNode(f"192.0.2.{number}:{port}", role, report, 0.1, 0.0, "")
+
+
+def dead(number: int, role: str, problem: str = "Connection refused") -> ClusterNode:
+    whole = node(number, role)
+    return msgspec.structs.replace(whole, report=None, age_seconds=None, clock_seconds=None, problem=problem)
+
+
+def cluster(*nodes: ClusterNode, warnings: Sequence[NodeWarning] | None = None) -> Cluster:
+    of = {role: [node.address for node in nodes if node.role == role] for role in ("consumer", "producer")}
+    found = cluster_warnings(nodes) if warnings is None else list(warnings)
+    return Cluster(of["consumer"], of["producer"], list(nodes), found)
+
+
+def snapshot(*nodes: ClusterNode, warnings: Sequence[NodeWarning] | None = None) -> Snapshot:
+    return Sampler().snapshot(cluster(*nodes, warnings=warnings), NOW)
+
+
+def text(lines: Sequence[Text]) -> str:
+    return "\n".join(line.plain for line in lines)
+
+
+def shown(of: Snapshot, width: int = NO_LIMIT, height: int = NO_LIMIT) -> str:
+    return text(screen(of, width, height))
+
+
+HEALTHY = (consumer(1), consumer(2), producer(3, [link(1), link(2)]), producer(4, [link(1), link(2)]))
+
+
+def later(of: ClusterNode, seconds: float, **counters: int) -> ClusterNode:
+    assert of.report is not None
+    report = msgspec.structs.replace(
+        of.report,
+        uptime_seconds=of.report.uptime_seconds + seconds,
+        counters={name: count + counters.get(name, 0) for name, count in of.report.counters.items()}
+        | {name: count for name, count in counters.items() if name not in of.report.counters},
+    )
+    return msgspec.structs.replace(of, report=report)
+
+
+class TestRates:
+    def test_they_are_those_between_two_reports(self) -> None:
+        sampler = Sampler()
+        first = sampler.snapshot(cluster(*HEALTHY), NOW)
+        assert [node.rates for node in first.nodes] == [None] * 4
+        nodes = (
+            later(HEALTHY[0], 4.0, messages_in=40, deliveries=400, bytes_in=800, bytes_out=8000),
+            *HEALTHY[1:3],
+            later(HEALTHY[3], 2.0, messages_in=40, forwarded=30),
+        )
+        second = sampler.snapshot(cluster(*nodes), NOW + 4)
+        assert [node.rates for node in second.nodes] == [
+            Rates(10.0, 100.0, 200.0, 2000.0),
+            None,  # the same report again
+            None,
+            Rates(20.0, 15.0, 0.0, 0.0),
+        ]
+        # A report that is asked for too early is the one before, and so are its rates.
+        assert sampler.snapshot(cluster(*nodes), NOW + 4.1).nodes[0].rates == second.nodes[0].rates
+
+    def test_a_node_that_was_started_again_has_none_yet(self) -> None:
+        sampler = Sampler()
+        sampler.snapshot(cluster(HEALTHY[0]), NOW)
+        sampler.snapshot(cluster(later(HEALTHY[0], 2.0, messages_in=10)), NOW)
+        again = consumer(1, id="another", uptime_seconds=1.0, counters={"messages_in": 5})
+        assert sampler.snapshot(cluster(again), NOW).nodes[0].rates is None
+        rates = sampler.snapshot(cluster(later(again, 1.0, messages_in=7)), NOW).nodes[0].rates
+        assert rates is not None
+        assert rates.messages_in == 7.0
+
+    def test_a_node_that_was_away_has_none_yet(self) -> None:
+        sampler = Sampler()
+        sampler.snapshot(cluster(HEALTHY[0]), NOW)
+        assert sampler.snapshot(cluster(dead(1, "consumer")), NOW).nodes[0].rates is None
+        assert sampler.snapshot(cluster(later(HEALTHY[0], 9.0)), NOW).nodes[0].rates is None
+
+    def test_a_topic_counts_once_though_two_roles_count_it(self) -> None:
+        nodes = [
+            consumer(1, top_topics=[TopicStatus("news", 30.0), TopicStatus("sport", 1.0)]),
+            producer(2, top_topics=[TopicStatus("news", 10.0)]),
+            producer(3, top_topics=[TopicStatus("news", 15.0), TopicStatus("new", 2.5)]),
+        ]
+        assert top_topics(nodes) == [
+            TopicStatus("news", 30.0),
+            TopicStatus("new", 2.5),
+            TopicStatus("sport", 1.0),
+        ]
+
+    def test_topics_of_nodes_that_do_not_answer_are_old(self) -> None:
+        old = msgspec.structs.replace(
+            consumer(1, top_topics=[TopicStatus("news", 30.0)]), problem="no answer for 4 seconds"
+        )
+        assert top_topics([old]) == []
+
+
+class TestWhatIsShown:
+    def test_a_healthy_cluster(self) -> None:
+        sampler = Sampler()
+        sampler.snapshot(cluster(*HEALTHY), NOW)
+        nodes = [later(node, 2.0, messages_in=2468, deliveries=5, forwarded=1) for node in HEALTHY]
+        lines = shown(sampler.snapshot(cluster(*nodes), NOW)).split("\n")
+        assert lines[0].startswith("wsqueue top  4 of 4 nodes answer, no warnings  2025-11-2")
+        assert lines[1] == "Published 2,468 messages/s, delivered 5.0 messages/s"
+        table = [line.split() for line in lines if line.startswith(("ROLE", "consumer", "producer"))]
+        rest = "ready 0.1.0 1d 2h 1,234 1,234"
+        assert table == [
+            line.split()
+            for line in (
+                "ROLE NODE STATE VERSION UP CONN IN/s OUT/s BYTES IN/s BYTES OUT/s LAG LOG",
+                f"consumer 192.0.2.1:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
+                f"consumer 192.0.2.2:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
+                f"producer 192.0.2.3:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
+                f"producer 192.0.2.4:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
+            )
+        ]
+        assert "192.0.2.3:10002  192.0.2.1:10001  up    2h 1m     0  0 bytes" in lines
+        assert not any("SLOW" in line or "TOPIC" in line or "REASON" in line for line in lines)
+
+    def test_a_link_that_is_down_comes_first_with_its_reason(self) -> None:
+        broken = link(
+            2, state="down", protocol="", reason="Connection refused", held_messages=1234, held_bytes=2**20
+        )
+        nodes = (consumer(1), dead(2, "consumer"), producer(3, [link(1), broken], not_ready="no link to …"))
+        lines = shown(snapshot(*nodes)).split("\n")
+        assert lines[0].startswith("wsqueue top  2 of 3 nodes answer, 1 warning ")
+        assert lines[3] == "! consumer 192.0.2.2:10001 does not answer: Connection refused."
+        assert lines[4].startswith("  See whether it runs")
+        (links,) = (index for index, line in enumerate(lines) if line.startswith("FROM PRODUCER"))
+        assert lines[links + 1].split()[2:] == [
+            "down",
+            "2h",
+            "1m",
+            "1,234",
+            "1.0",
+            "MiB",
+            "Connection",
+            "refused",
+        ]
+        assert lines[links + 2].split()[2] == "up"
+        (nodes_at,) = (index for index, line in enumerate(lines) if line.startswith("ROLE"))
+        # What needs somebody comes first.
+        states = [re.sub(" {2,}", "|", line).split("|")[2] for line in lines[nodes_at + 1 : nodes_at + 4]]
+        assert states == ["down", "not ready", "ready"]
+
+    def test_slow_subscribers(self) -> None:
+        slow = [
+            SlowPeer("198.51.100.9:5001", "v2", 270_000, 91_234),
+            SlowPeer("[2001:db8::9]:7", "classic", 9, 0),
+        ]
+        lines = shown(snapshot(consumer(1, slow_peers=slow, slow_subscribers=7))).split("\n")
+        (at,) = (index for index, line in enumerate(lines) if line.startswith("SLOW SUBSCRIBER"))
+        expected = "198.51.100.9:5001 192.0.2.1:10001 v2 91,234 messages 264 KiB"
+        assert lines[at + 1].split() == expected.split()
+        assert lines[at + 2].split()[:3] == ["[2001:db8::9]:7", "192.0.2.1:10001", "classic"]
+        assert lines[at + 3] == "… and 5 more slow subscribers"
+
+    def test_a_log_that_fails(self) -> None:
+        log = LogStatus("sqlite", 3, 0, 1, 0, 0.0, 0, "No space left on device")
+        assert "failing" in shown(snapshot(consumer(1, log=log)))
+
+    def test_nothing_answers(self) -> None:
+        lines = shown(snapshot(dead(1, "consumer"), dead(2, "producer"))).split("\n")
+        assert lines[0].startswith("wsqueue top  0 of 2 nodes answer, 2 warnings ")
+        assert lines[1] == "No node answers."
+
+    @pytest.mark.parametrize("width", [20, 80, NO_LIMIT])
+    def test_strangers_cannot_steer_the_terminal(self, width: int) -> None:
+        bad = link(1, address=HOSTILE, state="down", reason=HOSTILE)
+        nodes = (
+            consumer(
+                1,
+                version=HOSTILE,
+                top_topics=[TopicStatus(HOSTILE, 5.0)],
+                slow_peers=[SlowPeer(HOSTILE, HOSTILE, 1, 1)],
+                slow_subscribers=1,
+                log=LogStatus("memory", 1, 1, 1, 1, 1.0, 1, HOSTILE),
+            ),
+            producer(2, [bad], not_ready=HOSTILE),
+            dead(3, HOSTILE, HOSTILE),
+        )
+        for height in (10, 24, NO_LIMIT):
+            lines = screen(
+                snapshot(*nodes, warnings=[NodeWarning("loop_lag", HOSTILE, HOSTILE)]), width, height
+            )
+            assert all(line.plain.isprintable() for line in lines)
+            # Markup stays text: whoever wrote it is not believed in red.
+            assert not any("bold red" in str(span.style) and "[" in line.plain[span.start : span.end]
+                           for line in lines for span in line.spans)  # fmt: skip
+        everything = shown(snapshot(*nodes))
+        assert "\\x1b[31m\\x9b31m\\r\\n\\t[bold red]\\u202e\\u200b\\x07" in everything
+
+    def test_warnings_are_said_at_as_much_length_as_there_is_room_for(self) -> None:
+        warnings = [
+            NodeWarning(
+                "subscriber_slow", f"Subscriber {number} is slow, which takes some words to say.", "Wait."
+            )
+            for number in range(9)
+        ]
+        warnings.append(NodeWarning("link_down", "No link.", "Look."))
+        of = snapshot(*HEALTHY, warnings=warnings)
+        high, middle, low = (shown(of, 60, height).split("\n") for height in (80, 33, 20))
+        for lines in (high, middle, low):
+            assert next(line for line in lines if line.startswith("!")) == "! No link."
+        assert "  Look." in high
+        assert sum(line.startswith("! Subscriber") for line in high) == 9
+        assert "  Look." not in middle
+        assert sum(line.startswith("! Subscriber") for line in middle) == 9
+        (more,) = re.findall(r"… and (\d+) more warnings", "\n".join(low))
+        assert sum(line.startswith("! ") for line in low) + int(more) == 10
+
+
+def large() -> Snapshot:
+    consumers = [
+        consumer(
+            number,
+            top_topics=[TopicStatus(f"topic-{number}-{index}-" + "日本" * 40, 10.0) for index in range(5)],
+            slow_peers=[SlowPeer(f"198.51.100.{number}:1", "v2", 1, 1)],
+            slow_subscribers=3,
+        )
+        for number in range(1, 40)
+    ]
+    links = [link(number, state="down" if number == 7 else "up", reason="x" * 200) for number in range(1, 40)]
+    producers = [producer(number, links) for number in range(40, 60)]
+    warnings = [
+        NodeWarning("link_down", f"No link to {number}: " + "x" * 200, "Look.") for number in range(30)
+    ]
+    nodes = [*consumers, *producers, dead(77, "producer")]
+    sampler = Sampler()
+    sampler.snapshot(cluster(*nodes), NOW)
+    nodes = [later(node, 2.0, messages_in=2000) if node.report is not None else node for node in nodes]
+    return sampler.snapshot(cluster(*nodes, warnings=warnings), NOW)
+
+
+class TestTheScreen:
+    @pytest.mark.parametrize("of", [snapshot(*HEALTHY), large(), snapshot(dead(1, "consumer"))])
+    @pytest.mark.parametrize("width", [1, 10, 40, 80, 120, 300])
+    @pytest.mark.parametrize("height", [1, 2, 5, 10, 24, 40, 200])
+    def test_it_is_never_left(self, of: Snapshot, width: int, height: int) -> None:
+        lines = screen(of, width, height, "q ends")
+        assert 1 <= len(lines) <= height
+        assert all(line.cell_len <= width for line in lines)
+        assert not any("\n" in line.plain for line in lines)
+
+    def test_eighty_by_twenty_four_has_all_that_matters(self) -> None:
+        lines = text(screen(large(), 80, 24, "q ends"))
+        assert "59 of 60 nodes answer, 30 warnings" in lines
+        assert lines.split("\n")[0].endswith("q ends")
+        for part in ("! No link to 0", "ROLE", "192.0.2.77:10002", "down", "FROM PRODUCER", "TOPIC"):
+            assert part in lines
+        for column in ("IN/s", "OUT/s", "LAG", "CONN"):
+            assert column in lines
+        # These say least.
+        assert "BYTES IN/s" not in lines
+        assert "VERSION" not in lines
+
+    def test_what_is_left_out_is_counted(self) -> None:
+        lines = text(screen(large(), 80, 24))
+        head = lines.index("ROLE")
+        shown_nodes = len(re.findall(r"^(?:consumer|producer) ", lines[head:], re.MULTILINE))
+        (more,) = re.findall(r"… and (\d+) more nodes", lines)
+        assert shown_nodes + int(more) == 60
+
+    def test_colours_are_no_characters(self) -> None:
+        assert "\x1b" not in text(screen(large(), 80, 24))
+
+
+@pytest.mark.parametrize(
+    ("nodes", "code"),
+    [
+        (HEALTHY, 0),
+        ((consumer(1), dead(2, "producer")), 1),
+        ((consumer(1), dead(2, "producer", OTHER_KEY)), 1),
+        ((dead(1, "consumer"), dead(2, "producer")), 4),
+        ((dead(1, "consumer"), dead(2, "producer", OTHER_KEY)), 5),
+    ],
+)
+def test_the_exit_code(nodes: tuple[ClusterNode, ...], code: int) -> None:
+    assert exit_code(snapshot(*nodes), OTHER_KEY) == code
+
+
+def test_to_a_pipe_it_is_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    print_text(large())
+    out = capsys.readouterr().out
+    assert "\x1b" not in out
+    assert out.count("\nconsumer ") == 39
+    assert "… and" not in out.replace("more slow subscribers", "").replace("… and 78 ", "")
+    assert not re.search(r" $", out, re.MULTILINE)
+
+
+def test_the_json_of_a_snapshot_is_that_of_the_cluster_and_more() -> None:
+    of = snapshot(*HEALTHY, dead(9, "producer"))
+    decoded = msgspec.json.decode(msgspec.json.encode(of))
+    assert set(decoded) == {"time", "top_topics", *Cluster.__struct_fields__}
+    for each in decoded["nodes"]:
+        assert set(each) == {"rates", *ClusterNode.__struct_fields__}
+    assert decoded["nodes"][0]["report"]["counters"]["messages_in"] == 1000
+    assert decoded["nodes"][4] == {
+        "address": "192.0.2.9:10002",
+        "role": "producer",
+        "report": None,
+        "age_seconds": None,
+        "clock_seconds": None,
+        "problem": "Connection refused",
+        "rates": None,
+    }
+
+
+@pytest.mark.parametrize("module", ["wsqueue.cli.main", "wsqueue.nodes.service", "wsqueue.cli.watch"])
+def test_nobody_else_needs_what_it_needs(module: str) -> None:
+    unwanted = "rich", "prometheus_client", "psutil", "prompt_toolkit"
+    script = f"import sys, {module}; print([name for name in {unwanted} if name in sys.modules])"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)
+    assert done.stdout == b"[]\n"

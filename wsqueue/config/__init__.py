@@ -1,0 +1,4 @@
+"""Configuration files: their keys, loading, pre-shared keys, addresses and checks.
+
+May import: protocol.
+"""

@@ -1,0 +1,4 @@
+"""The report of a node, and its ways out: status page, metrics, questions of other nodes.
+
+May import: net, config, report, protocol.
+"""

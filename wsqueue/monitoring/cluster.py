@@ -1,0 +1,210 @@
+"""Ask all nodes of a cluster how they are: for the status page of a node, `top` and `doctor`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+
+import msgspec
+
+from ..config.addresses import Address
+from ..config.model import Config, DemoConfig, Limits
+from ..errors import CloseCode, Closed
+from ..net.connection import Connection
+from ..net.link import Link
+from ..net.tls import TlsContexts
+from ..protocol import v2
+from ..protocol.hello import PreSharedKey
+from ..protocol.session import Established, Event
+from ..report.report import Cluster, ClusterNode, Report, cluster_warnings
+
+MAX_REPORT_BYTES = 16 * 1024 * 1024
+"""Of a report: far above one of a producer with 10,000 links."""
+
+OTHER_KEY = "it has another pre-shared key"
+"""The problem of a node whose key is not ours."""
+
+STALE_SECONDS = 3.0
+"""How long a node may take to answer before it counts as not answering."""
+
+
+class ClusterMonitor:
+    """Keep a connection to `/status` of each node, and its latest report.
+
+    Args:
+        consumers: Addresses, in the order that all nodes share; their paths do not matter.
+        producers: Addresses.
+        psk: The key of clients.
+        config: Whose `[tls]` and deadlines are used.
+        tls: For the connections.
+    """
+
+    def __init__(
+        self,
+        consumers: Sequence[Address],
+        producers: Sequence[Address],
+        psk: PreSharedKey,
+        config: Config,
+        tls: TlsContexts,
+    ) -> None:
+        limits = Limits(
+            max_message_bytes=MAX_REPORT_BYTES,
+            max_buffered_bytes=2 * MAX_REPORT_BYTES,
+            hello_seconds=config.limits.hello_seconds,
+        )
+        # Of the client's configuration only what a connection needs; its addresses are the links'.
+        client = DemoConfig(producers=[], consumers=[], limits=limits, allow_classic=False, tls=config.tls)
+        self._changed = asyncio.Event()
+        self._links = [
+            _StatusLink(address, role, psk, client, tls, changed=self._changed)
+            for role, addresses in (("consumer", consumers), ("producer", producers))
+            for address in dict.fromkeys(address.with_path("") for address in addresses)
+        ]
+
+    def start(self) -> None:
+        """Begin to connect; each node is asked as soon as it answers."""
+        for link in self._links:
+            link.start()
+
+    def ask(self) -> None:
+        """Ask all nodes for a new report."""
+        for link in self._links:
+            link.ask()
+
+    async def settled(self, seconds: float = STALE_SECONDS) -> None:
+        """Wait until each node has answered what it was asked, or cannot, but no longer than a time."""
+        try:
+            async with asyncio.timeout(seconds):
+                while any(link.waiting for link in self._links):
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+
+    def cluster(self, *, own: Report | None = None) -> Cluster:
+        """Return how the nodes are.
+
+        Args:
+            own: The report of the node that asks, which is there even if its address is not configured.
+        """
+        nodes = [link.node() for link in self._links]
+        if own is not None:
+            _put(own, nodes)
+        return Cluster(
+            [node.address for node in nodes if node.role == "consumer"],
+            [node.address for node in nodes if node.role == "producer"],
+            nodes,
+            cluster_warnings(nodes),
+        )
+
+    async def stop(self) -> None:
+        """Close the connections."""
+        await asyncio.gather(*(link.stop() for link in self._links))
+
+
+class _StatusLink(Link):
+    """Keep a connection to one node, and its latest report."""
+
+    never_up_level = up_level = down_level = logging.DEBUG
+
+    def __init__(
+        self,
+        address: Address,
+        role: str,
+        psk: PreSharedKey,
+        config: DemoConfig,
+        tls: TlsContexts,
+        *,
+        changed: asyncio.Event,
+    ) -> None:
+        super().__init__([address.with_path("/status")], psk, config, tls)
+        self._place, self._role, self._changed = address, role, changed
+        self._report: Report | None = None
+        self._clock_seconds = 0.0
+        self._received_at = self._asked_at = time.monotonic()
+        self._problem = ""
+        self.waiting = True
+
+    def ask(self) -> None:
+        """Ask for a report, if the node can be reached."""
+        if self.connection is None:
+            self.waiting = not self._problem
+            return
+        if not self.waiting:
+            self._asked_at = time.monotonic()
+        self.waiting = True
+        self.connection.send_packet(v2.AskReport())
+
+    def node(self) -> ClusterNode:
+        """Return what is known of the node."""
+        now = time.monotonic()
+        problem = self._problem
+        if not problem and self.waiting and now - self._asked_at > STALE_SECONDS:
+            problem = f"no answer for {now - self._asked_at:.0f} seconds"
+        age = now - self._received_at if self._report is not None else None
+        clock = self._clock_seconds if self._report is not None else None
+        return ClusterNode(str(self._place), self._role, self._report, age, clock, problem)
+
+    def up(self) -> None:
+        """Ask at once."""
+        self._problem = ""
+        self._asked_at = time.monotonic()
+        self.ask()
+
+    def received_events(self, events: list[Event]) -> None:
+        """Keep the report."""
+        assert self.connection is not None
+        for event in events:
+            if isinstance(event, v2.NodeReport):
+                self._take(self.connection, event)
+            elif not isinstance(event, Established | v2.Draining):
+                self.connection.fail(CloseCode.UNEXPECTED_PACKET)
+
+    def retry(self, closed: Closed) -> bool:
+        """Note why the node cannot be asked, and try again."""
+        self._problem = _problem(closed)
+        self.waiting = False
+        self._changed.set()
+        return True
+
+    def _take(self, connection: Connection, packet: v2.NodeReport) -> None:
+        try:
+            self._report = msgspec.json.decode(packet.report, type=Report)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            connection.fail(CloseCode.INVALID_PACKET, "the report is not one of this version")
+            return
+        self._received_at = time.monotonic()
+        took = self._received_at - self._asked_at
+        # Half of that has passed since the node looked at its clock; when it took long, nobody knows.
+        if took < STALE_SECONDS:
+            self._clock_seconds = self._report.time - (time.time() - took / 2)
+        self.waiting = False
+        self._changed.set()
+
+
+def _put(own: Report, nodes: list[ClusterNode]) -> None:
+    """Put a node's own report in its place, which is among its kind if its address is not configured."""
+    for index, node in enumerate(nodes):
+        here = node.role == own.role and node.address in own.addresses
+        if (node.report is None and here) or (node.report is not None and node.report.id == own.id):
+            nodes[index] = ClusterNode(node.address, node.role, own, 0.0, 0.0, "")
+            return
+    known = {node.address for node in nodes}
+    address = next((address for address in own.addresses if address not in known), own.role)
+    before = len(nodes) if own.role == "producer" else sum(node.role == "consumer" for node in nodes)
+    nodes.insert(before, ClusterNode(address, own.role, own, 0.0, 0.0, ""))
+
+
+def _problem(closed: Closed) -> str:
+    """Say in words why a node cannot be asked."""
+    if closed.code == CloseCode.WRONG_ANSWER:
+        return OTHER_KEY
+    if closed.code == 404:
+        return "it has no /status: it runs an older version, or is no node of wsqueue"
+    if closed.code == 503:
+        return "it has all the connections that it may have (max_connections)"
+    if closed.code == CloseCode.CLASSIC_REFUSED:
+        return "it speaks only the classic protocol, which has no reports"
+    return str(closed)

@@ -1,0 +1,191 @@
+"""The pages of a node, for people, scripts and Prometheus: no hello, for whom the configuration says."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from ..config.addresses import Address
+from ..config.model import Keys, NodeConfig
+from ..net.connection import Connection
+from ..net.tls import TlsContexts
+from ..protocol.framing import HttpAnswer
+from ..report.report import FRESH_SECONDS, Report
+from ..version import __version__
+from .cluster import ClusterMonitor
+from .reporter import Reporter
+
+IDLE_SECONDS = 15.0
+"""For how long the other nodes are still asked after somebody wanted to know: a page asks every second."""
+
+HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+
+HEALTH = ("/healthz", "/readyz")
+"""Pages for everybody."""
+
+PAGES = ("/", "/status.json", "/cluster.json", "/metrics", "/client.js")
+"""Pages that tell topics and addresses."""
+
+JSON = "application/json"
+
+ONLY_PAGES = HttpAnswer(404, f"Not found: there are {', '.join(HEALTH + PAGES)}.\n")
+
+FORBIDDEN = HttpAnswer(
+    403,
+    "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
+    " in its configuration, or come from its own host, as through ssh -L, to http://localhost.\n",
+)
+
+
+_HOST = re.compile(r"[0-9a-z._:-]+")
+
+
+class Pages:
+    """Answer requests for the pages of a node.
+
+    Args:
+        reporter: Of the node.
+    """
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+        self._metrics: tuple[Report, str] | None = None
+        self._cluster: _ClusterWatch | None = None
+
+    def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
+        """Use another configuration from now on."""
+        self._config, self._keys, self._tls = config, keys, tls
+        self.stop()
+
+    def stop(self) -> None:
+        """Ask the other nodes no more."""
+        if self._cluster is not None:
+            self._cluster.stop()
+            self._cluster = None
+
+    def allowed(self, connection: Connection) -> bool:
+        """Tell whether the pages may be seen at the node's own addresses.
+
+        A page of another site, in a browser on this host, comes from this host too. It may not read what it
+        gets, unless its name is made to lead here (DNS rebinding): then it still asks for that name.
+        """
+        pages = self._config.monitoring.pages
+        return pages == "all" or (
+            pages == "loopback" and connection.from_this_host and _no_other_site(connection.session.host)
+        )
+
+    def answer(self, path: str, *, all_pages: bool) -> HttpAnswer | None:
+        """Return a page, None when there is none of that path.
+
+        Args:
+            path: Of the request, without its query.
+            all_pages: Whether the peer may see them all.
+        """
+        if path == "/healthz":
+            return HttpAnswer(200, "ok\n")
+        if path == "/readyz":
+            reason = self._reporter.not_ready()
+            return HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
+        if path in PAGES and all_pages:
+            return self._page(path)
+        if path == "/":
+            return HttpAnswer(200, f"wsqueue {self._reporter.role} {__version__}\n")
+        return FORBIDDEN if path in PAGES else None
+
+    def _page(self, path: str) -> HttpAnswer:
+        if path == "/status.json":
+            return HttpAnswer(200, self._reporter.encoded().decode(), JSON, HEADERS)
+        if path == "/cluster.json":
+            return HttpAnswer(200, self._cluster_json(), JSON, HEADERS)
+        if path == "/metrics":
+            # Imported here, for it takes some MiB that a node without metrics does not need.
+            from .prometheus import CONTENT_TYPE, exposition  # noqa: PLC0415
+
+            report = self._reporter.report()
+            if self._metrics is None or self._metrics[0] is not report:
+                self._metrics = report, exposition(report)
+            return HttpAnswer(200, self._metrics[1], CONTENT_TYPE, HEADERS)
+        if path == "/client.js":
+            from .web import client_js  # noqa: PLC0415 - as above
+
+            return HttpAnswer(200, client_js(), "text/javascript; charset=utf-8", HEADERS)
+        assert path == "/"
+        from .web import status_page  # noqa: PLC0415 - as above
+
+        page = status_page(list(_origins(self._peers())))
+        policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}
+        return HttpAnswer(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
+
+    def _peers(self) -> list[Address]:
+        return self._config.all_consumers + self._config.all_producers
+
+    def _cluster_json(self) -> str:
+        if self._cluster is None or self._cluster.ended:
+            config = self._config
+            monitor = ClusterMonitor(
+                config.all_consumers, config.all_producers, self._keys.clients, config, self._tls
+            )
+            self._cluster = _ClusterWatch(monitor)
+        self._cluster.want()
+        cluster = self._cluster.monitor.cluster(own=self._reporter.report())
+        return msgspec.json.encode(cluster).decode()
+
+
+class _ClusterWatch:
+    """Ask the other nodes as long as somebody wants to know."""
+
+    def __init__(self, monitor: ClusterMonitor) -> None:
+        self.monitor = monitor
+        self._wanted_at = time.monotonic()
+        self._task = asyncio.create_task(self._run())
+
+    @property
+    def ended(self) -> bool:
+        """Tell whether nobody has wanted to know for a while: what was known then is old."""
+        return self._task.done()
+
+    def want(self) -> None:
+        """Go on asking for a while."""
+        self._wanted_at = time.monotonic()
+
+    def stop(self) -> None:
+        """End at once."""
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        self.monitor.start()
+        try:
+            while time.monotonic() - self._wanted_at < IDLE_SECONDS:
+                await asyncio.sleep(FRESH_SECONDS)
+                self.monitor.ask()
+        finally:
+            await self.monitor.stop()
+
+
+def _no_other_site(host: str) -> bool:
+    """Tell whether a request is for this host, as far as its `Host` says: no DNS can change these."""
+    name = re.sub(r":[0-9]*$", "", host)
+    if name.lower() in ("", "localhost"):
+        return True
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _origins(addresses: Sequence[Address]) -> Iterator[str]:
+    """Yield addresses as a Content-Security-Policy has them (CSP level 3, section 2.3.1).
+
+    It has no words for unix sockets, which no browser opens, nor for names that no DNS has.
+    """
+    for address in addresses:
+        host = address.host.encode("idna").decode()
+        if _HOST.fullmatch(host):
+            ascii_address = msgspec.structs.replace(address, host=host, tls=False)
+            yield f"{'wss' if address.tls else 'ws'}://{ascii_address}"

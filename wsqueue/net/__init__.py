@@ -1,0 +1,4 @@
+"""Connections on the event loop: reads, writes, backpressure, keepalive, reconnecting, TLS.
+
+May import: config, protocol.
+"""

@@ -1,0 +1,480 @@
+"""One connection on the event loop: reads, writes, backpressure, keepalive and deadlines."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from time import monotonic
+from typing import Protocol, cast
+
+from ..config.addresses import Address
+from ..config.model import Config, Keys, Limits
+from ..errors import UNREACHABLE, CloseCode, Closed
+from ..protocol import v2
+from ..protocol.framing import HttpAnswer
+from ..protocol.hello import PreSharedKey
+from ..protocol.session import Established, Event, Session
+from .tls import NO_TLS_ANSWER, TlsStream
+
+WRITE_HIGH_WATER = 16 * 1024
+"""Bytes in the loop's write buffer above which further writes wait here, where they take less memory."""
+
+CONGESTED_BYTES = 256 * 1024
+"""What may wait for a peer that is fed as it can take it: about what a socket takes in one go."""
+
+HELD_OVERHEAD_BYTES = 100
+"""What Python adds to bytes that wait (their object and an entry), so that limits are honest."""
+
+TLS_BEGIN = b"\x16\x03"
+"""With what each TLS connection begins, and no request: the type of the record, and 3 for its version."""
+
+SMALL_WRITE_BYTES = 4 * 1024
+"""Waiting writes that are smaller on average are joined: the loop takes 850 bytes for each besides."""
+
+
+class Handler(Protocol):
+    """Say what a node does with one kind of connection.
+
+    Attributes:
+        peer_role: What the peer is: publisher, producer, subscriber, consumer, node or monitor.
+        feeds: True when the peer sends messages; on a drain those connections are closed first.
+        serves_nodes: True when the peer is a node, and so must know the key of nodes.
+    """
+
+    peer_role: str
+    feeds: bool
+    serves_nodes: bool
+
+    def established(self, connection: Connection) -> None:
+        """Take a connection whose peer has proved itself."""
+        ...
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Take all events of one read."""
+        ...
+
+    def writable(self, connection: Connection) -> None:
+        """Go on writing after the connection was congested, perhaps."""
+        ...
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Let go of a connection, whether or not it was ever established."""
+        ...
+
+
+class Connection(asyncio.Protocol):
+    """Drive one session over one transport.
+
+    A single timer serves, one after the other, the deadline of the hello, the keepalive pings and
+    the deadline of the close handshake.
+
+    Args:
+        session: The protocol.
+        limits: Deadlines and buffer sizes.
+        handler: What to do with events; an acceptor learns it from the request.
+        on_lost: Called last, when the connection is gone.
+        tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
+
+    Attributes:
+        bytes_in: Read so far, without what TLS adds.
+        bytes_out: Written, likewise.
+        heard_at: When the latest bytes were read (monotonic), 0 before any.
+        from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
+    """
+
+    __slots__ = (
+        "_closing",
+        "_eof_due",
+        "_established",
+        "_limits",
+        "_on_lost",
+        "_pauses",
+        "_pinged_at",
+        "_problem",
+        "_timer",
+        "_tls",
+        "_transport",
+        "_waiting",
+        "_waiting_bytes",
+        "_writing_paused",
+        "bytes_in",
+        "bytes_out",
+        "from_this_host",
+        "handler",
+        "heard_at",
+        "peer",
+        "session",
+    )
+
+    def __init__(
+        self,
+        session: Session,
+        limits: Limits,
+        handler: Handler | None = None,
+        on_lost: Callable[[Connection, Closed], None] | None = None,
+        tls: TlsStream | None = None,
+    ) -> None:
+        self.session = session
+        self.handler = handler
+        self.peer = ""
+        self.bytes_in = self.bytes_out = 0
+        self.from_this_host = False
+        self._writing_paused = False
+        self._limits = limits
+        self._on_lost = on_lost
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._established = self._closing = False
+        self.heard_at = 0.0
+        self._pinged_at: float | None = None
+        self._pauses = 0
+        # Whole frames, held back while writing is paused; subscribers of a topic share the same bytes.
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._eof_due = False
+        self._tls, self._problem = tls, ""
+
+    @classmethod
+    def accept(
+        cls,
+        endpoint: Callable[[Connection, str], Handler | HttpAnswer],
+        keys: Keys,
+        config: Config,
+        on_lost: Callable[[Connection, Closed], None],
+        tls: TlsStream | None = None,
+    ) -> Connection:
+        """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
+        limits = config.limits
+
+        def upgrade(path: str) -> HttpAnswer | PreSharedKey:
+            answer = endpoint(connection, path)
+            if isinstance(answer, HttpAnswer):
+                return answer
+            connection.handler = answer
+            return keys.nodes if answer.serves_nodes else keys.clients
+
+        session = Session.accept(
+            upgrade,
+            allow_classic=config.allow_classic,
+            max_message_bytes=limits.max_message_bytes,
+            max_topic_bytes=limits.max_topic_bytes,
+        )
+        connection = cls(session, limits, on_lost=on_lost, tls=tls)
+        return connection
+
+    async def open(self, address: Address) -> None:
+        """Open the transport of an initiator.
+
+        Raises:
+            OSError: Nobody answers there.
+            TimeoutError: Not within `hello_seconds`.
+        """
+        loop = asyncio.get_running_loop()
+        async with asyncio.timeout(self._limits.hello_seconds):
+            if address.socket:
+                await loop.create_unix_connection(lambda: self, address.socket)
+            else:
+                await loop.create_connection(lambda: self, address.host, address.port)
+
+    @property
+    def established(self) -> bool:
+        """Tell whether the hello was ever done on this connection."""
+        return self._established
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Return how much waits in this process to be written."""
+        if self._transport is None:
+            return 0
+        return self._transport.get_write_buffer_size() + self._waiting_bytes
+
+    @property
+    def sendable(self) -> bool:
+        """Tell whether messages can be written: the hello is done, and nobody has closed or broken off."""
+        transport = self._transport
+        return transport is not None and not transport.is_closing() and self.session.established
+
+    @property
+    def congested(self) -> bool:
+        """Tell whether the peer reads slower than we write; `Handler.writable` says when that is over."""
+        return self._writing_paused and self.buffered_bytes >= CONGESTED_BYTES
+
+    def send(self, payloads: Sequence[bytes]) -> None:
+        """Write messages, all in one go; they are dropped when the session is ending."""
+        self.send_frames(self.session.frame(payloads))
+
+    def send_frames(self, frames: bytes) -> bool:
+        """Write frames that `Session.frame` made; they are dropped when the session is ending.
+
+        A peer that does not read until `max_buffered_bytes` wait for it is closed with 1013.
+
+        Returns:
+            Whether they were written.
+        """
+        if not self.sendable:
+            return False
+        self._write(frames)
+        self._check_buffer()
+        return True
+
+    def send_packet(self, packet: v2.Packet) -> None:
+        """Write one packet of v2; it is dropped when the session is ending."""
+        self.send([v2.encode(packet)])
+
+    def ping(self, data: bytes = b"") -> None:
+        """Send a ping of at most 125 bytes."""
+        self.session.ping(data)
+        self._flush()
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin the close handshake; what the peer has sent by then is still received."""
+        if self.session.established:
+            self.session.close(code, reason)
+            self._flush()
+        elif not self._closing:
+            self.abort(code, reason)
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        """End the connection for the peer's fault."""
+        self.session.fail(code, reason)
+        self._end_if_failed()
+
+    def abort(self, code: CloseCode, reason: str = "") -> None:
+        """End the connection at once, without a close handshake."""
+        self.session.fail(code, reason)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause_reading(self) -> None:
+        """Stop reading, so that the peer has to stop sending; calls nest."""
+        self._pauses += 1
+        if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self._keepalive()
+
+    def resume_reading(self) -> None:
+        """Undo one `pause_reading`."""
+        self._pauses -= 1
+        if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._keepalive()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the hello (asyncio calls this)."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        address = _peer_address(transport)
+        self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
+        self._set_timer(self._limits.hello_seconds, self._hello_late)
+        if self._tls is not None:
+            self.session.channel_binding = self._tls.channel_binding
+            self._transport.write(self._tls.data_to_send())
+        self._flush()
+
+    def data_received(self, data: bytes) -> None:
+        """Take bytes (asyncio calls this)."""
+        first, self.heard_at = not self.heard_at, monotonic()
+        if self._tls is not None:
+            self._receive_tls(self._tls, data)
+        elif first and data.startswith(TLS_BEGIN):
+            self._refuse("it speaks TLS, and no TLS is spoken here", NO_TLS_ANSWER)
+        else:
+            self._receive(data)
+
+    def _receive(self, data: bytes) -> None:
+        self.bytes_in += len(data)
+        events = self.session.receive_data(data)
+        if not self._established and any(isinstance(event, Established) for event in events):
+            self._establish()
+        if events and self.handler is not None:
+            self.handler.received(self, events)
+        # Only now, for a pong says that all messages before its ping have been dealt with.
+        if not self.session.quiet:
+            self._end_if_failed()
+            self._check_buffer()
+
+    def eof_received(self) -> None:
+        """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
+        # TLS has its own end: without it somebody has cut the stream off, and the connection is lost.
+        if self._tls is None:
+            self.session.receive_eof()
+            self._flush()
+
+    def pause_writing(self) -> None:
+        """Note that the peer reads slower than we write (asyncio calls this)."""
+        self._writing_paused = True
+
+    def resume_writing(self) -> None:
+        """Go on writing (asyncio calls this)."""
+        self._writing_paused = False
+        self._write_waiting()
+        if self.handler is not None and not self.congested:
+            self.handler.writable(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Let go of everything (asyncio calls this)."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._transport = None
+        self._drop_waiting()
+        code = UNREACHABLE if self._problem and not self._established else CloseCode.ABNORMAL
+        reason = self._problem or str(exc or CloseCode.ABNORMAL.reason)
+        lost = Closed(code, reason, by_peer=True)
+        closed = self.session.closed or lost
+        if self.handler is not None:
+            self.handler.lost(self, closed)
+        if self._on_lost is not None:
+            self._on_lost(self, closed)
+
+    def _receive_tls(self, tls: TlsStream, data: bytes) -> None:
+        plain = tls.receive(data)
+        self.session.channel_binding = tls.channel_binding
+        if answer := tls.data_to_send():
+            assert self._transport is not None
+            self._transport.write(answer)
+            self._check_buffer()
+        if plain:
+            self._receive(plain)
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if tls.problem:
+            self._refuse(tls.problem, b"")
+        elif tls.ended:
+            self.session.receive_eof()
+            self._flush()
+            transport.write(tls.end())
+            transport.close()
+
+    def _refuse(self, problem: str, answer: bytes) -> None:
+        """End the connection for what is below the session, with a last word to the peer."""
+        assert self._transport is not None
+        self._problem = problem
+        self._drop_waiting()
+        self._transport.write(answer)
+        self._transport.close()
+        self._closing = True
+        self._set_timer(self._limits.close_seconds, self._close_late)
+
+    def _establish(self) -> None:
+        self._established = True
+        # The answer of the hello goes out before anything that the handler writes.
+        self._flush()
+        if not self._closing:
+            self._set_timer(self._limits.ping_interval_seconds, self._keepalive)
+        if self.handler is not None:
+            self.handler.established(self)
+
+    def _flush(self) -> None:
+        writes = self.session.data_to_send()
+        if writes and self._transport is not None and not self._transport.is_closing():
+            # Joined, for a read can hold very many pings.
+            data = b"".join(writes)
+            if data:
+                self._write(data)
+            if not writes[-1]:
+                self._eof_due = True
+                self._write_waiting()
+        if self.session.closing and not self._closing:
+            self._closing = True
+            self._set_timer(self._limits.close_seconds, self._close_late)
+
+    def _write(self, data: bytes) -> None:
+        assert self._transport is not None
+        self.bytes_out += len(data)
+        if self._writing_paused:
+            self._waiting.append(data)
+            self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES
+        elif self._tls is not None:
+            self._transport.write(self._tls.send(data))
+        else:
+            self._transport.write(data)
+
+    def _write_waiting(self) -> None:
+        transport, waiting = self._transport, self._waiting
+        while waiting and transport is not None and not self._writing_paused:
+            size = count = 0
+            while count < len(waiting) and size < CONGESTED_BYTES:
+                size += len(waiting[count])
+                count += 1
+            batch = waiting[:count]
+            del waiting[:count]
+            self._waiting_bytes -= size + HELD_OVERHEAD_BYTES * count
+            if self._tls is not None:
+                transport.write(self._tls.send(b"".join(batch)))
+            elif size < count * SMALL_WRITE_BYTES:
+                transport.write(b"".join(batch))
+            else:
+                transport.writelines(batch)
+        if self._eof_due and not waiting and transport is not None:
+            self._eof_due = False
+            if self._tls is not None:
+                # The stream of TCP stays open, for the peer's end of TLS.
+                transport.write(self._tls.end())
+            else:
+                transport.write_eof()
+
+    def _drop_waiting(self) -> None:
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _end_if_failed(self) -> None:
+        """Send what is due; where no WebSocket is open that could carry a close code, just end."""
+        self._flush()
+        if self.session.closed is not None and not self._closing and self._transport is not None:
+            self._transport.abort()
+
+    def _check_buffer(self) -> None:
+        if self.buffered_bytes <= self._limits.max_buffered_bytes:
+            return
+        if self._closing:
+            self.abort(CloseCode.TRY_AGAIN_LATER)
+            return
+        # The peer would not read it in time, and all of it would have to be kept until then.
+        self._drop_waiting()
+        self.fail(CloseCode.TRY_AGAIN_LATER)
+
+    def _hello_late(self) -> None:
+        self.fail(CloseCode.HELLO_TIMEOUT)
+
+    def _close_late(self) -> None:
+        self.abort(CloseCode.ABNORMAL)
+
+    def _keepalive(self) -> None:
+        """Ping after an interval of silence, and give the peer up when that goes unanswered too.
+
+        While reading is paused the peer's bytes wait unread, so that its silence proves nothing; and
+        as its own pings go unanswered meanwhile, ours tell it that this end lives.
+        """
+        if self._closing:
+            return
+        now = monotonic()
+        interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
+        if self._pauses:
+            self.heard_at, self._pinged_at = now, None
+            if not self._writing_paused:
+                self.ping()
+            self._set_timer(min(interval, timeout) / 2, self._keepalive)
+            return
+        if self._pinged_at is not None and self.heard_at >= self._pinged_at:
+            self._pinged_at = None
+        if self._pinged_at is None and now - self.heard_at >= interval:
+            self._pinged_at = now
+            self.ping()
+        if self._pinged_at is None:
+            self._set_timer(self.heard_at + interval - now, self._keepalive)
+        elif now - self._pinged_at < timeout:
+            self._set_timer(min(interval, self._pinged_at + timeout - now), self._keepalive)
+        else:
+            self.abort(CloseCode.PING_TIMEOUT)
+
+    def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(delay, callback)
+
+
+def _peer_address(transport: asyncio.BaseTransport) -> Address | None:
+    """Return where the peer is, None for a unix socket."""
+    name = transport.get_extra_info("peername")
+    return Address(host=name[0], port=name[1]) if isinstance(name, tuple) else None

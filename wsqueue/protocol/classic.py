@@ -1,0 +1,130 @@
+"""The packets of the classic protocol: one JSON object in one WebSocket text message.
+
+The source is "What the original nodes put on the wire" (docs/protocol.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, cast
+
+import msgspec
+
+from ..errors import CloseCode, PeerError
+
+MAX_ONCE = 2**31 - 2
+"""The largest challenge that the original nodes draw; the smallest is 1, for they take 0 as absent."""
+
+MAX_DETAIL_CHARACTERS = 100
+"""What an error quotes at most: msgspec names a key or a tag in full, and the peer chose it."""
+
+
+class Hello(
+    msgspec.Struct, tag_field="t", tag="h", frozen=True, forbid_unknown_fields=True, omit_defaults=True
+):
+    """Carry a challenge or an answer, never both.
+
+    Attributes:
+        once: The challenge, 1 to `MAX_ONCE`.
+        answer: Standard base64 of a SHA-256 digest, with padding.
+    """
+
+    once: Annotated[int, msgspec.Meta(ge=1, le=MAX_ONCE)] | None = msgspec.field(default=None, name="o")
+    answer: str | None = msgspec.field(default=None, name="a")
+
+    def __post_init__(self) -> None:
+        """Refuse a hello that is not exactly one of the two.
+
+        Raises:
+            ValueError: Neither or both are set; msgspec turns it into a ValidationError.
+        """
+        if (self.once is None) == (self.answer is None):
+            raise ValueError("a hello has either `o` (challenge) or `a` (answer)")
+
+
+class Message(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True):
+    """Carry data of a topic.
+
+    Unknown fields are refused, for another peer's decoder may stumble over what this one would skip.
+    """
+
+    data: str = msgspec.field(name="d")
+    topic: str = msgspec.field(name="s")
+
+
+class Subscribe(msgspec.Struct, tag_field="t", tag="s", frozen=True, forbid_unknown_fields=True):
+    """Ask for a topic; defined by the original protocol and never used by it."""
+
+    topic: str = msgspec.field(name="s")
+
+
+class Unsubscribe(msgspec.Struct, tag_field="t", tag="u", frozen=True, forbid_unknown_fields=True):
+    """Give a topic up; defined by the original protocol and never used by it."""
+
+    topic: str = msgspec.field(name="s")
+
+
+Packet = Hello | Message | Subscribe | Unsubscribe
+
+_decoder = msgspec.json.Decoder(Packet)
+# Of two types, for a decoder of one does not insist on its tag.
+_message_decoder = msgspec.json.Decoder(Message | Hello)
+DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What the decoder raises, whatever the payload is."""
+_encoder = msgspec.json.Encoder()
+
+
+def decode(payload: bytes) -> Packet:
+    """Decode the payload of one text message.
+
+    Raises:
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong, or
+            `CloseCode.INVALID_TEXT`. The text never quotes the payload, except for a short tag.
+    """
+    try:
+        packet: Packet = _decoder.decode(payload)
+    except DECODE_ERRORS as error:
+        # What decodes is UTF-8: the decoder checks strings, and JSON's other tokens are ASCII.
+        if not is_utf8(payload):
+            raise PeerError(CloseCode.INVALID_TEXT) from None
+        raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
+    return packet
+
+
+def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]] | None:
+    """Decode the payloads of many text messages, or return None when one is not a message.
+
+    `decode` says then which one, and what is wrong with it.
+
+    Returns:
+        The messages, and the topic of each.
+    """
+    try:
+        messages = cast("list[Message]", list(map(_message_decoder.decode, payloads)))
+        return messages, [message.topic for message in messages]
+    except (*DECODE_ERRORS, AttributeError):  # a hello has no topic
+        return None
+
+
+def topic_too_long(topic: str, max_bytes: int) -> bool:
+    """Tell whether a topic has more bytes in UTF-8 than it may have."""
+    # A code point takes at most 4 bytes, so the exact length is rarely needed.
+    return 4 * len(topic) > max_bytes and len(topic.encode()) > max_bytes
+
+
+def is_utf8(payload: bytes) -> bool:
+    """Tell whether a payload is what a text message may be."""
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def encode(packet: Packet) -> bytes:
+    """Encode a packet as compact JSON in UTF-8.
+
+    Raises:
+        UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
+    """
+    return _encoder.encode(packet)

@@ -1,0 +1,643 @@
+"""WebSocket messages out of bytes, and bytes out of messages, over websockets' Sans-I/O protocol.
+
+The library does the HTTP upgrade, fragments, control frames, the close handshake and every protocol
+error. Plain frames, of which there are millions, take the fast lane (`cut_texts`) around it.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import operator
+import re
+import secrets
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from http import HTTPStatus
+from typing import ClassVar
+
+import msgspec
+from websockets.client import ClientProtocol
+from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
+from websockets.frames import Frame, Opcode
+from websockets.http11 import Request
+from websockets.protocol import CLIENT, CLOSED, CLOSING, CONNECTING, OPEN, SERVER, Event, Protocol, Side
+from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
+from websockets.uri import WebSocketURI
+
+from ..errors import CloseCode, Closed
+
+MAX_REASON_BYTES = 123
+"""A control frame carries 125 bytes, two of which are the close code (RFC 6455 section 5.5)."""
+
+TEXT_AND_FIN = 0x81
+"""The first byte of an unfragmented text message."""
+
+MAX_HEADER_BYTES = 14
+"""Of a frame: two bytes, eight of a long length, four of a masking key (RFC 6455 section 5.2)."""
+
+MAX_HEAD_LINES = 130
+"""Of a request or an answer: the first line, the 128 headers that the library takes, and an empty one."""
+
+MIN_RUN = 8
+"""Frames of one size that may be cut in one go: for fewer, one by one is faster."""
+
+MAX_RUN = 256
+"""Frames that are cut in one go: enough to make the fixed cost small, few enough to look at in vain."""
+
+DRAWN_KEYS = 1024
+"""Masking keys that are drawn at a time: to ask the system takes as long as to mask five frames."""
+
+CHEAP_COPY_BYTES = 1024
+"""Up to here, copying a payload once more costs less than what it takes to avoid that."""
+
+CACHED_SIZES = 1024
+"""Message sizes whose header or pattern is remembered: 200 bytes each, for what takes 0.3 µs to make."""
+
+SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
+"""RFC 6455 section 11.3.4."""
+
+try:
+    from websockets.speedups import apply_mask
+except ImportError:  # pragma: no cover - a platform without the compiled extension
+    from websockets.utils import apply_mask
+
+_unpack_16 = struct.Struct("!H").unpack_from
+_unpack_64 = struct.Struct("!Q").unpack_from
+
+_drawn_keys: list[bytes] = []
+
+_silent = logging.getLogger("wsqueue.websockets")
+_silent.addHandler(logging.NullHandler())
+_silent.propagate = False
+_silent.setLevel(logging.CRITICAL)
+
+
+class HttpAnswer(msgspec.Struct, frozen=True):
+    """Answer a request with a page instead of a WebSocket.
+
+    Attributes:
+        status: Of HTTP.
+        text: The page.
+        content_type: Of the page.
+        headers: Besides those that each answer has.
+    """
+
+    status: int
+    text: str
+    content_type: str = "text/plain; charset=utf-8"
+    headers: dict[str, str] = {}
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """Report that the WebSocket is open.
+
+    Attributes:
+        path: Of the request, with its query.
+        offered: The subprotocols that the initiator offered, as they were sent.
+        subprotocol: What the acceptor selected, None if it selected none.
+    """
+
+    path: str
+    offered: str
+    subprotocol: str | None
+
+
+class Ponged(msgspec.Struct, frozen=True):
+    """Report the data of a pong."""
+
+    data: bytes
+
+
+Item = list[bytes] | Opened | Ponged
+"""What comes out of a read: the payloads of consecutive text messages, or one of the rare things.
+
+A payload may still turn out not to be UTF-8: `packets.decode` finds that out.
+"""
+
+
+def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
+    """Return unfragmented text frames for all payloads, joined for one write (RFC 6455 section 5.2).
+
+    Args:
+        payloads: UTF-8.
+        masked: True for what an initiator sends; each frame gets a key of its own.
+    """
+    if not payloads:
+        return b""
+    if len(payloads) == 1 and len(payloads[0]) <= CHEAP_COPY_BYTES:
+        (payload,) = payloads
+        if not masked:
+            return _plain_header(len(payload)) + payload
+        (key,) = _masking_keys(1)
+        return _masked_header(len(payload)) + key + apply_mask(payload, key)
+    lengths = list(map(len, payloads))
+    header = _masked_header if masked else _plain_header
+    keys: list[bytes] = []
+    bodies: Iterable[bytes] = payloads
+    if masked:
+        keys = _masking_keys(len(payloads))
+        bodies = map(apply_mask, payloads, keys)
+    if max(lengths) > CHEAP_COPY_BYTES:
+        heads = map(header, lengths)
+        parts = [b""] * (2 * len(payloads))
+        parts[::2] = map(operator.add, heads, keys) if masked else heads
+        parts[1::2] = bodies
+        return b"".join(parts)
+    if masked:
+        bodies = map(operator.add, keys, bodies)
+    if lengths.count(lengths[0]) == len(lengths):
+        return header(lengths[0]) + header(lengths[0]).join(bodies)
+    return b"".join(map(operator.add, map(header, lengths), bodies))
+
+
+def _masking_keys(count: int) -> list[bytes]:
+    """Return fresh random keys (RFC 6455 section 5.3), drawn in stock."""
+    if count > len(_drawn_keys):
+        random = secrets.token_bytes(4 * max(count, DRAWN_KEYS))
+        _drawn_keys.extend(key for (key,) in struct.iter_unpack("4s", random))
+    keys = _drawn_keys[-count:]
+    del _drawn_keys[-count:]
+    return keys
+
+
+@functools.lru_cache(CACHED_SIZES)
+def _plain_header(length: int) -> bytes:
+    return text_header(length, 0)
+
+
+@functools.lru_cache(CACHED_SIZES)
+def _masked_header(length: int) -> bytes:
+    return text_header(length, 0x80)
+
+
+def text_header(length: int, mask_bit: int) -> bytes:
+    """Return how an unfragmented text frame begins, without a masking key; the mask bit is 0 or 0x80."""
+    if length < 126:
+        return struct.pack("!BB", TEXT_AND_FIN, mask_bit | length)
+    if length < 65_536:
+        return struct.pack("!BBH", TEXT_AND_FIN, mask_bit | 126, length)
+    return struct.pack("!BBQ", TEXT_AND_FIN, mask_bit | 127, length)
+
+
+def cut_texts(  # noqa: C901 - one function, for a call takes as long as half a turn of the loop
+    data: bytes, position: int, *, masked: bool, max_message_bytes: int
+) -> tuple[list[bytes], int, int]:
+    """Cut plain frames off: text, whole, unfragmented and within the limit (RFC 6455 section 5.2).
+
+    This is the hot loop of a node. Messages of one size tend to follow each other: after two of a size,
+    the headers of those to come are compared column by column, and as many frames as are alike are cut in
+    one go, which takes a third of the time.
+
+    Args:
+        data: What was read.
+        position: Where in it a frame begins.
+        masked: True for what an acceptor reads.
+        max_message_bytes: The longest payload.
+
+    Returns:
+        The payloads; where the first frame begins that was not cut; and how many bytes from there on
+        it needs to be cut, or 0 when it is none for the fast lane.
+    """
+    payloads: list[bytes] = []
+    end = len(data)
+    mask_bit, key_bytes = (0x80, 4) if masked else (0, 0)
+    previous = None
+    while end - position >= 2:
+        if data[position] != TEXT_AND_FIN:
+            return payloads, position, 0
+        start = position + 2
+        length = data[position + 1] ^ mask_bit
+        if length > 125:
+            if length > 127:  # wrongly masked
+                return payloads, position, 0
+            unpack, start = (_unpack_16, start + 2) if length == 126 else (_unpack_64, start + 8)
+            if end < start:
+                return payloads, position, start - position
+            (length,) = unpack(data, position + 2)
+        if length > max_message_bytes:
+            return payloads, position, 0
+        header_bytes = start - position
+        start += key_bytes
+        after = start + length
+        if end < after:
+            return payloads, position, after - position
+        if length == previous and (count := (end - position) // (size := after - position)) >= MIN_RUN:
+            count = min(count, MAX_RUN)
+            for offset in range(header_bytes):
+                column = data[position + offset : position + count * size : size]
+                count -= len(column.lstrip(column[:1]))
+            after = position + count * size
+            pattern = _frame_pattern(header_bytes, key_bytes, length)
+            run = pattern.iter_unpack(memoryview(data)[position:after])
+            if masked:
+                payloads += [apply_mask(payload, key) for key, payload in run]
+            else:
+                payloads += [payload for _, payload in run]
+        else:
+            payload = data[start:after]
+            payloads.append(apply_mask(payload, data[start - 4 : start]) if masked else payload)
+        position, previous = after, length
+    return payloads, position, 2
+
+
+@functools.lru_cache(CACHED_SIZES)
+def _frame_pattern(header_bytes: int, key_bytes: int, length: int) -> struct.Struct:
+    return struct.Struct(f"{header_bytes}x{key_bytes}s{length}s")
+
+
+class Framing:
+    """Hold one end of a WebSocket connection, without I/O.
+
+    A peer's fault never raises: it becomes a close frame to send and a cause in `closed`.
+
+    The library's protocol is there only while it has something to do: during the upgrade, between the
+    fragments of a message, from the first close frame on. A connection at rest does without its 4 KiB.
+    """
+
+    __slots__ = (
+        "_failure",
+        "_fragments",
+        "_head",
+        "_head_lines",
+        "_in_fragments",
+        "_lacking",
+        "_max_message_bytes",
+        "_needed",
+        "_protocol",
+        "_tail",
+        "_writes",
+    )
+
+    masked: ClassVar[bool]
+    _side: ClassVar[Side]
+
+    def __init__(self, protocol: Protocol, max_message_bytes: int) -> None:
+        self._protocol: Protocol | None = protocol
+        self._max_message_bytes = max_message_bytes
+        self._failure: Closed | None = None
+        self._writes = protocol.data_to_send()
+        self._head_lines = 0
+        # The beginning of a plain frame, and the length at which to look at it again.
+        self._tail = bytearray()
+        self._needed = 0
+        # Of the frame that the library is reading: an incomplete header, or what is left to come.
+        self._head = b""
+        self._lacking = 0
+        self._fragments = bytearray()
+        self._in_fragments = False
+
+    def allow_more(self, more_bytes: int) -> None:
+        """Let messages be longer by so many bytes from now on."""
+        self._max_message_bytes += more_bytes
+        if self._protocol is not None:
+            self._protocol.max_message_size = self._max_message_bytes
+
+    @property
+    def open(self) -> bool:
+        """Tell whether messages may be sent: after the upgrade and before any close frame."""
+        protocol = self._protocol
+        return self._failure is None and (protocol is None or protocol.state is OPEN)
+
+    @property
+    def quiet(self) -> bool:
+        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        return self._protocol is None and not self._writes and self._failure is None
+
+    @property
+    def closing(self) -> bool:
+        """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
+        return self._protocol is not None and self._protocol.close_expected()
+
+    @property
+    def closed(self) -> Closed | None:
+        """Say why the connection ended or is about to, None while it goes on."""
+        protocol = self._protocol
+        if self._failure is not None or protocol is None:
+            return self._failure
+        if protocol.handshake_exc is not None:
+            return self._refusal(protocol.handshake_exc)
+        received, sent = protocol.close_rcvd, protocol.close_sent
+        if received is not None and (sent is None or protocol.close_rcvd_then_sent):
+            return Closed(received.code, received.reason, by_peer=True)
+        if sent is not None:
+            return Closed(sent.code, sent.reason, by_peer=False)
+        if protocol.state is CLOSED:
+            return Closed(CloseCode.ABNORMAL, CloseCode.ABNORMAL.reason, by_peer=True)
+        return None
+
+    @property
+    def closed_cleanly(self) -> bool:
+        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent.
+
+        One that closes first reads on until our echo, and then ends the stream; one that gives up before
+        that resets the connection.
+        """
+        if self._protocol is None:
+            return False
+        received, ended = self._protocol.close_rcvd, self._protocol.state is CLOSED
+        return ended and received is not None and received.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
+
+    def receive_data(self, data: bytes) -> list[Item]:
+        """Take bytes from the network; return what is whole."""
+        items: list[Item] = []
+        if self._failure is not None:
+            return items
+        position = self._read_head(data, items) if self._protocol is not None else 0
+        while self._tail and self._needed - len(self._tail) <= len(data) - position:
+            middle = position + self._needed - len(self._tail)
+            frame = bytes(self._tail) + data[position:middle]
+            self._tail.clear()
+            position = middle
+            self._read_frames(frame, 0, items)
+        if self._tail:
+            self._tail += memoryview(data)[position:]
+        else:
+            self._read_frames(data, position, items)
+        if self._protocol is not None:
+            self._settle()
+        return items
+
+    def receive_eof(self) -> None:
+        """Take the end of the peer's stream."""
+        self._library().receive_eof()
+        self._settle()
+
+    def data_to_send(self) -> list[bytes]:
+        """Return what must be written, where b"" means to half-close the connection."""
+        writes, self._writes = self._writes, []
+        return writes
+
+    def send_text(self, payload: bytes) -> None:
+        """Queue one text message, unless the connection is closing."""
+        if self.open:
+            self._writes.append(frame_texts([payload], masked=self.masked))
+
+    def send_ping(self, data: bytes = b"") -> None:
+        """Queue a ping of at most 125 bytes, unless the connection is closing."""
+        if self.open:
+            self._library().send_ping(data)
+            self._settle()
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Begin the close handshake; what the peer sent before its own close frame is still read."""
+        if self.open:
+            self._library().send_close(code, _short(reason))
+            self._settle()
+
+    def fail(self, code: CloseCode, reason: str) -> None:
+        """End the connection at once, unless it has ended; nothing more is read from it."""
+        self._failure = self.closed or Closed(code, reason, by_peer=False)
+        library = self._library()
+        if library.state in (OPEN, CLOSING):
+            library.fail(code, _short(reason))
+            self._settle()
+
+    def refuse(self, code: CloseCode, reason: str) -> None:
+        """End the connection for a fault in what was just read.
+
+        Unlike `fail`, this comes before a close frame of the peer: that was behind the fault in the
+        same read, for nothing is read after it.
+        """
+        if self.closed is None or self.closed.by_peer:
+            self._failure = Closed(code, reason, by_peer=False)
+        self.fail(code, reason)
+
+    def _library(self) -> Protocol:
+        """Return the library's protocol, made anew when it was let go."""
+        if self._protocol is None:
+            self._protocol = Protocol(
+                self._side, state=OPEN, max_size=self._max_message_bytes, logger=_silent
+            )
+        return self._protocol
+
+    def _settle(self) -> None:
+        """Queue what the library wants to write, and let it go when it is at rest."""
+        library = self._library()
+        self._writes += library.data_to_send()
+        busy = self._lacking or self._head or self._in_fragments or self._failure is not None
+        if library.state is OPEN and not busy:
+            self._protocol = None
+
+    def _read_head(self, data: bytes, items: list[Item]) -> int:
+        """Hand the request or the answer to the library, and return where the frames begin.
+
+        Line by line, for the library would take what follows for frames of its own, on the acceptor's
+        side even before the request has been answered.
+        """
+        position = 0
+        while position < len(data) and self._protocol is not None and self._protocol.state is CONNECTING:
+            newline = data.find(b"\n", position) if self._head_lines < MAX_HEAD_LINES else -1
+            self._head_lines += newline >= 0
+            end = newline + 1 or len(data)
+            self._feed(data[position:end], items)
+            position = end
+        return position
+
+    def _read_frames(self, data: bytes, position: int, items: list[Item]) -> None:
+        while position < len(data) and self._failure is None:
+            if self._fast:
+                payloads, position, needed = cut_texts(
+                    data, position, masked=not self.masked, max_message_bytes=self._max_message_bytes
+                )
+                if payloads:
+                    _add(items, payloads)
+                if position == len(data):
+                    return
+                if needed:
+                    self._tail += memoryview(data)[position:]
+                    self._needed = needed
+                    return
+            position = self._hand_over(data, position, items)
+
+    @property
+    def _fast(self) -> bool:
+        """Tell whether a frame begins here that may be plain: the library is reading none, and listens."""
+        library = self._protocol
+        return library is None or (
+            not (self._lacking or self._head or self._in_fragments)
+            and library.state in (OPEN, CLOSING)
+            and library.close_rcvd is None
+            and library.parser_exc is None
+        )
+
+    def _hand_over(self, data: bytes, position: int, items: list[Item]) -> int:
+        """Hand the frame at a position, or what is there of it, to the library; return where it ends."""
+        if not self._lacking:
+            known = len(self._head)
+            self._head += data[position : position + MAX_HEADER_BYTES - known]
+            size = frame_size(self._head)
+            self._lacking = (size or len(self._head)) - known
+            if size:
+                self._head = b""
+        end = min(position + self._lacking, len(data))
+        self._lacking -= end - position
+        self._feed(data[position:end], items)
+        return end
+
+    def _feed(self, data: bytes, items: list[Item]) -> None:
+        library = self._library()
+        library.receive_data(data)
+        for event in library.events_received():
+            item = self._take_frame(event) if isinstance(event, Frame) else self._take_opening(event)
+            if item is not None:
+                _add(items, item)
+
+    def _take_frame(self, frame: Frame) -> Item | None:
+        if frame.opcode in (Opcode.TEXT, Opcode.CONT):
+            self._fragments += frame.data
+            self._in_fragments = not frame.fin
+            if frame.fin:
+                payload = bytes(self._fragments)
+                self._fragments.clear()
+                return [payload]
+        elif frame.opcode is Opcode.BINARY:
+            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
+        elif frame.opcode is Opcode.PONG:
+            return Ponged(bytes(frame.data))
+        return None
+
+    def _take_opening(self, event: Event) -> Opened | None:
+        raise NotImplementedError
+
+    def _refusal(self, error: Exception) -> Closed:
+        raise NotImplementedError
+
+
+ONLY_GET = HttpAnswer(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
+
+
+class ServerFraming(Framing):
+    """Accept a WebSocket, or answer the request with a page.
+
+    Args:
+        answer_request: From the request's path (with query), and whether the subprotocol is offered, to
+            a page, or None to upgrade.
+        max_message_bytes: Larger messages close the connection with 1009.
+        subprotocol: Selected when it is offered.
+
+    Attributes:
+        host: What the peer takes this node for, while its request is being answered.
+    """
+
+    __slots__ = ("_answer_request", "_subprotocol", "host")
+
+    masked = False
+    _side = SERVER
+
+    def __init__(
+        self,
+        answer_request: Callable[[str, bool], HttpAnswer | None],
+        max_message_bytes: int,
+        subprotocol: str,
+    ) -> None:
+
+        def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+            return next((name for name in offered if name == subprotocol), None)
+
+        protocol = ServerProtocol(max_size=max_message_bytes, logger=_silent, select_subprotocol=select)
+        super().__init__(protocol, max_message_bytes)
+        self._answer_request = answer_request
+        self._subprotocol = subprotocol
+        self.host = ""
+
+    def _take_opening(self, event: Event) -> Opened | None:
+        library = self._protocol
+        assert isinstance(library, ServerProtocol)
+        assert isinstance(event, Request)
+        offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
+        page: HttpAnswer | None = ONLY_GET
+        if event.method in ("GET", "HEAD"):
+            self.host = ", ".join(event.headers.get_all("Host"))
+            page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
+            self.host = ""
+        response = library.accept(event) if page is None else library.reject(page.status, page.text)
+        if event.method == "HEAD":
+            response.body = b""
+        if page is not None:
+            for name, value in {"Content-Type": page.content_type, **page.headers}.items():
+                response.headers.pop(name, None)
+                response.headers[name] = value
+        library.send_response(response)
+        if self.open:
+            return Opened(event.path, offered, library.subprotocol)
+        self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
+        return None
+
+    def _refusal(self, error: Exception) -> Closed:
+        status = HTTPStatus.BAD_REQUEST
+        if isinstance(error, RequestLineTooLong):
+            status = HTTPStatus.REQUEST_URI_TOO_LONG
+        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
+            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+        return Closed(status, f"not a WebSocket request: {error}", by_peer=False)
+
+
+class ClientFraming(Framing):
+    """Open a WebSocket.
+
+    Args:
+        host: Host name or address, without brackets.
+        port: TCP port.
+        path: Path of the endpoint, percent-encoded.
+        max_message_bytes: Larger messages close the connection with 1009.
+        subprotocols: To offer.
+    """
+
+    __slots__ = ("_offered", "_path")
+
+    masked = True
+    _side = CLIENT
+
+    def __init__(
+        self, host: str, port: int, path: str, max_message_bytes: int, subprotocols: Sequence[str] = ()
+    ) -> None:
+        uri = WebSocketURI(False, host, port, path, "")
+        protocol = ClientProtocol(
+            uri,
+            max_size=max_message_bytes,
+            logger=_silent,
+            subprotocols=[Subprotocol(name) for name in subprotocols] or None,
+        )
+        request = protocol.connect()
+        protocol.send_request(request)
+        super().__init__(protocol, max_message_bytes)
+        self._path, self._offered = path, ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
+
+    def _take_opening(self, event: Event) -> Opened | None:
+        library = self._protocol
+        assert isinstance(library, ClientProtocol)
+        return Opened(self._path, self._offered, library.subprotocol) if self.open else None
+
+    def _refusal(self, error: Exception) -> Closed:
+        if isinstance(error, InvalidStatus):
+            response = error.response
+            return Closed(response.status_code, f"HTTP {response.reason_phrase}", by_peer=True)
+        return Closed(CloseCode.ABNORMAL, f"not a WebSocket server: {error}", by_peer=True)
+
+
+def _short(reason: str) -> str:
+    return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
+
+
+def frame_size(head: bytes) -> int | None:
+    """Return the size of the frame that begins so, None while that is not known."""
+    if len(head) < 2:
+        return None
+    length, extended = head[1] & 0x7F, 0
+    if length > 125:
+        extended = 2 if length == 126 else 8
+        if len(head) < 2 + extended:
+            return None
+        length = int.from_bytes(head[2 : 2 + extended])
+    key_bytes = 4 if head[1] & 0x80 else 0
+    return 2 + extended + key_bytes + length
+
+
+def _add(items: list[Item], item: Item) -> None:
+    """Add what was read to the items; texts that follow each other are one."""
+    if isinstance(item, list) and items and isinstance(items[-1], list):
+        items[-1] += item
+    else:
+        items.append(item)

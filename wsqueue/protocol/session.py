@@ -1,0 +1,385 @@
+"""One wsqueue connection without I/O: bytes in, events out; packets in, bytes out.
+
+One class for both roles. A peer's fault never raises: it ends the session with a close code, which
+`data_to_send` puts on the wire and `closed` keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from http import HTTPStatus
+from typing import Self
+
+import msgspec
+
+from ..errors import CloseCode, Closed, PeerError
+from . import classic, v2
+from .framing import (
+    ClientFraming,
+    Framing,
+    HttpAnswer,
+    Opened,
+    Ponged,
+    ServerFraming,
+    frame_texts,
+)
+from .hello import (
+    Context,
+    Handshake,
+    HandshakeV2,
+    Order,
+    PreSharedKey,
+    Role,
+)
+from .v2 import SUBPROTOCOL
+
+MAX_HELLO_BYTES = 64 * 1024
+"""What a peer may send before it has proved itself: a request with cookies, and two packets of 100 bytes."""
+
+
+class Established(msgspec.Struct, frozen=True):
+    """Report that both ends have proved themselves."""
+
+
+class Received(msgspec.Struct):
+    """Report messages of one topic that came in one read, in their order.
+
+    Attributes:
+        topic: Of all of them.
+        messages: Decoded.
+        payloads: The same as they came.
+    """
+
+    topic: str
+    messages: list[classic.Message]
+    payloads: list[bytes]
+
+    def batches(self, max_bytes: int) -> Iterator[list[str]]:
+        """Yield the data in batches, each of payloads with so many bytes together at most."""
+        data = [message.data for message in self.messages]
+        if sum(map(len, self.payloads)) <= max_bytes:
+            yield data
+            return
+        size = begin = 0
+        for index, payload in enumerate(self.payloads):
+            if size and size + len(payload) > max_bytes:
+                yield data[begin:index]
+                size, begin = 0, index
+            size += len(payload)
+        yield data[begin:]
+
+
+Event = Established | Received | Ponged | v2.Packet
+
+Upgrade = Callable[[str], HttpAnswer | PreSharedKey]
+"""From a request's path to a page, or to the key that its peer must know."""
+
+
+class Session:
+    """Speak one connection's protocol: v2 when both ends know it, else the classic one.
+
+    Args:
+        framing: The WebSocket.
+        role: Which end this is.
+        psk: The key; an acceptor learns it from the path that is asked for.
+        order: The order in which an initiator answers a classic challenge.
+        allow_classic: Whether the peer may speak the classic protocol; None for only without TLS.
+        max_topic_bytes: A message with a longer topic (UTF-8) ends a classic session.
+
+    Attributes:
+        channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
+        v2: Whether the peer speaks v2; known when the hello is done.
+    """
+
+    __slots__ = (
+        "_allow_classic",
+        "_done",
+        "_framing",
+        "_handshake",
+        "_hello_begun",
+        "_hello_bytes",
+        "_max_topic_bytes",
+        "_order",
+        "_psk",
+        "_role",
+        "channel_binding",
+        "v2",
+    )
+
+    def __init__(
+        self,
+        framing: Framing,
+        role: Role,
+        psk: PreSharedKey | None,
+        order: Order,
+        *,
+        allow_classic: bool | None,
+        max_topic_bytes: int,
+    ) -> None:
+        self.channel_binding = b""
+        self.v2 = self._done = self._hello_begun = False
+        self._framing = framing
+        self._role, self._psk, self._order = role, psk, order
+        self._allow_classic = allow_classic
+        self._handshake: Handshake | HandshakeV2 | None = None
+        self._max_topic_bytes = max_topic_bytes
+        self._hello_bytes = 0
+
+    @classmethod
+    def accept(
+        cls,
+        upgrade: Upgrade,
+        *,
+        allow_classic: bool | None = None,
+        max_message_bytes: int,
+        max_topic_bytes: int,
+    ) -> Self:
+        """Return the acceptor's end."""
+
+        def answer_request(path: str, offers_v2: bool) -> HttpAnswer | None:
+            answer = upgrade(path)
+            if isinstance(answer, HttpAnswer):
+                return answer
+            if not offers_v2 and not session.allows_classic:
+                return HttpAnswer(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
+            session._psk = answer
+            return None
+
+        framing = ServerFraming(answer_request, max_message_bytes, SUBPROTOCOL)
+        session = cls(
+            framing,
+            Role.ACCEPTOR,
+            None,
+            Order.DOCUMENT,
+            allow_classic=allow_classic,
+            max_topic_bytes=max_topic_bytes,
+        )
+        return session
+
+    @classmethod
+    def initiate(
+        cls,
+        host: str,
+        port: int,
+        path: str,
+        psk: PreSharedKey,
+        order: Order = Order.DOCUMENT,
+        *,
+        offer_v2: bool = True,
+        allow_classic: bool | None = None,
+        max_message_bytes: int,
+        max_topic_bytes: int,
+    ) -> Self:
+        """Return the initiator's end, its request already in `data_to_send`."""
+        subprotocols = [SUBPROTOCOL] if offer_v2 else []
+        framing = ClientFraming(host, port, path, max_message_bytes, subprotocols)
+        return cls(
+            framing,
+            Role.INITIATOR,
+            psk,
+            order,
+            allow_classic=allow_classic,
+            max_topic_bytes=max_topic_bytes,
+        )
+
+    @property
+    def host(self) -> str:
+        """Return the `Host` of the request that is being answered, "" where it has none."""
+        return self._framing.host if isinstance(self._framing, ServerFraming) else ""
+
+    @property
+    def allows_classic(self) -> bool:
+        """Tell whether the peer may speak the classic protocol."""
+        return self._allow_classic if self._allow_classic is not None else not self.channel_binding
+
+    @property
+    def established(self) -> bool:
+        """Tell whether messages may be sent: the hello is done and nobody has closed."""
+        return self._done and self._framing.open
+
+    @property
+    def quiet(self) -> bool:
+        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        return self._framing.quiet
+
+    @property
+    def closing(self) -> bool:
+        """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
+        return self._framing.closing
+
+    @property
+    def closed(self) -> Closed | None:
+        """Say why the session ended or is about to, None while it goes on."""
+        return self._framing.closed
+
+    @property
+    def closed_cleanly(self) -> bool:
+        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent."""
+        return self._framing.closed_cleanly
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        """Take bytes from the network; return the events in them, in order."""
+        events: list[Event] = []
+        try:
+            for item in self._framing.receive_data(data):
+                if isinstance(item, list):
+                    self._receive_texts(item, events)
+                elif isinstance(item, Ponged):
+                    events.append(item)
+                elif isinstance(item, Opened):
+                    self._begin_hello(item)
+            if not self._done:
+                self._check_hello_bytes(len(data))
+        except PeerError as error:
+            self._framing.refuse(error.code, error.reason)
+        return events
+
+    def receive_eof(self) -> None:
+        """Take the end of the peer's stream."""
+        self._framing.receive_eof()
+
+    def data_to_send(self) -> list[bytes]:
+        """Return what must be written, where b"" means to half-close the connection."""
+        return self._framing.data_to_send()
+
+    def frame(self, payloads: Sequence[bytes]) -> bytes:
+        """Return the payloads as frames of this end, for one write while `established`."""
+        return frame_texts(payloads, masked=self._framing.masked)
+
+    def ping(self, data: bytes = b"") -> None:
+        """Queue a ping of at most 125 bytes, unless the session is ending."""
+        self._framing.send_ping(data)
+
+    def close(self, code: CloseCode, reason: str = "") -> None:
+        """Begin the close handshake; what the peer sent before its own close frame is still read."""
+        self._framing.close(code, reason or code.reason)
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        """End the session at once, unless it has ended; nothing more is read from the peer."""
+        self._framing.fail(code, reason or code.reason)
+
+    def _receive_texts(self, payloads: list[bytes], events: list[Event]) -> None:
+        if not self._done:
+            payloads = self._receive_hello(payloads, events)
+        if self.v2:
+            for payload in payloads:
+                packet = v2.decode(payload)
+                if isinstance(packet, v2.HELLO_PACKETS):
+                    assert isinstance(self._handshake, HandshakeV2)
+                    self._handshake.receive(packet)  # which refuses it
+                events.append(packet)
+        elif payloads:
+            self._receive_messages(payloads, events)
+
+    def _receive_messages(self, payloads: list[bytes], events: list[Event]) -> None:
+        groups = self._group_messages(payloads)
+        if groups is not None:
+            events += groups
+            return
+        for payload in payloads:
+            packet = classic.decode(payload)
+            if isinstance(packet, classic.Hello):
+                assert isinstance(self._handshake, Handshake)
+                self._handshake.receive(packet)  # which refuses it
+            if not isinstance(packet, classic.Message):
+                raise PeerError(CloseCode.UNEXPECTED_PACKET)
+            if self._too_long(packet.topic):
+                raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
+            events.append(Received(packet.topic, [packet], [payload]))
+
+    def _group_messages(self, payloads: list[bytes]) -> Iterable[Received] | None:
+        """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
+        decoded = classic.decode_messages(payloads)
+        if decoded is None:
+            return None
+        messages, topics = decoded
+        first = topics[0]
+        if topics.count(first) == len(topics):
+            return None if self._too_long(first) else (Received(first, messages, payloads),)
+        groups: dict[str, Received] = {}
+        for topic, message, payload in zip(topics, messages, payloads, strict=True):
+            group = groups.get(topic)
+            if group is None:
+                group = groups[topic] = Received(topic, [], [])
+            group.messages.append(message)
+            group.payloads.append(payload)
+        return None if any(map(self._too_long, groups)) else groups.values()
+
+    def _too_long(self, topic: str) -> bool:
+        return classic.topic_too_long(topic, self._max_topic_bytes)
+
+    def _begin_hello(self, opened: Opened) -> None:
+        if opened.subprotocol is None:
+            self._begin_classic_hello()
+            return
+        assert self._psk is not None
+        context = Context(opened.path, opened.offered, self.channel_binding)
+        self._handshake = HandshakeV2(self._role, self._psk, context)
+        self._framing.allow_more(v2.OVERHEAD_BYTES)
+        self._send_hello(self._handshake.begin())
+
+    def _begin_classic_hello(self) -> None:
+        if not self.allows_classic:
+            raise PeerError(CloseCode.CLASSIC_REFUSED)
+        assert self._psk is not None
+        self._handshake = Handshake(self._role, self._psk, self._order)
+        self._send_hello(self._handshake.begin())
+
+    def _receive_hello(self, payloads: list[bytes], events: list[Event]) -> list[bytes]:
+        """Take the packets of the hello; return what comes after it."""
+        for count, payload in enumerate(payloads):
+            if self._done:
+                return payloads[count:]
+            if isinstance(self._handshake, HandshakeV2) and self._answered_in_classic(payload):
+                self._framing.allow_more(-v2.OVERHEAD_BYTES)
+                self._begin_classic_hello()
+            if isinstance(self._handshake, HandshakeV2):
+                packet = v2.decode(payload)
+                if not isinstance(packet, v2.HELLO_PACKETS):
+                    raise PeerError(CloseCode.EARLY_DATA)
+                self._send_hello(self._handshake.receive(packet))
+                self.v2 = self._done = self._handshake.done
+            else:
+                self._receive_classic_hello(payload)
+            if self._done:
+                events.append(Established())
+        return []
+
+    def _answered_in_classic(self, payload: bytes) -> bool:
+        """Tell whether the acceptor selected v2 without knowing it.
+
+        The library of the original nodes selects the first subprotocol, whatever it is.
+        """
+        if self._role is Role.ACCEPTOR or self._hello_begun:
+            return False
+        self._hello_begun = True
+        try:
+            return isinstance(classic.decode(payload), classic.Hello)
+        except PeerError:
+            return False
+
+    def _receive_classic_hello(self, payload: bytes) -> None:
+        assert isinstance(self._handshake, Handshake)
+        packet = classic.decode(payload)
+        if isinstance(packet, classic.Message):
+            raise PeerError(CloseCode.EARLY_DATA)
+        if not isinstance(packet, classic.Hello):
+            raise PeerError(CloseCode.UNEXPECTED_PACKET)
+        try:
+            answer = self._handshake.receive(packet)
+        except PeerError as error:
+            if error.code is CloseCode.WRONG_ANSWER:
+                self._send_hello(self._handshake.refusal())
+            raise
+        self._send_hello(answer)
+        self._done = self._handshake.done
+
+    def _check_hello_bytes(self, received: int) -> None:
+        if self.closed is None:
+            self._hello_bytes += received
+            if self._hello_bytes > MAX_HELLO_BYTES:
+                raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
+
+    def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:
+        if packet is not None:
+            self._framing.send_text(msgspec.json.encode(packet))

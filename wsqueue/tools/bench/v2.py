@@ -1,0 +1,303 @@
+"""Protocol v2 of wsqueue, as the load generator needs it: all that costs anything is done once a batch."""
+
+from __future__ import annotations
+
+import base64
+import re
+import secrets
+import socket
+from collections.abc import Mapping
+from typing import TypeVar
+
+from websockets.protocol import CLIENT, OPEN, Protocol
+
+from ...errors import ConnectError, WsqueueError, why
+from ...protocol import v2
+from ...protocol.framing import Framing, frame_size, frame_texts, text_header
+from .messages import SEND_BYTES
+from .nodes import OPEN_SECONDS, NodesWire
+from .workload import Load
+
+Answer = TypeVar("Answer", v2.Subscribed, v2.Unsubscribed)
+
+_NO_KEY = b"\0\0\0\0"
+"""Masks with it are no work here, and all the work at a node; what that is good for is in `messages`."""
+
+_DELIVER = re.compile(
+    rb'\{"t":"deliver","topic":"([^"]*)","offset":(\d+),"publisher":"[^"]*","number":\d+,"data":\['
+)
+"""How a batch begins, as our consumer writes it."""
+
+
+class V2Wire(NodesWire):
+    """Speak protocol v2 of wsqueue."""
+
+    _v2 = True
+
+    def open_publisher(self, number: int) -> socket.socket:
+        """Return a connection to one producer after the other, with a publisher of its own."""
+        connection = super().open_publisher(number)
+        secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
+        _send(connection, v2.Publisher(secret))
+        return connection
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection to the topic's consumer, subscribed to what comes."""
+        return self._subscribe(topic)[0]
+
+    def open_reader(self, topic: str) -> tuple[socket.socket, bytes]:
+        """Return a connection, and the packet that subscribes it to what is published from now on."""
+        connection, subscribed = self._subscribe(topic)
+        _send(connection, v2.Unsubscribe(topic))
+        _expect(connection, v2.Unsubscribed)
+        request = v2.Subscribe(topic, "offset", subscribed.log, subscribed.offset)
+        return connection, _frame(request)
+
+    def publishing(self, load: Load) -> Batches:
+        """Return one packet for each topic at a time, and what takes the confirmations."""
+        return Batches(load, self._limits.max_message_bytes)
+
+    def delivered(self, topic: str, data: bytes) -> bytes:
+        """Return a string of a JSON list and the comma behind it."""
+        return b'"%b",' % data
+
+    def unwrapper(self, topic: str, load: Load) -> Deliveries:
+        """Return what takes the strings out of the packets of a topic."""
+        record = self.delivered(topic, load.filler)
+        return Deliveries(topic, len(record), self._limits.max_message_bytes)
+
+    def _subscribe(self, topic: str) -> tuple[socket.socket, v2.Subscribed]:
+        connection = super().open_subscriber(topic)
+        _send(connection, v2.Subscribe(topic))
+        return connection, _expect(connection, v2.Subscribed)
+
+
+class Batches:
+    """Make batches, and count those that are confirmed.
+
+    Args:
+        load: What is published.
+        max_message_bytes: What the nodes take.
+
+    Attributes:
+        batch: How many messages are made at a time at most.
+        unconfirmed: How many were made and are not confirmed.
+    """
+
+    def __init__(self, load: Load, max_message_bytes: int) -> None:
+        self._load, self._topics = load, load.topic_names
+        record = b'"%b",' % load.filler
+        self._size = len(record)
+        self.batch = load.batch or max(1, min(SEND_BYTES, max_message_bytes) // self._size)
+        self.unconfirmed = 0
+        self._block = memoryview(record * self.batch)
+        self._publishers = [Confirmations(self, max_message_bytes) for _ in range(load.publishers)]
+
+    def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> bytes:
+        """Return the bytes of some messages (see `Publishing`): a packet for each topic."""
+        topics, its = len(self._topics), self._publishers[publisher]
+        parts: list[bytes | memoryview] = []
+        for begin in range(min(count, topics)):
+            numbers = range(begin, count, topics)
+            topic = self._topics[(first + begin) % topics]
+            head, data = its.head(topic, len(numbers)), self._data(numbers, due_ns)
+            length = len(head) + len(data) + len(b"]}")
+            parts += (text_header(length, 0x80), _NO_KEY, head, data, b"]}")
+        self.unconfirmed += count
+        return b"".join(parts)
+
+    def unwrapper(self, publisher: int) -> Confirmations:
+        """Return what takes the confirmations of a publisher."""
+        return self._publishers[publisher]
+
+    def _data(self, numbers: range, due_ns: Mapping[int, int]) -> memoryview:
+        """Return strings for some of the messages, without the last comma."""
+        size = self._size
+        plain = self._block[: len(numbers) * size - 1]
+        stamped = [number for number in due_ns if number in numbers]
+        if not stamped:
+            return plain
+        data = bytearray(plain)
+        for number in stamped:
+            at = numbers.index(number) * size + 1
+            data[at : at + self._load.size] = self._load.stamped(due_ns[number])
+        return memoryview(data)
+
+
+class Packets:
+    """Read the packets of a node on a connection whose hello is done.
+
+    Args:
+        max_message_bytes: What a node may send.
+    """
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._framing = _OpenFraming(max_message_bytes + v2.OVERHEAD_BYTES)
+
+    def take(self, data: bytes) -> list[bytes]:
+        """Return the payloads of what is whole.
+
+        Raises:
+            WsqueueError: The node has closed.
+        """
+        payloads: list[bytes] = []
+        for item in self._framing.receive_data(data):
+            if isinstance(item, list):
+                payloads += item
+        if (closed := self._framing.closed) is not None:
+            raise WsqueueError(f"the node closed with {closed.code} ({closed.reason})")
+        return payloads
+
+    def replies(self) -> bytes:
+        """Return the pongs for the pings so far."""
+        return b"".join(self._framing.data_to_send())
+
+
+class Confirmations(Packets):
+    """Number the batches of one publisher, and take their confirmations.
+
+    Args:
+        batches: Where messages are counted.
+        max_message_bytes: What a node may send.
+    """
+
+    def __init__(self, batches: Batches, max_message_bytes: int) -> None:
+        super().__init__(max_message_bytes)
+        self._batches = batches
+        self._number = 0
+        self._last: dict[str, int] = {}
+        self._counts: dict[int, int] = {}
+
+    def head(self, topic: str, count: int) -> bytes:
+        """Return how the next batch begins."""
+        after, self._number = self._last.get(topic, 0), self._number + 1
+        self._last[topic] = self._number
+        self._counts[self._number] = count
+        return b'{"t":"publish","number":%d,"after":%d,"topic":"%b","count":%d,"data":[' % (
+            self._number,
+            after,
+            topic.encode(),
+            count,
+        )
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Take what a producer says, and return nothing.
+
+        Raises:
+            WsqueueError: It refuses a batch, confirms one twice, or says what it must not.
+        """
+        for payload in self.take(data):
+            packet = v2.decode(payload)
+            if isinstance(packet, v2.Ack):
+                for first, last in packet.numbers:
+                    for number in range(first, last + 1):
+                        self._confirm(number)
+            elif isinstance(packet, v2.Refused):
+                raise WsqueueError(f"the node refused a batch with {packet.code} ({packet.reason})")
+            elif not isinstance(packet, v2.Draining):
+                raise _unexpected(payload)
+        return b""
+
+    def _confirm(self, number: int) -> None:
+        count = self._counts.pop(number, None)
+        if count is None:
+            raise WsqueueError(f"the node confirmed a batch that nothing was due for: {number}")
+        self._batches.unconfirmed -= count
+
+
+class Deliveries(Packets):
+    """Take the strings out of the packets that deliver batches, and see that none is missing.
+
+    Args:
+        topic: What the connection is subscribed to.
+        record_bytes: How long a string is with its quotes and a comma.
+        max_message_bytes: What a node may send.
+    """
+
+    def __init__(self, topic: str, record_bytes: int, max_message_bytes: int) -> None:
+        super().__init__(max_message_bytes)
+        self._topic, self._record_bytes = topic.encode(), record_bytes
+        self._next: int | None = None
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Return the strings with a comma behind each.
+
+        Raises:
+            WsqueueError: The node has closed, leaves messages out, or says what it must not.
+        """
+        parts: list[bytes | memoryview] = []
+        for payload in self.take(data):
+            head = _DELIVER.match(payload)
+            if head is None or head[1] != self._topic:
+                self._take_other(payload)
+                continue
+            offset, begin = int(head[2]), head.end()
+            if self._next not in (None, offset):
+                raise WsqueueError(f"offset {offset} came where {self._next} was due")
+            count, odd = divmod(len(payload) - begin - 1, self._record_bytes)
+            # What somebody else publishes may have any length; the records' own check will say so.
+            self._next = None if odd else offset + count
+            parts += (memoryview(payload)[begin:-2], b",")
+        return b"".join(parts)
+
+    def _take_other(self, payload: bytes) -> None:
+        packet = v2.decode(payload)
+        if isinstance(packet, v2.Gap):
+            raise WsqueueError(f"{packet.missed or 'some'} messages before offset {packet.offset} are gone")
+        if not isinstance(packet, v2.Subscribed | v2.Draining):
+            raise _unexpected(payload)
+
+
+class _OpenFraming(Framing):
+    """Frame a connection whose hello is done."""
+
+    __slots__ = ()
+
+    masked = True
+    _side = CLIENT
+
+    def __init__(self, max_message_bytes: int) -> None:
+        super().__init__(Protocol(CLIENT, state=OPEN, max_size=max_message_bytes), max_message_bytes)
+
+
+def _frame(packet: v2.Packet) -> bytes:
+    return frame_texts([v2.encode(packet)], masked=True)
+
+
+def _send(connection: socket.socket, packet: v2.Packet) -> None:
+    connection.sendall(_frame(packet))
+
+
+def _expect(connection: socket.socket, kind: type[Answer]) -> Answer:
+    """Return the packet that comes next, and read nothing behind it.
+
+    Raises:
+        ConnectError: It is another one, or none comes.
+    """
+    connection.settimeout(OPEN_SECONDS)
+    try:
+        head = _read(connection, 2)
+        while (size := frame_size(head)) is None:
+            head += _read(connection, 1)
+        payload = _read(connection, size - len(head))
+    except OSError as error:
+        raise ConnectError(f"no node answers: {why(error)}") from None
+    packet = v2.decode(payload)
+    if not isinstance(packet, kind):
+        raise ConnectError(f"no node answers: {_unexpected(payload)}")
+    connection.settimeout(None)
+    return packet
+
+
+def _read(connection: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        more = connection.recv(size - len(data))
+        if not more:
+            raise ConnectError("no node answers: it closed the connection")
+        data += more
+    return data
+
+
+def _unexpected(payload: bytes) -> WsqueueError:
+    return WsqueueError(f"the node sent an unexpected packet: {payload[:100]!r}")

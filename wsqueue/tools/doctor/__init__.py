@@ -1,0 +1,31 @@
+"""`wsqueue doctor`: what is wrong with the configurations on this host, or with a deployed cluster.
+
+Each finding is a sentence, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+from ...config import model
+from ...config.model import DemoConfig
+from .cluster import Say, check_cluster
+from .findings import Finding
+from .host import check_files
+
+__all__ = ["Finding", "check", "check_cluster", "check_files"]
+
+
+async def check(files: Sequence[str], say: Say) -> AsyncIterator[Finding]:
+    """Check configurations on this host, and the cluster of each that is of role demo.
+
+    Args:
+        files: Of any role.
+        say: Told what is being checked.
+    """
+    clusters: list[DemoConfig] = []
+    async for finding in check_files(files, clusters, say):
+        yield finding
+    for settings in clusters:
+        async for finding in check_cluster(settings, model.load_psk(settings), say):
+            yield finding

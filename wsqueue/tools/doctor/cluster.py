@@ -1,0 +1,96 @@
+"""What the nodes of a deployed cluster say."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable, Sequence
+from datetime import UTC, datetime
+
+from ...config.addresses import Address
+from ...config.model import DemoConfig
+from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
+from ...net.tls import TlsContexts, certificate_end, openssl_words
+from ...protocol.hello import PreSharedKey
+from ...report.report import Cluster, number
+from .findings import Finding, cluster_findings
+
+Say = Callable[[str], None]
+
+ANSWER_SECONDS = 3.0
+"""How long a name may take to resolve, and a host to answer."""
+
+
+async def check_cluster(settings: DemoConfig, psk: PreSharedKey, say: Say) -> AsyncIterator[Finding]:
+    """Check a deployed cluster.
+
+    Args:
+        settings: Of a client of it.
+        psk: The key of clients.
+        say: Told what is being checked.
+
+    Raises:
+        ConfigError: A certificate cannot be used.
+    """
+    consumers, producers = settings.subscribe_addresses, settings.produce_addresses
+    say(f"asking {number(len(consumers), 'consumer')} and {number(len(producers), 'producer')}")
+    cluster = await ask(consumers, producers, psk, settings, TlsContexts(settings))
+    places = [address.with_path("") for address in consumers + producers if address.tls]
+    certificates: dict[str, datetime | str] = {}
+    if places:
+        say(f"looking at the certificates of {len(places)} nodes")
+        ends = await asyncio.gather(*(_shown_certificate(place, settings) for place in places))
+        unreachable = {node.address for node in cluster.nodes if node.report is None}
+        certificates = {
+            str(place): end
+            for place, end in zip(places, ends, strict=True)
+            # Why the node does not answer is said already.
+            if not (isinstance(end, str) and str(place) in unreachable)
+        }
+    for finding in cluster_findings(cluster, psk.fingerprints(), certificates, datetime.now(UTC)):
+        yield finding
+
+
+async def ask(
+    consumers: Sequence[Address],
+    producers: Sequence[Address],
+    psk: PreSharedKey,
+    settings: DemoConfig,
+    tls: TlsContexts,
+) -> Cluster:
+    """Return how all nodes are, asked once."""
+    monitor = ClusterMonitor(consumers, producers, psk, settings, tls)
+    monitor.start()
+    try:
+        await monitor.settled(max(settings.limits.hello_seconds, STALE_SECONDS) + 0.5)
+        return monitor.cluster()
+    finally:
+        await monitor.stop()
+
+
+async def _shown_certificate(address: Address, settings: DemoConfig) -> datetime | str:
+    """Return when the certificate ends that a node shows, or why that is not known."""
+    try:
+        return await asyncio.to_thread(_handshake, address, settings)
+    except ssl.SSLError as error:
+        return openssl_words(error)
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _handshake(address: Address, settings: DemoConfig) -> datetime:
+    # It only reads a date, and one of a certificate that is not trusted, too: the reports come over
+    # connections that verify.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    if settings.tls.certificate is not None:
+        context.load_cert_chain(settings.tls.certificate, settings.tls.key)
+    with (
+        socket.create_connection((address.host, address.port), ANSWER_SECONDS) as plain,
+        context.wrap_socket(plain, server_hostname=address.host) as connection,
+    ):
+        certificate = connection.getpeercert(binary_form=True)
+    assert certificate is not None
+    return certificate_end(certificate)

@@ -1,0 +1,372 @@
+"""What this host says of configurations: files, addresses, processes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import grp
+import os
+import pwd
+import re
+import resource
+import socket
+import ssl
+import stat
+from collections.abc import AsyncIterator, Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+import psutil
+
+from ...config import model
+from ...config.addresses import Address
+from ...config.model import Config, ConsumerConfig, DemoConfig, NodeConfig
+from ...errors import ConfigError
+from ...net.tls import TlsContexts, openssl_words
+from ...nodes.service import somebody_listens
+from ...protocol.hello import PreSharedKey
+from ...report.report import number
+from .cluster import ANSWER_SECONDS, Say, ask
+from .findings import (
+    Finding,
+    expiry,
+    files_finding,
+    join,
+    memory_bound,
+    memory_finding,
+    renew,
+    space_finding,
+)
+
+_OF_ANOTHER_TIME = {9, 10}
+"""X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED of OpenSSL."""
+
+_UNUSABLE = ("The key cannot be used", "The certificates cannot be used")
+
+
+async def check_files(files: Sequence[str], clusters: list[DemoConfig], say: Say) -> AsyncIterator[Finding]:
+    """Check configurations on this host, and what they point to.
+
+    Args:
+        files: Of any role.
+        clusters: Gets those of role demo with which a cluster can be asked.
+        say: Told what is being checked.
+    """
+    bounds = []
+    for file in files:
+        say(f"checking {file}")
+        try:
+            checked = model.load_any(file)
+        except ConfigError as error:
+            yield Finding("problem", file, _sentence(error, file), "Correct it.")
+            continue
+        yield Finding("ok", file, f"It is a good configuration of role {model.role_of(type(checked))}.")
+        for sentence in model.warnings(checked):
+            yield Finding("warning", file, f"{sentence}.")
+        own = [*_key_findings(file, checked), *_certificate_findings(file, checked, datetime.now(UTC))]
+        for finding in own:
+            yield finding
+        # With a certificate that has expired, the nodes say what they think of it.
+        usable = not any(finding.text.startswith(_UNUSABLE) for finding in own)
+        if isinstance(checked, DemoConfig) and usable:
+            clusters.append(checked)
+        async for finding in _peer_findings(file, checked, say):
+            yield finding
+        if isinstance(checked, NodeConfig):
+            bounds.append(memory_bound(checked))
+            async for finding in _node_file_findings(file, checked, say):
+                yield finding
+    if bounds:
+        yield memory_finding(bounds, psutil.virtual_memory().total)
+
+
+def _key_findings(file: str, checked: Config) -> Iterator[Finding]:
+    try:
+        keys = model.load_keys(checked)
+    except ConfigError as error:
+        denied = os.strerror(errno.EACCES) in str(error)
+        advice = "Run this as root, or as the user of the node." if denied else "Put a key there."
+        yield Finding("problem", file, f"The key cannot be used: {_sentence(error, file)}", advice)
+        return
+    what = "pre-shared key"
+    yield Finding("ok", file, _key_text(what, keys.clients, checked.psk_file))
+    if isinstance(checked, NodeConfig) and keys.nodes is not keys.clients:
+        yield Finding("ok", file, _key_text(f"{what} of the nodes", keys.nodes, checked.node_psk_file))
+
+
+def _key_text(what: str, psk: PreSharedKey, file: str | None) -> str:
+    text = f"The {what} has the fingerprint {join(psk.fingerprints())}"
+    if file is None:
+        return f"{text}; it comes from a credential or the environment."
+    status = Path(file).stat()
+    with contextlib.suppress(KeyError):
+        readers = pwd.getpwuid(status.st_uid).pw_name
+        if status.st_mode & stat.S_IRGRP:
+            readers += f" and group {grp.getgrgid(status.st_gid).gr_name}"
+        return f"{text}; {file} can be read by {readers}."
+    return f"{text}."
+
+
+def _certificate_findings(file: str, checked: Config, now: datetime) -> Iterator[Finding]:
+    try:
+        contexts = TlsContexts(checked)
+    except ConfigError as error:
+        text = f"The certificates cannot be used: {_sentence(error, file)}"
+        yield Finding("problem", file, text, "See [tls] in docs/configuration.md.")
+        return
+    for where, end in contexts.ends_of_files.items():
+        state, words = expiry(end, now)
+        yield Finding(state, file, f"The certificate in {where} {words}.", renew(state))
+    tls = checked.tls
+    if tls.certificate is not None and tls.key is not None and tls.ca is not None:
+        problem = _distrust(tls.certificate, tls.key, tls.ca)
+        if problem:
+            text = f"Whoever trusts {tls.ca} does not trust {tls.certificate}: {problem}."
+            yield Finding("problem", file, text, "Let that CA sign it, or give all nodes the new CA first.")
+
+
+def _distrust(certificate: str, key: str, ca: str) -> str:
+    """Return why an end with only that CA would refuse the certificate, "" when it would not.
+
+    That a certificate is of another time or host is no matter here.
+    """
+    acceptor, initiator = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    acceptor.load_cert_chain(certificate, key)
+    initiator.load_verify_locations(ca)
+    initiator.check_hostname = False
+    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [initiator.wrap_bio(back, there), acceptor.wrap_bio(there, back, server_side=True)]
+    # Hello, its answer with the certificate, and the verdict; one more for older versions.
+    for end in ends * 3:
+        try:
+            end.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+        except ssl.SSLCertVerificationError as error:
+            return "" if error.verify_code in _OF_ANOTHER_TIME else error.verify_message
+        except ssl.SSLError as error:
+            return openssl_words(error)
+    return ""
+
+
+async def _peer_findings(file: str, checked: Config, say: Say) -> AsyncIterator[Finding]:
+    """Check that all hosts to which something connects have an IP address."""
+    loop = asyncio.get_running_loop()
+    unknown = []
+    places = {address.with_path("") for address in checked.peers if not address.socket}
+    hosts = sorted({place.host for place in places})
+    for host in hosts:
+        say(f"resolving {host}")
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                await loop.getaddrinfo(host, None)
+        except TimeoutError:
+            unknown.append(f"{host} (no answer in time)")
+        except OSError as error:
+            unknown.append(f"{host} ({error.strerror})")
+    if unknown:
+        yield Finding(
+            "problem",
+            file,
+            f"No IP address is known for {join(unknown)}.",
+            "Correct the name, or see /etc/hosts and the name server.",
+        )
+    elif hosts:
+        yield Finding("ok", file, f"The addresses of {number(len(places), 'peer')} are known.")
+
+
+async def _node_file_findings(file: str, checked: NodeConfig, say: Say) -> AsyncIterator[Finding]:
+    role = model.role_of(type(checked))
+    pid = _pid_of(Path(file), role)
+    listeners = checked.listeners + checked.page_listeners
+    for address in listeners:
+        say(f"checking {address}")
+        yield await _listener_finding(file, checked, address, pid)
+    if pid is not None:
+        allowed, whose = _open_files_of(pid), f"The node (process {pid})"
+    else:
+        allowed, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "What runs in this session"
+    if allowed is not None:
+        yield files_finding(file, checked.limits, allowed, whose)
+    if isinstance(checked, ConsumerConfig):
+        for finding in _retention_findings(file, checked, pid):
+            yield finding
+
+
+async def _listener_finding(file: str, checked: NodeConfig, address: Address, pid: int | None) -> Finding:
+    if not address.port and not address.socket:
+        return Finding("ok", file, f"For {address} the system chooses the port.")
+    try:
+        free = await asyncio.to_thread(_bindable, address)
+    except OSError as error:
+        return _cannot_listen(file, address, error)
+    if free:
+        return _nobody_listens(file, address, pid)
+    owner = _owner(address)
+    if owner is not None and owner == pid:
+        return Finding("ok", file, f"The node (process {pid}) listens at {address}.")
+    if owner is not None and (known := _command_of(owner)):
+        text = f"Process {owner} ({known}) listens at {address}, and not a node with this file."
+        return Finding("problem", file, text, "End that process, or take another port.")
+    return await _ask_who_listens(file, checked, address)
+
+
+def _nobody_listens(file: str, address: Address, pid: int | None) -> Finding:
+    if pid is None:
+        return Finding("ok", file, f"Nobody listens at {address} yet, and the node can.")
+    text = f"The node runs (process {pid}), and does not listen at {address}."
+    return Finding("warning", file, text, "Let it read its configuration again, with SIGHUP.")
+
+
+def _cannot_listen(file: str, address: Address, error: OSError) -> Finding:
+    if isinstance(error, socket.gaierror):
+        return Finding("problem", file, f"No IP address is known for {address.host}.", "Correct the name.")
+    advice = ""
+    if error.errno == errno.EADDRNOTAVAIL:
+        advice = "No interface of this host has that address: see `ip address`."
+    elif error.errno == errno.EACCES:
+        advice = "Ports below 1024 need the capability CAP_NET_BIND_SERVICE; run this as root to know more."
+    return Finding("problem", file, f"Nothing can listen at {address}: {error.strerror}.", advice)
+
+
+async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> Finding:
+    """Find out whether what listens is a node of that role, where the process cannot be seen."""
+    wanted = model.role_of(type(checked))
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listeners say, and no listener
+    place = msgspec.structs.replace(address, host=everywhere.get(address.host, address.host))
+    client = DemoConfig(
+        producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
+    )
+    try:
+        psk, tls = model.load_psk(checked), TlsContexts(client)
+    except ConfigError:
+        return Finding("warning", file, f"Something listens at {address}, and cannot be asked what it is.")
+    cluster = await ask([place], [], psk, client, tls)
+    (node,) = cluster.nodes
+    if node.report is not None and node.report.role == wanted:
+        return Finding("ok", file, f"A {wanted} of version {node.report.version} answers at {address}.")
+    what = f"a {node.report.role} answers there" if node.report is not None else node.problem
+    return Finding(
+        "warning",
+        file,
+        f"It is not sure that this node listens at {address}: {what}.",
+        "Run this as root to see whose process it is.",
+    )
+
+
+def _retention_findings(file: str, checked: ConsumerConfig, pid: int | None) -> Iterator[Finding]:
+    retention = checked.retention
+    text = retention.directory or _state_directory(pid)
+    if text is None:
+        if retention.mode == "sqlite":
+            advice = "Set directory of [retention]; systemd's StateDirectory is not known here."
+            yield Finding("warning", file, "No directory is configured for the log.", advice)
+        return
+    directory = Path(text)
+    existing = next(path for path in (directory, *directory.absolute().parents) if os.path.exists(path))  # noqa: PTH110
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield Finding(
+            "problem",
+            file,
+            f"The log cannot be kept in {directory}: {existing} cannot be written.",
+            f"Give {existing} to the user of the node; this looked as user {os.geteuid()}.",
+        )
+        return
+    system = os.statvfs(existing)
+    files = (path for path in directory.glob("*") if path.is_file())
+    try:
+        taken = sum(path.stat().st_size for path in files)
+    except OSError:
+        taken = 0
+    room = max(0, retention.max_bytes - taken)
+    yield space_finding(file, directory, room, system.f_bavail * system.f_frsize)
+
+
+def _pid_of(file: Path, role: str) -> int | None:
+    """Return the process that runs a node with a file, None where none can be seen."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            words = process.cmdline()
+            if role not in words[1:] or not any("wsqueue" in word for word in words):
+                continue
+            named = words[words.index(role) + 1]
+            if Path(process.cwd(), named).samefile(file):
+                return process.pid
+    return None
+
+
+def _command_of(pid: int) -> str:
+    with contextlib.suppress(psutil.Error):
+        return " ".join(psutil.Process(pid).cmdline())[:100]
+    return ""
+
+
+def _owner(address: Address) -> int | None:
+    """Return the process that listens at an address, None where that cannot be seen."""
+    if address.socket:
+        return None
+    with contextlib.suppress(psutil.Error, OSError):
+        for connection in psutil.net_connections("tcp"):
+            if connection.status == psutil.CONN_LISTEN and tuple(connection.laddr)[1] == address.port:
+                return connection.pid
+    return None
+
+
+def _open_files_of(pid: int) -> int | None:
+    """Return how many files a process may open: the hard limit, to which a node raises its own."""
+    with contextlib.suppress(OSError):
+        text = Path(f"/proc/{pid}/limits").read_text()
+        if match := re.search(r"^Max open files\s+\S+\s+(\S+)", text, re.MULTILINE):
+            return -1 if match[1] == "unlimited" else int(match[1])
+    return None
+
+
+def _state_directory(pid: int | None) -> str | None:
+    """Return the directory that systemd gave to a process."""
+    if pid is not None:
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(pid).environ().get("STATE_DIRECTORY")
+    return os.environ.get("STATE_DIRECTORY")
+
+
+def _bindable(address: Address) -> bool:
+    """Tell whether a node could listen at an address; False when somebody does.
+
+    Raises:
+        OSError: Nobody could.
+    """
+    if address.socket:
+        return _socket_bindable(Path(address.socket))
+    for family, kind, protocol, _, place in socket.getaddrinfo(
+        address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            try:
+                probe.bind(place)
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    return False
+                raise
+    return True
+
+
+def _socket_bindable(path: Path) -> bool:
+    if somebody_listens(str(path)):
+        return False
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, f"{path.parent} cannot be written")
+    return True
+
+
+def _sentence(error: ConfigError, file: str) -> str:
+    """Return an error without the file, where that is the subject anyway."""
+    where = f"line {error.line}" if error.line is not None else ""
+    if error.file != file:
+        where = error.file
+    text = ": ".join(part for part in (where, error.key, error.problem) if part)
+    return text if text.endswith("?") else f"{text}."

@@ -1,0 +1,253 @@
+"""A whole cluster on loopback, each node a process of its own, for a first try: no root, no systemd."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import secrets
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Self
+
+import msgspec
+
+from ..config.model import Retention
+from ..errors import WsqueueError
+
+START_SECONDS = 20.0
+"""How long a node may take to listen: it needs a tenth of a second, a busy machine more."""
+
+STOP_SECONDS = 15.0
+"""How long a node may take to drain: `drain_seconds` and a margin."""
+
+MAX_LOG_LINE_BYTES = 1024 * 1024
+"""Far above any log line: values are cut at 200 characters, a traceback is a few KiB."""
+
+_STARTED = re.compile(r"\bstarted role=\w+ version=\S+ listen=(\S+)$")
+
+
+class LocalNode:
+    """Run one node as a process and pass its log lines on."""
+
+    def __init__(
+        self, name: str, process: asyncio.subprocess.Process, show: Callable[[str, str], None]
+    ) -> None:
+        self.name = name
+        self.address = ""
+        self.ended = asyncio.create_task(self._read(process, show))
+        self._process = process
+        self._started = asyncio.Event()
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the process."""
+        return self._process.pid
+
+    async def started(self) -> None:
+        """Wait until the node listens; `address` is known then.
+
+        Raises:
+            WsqueueError: It ended or did not start in time.
+        """
+        waiting = asyncio.create_task(self._started.wait())
+        try:
+            await asyncio.wait(
+                [waiting, self.ended], timeout=START_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            waiting.cancel()
+        if not self._started.is_set():
+            raise WsqueueError(f"{self.name} did not start: {self.outcome()}")
+
+    def outcome(self) -> str:
+        """Say how the process ended."""
+        status = self._process.returncode
+        if status is None:
+            return f"not ready after {START_SECONDS:g} seconds"
+        return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
+
+    def reload(self) -> None:
+        """Let the node read its configuration again, unless it has ended."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGHUP)
+
+    async def stop(self) -> None:
+        """Let the node drain, and kill it when that takes too long."""
+        if self._process.returncode is None:
+            self._process.terminate()
+        try:
+            async with asyncio.timeout(STOP_SECONDS):
+                await asyncio.shield(self.ended)
+        except TimeoutError:
+            self.kill()
+            await self.ended
+
+    def kill(self) -> None:
+        """End the node at once, unless it has ended."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    async def _read(self, process: asyncio.subprocess.Process, show: Callable[[str, str], None]) -> None:
+        assert process.stderr is not None
+        async for line in process.stderr:
+            text = line.decode(errors="backslashreplace").rstrip("\n")
+            if match := _STARTED.search(text):
+                self.address = match[1]
+                self._started.set()
+            show(self.name, text)
+        await process.wait()
+
+
+class LocalCluster:
+    """Run consumers and producers, to be used in `async with`.
+
+    Args:
+        consumers: Number of consumers.
+        producers: Number of producers.
+        port: Where the first consumer listens; the other nodes follow. 0 lets the system choose.
+        directory: Where to keep configurations and key; None for a directory that vanishes at the end.
+        show: Called with the name of a node and a line that it logged.
+        retention: Of the consumers, each with a directory of its own.
+
+    Raises:
+        WsqueueError: The directory cannot be written, or a node does not start.
+    """
+
+    def __init__(
+        self,
+        consumers: int,
+        producers: int,
+        port: int,
+        directory: Path | None,
+        show: Callable[[str, str], None],
+        *,
+        retention: Retention | None = None,
+    ) -> None:
+        self._retention = retention or Retention()
+        self._consumers, self._producers, self._port, self._show = consumers, producers, port, show
+        self._nodes: list[LocalNode] = []
+        self._resources = contextlib.ExitStack()
+        if directory is None:
+            directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="wsqueue-local-")))
+        self._directory = directory
+
+    @property
+    def config_file(self) -> Path:
+        """Return the configuration for clients: `wsqueue demo --config FILE TOPIC`."""
+        return self._directory / "demo.toml"
+
+    @property
+    def status_page(self) -> str:
+        """Return the address of the status page of the last node, a producer."""
+        return f"http://{self._nodes[-1].address}/"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Return the ids of the nodes' processes by the names of the nodes."""
+        return {node.name: node.pid for node in self._nodes}
+
+    async def wait(self) -> None:
+        """Wait until a node ends, which none should.
+
+        Raises:
+            WsqueueError: One has ended.
+        """
+        await asyncio.wait([node.ended for node in self._nodes], return_when=asyncio.FIRST_COMPLETED)
+        node = next(node for node in self._nodes if node.ended.done())
+        raise WsqueueError(f"{node.name} ended: {node.outcome()}")
+
+    async def __aenter__(self) -> Self:
+        try:
+            self._write_psk()
+            retention = msgspec.structs.asdict(self._retention)
+            settings = {f"retention.{key}": value for key, value in retention.items() if key != "directory"}
+            consumers = await self._start("consumer", self._consumers, **settings)
+            producers = await self._start(
+                "producer", self._producers, consumers=_paths(consumers, "/producer")
+            )
+            self._write(
+                self.config_file,
+                role="demo",
+                producers=_paths(producers, "/produce"),
+                consumers=_paths(consumers, "/subscribe"),
+            )
+            self._tell_of_each_other(consumers, producers)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._stop()
+
+    async def _start(self, role: str, count: int, **settings: object) -> list[str]:
+        """Start all nodes of a role, and return their addresses once they listen."""
+        nodes = [await self._spawn(role, index, settings) for index in range(count)]
+        for node in nodes:
+            await node.started()
+        return [node.address for node in nodes]
+
+    async def _spawn(self, role: str, index: int, settings: dict[str, object]) -> LocalNode:
+        port = self._port and self._port + len(self._nodes)
+        file = self._directory / f"{role}-{index + 1}.toml"
+        if role == "consumer":
+            settings = {**settings, "retention.directory": f"{file.stem}.logs"}
+        self._write(file, role=role, listen=[f"127.0.0.1:{port}"], **settings)
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-m", "wsqueue", role, str(file)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LOG_LINE_BYTES,
+            # Ctrl-C is for this process, which then ends the nodes in the right order.
+            start_new_session=True,
+        )
+        node = LocalNode(file.stem, process, self._show)
+        self._nodes.append(node)
+        return node
+
+    def _tell_of_each_other(self, consumers: list[str], producers: list[str]) -> None:
+        """Configure what the status pages ask, which is known only now that the system has chosen ports."""
+        for node in self._nodes:
+            with (self._directory / f"{node.name}.toml").open("a") as file:
+                file.write(_toml({"monitoring.consumers": consumers, "monitoring.producers": producers}))
+            node.reload()
+
+    async def _stop(self) -> None:
+        """End the producers, which flush to the consumers, and then the consumers."""
+        try:
+            for role in ("producer", "consumer"):
+                await asyncio.gather(*(node.stop() for node in self._nodes if node.name.startswith(role)))
+        finally:
+            # Also when the user does not want to wait.
+            for node in self._nodes:
+                node.kill()
+            await asyncio.gather(*(node.ended for node in self._nodes))
+            self._resources.close()
+
+    def _write_psk(self) -> None:
+        file = self._directory / "psk"
+        try:
+            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            file.write_text(secrets.token_urlsafe(32))
+        except OSError as error:
+            raise WsqueueError(f"cannot write {file}: {error.strerror}") from None
+
+    def _write(self, file: Path, **settings: object) -> None:
+        settings = {"local": True, "psk_file": "psk", **settings}
+        file.write_text(_toml(settings))
+
+
+def _toml(settings: dict[str, object]) -> str:
+    # For all that comes here TOML has JSON's syntax; a dotted key is in a table.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
+
+
+def _paths(addresses: Sequence[str], endpoint: str) -> list[str]:
+    return [address + endpoint for address in addresses]

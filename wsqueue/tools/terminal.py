@@ -1,0 +1,146 @@
+"""Standard input and output of the client commands."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import NoReturn
+
+import msgspec
+
+from ..errors import InvalidMessage, WsqueueError
+
+STDIN, STDOUT, STDERR = 0, 1, 2
+
+CHUNK_BYTES = 64 * 1024
+"""What is read from standard input at a time: a pipe's size."""
+
+_NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
+
+
+def prepare_standard_files() -> None:
+    """Make sure that standard input, output and error are open and can express any text.
+
+    Whoever started this process may have closed them, and then the event loop's own files would get
+    their numbers.
+    """
+    for descriptor in range(STDIN, STDERR + 1):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+
+
+async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
+    """Await `handle` for each line of standard input, without its end, as they come.
+
+    Args:
+        max_bytes: Longer lines are refused.
+        handle: Takes a line.
+
+    Raises:
+        InvalidMessage: A line is too long, not UTF-8, or refused by `handle`; it names the line.
+        WsqueueError: Standard input cannot be read.
+    """
+    number, rest = 0, b""
+    async for chunk in _chunks():
+        *lines, rest = (rest + chunk).split(b"\n")
+        for line in lines:
+            number += 1
+            await _handle(line, number, max_bytes, handle)
+        if len(rest) > max_bytes:
+            _refuse(f"line {number + 1} of standard input has more than {max_bytes} bytes")
+    if rest:
+        await _handle(rest, number + 1, max_bytes, handle)
+
+
+def discard_output() -> None:
+    """Let nothing more be written to standard output, which cannot take it, not even as the process ends."""
+    descriptor = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(descriptor, STDOUT)
+    os.close(descriptor)
+
+
+def printable(text: str) -> str:
+    """Return text that cannot steer a terminal: control characters become visible escapes."""
+    return _CONTROL.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def one_line(text: str) -> str:
+    """Return text that takes one line, and can neither steer a terminal nor reorder what it shows."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in text
+    )
+
+
+def json_line(value: object) -> str:
+    """Return a value, structs included, as one line of JSON that cannot steer a terminal."""
+    text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
+    # JSON allows these as they are; the names of files may even hold what UTF-8 cannot express.
+    return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def to_stdout(text: str) -> str:
+    """Return text as it may go to standard output: as it is to a pipe, printable to a terminal."""
+    return printable(text) if sys.stdout.isatty() else text
+
+
+async def _handle(line: bytes, number: int, max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
+    if len(line) > max_bytes:
+        _refuse(f"line {number} of standard input has more than {max_bytes} bytes")
+    text = _decode(line, number)
+    try:
+        await handle(text)
+    except InvalidMessage as error:
+        _refuse(f"line {number} of standard input: {error}")
+
+
+def _decode(line: bytes, number: int) -> str:
+    try:
+        return line.removesuffix(b"\r").decode()
+    except UnicodeDecodeError:
+        _refuse(f"line {number} of standard input is not UTF-8")
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise InvalidMessage(problem) from None
+
+
+async def _chunks() -> AsyncIterator[bytes]:
+    """Yield what a thread reads, for a file cannot be read without blocking; it ends with the process."""
+    chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+    wanted = threading.Semaphore(0)
+
+    def read() -> None:
+        while wanted.acquire():
+            try:
+                chunk: bytes | OSError = os.read(STDIN, CHUNK_BYTES)
+            except OSError as error:
+                chunk = error
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:
+                return  # the loop has ended
+
+    threading.Thread(target=read, name="stdin", daemon=True).start()
+    while True:
+        wanted.release()
+        chunk = await chunks.get()
+        if isinstance(chunk, OSError):
+            raise WsqueueError(f"cannot read standard input: {chunk.strerror}")
+        if not chunk:
+            return
+        yield chunk

@@ -1,0 +1,196 @@
+"""The seed's three end-to-end tests, against any deployed cluster.
+
+Every producer (and consumer) answers; a random message on a random topic comes back unmodified,
+through every producer and every consumer; a wrong key is refused everywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import msgspec
+
+from ..client.client import Client
+from ..config.addresses import Address
+from ..config.model import DemoConfig
+from ..errors import CloseCode, Closed, WsqueueError
+from ..net.link import Link
+from ..net.tls import TlsContexts
+from ..protocol.hello import Order, PreSharedKey
+from ..protocol.routing import topic_hash
+from .terminal import printable
+
+ANSWER_SECONDS = 5.0
+"""How long a message may take to come back: a healthy cluster needs milliseconds."""
+
+
+class Check(msgspec.Struct, frozen=True):
+    """Report one check: what was checked, how long it took, and what is wrong ("" when it passed)."""
+
+    name: str
+    seconds: float
+    problem: str
+
+
+async def verify(
+    config: DemoConfig, psk: PreSharedKey, began: Callable[[str], None] = lambda _name: None
+) -> AsyncIterator[Check]:
+    """Run all checks, one after the other, and yield the result of each.
+
+    Args:
+        config: Of a client of the cluster.
+        psk: The key of clients.
+        began: Called with the name of each check before it.
+
+    Raises:
+        ConfigError: A certificate cannot be used.
+    """
+    tls = TlsContexts(config)
+    producers, consumers = config.produce_addresses, config.subscribe_addresses
+    topics = [_topic_of(index, len(consumers)) for index in range(len(consumers))]
+    endpoints = [(producer, producer) for producer in producers]
+    for consumer, topic in zip(consumers, topics, strict=True):
+        endpoints.append((consumer, consumer.with_path(f"{consumer.path}/{topic}")))
+    for shown, endpoint in endpoints:
+        began(name := f"{shown} answers")
+        yield await _check(name, _reachable(endpoint, psk, config, tls))
+    for consumer, topic in zip(consumers, topics, strict=True):
+        for index, producer in enumerate(producers):
+            one = msgspec.structs.replace(config, producers=[config.producers[index]])
+            began(name := f"a message comes back through {producer} and {consumer}")
+            yield await _check(name, _round_trip(one, psk, topic, tls))
+    for consumer in consumers:
+        link = consumer.with_path(consumer.path.removesuffix("/subscribe") + "/producer")
+        endpoints.append((link, link))
+    for shown, endpoint in endpoints:
+        began(name := f"{shown} refuses a wrong key")
+        yield await _check(name, _refuses(endpoint, psk, config, tls))
+
+
+def write_junit(checks: list[Check], file: Path) -> None:
+    """Write the checks as a JUnit XML report.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+    failures = sum(bool(check.problem) for check in checks)
+    seconds = f"{sum(check.seconds for check in checks):.3f}"
+    suite = ET.Element(
+        "testsuite", name="wsqueue verify", tests=str(len(checks)), failures=str(failures), time=seconds
+    )
+    for check in checks:
+        case = ET.SubElement(
+            suite, "testcase", classname="wsqueue.verify", name=check.name, time=f"{check.seconds:.3f}"
+        )
+        if check.problem:
+            # A peer's reason may hold what XML cannot express.
+            ET.SubElement(case, "failure", message=printable(check.problem))
+    ET.ElementTree(suite).write(file, encoding="utf-8", xml_declaration=True)
+
+
+async def _check(name: str, check: Awaitable[str]) -> Check:
+    began = time.monotonic()
+    try:
+        problem = await check
+    except WsqueueError as error:
+        problem = str(error)
+    return Check(name, time.monotonic() - began, problem)
+
+
+async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+    probe = _Probe([address], psk, config, tls)
+    probe.start()
+    await probe.up_or_ended.wait()
+    await probe.stop()
+    return "" if probe.was_up else str(probe.failures[address])
+
+
+async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str, tls: TlsContexts) -> str:
+    data = f"{secrets.token_urlsafe()} \x00 \"'\\ ñ 日本 😀"
+    try:
+        async with (
+            Client(config, psk, ANSWER_SECONDS, tls) as client,
+            client.subscribe(topic) as messages,
+            asyncio.timeout(ANSWER_SECONDS),
+        ):
+            await client.publish(topic, data)
+            message = await anext(messages)
+    except TimeoutError:
+        return f"nothing came back within {ANSWER_SECONDS:g} seconds"
+    if (message.topic, message.data) != (topic, data):
+        return "what came back is not what was sent"
+    return ""
+
+
+async def _refuses(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+    probe = _Probe([address], _WrongAnswers(psk), config, tls)
+    probe.start()
+    try:
+        # An original node answers before it has verified, and so is up for a moment.
+        async with asyncio.timeout(config.limits.hello_seconds):
+            await probe.ended.wait()
+    except TimeoutError:
+        return "a wrong key was not refused"
+    finally:
+        await probe.stop()
+    closed = probe.failures[address]
+    # A node refuses with a wrong answer of its own, which makes this end close, or by closing.
+    refused = closed.code == CloseCode.WRONG_ANSWER or (closed.by_peer and closed.code >= CloseCode.NORMAL)
+    return "" if refused else str(closed)
+
+
+def _topic_of(index: int, consumers: int) -> str:
+    """Return a random topic that belongs to one consumer."""
+    while True:
+        topic = f"wsqueue-verify-{secrets.token_hex(8)}"
+        if topic_hash(topic) % consumers == index:
+            return topic
+
+
+class _WrongAnswers(PreSharedKey):
+    """Verify with the right key and answer with a wrong one, so that only the peer can refuse."""
+
+    __slots__ = ("_right",)
+
+    def __init__(self, right: PreSharedKey) -> None:
+        super().__init__(secrets.token_hex())
+        self._right = right
+
+    def verify(self, once: int, answer: str) -> tuple[Order, int] | None:
+        """Return in which order, and with which secret, the peer's answer is right, or None."""
+        return self._right.verify(once, answer)
+
+    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+        """Return the secret that was used here when the peer's proof is right with any, or None."""
+        return 0 if self._right.verify_proof(claim, proof) is not None else None
+
+
+class _Probe(Link):
+    """Open a connection once, and keep what became of it."""
+
+    never_up_level = logging.INFO  # a check reports as much
+
+    def __init__(
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+    ) -> None:
+        super().__init__(addresses, psk, config, tls)
+        self.was_up = False
+        self.up_or_ended = asyncio.Event()
+        self.ended = asyncio.Event()
+
+    def up(self) -> None:
+        """Note that the peer has proved itself."""
+        self.was_up = True
+        self.up_or_ended.set()
+
+    def retry(self, closed: Closed) -> bool:
+        """Do not try again."""
+        self.up_or_ended.set()
+        self.ended.set()
+        return False

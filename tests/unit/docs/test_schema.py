@@ -59,7 +59,7 @@ def test_the_file_is_up_to_date() -> None:
 
 def test_it_is_written_as_it_says(tmp_path: Any) -> None:
     code = (
-        f"from pathlib import Path; from tests import schema; schema.FILE = Path({str(tmp_path / 'file')!r})"
+        f"from pathlib import Path; from docs.generators import schema; schema.FILE = Path({str(tmp_path / 'file')!r})"
     )
     subprocess.run([sys.executable, "-c", f"{code}; schema.main()"], check=True)
     assert (tmp_path / "file").read_text() == schema.text()

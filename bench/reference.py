@@ -25,7 +25,8 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
 from wsqueue.protocol.classic import Hello
-from wsqueue.protocol.hello import Handshake, PreSharedKey, Role
+from wsqueue.protocol.hello import Handshake
+from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.routing import router
 
 PSK = PreSharedKey(os.environ.get("REFERENCE_PSK", ""))

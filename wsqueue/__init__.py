@@ -2,18 +2,11 @@
 
 import logging
 
-from .client.client import (
-    Client,
-    Gap,
-    Message,
-    Position,
-    Subscription,
-    connect,
-)
+from .client.client import Client, Subscription, connect
+from .client.values import Gap, Message, Position
 from .config.model import Tls
 from .errors import (
     AuthenticationError,
-    CloseCode,
     ConfigError,
     ConnectError,
     GapError,
@@ -22,7 +15,8 @@ from .errors import (
     WindowFull,
     WsqueueError,
 )
-from .protocol.hello import Order, PreSharedKey
+from .protocol.close import CloseCode
+from .protocol.keys import Order, PreSharedKey
 from .version import __version__
 
 __all__ = [

@@ -25,15 +25,16 @@ from tests.support.raw_peer import RawSocket, request_of
 from tests.support.raw_v2_peer import V2Socket, forward_of, new_secret, publish_of
 from tests.unit.docs.test_docs import rows
 from wsqueue import Client, Message, Subscription
-from wsqueue.client.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES, WINDOW_BYTES, WINDOW_MESSAGES
+from wsqueue.client.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
+from wsqueue.client.publisher import WINDOW_BYTES, WINDOW_MESSAGES
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits, Retention
-from wsqueue.errors import CloseCode
 from wsqueue.log.memory import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES
 from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.sqlite import CACHE_KIB, MAX_GROUP_BYTES
 from wsqueue.net.connection import CONGESTED_BYTES
-from wsqueue.nodes.producer import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
+from wsqueue.nodes.consumer_link import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from wsqueue.protocol.session import MAX_HELLO_BYTES
 from wsqueue.protocol.v2 import OVERHEAD_BYTES

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.support.paths import ROOT
-from wsqueue.config import model
+from wsqueue.config.load import load_any_config
 from wsqueue.config.model import ConsumerConfig, Monitoring, NodeConfig, ProducerConfig
 
 from ..support import control_node
@@ -84,7 +84,7 @@ class Written:
 
     def node(self, name: str) -> NodeConfig:
         """Return a configuration, read as the node reads it."""
-        loaded = model.load_any(self.directory / f"{name}.toml")
+        loaded = load_any_config(self.directory / f"{name}.toml")
         assert isinstance(loaded, NodeConfig)
         return loaded
 

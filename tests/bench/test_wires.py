@@ -15,7 +15,7 @@ from websockets.server import ServerProtocol
 from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench import ClassicWire, Load, Unwrapper
 
 NATS = NatsWire("127.0.0.1", 1, frame_each=False)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from websockets.frames import Opcode
 
-from wsqueue.nodes.producer import BATCH_OVERHEAD_BYTES, SLOW_LINK_BYTES, ConsumerLink
+from wsqueue.nodes.consumer_link import BATCH_OVERHEAD_BYTES, SLOW_LINK_BYTES, ConsumerLink
 
 from ..support.classic_peer import answer_of, connected, topic_of
 from ..support.nodes import (

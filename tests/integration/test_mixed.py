@@ -12,7 +12,7 @@ from websockets.frames import Opcode
 
 import wsqueue
 from wsqueue.config.model import DemoConfig
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.protocol.keys import PreSharedKey
 
 from ..support.classic_peer import (
     ORDERS,

@@ -16,8 +16,8 @@ from websockets.frames import Frame, Opcode
 
 from wsqueue.config.addresses import Address
 from wsqueue.config.model import Tls
-from wsqueue.errors import CloseCode
 from wsqueue.monitoring import pages as pages_module
+from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import Cluster, ClusterNode, Report
 from wsqueue.version import __version__
 

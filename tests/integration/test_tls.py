@@ -15,7 +15,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
 import wsqueue
-from wsqueue.config import model as configuration
+from wsqueue.config.check import check_addresses
 from wsqueue.config.model import DemoConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
 from wsqueue.tools.bench import Load
@@ -584,7 +584,7 @@ def demo(nodes: Nodes, producers: list[RunningNode], consumers: list[RunningNode
         psk_file=str(psk),
         tls=tls,
     )
-    configuration.check_addresses(config)
+    check_addresses(config)
     return config
 
 

@@ -16,11 +16,12 @@ from websockets.frames import Opcode
 
 import wsqueue
 from wsqueue.client import client as client_module
-from wsqueue.client.client import Start
+from wsqueue.client.publisher import PublisherLink
+from wsqueue.client.values import Start
 from wsqueue.log.records import Record
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link
-from wsqueue.nodes.producer import ConsumerLink
+from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.protocol import v2
 from wsqueue.protocol.session import Event
 
@@ -245,7 +246,7 @@ class TestResends:
         producers = [await nodes.producer([consumer]) for _ in range(2)]
         for producer in producers:
             await producer.ready()
-        cut_some(monkeypatch, client_module._PublisherLink, v2.Ack)
+        cut_some(monkeypatch, PublisherLink, v2.Ack)
 
         def cut(_number: int) -> None:
             for producer in producers:
@@ -259,7 +260,7 @@ class TestResends:
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         consumer, producer = await nodes.cluster()
-        cut_some(monkeypatch, client_module._SubscriberLink, v2.Deliver)
+        cut_some(monkeypatch, client_module.SubscriberLink, v2.Deliver)
 
         def cut(_number: int) -> None:
             for reader in consumer.consumer.readers.subscribers("news"):
@@ -271,7 +272,7 @@ class TestResends:
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It neither waits, as after a connection that was lost, nor hears of an error."""
-        monkeypatch.setattr(client_module._PublisherLink, "_delay", lambda _link, _rounds: 3600.0)
+        monkeypatch.setattr(PublisherLink, "_delay", lambda _link, _rounds: 3600.0)
         consumer = await nodes.consumer()
         producers = [await nodes.producer([consumer], port=free_port()) for _ in range(2)]
         for producer in producers:

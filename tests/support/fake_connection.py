@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from wsqueue.config.model import Limits
-from wsqueue.errors import CloseCode
 from wsqueue.net.connection import Connection
 from wsqueue.protocol import v2
-from wsqueue.protocol.framing import cut_texts
+from wsqueue.protocol.close import CloseCode
+from wsqueue.protocol.frames import cut_texts
 
 from .session_pair import accept
 

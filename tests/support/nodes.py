@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import wsqueue
 from tests.support.ports import some_port
 from wsqueue.config.model import Limits, Tls
-from wsqueue.errors import CloseCode
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.consumer import Consumer
-from wsqueue.nodes.producer import ConsumerLink, Producer
+from wsqueue.nodes.consumer_link import ConsumerLink
+from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Node, Service
+from wsqueue.protocol.close import CloseCode
 
 from .classic_peer import subscribe_path
 

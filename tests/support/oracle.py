@@ -20,10 +20,10 @@ from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.uri import parse_uri
 
-from wsqueue.errors import CloseCode, Closed, PeerError
 from wsqueue.protocol import classic
+from wsqueue.protocol.close import CloseCode, Closed, PeerError
 from wsqueue.protocol.framing import MAX_REASON_BYTES, Framing, HttpAnswer, Opened, Ponged
-from wsqueue.protocol.hello import Role
+from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Session
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"

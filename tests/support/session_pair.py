@@ -16,7 +16,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from wsqueue.protocol.framing import HttpAnswer
-from wsqueue.protocol.hello import Order, PreSharedKey, Role
+from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import Event, Received, Session
 
 SECRET = "correct horse battery staple"

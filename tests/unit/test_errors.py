@@ -2,17 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from wsqueue.errors import (
-    UNREACHABLE,
-    AuthenticationError,
-    CloseCode,
-    Closed,
-    ConfigError,
-    ConnectError,
-    InvalidMessage,
-    PeerError,
-    WsqueueError,
-)
+from wsqueue.errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
+from wsqueue.protocol.close import UNREACHABLE, CloseCode, Closed, PeerError
 
 RECONNECT = {
     1000: True,

@@ -33,10 +33,14 @@ import msgspec
 
 from .. import journal
 from ..client import client
+from ..client.values import Gap, Message, Position, Start
 from ..config import model
+from ..config.check import config_warnings
+from ..config.keys import load_psk
+from ..config.load import load_any_config, load_config
 from ..config.model import DemoConfig, Limits
 from ..errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
-from ..net.tls import TlsContexts
+from ..net.certificates import TlsContexts
 from ..nodes import service
 from ..nodes.consumer import Consumer
 from ..nodes.producer import Producer
@@ -113,13 +117,13 @@ class _Start(click.ParamType[Any, Any]):
         value: Any,  # noqa: ANN401 - as click has it
         param: click.Parameter | None,
         ctx: click.Context | None,
-    ) -> client.Start:
+    ) -> Start:
         if value in ("latest", "earliest"):
-            return cast("client.Start", value)
+            return cast("Start", value)
         if value.isdecimal():
             return int(value)
         if match := re.fullmatch(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,16})", value):
-            return client.Position(match[1], int(match[2]))
+            return Position(match[1], int(match[2]))
         try:
             return datetime.fromisoformat(value).astimezone()
         except ValueError:
@@ -203,10 +207,10 @@ def check_config(file: str, *, as_json: bool) -> None:
       wsqueue check-config --json demo.toml | jq -r .problem
     """
     try:
-        checked = model.load_any(file)
+        checked = load_any_config(file)
         if checked.psk_file is not None:
-            model.load_psk(checked)
-        warnings = model.warnings(checked) + TlsContexts(checked).warnings(datetime.now(UTC))
+            load_psk(checked)
+        warnings = config_warnings(checked) + TlsContexts(checked).warnings(datetime.now(UTC))
     except ConfigError as error:
         if not as_json:
             raise
@@ -238,7 +242,7 @@ def demo(topic: str, config_file: str) -> None:
       wsqueue demo news
       echo hello | wsqueue demo news
     """
-    run(_demo(model.load(config_file, DemoConfig), topic))
+    run(_demo(load_config(config_file, DemoConfig), topic))
 
 
 @main.command()
@@ -263,7 +267,7 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
       wsqueue publish news 'hello there'
       tail -F app.log | wsqueue publish logs
     """
-    run(_publish(model.load(config_file, DemoConfig), topic, data, confirm=confirm))
+    run(_publish(load_config(config_file, DemoConfig), topic, data, confirm=confirm))
 
 
 @main.command()
@@ -300,7 +304,7 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
 def subscribe(
     *,
     topics: tuple[str, ...],
-    start: client.Start,
+    start: Start,
     follow: bool,
     as_json: bool,
     count: int | None,
@@ -318,9 +322,9 @@ def subscribe(
       wsqueue subscribe --from earliest --no-follow news
       wsqueue subscribe --json --count 10 --timeout 60 news sport
     """
-    if isinstance(start, int | client.Position) and len(set(topics)) > 1:
+    if isinstance(start, int | Position) and len(set(topics)) > 1:
         raise click.UsageError("an offset is of one topic, and there are several.")
-    settings = model.load(config_file, DemoConfig)
+    settings = load_config(config_file, DemoConfig)
     run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
 
 
@@ -339,7 +343,7 @@ def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
       wsqueue verify --junit report.xml
       wsqueue verify --json | jq -r '.checks[] | select(.problem != "") | .name'
     """
-    run(_verify(model.load(config_file, DemoConfig), junit, as_json=as_json))
+    run(_verify(load_config(config_file, DemoConfig), junit, as_json=as_json))
 
 
 @main.command()
@@ -515,7 +519,7 @@ def bench(
         load = Load(duration=5.0 if duration is None else duration, **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    settings = model.load(config_file, DemoConfig) if config_file is not None else None
+    settings = load_config(config_file, DemoConfig) if config_file is not None else None
     if settings is not None:
         nodes = len(settings.consumers), len(settings.producers)
     else:
@@ -530,7 +534,7 @@ def bench(
 
 
 def _run_node(file: str, kind: type[service.Node]) -> None:
-    journal.configure(model.load(file, kind.config_type).log_level)
+    journal.configure(load_config(file, kind.config_type).log_level)
     service.run(file, kind)
 
 
@@ -567,7 +571,7 @@ async def _publish(settings: DemoConfig, topic: str, data: str, *, confirm: bool
 async def _subscribe(
     settings: DemoConfig,
     topics: tuple[str, ...],
-    start: client.Start,
+    start: Start,
     *,
     follow: bool,
     as_json: bool,
@@ -582,12 +586,12 @@ async def _subscribe(
             connected.subscribe(*topics, start=start, follow=follow, on_gap="yield") as messages,
         ):
             async for message in messages:
-                if isinstance(message, client.Gap) and not as_json:
+                if isinstance(message, Gap) and not as_json:
                     click.echo(gap_text(message), err=True)
                     continue
                 # With color, click leaves alone what it takes for colors.
                 click.echo(_line(message, as_json, len(topics)), color=True)
-                if left is not None and not isinstance(message, client.Gap):
+                if left is not None and not isinstance(message, Gap):
                     left -= 1
                     if not left:
                         return
@@ -597,8 +601,8 @@ async def _subscribe(
             _fail()
 
 
-def _line(message: client.Message | client.Gap, as_json: bool, topics: int) -> str:
-    if isinstance(message, client.Gap) or as_json:
+def _line(message: Message | Gap, as_json: bool, topics: int) -> str:
+    if isinstance(message, Gap) or as_json:
         fields = msgspec.structs.asdict(message)
         if not fields.get("log", True):
             del fields["log"], fields["offset"]  # a classic consumer keeps none
@@ -609,7 +613,7 @@ def _line(message: client.Message | client.Gap, as_json: bool, topics: int) -> s
 async def _verify(settings: DemoConfig, junit: Path | None, *, as_json: bool = False) -> None:
     checks = []
     with progress_line() as say:
-        async for check in run_checks(settings, model.load_psk(settings), say):
+        async for check in run_checks(settings, load_psk(settings), say):
             checks.append(check)
             say("")
             if not as_json:
@@ -700,7 +704,7 @@ async def _local(
                 click.echo(f"Its status page, with a demo for the browser: {cluster.status_page}")
                 await cluster.wait()
             else:
-                settings = model.load(cluster.config_file, DemoConfig)
+                settings = load_config(cluster.config_file, DemoConfig)
                 await _verify(settings, None)
                 if sys.stdin.isatty():
                     # Else all is over with the input.

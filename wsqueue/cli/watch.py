@@ -18,9 +18,10 @@ import uvloop
 from click.core import ParameterSource
 from click.shell_completion import CompletionItem, get_completion_class
 
-from ..config import model
+from ..config.keys import load_psk
+from ..config.load import load_config
 from ..config.model import DemoConfig
-from ..net.tls import TlsContexts
+from ..net.certificates import TlsContexts
 from ..tools.terminal import json_line, one_line
 from ..version import __version__
 
@@ -127,7 +128,7 @@ def top(*, interval: float, once: bool, as_json: bool, config_file: str) -> None
       wsqueue top --once
       wsqueue top --once --json | jq '.nodes[] | select(.problem != "")'
     """
-    run(_top(model.load(config_file, DemoConfig), interval, once=once, as_json=as_json))
+    run(_top(load_config(config_file, DemoConfig), interval, once=once, as_json=as_json))
 
 
 async def _top(settings: DemoConfig, interval: float, *, once: bool, as_json: bool) -> None:
@@ -137,7 +138,7 @@ async def _top(settings: DemoConfig, interval: float, *, once: bool, as_json: bo
     monitor = ClusterMonitor(
         settings.subscribe_addresses,
         settings.produce_addresses,
-        model.load_psk(settings),
+        load_psk(settings),
         settings,
         TlsContexts(settings),
     )
@@ -198,7 +199,7 @@ def doctor(context: click.Context, *, files: tuple[str, ...], as_json: bool, con
     given = context.get_parameter_source("config_file") == ParameterSource.COMMANDLINE
     if given or not files:
         # As for all commands, a wrong configuration here has an exit code of its own.
-        model.load_psk(model.load(config_file, DemoConfig))
+        load_psk(load_config(config_file, DemoConfig))
         files = (*files, config_file)
     run(_doctor(list(dict.fromkeys(files)), as_json=as_json))
 

@@ -11,49 +11,37 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import logging
 import random
-import secrets
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Generic, Literal, Self, TypeVar, cast, overload
+from typing import Any, Generic, Literal, Self, cast, overload
 from urllib.parse import quote
 
 import msgspec
 
-from ..config import model as configuration
 from ..config.addresses import Address
+from ..config.check import check_addresses
+from ..config.keys import load_psk
+from ..config.load import load_config
 from ..config.model import DemoConfig, Limits, Tls
 from ..errors import (
-    AuthenticationError,
-    CloseCode,
-    Closed,
     ConnectError,
     GapError,
     InvalidMessage,
-    PublishError,
     WindowFull,
-    WsqueueError,
 )
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection
-from ..net.link import SLICE_BYTES, Link
-from ..net.tls import TlsContexts
 from ..protocol import classic, v2
-from ..protocol.hello import Order, PreSharedKey
+from ..protocol.close import Closed
+from ..protocol.keys import Order, PreSharedKey
 from ..protocol.routing import topic_hash
 from ..protocol.session import Event, Received
-
-WINDOW_BYTES = 16 * 1024 * 1024
-"""What may be published and not confirmed: above what a fast network and a disk have under way."""
-
-WINDOW_MESSAGES = 100_000
-"""The same in messages: small ones take more than their bytes."""
-
-BATCH_BYTES = 64 * 1024
-"""Where a batch ends: its fixed cost is small then, and so is the time to fill it."""
+from .link import ClientLink
+from .publisher import PublisherLink
+from .values import Gap, Item, Message, Position, Start
 
 MAX_TOPICS_PER_LINK = 1000
 """Topics on one connection: a consumer takes ten times as many."""
@@ -69,61 +57,6 @@ MAX_WAITING_CHARACTERS = 16 * 1024 * 1024
 
 OPEN_SECONDS = 10.0
 """How long a publisher or a subscriber waits for a node before it gives up: two reconnect delays."""
-
-
-class Position(msgspec.Struct, frozen=True):
-    """Say where a subscription begins: at an offset of a log.
-
-    Attributes:
-        log: The id of the log; offsets of another log mean nothing.
-        offset: Of the first message that is wanted.
-    """
-
-    log: str
-    offset: int
-
-    def __str__(self) -> str:
-        return f"{self.log}:{self.offset}"
-
-
-class Message(msgspec.Struct, frozen=True, gc=False):
-    """A message of a topic.
-
-    Attributes:
-        topic: Where it was published.
-        data: What was published.
-        log: The id of the log that it is in; "" from a consumer that keeps none.
-        offset: Its place there.
-    """
-
-    topic: str
-    data: str
-    log: str = ""
-    offset: int = 0
-
-    @property
-    def after(self) -> Position:
-        """Return where a subscription begins that goes on after this message."""
-        return Position(self.log, self.offset + 1)
-
-
-class Gap(msgspec.Struct, frozen=True):
-    """Messages that a subscriber has not got and that are gone.
-
-    Attributes:
-        topic: Where.
-        missed: How many, None when nobody knows: a consumer died with all that it kept.
-    """
-
-    topic: str
-    missed: int | None
-
-
-Start = Literal["latest", "earliest"] | int | Position | datetime
-"""Where a subscription begins: at what comes, at the earliest message that is kept, at an offset of the
-log that the consumer has now, at a position, or at the first message that is not older than a time."""
-
-Item = TypeVar("Item", bound="Message | Gap")
 
 
 def connect(
@@ -160,11 +93,11 @@ def connect(
             limits=limits or Limits(),
             tls=tls or Tls(),
         )
-        configuration.check_addresses(config)
+        check_addresses(config)
     elif not isinstance(config, DemoConfig):
-        config = configuration.load(config, DemoConfig)
+        config = load_config(config, DemoConfig)
     if psk is None:
-        psk = configuration.load_psk(config)
+        psk = load_psk(config)
     elif isinstance(psk, str):
         psk = PreSharedKey(psk)
     return Client(config, psk, open_seconds, TlsContexts(config))
@@ -177,7 +110,7 @@ class Client:
         self._config, self._psk, self.open_seconds, self._tls = config, psk, open_seconds, tls
         self._producers = config.produce_addresses
         self._consumers = config.subscribe_addresses
-        self._publisher: _PublisherLink | None = None
+        self._publisher: PublisherLink | None = None
         self._subscriptions: set[Subscription[Any]] = set()
         self._closed = False
 
@@ -321,14 +254,14 @@ class Client:
 
     def subscriber_links(
         self, topics: Iterable[str], start: Start, subscription: Subscription[Any]
-    ) -> list[_SubscriberLink]:
+    ) -> list[SubscriberLink]:
         """Return links, not started, to the consumers of some topics."""
         consumers: dict[Address, list[str]] = {}
         for topic in topics:
             consumer = self._consumers[topic_hash(topic) % len(self._consumers)]
             consumers.setdefault(consumer, []).append(topic)
         return [
-            _SubscriberLink(consumer, its[begin : begin + MAX_TOPICS_PER_LINK], start, subscription, self)
+            SubscriberLink(consumer, its[begin : begin + MAX_TOPICS_PER_LINK], start, subscription, self)
             for consumer, its in consumers.items()
             for begin in range(0, len(its), MAX_TOPICS_PER_LINK)
         ]
@@ -342,11 +275,11 @@ class Client:
         """Let go of a subscription that was closed."""
         self._subscriptions.discard(subscription)
 
-    def _publishing(self) -> _PublisherLink:
+    def _publishing(self) -> PublisherLink:
         if self._publisher is None:
             first = random.randrange(len(self._producers))  # noqa: S311 - to spread the load
             addresses = self._producers[first:] + self._producers[:first]
-            self._publisher = _PublisherLink(addresses, *self.settings, self.open_seconds)
+            self._publisher = PublisherLink(addresses, *self.settings, self.open_seconds)
         return self._publisher
 
     def _check_open(self) -> None:
@@ -469,7 +402,7 @@ class Subscription(Generic[Item]):
                 self._resume()
         return cast("Item", item)
 
-    def add(self, link: _SubscriberLink) -> None:
+    def add(self, link: SubscriberLink) -> None:
         """Use one more link, for a topic that another cannot have."""
         self._links.append(link)
         if not self._closed:
@@ -507,370 +440,6 @@ class Subscription(Generic[Item]):
         return len(self._items) > messages or self._characters > characters
 
 
-class _ClientLink(Link):
-    """Keep a connection up for an application, and tell it when that is hopeless."""
-
-    never_up_level = logging.INFO  # the application gets an error that says as much
-
-    def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
-    ) -> None:
-        super().__init__(addresses, psk, config, tls)
-        self._changed = asyncio.Event()
-        self._was_up = False
-
-    @property
-    def ready(self) -> bool:
-        """Tell whether the connection does what it is for."""
-        return self.open
-
-    async def wait_open(self, seconds: float) -> None:
-        """Wait until the connection is ready.
-
-        Raises:
-            ConnectError: No node answers: within `seconds` once one has, else on the first try.
-            AuthenticationError: All nodes have another key.
-        """
-        self.start()
-        loop = asyncio.get_running_loop()
-        deadline: float | None = None
-        try:
-            while not self.ready:
-                self.raise_if_hopeless()
-                if self.connection is not None and self.connection.session.established:
-                    # It is up and slow: that is backpressure, which takes as long as it takes.
-                    deadline = None
-                elif deadline is None:
-                    deadline = loop.time() + seconds
-                self._changed.clear()
-                async with asyncio.timeout_at(deadline):
-                    await self._changed.wait()
-        except TimeoutError:
-            raise ConnectError(self._failure_text()) from None
-
-    def raise_if_hopeless(self) -> None:
-        """Raise when every address refuses for good, or none ever answered.
-
-        Raises:
-            ConnectError: Trying longer would not help.
-            AuthenticationError: It would not help, for the keys differ.
-        """
-        failures = [self.failures.get(address) for address in self.addresses]
-        closed = [failure for failure in failures if failure is not None]
-        if len(closed) < len(failures) or self.connection is not None:
-            return
-        if all(failure.code == CloseCode.WRONG_ANSWER for failure in closed):
-            raise AuthenticationError(self._failure_text())
-        if not self._was_up or not any(failure.reconnect for failure in closed):
-            raise ConnectError(self._failure_text())
-
-    def up(self) -> None:
-        """Tell whoever waits."""
-        self._was_up = True
-        self.notify()
-
-    def writable(self, connection: Connection) -> None:
-        """Tell whoever waits."""
-        self.notify()
-
-    def retry(self, closed: Closed) -> bool:
-        """Go on unless every address refuses for good."""
-        self.notify()
-        failures = self.failures
-        return len(failures) < len(self.addresses) or any(one.reconnect for one in failures.values())
-
-    def notify(self) -> None:
-        """Let whoever waits look again."""
-        self._changed.set()
-
-    def _failure_text(self) -> str:
-        nodes = (f"{address}: {self.failures.get(address, 'no answer')}" for address in self.addresses)
-        return "no node answers: " + "; ".join(nodes)
-
-
-class _Batch(msgspec.Struct):
-    """Hold messages until they are confirmed.
-
-    Attributes:
-        topic: Of all messages.
-        data: The messages, until they are sent for the first time.
-        size: Bytes that count for the window.
-        confirmed: Whoever waits.
-        payload: The packet that publishes them.
-    """
-
-    topic: str
-    data: list[str]
-    size: int = 0
-    confirmed: list[asyncio.Future[None]] = msgspec.field(default_factory=list)
-    payload: bytes = b""
-
-
-class _PublisherLink(_ClientLink):
-    """Publish through some producer: batch, number, send, and send again until it is confirmed.
-
-    Args:
-        open_seconds: How long to do without a connection before what is not confirmed fails.
-    """
-
-    def __init__(
-        self,
-        addresses: Sequence[Address],
-        psk: PreSharedKey,
-        config: DemoConfig,
-        tls: TlsContexts,
-        open_seconds: float,
-    ) -> None:
-        super().__init__(addresses, psk, config, tls)
-        self.lost_in_flight = 0
-        self._open_seconds = open_seconds
-        self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
-        self._number = 0
-        self._batch_bytes = min(BATCH_BYTES, config.limits.max_message_bytes)
-        # By topic, what is not numbered yet; by number, what is not confirmed; which of it is to be sent.
-        self._forming: dict[str, _Batch] = {}
-        self._outstanding: dict[int, _Batch] = {}
-        self._unsent: deque[int] = deque()
-        # The numbers of each topic that are outstanding, in their order.
-        self._outstanding_of: dict[str, dict[int, None]] = {}
-        self._bytes = self.unconfirmed = 0
-        self._error: WsqueueError | None = None
-        self._flushing = False
-        self._turn = asyncio.Lock()
-        self._guard: asyncio.Task[None] | None = None
-
-    @property
-    def full(self) -> bool:
-        """Tell whether as much is not confirmed as may be."""
-        return self._bytes >= WINDOW_BYTES or self.unconfirmed >= WINDOW_MESSAGES
-
-    def publish(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> asyncio.Future[Any]:
-        """Publish messages; the future is done when they are confirmed or refused."""
-        loop = asyncio.get_running_loop()
-        futures: list[asyncio.Future[None]] = []
-        for batch in self._form(topic, data, sizes):
-            futures.append(loop.create_future())
-            batch.confirmed.append(futures[-1])
-        return futures[0] if len(futures) == 1 else asyncio.gather(*futures)
-
-    def publish_nowait(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> None:
-        """Publish messages; what goes wrong is raised by `flush`."""
-        self._form(topic, data, sizes)
-
-    async def room(self) -> None:
-        """Wait until more may be published; who came first goes first."""
-        if self.full or self._turn.locked():
-            async with self._turn:
-                while self.full:
-                    await self._until_changed()
-
-    async def flush(self) -> None:
-        """Wait until all that was published so far is confirmed.
-
-        Raises:
-            WsqueueError: Something nobody waited for was not.
-        """
-        last = self._number_forming()
-        while self._outstanding and next(iter(self._outstanding)) <= last:
-            await self._until_changed()
-        if not self.v2:
-            await self.all_confirmed()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    async def all_sent(self) -> None:
-        """Wait until all that was published so far is sent.
-
-        Raises:
-            WsqueueError: Something nobody waited for was refused.
-        """
-        last = self._number_forming()
-        while self._unsent and self._unsent[0] <= last:
-            await self._until_changed()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    async def stop(self) -> None:
-        """Close the connection, and stay down; what is not confirmed fails."""
-        if self._guard is not None:
-            self._guard.cancel()
-        await super().stop()
-        self._fail_all(ConnectError("the client was closed"))
-
-    def up(self) -> None:
-        """Say who publishes, and send what is not confirmed."""
-        assert self.connection is not None
-        self._unsent = deque(self._outstanding)
-        if self.v2:
-            self.connection.send_packet(v2.Publisher(self._secret))
-        self._send()
-        super().up()
-
-    def writable(self, connection: Connection) -> None:
-        """Send more."""
-        self._send()
-        super().writable(connection)
-
-    def down(self, closed: Closed, lost: int) -> None:
-        """Count what a classic connection may have lost; what is not confirmed is sent again."""
-        self.lost_in_flight += lost
-        if closed.data_refused:
-            # Whatever it was, sending it again would end the same way.
-            self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
-        self._keep_guard()
-
-    def received_events(self, events: list[Event]) -> None:
-        """Take what the producer confirms and refuses."""
-        for event in events:
-            if isinstance(event, v2.Ack):
-                for first, last in event.numbers:
-                    self._acknowledge(first, last)
-            elif isinstance(event, v2.Refused):
-                batch = self._let_go(event.number)
-                if batch is not None:
-                    self._fail(batch, PublishError(event.code, event.reason))
-            elif isinstance(event, v2.Draining):
-                self.leave(event.retry_seconds)
-                if self.connection is not None:
-                    self.connection.close(CloseCode.NORMAL)
-        self.notify()
-
-    def _form(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> list[_Batch]:
-        """Put messages into batches that no producer finds too large, and return those."""
-        batches: list[_Batch] = []
-        for one, size in zip(data, sizes, strict=True):
-            batch = self._forming.get(topic)
-            if batch is not None and batch.size + size > self._batch_bytes:
-                self._number_batch(batch)
-                batch = None
-            if batch is None:
-                batch = self._forming[topic] = _Batch(topic, [])
-            if not batches or batches[-1] is not batch:
-                batches.append(batch)
-            batch.data.append(one)
-            batch.size += size
-            self._bytes += size
-            if batch.size >= self._batch_bytes:
-                self._number_batch(batch)
-        self.unconfirmed += len(data)
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._number_all)
-        self._keep_guard()
-        return batches
-
-    def _number_all(self) -> None:
-        self._flushing = False
-        self._number_forming()
-        self._send()
-
-    def _number_forming(self) -> int:
-        """Number all that is not numbered yet, and return the last number."""
-        for batch in list(self._forming.values()):
-            self._number_batch(batch)
-        return self._number
-
-    def _number_batch(self, batch: _Batch) -> None:
-        del self._forming[batch.topic]
-        self._number += 1
-        numbers = self._outstanding_of.setdefault(batch.topic, {})
-        packet = v2.Publish(
-            self._number,
-            next(reversed(numbers), 0),
-            batch.topic,
-            len(batch.data),
-            v2.encode_data(batch.data),
-        )
-        batch.payload = v2.encode(packet)
-        numbers[self._number] = None
-        self._outstanding[self._number] = batch
-        self._unsent.append(self._number)
-
-    def _send(self) -> None:
-        while self._unsent and self.open:
-            assert self.connection is not None
-            size, numbers = 0, []
-            while self._unsent and size < SLICE_BYTES:
-                number = self._unsent.popleft()
-                if number in self._outstanding:
-                    numbers.append(number)
-                    size += self._outstanding[number].size
-            batches = [self._outstanding[number] for number in numbers]
-            if self.v2:
-                self.connection.send([batch.payload for batch in batches])
-                continue
-            self.send(
-                [
-                    classic.encode(classic.Message(data, batch.topic))
-                    for batch in batches
-                    for data in batch.data
-                ]
-            )
-            # A classic producer confirms nothing.
-            for number in numbers:
-                self._acknowledge(number, number)
-        self.notify()
-
-    def _acknowledge(self, first: int, last: int) -> None:
-        if last - first < len(self._outstanding):
-            numbers = list(range(first, last + 1))
-        else:
-            numbers = [number for number in self._outstanding if first <= number <= last]
-        for number in numbers:
-            batch = self._let_go(number)
-            if batch is not None:
-                for future in batch.confirmed:
-                    if not future.done():
-                        future.set_result(None)
-
-    def _let_go(self, number: int) -> _Batch | None:
-        batch = self._outstanding.pop(number, None)
-        if batch is not None:
-            numbers = self._outstanding_of[batch.topic]
-            del numbers[number]
-            if not numbers:
-                del self._outstanding_of[batch.topic]
-            self._bytes -= batch.size
-            self.unconfirmed -= len(batch.data)
-        return batch
-
-    def _fail(self, batch: _Batch, error: WsqueueError) -> None:
-        if not batch.confirmed:
-            self._error = self._error or error
-        for future in batch.confirmed:
-            if not future.done():
-                future.set_exception(error)
-                # Nobody may be waiting any more.
-                future.exception()
-
-    def _fail_all(self, error: WsqueueError) -> None:
-        self._number_forming()
-        for number in list(self._outstanding):
-            outstanding = self._let_go(number)
-            if outstanding is not None:
-                self._fail(outstanding, error)
-        self._unsent.clear()
-        self.notify()
-
-    def _keep_guard(self) -> None:
-        """See to it that what is not confirmed fails when there is no connection for too long."""
-        if not self.open and (self._guard is None or self._guard.done()):
-            self._guard = asyncio.create_task(self._wait_or_fail())
-
-    async def _wait_or_fail(self) -> None:
-        try:
-            await self.wait_open(self._open_seconds)
-        except ConnectError as error:
-            self._fail_all(error)
-
-    async def _until_changed(self) -> None:
-        changed = self._changed
-        changed.clear()
-        await changed.wait()
-
-
 class _Subscribed(msgspec.Struct):
     """Hold how far a subscription of one topic has come.
 
@@ -889,7 +458,7 @@ class _Subscribed(msgspec.Struct):
     begun: bool = False
 
 
-class _SubscriberLink(_ClientLink):
+class SubscriberLink(ClientLink):
     """Subscribe to topics of one consumer, and go on where it was after a reconnect.
 
     Args:
@@ -991,7 +560,7 @@ class _SubscriberLink(_ClientLink):
         self._topics[first].begun = True
         for topic in others:
             self._subscription.add(
-                _SubscriberLink(self._consumer, [topic], self._start, self._subscription, self._client)
+                SubscriberLink(self._consumer, [topic], self._start, self._subscription, self._client)
             )
 
     def _take(self, event: v2.Deliver, items: list[Message | Gap]) -> None:

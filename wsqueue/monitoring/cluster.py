@@ -11,14 +11,15 @@ import msgspec
 
 from ..config.addresses import Address
 from ..config.model import Config, DemoConfig, Limits
-from ..errors import CloseCode, Closed
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection
 from ..net.link import Link
-from ..net.tls import TlsContexts
 from ..protocol import v2
-from ..protocol.hello import PreSharedKey
+from ..protocol.close import CloseCode, Closed
+from ..protocol.keys import PreSharedKey
 from ..protocol.session import Established, Event
-from ..report.report import Cluster, ClusterNode, Report, cluster_warnings
+from ..report.report import Cluster, ClusterNode, Report
+from ..report.warnings import cluster_warnings
 
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 """Of a report: far above one of a producer with 10,000 links."""

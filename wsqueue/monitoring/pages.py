@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import Keys, NodeConfig
+from ..config.keys import Keys
+from ..config.model import NodeConfig
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection
-from ..net.tls import TlsContexts
 from ..protocol.framing import HttpAnswer
 from ..report.report import FRESH_SECONDS, Report
 from ..version import __version__

@@ -19,7 +19,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
-from ..errors import CloseCode
+from ..protocol.close import CloseCode
 from ..protocol.v2 import RefusalCode
 from ..report.report import (
     LOST_REASONS,

@@ -14,13 +14,11 @@ from datetime import UTC, datetime
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import Keys, NodeConfig
-from ..errors import CloseCode, Closed
+from ..config.keys import Keys
+from ..config.model import NodeConfig
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection
-from ..net.tls import TlsContexts
-from ..protocol import v2
-from ..protocol.framing import Ponged
-from ..protocol.session import Established, Event
+from ..protocol.close import CloseCode
 from ..report.report import (
     FRESH_SECONDS,
     LOST_REASONS,
@@ -28,15 +26,13 @@ from ..report.report import (
     Connections,
     ConnectionState,
     Facts,
-    LinkStatus,
-    LogStatus,
     NodeWarning,
     Report,
     SlowPeer,
-    amount,
-    number,
 )
 from ..report.stats import WINDOW_SECONDS, Peak
+from ..report.text import number
+from ..report.warnings import _link_warnings, _log_warnings, _slow_warning
 from ..version import __version__
 
 LAG_SECONDS = 0.25
@@ -249,43 +245,6 @@ class Reporter:
                 )
 
 
-class StatusEndpoint:
-    """Serve `/status`, one for all who ask; they know the key of clients.
-
-    Args:
-        reporter: Of the node.
-    """
-
-    peer_role = "monitor"
-    feeds = False
-    serves_nodes = False
-
-    def __init__(self, reporter: Reporter) -> None:
-        self._reporter = reporter
-
-    def established(self, connection: Connection) -> None:
-        """Refuse the classic protocol, which has no reports."""
-        if not connection.session.v2:
-            connection.fail(CloseCode.CLASSIC_REFUSED)
-
-    def received(self, connection: Connection, events: list[Event]) -> None:
-        """Answer."""
-        for event in events:
-            if not connection.sendable:
-                return
-            if isinstance(event, v2.AskReport):
-                connection.send_packet(v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
-            elif not isinstance(event, Established | Ponged):
-                connection.fail(CloseCode.UNEXPECTED_PACKET)
-                return
-
-    def writable(self, connection: Connection) -> None:
-        """Do nothing: a report is sent when it is asked for."""
-
-    def lost(self, connection: Connection, closed: Closed) -> None:
-        """Do nothing."""
-
-
 def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
     role = connection.handler.peer_role if connection.handler is not None else ""
     if not connection.established:
@@ -296,62 +255,3 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
 
 def _how_slow(peer: SlowPeer) -> tuple[int, int]:
     return peer.behind_messages, peer.buffered_bytes
-
-
-def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
-    waiting = "nothing waits for it"
-    if link.held_messages:
-        held = number(link.held_messages, "message waits", "messages wait")
-        waiting = f"{held} for it ({amount(link.held_bytes)})"
-    if link.state == "down":
-        yield NodeWarning(
-            "link_down",
-            f"No link to consumer {link.address} for {number(round(link.seconds), 'second', 'seconds')}:"
-            f" {link.reason}; {waiting}.",
-            "See whether it runs and can be reached; the topics of other consumers go on.",
-        )
-    elif link.paused_publishers:
-        yield NodeWarning(
-            "link_slow",
-            f"Consumer {link.address} takes messages slower than they come; {waiting}.",
-            "See the loop lag, the CPU time and the log of that consumer.",
-        )
-    if link.paused_publishers:
-        yield NodeWarning(
-            "publishers_paused",
-            f"{number(link.paused_publishers, 'publisher is', 'publishers are')} not read from,"
-            f" for too much waits for {link.address}.",
-            "They go on by themselves as soon as the consumer takes it.",
-        )
-
-
-def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
-    if log.failing:
-        yield NodeWarning(
-            "log_failing",
-            f"Messages cannot be stored, and are refused: {log.failing}.",
-            "Make room on the file system of the log, or see the kernel's messages for the disk.",
-        )
-    room = log.limit_bytes - log.bytes
-    if 0 <= log.free_bytes < room:
-        yield NodeWarning(
-            "log_nearly_full",
-            f"Its file system has {amount(log.free_bytes)} left, and the log may grow by {amount(room)}.",
-            "Make room, or lower max_bytes of [retention].",
-        )
-
-
-def _slow_warning(report: Report) -> NodeWarning:
-    peers = ", ".join(
-        f"{peer.peer} ({number(peer.behind_messages, 'message', 'messages')} behind)"
-        if peer.protocol == "v2"
-        else peer.peer
-        for peer in report.slow_peers[:3]
-    )
-    more = " and others" if report.slow_subscribers > len(report.slow_peers[:3]) else ""
-    return NodeWarning(
-        "subscriber_slow",
-        f"{number(report.slow_subscribers, 'subscriber reads', 'subscribers read')} slower than"
-        f" {'its' if report.slow_subscribers == 1 else 'their'} topics grow: {peers}{more}.",
-        "They read on from the log, and lose what it drops; a classic one is closed at max_buffered_bytes.",
-    )

@@ -8,11 +8,12 @@ from time import monotonic
 from typing import Protocol, cast
 
 from ..config.addresses import Address
-from ..config.model import Config, Keys, Limits
-from ..errors import UNREACHABLE, CloseCode, Closed
+from ..config.keys import Keys
+from ..config.model import Config, Limits
 from ..protocol import v2
+from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpAnswer
-from ..protocol.hello import PreSharedKey
+from ..protocol.keys import PreSharedKey
 from ..protocol.session import Established, Event, Session
 from .tls import NO_TLS_ANSWER, TlsStream
 

@@ -21,13 +21,14 @@ import msgspec
 
 from ..config.addresses import Address
 from ..config.model import DemoConfig, ProducerConfig
-from ..errors import UNREACHABLE, CloseCode, Closed, why
+from ..errors import why
 from ..journal import log
+from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import Ponged
-from ..protocol.hello import PreSharedKey
+from ..protocol.keys import PreSharedKey
 from ..protocol.session import Established, Event, Session
+from .certificates import TlsContexts
 from .connection import Connection
-from .tls import TlsContexts
 
 logger = logging.getLogger(__name__)
 

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from typing import ClassVar
 from urllib.parse import unquote
 
-from ..config.model import ConsumerConfig, Keys, NodeConfig
-from ..errors import CloseCode, Closed, WsqueueError
+from ..config.keys import Keys
+from ..config.model import ConsumerConfig, NodeConfig
+from ..errors import WsqueueError
 from ..journal import log
 from ..log.memory import Batch, Outcome, Retention
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
-from ..net.tls import TlsContexts
 from ..protocol import classic, v2
-from ..protocol.framing import HttpAnswer, Ponged, frame_texts
+from ..protocol.close import CloseCode, Closed
+from ..protocol.frames import frame_texts
+from ..protocol.framing import HttpAnswer, Ponged
 from ..protocol.session import Established, Event, Received
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ..errors import CloseCode, WsqueueError
+from ..errors import WsqueueError
 from ..journal import log
 from ..log.memory import Retention, TopicLog
 from ..log.records import Record
 from ..net.connection import Connection
 from ..protocol import v2
-from ..protocol.framing import frame_texts
+from ..protocol.close import CloseCode
+from ..protocol.frames import frame_texts
 
 logger = logging.getLogger(__name__)
 

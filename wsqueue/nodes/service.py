@@ -10,50 +10,40 @@ import logging
 import os
 import resource
 import signal
-import socket
 import time
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 import uvloop
 
-from ..config import model
 from ..config.addresses import Address
-from ..config.model import Keys, Limits, NodeConfig
-from ..errors import (
-    UNREACHABLE,
-    CloseCode,
-    Closed,
-    ConfigError,
-    ListenError,
-    why,
-)
+from ..config.check import config_warnings
+from ..config.keys import Keys, load_keys
+from ..config.load import load_config
+from ..config.model import NodeConfig
+from ..errors import ConfigError, ListenError, why
 from ..journal import log
+from ..monitoring.endpoint import StatusEndpoint
 from ..monitoring.pages import ONLY_PAGES, Pages
-from ..monitoring.reporter import Reporter, StatusEndpoint
+from ..monitoring.reporter import Reporter
+from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
-from ..net.tls import TlsContexts
 from ..protocol import v2
+from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpAnswer
 from ..report.report import Facts
 from ..report.stats import TopTopics
 from ..version import __version__
+from .limits import SPARE_CONNECTIONS, open_files_wanted
+from .listener import LISTEN_BACKLOG, Listener, _Refused, somebody_listens
 from .systemd import Notifier
 
 logger = logging.getLogger(__name__)
 
-LISTEN_BACKLOG = 4096
-"""Connections that the kernel holds for us: what reconnects at once after a restart (Linux's default)."""
-
-SPARE_CONNECTIONS = 100
-"""Connections beyond `max_connections` that may ask for a health page, or be told that it is full."""
-
-SPARE_FILES = 200
-"""Open files beyond the connections: listeners, links, the loop's own."""
 
 RECONNECTS_PER_SECOND = 2000.0
 """How many clients may come back in a second after a restart: what a node can greet, with room to spare."""
@@ -141,8 +131,8 @@ class Service:
 
     def __init__(self, file: str | Path, kind: type[Node]) -> None:
         self._file, self._config_type = file, kind.config_type
-        self._config: NodeConfig = model.load(file, self._config_type)
-        self._keys = model.load_keys(self._config)
+        self._config: NodeConfig = load_config(file, self._config_type)
+        self._keys = load_keys(self._config)
         self._tls = TlsContexts(self._config)
         self._counters: Counter[str] = Counter()
         self.node = kind(self._config, self._keys, self._counters, self._tls)
@@ -235,8 +225,8 @@ class Service:
     async def reload(self) -> None:
         """Read the configuration again; when it is wrong, say so and go on with the old one."""
         try:
-            new = model.load(self._file, self._config_type)
-            keys = model.load_keys(new)
+            new = load_config(self._file, self._config_type)
+            keys = load_keys(new)
             tls = TlsContexts(new)
             await self._listen(new)
         except (ConfigError, ListenError) as error:
@@ -417,7 +407,7 @@ class Service:
         log(logger, logging.INFO, "counters", open=len(self.connections), **fields)
 
     def _warn_of_limits(self) -> None:
-        for sentence in model.warnings(self._config) + self._tls.warnings(datetime.now(UTC)):
+        for sentence in config_warnings(self._config) + self._tls.warnings(datetime.now(UTC)):
             log(logger, logging.WARNING, "unwise configuration", advice=sentence)
         wanted = open_files_wanted(self._config.limits)
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -432,49 +422,6 @@ class Service:
                 allowed=allowed,
                 wanted=wanted,
             )
-
-
-class Listener:
-    """Listen at an address, at which a reload may turn TLS on or off.
-
-    Attributes:
-        server: Once it listens.
-        endpoint: Finds what serves a request that comes here.
-        pages_only: Whether nothing but the pages of the node is there, for whoever reaches it.
-    """
-
-    server: asyncio.AbstractServer
-
-    def __init__(
-        self, address: Address, endpoint: Callable[[Listener, Connection, str], Handler | HttpAnswer]
-    ) -> None:
-        self.address = address
-        # One for all of its connections.
-        self.endpoint = functools.partial(endpoint, self)
-        self.pages_only = False
-
-    def bound(self) -> list[Address]:
-        """Return where it listens, with the ports that the system chose for port 0."""
-        if self.address.port or self.address.socket:
-            return [self.address]
-        sockets = cast("asyncio.Server", self.server).sockets  # uvloop's is no subclass
-        # A name that stands for several IP addresses gets a port for each.
-        ports = dict.fromkeys(listening.getsockname()[1] for listening in sockets)
-        return [msgspec.structs.replace(self.address, port=port) for port in ports]
-
-    def close(self) -> None:
-        """Stop listening."""
-        self.server.close()
-        if self.address.socket:
-            Path(self.address.socket).unlink(missing_ok=True)
-
-
-class _Refused(asyncio.Protocol):
-    """Drop a connection that comes when there are far too many."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Drop it (asyncio calls this)."""
-        cast("asyncio.Transport", transport).abort()
 
 
 def run(file: str | Path, kind: type[Node]) -> None:
@@ -507,18 +454,6 @@ def _keep_freed_memory() -> None:
 
 def _feeds(connection: Connection) -> bool:
     return connection.handler is not None and connection.handler.feeds
-
-
-def open_files_wanted(limits: Limits) -> int:
-    """Return how many open files a node needs."""
-    return limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
-
-
-def somebody_listens(path: str) -> bool:
-    """Tell whether somebody may listen on a unix socket, or it was left behind or is not there."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.setblocking(False)
-        return probe.connect_ex(path) not in (errno.ECONNREFUSED, errno.ENOENT)
 
 
 def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, cast
 
 import msgspec
 
-from ..errors import CloseCode, PeerError
+from .close import CloseCode, PeerError
 
 MAX_ONCE = 2**31 - 2
 """The largest challenge that the original nodes draw; the smallest is 1, for they take 0 as absent."""

@@ -6,13 +6,9 @@ error. Plain frames, of which there are millions, take the fast lane (`cut_texts
 
 from __future__ import annotations
 
-import functools
 import logging
-import operator
 import re
-import secrets
-import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import ClassVar
 
@@ -26,47 +22,20 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
-from ..errors import CloseCode, Closed
+from .close import CloseCode, Closed
+from .frames import MAX_HEADER_BYTES, cut_texts, frame_size, frame_texts
 
 MAX_REASON_BYTES = 123
 """A control frame carries 125 bytes, two of which are the close code (RFC 6455 section 5.5)."""
 
-TEXT_AND_FIN = 0x81
-"""The first byte of an unfragmented text message."""
-
-MAX_HEADER_BYTES = 14
-"""Of a frame: two bytes, eight of a long length, four of a masking key (RFC 6455 section 5.2)."""
 
 MAX_HEAD_LINES = 130
 """Of a request or an answer: the first line, the 128 headers that the library takes, and an empty one."""
 
-MIN_RUN = 8
-"""Frames of one size that may be cut in one go: for fewer, one by one is faster."""
-
-MAX_RUN = 256
-"""Frames that are cut in one go: enough to make the fixed cost small, few enough to look at in vain."""
-
-DRAWN_KEYS = 1024
-"""Masking keys that are drawn at a time: to ask the system takes as long as to mask five frames."""
-
-CHEAP_COPY_BYTES = 1024
-"""Up to here, copying a payload once more costs less than what it takes to avoid that."""
-
-CACHED_SIZES = 1024
-"""Message sizes whose header or pattern is remembered: 200 bytes each, for what takes 0.3 µs to make."""
 
 SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
 """RFC 6455 section 11.3.4."""
 
-try:
-    from websockets.speedups import apply_mask
-except ImportError:  # pragma: no cover - a platform without the compiled extension
-    from websockets.utils import apply_mask
-
-_unpack_16 = struct.Struct("!H").unpack_from
-_unpack_64 = struct.Struct("!Q").unpack_from
-
-_drawn_keys: list[bytes] = []
 
 _silent = logging.getLogger("wsqueue.websockets")
 _silent.addHandler(logging.NullHandler())
@@ -115,136 +84,6 @@ Item = list[bytes] | Opened | Ponged
 
 A payload may still turn out not to be UTF-8: `packets.decode` finds that out.
 """
-
-
-def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
-    """Return unfragmented text frames for all payloads, joined for one write (RFC 6455 section 5.2).
-
-    Args:
-        payloads: UTF-8.
-        masked: True for what an initiator sends; each frame gets a key of its own.
-    """
-    if not payloads:
-        return b""
-    if len(payloads) == 1 and len(payloads[0]) <= CHEAP_COPY_BYTES:
-        (payload,) = payloads
-        if not masked:
-            return _plain_header(len(payload)) + payload
-        (key,) = _masking_keys(1)
-        return _masked_header(len(payload)) + key + apply_mask(payload, key)
-    lengths = list(map(len, payloads))
-    header = _masked_header if masked else _plain_header
-    keys: list[bytes] = []
-    bodies: Iterable[bytes] = payloads
-    if masked:
-        keys = _masking_keys(len(payloads))
-        bodies = map(apply_mask, payloads, keys)
-    if max(lengths) > CHEAP_COPY_BYTES:
-        heads = map(header, lengths)
-        parts = [b""] * (2 * len(payloads))
-        parts[::2] = map(operator.add, heads, keys) if masked else heads
-        parts[1::2] = bodies
-        return b"".join(parts)
-    if masked:
-        bodies = map(operator.add, keys, bodies)
-    if lengths.count(lengths[0]) == len(lengths):
-        return header(lengths[0]) + header(lengths[0]).join(bodies)
-    return b"".join(map(operator.add, map(header, lengths), bodies))
-
-
-def _masking_keys(count: int) -> list[bytes]:
-    """Return fresh random keys (RFC 6455 section 5.3), drawn in stock."""
-    if count > len(_drawn_keys):
-        random = secrets.token_bytes(4 * max(count, DRAWN_KEYS))
-        _drawn_keys.extend(key for (key,) in struct.iter_unpack("4s", random))
-    keys = _drawn_keys[-count:]
-    del _drawn_keys[-count:]
-    return keys
-
-
-@functools.lru_cache(CACHED_SIZES)
-def _plain_header(length: int) -> bytes:
-    return text_header(length, 0)
-
-
-@functools.lru_cache(CACHED_SIZES)
-def _masked_header(length: int) -> bytes:
-    return text_header(length, 0x80)
-
-
-def text_header(length: int, mask_bit: int) -> bytes:
-    """Return how an unfragmented text frame begins, without a masking key; the mask bit is 0 or 0x80."""
-    if length < 126:
-        return struct.pack("!BB", TEXT_AND_FIN, mask_bit | length)
-    if length < 65_536:
-        return struct.pack("!BBH", TEXT_AND_FIN, mask_bit | 126, length)
-    return struct.pack("!BBQ", TEXT_AND_FIN, mask_bit | 127, length)
-
-
-def cut_texts(  # noqa: C901 - one function, for a call takes as long as half a turn of the loop
-    data: bytes, position: int, *, masked: bool, max_message_bytes: int
-) -> tuple[list[bytes], int, int]:
-    """Cut plain frames off: text, whole, unfragmented and within the limit (RFC 6455 section 5.2).
-
-    This is the hot loop of a node. Messages of one size tend to follow each other: after two of a size,
-    the headers of those to come are compared column by column, and as many frames as are alike are cut in
-    one go, which takes a third of the time.
-
-    Args:
-        data: What was read.
-        position: Where in it a frame begins.
-        masked: True for what an acceptor reads.
-        max_message_bytes: The longest payload.
-
-    Returns:
-        The payloads; where the first frame begins that was not cut; and how many bytes from there on
-        it needs to be cut, or 0 when it is none for the fast lane.
-    """
-    payloads: list[bytes] = []
-    end = len(data)
-    mask_bit, key_bytes = (0x80, 4) if masked else (0, 0)
-    previous = None
-    while end - position >= 2:
-        if data[position] != TEXT_AND_FIN:
-            return payloads, position, 0
-        start = position + 2
-        length = data[position + 1] ^ mask_bit
-        if length > 125:
-            if length > 127:  # wrongly masked
-                return payloads, position, 0
-            unpack, start = (_unpack_16, start + 2) if length == 126 else (_unpack_64, start + 8)
-            if end < start:
-                return payloads, position, start - position
-            (length,) = unpack(data, position + 2)
-        if length > max_message_bytes:
-            return payloads, position, 0
-        header_bytes = start - position
-        start += key_bytes
-        after = start + length
-        if end < after:
-            return payloads, position, after - position
-        if length == previous and (count := (end - position) // (size := after - position)) >= MIN_RUN:
-            count = min(count, MAX_RUN)
-            for offset in range(header_bytes):
-                column = data[position + offset : position + count * size : size]
-                count -= len(column.lstrip(column[:1]))
-            after = position + count * size
-            pattern = _frame_pattern(header_bytes, key_bytes, length)
-            run = pattern.iter_unpack(memoryview(data)[position:after])
-            if masked:
-                payloads += [apply_mask(payload, key) for key, payload in run]
-            else:
-                payloads += [payload for _, payload in run]
-        else:
-            payload = data[start:after]
-            payloads.append(apply_mask(payload, data[start - 4 : start]) if masked else payload)
-        position, previous = after, length
-    return payloads, position, 2
-
-
-@functools.lru_cache(CACHED_SIZES)
-def _frame_pattern(header_bytes: int, key_bytes: int, length: int) -> struct.Struct:
-    return struct.Struct(f"{header_bytes}x{key_bytes}s{length}s")
 
 
 class Framing:
@@ -619,20 +458,6 @@ class ClientFraming(Framing):
 
 def _short(reason: str) -> str:
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
-
-
-def frame_size(head: bytes) -> int | None:
-    """Return the size of the frame that begins so, None while that is not known."""
-    if len(head) < 2:
-        return None
-    length, extended = head[1] & 0x7F, 0
-    if length > 125:
-        extended = 2 if length == 126 else 8
-        if len(head) < 2 + extended:
-            return None
-        length = int.from_bytes(head[2 : 2 + extended])
-    key_bytes = 4 if head[1] & 0x80 else 0
-    return 2 + extended + key_bytes + length
 
 
 def _add(items: list[Item], item: Item) -> None:

@@ -12,8 +12,9 @@ from typing import Self
 
 import msgspec
 
-from ..errors import CloseCode, Closed, PeerError
 from . import classic, v2
+from .close import CloseCode, Closed, PeerError
+from .frames import frame_texts
 from .framing import (
     ClientFraming,
     Framing,
@@ -21,16 +22,9 @@ from .framing import (
     Opened,
     Ponged,
     ServerFraming,
-    frame_texts,
 )
-from .hello import (
-    Context,
-    Handshake,
-    HandshakeV2,
-    Order,
-    PreSharedKey,
-    Role,
-)
+from .hello import Context, Handshake, HandshakeV2
+from .keys import Order, PreSharedKey, Role
 from .v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024

@@ -10,8 +10,8 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from ..errors import CloseCode, PeerError
 from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS, is_utf8
+from .close import CloseCode, PeerError
 
 SUBPROTOCOL = "wsqueue.v2"
 """What an initiator offers, and an acceptor selects (RFC 6455 section 1.9)."""

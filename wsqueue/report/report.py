@@ -7,7 +7,6 @@ is added has a default, and what has a few values today may have others tomorrow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -21,8 +20,6 @@ MAX_SLOW_PEERS = 10
 MAX_TOPIC_CHARACTERS = 200
 """Of a topic's name in a report; a longer one is cut."""
 
-MAX_CLOCK_SECONDS = 5.0
-"""By how much a node's clock may differ: more is no delay of the network."""
 
 LOST_REASONS = ("in_flight", "held", "refused", "full")
 """Of the counters `lost_<reason>` of classic messages."""
@@ -269,65 +266,3 @@ class Cluster(msgspec.Struct, frozen=True):
     producers: list[str]
     nodes: list[ClusterNode]
     warnings: list[NodeWarning]
-
-
-def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
-    """Return what is wrong with nodes, and what only a look at all of them shows."""
-    found: list[NodeWarning] = []
-    for node in nodes:
-        if node.problem:
-            found.append(
-                NodeWarning(
-                    "node_unreachable",
-                    f"{node.role} {node.address} does not answer: {node.problem}.",
-                    "See whether it runs (`systemctl status`), and whether it can be reached from here.",
-                )
-            )
-        elif node.report is not None:
-            found += [
-                msgspec.structs.replace(warning, text=f"{node.role} {node.address}: {warning.text}")
-                for warning in node.report.warnings
-            ]
-            if node.clock_seconds is not None and abs(node.clock_seconds) > MAX_CLOCK_SECONDS:
-                ahead = "ahead of" if node.clock_seconds > 0 else "behind"
-                found.append(
-                    NodeWarning(
-                        "clock_differs",
-                        f"The clock of {node.role} {node.address} is {abs(node.clock_seconds):.0f} seconds"
-                        f" {ahead} ours.",
-                        "Let systemd-timesyncd or chrony set the clocks, which certificates need.",
-                    )
-                )
-    reports = [node.report for node in nodes if node.answers and node.report is not None]
-    versions = sorted({report.version for report in reports})
-    if len(versions) > 1:
-        found.append(
-            NodeWarning(
-                "version_differs",
-                f"The nodes have different versions: {', '.join(versions)}.",
-                "That is well during an update; otherwise run `ansible-playbook site.yml` again.",
-            )
-        )
-    if len({tuple(report.psk_fingerprints) for report in reports}) > 1:
-        found.append(
-            NodeWarning(
-                "keys_differ",
-                "The nodes have different lists of pre-shared keys.",
-                "That is well while keys are rotated; otherwise compare them with `wsqueue doctor FILE`.",
-            )
-        )
-    return found
-
-
-def number(count: int, one: str, many: str = "") -> str:
-    """Return a number with what there is so many of, e.g. 1 time, 2,000 times."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
-
-
-def amount(count: float) -> str:
-    """Return a number of bytes for people, e.g. 1.5 MiB."""
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if count < 1024:
-            return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
-        count /= 1024
-    return f"{count:.1f} TiB"

@@ -19,10 +19,11 @@ import msgspec
 from ..client.client import Client
 from ..config.addresses import Address
 from ..config.model import DemoConfig
-from ..errors import CloseCode, Closed, WsqueueError
+from ..errors import WsqueueError
+from ..net.certificates import TlsContexts
 from ..net.link import Link
-from ..net.tls import TlsContexts
-from ..protocol.hello import Order, PreSharedKey
+from ..protocol.close import CloseCode, Closed
+from ..protocol.keys import Order, PreSharedKey
 from ..protocol.routing import topic_hash
 from .terminal import printable
 

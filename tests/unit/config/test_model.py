@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from wsqueue.config.addresses import Address
+from wsqueue.config.check import check_addresses, config_warnings
+from wsqueue.config.keys import DEFAULT_PSK, MAX_PSK_BYTES, load_psk
+from wsqueue.config.load import MAX_FILE_BYTES, load_any_config, load_config
 from wsqueue.config.model import (
-    DEFAULT_PSK,
-    MAX_FILE_BYTES,
-    MAX_PSK_BYTES,
     READ_MARGIN_BYTES,
     Config,
     ConsumerConfig,
@@ -20,15 +20,10 @@ from wsqueue.config.model import (
     Monitoring,
     NodeConfig,
     ProducerConfig,
-    check_addresses,
-    load,
-    load_any,
-    load_psk,
     role_of,
-    warnings,
 )
 from wsqueue.errors import ConfigError
-from wsqueue.protocol.hello import Order, PreSharedKey
+from wsqueue.protocol.keys import Order, PreSharedKey
 
 SECRET = "a rather good secret"
 
@@ -59,7 +54,7 @@ def no_key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def refusal(file: Path, kind: type[Config] | None = None) -> ConfigError:
     with pytest.raises(ConfigError) as caught:
-        load_any(file) if kind is None else load(file, kind)
+        load_any_config(file) if kind is None else load_config(file, kind)
     assert caught.value.file == str(file)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
@@ -68,18 +63,18 @@ def refusal(file: Path, kind: type[Config] | None = None) -> ConfigError:
 
 class TestGoodFiles:
     def test_the_shortest_consumer(self, write: Write) -> None:
-        config = load(write(CONSUMER), ConsumerConfig)
+        config = load_config(write(CONSUMER), ConsumerConfig)
         assert config == ConsumerConfig(listen=["127.0.0.1:10001"])
         assert config.listeners == [Address(host="127.0.0.1", port=10001)]
         assert (config.psk_file, config.local, config.log_level) == (None, False, "info")
 
     def test_the_shortest_producer(self, write: Write) -> None:
-        config = load(write(PRODUCER), ProducerConfig)
+        config = load_config(write(PRODUCER), ProducerConfig)
         assert config.links == [Address(host="127.0.0.1", port=10001, path="/producer")]
         assert config.hello_order is Order.DOCUMENT
 
     def test_the_shortest_demo(self, write: Write) -> None:
-        config = load(write(DEMO), DemoConfig)
+        config = load_config(write(DEMO), DemoConfig)
         assert config.produce_addresses == [Address(host="127.0.0.1", port=10002, path="/produce")]
         assert config.subscribe_addresses == [Address(host="127.0.0.1", port=10001, path="/subscribe")]
         assert config.hello_order is Order.DOCUMENT
@@ -106,7 +101,7 @@ class TestGoodFiles:
             reconnect_max_seconds = 1e3
             drain_seconds = 60
         """
-        config = load(write(text), ProducerConfig)
+        config = load_config(write(text), ProducerConfig)
         assert (config.hello_order, config.log_level, config.local) == (Order.REVERSED, "debug", True)
         assert config.psk_file == str(tmp_path / "secrets/psk")
         assert [str(link) for link in config.links] == [
@@ -137,36 +132,43 @@ class TestGoodFiles:
         ],
     )
     def test_the_role_decides_the_kind(self, write: Write, text: str, kind: type[Config], role: str) -> None:
-        config = load_any(write(text))
+        config = load_any_config(write(text))
         assert type(config) is kind
         assert role_of(kind) == role
-        assert load(str(write(text)), kind) == config
+        assert load_config(str(write(text)), kind) == config
 
     @pytest.mark.parametrize(("text", "fits"), [(CONSUMER, True), (PRODUCER, True), (DEMO, False)])
     def test_any_node(self, write: Write, text: str, fits: bool) -> None:
-        assert isinstance(load_any(write(text)), NodeConfig) == fits
+        assert isinstance(load_any_config(write(text)), NodeConfig) == fits
 
     def test_order_is_kept(self, write: Write) -> None:
         entries = [f"192.0.2.{number}:1/producer" for number in (9, 3, 7)]
-        config = load(write(PRODUCER.replace('["127.0.0.1:10001/producer"]', str(entries))), ProducerConfig)
+        config = load_config(
+            write(PRODUCER.replace('["127.0.0.1:10001/producer"]', str(entries))), ProducerConfig
+        )
         assert [str(link) for link in config.links] == entries
 
     def test_windows_line_ends(self, write: Write) -> None:
-        assert load_any(write(PRODUCER.replace("\n", "\r\n"))) == load_any(write(PRODUCER))
+        assert load_any_config(write(PRODUCER.replace("\n", "\r\n"))) == load_any_config(write(PRODUCER))
 
     def test_a_configuration_is_frozen(self, write: Write) -> None:
         with pytest.raises(AttributeError):
-            load_any(write(CONSUMER)).local = True  # type: ignore[misc]
+            load_any_config(write(CONSUMER)).local = True  # type: ignore[misc]
 
     def test_an_absolute_psk_file_stays(self, write: Write) -> None:
-        assert load_any(write(CONSUMER + 'psk_file = "/etc/wsqueue/psk"\n')).psk_file == "/etc/wsqueue/psk"
+        assert (
+            load_any_config(write(CONSUMER + 'psk_file = "/etc/wsqueue/psk"\n')).psk_file
+            == "/etc/wsqueue/psk"
+        )
 
     def test_port_0_may_be_there_twice(self, write: Write) -> None:
-        config = load(write(CONSUMER.replace("10001", '0", "127.0.0.1:0')), ConsumerConfig)
+        config = load_config(write(CONSUMER.replace("10001", '0", "127.0.0.1:0')), ConsumerConfig)
         assert len(config.listeners) == 2
 
     def test_a_file_of_the_largest_size(self, write: Write) -> None:
-        assert load_any(write(CONSUMER + "#" * (MAX_FILE_BYTES - len(CONSUMER)))) == load_any(write(CONSUMER))
+        assert load_any_config(write(CONSUMER + "#" * (MAX_FILE_BYTES - len(CONSUMER)))) == load_any_config(
+            write(CONSUMER)
+        )
 
 
 class TestWrongFiles:
@@ -289,7 +291,10 @@ class TestWrongFiles:
 
     def test_the_smallest_write_buffer(self, write: Write) -> None:
         limits = "[limits]\nmax_message_bytes = 10\nmax_buffered_bytes = %d\n"
-        assert load_any(write(CONSUMER + limits % (READ_MARGIN_BYTES + 10))).limits.max_message_bytes == 10
+        assert (
+            load_any_config(write(CONSUMER + limits % (READ_MARGIN_BYTES + 10))).limits.max_message_bytes
+            == 10
+        )
         refusal(write(CONSUMER + limits % (READ_MARGIN_BYTES + 9)))
 
     @pytest.mark.parametrize(
@@ -347,7 +352,7 @@ class TestWrongFiles:
         ],
     )
     def test_a_local_cluster_is_on_loopback(self, write: Write, text: str) -> None:
-        load_any(write(text))
+        load_any_config(write(text))
         error = refusal(write("local = true\n" + text))
         assert "not on loopback" in error.problem
         assert "expected e.g. 127.0.0.1" in error.problem
@@ -360,7 +365,7 @@ class TestWrongFiles:
     def test_another_role(self, write: Write, text: str, found: str, role: type[Config]) -> None:
         file = write("# a comment\n\n" + text)
         if role_of(role) == found:
-            load(file, role)
+            load_config(file, role)
             return
         error = refusal(file, role)
         assert (error.line, error.key) == (3, "role")
@@ -475,7 +480,7 @@ class TestMonitoring:
     """Who may see how a node is, and where the others are."""
 
     def test_its_defaults(self, write: Write) -> None:
-        config = load(write(CONSUMER), ConsumerConfig)
+        config = load_config(write(CONSUMER), ConsumerConfig)
         assert config.monitoring == Monitoring()
         assert (config.monitoring.pages, config.monitoring.top_topics) == ("loopback", 10)
         assert config.page_listeners == config.all_consumers == config.all_producers == config.peers == []
@@ -489,7 +494,7 @@ class TestMonitoring:
             producers = ["p1.example:3", "c1.example:1"]
             top_topics = 100
         """
-        config = load(write(CONSUMER + text), ConsumerConfig)
+        config = load_config(write(CONSUMER + text), ConsumerConfig)
         assert config.page_listeners == [
             Address(host="127.0.0.1", port=20001),
             Address(socket="/run/pages.sock"),
@@ -509,9 +514,9 @@ class TestMonitoring:
 
     def test_a_producer_knows_the_consumers_of_its_links(self, write: Write) -> None:
         text = PRODUCER.replace("127.0.0.1:10001/", "wss://c1.example:1/q/")
-        config = load(write(text), ProducerConfig)
+        config = load_config(write(text), ProducerConfig)
         assert config.all_consumers == [Address(host="c1.example", port=1, tls=True)]
-        config = load(write(text + '[monitoring]\nconsumers = ["c2.example:1"]\n'), ProducerConfig)
+        config = load_config(write(text + '[monitoring]\nconsumers = ["c2.example:1"]\n'), ProducerConfig)
         assert config.all_consumers == [Address(host="c2.example", port=1)]
         assert [address.host for address in config.peers] == ["c1.example", "c2.example"]
 
@@ -555,22 +560,22 @@ class TestMonitoring:
 
     def test_nodes_may_be_among_the_listeners(self, write: Write) -> None:
         """This one is one of the cluster, too."""
-        load_any(write(f'{CONSUMER}[monitoring]\nconsumers = ["127.0.0.1:10001"]\n'))
+        load_any_config(write(f'{CONSUMER}[monitoring]\nconsumers = ["127.0.0.1:10001"]\n'))
 
     def test_tls_needs_a_certificate(self, write: Write) -> None:
         text = f'{CONSUMER}[monitoring]\nlisten = ["wss://127.0.0.1:7"]\n'
         error = refusal(write(text))
         assert (error.line, error.key) == (4, "monitoring.listen[0]")
         assert "needs a certificate: expected the table [tls]" in error.problem
-        load_any(write(text + '[tls]\ncertificate = "c"\nkey = "k"\n'))
+        load_any_config(write(text + '[tls]\ncertificate = "c"\nkey = "k"\n'))
 
     def test_connecting_with_tls_needs_none(self, write: Write) -> None:
-        load_any(write(f'{CONSUMER}[monitoring]\nproducers = ["wss://node:7"]\n'))
+        load_any_config(write(f'{CONSUMER}[monitoring]\nproducers = ["wss://node:7"]\n'))
 
     @pytest.mark.parametrize("key", ["listen", "consumers", "producers"])
     def test_a_local_cluster_is_on_loopback(self, write: Write, key: str) -> None:
         text = f'{CONSUMER}[monitoring]\n{key} = ["192.0.2.1:7"]\n'
-        load_any(write(text))
+        load_any_config(write(text))
         error = refusal(write("local = true\n" + text))
         assert (error.line, error.key) == (5, f"monitoring.{key}[0]")
         assert "not on loopback" in error.problem
@@ -603,7 +608,7 @@ class TestMonitoring:
 
     def test_what_can_be_read_on_the_way(self) -> None:
         monitoring = Monitoring(listen=["127.0.0.1:1", "192.0.2.1:2", "unix:/pages.sock"])
-        (sentence,) = warnings(ConsumerConfig(listen=["127.0.0.1:3"], monitoring=monitoring))
+        (sentence,) = config_warnings(ConsumerConfig(listen=["127.0.0.1:3"], monitoring=monitoring))
         assert sentence.startswith("listen: 192.0.2.1:2 can be reached from elsewhere")
 
 
@@ -639,15 +644,15 @@ def test_warnings(consumers: int, warned: int) -> None:
         ProducerConfig(listen=["127.0.0.1:1"], consumers=links),
         DemoConfig(producers=["a:1/produce"], consumers=subscribe),
     ):
-        sentences = warnings(config)
+        sentences = config_warnings(config)
         assert len(sentences) == warned
         assert all(f"consumers: {consumers} is a multiple of 31" in sentence for sentence in sentences)
-    assert warnings(ConsumerConfig(listen=[f"127.0.0.1:{port}" for port in range(1, 32)])) == []
+    assert config_warnings(ConsumerConfig(listen=[f"127.0.0.1:{port}" for port in range(1, 32)])) == []
 
 
 def test_a_warning_of_what_can_be_read_on_the_way() -> None:
     listen = ["127.0.0.1:1", "unix:/node.sock", "localhost:1", "wss://0.0.0.0:2", "0.0.0.0:3", "[::]:4"]
-    sentences = warnings(ConsumerConfig(listen=listen))
+    sentences = config_warnings(ConsumerConfig(listen=listen))
     assert [sentence.split()[:2] for sentence in sentences] == [
         ["listen:", "0.0.0.0:3"],
         ["listen:", "[::]:4"],
@@ -675,7 +680,7 @@ class TestKey:
         return error
 
     def test_a_file_beside_the_configuration(self, write: Write, key_file: Path) -> None:
-        config = load_any(write(CONSUMER + 'psk_file = "psk"\n'))
+        config = load_any_config(write(CONSUMER + 'psk_file = "psk"\n'))
         assert load_psk(config) == PreSharedKey(SECRET)
 
     def test_a_relative_file_is_relative_to_the_configuration_and_not_to_the_process(
@@ -686,7 +691,7 @@ class TestKey:
         secrets.mkdir(exist_ok=True)
         key_file.rename(secrets / "psk")
         monkeypatch.chdir(tmp_path.parent)
-        assert load_psk(load_any(file.relative_to(tmp_path.parent))) == PreSharedKey(SECRET)
+        assert load_psk(load_any_config(file.relative_to(tmp_path.parent))) == PreSharedKey(SECRET)
 
     @pytest.mark.parametrize(
         ("content", "key"),
@@ -800,7 +805,7 @@ class TestKey:
         assert "Is a directory" in self.refusal(Config(psk_file=str(tmp_path))).problem
 
     def test_a_name_that_no_file_can_have(self, write: Write) -> None:
-        config = load_any(write(CONSUMER + 'psk_file = "a\\u0000b"\n'))
+        config = load_any_config(write(CONSUMER + 'psk_file = "a\\u0000b"\n'))
         assert "a\0b" in self.refusal(config).file
 
     @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ import tomli
 from tests.support.paths import ROOT
 from wsqueue.cli import main
 from wsqueue.config import model
+from wsqueue.config.load import load_any_config
 from wsqueue.config.model import (
     ConsumerConfig,
     DemoConfig,
@@ -24,11 +25,11 @@ from wsqueue.config.model import (
     Retention,
     Tls,
 )
-from wsqueue.errors import CloseCode
 from wsqueue.monitoring import pages, reporter
-from wsqueue.net import tls
-from wsqueue.protocol import hello
+from wsqueue.net.certificates import EXPIRY_WARNING
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
+from wsqueue.protocol.keys import FINGERPRINT_COST, FINGERPRINT_SALT
 from wsqueue.protocol.v2 import PACKETS, Publish, RefusalCode
 from wsqueue.report import report, stats
 from wsqueue.report.report import (
@@ -44,6 +45,7 @@ from wsqueue.report.report import (
     TopicStatus,
     WarningCode,
 )
+from wsqueue.report.warnings import MAX_CLOCK_SECONDS
 from wsqueue.version import __version__
 
 TABLES = {"limits": Limits, "monitoring": Monitoring, "retention": Retention, "tls": Tls}
@@ -180,10 +182,10 @@ def test_the_numbers_of_monitoring() -> None:
     assert reporter.MANY_REFUSALS == 5
     assert reporter.MANY_REFUSALS == 5
     assert "in the last minute at least five hellos were refused" in text
-    assert f"by more than {report.MAX_CLOCK_SECONDS:g} seconds" in text
-    assert f"within {tls.EXPIRY_WARNING.days} days" in text
-    assert hello.FINGERPRINT_SALT == b"wsqueue fingerprint"
-    assert f"(salt `wsqueue fingerprint`, N {hello.FINGERPRINT_COST}, r 8, p 1)" in text
+    assert f"by more than {MAX_CLOCK_SECONDS:g} seconds" in text
+    assert f"within {EXPIRY_WARNING.days} days" in text
+    assert FINGERPRINT_SALT == b"wsqueue fingerprint"
+    assert f"(salt `wsqueue fingerprint`, N {FINGERPRINT_COST}, r 8, p 1)" in text
 
 
 def test_the_pages() -> None:
@@ -222,7 +224,7 @@ def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> N
     for block in blocks:
         file = tmp_path / "example.toml"
         file.write_text(block)
-        model.load_any(file)
+        load_any_config(file)
 
 
 def test_the_recipes_are_python() -> None:

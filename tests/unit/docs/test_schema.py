@@ -17,8 +17,8 @@ from jsonschema import Draft202012Validator
 from jsonschema.validators import extend
 
 from docs.generators import schema
-from wsqueue.errors import PeerError
 from wsqueue.protocol import classic, v2
+from wsqueue.protocol.close import PeerError
 
 from ...support.session_pair import few, many
 from ...support.strategies import CLASSIC_PACKETS, V2_PACKETS, secrets
@@ -58,9 +58,8 @@ def test_the_file_is_up_to_date() -> None:
 
 
 def test_it_is_written_as_it_says(tmp_path: Any) -> None:
-    code = (
-        f"from pathlib import Path; from docs.generators import schema; schema.FILE = Path({str(tmp_path / 'file')!r})"
-    )
+    code = "from pathlib import Path; from docs.generators import schema"
+    code += f"; schema.FILE = Path({str(tmp_path / 'file')!r})"
     subprocess.run([sys.executable, "-c", f"{code}; schema.main()"], check=True)
     assert (tmp_path / "file").read_text() == schema.text()
 

@@ -16,8 +16,8 @@ from prometheus_client.core import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from wsqueue.errors import CloseCode
 from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, _Process, exposition
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (
     Connections,

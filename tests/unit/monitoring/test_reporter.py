@@ -11,13 +11,14 @@ import msgspec
 import pytest
 
 from wsqueue.config.addresses import parse_address
-from wsqueue.config.model import ConsumerConfig, Keys, Limits, NodeConfig, Tls
-from wsqueue.errors import CloseCode
+from wsqueue.config.keys import Keys
+from wsqueue.config.model import ConsumerConfig, Limits, NodeConfig, Tls
 from wsqueue.monitoring import reporter as reporter_module
 from wsqueue.monitoring.reporter import LATELY_WINDOWS, MAX_LAG_SECONDS, Reporter
+from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.connection import Connection
-from wsqueue.net.tls import TlsContexts
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.protocol.close import CloseCode
+from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.report.report import (
     FRESH_SECONDS,
     MAX_SLOW_PEERS,

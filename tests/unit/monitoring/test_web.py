@@ -10,9 +10,9 @@ from importlib import resources
 import pytest
 
 from tests.support.paths import ROOT
-from wsqueue.errors import CloseCode
 from wsqueue.monitoring.web import client_js, status_page
 from wsqueue.protocol.classic import MAX_ONCE
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.hello import TRANSITIONS_V2
 from wsqueue.protocol.v2 import NONCE_BYTES, SUBPROTOCOL
 

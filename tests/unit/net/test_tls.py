@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from wsqueue.config.addresses import Address
 from wsqueue.config.model import ConsumerConfig, DemoConfig, Tls
 from wsqueue.errors import ConfigError
-from wsqueue.net.tls import SLICE_BYTES, TlsContexts, TlsStream, explain
+from wsqueue.net.certificates import TlsContexts
+from wsqueue.net.tls import SLICE_BYTES, TlsStream, explain
 
 from ...support.certificates import Authority
 

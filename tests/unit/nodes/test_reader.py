@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.errors import CloseCode, WsqueueError
+from wsqueue.errors import WsqueueError
 from wsqueue.log import memory
 from wsqueue.log.memory import Batch, Outcome
 from wsqueue.log.records import Record, TopicState
@@ -18,7 +18,8 @@ from wsqueue.log.sqlite import State
 from wsqueue.nodes import reader
 from wsqueue.nodes.reader import Reader
 from wsqueue.protocol import v2
-from wsqueue.protocol.framing import frame_texts
+from wsqueue.protocol.close import CloseCode
+from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
 
 from ...support.fake_connection import FakeConnection

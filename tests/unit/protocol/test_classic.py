@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.errors import CloseCode, PeerError
 from wsqueue.protocol.classic import (
     MAX_ONCE,
     Hello,
@@ -19,6 +18,7 @@ from wsqueue.protocol.classic import (
     decode_messages,
     encode,
 )
+from wsqueue.protocol.close import CloseCode, PeerError
 
 from ...support.session_pair import many
 

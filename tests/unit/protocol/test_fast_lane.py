@@ -15,20 +15,18 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol
 from websockets.utils import accept_key, apply_mask
 
-from wsqueue.errors import CloseCode, Closed
 from wsqueue.protocol import framing as framing_module
+from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.protocol.frames import MAX_RUN, cut_texts, frame_texts
 from wsqueue.protocol.framing import (
-    MAX_RUN,
     ClientFraming,
     Framing,
     HttpAnswer,
     Opened,
     Ponged,
     ServerFraming,
-    cut_texts,
-    frame_texts,
 )
-from wsqueue.protocol.hello import Role
+from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, Received
 from wsqueue.protocol.v2 import SUBPROTOCOL
 

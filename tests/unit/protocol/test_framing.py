@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, Protocol, Side
 
-from wsqueue.errors import CloseCode, Closed
+from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
     ClientFraming,
@@ -19,7 +20,6 @@ from wsqueue.protocol.framing import (
     Opened,
     Ponged,
     ServerFraming,
-    frame_texts,
 )
 from wsqueue.protocol.v2 import SUBPROTOCOL
 

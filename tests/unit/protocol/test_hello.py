@@ -15,17 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.paths import DATA
-from wsqueue.errors import CloseCode, PeerError
 from wsqueue.protocol.classic import Hello
-from wsqueue.protocol.hello import (
-    TRANSITIONS,
-    Handshake,
-    Order,
-    PreSharedKey,
-    Role,
-    State,
-    Step,
-)
+from wsqueue.protocol.close import CloseCode, PeerError
+from wsqueue.protocol.hello import TRANSITIONS, Handshake, State, Step
+from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import Established
 
 from ...support.session_pair import PSK, SECRET, RawPeer, answer_of, few

@@ -15,21 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.config.model import Keys, ProducerConfig
-from wsqueue.errors import CloseCode, PeerError
-from wsqueue.net.tls import TlsContexts
+from wsqueue.config.keys import Keys
+from wsqueue.config.model import ProducerConfig
+from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes.producer import Producer
 from wsqueue.protocol import v2
+from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.framing import HttpAnswer
-from wsqueue.protocol.hello import (
-    TRANSITIONS_V2,
-    Context,
-    HandshakeV2,
-    PreSharedKey,
-    Role,
-    State,
-    Step,
-)
+from wsqueue.protocol.hello import TRANSITIONS_V2, Context, HandshakeV2, State, Step
+from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import Established, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 

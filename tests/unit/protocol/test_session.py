@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from wsqueue.errors import CloseCode, Closed
 from wsqueue.protocol import classic
+from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.framing import Ponged
-from wsqueue.protocol.hello import Order, PreSharedKey, Role
+from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import MAX_HELLO_BYTES, Established, Event, Received, Session
 
 from ...support.session_pair import (

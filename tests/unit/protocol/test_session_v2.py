@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from wsqueue.errors import CloseCode
 from wsqueue.protocol import v2
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.framing import Ponged
-from wsqueue.protocol.hello import Role
+from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import MAX_HELLO_BYTES, Established, Event, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 

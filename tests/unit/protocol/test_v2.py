@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.errors import CloseCode, PeerError
 from wsqueue.protocol.classic import MAX_DETAIL_CHARACTERS
+from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.v2 import (
     MAX_NUMBER,
     PACKETS,

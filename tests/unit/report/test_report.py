@@ -5,14 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from wsqueue.report.report import (
-    MAX_CLOCK_SECONDS,
-    ClusterNode,
-    NodeWarning,
-    Report,
-    amount,
-    cluster_warnings,
-)
+from wsqueue.report.report import ClusterNode, NodeWarning, Report
+from wsqueue.report.text import amount
+from wsqueue.report.warnings import MAX_CLOCK_SECONDS, cluster_warnings
 
 
 def report(**changes: object) -> Report:

@@ -22,8 +22,8 @@ from wsqueue.config.model import (
     Tls,
 )
 from wsqueue.monitoring.cluster import OTHER_KEY
-from wsqueue.net.tls import TlsContexts
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.net.certificates import TlsContexts
+from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.report.report import (
     Cluster,
     ClusterNode,

@@ -22,8 +22,8 @@ from wsqueue.report.report import (
     Report,
     SlowPeer,
     TopicStatus,
-    cluster_warnings,
 )
+from wsqueue.report.warnings import cluster_warnings
 from wsqueue.tools.top import Snapshot, exit_code, print_text
 from wsqueue.tools.top.screen import NO_LIMIT, screen
 from wsqueue.tools.top.snapshot import Rates, Sampler, top_topics

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from ...config import model
+from ...config.keys import load_psk
+from ...config.load import load_config
 from ...config.model import DemoConfig, Limits, Retention, RetentionMode
 from ...errors import WsqueueError
 from ...log.records import RECORD_OVERHEAD_BYTES
-from ...net.tls import TlsContexts
+from ...net.certificates import TlsContexts
 from ...protocol import classic
 from ...protocol.routing import topic_hash
 from ..local import LocalCluster
@@ -68,7 +69,7 @@ async def bench_local(
     consumers, producers, mode = cluster
     retention = retention_for(load, mode)
     async with LocalCluster(consumers, producers, 0, None, show, retention=retention) as running:
-        settings = model.load(running.config_file, DemoConfig)
+        settings = load_config(running.config_file, DemoConfig)
         return await run(wire(settings, protocol), load, running.pids, progress)
 
 
@@ -94,7 +95,7 @@ def wire(settings: DemoConfig, protocol: Protocol) -> Wire:
     return _WIRES[protocol](
         settings.produce_addresses,
         settings.subscribe_addresses,
-        model.load_psk(settings),
+        load_psk(settings),
         settings.hello_order,
         settings.limits,
         tls=TlsContexts(settings),

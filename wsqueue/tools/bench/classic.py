@@ -6,7 +6,7 @@ from websockets.frames import Close, Frame, Opcode
 
 from ...errors import WsqueueError
 from ...protocol import classic
-from ...protocol.framing import MAX_HEADER_BYTES, TEXT_AND_FIN, frame_size, frame_texts
+from ...protocol.frames import MAX_HEADER_BYTES, TEXT_AND_FIN, frame_size, frame_texts
 from .messages import Messages
 from .nodes import NodesWire
 from .workload import Load

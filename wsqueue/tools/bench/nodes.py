@@ -11,9 +11,11 @@ from urllib.parse import quote
 
 from ...config.addresses import Address
 from ...config.model import Limits
-from ...errors import AuthenticationError, CloseCode, ConnectError, why
-from ...net.tls import TlsContexts, channel_binding, explain
-from ...protocol.hello import Order, PreSharedKey
+from ...errors import AuthenticationError, ConnectError, why
+from ...net.certificates import TlsContexts
+from ...net.tls import channel_binding, explain
+from ...protocol.close import CloseCode
+from ...protocol.keys import Order, PreSharedKey
 from ...protocol.routing import topic_hash
 from ...protocol.session import Session
 

@@ -13,7 +13,8 @@ from websockets.protocol import CLIENT, OPEN, Protocol
 
 from ...errors import ConnectError, WsqueueError, why
 from ...protocol import v2
-from ...protocol.framing import Framing, frame_size, frame_texts, text_header
+from ...protocol.frames import frame_size, frame_texts, text_header
+from ...protocol.framing import Framing
 from .messages import SEND_BYTES
 from .nodes import OPEN_SECONDS, NodesWire
 from .workload import Load

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
-from ...config import model
+from ...config.keys import load_psk
 from ...config.model import DemoConfig
 from .cluster import Say, check_cluster
 from .findings import Finding
@@ -27,5 +27,5 @@ async def check(files: Sequence[str], say: Say) -> AsyncIterator[Finding]:
     async for finding in check_files(files, clusters, say):
         yield finding
     for settings in clusters:
-        async for finding in check_cluster(settings, model.load_psk(settings), say):
+        async for finding in check_cluster(settings, load_psk(settings), say):
             yield finding

@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from ...config.addresses import Address
 from ...config.model import DemoConfig
 from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
-from ...net.tls import TlsContexts, certificate_end, openssl_words
-from ...protocol.hello import PreSharedKey
-from ...report.report import Cluster, number
+from ...net.certificates import TlsContexts, certificate_end
+from ...net.tls import openssl_words
+from ...protocol.keys import PreSharedKey
+from ...report.report import Cluster
+from ...report.text import number
 from .findings import Finding, cluster_findings
 
 Say = Callable[[str], None]

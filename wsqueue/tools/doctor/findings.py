@@ -12,16 +12,11 @@ import msgspec
 from ...config import model
 from ...config.model import ConsumerConfig, Limits, NodeConfig, ProducerConfig
 from ...monitoring.cluster import OTHER_KEY
-from ...net.tls import EXPIRY_WARNING
-from ...nodes.service import open_files_wanted
-from ...report.report import (
-    MAX_CLOCK_SECONDS,
-    Cluster,
-    ClusterNode,
-    WarningCode,
-    amount,
-    number,
-)
+from ...net.certificates import EXPIRY_WARNING
+from ...nodes.limits import open_files_wanted
+from ...report.report import Cluster, ClusterNode, WarningCode
+from ...report.text import amount, number
+from ...report.warnings import MAX_CLOCK_SECONDS
 from ...version import __version__
 
 State = Literal["ok", "warning", "problem"]

@@ -22,12 +22,16 @@ import psutil
 
 from ...config import model
 from ...config.addresses import Address
+from ...config.check import config_warnings
+from ...config.keys import load_keys, load_psk
+from ...config.load import load_any_config
 from ...config.model import Config, ConsumerConfig, DemoConfig, NodeConfig
 from ...errors import ConfigError
-from ...net.tls import TlsContexts, openssl_words
-from ...nodes.service import somebody_listens
-from ...protocol.hello import PreSharedKey
-from ...report.report import number
+from ...net.certificates import TlsContexts
+from ...net.tls import openssl_words
+from ...nodes.listener import somebody_listens
+from ...protocol.keys import PreSharedKey
+from ...report.text import number
 from .cluster import ANSWER_SECONDS, Say, ask
 from .findings import (
     Finding,
@@ -58,12 +62,12 @@ async def check_files(files: Sequence[str], clusters: list[DemoConfig], say: Say
     for file in files:
         say(f"checking {file}")
         try:
-            checked = model.load_any(file)
+            checked = load_any_config(file)
         except ConfigError as error:
             yield Finding("problem", file, _sentence(error, file), "Correct it.")
             continue
         yield Finding("ok", file, f"It is a good configuration of role {model.role_of(type(checked))}.")
-        for sentence in model.warnings(checked):
+        for sentence in config_warnings(checked):
             yield Finding("warning", file, f"{sentence}.")
         own = [*_key_findings(file, checked), *_certificate_findings(file, checked, datetime.now(UTC))]
         for finding in own:
@@ -84,7 +88,7 @@ async def check_files(files: Sequence[str], clusters: list[DemoConfig], say: Say
 
 def _key_findings(file: str, checked: Config) -> Iterator[Finding]:
     try:
-        keys = model.load_keys(checked)
+        keys = load_keys(checked)
     except ConfigError as error:
         denied = os.strerror(errno.EACCES) in str(error)
         advice = "Run this as root, or as the user of the node." if denied else "Put a key there."
@@ -240,7 +244,7 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
         producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
     )
     try:
-        psk, tls = model.load_psk(checked), TlsContexts(client)
+        psk, tls = load_psk(checked), TlsContexts(client)
     except ConfigError:
         return Finding("warning", file, f"Something listens at {address}, and cannot be asked what it is.")
     cluster = await ask([place], [], psk, client, tls)

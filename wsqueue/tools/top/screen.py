@@ -11,15 +11,8 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from ...report.report import (
-    ClusterNode,
-    LinkStatus,
-    NodeWarning,
-    Report,
-    SlowPeer,
-    amount,
-    number,
-)
+from ...report.report import ClusterNode, LinkStatus, NodeWarning, Report, SlowPeer
+from ...report.text import amount, number
 from ..terminal import one_line
 from .snapshot import NodeSnapshot, Rates, Snapshot
 

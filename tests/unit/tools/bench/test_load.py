@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.errors import AuthenticationError, CloseCode, ConnectError, PeerError, WsqueueError
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.errors import AuthenticationError, ConnectError, WsqueueError
+from wsqueue.protocol.close import CloseCode, PeerError
+from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench import BARS_PER_DECADE, ClassicWire, Load
 from wsqueue.tools.bench.__main__ import _plain
 from wsqueue.tools.bench.counters import MEASURED, At, Counters

@@ -15,8 +15,8 @@ from wsqueue.config.addresses import parse_address
 from wsqueue.config.model import Limits
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol import classic
-from wsqueue.protocol.framing import frame_texts
-from wsqueue.protocol.hello import Order, PreSharedKey
+from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.keys import Order, PreSharedKey
 from wsqueue.tools.bench import ClassicWire, Load
 from wsqueue.tools.bench.classic import ClassicUnwrapper
 from wsqueue.tools.bench.records import Records, Template

@@ -14,8 +14,8 @@ from websockets.protocol import OPEN, SERVER, Protocol
 
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol import v2
-from wsqueue.protocol.framing import frame_texts
-from wsqueue.protocol.hello import PreSharedKey
+from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench import Load, V2Wire
 from wsqueue.tools.bench.messages import SEND_BYTES
 from wsqueue.tools.bench.records import Records, Template

@@ -1,0 +1,49 @@
+"""The endpoint /status: it answers other nodes and tools with the report of this node."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ..net.connection import Connection
+from ..protocol import v2
+from ..protocol.close import CloseCode, Closed
+from ..protocol.framing import Ponged
+from ..protocol.session import Established, Event
+from .reporter import Reporter
+
+
+class StatusEndpoint:
+    """Serve `/status`, one for all who ask; they know the key of clients.
+
+    Args:
+        reporter: Of the node.
+    """
+
+    peer_role = "monitor"
+    feeds = False
+    serves_nodes = False
+
+    def __init__(self, reporter: Reporter) -> None:
+        self._reporter = reporter
+
+    def established(self, connection: Connection) -> None:
+        """Refuse the classic protocol, which has no reports."""
+        if not connection.session.v2:
+            connection.fail(CloseCode.CLASSIC_REFUSED)
+
+    def received(self, connection: Connection, events: list[Event]) -> None:
+        """Answer."""
+        for event in events:
+            if not connection.sendable:
+                return
+            if isinstance(event, v2.AskReport):
+                connection.send_packet(v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
+            elif not isinstance(event, Established | Ponged):
+                connection.fail(CloseCode.UNEXPECTED_PACKET)
+                return
+
+    def writable(self, connection: Connection) -> None:
+        """Do nothing: a report is sent when it is asked for."""
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Do nothing."""

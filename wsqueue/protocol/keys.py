@@ -1,0 +1,105 @@
+"""The pre-shared key, and the two ends and orders in which it is proved."""
+
+from __future__ import annotations
+
+import base64
+import enum
+import hashlib
+import hmac
+import re
+
+FINGERPRINT_SALT = b"wsqueue fingerprint"
+"""The same everywhere, so that fingerprints can be compared."""
+
+FINGERPRINT_COST = 4096
+"""Of scrypt (RFC 7914): 4 MiB and some 10 ms, which a start does not feel and a guesser does."""
+
+
+class Role(enum.Enum):
+    """Tell the end that opened the connection from the end that accepted it."""
+
+    ACCEPTOR = "acceptor"
+    INITIATOR = "initiator"
+
+
+class Order(enum.Enum):
+    """Name what comes first in the digest."""
+
+    DOCUMENT = "document"
+    REVERSED = "reversed"
+
+
+class PreSharedKey:
+    """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle.
+
+    Args:
+        secret: What an initiator uses.
+        others: What an acceptor takes besides, while keys are rotated.
+
+    Raises:
+        ValueError: The key cannot be UTF-8.
+    """
+
+    __slots__ = ("_secrets",)
+
+    def __init__(self, secret: str, *others: str) -> None:
+        # Not left to encode(), whose exception holds the key.
+        if any(re.search("[\ud800-\udfff]", one) for one in (secret, *others)):
+            raise ValueError("the pre-shared key is not UTF-8")
+        self._secrets = [one.encode() for one in (secret, *others)]
+
+    def __repr__(self) -> str:
+        return "PreSharedKey(<hidden>)"
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PreSharedKey)
+            and len(self._secrets) == len(other._secrets)
+            and all(map(hmac.compare_digest, self._secrets, other._secrets))
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __reduce__(self) -> str:
+        raise TypeError("a pre-shared key is not pickled")
+
+    def shares(self, other: PreSharedKey) -> bool:
+        """Tell whether a secret is among another's."""
+        return any(hmac.compare_digest(mine, its) for mine in self._secrets for its in other._secrets)
+
+    def fingerprints(self) -> list[str]:
+        """Return 8 hexadecimal digits for each secret, to tell keys apart; slow to guess a key from."""
+        return [
+            hashlib.scrypt(secret, salt=FINGERPRINT_SALT, n=FINGERPRINT_COST, r=8, p=1, dklen=4).hex()
+            for secret in self._secrets
+        ]
+
+    def answer(self, once: int, order: Order, index: int = 0) -> str:
+        """Return the base64 answer to a challenge with one of the secrets (seed document, section Hello)."""
+        challenge = format(once, "x").encode()
+        parts = (challenge, self._secrets[index])
+        digest = hashlib.sha256(b"".join(parts if order is Order.DOCUMENT else parts[::-1])).digest()
+        return base64.b64encode(digest).decode()
+
+    def verify(self, once: int, answer: str) -> tuple[Order, int] | None:
+        """Return the order in which `answer` is right and with which secret, or None; in constant time."""
+        given = answer.encode()
+        matches = {
+            (order, index): hmac.compare_digest(self.answer(once, order, index).encode(), given)
+            for order in Order
+            for index in range(len(self._secrets))
+        }
+        return next((which for which, match in matches.items() if match), None)
+
+    def prove(self, claim: bytes, index: int = 0) -> str:
+        """Return the base64 proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
+        return base64.b64encode(hmac.digest(self._secrets[index], claim, "sha256")).decode()
+
+    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+        """Return with which secret `proof` proves a claim, or None; in constant time."""
+        given = proof.encode()
+        matches = [
+            hmac.compare_digest(self.prove(claim, index).encode(), given)
+            for index in range(len(self._secrets))
+        ]
+        return matches.index(True) if True in matches else None

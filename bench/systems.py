@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from wsqueue.config.addresses import Address
 from wsqueue.config.load import load_config
-from wsqueue.config.model import DemoConfig, RetentionMode
+from wsqueue.config.model import ClientConfig, RetentionMode
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench import ClassicWire, Load, Wire, bench
@@ -72,7 +72,7 @@ async def wsqueue(
     """Run a producer and some consumers as `wsqueue bench` does, with all defaults that suit the load."""
     retention = bench.retention_for(load or Load(), mode)
     async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
-        clients = load_config(cluster.config_file, DemoConfig)
+        clients = load_config(cluster.config_file, ClientConfig)
         yield Running(bench.wire(clients, protocol), cluster.pids)
 
 

@@ -15,7 +15,7 @@ import yaml
 
 import wsqueue
 from wsqueue.cli import main as cli
-from wsqueue.client import client
+from wsqueue.client import values
 from wsqueue.config import model
 
 ROOT = Path(__file__).parent.parent.parent
@@ -46,7 +46,7 @@ NAMES = {
 """All that `wsqueue` exports, in the order of the page."""
 
 METHODS = {
-    "Client": ("publish", "publish_nowait", "room", "flush", "subscribe", "close", "lost_in_flight"),
+    "Client": ("publish", "publish_nowait", "drain", "flush", "subscribe", "close", "lost_in_flight"),
     "Subscription": ("__aenter__", "__anext__", "close"),
 }
 """What applications use; the rest is for the other modules of wsqueue."""
@@ -223,8 +223,8 @@ def _docstring(thing: Any) -> Iterator[str]:
 
 
 def _constant(name: str) -> tuple[str, str]:
-    """Return the value and the docstring of a constant of the client's module, as they are written."""
-    found = re.search(rf'^{name} = (.*)\n"""(.*?)"""', inspect.getsource(client), re.MULTILINE | re.DOTALL)
+    """Return the value and the docstring of a constant of the client's values, as they are written."""
+    found = re.search(rf'^{name} = (.*)\n"""(.*?)"""', inspect.getsource(values), re.MULTILINE | re.DOTALL)
     assert found is not None
     return found[1], " ".join(found[2].split())
 
@@ -237,7 +237,7 @@ def configuration() -> Iterator[str]:
     yield f"# Configuration keys\n\n{NOTE}"
     yield "The keys of each file with their types and bounds, which [configuration](../configuration.md)"
     yield "explains. A key that is not here is refused.\n"
-    kinds: tuple[type[model.Config], ...] = (model.ConsumerConfig, model.ProducerConfig, model.DemoConfig)
+    kinds: tuple[type[model.Config], ...] = (model.ConsumerConfig, model.ProducerConfig, model.ClientConfig)
     for kind in kinds:
         role = model.role_of(kind)
         yield f"## A file of role {role}\n\n| key | type | default | meaning |\n|---|---|---|---|"

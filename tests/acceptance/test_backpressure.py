@@ -211,7 +211,7 @@ class Publisher:
     async def run(self) -> None:
         """Publish until `stop`."""
         while not self._stopping:
-            await self.client.room()
+            await self.client.drain()
             self.client.publish_nowait(self._topic, f"{self._name:02}{self.count:06}{self._padding}")
             self.count += 1
             assert self.count * self.payload_bytes < FAR_TOO_MUCH_BYTES, "nothing halts the publisher"
@@ -603,7 +603,7 @@ async def publish_until_full(
     count = (limits.max_buffered_bytes + kernel_limit("tcp_wmem") + MIB) // size
     for number in range(count):
         for topic in topics:
-            await client.room()
+            await client.drain()
             client.publish_nowait(topic, f"{number:08}" + "x" * size)
         # In step with those who read, lest they fall behind too.
         if number % 8 == 7:
@@ -730,7 +730,7 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
             count = 0
             while not consumer.counters()["fell_behind"] or count < 5 * MAX_WAITING_MESSAGES:
                 for _ in range(500):
-                    await client.room()
+                    await client.drain()
                     client.publish_nowait("news", f"{count:08}{'x' * size}")
                     count += 1
                 assert count * size < FAR_TOO_MUCH_BYTES, "the application takes all"
@@ -757,7 +757,7 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
         (link,) = messages._links
         for _ in range(8):
             for _ in range(200):
-                await client.room()
+                await client.drain()
                 client.publish_nowait("news", "x" * 20_000)
             await client.flush()
             assert link.connection is not None
@@ -933,7 +933,7 @@ async def fill_log(cluster: Cluster, topics: Sequence[str], size: int, count: in
     async with cluster.client() as client:
         for number in range(count):
             for topic in topics:
-                await client.room()
+                await client.drain()
                 client.publish_nowait(topic, f"{0:02}{number:06}{'x' * size}")
         await client.flush()
 

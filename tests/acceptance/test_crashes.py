@@ -61,7 +61,7 @@ class Traffic:
         """Publish until `stop`, then wait until all is confirmed."""
         while not self._stopping:
             for topic in self.topics:
-                await client.room()
+                await client.drain()
                 client.publish_nowait(topic, f"{publisher} {self.published[publisher, topic]}")
                 self.published[publisher, topic] += 1
             await asyncio.sleep(PAUSE_SECONDS)

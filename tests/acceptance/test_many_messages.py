@@ -145,7 +145,7 @@ class Traffic:
             await self.at_most_missing(WINDOW)
             self.sent[publisher][topic].append(hash(data))
             self.published += 1
-            await client.room()
+            await client.drain()
             client.publish_nowait(topic, data)
         await client.flush()
         assert client.lost_in_flight == 0

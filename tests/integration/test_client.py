@@ -10,7 +10,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 import wsqueue
-from wsqueue.config.model import DemoConfig
+from wsqueue.config.model import ClientConfig
 
 from ..support.classic_peer import answer_of, connected, topic_of
 from ..support.nodes import (
@@ -620,7 +620,7 @@ async def test_a_producer_that_is_paused_pauses_its_publisher(nodes: Nodes) -> N
 
         async def publish() -> None:
             for _ in range(20_000):
-                await client.room()
+                await client.drain()
                 client.publish_nowait("news", "x" * 1000)
 
         client.publish_nowait("news", "first")
@@ -734,7 +734,7 @@ async def test_from_a_file_or_a_configuration(nodes: Nodes, tmp_path: Path) -> N
     consumer, producer = await nodes.cluster()
     file = tmp_path / "demo.toml"
     write_demo(file, producer, consumer)
-    config = DemoConfig(
+    config = ClientConfig(
         producers=[f"{producer.address}/produce"], consumers=[f"{consumer.address}/subscribe"]
     )
     for client in (

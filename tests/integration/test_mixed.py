@@ -11,7 +11,7 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue.config.model import DemoConfig
+from wsqueue.config.model import ClientConfig
 from wsqueue.protocol.keys import PreSharedKey
 
 from ..support.classic_peer import (
@@ -208,7 +208,7 @@ class TestKeys:
 
     async def test_a_client_uses_its_first_key(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
-        config = DemoConfig(
+        config = ClientConfig(
             producers=Nodes.addresses([producer], "/produce"),
             consumers=Nodes.addresses([consumer], "/subscribe"),
         )
@@ -281,7 +281,7 @@ class TestWithoutClassic:
     async def test_a_client_refuses_classic_nodes(self, nodes: Nodes) -> None:
         independent = IndependentConsumer(KEY, "document")
         async with soon(), serving(independent.handle) as address:
-            config = DemoConfig(
+            config = ClientConfig(
                 producers=[f"{address}/produce"], consumers=[f"{address}/subscribe"], allow_classic=False
             )
             async with wsqueue.connect(config, psk=KEY) as client:

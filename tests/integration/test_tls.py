@@ -16,7 +16,7 @@ from websockets.exceptions import ConnectionClosed
 
 import wsqueue
 from wsqueue.config.check import check_addresses
-from wsqueue.config.model import DemoConfig, Tls
+from wsqueue.config.model import ClientConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
 from wsqueue.tools.bench import Load
 from wsqueue.tools.bench.bench import bench
@@ -574,11 +574,11 @@ async def test_a_client_with_a_certificate_that_cannot_be_used(nodes: Nodes) -> 
         nodes.client(["wss://a:1"], ["wss://a:1"], tls=Tls(ca=f"{nodes.directory}/none.pem"))
 
 
-def demo(nodes: Nodes, producers: list[RunningNode], consumers: list[RunningNode], tls: Tls) -> DemoConfig:
+def demo(nodes: Nodes, producers: list[RunningNode], consumers: list[RunningNode], tls: Tls) -> ClientConfig:
     psk = nodes.directory / "demo.psk"
     psk.write_text(KEY)
     psk.chmod(0o600)
-    config = DemoConfig(
+    config = ClientConfig(
         producers=Nodes.addresses(producers, "/produce"),
         consumers=Nodes.addresses(consumers, "/subscribe"),
         psk_file=str(psk),

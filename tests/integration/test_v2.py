@@ -96,7 +96,7 @@ class TestConfirms:
 
             async def publish_for_ever() -> None:
                 while not stop.is_set():
-                    await client.room()
+                    await client.drain()
                     client.publish_nowait("news", "x" * 1000)
                     await asyncio.sleep(0)
 
@@ -118,7 +118,7 @@ class TestConfirms:
                     client.publish_nowait("news", str(number))
                 with pytest.raises(wsqueue.WindowFull):
                     client.publish_nowait("news", "too much")
-                waiting = asyncio.create_task(client.room())
+                waiting = asyncio.create_task(client.drain())
                 publishing = asyncio.create_task(client.publish("news", "waits"))
                 cancelled = asyncio.create_task(client.publish("news", "never"))
                 producer = await server.speaking(KEY)

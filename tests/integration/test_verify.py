@@ -9,7 +9,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 import wsqueue
-from wsqueue.config.model import DemoConfig, Limits
+from wsqueue.config.model import ClientConfig, Limits
 from wsqueue.tools import verify as verify_module
 from wsqueue.tools.verify import Check, verify, write_junit
 
@@ -168,7 +168,7 @@ async def checks_of(
     consumers: Sequence[RunningNode | str],
     order: Order = "document",
 ) -> list[Check]:
-    config = DemoConfig(
+    config = ClientConfig(
         producers=Nodes.addresses(producers, "/produce"),
         consumers=Nodes.addresses(consumers, "/subscribe"),
         hello_order=wsqueue.Order(order),

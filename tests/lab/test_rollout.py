@@ -92,7 +92,7 @@ async def main():
             start, number = loop.time(), 0
             while not stopped.done() and not taking.done():
                 topic = TOPICS[number % len(TOPICS)]
-                await client.room()
+                await client.drain()
                 client.publish_nowait(topic, str(published[topic]))
                 published[topic] += 1
                 number += 1

@@ -22,16 +22,16 @@ from websockets.uri import parse_uri
 
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
-from wsqueue.protocol.framing import MAX_REASON_BYTES, Framing, HttpAnswer, Opened, Ponged
+from wsqueue.protocol.framing import MAX_REASON_BYTES, Framing, HttpResponse, PongReceived, Upgraded
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Session
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"
-OPENED = Opened(PATH, "", None)
+OPENED = Upgraded(PATH, "", None)
 END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
 
-Flat = bytes | Opened | Ponged
+Flat = bytes | Upgraded | PongReceived
 """What comes out, text by text."""
 
 
@@ -50,7 +50,7 @@ class Library:
         role: Role,
         max_message_bytes: int,
         request: bytes,
-        answer_request: Callable[[str], HttpAnswer | None],
+        answer_request: Callable[[str], HttpResponse | None],
     ) -> None:
         self._answer_request = answer_request
         self._failure: Closed | None = None
@@ -144,7 +144,7 @@ class Library:
         elif event.opcode is Opcode.BINARY:
             self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
         elif event.opcode is Opcode.PONG:
-            return [Ponged(bytes(event.data))]
+            return [PongReceived(bytes(event.data))]
         return []
 
     def _take_opening(self, event: Event) -> list[Flat]:
@@ -173,13 +173,13 @@ class LibrarySession:
         self.library = library
         self._max_topic_bytes = max_topic_bytes
 
-    def receive_data(self, data: bytes) -> list[tuple[classic.Message, bytes] | Ponged]:
-        events: list[tuple[classic.Message, bytes] | Ponged] = []
+    def receive_data(self, data: bytes) -> list[tuple[classic.Message, bytes] | PongReceived]:
+        events: list[tuple[classic.Message, bytes] | PongReceived] = []
         try:
             for item in self.library.receive_data(data):
                 if isinstance(item, bytes):
                     events.append((self._message(item), item))
-                elif isinstance(item, Ponged):
+                elif isinstance(item, PongReceived):
                     events.append(item)
         except PeerError as error:
             self.library.refuse(error.code, error.reason)

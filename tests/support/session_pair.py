@@ -15,9 +15,9 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from wsqueue.protocol.framing import HttpAnswer
+from wsqueue.protocol.framing import HttpResponse
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
-from wsqueue.protocol.session import Event, Received, Session
+from wsqueue.protocol.session import Event, MessagesReceived, Session
 
 SECRET = "correct horse battery staple"
 PSK = PreSharedKey(SECRET)
@@ -29,16 +29,16 @@ few = settings(max_examples=60, deadline=None)
 many = settings(max_examples=300, deadline=None)
 
 
-def pages(path: str) -> HttpAnswer | None:
+def pages(path: str) -> HttpResponse | None:
     """Upgrade at `PATH`; answer `/` with a page and the rest with 404."""
     if path == PATH:
         return None
-    return HttpAnswer(200, "wsqueue\n") if path == "/" else HttpAnswer(404, "Not found.\n")
+    return HttpResponse(200, "wsqueue\n") if path == "/" else HttpResponse(404, "Not found.\n")
 
 
 def accept(
     psk: PreSharedKey = PSK,
-    answer_request: Callable[[str], HttpAnswer | None] = pages,
+    answer_request: Callable[[str], HttpResponse | None] = pages,
     *,
     allow_classic: bool | None = None,
 ) -> Session:
@@ -78,7 +78,7 @@ def message(data: str, topic: str = "news") -> bytes:
 
 def received(events: list[Event]) -> list[tuple[str, str]]:
     """Return the data and topics of the messages among some events."""
-    messages = (event.messages for event in events if isinstance(event, Received))
+    messages = (event.messages for event in events if isinstance(event, MessagesReceived))
     return [(message.data, message.topic) for message in itertools.chain.from_iterable(messages)]
 
 

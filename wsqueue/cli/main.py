@@ -38,7 +38,7 @@ from ..config import model
 from ..config.check import config_warnings
 from ..config.keys import load_psk
 from ..config.load import load_any_config, load_config
-from ..config.model import DemoConfig, Limits
+from ..config.model import ClientConfig, Limits
 from ..errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from ..net.certificates import TlsContexts
 from ..nodes import service
@@ -242,7 +242,7 @@ def demo(topic: str, config_file: str) -> None:
       wsqueue demo news
       echo hello | wsqueue demo news
     """
-    run(_demo(load_config(config_file, DemoConfig), topic))
+    run(_demo(load_config(config_file, ClientConfig), topic))
 
 
 @main.command()
@@ -267,7 +267,7 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
       wsqueue publish news 'hello there'
       tail -F app.log | wsqueue publish logs
     """
-    run(_publish(load_config(config_file, DemoConfig), topic, data, confirm=confirm))
+    run(_publish(load_config(config_file, ClientConfig), topic, data, confirm=confirm))
 
 
 @main.command()
@@ -324,7 +324,7 @@ def subscribe(
     """
     if isinstance(start, int | Position) and len(set(topics)) > 1:
         raise click.UsageError("an offset is of one topic, and there are several.")
-    settings = load_config(config_file, DemoConfig)
+    settings = load_config(config_file, ClientConfig)
     run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
 
 
@@ -343,7 +343,7 @@ def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
       wsqueue verify --junit report.xml
       wsqueue verify --json | jq -r '.checks[] | select(.problem != "") | .name'
     """
-    run(_verify(load_config(config_file, DemoConfig), junit, as_json=as_json))
+    run(_verify(load_config(config_file, ClientConfig), junit, as_json=as_json))
 
 
 @main.command()
@@ -519,7 +519,7 @@ def bench(
         load = Load(duration=5.0 if duration is None else duration, **numbers)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    settings = load_config(config_file, DemoConfig) if config_file is not None else None
+    settings = load_config(config_file, ClientConfig) if config_file is not None else None
     if settings is not None:
         nodes = len(settings.consumers), len(settings.producers)
     else:
@@ -542,7 +542,7 @@ def _fail() -> None:
     raise click.exceptions.Exit(1)
 
 
-async def _demo(settings: DemoConfig, topic: str) -> None:
+async def _demo(settings: ClientConfig, topic: str) -> None:
     async with client.connect(settings) as connected:
         missing = await run_demo(connected, topic, settings.limits.max_message_bytes)
     if missing:
@@ -550,11 +550,11 @@ async def _demo(settings: DemoConfig, topic: str) -> None:
         _fail()
 
 
-async def _publish(settings: DemoConfig, topic: str, data: str, *, confirm: bool) -> None:
+async def _publish(settings: ClientConfig, topic: str, data: str, *, confirm: bool) -> None:
     connected = client.connect(settings)
 
     async def publish_line(line: str) -> None:
-        await connected.room()
+        await connected.drain()
         connected.publish_nowait(topic, line)
 
     async with connected:
@@ -569,7 +569,7 @@ async def _publish(settings: DemoConfig, topic: str, data: str, *, confirm: bool
 
 
 async def _subscribe(
-    settings: DemoConfig,
+    settings: ClientConfig,
     topics: tuple[str, ...],
     start: Start,
     *,
@@ -610,7 +610,7 @@ def _line(message: Message | Gap, as_json: bool, topics: int) -> str:
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
 
 
-async def _verify(settings: DemoConfig, junit: Path | None, *, as_json: bool = False) -> None:
+async def _verify(settings: ClientConfig, junit: Path | None, *, as_json: bool = False) -> None:
     checks = []
     with progress_line() as say:
         async for check in run_checks(settings, load_psk(settings), say):
@@ -640,7 +640,7 @@ def _show_check(check: Check) -> None:
 
 async def _bench(
     load: Load,
-    settings: DemoConfig | None,
+    settings: ClientConfig | None,
     cluster: tuple[int, int, model.RetentionMode],
     protocol: Protocol,
     *,
@@ -704,7 +704,7 @@ async def _local(
                 click.echo(f"Its status page, with a demo for the browser: {cluster.status_page}")
                 await cluster.wait()
             else:
-                settings = load_config(cluster.config_file, DemoConfig)
+                settings = load_config(cluster.config_file, ClientConfig)
                 await _verify(settings, None)
                 if sys.stdin.isatty():
                     # Else all is over with the input.

@@ -20,7 +20,7 @@ from click.shell_completion import CompletionItem, get_completion_class
 
 from ..config.keys import load_psk
 from ..config.load import load_config
-from ..config.model import DemoConfig
+from ..config.model import ClientConfig
 from ..net.certificates import TlsContexts
 from ..tools.terminal import json_line, one_line
 from ..version import __version__
@@ -128,10 +128,10 @@ def top(*, interval: float, once: bool, as_json: bool, config_file: str) -> None
       wsqueue top --once
       wsqueue top --once --json | jq '.nodes[] | select(.problem != "")'
     """
-    run(_top(load_config(config_file, DemoConfig), interval, once=once, as_json=as_json))
+    run(_top(load_config(config_file, ClientConfig), interval, once=once, as_json=as_json))
 
 
-async def _top(settings: DemoConfig, interval: float, *, once: bool, as_json: bool) -> None:
+async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: bool) -> None:
     from ..monitoring.cluster import OTHER_KEY, ClusterMonitor  # noqa: PLC0415
     from ..tools import top as view  # noqa: PLC0415 - it needs rich, which takes a while
 
@@ -199,7 +199,7 @@ def doctor(context: click.Context, *, files: tuple[str, ...], as_json: bool, con
     given = context.get_parameter_source("config_file") == ParameterSource.COMMANDLINE
     if given or not files:
         # As for all commands, a wrong configuration here has an exit code of its own.
-        load_psk(load_config(config_file, DemoConfig))
+        load_psk(load_config(config_file, ClientConfig))
         files = (*files, config_file)
     run(_doctor(list(dict.fromkeys(files)), as_json=as_json))
 

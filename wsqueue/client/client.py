@@ -25,7 +25,7 @@ from ..config.addresses import Address
 from ..config.check import check_addresses
 from ..config.keys import load_psk
 from ..config.load import load_config
-from ..config.model import DemoConfig, Limits, Tls
+from ..config.model import ClientConfig, Limits, Tls
 from ..errors import (
     ConnectError,
     GapError,
@@ -38,7 +38,7 @@ from ..protocol import classic, v2
 from ..protocol.close import Closed
 from ..protocol.keys import Order, PreSharedKey
 from ..protocol.routing import topic_hash
-from ..protocol.session import Event, Received
+from ..protocol.session import Event, MessagesReceived
 from .link import ClientLink
 from .publisher import PublisherLink
 from .values import Gap, Item, Message, Position, Start
@@ -60,7 +60,7 @@ OPEN_SECONDS = 10.0
 
 
 def connect(
-    config: str | Path | DemoConfig | None = None,
+    config: str | Path | ClientConfig | None = None,
     *,
     producers: Sequence[str] = (),
     consumers: Sequence[str] = (),
@@ -86,7 +86,7 @@ def connect(
         ConfigError: The configuration, the addresses, the key or a certificate cannot be used.
     """
     if config is None:
-        config = DemoConfig(
+        config = ClientConfig(
             producers=list(producers),
             consumers=list(consumers),
             hello_order=hello_order,
@@ -94,8 +94,8 @@ def connect(
             tls=tls or Tls(),
         )
         check_addresses(config)
-    elif not isinstance(config, DemoConfig):
-        config = load_config(config, DemoConfig)
+    elif not isinstance(config, ClientConfig):
+        config = load_config(config, ClientConfig)
     if psk is None:
         psk = load_psk(config)
     elif isinstance(psk, str):
@@ -106,7 +106,9 @@ def connect(
 class Client:
     """Publish and subscribe; made by `connect`."""
 
-    def __init__(self, config: DemoConfig, psk: PreSharedKey, open_seconds: float, tls: TlsContexts) -> None:
+    def __init__(
+        self, config: ClientConfig, psk: PreSharedKey, open_seconds: float, tls: TlsContexts
+    ) -> None:
         self._config, self._psk, self.open_seconds, self._tls = config, psk, open_seconds, tls
         self._producers = config.produce_addresses
         self._consumers = config.subscribe_addresses
@@ -134,7 +136,7 @@ class Client:
         """
         sizes = self._check(topic, data)
         link = self._publishing()
-        await link.room()
+        await link.drain()
         await asyncio.shield(link.publish(topic, data, sizes))
 
     def publish_nowait(self, topic: str, *data: str) -> None:
@@ -142,22 +144,22 @@ class Client:
 
         Raises:
             InvalidMessage: As for `publish`.
-            WindowFull: So much is not confirmed yet that you have to wait; see `room`.
+            WindowFull: So much is not confirmed yet that you have to wait; see `drain`.
             RuntimeError: The client was closed.
         """
         sizes = self._check(topic, data)
         link = self._publishing()
         if link.full:
-            raise WindowFull("too much is not confirmed yet: `await client.room()` first")
+            raise WindowFull("too much is not confirmed yet: `await client.drain()` first")
         link.publish_nowait(topic, data, sizes)
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         """Wait until `publish_nowait` can take messages.
 
         Raises:
             ConnectError: No producer answers.
         """
-        await self._publishing().room()
+        await self._publishing().drain()
 
     async def flush(self) -> None:
         """Wait until all that was published is confirmed.
@@ -267,7 +269,7 @@ class Client:
         ]
 
     @property
-    def settings(self) -> tuple[PreSharedKey, DemoConfig, TlsContexts]:
+    def settings(self) -> tuple[PreSharedKey, ClientConfig, TlsContexts]:
         """Return what a link needs."""
         return self._psk, self._config, self._tls
 
@@ -521,7 +523,7 @@ class SubscriberLink(ClientLink):
         for event in events:
             if isinstance(event, v2.Deliver):
                 self._take(event, items)
-            elif isinstance(event, Received):
+            elif isinstance(event, MessagesReceived):
                 items += [Message(message.topic, message.data) for message in event.messages]
             elif isinstance(event, v2.Subscribed) and event.topic in self._topics:
                 topic = self._topics[event.topic]

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 
 from ..config.addresses import Address
-from ..config.model import DemoConfig
+from ..config.model import ClientConfig
 from ..errors import AuthenticationError, ConnectError
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
@@ -22,7 +22,7 @@ class ClientLink(Link):
     never_up_level = logging.INFO  # the application gets an error that says as much
 
     def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: ClientConfig, tls: TlsContexts
     ) -> None:
         super().__init__(addresses, psk, config, tls)
         self._changed = asyncio.Event()

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import DemoConfig
+from ..config.model import ClientConfig
 from ..errors import ConnectError, PublishError, WsqueueError
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
@@ -62,7 +62,7 @@ class PublisherLink(ClientLink):
         self,
         addresses: Sequence[Address],
         psk: PreSharedKey,
-        config: DemoConfig,
+        config: ClientConfig,
         tls: TlsContexts,
         open_seconds: float,
     ) -> None:
@@ -102,7 +102,7 @@ class PublisherLink(ClientLink):
         """Publish messages; what goes wrong is raised by `flush`."""
         self._form(topic, data, sizes)
 
-    async def room(self) -> None:
+    async def drain(self) -> None:
         """Wait until more may be published; who came first goes first."""
         if self.full or self._turn.locked():
             async with self._turn:

@@ -9,7 +9,7 @@ import msgspec
 from ..errors import ConfigError
 from ..protocol.routing import unbalanced
 from .addresses import Address, expected_form, parse_address
-from .model import Config, DemoConfig, NodeConfig, ProducerConfig
+from .model import ClientConfig, Config, NodeConfig, ProducerConfig
 
 
 def check_addresses(config: Config) -> None:
@@ -41,7 +41,7 @@ def check_addresses(config: Config) -> None:
 def config_warnings(config: Config) -> list[str]:
     """Return what is allowed and unwise, a sentence each."""
     found = []
-    if isinstance(config, ProducerConfig | DemoConfig) and unbalanced(len(config.consumers)):
+    if isinstance(config, ProducerConfig | ClientConfig) and unbalanced(len(config.consumers)):
         found.append(
             f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
             " multiplies, so similar topics would share few consumers; use one more or one less"
@@ -57,7 +57,7 @@ def config_warnings(config: Config) -> list[str]:
 
 
 def _address_lists(config: Config) -> list[tuple[str, str]]:
-    if isinstance(config, DemoConfig):
+    if isinstance(config, ClientConfig):
         return [("producers", "/produce"), ("consumers", "/subscribe")]
     lists = [("listen", "")]
     if isinstance(config, ProducerConfig):

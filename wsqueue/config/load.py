@@ -14,9 +14,9 @@ from ..errors import ConfigError
 from ..protocol.keys import Order
 from .check import check_addresses
 from .model import (
+    ClientConfig,
     Config,
     ConsumerConfig,
-    DemoConfig,
     Limits,
     LogLevel,
     Monitoring,
@@ -68,7 +68,7 @@ def load_any_config(file: str | Path) -> Config:
         # Nested too deeply, or a number with too many digits.
         raise ConfigError(f"not TOML that Python can read: {error}", file=str(file)) from None
     try:
-        config = msgspec.convert(document, ConsumerConfig | ProducerConfig | DemoConfig)
+        config = msgspec.convert(document, ConsumerConfig | ProducerConfig | ClientConfig)
         check_addresses(config)
     except msgspec.ValidationError as error:
         key, problem = _explain(str(error))
@@ -155,7 +155,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
 _ALL_KEYS = tuple(
     dict.fromkeys(
         field
-        for kind in (ConsumerConfig, ProducerConfig, DemoConfig)
+        for kind in (ConsumerConfig, ProducerConfig, ClientConfig)
         for field in ("role", *kind.__struct_fields__)
     )
 )

@@ -199,7 +199,7 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
         return self.links + super().peers
 
 
-class DemoConfig(Config, frozen=True, kw_only=True, tag="demo"):
+class ClientConfig(Config, frozen=True, kw_only=True, tag="demo"):
     """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library."""
 
     producers: list[str]

@@ -136,7 +136,7 @@ class TopicLog:
         self.records = NO_RECORDS
         self.bytes = self.messages = self.readers = 0
         self.time = 0.0
-        # Records that have gone and still have an entry in Retention._order.
+        # Records that have gone and still have an entry in TopicLogs._order.
         self.dropped = 0
 
     @property
@@ -164,7 +164,7 @@ class TopicLog:
         return self.records[index].offset if index < len(self.records) else self.next
 
 
-class Retention:
+class TopicLogs:
     """Keep the logs of all topics.
 
     Args:

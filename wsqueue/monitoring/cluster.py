@@ -10,14 +10,14 @@ from collections.abc import Sequence
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import Config, DemoConfig, Limits
+from ..config.model import ClientConfig, Config, Limits
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
 from ..net.link import Link
 from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
-from ..protocol.session import Established, Event
+from ..protocol.session import Event, HelloDone
 from ..report.report import Cluster, ClusterNode, Report
 from ..report.warnings import cluster_warnings
 
@@ -56,7 +56,7 @@ class ClusterMonitor:
             hello_seconds=config.limits.hello_seconds,
         )
         # Of the client's configuration only what a connection needs; its addresses are the links'.
-        client = DemoConfig(producers=[], consumers=[], limits=limits, allow_classic=False, tls=config.tls)
+        client = ClientConfig(producers=[], consumers=[], limits=limits, allow_classic=False, tls=config.tls)
         self._changed = asyncio.Event()
         self._links = [
             _StatusLink(address, role, psk, client, tls, changed=self._changed)
@@ -115,7 +115,7 @@ class _StatusLink(Link):
         address: Address,
         role: str,
         psk: PreSharedKey,
-        config: DemoConfig,
+        config: ClientConfig,
         tls: TlsContexts,
         *,
         changed: asyncio.Event,
@@ -160,7 +160,7 @@ class _StatusLink(Link):
         for event in events:
             if isinstance(event, v2.NodeReport):
                 self._take(self.connection, event)
-            elif not isinstance(event, Established | v2.Draining):
+            elif not isinstance(event, HelloDone | v2.Draining):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
 
     def retry(self, closed: Closed) -> bool:

@@ -7,8 +7,8 @@ import msgspec
 from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
-from ..protocol.framing import Ponged
-from ..protocol.session import Established, Event
+from ..protocol.framing import PongReceived
+from ..protocol.session import Event, HelloDone
 from .reporter import Reporter
 
 
@@ -38,7 +38,7 @@ class StatusEndpoint:
                 return
             if isinstance(event, v2.AskReport):
                 connection.send_packet(v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
-            elif not isinstance(event, Established | Ponged):
+            elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return
 

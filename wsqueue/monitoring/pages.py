@@ -15,7 +15,7 @@ from ..config.keys import Keys
 from ..config.model import NodeConfig
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
-from ..protocol.framing import HttpAnswer
+from ..protocol.framing import HttpResponse
 from ..report.report import FRESH_SECONDS, Report
 from ..version import __version__
 from .cluster import ClusterMonitor
@@ -34,9 +34,9 @@ PAGES = ("/", "/status.json", "/cluster.json", "/metrics", "/client.js")
 
 JSON = "application/json"
 
-ONLY_PAGES = HttpAnswer(404, f"Not found: there are {', '.join(HEALTH + PAGES)}.\n")
+ONLY_PAGES = HttpResponse(404, f"Not found: there are {', '.join(HEALTH + PAGES)}.\n")
 
-FORBIDDEN = HttpAnswer(
+FORBIDDEN = HttpResponse(
     403,
     "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
     " in its configuration, or come from its own host, as through ssh -L, to http://localhost.\n",
@@ -80,7 +80,7 @@ class Pages:
             pages == "loopback" and connection.from_this_host and _no_other_site(connection.session.host)
         )
 
-    def answer(self, path: str, *, all_pages: bool) -> HttpAnswer | None:
+    def answer(self, path: str, *, all_pages: bool) -> HttpResponse | None:
         """Return a page, None when there is none of that path.
 
         Args:
@@ -88,21 +88,21 @@ class Pages:
             all_pages: Whether the peer may see them all.
         """
         if path == "/healthz":
-            return HttpAnswer(200, "ok\n")
+            return HttpResponse(200, "ok\n")
         if path == "/readyz":
             reason = self._reporter.not_ready()
-            return HttpAnswer(503, f"not ready: {reason}\n") if reason else HttpAnswer(200, "ready\n")
+            return HttpResponse(503, f"not ready: {reason}\n") if reason else HttpResponse(200, "ready\n")
         if path in PAGES and all_pages:
             return self._page(path)
         if path == "/":
-            return HttpAnswer(200, f"wsqueue {self._reporter.role} {__version__}\n")
+            return HttpResponse(200, f"wsqueue {self._reporter.role} {__version__}\n")
         return FORBIDDEN if path in PAGES else None
 
-    def _page(self, path: str) -> HttpAnswer:
+    def _page(self, path: str) -> HttpResponse:
         if path == "/status.json":
-            return HttpAnswer(200, self._reporter.encoded().decode(), JSON, HEADERS)
+            return HttpResponse(200, self._reporter.encoded().decode(), JSON, HEADERS)
         if path == "/cluster.json":
-            return HttpAnswer(200, self._cluster_json(), JSON, HEADERS)
+            return HttpResponse(200, self._cluster_json(), JSON, HEADERS)
         if path == "/metrics":
             # Imported here, for it takes some MiB that a node without metrics does not need.
             from .prometheus import CONTENT_TYPE, exposition  # noqa: PLC0415
@@ -110,17 +110,17 @@ class Pages:
             report = self._reporter.report()
             if self._metrics is None or self._metrics[0] is not report:
                 self._metrics = report, exposition(report)
-            return HttpAnswer(200, self._metrics[1], CONTENT_TYPE, HEADERS)
+            return HttpResponse(200, self._metrics[1], CONTENT_TYPE, HEADERS)
         if path == "/client.js":
             from .web import client_js  # noqa: PLC0415 - as above
 
-            return HttpAnswer(200, client_js(), "text/javascript; charset=utf-8", HEADERS)
+            return HttpResponse(200, client_js(), "text/javascript; charset=utf-8", HEADERS)
         assert path == "/"
         from .web import status_page  # noqa: PLC0415 - as above
 
         page = status_page(list(_origins(self._peers())))
         policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}
-        return HttpAnswer(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
+        return HttpResponse(200, page.html, "text/html; charset=utf-8", HEADERS | policy)
 
     def _peers(self) -> list[Address]:
         return self._config.all_consumers + self._config.all_producers

@@ -12,9 +12,9 @@ from ..config.keys import Keys
 from ..config.model import Config, Limits
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from ..protocol.framing import HttpAnswer
+from ..protocol.framing import HttpResponse
 from ..protocol.keys import PreSharedKey
-from ..protocol.session import Established, Event, Session
+from ..protocol.session import Event, HelloDone, Session
 from .tls import NO_TLS_ANSWER, TlsStream
 
 WRITE_HIGH_WATER = 16 * 1024
@@ -138,7 +138,7 @@ class Connection(asyncio.Protocol):
     @classmethod
     def accept(
         cls,
-        endpoint: Callable[[Connection, str], Handler | HttpAnswer],
+        endpoint: Callable[[Connection, str], Handler | HttpResponse],
         keys: Keys,
         config: Config,
         on_lost: Callable[[Connection, Closed], None],
@@ -147,9 +147,9 @@ class Connection(asyncio.Protocol):
         """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
         limits = config.limits
 
-        def upgrade(path: str) -> HttpAnswer | PreSharedKey:
+        def upgrade(path: str) -> HttpResponse | PreSharedKey:
             answer = endpoint(connection, path)
-            if isinstance(answer, HttpAnswer):
+            if isinstance(answer, HttpResponse):
                 return answer
             connection.handler = answer
             return keys.nodes if answer.serves_nodes else keys.clients
@@ -285,7 +285,7 @@ class Connection(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         self.bytes_in += len(data)
         events = self.session.receive_data(data)
-        if not self._established and any(isinstance(event, Established) for event in events):
+        if not self._established and any(isinstance(event, HelloDone) for event in events):
             self._establish()
         if events and self.handler is not None:
             self.handler.received(self, events)

@@ -20,13 +20,13 @@ from time import monotonic
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import DemoConfig, ProducerConfig
+from ..config.model import ClientConfig, ProducerConfig
 from ..errors import why
 from ..journal import log
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from ..protocol.framing import Ponged
+from ..protocol.framing import PongReceived
 from ..protocol.keys import PreSharedKey
-from ..protocol.session import Established, Event, Session
+from ..protocol.session import Event, HelloDone, Session
 from .certificates import TlsContexts
 from .connection import Connection
 
@@ -72,7 +72,7 @@ class Link:
         self,
         addresses: Sequence[Address],
         psk: PreSharedKey,
-        config: ProducerConfig | DemoConfig,
+        config: ProducerConfig | ClientConfig,
         tls: TlsContexts,
     ) -> None:
         self.addresses = list(addresses)
@@ -120,7 +120,7 @@ class Link:
             self.failures.clear()
             self._task = asyncio.create_task(self._run())
 
-    def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | DemoConfig, tls: TlsContexts) -> None:
+    def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | ClientConfig, tls: TlsContexts) -> None:
         """Use another key, configuration and certificates from the next connection on."""
         self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
 
@@ -195,9 +195,9 @@ class Link:
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Take all events of one read."""
         for event in events:
-            if self.connection is None and not isinstance(event, Established):
+            if self.connection is None and not isinstance(event, HelloDone):
                 self._use(connection)
-            if isinstance(event, Ponged) and len(event.data) == len(_count(0)):
+            if isinstance(event, PongReceived) and len(event.data) == len(_count(0)):
                 self._confirm(int.from_bytes(event.data))
         self.received_events(events)
 

@@ -13,14 +13,14 @@ from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import WsqueueError
 from ..journal import log
-from ..log.memory import Batch, Outcome, Retention
+from ..log.memory import Batch, Outcome, TopicLogs
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.frames import frame_texts
-from ..protocol.framing import HttpAnswer, Ponged
-from ..protocol.session import Established, Event, Received
+from ..protocol.framing import HttpResponse, PongReceived
+from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from .reader import Reader
@@ -70,26 +70,26 @@ class Consumer:
         self.behind: set[Reader] = set()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
-        self.retention = Retention(config.retention, self._done)
+        self.retention = TopicLogs(config.retention, self._done)
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
 
-    def endpoint(self, path: str) -> Handler | HttpAnswer:
+    def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return what serves a path: `/producer`, `/subscribe` or `/subscribe/<percent-encoded topic>`."""
         if path == "/producer":
             return self._producer_endpoint
         if path == SUBSCRIBE:
             return SubscribeEndpoint(self, None)
         if not path.startswith(f"{SUBSCRIBE}/"):
-            return HttpAnswer(404, "Not found: this consumer has /producer and /subscribe/TOPIC.\n")
+            return HttpResponse(404, "Not found: this consumer has /producer and /subscribe/TOPIC.\n")
         try:
             topic = unquote(path.removeprefix(f"{SUBSCRIBE}/"), errors="strict")
         except UnicodeDecodeError:
-            return HttpAnswer(400, "The topic is not percent-encoded UTF-8.\n")
+            return HttpResponse(400, "The topic is not percent-encoded UTF-8.\n")
         if self.too_long(topic):
-            return HttpAnswer(400, f"The topic has more than {self.max_topic_bytes} bytes.\n")
+            return HttpResponse(400, f"The topic has more than {self.max_topic_bytes} bytes.\n")
         return SubscribeEndpoint(self, topic)
 
     async def start(self) -> None:
@@ -264,10 +264,10 @@ class ProducerEndpoint:
                         problem,
                     )
                 )
-            elif type(event) is Received:
+            elif type(event) is MessagesReceived:
                 consumer.counters["messages_in"] += len(event.messages)
                 batches += [Batch(event.topic, data) for data in event.batches(consumer.max_message_bytes)]
-            elif not isinstance(event, Established | Ponged):
+            elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
         if batches:
@@ -327,7 +327,7 @@ class SubscribeEndpoint:
             elif isinstance(event, v2.Unsubscribe):
                 self._unsubscribe(event.topic)
                 connection.send_packet(v2.Unsubscribed(event.topic))
-            elif not isinstance(event, Established | Ponged):
+            elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
                 return
 

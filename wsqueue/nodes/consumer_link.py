@@ -19,9 +19,9 @@ from ..net.link import SLICE_BYTES, Link
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
-from ..protocol.framing import Ponged
+from ..protocol.framing import PongReceived
 from ..protocol.keys import PreSharedKey
-from ..protocol.session import Established, Event
+from ..protocol.session import Event, HelloDone
 from ..report.report import LinkStatus
 from ..report.stats import Histogram
 
@@ -274,7 +274,7 @@ class ConsumerLink(Link):
             elif isinstance(event, packets_v2.Refused) and event.number <= self._marks:
                 self._confirm_marks(event.number - 1)
                 self._refuse_first(event)
-            elif not isinstance(event, packets_v2.Draining | Ponged | Established):
+            elif not isinstance(event, packets_v2.Draining | PongReceived | HelloDone):
                 assert self.connection is not None
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return

@@ -14,7 +14,7 @@ import msgspec
 
 from ..config.addresses import Address
 from ..net.connection import Connection, Handler
-from ..protocol.framing import HttpAnswer
+from ..protocol.framing import HttpResponse
 
 LISTEN_BACKLOG = 4096
 """Connections that the kernel holds for us: what reconnects at once after a restart (Linux's default)."""
@@ -32,7 +32,7 @@ class Listener:
     server: asyncio.AbstractServer
 
     def __init__(
-        self, address: Address, endpoint: Callable[[Listener, Connection, str], Handler | HttpAnswer]
+        self, address: Address, endpoint: Callable[[Listener, Connection, str], Handler | HttpResponse]
     ) -> None:
         self.address = address
         # One for all of its connections.

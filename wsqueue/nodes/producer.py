@@ -17,9 +17,9 @@ from ..net.connection import Connection, Handler
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
-from ..protocol.framing import HttpAnswer, Ponged
+from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.routing import router
-from ..protocol.session import Established, Event, Received
+from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .consumer_link import Batch, ConsumerLink, Origin, _classic
@@ -61,11 +61,11 @@ class Producer:
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
         self._old_bytes_in = self._old_bytes_out = 0
 
-    def endpoint(self, path: str) -> Handler | HttpAnswer:
+    def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return what serves a path: `/produce`."""
         if path == "/produce":
             return self
-        return HttpAnswer(404, "Not found: this producer has /produce.\n")
+        return HttpResponse(404, "Not found: this producer has /produce.\n")
 
     async def start(self) -> None:
         """Begin to connect to all consumers."""
@@ -146,13 +146,13 @@ class Producer:
                 batch = self._take(connection, event)
                 if batch is not None:
                     batches.setdefault(self._route(event.topic), []).append(batch)
-            elif type(event) is Received:
+            elif type(event) is MessagesReceived:
                 most = self._config.limits.max_message_bytes
                 its = batches.setdefault(self._route(event.topic), [])
                 its += [self._batch(event.topic, data) for data in event.batches(most)]
             elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
                 self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
-            elif not isinstance(event, Established | Ponged):
+            elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
         counts = self.top_topics.counts

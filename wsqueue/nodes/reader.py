@@ -11,7 +11,7 @@ import msgspec
 
 from ..errors import WsqueueError
 from ..journal import log
-from ..log.memory import Retention, TopicLog
+from ..log.memory import TopicLog, TopicLogs
 from ..log.records import Record
 from ..net.connection import Connection
 from ..protocol import v2
@@ -58,7 +58,7 @@ class Reader:
     def __init__(
         self,
         connection: Connection,
-        retention: Retention,
+        retention: TopicLogs,
         packet: v2.Subscribe,
         counters: Counter[str],
         *,

@@ -34,7 +34,7 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from ..protocol.framing import HttpAnswer
+from ..protocol.framing import HttpResponse
 from ..report.report import Facts
 from ..report.stats import TopTopics
 from ..version import __version__
@@ -77,7 +77,7 @@ class Node(Protocol):
         tls: TlsContexts,
     ) -> None: ...
 
-    def endpoint(self, path: str) -> Handler | HttpAnswer:
+    def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return what serves a path."""
         ...
 
@@ -266,7 +266,7 @@ class Service:
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
-    def endpoint(self, listener: Listener, connection: Connection, path: str) -> Handler | HttpAnswer:
+    def endpoint(self, listener: Listener, connection: Connection, path: str) -> Handler | HttpResponse:
         """Return what serves a request: a page of every node, or an endpoint of this one."""
         path = path.partition("?")[0]
         all_pages = listener.pages_only or self._pages.allowed(connection)
@@ -275,7 +275,7 @@ class Service:
             return page or ONLY_PAGES
         if len(self.connections) > self._config.limits.max_connections:
             self._counters["connections_refused"] += 1
-            return HttpAnswer(503, "This node has all the connections that it may have.\n")
+            return HttpResponse(503, "This node has all the connections that it may have.\n")
         if path == STATUS:
             return self._status_endpoint
         return self.node.endpoint(path)

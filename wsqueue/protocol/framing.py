@@ -43,7 +43,7 @@ _silent.propagate = False
 _silent.setLevel(logging.CRITICAL)
 
 
-class HttpAnswer(msgspec.Struct, frozen=True):
+class HttpResponse(msgspec.Struct, frozen=True):
     """Answer a request with a page instead of a WebSocket.
 
     Attributes:
@@ -59,7 +59,7 @@ class HttpAnswer(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
 
 
-class Opened(msgspec.Struct, frozen=True):
+class Upgraded(msgspec.Struct, frozen=True):
     """Report that the WebSocket is open.
 
     Attributes:
@@ -73,13 +73,13 @@ class Opened(msgspec.Struct, frozen=True):
     subprotocol: str | None
 
 
-class Ponged(msgspec.Struct, frozen=True):
+class PongReceived(msgspec.Struct, frozen=True):
     """Report the data of a pong."""
 
     data: bytes
 
 
-Item = list[bytes] | Opened | Ponged
+Item = list[bytes] | Upgraded | PongReceived
 """What comes out of a read: the payloads of consecutive text messages, or one of the rare things.
 
 A payload may still turn out not to be UTF-8: `packets.decode` finds that out.
@@ -334,17 +334,17 @@ class Framing:
         elif frame.opcode is Opcode.BINARY:
             self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
         elif frame.opcode is Opcode.PONG:
-            return Ponged(bytes(frame.data))
+            return PongReceived(bytes(frame.data))
         return None
 
-    def _take_opening(self, event: Event) -> Opened | None:
+    def _take_opening(self, event: Event) -> Upgraded | None:
         raise NotImplementedError
 
     def _refusal(self, error: Exception) -> Closed:
         raise NotImplementedError
 
 
-ONLY_GET = HttpAnswer(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
+ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
 
 
 class ServerFraming(Framing):
@@ -367,7 +367,7 @@ class ServerFraming(Framing):
 
     def __init__(
         self,
-        answer_request: Callable[[str, bool], HttpAnswer | None],
+        answer_request: Callable[[str, bool], HttpResponse | None],
         max_message_bytes: int,
         subprotocol: str,
     ) -> None:
@@ -381,12 +381,12 @@ class ServerFraming(Framing):
         self._subprotocol = subprotocol
         self.host = ""
 
-    def _take_opening(self, event: Event) -> Opened | None:
+    def _take_opening(self, event: Event) -> Upgraded | None:
         library = self._protocol
         assert isinstance(library, ServerProtocol)
         assert isinstance(event, Request)
         offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
-        page: HttpAnswer | None = ONLY_GET
+        page: HttpResponse | None = ONLY_GET
         if event.method in ("GET", "HEAD"):
             self.host = ", ".join(event.headers.get_all("Host"))
             page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
@@ -400,7 +400,7 @@ class ServerFraming(Framing):
                 response.headers[name] = value
         library.send_response(response)
         if self.open:
-            return Opened(event.path, offered, library.subprotocol)
+            return Upgraded(event.path, offered, library.subprotocol)
         self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
         return None
 
@@ -444,10 +444,10 @@ class ClientFraming(Framing):
         super().__init__(protocol, max_message_bytes)
         self._path, self._offered = path, ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
 
-    def _take_opening(self, event: Event) -> Opened | None:
+    def _take_opening(self, event: Event) -> Upgraded | None:
         library = self._protocol
         assert isinstance(library, ClientProtocol)
-        return Opened(self._path, self._offered, library.subprotocol) if self.open else None
+        return Upgraded(self._path, self._offered, library.subprotocol) if self.open else None
 
     def _refusal(self, error: Exception) -> Closed:
         if isinstance(error, InvalidStatus):

@@ -18,10 +18,10 @@ from .frames import frame_texts
 from .framing import (
     ClientFraming,
     Framing,
-    HttpAnswer,
-    Opened,
-    Ponged,
+    HttpResponse,
+    PongReceived,
     ServerFraming,
+    Upgraded,
 )
 from .hello import Context, Handshake, HandshakeV2
 from .keys import Order, PreSharedKey, Role
@@ -31,11 +31,11 @@ MAX_HELLO_BYTES = 64 * 1024
 """What a peer may send before it has proved itself: a request with cookies, and two packets of 100 bytes."""
 
 
-class Established(msgspec.Struct, frozen=True):
+class HelloDone(msgspec.Struct, frozen=True):
     """Report that both ends have proved themselves."""
 
 
-class Received(msgspec.Struct):
+class MessagesReceived(msgspec.Struct):
     """Report messages of one topic that came in one read, in their order.
 
     Attributes:
@@ -63,9 +63,9 @@ class Received(msgspec.Struct):
         yield data[begin:]
 
 
-Event = Established | Received | Ponged | v2.Packet
+Event = HelloDone | MessagesReceived | PongReceived | v2.Packet
 
-Upgrade = Callable[[str], HttpAnswer | PreSharedKey]
+Upgrade = Callable[[str], HttpResponse | PreSharedKey]
 """From a request's path to a page, or to the key that its peer must know."""
 
 
@@ -130,12 +130,12 @@ class Session:
     ) -> Self:
         """Return the acceptor's end."""
 
-        def answer_request(path: str, offers_v2: bool) -> HttpAnswer | None:
+        def answer_request(path: str, offers_v2: bool) -> HttpResponse | None:
             answer = upgrade(path)
-            if isinstance(answer, HttpAnswer):
+            if isinstance(answer, HttpResponse):
                 return answer
             if not offers_v2 and not session.allows_classic:
-                return HttpAnswer(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
+                return HttpResponse(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
             session._psk = answer
             return None
 
@@ -218,9 +218,9 @@ class Session:
             for item in self._framing.receive_data(data):
                 if isinstance(item, list):
                     self._receive_texts(item, events)
-                elif isinstance(item, Ponged):
+                elif isinstance(item, PongReceived):
                     events.append(item)
-                elif isinstance(item, Opened):
+                elif isinstance(item, Upgraded):
                     self._begin_hello(item)
             if not self._done:
                 self._check_hello_bytes(len(data))
@@ -279,9 +279,9 @@ class Session:
                 raise PeerError(CloseCode.UNEXPECTED_PACKET)
             if self._too_long(packet.topic):
                 raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
-            events.append(Received(packet.topic, [packet], [payload]))
+            events.append(MessagesReceived(packet.topic, [packet], [payload]))
 
-    def _group_messages(self, payloads: list[bytes]) -> Iterable[Received] | None:
+    def _group_messages(self, payloads: list[bytes]) -> Iterable[MessagesReceived] | None:
         """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
         decoded = classic.decode_messages(payloads)
         if decoded is None:
@@ -289,12 +289,12 @@ class Session:
         messages, topics = decoded
         first = topics[0]
         if topics.count(first) == len(topics):
-            return None if self._too_long(first) else (Received(first, messages, payloads),)
-        groups: dict[str, Received] = {}
+            return None if self._too_long(first) else (MessagesReceived(first, messages, payloads),)
+        groups: dict[str, MessagesReceived] = {}
         for topic, message, payload in zip(topics, messages, payloads, strict=True):
             group = groups.get(topic)
             if group is None:
-                group = groups[topic] = Received(topic, [], [])
+                group = groups[topic] = MessagesReceived(topic, [], [])
             group.messages.append(message)
             group.payloads.append(payload)
         return None if any(map(self._too_long, groups)) else groups.values()
@@ -302,7 +302,7 @@ class Session:
     def _too_long(self, topic: str) -> bool:
         return classic.topic_too_long(topic, self._max_topic_bytes)
 
-    def _begin_hello(self, opened: Opened) -> None:
+    def _begin_hello(self, opened: Upgraded) -> None:
         if opened.subprotocol is None:
             self._begin_classic_hello()
             return
@@ -336,7 +336,7 @@ class Session:
             else:
                 self._receive_classic_hello(payload)
             if self._done:
-                events.append(Established())
+                events.append(HelloDone())
         return []
 
     def _answered_in_classic(self, payload: bytes) -> bool:

@@ -78,7 +78,7 @@ async def _on_pipe(
     async def publish_line(line: str) -> None:
         nonlocal count
         await at_most_missing(MAX_MISSING_LINES - 1)
-        await client.room()
+        await client.drain()
         client.publish_nowait(topic, line)
         missing[line] += 1
         count += 1

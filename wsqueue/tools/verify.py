@@ -18,7 +18,7 @@ import msgspec
 
 from ..client.client import Client
 from ..config.addresses import Address
-from ..config.model import DemoConfig
+from ..config.model import ClientConfig
 from ..errors import WsqueueError
 from ..net.certificates import TlsContexts
 from ..net.link import Link
@@ -40,7 +40,7 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def verify(
-    config: DemoConfig, psk: PreSharedKey, began: Callable[[str], None] = lambda _name: None
+    config: ClientConfig, psk: PreSharedKey, began: Callable[[str], None] = lambda _name: None
 ) -> AsyncIterator[Check]:
     """Run all checks, one after the other, and yield the result of each.
 
@@ -104,7 +104,7 @@ async def _check(name: str, check: Awaitable[str]) -> Check:
     return Check(name, time.monotonic() - began, problem)
 
 
-async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+async def _reachable(address: Address, psk: PreSharedKey, config: ClientConfig, tls: TlsContexts) -> str:
     probe = _Probe([address], psk, config, tls)
     probe.start()
     await probe.up_or_ended.wait()
@@ -112,7 +112,7 @@ async def _reachable(address: Address, psk: PreSharedKey, config: DemoConfig, tl
     return "" if probe.was_up else str(probe.failures[address])
 
 
-async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str, tls: TlsContexts) -> str:
+async def _round_trip(config: ClientConfig, psk: PreSharedKey, topic: str, tls: TlsContexts) -> str:
     data = f"{secrets.token_urlsafe()} \x00 \"'\\ ñ 日本 😀"
     try:
         async with (
@@ -129,7 +129,7 @@ async def _round_trip(config: DemoConfig, psk: PreSharedKey, topic: str, tls: Tl
     return ""
 
 
-async def _refuses(address: Address, psk: PreSharedKey, config: DemoConfig, tls: TlsContexts) -> str:
+async def _refuses(address: Address, psk: PreSharedKey, config: ClientConfig, tls: TlsContexts) -> str:
     probe = _Probe([address], _WrongAnswers(psk), config, tls)
     probe.start()
     try:
@@ -178,7 +178,7 @@ class _Probe(Link):
     never_up_level = logging.INFO  # a check reports as much
 
     def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: DemoConfig, tls: TlsContexts
+        self, addresses: Sequence[Address], psk: PreSharedKey, config: ClientConfig, tls: TlsContexts
     ) -> None:
         super().__init__(addresses, psk, config, tls)
         self.was_up = False

@@ -13,9 +13,9 @@ from wsqueue.config.keys import DEFAULT_PSK, MAX_PSK_BYTES, load_psk
 from wsqueue.config.load import MAX_FILE_BYTES, load_any_config, load_config
 from wsqueue.config.model import (
     READ_MARGIN_BYTES,
+    ClientConfig,
     Config,
     ConsumerConfig,
-    DemoConfig,
     Limits,
     Monitoring,
     NodeConfig,
@@ -74,7 +74,7 @@ class TestGoodFiles:
         assert config.hello_order is Order.DOCUMENT
 
     def test_the_shortest_demo(self, write: Write) -> None:
-        config = load_config(write(DEMO), DemoConfig)
+        config = load_config(write(DEMO), ClientConfig)
         assert config.produce_addresses == [Address(host="127.0.0.1", port=10002, path="/produce")]
         assert config.subscribe_addresses == [Address(host="127.0.0.1", port=10001, path="/subscribe")]
         assert config.hello_order is Order.DOCUMENT
@@ -128,7 +128,7 @@ class TestGoodFiles:
         [
             (CONSUMER, ConsumerConfig, "consumer"),
             (PRODUCER, ProducerConfig, "producer"),
-            (DEMO, DemoConfig, "demo"),
+            (DEMO, ClientConfig, "demo"),
         ],
     )
     def test_the_role_decides_the_kind(self, write: Write, text: str, kind: type[Config], role: str) -> None:
@@ -358,7 +358,7 @@ class TestWrongFiles:
         assert "expected e.g. 127.0.0.1" in error.problem
         assert error.line in (3, 4)
 
-    @pytest.mark.parametrize("role", [ConsumerConfig, ProducerConfig, DemoConfig])
+    @pytest.mark.parametrize("role", [ConsumerConfig, ProducerConfig, ClientConfig])
     @pytest.mark.parametrize(
         ("text", "found"), [(CONSUMER, "consumer"), (PRODUCER, "producer"), (DEMO, "demo")]
     )
@@ -617,14 +617,14 @@ class TestCheckAddresses:
 
     def test_good(self) -> None:
         check_addresses(ConsumerConfig(listen=["127.0.0.1:0"]))
-        check_addresses(DemoConfig(producers=["a:1/produce"], consumers=["b:1/subscribe"]))
+        check_addresses(ClientConfig(producers=["a:1/produce"], consumers=["b:1/subscribe"]))
 
     @pytest.mark.parametrize(
         ("config", "key"),
         [
-            (DemoConfig(producers=[], consumers=["b:1/subscribe"]), "producers"),
-            (DemoConfig(producers=["a:1/produce"], consumers=[]), "consumers"),
-            (DemoConfig(producers=["a:1/produce"], consumers=["b:1/subscribe", "b:1"]), "consumers[1]"),
+            (ClientConfig(producers=[], consumers=["b:1/subscribe"]), "producers"),
+            (ClientConfig(producers=["a:1/produce"], consumers=[]), "consumers"),
+            (ClientConfig(producers=["a:1/produce"], consumers=["b:1/subscribe", "b:1"]), "consumers[1]"),
             (ProducerConfig(listen=["a:1/x"], consumers=["b:1/producer"]), "listen[0]"),
             (ConsumerConfig(listen=["a:1"], local=True), "listen[0]"),
         ],
@@ -642,7 +642,7 @@ def test_warnings(consumers: int, warned: int) -> None:
     subscribe = [f"node{number}:1/subscribe" for number in range(consumers)]
     for config in (
         ProducerConfig(listen=["127.0.0.1:1"], consumers=links),
-        DemoConfig(producers=["a:1/produce"], consumers=subscribe),
+        ClientConfig(producers=["a:1/produce"], consumers=subscribe),
     ):
         sentences = config_warnings(config)
         assert len(sentences) == warned

@@ -17,8 +17,8 @@ from wsqueue.cli import main
 from wsqueue.config import model
 from wsqueue.config.load import load_any_config
 from wsqueue.config.model import (
+    ClientConfig,
     ConsumerConfig,
-    DemoConfig,
     Limits,
     Monitoring,
     ProducerConfig,
@@ -73,7 +73,7 @@ def test_the_limits_and_their_defaults() -> None:
 
 def test_the_configuration_keys() -> None:
     documented = {row[0].strip("`"): row[1] for row in rows("docs/configuration.md", "Keys")}
-    kinds = (ConsumerConfig, ProducerConfig, DemoConfig)
+    kinds = (ConsumerConfig, ProducerConfig, ClientConfig)
     keys = {"role", *(field for kind in kinds for field in kind.__struct_fields__)}
     assert set(documented) == {f"[{key}]" if key in TABLES else key for key in keys}
     for kind in kinds:

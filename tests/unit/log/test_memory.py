@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from wsqueue.config.model import Retention as RetentionConfig
 from wsqueue.errors import ConfigError
 from wsqueue.log import memory
-from wsqueue.log.memory import Batch, Outcome, Retention
+from wsqueue.log.memory import Batch, Outcome, TopicLogs
 from wsqueue.log.records import Record, TopicState
 from wsqueue.log.sqlite import State
 from wsqueue.protocol import v2
@@ -63,7 +63,7 @@ class Logs:
         self.clock = Clock()
         self.outcomes: list[Outcome] = []
         self.told: list[int] = []
-        self.retention = Retention(self.config, self._done, self.clock)
+        self.retention = TopicLogs(self.config, self._done, self.clock)
 
     def append(self, *batches: Batch) -> list[Outcome]:
         """Append batches, and return what was told meanwhile."""
@@ -623,7 +623,7 @@ class Archived(Logs):
     async def opened(cls, state: State | None = None) -> Archived:
         logs = cls()
         logs.config = RetentionConfig(mode="sqlite", directory="/nowhere")
-        logs.retention = Retention(logs.config, logs._done, logs.clock)
+        logs.retention = TopicLogs(logs.config, logs._done, logs.clock)
         FakeArchive.state = state or State(id="0123456789abcdef", topics={}, numbers={})
         await logs.retention.open()
         logs.archive = FakeArchive.opened
@@ -649,7 +649,7 @@ class TestArchive:
 
     async def test_it_needs_a_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("STATE_DIRECTORY", raising=False)
-        logs = Retention(RetentionConfig(mode="sqlite"), lambda _outcomes: None)
+        logs = TopicLogs(RetentionConfig(mode="sqlite"), lambda _outcomes: None)
         with pytest.raises(ConfigError, match="required for the mode sqlite"):
             await logs.open()
 

@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from wsqueue.config.addresses import Address
-from wsqueue.config.model import ConsumerConfig, DemoConfig, Tls
+from wsqueue.config.model import ClientConfig, ConsumerConfig, Tls
 from wsqueue.errors import ConfigError
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.tls import SLICE_BYTES, TlsStream, explain
@@ -156,7 +156,7 @@ class TestFiles:
         assert made.accept().channel_binding == contexts(node).accept().channel_binding
 
     def test_that_nobody_needs_are_checked_too(self, authority: Authority, tmp_path: Path) -> None:
-        plain = DemoConfig(producers=["a:1/produce"], consumers=["b:1/subscribe"])
+        plain = ClientConfig(producers=["a:1/produce"], consumers=["b:1/subscribe"])
         assert not TlsContexts(plain).accepts
         for tls in (Tls(ca=str(tmp_path / "none")), Tls(certificate=str(tmp_path / "none"), key="none")):
             with pytest.raises(ConfigError, match="cannot read it"):

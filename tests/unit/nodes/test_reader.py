@@ -402,7 +402,7 @@ class TestFallingBehind:
             st.one_of(
                 st.integers(1, 3).map(lambda count: ("publish", count)),
                 st.booleans().map(lambda congested: ("congested", int(congested))),
-                st.integers(0, 1500).map(lambda room: ("room", room)),
+                st.integers(0, 1500).map(lambda room: ("drain", room)),
                 st.just(("age", 0)),
             ),
             max_size=40,
@@ -422,7 +422,7 @@ class TestFallingBehind:
             elif what == "congested":
                 subscriber.connection.is_congested = bool(value)
                 subscriber.reader.catch_up()
-            elif what == "room":
+            elif what == "drain":
                 subscriber.connection.room = value
                 subscriber.reader.catch_up()
             else:

@@ -21,13 +21,13 @@ from wsqueue.protocol.frames import MAX_RUN, cut_texts, frame_texts
 from wsqueue.protocol.framing import (
     ClientFraming,
     Framing,
-    HttpAnswer,
-    Opened,
-    Ponged,
+    HttpResponse,
+    PongReceived,
     ServerFraming,
+    Upgraded,
 )
 from wsqueue.protocol.keys import Role
-from wsqueue.protocol.session import Event, Received
+from wsqueue.protocol.session import Event, MessagesReceived
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.oracle import (
@@ -175,7 +175,7 @@ class Twins:
         self,
         role: Role,
         limit: int = LIMIT,
-        answer_request: Callable[[str], HttpAnswer | None] = upgrade,
+        answer_request: Callable[[str], HttpResponse | None] = upgrade,
     ) -> None:
         self.masked = role is Role.ACCEPTOR
         self.framing: Framing
@@ -209,7 +209,7 @@ class Twins:
         flat: list[Flat] = []
         for item in items:
             flat += item if isinstance(item, list) else [item]
-        assert all(type(item) is bytes for item in flat if not isinstance(item, Opened | Ponged))
+        assert all(type(item) is bytes for item in flat if not isinstance(item, Upgraded | PongReceived))
         assert flat == self.library.receive_data(data)
         self.compare()
         return flat
@@ -664,7 +664,7 @@ class TestHeads:
     def feed(
         self, role: Role, head: Callable[[bytes], bytes], how: Cut, chunks: Sequence[Chunk] = FRAMES
     ) -> Closed | None:
-        twins = Twins(role, answer_request=lambda path: None if path == PATH else HttpAnswer(404, "no\n"))
+        twins = Twins(role, answer_request=lambda path: None if path == PATH else HttpResponse(404, "no\n"))
         twins.feed(cut([head(twins.head), *render(chunks, masked=twins.masked)], how))
         return twins.framing.closed
 
@@ -832,19 +832,19 @@ def by_topic(events: list[Event]) -> list[Topics | bytes]:
     """Return the messages by topic, and the pongs between them."""
     parts: list[Topics | bytes] = []
     for event in events:
-        if isinstance(event, Received):
+        if isinstance(event, MessagesReceived):
             assert {one.topic for one in event.messages} == {event.topic}
             pairs = [(one.data, payload) for one, payload in zip(event.messages, event.payloads, strict=True)]
             _add(parts, event.topic, pairs)
-        elif isinstance(event, Ponged):
+        elif isinstance(event, PongReceived):
             parts.append(event.data)
     return parts
 
 
-def by_topic_plain(events: Sequence[tuple[Any, bytes] | Ponged]) -> list[Topics | bytes]:
+def by_topic_plain(events: Sequence[tuple[Any, bytes] | PongReceived]) -> list[Topics | bytes]:
     parts: list[Topics | bytes] = []
     for event in events:
-        if isinstance(event, Ponged):
+        if isinstance(event, PongReceived):
             parts.append(event.data)
         else:
             _add(parts, event[0].topic, [(event[0].data, event[1])])
@@ -900,7 +900,10 @@ class TestSessions:
                 twins = SessionTwins(role)
                 events = twins.feed(chunks, how)
                 received = [
-                    one.data for event in events if isinstance(event, Received) for one in event.messages
+                    one.data
+                    for event in events
+                    if isinstance(event, MessagesReceived)
+                    for one in event.messages
                 ]
                 assert sorted(received, key=int) == [f"{number}" for number in range(place)]
                 assert twins.session.closed is not None
@@ -918,7 +921,7 @@ class TestSessions:
         twins = SessionTwins(role)
         texts = [Raw(message(f"{number}", TOPICS[number % 7])) for number in range(700)]
         events = twins.receive(b"".join(render(texts, masked=twins.masked)))
-        assert [event.topic for event in events if isinstance(event, Received)] == TOPICS[:7]
+        assert [event.topic for event in events if isinstance(event, MessagesReceived)] == TOPICS[:7]
 
     @few
     @given(chunks=conversations, how=cuts)

@@ -15,17 +15,17 @@ from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
     ClientFraming,
     Framing,
-    HttpAnswer,
+    HttpResponse,
     Item,
-    Opened,
-    Ponged,
+    PongReceived,
     ServerFraming,
+    Upgraded,
 )
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.session_pair import few
 
-OPENED = Opened("/producer", "", None)
+OPENED = Upgraded("/producer", "", None)
 
 masking = pytest.mark.parametrize("masked", [True, False])
 
@@ -102,9 +102,9 @@ class Joined:
         self.server = ServerFraming(self._answer, max_message_bytes, SUBPROTOCOL)
         self.client = ClientFraming("::1", 8080, "/producer", max_message_bytes, subprotocols)
 
-    def _answer(self, path: str, offered: bool) -> HttpAnswer | None:
+    def _answer(self, path: str, offered: bool) -> HttpResponse | None:
         self.requests.append((path, offered))
-        return None if path == "/producer" else HttpAnswer(404, "no\n")
+        return None if path == "/producer" else HttpResponse(404, "no\n")
 
     def exchange(self) -> tuple[list[Item], list[Item]]:
         at_server: list[Item] = []
@@ -157,7 +157,7 @@ class TestFraming:
         self, subprotocols: list[str], selected: str | None
     ) -> None:
         joined = Joined(subprotocols=subprotocols)
-        opened = Opened("/producer", ", ".join(subprotocols), selected)
+        opened = Upgraded("/producer", ", ".join(subprotocols), selected)
         assert joined.exchange() == ([opened], [opened])
         assert joined.requests == [("/producer", selected is not None)]
 
@@ -173,9 +173,9 @@ class TestFraming:
     def test_the_host_is_known_while_a_request_is_answered(self, lines: list[str], host: str) -> None:
         found: list[str] = []
 
-        def answer(_path: str, _offered: bool) -> HttpAnswer:
+        def answer(_path: str, _offered: bool) -> HttpResponse:
             found.append(server.host)
-            return HttpAnswer(200, "ok\n")
+            return HttpResponse(200, "ok\n")
 
         server = ServerFraming(answer, 1000, SUBPROTOCOL)
         server.receive_data("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
@@ -216,7 +216,7 @@ class TestFraming:
             b"Sec-WebSocket-Protocol: a ,wsqueue.v2\r\nSec-WebSocket-Protocol: b\r\n\r\n"
         )
         joined = Joined()
-        assert joined.server.receive_data(request) == [Opened("/producer", "a ,wsqueue.v2, b", SUBPROTOCOL)]
+        assert joined.server.receive_data(request) == [Upgraded("/producer", "a ,wsqueue.v2, b", SUBPROTOCOL)]
 
     def test_messages_may_be_longer_from_a_moment_on(self, joined: Joined) -> None:
         for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
@@ -243,7 +243,7 @@ class TestFraming:
     def test_pings(self, joined: Joined) -> None:
         joined.client.send_ping(b"x" * 125)
         joined.server.send_ping()
-        assert joined.exchange() == ([Ponged(b"")], [Ponged(b"x" * 125)])
+        assert joined.exchange() == ([PongReceived(b"")], [PongReceived(b"x" * 125)])
 
     def test_nothing_is_sent_before_it_is_open(self) -> None:
         joined = Joined()

@@ -19,7 +19,7 @@ from wsqueue.protocol.classic import Hello
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.hello import TRANSITIONS, Handshake, State, Step
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
-from wsqueue.protocol.session import Established
+from wsqueue.protocol.session import HelloDone
 
 from ...support.session_pair import PSK, SECRET, RawPeer, answer_of, few
 
@@ -382,11 +382,11 @@ class TestReflection:
         if challenge_first:
             node.challenge(77)
             assert not self.robbed(node, challenges={77})
-            assert node.answer() == [Established()]
+            assert node.answer() == [HelloDone()]
         else:
             node.answer()
             assert not self.robbed(node, challenges={77})
-            assert node.challenge(77) == [Established()]
+            assert node.challenge(77) == [HelloDone()]
         assert self.robbed(node, challenges={77})
         assert node.answers == [answer_of(77)]
 

@@ -21,10 +21,10 @@ from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes.producer import Producer
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, PeerError
-from wsqueue.protocol.framing import HttpAnswer
+from wsqueue.protocol.framing import HttpResponse
 from wsqueue.protocol.hello import TRANSITIONS_V2, Context, HandshakeV2, State, Step
 from wsqueue.protocol.keys import PreSharedKey, Role
-from wsqueue.protocol.session import Established, Session
+from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 
 from ...support.fake_connection import FakeConnection
@@ -453,8 +453,8 @@ class TestAttacks:
     def test_a_relay_to_another_path(self) -> None:
         """E.g. of a client that subscribes, to where producers publish."""
 
-        def pages(path: str) -> HttpAnswer | None:
-            return None if path in ("/subscribe", PATH) else HttpAnswer(404, "Not found.\n")
+        def pages(path: str) -> HttpResponse | None:
+            return None if path in ("/subscribe", PATH) else HttpResponse(404, "Not found.\n")
 
         wire = Wire(accept(answer_request=pages), initiate(path="/subscribe", offer_v2=True))
         request = wire.upstream()
@@ -574,7 +574,7 @@ class TestAttacks:
             for offer_v2 in (True, False):
                 pair = Pair(acceptor(), initiate(psk, path=path, offer_v2=offer_v2))
                 events = pair.exchange()
-                assert (events == ([Established()], [Established()])) is good
+                assert (events == ([HelloDone()], [HelloDone()])) is good
                 assert pair.acceptor.established is good
 
 

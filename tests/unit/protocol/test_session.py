@@ -12,9 +12,9 @@ from websockets.frames import Opcode
 
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed
-from wsqueue.protocol.framing import Ponged
+from wsqueue.protocol.framing import PongReceived
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
-from wsqueue.protocol.session import MAX_HELLO_BYTES, Established, Event, Received, Session
+from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, MessagesReceived, Session
 
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
@@ -68,7 +68,7 @@ class TestTwoSessions:
         pair = Pair(initiator=initiate(order=order))
         assert not pair.acceptor.established
         assert not pair.initiator.established
-        assert pair.exchange() == ([Established()], [Established()])
+        assert pair.exchange() == ([HelloDone()], [HelloDone()])
         for session in (pair.acceptor, pair.initiator):
             assert session.established
             assert not session.closing
@@ -90,7 +90,7 @@ class TestTwoSessions:
         payloads = [message(f"{number}", "news") for number in range(100)]
         events = receiver.receive_data(sender.frame(payloads))
         messages = [classic.Message(data=f"{number}", topic="news") for number in range(100)]
-        assert events == [Received("news", messages, payloads)]
+        assert events == [MessagesReceived("news", messages, payloads)]
         assert pair.exchange() == ([], [])
         assert receiver.established
 
@@ -104,7 +104,9 @@ class TestTwoSessions:
         sender, receiver = Pair.established().ends(role)
         payload = b' { "s":"\\u006eews",\n"d":"\\u00e9", "t":"m" } '
         decoded = classic.Message(data="\N{LATIN SMALL LETTER E WITH ACUTE}", topic="news")
-        assert receiver.receive_data(sender.frame([payload])) == [Received("news", [decoded], [payload])]
+        assert receiver.receive_data(sender.frame([payload])) == [
+            MessagesReceived("news", [decoded], [payload])
+        ]
 
     @both_roles
     def test_ping_and_pong(self, role: Role) -> None:
@@ -113,7 +115,7 @@ class TestTwoSessions:
         sender.ping(b"\0" * 8)
         sender.ping()
         events = pair.exchange()[0 if role is Role.ACCEPTOR else 1]
-        assert events == [Ponged(b"\0" * 8), Ponged(b"")]
+        assert events == [PongReceived(b"\0" * 8), PongReceived(b"")]
 
     @both_roles
     @pytest.mark.parametrize("code", [CloseCode.NORMAL, CloseCode.GOING_AWAY])
@@ -293,11 +295,11 @@ class TestHello:
         if challenge_first:
             assert peer.challenge(99) == []
             assert peer.answers == []
-            assert peer.answer(order=order) == [Established()]
+            assert peer.answer(order=order) == [HelloDone()]
         else:
             assert peer.answer(order=order) == []
             assert peer.answers == []
-            assert peer.challenge(99) == [Established()]
+            assert peer.challenge(99) == [HelloDone()]
         assert peer.answers == [answer_of(99, order=order)]
 
     @both_orders
@@ -306,14 +308,14 @@ class TestHello:
         assert peer.challenge(99) == []
         assert peer.answers == [answer_of(99, order=order)]
         assert not peer.session.established
-        assert peer.answer() == [Established()]
+        assert peer.answer() == [HelloDone()]
 
     @both_roles
     def test_the_hello_and_messages_in_one_read(self, role: Role) -> None:
         peer = RawPeer.opened(role)
         answer = json.dumps({"t": "h", "a": answer_of(peer.challenged_with)}).encode()
         events = peer.send(b'{"t":"h","o":1}', answer, message("one"), message("two"))
-        assert events[0] == Established()
+        assert events[0] == HelloDone()
         assert received(events) == [("one", "news"), ("two", "news")]
 
     @both_roles
@@ -548,7 +550,12 @@ class TestMessages:
             frames.append(peer.frame(Opcode.CONT, piece, fin=index == len(pieces) - 1))
         events = peer.send_bytes(b"".join(frames) + peer.text(message("next")))
         assert received(events) == [("\N{GRINNING FACE}", "news"), ("next", "news")]
-        assert [event.data for event in events if isinstance(event, Ponged)] == [b"p1", b"p2", b"p3", b"p4"]
+        assert [event.data for event in events if isinstance(event, PongReceived)] == [
+            b"p1",
+            b"p2",
+            b"p3",
+            b"p4",
+        ]
         assert peer.pongs == [b"1", b"2", b"3", b"4"]
 
     @both_roles
@@ -721,7 +728,7 @@ class TestRequests:
         assert feed(peer.session, [bytes([byte]) for byte in data] if bytewise else [data]) == []
         peer.exchange()
         assert peer.pongs == [b"now"]
-        assert peer.answer() == [Established()]
+        assert peer.answer() == [HelloDone()]
         assert peer.answers == [answer_of(5)]
 
     def test_a_line_feed_in_the_first_frame_is_no_line_of_the_request(self) -> None:
@@ -813,10 +820,10 @@ def test_messages_cut_anywhere_arrive_unmodified(
     payloads = [classic.encode(classic.Message(data=data, topic=topic)) for data, topic in messages]
     events = feed(receiver, cut(sender.frame(payloads), places))
     assert by_topic(received(events)) == by_topic(messages)
-    forwarded = [one for event in events if isinstance(event, Received) for one in event.payloads]
+    forwarded = [one for event in events if isinstance(event, MessagesReceived) for one in event.payloads]
     assert sorted(forwarded) == sorted(payloads)
     assert [classic.decode(payload) for payload in forwarded] == [
-        one for event in events if isinstance(event, Received) for one in event.messages
+        one for event in events if isinstance(event, MessagesReceived) for one in event.messages
     ]
     assert receiver.established
 
@@ -914,6 +921,6 @@ class TestBatches:
     )
     def test_what_one_read_brought_is_split(self, sizes: list[int], most: int, expected: list[int]) -> None:
         messages = [classic.Message(str(index), "news") for index in range(len(sizes))]
-        got = list(Received("news", messages, [bytes(size) for size in sizes]).batches(most))
+        got = list(MessagesReceived("news", messages, [bytes(size) for size in sizes]).batches(most))
         assert [len(batch) for batch in got] == expected
         assert [data for batch in got for data in batch] == [message.data for message in messages]

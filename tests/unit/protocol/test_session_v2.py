@@ -14,9 +14,9 @@ from websockets.frames import Opcode
 
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.framing import Ponged
+from wsqueue.protocol.framing import PongReceived
 from wsqueue.protocol.keys import Role
-from wsqueue.protocol.session import MAX_HELLO_BYTES, Established, Event, Session
+from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 
 from ...support.session_pair import (
@@ -78,7 +78,7 @@ class V2Peer:
     @classmethod
     def established(cls, role: Role, session: Session | None = None) -> V2Peer:
         peer = cls(role, session)
-        assert [event for payload in peer.hello() for event in peer.send(payload)] == [Established()]
+        assert [event for payload in peer.hello() for event in peer.send(payload)] == [HelloDone()]
         assert peer.session.v2
         return peer
 
@@ -168,7 +168,7 @@ class TestMixes:
         pair.acceptor.channel_binding = pair.initiator.channel_binding = b"c" * 32 if tls else b""
         events = pair.exchange()
         if outcome in ("v2", "classic"):
-            assert events == ([Established()], [Established()])
+            assert events == ([HelloDone()], [HelloDone()])
             for session in (pair.acceptor, pair.initiator):
                 assert session.established
                 assert session.v2 is (outcome == "v2")
@@ -190,7 +190,7 @@ class TestMixes:
         node = EchoingNode(initiate(offer_v2=True, allow_classic=allowed))
         if not selects:
             node.answer = node.answer.replace(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode(), b"")
-        assert node.exchange() == ([Established()], [Established()])
+        assert node.exchange() == ([HelloDone()], [HelloDone()])
         assert not node.initiator.v2
         assert_that_they_understand_each_other(Pair(node.session, node.initiator))
 
@@ -238,7 +238,7 @@ class TestMixes:
         challenge, answer = (json.loads(text) for text in texts_of(b"".join(initiator.data_to_send())))
         assert answer == {"t": "h", "a": answer_of(5)}
         payload = json.dumps({"t": "h", "a": answer_of(challenge["o"])}).encode()
-        assert initiator.receive_data(raw.text(payload)) == [Established()]
+        assert initiator.receive_data(raw.text(payload)) == [HelloDone()]
         assert not initiator.v2
 
 
@@ -259,7 +259,7 @@ def assert_that_they_understand_each_other(pair: Pair) -> None:
         else:
             assert received(receiver.receive_data(sender.frame([message("hi")]))) == [("hi", "news")]
         sender.ping(b"12345678")
-    assert pair.exchange() == ([Ponged(b"12345678")], [Ponged(b"12345678")])
+    assert pair.exchange() == ([PongReceived(b"12345678")], [PongReceived(b"12345678")])
 
 
 class TestHello:
@@ -284,7 +284,7 @@ class TestHello:
         events = peer.send(
             *peer.hello(), packet("unsubscribe", topic="a"), packet("draining", retry_seconds=1)
         )
-        assert events == [Established(), v2.Unsubscribe("a"), v2.Draining(1)]
+        assert events == [HelloDone(), v2.Unsubscribe("a"), v2.Draining(1)]
 
     def test_the_whole_hello_of_an_initiator_may_come_with_its_request(self) -> None:
         session = accept()
@@ -346,7 +346,7 @@ class TestHello:
             events = peer.send(*hello, good, late, bad)
         else:
             events = peer.send(*hello) + peer.send(good, late, bad)
-        assert events == [Established(), v2.Unsubscribe("a")]
+        assert events == [HelloDone(), v2.Unsubscribe("a")]
         code = CloseCode.SECOND_CHALLENGE if tag == "challenge" else CloseCode.SECOND_ANSWER
         assert_ended(peer.session, code)
 
@@ -387,7 +387,7 @@ class TestPackets:
         events = feed(receiver, cut(frames, places))
         assert len(events) == len(sent)
         for event, one in zip(events, sent, strict=True):
-            assert not isinstance(event, Established | Ponged)
+            assert not isinstance(event, HelloDone | PongReceived)
             assert same(event, one)  # type: ignore[arg-type]
         assert receiver.established
 
@@ -401,7 +401,7 @@ class TestPackets:
                 data = b"".join(sender.data_to_send())
                 events += feed(receiver, cut(data, places))
         together = offered or classic
-        assert events == [Established()] * (2 if together else 0)
+        assert events == [HelloDone()] * (2 if together else 0)
         for session in (pair.acceptor, pair.initiator):
             assert session.established is together
             assert session.v2 is offered
@@ -504,7 +504,7 @@ class TestAcceptorsAnswer:
         proof = proof_of(Role.INITIATOR, challenge["nonce"], NONCE, offered="wsqueue.v3, chat, wsqueue.v2")
         raw = RawPeer(Role.ACCEPTOR)
         payload = packet("proof", proof=proof, nonce=NONCE)
-        assert session.receive_data(raw.text(payload)) == [Established()]
+        assert session.receive_data(raw.text(payload)) == [HelloDone()]
 
     def test_the_query_is_part_of_what_is_proved(self) -> None:
         session = accept(answer_request=lambda _path: None)
@@ -513,4 +513,4 @@ class TestAcceptorsAnswer:
         challenge = json.loads(first_text(b"".join(session.data_to_send()).partition(b"\r\n\r\n")[2])[0])
         proof = proof_of(Role.INITIATOR, challenge["nonce"], NONCE, path="/producer?a=%20b")
         payload = packet("proof", proof=proof, nonce=NONCE)
-        assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [Established()]
+        assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [HelloDone()]

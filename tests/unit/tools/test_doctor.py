@@ -14,8 +14,8 @@ import pytest
 
 from tests.support.paths import ROOT
 from wsqueue.config.model import (
+    ClientConfig,
     ConsumerConfig,
-    DemoConfig,
     Limits,
     ProducerConfig,
     Retention,
@@ -309,8 +309,8 @@ CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
 DEMO = 'role = "demo"\nproducers = ["127.0.0.1:1/produce"]\nconsumers = ["127.0.0.1:2/subscribe"]\n'
 
 
-async def check(*files: str) -> tuple[list[Finding], list[DemoConfig]]:
-    clusters: list[DemoConfig] = []
+async def check(*files: str) -> tuple[list[Finding], list[ClientConfig]]:
+    clusters: list[ClientConfig] = []
     said: list[str] = []
     found = [finding async for finding in doctor.check_files(files, clusters, said.append)]
     assert said[0] == f"checking {files[0]}"
@@ -482,8 +482,8 @@ def listening() -> Iterator[int]:
 def test_the_ends_of_the_certificates_of_each_file(tmp_path: Path) -> None:
     authority = Authority(tmp_path, days=100)
     issued = authority.issue("node", days=10)
-    contexts = TlsContexts(DemoConfig(producers=[], consumers=[], tls=issued))
+    contexts = TlsContexts(ClientConfig(producers=[], consumers=[], tls=issued))
     ends = contexts.ends_of_files
     assert [round((end - datetime.now(UTC)) / timedelta(days=1)) for end in ends.values()] == [10, 100]
     assert list(ends) == [issued.certificate, issued.ca]
-    assert TlsContexts(DemoConfig(producers=[], consumers=[], tls=Tls())).ends_of_files == {}
+    assert TlsContexts(ClientConfig(producers=[], consumers=[], tls=Tls())).ends_of_files == {}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from ...config.keys import load_psk
 from ...config.load import load_config
-from ...config.model import DemoConfig, Limits, Retention, RetentionMode
+from ...config.model import ClientConfig, Limits, Retention, RetentionMode
 from ...errors import WsqueueError
 from ...log.records import RECORD_OVERHEAD_BYTES
 from ...net.certificates import TlsContexts
@@ -69,12 +69,12 @@ async def bench_local(
     consumers, producers, mode = cluster
     retention = retention_for(load, mode)
     async with LocalCluster(consumers, producers, 0, None, show, retention=retention) as running:
-        settings = load_config(running.config_file, DemoConfig)
+        settings = load_config(running.config_file, ClientConfig)
         return await run(wire(settings, protocol), load, running.pids, progress)
 
 
 async def bench(
-    load: Load, settings: DemoConfig, progress: Callable[[float], None], protocol: Protocol = "v2"
+    load: Load, settings: ClientConfig, progress: Callable[[float], None], protocol: Protocol = "v2"
 ) -> Report:
     """Put load on a cluster that runs anywhere; what its nodes use is not known here.
 
@@ -86,7 +86,7 @@ async def bench(
     return await run(wire(settings, protocol), load, {}, progress)
 
 
-def wire(settings: DemoConfig, protocol: Protocol) -> Wire:
+def wire(settings: ClientConfig, protocol: Protocol) -> Wire:
     """Return how to speak to a cluster.
 
     Raises:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 
 from ...config.keys import load_psk
-from ...config.model import DemoConfig
+from ...config.model import ClientConfig
 from .cluster import Say, check_cluster
 from .findings import Finding
 from .host import check_files
@@ -23,7 +23,7 @@ async def check(files: Sequence[str], say: Say) -> AsyncIterator[Finding]:
         files: Of any role.
         say: Told what is being checked.
     """
-    clusters: list[DemoConfig] = []
+    clusters: list[ClientConfig] = []
     async for finding in check_files(files, clusters, say):
         yield finding
     for settings in clusters:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 
 from ...config.addresses import Address
-from ...config.model import DemoConfig
+from ...config.model import ClientConfig
 from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
 from ...net.certificates import TlsContexts, certificate_end
 from ...net.tls import openssl_words
@@ -24,7 +24,7 @@ ANSWER_SECONDS = 3.0
 """How long a name may take to resolve, and a host to answer."""
 
 
-async def check_cluster(settings: DemoConfig, psk: PreSharedKey, say: Say) -> AsyncIterator[Finding]:
+async def check_cluster(settings: ClientConfig, psk: PreSharedKey, say: Say) -> AsyncIterator[Finding]:
     """Check a deployed cluster.
 
     Args:
@@ -58,7 +58,7 @@ async def ask(
     consumers: Sequence[Address],
     producers: Sequence[Address],
     psk: PreSharedKey,
-    settings: DemoConfig,
+    settings: ClientConfig,
     tls: TlsContexts,
 ) -> Cluster:
     """Return how all nodes are, asked once."""
@@ -71,7 +71,7 @@ async def ask(
         await monitor.stop()
 
 
-async def _shown_certificate(address: Address, settings: DemoConfig) -> datetime | str:
+async def _shown_certificate(address: Address, settings: ClientConfig) -> datetime | str:
     """Return when the certificate ends that a node shows, or why that is not known."""
     try:
         return await asyncio.to_thread(_handshake, address, settings)
@@ -81,7 +81,7 @@ async def _shown_certificate(address: Address, settings: DemoConfig) -> datetime
         return error.strerror or str(error)
 
 
-def _handshake(address: Address, settings: DemoConfig) -> datetime:
+def _handshake(address: Address, settings: ClientConfig) -> datetime:
     # It only reads a date, and one of a certificate that is not trusted, too: the reports come over
     # connections that verify.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -25,7 +25,7 @@ from ...config.addresses import Address
 from ...config.check import config_warnings
 from ...config.keys import load_keys, load_psk
 from ...config.load import load_any_config
-from ...config.model import Config, ConsumerConfig, DemoConfig, NodeConfig
+from ...config.model import ClientConfig, Config, ConsumerConfig, NodeConfig
 from ...errors import ConfigError
 from ...net.certificates import TlsContexts
 from ...net.tls import openssl_words
@@ -50,7 +50,7 @@ _OF_ANOTHER_TIME = {9, 10}
 _UNUSABLE = ("The key cannot be used", "The certificates cannot be used")
 
 
-async def check_files(files: Sequence[str], clusters: list[DemoConfig], say: Say) -> AsyncIterator[Finding]:
+async def check_files(files: Sequence[str], clusters: list[ClientConfig], say: Say) -> AsyncIterator[Finding]:
     """Check configurations on this host, and what they point to.
 
     Args:
@@ -74,7 +74,7 @@ async def check_files(files: Sequence[str], clusters: list[DemoConfig], say: Say
             yield finding
         # With a certificate that has expired, the nodes say what they think of it.
         usable = not any(finding.text.startswith(_UNUSABLE) for finding in own)
-        if isinstance(checked, DemoConfig) and usable:
+        if isinstance(checked, ClientConfig) and usable:
             clusters.append(checked)
         async for finding in _peer_findings(file, checked, say):
             yield finding
@@ -240,7 +240,7 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
     wanted = model.role_of(type(checked))
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listeners say, and no listener
     place = msgspec.structs.replace(address, host=everywhere.get(address.host, address.host))
-    client = DemoConfig(
+    client = ClientConfig(
         producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
     )
     try:

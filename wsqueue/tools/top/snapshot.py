@@ -17,7 +17,7 @@ class Rates(msgspec.Struct, frozen=True):
     """Say how much a node has to do, per second, since it was asked before.
 
     Attributes:
-        messages_in: Received.
+        messages_in: MessagesReceived.
         messages_out: Forwarded by a producer, delivered by a consumer.
         bytes_in: Read.
         bytes_out: Written.

@@ -105,3 +105,17 @@ def test_the_protocol_has_no_input_output_and_no_clock(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module)} & INPUT_OUTPUT
     tree = ast.parse(MODULES[module].read_text())
     assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node in ast.walk(tree))
+
+
+def test_the_picture_in_the_documents_is_the_tree() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    lines = text.split("```mermaid\nflowchart TB\n", 1)[1].split("```", 1)[0].splitlines()
+    arrows = {
+        name: set(below.split(" & "))
+        for name, _, below in (line.strip().partition(" --> ") for line in lines)
+    }
+
+    def below(name: str) -> set[str]:
+        return {found for to in arrows.get(name, ()) for found in {to, *below(to)}}
+
+    assert {name: below(name) for name in FOLDERS} == {name: documented(name) for name in FOLDERS}

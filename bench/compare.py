@@ -22,6 +22,7 @@ import msgspec
 import psutil
 import uvloop
 
+from wsqueue.cli.common import ExitCode
 from wsqueue.errors import WsqueueError
 from wsqueue.tools.bench import Load, Wire, run
 
@@ -435,7 +436,7 @@ def main(quick: bool, only: tuple[str, ...], output: Path | None, tables: bool) 
     except (WsqueueError, ValueError, msgspec.DecodeError) as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
-        raise click.exceptions.Exit(130) from None
+        raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
 
 
 if __name__ == "__main__":

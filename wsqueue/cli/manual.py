@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import click
+
+from .common import ExitCode
 
 ENVIRONMENT = {
     "WSQUEUE_CONFIG": "The file of --config, where that is not given.",
@@ -20,13 +22,13 @@ FILES = {
 }
 
 
-def manual(group: click.Group, version: str, exit_codes: str) -> str:
+def manual(group: click.Group, version: str, exit_codes: Iterable[ExitCode]) -> str:
     """Return the manual page of a group of commands.
 
     Args:
         group: With all commands.
         version: Of the package.
-        exit_codes: A text in which a line has a number, and what it means.
+        exit_codes: How commands end.
     """
     context = click.Context(group, info_name="wsqueue", max_content_width=78)
     summary, *rest = _paragraphs(group.help or "")
@@ -38,7 +40,7 @@ def manual(group: click.Group, version: str, exit_codes: str) -> str:
         ".B wsqueue",
         _text("[OPTION]... COMMAND [ARGUMENT]..."),
         ".SH DESCRIPTION",
-        *_body(paragraph for paragraph in rest if not paragraph.lstrip("\b\n ").startswith("Exit codes:")),
+        *_body(rest),
         ".SH OPTIONS",
         *_options(group, context),
         ".SH COMMANDS",
@@ -48,8 +50,8 @@ def manual(group: click.Group, version: str, exit_codes: str) -> str:
         assert command is not None
         lines += _command(command, click.Context(command, parent=context, info_name=name))
     lines.append(".SH EXIT STATUS")
-    for code, meaning in re.findall(r"^(\d+)\s+(.*)$", exit_codes, re.MULTILINE):
-        lines += _item(code, meaning)
+    for code in exit_codes:
+        lines += _item(str(code), code.meaning)
     for title, entries in (("ENVIRONMENT", ENVIRONMENT), ("FILES", FILES)):
         lines.append(f".SH {title}")
         for name, meaning in entries.items():

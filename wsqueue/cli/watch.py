@@ -1,102 +1,23 @@
-"""Commands that look at a cluster, and those about the command line itself; `cli` has the others.
-
-What they need is imported where it is needed, for `wsqueue --help` and the nodes do without.
-"""
+"""The commands that look at a cluster. Their tools are imported when they run: they need rich and psutil."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import shutil
-import signal
-import sys
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import click
-import uvloop
 from click.core import ParameterSource
-from click.shell_completion import CompletionItem, get_completion_class
 
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..net.certificates import TlsContexts
 from ..tools.terminal import json_line, one_line
-from ..version import __version__
+from .common import ExitCode, complete_file, config_option, ended_by_signals, fail, progress_line, run
 
 if TYPE_CHECKING:
     from ..tools.doctor import Finding
     from ..tools.top import Snapshot
-
-DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
-"""Where the deployment puts the configuration of clients."""
-
-COMPLETE_VARIABLE = "_WSQUEUE_COMPLETE"
-"""Set by the scripts of `wsqueue completion`; click would make it of how the command was started."""
-
-
-def complete_file(_context: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
-    """Let the shell complete the name of a file."""
-    return [CompletionItem(start, type="file")]
-
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    metavar="FILE",
-    envvar="WSQUEUE_CONFIG",
-    default=DEFAULT_CONFIG,
-    show_default=True,
-    show_envvar=True,
-    shell_complete=complete_file,
-    help="Configuration of role demo: where the nodes are, and the pre-shared key.",
-)
-
-
-def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop."""
-    uvloop.run(coroutine)
-
-
-@contextlib.contextmanager
-def ended_by_signals() -> Iterator[None]:
-    """Let a signal cancel what runs, so that it ends the processes that it has started."""
-    code = 0
-
-    def end(number: int) -> None:
-        nonlocal code
-        code = 128 + number
-        this.cancel()
-
-    loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end, number)
-    try:
-        yield
-    except asyncio.CancelledError:
-        raise click.exceptions.Exit(code) from None
-
-
-@contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yield what says, on a terminal and nowhere else, what is going on; "" takes it away."""
-    if not sys.stderr.isatty() or not sys.stdout.isatty():
-        yield lambda _text: None
-        return
-    shown = False
-
-    def say(text: str) -> None:
-        nonlocal shown
-        if shown or text:
-            width = max(shutil.get_terminal_size().columns - 1, 1)
-            click.echo(f"\r\x1b[K{one_line(text)[:width]}", err=True, nl=False, color=True)
-        shown = bool(text)
-
-    try:
-        yield say
-    finally:
-        say("")
 
 
 @click.command()
@@ -132,7 +53,7 @@ def top(*, interval: float, once: bool, as_json: bool, config_file: str) -> None
 
 
 async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: bool) -> None:
-    from ..monitoring.cluster import OTHER_KEY, ClusterMonitor  # noqa: PLC0415
+    from ..monitoring.cluster import ClusterMonitor  # noqa: PLC0415
     from ..tools import top as view  # noqa: PLC0415 - it needs rich, which takes a while
 
     monitor = ClusterMonitor(
@@ -149,14 +70,25 @@ async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: 
             if once:
                 snapshot = await asking.once()
                 _write_snapshot(as_json=as_json)(snapshot)
-                if code := view.exit_code(snapshot, OTHER_KEY):
-                    raise click.exceptions.Exit(code)
-            elif as_json or not view.is_screen():
+                raise click.exceptions.Exit(exit_code(snapshot))
+            if as_json or not view.is_screen():
                 await view.print_snapshots(asking, _write_snapshot(as_json=as_json))
             else:
                 await view.watch(asking)
         finally:
             await monitor.stop()
+
+
+def exit_code(snapshot: Snapshot) -> ExitCode:
+    """Return the exit code of `wsqueue top --once`: FAILED when only some of the nodes answer."""
+    from ..monitoring.cluster import OTHER_KEY  # noqa: PLC0415 - as above
+
+    if len(snapshot.answering) == len(snapshot.nodes):
+        return ExitCode.DONE
+    if snapshot.answering:
+        return ExitCode.FAILED
+    other_key = any(node.problem == OTHER_KEY for node in snapshot.nodes)
+    return ExitCode.OTHER_KEY if other_key else ExitCode.NO_ANSWER
 
 
 def _write_snapshot(*, as_json: bool) -> Callable[[Snapshot], None]:
@@ -223,7 +155,7 @@ async def _doctor(files: Sequence[str], *, as_json: bool) -> None:
         counts = {"check": len(found), **counts}
         click.echo(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
     if counts["problem"]:
-        raise click.exceptions.Exit(1)
+        fail()
 
 
 def _show_finding(finding: Finding) -> None:
@@ -233,44 +165,3 @@ def _show_finding(finding: Finding) -> None:
     click.echo(f"{click.style(mark, fg=color)} {one_line(finding.subject)}: {one_line(finding.text)}")
     if finding.advice:
         click.echo(f"     {click.style(one_line(finding.advice), dim=True)}")
-
-
-@click.command()
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
-def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands, options and files.
-
-    \b
-    Examples:
-      wsqueue completion bash > /etc/bash_completion.d/wsqueue
-      wsqueue completion zsh > "${fpath[1]}/_wsqueue"
-      wsqueue completion fish > ~/.config/fish/completions/wsqueue.fish
-      source <(wsqueue completion bash)
-    """
-    kind = get_completion_class(shell)
-    assert kind is not None
-    main = click.get_current_context().find_root().command
-    script = kind(main, {}, "wsqueue", COMPLETE_VARIABLE)
-    # Not `source()`, which looks for the shell on the host that prints the script.
-    click.echo((script.source_template % script.source_vars()).strip())
-
-
-@click.command()
-def man() -> None:
-    """Print the manual page wsqueue(1).
-
-    \b
-    Examples:
-      wsqueue man | man -l -
-      wsqueue man > /usr/local/share/man/man1/wsqueue.1
-    """
-    from . import main as cli  # noqa: PLC0415 - which imports this module
-    from .manual import manual  # noqa: PLC0415 - no other command needs it
-
-    main = click.get_current_context().find_root().command
-    assert isinstance(main, click.Group)
-    click.echo(manual(main, __version__, cli.__doc__ or ""), nl=False)
-
-
-ALL = (top, doctor, completion, man)
-"""What `cli` adds to its commands."""

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 
 import msgspec
@@ -24,7 +21,7 @@ from wsqueue.report.report import (
     TopicStatus,
 )
 from wsqueue.report.warnings import cluster_warnings
-from wsqueue.tools.top import Snapshot, exit_code, print_text
+from wsqueue.tools.top import Snapshot, print_text
 from wsqueue.tools.top.screen import NO_LIMIT, screen
 from wsqueue.tools.top.snapshot import Rates, Sampler, top_topics
 
@@ -326,20 +323,6 @@ class TestTheScreen:
         assert "\x1b" not in text(screen(large(), 80, 24))
 
 
-@pytest.mark.parametrize(
-    ("nodes", "code"),
-    [
-        (HEALTHY, 0),
-        ((consumer(1), dead(2, "producer")), 1),
-        ((consumer(1), dead(2, "producer", OTHER_KEY)), 1),
-        ((dead(1, "consumer"), dead(2, "producer")), 4),
-        ((dead(1, "consumer"), dead(2, "producer", OTHER_KEY)), 5),
-    ],
-)
-def test_the_exit_code(nodes: tuple[ClusterNode, ...], code: int) -> None:
-    assert exit_code(snapshot(*nodes), OTHER_KEY) == code
-
-
 def test_to_a_pipe_it_is_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
     print_text(large())
     out = capsys.readouterr().out
@@ -365,12 +348,3 @@ def test_the_json_of_a_snapshot_is_that_of_the_cluster_and_more() -> None:
         "problem": "Connection refused",
         "rates": None,
     }
-
-
-@pytest.mark.parametrize("module", ["wsqueue.cli.main", "wsqueue.nodes.service", "wsqueue.cli.watch"])
-def test_nobody_else_needs_what_it_needs(module: str) -> None:
-    unwanted = "rich", "prometheus_client", "psutil", "prompt_toolkit"
-    script = f"import sys, {module}; print([name for name in {unwanted} if name in sys.modules])"
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)
-    assert done.stdout == b"[]\n"

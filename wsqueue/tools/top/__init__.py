@@ -1,6 +1,6 @@
 """`wsqueue top`: how all nodes of a cluster are, again and again, on a terminal, in a pipe or as JSON."""
 
 from .live import Top, is_screen, print_snapshots, print_text, watch
-from .snapshot import Snapshot, exit_code
+from .snapshot import Snapshot
 
-__all__ = ["Snapshot", "Top", "exit_code", "is_screen", "print_snapshots", "print_text", "watch"]
+__all__ = ["Snapshot", "Top", "is_screen", "print_snapshots", "print_text", "watch"]

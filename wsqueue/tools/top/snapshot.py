@@ -121,15 +121,3 @@ def top_topics(nodes: Sequence[ClusterNode]) -> list[TopicStatus]:
     for of_role in sums.values():
         most |= of_role
     return [TopicStatus(topic, float(rate)) for topic, rate in most.most_common(MAX_TOPICS)]
-
-
-def exit_code(snapshot: Snapshot, other_key: str) -> int:
-    """Return the exit code of a snapshot: 0 when all nodes answer, else 1, and 4 or 5 when none does.
-
-    Args:
-        snapshot: Of the cluster.
-        other_key: The problem of a node that has another key.
-    """
-    if not snapshot.answering:
-        return 5 if any(node.problem == other_key for node in snapshot.nodes) else 4
-    return 0 if len(snapshot.answering) == len(snapshot.nodes) else 1

@@ -1,0 +1,63 @@
+"""How commands end."""
+
+from __future__ import annotations
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from wsqueue.cli.common import ExitCode
+from wsqueue.cli.main import main
+from wsqueue.cli.watch import exit_code
+from wsqueue.errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
+from wsqueue.monitoring.cluster import OTHER_KEY
+from wsqueue.report.report import Report
+from wsqueue.tools.top.snapshot import NodeSnapshot, Snapshot
+
+
+def node(problem: str) -> NodeSnapshot:
+    report = None if problem else Report(id="1", role="consumer", version="0.1.0", uptime_seconds=1.0)
+    return NodeSnapshot("192.0.2.1:10001", "consumer", report, None, None, problem, None)
+
+
+@pytest.mark.parametrize(
+    ("problems", "code"),
+    [
+        (["", ""], ExitCode.DONE),
+        (["", "Connection refused"], ExitCode.FAILED),
+        (["", OTHER_KEY], ExitCode.FAILED),
+        (["Connection refused", "Connection refused"], ExitCode.NO_ANSWER),
+        (["Connection refused", OTHER_KEY], ExitCode.OTHER_KEY),
+    ],
+)
+def test_of_a_snapshot(problems: list[str], code: ExitCode) -> None:
+    nodes = [node(problem) for problem in problems]
+    assert exit_code(Snapshot(0.0, [], [], nodes, [], [])) is code
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (WsqueueError("a node ended"), ExitCode.FAILED),
+        (OSError(28, "No space left on device"), ExitCode.FAILED),
+        (InvalidMessage("too long"), ExitCode.WRONG_USAGE),
+        (click.UsageError("not both"), ExitCode.WRONG_USAGE),
+        (ConfigError("empty"), ExitCode.WRONG_CONFIG),
+        (ConnectError("refused"), ExitCode.NO_ANSWER),
+        (AuthenticationError("differs"), ExitCode.OTHER_KEY),
+        (KeyboardInterrupt(), ExitCode.INTERRUPTED),
+    ],
+)
+def test_of_an_error(monkeypatch: pytest.MonkeyPatch, error: BaseException, code: ExitCode) -> None:
+    @click.command()
+    def fails() -> None:
+        raise error
+
+    monkeypatch.setitem(main.commands, "fails", fails)
+    assert CliRunner().invoke(main, ["fails"]).exit_code == code
+
+
+def test_the_help_has_each() -> None:
+    text = CliRunner().invoke(main, ["--help"]).output
+    for code in ExitCode:
+        assert f"{code:<3}  {code.meaning}" in text

@@ -1,0 +1,200 @@
+"""The command that measures a cluster."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from ..config import model
+from ..config.load import load_config
+from ..config.model import ClientConfig, Limits
+from .common import ended_by_signals, fail, node_lines, run
+
+if TYPE_CHECKING:
+    from ..tools.bench import Load
+    from ..tools.bench.bench import Protocol
+
+
+@click.command()
+@click.option("--config", "config_file", metavar="FILE", help="Drive that cluster; only if it is given here.")
+@click.option("--consumers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option("--producers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option(
+    "--retention",
+    type=click.Choice(["memory", "sqlite"]),
+    help="Where the consumers to start keep what is published.  [default: memory]",
+)
+@click.option(
+    "--protocol",
+    type=click.Choice(["v2", "classic"]),
+    default="v2",
+    show_default=True,
+    help="What clients speak: with v2, all messages must be confirmed.",
+)
+@click.option("--publishers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--subscribers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Subscribers of each topic.",
+)
+@click.option("--topics", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
+@click.option(
+    "--size",
+    type=int,
+    default=100,
+    show_default=True,
+    metavar="BYTES",
+    help="Data of a message, at least 16.",
+)
+@click.option(
+    "--rate",
+    type=click.FloatRange(0, 10_000_000, min_open=True),
+    metavar="N",
+    help="Messages a second, and take their latency; without it, as many as go.",
+)
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, 86_400, min_open=True),
+    metavar="SECONDS",
+    help="How long to measure.  [default: 5]",
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Measure N messages instead.")
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Send at most N messages at once; without it, what is due and 64 KiB hold.",
+)
+@click.option(
+    "--replay",
+    is_flag=True,
+    help="Publish --count messages first, 256 MiB without it, and measure how fast the logs are read.",
+)
+@click.option(
+    "--warm-up",
+    type=click.FloatRange(0, 86_400),
+    default=1.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="Publish so long before.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Draw throughput and latency: .svg, .png or .pdf (needs matplotlib).",
+)
+def bench(
+    *,
+    config_file: str | None,
+    consumers: int | None,
+    producers: int | None,
+    retention: model.RetentionMode | None,
+    protocol: Protocol,
+    duration: float | None,
+    as_json: bool,
+    plot: Path | None,
+    **numbers: Any,  # noqa: ANN401 - those of Load
+) -> None:
+    """Measure throughput, latency, and what the nodes use; exit with 1 if messages were lost or came twice.
+
+    With v2, messages that are not confirmed in the end are an error, too.
+
+    Without --config it starts a cluster on loopback. It floods a cluster: mind whose that is. With
+    --rate, the latency counts from when a message was due, even if the cluster held up its sending.
+
+    \b
+    Examples:
+      wsqueue bench
+      wsqueue bench --rate 10000 --plot latency.svg
+      wsqueue bench --topics 10 --subscribers 100 --count 100000 --json
+      wsqueue bench --retention sqlite --replay
+      wsqueue bench --config demo.toml --rate 1000 --duration 60
+    """
+    # Imported here, for it takes 3 MiB that no node needs.
+    from ..tools.bench import Load  # noqa: PLC0415
+    from ..tools.bench import bench as benchmark  # noqa: PLC0415
+
+    started = (consumers, producers, retention)
+    if config_file is not None and started != (None, None, None):
+        raise click.UsageError(
+            "--consumers, --producers and --retention are for a cluster that is started, not for --config."
+        )
+    if numbers["replay"]:
+        if duration is not None or protocol == "classic":
+            raise click.UsageError("--replay goes with --count and v2, not with --duration or classic.")
+        numbers["count"] = numbers["count"] or max(1, benchmark.REPLAY_BYTES // numbers["size"])
+    if duration is not None and numbers["count"] is not None:
+        raise click.UsageError("--duration or --count, not both.")
+    try:
+        load = Load(duration=5.0 if duration is None else duration, **numbers)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    settings = load_config(config_file, ClientConfig) if config_file is not None else None
+    if settings is not None:
+        nodes = len(settings.consumers), len(settings.producers)
+    else:
+        nodes = consumers or 1, producers or 1
+    problem = benchmark.problem(load, *nodes, settings.limits if settings is not None else Limits())
+    if not problem and plot is not None:
+        problem = benchmark.plot_problem(plot)
+    if problem:
+        raise click.UsageError(problem)
+    cluster = (*nodes, retention or "memory")
+    run(_bench(load, settings, cluster, protocol, as_json=as_json, plot=plot))
+
+
+async def _bench(
+    load: Load,
+    settings: ClientConfig | None,
+    cluster: tuple[int, int, model.RetentionMode],
+    protocol: Protocol,
+    *,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    from ..tools.bench import bench as benchmark  # noqa: PLC0415 - as above
+
+    with ended_by_signals(), _progress_bar() as progress:
+        if settings is not None:
+            report = await benchmark.bench(load, settings, progress, protocol)
+        else:
+            show = node_lines(hidden=[" INFO "])
+            report = await benchmark.bench_local(load, cluster, progress, show, protocol)
+    if as_json:
+        fields = {"protocol": protocol, "load": load, **msgspec.structs.asdict(report)}
+        click.echo(msgspec.json.encode(fields))
+    else:
+        click.echo(benchmark.table(report, load))
+    if plot is not None:
+        benchmark.write_plot(report, load, plot)
+    if report.lost:
+        click.echo(f"{report.lost} deliveries were lost.", err=True)
+    if report.duplicates:
+        click.echo(f"{report.duplicates} deliveries were duplicates.", err=True)
+    if report.unconfirmed:
+        click.echo(f"{report.unconfirmed} messages were not confirmed.", err=True)
+    if report.ended_early:
+        click.echo("The run ended early, for nothing moved any more.", err=True)
+    if report.lost or report.duplicates or report.unconfirmed or report.ended_early:
+        fail()
+
+
+@contextlib.contextmanager
+def _progress_bar() -> Iterator[Callable[[float], None]]:
+    """Show how much is done, 0 to 1, if a terminal is there to show it."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    with click.progressbar(length=1000, file=sys.stderr) as bar:
+        yield lambda done: bar.update(round(done * 1000) - bar.pos)

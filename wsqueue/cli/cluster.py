@@ -1,0 +1,148 @@
+"""The commands that run a cluster on this machine, and verify one anywhere."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ..config import model
+from ..config.keys import load_psk
+from ..config.load import load_config
+from ..config.model import ClientConfig
+from ..errors import WsqueueError
+from ..tools.local import LocalCluster
+from ..tools.terminal import json_line, printable
+from ..tools.verify import Check, write_junit
+from ..tools.verify import verify as run_checks
+from .common import config_option, ended_by_signals, fail, node_lines, progress_line, run
+from .messages import run_demo
+
+
+@click.command()
+@click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all checks.")
+@config_option
+def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
+    """Run the end-to-end tests against a cluster; exit with 1 if any fails.
+
+    Every node answers; a random message comes back unmodified through every producer and every
+    consumer; every endpoint refuses a wrong key.
+
+    \b
+    Examples:
+      wsqueue verify --junit report.xml
+      wsqueue verify --json | jq -r '.checks[] | select(.problem != "") | .name'
+    """
+    run(_verify(load_config(config_file, ClientConfig), junit, as_json=as_json))
+
+
+@click.command()
+@click.option("--consumers", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N")
+@click.option("--producers", type=click.IntRange(1, 100), default=2, show_default=True, metavar="N")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_336),
+    default=10_001,
+    show_default=True,
+    help="Where the first consumer listens; the other nodes follow. 0 lets the system choose.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Keep the configurations and the key there, instead of in a temporary directory.",
+)
+@click.option(
+    "--retention",
+    type=click.Choice(["memory", "sqlite"]),
+    default="memory",
+    show_default=True,
+    help="Where the consumers keep what was published.",
+)
+@click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
+def local(
+    *,
+    consumers: int,
+    producers: int,
+    port: int,
+    directory: Path | None,
+    retention: model.RetentionMode,
+    demo_topic: str | None,
+) -> None:
+    """Run a cluster on loopback until Ctrl-C, each node a process of its own.
+
+    \b
+    Examples:
+      wsqueue local
+      wsqueue local --directory cluster
+      wsqueue local --consumers 4 --producers 3 --port 0
+      wsqueue local --demo news
+    """
+    run(
+        _local(
+            consumers=consumers,
+            producers=producers,
+            port=port,
+            directory=directory,
+            retention=retention,
+            demo_topic=demo_topic,
+        )
+    )
+
+
+async def _verify(settings: ClientConfig, junit: Path | None, *, as_json: bool = False) -> None:
+    checks = []
+    with progress_line() as say:
+        async for check in run_checks(settings, load_psk(settings), say):
+            checks.append(check)
+            say("")
+            if not as_json:
+                _show_check(check)
+    failed = sum(bool(check.problem) for check in checks)
+    if as_json:
+        click.echo(json_line({"checks": checks, "failed": failed}))
+    else:
+        click.echo(f"{len(checks)} checks, {failed} failed")
+    if junit is not None:
+        try:
+            write_junit(checks, junit)
+        except OSError as error:
+            raise WsqueueError(f"cannot write {junit}: {error.strerror}") from None
+    if failed:
+        fail()
+
+
+def _show_check(check: Check) -> None:
+    mark = click.style("FAIL", fg="red", bold=True) if check.problem else click.style("ok  ", fg="green")
+    problem = f": {printable(check.problem)}" if check.problem else ""
+    click.echo(f"{mark} {check.name}{problem} ({check.seconds * 1000:.0f} ms)")
+
+
+async def _local(
+    *,
+    consumers: int,
+    producers: int,
+    port: int,
+    directory: Path | None,
+    retention: model.RetentionMode,
+    demo_topic: str | None,
+) -> None:
+    # The demo has the terminal for itself, and its checks provoke warnings.
+    show = node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
+    with ended_by_signals():
+        kept = model.Retention(mode=retention)
+        async with LocalCluster(consumers, producers, port, directory, show, retention=kept) as cluster:
+            if demo_topic is None:
+                click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
+                click.echo(f"  wsqueue demo --config {cluster.config_file} news")
+                click.echo(f"Its status page, with a demo for the browser: {cluster.status_page}")
+                await cluster.wait()
+            else:
+                settings = load_config(cluster.config_file, ClientConfig)
+                await _verify(settings, None)
+                if sys.stdin.isatty():
+                    # Else all is over with the input.
+                    click.echo(f"The status page of the cluster, as long as this runs: {cluster.status_page}")
+                await run_demo(settings, demo_topic)

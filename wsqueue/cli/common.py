@@ -1,0 +1,130 @@
+"""Shared by all commands: exit codes, options, signals, and output about what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import itertools
+import shutil
+import signal
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, NoReturn, cast
+
+import click
+import uvloop
+from click.shell_completion import CompletionItem
+
+from ..tools.terminal import one_line
+
+
+class ExitCode(enum.IntEnum):
+    """Say how a command ended; each member has its meaning, as `--help` and the manual page print it."""
+
+    meaning: str
+
+    def __new__(cls, code: int, meaning: str) -> ExitCode:
+        """Return the member of a code, with its meaning."""
+        member = int.__new__(cls, code)
+        member._value_ = code
+        member.meaning = meaning
+        return member
+
+    DONE = 0, "done"
+    FAILED = 1, "a check failed, messages were lost or late, or a node could not start or go on"
+    WRONG_USAGE = 2, "the command line, or a line to publish, is wrong"
+    WRONG_CONFIG = 3, "a configuration file, or the pre-shared key that it points to, is wrong"
+    NO_ANSWER = 4, "no node answers"
+    OTHER_KEY = 5, "the nodes have another pre-shared key"
+    INTERRUPTED = 130, "ended by Ctrl-C"
+
+
+_NODE_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
+
+DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
+"""Where the deployment puts the configuration of clients."""
+
+COMPLETE_VARIABLE = "_WSQUEUE_COMPLETE"
+"""Set by the scripts of `wsqueue completion`; click would make it of how the command was started."""
+
+
+def complete_file(_context: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
+    """Let the shell complete the name of a file."""
+    return [CompletionItem(start, type="file")]
+
+
+config_option = click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    envvar="WSQUEUE_CONFIG",
+    default=DEFAULT_CONFIG,
+    show_default=True,
+    show_envvar=True,
+    shell_complete=complete_file,
+    help="Configuration of role demo: where the nodes are, and the pre-shared key.",
+)
+
+
+def run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run a coroutine on uvloop."""
+    uvloop.run(coroutine)
+
+
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let a signal cancel what runs, so that it ends the processes that it has started."""
+    code = 0
+
+    def end(number: int) -> None:
+        nonlocal code
+        code = 128 + number
+        this.cancel()
+
+    loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        loop.add_signal_handler(number, end, number)
+    try:
+        yield
+    except asyncio.CancelledError:
+        raise click.exceptions.Exit(code) from None
+
+
+@contextlib.contextmanager
+def progress_line() -> Iterator[Callable[[str], None]]:
+    """Yield what says, on a terminal and nowhere else, what is going on; "" takes it away."""
+    if not sys.stderr.isatty() or not sys.stdout.isatty():
+        yield lambda _text: None
+        return
+    shown = False
+
+    def say(text: str) -> None:
+        nonlocal shown
+        if shown or text:
+            width = max(shutil.get_terminal_size().columns - 1, 1)
+            click.echo(f"\r\x1b[K{one_line(text)[:width]}", err=True, nl=False, color=True)
+        shown = bool(text)
+
+    try:
+        yield say
+    finally:
+        say("")
+
+
+def node_lines(hidden: list[str]) -> Callable[[str, str], None]:
+    """Return what shows the lines that nodes log, but for those of the hidden levels."""
+    colors = itertools.cycle(_NODE_COLORS)
+    color_of: defaultdict[str, str] = defaultdict(lambda: next(colors))
+
+    def show(name: str, line: str) -> None:
+        if not any(level in line for level in hidden):
+            click.echo(f"{click.style(f'{name:<11}|', fg=color_of[name])} {line}", err=True)
+
+    return show
+
+
+def fail() -> NoReturn:
+    """End the command with the code of a failure."""
+    raise click.exceptions.Exit(ExitCode.FAILED)

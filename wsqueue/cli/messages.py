@@ -1,0 +1,216 @@
+"""The commands that publish messages and print those of topics."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime
+from typing import Any, cast
+
+import click
+import msgspec
+
+from ..client import client
+from ..client.values import Gap, Message, Position, Start
+from ..config.load import load_config
+from ..config.model import ClientConfig
+from ..tools import demo as demo_tool
+from ..tools.terminal import for_each_line, json_line, to_stdout
+from .common import config_option, fail, run
+
+
+class _Start(click.ParamType[Any, Any]):
+    """Take where a subscription begins."""
+
+    name = "start"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> Start:
+        if value in ("latest", "earliest"):
+            return cast("Start", value)
+        if value.isdecimal():
+            return int(value)
+        if match := re.fullmatch(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,16})", value):
+            return Position(match[1], int(match[2]))
+        try:
+            return datetime.fromisoformat(value).astimezone()
+        except ValueError:
+            self.fail(
+                f"{value!r} is no start: expected latest, earliest, an offset, LOG:OFFSET, or a time as"
+                " 2026-11-25T12:00",
+                param,
+                ctx,
+            )
+
+
+@click.command()
+@click.argument("topic")
+@config_option
+def demo(topic: str, config_file: str) -> None:
+    """Publish each line that you type on TOPIC, and print what comes on it.
+
+    Without a terminal it publishes what it reads, prints what comes back, and ends when all of it
+    has (exit code 0) or when nothing more comes for five seconds (1).
+
+    \b
+    Examples:
+      wsqueue demo news
+      echo hello | wsqueue demo news
+    """
+    run(run_demo(load_config(config_file, ClientConfig), topic))
+
+
+@click.command()
+@click.argument("topic")
+@click.argument("data", default="-")
+@click.option(
+    "--confirm/--no-confirm",
+    default=True,
+    show_default=True,
+    help="Wait until all is stored, or only until a producer has read it.",
+)
+@config_option
+def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
+    """Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
+
+    It ends when the consumer of TOPIC has stored all of it. A producer that only speaks the classic
+    protocol confirms nothing: a connection to it that breaks may take messages with it, their number
+    is said, and the exit code is 1.
+
+    \b
+    Examples:
+      wsqueue publish news 'hello there'
+      tail -F app.log | wsqueue publish logs
+    """
+    run(_publish(load_config(config_file, ClientConfig), topic, data, confirm=confirm))
+
+
+@click.command()
+@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.option(
+    "--from",
+    "start",
+    type=_Start(),
+    default="latest",
+    show_default=True,
+    metavar="START",
+    help="latest, earliest, an offset, LOG:OFFSET as --json prints them, or a time as 2026-11-25T12:00.",
+)
+@click.option(
+    "--follow/--no-follow",
+    default=True,
+    show_default=True,
+    help="Go on, or end with what was published before.",
+)
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help='Print {"topic": ..., "data": ..., ...}, a line each, and gaps too.',
+)
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="End after that time; with --count, the exit code is 1 when fewer than N came.",
+)
+@config_option
+def subscribe(
+    *,
+    topics: tuple[str, ...],
+    start: Start,
+    follow: bool,
+    as_json: bool,
+    count: int | None,
+    timeout: float | None,
+    config_file: str,
+) -> None:
+    """Print the messages of each TOPIC as they come, a line each; with several, after their topic.
+
+    After a lost connection it goes on where it was. Messages that are gone by then are said on standard
+    error.
+
+    \b
+    Examples:
+      wsqueue subscribe news
+      wsqueue subscribe --from earliest --no-follow news
+      wsqueue subscribe --json --count 10 --timeout 60 news sport
+    """
+    if isinstance(start, int | Position) and len(set(topics)) > 1:
+        raise click.UsageError("an offset is of one topic, and there are several.")
+    settings = load_config(config_file, ClientConfig)
+    run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
+
+
+async def run_demo(settings: ClientConfig, topic: str) -> None:
+    """Run the demo on a topic until it ends; exit with 1 when messages did not come back."""
+    async with client.connect(settings) as connected:
+        missing = await demo_tool.demo(connected, topic, settings.limits.max_message_bytes)
+    if missing:
+        click.echo(f"{missing} messages did not come back.", err=True)
+        fail()
+
+
+async def _publish(settings: ClientConfig, topic: str, data: str, *, confirm: bool) -> None:
+    connected = client.connect(settings)
+
+    async def publish_line(line: str) -> None:
+        await connected.drain()
+        connected.publish_nowait(topic, line)
+
+    async with connected:
+        if data != "-":
+            await publish_line(data)
+        else:
+            await for_each_line(settings.limits.max_message_bytes, publish_line)
+        await connected.close(confirm=confirm)
+    if connected.lost_in_flight:
+        click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
+        fail()
+
+
+async def _subscribe(
+    settings: ClientConfig,
+    topics: tuple[str, ...],
+    start: Start,
+    *,
+    follow: bool,
+    as_json: bool,
+    count: int | None,
+    seconds: float | None,
+) -> None:
+    left = count
+    try:
+        async with (
+            asyncio.timeout(seconds),
+            client.connect(settings) as connected,
+            connected.subscribe(*topics, start=start, follow=follow, on_gap="yield") as messages,
+        ):
+            async for message in messages:
+                if isinstance(message, Gap) and not as_json:
+                    click.echo(demo_tool.gap_text(message), err=True)
+                    continue
+                # With color, click leaves alone what it takes for colors.
+                click.echo(_line(message, as_json, len(topics)), color=True)
+                if left is not None and not isinstance(message, Gap):
+                    left -= 1
+                    if not left:
+                        return
+    except TimeoutError:
+        if left:
+            click.echo(f"{left} of {count} messages did not come within {seconds:g} seconds.", err=True)
+            fail()
+
+
+def _line(message: Message | Gap, as_json: bool, topics: int) -> str:
+    if isinstance(message, Gap) or as_json:
+        fields = msgspec.structs.asdict(message)
+        if not fields.get("log", True):
+            del fields["log"], fields["offset"]  # a classic consumer keeps none
+        return json_line(fields)
+    return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")

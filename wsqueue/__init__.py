@@ -2,9 +2,10 @@
 
 import logging
 
-from .client.client import Client, Subscription, connect
+from .client.client import Client, connect
+from .client.subscription import Subscription
 from .client.values import Gap, Message, Position
-from .config.model import Tls
+from .config.model import ClientConfig, Limits, Tls
 from .errors import (
     AuthenticationError,
     ConfigError,
@@ -22,12 +23,14 @@ from .version import __version__
 __all__ = [
     "AuthenticationError",
     "Client",
+    "ClientConfig",
     "CloseCode",
     "ConfigError",
     "ConnectError",
     "Gap",
     "GapError",
     "InvalidMessage",
+    "Limits",
     "Message",
     "Order",
     "Position",
@@ -41,5 +44,5 @@ __all__ = [
     "connect",
 ]
 
-# What a library logs is the application's to show (docs.python.org/3/howto/logging.html).
+# The application decides how the log of a library is shown (docs.python.org/3/howto/logging.html).
 logging.getLogger(__name__).addHandler(logging.NullHandler())

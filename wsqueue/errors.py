@@ -1,15 +1,15 @@
-"""What can go wrong, and whose fault it is.
+"""The errors of wsqueue, and who can correct them.
 
 ::
 
     WsqueueError
     ├── ConfigError          the operator's file or flag is wrong
-    ├── ListenError          an address cannot be listened on
-    ├── StorageError         a disk is full or does not work
+    ├── ListenError          a node cannot listen on an address
+    ├── StorageError         a disk is full or fails
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
     ├── PublishError         the consumer refused messages for good; carries the code
-    ├── WindowFull           too many messages are not confirmed yet
-    ├── GapError             messages are gone that a subscriber has not got; carries how many
+    ├── WindowFull           too many messages are unconfirmed
+    ├── GapError             messages are gone before a subscriber got them; carries their number
     ├── PeerError            the peer broke the protocol; carries the close code
     └── ConnectError         no node answered
         └── AuthenticationError    a node answered, and the keys differ
@@ -25,7 +25,7 @@ class WsqueueError(Exception):
 
 
 class ConfigError(WsqueueError):
-    """Name the file, the line, the key and what is expected there."""
+    """Name the file, the line, the key and the expected value."""
 
     def __init__(self, problem: str, *, file: str = "", line: int | None = None, key: str = "") -> None:
         self.problem, self.file, self.line, self.key = problem, file, line, key
@@ -34,11 +34,11 @@ class ConfigError(WsqueueError):
 
 
 class ListenError(WsqueueError):
-    """Name the address and the system's reason; another time it may go well."""
+    """Name the address and the system's reason; a later attempt may succeed."""
 
 
 class StorageError(WsqueueError):
-    """Say that a disk is full or does not work; another time it may go well."""
+    """Say that a disk is full or fails; a later attempt may succeed."""
 
 
 class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where it is raised
@@ -49,7 +49,7 @@ class PublishError(WsqueueError):
     """Say that a consumer refused messages for good, and why.
 
     Attributes:
-        code: As in docs/protocol.md, e.g. `full`.
+        code: A code of "Refusals" in docs/protocol.md, for example `full`.
     """
 
     def __init__(self, code: str, reason: str) -> None:
@@ -58,15 +58,15 @@ class PublishError(WsqueueError):
 
 
 class WindowFull(WsqueueError):  # noqa: N818 - reads best where it is raised
-    """Say that as many messages as may be are not confirmed yet."""
+    """Say that too many messages are unconfirmed to publish more without waiting."""
 
 
 class GapError(WsqueueError):
-    """Say that messages of a topic are gone which the subscriber has not got.
+    """Say that messages of a topic are gone before the subscriber has got them.
 
     Attributes:
-        topic: Where.
-        missed: How many, None when nobody knows.
+        topic: Their topic.
+        missed: How many there were, None if that is unknown.
     """
 
     def __init__(self, topic: str, missed: int | None) -> None:
@@ -76,14 +76,14 @@ class GapError(WsqueueError):
 
 
 def why(error: OSError) -> str:
-    """Return the system's words for an error: asyncio's have the address in them, as Python writes it."""
+    """Return the system's words for an error; asyncio's own text repeats the address in Python's notation."""
     if error.errno is not None and error.errno > 0:
         return os.strerror(error.errno)
     return error.strerror or str(error)
 
 
 class ConnectError(WsqueueError):
-    """Say which nodes were tried and what each of them answered."""
+    """Name the nodes that were tried and the answer of each."""
 
 
 class AuthenticationError(ConnectError):

@@ -30,7 +30,7 @@ ROLES = ("release", "consumer", "producer", "demo", "monitoring", "node", "ca")
 NAMES = {
     "Connect": ("connect",),
     "Publish and subscribe": ("Client", "Subscription"),
-    "What comes": ("Message", "Gap", "Position"),
+    "Messages": ("Message", "Gap", "Position"),
     "Errors": (
         "WsqueueError",
         "ConfigError",
@@ -41,7 +41,7 @@ NAMES = {
         "WindowFull",
         "GapError",
     ),
-    "Settings": ("Tls", "PreSharedKey", "Order", "CloseCode"),
+    "Settings": ("ClientConfig", "Limits", "Tls", "PreSharedKey", "Order", "CloseCode"),
 }
 """All that `wsqueue` exports, in the order of the page."""
 

@@ -25,7 +25,7 @@ from tests.support.raw_peer import RawSocket, request_of
 from tests.support.raw_v2_peer import V2Socket, forward_of, new_secret, publish_of
 from tests.unit.docs.test_docs import rows
 from wsqueue import Client, Message, Subscription
-from wsqueue.client.client import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
+from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
 from wsqueue.client.publisher import WINDOW_BYTES, WINDOW_MESSAGES
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits, Retention
 from wsqueue.log.memory import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES
@@ -765,9 +765,10 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
             await eventually(lambda: link.connection is None, "the connection is gone")
             # It does not read on, not even the answer to its subscription.
             await eventually(lambda: link.connection is not None, "it is back")
+        await messages.close()
         # What came before the first pause, and a batch that was on its way.
-        assert len(messages._items) <= MAX_WAITING_MESSAGES + 2 * CHUNK_BYTES // 20_000
-        assert len(messages._paused) <= 1
+        waiting = [message async for message in messages]
+        assert len(waiting) <= MAX_WAITING_MESSAGES + 2 * CHUNK_BYTES // 20_000
 
 
 # Peers that mean harm.

@@ -15,8 +15,9 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue.client import client as client_module
+from wsqueue.client import publisher as publisher_module
 from wsqueue.client.publisher import PublisherLink
+from wsqueue.client.subscription import SubscriberLink
 from wsqueue.client.values import Start
 from wsqueue.log.records import Record
 from wsqueue.net.connection import Connection
@@ -110,7 +111,7 @@ class TestConfirms:
                 await publishing
 
     async def test_the_window_is_full(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(client_module, "WINDOW_MESSAGES", 10)
+        monkeypatch.setattr(publisher_module, "WINDOW_MESSAGES", 10)
         async with soon(), V2Server() as server:
             client = nodes.client([server.address], [server.address])
             async with client:
@@ -260,7 +261,7 @@ class TestResends:
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         consumer, producer = await nodes.cluster()
-        cut_some(monkeypatch, client_module.SubscriberLink, v2.Deliver)
+        cut_some(monkeypatch, SubscriberLink, v2.Deliver)
 
         def cut(_number: int) -> None:
             for reader in consumer.consumer.readers.subscribers("news"):
@@ -412,7 +413,7 @@ class TestLogs:
         down = f"127.0.0.1:{free_port()}"
         async with nodes.client([down], [down]) as client:
             for start in (1, wsqueue.Position("log", 1)):
-                with pytest.raises(ValueError, match="an offset is of one topic"):
+                with pytest.raises(ValueError, match="an offset belongs to one topic"):
                     client.subscribe("news", "sport", start=start)
 
     async def test_several_topics_end_together(self, nodes: Nodes) -> None:

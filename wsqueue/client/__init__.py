@@ -1,4 +1,4 @@
-"""The asyncio client: publishing through any producer, subscribing at the consumer of a topic.
+"""The asyncio client: publishes through any producer, subscribes at the consumer of each topic.
 
 May import: net, config, protocol.
 """

@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
+import msgspec
+
 from ..config.addresses import Address
 from ..config.model import ClientConfig
 from ..errors import AuthenticationError, ConnectError
@@ -16,28 +18,42 @@ from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
 
 
+class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold the settings that all links of a client share.
+
+    Attributes:
+        config: The nodes, how to speak to them, and the limits.
+        psk: The pre-shared key of clients.
+        tls: Contexts for connections to wss:// addresses.
+        open_seconds: How long to wait for a node that does not answer.
+    """
+
+    config: ClientConfig
+    psk: PreSharedKey
+    tls: TlsContexts
+    open_seconds: float
+
+
 class ClientLink(Link):
-    """Keep a connection up for an application, and tell it when that is hopeless."""
+    """Keep a connection up for an application, and raise an error when no node can be reached."""
 
-    never_up_level = logging.INFO  # the application gets an error that says as much
+    never_up_level = logging.INFO  # the application gets an error that says the same
 
-    def __init__(
-        self, addresses: Sequence[Address], psk: PreSharedKey, config: ClientConfig, tls: TlsContexts
-    ) -> None:
-        super().__init__(addresses, psk, config, tls)
+    def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
+        super().__init__(addresses, settings.psk, settings.config, settings.tls)
         self._changed = asyncio.Event()
         self._was_up = False
 
     @property
     def ready(self) -> bool:
-        """Tell whether the connection does what it is for."""
+        """Return True if the connection can be used."""
         return self.open
 
     async def wait_open(self, seconds: float) -> None:
         """Wait until the connection is ready.
 
         Raises:
-            ConnectError: No node answers: within `seconds` once one has, else on the first try.
+            ConnectError: No node answers: within `seconds` if one has answered before, else on the first try.
             AuthenticationError: All nodes have another key.
         """
         self.start()
@@ -47,7 +63,7 @@ class ClientLink(Link):
             while not self.ready:
                 self.raise_if_hopeless()
                 if self.connection is not None and self.connection.session.established:
-                    # It is up and slow: that is backpressure, which takes as long as it takes.
+                    # The connection is up and slow: that is backpressure, which has no deadline.
                     deadline = None
                 elif deadline is None:
                     deadline = loop.time() + seconds
@@ -58,11 +74,11 @@ class ClientLink(Link):
             raise ConnectError(self._failure_text()) from None
 
     def raise_if_hopeless(self) -> None:
-        """Raise when every address refuses for good, or none ever answered.
+        """Raise if every address refuses for good, or if none has ever answered.
 
         Raises:
             ConnectError: Trying longer would not help.
-            AuthenticationError: It would not help, for the keys differ.
+            AuthenticationError: Trying longer would not help, because the keys differ.
         """
         failures = [self.failures.get(address) for address in self.addresses]
         closed = [failure for failure in failures if failure is not None]
@@ -74,22 +90,22 @@ class ClientLink(Link):
             raise ConnectError(self._failure_text())
 
     def up(self) -> None:
-        """Tell whoever waits."""
+        """Wake the tasks that wait for the connection."""
         self._was_up = True
         self.notify()
 
     def writable(self, connection: Connection) -> None:
-        """Tell whoever waits."""
+        """Wake the tasks that wait until more can be written."""
         self.notify()
 
     def retry(self, closed: Closed) -> bool:
-        """Go on unless every address refuses for good."""
+        """Return True unless every address refuses for good."""
         self.notify()
         failures = self.failures
-        return len(failures) < len(self.addresses) or any(one.reconnect for one in failures.values())
+        return len(failures) < len(self.addresses) or any(closed.reconnect for closed in failures.values())
 
     def notify(self) -> None:
-        """Let whoever waits look again."""
+        """Wake all tasks that wait for a change."""
         self._changed.set()
 
     def _failure_text(self) -> str:

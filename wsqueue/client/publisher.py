@@ -12,16 +12,13 @@ from typing import Any
 import msgspec
 
 from ..config.addresses import Address
-from ..config.model import ClientConfig
 from ..errors import ConnectError, PublishError, WsqueueError
-from ..net.certificates import TlsContexts
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
-from ..protocol.keys import PreSharedKey
 from ..protocol.session import Event
-from .link import ClientLink
+from .link import ClientLink, ClientSettings
 
 WINDOW_BYTES = 16 * 1024 * 1024
 """What may be published and not confirmed: above what a fast network and a disk have under way."""
@@ -52,26 +49,19 @@ class _Batch(msgspec.Struct):
 
 
 class PublisherLink(ClientLink):
-    """Publish through some producer: batch, number, send, and send again until it is confirmed.
-
-    Args:
-        open_seconds: How long to do without a connection before what is not confirmed fails.
-    """
+    """Publish through some producer: batch, number, send, and send again until it is confirmed."""
 
     def __init__(
         self,
         addresses: Sequence[Address],
-        psk: PreSharedKey,
-        config: ClientConfig,
-        tls: TlsContexts,
-        open_seconds: float,
+        settings: ClientSettings,
     ) -> None:
-        super().__init__(addresses, psk, config, tls)
+        super().__init__(addresses, settings)
         self.lost_in_flight = 0
-        self._open_seconds = open_seconds
+        self._open_seconds = settings.open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
         self._number = 0
-        self._batch_bytes = min(BATCH_BYTES, config.limits.max_message_bytes)
+        self._batch_bytes = min(BATCH_BYTES, settings.config.limits.max_message_bytes)
         # By topic, what is not numbered yet; by number, what is not confirmed; which of it is to be sent.
         self._forming: dict[str, _Batch] = {}
         self._outstanding: dict[int, _Batch] = {}

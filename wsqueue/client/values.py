@@ -9,11 +9,11 @@ import msgspec
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Say where a subscription begins: at an offset of a log.
+    """Name a place in a log: a subscription can begin there.
 
     Attributes:
         log: The id of the log; offsets of another log mean nothing.
-        offset: Of the first message that is wanted.
+        offset: Offset of the next message.
     """
 
     log: str
@@ -24,13 +24,13 @@ class Position(msgspec.Struct, frozen=True):
 
 
 class Message(msgspec.Struct, frozen=True, gc=False):
-    """A message of a topic.
+    """Hold a message of a topic.
 
     Attributes:
-        topic: Where it was published.
-        data: What was published.
-        log: The id of the log that it is in; "" from a consumer that keeps none.
-        offset: Its place there.
+        topic: The topic that it was published on.
+        data: The data that was published.
+        log: The id of the log that keeps it; "" from a consumer without a log.
+        offset: Its place in that log.
     """
 
     topic: str
@@ -40,16 +40,16 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def after(self) -> Position:
-        """Return where a subscription begins that goes on after this message."""
+        """Return the position of the next message, from which a subscription continues."""
         return Position(self.log, self.offset + 1)
 
 
 class Gap(msgspec.Struct, frozen=True):
-    """Messages that a subscriber has not got and that are gone.
+    """Stand for messages that are gone before the subscriber has got them.
 
     Attributes:
-        topic: Where.
-        missed: How many, None when nobody knows: a consumer died with all that it kept.
+        topic: Their topic.
+        missed: How many there were; None if that is unknown, because a consumer crashed with its log.
     """
 
     topic: str
@@ -57,7 +57,7 @@ class Gap(msgspec.Struct, frozen=True):
 
 
 Start = Literal["latest", "earliest"] | int | Position | datetime
-"""Where a subscription begins: at what comes, at the earliest message that is kept, at an offset of the
-log that the consumer has now, at a position, or at the first message that is not older than a time."""
+"""Where a subscription begins: after the latest message, at the earliest message that is kept, at an offset
+of the consumer's current log, at a position, or at the first message that is not older than a time."""
 
 Item = TypeVar("Item", bound="Message | Gap")

@@ -9,7 +9,8 @@ from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
-from ..client.client import Client, Subscription
+from ..client.client import Client
+from ..client.subscription import Subscription
 from ..client.values import Gap, Message
 from .terminal import for_each_line, printable, to_stdout
 

@@ -116,7 +116,7 @@ async def _round_trip(config: ClientConfig, psk: PreSharedKey, topic: str, tls: 
     data = f"{secrets.token_urlsafe()} \x00 \"'\\ ñ 日本 😀"
     try:
         async with (
-            Client(config, psk, ANSWER_SECONDS, tls) as client,
+            Client(config, psk, tls=tls, open_seconds=ANSWER_SECONDS) as client,
             client.subscribe(topic) as messages,
             asyncio.timeout(ANSWER_SECONDS),
         ):

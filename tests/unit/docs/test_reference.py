@@ -37,7 +37,7 @@ def test_a_key_has_its_type_its_bounds_its_default_and_its_meaning() -> None:
 
 def test_a_method_has_its_signature_and_its_errors() -> None:
     assert "await publish(topic: str, *data: str) -> None" in PAGES["client.md"]
-    assert "- raises `PublishError`: The consumer refused them" in PAGES["client.md"]
+    assert "- raises `PublishError`: The consumer refused" in PAGES["client.md"]
 
 
 def test_a_variable_of_a_role_has_its_default() -> None:

@@ -1,0 +1,124 @@
+"""How far a subscription has come, in memory."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import pytest
+
+from wsqueue.client import positions as positions_module
+from wsqueue.client.positions import Positions
+from wsqueue.client.values import Gap, Message, Position, Start
+from wsqueue.protocol import classic, v2
+from wsqueue.protocol.session import Event, MessagesReceived
+
+
+def subscribed(*topics: str, offset: int = 0, end: int = 0) -> Positions:
+    """Return the positions in topics that a consumer delivers."""
+    positions = Positions(topics, "latest")
+    assert positions.receive([v2.Subscribed(topic, "log", offset, end) for topic in topics]) == []
+    return positions
+
+
+def deliver(offset: int, *data: str, topic: str = "news", publisher: str = "", number: int = 0) -> v2.Deliver:
+    return v2.Deliver(topic, offset, publisher, number, list(data))
+
+
+@pytest.mark.parametrize(
+    ("start", "request_packet"),
+    [
+        ("latest", v2.Subscribe("news")),
+        ("earliest", v2.Subscribe("news", "earliest")),
+        (7, v2.Subscribe("news", "offset", offset=7)),
+        (Position("log", 7), v2.Subscribe("news", "offset", log="log", offset=7)),
+        (datetime.fromtimestamp(1.5, UTC), v2.Subscribe("news", "time", time=1.5)),
+    ],
+)
+def test_the_start_is_asked_for(start: Start, request_packet: v2.Subscribe) -> None:
+    assert Positions(["news"], start).requests() == [request_packet]
+
+
+def test_messages_have_their_place_in_the_log() -> None:
+    positions = subscribed("news", offset=3)
+    assert positions.receive([deliver(3, "a", "b"), deliver(5, "c")]) == [
+        Message("news", "a", "log", 3),
+        Message("news", "b", "log", 4),
+        Message("news", "c", "log", 5),
+    ]
+
+
+def test_a_new_connection_continues_where_the_lost_one_was() -> None:
+    positions = subscribed("news", "sport", offset=3)
+    positions.receive([deliver(3, "a", "b")])
+    positions.connection_lost()
+    assert not positions.delivered
+    assert positions.requests() == [
+        v2.Subscribe("news", "offset", log="log", offset=5),
+        v2.Subscribe("sport", "offset", log="log", offset=3),
+    ]
+
+
+def test_a_gap_moves_the_position() -> None:
+    positions = subscribed("news")
+    assert positions.receive([v2.Gap("news", 10, 8)]) == [Gap("news", 8)]
+    assert positions.requests() == [v2.Subscribe("news", "offset", log="log", offset=10)]
+
+
+def test_all_topics_must_be_delivered_and_reach_their_end() -> None:
+    positions = Positions(["news", "sport"], "earliest")
+    assert not positions.delivered
+    events: list[tuple[Event, bool, bool]] = [
+        (v2.Subscribed("news", "log", 0, 2), False, False),
+        (v2.Subscribed("sport", "log", 0, 0), True, False),
+        (deliver(0, "a"), True, False),
+        (deliver(1, "b"), True, True),
+    ]
+    for event, delivered, at_end in events:
+        positions.receive([event])
+        assert (positions.delivered, positions.at_end) == (delivered, at_end)
+    positions.connection_lost()
+    assert not positions.at_end
+
+
+def test_a_batch_that_was_stored_twice_is_taken_once() -> None:
+    positions = subscribed("news", "sport")
+    first = deliver(0, "a", publisher="p", number=1)
+    again = deliver(1, "a", publisher="p", number=1)
+    other_publisher = deliver(2, "b", publisher="q", number=1)
+    other_topic = deliver(0, "c", topic="sport", publisher="p", number=1)
+    received = positions.receive([first, again, other_publisher, other_topic])
+    assert [item.data for item in received if isinstance(item, Message)] == ["a", "b", "c"]
+    # The repeat has an offset all the same.
+    positions.receive([again])
+    assert positions.requests()[0] == v2.Subscribe("news", "offset", log="log", offset=2)
+
+
+def test_the_publishers_that_were_heard_last_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "MAX_REMEMBERED_NUMBERS", 2)
+    positions = subscribed("news")
+    batches = [deliver(0, publisher, publisher=publisher, number=1) for publisher in "abac"]
+    batches[2] = deliver(0, "a", publisher="a", number=2)
+    assert len(positions.receive(batches)) == 4
+    assert positions.receive([deliver(0, "again", publisher="a", number=2)]) == []
+    assert len(positions.receive([deliver(0, "again", publisher="b", number=1)])) == 1
+
+
+def test_packets_of_other_topics_are_ignored() -> None:
+    positions = subscribed("news")
+    other: list[Event] = [
+        v2.Subscribed("other", "log", 0, 0),
+        deliver(0, "x", topic="other"),
+        v2.Gap("other", 1, 1),
+    ]
+    assert positions.receive([*other, v2.Unsubscribed("news"), v2.Draining(1.0)]) == []
+    assert positions.delivered
+
+
+def test_a_classic_connection_keeps_one_topic() -> None:
+    positions = Positions(["a", "b", "c"], "latest")
+    assert positions.keep_first() == ["b", "c"]
+    assert positions.delivered
+    assert positions.at_end
+    packet = classic.Message("1", "a")
+    received = positions.receive([MessagesReceived("a", [packet], [classic.encode(packet)])])
+    assert received == [Message("a", "1")]

@@ -1,0 +1,129 @@
+"""The positions of a subscription in the topics of one connection. No I/O.
+
+| a topic is | until | then |
+|---|---|---|
+| asked for | the consumer answers with `subscribed`, or the connection turns out to be classic | delivered |
+| delivered | the connection is lost | asked for on the next connection, at the position where it was |
+
+A topic begins at the start that the application chose, until a consumer has answered once. From then on its
+position is the id of the log and the offset of the next message.
+
+A consumer that has forgotten a publisher may store a batch twice. So the number of the last batch of each
+publisher on each topic is kept, and a batch that is not after it is dropped.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from ..protocol import v2
+from ..protocol.session import Event, MessagesReceived
+from .values import Gap, Message, Position, Start
+
+MAX_REMEMBERED_NUMBERS = 10_000
+"""Pairs of topic and publisher whose last batch is remembered: 2 MiB."""
+
+
+class TopicPosition(msgspec.Struct):
+    """Hold how far one topic has come.
+
+    Attributes:
+        start: Where to begin, used until `log` is known.
+        log: The id of the log, "" before the first answer.
+        offset: Offset of the next message.
+        end: Offset after the last message that was published before the consumer answered.
+        delivered: True once the consumer has answered on this connection.
+    """
+
+    start: Start
+    log: str = ""
+    offset: int = 0
+    end: int = 0
+    delivered: bool = False
+
+
+class Positions:
+    """Ask a consumer for topics, and turn its packets into new messages and gaps."""
+
+    def __init__(self, topics: Iterable[str], start: Start) -> None:
+        self._start = start
+        self._topics = {topic: TopicPosition(start) for topic in topics}
+        self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    @property
+    def delivered(self) -> bool:
+        """Return True if the consumer delivers all topics."""
+        return all(topic.delivered for topic in self._topics.values())
+
+    @property
+    def at_end(self) -> bool:
+        """Return True if all messages have arrived that were published before the consumer answered."""
+        return self.delivered and all(topic.offset >= topic.end for topic in self._topics.values())
+
+    def requests(self) -> list[v2.Subscribe]:
+        """Return the packets that ask for all topics, each at its position."""
+        return [_request(name, topic) for name, topic in self._topics.items()]
+
+    def keep_first(self) -> list[str]:
+        """Deliver the first topic only, as a classic connection does; return the others."""
+        first, *others = self._topics
+        self._topics = {first: self._topics[first]}
+        self._topics[first].delivered = True
+        return others
+
+    def connection_lost(self) -> None:
+        """Note that all topics must be asked for again."""
+        for topic in self._topics.values():
+            topic.delivered = False
+
+    def receive(self, events: Iterable[Event]) -> list[Message | Gap]:
+        """Take the events of one read; return the new messages and gaps in them."""
+        items: list[Message | Gap] = []
+        for event in events:
+            if isinstance(event, v2.Deliver):
+                items += self._messages(event)
+            elif isinstance(event, MessagesReceived):
+                items += [Message(message.topic, message.data) for message in event.messages]
+            elif isinstance(event, v2.Subscribed) and event.topic in self._topics:
+                topic = self._topics[event.topic]
+                topic.log, topic.offset, topic.end = event.log, event.offset, event.end
+                topic.delivered = True
+            elif isinstance(event, v2.Gap) and event.topic in self._topics:
+                self._topics[event.topic].offset = event.offset
+                items.append(Gap(event.topic, event.missed))
+        return items
+
+    def _messages(self, event: v2.Deliver) -> list[Message | Gap]:
+        topic = self._topics.get(event.topic)
+        if topic is None:
+            return []
+        topic.offset = event.offset + len(event.data)
+        if event.publisher and self._is_repeat(event):
+            return []
+        log, offset = topic.log, event.offset
+        return [Message(event.topic, data, log, offset + index) for index, data in enumerate(event.data)]
+
+    def _is_repeat(self, event: v2.Deliver) -> bool:
+        key = (event.topic, event.publisher)
+        if event.number <= self._numbers.get(key, 0):
+            return True
+        self._numbers[key] = event.number
+        self._numbers.move_to_end(key)
+        if len(self._numbers) > MAX_REMEMBERED_NUMBERS:
+            self._numbers.popitem(last=False)
+        return False
+
+
+def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
+    start = Position(topic.log, topic.offset) if topic.log else topic.start
+    if isinstance(start, Position):
+        return v2.Subscribe(name, "offset", log=start.log, offset=start.offset)
+    if isinstance(start, int):
+        return v2.Subscribe(name, "offset", offset=start)
+    if isinstance(start, datetime):
+        return v2.Subscribe(name, "time", time=start.timestamp())
+    return v2.Subscribe(name, start)

@@ -53,3 +53,19 @@ class TopicState(msgspec.Struct):
 
     first: int
     next: int
+
+
+class State(msgspec.Struct, kw_only=True):
+    """Say what a log holds.
+
+    Attributes:
+        id: 16 hexadecimal digits; offsets of another id mean nothing here.
+        topics: What is kept of each topic that is remembered.
+        numbers: The last batch number of a (topic, publisher), least recently used first.
+        floor: Where a topic begins that is not in `topics`: above all offsets of any that was forgotten.
+    """
+
+    id: str
+    topics: dict[str, TopicState]
+    numbers: dict[tuple[str, str], int]
+    floor: int = 0

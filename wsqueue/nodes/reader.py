@@ -11,8 +11,9 @@ import msgspec
 
 from ..errors import WsqueueError
 from ..journal import log
-from ..log.memory import TopicLog, TopicLogs
+from ..log.memory import TopicLogs
 from ..log.records import Record
+from ..log.topic import TopicLog
 from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.close import CloseCode

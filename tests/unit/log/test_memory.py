@@ -19,8 +19,7 @@ from wsqueue.config.model import Retention as RetentionConfig
 from wsqueue.errors import ConfigError
 from wsqueue.log import memory
 from wsqueue.log.memory import Batch, Outcome, TopicLogs
-from wsqueue.log.records import Record, TopicState
-from wsqueue.log.sqlite import State
+from wsqueue.log.records import Record, State, TopicState
 from wsqueue.protocol import v2
 from wsqueue.report.report import LogStatus
 from wsqueue.report.stats import Histogram

@@ -19,21 +19,16 @@ import pytest
 
 from wsqueue.config.model import Retention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
-from wsqueue.log import sqlite
-from wsqueue.log.records import Record, TopicState
-from wsqueue.log.sqlite import (
-    APPLICATION_ID,
-    FILE_NAME,
-    Archive,
-    State,
-    take_snapshot,
-    write_snapshot,
-)
+from wsqueue.log import database, files, snapshot, sqlite
+from wsqueue.log.database import APPLICATION_ID, FILE_NAME
+from wsqueue.log.records import Record, State, TopicState
+from wsqueue.log.snapshot import take_snapshot, write_snapshot
+from wsqueue.log.sqlite import Archive
 
 pytestmark = pytest.mark.anyio
 
 PACKET = b"x" * 100
-COST = len(PACKET) + sqlite.RECORD_OVERHEAD_BYTES
+COST = len(PACKET) + database.RECORD_OVERHEAD_BYTES
 NOW = time.time()
 
 
@@ -316,7 +311,7 @@ async def test_idle_topics_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 async def test_much_is_trimmed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened(tmp_path) as one:
         await one.add(*(record(topic, offset) for offset in range(100) for topic in "ab"))
-    monkeypatch.setattr(sqlite, "TRIM_RECORDS", 7)
+    monkeypatch.setattr(database, "TRIM_RECORDS", 7)
     async with opened(tmp_path, limits(max_messages_per_topic=20, max_bytes=30 * COST)) as one:
 
         async def trimmed() -> bool:
@@ -327,8 +322,8 @@ async def test_much_is_trimmed_in_steps(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "SHRINK_PAGES", 4)
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 10**6)
+    monkeypatch.setattr(database, "SHRINK_PAGES", 4)
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
     file = tmp_path / FILE_NAME
     async with opened(tmp_path, limits(max_bytes=10**6)) as one:
         for offset in range(100):
@@ -345,7 +340,7 @@ async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: p
 
 
 async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 10**6)
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
     async with opened(tmp_path) as one:
         for offset in range(200):
             await one.add(
@@ -357,9 +352,9 @@ async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: p
 async def test_a_log_that_a_reader_holds_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 0)
-    monkeypatch.setattr(sqlite, "MAX_WAL_BYTES", 10**6)
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(database, "MAX_WAL_BYTES", 10**6)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
     async with opened(tmp_path) as one:
         await one.add(big("a", 0))
         with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
@@ -375,8 +370,8 @@ async def test_a_log_that_a_reader_holds_begins_again(
 
 
 async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "MAX_NUMBERS", 10)
-    monkeypatch.setattr(sqlite, "NUMBERS_SLACK", 5)
+    monkeypatch.setattr(database, "MAX_NUMBERS", 10)
+    monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
     async with opened(tmp_path) as one:
         for offset in range(30):
             await one.add(record("a", offset, publisher=f"p{offset}", number=offset))
@@ -391,7 +386,7 @@ async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.M
 async def test_topics_are_forgotten_and_their_offsets_are_not_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "MAX_TOPICS", 10)
+    monkeypatch.setattr(database, "MAX_TOPICS", 10)
     async with opened(tmp_path) as one:
         await one.add(record("old", 0, 77, publisher="p", number=1))
         for index in range(20):
@@ -500,7 +495,7 @@ async def test_what_cannot_be_kept_fails_and_harms_nothing(tmp_path: Path, bad: 
 async def test_another_program_that_writes_fails_the_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.01)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
     async with opened(tmp_path) as one:
         with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -600,7 +595,7 @@ async def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
 async def test_what_cannot_be_trimmed_now_is_logged_once_and_trimmed_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.001)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.001)
     monkeypatch.setattr(sqlite, "EXPIRE_SECONDS", 0.001)
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
@@ -651,7 +646,7 @@ async def test_a_copy_of_another_program_is_as_good(tmp_path: Path) -> None:
 async def test_a_file_that_another_program_locks_is_not_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "BUSY_SECONDS", 0.001)
+    monkeypatch.setattr(database, "BUSY_SECONDS", 0.001)
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
@@ -671,7 +666,7 @@ async def test_a_disk_without_room_is_no_wrong_configuration(
     def write(_file: Path) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(sqlite, "_locked", write)
+    monkeypatch.setattr(database, "lock_file", write)
     with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
         await Opened(tmp_path, limits()).archive.open()
 
@@ -876,13 +871,13 @@ def damage(file: Path, dice: random.Random) -> range:
             del data[begin:]
         case 4:
             length = len(data) - begin
-            data[begin:begin] = dice.randbytes(dice.choice([1, 512, sqlite.PAGE_BYTES]))
+            data[begin:begin] = dice.randbytes(dice.choice([1, 512, database.PAGE_BYTES]))
     file.write_bytes(data)
     return range(begin, begin + length)
 
 
 async def test_damage_anywhere_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "CHECKPOINT_BYTES", 200_000)
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 200_000)
     whole = tmp_path / "whole"
     async with opened(whole) as one:
         for offset in range(40):
@@ -938,17 +933,17 @@ def write(file: Path, records: int = 47) -> list[Record]:
 
 @pytest.mark.parametrize("frame_bytes", [1, 1000, 10**6])
 def test_a_snapshot_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_bytes: int) -> None:
-    monkeypatch.setattr(sqlite, "SNAPSHOT_FRAME_BYTES", frame_bytes)
+    monkeypatch.setattr(snapshot, "SNAPSHOT_FRAME_BYTES", frame_bytes)
     file = tmp_path / "snapshot"
     assert take_snapshot(file) is None
     write(file, 0)
     records = write(file)
     assert file.stat().st_mode & 0o777 == 0o600
     assert [entry.name for entry in tmp_path.iterdir()] == ["snapshot"]
-    snapshot = take_snapshot(file)
-    assert snapshot is not None
-    assert (snapshot.id, snapshot.floor, snapshot.records) == ("0123456789abcdef", 12, records)
-    assert (snapshot.topics, list(snapshot.numbers.items())) == (
+    taken = take_snapshot(file)
+    assert taken is not None
+    assert (taken.id, taken.floor, taken.records) == ("0123456789abcdef", 12, records)
+    assert (taken.topics, list(taken.numbers.items())) == (
         SNAPSHOT_TOPICS,
         list(SNAPSHOT_NUMBERS.items()),
     )
@@ -970,7 +965,7 @@ def test_a_damaged_snapshot_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptu
             assert take_snapshot(file) is None
             assert not file.exists()
             assert caplog.records[0].message.startswith("archive set aside")
-    assert len(list(tmp_path.iterdir())) == sqlite.MAX_SET_ASIDE
+    assert len(list(tmp_path.iterdir())) == files.MAX_SET_ASIDE
 
 
 def test_a_snapshot_that_cannot_be_written_or_taken(tmp_path: Path) -> None:

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from wsqueue.errors import WsqueueError
 from wsqueue.log import memory
 from wsqueue.log.memory import Batch, Outcome
-from wsqueue.log.records import Record, TopicState
-from wsqueue.log.sqlite import State
+from wsqueue.log.records import Record, State, TopicState
 from wsqueue.nodes import reader
 from wsqueue.nodes.reader import Reader
 from wsqueue.protocol import v2

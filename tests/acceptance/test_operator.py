@@ -217,7 +217,7 @@ def test_the_disk_is_full(small_disk: Path, cluster: Cluster) -> None:
         while True:
             stream.write(bytes(4096))
     (nearly,) = wait_until(lambda: sight.warnings("log_nearly_full"), "the consumer warns")
-    assert "Its file system has" in nearly
+    assert "The file system of the log has" in nearly
     refused = run("publish", "--config", cluster.demo_file, "news", "x" * 65_536)
     assert refused.code == 1
     assert "the disk is full" in refused.stderr

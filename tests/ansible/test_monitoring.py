@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.paths import ROOT
 from wsqueue.monitoring.prometheus import METRICS, exposition
 from wsqueue.report.report import (
-    Connections,
+    ConnectionCount,
     HistogramStatus,
     LinkStatus,
     LogStatus,
@@ -40,7 +40,7 @@ WELL = {
     "uptime_seconds": 1000.0,
     "certificate_ends": 90.0 * DAY,
     "max_connections": 100,
-    "connections": [Connections("publisher", "open", "v2", 40), Connections("", "hello", "", 2)],
+    "connections": [ConnectionCount("publisher", "open", "v2", 40), ConnectionCount("", "hello", "", 2)],
     "top_topics": [TopicStatus("news", 3.0)],
 }
 """Prometheus's tests begin at Unix time 0."""
@@ -51,14 +51,25 @@ NODES = {
         role="consumer",
         **WELL,  # type: ignore[arg-type] # each has its type
         commit_seconds=GOOD,
-        log=LogStatus("sqlite", 5, 3_000_000, 4_000_000, 0, 0.001, 10**9, ""),
+        log=LogStatus(
+            mode="sqlite",
+            topics=5,
+            bytes=3_000_000,
+            limit_bytes=4_000_000,
+            commit_seconds=0.001,
+            free_bytes=10**9,
+        ),
     ),
     PRODUCER: Report(
         id="b",
         role="producer",
         **WELL,  # type: ignore[arg-type]
         confirm_seconds=GOOD,
-        links=[LinkStatus(LINK, "up", "v2", 60.0, "", 3, 1000, 0)],
+        links=[
+            LinkStatus(
+                address=LINK, state="up", protocol="v2", seconds=60.0, held_messages=3, held_bytes=1000
+            )
+        ],
     ),
 }
 

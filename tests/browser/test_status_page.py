@@ -17,7 +17,7 @@ from playwright.async_api import Page, Route, expect
 from tests.support.certificates import Authority
 from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
 from wsqueue.report.report import (
-    Connections,
+    ConnectionCount,
     HistogramStatus,
     LogStatus,
     NodeWarning,
@@ -32,7 +32,7 @@ from ..support.clusters import cluster, page_of
 pytestmark = pytest.mark.anyio
 
 NARROW = 360
-MAX_PAGE_BYTES = 60 * 1024
+MAX_PAGE_BYTES = 80 * 1024
 MARKUP = "<img src=x onerror=alert(1)>"
 
 # The contrast of all text that can be seen, with what is behind it (WCAG 2.2, success criterion 1.4.3).
@@ -144,13 +144,22 @@ def full_report(number: int) -> Report:
         certificate_ends=1000.0 + number + 3 * 86400 + 4 * 3600 + 60,
         loop_lag_seconds=1.5,
         max_connections=10,
-        connections=[Connections("subscriber", "open", "classic", 9)],
+        connections=[ConnectionCount("subscriber", "open", "classic", 9)],
         counters={"messages_in": 10 * number},
         commit_seconds=HistogramStatus([0.001, 0.01, 0.1], [0, 98 * number, 0, 2 * number], 0.0),
         top_topics=[TopicStatus("x" * 200, 9.5), TopicStatus("ten per second", 10.0), TopicStatus("", 1e7)],
         slow_subscribers=12,
         slow_peers=[SlowPeer("[2001:db8::8]:40000", "v2", 10_000_000, 1_000_000)],
-        log=LogStatus("sqlite", 3, 970, 1000, 5, 0.25, 15 * 1024**3, "the disk is full"),
+        log=LogStatus(
+            mode="sqlite",
+            topics=3,
+            bytes=970,
+            limit_bytes=1000,
+            pending_bytes=5,
+            commit_seconds=0.25,
+            free_bytes=15 * 1024**3,
+            failing="the disk is full",
+        ),
         warnings=[NodeWarning("log_failing", "It fails.", "Look at `systemctl status` there.")],
     )
 

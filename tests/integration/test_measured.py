@@ -17,13 +17,14 @@ from websockets.frames import Close, Opcode
 
 from wsqueue.errors import PublishError
 from wsqueue.log.records import Record
-from wsqueue.monitoring.reporter import LAG_SECONDS, MAX_LAG_SECONDS
+from wsqueue.monitoring.reporter import LAG_SECONDS
 from wsqueue.nodes import producer as producer_module
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import HistogramStatus, LinkStatus, Report
 from wsqueue.report.stats import TIME_BOUNDS
+from wsqueue.report.warnings import MAX_LAG_SECONDS
 
 from ..support.classic_peer import connected, topic_of
 from ..support.nodes import (

@@ -14,7 +14,7 @@ import pytest
 from playwright.async_api import Browser, BrowserContext, Page, Playwright, Request, Route
 
 from tests.support.paths import ROOT
-from wsqueue.monitoring.web import client_js
+from wsqueue.monitoring.web.page import client_js
 
 CHROMIUM = Path("/usr/bin/chromium")
 INSTALL = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"]

@@ -81,7 +81,7 @@ async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: 
 
 def exit_code(snapshot: Snapshot) -> ExitCode:
     """Return the exit code of `wsqueue top --once`: FAILED when only some of the nodes answer."""
-    from ..monitoring.cluster import OTHER_KEY  # noqa: PLC0415 - as above
+    from ..report.warnings import OTHER_KEY  # noqa: PLC0415 - as above
 
     if len(snapshot.answering) == len(snapshot.nodes):
         return ExitCode.DONE

@@ -186,14 +186,14 @@ class TopicLogs:
         """Return how the logs are."""
         archive = self._archive
         return LogStatus(
-            self._config.mode,
-            len(self._topics),
-            self._bytes if archive is None else archive.bytes,
-            self._config.max_bytes,
-            0 if archive is None else archive.pending_bytes,
-            0.0 if archive is None else archive.last_commit_seconds,
-            -1 if archive is None else archive.free_bytes,
-            self._failing,
+            mode=self._config.mode,
+            topics=len(self._topics),
+            bytes=self._bytes if archive is None else archive.bytes,
+            limit_bytes=self._config.max_bytes,
+            pending_bytes=0 if archive is None else archive.pending_bytes,
+            commit_seconds=0.0 if archive is None else archive.last_commit_seconds,
+            free_bytes=-1 if archive is None else archive.free_bytes,
+            failing=self._failing,
         )
 
     async def settle(self) -> None:

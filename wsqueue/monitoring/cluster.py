@@ -19,13 +19,10 @@ from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
 from ..protocol.session import Event, HelloDone
 from ..report.report import Cluster, ClusterNode, Report
-from ..report.warnings import cluster_warnings
+from ..report.warnings import NO_STATUS, ONLY_CLASSIC, OTHER_KEY, cluster_warnings
 
 MAX_REPORT_BYTES = 16 * 1024 * 1024
 """Of a report: far above one of a producer with 10,000 links."""
-
-OTHER_KEY = "it has another pre-shared key"
-"""The problem of a node whose key is not ours."""
 
 STALE_SECONDS = 3.0
 """How long a node may take to answer before it counts as not answering."""
@@ -146,7 +143,14 @@ class _StatusLink(Link):
             problem = f"no answer for {now - self._asked_at:.0f} seconds"
         age = now - self._received_at if self._report is not None else None
         clock = self._clock_seconds if self._report is not None else None
-        return ClusterNode(str(self._place), self._role, self._report, age, clock, problem)
+        return ClusterNode(
+            address=str(self._place),
+            role=self._role,
+            report=self._report,
+            age_seconds=age,
+            clock_seconds=clock,
+            problem=problem,
+        )
 
     def up(self) -> None:
         """Ask at once."""
@@ -190,22 +194,26 @@ def _put(own: Report, nodes: list[ClusterNode]) -> None:
     for index, node in enumerate(nodes):
         here = node.role == own.role and node.address in own.addresses
         if (node.report is None and here) or (node.report is not None and node.report.id == own.id):
-            nodes[index] = ClusterNode(node.address, node.role, own, 0.0, 0.0, "")
+            nodes[index] = _own_node(node.address, node.role, own)
             return
     known = {node.address for node in nodes}
     address = next((address for address in own.addresses if address not in known), own.role)
     before = len(nodes) if own.role == "producer" else sum(node.role == "consumer" for node in nodes)
-    nodes.insert(before, ClusterNode(address, own.role, own, 0.0, 0.0, ""))
+    nodes.insert(before, _own_node(address, own.role, own))
+
+
+def _own_node(address: str, role: str, report: Report) -> ClusterNode:
+    return ClusterNode(address=address, role=role, report=report, age_seconds=0.0, clock_seconds=0.0)
 
 
 def _problem(closed: Closed) -> str:
-    """Say in words why a node cannot be asked."""
+    """Return why a node can't be asked, in words."""
     if closed.code == CloseCode.WRONG_ANSWER:
         return OTHER_KEY
     if closed.code == 404:
-        return "it has no /status: it runs an older version, or is no node of wsqueue"
+        return NO_STATUS
     if closed.code == 503:
         return "it has all the connections that it may have (max_connections)"
     if closed.code == CloseCode.CLASSIC_REFUSED:
-        return "it speaks only the classic protocol, which has no reports"
+        return ONLY_CLASSIC
     return str(closed)

@@ -112,11 +112,11 @@ class Pages:
                 self._metrics = report, exposition(report)
             return HttpResponse(200, self._metrics[1], CONTENT_TYPE, HEADERS)
         if path == "/client.js":
-            from .web import client_js  # noqa: PLC0415 - as above
+            from .web.page import client_js  # noqa: PLC0415 - as above
 
             return HttpResponse(200, client_js(), "text/javascript; charset=utf-8", HEADERS)
         assert path == "/"
-        from .web import status_page  # noqa: PLC0415 - as above
+        from .web.page import status_page  # noqa: PLC0415 - as above
 
         page = status_page(list(_origins(self._peers())))
         policy = {"Content-Security-Policy": page.content_security_policy, "X-Frame-Options": "DENY"}

@@ -151,14 +151,14 @@ class ConsumerLink(Link):
         up = self.connection is not None
         failure = self.failures.get(self.addresses[0])
         return LinkStatus(
-            str(self.addresses[0]),
-            "up" if up else "down",
-            ("v2" if self.v2 else "classic") if up else "",
-            monotonic() - self.since,
-            "" if up else str(failure or "no answer yet"),
-            sum(map(_count_of, itertools.chain(self._queue, self._unconfirmed))),
-            self.held_bytes,
-            len(self._blocked),
+            address=str(self.addresses[0]),
+            state="up" if up else "down",
+            protocol=("v2" if self.v2 else "classic") if up else "",
+            seconds=monotonic() - self.since,
+            reason="" if up else str(failure or "no answer yet"),
+            held_messages=sum(map(_count_of, itertools.chain(self._queue, self._unconfirmed))),
+            held_bytes=self.held_bytes,
+            paused_publishers=len(self._blocked),
         )
 
     @property

@@ -1,8 +1,8 @@
-"""What a node says of itself: one report, for the status page, the metrics, `top` and `doctor`.
+"""The report of a node: the same values for the status page, the metrics, `top` and `doctor`.
 
-A report is made of numbers that the node has anyway, at most once in `FRESH_SECONDS`, however often it is
-asked for. `docs/monitoring.md` describes its fields. A peer of another version may send more or fewer: what
-is added has a default, and what has a few values today may have others tomorrow.
+A node makes a report from numbers that it has anyway, at most once in `FRESH_SECONDS`, however often it is
+asked. docs/monitoring.md describes the fields. A node of another version may send more or fewer fields: a
+field that is added gets a default, and a field with a few known values may have unknown ones.
 """
 
 from __future__ import annotations
@@ -12,17 +12,16 @@ from typing import Literal
 import msgspec
 
 FRESH_SECONDS = 0.5
-"""For how long a report is used again: watching a node must not keep it busy."""
+"""Time for which a report is used again, so that watching a node doesn't keep it busy."""
 
 MAX_SLOW_PEERS = 10
-"""Slow subscribers that a report names; it counts all."""
+"""Maximum number of slow subscribers that a report names; it counts all of them."""
 
 MAX_TOPIC_CHARACTERS = 200
-"""Of a topic's name in a report; a longer one is cut."""
-
+"""Maximum length of a topic's name in a report; a longer name is cut."""
 
 LOST_REASONS = ("in_flight", "held", "refused", "full")
-"""Of the counters `lost_<reason>` of classic messages."""
+"""Reasons why classic messages are lost; each has a counter `lost_<reason>`."""
 
 LinkState = Literal["up", "down"]
 ConnectionState = Literal["hello", "open", "closing"]
@@ -42,16 +41,15 @@ WarningCode = Literal[
     "messages_lost",
     "publishers_paused",
     "subscriber_slow",
-    "unwise_configuration",
     "version_differs",
 ]
 
 
 class NodeWarning(msgspec.Struct, frozen=True):
-    """Say what is wrong, and what to do about it, a sentence each.
+    """Say what is wrong and what to do about it, each in a sentence.
 
     Attributes:
-        code: A `WarningCode`, or one of a newer version.
+        code: A `WarningCode`, or a code of a newer version.
         text: What is wrong.
         advice: What to do, "" for nothing.
     """
@@ -61,14 +59,14 @@ class NodeWarning(msgspec.Struct, frozen=True):
     advice: str = ""
 
 
-class Connections(msgspec.Struct, frozen=True):
+class ConnectionCount(msgspec.Struct, frozen=True):
     """Count the connections of one kind.
 
     Attributes:
-        role: Of the peer: publisher, producer, subscriber or monitor; "" before that is known.
-        state: Of the connection.
-        protocol: v2 or classic; "" while the hello goes on.
-        count: How many there are.
+        role: The peer's role: publisher, producer, subscriber or monitor; "" before it is known.
+        state: The connection's state.
+        protocol: v2 or classic; "" during the hello.
+        count: Number of connections.
     """
 
     role: str
@@ -77,32 +75,32 @@ class Connections(msgspec.Struct, frozen=True):
     count: int
 
 
-class LinkStatus(msgspec.Struct, frozen=True):
-    """Say how a producer's link to a consumer is.
+class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe a producer's link to a consumer.
 
     Attributes:
-        address: Of the consumer.
-        state: Whether it is up.
-        protocol: v2 or classic; "" while it is down.
-        seconds: For how long it has been so.
-        reason: Why it is down, "" when it is up.
-        held_messages: What waits for the consumer or its confirmation.
-        held_bytes: What they take.
-        paused_publishers: Those that are not read from, for too much is held.
+        address: The consumer's address.
+        state: up or down.
+        protocol: v2 or classic; "" while the link is down.
+        seconds: Time since the state changed.
+        reason: Why the link is down, "" when it is up.
+        held_messages: Messages that wait for the consumer or its confirmation.
+        held_bytes: Size of these messages.
+        paused_publishers: Publishers that the producer doesn't read from because it holds too much.
     """
 
     address: str
     state: LinkState | str
-    protocol: str
-    seconds: float
-    reason: str
-    held_messages: int
-    held_bytes: int
-    paused_publishers: int
+    protocol: str = ""
+    seconds: float = 0.0
+    reason: str = ""
+    held_messages: int = 0
+    held_bytes: int = 0
+    paused_publishers: int = 0
 
 
 class TopicStatus(msgspec.Struct, frozen=True):
-    """Say how much comes on a topic, over the last 10 to 20 seconds."""
+    """Give the rate of a topic over the last 10 to 20 seconds."""
 
     topic: str
     messages_per_second: float
@@ -112,10 +110,10 @@ class SlowPeer(msgspec.Struct, frozen=True):
     """Name a subscriber that reads slower than its topics grow.
 
     Attributes:
-        peer: Its address.
+        peer: The subscriber's address.
         protocol: v2 or classic.
-        buffered_bytes: What waits to be written to it.
-        behind_messages: What it has still to read from the logs.
+        buffered_bytes: Bytes that wait to be written to it.
+        behind_messages: Messages that it has still to read from the logs.
     """
 
     peer: str
@@ -124,17 +122,17 @@ class SlowPeer(msgspec.Struct, frozen=True):
     behind_messages: int
 
 
-class LogStatus(msgspec.Struct, frozen=True):
-    """Say how the logs of a consumer's topics are.
+class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe the logs of a consumer's topics.
 
     Attributes:
         mode: memory or sqlite.
-        topics: How many are known.
-        bytes: What all logs take.
-        limit_bytes: What they may take.
-        pending_bytes: What waits for the disk.
-        commit_seconds: Time that the last commit took; 0 with memory.
-        free_bytes: Of the file system of the archive; -1 where there is none.
+        topics: Number of known topics.
+        bytes: Size of all logs.
+        limit_bytes: Maximum size of all logs.
+        pending_bytes: Bytes that wait for the disk.
+        commit_seconds: Duration of the last commit; 0 with memory.
+        free_bytes: Free space of the logs' file system; -1 where there is none.
         failing: Why nothing can be stored now, "" when it can.
     """
 
@@ -142,10 +140,10 @@ class LogStatus(msgspec.Struct, frozen=True):
     topics: int
     bytes: int
     limit_bytes: int
-    pending_bytes: int
-    commit_seconds: float
-    free_bytes: int
-    failing: str
+    pending_bytes: int = 0
+    commit_seconds: float = 0.0
+    free_bytes: int = -1
+    failing: str = ""
 
 
 class HistogramStatus(msgspec.Struct, frozen=True):
@@ -153,8 +151,8 @@ class HistogramStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         bounds: Upper bounds in seconds, rising.
-        counts: How many were at most each bound and above the one before, then those above all.
-        sum: Of all, in seconds.
+        counts: Number of times up to each bound and above the bound before; at the end, of times above all.
+        sum: Sum of all times in seconds.
     """
 
     bounds: list[float]
@@ -163,7 +161,7 @@ class HistogramStatus(msgspec.Struct, frozen=True):
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True):
-    """Say what only a node of its role knows; the attributes are those of `Report`."""
+    """Hold the part of a report that depends on the role; the attributes are those of `Report`."""
 
     links: list[LinkStatus] = []
     confirm_seconds: HistogramStatus | None = None
@@ -174,31 +172,31 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Say how a node is.
+    """Describe a node.
 
     Attributes:
-        id: Of this run of the node.
+        id: A random id of this run of the node.
         role: consumer or producer.
-        version: Of wsqueue.
+        version: Version of wsqueue.
         python: Version of Python.
-        addresses: Where it listens.
+        addresses: Where the node listens.
         time: Unix time at the node.
-        uptime_seconds: Since it began to listen.
-        not_ready: Why it does not do all of its work, "" when it does.
-        psk_fingerprints: Of its keys for clients, in their order (docs/monitoring.md).
-        certificate_sha256: Of its certificate, in hexadecimal; "" without one.
-        certificate_ends: Unix time at which the first of its certificates ends; None without one.
-        loop_lag_seconds: The longest that the event loop was late in the last 10 to 20 seconds.
-        max_connections: How many it accepts.
-        connections: How many there are, by kind.
+        uptime_seconds: Time since the node began to listen.
+        not_ready: Why the node doesn't do all of its work, "" when it does.
+        psk_fingerprints: Fingerprints of its keys for clients, in their order (docs/monitoring.md).
+        certificate_sha256: SHA-256 of its certificate in hexadecimal; "" without a certificate.
+        certificate_ends: Unix time at which the first of its certificates ends; None without a certificate.
+        loop_lag_seconds: The longest delay of the event loop in the last 10 to 20 seconds.
+        max_connections: Maximum number of connections.
+        connections: Number of connections by kind.
         counters: As in docs/operations.md.
-        links: Of a producer.
-        confirm_seconds: From reading a batch to its confirmation, at a producer.
-        commit_seconds: Of the archive, at a consumer.
-        top_topics: Those with the most messages, at most `monitoring.top_topics`.
-        slow_subscribers: How many are behind now.
-        slow_peers: Those that are most behind.
-        log: Of a consumer.
+        links: A producer's links.
+        confirm_seconds: Times from reading a batch to its confirmation, at a producer.
+        commit_seconds: Durations of commits to the disk, at a consumer.
+        top_topics: Topics with the most messages, at most `monitoring.top_topics`.
+        slow_subscribers: Number of subscribers that are behind now.
+        slow_peers: The subscribers that are furthest behind.
+        log: A consumer's logs.
         warnings: What is wrong.
     """
 
@@ -215,7 +213,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     certificate_ends: float | None = None
     loop_lag_seconds: float = 0.0
     max_connections: int = 0
-    connections: list[Connections] = []
+    connections: list[ConnectionCount] = []
     counters: dict[str, int] = {}
     links: list[LinkStatus] = []
     confirm_seconds: HistogramStatus | None = None
@@ -227,39 +225,42 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     warnings: list[NodeWarning] = []
 
 
-class ClusterNode(msgspec.Struct, frozen=True):
-    """Say what is known of one node of the cluster.
+class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
+    """Hold what is known of one node of the cluster.
 
     Attributes:
-        address: As it is configured.
-        role: consumer or producer, as it is configured.
-        report: Its latest report, None when there never was one.
-        age_seconds: Of the report; None without one.
-        clock_seconds: By how much its clock is ahead of ours, with an error of up to half a second.
-        problem: Why there is no newer one, "" when it is new.
+        address: The node's address in the configuration.
+        role: The node's role in the configuration: consumer or producer.
+        report: The latest report, None before the first.
+        age_seconds: Age of the report; None without a report.
+        clock_seconds: By how much the node's clock is ahead of ours, give or take half a second.
+        problem: Why there is no newer report, "" when it is new.
     """
 
     address: str
     role: str
-    report: Report | None
-    age_seconds: float | None
-    clock_seconds: float | None
-    problem: str
+    report: Report | None = None
+    age_seconds: float | None = None
+    clock_seconds: float | None = None
+    problem: str = ""
 
     @property
     def answers(self) -> bool:
-        """Tell whether the node has answered just now."""
+        """Return True if the node has answered just now."""
         return self.report is not None and not self.problem
+
+    def __str__(self) -> str:
+        return f"{self.role} {self.address}"
 
 
 class Cluster(msgspec.Struct, frozen=True):
-    """Say how all nodes of a cluster are, as one sees it.
+    """Describe all nodes of a cluster, as one of them or a tool sees them.
 
     Attributes:
-        consumers: Addresses, in the order that decides which topic is whose.
+        consumers: Addresses, in the order that decides to which consumer a topic belongs.
         producers: Addresses.
         nodes: Consumers first, each in the order of its list.
-        warnings: Of all nodes, with the node before the sentence, and what only a look at all of them shows.
+        warnings: Warnings of all nodes, each after the node's name, and differences between nodes.
     """
 
     consumers: list[str]

@@ -1,11 +1,13 @@
-"""Numbers and amounts in words."""
+"""Numbers, amounts and lists in words."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 
-def number(count: int, one: str, many: str = "") -> str:
-    """Return a number with what there is so many of, e.g. 1 time, 2,000 times."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+def number(count: int, singular: str, plural: str = "") -> str:
+    """Return a number with its noun, e.g. 1 time, 2,000 times."""
+    return f"{count:,} {singular if count == 1 else plural or singular + 's'}"
 
 
 def amount(count: float) -> str:
@@ -15,3 +17,8 @@ def amount(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "bytes" or count >= 10 else f"{count:.1f} {unit}"
         count /= 1024
     return f"{count:.1f} TiB"
+
+
+def join(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence, e.g. a, b and c."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

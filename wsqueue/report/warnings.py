@@ -1,13 +1,98 @@
-"""Warnings about nodes and clusters, each a sentence with advice."""
+"""Warnings about nodes and clusters: a code, a sentence and advice, made from reports alone.
+
+The status page, the metrics, `wsqueue top` and `wsqueue doctor` have their warnings from here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
 
-from .report import ClusterNode, LinkStatus, LogStatus, NodeWarning, Report
-from .text import amount, number
+from ..protocol.close import CloseCode
+from .report import LOST_REASONS, ClusterNode, LinkStatus, LogStatus, NodeWarning, Report, WarningCode
+from .text import amount, join, number
+
+MAX_LAG_SECONDS = 0.5
+"""Delay of the event loop above which peers notice it."""
+
+NEARLY_FULL = 0.9
+"""Part of `max_connections` above which a node warns."""
+
+MANY_REFUSALS = 5
+"""Refused hellos in a minute that make a warning; fewer are mistakes, or wrong keys that `verify` tries."""
+
+MAX_CLOCK_SECONDS = 5.0
+"""Maximum difference between clocks: a larger one is no delay of the network."""
+
+MAX_NAMED = 3
+"""Maximum number of subscribers or nodes that a sentence names."""
+
+OTHER_KEY = "it has another pre-shared key"
+"""Problem of a node whose key is not ours."""
+
+NO_STATUS = "it has no /status: it runs an older version, or is no node of wsqueue"
+ONLY_CLASSIC = "it speaks only the classic protocol, which has no reports"
+NO_REPORTS = (NO_STATUS, ONLY_CLASSIC)
+"""Problems of nodes that work and can't be asked for a report."""
+
+ADVICE: dict[WarningCode, str] = {
+    "certificate_expires": "Replace it and reload the node, as `ansible/playbooks/rotate-tls.yml` does.",
+    "clock_differs": "Let systemd-timesyncd or chrony set the clocks; certificates depend on them.",
+    "draining": "",
+    "hello_refused": "See `hello refused` in the journal for the reason.",
+    "keys_differ": "This is normal while keys are rotated; otherwise put the same key file on all hosts.",
+    "link_down": "See whether it runs and can be reached; topics of other consumers are not affected.",
+    "link_slow": "See the loop lag, the CPU time and the log of that consumer.",
+    "log_failing": "Make room on the file system of the log, or see the kernel's messages about the disk.",
+    "log_nearly_full": "Make room, or lower max_bytes of [retention].",
+    "loop_lag": "The host is short of CPU time or memory, or its disk is stuck.",
+    "many_connections": "Raise max_connections and LimitNOFILE, or add a node.",
+    "messages_lost": "The counters lost_… say how; messages that are published with v2 are sent again.",
+    "node_unreachable": "See whether it runs (`systemctl status`), and whether it can be reached from here.",
+    "publishers_paused": "They resume by themselves when the consumer has caught up.",
+    "subscriber_slow": "They go on from the log, and miss messages that it drops before they are read;"
+    " a classic subscriber is closed at max_buffered_bytes.",
+    "version_differs": "This is normal during an update; otherwise run `ansible-playbook site.yml` again.",
+}
+"""What to do about a warning, where the sentence doesn't have advice of its own."""
+
+
+class Recent(msgspec.Struct, frozen=True):
+    """Hold what happened at a node lately and is not part of its report.
+
+    Attributes:
+        counters: Increments of the counters in the last minute.
+        refused_peers: The last peer that was refused, by counter.
+        certificates: Sentences about certificates that end soon.
+    """
+
+    counters: Counter[str]
+    refused_peers: Mapping[str, str] = {}
+    certificates: Sequence[str] = ()
+
+
+def warning(code: WarningCode, text: str, advice: str = "") -> NodeWarning:
+    """Return a warning, with the usual advice unless another is given."""
+    return NodeWarning(code, text, advice or ADVICE[code])
+
+
+def node_warnings(report: Report, recent: Recent) -> list[NodeWarning]:
+    """Return the warnings of a node about itself."""
+    found: list[NodeWarning] = []
+    if report.not_ready == "draining":
+        found.append(warning("draining", "The node is about to stop and accepts no more connections."))
+    for link in report.links:
+        found += _link_warnings(link)
+    if report.log is not None:
+        found += _log_warnings(report.log)
+    found += _refusal_warnings(recent)
+    found += _subscriber_warnings(report, recent)
+    found += _lost_warnings(report)
+    found += _load_warnings(report)
+    found += [warning("certificate_expires", f"{sentence}.") for sentence in recent.certificates]
+    return found
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
@@ -16,106 +101,160 @@ def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
         held = number(link.held_messages, "message waits", "messages wait")
         waiting = f"{held} for it ({amount(link.held_bytes)})"
     if link.state == "down":
-        yield NodeWarning(
-            "link_down",
-            f"No link to consumer {link.address} for {number(round(link.seconds), 'second', 'seconds')}:"
-            f" {link.reason}; {waiting}.",
-            "See whether it runs and can be reached; the topics of other consumers go on.",
+        seconds = number(round(link.seconds), "second")
+        yield warning(
+            "link_down", f"No link to consumer {link.address} for {seconds}: {link.reason}; {waiting}."
         )
     elif link.paused_publishers:
-        yield NodeWarning(
-            "link_slow",
-            f"Consumer {link.address} takes messages slower than they come; {waiting}.",
-            "See the loop lag, the CPU time and the log of that consumer.",
+        yield warning(
+            "link_slow", f"Consumer {link.address} takes messages slower than they come; {waiting}."
         )
     if link.paused_publishers:
-        yield NodeWarning(
-            "publishers_paused",
-            f"{number(link.paused_publishers, 'publisher is', 'publishers are')} not read from,"
-            f" for too much waits for {link.address}.",
-            "They go on by themselves as soon as the consumer takes it.",
-        )
+        paused = number(link.paused_publishers, "publisher is", "publishers are")
+        yield warning("publishers_paused", f"{paused} paused because too much waits for {link.address}.")
 
 
 def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
     if log.failing:
-        yield NodeWarning(
-            "log_failing",
-            f"Messages cannot be stored, and are refused: {log.failing}.",
-            "Make room on the file system of the log, or see the kernel's messages for the disk.",
-        )
+        yield warning("log_failing", f"Messages cannot be stored, and are refused: {log.failing}.")
     room = log.limit_bytes - log.bytes
     if 0 <= log.free_bytes < room:
-        yield NodeWarning(
-            "log_nearly_full",
-            f"Its file system has {amount(log.free_bytes)} left, and the log may grow by {amount(room)}.",
-            "Make room, or lower max_bytes of [retention].",
+        yield warning("log_nearly_full", log_room("The file system of the log", log.free_bytes, room))
+
+
+def log_room(place: str, free: int, room: int) -> str:
+    """Return the sentence about the free bytes in a place, and by how many bytes the log there may grow."""
+    return f"{place} has {amount(free)} left, and the log may grow by {amount(room)}."
+
+
+def _refusal_warnings(recent: Recent) -> Iterator[NodeWarning]:
+    for counter, peer in recent.refused_peers.items():
+        count = recent.counters[counter]
+        if count < MANY_REFUSALS:
+            continue
+        times = f"{number(count, 'time')} in the last minute, the last from {peer}"
+        if counter == f"refused_{CloseCode.WRONG_ANSWER}":
+            yield warning(
+                "hello_refused",
+                f"A peer with another pre-shared key was refused {times}.",
+                "Compare the fingerprints of the keys there and here with `wsqueue doctor FILE`.",
+            )
+        elif counter == "tls_refused":
+            yield warning(
+                "hello_refused",
+                f"A TLS handshake failed {times}.",
+                "See `TLS refused` in the journal: one end speaks no TLS, or doesn't trust the other.",
+            )
+        else:
+            yield warning("hello_refused", f"A hello failed {times}.")
+
+
+def _subscriber_warnings(report: Report, recent: Recent) -> Iterator[NodeWarning]:
+    if count := report.slow_subscribers:
+        named = report.slow_peers[:MAX_NAMED]
+        peers = ", ".join(
+            f"{peer.peer} ({number(peer.behind_messages, 'message')} behind)"
+            if peer.protocol == "v2"
+            else peer.peer
+            for peer in named
+        )
+        slower = f"{number(count, 'subscriber reads', 'subscribers read')} slower than"
+        topics = "its topics grow" if count == 1 else "their topics grow"
+        yield warning(
+            "subscriber_slow", f"{slower} {topics}: {peers}{' and others' if count > len(named) else ''}."
+        )
+    if gaps := recent.counters["gaps"]:
+        yield warning(
+            "messages_lost",
+            f"{number(gaps, 'time')} in the last minute, a subscriber was told that messages are gone.",
+            "It was away or slow for longer than the logs reach: see [retention].",
         )
 
 
-def _slow_warning(report: Report) -> NodeWarning:
-    peers = ", ".join(
-        f"{peer.peer} ({number(peer.behind_messages, 'message', 'messages')} behind)"
-        if peer.protocol == "v2"
-        else peer.peer
-        for peer in report.slow_peers[:3]
-    )
-    more = " and others" if report.slow_subscribers > len(report.slow_peers[:3]) else ""
-    return NodeWarning(
-        "subscriber_slow",
-        f"{number(report.slow_subscribers, 'subscriber reads', 'subscribers read')} slower than"
-        f" {'its' if report.slow_subscribers == 1 else 'their'} topics grow: {peers}{more}.",
-        "They read on from the log, and lose what it drops; a classic one is closed at max_buffered_bytes.",
-    )
+def _lost_warnings(report: Report) -> Iterator[NodeWarning]:
+    if lost := sum(report.counters.get(f"lost_{reason}", 0) for reason in LOST_REASONS):
+        messages = number(lost, "classic message was", "classic messages were")
+        yield warning("messages_lost", f"{messages} lost since the start.")
 
 
-MAX_CLOCK_SECONDS = 5.0
-"""By how much a node's clock may differ: more is no delay of the network."""
+def _load_warnings(report: Report) -> Iterator[NodeWarning]:
+    if report.loop_lag_seconds > MAX_LAG_SECONDS:
+        yield warning("loop_lag", f"The event loop was late by up to {report.loop_lag_seconds:.1f} seconds.")
+    count = sum(kind.count for kind in report.connections)
+    if count > NEARLY_FULL * report.max_connections:
+        yield warning(
+            "many_connections", f"{count} of at most {report.max_connections} connections are taken."
+        )
 
 
 def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
-    """Return what is wrong with nodes, and what only a look at all of them shows."""
+    """Return the warnings of all nodes, and the differences between them."""
     found: list[NodeWarning] = []
     for node in nodes:
         if node.problem:
-            found.append(
-                NodeWarning(
-                    "node_unreachable",
-                    f"{node.role} {node.address} does not answer: {node.problem}.",
-                    "See whether it runs (`systemctl status`), and whether it can be reached from here.",
-                )
-            )
+            found.append(unreachable_warning(str(node), node.problem))
         elif node.report is not None:
             found += [
-                msgspec.structs.replace(warning, text=f"{node.role} {node.address}: {warning.text}")
+                msgspec.structs.replace(warning, text=f"{node}: {warning.text}")
                 for warning in node.report.warnings
             ]
-            if node.clock_seconds is not None and abs(node.clock_seconds) > MAX_CLOCK_SECONDS:
-                ahead = "ahead of" if node.clock_seconds > 0 else "behind"
-                found.append(
-                    NodeWarning(
-                        "clock_differs",
-                        f"The clock of {node.role} {node.address} is {abs(node.clock_seconds):.0f} seconds"
-                        f" {ahead} ours.",
-                        "Let systemd-timesyncd or chrony set the clocks, which certificates need.",
-                    )
-                )
-    reports = [node.report for node in nodes if node.answers and node.report is not None]
-    versions = sorted({report.version for report in reports})
-    if len(versions) > 1:
-        found.append(
-            NodeWarning(
-                "version_differs",
-                f"The nodes have different versions: {', '.join(versions)}.",
-                "That is well during an update; otherwise run `ansible-playbook site.yml` again.",
-            )
+    return found + clock_warnings(nodes) + version_warnings(nodes) + key_warnings(nodes)
+
+
+def unreachable_warning(subject: str, problem: str) -> NodeWarning:
+    """Return the warning about a node that doesn't answer.
+
+    Args:
+        subject: The node, as the first word of a sentence.
+        problem: Why it doesn't answer.
+    """
+    if problem in NO_REPORTS:
+        return warning(
+            "node_unreachable", f"{subject} cannot be asked for a report: {problem}.", "Update that node."
         )
-    if len({tuple(report.psk_fingerprints) for report in reports}) > 1:
-        found.append(
-            NodeWarning(
-                "keys_differ",
-                "The nodes have different lists of pre-shared keys.",
-                "That is well while keys are rotated; otherwise compare them with `wsqueue doctor FILE`.",
-            )
+    advice = ""
+    if problem == OTHER_KEY:
+        advice = "Compare it with what `wsqueue doctor FILE` says on that host, and put the same key on both."
+    elif "certificate" in problem:
+        advice = "See [tls] of both ends: which CA they trust, and which host the certificate names."
+    return warning("node_unreachable", f"{subject} does not answer: {problem}.", advice)
+
+
+def clock_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
+    """Return a warning for each node that answers and whose clock differs from ours."""
+    return [
+        warning(
+            "clock_differs",
+            f"The clock of {node} is {abs(seconds):.0f} seconds"
+            f" {'ahead of' if seconds > 0 else 'behind'} ours.",
         )
-    return found
+        for node in nodes
+        if node.answers and (seconds := node.clock_seconds) is not None and abs(seconds) > MAX_CLOCK_SECONDS
+    ]
+
+
+def version_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
+    """Return a warning if the nodes that answer have different versions."""
+    places: dict[str, list[str]] = {}
+    for node, report in _answering(nodes):
+        places.setdefault(report.version, []).append(node.address)
+    if len(places) < 2:
+        return []
+    each = "; ".join(f"{version} at {_named(addresses)}" for version, addresses in sorted(places.items()))
+    return [warning("version_differs", f"The nodes have different versions: {each}.")]
+
+
+def key_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
+    """Return a warning if the nodes that answer have different lists of pre-shared keys."""
+    if len({tuple(report.psk_fingerprints) for _, report in _answering(nodes)}) < 2:
+        return []
+    return [warning("keys_differ", "The nodes have different lists of pre-shared keys.")]
+
+
+def _named(addresses: Sequence[str]) -> str:
+    others = len(addresses) - MAX_NAMED
+    return join([*addresses[:MAX_NAMED], number(others, "other")] if others > 0 else addresses)
+
+
+def _answering(nodes: Sequence[ClusterNode]) -> list[tuple[ClusterNode, Report]]:
+    return [(node, node.report) for node in nodes if node.report is not None and not node.problem]

@@ -10,14 +10,16 @@ from wsqueue.cli.common import ExitCode
 from wsqueue.cli.main import main
 from wsqueue.cli.watch import exit_code
 from wsqueue.errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
-from wsqueue.monitoring.cluster import OTHER_KEY
 from wsqueue.report.report import Report
+from wsqueue.report.warnings import OTHER_KEY
 from wsqueue.tools.top.snapshot import NodeSnapshot, Snapshot
 
 
 def node(problem: str) -> NodeSnapshot:
     report = None if problem else Report(id="1", role="consumer", version="0.1.0", uptime_seconds=1.0)
-    return NodeSnapshot("192.0.2.1:10001", "consumer", report, None, None, problem, None)
+    return NodeSnapshot(
+        address="192.0.2.1:10001", role="consumer", report=report, problem=problem, rates=None
+    )
 
 
 @pytest.mark.parametrize(

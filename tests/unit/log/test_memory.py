@@ -548,7 +548,7 @@ class TestStatus:
     def test_it_grows_and_shrinks_with_them(self) -> None:
         logs = Logs(max_bytes=100_000)
         empty = logs.retention.log_status()
-        assert empty == LogStatus("memory", 0, 0, 100_000, 0, 0.0, -1, "")
+        assert empty == LogStatus(mode="memory", topics=0, bytes=0, limit_bytes=100_000)
         for topic in ("news", "sport", "news"):
             logs.publish(topic, "x" * 1000)
         status = logs.retention.log_status()
@@ -684,7 +684,15 @@ class TestArchive:
         logs.archive.pending_bytes, logs.archive.bytes = 700, 12_000
         logs.append(batch(1))
         limit = logs.config.max_bytes
-        status = LogStatus("sqlite", 1, 12_000, limit, 700, 0.25, 5_000_000, "")
+        status = LogStatus(
+            mode="sqlite",
+            topics=1,
+            bytes=12_000,
+            limit_bytes=limit,
+            pending_bytes=700,
+            commit_seconds=0.25,
+            free_bytes=5_000_000,
+        )
         assert logs.retention.log_status() == status
         logs.archive.fail()
         assert logs.retention.log_status().failing == "the disk is full"

@@ -20,7 +20,7 @@ from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, _Process, expos
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (
-    Connections,
+    ConnectionCount,
     ConnectionState,
     HistogramStatus,
     LinkState,
@@ -36,9 +36,9 @@ from ...support.promtool import promtool
 
 TIMES = HistogramStatus([0.001, 0.01, 0.1, 1.0], [5, 0, 2, 1, 3], 12.5)
 CONNECTIONS = [
-    Connections("", "hello", "", 2),
-    Connections("publisher", "open", "v2", 5),
-    Connections("publisher", "open", "classic", 1),
+    ConnectionCount("", "hello", "", 2),
+    ConnectionCount("publisher", "open", "v2", 5),
+    ConnectionCount("publisher", "open", "classic", 1),
 ]
 COMMON = {"version": "1.2.3", "python": "3.12.1", "uptime_seconds": 60.5, "max_connections": 100}
 CONSUMER = Report(
@@ -69,7 +69,16 @@ CONSUMER = Report(
     commit_seconds=TIMES,
     top_topics=[TopicStatus("news", 2.5)],
     slow_subscribers=2,
-    log=LogStatus("sqlite", 7, 1000, 4000, 50, 0.01, 10**9, "the disk is full"),
+    log=LogStatus(
+        mode="sqlite",
+        topics=7,
+        bytes=1000,
+        limit_bytes=4000,
+        pending_bytes=50,
+        commit_seconds=0.01,
+        free_bytes=10**9,
+        failing="the disk is full",
+    ),
     warnings=[
         NodeWarning("log_failing", "The disk is full."),
         NodeWarning("hello_refused", "A peer was refused."),
@@ -84,8 +93,23 @@ PRODUCER = Report(
     connections=CONNECTIONS,
     counters={"forwarded": 80, "lost_in_flight": 1, "lost_held": 2, "lost_refused": 3, "lost_full": 4},
     links=[
-        LinkStatus("192.0.2.7:10001", "up", "v2", 60.0, "", 10, 2000, 0),
-        LinkStatus("192.0.2.8:10001", "down", "", 5.0, "connection refused", 99, 64_000_000, 3),
+        LinkStatus(
+            address="192.0.2.7:10001",
+            state="up",
+            protocol="v2",
+            seconds=60.0,
+            held_messages=10,
+            held_bytes=2000,
+        ),
+        LinkStatus(
+            address="192.0.2.8:10001",
+            state="down",
+            seconds=5.0,
+            reason="connection refused",
+            held_messages=99,
+            held_bytes=64_000_000,
+            paused_publishers=3,
+        ),
     ],
     confirm_seconds=TIMES,
     top_topics=[TopicStatus("news", 2.5)],
@@ -350,7 +374,7 @@ reports = st.builds(
     max_connections=numbers,
     connections=st.lists(
         st.builds(
-            Connections,
+            ConnectionCount,
             st.sampled_from(["", "publisher", "producer", "subscriber", "monitor"]),
             codes(ConnectionState),
             st.sampled_from(["", "v2", "classic"]),
@@ -360,7 +384,14 @@ reports = st.builds(
     ),
     counters=counters,
     links=st.lists(
-        st.builds(LinkStatus, texts, codes(LinkState), texts, seconds, texts, numbers, numbers, numbers),
+        st.builds(
+            LinkStatus,
+            address=texts,
+            state=codes(LinkState),
+            held_messages=numbers,
+            held_bytes=numbers,
+            paused_publishers=numbers,
+        ),
         max_size=4,
         unique_by=lambda link: link.address,
     ),
@@ -369,7 +400,16 @@ reports = st.builds(
     top_topics=st.lists(st.builds(TopicStatus, texts, seconds), max_size=4),
     slow_subscribers=numbers,
     log=st.none()
-    | st.builds(LogStatus, texts, numbers, numbers, numbers, numbers, seconds, st.integers(-1, 2**53), texts),
+    | st.builds(
+        LogStatus,
+        mode=texts,
+        topics=numbers,
+        bytes=numbers,
+        limit_bytes=numbers,
+        pending_bytes=numbers,
+        free_bytes=st.integers(-1, 2**53),
+        failing=texts,
+    ),
     warnings=st.lists(st.builds(NodeWarning, codes(WarningCode), texts, texts), max_size=3),
 )
 

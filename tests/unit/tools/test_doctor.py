@@ -21,7 +21,6 @@ from wsqueue.config.model import (
     Retention,
     Tls,
 )
-from wsqueue.monitoring.cluster import OTHER_KEY
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.report.report import (
@@ -32,10 +31,10 @@ from wsqueue.report.report import (
     Report,
     WarningCode,
 )
+from wsqueue.report.warnings import NO_REPORTS, OTHER_KEY
 from wsqueue.tools import doctor
 from wsqueue.tools.doctor import host
 from wsqueue.tools.doctor.findings import (
-    WITHOUT_REPORTS,
     Finding,
     cluster_findings,
     files_finding,
@@ -56,7 +55,7 @@ CONSUMERS = ["192.0.2.1:10001", "192.0.2.2:10001"]
 
 
 def link(address: str) -> LinkStatus:
-    return LinkStatus(f"{address}/producer", "up", "v2", 1.0, "", 0, 0, 0)
+    return LinkStatus(address=f"{address}/producer", state="up", protocol="v2", seconds=1.0)
 
 
 def node(address: str, role: str, *, clock: float = 0.1, problem: str = "", **changes: object) -> ClusterNode:
@@ -67,7 +66,14 @@ def node(address: str, role: str, *, clock: float = 0.1, problem: str = "", **ch
         psk_fingerprints=[FINGERPRINT],
         uptime_seconds=7300.0,
     )
-    return ClusterNode(address, role, msgspec.structs.replace(report, **changes), 0.1, clock, problem)
+    return ClusterNode(
+        address=address,
+        role=role,
+        report=msgspec.structs.replace(report, **changes),
+        age_seconds=0.1,
+        clock_seconds=clock,
+        problem=problem,
+    )
 
 
 def consumer(number: int, **changes: object) -> ClusterNode:
@@ -79,7 +85,7 @@ def producer(consumers: Sequence[str] = CONSUMERS, **changes: object) -> Cluster
 
 
 def dead(address: str, role: str, problem: str) -> ClusterNode:
-    return ClusterNode(address, role, None, None, None, problem)
+    return ClusterNode(address=address, role=role, problem=problem)
 
 
 def findings(*nodes: ClusterNode, **certificates: datetime | str) -> list[Finding]:
@@ -133,9 +139,9 @@ class TestACluster:
         assert finding.text == f"The pre-shared key differs there: ours has the fingerprint {FINGERPRINT}."
         assert "wsqueue doctor FILE" in finding.advice
 
-    @pytest.mark.parametrize("problem", WITHOUT_REPORTS)
+    @pytest.mark.parametrize("problem", NO_REPORTS)
     def test_a_node_that_has_no_reports_is_no_problem(self, problem: str) -> None:
-        (finding,) = findings(dead(CONSUMERS[0], "consumer", f"{problem}: as it is"))
+        (finding,) = findings(dead(CONSUMERS[0], "consumer", problem))
         assert finding.state == "warning"
 
     def test_a_node_is_of_another_role(self) -> None:
@@ -206,13 +212,11 @@ class TestACluster:
         assert words.endswith(f"not so consumer 192.0.2.2:10001 (00000000 and {FINGERPRINT}).")
 
     @pytest.mark.parametrize(
-        ("clock", "words"), [(12.4, "12 seconds ahead"), (-3600.0, "3600 seconds behind")]
+        ("clock", "words"), [(12.4, "12 seconds ahead of"), (-3600.0, "3600 seconds behind")]
     )
     def test_clocks_differ(self, clock: float, words: str) -> None:
         found = bad(findings(consumer(0), consumer(1, clock=clock)))
-        assert found == [
-            ("warning", "clocks", f"Clocks differ from ours: consumer 192.0.2.2:10001 is {words}.")
-        ]
+        assert found == [("warning", "clocks", f"The clock of consumer 192.0.2.2:10001 is {words} ours.")]
 
     def test_a_report_may_be_a_little_old(self) -> None:
         assert bad(findings(consumer(0, clock=-4.9))) == []

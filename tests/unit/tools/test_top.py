@@ -12,7 +12,7 @@ from rich.text import Text
 from wsqueue.report.report import (
     Cluster,
     ClusterNode,
-    Connections,
+    ConnectionCount,
     LinkStatus,
     LogStatus,
     NodeWarning,
@@ -31,12 +31,12 @@ HOSTILE = "\x1b[31m\x9b31m\r\n\t[bold red]\u202e\u200b\x07"
 
 
 def link(number: int, **changes: object) -> LinkStatus:
-    up = LinkStatus(f"192.0.2.{number}:10001/producer", "up", "v2", 7300.0, "", 0, 0, 0)
+    up = LinkStatus(address=f"192.0.2.{number}:10001/producer", state="up", protocol="v2", seconds=7300.0)
     return msgspec.structs.replace(up, **changes)
 
 
 def consumer(number: int, **changes: object) -> ClusterNode:
-    log = LogStatus("memory", 3, 32 * 1024**2, 64 * 1024**2, 0, 0.0, -1, "")
+    log = LogStatus(mode="memory", topics=3, bytes=32 * 1024**2, limit_bytes=64 * 1024**2)
     return node(number, "consumer", **({"log": log} | changes))
 
 
@@ -51,13 +51,18 @@ def node(number: int, role: str, **changes: object) -> ClusterNode:
         "version": "0.1.0",
         "uptime_seconds": 93_784.0,
         "loop_lag_seconds": 0.004,
-        "connections": [Connections("subscriber", "open", "v2", 1200), Connections("", "hello", "", 34)],
+        "connections": [
+            ConnectionCount("subscriber", "open", "v2", 1200),
+            ConnectionCount("", "hello", "", 34),
+        ],
         "counters": {"messages_in": 1000, "deliveries": 5000, "forwarded": 900},
     }
     report = msgspec.convert(settings | {"counters": settings["counters"]}, Report)
     report = msgspec.structs.replace(report, **changes)
     port = 10_001 if role == "consumer" else 10_002
-    return ClusterNode(f"192.0.2.{number}:{port}", role, report, 0.1, 0.0, "")
+    return ClusterNode(
+        address=f"192.0.2.{number}:{port}", role=role, report=report, age_seconds=0.1, clock_seconds=0.0
+    )
 
 
 def dead(number: int, role: str, problem: str = "Connection refused") -> ClusterNode:
@@ -214,7 +219,9 @@ class TestWhatIsShown:
         assert lines[at + 3] == "… and 5 more slow subscribers"
 
     def test_a_log_that_fails(self) -> None:
-        log = LogStatus("sqlite", 3, 0, 1, 0, 0.0, 0, "No space left on device")
+        log = LogStatus(
+            mode="sqlite", topics=3, bytes=0, limit_bytes=1, free_bytes=0, failing="No space left on device"
+        )
         assert "failing" in shown(snapshot(consumer(1, log=log)))
 
     def test_nothing_answers(self) -> None:
@@ -232,7 +239,16 @@ class TestWhatIsShown:
                 top_topics=[TopicStatus(HOSTILE, 5.0)],
                 slow_peers=[SlowPeer(HOSTILE, HOSTILE, 1, 1)],
                 slow_subscribers=1,
-                log=LogStatus("memory", 1, 1, 1, 1, 1.0, 1, HOSTILE),
+                log=LogStatus(
+                    mode="memory",
+                    topics=1,
+                    bytes=1,
+                    limit_bytes=1,
+                    pending_bytes=1,
+                    commit_seconds=1.0,
+                    free_bytes=1,
+                    failing=HOSTILE,
+                ),
             ),
             producer(2, [bad], not_ready=HOSTILE),
             dead(3, HOSTILE, HOSTILE),

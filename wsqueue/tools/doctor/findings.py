@@ -1,4 +1,4 @@
-"""What values say of how a cluster and a host are: no files, no sockets."""
+"""Findings about a cluster and a host from values: no files, no sockets."""
 
 from __future__ import annotations
 
@@ -11,42 +11,46 @@ import msgspec
 
 from ...config import model
 from ...config.model import ConsumerConfig, Limits, NodeConfig, ProducerConfig
-from ...monitoring.cluster import OTHER_KEY
 from ...net.certificates import EXPIRY_WARNING
 from ...nodes.limits import open_files_wanted
-from ...report.report import Cluster, ClusterNode, WarningCode
-from ...report.text import amount, number
-from ...report.warnings import MAX_CLOCK_SECONDS
+from ...report.report import Cluster, ClusterNode, NodeWarning, WarningCode
+from ...report.text import amount, join, number
+from ...report.warnings import (
+    ADVICE,
+    NO_REPORTS,
+    OTHER_KEY,
+    clock_warnings,
+    log_room,
+    unreachable_warning,
+    version_warnings,
+)
 from ...version import __version__
 
-State = Literal["ok", "warning", "problem"]
+Verdict = Literal["ok", "warning", "problem"]
 
 URGENT = timedelta(days=3)
-"""How long before its end a certificate is a problem: a weekend and a day."""
+"""Time before its end from which a certificate is a problem: a weekend and a day."""
 
 MEMORY_SHARE = 0.8
-"""Part of the host's memory that nodes may take: it has other things to do."""
+"""Part of the host's memory that nodes may take; the rest is for the system."""
 
 MIB = 1024 * 1024
 
 PROBLEMS: frozenset[WarningCode] = frozenset({"link_down", "log_failing", "node_unreachable"})
-"""Warnings of a node that say that something does not work."""
-
-WITHOUT_REPORTS = ("it has no /status", "it speaks only the classic protocol")
-"""How the problems of nodes begin that work, and cannot be asked how."""
+"""Warnings about something that does not work."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """Say how one thing is.
+    """State whether one thing is well.
 
     Attributes:
         state: ok, warning or problem.
-        subject: A file, a node, or what is common to all.
+        subject: A file, a node, or a property that all nodes share.
         text: A sentence.
         advice: What to do about it, "" when nothing is to be done.
     """
 
-    state: State
+    state: Verdict
     subject: str
     text: str
     advice: str = ""
@@ -58,13 +62,13 @@ def cluster_findings(
     certificates: Mapping[str, datetime | str],
     now: datetime,
 ) -> Iterator[Finding]:
-    """Yield what a look at all nodes of a cluster shows.
+    """Yield the findings about all nodes of a cluster.
 
     Args:
         cluster: All nodes, asked just now.
         fingerprints: Of our pre-shared keys.
-        certificates: When the certificates end that the nodes show in the TLS handshake, or why that is not
-            known, by address; only of nodes with TLS.
+        certificates: Ends of the certificates that nodes show in the TLS handshake, or why an end is not
+            known, by address; only for nodes with TLS.
         now: The time here.
     """
     for node in cluster.nodes:
@@ -75,9 +79,9 @@ def cluster_findings(
     if answering:
         yield from _consumers_findings(answering, cluster.consumers)
         yield from _identity_findings(answering)
-        yield _versions_finding(answering)
+        yield from _versions_findings(answering)
         yield _keys_finding(answering, fingerprints)
-        yield _clocks_finding(answering)
+        yield from _clocks_findings(answering)
 
 
 def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime) -> Iterator[Finding]:
@@ -106,7 +110,7 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
             "problem", subject, f"It is not ready: {report.not_ready}.", "See its journal for the reason."
         )
     for warning in report.warnings:
-        state: State = "problem" if warning.code in PROBLEMS else "warning"
+        state = verdict(warning)
         if warning.code == "certificate_expires" and report.certificate_ends is not None:
             state = expiry(datetime.fromtimestamp(report.certificate_ends, UTC), now)[0]
         yield Finding(state, subject, warning.text, warning.advice)
@@ -115,23 +119,19 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
         yield Finding(state, subject, f"The first of its certificates {words}.", renew(state))
 
 
+def verdict(warning: NodeWarning) -> Verdict:
+    """Return how bad a warning is."""
+    return "problem" if warning.code in PROBLEMS else "warning"
+
+
 def _unreachable(subject: str, problem: str, fingerprints: Sequence[str]) -> Finding:
-    problem = problem or "no answer in time"
+    warning = unreachable_warning("It", problem or "no answer in time")
+    text, state = warning.text, verdict(warning)
     if problem == OTHER_KEY:
-        return Finding(
-            "problem",
-            subject,
-            f"The pre-shared key differs there: ours has the fingerprint {join(fingerprints)}.",
-            "Compare it with what `wsqueue doctor FILE` says on that host, and put the same key on both.",
-        )
-    if problem.startswith(WITHOUT_REPORTS):
-        return Finding(
-            "warning", subject, f"It answers, and cannot be asked how it is: {problem}.", "Update that node."
-        )
-    advice = "See whether it runs (`systemctl status`), and whether it can be reached from here."
-    if "certificate" in problem:
-        advice = "See [tls] of both ends: which CA they trust, and for which host the certificate is."
-    return Finding("problem", subject, f"It does not answer: {problem}.", advice)
+        text = f"The pre-shared key differs there: ours has the fingerprint {join(fingerprints)}."
+    elif problem in NO_REPORTS:
+        state = "warning"
+    return Finding(state, subject, text, warning.advice)
 
 
 def _handshake_finding(subject: str, end: datetime | str, now: datetime) -> Finding:
@@ -195,28 +195,19 @@ def _identity_findings(nodes: Sequence[ClusterNode]) -> Iterator[Finding]:
             )
 
 
-def _versions_finding(nodes: Sequence[ClusterNode]) -> Finding:
-    versions: dict[str, list[str]] = {}
-    for node in nodes:
-        if node.report is not None:
-            versions.setdefault(node.report.version, []).append(node.address)
-    if len(versions) > 1:
-        each = "; ".join(f"{version} at {join(places)}" for version, places in sorted(versions.items()))
-        return Finding(
-            "warning",
-            "versions",
-            f"The nodes have different versions: {each}.",
-            "That is well during an update; otherwise run `ansible-playbook site.yml` again.",
-        )
-    (version,) = versions
-    if version != __version__:
-        return Finding(
-            "warning",
-            "versions",
-            f"The nodes have version {version}, and this host {__version__}.",
-            "Update what is older.",
-        )
-    return Finding("ok", "versions", f"All nodes that answer have version {version}, as this host has.")
+def _differences(subject: str, warnings: Sequence[NodeWarning]) -> list[Finding]:
+    return [Finding(verdict(warning), subject, warning.text, warning.advice) for warning in warnings]
+
+
+def _versions_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
+    if found := _differences("versions", version_warnings(nodes)):
+        return found
+    version = next(node.report.version for node in nodes if node.report is not None)
+    if version == __version__:
+        text = f"All nodes that answer have version {version}, as this host has."
+        return [Finding("ok", "versions", text)]
+    text = f"The nodes have version {version}, and this host {__version__}."
+    return [Finding("warning", "versions", text, "Update the older version.")]
 
 
 def _keys_finding(nodes: Sequence[ClusterNode], fingerprints: Sequence[str]) -> Finding:
@@ -231,32 +222,21 @@ def _keys_finding(nodes: Sequence[ClusterNode], fingerprints: Sequence[str]) -> 
             "warning",
             "pre-shared keys",
             f"The lists of keys differ: ours has the fingerprints {ours}, not so {join(others)}.",
-            "That is well while keys are rotated; otherwise put the same file everywhere.",
+            ADVICE["keys_differ"],
         )
     return Finding("ok", "pre-shared keys", f"All nodes that answer have ours, with the fingerprint {ours}.")
 
 
-def _clocks_finding(nodes: Sequence[ClusterNode]) -> Finding:
-    clocks = [(node, node.clock_seconds) for node in nodes if node.clock_seconds is not None]
-    wrong = [
-        f"{node.role} {node.address} is {abs(seconds):.0f} seconds {'ahead' if seconds > 0 else 'behind'}"
-        for node, seconds in clocks
-        if abs(seconds) > MAX_CLOCK_SECONDS
-    ]
-    if wrong:
-        return Finding(
-            "warning",
-            "clocks",
-            f"Clocks differ from ours: {join(wrong)}.",
-            "Let systemd-timesyncd or chrony set the clocks, which certificates need.",
-        )
-    # Half a second is what a report may be old.
-    most = max((abs(seconds) for _, seconds in clocks), default=0.0)
+def _clocks_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
+    if found := _differences("clocks", clock_warnings(nodes)):
+        return found
+    # A report may be half a second old.
+    most = max((abs(node.clock_seconds or 0.0) for node in nodes), default=0.0)
     about = "less than a second" if most < 1 else f"at most {most:.0f} seconds"
-    return Finding("ok", "clocks", f"All differ from ours by {about}.")
+    return [Finding("ok", "clocks", f"All differ from ours by {about}.")]
 
 
-def expiry(end: datetime, now: datetime) -> tuple[State, str]:
+def expiry(end: datetime, now: datetime) -> tuple[Verdict, str]:
     """Return how bad the end of a certificate is, and say when it is."""
     days = (end.date() - now.date()).days
     on = f"on {end:%Y-%m-%d}"
@@ -268,11 +248,11 @@ def expiry(end: datetime, now: datetime) -> tuple[State, str]:
     return "problem" if end <= now + URGENT else "warning", f"expires {when}, {on}"
 
 
-def renew(state: State) -> str:
+def renew(state: Verdict) -> str:
     """Return what to do about a certificate, "" for one that is good for long."""
     if state == "ok":
         return ""
-    return "Put a new one there and reload the node, as `ansible/playbooks/rotate-tls.yml` does."
+    return ADVICE["certificate_expires"]
 
 
 def memory_bound(checked: NodeConfig) -> int:
@@ -327,15 +307,10 @@ def files_finding(subject: str, limits: Limits, allowed: int, whose: str) -> Fin
 
 def space_finding(subject: str, directory: Path, room: int, free: int) -> Finding:
     """Compare how far the log in a directory may grow with the free space there, in bytes."""
-    text = f"{directory} has {amount(free)} left, and the log may grow by {amount(room)}"
+    text = log_room(str(directory), free, room)
     if free < room:
-        return Finding("warning", subject, f"{text}.", "Make room, or lower max_bytes of [retention].")
-    return Finding("ok", subject, f"{text}.")
-
-
-def join(words: Sequence[str]) -> str:
-    """Return words as a sentence has them, e.g. a, b and c."""
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+        return Finding("warning", subject, text, ADVICE["log_nearly_full"])
+    return Finding("ok", subject, text)
 
 
 def duration(seconds: float) -> str:

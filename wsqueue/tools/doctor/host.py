@@ -31,13 +31,12 @@ from ...net.certificates import TlsContexts
 from ...net.tls import openssl_words
 from ...nodes.listener import somebody_listens
 from ...protocol.keys import PreSharedKey
-from ...report.text import number
+from ...report.text import join, number
 from .cluster import ANSWER_SECONDS, Say, ask
 from .findings import (
     Finding,
     expiry,
     files_finding,
-    join,
     memory_bound,
     memory_finding,
     renew,

@@ -6,11 +6,10 @@ error. Plain frames, of which there are millions, take the fast lane (`cut_texts
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -37,10 +36,19 @@ SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
 """RFC 6455 section 11.3.4."""
 
 
-_silent = logging.getLogger("wsqueue.websockets")
-_silent.addHandler(logging.NullHandler())
-_silent.propagate = False
-_silent.setLevel(logging.CRITICAL)
+class _NoLogger:
+    """Take the log calls of the library's protocol and drop them."""
+
+    def isEnabledFor(self, _level: int) -> bool:  # noqa: N802 - the name in logging.Logger
+        return False
+
+    def debug(self, *_args: object, **_keywords: object) -> None:
+        pass
+
+    info = warning = error = debug
+
+
+_NO_LOGGER: Any = _NoLogger()
 
 
 class HttpResponse(msgspec.Struct, frozen=True):
@@ -247,7 +255,7 @@ class Framing:
         """Return the library's protocol, made anew when it was let go."""
         if self._protocol is None:
             self._protocol = Protocol(
-                self._side, state=OPEN, max_size=self._max_message_bytes, logger=_silent
+                self._side, state=OPEN, max_size=self._max_message_bytes, logger=_NO_LOGGER
             )
         return self._protocol
 
@@ -375,7 +383,7 @@ class ServerFraming(Framing):
         def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
             return next((name for name in offered if name == subprotocol), None)
 
-        protocol = ServerProtocol(max_size=max_message_bytes, logger=_silent, select_subprotocol=select)
+        protocol = ServerProtocol(max_size=max_message_bytes, logger=_NO_LOGGER, select_subprotocol=select)
         super().__init__(protocol, max_message_bytes)
         self._answer_request = answer_request
         self._subprotocol = subprotocol
@@ -436,7 +444,7 @@ class ClientFraming(Framing):
         protocol = ClientProtocol(
             uri,
             max_size=max_message_bytes,
-            logger=_silent,
+            logger=_NO_LOGGER,
             subprotocols=[Subprotocol(name) for name in subprotocols] or None,
         )
         request = protocol.connect()

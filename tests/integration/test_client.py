@@ -571,7 +571,7 @@ async def test_what_a_classic_producer_that_stops_did_not_read_is_counted(nodes:
             client.publish_nowait("news", "x" * 1000)
             await asyncio.sleep(0)
         assert client._publisher is not None
-        sent = client._publisher.sent
+        sent = client._publisher.in_flight
         producer.send_frame(Opcode.CLOSE, (1001).to_bytes(2))
         await producer.writer.drain()
         await producer.abort()

@@ -98,11 +98,17 @@ class ClientLink(Link):
         """Wake the tasks that wait until more can be written."""
         self.notify()
 
-    def retry(self, closed: Closed) -> bool:
-        """Return True unless every address refuses for good."""
-        self.notify()
+    @property
+    def gives_up(self) -> bool:
+        """Return True if every address refuses for good."""
         failures = self.failures
-        return len(failures) < len(self.addresses) or any(closed.reconnect for closed in failures.values())
+        return len(failures) == len(self.addresses) and not any(
+            failure.reconnect for failure in failures.values()
+        )
+
+    def attempt_ended(self, closed: Closed) -> None:
+        """Wake the tasks that wait for the connection."""
+        self.notify()
 
     def notify(self) -> None:
         """Wake all tasks that wait for a change."""

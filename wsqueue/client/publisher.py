@@ -13,6 +13,7 @@ import msgspec
 
 from ..config.addresses import Address
 from ..errors import ConnectError, PublishError, WsqueueError
+from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES
 from ..protocol import classic, v2
@@ -58,6 +59,7 @@ class PublisherLink(ClientLink):
     ) -> None:
         super().__init__(addresses, settings)
         self.lost_in_flight = 0
+        self._classic: ClassicSender | None = None
         self._open_seconds = settings.open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
         self._number = 0
@@ -73,6 +75,11 @@ class PublisherLink(ClientLink):
         self._flushing = False
         self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many classic messages would be lost if the connection broke now."""
+        return self._classic.in_flight if self._classic is not None else 0
 
     @property
     def full(self) -> bool:
@@ -108,8 +115,8 @@ class PublisherLink(ClientLink):
         last = self._number_forming()
         while self._outstanding and next(iter(self._outstanding)) <= last:
             await self._until_changed()
-        if not self.v2:
-            await self.all_confirmed()
+        if self._classic is not None:
+            await self._classic.all_confirmed()
         error, self._error = self._error, None
         if error is not None:
             raise error
@@ -140,6 +147,8 @@ class PublisherLink(ClientLink):
         self._unsent = deque(self._outstanding)
         if self.v2:
             self.connection.send_packet(v2.Publisher(self._secret))
+        else:
+            self._classic = ClassicSender(self.connection)
         self._send()
         super().up()
 
@@ -151,6 +160,9 @@ class PublisherLink(ClientLink):
     def down(self, closed: Closed, lost: int) -> None:
         """Count what a classic connection may have lost; what is not confirmed is sent again."""
         self.lost_in_flight += lost
+        if self._classic is not None:
+            self._classic.close()
+            self._classic = None
         if closed.data_refused:
             # Whatever it was, sending it again would end the same way.
             self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
@@ -158,6 +170,8 @@ class PublisherLink(ClientLink):
 
     def received_events(self, events: list[Event]) -> None:
         """Take what the producer confirms and refuses."""
+        if self._classic is not None:
+            self._classic.receive(events)
         for event in events:
             if isinstance(event, v2.Ack):
                 for first, last in event.numbers:
@@ -233,10 +247,10 @@ class PublisherLink(ClientLink):
                     numbers.append(number)
                     size += self._outstanding[number].size
             batches = [self._outstanding[number] for number in numbers]
-            if self.v2:
+            if self._classic is None:
                 self.connection.send([batch.payload for batch in batches])
                 continue
-            self.send(
+            self._classic.send(
                 [
                     classic.encode(classic.Message(data, batch.topic))
                     for batch in batches

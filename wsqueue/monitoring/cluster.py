@@ -167,12 +167,11 @@ class _StatusLink(Link):
             elif not isinstance(event, HelloDone | v2.Draining):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
 
-    def retry(self, closed: Closed) -> bool:
-        """Note why the node cannot be asked, and try again."""
+    def attempt_ended(self, closed: Closed) -> None:
+        """Note why the node cannot be asked."""
         self._problem = _problem(closed)
         self.waiting = False
         self._changed.set()
-        return True
 
     def _take(self, connection: Connection, packet: v2.NodeReport) -> None:
         try:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import msgspec
 
-from ..net.connection import Connection
+from ..net.connection import Connection, Handler
 from ..protocol import v2
-from ..protocol.close import CloseCode, Closed
+from ..protocol.close import CloseCode
 from ..protocol.framing import PongReceived
 from ..protocol.session import Event, HelloDone
 from .reporter import Reporter
 
 
-class StatusEndpoint:
+class StatusEndpoint(Handler):
     """Serve `/status`, one for all who ask; they know the key of clients.
 
     Args:
@@ -20,8 +20,6 @@ class StatusEndpoint:
     """
 
     peer_role = "monitor"
-    feeds = False
-    serves_nodes = False
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -41,9 +39,3 @@ class StatusEndpoint:
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return
-
-    def writable(self, connection: Connection) -> None:
-        """Do nothing: a report is sent when it is asked for."""
-
-    def lost(self, connection: Connection, closed: Closed) -> None:
-        """Do nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import Protocol, cast
+from typing import ClassVar, cast
 
 from ..config.addresses import Address
 from ..config.keys import Keys
@@ -33,34 +33,30 @@ SMALL_WRITE_BYTES = 4 * 1024
 """Waiting writes that are smaller on average are joined: the loop takes 850 bytes for each besides."""
 
 
-class Handler(Protocol):
-    """Say what a node does with one kind of connection.
+class Handler:
+    """Take the events of connections of one kind; a method that isn't overridden does nothing.
 
     Attributes:
-        peer_role: What the peer is: publisher, producer, subscriber, consumer, node or monitor.
-        feeds: True when the peer sends messages; on a drain those connections are closed first.
-        serves_nodes: True when the peer is a node, and so must know the key of nodes.
+        peer_role: The peer's part: publisher, producer, subscriber, consumer, node or monitor.
+        peer_sends_messages: True if messages come from the peer; a drain closes these connections first.
+        peer_is_node: True if the peer must know the key of nodes, False for the key of clients.
     """
 
-    peer_role: str
-    feeds: bool
-    serves_nodes: bool
+    peer_role: ClassVar[str] = "node"
+    peer_sends_messages: ClassVar[bool] = False
+    peer_is_node: ClassVar[bool] = False
 
     def established(self, connection: Connection) -> None:
         """Take a connection whose peer has proved itself."""
-        ...
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Take all events of one read."""
-        ...
 
     def writable(self, connection: Connection) -> None:
-        """Go on writing after the connection was congested, perhaps."""
-        ...
+        """Resume writing; called when the write buffer has drained."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let go of a connection, whether or not it was ever established."""
-        ...
 
 
 class Connection(asyncio.Protocol):
@@ -152,7 +148,7 @@ class Connection(asyncio.Protocol):
             if isinstance(answer, HttpResponse):
                 return answer
             connection.handler = answer
-            return keys.nodes if answer.serves_nodes else keys.clients
+            return keys.nodes if answer.peer_is_node else keys.clients
 
         session = Session.accept(
             upgrade,

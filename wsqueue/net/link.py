@@ -1,12 +1,24 @@
 """A connection that is kept up: it is opened again for ever, with jittered exponential backoff.
 
-Producers keep one to each consumer; a client keeps one to some producer and one for each topic.
+Producers keep one to each consumer; a client keeps one to some producer and one to each consumer.
 
-In v2 the peer acknowledges what it has stored, and the link is up when the hello is done. The classic
-protocol has no acknowledgements, but a pong says that the peer has dealt with all that came before the
-ping. A link pings with the number of messages sent, and so knows at most how many are lost when the
-connection breaks. It is up once its first ping is answered: an original node answers the hello before it
-has verified ours, and would drop what comes until it closes on a wrong answer.
+A `Link` is in one of five states; each arrow names the method that takes it:
+
+```
+stopped --start--> connecting --established--> proving --received--> up
+                    ^      |                      |                  |
+                    |     lost                   lost              lost, down
+                    |      v                      v                  |
+                    +--- pausing <----------------+------------------+
+```
+
+- connecting: `_attempt` is a connection whose hello isn't done; it fails after `hello_seconds`.
+- proving: only with a classic peer. An original node answers the hello before it has verified our answer, and
+  drops all messages until it closes on a wrong one. So the link pings, and is up once anything is received.
+- up: `connection` is the same object as `_attempt`; subclasses send on it from `up` to `down`.
+- pausing: `_attempt` and `connection` are None while `_run` sleeps; how long, the backoff or `leave` says.
+
+`stop` and `abort` end it in any state; `gives_up` ends it after a failure.
 """
 
 from __future__ import annotations
@@ -24,11 +36,11 @@ from ..config.model import ClientConfig, ProducerConfig
 from ..errors import why
 from ..journal import log
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from ..protocol.framing import PongReceived
 from ..protocol.keys import PreSharedKey
+from ..protocol.pongs import encode_count
 from ..protocol.session import Event, HelloDone, Session
 from .certificates import TlsContexts
-from .connection import Connection
+from .connection import Connection, Handler
 
 logger = logging.getLogger(__name__)
 
@@ -38,14 +50,12 @@ RECONNECT_MIN_SECONDS = 0.1
 SLICE_BYTES = 256 * 1024
 """What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
 
-CONFIRM_SECONDS = 0.1
-"""The longest that a sent message waits for the ping that confirms it: 10 pings a second cost nothing."""
 
-
-class Link:
+class Link(Handler):
     """Keep one connection up to the first of some addresses that answers.
 
-    Subclasses override `up`, `down`, `writable`, `received_events`, `confirmed_to` and `retry`.
+    Subclasses override `up`, `down`, `writable`, `received_events`, `attempt_ended`, `gives_up` and
+    `in_flight`.
 
     Args:
         addresses: Tried in turn, with their paths.
@@ -60,8 +70,6 @@ class Link:
     """
 
     peer_role = "node"
-    feeds = False
-    serves_nodes = False
     never_up_level = logging.WARNING
     """The level of the log line that says that a connection cannot be opened and never was."""
     up_level = logging.INFO
@@ -78,7 +86,6 @@ class Link:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
-        self.sent = self.confirmed = 0
         self.since = monotonic()
         self._next = self._ups = 0
         self._old_bytes_in = self._old_bytes_out = 0
@@ -87,8 +94,6 @@ class Link:
         self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
-        self._confirm_timer: asyncio.TimerHandle | None = None
-        self._waiting: list[tuple[int, asyncio.Future[None]]] = []
 
     @property
     def open(self) -> bool:
@@ -111,8 +116,13 @@ class Link:
 
     @property
     def in_flight(self) -> int:
-        """Return how many classic messages were sent and not confirmed: what a broken connection can lose."""
-        return self.sent - self.confirmed
+        """Return how many messages would be lost if the connection broke now."""
+        return 0
+
+    @property
+    def gives_up(self) -> bool:
+        """Return True if there is no point in connecting again after the latest failure."""
+        return False
 
     def start(self) -> None:
         """Begin to connect, unless that goes on already."""
@@ -150,55 +160,30 @@ class Link:
         if self._task is not None:
             self._task.cancel()
 
-    def send(self, payloads: Sequence[bytes]) -> None:
-        """Write classic messages in one go; call it only while `open`."""
-        assert self.connection is not None
-        self.sent += len(payloads)
-        self.connection.send(payloads)
-        if self._confirm_timer is None:
-            self._confirm_later()
-
-    async def all_confirmed(self) -> None:
-        """Wait until the peer has dealt with all that was sent so far, or the connection is lost."""
-        if self.in_flight:
-            self._ask_to_confirm()
-            waiting = (self.sent, asyncio.get_running_loop().create_future())
-            self._waiting.append(waiting)
-            try:
-                await waiting[1]
-            finally:
-                if waiting in self._waiting:
-                    self._waiting.remove(waiting)
-
     def up(self) -> None:
         """Use the connection, which can take messages now."""
 
     def down(self, closed: Closed, lost: int) -> None:
         """Do without the connection; at most `lost` messages went with it."""
 
-    def writable(self, connection: Connection) -> None:
-        """Go on writing after the connection was congested, perhaps."""
-
     def received_events(self, events: list[Event]) -> None:
-        """Take what the peer sends."""
+        """Take the events that the peer's bytes hold, while the connection is up."""
 
-    def confirmed_to(self, count: int) -> None:
-        """Note that the peer has dealt with so many classic messages of this connection."""
+    def attempt_ended(self, closed: Closed) -> None:
+        """Note that a connection failed or ended; `failures` has it already."""
 
     def established(self, connection: Connection) -> None:
         """Use the connection, or ask a classic peer first whether it takes this end for proved too."""
         if connection.session.v2:
             self._use(connection)
         else:
-            connection.ping(_count(0))
+            connection.ping(encode_count(0))
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Take all events of one read."""
         for event in events:
             if self.connection is None and not isinstance(event, HelloDone):
                 self._use(connection)
-            if isinstance(event, PongReceived) and len(event.data) == len(_count(0)):
-                self._confirm(int.from_bytes(event.data))
         self.received_events(events)
 
     def lost(self, connection: Connection, closed: Closed) -> None:
@@ -207,9 +192,6 @@ class Link:
             self.connection = None
             self.since = monotonic()
             lost = 0 if connection.session.closed_cleanly else self.in_flight
-            if not lost:
-                self.confirmed_to(self.sent)
-            self._settle(self.sent)
             level = self.up_level if closed.code == CloseCode.NORMAL else self.down_level
             log(logger, level, "link down", peer=self._address, reason=closed, in_flight=lost)
             self.down(closed, lost)
@@ -218,10 +200,6 @@ class Link:
             closed = msgspec.structs.replace(closed, reason=f"{closed.reason} {hint}".strip())
         if connection is self._attempt and self._ended is not None and not self._ended.done():
             self._ended.set_result(closed)
-
-    def retry(self, closed: Closed) -> bool:
-        """Tell whether to connect again; called when a connection failed or ended."""
-        return True
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -234,7 +212,8 @@ class Link:
                 level = self.down_level if self._ups else self.never_up_level
                 log(logger, level, "link cannot open", peer=self._address, reason=closed)
             self.failures[self._address] = closed
-            if not self.retry(closed):
+            self.attempt_ended(closed)
+            if self.gives_up:
                 return
             # A connection that is lost soon after it came up counts as a failure, lest it spin.
             stable = was_up and loop.time() - began > self._limits.reconnect_max_seconds
@@ -281,39 +260,7 @@ class Link:
     def _use(self, connection: Connection) -> None:
         self.connection = connection
         self.since = monotonic()
-        self.sent = self.confirmed = 0
         self._ups += 1
         self.failures.clear()
         log(logger, self.up_level, "link up", peer=self._address)
         self.up()
-
-    def _confirm_later(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._confirm_timer = loop.call_later(CONFIRM_SECONDS, self._ask_to_confirm)
-
-    def _ask_to_confirm(self) -> None:
-        if self.connection is not None:
-            self.connection.ping(_count(self.sent))
-
-    def _confirm(self, count: int) -> None:
-        if self.confirmed <= count <= self.sent:
-            self._settle(count)
-            self.confirmed_to(count)
-
-    def _settle(self, count: int) -> None:
-        """Go on with those that waited for so many messages to be confirmed, or lost."""
-        self.confirmed = count
-        while self._waiting and self._waiting[0][0] <= count:
-            _, confirmed = self._waiting.pop(0)
-            if not confirmed.done():
-                confirmed.set_result(None)
-        if self._confirm_timer is not None:
-            self._confirm_timer.cancel()
-            self._confirm_timer = None
-        if self.in_flight:
-            self._confirm_later()
-
-
-def _count(messages: int) -> bytes:
-    """Return the data of the ping that follows so many messages."""
-    return messages.to_bytes(8)

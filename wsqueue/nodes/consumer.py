@@ -224,12 +224,12 @@ def _data(outcome: Outcome) -> list[str]:
     return outcome.batch.data
 
 
-class ProducerEndpoint:
+class ProducerEndpoint(Handler):
     """Serve `/producer`, one for all producers."""
 
     peer_role = "producer"
-    feeds = True
-    serves_nodes = True
+    peer_sends_messages = True
+    peer_is_node = True
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
@@ -283,16 +283,13 @@ class ProducerEndpoint:
             for connection in paused:
                 connection.resume_reading()
 
-    def writable(self, connection: Connection) -> None:
-        """Do nothing: nothing but acks and pongs goes to a producer."""
-
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let a producer go."""
         self._received.pop(connection, None)
         self._paused.discard(connection)
 
 
-class SubscribeEndpoint:
+class SubscribeEndpoint(Handler):
     """Serve `/subscribe` or `/subscribe/<topic>`, one for each subscriber.
 
     Args:
@@ -301,8 +298,6 @@ class SubscribeEndpoint:
     """
 
     peer_role = "subscriber"
-    feeds = False
-    serves_nodes = False
 
     def __init__(self, consumer: Consumer, topic: str | None) -> None:
         self._consumer = consumer

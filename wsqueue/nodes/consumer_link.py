@@ -14,6 +14,7 @@ import msgspec
 from ..config.addresses import Address
 from ..config.model import READ_MARGIN_BYTES, ProducerConfig
 from ..net.certificates import TlsContexts
+from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES, Link
 from ..protocol import classic
@@ -129,6 +130,7 @@ class ConsumerLink(Link):
         self._queued_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
         self._marks = 0
         self._was_v2 = False
+        self._classic: ClassicSender | None = None
         self._acks: dict[Origin, list[tuple[int, int]]] = {}
         # Publisher and number of batches that were refused: so is what comes after them, even where a
         # consumer that has forgotten the publisher would take it.
@@ -145,6 +147,11 @@ class ConsumerLink(Link):
     def held_bytes(self) -> int:
         """Return what is held: waiting, and sent but not confirmed."""
         return self._queued_bytes + self._unconfirmed_bytes
+
+    @property
+    def in_flight(self) -> int:
+        """Return how many classic messages would be lost if the connection broke now."""
+        return self._classic.in_flight if self._classic is not None else 0
 
     def link_status(self) -> LinkStatus:
         """Return how the link is."""
@@ -236,6 +243,8 @@ class ConsumerLink(Link):
         """Send what was held."""
         self._marks = 0
         self._was_v2 = self.v2
+        assert self.connection is not None
+        self._classic = None if self.v2 else ClassicSender(self.connection)
         self._send_held()
 
     def writable(self, connection: Connection) -> None:
@@ -248,6 +257,12 @@ class ConsumerLink(Link):
         A classic consumer gets classic messages once at most. And what made a consumer refuse the connection
         for good would do so again.
         """
+        if self._classic is not None:
+            self._classic.close()
+            self._classic = None
+            if not lost:
+                self._confirm_marks(self._marks)
+                self._tell_origins()
         again: list[Batch] = []
         for batch in self._unconfirmed:
             if closed.data_refused:
@@ -266,7 +281,12 @@ class ConsumerLink(Link):
 
     def received_events(self, events: list[Event]) -> None:
         """Take what the consumer confirms and refuses."""
-        if not self.v2:
+        if self._classic is not None:
+            confirmed = self._classic.receive(events)
+            if confirmed is not None:
+                self._confirm_marks(confirmed)
+                self._tell_origins()
+                self._send_held()
             return
         for event in events:
             if isinstance(event, packets_v2.Ack) and event.numbers[-1][1] <= self._marks:
@@ -280,13 +300,6 @@ class ConsumerLink(Link):
                 return
         self._tell_origins()
         if self._queue:
-            self._send_held()
-
-    def confirmed_to(self, count: int) -> None:
-        """Let go of what a classic consumer has dealt with."""
-        if not self._was_v2:
-            self._confirm_marks(count)
-            self._tell_origins()
             self._send_held()
 
     def _send_held(self) -> None:
@@ -311,10 +324,7 @@ class ConsumerLink(Link):
                 payloads += messages
                 self._counters["forwarded"] += batch.count
             self._unconfirmed_bytes += size
-            if v2:
-                self.connection.send(payloads)
-            else:
-                self.send(payloads)
+            (self._classic or self.connection).send(payloads)
         self._check_emptied()
 
     def _confirm_marks(self, mark: int) -> None:

@@ -31,7 +31,7 @@ PUBLIC_ID_BYTES = 16
 """Of a publisher's public id: nobody finds another secret for it, and it is short."""
 
 
-class Producer:
+class Producer(Handler):
     """Route messages to the links of one producer; it is also the handler of every publisher.
 
     Args:
@@ -44,8 +44,7 @@ class Producer:
     role = "producer"
     peer_role = "publisher"
     config_type: ClassVar[type[NodeConfig]] = ProducerConfig
-    feeds = True
-    serves_nodes = False
+    peer_sends_messages = True
 
     def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters

@@ -252,7 +252,7 @@ class Service:
                 connection.send_packet(v2.Draining(min(retry_seconds, MAX_RETRY_SECONDS)))
         try:
             async with asyncio.timeout(self._config.limits.drain_seconds) as self._deadline:
-                await self._close(_feeds)
+                await self._close(_sends_messages)
                 await self.node.drain()
                 await self._close(lambda _connection: True)
                 await self.node.stop()
@@ -452,8 +452,8 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
-def _feeds(connection: Connection) -> bool:
-    return connection.handler is not None and connection.handler.feeds
+def _sends_messages(connection: Connection) -> bool:
+    return connection.handler is not None and connection.handler.peer_sends_messages
 
 
 def _log_exception(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

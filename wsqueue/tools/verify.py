@@ -190,8 +190,12 @@ class _Probe(Link):
         self.was_up = True
         self.up_or_ended.set()
 
-    def retry(self, closed: Closed) -> bool:
-        """Do not try again."""
+    @property
+    def gives_up(self) -> bool:
+        """Return True: one attempt tells enough."""
+        return True
+
+    def attempt_ended(self, closed: Closed) -> None:
+        """Note that the connection failed or ended."""
         self.up_or_ended.set()
         self.ended.set()
-        return False

@@ -161,7 +161,7 @@ def test_check_config_of_a_bad_file_names_line_and_key(tmp_path: Path, text: str
         ("\n", 0o600, "the pre-shared key is empty"),
         ("pre-shared-key", 0o600, "the original nodes' default"),
         ("x" * 5000, 0o600, "more than 4096 bytes"),
-        (SECRET, 0o604, "everybody may read the key"),
+        (SECRET, 0o604, "all users may read the key"),
     ],
 )
 def test_check_config_of_a_bad_key(tmp_path: Path, secret: str, mode: int, complaint: str) -> None:
@@ -202,7 +202,7 @@ def test_check_config_of_certificates(tmp_path: Path) -> None:
     assert stderr.startswith(f"Warning: {tls.certificate}: a certificate in it expires on ")
     (tmp_path / "node.key").chmod(0o644)
     for name in ("check-config", "consumer"):
-        assert_refused(run(name, file), 3, f"Error: {tls.key}: everybody may read the key")
+        assert_refused(run(name, file), 3, f"Error: {tls.key}: all users may read the key")
     (tmp_path / "node.pem").write_text("")
     for name in ("check-config", "consumer"):
         assert_refused(run(name, file), 3, f"Error: {tls.certificate}: it holds no certificate")

@@ -1,4 +1,4 @@
-"""Where a node listens and where its endpoints are: `host:port/producer`, as in the seed.
+"""Addresses of listeners and of endpoints: `host:port/producer`.
 
 With TLS it is `wss://host:port/producer`.
 """
@@ -19,7 +19,7 @@ _UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
 
 MAX_SOCKET_PATH_BYTES = 107
-"""What unix(7) takes; uvloop would cut a longer path without a word."""
+"""Maximum length of a socket path, of unix(7); uvloop would silently cut a longer path."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -30,7 +30,7 @@ class Address(msgspec.Struct, frozen=True):
         port: TCP port; 0 for a unix socket.
         socket: Path of a unix socket; "" for TCP.
         path: Path of the endpoint, as `/producer`; "" for a listener.
-        tls: Whether TLS is spoken there.
+        tls: Whether peers speak TLS there.
     """
 
     host: str = ""
@@ -47,7 +47,7 @@ class Address(msgspec.Struct, frozen=True):
 
     @property
     def loopback(self) -> bool:
-        """Tell whether only this machine can reach it."""
+        """Return True if only this host can reach the address."""
         if self.socket or self.host == "localhost":
             return True
         try:
@@ -66,12 +66,12 @@ def parse_address(text: str, endpoint: str = "") -> Address:
     Before a host, `wss://` asks for TLS.
 
     Args:
-        text: As a configuration file has it, e.g. `192.0.2.7:10001/producer`,
+        text: The form of configuration files, e.g. `192.0.2.7:10001/producer`,
             `[2001:db8::7]:10001/producer` or `unix:/run/wsqueue.sock:/producer`.
-        endpoint: What the path must end with, e.g. `/producer`; "" where no path may be.
+        endpoint: Required end of the path, e.g. `/producer`; "" if no path is allowed.
 
     Raises:
-        ValueError: It is something else; the text says what is expected.
+        ValueError: The text is no address; the message says which forms are expected.
     """
     if match := _UNIX.fullmatch(text):
         if len(match[1].encode()) > MAX_SOCKET_PATH_BYTES:
@@ -91,7 +91,7 @@ def parse_address(text: str, endpoint: str = "") -> Address:
 
 
 def expected_form(endpoint: str) -> str:
-    """Return what an address should look like, for an error message."""
+    """Return the expected forms of an address, for an error message."""
     socket = f"unix:/path:{endpoint}" if endpoint else "unix:/path"
     return (
         f"expected host:port{endpoint}, [ipv6]:port{endpoint} or {socket}; with TLS wss://host:port{endpoint}"
@@ -103,7 +103,7 @@ def _is_host(match: re.Match[str]) -> bool:
         if match["ipv6"] is not None:
             ipaddress.IPv6Address(match["ipv6"])
         else:
-            match["name"].encode("idna")  # as the resolver will
+            match["name"].encode("idna")  # as the resolver will do
     except ValueError:
         return False
     return True

@@ -1,10 +1,12 @@
-"""Pre-shared keys: from a file, a systemd credential or the default."""
+"""Pre-shared keys: from a file, a systemd credential or, for development, an environment variable.
+
+A file holds one key per line: the first is used, all are accepted. Nodes may have keys of their own.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
-import stat
 from pathlib import Path
 
 import msgspec
@@ -12,19 +14,19 @@ import msgspec
 from ..errors import ConfigError
 from ..journal import log
 from ..protocol.keys import PreSharedKey
-from .load import _read
+from .files import read_secret
 from .model import Config, NodeConfig
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_PSK = "pre-shared-key"
-"""The original nodes' default, which everybody knows: refused unless `local = true`."""
+"""The original nodes' default, which is public: refused unless `local = true`."""
 
 MAX_PSK_BYTES = 4096
-"""Far above any key; more is some other file."""
+"""Maximum size of a key file: far above any key; a larger file is something else."""
 
 MAX_KEYS = 8
-"""Pre-shared keys that one file may hold: a rotation needs two, and each costs a hash for every hello."""
+"""Maximum number of keys in a file: a rotation needs two, and each costs a hash for every hello."""
 
 
 class Keys(msgspec.Struct, frozen=True):
@@ -59,8 +61,8 @@ def load_psk(config: Config) -> PreSharedKey:
     """Return the pre-shared key of clients that a configuration points to.
 
     Raises:
-        ConfigError: There is no key, it is empty, everybody may read it, there are too many, or it is
-            the well-known default and the cluster is not local.
+        ConfigError: There is no key, it is empty, all users may read it, there are too many keys, or it is
+            the public default and the cluster is not local.
     """
     file = _credential(config.psk_file, "psk")
     if file is not None:
@@ -77,12 +79,12 @@ def load_psk(config: Config) -> PreSharedKey:
 def _parse_psk(text: str, source: str, *, local: bool) -> PreSharedKey:
     secrets = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if len(secrets) > MAX_KEYS:
-        raise ConfigError(f"{len(secrets)} keys, one a line; expected at most {MAX_KEYS}", file=source)
+        raise ConfigError(f"{len(secrets)} keys, one per line; expected at most {MAX_KEYS}", file=source)
     if "" in secrets:
         raise ConfigError("the pre-shared key is empty", file=source)
     if DEFAULT_PSK in secrets and not local:
         raise ConfigError(
-            "the pre-shared key is the original nodes' default, which everybody knows;"
+            "the pre-shared key is the original nodes' default, which is public;"
             " expected a secret, as from `openssl rand -base64 32`",
             file=source,
         )
@@ -93,22 +95,10 @@ def _parse_psk(text: str, source: str, *, local: bool) -> PreSharedKey:
 
 
 def _credential(file: str | None, name: str) -> Path | None:
-    """Return a file that is configured, or else the systemd credential of that name if there is one."""
+    """Return the configured file, or the systemd credential of that name, or None."""
     if file is not None:
         return Path(file)
     directory = os.environ.get("CREDENTIALS_DIRECTORY")
     if directory and os.path.exists(credential := Path(directory, name)):  # noqa: PTH110 - Path.exists() may raise
         return credential
     return None
-
-
-def read_secret(path: Path, limit: int) -> str:
-    """Return the text of a file that not everybody may read.
-
-    Raises:
-        ConfigError: It cannot be read, is too large, is not UTF-8, or everybody may read it.
-    """
-    secret = _read(path, limit)
-    if path.stat().st_mode & stat.S_IROTH:
-        raise ConfigError(f"everybody may read the key; expected `chmod o= {path}`", file=str(path))
-    return secret

@@ -1,9 +1,4 @@
-"""Configuration files: TOML, read once, frozen, refused as a whole when anything in them is wrong.
-
-The pre-shared key (PSK) comes from the first of: `psk_file`, the systemd credential `psk`, and the
-environment variable `WSQUEUE_PSK` (for development, with a warning). Several keys stand one a line: the
-first is used, all are accepted. The nodes may have keys of their own: `node_psk_file`, credential `node_psk`.
-"""
+"""The keys of configuration files, as frozen values."""
 
 from __future__ import annotations
 
@@ -15,14 +10,13 @@ from ..protocol.keys import Order
 from .addresses import Address, parse_address
 
 READ_MARGIN_BYTES = 1024 * 1024
-"""Above what one read (256 KiB) and a paused write buffer (256 KiB) hold, with frame headers and masks."""
-
+"""Above the sum of one read (256 KiB) and a paused write buffer (256 KiB), with frame headers and masks."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 RetentionMode = Literal["memory", "sqlite"]
-Pages = Literal["none", "loopback", "all"]
+PageAudience = Literal["none", "loopback", "all"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
-Connections = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
+ConnectionLimit = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
 """Percent-encoded, 2,600 bytes become 7,800, which fit the 8,192 of a request line."""
@@ -33,7 +27,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     max_message_bytes: ByteCount = 1024 * 1024
     max_topic_bytes: TopicBytes = 1024
-    max_connections: Connections = 16_000
+    max_connections: ConnectionLimit = 16_000
     max_buffered_bytes: ByteCount = 4 * 1024 * 1024
     max_held_bytes: ByteCount = 64 * 1024 * 1024
     hello_seconds: Seconds = 3.0
@@ -44,7 +38,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     drain_seconds: Seconds = 10.0
 
     def __post_init__(self) -> None:
-        """Refuse a write buffer that one read's messages would overflow.
+        """Refuse a write buffer that the messages of one read would overflow.
 
         Raises:
             ValueError: msgspec turns it into a ValidationError.
@@ -55,13 +49,13 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Say how to prove who this end is, and whom to trust: PEM files, used at wss:// addresses.
+    """Name the PEM files with which this end proves its identity and checks its peers, at wss:// addresses.
 
     Attributes:
-        certificate: Of this end, followed by those between it and the CA.
-        key: Its private key.
+        certificate: This end's certificate, followed by those between it and the CA.
+        key: The certificate's private key.
         ca: Certificates to trust; without it, those of the system.
-        client_certificates: Whether what connects must have a certificate of that CA too.
+        client_certificates: Whether peers that connect must have a certificate of that CA too.
     """
 
     certificate: str | None = None
@@ -70,7 +64,7 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     client_certificates: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse half of what is needed.
+        """Refuse an incomplete table.
 
         Raises:
             ValueError: msgspec turns it into a ValidationError.
@@ -82,16 +76,16 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Say what a consumer keeps of each topic, for subscribers that come (back) later.
+    """Bound the messages that a consumer keeps of each topic, for subscribers that come (back) later.
 
     Attributes:
-        mode: `memory` loses what it keeps when the consumer crashes, `sqlite` does not.
-        directory: Where the log is, or with `memory` what is kept over a clean restart; without it,
+        mode: `memory` loses the messages when the consumer crashes, `sqlite` doesn't.
+        directory: Where the log is, or with `memory` the snapshot that survives a clean restart; without it,
             the state directory that systemd gives.
-        max_bytes: Of all topics.
-        max_bytes_per_topic: Of one.
-        max_messages_per_topic: Of one.
-        max_age_seconds: Older messages are dropped.
+        max_bytes: Maximum size of all topics.
+        max_bytes_per_topic: Maximum size of a topic.
+        max_messages_per_topic: Maximum number of messages of a topic.
+        max_age_seconds: Age after which a message is dropped.
     """
 
     mode: RetentionMode = "memory"
@@ -103,27 +97,26 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
 
 
 class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Say who may see how a node is, and where the other nodes are.
+    """Say who may see the pages of a node, and where the other nodes are.
 
     Attributes:
-        listen: Addresses for nothing but the pages of the node, which whoever reaches them may see.
-        pages: Who may see status and metrics at the node's own addresses: nobody, who connects from this
-            host, or all.
-        consumers: All consumers of the cluster, in the order that all share; a producer knows those of
+        listen: Addresses that serve only the pages, to all peers that reach them.
+        pages: Peers that may see the pages at the node's own addresses: none, those on this host, or all.
+        consumers: All consumers of the cluster, in the order that all nodes share; a producer knows those of
             its links.
-        producers: All producers.
-        top_topics: How many topics are named.
+        producers: All producers of the cluster.
+        top_topics: Number of topics that a report names.
     """
 
     listen: list[str] = []
-    pages: Pages = "loopback"
+    pages: PageAudience = "loopback"
     consumers: list[str] = []
     producers: list[str] = []
     top_topics: Annotated[int, msgspec.Meta(ge=0, le=100)] = 10
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
-    """Hold what all configurations have in common; a file is for one of its subclasses."""
+    """Hold the keys that all configurations have; a file is for one of the subclasses."""
 
     psk_file: str | None = None
     allow_classic: bool | None = None
@@ -138,7 +131,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class NodeConfig(Config, frozen=True, kw_only=True):
-    """Hold what a producer and a consumer have in common."""
+    """Hold the keys that producers and consumers have."""
 
     listen: list[str]
     log_level: LogLevel = "info"
@@ -190,7 +183,7 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
 
     @property
     def all_consumers(self) -> list[Address]:
-        """Return the addresses of the cluster's consumers in their order: those of the links, or others."""
+        """Return `monitoring.consumers`, or the addresses of the links where that is empty."""
         return super().all_consumers or [address.with_path("") for address in self.links]
 
     @property

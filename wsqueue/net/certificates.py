@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ..config.addresses import Address
-from ..config.keys import read_secret
-from ..config.load import MAX_FILE_BYTES, read_file
+from ..config.files import read_file, read_secret
+from ..config.load import MAX_FILE_BYTES
 from ..config.model import Config, Tls
 from ..errors import ConfigError
 from .tls import TlsStream, _binding, openssl_words

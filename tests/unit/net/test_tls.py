@@ -113,7 +113,7 @@ class TestFiles:
         own = authority.issue("open")
         assert own.key is not None
         Path(own.key).chmod(mode)
-        with pytest.raises(ConfigError, match="everybody may read the key; expected `chmod o= "):
+        with pytest.raises(ConfigError, match="all users may read the key; expected `chmod o= "):
             contexts(own)
 
     def test_that_change_while_they_are_read(

@@ -347,7 +347,7 @@ class TestFiles:
         ("secret", "mode", "words"),
         [
             ("", 0o600, "the pre-shared key is empty"),
-            (SECRET, 0o644, "everybody may read the key"),
+            (SECRET, 0o644, "all users may read the key"),
             ("pre-shared-key", 0o600, "the pre-shared key is the original nodes' default"),
         ],
     )
@@ -383,7 +383,7 @@ class TestFiles:
         assert texts["ok"].startswith(f"The certificate in {tls.ca} is good until ")
         (tmp_path / "node.key").chmod(0o644)
         found, _ = await check(file)
-        assert bad(found)[0][2].startswith(f"The certificates cannot be used: {tls.key}: everybody may read")
+        assert bad(found)[0][2].startswith(f"The certificates cannot be used: {tls.key}: all users may read")
 
     @pytest.mark.parametrize("days", [90, -1])
     async def test_a_certificate_of_another_authority(self, tmp_path: Path, days: float) -> None:
@@ -400,7 +400,7 @@ class TestFiles:
 
     async def test_unwise_configurations(self, tmp_path: Path) -> None:
         found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]")))
-        assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from elsewhere")
+        assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from other hosts")
 
     async def test_names_that_nobody_knows(self, tmp_path: Path) -> None:
         file = configuration(tmp_path, DEMO.replace("127.0.0.1:2", "nowhere.invalid:2"))

@@ -1,0 +1,184 @@
+"""Errors in the addresses of a configuration, and warnings about unwise settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from wsqueue.config.check import check_addresses, config_warnings
+from wsqueue.config.model import ClientConfig, Config, ConsumerConfig, Monitoring, ProducerConfig, Tls
+from wsqueue.errors import ConfigError
+
+TLS = Tls(certificate="c", key="k")
+SUBSCRIBE = ["b:1/subscribe"]
+
+
+def consumer(**changes: Any) -> ConsumerConfig:
+    return ConsumerConfig(**{"listen": ["127.0.0.1:10001"], **changes})
+
+
+def producer(**changes: Any) -> ProducerConfig:
+    return ProducerConfig(**{"listen": ["127.0.0.1:1"], "consumers": ["127.0.0.1:2/producer"], **changes})
+
+
+def monitored(tls: Tls | None = None, **changes: Any) -> ConsumerConfig:
+    return consumer(monitoring=Monitoring(**changes), tls=tls or Tls())
+
+
+def refused(config: Config, key: str) -> str:
+    """Return why a configuration is refused; the error is about that key."""
+    with pytest.raises(ConfigError) as caught:
+        check_addresses(config)
+    assert caught.value.key == key
+    return caught.value.problem
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        consumer(listen=["127.0.0.1:0", "127.0.0.1:0"]),
+        ClientConfig(producers=["a:1/produce"], consumers=SUBSCRIBE),
+        # A node is one of the cluster, and it may connect with TLS and have no certificate.
+        monitored(consumers=["127.0.0.1:10001"], producers=["wss://node:7", "127.0.0.1:10001"]),
+    ],
+)
+def test_good_addresses(config: Config) -> None:
+    check_addresses(config)
+
+
+@pytest.mark.parametrize(
+    ("config", "key", "form"),
+    [
+        (consumer(listen=[]), "listen", "host:port"),
+        (producer(consumers=[]), "consumers", "host:port/producer"),
+        (ClientConfig(producers=[], consumers=SUBSCRIBE), "producers", "host:port/produce"),
+        (ClientConfig(producers=["a:1/produce"], consumers=[]), "consumers", "host:port/subscribe"),
+    ],
+)
+def test_an_empty_list(config: Config, key: str, form: str) -> None:
+    assert refused(config, key).startswith(f"the list is empty: expected {form},")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("node:1", "is not an address: expected host:port/producer"),
+        ("node:1/subscribe", "is not an address: expected host:port/producer"),
+        ("wss://node:1/produce", "is not an address: expected host:port/producer"),
+        ("node:65536/producer", "is not an address"),
+        ("", "is not an address"),
+        ("node:0/producer", "has no port to connect to: expected 1 to 65535"),
+        ("[::1]:0/producer", "has no port to connect to: expected 1 to 65535"),
+        ("127.0.0.1:7/producer", "is listed twice: expected each address once"),
+        ("NODE.example:7/producer", "is listed twice: expected each address once"),
+        ("unix:/run/q:/producer", "is listed twice: expected each address once"),
+        ("[2001:DB8::7]:7/producer", "is listed twice: expected each address once"),
+    ],
+)
+def test_an_address_to_connect_to(entry: str, problem: str) -> None:
+    good = ["127.0.0.1:7/producer", "node.example:7/producer", "unix:/run/q:/producer"]
+    good.append("[2001:db8::7]:7/producer")
+    assert refused(producer(consumers=[*good, entry]), "consumers[4]").startswith(f"{entry!r} {problem}")
+
+
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("127.0.0.1:10001/producer", "is not an address: expected host:port, [ipv6]:port or unix:/path"),
+        (":10001", "is not an address: expected host:port"),
+        ("127.0.0.1:9", "is listed twice"),
+        ("unix:" + "/x" * 60, "is not an address: expected a socket path of at most 107 bytes"),
+    ],
+)
+def test_an_address_to_listen_on(entry: str, problem: str) -> None:
+    assert refused(consumer(listen=["127.0.0.1:9", entry]), "listen[1]").startswith(f"{entry!r} {problem}")
+
+
+@pytest.mark.parametrize("key", ["listen", "consumers", "producers"])
+@pytest.mark.parametrize(
+    ("entry", "problem"),
+    [
+        ("node", "is not an address: expected host:port, [ipv6]:port or unix:/path"),
+        ("ws://node:1", "is not an address: expected host:port"),
+        ("node:1/status", "is not an address: expected host:port"),
+        ("127.0.0.1:7", "is listed twice: expected each address once"),
+        ("wss://127.0.0.1:7", "is listed twice: expected each address once"),
+    ],
+)
+def test_an_address_for_monitoring(key: str, entry: str, problem: str) -> None:
+    config = monitored(None, **{key: ["127.0.0.1:7", entry]})
+    assert refused(config, f"monitoring.{key}[1]").startswith(f"{entry!r} {problem}")
+
+
+@pytest.mark.parametrize("key", ["consumers", "producers"])
+def test_a_node_to_ask_has_a_port(key: str) -> None:
+    assert "has no port" in refused(monitored(None, **{key: ["node:0"]}), f"monitoring.{key}[0]")
+
+
+@pytest.mark.parametrize("entry", ["127.0.0.1:10001", "wss://127.0.0.1:10001"])
+def test_a_listener_serves_pages_or_everything(entry: str) -> None:
+    problem = refused(monitored(TLS, listen=[entry]), "monitoring.listen[0]")
+    assert problem == f"{entry!r} is listed twice: expected each address once"
+
+
+def test_a_port_that_the_system_chooses_serves_pages_or_everything_too() -> None:
+    config = consumer(listen=["127.0.0.1:0"], monitoring=Monitoring(listen=["[::1]:0", "127.0.0.1:0"]))
+    problem = refused(config, "monitoring.listen[1]")
+    assert problem == "'127.0.0.1:0' is in listen too: expected an address of its own"
+
+
+def test_a_listener_with_tls_needs_a_certificate() -> None:
+    for config, key in (
+        (consumer(listen=["wss://127.0.0.1:7"]), "listen[0]"),
+        (monitored(listen=["wss://127.0.0.1:7"]), "monitoring.listen[0]"),
+    ):
+        assert "needs a certificate: expected the table [tls]" in refused(config, key)
+    check_addresses(monitored(TLS, listen=["wss://127.0.0.1:7"]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"listen": ["0.0.0.0:1"]}, "listen[0]"),
+        ({"listen": ["[::]:1"]}, "listen[0]"),
+        ({"consumers": ["192.0.2.7:1/producer"]}, "consumers[0]"),
+        ({"consumers": ["node:1/producer"]}, "consumers[0]"),
+        ({"monitoring": Monitoring(listen=["192.0.2.1:7"])}, "monitoring.listen[0]"),
+        ({"monitoring": Monitoring(producers=["192.0.2.1:7"])}, "monitoring.producers[0]"),
+    ],
+)
+def test_a_local_cluster_is_on_loopback(changes: dict[str, Any], key: str) -> None:
+    check_addresses(producer(**changes))
+    problem = refused(producer(**changes, local=True), key)
+    assert problem.endswith(
+        "is not on loopback, where `local = true` keeps a cluster: expected e.g. 127.0.0.1"
+    )
+
+
+def test_a_local_client_is_on_loopback() -> None:
+    config = ClientConfig(
+        producers=["127.0.0.1:1/produce"], consumers=["[2001:db8::1]:1/subscribe"], local=True
+    )
+    assert "not on loopback" in refused(config, "consumers[0]")
+
+
+@pytest.mark.parametrize(("consumers", "warned"), [(1, 0), (30, 0), (31, 1), (32, 0), (62, 1)])
+def test_a_number_of_consumers_among_which_topics_spread_badly(consumers: int, warned: int) -> None:
+    subscribe = [f"node{number}:1/subscribe" for number in range(consumers)]
+    for config in (
+        producer(consumers=[f"node{number}:1/producer" for number in range(consumers)]),
+        ClientConfig(producers=["a:1/produce"], consumers=subscribe),
+    ):
+        sentences = config_warnings(config)
+        assert len(sentences) == warned
+        assert all(f"consumers: {consumers} is a multiple of 31" in sentence for sentence in sentences)
+    assert config_warnings(consumer(listen=[f"127.0.0.1:{port}" for port in range(1, 32)])) == []
+
+
+def test_a_listener_whose_traffic_can_be_read() -> None:
+    listen = ["127.0.0.1:1", "unix:/node.sock", "localhost:1", "wss://0.0.0.0:2", "0.0.0.0:3", "[::]:4"]
+    pages = Monitoring(listen=["127.0.0.1:5", "192.0.2.1:6", "unix:/pages.sock"])
+    sentences = config_warnings(consumer(listen=listen, monitoring=pages))
+    assert [sentence.split()[1] for sentence in sentences] == ["0.0.0.0:3", "[::]:4", "192.0.2.1:6"]
+    assert all("wss:// would protect it" in sentence for sentence in sentences)

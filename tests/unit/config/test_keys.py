@@ -1,0 +1,201 @@
+"""Where the pre-shared key comes from, and which keys are refused."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+
+from wsqueue.config.keys import DEFAULT_PSK, MAX_KEYS, MAX_PSK_BYTES, load_keys, load_psk
+from wsqueue.config.load import load_any_config
+from wsqueue.config.model import Config, ConsumerConfig
+from wsqueue.errors import ConfigError
+from wsqueue.protocol.keys import PreSharedKey
+
+from ...support.config_files import CONSUMER, ConfigFile
+
+SECRET = "a rather good secret"
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "psk"
+    path.write_text(SECRET + "\n")
+    path.chmod(0o640)
+    return path
+
+
+def refusal(config: Config) -> ConfigError:
+    with pytest.raises(ConfigError) as caught:
+        load_psk(config)
+    error = caught.value
+    assert SECRET not in f"{error} {error!r} {vars(error)}"
+    assert error.__cause__ is None
+    return error
+
+
+def test_a_file_beside_the_configuration(file: ConfigFile, key_file: Path) -> None:
+    config = file.load(CONSUMER + 'psk_file = "psk"\n')
+    assert load_psk(config) == PreSharedKey(SECRET)
+
+
+def test_a_relative_file_is_relative_to_the_configuration_and_not_to_the_process(
+    file: ConfigFile, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.load(CONSUMER + 'psk_file = "../secrets/psk"\n')
+    secrets = tmp_path.parent / "secrets"
+    secrets.mkdir(exist_ok=True)
+    key_file.rename(secrets / "psk")
+    monkeypatch.chdir(tmp_path.parent)
+    assert load_psk(load_any_config(file.path.relative_to(tmp_path.parent))) == PreSharedKey(SECRET)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [
+        ("key", "key"),
+        ("key\n", "key"),
+        ("key\r\n", "key"),
+        (" key ", " key "),
+        ("ñandú \N{GRINNING FACE}\n", "ñandú \N{GRINNING FACE}"),
+        ("k\0y", "k\0y"),
+        ("x" * MAX_PSK_BYTES, "x" * MAX_PSK_BYTES),
+    ],
+)
+def test_a_final_newline_does_not_count(key_file: Path, content: str, key: str) -> None:
+    key_file.write_bytes(content.encode())
+    assert load_psk(Config(psk_file=str(key_file))) == PreSharedKey(key)
+
+
+def test_the_sources_in_their_order(
+    key_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    credentials = tmp_path / "credentials"
+    credentials.mkdir()
+    (credentials / "psk").write_text("from systemd")
+    (credentials / "psk").chmod(0o400)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(credentials))
+    monkeypatch.setenv("WSQUEUE_PSK", "out of the variable")
+    assert load_psk(Config(psk_file=str(key_file))) == PreSharedKey(SECRET)
+    assert load_psk(Config()) == PreSharedKey("from systemd")
+    assert caplog.records == []
+    (credentials / "psk").unlink()
+    with caplog.at_level(logging.WARNING, "wsqueue"):
+        assert load_psk(Config()) == PreSharedKey("out of the variable")
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "environment" in caplog.text
+    assert "out of the variable" not in str(vars(caplog.records[0]))
+    monkeypatch.delenv("WSQUEUE_PSK")
+    assert "no pre-shared key: expected psk_file" in str(refusal(Config()))
+
+
+@pytest.mark.parametrize("directory", ["", "missing", "x" * 5000])
+def test_without_a_credential_the_environment_counts(directory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", directory)
+    monkeypatch.setenv("WSQUEUE_PSK", SECRET)
+    assert load_psk(Config()) == PreSharedKey(SECRET)
+
+
+def test_a_psk_file_that_is_missing_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSQUEUE_PSK", SECRET)
+    error = refusal(Config(psk_file=str(tmp_path / "missing")))
+    assert error.file == str(tmp_path / "missing")
+    assert "No such file" in error.problem
+
+
+@pytest.mark.parametrize("content", ["", "\n", "\r\n"])
+def test_an_empty_file(key_file: Path, content: str) -> None:
+    key_file.write_text(content)
+    error = refusal(Config(psk_file=str(key_file)))
+    assert (error.file, error.problem) == (str(key_file), "the pre-shared key is empty")
+
+
+def test_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSQUEUE_PSK", "")
+    error = refusal(Config())
+    assert (error.file, error.problem) == ("WSQUEUE_PSK", "the pre-shared key is empty")
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o604, 0o777])
+def test_a_file_that_all_users_may_read(key_file: Path, mode: int) -> None:
+    key_file.chmod(mode)
+    error = refusal(Config(psk_file=str(key_file)))
+    assert error.file == str(key_file)
+    assert f"expected `chmod o= {key_file}`" in error.problem
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
+def test_a_file_that_owner_and_group_may_read(key_file: Path, mode: int) -> None:
+    key_file.chmod(mode)
+    assert load_psk(Config(psk_file=str(key_file))) == PreSharedKey(SECRET)
+
+
+@pytest.mark.parametrize("source", ["file", "credential", "environment"])
+def test_the_default_of_the_original_nodes(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    key_file.write_text(DEFAULT_PSK + "\n")
+    if source == "credential":
+        monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent))
+    elif source == "environment":
+        monkeypatch.setenv("WSQUEUE_PSK", DEFAULT_PSK)
+    psk_file = str(key_file) if source == "file" else None
+    error = refusal(Config(psk_file=psk_file))
+    assert error.file == ("WSQUEUE_PSK" if source == "environment" else str(key_file))
+    assert "which is public" in error.problem
+    assert DEFAULT_PSK not in str(error)
+    assert load_psk(Config(psk_file=psk_file, local=True)) == PreSharedKey(DEFAULT_PSK)
+
+
+def test_a_file_that_is_no_key(key_file: Path) -> None:
+    key_file.write_text(SECRET * 1000)
+    assert f"more than {MAX_PSK_BYTES} bytes" in refusal(Config(psk_file=str(key_file))).problem
+    key_file.write_bytes(SECRET.encode() + b"\xff")
+    assert "not UTF-8" in refusal(Config(psk_file=str(key_file))).problem
+
+
+def test_a_variable_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WSQUEUE_PSK", os.fsdecode(SECRET.encode() + b"\xff"))
+    error = refusal(Config())
+    assert error.file == "WSQUEUE_PSK"
+    assert "UTF-8" in error.problem
+
+
+def test_a_directory(tmp_path: Path) -> None:
+    assert "Is a directory" in refusal(Config(psk_file=str(tmp_path))).problem
+
+
+def test_a_name_that_no_file_can_have(file: ConfigFile) -> None:
+    config = file.load(CONSUMER + 'psk_file = "a\\u0000b"\n')
+    assert "a\0b" in refusal(config).file
+
+
+@pytest.mark.parametrize("count", [MAX_KEYS, MAX_KEYS + 1])
+def test_several_keys(key_file: Path, count: int) -> None:
+    secrets = [f"secret {number}" for number in range(count)]
+    key_file.write_text("\n".join(secrets))
+    config = Config(psk_file=str(key_file))
+    if count <= MAX_KEYS:
+        assert load_psk(config) == PreSharedKey(*secrets)
+    else:
+        assert f"expected at most {MAX_KEYS}" in refusal(config).problem
+
+
+def test_keys_of_the_nodes(key_file: Path, tmp_path: Path) -> None:
+    config = ConsumerConfig(listen=[], psk_file=str(key_file))
+    keys = load_keys(config)
+    assert keys.nodes is keys.clients
+    nodes = tmp_path / "node_psk"
+    nodes.touch(0o600)
+    nodes.write_text("another secret")
+    config = ConsumerConfig(listen=[], psk_file=str(key_file), node_psk_file=str(nodes))
+    assert load_keys(config).nodes == PreSharedKey("another secret")
+    nodes.write_text(f"another secret\n{SECRET}")
+    with pytest.raises(ConfigError, match="a key of the nodes is a key of the clients too") as caught:
+        load_keys(config)
+    assert caught.value.file == str(nodes)

@@ -1,0 +1,306 @@
+"""Configuration files: an error names the file, the line, the key and the expected value."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from wsqueue.config.load import MAX_FILE_BYTES, load_any_config, load_config
+from wsqueue.config.model import (
+    ClientConfig,
+    Config,
+    ConsumerConfig,
+    Limits,
+    Monitoring,
+    ProducerConfig,
+    role_of,
+)
+from wsqueue.protocol.keys import Order
+
+from ...support.config_files import CONSUMER, DEMO, PRODUCER, ConfigFile, refusal
+
+
+class TestGoodFiles:
+    def test_everything(self, file: ConfigFile) -> None:
+        config = file.load("""
+            hello_order = "reversed"
+            log_level = "debug"
+            local = true
+            psk_file = "secrets/psk"
+            role = "producer"
+            listen = ["[::1]:0", "127.0.0.1:0", "unix:/run/wsqueue.sock"]
+            consumers = ["[::1]:1/producer", "unix:/run/q.sock:/producer", "LocalHost:2/producer"]
+            [limits]
+            max_message_bytes = 1
+            max_topic_bytes = 2600
+            max_buffered_bytes = 1_048_577
+            hello_seconds = 0.001
+            close_seconds = 86400
+            reconnect_max_seconds = 1e3
+            [monitoring]
+            listen = ["127.0.0.1:20001"]
+            pages = "all"
+            producers = ["localhost:3"]
+            top_topics = 100
+        """)
+        assert isinstance(config, ProducerConfig)
+        assert (config.hello_order, config.log_level, config.local) == (Order.REVERSED, "debug", True)
+        assert config.psk_file == str(file.path.parent / "secrets/psk")
+        assert [str(link) for link in config.links] == [
+            "[::1]:1/producer",
+            "unix:/run/q.sock:/producer",
+            "localhost:2/producer",
+        ]
+        assert config.limits == Limits(
+            max_message_bytes=1,
+            max_topic_bytes=2600,
+            max_buffered_bytes=1_048_577,
+            hello_seconds=0.001,
+            close_seconds=86_400.0,
+            reconnect_max_seconds=1000.0,
+        )
+        assert config.monitoring == Monitoring(
+            listen=["127.0.0.1:20001"], pages="all", producers=["localhost:3"], top_topics=100
+        )
+
+    def test_windows_line_ends(self, file: ConfigFile) -> None:
+        assert file.load(PRODUCER.replace("\n", "\r\n")) == file.load(PRODUCER)
+
+    def test_an_absolute_path_stays(self, file: ConfigFile) -> None:
+        assert file.load(CONSUMER + 'psk_file = "/etc/wsqueue/psk"\n').psk_file == "/etc/wsqueue/psk"
+
+    def test_a_file_of_the_largest_size(self, file: ConfigFile) -> None:
+        assert file.load(CONSUMER + "#" * (MAX_FILE_BYTES - len(CONSUMER))) == file.load(CONSUMER)
+
+    @pytest.mark.parametrize("kind", [ConsumerConfig, ProducerConfig, ClientConfig])
+    @pytest.mark.parametrize("text", [CONSUMER, PRODUCER, DEMO])
+    def test_the_role(self, file: ConfigFile, text: str, kind: type[Config]) -> None:
+        config = file.load("# a comment\n\n" + text)
+        if type(config) is kind:
+            assert load_config(str(file.path), kind) == config
+            return
+        error = refusal(file.path, kind)
+        assert (error.line, error.key) == (3, "role")
+        assert f"expected {role_of(kind)!r}, found {role_of(type(config))!r}" in error.problem
+
+
+class TestKeys:
+    """Errors in keys and values."""
+
+    @pytest.mark.parametrize(
+        ("text", "line", "key", "problem"),
+        [
+            (CONSUMER + "lisen = 1\n", 3, "lisen", "unknown key: did you mean listen?"),
+            (CONSUMER + "\n\n  psk = 'x'\n", 5, "psk", "unknown key: did you mean psk_file?"),
+            (CONSUMER + '"loglevel" = 1\n', 3, "loglevel", "unknown key: did you mean log_level?"),
+            (CONSUMER + "consumers = []\n", 3, "consumers", "unknown key"),
+            (
+                CONSUMER + "qqq = 1\n",
+                3,
+                "qqq",
+                "unknown key: expected one of role, psk_file, allow_classic, local, tls, limits",
+            ),
+            (CONSUMER + "[limit]\nx = 1\n", 3, "limit", "unknown key: did you mean limits?"),
+            (
+                CONSUMER + "[limits]\nmax_topic_bytes = 1\nqqq = 1\n",
+                5,
+                "limits.qqq",
+                "unknown key: expected one of max_message_bytes, max_topic_bytes",
+            ),
+            (CONSUMER + "[limits]\nlocal = true\n", 4, "limits.local", "unknown key"),
+            (DEMO + '[monitoring]\npages = "all"\n', 4, "monitoring", "unknown key"),
+            (CONSUMER + "local = 1\n", 3, "local", "expected bool, got int"),
+            (CONSUMER + 'local = "true"\n', 3, "local", "expected bool, got str"),
+            (CONSUMER + "psk_file = 7\n", 3, "psk_file", "expected str"),
+            (CONSUMER + "limits = 3\n", 3, "limits", "expected object, got int"),
+            (CONSUMER + "log_level = 3\n", 3, "log_level", "expected str, got int"),
+            (
+                CONSUMER + 'log_level = "loud"\n',
+                3,
+                "log_level",
+                "expected one of debug, info, warning, error",
+            ),
+            (
+                PRODUCER + 'hello_order = "backward"\n',
+                4,
+                "hello_order",
+                "expected one of document, reversed",
+            ),
+            ('role = "consumer"\nlisten = "127.0.0.1:1"\n', 2, "listen", "expected array, got str"),
+            (
+                'role = "consumer"\nlisten = [\n"127.0.0.1:1",\n7,\n]\n',
+                2,
+                "listen[1]",
+                "expected str, got int",
+            ),
+            (PRODUCER + "consumers = 3\n", 4, "", "not TOML"),
+            ('role = "consumer"\n', None, "listen", "required and missing"),
+            ('role = "producer"\nlisten = ["[::1]:1"]\n', None, "consumers", "required and missing"),
+            (DEMO.replace("producers", "#"), None, "producers", "required and missing"),
+            ('listen = ["127.0.0.1:1"]\n', None, "role", "required and missing"),
+            ("", None, "role", "required and missing"),
+            ('role = "consumr"\n', 1, "role", "expected one of consumer, producer, demo"),
+            ("\nrole = 7\n", 2, "role", "expected one of consumer, producer, demo"),
+        ],
+    )
+    def test_keys_and_types(
+        self, file: ConfigFile, text: str, line: int | None, key: str, problem: str
+    ) -> None:
+        error = file.refusal(text)
+        assert (error.line, error.key) == (line, key)
+        assert problem in error.problem
+        if line is not None:
+            assert str(error).startswith(f"{error.file}:{line}: ")
+
+    @pytest.mark.parametrize(
+        ("table", "setting", "expected"),
+        [
+            ("limits", "max_message_bytes = 0", "int >= 1"),
+            ("limits", "max_message_bytes = -1", "int >= 1"),
+            ("limits", "max_message_bytes = 1.5", "expected int, got float"),
+            ("limits", "max_message_bytes = true", "expected int, got bool"),
+            ("limits", 'max_message_bytes = "1"', "expected int, got str"),
+            ("limits", "max_topic_bytes = 0", "int >= 1"),
+            ("limits", "max_topic_bytes = 2601", "int <= 2600"),
+            ("limits", "max_topic_byte = 1", "unknown key: did you mean max_topic_bytes?"),
+            ("limits", "max_connections = 0", "int >= 1"),
+            ("limits", "max_held_bytes = 0", "int >= 1"),
+            ("limits", "hello_seconds = 0", "float > 0"),
+            ("limits", "close_seconds = -1", "float > 0"),
+            ("limits", "ping_interval_seconds = 86_401", "float <= 86400"),
+            ("limits", "ping_timeout_seconds = inf", "float <= 86400"),
+            ("limits", "reconnect_max_seconds = nan", "float"),
+            ("limits", "drain_seconds = true", "expected float, got bool"),
+            ("monitoring", 'pages = "some"', "expected one of none, loopback, all"),
+            ("monitoring", "pages = true", "expected str, got bool"),
+            ("monitoring", "top_topics = -1", "int >= 0"),
+            ("monitoring", "top_topics = 101", "int <= 100"),
+            ("monitoring", 'listen = "127.0.0.1:1"', "expected array, got str"),
+            ("monitoring", "page = 1", "unknown key: did you mean pages?"),
+            ("monitoring", "port = 1", "unknown key: "),
+        ],
+    )
+    def test_tables(self, file: ConfigFile, table: str, setting: str, expected: str) -> None:
+        key = f"{table}.{setting.partition(' ')[0]}"
+        for text, line in ((f"[{table}]\n# a comment\n{setting}\n", 5), (f"{table}.{setting}\n", 3)):
+            error = file.refusal(CONSUMER + text)
+            assert (error.key, error.line) == (key, line)
+            assert expected in error.problem
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "[limits]\nmax_message_bytes = 4_000_000\n",
+            "limits = { max_message_bytes = 4_000_000 }\n",
+            "limits.max_message_bytes = 4_000_000\n",
+        ],
+    )
+    def test_a_table_whose_values_contradict_each_other(self, file: ConfigFile, text: str) -> None:
+        error = file.refusal(CONSUMER + text)
+        assert "expected max_buffered_bytes to be at least max_message_bytes + 1048576" in error.problem
+        assert (error.key, error.line) == ("limits", 3)
+
+    def test_an_address(self, file: ConfigFile) -> None:
+        error = file.refusal('role = "consumer"\n\nlisten = [\n"[::1]:1", # a comment\n"bad",\n]\n')
+        assert (error.key, error.line) == ("listen[1]", 3)
+        assert error.problem.startswith("'bad' is not an address: expected host:port")
+
+
+class TestLines:
+    """The line is right however the file is laid out."""
+
+    def test_of_a_table_in_one_line(self, file: ConfigFile) -> None:
+        error = file.refusal(CONSUMER + "limits = { max_connections = 9, max_held_bytes = 0 }\n")
+        assert (error.line, error.key) == (3, "limits.max_held_bytes")
+
+    @pytest.mark.parametrize("header", ["[limits]", "[ limits ] # bounds", '["limits"]', "['limits']"])
+    def test_of_a_key_in_a_table(self, file: ConfigFile, header: str) -> None:
+        error = file.refusal(f"{CONSUMER}\n{header}\nmax_topic_bytes = 1\nmax_connections = 0\n")
+        assert (error.key, error.line) == ("limits.max_connections", 6)
+
+    def test_of_a_list_in_a_table(self, file: ConfigFile) -> None:
+        error = file.refusal(f'{CONSUMER}[monitoring]\nproducers = [\n"node:1",\n"node:0",\n]\n')
+        assert (error.key, error.line) == ("monitoring.producers[1]", 4)
+
+    def test_of_a_key_that_a_comment_and_a_text_have_too(self, file: ConfigFile) -> None:
+        text = CONSUMER + '# log_level = "info"\npsk_file = """\nlog_level = 1"""\nlog_level = 3'
+        error = file.refusal(text)
+        assert error.key == "log_level"
+        assert error.line in (5, 6)
+
+    @pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85"])
+    def test_with_characters_that_are_no_line_ends_in_toml(self, file: ConfigFile, separator: str) -> None:
+        error = file.refusal(f"# a{separator}b\n{CONSUMER}lisen = 1\n")
+        assert (error.key, error.line) == ("lisen", 4)
+
+
+class TestUnreadableFiles:
+    @pytest.mark.parametrize(
+        ("text", "line"),
+        [
+            ("x = = 1\n", 1),
+            (CONSUMER + "\n[limits\n", 4),
+            (CONSUMER + "listen = []\n", 3),
+            (CONSUMER + 'psk_file = "x\n', 3),
+            (CONSUMER + 'psk_file = "\\q"\n', 3),
+            (CONSUMER + "hello\n", 3),
+            ("{}", 1),
+            ("a = 1\0\n", 1),
+        ],
+    )
+    def test_not_toml(self, file: ConfigFile, text: str, line: int) -> None:
+        error = file.refusal(text)
+        assert error.line == line
+        assert error.problem.startswith("not TOML: ")
+        assert len(error.problem) > len("not TOML: ")
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"{CONSUMER}x = {'[' * 5000}{']' * 5000}\n",
+            f"{CONSUMER}[limits]\nmax_connections = {'9' * 5000}\n",
+            f"{CONSUMER}[{'a.' * 5000}a]\n",
+        ],
+    )
+    def test_toml_that_python_cannot_read(self, file: ConfigFile, text: str) -> None:
+        assert file.refusal(text).problem
+
+    def test_not_utf8(self, file: ConfigFile) -> None:
+        assert "not UTF-8" in file.refusal(CONSUMER.encode() + b"# \xff\n").problem
+
+    def test_too_large(self, file: ConfigFile) -> None:
+        text = CONSUMER + "#" * (MAX_FILE_BYTES - len(CONSUMER) + 1)
+        assert f"more than {MAX_FILE_BYTES} bytes" in file.refusal(text).problem
+
+    def test_paths_that_lead_to_no_file(self, file: ConfigFile, tmp_path: Path) -> None:
+        file.load(CONSUMER)
+        assert "No such file" in refusal(tmp_path / "missing.toml").problem
+        assert "Is a directory" in refusal(tmp_path).problem
+        assert "Not a directory" in refusal(file.path / "node.toml").problem
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_unreadable(self, file: ConfigFile) -> None:
+        file.load(CONSUMER)
+        file.path.chmod(0)
+        assert "Permission denied" in refusal(file.path).problem
+
+    def test_a_file_that_cannot_be_read_to_its_end(self) -> None:
+        assert refusal(Path("/proc/self/mem")).problem == "cannot read it: Input/output error"
+
+    @pytest.mark.parametrize("name", ["a\0b", "x" * 5000])
+    def test_a_name_that_no_file_can_have(self, tmp_path: Path, name: str) -> None:
+        assert refusal(tmp_path / name).problem
+
+    @pytest.mark.parametrize(
+        "setting", ['psk = "SECRET"', 'psk_file = ["SECRET"]', 'limits = "SECRET"', "x = SECRET"]
+    )
+    def test_a_key_in_the_configuration_is_not_shown(self, file: ConfigFile, setting: str) -> None:
+        error = file.refusal(f"{CONSUMER}{setting}\n")
+        assert error.line == 3
+        assert "SECRET" not in f"{error} {error!r} {vars(error)}"
+
+
+def test_a_file_is_named_by_a_path_or_a_text(file: ConfigFile) -> None:
+    assert file.load(CONSUMER) == load_any_config(str(file.path))

@@ -33,7 +33,7 @@ from wsqueue.log.memory import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES
 from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.sqlite import MAX_GROUP_BYTES
 from wsqueue.net.connection import CONGESTED_BYTES
-from wsqueue.nodes.consumer_link import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
+from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS

@@ -18,9 +18,8 @@ from websockets.frames import Close, Opcode
 from wsqueue.errors import PublishError
 from wsqueue.log.records import Record
 from wsqueue.monitoring.reporter import LAG_SECONDS
-from wsqueue.nodes import producer as producer_module
+from wsqueue.nodes import link_queue
 from wsqueue.nodes.consumer import Consumer
-from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import HistogramStatus, LinkStatus, Report
 from wsqueue.report.stats import TIME_BOUNDS
@@ -108,7 +107,7 @@ class TestLinks:
             assert link.address == f"127.0.0.1:{port}/producer"
             assert (link.state, link.protocol) == ("down", "")
             assert "Connection refused" in link.reason
-            assert (link.held_messages, link.held_bytes) == (5, held_bytes(producer.links[1]))
+            assert (link.held_messages, link.held_bytes) == (5, producer.links[1].queue.held_bytes)
             assert link.paused_publishers == 0
             assert status_of(producer).held_messages == status_of(producer).held_bytes == 0
             assert codes(producer) == ["link_down"]
@@ -197,11 +196,6 @@ class TestLinks:
         assert producer.links[0].since > down
 
 
-def held_bytes(link: ConsumerLink) -> int:
-    """Return what batches take that wait, added up anew."""
-    return sum(batch.size for batch in (*link._queue, *link._unconfirmed))
-
-
 class TestTraffic:
     """The bytes of a producer's links, which the consumer counts too."""
 
@@ -263,7 +257,7 @@ class TestConfirmSeconds:
 
     @pytest.fixture(autouse=True)
     def as_often_as_can_be(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(producer_module, "TIMING_SECONDS", 0.0)
+        monkeypatch.setattr(link_queue, "TIMING_SECONDS", 0.0)
 
     async def test_one_after_the_other(self, nodes: Nodes) -> None:
         _, producer = await nodes.cluster()
@@ -284,7 +278,6 @@ class TestConfirmSeconds:
                 await publisher.confirmed(*range(first, first + 100))
                 assert timed < sum(confirmed(producer).counts) <= timed + 100
                 timed = sum(confirmed(producer).counts)
-                assert producer.links[0]._timed is None
 
     async def test_not_more_often_than_now_and_then(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
@@ -294,7 +287,7 @@ class TestConfirmSeconds:
             for number in range(1, 11):
                 publisher.send(publish_of(number, "news", "a"))
                 await publisher.confirmed(number)
-                monkeypatch.setattr(producer_module, "TIMING_SECONDS", 1e9)
+                monkeypatch.setattr(link_queue, "TIMING_SECONDS", 1e9)
         assert sum(confirmed(producer).counts) == 1
 
     async def test_classic_ones(self, nodes: Nodes) -> None:
@@ -315,43 +308,6 @@ class TestConfirmSeconds:
                 publisher.send(publish_of(index + 1, topic_of(index, 2), "a"))
             assert set(await publisher.answers(2)) == {1, 2}
         assert sum(confirmed(producer).counts) == 2
-
-    async def test_one_that_is_sent_again_counts_once(self, nodes: Nodes) -> None:
-        async with soon(), V2Server() as server:
-            producer = await nodes.producer([server.address])
-            consumer = await server.speaking(KEY)
-            async with publisher_of(producer) as publisher:
-                publisher.send(publish_of(1, "news", "a"))
-                await consumer.next("forward")
-                producer.links[0]._timed_since -= 3600.0
-                await consumer.abort()
-                consumer = await server.speaking(KEY)
-                await consumer.next("forward")
-                assert sum(confirmed(producer).counts) == 0
-                consumer.send({"t": "ack", "numbers": [[1, 1]]})
-                await publisher.confirmed(1)
-                # From when it was read, and not from when it was sent again.
-                histogram = confirmed(producer)
-                assert (histogram.counts[-1], sum(histogram.counts)) == (1, 1)
-                assert 3600.0 <= histogram.sum < 3600.0 + WAIT_SECONDS
-            await consumer.abort()
-
-    async def test_one_that_is_refused_does_not_count(self, nodes: Nodes) -> None:
-        async with soon(), V2Server() as server:
-            producer = await nodes.producer([server.address])
-            consumer = await server.speaking(KEY)
-            async with publisher_of(producer) as publisher:
-                publisher.send(publish_of(1, "news", "a"))
-                await consumer.next("forward")
-                consumer.send({"t": "refused", "number": 1, "code": "full", "reason": "no room"})
-                assert await publisher.answers(1) == {1: "full"}
-                assert sum(confirmed(producer).counts) == 0
-                publisher.send(publish_of(2, "news", "b"))
-                await consumer.next("forward")
-                consumer.send({"t": "ack", "numbers": [[2, 2]]})
-                await publisher.confirmed(2)
-                assert sum(confirmed(producer).counts) == 1
-            await consumer.abort()
 
     async def test_one_that_goes_to_another_link_does_not_hold_the_next_up(self, nodes: Nodes) -> None:
         producer = await nodes.producer([f"127.0.0.1:{free_port()}"])

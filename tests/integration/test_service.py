@@ -446,7 +446,7 @@ async def test_a_publisher_that_was_paused_goes_on_after_a_reload(nodes: Nodes) 
         await consumer.subscribed("news")
         data = [f"{number:100}" for number in range(500)]
         await publisher.publish("news", *data[:100])
-        await eventually(lambda: producer.links[0]._blocked, "it is paused")
+        await eventually(lambda: producer.links[0].queue.blocked, "it is paused")
         producer.write(consumers=Nodes.addresses([consumer], "/producer"))
         await producer.service.reload()
         await publisher.publish("news", *data[100:])
@@ -464,7 +464,7 @@ async def test_publishers_go_on_after_a_reload_that_joins_what_two_links_held(no
         for topic in (topic_of(0, 2), topic_of(1, 2)):
             publisher = await stack.enter_async_context(connected(producer.url("/produce"), KEY))
             publishing.append(asyncio.create_task(publisher.publish(topic, *data)))
-        await eventually(lambda: all(link._full for link in producer.links), "both links are full")
+        await eventually(lambda: all(link.queue.full for link in producer.links), "both links are full")
         for address in (*down * 5, consumer.address):
             before = producer.counters["messages_in"]
             producer.write(consumers=[f"{address}/producer"])

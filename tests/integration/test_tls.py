@@ -454,7 +454,7 @@ class TestEnds:
         )
         async with soon(), client, client.subscribe("news") as messages:
             publishing = asyncio.create_task(publish(client, 60))
-            await eventually(lambda: producer.links[0]._blocked, "it is paused")
+            await eventually(lambda: producer.links[0].queue.blocked, "it is paused")
             producer.write(consumers=[consumer.address + "/producer"])
             await producer.service.reload()
             received = [(await anext(messages)).data for _ in range(60)]

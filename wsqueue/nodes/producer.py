@@ -22,13 +22,14 @@ from ..protocol.routing import router
 from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
-from .consumer_link import Batch, ConsumerLink, Origin, _classic
+from .consumer_link import ConsumerLink
+from .link_queue import ForwardBatch, Origin, classic_payloads
 
 DELIVERY_BYTES = 64
-"""How much longer the packet may be that delivers a batch than the one that forwards it."""
+"""Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
 
 PUBLIC_ID_BYTES = 16
-"""Of a publisher's public id: nobody finds another secret for it, and it is short."""
+"""Length of a publisher's public id: short, and no other secret with the same id can be found."""
 
 
 class Producer(Handler):
@@ -36,9 +37,9 @@ class Producer(Handler):
 
     Args:
         config: Consumers, in the order that all nodes share, and limits.
-        psk: The key of both ends.
-        counters: Where events are counted.
-        tls: For the links.
+        keys: Keys of the service; the links use that of nodes.
+        counters: Counters of this node.
+        tls: TLS contexts of the links.
     """
 
     role = "producer"
@@ -54,7 +55,7 @@ class Producer(Handler):
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
         self._publishers: dict[Connection, Origin] = {}
-        # This node numbers what comes in classic messages.
+        # This node numbers the batches of classic publishers.
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
         self._number = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
@@ -86,10 +87,12 @@ class Producer(Handler):
 
     def traffic(self) -> tuple[int, int]:
         """Return the bytes read and written so far on connections that this node opened."""
-        each = [link.traffic for link in (*self.links, *self._retired)]
-        return self._old_bytes_in + sum(one[0] for one in each), self._old_bytes_out + sum(
-            one[1] for one in each
+        bytes_in, bytes_out = zip(
+            (self._old_bytes_in, self._old_bytes_out),
+            *(link.traffic for link in (*self.links, *self._retired)),
+            strict=True,
         )
+        return sum(bytes_in), sum(bytes_out)
 
     def status(self) -> str:
         """Return how the node is, in a few words."""
@@ -97,7 +100,7 @@ class Producer(Handler):
         return f"{up} of {len(self.links)} links up"
 
     def reload(self, config: ProducerConfig, keys: Keys, tls: TlsContexts) -> None:
-        """Use a new configuration: keep the links that stay, and route all that is held anew."""
+        """Use a new configuration: keep the links that stay, and route all held batches anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
         self._psk, self._config, self._tls = keys.nodes, config, tls
@@ -109,8 +112,8 @@ class Producer(Handler):
         for address in config.links:
             self.links.append(old.pop(address) if address in old else self._link(address))
         self._route = router(len(self.links))
-        held = [batch for link in old.values() for batch in link.take_held()]
-        held += [batch for link in self.links for batch in link.take_queue()]
+        held = [batch for link in old.values() for batch in link.take_all()]
+        held += [batch for link in self.links for batch in link.take_waiting()]
         for link in old.values():
             self._retire(link)
         for batch in held:
@@ -119,17 +122,17 @@ class Producer(Handler):
             link.resume()
 
     async def drain(self) -> None:
-        """Wait until the consumers have confirmed all that was published."""
+        """Wait until the consumers have confirmed or refused all batches."""
         await asyncio.gather(*(link.drain() for link in self.links))
 
     async def stop(self) -> None:
-        """Close the links; what classic publishers sent and is still held is lost, and counted."""
-        held = [batch for link in self.links for batch in link.take_held()]
+        """Close the links; classic messages that are still held are lost, and counted."""
+        held = [batch for link in self.links for batch in link.take_all()]
         self.counters["lost_held"] += sum(batch.count for batch in held if batch.origin is None)
         await asyncio.gather(*(link.stop() for link in (*self.links, *self._retired)))
 
     def abort(self) -> None:
-        """Cut the links; what was in flight on them may be lost, and is counted."""
+        """Cut the links; classic messages in flight on them may be lost, and are counted."""
         for link in (*self.links, *self._retired):
             link.abort()
 
@@ -139,47 +142,51 @@ class Producer(Handler):
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
-        batches: dict[int, list[Batch]] = {}
+        origin = self._publishers[connection]
+        by_link: dict[int, list[ForwardBatch]] = {}
         for event in events:
             if type(event) is packets_v2.Publish:
-                batch = self._take(connection, event)
+                batch = self._numbered(connection, origin, event)
                 if batch is not None:
-                    batches.setdefault(self._route(event.topic), []).append(batch)
+                    by_link.setdefault(self._route(event.topic), []).append(batch)
             elif type(event) is MessagesReceived:
-                most = self._config.limits.max_message_bytes
-                its = batches.setdefault(self._route(event.topic), [])
-                its += [self._batch(event.topic, data) for data in event.batches(most)]
-            elif isinstance(event, packets_v2.Publisher) and not self._publishers[connection].publisher:
-                self._publishers[connection].publisher = public_id(base64.b64decode(event.secret))
+                max_bytes = self._config.limits.max_message_bytes
+                batches = by_link.setdefault(self._route(event.topic), [])
+                batches += [self._classic(event.topic, data) for data in event.batches(max_bytes)]
+            elif isinstance(event, packets_v2.Publisher) and not origin.id:
+                origin.id = public_id(base64.b64decode(event.secret))
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
         counts = self.top_topics.counts
-        for index, its in batches.items():
+        for index, batches in by_link.items():
             messages = 0
-            for batch in its:
+            for batch in batches:
                 messages += batch.count
                 try:
                     counts[batch.topic] += batch.count
                 except KeyError:
                     self.top_topics.count(batch.topic, batch.count)
             self.counters["messages_in"] += messages
-            self.links[index].forward(its, connection, len(self._publishers))
+            self.links[index].forward(batches, origin, len(self._publishers))
 
     def writable(self, connection: Connection) -> None:
-        """Do nothing: nothing but acks and pongs goes to a publisher."""
+        """Do nothing: a publisher is only sent confirmations, refusals and pongs."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
-        """Let a publisher go."""
+        """Forget a publisher that is gone."""
         origin = self._publishers.pop(connection, None)
-        if origin is not None:
-            origin.connection = None
+        if origin is None:
+            return
+        origin.connection = None
         for link in self.links:
-            link.forget(connection)
+            link.forget(origin)
 
-    def _take(self, connection: Connection, packet: packets_v2.Publish) -> Batch | None:
-        origin = self._publishers[connection]
-        publisher = origin.publisher
+    def _numbered(
+        self, connection: Connection, origin: Origin, packet: packets_v2.Publish
+    ) -> ForwardBatch | None:
+        """Return the batch of a packet, None when it is refused here."""
+        publisher = origin.id
         if not publisher:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
             return None
@@ -192,21 +199,22 @@ class Producer(Handler):
         payload = packets_v2.encode(
             packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
         )
-        most = limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
-        too_long = len(payload) > most
+        too_long = len(payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
         if len(payload) > limits.max_message_bytes:
-            # What is too long for a classic subscriber would end its connection.
-            too_long |= any(len(one) > limits.max_message_bytes for one in _classic(topic, payload))
+            # A message that is too long for classic subscribers would end their connections.
+            messages = classic_payloads(topic, payload)
+            too_long |= any(len(message) > limits.max_message_bytes for message in messages)
         if too_long:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return Batch(publisher, number, packet.after, topic, packet.count, payload, origin)
+        return ForwardBatch(publisher, number, packet.after, topic, packet.count, payload, origin)
 
-    def _batch(self, topic: str, data: list[str]) -> Batch:
+    def _classic(self, topic: str, data: list[str]) -> ForwardBatch:
+        """Return a batch of classic messages."""
         self._number += 1
         payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, len(data), data))
-        return Batch(self._id, self._number, 0, topic, len(data), payload, None)
+        return ForwardBatch(self._id, self._number, 0, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:
         return ConsumerLink(
@@ -231,5 +239,5 @@ class Producer(Handler):
 
 
 def public_id(secret: bytes) -> str:
-    """Return the id by which others know a publisher: they cannot publish as it (docs/protocol.md)."""
+    """Return the id by which others know a publisher; they can't publish with it (docs/protocol.md)."""
     return base64.urlsafe_b64encode(hashlib.sha256(secret).digest()[:PUBLIC_ID_BYTES]).decode().rstrip("=")

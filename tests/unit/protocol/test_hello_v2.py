@@ -607,7 +607,7 @@ class TestPublishers:
         producer.established(connection)
         for payload in payloads:
             producer.received(connection, [v2.decode(payload)])
-        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_queue()))
+        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_waiting()))
         return [packet.publisher for packet in forwards if isinstance(packet, v2.Forward)], connection
 
     @staticmethod

@@ -1,0 +1,421 @@
+"""The queue of a link: batches in, payloads out, confirmations in, answers out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from unittest import mock
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from wsqueue.config.model import READ_MARGIN_BYTES, Limits
+from wsqueue.nodes import link_queue
+from wsqueue.nodes.link_queue import MAX_REASON_CHARACTERS, ForwardBatch, LinkQueue, Origin
+from wsqueue.protocol import v2
+from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.report.stats import Histogram
+
+SLICE, WINDOW, SLOW, HELD = 1500, 4000, 2500, 6000
+LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
+DATA_REFUSED = Closed(CloseCode.INVALID_PACKET, "what is that?", by_peer=True)
+
+Key = tuple[str, int]
+
+
+def batch(
+    number: int,
+    *data: str,
+    publisher: str = "p",
+    topic: str = "news",
+    after: int = 0,
+    origin: Origin | None = None,
+    count: int | None = None,
+) -> ForwardBatch:
+    """Return a batch; one with another `count` than it has data is invalid."""
+    texts = list(data) or ["x"]
+    count = len(texts) if count is None else count
+    payload = v2.encode(v2.Forward(publisher, number, after, topic, count, texts))
+    return ForwardBatch(publisher, number, after, topic, count, payload, origin)
+
+
+def refused(number: int, code: v2.RefusalCode = "full", reason: str = "no room") -> v2.Refused:
+    return v2.Refused(number, code, reason)
+
+
+class Machine(RuleBasedStateMachine):
+    """Play producer, publishers and consumer of one queue; every batch must end exactly once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patch = mock.patch.multiple(
+            link_queue, SLICE_BYTES=SLICE, LINK_WINDOW_BYTES=WINDOW, SLOW_LINK_BYTES=SLOW
+        )
+        self.patch.start()
+        self.counters: Counter[str] = Counter()
+        self.queue = LinkQueue(Limits(max_held_bytes=HELD), self.counters, Histogram())
+        self.origins = [Origin(None) for _ in range(4)]
+        self.numbers = [0] * len(self.origins)
+        self.paused: set[Origin] = set()
+        self.held: dict[Key, ForwardBatch] = {}
+        self.refused: set[Key] = set()
+        # What was sent on this connection and is not confirmed, with the position at which it ends.
+        self.connected, self.confirmed = False, 0
+        self.wire: dict[Key, int] = {}
+        self.latest: defaultdict[tuple[str, str], int] = defaultdict(int)
+        self.expected: Counter[str] = Counter()
+
+    @rule(
+        who=st.integers(0, 3),
+        topic=st.sampled_from("ab"),
+        counts=st.lists(st.integers(1, 3), min_size=1, max_size=4),
+        chained=st.booleans(),
+        valid=st.sampled_from([True, True, True, False]),
+    )
+    def publish(self, who: int, topic: str, counts: list[int], chained: bool, valid: bool) -> None:
+        """Publish batches; the last of the publishers is classic."""
+        is_classic = who == len(self.origins) - 1
+        batches = []
+        for count in counts:
+            after = self.numbers[who] if chained and not is_classic else 0
+            number = self.numbers[who] = self.numbers[who] + 1
+            made = batch(
+                number,
+                *[f"{who} {number}"] * count,
+                publisher=str(who),
+                topic=topic,
+                after=after,
+                origin=None if is_classic else self.origins[who],
+                count=count if valid or is_classic else count + 1,
+            )
+            self.held[made.publisher, made.number] = made
+            batches.append(made)
+        self.queue.hold(batches)
+        if self.queue.block(self.origins[who]):
+            assert self.origins[who] not in self.paused
+            self.paused.add(self.origins[who])
+
+    @precondition(lambda self: not self.connected)
+    @rule(speaks_v2=st.booleans())
+    def connect(self, speaks_v2: bool) -> None:
+        self.queue.connected(v2=speaks_v2)
+        self.connected, self.confirmed, self.wire = True, 0, {}
+        assert self.queue.sent == 0
+
+    @precondition(lambda self: self.connected and self.queue.sendable)
+    @rule()
+    def send(self) -> None:
+        assert self.bytes_on_the_wire() < WINDOW
+        position = self.queue.sent
+        keys: list[Key] = []
+        for payload in self.queue.next_slice():
+            position += 1
+            packet = json.loads(payload)
+            who, number = (packet["data"][0] if self.queue.v2 else packet["d"]).split()
+            if not keys or keys[-1] != (who, int(number)):
+                keys.append((who, int(number)))
+            self.wire[keys[-1]] = position
+        assert position == self.queue.sent
+        for key in keys:
+            sent = self.held[key]
+            assert (sent.publisher, sent.after) not in self.refused
+            assert sent.number > self.latest[sent.publisher, sent.topic]
+            self.latest[sent.publisher, sent.topic] = sent.number
+            self.expected["forwarded"] += sent.count
+        assert sum(self.held[key].size for key in keys[:-1]) < SLICE
+        self.settle()
+
+    @precondition(lambda self: self.connected)
+    @rule(data=st.data())
+    def confirm(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(self.confirmed, self.queue.sent))
+        self.queue.confirm(position, 0.0)
+        self.settle(self.confirmed_to(position))
+
+    @precondition(lambda self: self.connected and self.queue.v2 and self.queue.sent > self.confirmed)
+    @rule(data=st.data())
+    def refuse(self, data: st.DataObject) -> None:
+        position = data.draw(st.integers(self.confirmed + 1, self.queue.sent))
+        self.queue.refuse(refused(position), 0.0)
+        acks = self.confirmed_to(position - 1)
+        ((key, _),) = [(key, end) for key, end in self.wire.items() if end == position]
+        del self.wire[key]
+        self.confirmed = position
+        self.settle(acks, {key})
+
+    @precondition(lambda self: self.connected)
+    @rule(closed=st.sampled_from([LOST, LOST, DATA_REFUSED]))
+    def lose(self, closed: Closed) -> None:
+        self.queue.disconnected(closed)
+        refusals: set[Key] = set()
+        for key in self.wire:
+            if closed is DATA_REFUSED:
+                refusals.add(key)
+            elif self.held[key].origin is None and not self.queue.v2:
+                self.expected["lost_in_flight"] += self.held.pop(key).count
+        self.connected, self.wire = False, {}
+        # What goes back to the queue may be sent again from its first batch on.
+        for each in self.held.values():
+            topic = each.publisher, each.topic
+            self.latest[topic] = min(self.latest[topic], each.number - 1)
+        self.settle(set(), refusals)
+
+    @rule(all_of_it=st.booleans())
+    def reload(self, all_of_it: bool) -> None:
+        """Take batches out and hold them again, as after a change of the consumers."""
+        if all_of_it and not self.connected:
+            taken = self.queue.take_all()
+            self.settle()
+            assert self.queue.empty or not self.queue.v2
+        else:
+            taken = self.queue.take_waiting()
+            self.settle()
+        self.queue.hold(taken)
+        self.queue.reloaded()
+        assert not self.queue.overfull(0)
+
+    @rule(who=st.integers(0, 3))
+    def leave(self, who: int) -> None:
+        """Let a publisher go, and another one come."""
+        self.queue.forget(self.origins[who])
+        self.paused.discard(self.origins[who])
+        fresh = Origin(None)
+        for each in self.held.values():
+            if each.origin is self.origins[who]:
+                each.origin = fresh
+        self.origins[who] = fresh
+
+    @invariant()
+    def adds_up(self) -> None:
+        assert self.queue.held_bytes == sum(each.size for each in self.held.values())
+        assert self.queue.held_messages == sum(each.count for each in self.held.values())
+        assert self.queue.empty is (not self.held)
+        assert self.bytes_on_the_wire() < WINDOW + SLICE + max(
+            (b.size for b in self.held.values()), default=0
+        )
+        assert self.queue.blocked == len(self.paused)
+        assert {name: self.counters[name] for name in self.expected} == self.expected
+
+    def teardown(self) -> None:
+        """Let a consumer take all that is left: nothing stays behind, and every publisher goes on."""
+        if not self.connected:
+            self.connect(speaks_v2=True)
+        while self.held:
+            while self.queue.sendable:
+                self.send()
+            self.queue.confirm(self.queue.sent, 0.0)
+            self.settle(self.confirmed_to(self.queue.sent))
+        self.adds_up()
+        assert not self.paused
+        self.patch.stop()
+
+    def bytes_on_the_wire(self) -> int:
+        return sum(self.held[key].size for key in self.wire)
+
+    def confirmed_to(self, position: int) -> set[Key]:
+        """Return the batches that this confirms to a publisher."""
+        keys = {key for key, end in self.wire.items() if end <= position}
+        for key in keys:
+            del self.wire[key]
+        self.confirmed = position
+        classic = {key for key in keys if self.held[key].origin is None}
+        for key in classic:
+            del self.held[key]
+        return keys - classic
+
+    def settle(self, acks: set[Key] | None = None, refusals: set[Key] | None = None) -> None:
+        """Take the answers, which are for these batches and those that were refused without being sent."""
+        confirmed: set[Key] = set()
+        denied: set[Key] = set()
+        for origin, packet in self.queue.answers():
+            who = str(self.origins.index(origin))
+            if isinstance(packet, v2.Ack):
+                numbers = [number for first, last in packet.numbers for number in range(first, last + 1)]
+                assert len(numbers) == len(set(numbers))
+                confirmed |= {(who, number) for number in numbers}
+                continue
+            assert isinstance(packet, v2.Refused)
+            key = (who, packet.number)
+            assert key not in denied
+            denied.add(key)
+            if packet.code == "after_refused":
+                assert (who, self.held[key].after) in self.refused
+            elif key not in (refusals or ()):
+                assert packet.code == "invalid"
+                assert not self.queue.v2
+            self.refused.add(key)
+        for key in refusals or ():
+            if self.held[key].origin is None:
+                self.expected["lost_refused"] += self.held.pop(key).count
+                self.refused.add(key)
+        assert confirmed == (acks or set())
+        assert denied >= {key for key in refusals or () if key in self.held}
+        for key in confirmed | denied:
+            del self.held[key]
+            self.wire.pop(key, None)
+        for origin in self.queue.released():
+            self.paused.remove(origin)
+        assert self.queue.full or not self.paused
+
+
+Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestMachine = Machine.TestCase
+
+
+def made(max_held_bytes: int = 2**40, times: Histogram | None = None, *, speaks_v2: bool = True) -> LinkQueue:
+    """Return a queue whose consumer is connected."""
+    queue = LinkQueue(Limits(max_held_bytes=max_held_bytes), Counter(), times or Histogram())
+    queue.connected(v2=speaks_v2)
+    return queue
+
+
+class TestAnswers:
+    def test_confirmations_are_ranges_and_come_after_refusals(self) -> None:
+        queue, first, second = made(), Origin(None), Origin(None)
+        queue.hold([batch(number, origin=first) for number in (1, 2, 3, 5, 6)])
+        queue.hold([batch(1, publisher="q", origin=second)])
+        assert len(queue.next_slice()) == 6
+        queue.confirm(3, 0.0)
+        queue.refuse(refused(5), 0.0)
+        queue.confirm(6, 0.0)
+        assert list(queue.answers()) == [
+            (first, v2.Refused(6, "full", "no room")),
+            (first, v2.Ack([(1, 3), (5, 5)])),
+            (second, v2.Ack([(1, 1)])),
+        ]
+        assert list(queue.answers()) == []
+        assert queue.empty
+
+    def test_a_long_reason_is_cut(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([batch(1, origin=origin)])
+        queue.next_slice()
+        queue.refuse(refused(1, reason="x" * 1000), 0.0)
+        ((_, packet),) = queue.answers()
+        assert packet == v2.Refused(1, "full", "x" * MAX_REASON_CHARACTERS)
+
+    def test_so_many_refused_batches_are_remembered(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(link_queue, "MAX_REFUSED", 2)
+        queue, origin = made(), Origin(None)
+        for number in (1, 11, 21):
+            queue.hold([batch(number, origin=origin)])
+            queue.next_slice()
+            queue.refuse(refused(queue.sent), 0.0)
+        queue.answers()
+        queue.hold([batch(number + 1, after=number, origin=origin) for number in (1, 11, 21)])
+        assert [json.loads(payload)["number"] for payload in queue.next_slice()] == [2]
+        assert [packet.number for _, packet in queue.answers() if isinstance(packet, v2.Refused)] == [12, 22]
+
+    def test_a_chain_is_refused_to_its_end(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([batch(1, origin=origin)])
+        queue.next_slice()
+        queue.hold([batch(number, after=number - 1, origin=origin) for number in range(2, 10)])
+        queue.refuse(refused(1), 0.0)
+        assert queue.next_slice() == []
+        answers = [packet for _, packet in queue.answers()]
+        assert [(packet.number, packet.code) for packet in answers if isinstance(packet, v2.Refused)] == [
+            (1, "full"),
+            *((number, "after_refused") for number in range(2, 10)),
+        ]
+
+
+class TestFull:
+    """When publishers stop, and when nothing more is taken."""
+
+    def test_a_consumer_that_is_connected_may_have_less_waiting(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([batch(1, "x" * link_queue.SLOW_LINK_BYTES)])
+        assert queue.block(origin)
+        assert not queue.block(origin)
+        queue.disconnected(LOST)
+        assert list(queue.released()) == [origin]
+        assert not queue.block(origin)
+
+    def test_a_publisher_that_left_is_not_released(self) -> None:
+        queue, origin = made(100), Origin(None)
+        queue.hold([batch(1)])
+        assert queue.block(origin)
+        queue.forget(origin)
+        queue.take_all()
+        assert list(queue.released()) == []
+
+    def test_far_too_much(self) -> None:
+        queue = made(1000)
+        one_read = queue.limits.max_message_bytes + READ_MARGIN_BYTES
+        first = batch(1, "x" * 2000)
+        queue.hold([first])
+        assert queue.overfull(0)
+        assert not queue.overfull(1)
+        queue.hold([batch(2, "x" * one_read)])
+        assert queue.overfull(1)
+        # A reload is no fault of those who publish, until all that it left is gone.
+        queue.reloaded()
+        assert not queue.overfull(1)
+        queue.take_all()
+        queue.released()
+        queue.hold([batch(3, "x" * one_read * 2)])
+        assert queue.overfull(1)
+
+
+class TestTimes:
+    """One batch at a time is timed, from its reading to its confirmation."""
+
+    @pytest.fixture
+    def times(self) -> Histogram:
+        return Histogram()
+
+    @staticmethod
+    def counted(times: Histogram) -> tuple[int, float]:
+        status = times.status()
+        return sum(status.counts), status.sum
+
+    def test_the_last_of_a_read(self, times: Histogram) -> None:
+        queue = made(times=times)
+        queue.hold([batch(1), batch(2)], 100.0)
+        queue.hold([batch(3)], 101.0)
+        queue.next_slice()
+        queue.confirm(1, 102.0)
+        assert self.counted(times) == (0, 0.0)
+        queue.confirm(3, 103.0)
+        assert self.counted(times) == (1, 3.0)
+
+    def test_not_more_often_than_now_and_then(self, times: Histogram) -> None:
+        queue = made(times=times)
+        for number in range(100):
+            now = 100.0 + number * link_queue.TIMING_SECONDS / 10
+            queue.hold([batch(number)], now)
+            queue.next_slice()
+            queue.confirm(queue.sent, now)
+        assert self.counted(times)[0] == 10
+
+    def test_one_that_is_sent_again_counts_once(self, times: Histogram) -> None:
+        queue = made(times=times)
+        queue.hold([batch(1, origin=Origin(None))], 100.0)
+        queue.next_slice()
+        queue.disconnected(LOST)
+        queue.connected(v2=True)
+        queue.next_slice()
+        queue.confirm(1, 3700.0)
+        assert self.counted(times) == (1, 3600.0)
+
+    @pytest.mark.parametrize("end", ["refused", "taken", "lost", "data refused"])
+    def test_one_that_is_not_confirmed_does_not_count(self, times: Histogram, end: str) -> None:
+        queue = made(times=times, speaks_v2=end not in ("lost", "data refused"))
+        queue.hold([batch(1)], 100.0)
+        if end == "taken":
+            queue.take_waiting()
+        else:
+            queue.next_slice()
+        if end == "refused":
+            queue.refuse(refused(1), 101.0)
+        elif end in ("lost", "data refused"):
+            queue.disconnected(LOST if end == "lost" else DATA_REFUSED)
+            queue.connected(v2=True)
+        assert queue.empty
+        queue.hold([batch(2)], 102.0)
+        queue.next_slice()
+        queue.confirm(queue.sent, 103.0)
+        assert self.counted(times) == (1, 1.0)

@@ -1,0 +1,360 @@
+"""The batches of a link on their way to a consumer; no I/O and no clock.
+
+Each batch is in one of two deques until the consumer has confirmed or refused it:
+
+                next_slice()                 confirm()
+    hold() ──► waiting ─────► unconfirmed ──────────────► an `Ack` in answers()
+                  ▲  │             │  │  refuse()
+                  │  └─────────────┼──┴─────────────────► a `Refused` in answers()
+                  └────────────────┘
+                    disconnected()
+
+- `next_slice` takes batches from the front of `waiting` only, and `disconnected` puts the unconfirmed ones
+  back there in their order. So the batches of a publisher on a topic never overtake each other.
+- A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`.
+- A classic consumer gets classic messages at most once: `disconnected` drops and counts them instead.
+- `block` notes each publisher that must stop while too much is held, and `released` returns it exactly once
+  when less is held, unless `forget` came before.
+- The owner sends `answers()` and resumes `released()` after each call that changes the queue.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+from collections import Counter, OrderedDict, deque
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from ..config.model import READ_MARGIN_BYTES, Limits
+from ..net.link import SLICE_BYTES
+from ..protocol import classic
+from ..protocol import v2 as packets_v2
+from ..protocol.close import Closed
+from ..report.stats import Histogram
+
+if TYPE_CHECKING:
+    from ..net.connection import Connection
+
+LINK_WINDOW_BYTES = 16 * 1024 * 1024
+"""Unconfirmed bytes from which on no slice is sent: far above what a fast disk has under way."""
+
+MAX_REFUSED = 50_000
+"""Maximum number of refused batches that are remembered: as many as are under way when they are small."""
+
+BATCH_OVERHEAD_BYTES = 300
+"""Memory that a batch takes besides its payload; it counts for the limits."""
+
+MAX_REASON_CHARACTERS = 200
+"""Length to which the reason of a refusal is cut: the packet takes no more."""
+
+TIMING_SECONDS = 0.005
+"""Time between two batches that are timed: 200 a second are enough, and cost the others nothing."""
+
+SLOW_LINK_BYTES = 1024 * 1024
+"""Maximum waiting bytes for a consumer that is connected: more would only add delay."""
+
+
+class Origin:
+    """A publisher whose batches may be held for much longer than its connection lasts.
+
+    Attributes:
+        connection: Its connection, None once that is lost.
+        id: Public id, "" while the publisher has not sent its secret.
+    """
+
+    __slots__ = ("connection", "id")
+
+    def __init__(self, connection: Connection | None) -> None:
+        self.connection = connection
+        self.id = ""
+
+
+class ForwardBatch(msgspec.Struct, gc=False):
+    """Messages of one publisher on one topic, on their way to a consumer.
+
+    Attributes:
+        publisher: Public id of the publisher that numbered the batch.
+        number: Number of the batch.
+        after: Number of the publisher's batch before, 0 where the order does not matter.
+        topic: Topic of all messages.
+        count: Number of messages.
+        payload: The packet that forwards them.
+        origin: The publisher that waits for an answer, None for classic messages.
+        position: Number that the consumer confirms the batch with: in v2 how many batches were sent on the
+            connection up to this one; for a classic consumer, how many messages. 0 before it is sent.
+        size: Bytes that the batch takes while it is held.
+    """
+
+    publisher: str
+    number: int
+    after: int
+    topic: str
+    count: int
+    payload: bytes
+    origin: Origin | None
+    position: int = 0
+    size: int = 0
+
+    def __post_init__(self) -> None:
+        """Compute the size once; it is read four times per batch."""
+        self.size = len(self.payload) + BATCH_OVERHEAD_BYTES
+
+
+_count_of = operator.attrgetter("count")
+
+
+class LinkQueue:
+    """Hold batches until a consumer has confirmed or refused them.
+
+    Args:
+        limits: Limits of the producer; a reload sets others.
+        counters: Counters of the producer.
+        confirm_seconds: Histogram of the time from reading a batch to its confirmation; one batch at a time
+            is timed.
+
+    Attributes:
+        limits: See above.
+        v2: True when the consumer speaks v2; between connections, when it did so on the last one.
+        sent: Batches (v2) or messages (classic) sent on this connection.
+    """
+
+    def __init__(self, limits: Limits, counters: Counter[str], confirm_seconds: Histogram) -> None:
+        self.limits = limits
+        self.v2 = False
+        self.sent = 0
+        self._connected = False
+        self._waiting: deque[ForwardBatch] = deque()
+        self._unconfirmed: deque[ForwardBatch] = deque()
+        self._waiting_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
+        self._acks: dict[Origin, list[tuple[int, int]]] = {}
+        self._refusals: list[tuple[Origin, packets_v2.Packet]] = []
+        # Publisher and number. Batches after a refused one are refused here, because a consumer that has
+        # forgotten the publisher would take them.
+        self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._blocked: set[Origin] = set()
+        self._counters, self._confirm_seconds = counters, confirm_seconds
+        self._timed: ForwardBatch | None = None
+        self._timed_since = 0.0
+
+    @property
+    def empty(self) -> bool:
+        """Return True if no batch is held."""
+        return not self._waiting and not self._unconfirmed
+
+    @property
+    def sendable(self) -> bool:
+        """Return True if a batch waits and the window is open."""
+        return bool(self._waiting) and self._unconfirmed_bytes < LINK_WINDOW_BYTES
+
+    @property
+    def full(self) -> bool:
+        """Return True if publishers must stop."""
+        if self._connected and self._waiting_bytes >= SLOW_LINK_BYTES:
+            return True
+        return self.held_bytes >= self.limits.max_held_bytes
+
+    @property
+    def held_bytes(self) -> int:
+        """Return the bytes of all batches that are held."""
+        return self._waiting_bytes + self._unconfirmed_bytes
+
+    @property
+    def held_messages(self) -> int:
+        """Return the number of messages in all batches that are held."""
+        return sum(map(_count_of, itertools.chain(self._waiting, self._unconfirmed)))
+
+    @property
+    def blocked(self) -> int:
+        """Return the number of publishers that were stopped."""
+        return len(self._blocked)
+
+    def overfull(self, publishers: int) -> bool:
+        """Return True if nothing more may be held.
+
+        That is twice the limit, because each publisher that comes is read once before it is stopped.
+
+        Args:
+            publishers: Number of connected publishers, each of which may have been read once.
+        """
+        limits = self.limits
+        one_read = limits.max_message_bytes + READ_MARGIN_BYTES
+        return self.held_bytes >= 2 * limits.max_held_bytes + publishers * one_read + self._held_at_reload
+
+    def hold(self, batches: Sequence[ForwardBatch], read_at: float | None = None) -> None:
+        """Add batches at the end.
+
+        Args:
+            batches: Batches, in their order.
+            read_at: When they were read (monotonic), None when they come from another link.
+        """
+        if read_at is not None and self._timed is None and read_at - self._timed_since >= TIMING_SECONDS:
+            self._timed, self._timed_since = batches[-1], read_at
+        self._waiting.extend(batches)
+        self._waiting_bytes += sum([batch.size for batch in batches])
+
+    def block(self, publisher: Origin) -> bool:
+        """Return True if a publisher must stop now; `released` will return it."""
+        if not self.full or publisher in self._blocked:
+            return False
+        self._blocked.add(publisher)
+        return True
+
+    def forget(self, publisher: Origin) -> None:
+        """Forget a publisher that is gone."""
+        self._blocked.discard(publisher)
+
+    def released(self) -> Collection[Origin]:
+        """Return the stopped publishers once less is held, each of them once."""
+        if self.empty:
+            self._held_at_reload = 0
+        if not self._blocked or self.full:
+            return ()
+        released, self._blocked = self._blocked, set()
+        return released
+
+    def answers(self) -> Collection[tuple[Origin, packets_v2.Packet]]:
+        """Return the refusals and confirmations since the last call, each with the publisher it is for."""
+        if not self._acks and not self._refusals:
+            return ()
+        answers, self._refusals = self._refusals, []
+        acks, self._acks = self._acks, {}
+        answers += [(origin, packets_v2.Ack(ranges)) for origin, ranges in acks.items()]
+        return answers
+
+    def connected(self, *, v2: bool) -> None:
+        """Begin to count for a new connection."""
+        self._connected, self.v2, self.sent = True, v2, 0
+
+    def next_slice(self) -> list[bytes]:
+        """Move batches from the front of the queue to the unconfirmed, and return the payloads to send.
+
+        A slice ends with the batch that brings it to `SLICE_BYTES`.
+        """
+        waiting, unconfirmed, refused, v2 = self._waiting, self._unconfirmed, self._refused, self.v2
+        payloads: list[bytes] = []
+        position = self.sent
+        size = messages = 0
+        while waiting and size < SLICE_BYTES:
+            batch = waiting.popleft()
+            self._waiting_bytes -= batch.size
+            if batch.after and (batch.publisher, batch.after) in refused:
+                self._refuse(batch, "after_refused", "a batch before it was refused")
+                continue
+            if v2:
+                payloads.append(batch.payload)
+                position += 1
+            else:
+                texts = classic_payloads(batch.topic, batch.payload)
+                if len(texts) != batch.count:
+                    self._refuse(batch, "invalid", packets_v2.INVALID_DATA)
+                    continue
+                payloads += texts
+                position += len(texts)
+            batch.position = position
+            unconfirmed.append(batch)
+            size += batch.size
+            messages += batch.count
+        self.sent = position
+        self._unconfirmed_bytes += size
+        self._counters["forwarded"] += messages
+        return payloads
+
+    def confirm(self, position: int, now: float) -> None:
+        """Confirm all batches up to a position.
+
+        Args:
+            position: A number up to `sent`.
+            now: When the confirmation was read (monotonic).
+        """
+        if self._timed is not None and 0 < self._timed.position <= position:
+            self._confirm_seconds.observe(now - self._timed_since)
+            self._timed = None
+        unconfirmed, acks = self._unconfirmed, self._acks
+        while unconfirmed and unconfirmed[0].position <= position:
+            batch = unconfirmed.popleft()
+            self._unconfirmed_bytes -= batch.size
+            if (origin := batch.origin) is None:
+                continue
+            number = batch.number
+            ranges = acks.setdefault(origin, [])
+            if ranges and ranges[-1][1] == number - 1:
+                ranges[-1] = (ranges[-1][0], number)
+            else:
+                ranges.append((number, number))
+
+    def refuse(self, refused: packets_v2.Refused, now: float) -> None:
+        """Refuse one batch, and confirm all before it.
+
+        Args:
+            refused: Refusal of a position up to `sent`.
+            now: When it was read (monotonic).
+        """
+        self.confirm(refused.number - 1, now)
+        if self._unconfirmed and self._unconfirmed[0].position == refused.number:
+            batch = self._unconfirmed.popleft()
+            self._unconfirmed_bytes -= batch.size
+            self._refuse(batch, refused.code, refused.reason)
+
+    def disconnected(self, closed: Closed) -> None:
+        """Put the unconfirmed batches back to the front of the queue, for the next connection.
+
+        If the consumer closed the connection because of their data they are refused: it would do so again.
+        """
+        self._connected = False
+        again: list[ForwardBatch] = []
+        for batch in self._unconfirmed:
+            if closed.data_refused:
+                self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
+            elif batch.origin is None and not self.v2:
+                self._counters["lost_in_flight"] += batch.count
+                if batch is self._timed:
+                    self._timed = None
+            else:
+                again.append(batch)
+        self._unconfirmed.clear()
+        self._unconfirmed_bytes = 0
+        self._waiting.extendleft(reversed(again))
+        self._waiting_bytes += sum(batch.size for batch in again)
+
+    def take_waiting(self) -> list[ForwardBatch]:
+        """Remove the batches that wait, and return them."""
+        taken = list(self._waiting)
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._timed = None
+        return taken
+
+    def take_all(self) -> list[ForwardBatch]:
+        """Remove all batches that a consumer may get again, and return them."""
+        taken: list[ForwardBatch] = []
+        if self.v2:
+            taken += self._unconfirmed
+            self._unconfirmed.clear()
+            self._unconfirmed_bytes = 0
+        return taken + self.take_waiting()
+
+    def reloaded(self) -> None:
+        """Note the bytes that other links or limits left here: no publisher is closed for them."""
+        self._held_at_reload = self.held_bytes
+
+    def _refuse(self, batch: ForwardBatch, code: packets_v2.RefusalCode, reason: str) -> None:
+        if batch is self._timed:
+            self._timed = None
+        self._refused[batch.publisher, batch.number] = None
+        if len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
+        if batch.origin is None:
+            self._counters["lost_refused"] += batch.count
+        else:
+            refused = packets_v2.Refused(batch.number, code, reason[:MAX_REASON_CHARACTERS])
+            self._refusals.append((batch.origin, refused))
+
+
+def classic_payloads(topic: str, payload: bytes) -> list[bytes]:
+    """Return the classic messages of a packet that forwards a batch; none if its data is invalid."""
+    forward = packets_v2.decode(payload)
+    assert isinstance(forward, packets_v2.Forward)
+    return [classic.encode(classic.Message(data, topic)) for data in forward.data]

@@ -7,7 +7,7 @@
     ├── ListenError          a node cannot listen on an address
     ├── StorageError         a disk is full or fails
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
-    ├── PublishError         the consumer refused messages for good; carries the code
+    ├── PublishError         the consumer refused messages permanently; carries the code
     ├── WindowFull           too many messages are unconfirmed
     ├── GapError             messages are gone before a subscriber got them; carries their number
     ├── PeerError            the peer broke the protocol; carries the close code
@@ -21,7 +21,7 @@ import os
 
 
 class WsqueueError(Exception):
-    """Say in one sentence what went wrong."""
+    """State a problem in one sentence."""
 
 
 class ConfigError(WsqueueError):
@@ -46,7 +46,7 @@ class InvalidMessage(WsqueueError, ValueError):  # noqa: N818 - reads best where
 
 
 class PublishError(WsqueueError):
-    """Say that a consumer refused messages for good, and why.
+    """Say that a consumer refused messages permanently, and why.
 
     Attributes:
         code: A code of "Refusals" in docs/protocol.md, for example `full`.
@@ -87,4 +87,4 @@ class ConnectError(WsqueueError):
 
 
 class AuthenticationError(ConnectError):
-    """Say that a node answered and that the pre-shared keys differ."""
+    """Say that a node answered, and has another pre-shared key."""

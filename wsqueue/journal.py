@@ -1,9 +1,8 @@
-"""Log lines for journald: one line an event, `what happened key=value ...`, never a line a message.
+"""Log lines for journald: one line per event, `link down key=value ...`, and none per message.
 
-On a terminal or in a file a line begins with the time and the level. When standard error is the
-journal, which has the time, a line goes to it with its fields, so that `journalctl WSQUEUE_EVENT='link
-down'` finds it; where the journal does not take that, it goes to standard error with the level prefix of
-sd-daemon(3).
+On a terminal or in a file a line begins with the time and the level. When standard error is the journal,
+which adds the time, a line goes there with its fields, so that `journalctl WSQUEUE_EVENT='link down'` finds
+it. If the journal's socket can't be used, the line goes to standard error with the prefix of sd-daemon(3).
 """
 
 from __future__ import annotations
@@ -21,21 +20,21 @@ _PLAIN = re.compile(r"[!#-<>-~]+")
 _SYSLOG_LEVELS = {logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
 
 MAX_VALUE_CHARACTERS = 200
-"""A longer value is cut: a topic or a reason that a peer chose must not fill the journal."""
+"""Maximum length of a value; a topic or reason that a peer chose must not fill the journal."""
 
 BURST_LINES = 20
-"""Lines of one event a second; more are counted, so that a flood of bad peers stays readable."""
+"""Lines per event and second; more are only counted, so that a flood of bad peers stays readable."""
 
 
-def log(logger: logging.Logger, level: int, what: str, **fields: object) -> None:
-    """Log one event with its fields, e.g. ``link up consumer=192.0.2.7:10001/producer``."""
+def log(logger: logging.Logger, level: int, event: str, **fields: object) -> None:
+    """Log an event with its fields, e.g. ``link up consumer=192.0.2.7:10001/producer``."""
     if logger.isEnabledFor(level):
         pairs = "".join(f" {key}={quote(value)}" for key, value in fields.items())
-        logger.log(level, "%s%s", what, pairs, extra={"event": what, "fields": fields})
+        logger.log(level, "%s%s", event, pairs, extra={"event": event, "fields": fields})
 
 
 def quote(value: object) -> str:
-    """Return a value as it stands in a log line: plain, or as a JSON string in ASCII."""
+    """Return a value in the form for log lines: plain, or a JSON string in ASCII."""
     text = str(value)
     if len(text) > MAX_VALUE_CHARACTERS:
         text = text[:MAX_VALUE_CHARACTERS] + "…"
@@ -56,7 +55,7 @@ class Formatter(logging.Formatter):
         self._journal = journal
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line of one record, without its line feed."""
+        """Return the line of a record, without the line feed."""
         text = record.getMessage()
         if suppressed := getattr(record, "suppressed", 0):
             text += f" suppressed={suppressed}"
@@ -70,28 +69,28 @@ class Formatter(logging.Formatter):
 
 
 class Burst(logging.Filter):
-    """Let `BURST_LINES` of one event through in a second, and count the others on the next line."""
+    """Let `BURST_LINES` lines of an event through per second; the next line has the number of the others."""
 
     def __init__(self) -> None:
         super().__init__()
         self._windows: dict[str, tuple[int, int]] = {}
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record may be written."""
-        what = getattr(record, "event", record.msg)
-        second, seen = self._windows.get(what, (0, 0))
+        """Return True if a record may be written."""
+        event = getattr(record, "event", record.msg)
+        second, seen = self._windows.get(event, (0, 0))
         now = int(record.created)
         if now != second:
             suppressed = seen - BURST_LINES
             seen = 0
             if suppressed > 0:
                 record.suppressed = suppressed
-        self._windows[what] = (now, seen + 1)
+        self._windows[event] = (now, seen + 1)
         return seen < BURST_LINES
 
 
 class JournalHandler(logging.StreamHandler[TextIO]):
-    """Write to the journal by its native protocol, else to standard error.
+    """Write to the journal by its native protocol, or to standard error if that fails.
 
     The source is systemd.io/JOURNAL_NATIVE_PROTOCOL.
 
@@ -106,7 +105,7 @@ class JournalHandler(logging.StreamHandler[TextIO]):
         self._socket.setblocking(False)
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write one record."""
+        """Write a record."""
         priority, _, message = self.format(record).removeprefix("<").partition(">")
         fields = {
             "MESSAGE": message,
@@ -124,19 +123,19 @@ class JournalHandler(logging.StreamHandler[TextIO]):
             super().emit(record)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
         super().close()
 
 
 def _journal_field(name: str, value: str) -> bytes:
-    """Return one field in the form that takes any value: name, length and value."""
+    """Return a field as name, length and value, the form that takes any value."""
     data = value.encode(errors="backslashreplace")
     return name.encode() + b"\n" + len(data).to_bytes(8, "little") + data + b"\n"
 
 
 def stderr_is_journal() -> bool:
-    """Tell whether systemd connected standard error to the journal (systemd.exec(5), JOURNAL_STREAM)."""
+    """Return True if systemd connected standard error to the journal (systemd.exec(5), JOURNAL_STREAM)."""
     try:
         device, inode = map(int, os.environ.get("JOURNAL_STREAM", "").split(":"))
         status = os.fstat(sys.stderr.fileno())
@@ -146,7 +145,7 @@ def stderr_is_journal() -> bool:
 
 
 def configure(level: str) -> None:
-    """Send the log to standard error, from this level on (debug, info, warning, error)."""
+    """Send log lines of at least a level (debug, info, warning, error) to standard error."""
     journal = stderr_is_journal()
     handler = JournalHandler() if journal else logging.StreamHandler()
     handler.setFormatter(Formatter(journal=journal))

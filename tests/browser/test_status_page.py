@@ -112,7 +112,7 @@ async def say_connect(page: Page, topic: str, key: str = KEY) -> None:
 
 async def connect(page: Page, topic: str) -> None:
     await say_connect(page, topic)
-    await page.get_by_text(f"Connected. What is published on {topic} appears here.").wait_for()
+    await page.get_by_text(f"Connected. Messages that are published on {topic} appear here.").wait_for()
 
 
 async def publish(page: Page, message: str) -> None:
@@ -264,7 +264,7 @@ class TestStatus:
         await said(page, "All is well.")
         await producer.crash()
         await said(page, "This node does not answer since ")
-        await said(page, "This page goes on trying.")
+        await said(page, "This page keeps trying.")
         await screenshot(page, "silent-light")
         await producer.restart()
         await said(page, "All is well.")
@@ -439,7 +439,7 @@ class TestDemo:
         await page.keyboard.press("Tab")
         await page.keyboard.type(KEY)
         await page.keyboard.press("Enter")
-        await page.get_by_text("Connected. What is published on sport appears here.").wait_for()
+        await page.get_by_text("Connected. Messages that are published on sport appear here.").wait_for()
         await page.keyboard.type("typed without a mouse")
         await page.keyboard.press("Enter")
         await page.locator("#arrived").get_by_text("typed without a mouse").wait_for()

@@ -1,4 +1,15 @@
-"""Ask all nodes of a cluster how they are: for the status page of a node, `top` and `doctor`."""
+"""Ask all nodes of a cluster for their reports: for the status page of a node, `top` and `doctor`.
+
+States of a `_StatusLink`, one for each node::
+
+    connecting    no connection yet; `waiting`
+    asked         connected, `ask_report` is sent; `waiting`; a problem after STALE_SECONDS
+    answered      connected, a report has come
+    failed        no connection, and `_problem` says why; the link keeps trying
+
+`up` and `ask` lead to asked, a report leads to answered, and a lost or refused connection to failed. The
+latest report is kept in all states. Leaving a waiting state sets the event that `settled` waits for.
+"""
 
 from __future__ import annotations
 
@@ -22,21 +33,21 @@ from ..report.report import Cluster, ClusterNode, Report
 from ..report.warnings import NO_STATUS, ONLY_CLASSIC, OTHER_KEY, cluster_warnings
 
 MAX_REPORT_BYTES = 16 * 1024 * 1024
-"""Of a report: far above one of a producer with 10,000 links."""
+"""Maximum size of a report: far above that of a producer with 10,000 links."""
 
 STALE_SECONDS = 3.0
-"""How long a node may take to answer before it counts as not answering."""
+"""Time to answer after which a node counts as not answering."""
 
 
 class ClusterMonitor:
     """Keep a connection to `/status` of each node, and its latest report.
 
     Args:
-        consumers: Addresses, in the order that all nodes share; their paths do not matter.
+        consumers: Addresses, in the order that all nodes share; their paths are ignored.
         producers: Addresses.
         psk: The key of clients.
-        config: Whose `[tls]` and deadlines are used.
-        tls: For the connections.
+        config: Source of `[tls]` and the deadlines.
+        tls: TLS of the connections.
     """
 
     def __init__(
@@ -52,7 +63,7 @@ class ClusterMonitor:
             max_buffered_bytes=2 * MAX_REPORT_BYTES,
             hello_seconds=config.limits.hello_seconds,
         )
-        # Of the client's configuration only what a connection needs; its addresses are the links'.
+        # The links have the addresses; a connection needs only the rest of a client's configuration.
         client = ClientConfig(producers=[], consumers=[], limits=limits, allow_classic=False, tls=config.tls)
         self._changed = asyncio.Event()
         self._links = [
@@ -72,7 +83,7 @@ class ClusterMonitor:
             link.ask()
 
     async def settled(self, seconds: float = STALE_SECONDS) -> None:
-        """Wait until each node has answered what it was asked, or cannot, but no longer than a time."""
+        """Wait, at most `seconds`, until each node has answered or is known not to."""
         try:
             async with asyncio.timeout(seconds):
                 while any(link.waiting for link in self._links):
@@ -82,10 +93,11 @@ class ClusterMonitor:
             pass
 
     def cluster(self, *, own: Report | None = None) -> Cluster:
-        """Return how the nodes are.
+        """Return the latest reports of all nodes.
 
         Args:
-            own: The report of the node that asks, which is there even if its address is not configured.
+            own: The report of the node that asks; it is part of the cluster even if its address is not
+                configured.
         """
         nodes = [link.node() for link in self._links]
         if own is not None:
@@ -136,7 +148,7 @@ class _StatusLink(Link):
         self.connection.send_packet(v2.AskReport())
 
     def node(self) -> ClusterNode:
-        """Return what is known of the node."""
+        """Return the latest report of the node, or its problem."""
         now = time.monotonic()
         problem = self._problem
         if not problem and self.waiting and now - self._asked_at > STALE_SECONDS:
@@ -168,7 +180,7 @@ class _StatusLink(Link):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
 
     def attempt_ended(self, closed: Closed) -> None:
-        """Note why the node cannot be asked."""
+        """Note why the node can't be asked."""
         self._problem = _problem(closed)
         self.waiting = False
         self._changed.set()
@@ -181,7 +193,7 @@ class _StatusLink(Link):
             return
         self._received_at = time.monotonic()
         took = self._received_at - self._asked_at
-        # Half of that has passed since the node looked at its clock; when it took long, nobody knows.
+        # Half of that time has passed since the node read its clock, unless the answer was slow.
         if took < STALE_SECONDS:
             self._clock_seconds = self._report.time - (time.time() - took / 2)
         self.waiting = False
@@ -189,7 +201,7 @@ class _StatusLink(Link):
 
 
 def _put(own: Report, nodes: list[ClusterNode]) -> None:
-    """Put a node's own report in its place, which is among its kind if its address is not configured."""
+    """Put a node's own report in its place, or after the nodes of its role if its address is unknown."""
     for index, node in enumerate(nodes):
         here = node.role == own.role and node.address in own.addresses
         if (node.report is None and here) or (node.report is not None and node.report.id == own.id):

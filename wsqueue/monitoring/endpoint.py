@@ -1,4 +1,4 @@
-"""The endpoint /status: it answers other nodes and tools with the report of this node."""
+"""The endpoint /status: other nodes and tools ask it for the report of this node."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from .reporter import Reporter
 
 
 class StatusEndpoint(Handler):
-    """Serve `/status`, one for all who ask; they know the key of clients.
+    """Serve `/status` to all peers that have the key of clients; a node has one such handler.
 
     Args:
-        reporter: Of the node.
+        reporter: Reporter of the node.
     """
 
     peer_role = "monitor"
@@ -30,7 +30,7 @@ class StatusEndpoint(Handler):
             connection.fail(CloseCode.CLASSIC_REFUSED)
 
     def received(self, connection: Connection, events: list[Event]) -> None:
-        """Answer."""
+        """Answer each question with the report."""
         for event in events:
             if not connection.sendable:
                 return

@@ -1,4 +1,7 @@
-"""The pages of a node, for people, scripts and Prometheus: no hello, for whom the configuration says."""
+"""The pages of a node, for people, scripts and Prometheus: HTTP without a hello.
+
+`[monitoring]` of the configuration says which peers may see them.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ from .cluster import ClusterMonitor
 from .reporter import Reporter
 
 IDLE_SECONDS = 15.0
-"""For how long the other nodes are still asked after somebody wanted to know: a page asks every second."""
+"""Time for which the other nodes are still asked after the last request: a status page asks every second."""
 
 HEADERS = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 
 HEALTH = ("/healthz", "/readyz")
-"""Pages for everybody."""
+"""Pages for all peers."""
 
 PAGES = ("/", "/status.json", "/cluster.json", "/metrics", "/client.js")
-"""Pages that tell topics and addresses."""
+"""Pages that show topics and addresses, for peers that may see them."""
 
 JSON = "application/json"
 
@@ -38,8 +41,8 @@ ONLY_PAGES = HttpResponse(404, f"Not found: there are {', '.join(HEALTH + PAGES)
 
 FORBIDDEN = HttpResponse(
     403,
-    "The pages of this node are not for everybody: see `pages` and `listen` of [monitoring]"
-    " in its configuration, or come from its own host, as through ssh -L, to http://localhost.\n",
+    "You may not see the pages of this node: see `pages` and `listen` of [monitoring]"
+    " in its configuration, or come from its own host, for example through ssh -L, to http://localhost.\n",
 )
 
 
@@ -50,7 +53,7 @@ class Pages:
     """Answer requests for the pages of a node.
 
     Args:
-        reporter: Of the node.
+        reporter: Reporter of the node.
     """
 
     def __init__(self, reporter: Reporter) -> None:
@@ -64,16 +67,17 @@ class Pages:
         self.stop()
 
     def stop(self) -> None:
-        """Ask the other nodes no more."""
+        """Stop asking the other nodes."""
         if self._cluster is not None:
             self._cluster.stop()
             self._cluster = None
 
     def allowed(self, connection: Connection) -> bool:
-        """Tell whether the pages may be seen at the node's own addresses.
+        """Return True if a peer may see the pages at the node's own addresses.
 
-        A page of another site, in a browser on this host, comes from this host too. It may not read what it
-        gets, unless its name is made to lead here (DNS rebinding): then it still asks for that name.
+        A page of another site, in a browser on this host, sends requests from this host too. The browser
+        doesn't let it read the answers, unless DNS resolves the site's name to this host (DNS rebinding);
+        then the request names that site as its `Host`.
         """
         pages = self._config.monitoring.pages
         return pages == "all" or (
@@ -81,11 +85,11 @@ class Pages:
         )
 
     def answer(self, path: str, *, all_pages: bool) -> HttpResponse | None:
-        """Return a page, None when there is none of that path.
+        """Return the page of a path, None if there is none.
 
         Args:
-            path: Of the request, without its query.
-            all_pages: Whether the peer may see them all.
+            path: Path of the request, without the query.
+            all_pages: Whether the peer may see all pages.
         """
         if path == "/healthz":
             return HttpResponse(200, "ok\n")
@@ -104,7 +108,7 @@ class Pages:
         if path == "/cluster.json":
             return HttpResponse(200, self._cluster_json(), JSON, HEADERS)
         if path == "/metrics":
-            # Imported here, for it takes some MiB that a node without metrics does not need.
+            # Imported here because it takes some MiB that a node without metrics does not need.
             from .prometheus import CONTENT_TYPE, exposition  # noqa: PLC0415
 
             report = self._reporter.report()
@@ -138,7 +142,7 @@ class Pages:
 
 
 class _ClusterWatch:
-    """Ask the other nodes as long as somebody wants to know."""
+    """Ask the other nodes until `IDLE_SECONDS` after the last request."""
 
     def __init__(self, monitor: ClusterMonitor) -> None:
         self.monitor = monitor
@@ -147,11 +151,11 @@ class _ClusterWatch:
 
     @property
     def ended(self) -> bool:
-        """Tell whether nobody has wanted to know for a while: what was known then is old."""
+        """Return True if asking has ended, so that the reports are old."""
         return self._task.done()
 
     def want(self) -> None:
-        """Go on asking for a while."""
+        """Keep asking for another `IDLE_SECONDS`."""
         self._wanted_at = time.monotonic()
 
     def stop(self) -> None:
@@ -169,7 +173,7 @@ class _ClusterWatch:
 
 
 def _no_other_site(host: str) -> bool:
-    """Tell whether a request is for this host, as far as its `Host` says: no DNS can change these."""
+    """Return True if the `Host` of a request is `localhost` or an IP address, which need no DNS."""
     name = re.sub(r":[0-9]*$", "", host)
     if name.lower() in ("", "localhost"):
         return True
@@ -181,9 +185,9 @@ def _no_other_site(host: str) -> bool:
 
 
 def _origins(addresses: Sequence[Address]) -> Iterator[str]:
-    """Yield addresses as a Content-Security-Policy has them (CSP level 3, section 2.3.1).
+    """Yield addresses as origins in a Content-Security-Policy (CSP level 3, section 2.3.1).
 
-    It has no words for unix sockets, which no browser opens, nor for names that no DNS has.
+    A policy can't name unix sockets, which no browser opens, and names that DNS doesn't allow.
     """
     for address in addresses:
         host = address.host.encode("idna").decode()

@@ -1,8 +1,7 @@
-"""What a node says of itself in Prometheus's text format; docs/metrics.md describes each metric.
+"""The metrics of a node in Prometheus's text format; docs/metrics.md describes each metric.
 
-All of it is made anew from one report: nothing is counted here, and no registry knows of it. The label
-sets are bounded: codes and reasons that are known, the consumers of the configuration, and as many topics as
-a report names.
+All metrics are made from one report at a time: nothing is counted here, and no registry is used. The sets of
+labels are bounded: known codes and reasons, configured consumers, and the topics that a report names.
 """
 
 from __future__ import annotations
@@ -31,16 +30,16 @@ from ..report.report import (
 )
 
 CONTENT_TYPE = text_format.CONTENT_TYPE_PLAIN_0_0_4
-"""Of the text; every version of Prometheus reads it."""
+"""Type of the text; every version of Prometheus reads it."""
 
 UNKNOWN = "unknown"
-"""Label of a connection whose peer has not said yet what it is."""
+"""Label of a connection whose peer has not yet asked for an endpoint."""
 
 OTHER = "other"
 """Reason of a refusal whose close code has no name."""
 
 REFUSED_REASONS = ("by_peer", "tls")
-"""Beside the close codes."""
+"""Reasons other than close codes."""
 
 HELLO_CODES = (
     CloseCode.INVALID_PACKET,
@@ -52,13 +51,13 @@ HELLO_CODES = (
     CloseCode.HELLO_TIMEOUT,
     CloseCode.CLASSIC_REFUSED,
 )
-"""With which a hello ends, so that they are there before they have been counted."""
+"""Close codes of refused hellos, which are exposed as 0 before the first refusal."""
 
 CODES = {str(code.value): code.name.lower() for code in CloseCode} | {
     "1002": "protocol_error",
     "1009": "message_too_big",
 }
-"""Names of the close codes; the WebSocket library has two more."""
+"""Names of the close codes, with two that the WebSocket library uses."""
 
 Nodes = Literal["both", "consumer", "producer"]
 
@@ -67,15 +66,15 @@ Sample = tuple[tuple[str, ...], float]
 
 
 class Described(msgspec.Struct, frozen=True):
-    """Describe a metric, and say how to take it from a report.
+    """Describe a metric, and how to take it from a report.
 
     Attributes:
-        name: As it is exposed.
+        name: Name of the metric.
         kind: gauge, counter or histogram.
-        node: Which nodes have it: consumer, producer, or both.
-        labels: Their names.
-        text: What it says.
-        take: Return its samples, or the times of a histogram; None where there are none.
+        node: Nodes that have the metric: consumer, producer, or both.
+        labels: Names of the labels.
+        text: Meaning, in a sentence.
+        take: Returns the samples, or the times of a histogram; None if there are none.
     """
 
     name: str
@@ -98,7 +97,7 @@ class _Reported(Collector):
         self._report = report
 
     def collect(self) -> Iterator[Metric]:
-        """Yield those that a node of this role has."""
+        """Yield the metrics of a node of this role, and of its process."""
         for described in METRICS:
             if described.node in ("both", self._report.role) and (metric := _metric(described, self._report)):
                 yield metric
@@ -108,8 +107,8 @@ class _Reported(Collector):
 class _Process(ProcessCollector):
     """Collect the CPU time, memory and file descriptors of this process.
 
-    The library would read the time of the boot in /proc/stat, which our units hide (`ProcSubset=pid`), and
-    without it collect nothing.
+    The library reads the boot time from /proc/stat, which our units hide (`ProcSubset=pid`), and collects
+    nothing without it.
     """
 
     def _boot_time(self) -> float:
@@ -134,7 +133,7 @@ def _metric(described: Described, report: Report) -> Metric | None:
 
 
 def _buckets(times: HistogramStatus) -> tuple[list[tuple[str, float]], float]:
-    """Return how many were at most each bound, as Prometheus wants it, and the sum."""
+    """Return the cumulative counts by bound, the form that Prometheus wants, and the sum."""
     bounds = [*times.bounds, math.inf]
     count, buckets = 0, []
     for bound, more in zip(bounds, times.counts, strict=True):
@@ -144,7 +143,7 @@ def _buckets(times: HistogramStatus) -> tuple[list[tuple[str, float]], float]:
 
 
 def _summed(samples: Iterable[Sample]) -> Iterable[Sample]:
-    """Add up what has the same labels, for no time series may be there twice."""
+    """Add up samples with the same labels, because a time series must occur once."""
     sums: dict[tuple[str, ...], float] = {}
     for labels, number in samples:
         sums[labels] = sums.get(labels, 0) + number
@@ -153,8 +152,8 @@ def _summed(samples: Iterable[Sample]) -> Iterable[Sample]:
 
 def _connections(report: Report) -> Iterable[Sample]:
     return _summed(
-        ((some.role or UNKNOWN, some.state, some.protocol or UNKNOWN), some.count)
-        for some in report.connections
+        ((kind.role or UNKNOWN, kind.state, kind.protocol or UNKNOWN), kind.count)
+        for kind in report.connections
     )
 
 
@@ -167,7 +166,7 @@ def _hellos_refused(report: Report) -> Iterable[Sample]:
 
 
 def _refused_reason(counter: str) -> str | None:
-    """Return the reason that a counter of refused hellos is for, None when it is for something else."""
+    """Return the reason of a counter of refused hellos, None for another counter."""
     if counter == "tls_refused":
         return "tls"
     start, _, code = counter.partition("refused_")
@@ -184,12 +183,12 @@ def _warnings(report: Report) -> Iterable[Sample]:
 
 
 def _counter(name: str, node: Nodes, counter: str, text: str) -> Described:
-    """Describe a metric that is one counter of the node."""
+    """Describe a metric that is a counter of the node."""
     return Described(name, "counter", node, (), text, lambda report: [((), report.counters.get(counter, 0))])
 
 
 def _gauge(name: str, node: Nodes, text: str, value: Callable[[Report], float | None]) -> Described:
-    """Describe a metric that is one number, or is not there when that is None."""
+    """Describe a metric that is a number; there is no metric when the value is None."""
 
     def samples(report: Report) -> Iterable[Sample] | None:
         number = value(report)
@@ -199,12 +198,12 @@ def _gauge(name: str, node: Nodes, text: str, value: Callable[[Report], float | 
 
 
 def _log(name: str, text: str, value: Callable[[LogStatus], float | None]) -> Described:
-    """Describe a metric that is one number of the logs of a consumer."""
+    """Describe a metric that is a number of a consumer's logs."""
     return _gauge(name, "consumer", text, lambda report: None if report.log is None else value(report.log))
 
 
 def _link(name: str, text: str, value: Callable[[LinkStatus], float]) -> Described:
-    """Describe a metric that each link of a producer has."""
+    """Describe a metric of each link of a producer."""
     return Described(
         name,
         "gauge",
@@ -233,7 +232,7 @@ METRICS = (
     _gauge(
         "wsqueue_ready",
         "both",
-        "1 when the node does all of its work, 0 when not; /readyz says why.",
+        "1 when the node does all of its work, 0 when it does not; /readyz says why.",
         lambda report: not report.not_ready,
     ),
     Described(
@@ -247,7 +246,7 @@ METRICS = (
     _gauge(
         "wsqueue_connections_limit",
         "both",
-        "How many connections the node accepts: max_connections.",
+        "Maximum number of connections: max_connections.",
         lambda report: report.max_connections,
     ),
     _counter("wsqueue_connections_accepted_total", "both", "connections", "Connections accepted."),
@@ -262,7 +261,7 @@ METRICS = (
         "counter",
         "both",
         ("reason",),
-        "Hellos refused, by close code; by_peer: broken off by the peer; tls: TLS failed before.",
+        "Hellos refused, by close code; by_peer: ended by the peer; tls: the TLS handshake failed.",
         _hellos_refused,
     ),
     _counter("wsqueue_received_bytes_total", "both", "bytes_in", "Bytes read from all connections."),
@@ -272,19 +271,19 @@ METRICS = (
         "wsqueue_messages_forwarded_total",
         "producer",
         "forwarded",
-        "Messages written to a consumer; again after a link was lost.",
+        "Messages written to a consumer; those resent after a lost link count again.",
     ),
     _counter(
         "wsqueue_messages_delivered_total",
         "consumer",
         "deliveries",
-        "Messages written to subscribers, once for each.",
+        "Messages written to subscribers, counted once per subscriber.",
     ),
     _counter(
         "wsqueue_messages_without_subscriber_total",
         "consumer",
         "without_subscriber",
-        "Messages that nobody listened to when they came.",
+        "Messages that had no subscriber when they arrived.",
     ),
     Described(
         "wsqueue_messages_lost_total",
@@ -299,21 +298,21 @@ METRICS = (
         "wsqueue_batches_repeated_total",
         "consumer",
         "repeats",
-        "Batches that came again and were stored before.",
+        "Batches that arrived again after they had been stored.",
     ),
     Described(
         "wsqueue_batches_refused_total",
         "counter",
         "consumer",
         ("code",),
-        "Batches refused for good.",
+        "Batches refused permanently.",
         lambda report: [
             ((code,), report.counters.get(f"batches_refused_{code}", 0)) for code in get_args(RefusalCode)
         ],
     ),
     _link(
         "wsqueue_link_up",
-        "1 when the link to the consumer is up, 0 when not.",
+        "1 when the link to the consumer is up, 0 when it is down.",
         lambda link: link.state == "up",
     ),
     _link(
@@ -328,7 +327,7 @@ METRICS = (
     ),
     _link(
         "wsqueue_link_paused_publishers",
-        "Publishers that are not read from, for too much is held for the consumer.",
+        "Publishers that are paused because too much is held for the consumer.",
         lambda link: link.paused_publishers,
     ),
     _gauge(
@@ -341,28 +340,28 @@ METRICS = (
         "wsqueue_subscribers_closed_slow_total",
         "consumer",
         "slow_subscribers",
-        "Classic subscribers that were closed for being too slow.",
+        "Classic subscribers closed because they were too slow.",
     ),
     _counter(
         "wsqueue_subscribers_fell_behind_total",
         "consumer",
         "fell_behind",
-        "Times that a v2 subscriber did not keep up, and went on from the log.",
+        "Times that a v2 subscriber fell behind and continued from the log.",
     ),
     _counter(
         "wsqueue_gaps_total",
         "consumer",
         "gaps",
-        "Gaps that v2 subscribers were told of: the log had dropped what they had not read.",
+        "Gaps that v2 subscribers were told of: the log had dropped messages before they were read.",
     ),
     _log(
         "wsqueue_log_bytes",
-        "Bytes that the logs of all topics take.",
+        "Size of the logs of all topics.",
         lambda log: log.bytes,
     ),
     _log(
         "wsqueue_log_limit_bytes",
-        "Bytes that the logs of all topics may take: max_bytes.",
+        "Maximum size of the logs of all topics: max_bytes.",
         lambda log: log.limit_bytes,
     ),
     _log(
@@ -390,7 +389,7 @@ METRICS = (
         "histogram",
         "consumer",
         (),
-        "Time that a commit of the logs took; only where they are on a disk.",
+        "Duration of commits of the logs; only where they are on a disk.",
         lambda report: report.commit_seconds,
     ),
     Described(
@@ -398,13 +397,13 @@ METRICS = (
         "histogram",
         "producer",
         (),
-        "Time from reading a batch to its confirmation; of each link, at most 200 a second are timed.",
+        "Time from reading a batch to its confirmation; at most 200 per second and link are timed.",
         lambda report: report.confirm_seconds,
     ),
     _gauge(
         "wsqueue_event_loop_lag_seconds",
         "both",
-        "The longest that the event loop was late in the last 10 to 20 seconds.",
+        "Longest delay of the event loop in the last 10 to 20 seconds.",
         lambda report: report.loop_lag_seconds,
     ),
     _gauge(
@@ -418,7 +417,7 @@ METRICS = (
         "gauge",
         "both",
         ("code",),
-        "Warnings that the node gives now; its status page has their words.",
+        "Warnings of the node now; the status page has the sentences.",
         _warnings,
     ),
     Described(
@@ -426,8 +425,8 @@ METRICS = (
         "gauge",
         "both",
         ("topic",),
-        "Messages a second over the last 10 to 20 seconds, of the topics with the most.",
-        lambda report: _summed(((some.topic,), some.messages_per_second) for some in report.top_topics),
+        "Messages per second over the last 10 to 20 seconds, of the busiest topics.",
+        lambda report: _summed(((topic.topic,), topic.messages_per_second) for topic in report.top_topics),
     ),
 )
-"""All metrics but those of the process, in the order in which they are exposed."""
+"""All metrics except those of the process, in the order in which they are exposed."""

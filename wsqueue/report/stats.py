@@ -1,6 +1,7 @@
-"""What a node measures of itself, at next to no cost: times by size, peaks, topics with most messages.
+"""Measurements that cost a node next to nothing: times by size, peaks, busiest topics.
 
-No clock: whoever owns one says when a window ends (`WINDOW_SECONDS`).
+There is no clock here: the owner of a clock ends each window of `WINDOW_SECONDS` with `turn()`. Values are of
+the last complete window and the current one together: of the last 10 to 20 seconds.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from collections import Counter
 from .report import MAX_TOPIC_CHARACTERS, HistogramStatus, TopicStatus
 
 WINDOW_SECONDS = 10.0
-"""What is reported is of the last complete window and the one that goes on: 10 to 20 seconds."""
+"""Length of a window."""
 
 MAX_COUNTED_TOPICS = 2000
-"""Topics that are counted in one window, the first that come: those with most messages come early."""
+"""Maximum number of topics counted in a window: the first ones, because busy topics come early."""
 
 TIME_BOUNDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-"""Seconds: from a confirmation out of memory to a consumer that was restarted."""
+"""Bounds in seconds: from a confirmation out of memory to the restart of a consumer."""
 
 
 class Histogram:
@@ -32,17 +33,17 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, seconds: float, count: int = 1) -> None:
-        """Count a time, so many times."""
+        """Count a time `count` times."""
         self._counts[bisect_left(TIME_BOUNDS, seconds)] += count
         self._sum += seconds * count
 
     def status(self) -> HistogramStatus:
-        """Return what was counted."""
+        """Return the counts so far."""
         return HistogramStatus(list(TIME_BOUNDS), list(self._counts), self._sum)
 
 
 class Peak:
-    """Keep the largest of the values of the last window and of this one."""
+    """Keep the largest value of the last window and of the current one."""
 
     __slots__ = ("_before", "_now")
 
@@ -51,11 +52,11 @@ class Peak:
 
     @property
     def value(self) -> float:
-        """Return the largest."""
+        """Return the largest value."""
         return max(self._before, self._now)
 
     def observe(self, value: float) -> None:
-        """Take a value."""
+        """Add a value to the current window."""
         self._now = max(self._now, value)
 
     def turn(self) -> None:
@@ -67,7 +68,7 @@ class TopTopics:
     """Count the messages of topics in windows.
 
     Attributes:
-        counts: Messages of this window by topic; the message path adds to those that are there by itself.
+        counts: Messages of the current window by topic; the message path adds to existing entries directly.
     """
 
     __slots__ = ("_before", "_before_seconds", "counts")
@@ -78,7 +79,7 @@ class TopTopics:
         self.counts: dict[str, int] = {}
 
     def count(self, topic: str, messages: int) -> None:
-        """Count messages of a topic, unless there are too many topics."""
+        """Count messages of a topic, unless it is new and there are too many topics."""
         counts = self.counts
         if topic in counts:
             counts[topic] += messages
@@ -86,22 +87,22 @@ class TopTopics:
             counts[topic] = messages
 
     def turn(self, seconds: float) -> None:
-        """End a window, which took so many seconds."""
+        """End a window that took `seconds`."""
         self._before, self._before_seconds = self.counts, seconds
         self.counts = {}
 
     def top(self, count: int, seconds: float) -> list[TopicStatus]:
-        """Return the topics with most messages.
+        """Return the topics with the most messages.
 
         Args:
-            count: How many topics.
-            seconds: For how long this window has gone on.
+            count: Maximum number of topics.
+            seconds: Age of the current window.
         """
         total = Counter(self._before)
         total.update(self.counts)
-        whole = max(self._before_seconds + seconds, 1.0)
-        most = heapq.nlargest(count, total.items(), key=operator.itemgetter(1))
-        return [TopicStatus(_cut(topic), messages / whole) for topic, messages in most]
+        total_seconds = max(self._before_seconds + seconds, 1.0)
+        busiest = heapq.nlargest(count, total.items(), key=operator.itemgetter(1))
+        return [TopicStatus(_cut(topic), messages / total_seconds) for topic, messages in busiest]
 
 
 def _cut(topic: str) -> str:

@@ -174,12 +174,12 @@ def test_the_numbers_of_monitoring() -> None:
     assert (warnings.MAX_LAG_SECONDS, stats.WINDOW_SECONDS, report.MAX_SLOW_PEERS) == (0.5, 10.0, 10)
     assert "more than half a second late" in text
     assert "in the last 10 to 20 seconds" in text
-    assert "and the ten that are most behind" in text
+    assert "and the ten that are furthest behind" in text
     assert warnings.NEARLY_FULL == 0.9
     assert "more than 9 of 10 connections" in text
     assert reporter.RECENT_WINDOWS * stats.WINDOW_SECONDS == 60.0
     assert warnings.MANY_REFUSALS == 5
-    assert "in the last minute at least five hellos were refused" in text
+    assert "at least five hellos were refused in the last minute" in text
     assert f"by more than {warnings.MAX_CLOCK_SECONDS:g} seconds" in text
     assert f"within {EXPIRY_WARNING.days} days" in text
     assert FINGERPRINT_SALT == b"wsqueue fingerprint"

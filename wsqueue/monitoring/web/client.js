@@ -2,19 +2,19 @@
 
 export const SUBPROTOCOL = "wsqueue.v2";
 
-// What is published and not confirmed, in messages and in bytes; more is refused with a WindowFull.
+// Limits of unconfirmed messages and their bytes; publishing more fails with WindowFull.
 export const WINDOW_MESSAGES = 10000;
 export const WINDOW_BYTES = 4 * 1024 * 1024;
-// Where a batch ends, and what the socket may hold unsent.
+// Maximum size of a batch, and of unsent data in the socket.
 export const BATCH_BYTES = 64 * 1024;
 export const SOCKET_BYTES = 1024 * 1024;
-// Of all topics, and of publishers on one topic whose last batch is remembered.
+// Maximum number of topics, and of publishers on a topic whose last batch is remembered.
 export const MAX_TOPICS = 1000;
 export const MAX_PUBLISHERS = 1000;
-// What may come before the peer has proved that it knows the key.
+// Maximum length of messages that wait until the peer has proved that it knows the key.
 export const MAX_EARLY_CHARACTERS = 1024 * 1024;
 export const HELLO_SECONDS = 10;
-// How long to do without a producer before what is published fails.
+// Time without a producer after which unconfirmed messages fail.
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
 export const RECONNECT_MAX_SECONDS = 5;
@@ -23,11 +23,11 @@ const MAX_ONCE = 2 ** 31 - 2;
 const NONCE_BYTES = 32;
 const MAX_CLOSE_REASON_BYTES = 123;
 const SECRET = /^[A-Za-z0-9+/]{43}=$/;
-// Close codes after which the same would happen again, and those for what a publisher has sent.
+// Close codes after which a retry would end the same way, and codes that refuse published data.
 const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413]);
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
-/** What went wrong, in a sentence; `code` is a close code, or that of a refusal. */
+/** A problem in a sentence; `code` is a close code or the code of a refusal. */
 export class WsqueueError extends Error {
   constructor(message, code = 0) {
     super(message);
@@ -35,13 +35,13 @@ export class WsqueueError extends Error {
     this.code = code;
   }
 }
-/** No node answers, or one refuses for good. */
+/** No node answers, or a node refuses permanently. */
 export class ConnectError extends WsqueueError {}
-/** A node answers, and has another key. */
+/** A node answers and has another key. */
 export class AuthenticationError extends ConnectError {}
-/** A batch was refused for good: it is not in the log. */
+/** A batch was refused permanently: it is not in the log. */
 export class PublishError extends WsqueueError {}
-/** Too much is not confirmed: await what was published. */
+/** Too many messages are unconfirmed: await earlier calls of `publish` first. */
 export class WindowFull extends WsqueueError {}
 
 const utf8 = new TextEncoder();
@@ -50,10 +50,10 @@ const random = (count) => crypto.getRandomValues(new Uint8Array(count));
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
 
-function text(value, what) {
-  if (typeof value !== "string") throw new TypeError(`${what} is not a string`);
+function text(value, name) {
+  if (typeof value !== "string") throw new TypeError(`${name} is not a string`);
   if (/\p{Surrogate}/u.test(value))
-    throw new WsqueueError(`${what} holds a lone surrogate, which UTF-8 lacks`);
+    throw new WsqueueError(`${name} has a lone surrogate, which UTF-8 lacks`);
   return value;
 }
 
@@ -69,7 +69,7 @@ export function consumerOf(topic, consumers) {
   return topicHash(topic) % consumers;
 }
 
-/** Return where an endpoint is; `address` is host:port, with ws:// or wss:// before it and a path or not. */
+/** Return the URL of an endpoint; `address` is host:port, perhaps after ws:// or wss:// and before a path. */
 function locate(address, endpoint, suffix = "") {
   const url = new URL(/^wss?:\/\//.test(address) ? address : `ws://${address}`);
   const path = url.pathname.replace(/\/$/, "");
@@ -77,7 +77,7 @@ function locate(address, endpoint, suffix = "") {
   return { address, url: whole.href, target: whole.pathname + whole.search, tls: whole.protocol === "wss:" };
 }
 
-/** Holds the pre-shared key, and shows it to nobody. */
+/** Holds the pre-shared key and never shows it. */
 class Key {
   #bytes;
   #hmac;
@@ -112,7 +112,7 @@ class Key {
   }
 }
 
-/** What a proof of v2 is about: each part after its length. */
+/** Return the claim that a proof of v2 signs: each part after its length. */
 function claimOf(role, acceptorNonce, initiatorNonce, target, binding) {
   const texts = [`wsqueue.v2 ${role}`, acceptorNonce, initiatorNonce, target, SUBPROTOCOL];
   const parts = [...texts.map((part) => utf8.encode(part)), binding];
@@ -126,7 +126,7 @@ function claimOf(role, acceptorNonce, initiatorNonce, target, binding) {
   return claim;
 }
 
-/** The hello of v2: prove, and verify. `receive` returns whether both ends have proved themselves. */
+/** The hello of v2: prove, and verify. `receive` returns true when both ends have proved themselves. */
 class HelloV2 {
   constructor(key, place, binding, send) {
     Object.assign(this, { key, place, binding, send, nonce: base64(random(NONCE_BYTES)), challenge: null });
@@ -189,15 +189,15 @@ class HelloClassic {
   }
 }
 
-/** Compare in a time that says nothing about where two texts differ. */
-function same(one, other) {
-  let difference = one.length ^ other.length;
-  for (let index = 0; index < one.length; index += 1)
-    difference |= one.charCodeAt(index) ^ other.charCodeAt(index);
+/** Return true if two texts are equal; the time it takes does not depend on where they differ. */
+function same(first, second) {
+  let difference = first.length ^ second.length;
+  for (let index = 0; index < first.length; index += 1)
+    difference |= first.charCodeAt(index) ^ second.charCodeAt(index);
   return difference === 0;
 }
 
-/** One WebSocket with its hello. `ended` resolves to { code, reason, byPeer, opened } once it is over. */
+/** A WebSocket with its hello. `ended` resolves to { code, reason, byPeer, opened } when it is closed. */
 class Connection {
   constructor(link, place, binding) {
     Object.assign(this, {
@@ -222,7 +222,7 @@ class Connection {
         ? new client.WebSocket(place.url, [SUBPROTOCOL])
         : new client.WebSocket(place.url);
     } catch (error) {
-      // A page that came over https may not use ws:// elsewhere.
+      // A page that was loaded over https may not open ws:// to other hosts.
       this.#end({ code: 0, reason: `the browser refuses: ${error.message}`, byPeer: false, forGood: true });
       return;
     }
@@ -268,7 +268,7 @@ class Connection {
     if (typeof data !== "string") this.fail(4400, "packets are text messages, not binary");
     else if (this.up) this.#packet(data);
     else {
-      // What comes while the hello is verified waits, in its order.
+      // Messages that arrive while the hello is verified wait, in their order.
       this.earlyCharacters += data.length;
       if (this.earlyCharacters > MAX_EARLY_CHARACTERS) this.fail(4402, "too much before the hello was done");
       this.early.push(data);
@@ -303,7 +303,7 @@ class Connection {
   }
 
   #fault(error) {
-    // Exceptions of the browser have codes too, which are none of WebSocket.
+    // Exceptions of the browser have codes too, which are not close codes.
     this.fail(error.code >= 4000 ? error.code : 4400, error.message);
   }
 }
@@ -319,7 +319,7 @@ function parsed(data) {
   return packet;
 }
 
-/** A connection that is kept up, to the first of some places that answers. */
+/** Keeps up a connection to the first place of a list that answers. */
 class Link {
   constructor(client, role, places) {
     Object.assign(this, { client, role, places, at: 0, connection: null, running: false, stopped: false });
@@ -367,7 +367,7 @@ class Link {
       this.connection = null;
       if (this.stopped) break;
       this.failures.set(place, closed);
-      const hopeless = this.places.every((one) => forGood(this.failures.get(one)));
+      const hopeless = this.places.every((each) => forGood(this.failures.get(each)));
       if (hopeless) {
         this.running = false;
         this.say("failed", place, { code: closed.code, reason: closed.reason });
@@ -406,14 +406,14 @@ class Link {
     return this.connection.ended;
   }
 
-  /** What all places said last. */
+  /** Return an error with the last answers of all places. */
   error() {
     const all = this.places.map((place) => [place.address, this.failures.get(place)]);
     const said = all
       .map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`)
       .join("; ");
-    const closed = all.map((one) => one[1]).filter(Boolean);
-    if (closed.length === all.length && closed.every((one) => one.code === 4401)) {
+    const closed = all.map(([, failure]) => failure).filter(Boolean);
+    if (closed.length === all.length && closed.every(({ code }) => code === 4401)) {
       const places = all.map(([address]) => address).join(" and ");
       return new AuthenticationError(`the ${this.role} ${places} has another pre-shared key`, 4401);
     }
@@ -423,7 +423,7 @@ class Link {
 
 const forGood = (closed) => Boolean(closed && (closed.forGood || FOR_GOOD.has(closed.code)));
 
-/** Publishes through some producer, and sends again what is not confirmed. */
+/** Publishes through any producer, and sends unconfirmed batches again after a reconnect. */
 class PublisherLink extends Link {
   constructor(client, places) {
     super(client, "producer", places);
@@ -439,11 +439,11 @@ class PublisherLink extends Link {
 
   publish(topic, data) {
     if (this.messages + data.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
-      throw new WindowFull("too much is not confirmed yet: await what was published before");
+      throw new WindowFull("too many unconfirmed messages: await earlier calls of publish first");
     }
     const waiting = [];
-    for (const one of data) {
-      const size = utf8.encode(one).length + 2;
+    for (const item of data) {
+      const size = utf8.encode(item).length + 2;
       let batch = this.forming.get(topic);
       if (batch && batch.size + size > BATCH_BYTES) {
         this.#number(batch);
@@ -456,7 +456,7 @@ class PublisherLink extends Link {
         this.forming.set(topic, batch);
         queueMicrotask(() => this.#flush());
       }
-      batch.data.push(one);
+      batch.data.push(item);
       batch.size += size;
       this.bytes += size;
       this.messages += 1;
@@ -483,7 +483,7 @@ class PublisherLink extends Link {
     const packet = { t: "publish", number: this.number, after, topic, count: data.length, data };
     batch.payloads = this.client.v2
       ? [JSON.stringify(packet)]
-      : data.map((one) => JSON.stringify({ t: "m", d: one, s: topic }));
+      : data.map((item) => JSON.stringify({ t: "m", d: item, s: topic }));
     numbers.add(this.number);
     this.outstanding.set(this.number, batch);
     this.unsent.push(this.number);
@@ -513,7 +513,7 @@ class PublisherLink extends Link {
   }
 
   down(closed) {
-    // Whatever it was, sending it again would end the same way.
+    // Sending the same data again would end the same way.
     if (closed.byPeer && DATA_REFUSED.has(closed.code)) {
       this.#failAll(new PublishError(`the producer does not take it: ${closed.reason}`, "invalid"));
     }
@@ -535,7 +535,7 @@ class PublisherLink extends Link {
   received(packet) {
     if (packet.t === "ack") {
       for (const [first, last] of packet.numbers) {
-        // A range may be far longer than what waits.
+        // A range may be far longer than the list of unconfirmed batches.
         for (const number of this.outstanding.keys()) {
           if (number > last) break;
           if (number >= first) this.#settle(number);
@@ -577,7 +577,7 @@ class PublisherLink extends Link {
   }
 }
 
-/** Subscribes to topics of one consumer, and goes on where it was after a reconnect. */
+/** Subscribes to topics of a consumer, and continues at the last position after a reconnect. */
 class SubscriberLink extends Link {
   constructor(client, place) {
     super(client, "consumer", [place]);
@@ -626,7 +626,7 @@ class SubscriberLink extends Link {
   }
 }
 
-/** A topic that is subscribed to; made by `subscribe`. */
+/** A subscription to a topic, made by `subscribe`. */
 class Subscription {
   #client;
   #callback;
@@ -642,7 +642,7 @@ class Subscription {
     const { from } = options;
     this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
     this.begun = this.closed = false;
-    // Resolves when the consumer delivers, rejects when it refuses for good.
+    // Resolves when the consumer delivers, rejects when it refuses permanently.
     this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
     this.ready.catch(() => {});
   }
@@ -678,7 +678,7 @@ class Subscription {
   take({ offset, publisher, number, data }) {
     this.position = { log: this.position.log, offset: offset + data.length };
     if (publisher) {
-      // A batch that was stored twice is taken once.
+      // A batch that was stored twice is delivered once.
       if (number <= (this.#numbers.get(publisher) ?? 0)) return;
       this.#numbers.delete(publisher);
       this.#numbers.set(publisher, number);
@@ -688,9 +688,9 @@ class Subscription {
   }
 
   deliver(data, log = "", offset = 0) {
-    for (const [index, one] of data.entries()) {
+    for (const [index, item] of data.entries()) {
       if (this.closed) return;
-      this.#tell(this.#callback, { topic: this.topic, data: one, log, offset: offset + index });
+      this.#tell(this.#callback, { topic: this.topic, data: item, log, offset: offset + index });
     }
   }
 
@@ -713,10 +713,12 @@ class Subscription {
 /**
  * Publishes through any producer, and subscribes at the consumer of each topic.
  *
- * consumers: addresses in the order that all nodes share; producers: addresses; psk: the pre-shared key;
- * protocol: "v2" or "classic"; channelBinding: for wss:// and v2, from an address to the SHA-256 of its
- * certificate in hexadecimal, an object or a (perhaps async) function; helloOrder: "document" or "reversed";
- * onState, onError: told what happens; WebSocket: a class, where there is no global one.
+ * Options:
+ * consumers: addresses, in the order that all nodes share; producers: addresses; psk: the pre-shared key;
+ * protocol: "v2" or "classic"; helloOrder: "document" or "reversed";
+ * channelBinding: for wss:// with v2, an object or a (perhaps async) function that maps an address to the
+ * SHA-256 of its certificate in hexadecimal; onState, onError: callbacks;
+ * WebSocket: a class, if there is no global one.
  */
 export class WsqueueClient {
   #publisher = null;
@@ -727,7 +729,7 @@ export class WsqueueClient {
   constructor(options) {
     const { consumers = [], producers = [], psk, protocol = "v2", helloOrder = "document" } = options;
     if (!globalThis.crypto?.subtle) {
-      throw new WsqueueError("there is no Web Crypto here: a page has it over https, and from localhost");
+      throw new WsqueueError("there is no Web Crypto here: a page needs https, or to come from localhost");
     }
     if (protocol !== "v2" && protocol !== "classic")
       throw new TypeError('protocol is neither "v2" nor "classic"');
@@ -749,7 +751,7 @@ export class WsqueueClient {
     this.#checkOpen();
     text(topic, "the topic");
     const list = Array.isArray(data) ? data : [data];
-    list.forEach((one) => text(one, "the data"));
+    list.forEach((item) => text(item, "the data"));
     if (!list.length) throw new WsqueueError("no data to publish");
     if (!this.producers.length) throw new ConnectError("no producer is known");
     this.#publisher ??= new PublisherLink(
@@ -760,7 +762,7 @@ export class WsqueueClient {
   }
 
   /**
-   * Call back with { topic, data, log, offset } for each message of a topic; returns a Subscription.
+   * Call back with { topic, data, log, offset } for each message of a topic, and return a Subscription.
    * from: "latest", "earliest", an offset, a position { log, offset } or a Date (v2).
    */
   subscribe(topic, callback, options = {}) {
@@ -774,7 +776,7 @@ export class WsqueueClient {
     let link = this.#links.get(name);
     if (link?.subscriptions.has(topic))
       throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
-    const count = [...this.#links.values()].reduce((sum, one) => sum + one.subscriptions.size, 0);
+    const count = [...this.#links.values()].reduce((sum, each) => sum + each.subscriptions.size, 0);
     if (count >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     const subscription = new Subscription(this, topic, callback, options);
     if (!link) {
@@ -786,7 +788,7 @@ export class WsqueueClient {
     return subscription;
   }
 
-  /** Close all connections; what is not confirmed fails. */
+  /** Close all connections; unconfirmed messages fail. */
   close() {
     this.#closed = true;
     for (const link of this.#links.values()) {
@@ -800,7 +802,7 @@ export class WsqueueClient {
     return this.consumers[consumerOf(topic, this.consumers.length)];
   }
 
-  // What follows is for the classes above.
+  // The classes above use the methods below.
 
   forget(subscription) {
     const name = this.#linkOf(subscription.topic);
@@ -828,7 +830,7 @@ export class WsqueueClient {
     return Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
   }
 
-  // In v2 a connection has all topics of a consumer, in classic one.
+  // A v2 connection has all topics of a consumer, a classic connection has one topic.
   #linkOf(topic) {
     return this.v2 ? this.consumerOf(topic) : `topic ${topic}`;
   }

@@ -1,5 +1,5 @@
-// The status page. It follows client.js in one module, in a block, so that no names meet.
-// Topics and reasons are chosen by strangers: all text goes through text nodes, never through markup.
+// The status page. It follows client.js in the same module, in a block so that names do not collide.
+// Peers choose topics and reasons: all text goes through text nodes, never through markup.
 {
   const POLL_SECONDS = 1;
   const POLL_MAX_SECONDS = 5;
@@ -31,7 +31,7 @@
     if (level) set(element, "data-level", level);
   }
 
-  // A sentence, in which what stands between backticks is code.
+  // Show a sentence, with text between backticks as code.
   function sayCode(element, text) {
     if (element.said === text) return;
     element.said = text;
@@ -40,7 +40,7 @@
     );
   }
 
-  // Numbers in words
+  // Numbers as text
 
   const grouped = new Intl.NumberFormat("en", { maximumFractionDigits: 0 });
   const short = new Intl.NumberFormat("en", { maximumFractionDigits: 1, notation: "compact" });
@@ -86,16 +86,17 @@
 
   const clock = (time) => time.toLocaleTimeString("en-GB");
   const day = (unix) => new Date(unix * 1000).toISOString().slice(0, 10);
-  const count = (value, one, many = `${one}s`) => `${grouped.format(value)} ${value === 1 ? one : many}`;
+  const count = (value, singular, plural = `${singular}s`) =>
+    `${grouped.format(value)} ${value === 1 ? singular : plural}`;
 
-  // What was heard of each node before: rates are differences
+  // Earlier reports of a node: rates are differences between them
 
   class History {
     samples = [];
 
     add(report) {
       const last = this.samples.at(-1);
-      // Started anew, or its clock was set back: what was before says nothing.
+      // After a restart, or when the clock was set back, earlier reports are of no use.
       if (last && (last.id !== report.id || report.time < last.time)) this.samples = [];
       else if (last && report.time === last.time) return;
       const { id, time, counters } = report;
@@ -105,7 +106,7 @@
         this.samples.shift();
     }
 
-    // [seconds ago, amount per second] of a counter, oldest first.
+    // Return [seconds ago, amount per second] of a counter, oldest first.
     rates(counter) {
       const { samples } = this;
       const now = samples.at(-1)?.time;
@@ -116,7 +117,7 @@
       });
     }
 
-    // Of the histogram, what came while this page watched.
+    // Return the times that were counted while this page watched.
     window() {
       const [first, last] = [this.samples[0]?.histogram, this.samples.at(-1)?.histogram];
       if (!first || !last || first.counts.length !== last.counts.length) return null;
@@ -167,7 +168,7 @@
         const now = points.at(-1)?.[1];
         const top = Math.max(0, ...points.map((point) => point[1]));
         say(value, now === undefined ? "–" : show(now));
-        // The axis grows with what was heard, up to its whole length.
+        // The axis grows with the samples, up to its full length.
         const oldest = points[0]?.[0] ?? 0;
         const axis = Math.max(oldest, CHART_MIN_SECONDS);
         const heard = `last ${duration(Math.max(1, oldest))}`;
@@ -198,7 +199,7 @@
     while (list.children.length > entries.length) list.lastChild.remove();
   }
 
-  // A column is [title, of numbers?]; a cell is a text or { text, level, href }.
+  // A column is [title, true for numbers]; a cell is a text or { text, level, href }.
   function table(title, columns, empty) {
     const body = make("tbody", { role: "rowgroup" });
     const nothing = make("p", { class: "empty" }, empty);
@@ -275,7 +276,7 @@
     };
   }
 
-  function latency(title, one, many) {
+  function latency(title, singular, plural) {
     const values = make("dl", { class: "pair" });
     const bars = make("svg", { class: "spark", preserveAspectRatio: "none", role: "img" });
     const [low, high] = [make("span"), make("span")];
@@ -293,17 +294,17 @@
       update(histogram) {
         const { bounds = [], counts = [], seconds = 0 } = histogram ?? {};
         const total = counts.reduce((sum, value) => sum + value, 0);
-        const [half, most] = total ? [quantile(histogram, 0.5), quantile(histogram, 0.99)] : ["–", "–"];
+        const [half, nearlyAll] = total ? [quantile(histogram, 0.5), quantile(histogram, 0.99)] : ["–", "–"];
         facts(values, [
           ["Half within (p50)", half],
-          ["99 % within (p99)", most],
+          ["99 % within (p99)", nearlyAll],
         ]);
         const top = Math.max(1, ...counts);
         set(bars, "viewBox", `0 0 ${Math.max(1, counts.length) * 4 - 1} 40`);
         set(
           bars,
           "aria-label",
-          total ? `${title}: half within ${half}, 99 percent within ${most}` : `${title}: none yet`,
+          total ? `${title}: half within ${half}, 99 percent within ${nearlyAll}` : `${title}: none yet`,
         );
         while (bars.children.length < counts.length) bars.append(make("rect", { width: 3 }));
         for (const [index, value] of counts.entries()) {
@@ -313,12 +314,13 @@
         }
         say(low, bounds.length ? `up to ${brief(bounds[0])}` : "");
         say(high, bounds.length ? `over ${brief(bounds.at(-1))}` : "");
-        say(note, `${total ? count(total, one, many) : `No ${one}`}, last ${duration(Math.max(1, seconds))}`);
+        const counted = total ? count(total, singular, plural) : `No ${singular}`;
+        say(note, `${counted}, last ${duration(Math.max(1, seconds))}`);
       },
     };
   }
 
-  // Views: each is built once, and updated with every answer
+  // Views: each is built once and updated with every answer
 
   function nodeView(role) {
     const producer = role === "producer";
@@ -340,9 +342,9 @@
     const connections = table(
       "Connections",
       [["From"], ["Protocol"], ["State"], ["Count", true]],
-      "Nobody is connected.",
+      "No connections.",
     );
-    const places = meter("Connections of those that are allowed");
+    const places = meter("Connections, part of the maximum");
     const placesNote = make("p", { class: "note" });
     connections.element.append(places.svg, placesNote);
     const topics = table(
@@ -357,7 +359,7 @@
     );
     const slowNote = make("p", { class: "note" });
     slow.element.append(slowNote);
-    const size = meter("Log of its limit");
+    const size = meter("Log, part of the maximum");
     const log = make("dl", { class: "facts" });
     const logCard = make("div", { class: "card" }, make("h3", {}, "Log"), size.svg, log);
     const counters = table("All counters", [["Counter"], ["Count", true]], "Nothing is counted yet.");
@@ -378,13 +380,13 @@
       element: make(
         "div",
         {},
-        make("div", { class: "grid charts" }, ...charts.map((one) => one.element)),
+        make("div", { class: "grid charts" }, ...charts.map((each) => each.element)),
         about,
         ...parts,
         all,
       ),
       update(report, history) {
-        for (const one of charts) one.update(history.rates(one.counter));
+        for (const each of charts) each.update(history.rates(each.counter));
         facts(about, aboutNode(report));
         links.update(
           report.links.map((link) => [
@@ -402,26 +404,26 @@
         );
         times.update(history.window());
         times.element.hidden = report.log?.mode === "memory";
-        const open = report.connections.reduce((sum, one) => sum + one.count, 0);
+        const open = report.connections.reduce((sum, kind) => sum + kind.count, 0);
         connections.update(
-          report.connections.map((one) => [
-            one.role || "pages, new ones",
-            one.protocol || "–",
-            one.state,
-            grouped.format(one.count),
+          report.connections.map((kind) => [
+            kind.role || "pages, new connections",
+            kind.protocol || "–",
+            kind.state,
+            grouped.format(kind.count),
           ]),
         );
         places.update(open, report.max_connections);
         say(placesNote, `${grouped.format(open)} of at most ${grouped.format(report.max_connections)}`);
         topics.update(
-          report.top_topics.map((one) => [one.topic || "(empty)", number(one.messages_per_second)]),
+          report.top_topics.map(({ topic, messages_per_second: rate }) => [topic || "(empty)", number(rate)]),
         );
         slow.update(
-          report.slow_peers.map((one) => [
-            one.peer,
-            one.protocol,
-            grouped.format(one.behind_messages),
-            bytes(one.buffered_bytes),
+          report.slow_peers.map((peer) => [
+            peer.peer,
+            peer.protocol,
+            grouped.format(peer.behind_messages),
+            bytes(peer.buffered_bytes),
           ]),
         );
         const unnamed = report.slow_subscribers - report.slow_peers.length;
@@ -472,7 +474,7 @@
     ];
   }
 
-  // The page of another node, where this browser most likely may see it.
+  // Link to the page of another node, if this browser probably may see it.
   function nodeLink(address) {
     const place = URL.parse?.(
       address.replace(/^(wss?:\/\/)?/, (found) => (found.startsWith("wss") ? "https://" : "http://")),
@@ -510,16 +512,14 @@
       element: make(
         "div",
         {},
-        make("div", { class: "grid charts" }, ...charts.map((one) => one.element)),
+        make("div", { class: "grid charts" }, ...charts.map((each) => each.element)),
         alone,
         nodes.element,
       ),
       update(cluster, histories) {
-        for (const one of charts) {
-          const reporting = cluster.nodes.filter(
-            (node) => node.report && (!one.role || node.role === one.role),
-          );
-          one.update(sum(reporting.map((node) => histories.get(node.address).rates(one.counter))));
+        for (const { role, counter, update } of charts) {
+          const reporting = cluster.nodes.filter((node) => node.report && (!role || node.role === role));
+          update(sum(reporting.map((node) => histories.get(node.address).rates(counter))));
         }
         alone.hidden = cluster.nodes.length > 1;
         say(
@@ -557,13 +557,13 @@
         now("messages_in"),
         now(node.role === "producer" ? "forwarded" : "deliveries"),
         node.role === "producer" ? `${up} of ${report.links.length}` : "–",
-        grouped.format(report.connections.reduce((total, one) => total + one.count, 0)),
+        grouped.format(report.connections.reduce((total, kind) => total + kind.count, 0)),
         report.warnings.length ? { text: String(report.warnings.length), level: "warn" } : "0",
       ];
     }
   }
 
-  // Add up what several nodes said, each at its own times: in steps of a second.
+  // Add up the rates of several nodes, whose samples have different times, in steps of a second.
   function sum(series) {
     const slots = new Map();
     for (const points of series) {
@@ -573,10 +573,10 @@
         slots.set(slot, [total + rate, parts + 1]);
       }
     }
-    // A second in which one said nothing would look like a dent.
-    const most = Math.max(0, ...[...slots.values()].map((slot) => slot[1]));
+    // A second without a sample of some node would look like a dent.
+    const complete = Math.max(0, ...[...slots.values()].map((slot) => slot[1]));
     return [...slots]
-      .filter(([, slot]) => slot[1] === most)
+      .filter(([, slot]) => slot[1] === complete)
       .map(([ago, slot]) => [ago, slot[0]])
       .sort((a, b) => b[0] - a[0]);
   }
@@ -678,19 +678,16 @@
     if (document.title !== text) document.title = text;
   }
 
-  // What a screen reader speaks changes only with what is wrong, not with the seconds in a sentence.
+  // The text for screen readers changes with the codes of warnings, not with the seconds in a sentence.
   let spoken = "";
 
   function judge(warnings, problem, well) {
     const level = problem ? "bad" : warnings.length ? "warn" : "ok";
-    const news = JSON.stringify([problem, warnings.map((one) => one.code)]);
+    const news = JSON.stringify([problem, warnings.map(({ code }) => code)]);
     if (news !== spoken) {
       spoken = news;
-      say(
-        $("spoken"),
-        [problem || "", ...warnings.map((one) => `${one.text} ${one.advice ?? ""}`)].join(" ").trim() ||
-          "All is well.",
-      );
+      const sentences = warnings.map(({ text, advice }) => `${text} ${advice ?? ""}`);
+      say($("spoken"), [problem || "", ...sentences].join(" ").trim() || "All is well.");
     }
     set($("verdict"), "data-level", level);
     say(
@@ -715,8 +712,8 @@
     silentSince ??= new Date();
     judge([], `This node does not answer since ${clock(silentSince)}.`, "");
     const why = error.status ? ` (${error.message}).` : ".";
-    const last = view.key ? " What is below is what was heard last." : "";
-    say($("explanation"), `It may be down, or the way to it is${why} This page goes on trying.${last}`);
+    const last = view.key ? " The values below are from its last answer." : "";
+    say($("explanation"), `It may be down, or the network to it is${why} This page keeps trying.${last}`);
   }
 
   $("whole").addEventListener("change", poll);
@@ -766,7 +763,7 @@
     if (!globalThis.crypto?.subtle) {
       const port = location.port || "80";
       tell(
-        `This browser gives pages from ${location.host} no cryptography, for they come over plain http ` +
+        `This browser gives pages from ${location.host} no cryptography because they come over plain http ` +
           "from another host. Open this page over https, or through a tunnel: " +
           `ssh -L ${port}:127.0.0.1:${port} ${location.hostname}, ` +
           `and then http://127.0.0.1:${port}/.`,
@@ -782,9 +779,9 @@
     try {
       const cluster = await ask("cluster.json");
       if (mine !== attempt) return;
-      // Also what a node that nobody has configured says of itself is there, perhaps without a port.
+      // A node that is not configured is in the list too, perhaps without a port.
       for (const role of ["consumers", "producers"])
-        cluster[role] = cluster[role].filter((one) => /:\d+$/.test(one));
+        cluster[role] = cluster[role].filter((address) => /:\d+$/.test(address));
       if (!cluster.consumers.length) {
         disconnect();
         tell(
@@ -795,7 +792,7 @@
       }
       await open(cluster);
     } catch (error) {
-      // Cancelled, or told already.
+      // Cancelled, or shown already.
       if (mine !== attempt) return;
       disconnect();
       failed(error);
@@ -818,7 +815,7 @@
       const { nodes } = await ask("cluster.json");
       const report = nodes.find((node) => node.address === address)?.report;
       if (report) return report.certificate_sha256;
-      // This node begins to ask the others when it is asked.
+      // A node starts to ask the others when it is asked.
       await pause(0.5);
     }
     return "";
@@ -861,7 +858,7 @@
           places.producer ??
             (cluster.producers.length
               ? "any producer, at the first message"
-              : "nobody: this node knows no producers"),
+              : "no producer: this node knows none"),
         ],
       ]);
     }
@@ -875,7 +872,7 @@
     }).ready;
     enter("on");
     $("arrived-empty").textContent = `Nothing yet on ${topic}.`;
-    tell(`Connected. What is published on ${topic} appears here.`, "ok");
+    tell(`Connected. Messages that are published on ${topic} appear here.`, "ok");
     $("message").focus();
   }
 

@@ -17,6 +17,13 @@ from wsqueue.config.model import Tls
 HOSTS = ("127.0.0.1", "localhost")
 
 
+def digest_of(tls: Tls) -> str:
+    """Return the SHA-256 of a certificate in hexadecimal, as reports have it."""
+    assert tls.certificate is not None
+    certificate = x509.load_pem_x509_certificate(Path(tls.certificate).read_bytes())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
 class Authority:
     """Sign certificates, with elliptic curves: RSA keys take long to make.
 

@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
         """Begin the hello (asyncio calls this)."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
-        address = _peer_address(transport)
+        address = peer_address(transport)
         self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
         self._set_timer(self._limits.hello_seconds, self._hello_late)
         if self._tls is not None:
@@ -471,7 +471,7 @@ class Connection(asyncio.Protocol):
         self._timer = asyncio.get_running_loop().call_later(delay, callback)
 
 
-def _peer_address(transport: asyncio.BaseTransport) -> Address | None:
+def peer_address(transport: asyncio.BaseTransport) -> Address | None:
     """Return where the peer is, None for a unix socket."""
     name = transport.get_extra_info("peername")
     return Address(host=name[0], port=name[1]) if isinstance(name, tuple) else None

@@ -26,7 +26,7 @@ from tests.support.raw_v2_peer import V2Socket, forward_of, new_secret, publish_
 from tests.unit.docs.test_docs import rows
 from wsqueue import Client, Message, Subscription
 from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
-from wsqueue.client.publisher import WINDOW_BYTES, WINDOW_MESSAGES
+from wsqueue.client.outbox import WINDOW_BYTES, WINDOW_MESSAGES
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits, Retention
 from wsqueue.log.database import CACHE_KIB
 from wsqueue.log.memory import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES

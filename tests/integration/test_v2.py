@@ -15,7 +15,7 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue.client import publisher as publisher_module
+from wsqueue.client import outbox as outbox_module
 from wsqueue.client.publisher import PublisherLink
 from wsqueue.client.subscription import SubscriberLink
 from wsqueue.client.values import Start
@@ -111,7 +111,7 @@ class TestConfirms:
                 await publishing
 
     async def test_the_window_is_full(self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(publisher_module, "WINDOW_MESSAGES", 10)
+        monkeypatch.setattr(outbox_module, "WINDOW_MESSAGES", 10)
         async with soon(), V2Server() as server:
             client = nodes.client([server.address], [server.address])
             async with client:

@@ -20,7 +20,7 @@ times = st.floats(0, MAX_NUMBER) | st.sampled_from([0.0, float(MAX_NUMBER)])
 
 
 def _publish(number: int, after: int, topic: str, count: int, messages: list[str]) -> v2.Publish:
-    return v2.Publish(number, after, topic, count, v2.encode_data(messages))
+    return v2.Publish(number, after, topic, count, msgspec.Raw(msgspec.json.encode(messages)))
 
 
 V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(

@@ -22,8 +22,8 @@ from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
 from ..errors import ConnectError, InvalidMessage, WindowFull
 from ..net.certificates import TlsContexts
-from ..protocol import classic
 from ..protocol.keys import Order, PreSharedKey
+from .encoding import EncodedMessages, encode_messages, encode_topic
 from .link import ClientSettings
 from .publisher import PublisherLink
 from .subscription import Subscription
@@ -108,10 +108,10 @@ class Client:
             AuthenticationError: The producers have another key.
             RuntimeError: The client was closed.
         """
-        sizes = self._check(topic, data)
+        messages = self._encode(topic, data)
         link = self._publishing()
         await link.drain()
-        await asyncio.shield(link.publish(topic, data, sizes))
+        await asyncio.shield(link.publish(messages))
 
     def publish_nowait(self, topic: str, *data: str) -> None:
         """Publish messages without waiting; `flush` waits for all of them and raises their errors.
@@ -121,11 +121,11 @@ class Client:
             WindowFull: Too many messages are unconfirmed; `drain` waits until there is room.
             RuntimeError: The client was closed.
         """
-        sizes = self._check(topic, data)
+        messages = self._encode(topic, data)
         link = self._publishing()
         if link.full:
             raise WindowFull("too many unconfirmed messages: await client.drain() first")
-        link.publish_nowait(topic, data, sizes)
+        link.publish_nowait(messages)
 
     async def drain(self) -> None:
         """Wait until `publish_nowait` can accept messages.
@@ -180,7 +180,7 @@ class Client:
         if not topics:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
         for topic in topics:
-            self._check_topic(topic)
+            encode_topic(topic, self._settings.config.limits)
         if isinstance(start, int | Position) and len(set(topics)) > 1:
             raise ValueError("an offset belongs to one topic, and there are several")
         subscription: Subscription[Any] = Subscription(
@@ -245,29 +245,6 @@ class Client:
         if self._closed:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
-    def _check(self, topic: str, data: Sequence[str]) -> list[int]:
-        """Return the bytes of each message; all are good."""
+    def _encode(self, topic: str, data: Sequence[str]) -> EncodedMessages:
         self._check_open()
-        self._check_topic(topic)
-        if not data:
-            raise InvalidMessage("no data to publish: expected at least one message")
-        limit = self._settings.config.limits.max_message_bytes
-        sizes: list[int] = []
-        for one in data:
-            try:
-                size = len(classic.encode(classic.Message(data=one, topic=topic)))
-            except UnicodeEncodeError:
-                raise InvalidMessage("the data holds a lone surrogate, which UTF-8 lacks") from None
-            if size > limit:
-                raise InvalidMessage(f"the message has {size} bytes as JSON, at most {limit}")
-            sizes.append(size)
-        return sizes
-
-    def _check_topic(self, topic: str) -> None:
-        limit = self._settings.config.limits.max_topic_bytes
-        try:
-            size = len(topic.encode())
-        except UnicodeEncodeError:
-            raise InvalidMessage("the topic holds a lone surrogate, which UTF-8 lacks") from None
-        if size > limit:
-            raise InvalidMessage(f"the topic has {size} bytes, at most {limit}")
+        return encode_messages(topic, data, self._settings.config.limits)

@@ -1,150 +1,126 @@
-"""The publisher: batches, numbers, and what is not confirmed yet, over one link to a producer."""
+"""The publisher: an outbox over one link to a producer, and the tasks that wait for it."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import secrets
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
-
-import msgspec
 
 from ..config.addresses import Address
 from ..errors import ConnectError, PublishError, WsqueueError
 from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES
-from ..protocol import classic, v2
+from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.session import Event
+from .encoding import EncodedMessages
 from .link import ClientLink, ClientSettings
+from .outbox import BATCH_BYTES, Outbox, OutgoingBatch
 
-WINDOW_BYTES = 16 * 1024 * 1024
-"""What may be published and not confirmed: above what a fast network and a disk have under way."""
-
-WINDOW_MESSAGES = 100_000
-"""The same in messages: small ones take more than their bytes."""
-
-BATCH_BYTES = 64 * 1024
-"""Where a batch ends: its fixed cost is small then, and so is the time to fill it."""
-
-
-class _Batch(msgspec.Struct):
-    """Hold messages until they are confirmed.
-
-    Attributes:
-        topic: Of all messages.
-        data: The messages, until they are sent for the first time.
-        size: Bytes that count for the window.
-        confirmed: Whoever waits.
-        payload: The packet that publishes them.
-    """
-
-    topic: str
-    data: list[str]
-    size: int = 0
-    confirmed: list[asyncio.Future[None]] = msgspec.field(default_factory=list)
-    payload: bytes = b""
+Batch = OutgoingBatch[asyncio.Future[None]]
 
 
 class PublisherLink(ClientLink):
-    """Publish through some producer: batch, number, send, and send again until it is confirmed."""
+    """Publish through one of several producers, whichever answers.
 
-    def __init__(
-        self,
-        addresses: Sequence[Address],
-        settings: ClientSettings,
-    ) -> None:
+    `Outbox` knows which batches are to be sent and which are unconfirmed; this class moves them to and from
+    the connection. A batch that is done releases the futures of `publish`; the first error of a message that
+    no future stands for is kept for `flush`.
+
+    While there is no connection, a guard task fails all batches after `open_seconds`.
+
+    Attributes:
+        lost_in_flight: Number of messages that may be lost on connections to classic producers.
+    """
+
+    def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
         super().__init__(addresses, settings)
         self.lost_in_flight = 0
         self._classic: ClassicSender | None = None
         self._open_seconds = settings.open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
-        self._number = 0
-        self._batch_bytes = min(BATCH_BYTES, settings.config.limits.max_message_bytes)
-        # By topic, what is not numbered yet; by number, what is not confirmed; which of it is to be sent.
-        self._forming: dict[str, _Batch] = {}
-        self._outstanding: dict[int, _Batch] = {}
-        self._unsent: deque[int] = deque()
-        # The numbers of each topic that are outstanding, in their order.
-        self._outstanding_of: dict[str, dict[int, None]] = {}
-        self._bytes = self.unconfirmed = 0
+        # No batch may be longer than a single message could be.
+        batch_bytes = min(BATCH_BYTES, settings.config.limits.max_message_bytes)
+        self._outbox: Outbox[asyncio.Future[None]] = Outbox(batch_bytes=batch_bytes)
         self._error: WsqueueError | None = None
-        self._flushing = False
+        self._sending_scheduled = False
         self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
-        """Return how many classic messages would be lost if the connection broke now."""
+        """Return the number of classic messages that are lost if the connection breaks now."""
         return self._classic.in_flight if self._classic is not None else 0
 
     @property
-    def full(self) -> bool:
-        """Tell whether as much is not confirmed as may be."""
-        return self._bytes >= WINDOW_BYTES or self.unconfirmed >= WINDOW_MESSAGES
+    def unconfirmed(self) -> int:
+        """Return the number of messages that are neither confirmed nor refused."""
+        return self._outbox.unconfirmed
 
-    def publish(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> asyncio.Future[Any]:
+    @property
+    def full(self) -> bool:
+        """Return True if the window is used up: `drain` waits until it is not."""
+        return self._outbox.full
+
+    def publish(self, messages: EncodedMessages) -> asyncio.Future[Any]:
         """Publish messages; the future is done when they are confirmed or refused."""
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
-        for batch in self._form(topic, data, sizes):
+        for batch in self._add(messages):
             futures.append(loop.create_future())
-            batch.confirmed.append(futures[-1])
+            batch.waiters.append(futures[-1])
         return futures[0] if len(futures) == 1 else asyncio.gather(*futures)
 
-    def publish_nowait(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> None:
-        """Publish messages; what goes wrong is raised by `flush`."""
-        self._form(topic, data, sizes)
+    def publish_nowait(self, messages: EncodedMessages) -> None:
+        """Publish messages; `flush` raises their errors."""
+        for batch in self._add(messages):
+            batch.unwatched = True
 
     async def drain(self) -> None:
-        """Wait until more may be published; who came first goes first."""
+        """Wait until the window has room, in the order of the calls."""
         if self.full or self._turn.locked():
             async with self._turn:
                 while self.full:
                     await self._until_changed()
 
     async def flush(self) -> None:
-        """Wait until all that was published so far is confirmed.
+        """Wait until all messages that were published before are confirmed.
 
         Raises:
-            WsqueueError: Something nobody waited for was not.
+            WsqueueError: A message of `publish_nowait` was refused or failed.
         """
-        last = self._number_forming()
-        while self._outstanding and next(iter(self._outstanding)) <= last:
+        last = self._outbox.number_all()
+        while not self._outbox.done_up_to(last):
             await self._until_changed()
         if self._classic is not None:
             await self._classic.all_confirmed()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._raise_error()
 
     async def all_sent(self) -> None:
-        """Wait until all that was published so far is sent.
+        """Wait until all messages that were published before are sent.
 
         Raises:
-            WsqueueError: Something nobody waited for was refused.
+            WsqueueError: A message of `publish_nowait` was refused or failed.
         """
-        last = self._number_forming()
-        while self._unsent and self._unsent[0] <= last:
+        last = self._outbox.number_all()
+        while not self._outbox.sent_up_to(last):
             await self._until_changed()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        self._raise_error()
 
     async def stop(self) -> None:
-        """Close the connection, and stay down; what is not confirmed fails."""
+        """Close the connection, and stay down; unconfirmed messages fail."""
         if self._guard is not None:
             self._guard.cancel()
         await super().stop()
         self._fail_all(ConnectError("the client was closed"))
 
     def up(self) -> None:
-        """Say who publishes, and send what is not confirmed."""
+        """Send the publisher's secret and all unconfirmed batches."""
         assert self.connection is not None
-        self._unsent = deque(self._outstanding)
+        self._outbox.send_again()
         if self.v2:
             self.connection.send_packet(v2.Publisher(self._secret))
         else:
@@ -158,26 +134,26 @@ class PublisherLink(ClientLink):
         super().writable(connection)
 
     def down(self, closed: Closed, lost: int) -> None:
-        """Count what a classic connection may have lost; what is not confirmed is sent again."""
+        """Count the messages that a classic connection may have lost; others are sent again."""
         self.lost_in_flight += lost
         if self._classic is not None:
             self._classic.close()
             self._classic = None
         if closed.data_refused:
-            # Whatever it was, sending it again would end the same way.
+            # Another attempt would end in the same way.
             self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
         self._keep_guard()
 
     def received_events(self, events: list[Event]) -> None:
-        """Take what the producer confirms and refuses."""
+        """Take confirmations and refusals."""
         if self._classic is not None:
             self._classic.receive(events)
         for event in events:
             if isinstance(event, v2.Ack):
                 for first, last in event.numbers:
-                    self._acknowledge(first, last)
+                    self._release(self._outbox.acknowledge(first, last))
             elif isinstance(event, v2.Refused):
-                batch = self._let_go(event.number)
+                batch = self._outbox.refuse(event.number)
                 if batch is not None:
                     self._fail(batch, PublishError(event.code, event.reason))
             elif isinstance(event, v2.Draining):
@@ -186,125 +162,59 @@ class PublisherLink(ClientLink):
                     self.connection.close(CloseCode.NORMAL)
         self.notify()
 
-    def _form(self, topic: str, data: Sequence[str], sizes: Sequence[int]) -> list[_Batch]:
-        """Put messages into batches that no producer finds too large, and return those."""
-        batches: list[_Batch] = []
-        for one, size in zip(data, sizes, strict=True):
-            batch = self._forming.get(topic)
-            if batch is not None and batch.size + size > self._batch_bytes:
-                self._number_batch(batch)
-                batch = None
-            if batch is None:
-                batch = self._forming[topic] = _Batch(topic, [])
-            if not batches or batches[-1] is not batch:
-                batches.append(batch)
-            batch.data.append(one)
-            batch.size += size
-            self._bytes += size
-            if batch.size >= self._batch_bytes:
-                self._number_batch(batch)
-        self.unconfirmed += len(data)
-        if not self._flushing:
-            self._flushing = True
-            asyncio.get_running_loop().call_soon(self._number_all)
+    def _add(self, messages: EncodedMessages) -> list[Batch]:
+        batches = self._outbox.add(messages)
+        if not self._sending_scheduled:
+            # Messages that are published in the same turn of the event loop share batches.
+            self._sending_scheduled = True
+            asyncio.get_running_loop().call_soon(self._number_and_send)
         self._keep_guard()
         return batches
 
-    def _number_all(self) -> None:
-        self._flushing = False
-        self._number_forming()
+    def _number_and_send(self) -> None:
+        self._sending_scheduled = False
+        self._outbox.number_all()
         self._send()
 
-    def _number_forming(self) -> int:
-        """Number all that is not numbered yet, and return the last number."""
-        for batch in list(self._forming.values()):
-            self._number_batch(batch)
-        return self._number
-
-    def _number_batch(self, batch: _Batch) -> None:
-        del self._forming[batch.topic]
-        self._number += 1
-        numbers = self._outstanding_of.setdefault(batch.topic, {})
-        packet = v2.Publish(
-            self._number,
-            next(reversed(numbers), 0),
-            batch.topic,
-            len(batch.data),
-            v2.encode_data(batch.data),
-        )
-        batch.payload = v2.encode(packet)
-        numbers[self._number] = None
-        self._outstanding[self._number] = batch
-        self._unsent.append(self._number)
-
     def _send(self) -> None:
-        while self._unsent and self.open:
+        while self.open and (batches := self._outbox.take(SLICE_BYTES)):
             assert self.connection is not None
-            size, numbers = 0, []
-            while self._unsent and size < SLICE_BYTES:
-                number = self._unsent.popleft()
-                if number in self._outstanding:
-                    numbers.append(number)
-                    size += self._outstanding[number].size
-            batches = [self._outstanding[number] for number in numbers]
             if self._classic is None:
-                self.connection.send([batch.payload for batch in batches])
+                self.connection.send([batch.packet() for batch in batches])
                 continue
-            self._classic.send(
-                [
-                    classic.encode(classic.Message(data, batch.topic))
-                    for batch in batches
-                    for data in batch.data
-                ]
-            )
+            self._classic.send([payload for batch in batches for payload in batch.classic_payloads()])
             # A classic producer confirms nothing.
-            for number in numbers:
-                self._acknowledge(number, number)
+            for batch in batches:
+                self._release(self._outbox.acknowledge(batch.number, batch.number))
         self.notify()
 
-    def _acknowledge(self, first: int, last: int) -> None:
-        if last - first < len(self._outstanding):
-            numbers = list(range(first, last + 1))
-        else:
-            numbers = [number for number in self._outstanding if first <= number <= last]
-        for number in numbers:
-            batch = self._let_go(number)
-            if batch is not None:
-                for future in batch.confirmed:
-                    if not future.done():
-                        future.set_result(None)
+    def _release(self, batches: Iterable[Batch]) -> None:
+        for batch in batches:
+            for future in batch.waiters:
+                if not future.done():
+                    future.set_result(None)
 
-    def _let_go(self, number: int) -> _Batch | None:
-        batch = self._outstanding.pop(number, None)
-        if batch is not None:
-            numbers = self._outstanding_of[batch.topic]
-            del numbers[number]
-            if not numbers:
-                del self._outstanding_of[batch.topic]
-            self._bytes -= batch.size
-            self.unconfirmed -= len(batch.data)
-        return batch
-
-    def _fail(self, batch: _Batch, error: WsqueueError) -> None:
-        if not batch.confirmed:
+    def _fail(self, batch: Batch, error: WsqueueError) -> None:
+        if batch.unwatched:
             self._error = self._error or error
-        for future in batch.confirmed:
+        for future in batch.waiters:
             if not future.done():
                 future.set_exception(error)
-                # Nobody may be waiting any more.
+                # The task of `publish` may have been cancelled: don't log that nothing retrieved the error.
                 future.exception()
 
     def _fail_all(self, error: WsqueueError) -> None:
-        self._number_forming()
-        for number in list(self._outstanding):
-            outstanding = self._let_go(number)
-            if outstanding is not None:
-                self._fail(outstanding, error)
-        self._unsent.clear()
+        for batch in self._outbox.fail_all():
+            self._fail(batch, error)
         self.notify()
 
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
     def _keep_guard(self) -> None:
-        """See to it that what is not confirmed fails when there is no connection for too long."""
+        """Make sure that unconfirmed messages fail when there is no connection for too long."""
         if not self.open and (self._guard is None or self._guard.done()):
             self._guard = asyncio.create_task(self._wait_or_fail())
 
@@ -315,6 +225,5 @@ class PublisherLink(ClientLink):
             self._fail_all(error)
 
     async def _until_changed(self) -> None:
-        changed = self._changed
-        changed.clear()
-        await changed.wait()
+        self._changed.clear()
+        await self._changed.wait()

@@ -5,7 +5,7 @@ The source is "What the original nodes put on the wire" (docs/protocol.md).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, cast
 
 import msgspec
@@ -72,6 +72,11 @@ _message_decoder = msgspec.json.Decoder(Message | Hello)
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What the decoder raises, whatever the payload is."""
 _encoder = msgspec.json.Encoder()
+encode_string: Callable[[str], bytes] = _encoder.encode
+"""Encode the data or the topic of a message as JSON in UTF-8, for `join_message`.
+
+A lone surrogate, which UTF-8 cannot express, raises a UnicodeEncodeError.
+"""
 
 
 def decode(payload: bytes) -> Packet:
@@ -128,3 +133,12 @@ def encode(packet: Packet) -> bytes:
         UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
     """
     return _encoder.encode(packet)
+
+
+def join_message(data: bytes, topic: bytes) -> bytes:
+    """Return the message that has these JSON strings, as `encode` writes it."""
+    return b'{"t":"m","d":%b,"s":%b}' % (data, topic)
+
+
+MESSAGE_OVERHEAD_BYTES = len(join_message(b"", b""))
+"""Bytes of a message besides its two JSON strings."""

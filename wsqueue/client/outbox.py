@@ -1,0 +1,197 @@
+"""The outbox of a publisher: batches, their numbers, the window and the confirmations. No I/O.
+
+Messages come in through `add`; batches go out through `take`, as packets of v2 or as classic messages; the
+peer's answers come in through `acknowledge` and `refuse`, which return the batches that are done. Each
+message is in one batch, and each batch in one of these states:
+
+::
+
+    add ──> forming ──number──> unsent ──take──> sent ──acknowledge, refuse──> done
+                                   ^               │
+                                   └──send_again───┘      fail_all: any state ──> done
+
+| a batch is | in | until |
+|---|---|---|
+| forming | `_forming`, at most one for each topic | it has `batch_bytes`, or `number_all` is called |
+| unsent | `_outstanding` and `_unsent` | `take` returns it |
+| sent | `_outstanding` | the peer confirms or refuses it, or `send_again` makes it unsent |
+| done | the list that a method returns, once | |
+
+`_outstanding` is in the order of the numbers, because batches enter it when they are numbered. `_unsent` is
+in the same order: `send_again` fills it with everything that is outstanding. `_topics` has the outstanding
+numbers of each topic; the last of them is what the next batch of the topic comes `after`. All rules are
+those of "Batches" in docs/protocol.md.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from typing import Generic, TypeVar
+
+import msgspec
+
+from ..protocol import classic, v2
+from .encoding import EncodedMessages
+
+WINDOW_BYTES = 16 * 1024 * 1024
+"""Unconfirmed bytes above which nothing is published: more than a fast network and disk have under way."""
+
+WINDOW_MESSAGES = 100_000
+"""Unconfirmed messages above which nothing is published: small messages take more than their bytes."""
+
+BATCH_BYTES = 64 * 1024
+"""Size at which a batch ends: its fixed cost is small then, and so is the time to fill it."""
+
+Waiter = TypeVar("Waiter")
+
+
+class OutgoingBatch(msgspec.Struct, Generic[Waiter], kw_only=True, eq=False):
+    """Hold messages of one topic until they are confirmed, refused or failed.
+
+    Attributes:
+        topic: The topic as text, and `topic_json` as JSON.
+        data: The messages as JSON strings.
+        size: Bytes in the window: those of the classic form of each message.
+        number: Number of the batch, 0 while it is forming.
+        after: The number of the batch before it on the topic that was outstanding then, else 0.
+        waiters: The caller's objects, one for each `add` that is to be told when the batch is done.
+        unwatched: True if it holds messages that no waiter stands for.
+    """
+
+    topic: str
+    topic_json: bytes
+    data: list[bytes] = msgspec.field(default_factory=list)
+    size: int = 0
+    number: int = 0
+    after: int = 0
+    waiters: list[Waiter] = msgspec.field(default_factory=list)
+    unwatched: bool = False
+
+    def packet(self) -> bytes:
+        """Return the packet of v2 that publishes the batch; it is the same each time."""
+        data = v2.join_data(self.data)
+        return v2.encode(v2.Publish(self.number, self.after, self.topic, len(self.data), data))
+
+    def classic_payloads(self) -> list[bytes]:
+        """Return the messages in classic form."""
+        return [classic.join_message(data, self.topic_json) for data in self.data]
+
+
+class Outbox(Generic[Waiter]):
+    """Batch and number messages, and keep each until the peer has confirmed or refused it.
+
+    Args:
+        batch_bytes: Size at which a batch ends, and which it exceeds with a single message only.
+
+    Attributes:
+        unconfirmed: Number of messages that are not done.
+    """
+
+    def __init__(self, *, batch_bytes: int = BATCH_BYTES) -> None:
+        self.unconfirmed = 0
+        self._bytes = self._last_number = 0
+        self._batch_bytes = batch_bytes
+        self._forming: dict[str, OutgoingBatch[Waiter]] = {}
+        self._outstanding: dict[int, OutgoingBatch[Waiter]] = {}
+        self._unsent: deque[OutgoingBatch[Waiter]] = deque()
+        self._topics: dict[str, dict[int, None]] = {}
+
+    @property
+    def full(self) -> bool:
+        """Return True if the window is used up, so that nothing more should be added."""
+        return self._bytes >= WINDOW_BYTES or self.unconfirmed >= WINDOW_MESSAGES
+
+    def add(self, messages: EncodedMessages) -> list[OutgoingBatch[Waiter]]:
+        """Put messages into batches; return those batches, for the caller's waiters.
+
+        The window is checked by the caller, because one call may exceed it.
+        """
+        topic, overhead = messages.topic, messages.overhead
+        batch = self._forming.get(topic)
+        batches: list[OutgoingBatch[Waiter]] = []
+        for data in messages.data:
+            size = len(data) + overhead
+            if batch is not None and batch.size + size > self._batch_bytes:
+                self._number(batch)
+                batch = None
+            if batch is None:
+                batch = self._forming[topic] = OutgoingBatch(topic=topic, topic_json=messages.topic_json)
+            if not batches or batches[-1] is not batch:
+                batches.append(batch)
+            batch.data.append(data)
+            batch.size += size
+            self._bytes += size
+            if batch.size >= self._batch_bytes:
+                self._number(batch)
+                batch = None
+        self.unconfirmed += len(messages.data)
+        return batches
+
+    def number_all(self) -> int:
+        """End all batches that are forming, and return the last number that was given."""
+        for batch in list(self._forming.values()):
+            self._number(batch)
+        return self._last_number
+
+    def take(self, max_bytes: int) -> list[OutgoingBatch[Waiter]]:
+        """Return the next batches to send, up to the first at which they have `max_bytes` together."""
+        batches: list[OutgoingBatch[Waiter]] = []
+        size = 0
+        while self._unsent and size < max_bytes:
+            batch = self._unsent.popleft()
+            if batch.number in self._outstanding:
+                batches.append(batch)
+                size += batch.size
+        return batches
+
+    def send_again(self) -> None:
+        """Make all outstanding batches unsent, because a new connection has none of them."""
+        self._unsent = deque(self._outstanding.values())
+
+    def acknowledge(self, first: int, last: int) -> list[OutgoingBatch[Waiter]]:
+        """Take a range of confirmed numbers; return the batches in it that were outstanding."""
+        if last - first < len(self._outstanding):
+            numbers: Iterable[int] = range(first, last + 1)
+        else:  # a range is as long as the peer likes
+            numbers = [number for number in self._outstanding if first <= number <= last]
+        return [batch for number in numbers if (batch := self._remove(number)) is not None]
+
+    def refuse(self, number: int) -> OutgoingBatch[Waiter] | None:
+        """Take the number of a refused batch; return the batch, or None if it is not outstanding."""
+        return self._remove(number)
+
+    def fail_all(self) -> list[OutgoingBatch[Waiter]]:
+        """Give up all batches, and return them in the order of their numbers."""
+        self.number_all()
+        batches = [batch for number in list(self._outstanding) if (batch := self._remove(number)) is not None]
+        self._unsent.clear()
+        return batches
+
+    def done_up_to(self, number: int) -> bool:
+        """Return True if no batch up to a number is outstanding."""
+        return not self._outstanding or next(iter(self._outstanding)) > number
+
+    def sent_up_to(self, number: int) -> bool:
+        """Return True if no batch up to a number is unsent."""
+        return not self._unsent or self._unsent[0].number > number
+
+    def _number(self, batch: OutgoingBatch[Waiter]) -> None:
+        del self._forming[batch.topic]
+        self._last_number += 1
+        numbers = self._topics.setdefault(batch.topic, {})
+        batch.number, batch.after = self._last_number, next(reversed(numbers), 0)
+        numbers[batch.number] = None
+        self._outstanding[batch.number] = batch
+        self._unsent.append(batch)
+
+    def _remove(self, number: int) -> OutgoingBatch[Waiter] | None:
+        batch = self._outstanding.pop(number, None)
+        if batch is not None:
+            numbers = self._topics[batch.topic]
+            del numbers[number]
+            if not numbers:
+                del self._topics[batch.topic]
+            self._bytes -= batch.size
+            self.unconfirmed -= len(batch.data)
+        return batch

@@ -22,20 +22,29 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--config", "config_file", metavar="FILE", help="Drive that cluster; only if it is given here.")
-@click.option("--consumers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
-@click.option("--producers", type=click.IntRange(1, 100), metavar="N", help="Nodes to start.  [default: 1]")
+@click.option(
+    "--config",
+    "config_file",
+    metavar="FILE",
+    help="Measure the cluster of this configuration; without it, start one on loopback.",
+)
+@click.option(
+    "--consumers", type=click.IntRange(1, 100), metavar="N", help="Consumers to start.  [default: 1]"
+)
+@click.option(
+    "--producers", type=click.IntRange(1, 100), metavar="N", help="Producers to start.  [default: 1]"
+)
 @click.option(
     "--retention",
     type=click.Choice(["memory", "sqlite"]),
-    help="Where the consumers to start keep what is published.  [default: memory]",
+    help="Where the started consumers store messages.  [default: memory]",
 )
 @click.option(
     "--protocol",
     type=click.Choice(["v2", "classic"]),
     default="v2",
     show_default=True,
-    help="What clients speak: with v2, all messages must be confirmed.",
+    help="Protocol of the clients; with v2, all messages must be confirmed.",
 )
 @click.option("--publishers", type=click.IntRange(min=1), default=1, show_default=True, metavar="N")
 @click.option(
@@ -53,31 +62,33 @@ if TYPE_CHECKING:
     default=100,
     show_default=True,
     metavar="BYTES",
-    help="Data of a message, at least 16.",
+    help="Data of each message, at least 16.",
 )
 @click.option(
     "--rate",
     type=click.FloatRange(0, 10_000_000, min_open=True),
     metavar="N",
-    help="Messages a second, and take their latency; without it, as many as go.",
+    help="Messages per second, and measure their latency; without it, as many as possible.",
 )
 @click.option(
     "--duration",
     type=click.FloatRange(0, 86_400, min_open=True),
     metavar="SECONDS",
-    help="How long to measure.  [default: 5]",
+    help="Duration of the measurement.  [default: 5]",
 )
-@click.option("--count", type=click.IntRange(min=1), metavar="N", help="Measure N messages instead.")
+@click.option(
+    "--count", type=click.IntRange(min=1), metavar="N", help="Measure N messages instead of a duration."
+)
 @click.option(
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Send at most N messages at once; without it, what is due and 64 KiB hold.",
+    help="Send at most N messages at once; without it, all that are due, up to 64 KiB.",
 )
 @click.option(
     "--replay",
     is_flag=True,
-    help="Publish --count messages first, 256 MiB without it, and measure how fast the logs are read.",
+    help="Publish --count messages first (without it, 256 MiB), then measure how fast the logs are read.",
 )
 @click.option(
     "--warm-up",
@@ -85,7 +96,7 @@ if TYPE_CHECKING:
     default=1.0,
     show_default=True,
     metavar="SECONDS",
-    help="Publish so long before.",
+    help="Warm-up time before the measurement.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
@@ -104,14 +115,15 @@ def bench(
     duration: float | None,
     as_json: bool,
     plot: Path | None,
-    **numbers: Any,  # noqa: ANN401 - those of Load
+    **numbers: Any,  # noqa: ANN401 - the fields of Load
 ) -> None:
-    """Measure throughput, latency, and what the nodes use; exit with 1 if messages were lost or came twice.
+    """Measure throughput, latency, CPU and memory of a cluster.
 
-    With v2, messages that are not confirmed in the end are an error, too.
+    Without --config it starts a cluster on loopback. Mind that it floods the cluster. With --rate, the
+    latency of a message counts from the time when it was due, even if it was sent later because the cluster
+    was busy.
 
-    Without --config it starts a cluster on loopback. It floods a cluster: mind whose that is. With
-    --rate, the latency counts from when a message was due, even if the cluster held up its sending.
+    The exit code is 1 if messages were lost, came twice or, with v2, were not confirmed.
 
     \b
     Examples:
@@ -121,21 +133,21 @@ def bench(
       wsqueue bench --retention sqlite --replay
       wsqueue bench --config demo.toml --rate 1000 --duration 60
     """
-    # Imported here, for it takes 3 MiB that no node needs.
+    # Imported here because it takes 3 MiB that no node needs.
     from ..tools.bench import Load  # noqa: PLC0415
     from ..tools.bench import bench as benchmark  # noqa: PLC0415
 
     started = (consumers, producers, retention)
     if config_file is not None and started != (None, None, None):
         raise click.UsageError(
-            "--consumers, --producers and --retention are for a cluster that is started, not for --config."
+            "--consumers, --producers and --retention can't be used with --config, which starts no nodes."
         )
     if numbers["replay"]:
         if duration is not None or protocol == "classic":
-            raise click.UsageError("--replay goes with --count and v2, not with --duration or classic.")
+            raise click.UsageError("--replay can't be used with --duration or --protocol classic.")
         numbers["count"] = numbers["count"] or max(1, benchmark.REPLAY_BYTES // numbers["size"])
     if duration is not None and numbers["count"] is not None:
-        raise click.UsageError("--duration or --count, not both.")
+        raise click.UsageError("--duration and --count can't be used together.")
     try:
         load = Load(duration=5.0 if duration is None else duration, **numbers)
     except ValueError as error:
@@ -185,14 +197,14 @@ async def _bench(
     if report.unconfirmed:
         click.echo(f"{report.unconfirmed} messages were not confirmed.", err=True)
     if report.ended_early:
-        click.echo("The run ended early, for nothing moved any more.", err=True)
+        click.echo("The run ended early because no message came any more.", err=True)
     if report.lost or report.duplicates or report.unconfirmed or report.ended_early:
         fail()
 
 
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Callable[[float], None]]:
-    """Show how much is done, 0 to 1, if a terminal is there to show it."""
+    """Yield a function that shows a share of the work, 0 to 1, as done, if there is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _done: None
         return

@@ -1,4 +1,4 @@
-"""The commands that run a cluster on this machine, and verify one anywhere."""
+"""The commands that run a cluster on this machine, and verify any cluster."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from .messages import run_demo
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all checks.")
 @config_option
 def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
-    """Run the end-to-end tests against a cluster; exit with 1 if any fails.
+    """Run the end-to-end tests against a cluster.
 
-    Every node answers; a random message comes back unmodified through every producer and every
-    consumer; every endpoint refuses a wrong key.
+    Every node must answer, a random message must come back unmodified through every producer and every
+    consumer, and every endpoint must refuse a wrong key. The exit code is 1 if a check fails.
 
     \b
     Examples:
@@ -46,22 +46,24 @@ def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
     type=click.IntRange(0, 65_336),
     default=10_001,
     show_default=True,
-    help="Where the first consumer listens; the other nodes follow. 0 lets the system choose.",
+    help="Port of the first consumer; the other nodes use the next ones. With 0, the system chooses.",
 )
 @click.option(
     "--directory",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="Keep the configurations and the key there, instead of in a temporary directory.",
+    help="Directory of the configuration files and the key; without it, a temporary one.",
 )
 @click.option(
     "--retention",
     type=click.Choice(["memory", "sqlite"]),
     default="memory",
     show_default=True,
-    help="Where the consumers keep what was published.",
+    help="Where the consumers store messages.",
 )
-@click.option("--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo, and end.")
+@click.option(
+    "--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo on TOPIC, and end."
+)
 def local(
     *,
     consumers: int,
@@ -71,7 +73,9 @@ def local(
     retention: model.RetentionMode,
     demo_topic: str | None,
 ) -> None:
-    """Run a cluster on loopback until Ctrl-C, each node a process of its own.
+    """Run a cluster on this machine until Ctrl-C.
+
+    Each node is a process of its own, and listens on loopback only.
 
     \b
     Examples:
@@ -129,7 +133,7 @@ async def _local(
     retention: model.RetentionMode,
     demo_topic: str | None,
 ) -> None:
-    # The demo has the terminal for itself, and its checks provoke warnings.
+    # The demo needs the terminal for itself, and the checks before it provoke warnings.
     show = node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
     with ended_by_signals():
         kept = model.Retention(mode=retention)
@@ -137,12 +141,12 @@ async def _local(
             if demo_topic is None:
                 click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
                 click.echo(f"  wsqueue demo --config {cluster.config_file} news")
-                click.echo(f"Its status page, with a demo for the browser: {cluster.status_page}")
+                click.echo(f"Status page, with a demo for the browser: {cluster.status_page}")
                 await cluster.wait()
             else:
                 settings = load_config(cluster.config_file, ClientConfig)
                 await _verify(settings, None)
                 if sys.stdin.isatty():
-                    # Else all is over with the input.
-                    click.echo(f"The status page of the cluster, as long as this runs: {cluster.status_page}")
+                    # Without a terminal, the cluster ends with standard input.
+                    click.echo(f"Status page of the cluster, until this command ends: {cluster.status_page}")
                 await run_demo(settings, demo_topic)

@@ -1,4 +1,4 @@
-"""Shared by all commands: exit codes, options, signals, and output about what goes on."""
+"""Exit codes, options, signal handling and progress output that several commands share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,11 @@ from ..tools.terminal import one_line
 
 
 class ExitCode(enum.IntEnum):
-    """Say how a command ended; each member has its meaning, as `--help` and the manual page print it."""
+    """The exit codes of all commands.
+
+    Attributes:
+        meaning: The text for `--help`, the manual page and docs/operations.md.
+    """
 
     meaning: str
 
@@ -43,11 +47,14 @@ class ExitCode(enum.IntEnum):
 
 _NODE_COLORS = ("cyan", "green", "yellow", "magenta", "blue", "bright_cyan", "bright_green")
 
+CONFIG_VARIABLE = "WSQUEUE_CONFIG"
+"""The environment variable that stands for --config."""
+
 DEFAULT_CONFIG = "/etc/wsqueue/demo.toml"
-"""Where the deployment puts the configuration of clients."""
+"""The configuration file of clients, where the deployment puts it."""
 
 COMPLETE_VARIABLE = "_WSQUEUE_COMPLETE"
-"""Set by the scripts of `wsqueue completion`; click would make it of how the command was started."""
+"""Set by the scripts of `wsqueue completion`; click's own name depends on how the command was started."""
 
 
 def complete_file(_context: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
@@ -59,12 +66,12 @@ config_option = click.option(
     "--config",
     "config_file",
     metavar="FILE",
-    envvar="WSQUEUE_CONFIG",
+    envvar=CONFIG_VARIABLE,
     default=DEFAULT_CONFIG,
     show_default=True,
     show_envvar=True,
     shell_complete=complete_file,
-    help="Configuration of role demo: where the nodes are, and the pre-shared key.",
+    help="Configuration file of role demo: addresses of the nodes, and the pre-shared key.",
 )
 
 
@@ -75,7 +82,11 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Let a signal cancel what runs, so that it ends the processes that it has started."""
+    """Cancel the current task on SIGINT, SIGTERM or SIGHUP, so that it can end the processes it has started.
+
+    Raises:
+        click.exceptions.Exit: A signal came; the exit code is 128 plus its number.
+    """
     code = 0
 
     def end(number: int) -> None:
@@ -94,7 +105,7 @@ def ended_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yield what says, on a terminal and nowhere else, what is going on; "" takes it away."""
+    """Yield a function that shows a line of progress on a terminal; an empty text removes it."""
     if not sys.stderr.isatty() or not sys.stdout.isatty():
         yield lambda _text: None
         return
@@ -114,7 +125,11 @@ def progress_line() -> Iterator[Callable[[str], None]]:
 
 
 def node_lines(hidden: list[str]) -> Callable[[str, str], None]:
-    """Return what shows the lines that nodes log, but for those of the hidden levels."""
+    """Return a function that prints a line from the log of a node, in the colour of the node.
+
+    Args:
+        hidden: Texts of log levels; lines with one of them aren't printed.
+    """
     colors = itertools.cycle(_NODE_COLORS)
     color_of: defaultdict[str, str] = defaultdict(lambda: next(colors))
 

@@ -1,4 +1,4 @@
-"""The group of all commands: it prints an error as one sentence, and chooses the exit code."""
+"""The group of all commands. It prints each error as one sentence and chooses the exit code."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ COMMANDS = (
 
 class _Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click has it
-        """Complete what the scripts of `wsqueue completion` ask for, however this was started."""
+        """Answer the scripts of `wsqueue completion`, under whatever name the command was started."""
         kwargs["complete_var"] = COMPLETE_VARIABLE
         return super().main(*args, **kwargs)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
-        """Turn our errors into one sentence on standard error and an exit code."""
+        """Turn an error into one sentence on standard error, and an exit code."""
         try:
             return super().invoke(ctx)
         except WsqueueError as error:
             click.echo(f"Error: {printable(str(error))}", err=True)
             raise click.exceptions.Exit(_exit_code(error)) from None
         except OSError as error:
-            # A pipe that its reader has closed is click's affair, and no error.
+            # Click ends quietly when the reader of a pipe has closed it.
             if error.errno == errno.EPIPE:
                 raise
             click.echo(f"Error: {printable(str(error))}", err=True)
@@ -75,15 +75,15 @@ def _exit_code(error: WsqueueError) -> ExitCode:
     epilog="\n".join(["\b", "Exit codes:", *(f"  {code:<3}  {code.meaning}" for code in ExitCode)]),
 )
 @click.version_option(__version__, "-V", "--version", message="wsqueue %(version)s")
-@click.option("-v", "--verbose", is_flag=True, help="Log connections too; not used by the nodes.")
+@click.option("-v", "--verbose", is_flag=True, help="Also log connections; the nodes ignore it.")
 def main(verbose: bool) -> None:
     """A topic queue over WebSockets.
 
-    Clients publish through any producer; the producer forwards a message to the consumer that the
-    topic hashes to; the consumer fans it out to the topic's subscribers.
+    Clients publish through any producer. The producer forwards each message to one consumer, chosen by
+    the hash of the topic; the consumer sends it to all subscribers of the topic.
 
     \b
-    A first try, all on this machine:
+    To try it, with all nodes on this machine:
       wsqueue local --demo news
     """
     prepare_standard_files()

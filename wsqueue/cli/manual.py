@@ -2,119 +2,93 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-import textwrap
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 import click
 
-from .common import ExitCode
+from ..version import __version__
+from .common import CONFIG_VARIABLE, DEFAULT_CONFIG, ExitCode
 
 ENVIRONMENT = {
-    "WSQUEUE_CONFIG": "The file of --config, where that is not given.",
-    "WSQUEUE_PSK": "The pre-shared key, for development only: others may see it.",
-    "NO_COLOR": "When it is not empty, nothing is coloured.",
+    CONFIG_VARIABLE: "The configuration file of clients, unless --config is given.",
+    "WSQUEUE_PSK": "The pre-shared key, for development only: other users may be able to read it.",
+    "NO_COLOR": "If it is set and not empty, nothing is coloured.",
 }
 
 FILES = {
-    "/etc/wsqueue/demo.toml": "Configuration of clients, where neither --config nor WSQUEUE_CONFIG says so.",
-    "/etc/wsqueue/psk": "Where the deployment puts the pre-shared key.",
+    DEFAULT_CONFIG: f"The configuration file of clients, if neither --config nor {CONFIG_VARIABLE} is given.",
+    "/etc/wsqueue/psk": "The pre-shared key, where the deployment puts it.",
 }
 
+_ESCAPES = str.maketrans(
+    {"\\": r"\e", "-": r"\-", "'": r"\(aq", "`": r"\(ga", "^": r"\(ha", "~": r"\(ti", '"': r"\(dq"}
+)
+"""Characters that roff would take for the beginning of an escape, or print as typographic signs."""
 
-def manual(group: click.Group, version: str, exit_codes: Iterable[ExitCode]) -> str:
-    """Return the manual page of a group of commands.
 
-    Args:
-        group: With all commands.
-        version: Of the package.
-        exit_codes: How commands end.
-    """
-    context = click.Context(group, info_name="wsqueue", max_content_width=78)
-    summary, *rest = _paragraphs(group.help or "")
-    lines = [
-        f'.TH WSQUEUE 1 "" "wsqueue {version}" "User Commands"',
-        ".SH NAME",
-        f"wsqueue \\- {_text(summary.rstrip('.'))}",
-        ".SH SYNOPSIS",
-        ".B wsqueue",
-        _text("[OPTION]... COMMAND [ARGUMENT]..."),
-        ".SH DESCRIPTION",
-        *_body(rest),
-        ".SH OPTIONS",
-        *_options(group, context),
-        ".SH COMMANDS",
-    ]
-    for name in group.list_commands(context):
-        command = group.get_command(context, name)
-        assert command is not None
-        lines += _command(command, click.Context(command, parent=context, info_name=name))
-    lines.append(".SH EXIT STATUS")
-    for code in exit_codes:
-        lines += _item(str(code), code.meaning)
-    for title, entries in (("ENVIRONMENT", ENVIRONMENT), ("FILES", FILES)):
-        lines.append(f".SH {title}")
-        for name, meaning in entries.items():
-            lines += _item(name, meaning)
-    return "\n".join(lines) + "\n"
+def manual(group: click.Group) -> str:
+    """Return the manual page of a group of commands."""
+    return "\n".join(_page(group)) + "\n"
+
+
+def _page(group: click.Group) -> Iterator[str]:
+    context = click.Context(group, info_name="wsqueue")
+    summary, *description = _split(group)
+    yield f'.TH WSQUEUE 1 "" "wsqueue {__version__}" "User Commands"'
+    yield f".SH NAME\nwsqueue \\- {_roff(summary.rstrip('.'))}"
+    yield f".SH SYNOPSIS\n.B wsqueue\n{_roff('[OPTION]... COMMAND [ARGUMENT]...')}"
+    yield ".SH DESCRIPTION"
+    yield from _paragraphs(description)
+    yield ".SH OPTIONS"
+    yield from _options(group.get_params(context), context)
+    yield ".SH COMMANDS"
+    for name, command in sorted(group.commands.items()):
+        yield from _command(command, click.Context(command, parent=context, info_name=name))
+    yield from _terms("EXIT STATUS", {str(code): code.meaning for code in ExitCode})
+    yield from _terms("ENVIRONMENT", ENVIRONMENT)
+    yield from _terms("FILES", FILES)
 
 
 def _command(command: click.Command, context: click.Context) -> Iterator[str]:
-    yield f'.SS "{_text(context.command_path)}"'
-    pieces = " ".join(command.collect_usage_pieces(context))
-    yield f".B {_text(context.command_path)}"
-    yield _text(pieces)
-    yield ".PP"
-    yield from _body(_paragraphs(command.help or ""))
-    yield from _options(command, context)
+    path = _roff(context.command_path)
+    yield f'.SS "{path}"\n.B {path}\n{_roff(" ".join(command.collect_usage_pieces(context)))}\n.PP'
+    yield from _paragraphs(_split(command))
+    yield from _options(command.params, context)
 
 
-def _options(command: click.Command, context: click.Context) -> Iterator[str]:
-    for parameter in command.get_params(context):
-        record = parameter.get_help_record(context)
-        # Every command has --help, and the arguments are in the text.
-        if record is not None and isinstance(parameter, click.Option) and parameter.opts != ["--help"]:
-            yield from _item(*record)
+def _options(parameters: Sequence[click.Parameter], context: click.Context) -> Iterator[str]:
+    for option in parameters:
+        if isinstance(option, click.Option) and (record := option.get_help_record(context)):
+            yield from _term(*record)
 
 
-def _item(term: str, meaning: str) -> list[str]:
-    return [".TP", f".B {_text(term)}", *_filled(meaning)]
+def _terms(heading: str, terms: Mapping[str, str]) -> Iterator[str]:
+    yield f".SH {heading}"
+    for term, meaning in terms.items():
+        yield from _term(term, meaning)
 
 
-def _body(paragraphs: Iterator[str] | list[str]) -> Iterator[str]:
-    """Yield paragraphs, each after a break; what begins with a backspace keeps its lines."""
+def _term(term: str, meaning: str) -> Iterator[str]:
+    yield f".TP\n.B {_roff(term)}\n{_roff(' '.join(meaning.split()))}"
+
+
+def _split(command: click.Command) -> list[str]:
+    return inspect.cleandoc(command.help or "").split("\n\n")
+
+
+def _paragraphs(paragraphs: Sequence[str]) -> Iterator[str]:
+    """Yield paragraphs with breaks between; one that begins with a backspace keeps its lines."""
     for number, paragraph in enumerate(paragraphs):
         if number:
             yield ".PP"
         if paragraph.startswith("\b\n"):
-            yield ".nf"
-            yield from (_text(line) for line in paragraph.removeprefix("\b\n").split("\n"))
-            yield ".fi"
+            yield f".nf\n{_roff(paragraph[2:])}\n.fi"
         else:
-            yield from _filled(paragraph)
+            yield _roff(paragraph)
 
 
-def _filled(text: str) -> list[str]:
-    """Return a paragraph in short lines, as people who look at the source like it."""
-    lines = textwrap.wrap(" ".join(text.split()), 72, break_long_words=False, break_on_hyphens=False)
-    return [_text(line) for line in lines]
-
-
-def _paragraphs(text: str) -> list[str]:
-    lines = "\n".join(line.rstrip() for line in _dedent(text).strip("\n").split("\n"))
-    return [paragraph for paragraph in re.split(r"\n{2,}", lines) if paragraph.strip()]
-
-
-def _dedent(text: str) -> str:
-    """Take away what all lines but the first are indented by: that of a docstring."""
-    first, *others = text.split("\n")
-    indents = [len(line) - len(line.lstrip(" ")) for line in others if line.strip()]
-    indent = min(indents, default=0)
-    return "\n".join([first.strip(), *(line[indent:] for line in others)])
-
-
-def _text(text: str) -> str:
-    """Return text of which roff takes nothing for a request, an escape or a typographic sign."""
-    escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq").replace("`", "\\(ga")
-    escaped = escaped.replace("^", "\\(ha").replace("~", "\\(ti").replace('"', "\\(dq")
-    return f"\\&{escaped}" if escaped.startswith(".") else escaped
+def _roff(text: str) -> str:
+    """Return text in which roff sees no request, no escape and no typographic sign."""
+    return re.sub(r"^\.", r"\\&.", text.translate(_ESCAPES), flags=re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The commands that publish messages and print those of topics."""
+"""The commands that publish messages, and print messages of topics."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .common import config_option, fail, run
 
 
 class _Start(click.ParamType[Any, Any]):
-    """Take where a subscription begins."""
+    """The start of a subscription, as it is written on the command line."""
 
     name = "start"
 
@@ -40,7 +40,7 @@ class _Start(click.ParamType[Any, Any]):
             return datetime.fromisoformat(value).astimezone()
         except ValueError:
             self.fail(
-                f"{value!r} is no start: expected latest, earliest, an offset, LOG:OFFSET, or a time as"
+                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, or a time as"
                 " 2026-11-25T12:00",
                 param,
                 ctx,
@@ -51,10 +51,10 @@ class _Start(click.ParamType[Any, Any]):
 @click.argument("topic")
 @config_option
 def demo(topic: str, config_file: str) -> None:
-    """Publish each line that you type on TOPIC, and print what comes on it.
+    """Publish lines on TOPIC, and print its messages.
 
-    Without a terminal it publishes what it reads, prints what comes back, and ends when all of it
-    has (exit code 0) or when nothing more comes for five seconds (1).
+    On a terminal it publishes each line that you type. Without one it publishes standard input, and ends
+    when all lines have come back (exit code 0), or when none has come back for five seconds (exit code 1).
 
     \b
     Examples:
@@ -71,15 +71,15 @@ def demo(topic: str, config_file: str) -> None:
     "--confirm/--no-confirm",
     default=True,
     show_default=True,
-    help="Wait until all is stored, or only until a producer has read it.",
+    help="Wait until all messages are stored, or only until a producer has read them.",
 )
 @config_option
 def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
-    """Publish DATA on TOPIC; without DATA, or with -, each line of standard input.
+    """Publish DATA on TOPIC, or each line of standard input.
 
-    It ends when the consumer of TOPIC has stored all of it. A producer that only speaks the classic
-    protocol confirms nothing: a connection to it that breaks may take messages with it, their number
-    is said, and the exit code is 1.
+    Without DATA, or with -, each line of standard input is a message. The command ends when the consumer
+    of TOPIC has stored all messages. A producer that only speaks the classic protocol confirms nothing, so
+    messages may be lost when a connection to it breaks; their number is printed, and the exit code is 1.
 
     \b
     Examples:
@@ -98,26 +98,26 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     default="latest",
     show_default=True,
     metavar="START",
-    help="latest, earliest, an offset, LOG:OFFSET as --json prints them, or a time as 2026-11-25T12:00.",
+    help="latest, earliest, an offset, LOG:OFFSET (printed by --json), or a time such as 2026-11-25T12:00.",
 )
 @click.option(
     "--follow/--no-follow",
     default=True,
     show_default=True,
-    help="Go on, or end with what was published before.",
+    help="Wait for new messages, or end after those that are already stored.",
 )
 @click.option(
     "--json",
     "as_json",
     is_flag=True,
-    help='Print {"topic": ..., "data": ..., ...}, a line each, and gaps too.',
+    help="Print each message and each gap as one line of JSON.",
 )
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="End after that time; with --count, the exit code is 1 when fewer than N came.",
+    help="End after that time; with --count, the exit code is 1 if fewer than N messages came.",
 )
 @config_option
 def subscribe(
@@ -130,10 +130,10 @@ def subscribe(
     timeout: float | None,
     config_file: str,
 ) -> None:
-    """Print the messages of each TOPIC as they come, a line each; with several, after their topic.
+    """Print the messages of each TOPIC, one a line.
 
-    After a lost connection it goes on where it was. Messages that are gone by then are said on standard
-    error.
+    With several topics, each line begins with the topic. After a lost connection the command resumes where
+    it was. If messages in between are no longer stored, it says so on standard error.
 
     \b
     Examples:
@@ -142,13 +142,13 @@ def subscribe(
       wsqueue subscribe --json --count 10 --timeout 60 news sport
     """
     if isinstance(start, int | Position) and len(set(topics)) > 1:
-        raise click.UsageError("an offset is of one topic, and there are several.")
+        raise click.UsageError("an offset belongs to one topic, but several topics are given.")
     settings = load_config(config_file, ClientConfig)
     run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
 
 
 async def run_demo(settings: ClientConfig, topic: str) -> None:
-    """Run the demo on a topic until it ends; exit with 1 when messages did not come back."""
+    """Run the demo on a topic until it ends; exit with 1 if messages did not come back."""
     async with client.connect(settings) as connected:
         missing = await demo_tool.demo(connected, topic, settings.limits.max_message_bytes)
     if missing:
@@ -195,7 +195,7 @@ async def _subscribe(
                 if isinstance(message, Gap) and not as_json:
                     click.echo(demo_tool.gap_text(message), err=True)
                     continue
-                # With color, click leaves alone what it takes for colors.
+                # Without `color`, click would remove escape sequences from the message.
                 click.echo(_line(message, as_json, len(topics)), color=True)
                 if left is not None and not isinstance(message, Gap):
                     left -= 1
@@ -211,6 +211,6 @@ def _line(message: Message | Gap, as_json: bool, topics: int) -> str:
     if isinstance(message, Gap) or as_json:
         fields = msgspec.structs.asdict(message)
         if not fields.get("log", True):
-            del fields["log"], fields["offset"]  # a classic consumer keeps none
+            del fields["log"], fields["offset"]  # a classic consumer has no log
         return json_line(fields)
     return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")

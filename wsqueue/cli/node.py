@@ -1,4 +1,4 @@
-"""The commands that run a node, and the one that checks the configuration of a node or a client."""
+"""The commands that run a node, and the one that checks a configuration file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from .common import ExitCode, complete_file
 def consumer(file: str) -> None:
     """Run a consumer with the configuration FILE.
 
-    It serves /producer and /subscribe/TOPIC. SIGTERM drains, SIGHUP reads FILE again, SIGUSR1 logs
-    the counters.
+    It serves /producer and /subscribe/TOPIC. SIGTERM drains and ends it, SIGHUP reads FILE again, and
+    SIGUSR1 logs the counters.
 
     \b
     Example:
@@ -40,8 +40,8 @@ def consumer(file: str) -> None:
 def producer(file: str) -> None:
     """Run a producer with the configuration FILE.
 
-    It serves /produce, and keeps a link to every consumer. SIGTERM drains, SIGHUP reads FILE again,
-    SIGUSR1 logs the counters.
+    It serves /produce, and keeps a link to every consumer. SIGTERM drains and ends it, SIGHUP reads FILE
+    again, and SIGUSR1 logs the counters.
 
     \b
     Example:
@@ -53,10 +53,15 @@ def producer(file: str) -> None:
 @click.command("check-config")
 @click.argument("file", shell_complete=complete_file)
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print one JSON object: role, warnings and the problem."
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print one JSON object with the role, the warnings and the problem.",
 )
 def check_config(file: str, *, as_json: bool) -> None:
-    """Check the configuration FILE, its certificates, and the key if it has a psk_file; exit with 3 if wrong.
+    """Check the configuration FILE, its certificates and its key.
+
+    The key is checked if FILE has a psk_file. The exit code is 3 if something is wrong.
 
     \b
     Examples:

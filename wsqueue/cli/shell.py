@@ -1,18 +1,19 @@
-"""The commands about the command line itself: completion in shells, and the manual page."""
+"""The commands about the command line itself: shell completion and the manual page."""
 
 from __future__ import annotations
 
 import click
 from click.shell_completion import get_completion_class
 
-from ..version import __version__
-from .common import COMPLETE_VARIABLE, ExitCode
+from .common import COMPLETE_VARIABLE
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> None:
-    """Print the script that lets a shell complete commands, options and files.
+    """Print the completion script of a shell.
+
+    With it, the shell completes commands, options and names of files.
 
     \b
     Examples:
@@ -25,7 +26,7 @@ def completion(shell: str) -> None:
     assert kind is not None
     main = click.get_current_context().find_root().command
     script = kind(main, {}, "wsqueue", COMPLETE_VARIABLE)
-    # Not `source()`, which looks for the shell on the host that prints the script.
+    # Not `source()`: it fails on a host that does not have the shell.
     click.echo((script.source_template % script.source_vars()).strip())
 
 
@@ -42,4 +43,4 @@ def man() -> None:
 
     main = click.get_current_context().find_root().command
     assert isinstance(main, click.Group)
-    click.echo(manual(main, __version__, ExitCode), nl=False)
+    click.echo(manual(main), nl=False)

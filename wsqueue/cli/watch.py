@@ -1,4 +1,4 @@
-"""The commands that look at a cluster. Their tools are imported when they run: they need rich and psutil."""
+"""The commands that watch a cluster. They import rich and psutil, which are slow, only when they run."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
     default=2.0,
     show_default=True,
     metavar="SECONDS",
-    help="How often the nodes are asked.",
+    help="Time between two requests to each node.",
 )
 @click.option(
-    "--once", is_flag=True, help="Print one snapshot and end; the nodes are asked twice, for the rates."
+    "--once", is_flag=True, help="Print one snapshot and end; it takes two requests, because it has rates."
 )
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line each time.")
+@click.option("--json", "as_json", is_flag=True, help="Print each snapshot as one line of JSON.")
 @config_option
 def top(*, interval: float, once: bool, as_json: bool, config_file: str) -> None:
-    """Show how all nodes of a cluster are, until q or Ctrl-C.
+    """Show the state of all nodes until q or Ctrl-C.
 
-    Warnings come first, in words; then the nodes, their links, slow subscribers, and the topics with the
-    most messages. Into a pipe it prints a snapshot each time.
+    Warnings come first, then the nodes, their links, slow subscribers, and the topics with the most
+    messages. Without a terminal it prints one snapshot after the other.
 
-    With --once the exit code is 0 when all nodes answer, 1 when one does not, and 4 (5) when none does
-    (for they have another pre-shared key).
+    With --once the exit code is 0 if all nodes answer, 1 if only some do, and 4 if none does, or 5 if that
+    is because they have another pre-shared key.
 
     \b
     Examples:
@@ -54,7 +54,7 @@ def top(*, interval: float, once: bool, as_json: bool, config_file: str) -> None
 
 async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: bool) -> None:
     from ..monitoring.cluster import ClusterMonitor  # noqa: PLC0415
-    from ..tools import top as view  # noqa: PLC0415 - it needs rich, which takes a while
+    from ..tools import top as view  # noqa: PLC0415 - it needs rich, which is slow to import
 
     monitor = ClusterMonitor(
         settings.subscribe_addresses,
@@ -115,11 +115,12 @@ def _write_snapshot(*, as_json: bool) -> Callable[[Snapshot], None]:
 @config_option
 @click.pass_context
 def doctor(context: click.Context, *, files: tuple[str, ...], as_json: bool, config_file: str) -> None:
-    """Find out what is wrong, and say what to do; exit with 1 if something is.
+    """Find problems, and say how to solve them.
 
     With each FILE, of any role, it checks the configuration on this host: addresses, keys and their
-    fingerprints, certificates, open files, memory and the directory of the log. Without FILE, or with
-    one of role demo, it asks all nodes of that cluster, and compares them.
+    fingerprints, certificates, open files, memory and the directory of the log. Without FILE, or with a
+    FILE of role demo, it asks all nodes of that cluster, and compares them. The exit code is 1 if there is
+    a problem.
 
     \b
     Examples:
@@ -130,14 +131,14 @@ def doctor(context: click.Context, *, files: tuple[str, ...], as_json: bool, con
     """
     given = context.get_parameter_source("config_file") == ParameterSource.COMMANDLINE
     if given or not files:
-        # As for all commands, a wrong configuration here has an exit code of its own.
+        # As with all commands, a wrong --config ends with exit code 3 and is not a finding.
         load_psk(load_config(config_file, ClientConfig))
         files = (*files, config_file)
     run(_doctor(list(dict.fromkeys(files)), as_json=as_json))
 
 
 async def _doctor(files: Sequence[str], *, as_json: bool) -> None:
-    from ..tools import doctor as checks  # noqa: PLC0415 - it needs psutil, which takes a while
+    from ..tools import doctor as checks  # noqa: PLC0415 - it needs psutil, which is slow to import
 
     found: list[Finding] = []
     with ended_by_signals(), progress_line() as say:

@@ -48,7 +48,7 @@ test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour 
 
 .PHONY: bench
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
-	$(BIN)/python -m bench.compare
+	$(BIN)/python -m comparison.compare
 
 .PHONY: docs
 docs: $(READY) ## Build the documentation as a site in site/

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -33,6 +34,10 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
             return "lab"
         together = file.parent.name in {"acceptance", "ansible", "browser", "docs"}
         return str(file) if together else nodeid
+
+
+# A shell starts background jobs with SIGINT ignored, and processes that a test starts would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)

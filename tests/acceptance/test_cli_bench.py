@@ -191,13 +191,13 @@ def test_the_progress_is_for_terminals(standing_cluster: Cluster) -> None:
             "--size 1048576 is too large for max_message_bytes: expected at most 1048543",
         ),
         (["--rate", "nan"], "rate is nan"),
-        (["--duration", "1", "--count", "1"], "--duration or --count, not both"),
+        (["--duration", "1", "--count", "1"], "--duration and --count"),
         (["--topics", "4000", "--subscribers", "4"], "would need 16001 connections to one consumer"),
         (["--publishers", "16001"], "would need 16001 connections to one producer: at most 16000"),
-        (["--config", "demo.toml", "--consumers", "2"], "for a cluster that is started, not for --config"),
-        (["--config", "demo.toml", "--retention", "sqlite"], "for a cluster that is started, not for"),
-        (["--replay", "--duration", "1"], "--replay goes with --count and v2"),
-        (["--replay", "--protocol", "classic"], "--replay goes with --count and v2"),
+        (["--config", "demo.toml", "--consumers", "2"], "--config, which starts no nodes"),
+        (["--config", "demo.toml", "--retention", "sqlite"], "--config, which starts no nodes"),
+        (["--replay", "--duration", "1"], "--replay can't be used with"),
+        (["--replay", "--protocol", "classic"], "--replay can't be used with"),
         (["--batch", "10181"], "--batch 10181 is too large for max_message_bytes: expected at most 10180"),
         (["--plot", "plot.doc"], "plot.doc: expected a name that ends with one of "),
         (["--plot", "none/plot.svg"], "cannot write none/plot.svg: No such file or directory"),
@@ -268,11 +268,9 @@ def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_p
     sent, delivered, lost = (int(number.replace(",", "")) for number in rows)
     assert lost == sent - delivered > 0
     (unconfirmed,) = re.findall(r"^unconfirmed +([\d,]+)", stopped.stdout, re.MULTILINE)
-    assert stopped.stderr.splitlines() == [
-        f"{lost} deliveries were lost.",
-        f"{unconfirmed.replace(',', '')} messages were not confirmed.",
-        "The run ended early, for nothing moved any more.",
-    ]
+    assert f"{lost} deliveries were lost." in stopped.stderr
+    assert f"{unconfirmed.replace(',', '')} messages were not confirmed." in stopped.stderr
+    assert "ended early" in stopped.stderr
 
 
 def test_what_comes_twice_is_said(standing_cluster: Cluster, tmp_path: Path) -> None:

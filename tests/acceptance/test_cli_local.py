@@ -103,7 +103,7 @@ def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
         config = f"--config={kept}/demo.toml"
         assert f"  wsqueue demo --config {kept}/demo.toml news" in local.stdout.splitlines()
         assert run("demo", config, "news", stdin=b"hello\n") == (0, "hello\n", "")
-        (page,) = re.findall(r"^Its status page, .*: (http://127\.0\.0\.1:\d+/)$", local.stdout, re.MULTILINE)
+        (page,) = re.findall(r"^Status page, .*: (http://127\.0\.0\.1:\d+/)$", local.stdout, re.MULTILINE)
         check_status_page(page)
         for pid in nodes:
             arguments = Path(f"/proc/{pid}/cmdline").read_text()
@@ -219,7 +219,7 @@ def test_local_demo_verifies_and_publishes_standard_input() -> None:
 def test_local_demo_on_a_terminal_has_a_status_page() -> None:
     terminal = Terminal("local", "--port", "0", "--demo", "news")
     try:
-        terminal.wait_for("The status page of the cluster, as long as this runs: http://127.0.0.1:")
+        terminal.wait_for("Status page of the cluster, until this command ends: http://127.0.0.1:")
         (page,) = re.findall(r"http://127\.0\.0\.1:\d+/", terminal.screen.decode())
         check_status_page(page)
         assert terminal.end("\x04") == 0

@@ -12,7 +12,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
+from comparison.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bench import paired
+from comparison import paired
 
 
 @pytest.fixture

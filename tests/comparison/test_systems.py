@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from bench.results import MIXED_SIZES
-from bench.systems import SYSTEMS, check_installed
-from bench.wires import MessageWire, Mixed
+from comparison.results import MIXED_SIZES
+from comparison.systems import SYSTEMS, check_installed
+from comparison.wires import MessageWire, Mixed
 from wsqueue.errors import WsqueueError
 from wsqueue.tools.bench import Load, run
 

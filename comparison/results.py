@@ -39,7 +39,7 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         workload: Its name.
-        system: Key of `bench.systems.SYSTEMS`.
+        system: Key of `comparison.systems.SYSTEMS`.
         payload: Bytes of data in a message, or `MIXED`.
         consumers: Of the system, where it has such.
         rate: Messages a second that were wanted, 0 for as many as it takes.

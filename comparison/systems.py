@@ -78,9 +78,9 @@ async def wsqueue(
 
 @contextlib.asynccontextmanager
 async def reference(consumers: int = 1) -> AsyncIterator[Running]:
-    """Run a producer and some consumers of `bench.reference`."""
+    """Run a producer and some consumers of `comparison.reference`."""
     secret = secrets.token_urlsafe(24)
-    command = (sys.executable, "-m", "bench.reference")
+    command = (sys.executable, "-m", "comparison.reference")
     async with contextlib.AsyncExitStack() as stack:
         nodes: dict[str, int] = {}
 

@@ -8,8 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from bench import report
-from bench.results import COMMON, FAN_OUT, HALF, IDLE, MIXED, ONE, REPLAY, SCALING, Figure, Results, combine
+from comparison import report
+from comparison.results import (
+    COMMON,
+    FAN_OUT,
+    HALF,
+    IDLE,
+    MIXED,
+    ONE,
+    REPLAY,
+    SCALING,
+    Figure,
+    Results,
+    combine,
+)
 
 
 def results_of(*figures: Figure) -> Results:

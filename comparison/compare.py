@@ -1,4 +1,4 @@
-"""Compare wsqueue with others in one run: `make bench`, or `python -m bench.compare --help`."""
+"""Compare wsqueue with others in one run: `make bench`, or `python -m comparison.compare --help`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ from .systems import SYSTEMS, check_installed, versions
 from .wires import MessageWire, Mixed
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "bench" / "results.json"
+RESULTS = ROOT / "comparison" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 LARGE_BYTES = 64 * 1024

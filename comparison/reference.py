@@ -3,8 +3,8 @@
 It speaks the classic protocol, hello included, and nothing else: no limits, no drain, no reload, no counters,
 no link that is opened again.
 
-    python -m bench.reference consumer
-    python -m bench.reference producer HOST:PORT...
+    python -m comparison.reference consumer
+    python -m comparison.reference producer HOST:PORT...
 
 The key comes in the environment as REFERENCE_PSK. A node writes the port that it listens on and a newline.
 """

@@ -1,4 +1,4 @@
-"""Say what a change costs: `python -m bench.paired BEFORE`, with another checkout, as of `git worktree add`.
+"""Measure a change: `python -m comparison.paired BEFORE`, with another checkout made by `git worktree add`.
 
 `wsqueue bench` runs there and here in turns, so that what else the machine does hits both; each row is one
 set of options. A ratio is of the medians of the CPU time that all nodes took for a message; the quarters are

@@ -1,1 +1,0 @@
-"""wsqueue measured against others: `make bench`."""

@@ -1,0 +1,1 @@
+"""The comparison of wsqueue with other systems: `make bench`."""

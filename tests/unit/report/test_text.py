@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from wsqueue.report.text import amount, join, number
+from wsqueue.report.text import age, age_in_words, amount, duration, join, number, rate
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,37 @@ def test_numbers() -> None:
 )
 def test_lists(words: list[str], text: str) -> None:
     assert join(words) == text
+
+
+def test_rates() -> None:
+    assert [rate(each) for each in (0, 0.25, 9.94, 10, 2468.4)] == ["0", "0.2", "9.9", "10", "2,468"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 µs"),
+        (4.2e-5, "42 µs"),
+        (0.001, "1 ms"),
+        (0.012345, "12.3 ms"),
+        (2.5, "2.5 s"),
+        (7200, "7,200 s"),
+    ],
+)
+def test_short_times(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "short", "words"),
+    [
+        (0, "0s", "0 seconds"),
+        (1.2, "1s", "1 second"),
+        (119, "1m 59s", "119 seconds"),
+        (7300, "2h 1m", "2 hours"),
+        (93_784, "1d 2h", "26 hours"),
+        (200_000, "2d 7h", "2 days"),
+    ],
+)
+def test_long_times(seconds: float, short: str, words: str) -> None:
+    assert (age(seconds), age_in_words(seconds)) == (short, words)

@@ -14,7 +14,7 @@ from ...config.model import ConsumerConfig, Limits, NodeConfig, ProducerConfig
 from ...net.certificates import EXPIRY_WARNING
 from ...nodes.limits import open_files_wanted
 from ...report.report import Cluster, ClusterNode, NodeWarning, WarningCode
-from ...report.text import amount, join, number
+from ...report.text import age_in_words, amount, join, number
 from ...report.warnings import (
     ADVICE,
     NO_REPORTS,
@@ -94,7 +94,7 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
     yield Finding(
         "ok",
         subject,
-        f"It answers: version {report.version}, up for {duration(report.uptime_seconds)},"
+        f"It answers: version {report.version}, up for {age_in_words(report.uptime_seconds)},"
         f" {number(count, 'connection')}.",
     )
     if report.role != node.role:
@@ -311,11 +311,3 @@ def space_finding(subject: str, directory: Path, room: int, free: int) -> Findin
     if free < room:
         return Finding("warning", subject, text, ADVICE["log_nearly_full"])
     return Finding("ok", subject, text)
-
-
-def duration(seconds: float) -> str:
-    """Return a time in the largest unit of which it has two."""
-    for unit, size in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{seconds:.0f} seconds"

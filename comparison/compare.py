@@ -24,7 +24,9 @@ import uvloop
 
 from wsqueue.cli.common import ExitCode
 from wsqueue.errors import WsqueueError
-from wsqueue.tools.bench import Load, Wire, run
+from wsqueue.tools.bench.runner import run_load
+from wsqueue.tools.bench.wire import Wire
+from wsqueue.tools.bench.workload import Load
 
 from . import plots, report
 from .results import (
@@ -273,7 +275,7 @@ async def flood(case: Case, system: str) -> Figure:
         if case.mixed:
             assert isinstance(wire, MessageWire)
             mixed = Mixed(wire, MIXED_SIZES[1:])
-        found = await run(mixed or wire, load, nodes)
+        found = await run_load(mixed or wire, load, nodes)
     if found.unconfirmed:
         raise WsqueueError(f"{found.unconfirmed} messages were not confirmed")
     several = mixed.factor if mixed else 1

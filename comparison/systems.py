@@ -28,7 +28,10 @@ from wsqueue.config.load import load_config
 from wsqueue.config.model import ClientConfig, RetentionMode
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
-from wsqueue.tools.bench import ClassicWire, Load, Wire, bench
+from wsqueue.tools.bench.classic import ClassicWire
+from wsqueue.tools.bench.cluster import Protocol, retention_for, wire
+from wsqueue.tools.bench.wire import Wire
+from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.local import LocalCluster
 
 from .results import COMMON, FAN_OUT, HALF, IDLE, ONE, REPLAY, SCALING, TOPICS
@@ -66,14 +69,14 @@ async def wsqueue(
     consumers: int = 1,
     load: Load | None = None,
     *,
-    protocol: bench.Protocol = "v2",
+    protocol: Protocol = "v2",
     mode: RetentionMode = "memory",
 ) -> AsyncIterator[Running]:
     """Run a producer and some consumers as `wsqueue bench` does, with all defaults that suit the load."""
-    retention = bench.retention_for(load or Load(), mode)
+    retention = retention_for(load or Load(), mode)
     async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
         clients = load_config(cluster.config_file, ClientConfig)
-        yield Running(bench.wire(clients, protocol), cluster.pids)
+        yield Running(wire(clients, protocol), cluster.pids)
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,10 @@ from typing import Protocol, runtime_checkable
 from websockets.frames import Frame, Opcode
 
 from wsqueue.errors import ConnectError, WsqueueError
-from wsqueue.tools.bench import ClassicWire, Load, Messages, Unwrapper, Wire
+from wsqueue.tools.bench.classic import ClassicWire
+from wsqueue.tools.bench.messages import Messages
+from wsqueue.tools.bench.wire import Unwrapper, Wire
+from wsqueue.tools.bench.workload import Load
 
 TIMEOUT_SECONDS = 20.0
 """How long a server may take to answer while a connection is set up."""

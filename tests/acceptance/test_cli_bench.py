@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from wsqueue.tools.bench import Load
-from wsqueue.tools.bench.bench import plot_problem
+from wsqueue.tools.bench.plot import plot_problem
+from wsqueue.tools.bench.workload import Load
 
 from ..support.commands import (
     Running,

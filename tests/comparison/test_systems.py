@@ -11,7 +11,8 @@ from comparison.results import MIXED_SIZES
 from comparison.systems import SYSTEMS, check_installed
 from comparison.wires import MessageWire, Mixed
 from wsqueue.errors import WsqueueError
-from wsqueue.tools.bench import Load, run
+from wsqueue.tools.bench.runner import run_load
+from wsqueue.tools.bench.workload import Load
 
 pytestmark = pytest.mark.anyio
 
@@ -28,13 +29,13 @@ INSTALLED = [
 async def test_a_system_delivers_all_messages(name: str) -> None:
     async with SYSTEMS[name].start() as system:
         load = Load(topics=3, subscribers=2, count=300, warm_up=0)
-        report = await run(system.wire, load, system.nodes)
+        report = await run_load(system.wire, load, system.nodes)
         assert (report.sent, report.received, report.lost) == (300, 600, 0)
         assert report.nodes.keys() == system.nodes.keys()
         assert report.unconfirmed == 0
         if isinstance(system.wire, MessageWire):
             mixed = Mixed(system.wire, MIXED_SIZES)
-            report = await run(mixed, Load(rate=200, duration=0.5, warm_up=0), system.nodes)
+            report = await run_load(mixed, Load(rate=200, duration=0.5, warm_up=0), system.nodes)
             assert (report.received, report.lost) == (100, 0)
     for pid in system.nodes.values():
         with pytest.raises(ProcessLookupError):
@@ -45,7 +46,7 @@ async def test_a_system_delivers_all_messages(name: str) -> None:
 async def test_a_system_with_two_consumers(name: str) -> None:
     async with SYSTEMS[name].start(2) as system:
         assert sorted(system.nodes) == ["consumer-1", "consumer-2", "producer-1"]
-        report = await run(system.wire, Load(topics=10, count=100, warm_up=0), system.nodes)
+        report = await run_load(system.wire, Load(topics=10, count=100, warm_up=0), system.nodes)
         assert (report.received, report.lost) == (100, 0)
 
 

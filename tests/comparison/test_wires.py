@@ -16,7 +16,9 @@ from comparison.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
-from wsqueue.tools.bench import ClassicWire, Load, Unwrapper
+from wsqueue.tools.bench.classic import ClassicWire
+from wsqueue.tools.bench.wire import Unwrapper
+from wsqueue.tools.bench.workload import Load
 
 NATS = NatsWire("127.0.0.1", 1, frame_each=False)
 NATS_FRAMES = NatsWire("127.0.0.1", 1, frame_each=True)

@@ -18,8 +18,8 @@ import wsqueue
 from wsqueue.config.check import check_addresses
 from wsqueue.config.model import ClientConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
-from wsqueue.tools.bench import Load
-from wsqueue.tools.bench.bench import bench
+from wsqueue.tools.bench.cluster import bench_cluster
+from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.verify import verify
 
 from ..support.certificates import Authority
@@ -558,7 +558,7 @@ class TestTools:
         config = demo(nodes, [producer], [consumer], authority.trusting())
         load = Load(publishers=2, subscribers=2, topics=3, size=20_000, count=600, warm_up=0.1)
         async with soon():
-            report = await bench(load, config, lambda _done: None)
+            report = await bench_cluster(load, config, lambda _done: None)
         assert (report.sent, report.received, report.lost, report.duplicates) == (600, 1200, 0, 0)
 
     async def test_bench_where_nothing_is_trusted(self, nodes: Nodes, authority: Authority) -> None:
@@ -566,7 +566,7 @@ class TestTools:
         config = demo(nodes, [producer], [consumer], Authority(nodes.directory, "other").trusting())
         async with soon():
             with pytest.raises(ConnectError, match=r"wss://.*: its certificate is not to be trusted: "):
-                await bench(Load(count=1), config, lambda _done: None)
+                await bench_cluster(Load(count=1), config, lambda _done: None)
 
 
 async def test_a_client_with_a_certificate_that_cannot_be_used(nodes: Nodes) -> None:

@@ -17,8 +17,9 @@ from ..config.model import ClientConfig, Limits
 from .common import ended_by_signals, fail, node_lines, run
 
 if TYPE_CHECKING:
-    from ..tools.bench import Load
-    from ..tools.bench.bench import Protocol
+    from ..tools.bench.cluster import Protocol
+    from ..tools.bench.report import BenchReport
+    from ..tools.bench.workload import Load
 
 
 @click.command()
@@ -134,8 +135,9 @@ def bench(
       wsqueue bench --config demo.toml --rate 1000 --duration 60
     """
     # Imported here because it takes 3 MiB that no node needs.
-    from ..tools.bench import Load  # noqa: PLC0415
-    from ..tools.bench import bench as benchmark  # noqa: PLC0415
+    from ..tools.bench.cluster import REPLAY_BYTES, load_problem  # noqa: PLC0415
+    from ..tools.bench.plot import plot_problem  # noqa: PLC0415
+    from ..tools.bench.workload import Load  # noqa: PLC0415
 
     started = (consumers, producers, retention)
     if config_file is not None and started != (None, None, None):
@@ -145,7 +147,7 @@ def bench(
     if numbers["replay"]:
         if duration is not None or protocol == "classic":
             raise click.UsageError("--replay can't be used with --duration or --protocol classic.")
-        numbers["count"] = numbers["count"] or max(1, benchmark.REPLAY_BYTES // numbers["size"])
+        numbers["count"] = numbers["count"] or max(1, REPLAY_BYTES // numbers["size"])
     if duration is not None and numbers["count"] is not None:
         raise click.UsageError("--duration and --count can't be used together.")
     try:
@@ -157,13 +159,12 @@ def bench(
         nodes = len(settings.consumers), len(settings.producers)
     else:
         nodes = consumers or 1, producers or 1
-    problem = benchmark.problem(load, *nodes, settings.limits if settings is not None else Limits())
+    problem = load_problem(load, *nodes, settings.limits if settings is not None else Limits())
     if not problem and plot is not None:
-        problem = benchmark.plot_problem(plot)
+        problem = plot_problem(plot)
     if problem:
         raise click.UsageError(problem)
-    cluster = (*nodes, retention or "memory")
-    run(_bench(load, settings, cluster, protocol, as_json=as_json, plot=plot))
+    run(_bench(load, settings, (*nodes, retention or "memory"), protocol, as_json=as_json, plot=plot))
 
 
 async def _bench(
@@ -175,31 +176,38 @@ async def _bench(
     as_json: bool,
     plot: Path | None,
 ) -> None:
-    from ..tools.bench import bench as benchmark  # noqa: PLC0415 - as above
+    from ..tools.bench.cluster import bench_cluster, bench_started_cluster  # noqa: PLC0415 - as above
+    from ..tools.bench.plot import write_plot  # noqa: PLC0415
+    from ..tools.bench.table import table  # noqa: PLC0415
 
     with ended_by_signals(), _progress_bar() as progress:
         if settings is not None:
-            report = await benchmark.bench(load, settings, progress, protocol)
+            report = await bench_cluster(load, settings, progress, protocol)
         else:
             show = node_lines(hidden=[" INFO "])
-            report = await benchmark.bench_local(load, cluster, progress, show, protocol)
+            report = await bench_started_cluster(load, cluster, progress, show, protocol)
     if as_json:
         fields = {"protocol": protocol, "load": load, **msgspec.structs.asdict(report)}
         click.echo(msgspec.json.encode(fields))
     else:
-        click.echo(benchmark.table(report, load))
+        click.echo(table(report, load))
     if plot is not None:
-        benchmark.write_plot(report, load, plot)
-    if report.lost:
-        click.echo(f"{report.lost} deliveries were lost.", err=True)
-    if report.duplicates:
-        click.echo(f"{report.duplicates} deliveries were duplicates.", err=True)
-    if report.unconfirmed:
-        click.echo(f"{report.unconfirmed} messages were not confirmed.", err=True)
-    if report.ended_early:
-        click.echo("The run ended early because no message came any more.", err=True)
-    if report.lost or report.duplicates or report.unconfirmed or report.ended_early:
+        write_plot(report, load, plot)
+    if problems := _problems(report):
+        click.echo("\n".join(problems), err=True)
         fail()
+
+
+def _problems(report: BenchReport) -> list[str]:
+    counts = {
+        "deliveries were lost": report.lost,
+        "deliveries were duplicates": report.duplicates,
+        "messages were not confirmed": report.unconfirmed,
+    }
+    problems = [f"{count} {text}." for text, count in counts.items() if count]
+    if report.ended_early:
+        problems.append("The run ended early because no message came any more.")
+    return problems
 
 
 @contextlib.contextmanager

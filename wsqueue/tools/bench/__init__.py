@@ -11,30 +11,3 @@ What a system looks like on the wire is in a `Wire`; `V2Wire` and `ClassicWire` 
 starts the two processes (`python -m wsqueue.tools.bench`), which share some counters with it, and drives
 them through the phases.
 """
-
-from .classic import ClassicWire
-from .messages import Messages
-from .report import BARS_PER_DECADE, Latency, NodeUsage, Report, Throughput
-from .runner import run
-from .v2 import V2Wire
-from .wire import Publishing, ReplayingWire, Unwrapper, Wire
-from .worker import SPARE_FILES
-from .workload import Load
-
-__all__ = [
-    "BARS_PER_DECADE",
-    "SPARE_FILES",
-    "ClassicWire",
-    "Latency",
-    "Load",
-    "Messages",
-    "NodeUsage",
-    "Publishing",
-    "ReplayingWire",
-    "Report",
-    "Throughput",
-    "Unwrapper",
-    "V2Wire",
-    "Wire",
-    "run",
-]

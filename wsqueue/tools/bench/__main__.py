@@ -30,7 +30,7 @@ def main() -> None:
         _prepare()
         outcome: object = KINDS[sys.argv[1]](wire, load, Counters(descriptor)).run()
     except WsqueueError as error:
-        outcome = _plain(error)
+        outcome = picklable(error)
     except OSError as error:
         outcome = WsqueueError(str(error.strerror or error))
     except Exception as error:  # noqa: BLE001 - no stack trace reaches a user
@@ -57,7 +57,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _plain(error: WsqueueError) -> WsqueueError:
+def picklable(error: WsqueueError) -> WsqueueError:
     """Return the error as one whose class takes a sentence, so that it can be unpickled."""
     kinds = (AuthenticationError, ConnectError, WsqueueError)
     return next(kind for kind in kinds if isinstance(error, kind))(str(error))

@@ -17,7 +17,7 @@ READ_BYTES = 256 * 1024
 """What is read from a socket at a time."""
 
 
-class Connection:
+class LoadConnection:
     """Hold a socket that never blocks, and what it does not take yet.
 
     Args:

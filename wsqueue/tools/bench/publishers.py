@@ -6,10 +6,10 @@ import select
 import time
 from collections import deque
 
-from .connection import READ_BYTES, Connection
+from .connection import READ_BYTES, LoadConnection
 from .counters import FINISHED, MEASURED, At, Counters
 from .wire import Wire
-from .workload import Load, Pace
+from .workload import Load, Pace, Window
 
 NAP_SECONDS = 0.00005
 """How long a publisher with a rate sleeps while nothing is due; the system makes 70 µs to 110 µs of it."""
@@ -30,10 +30,11 @@ class Publishers:
     def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
         self._wire, self._load, self._counters = wire, load, counters
         self._publishing = wire.publishing(load)
-        self._window = load.window(len(wire.delivered(load.topic_names[0], load.filler)))
-        self._sent = self._seen = self._served_ns = 0
-        self._connections: dict[int, Connection] = {}
-        self._turns: deque[tuple[int, Connection]] = deque()
+        record_bytes = len(wire.delivered(load.topic_names[0], load.filler))
+        self._window = Window(load.window(record_bytes), self._publishing.batch)
+        self._sent = self._served_ns = 0
+        self._connections: dict[int, LoadConnection] = {}
+        self._turns: deque[tuple[int, LoadConnection]] = deque()
         self._poll = select.epoll()
         self._buffer = memoryview(bytearray(READ_BYTES))
 
@@ -59,7 +60,7 @@ class Publishers:
         for number in range(self._load.publishers):
             opened = self._wire.open_publisher(number)
             unwrapper = self._publishing.unwrapper(number)
-            connection = Connection(f"publisher {number + 1}", opened, unwrapper)
+            connection = LoadConnection(f"publisher {number + 1}", opened, unwrapper)
             self._connections[connection.fileno()] = connection
             self._turns.append((number, connection))
             self._poll.register(connection, select.EPOLLIN)
@@ -72,7 +73,7 @@ class Publishers:
         pace = Pace(start_ns, load.rate) if load.rate is not None else None
         nap = NAP_SECONDS if pace is not None else REST_SECONDS
         every = load.stamp_every if phase == MEASURED else 0
-        first, self._seen = self._sent, self._arrived()
+        first, arrived = self._sent, self._arrived()
         while (sent := self._sent - first) < limit:
             now_ns = time.monotonic_ns()
             if now_ns >= counters[At.STOP_NS]:
@@ -84,7 +85,8 @@ class Publishers:
             elif now_ns < start_ns:
                 count = 0
             else:
-                count = self._room(sent, limit - sent)
+                ahead = sent - (self._arrived() - arrived)
+                count = self._window.free(ahead, limit - sent)
             turn = self._free_connection() if count > 0 else None
             if turn is None:
                 time.sleep(nap)
@@ -101,18 +103,13 @@ class Publishers:
             self._serve(time.monotonic_ns())
             time.sleep(NAP_SECONDS)
 
-    def _room(self, sent: int, left: int) -> int:
-        """Return how many messages fit the window, 0 if so few that it is not worth while yet."""
-        room, batch = self._window - sent + self._arrived() - self._seen, self._publishing.batch
-        return min(room, batch, left) if room >= min(batch, self._window // 2, left) else 0
-
     def _arrived(self) -> int:
         """Return how many messages so far are where they should be: with all subscribers, or in the log."""
         if self._load.replay:
             return self._counters[At.CONFIRMED]
         return self._counters[At.SLOWEST] * self._load.topics
 
-    def _free_connection(self) -> tuple[int, Connection] | None:
+    def _free_connection(self) -> tuple[int, LoadConnection] | None:
         """Return the next publisher whose socket has taken all that it got."""
         for _ in self._connections:
             self._turns.rotate(-1)

@@ -56,7 +56,7 @@ class Throughput(msgspec.Struct, frozen=True):
     deliveries_per_second: float
 
 
-class Report(msgspec.Struct, frozen=True, kw_only=True):
+class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
     """Report a run.
 
     The measured phase goes from its first message to the arrival of its last; a replay's only reads.

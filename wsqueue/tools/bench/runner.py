@@ -17,7 +17,7 @@ from .counters import (
     At,
     Counters,
 )
-from .report import NodeUsage, Report, Throughput
+from .report import BenchReport, NodeUsage, Throughput
 from .usage import Usage
 from .wire import Wire
 from .worker import Worker
@@ -45,9 +45,9 @@ REPLAYING = 0.7
 """After which part of the progress a replay begins."""
 
 
-async def run(
+async def run_load(
     wire: Wire, load: Load, nodes: Mapping[str, int], progress: Callable[[float], None] = lambda _done: None
-) -> Report:
+) -> BenchReport:
     """Put load on a system, and report what came of it.
 
     Args:
@@ -91,7 +91,7 @@ class _Run:
         self._sampled = 0.0
         self._points: list[tuple[int, int, int]] = []
 
-    async def report(self) -> Report:
+    async def report(self) -> BenchReport:
         load, counters = self._load, self._counters
         await self._open()
         measured = load.duration if load.count is None else 1
@@ -118,7 +118,7 @@ class _Run:
         if not messages:
             raise WsqueueError(f"no message could be published within {GIVE_UP_SECONDS:g} seconds")
         seconds, us_each = (ended_ns - counters[At.START_NS]) / 1e9, 1e6 / messages
-        return Report(
+        return BenchReport(
             messages_per_second=messages / seconds,
             deliveries_per_second=deliveries / seconds,
             sent=messages,

@@ -7,7 +7,7 @@ import socket
 import time
 
 from ...errors import WsqueueError
-from .connection import READ_BYTES, Connection
+from .connection import READ_BYTES, LoadConnection
 from .counters import FINISHED, MEASURED, At, Counters
 from .publishers import REST_SECONDS
 from .records import Records, Template
@@ -38,9 +38,9 @@ class Subscribers:
             bytearray(max(MIN_READ_BYTES, min(READ_BYTES, TEMPLATE_BYTES // load.topics)))
         )
         self._poll = select.epoll()
-        self._receivers: dict[int, tuple[Connection, Records, int]] = {}
+        self._receivers: dict[int, tuple[LoadConnection, Records, int]] = {}
         # What begins a replay.
-        self._requests: list[tuple[Connection, bytes]] = []
+        self._requests: list[tuple[LoadConnection, bytes]] = []
 
     def run(self) -> tuple[Latencies, list[int]]:
         """Return the latencies, and the deliveries on each connection, topic by topic, when the run is over.
@@ -78,7 +78,7 @@ class Subscribers:
             for _ in range(self._load.subscribers):
                 opened, request = self._connect(topic)
                 unwrapper = self._wire.unwrapper(topic, self._load)
-                connection = Connection(f"a subscriber of {topic}", opened, unwrapper)
+                connection = LoadConnection(f"a subscriber of {topic}", opened, unwrapper)
                 if request:
                     self._requests.append((connection, request))
                 records = Records(template, self._latencies)

@@ -114,8 +114,30 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return max(WINDOW_BYTES // record_bytes, WINDOW_ROUNDS * self.topics)
 
 
+class Window:
+    """The number of messages that publishers without a rate may be ahead of the slowest subscriber.
+
+    Args:
+        size: The number of messages.
+        batch: Messages that are sent at once at most.
+    """
+
+    def __init__(self, size: int, batch: int) -> None:
+        self._size, self._batch = size, batch
+
+    def free(self, ahead: int, left: int) -> int:
+        """Return how many messages may be sent now; 0 if it is better to wait until more may be.
+
+        Args:
+            ahead: Messages that were sent and have not arrived.
+            left: Messages that are still to be sent.
+        """
+        free = self._size - ahead
+        return min(free, self._batch, left) if free >= min(self._batch, self._size // 2, left) else 0
+
+
 class Pace:
-    """Say which messages are due when, each at its own time, whatever became of the ones before."""
+    """When each message of a rate is due: at a time of its own, even if the messages before it are late."""
 
     def __init__(self, start_ns: int, rate: float) -> None:
         self._start_ns, self._per_ns, self._gap_ns = start_ns, rate / 1e9, 1e9 / rate

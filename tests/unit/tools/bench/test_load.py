@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import pickle
 import re
 
@@ -14,14 +15,13 @@ from hypothesis import strategies as st
 from wsqueue.errors import AuthenticationError, ConnectError, WsqueueError
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.keys import PreSharedKey
-from wsqueue.tools.bench import BARS_PER_DECADE, ClassicWire, Load
-from wsqueue.tools.bench.__main__ import _plain
+from wsqueue.tools.bench.__main__ import picklable
+from wsqueue.tools.bench.classic import ClassicWire
 from wsqueue.tools.bench.counters import MEASURED, At, Counters
 from wsqueue.tools.bench.messages import SEND_BYTES, Messages
-from wsqueue.tools.bench.publishers import Publishers
-from wsqueue.tools.bench.report import LATENCY_BITS, Latencies
+from wsqueue.tools.bench.report import BARS_PER_DECADE, LATENCY_BITS, Latencies
 from wsqueue.tools.bench.runner import lost_and_duplicates
-from wsqueue.tools.bench.workload import MIN_SIZE, STAMPS_PER_SECOND, WINDOW_BYTES, Pace
+from wsqueue.tools.bench.workload import MIN_SIZE, STAMPS_PER_SECOND, WINDOW_BYTES, Load, Pace, Window
 
 SECRET = "correct horse battery staple"
 WIRE = ClassicWire([], [], PreSharedKey(SECRET))
@@ -170,28 +170,18 @@ class PlainWire(ClassicWire):
 
 
 def test_the_window_is_closed_until_the_slowest_subscriber_has_read() -> None:
-    with Counters() as counters:
-        publishers = Publishers(WIRE, Load(topics=2), counters)
-        most, batch = publishers._window, publishers._publishing.batch
-        assert publishers._room(0, 10**9) == batch
-        assert publishers._room(0, 1) == 1
-        assert publishers._room(most, 10**9) == 0
-        assert publishers._room(most - 1, 10**9) == 0
-        assert publishers._room(most - 1, 1) == 1
-        counters[At.SLOWEST] = batch // 2 + 1
-        assert publishers._room(most, 10**9) == batch
-        publishers._seen = publishers._arrived()
-        assert publishers._room(most, 10**9) == 0
-        publishers._poll.close()
+    window = Window(size=100, batch=10)
+    many = 10**9
+    assert [window.free(ahead, many) for ahead in (0, 90, 91, 100)] == [10, 10, 0, 0]
+    assert [window.free(ahead, 1) for ahead in (0, 99, 100)] == [1, 1, 0]
+    assert [Window(size=100, batch=1000).free(ahead, many) for ahead in (0, 50, 51)] == [100, 50, 0]
 
 
 def test_counters_are_shared() -> None:
-    with Counters() as ours:
-        theirs = Counters(ours.descriptor)
+    with Counters() as ours, Counters(os.dup(ours.descriptor)) as theirs:
         ours[At.PHASE] = MEASURED
         theirs[At.RECEIVED] = 2**63
         assert (theirs[At.PHASE], ours[At.RECEIVED]) == (MEASURED, 2**63)
-        theirs._numbers.release()
 
 
 @pytest.mark.parametrize(
@@ -223,6 +213,6 @@ def test_what_is_lost_on_one_connection_is_not_made_up_for_by_another(
     ],
 )
 def test_an_error_comes_back_from_a_worker(error: WsqueueError, kind: type[WsqueueError]) -> None:
-    copy = pickle.loads(pickle.dumps(_plain(error)))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(picklable(error)))  # noqa: S301
     assert type(copy) is kind
     assert str(copy) == str(error)

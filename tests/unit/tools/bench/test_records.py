@@ -17,11 +17,10 @@ from wsqueue.errors import WsqueueError
 from wsqueue.protocol import classic
 from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.keys import Order, PreSharedKey
-from wsqueue.tools.bench import ClassicWire, Load
-from wsqueue.tools.bench.classic import ClassicUnwrapper
+from wsqueue.tools.bench.classic import ClassicUnwrapper, ClassicWire
 from wsqueue.tools.bench.records import Records, Template
 from wsqueue.tools.bench.report import Latencies
-from wsqueue.tools.bench.workload import MIN_SIZE
+from wsqueue.tools.bench.workload import MIN_SIZE, Load
 
 SECRET = "correct horse battery staple"
 WIRE = ClassicWire(
@@ -216,10 +215,18 @@ class TestClassicWire:
         assert packet == classic.Message(data="x" * 20, topic=TOPIC)
 
     def test_it_goes_to_a_worker_with_its_key(self) -> None:
-        limits = Limits(max_topic_bytes=77)
-        wire = ClassicWire(WIRE._producers, WIRE._consumers, PreSharedKey(SECRET), Order.REVERSED, limits)
-        copy = pickle.loads(pickle.dumps(wire))  # noqa: S301
-        assert copy._psk == PreSharedKey(SECRET)
-        assert (copy._producers, copy._consumers) == (WIRE._producers, WIRE._consumers)
-        assert (copy._order, copy._limits) == (Order.REVERSED, limits)
-        assert SECRET not in repr(copy)
+        addresses = [parse_address("127.0.0.1:1/produce", "/produce")]
+        key, limits = PreSharedKey(SECRET), Limits(max_topic_bytes=77)
+        wires = [
+            ClassicWire(addresses, addresses, key, Order.REVERSED, limits),
+            ClassicWire(addresses, addresses, key, Order.DOCUMENT, limits),
+            ClassicWire(addresses, addresses, key, Order.REVERSED),
+            ClassicWire(addresses, [], key, Order.REVERSED, limits),
+            ClassicWire(addresses, addresses, PreSharedKey("another"), Order.REVERSED, limits),
+        ]
+        jobs = list(map(pickle.dumps, wires))
+        assert len(set(jobs)) == len(jobs)
+        for job in jobs:
+            copy = pickle.loads(job)  # noqa: S301
+            assert pickle.dumps(copy) == job
+            assert SECRET not in repr(copy)

@@ -17,12 +17,11 @@ from wsqueue.errors import WsqueueError
 from wsqueue.protocol import v2
 from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.keys import PreSharedKey
-from wsqueue.tools.bench import Load, V2Wire
 from wsqueue.tools.bench.messages import SEND_BYTES
 from wsqueue.tools.bench.records import Records, Template
 from wsqueue.tools.bench.report import Latencies
-from wsqueue.tools.bench.v2 import Deliveries
-from wsqueue.tools.bench.workload import MIN_SIZE
+from wsqueue.tools.bench.v2 import Deliveries, V2Wire
+from wsqueue.tools.bench.workload import MIN_SIZE, Load
 
 SECRET = "correct horse battery staple"
 WIRE = V2Wire([], [], PreSharedKey(SECRET))
@@ -201,5 +200,5 @@ class TestDeliveries:
 def test_it_goes_to_a_worker_with_its_key() -> None:
     copy = pickle.loads(pickle.dumps(WIRE))  # noqa: S301
     assert type(copy) is V2Wire
-    assert copy._psk == PreSharedKey(SECRET)
+    assert pickle.dumps(copy) == pickle.dumps(WIRE)
     assert isinstance(copy.unwrapper(TOPIC, Load()), Deliveries)

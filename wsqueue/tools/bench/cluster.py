@@ -1,0 +1,134 @@
+"""Load on a cluster of wsqueue: one that is started for it on this machine, or any other."""
+
+from __future__ import annotations
+
+import resource
+from collections import Counter
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
+
+from ...config.keys import load_psk
+from ...config.load import load_config
+from ...config.model import ClientConfig, Limits, Retention, RetentionMode
+from ...log.records import RECORD_OVERHEAD_BYTES
+from ...net.certificates import TlsContexts
+from ...protocol import classic
+from ...protocol.routing import topic_hash
+from ..local import LocalCluster
+from .classic import ClassicWire
+from .report import BenchReport
+from .runner import run_load
+from .v2 import V2Wire
+from .wire import Wire
+from .worker import SPARE_FILES
+from .workload import Load
+
+if TYPE_CHECKING:
+    pass
+
+REPLAY_BYTES = 256 * 1024 * 1024
+"""Data that a replay reads if nobody says how much: with sqlite, most of it is no longer in memory."""
+
+Protocol = Literal["v2", "classic"]
+
+_WIRES: dict[Protocol, type[V2Wire] | type[ClassicWire]] = {"v2": V2Wire, "classic": ClassicWire}
+
+
+async def bench_started_cluster(
+    load: Load,
+    cluster: tuple[int, int, RetentionMode],
+    progress: Callable[[float], None],
+    show: Callable[[str, str], None],
+    protocol: Protocol = "v2",
+) -> BenchReport:
+    """Put load on a cluster that is started for it on this machine.
+
+    Args:
+        load: What to publish.
+        cluster: Numbers of consumers and of producers, and where consumers keep what is published.
+        progress: Called now and then with how much is done, 0 to 1.
+        show: Called with the name of a node and a line that it logged.
+        protocol: What clients speak.
+
+    Raises:
+        WsqueueError: A node did not start, ended, or delivered what was not published.
+    """
+    consumers, producers, mode = cluster
+    retention = retention_for(load, mode)
+    async with LocalCluster(consumers, producers, 0, None, show, retention=retention) as running:
+        settings = load_config(running.config_file, ClientConfig)
+        return await run_load(wire(settings, protocol), load, running.pids, progress)
+
+
+async def bench_cluster(
+    load: Load, settings: ClientConfig, progress: Callable[[float], None], protocol: Protocol = "v2"
+) -> BenchReport:
+    """Put load on a cluster that runs anywhere; what its nodes use is not known here.
+
+    Raises:
+        ConfigError: The key or a certificate cannot be read.
+        ConnectError: A node does not answer.
+        WsqueueError: A node closed a connection, or delivered what was not published.
+    """
+    return await run_load(wire(settings, protocol), load, {}, progress)
+
+
+def wire(settings: ClientConfig, protocol: Protocol) -> Wire:
+    """Return how to speak to a cluster.
+
+    Raises:
+        ConfigError: The key or a certificate cannot be read.
+    """
+    return _WIRES[protocol](
+        settings.produce_addresses,
+        settings.subscribe_addresses,
+        load_psk(settings),
+        settings.hello_order,
+        settings.limits,
+        tls=TlsContexts(settings),
+    )
+
+
+def retention_for(load: Load, mode: RetentionMode) -> Retention:
+    """Return a retention that keeps all that a replay reads, the default one without a replay."""
+    if not load.replay or load.count is None:
+        return Retention(mode=mode)
+    # However small its batches are.
+    most = load.count * (load.size + 2 * RECORD_OVERHEAD_BYTES)
+    return Retention(mode=mode, max_bytes=most, max_bytes_per_topic=most, max_messages_per_topic=load.count)
+
+
+def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> str:
+    """Say why a load would come to nothing, "" if it would not.
+
+    Args:
+        load: What to publish.
+        consumers: Number of consumers.
+        producers: Number of producers.
+        limits: Of the nodes, as far as they are known.
+    """
+    message = classic.Message(data=load.filler.decode(), topic=load.topic_names[0])
+    if (size := len(classic.encode(message))) > limits.max_message_bytes:
+        most = load.size - (size - limits.max_message_bytes)
+        return f"--size {load.size} is too large for max_message_bytes: expected at most {most}"
+    if load.batch is not None and load.batch > (most := limits.max_message_bytes // (load.size + 3)):
+        return f"--batch {load.batch} is too large for max_message_bytes: expected at most {max(most, 1)}"
+    topics_of = Counter(topic_hash(topic) % consumers for topic in load.topic_names)
+    # A consumer has a link from each producer, too.
+    subscriptions = load.subscribers * max(topics_of.values()) + producers
+    if subscriptions > limits.max_connections:
+        return (
+            f"--topics {load.topics} with --subscribers {load.subscribers} each would need {subscriptions}"
+            f" connections to one consumer: at most {limits.max_connections} (max_connections) are allowed"
+        )
+    publishers = -(-load.publishers // producers)
+    if publishers > limits.max_connections:
+        return (
+            f"--publishers {load.publishers} would need {publishers} connections to one producer:"
+            f" at most {limits.max_connections} (max_connections) are allowed"
+        )
+    needed = max(load.topics * load.subscribers, load.publishers) + SPARE_FILES
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        return f"that needs {needed} open files, and {hard} are allowed: see `ulimit -Hn`"
+    return ""

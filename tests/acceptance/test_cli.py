@@ -317,11 +317,8 @@ def test_the_key_is_not_on_a_command_line_nor_in_an_output(standing_cluster: Clu
 def test_colours_are_for_terminals(standing_cluster: Cluster) -> None:
     arguments = ("verify", "--config", standing_cluster.demo_file)
     assert "\x1b" not in "".join(map(str, run(*arguments)))
-    terminal = Terminal(*arguments)
-    try:
+    with Terminal(*arguments) as terminal:
         assert terminal.end() == 0
-    finally:
-        terminal.close()
     assert b"\x1b[32mok  \x1b[0m " in terminal.screen
 
 

@@ -217,14 +217,11 @@ def test_local_demo_verifies_and_publishes_standard_input() -> None:
 
 
 def test_local_demo_on_a_terminal_has_a_status_page() -> None:
-    terminal = Terminal("local", "--port", "0", "--demo", "news")
-    try:
+    with Terminal("local", "--port", "0", "--demo", "news") as terminal:
         terminal.wait_for("Status page of the cluster, until this command ends: http://127.0.0.1:")
         (page,) = re.findall(r"http://127\.0\.0\.1:\d+/", terminal.screen.decode())
         check_status_page(page)
         assert terminal.end("\x04") == 0
-    finally:
-        terminal.close()
 
 
 def test_local_with_other_numbers_of_nodes() -> None:

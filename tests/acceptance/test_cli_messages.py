@@ -289,59 +289,38 @@ def test_demo_says_how_much_was_not_confirmed(cluster: Cluster, tmp_path: Path) 
         assert demo.stderr.splitlines()[-1] == "Error: 3 messages were not confirmed"
 
 
-@pytest.fixture
-def terminals() -> Iterator[list[Terminal]]:
-    opened: list[Terminal] = []
-    yield opened
-    for terminal in opened:
-        terminal.close()
+def test_demo_on_two_terminals(config: str, topic: str) -> None:
+    with Terminal("demo", config, topic) as first, Terminal("demo", config, topic) as second:
+        for terminal in (first, second):
+            terminal.wait_for(f"Subscribed to {topic}.")
+            terminal.wait_for(f"{topic}>")
+        first.type("hello\r")
+        second.wait_for("hello\r\n")
+        # The typed line, and the message that comes back.
+        first.wait_for("hello", 2)
+        second.type("hi 日本\r")
+        first.wait_for("hi 日本")
+        for terminal in (first, second):
+            assert terminal.end("\x04") == 0
 
 
-def test_demo_on_two_terminals(terminals: list[Terminal], config: str, topic: str) -> None:
-    for _ in range(2):
-        terminal = Terminal("demo", config, topic)
-        terminals.append(terminal)
-        terminal.wait_for(f"Subscribed to {topic}. Type a line to publish it; Ctrl-D ends.")
+def test_ctrl_c_ends_demo_on_a_terminal(config: str, topic: str) -> None:
+    with Terminal("demo", config, topic) as terminal:
         terminal.wait_for(f"{topic}>")
-    first, second = terminals
-    first.type("hello\r")
-    second.wait_for("hello\r\n")
-    # What was typed, and what comes back.
-    first.wait_for("hello", 2)
-    second.type("hi 日本\r")
-    first.wait_for("hi 日本")
-    for terminal in terminals:
-        assert terminal.end("\x04") == 0
+        terminal.type("half a line")
+        assert terminal.end("\x03") in (0, 130)
 
 
-def test_ctrl_c_ends_demo_on_a_terminal(terminals: list[Terminal], config: str, topic: str) -> None:
-    terminal = Terminal("demo", config, topic)
-    terminals.append(terminal)
-    terminal.wait_for(f"{topic}>")
-    terminal.type("half a line")
-    assert terminal.end("\x03") in (0, 130)
-
-
-@pytest.mark.parametrize("command", ["demo", "subscribe"])
-def test_a_message_cannot_steer_a_terminal(
-    terminals: list[Terminal], config: str, topic: str, command: str
-) -> None:
+@pytest.mark.parametrize("arguments", [["demo"], ["subscribe"], ["subscribe", "--json"]])
+def test_a_message_cannot_steer_a_terminal(config: str, topic: str, arguments: list[str]) -> None:
     steering = f"{topic} \x1b]0;title\x07"
-    terminal = Terminal("-v", command, config, steering)
-    terminals.append(terminal)
-    terminal.wait_for("INFO link up")
-    assert run("publish", config, steering, f"<{ESCAPES}>") == (0, "", "")
-    terminal.wait_for(f"<{ESCAPED}>")
-    for raw in (b"\x1b[31m", b"\x07", b"\x7f", "\x9b".encode(), b"\x1b]0;"):
-        assert raw not in terminal.screen
-
-
-def test_json_cannot_steer_a_terminal_either(terminals: list[Terminal], config: str, topic: str) -> None:
-    terminal = Terminal("-v", "subscribe", "--json", config, topic)
-    terminals.append(terminal)
-    terminal.wait_for("INFO link up")
-    assert run("publish", config, topic, f"<{ESCAPES}>") == (0, "", "")
-    terminal.wait_for('"data"')
-    terminal.wait_for("}")
-    for raw in (b"\x1b[31m", b"\x07", b"\x7f", "\x9b".encode()):
-        assert raw not in terminal.screen
+    with Terminal("-v", *arguments, config, steering) as terminal:
+        terminal.wait_for("INFO link up")
+        assert run("publish", config, steering, f"<{ESCAPES}>") == (0, "", "")
+        if "--json" in arguments:
+            terminal.wait_for('"data"')
+            terminal.wait_for("}")
+        else:
+            terminal.wait_for(f"<{ESCAPED}>")
+        for raw in (b"\x1b[31m", b"\x07", b"\x7f", "\x9b".encode(), b"\x1b]0;"):
+            assert raw not in terminal.screen

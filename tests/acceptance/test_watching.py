@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import termios
 import threading
 from pathlib import Path
 from typing import Any
@@ -148,13 +147,12 @@ class TestTop:
 
     @pytest.mark.parametrize(("key", "code"), [("q", 0), ("Q", 0), ("", 130)])
     def test_on_a_terminal(self, standing_cluster: Cluster, key: str, code: int) -> None:
-        terminal = Terminal("top", "--interval", "0.5", config(standing_cluster))
-        try:
-            before = termios.tcgetattr(terminal._master)
+        with Terminal("top", "--interval", "0.5", config(standing_cluster)) as terminal:
+            before = terminal.attributes
             terminal.wait_for("4 of 4 nodes answer", 2)
             assert b"\x1b[?1049h" in terminal.screen  # the other screen,
             assert b"\x1b[?25l" in terminal.screen  # without a cursor
-            assert not termios.tcgetattr(terminal._master)[3] & termios.ECHO
+            assert not terminal.echoes
             if key:
                 terminal.type(key)
             else:
@@ -162,20 +160,16 @@ class TestTop:
             assert terminal.end() == code
             assert terminal.screen.rstrip().endswith((b"\x1b[?1049l", b"\x1b[?25h"))
             assert terminal.screen.count(b"\x1b[?25h") >= 1
-            assert termios.tcgetattr(terminal._master) == before
-        finally:
-            terminal.close()
+            assert terminal.attributes == before
 
     def test_it_follows_the_size_of_the_terminal(self, standing_cluster: Cluster) -> None:
         environment = {"COLUMNS": "80", "LINES": "24"}
-        terminal = Terminal("top", "--interval", "3600", config(standing_cluster), env=environment)
-        try:
+        with Terminal("top", "--interval", "3600", config(standing_cluster), env=environment) as terminal:
             terminal.wait_for("4 of 4 nodes answer")
-            termios.tcsetwinsize(terminal._master, (30, 140))
-            terminal.process.send_signal(signal.SIGWINCH)
+            terminal.resize(140, 30)
 
             def first_line() -> str:
-                terminal._read()
+                terminal.read()
                 first, *_ = terminal.screen.rpartition(b"\x1b[H")[2].partition(b"\r\n")
                 return re.sub(rb"\x1b\[[0-9;]*m", b"", first).decode()
 
@@ -183,34 +177,25 @@ class TestTop:
             assert first_line().endswith("q ends")
             terminal.type("q")
             assert terminal.end() == 0
-        finally:
-            terminal.close()
 
     def test_it_can_be_suspended(self, standing_cluster: Cluster) -> None:
-        terminal = Terminal("top", "--interval", "0.5", config(standing_cluster))
-        try:
+        with Terminal("top", "--interval", "0.5", config(standing_cluster)) as terminal:
             terminal.wait_for("4 of 4 nodes answer")
             terminal.process.send_signal(signal.SIGTSTP)
             terminal.wait_for("\x1b[?1049l")
             stat = Path(f"/proc/{terminal.process.pid}/stat")
             wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "it stops")
-            assert termios.tcgetattr(terminal._master)[3] & termios.ECHO
+            assert terminal.echoes
             terminal.process.send_signal(signal.SIGCONT)
             terminal.wait_for("\x1b[?1049h", 2)
             terminal.type("q")
             assert terminal.end() == 0
-        finally:
-            terminal.close()
 
     def test_colours_are_as_wished(self, standing_cluster: Cluster) -> None:
         for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-            terminal = Terminal(
-                "top", "--once", "--interval", "0.5", config(standing_cluster), env=environment
-            )
-            try:
+            arguments = "top", "--once", "--interval", "0.5", config(standing_cluster)
+            with Terminal(*arguments, env=environment) as terminal:
                 assert terminal.end() == 0
-            finally:
-                terminal.close()
             assert (b"\x1b[32m" in terminal.screen) == coloured
 
 
@@ -369,22 +354,16 @@ class TestDoctorOfFiles:
 def test_what_is_checked_is_said_on_terminals_only(standing_cluster: Cluster) -> None:
     expected = {"doctor": b"asking 2 consumers and 2 producers", "verify": b"comes back through"}
     for name, text in expected.items():
-        terminal = Terminal(name, config(standing_cluster))
-        try:
+        with Terminal(name, config(standing_cluster)) as terminal:
             assert terminal.end() == 0
-        finally:
-            terminal.close()
         assert b"\r\x1b[K" in terminal.screen
         assert re.search(rb"\r\x1b\[K[^\r\n]*" + text, terminal.screen)
 
 
 @pytest.mark.parametrize("name", ["doctor", "verify"])
 def test_no_colours_where_they_are_not_wanted(standing_cluster: Cluster, name: str) -> None:
-    terminal = Terminal(name, config(standing_cluster), env={"NO_COLOR": "1"})
-    try:
+    with Terminal(name, config(standing_cluster), env={"NO_COLOR": "1"}) as terminal:
         assert terminal.end() == 0
-    finally:
-        terminal.close()
     assert b"ok  " in terminal.screen
     assert not re.search(rb"\x1b\[[0-9;]*m", terminal.screen)
 

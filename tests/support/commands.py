@@ -15,7 +15,7 @@ import termios
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Self
 
 from .processes import clean_environment, command, wait_until
 
@@ -166,7 +166,7 @@ def kill_all(pids: list[int]) -> None:
 
 
 def is_alive(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended and was not waited for does not."""
+    """Return True if a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
@@ -210,7 +210,7 @@ class Terminal:
         deadline = time.monotonic() + SECONDS
         while self.screen.count(text.encode()) < count:
             assert time.monotonic() < deadline, f"{text!r} does not come: {self.screen!r}"
-            if not self._read() and self.process.poll() is not None:
+            if not self.read() and self.process.poll() is not None:
                 raise AssertionError(f"{text!r} did not come: {self.screen!r}")
 
     def end(self, key: str = "") -> int:
@@ -223,7 +223,7 @@ class Terminal:
 
         def ended() -> bool:
             nonlocal pressed
-            if self._read() or self.process.poll() is not None:
+            if self.read() or self.process.poll() is not None:
                 return self.process.poll() is not None
             if key and time.monotonic() > pressed + 2:
                 pressed = time.monotonic()
@@ -234,14 +234,33 @@ class Terminal:
         check_no_traceback(self.screen.decode(errors="replace"))
         return self.process.wait()
 
-    def close(self) -> None:
-        """End the command, come what may."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        """End the command, however the test ended."""
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
         os.close(self._master)
 
-    def _read(self) -> bool:
+    @property
+    def attributes(self) -> list[Any]:
+        """Return the attributes of the terminal, as `termios.tcgetattr` does."""
+        return termios.tcgetattr(self._master)
+
+    @property
+    def echoes(self) -> bool:
+        """Return True if keys that are pressed are shown."""
+        return bool(self.attributes[3] & termios.ECHO)
+
+    def resize(self, columns: int, lines: int) -> None:
+        """Change the size of the terminal, as its user does."""
+        termios.tcsetwinsize(self._master, (lines, columns))
+        self.process.send_signal(signal.SIGWINCH)
+
+    def read(self) -> bool:
+        """Add to `screen` what the command writes within 50 ms, and return True if it wrote something."""
         if not select.select([self._master], [], [], 0.05)[0]:
             return False
         try:

@@ -1,4 +1,4 @@
-"""The seed's demo: publish each line that is read on a topic, and print what comes on it."""
+"""The demo: it publishes the lines that it reads on a topic, and prints the messages of the topic."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from ..client.values import Gap, Message
 from .terminal import for_each_line, printable, to_stdout
 
 RETURN_SECONDS = 5.0
-"""How long to wait for the next line to come back: a healthy cluster needs milliseconds."""
+"""Maximum time until the next line comes back: a healthy cluster needs milliseconds."""
 
 MAX_MISSING_LINES = 1000
-"""Lines that may be under way at once: enough to keep a cluster busy, little to keep in memory."""
+"""Maximum number of lines that have not come back: enough to keep a cluster busy, with little memory."""
 
 
 async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
-    """Run the demo on a terminal until end of input, or else until all that was read has come back.
+    """Run the demo: on a terminal until the end of input, otherwise until all lines have come back.
 
     Returns:
-        How many published lines did not come back; 0 on a terminal.
+        Number of lines that did not come back; 0 on a terminal.
 
     Raises:
         ConnectError: No node answers.
@@ -39,7 +39,7 @@ async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
 
 
 async def _on_terminal(client: Client, topic: str, messages: Subscription[Message | Gap]) -> None:
-    # Imported here, for no other command needs it and it takes a while.
+    # Imported here because no other command needs it, and it is slow to import.
     from prompt_toolkit import PromptSession  # noqa: PLC0415
     from prompt_toolkit.patch_stdout import patch_stdout  # noqa: PLC0415
 

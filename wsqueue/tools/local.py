@@ -1,4 +1,4 @@
-"""A whole cluster on loopback, each node a process of its own, for a first try: no root, no systemd."""
+"""A cluster on loopback, with a process for each node. It needs neither root nor systemd."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..config.model import Retention
 from ..errors import WsqueueError
 
 START_SECONDS = 20.0
-"""How long a node may take to listen: it needs a tenth of a second, a busy machine more."""
+"""Maximum time until a node listens: it needs a tenth of a second, but more on a busy machine."""
 
 STOP_SECONDS = 15.0
-"""How long a node may take to drain: `drain_seconds` and a margin."""
+"""Maximum time until a node has drained: `drain_seconds` and a margin."""
 
 MAX_LOG_LINE_BYTES = 1024 * 1024
-"""Far above any log line: values are cut at 200 characters, a traceback is a few KiB."""
+"""Maximum length of a log line: values are cut at 200 characters, and a traceback takes a few KiB."""
 
 _STARTED = re.compile(r"\bstarted role=\w+ version=\S+ listen=(\S+)$")
 
 
 class LocalNode:
-    """Run one node as a process and pass its log lines on."""
+    """A node that runs as a process; its log lines are passed on."""
 
     def __init__(
         self, name: str, process: asyncio.subprocess.Process, show: Callable[[str, str], None]
@@ -52,7 +52,7 @@ class LocalNode:
         """Wait until the node listens; `address` is known then.
 
         Raises:
-            WsqueueError: It ended or did not start in time.
+            WsqueueError: The node ended or did not start in time.
         """
         waiting = asyncio.create_task(self._started.wait())
         try:
@@ -65,7 +65,7 @@ class LocalNode:
             raise WsqueueError(f"{self.name} did not start: {self.outcome()}")
 
     def outcome(self) -> str:
-        """Say how the process ended."""
+        """Return a text that says how the process ended."""
         status = self._process.returncode
         if status is None:
             return f"not ready after {START_SECONDS:g} seconds"
@@ -77,7 +77,7 @@ class LocalNode:
             self._process.send_signal(signal.SIGHUP)
 
     async def stop(self) -> None:
-        """Let the node drain, and kill it when that takes too long."""
+        """Let the node drain, and kill it if that takes too long."""
         if self._process.returncode is None:
             self._process.terminate()
         try:
@@ -109,10 +109,10 @@ class LocalCluster:
     Args:
         consumers: Number of consumers.
         producers: Number of producers.
-        port: Where the first consumer listens; the other nodes follow. 0 lets the system choose.
-        directory: Where to keep configurations and key; None for a directory that vanishes at the end.
+        port: Port of the first consumer; the other nodes use the next ones. With 0, the system chooses.
+        directory: Directory of the configuration files and the key; None for a temporary directory.
         show: Called with the name of a node and a line that it logged.
-        retention: Of the consumers, each with a directory of its own.
+        retention: Retention of the consumers; each gets a directory of its own.
 
     Raises:
         WsqueueError: The directory cannot be written, or a node does not start.
@@ -152,10 +152,10 @@ class LocalCluster:
         return {node.name: node.pid for node in self._nodes}
 
     async def wait(self) -> None:
-        """Wait until a node ends, which none should.
+        """Wait until a node ends, which is an error.
 
         Raises:
-            WsqueueError: One has ended.
+            WsqueueError: A node has ended.
         """
         await asyncio.wait([node.ended for node in self._nodes], return_when=asyncio.FIRST_COMPLETED)
         node = next(node for node in self._nodes if node.ended.done())
@@ -204,7 +204,7 @@ class LocalCluster:
             stdin=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LOG_LINE_BYTES,
-            # Ctrl-C is for this process, which then ends the nodes in the right order.
+            # Ctrl-C must only reach this process, which then ends the nodes in the right order.
             start_new_session=True,
         )
         node = LocalNode(file.stem, process, self._show)
@@ -212,19 +212,19 @@ class LocalCluster:
         return node
 
     def _tell_of_each_other(self, consumers: list[str], producers: list[str]) -> None:
-        """Configure what the status pages ask, which is known only now that the system has chosen ports."""
+        """Configure which nodes the status pages ask: their ports are known only after they have started."""
         for node in self._nodes:
             with (self._directory / f"{node.name}.toml").open("a") as file:
                 file.write(_toml({"monitoring.consumers": consumers, "monitoring.producers": producers}))
             node.reload()
 
     async def _stop(self) -> None:
-        """End the producers, which flush to the consumers, and then the consumers."""
+        """End the producers, which send all they hold to the consumers, and then the consumers."""
         try:
             for role in ("producer", "consumer"):
                 await asyncio.gather(*(node.stop() for node in self._nodes if node.name.startswith(role)))
         finally:
-            # Also when the user does not want to wait.
+            # This also happens if the user interrupts the waiting.
             for node in self._nodes:
                 node.kill()
             await asyncio.gather(*(node.ended for node in self._nodes))
@@ -245,7 +245,7 @@ class LocalCluster:
 
 
 def _toml(settings: dict[str, object]) -> str:
-    # For all that comes here TOML has JSON's syntax; a dotted key is in a table.
+    # These values have the same syntax in TOML and JSON; a dotted key is in a table.
     return "".join(f"{key} = {json.dumps(value)}\n" for key, value in settings.items())
 
 

@@ -18,7 +18,7 @@ from ..errors import InvalidMessage, WsqueueError
 STDIN, STDOUT, STDERR = 0, 1, 2
 
 CHUNK_BYTES = 64 * 1024
-"""What is read from standard input at a time: a pipe's size."""
+"""Bytes that are read from standard input at a time: the size of a pipe."""
 
 _NOT_IN_JSON = re.compile(r"[\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
@@ -27,8 +27,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 def prepare_standard_files() -> None:
     """Make sure that standard input, output and error are open and can express any text.
 
-    Whoever started this process may have closed them, and then the event loop's own files would get
-    their numbers.
+    If the parent process has closed them, the event loop's own files would get their numbers.
     """
     for descriptor in range(STDIN, STDERR + 1):
         try:
@@ -41,11 +40,11 @@ def prepare_standard_files() -> None:
 
 
 async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
-    """Await `handle` for each line of standard input, without its end, as they come.
+    """Await `handle` for each line of standard input, without its line end, as soon as it is read.
 
     Args:
-        max_bytes: Longer lines are refused.
-        handle: Takes a line.
+        max_bytes: Maximum length of a line.
+        handle: Called with each line.
 
     Raises:
         InvalidMessage: A line is too long, not UTF-8, or refused by `handle`; it names the line.
@@ -64,7 +63,7 @@ async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]
 
 
 def discard_output() -> None:
-    """Let nothing more be written to standard output, which cannot take it, not even as the process ends."""
+    """Discard further output, including buffered output when the process ends: standard output is broken."""
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, STDOUT)
     os.close(descriptor)
@@ -88,12 +87,12 @@ def one_line(text: str) -> str:
 def json_line(value: object) -> str:
     """Return a value, structs included, as one line of JSON that cannot steer a terminal."""
     text = json.dumps(msgspec.to_builtins(value), ensure_ascii=False)
-    # JSON allows these as they are; the names of files may even hold what UTF-8 cannot express.
+    # JSON allows these characters unescaped; names of files may contain some that UTF-8 can't express.
     return _NOT_IN_JSON.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def to_stdout(text: str) -> str:
-    """Return text as it may go to standard output: as it is to a pipe, printable to a terminal."""
+    """Return text for standard output: unchanged for a pipe, without control characters for a terminal."""
     return printable(text) if sys.stdout.isatty() else text
 
 
@@ -119,7 +118,7 @@ def _refuse(problem: str) -> NoReturn:
 
 
 async def _chunks() -> AsyncIterator[bytes]:
-    """Yield what a thread reads, for a file cannot be read without blocking; it ends with the process."""
+    """Yield chunks that a thread reads, because reading a file blocks; the thread ends with the process."""
     chunks: asyncio.Queue[bytes | OSError] = asyncio.Queue()
     loop = asyncio.get_running_loop()
     wanted = threading.Semaphore(0)

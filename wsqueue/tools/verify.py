@@ -1,7 +1,7 @@
-"""The seed's three end-to-end tests, against any deployed cluster.
+"""Three end-to-end tests of any cluster.
 
-Every producer (and consumer) answers; a random message on a random topic comes back unmodified,
-through every producer and every consumer; a wrong key is refused everywhere.
+Every producer and every consumer answers; a random message on a random topic comes back unmodified through
+every producer and every consumer; every endpoint refuses a wrong key.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from ..protocol.routing import topic_hash
 from .terminal import printable
 
 ANSWER_SECONDS = 5.0
-"""How long a message may take to come back: a healthy cluster needs milliseconds."""
+"""Maximum time until a message comes back: a healthy cluster needs milliseconds."""
 
 
 class Check(msgspec.Struct, frozen=True):
-    """Report one check: what was checked, how long it took, and what is wrong ("" when it passed)."""
+    """A check, its duration in seconds, and its problem: "" if it passed."""
 
     name: str
     seconds: float
@@ -45,9 +45,9 @@ async def verify(
     """Run all checks, one after the other, and yield the result of each.
 
     Args:
-        config: Of a client of the cluster.
-        psk: The key of clients.
-        began: Called with the name of each check before it.
+        config: Configuration of a client of the cluster.
+        psk: Pre-shared key of the client.
+        began: Called with the name of each check when it begins.
 
     Raises:
         ConfigError: A certificate cannot be used.
@@ -90,7 +90,7 @@ def write_junit(checks: list[Check], file: Path) -> None:
             suite, "testcase", classname="wsqueue.verify", name=check.name, time=f"{check.seconds:.3f}"
         )
         if check.problem:
-            # A peer's reason may hold what XML cannot express.
+            # The reason of a peer may contain characters that XML does not allow.
             ET.SubElement(case, "failure", message=printable(check.problem))
     ET.ElementTree(suite).write(file, encoding="utf-8", xml_declaration=True)
 
@@ -125,7 +125,7 @@ async def _round_trip(config: ClientConfig, psk: PreSharedKey, topic: str, tls: 
     except TimeoutError:
         return f"nothing came back within {ANSWER_SECONDS:g} seconds"
     if (message.topic, message.data) != (topic, data):
-        return "what came back is not what was sent"
+        return "the message that came back differs from the one that was sent"
     return ""
 
 
@@ -133,7 +133,7 @@ async def _refuses(address: Address, psk: PreSharedKey, config: ClientConfig, tl
     probe = _Probe([address], _WrongAnswers(psk), config, tls)
     probe.start()
     try:
-        # An original node answers before it has verified, and so is up for a moment.
+        # A classic node answers before it has verified, so the link is up for a moment.
         async with asyncio.timeout(config.limits.hello_seconds):
             await probe.ended.wait()
     except TimeoutError:
@@ -141,7 +141,7 @@ async def _refuses(address: Address, psk: PreSharedKey, config: ClientConfig, tl
     finally:
         await probe.stop()
     closed = probe.failures[address]
-    # A node refuses with a wrong answer of its own, which makes this end close, or by closing.
+    # A node refuses by closing, or by a wrong answer of its own, upon which this end closes.
     refused = closed.code == CloseCode.WRONG_ANSWER or (closed.by_peer and closed.code >= CloseCode.NORMAL)
     return "" if refused else str(closed)
 
@@ -173,7 +173,7 @@ class _WrongAnswers(PreSharedKey):
 
 
 class _Probe(Link):
-    """Open a connection once, and keep what became of it."""
+    """Open a connection once, and keep the outcome."""
 
     never_up_level = logging.INFO  # a check reports as much
 

@@ -25,7 +25,7 @@ def test_there_are_no_other_pages() -> None:
 def test_a_command_has_its_help_its_examples_and_its_options() -> None:
     section = PAGES["cli.md"].split("## wsqueue subscribe\n")[1].split("\n## ")[0]
     assert "wsqueue subscribe [OPTIONS] TOPIC..." in section
-    assert "Print the messages of each TOPIC as they come" in section
+    assert "Print the messages of each TOPIC" in section
     assert "\nwsqueue subscribe --from earliest --no-follow news\n" in section
     assert "| `--from` START | `latest` | " in section
 

@@ -1,13 +1,18 @@
-"""Load on any queue of messages, and a report of what it cost: for `wsqueue bench` and for comparisons.
+"""The load generator for any message queue, and `wsqueue bench`, which uses it on a cluster of wsqueue.
 
-A generator must be much cheaper than what it measures. So two processes of their own, one with all
-publishers and one with all subscribers, write prebuilt bytes to plain sockets and check what comes by
-comparing long stretches of memory; nothing in them happens per message, but for those that carry a time.
+A load generator must be much cheaper than the system that it measures. Therefore two worker processes, one
+with all publishers and one with all subscribers, write prebuilt bytes to plain sockets, and check the bytes
+that they read by comparing long stretches of memory. They do nothing per message, except for the few
+messages that carry a time.
 
-All messages of a run have one size and, but for those, one content, so that what a subscriber reads is
-one record again and again. What it reads is compared with that, every byte of it.
+All messages of a run have the same size and, without a time, the same content. A subscriber therefore reads
+the same record again and again, and every byte is compared with that record.
 
-What a system looks like on the wire is in a `Wire`; `V2Wire` and `ClassicWire` are ours. `run`
-starts the two processes (`python -m wsqueue.tools.bench`), which share some counters with it, and drives
-them through the phases.
+    workload    the load: topics, sizes, pace, window     records, report   checked and counted deliveries
+    wire        the interface of a system on the wire     publishers, subscribers   the loops of the workers
+    v2, classic, nodes, messages   wires of wsqueue       connection, counters      what the workers use
+    runner, worker, usage   drives the worker processes (`python -m wsqueue.tools.bench`), measures nodes
+    cluster, table, plot    `wsqueue bench`: runs the load on a cluster, prints and draws the report
+
+The comparison of wsqueue with other systems (`comparison/`) has wires of its own.
 """

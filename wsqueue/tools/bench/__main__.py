@@ -1,4 +1,4 @@
-"""The process of a worker: `python -m wsqueue.tools.bench publishers`, or `subscribers`."""
+"""A worker process: `python -m wsqueue.tools.bench publishers`, or `subscribers`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ KINDS: dict[str, type[Publishers] | type[Subscribers]] = {
 
 
 def main() -> None:
-    """Do the job that comes on standard input, and write what came of it to standard output."""
+    """Read a job from standard input, do it, and write its outcome to standard output."""
     try:
         wire, load, descriptor = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own parent
         threading.Thread(target=_end_with_parent, name="parent", daemon=True).start()
@@ -44,21 +44,21 @@ def _prepare() -> None:
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.suppress(OSError):
-        # Else the system makes a sleep of 50 µs one of 100 µs.
+        # By default, the system extends a sleep of 50 µs to 100 µs.
         Path("/proc/self/timerslack_ns").write_text("1")
-    # Nothing here makes cycles, and looking for them would cost a twentieth of the time.
+    # Nothing here makes reference cycles, and looking for them would take 5 % of the time.
     gc.disable()
 
 
 def _end_with_parent() -> None:
-    # Not through sys.stdin, whose lock a thread must not hold as the interpreter ends.
+    # Not sys.stdin: a thread must not hold its lock while the interpreter ends.
     while os.read(0, 1):
         pass
     os._exit(1)
 
 
 def picklable(error: WsqueueError) -> WsqueueError:
-    """Return the error as one whose class takes a sentence, so that it can be unpickled."""
+    """Return the error as an instance of a class that takes one sentence, so that it can be unpickled."""
     kinds = (AuthenticationError, ConnectError, WsqueueError)
     return next(kind for kind in kinds if isinstance(error, kind))(str(error))
 

@@ -1,4 +1,4 @@
-"""The classic protocol of wsqueue, as the load generator needs it."""
+"""The wire of the classic protocol of wsqueue, for the load generator."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ClassicWire(NodesWire):
     _v2 = False
 
     def publishing(self, load: Load) -> Messages:
-        """Return frame after frame, and what answers pings: a publisher that says little gets some."""
+        """Return the maker of messages; it answers pings, which publishers with a low rate get."""
         return Messages(self.published, load, ClassicUnwrapper)
 
     def published(self, topic: str, data: bytes) -> bytes:
@@ -33,14 +33,14 @@ class ClassicWire(NodesWire):
         return frame_texts([_payload(topic, data)], masked=False)
 
     def unwrapper(self, topic: str, load: Load) -> ClassicUnwrapper:
-        """Return what takes control frames out."""
+        """Return an unwrapper that removes control frames."""
         return ClassicUnwrapper()
 
 
 class ClassicUnwrapper:
-    """Take the control frames out of a stream of text frames, most of which have one length.
+    """Remove the control frames from a stream of text frames that nearly all have the same length.
 
-    To parse each frame would take 10 µs for each message: only those that begin otherwise than expected are.
+    Parsing each frame would take 10 µs per message, so only frames with an unexpected first byte are parsed.
     """
 
     _TEXTS, _KINDS = bytes([TEXT_AND_FIN]), bytes([TEXT_AND_FIN, _CLOSE, _PING, _PONG])
@@ -66,7 +66,7 @@ class ClassicUnwrapper:
             if not head:
                 break
             if head[0] not in self._KINDS:
-                # Somebody else's message was longer or shorter; the records' own check will say so.
+                # Another client published a message of another length; `Records` will refuse it.
                 at = len(data)
                 break
             size = frame_size(head)
@@ -86,14 +86,14 @@ class ClassicUnwrapper:
         return b"".join([*parts, data[begin:end]])
 
     def replies(self) -> bytes:
-        """Return the pongs for the pings so far."""
+        """Return the pongs for the pings so far, once."""
         replies, self._replies = self._replies, b""
         return replies
 
     def _alike(self, data: bytes, at: int) -> int:
-        """Return how many bytes there are of text frames, if all of them are as long as the last one.
+        """Return the number of bytes of text frames, assuming that all are as long as the last one.
 
-        They are, for they hold records: who counts and compares those would see it if one was not.
+        If one is not, `Records` refuses the stream, because it compares every byte.
         """
         if not self._stride:
             return 0

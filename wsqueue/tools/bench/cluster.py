@@ -1,4 +1,4 @@
-"""Load on a cluster of wsqueue: one that is started for it on this machine, or any other."""
+"""Load on a cluster of wsqueue: on a cluster that is started on this machine for it, or on any other."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     pass
 
 REPLAY_BYTES = 256 * 1024 * 1024
-"""Data that a replay reads if nobody says how much: with sqlite, most of it is no longer in memory."""
+"""Data that a replay reads by default: with sqlite, most of it is no longer in memory."""
 
 Protocol = Literal["v2", "classic"]
 
@@ -41,17 +41,17 @@ async def bench_started_cluster(
     show: Callable[[str, str], None],
     protocol: Protocol = "v2",
 ) -> BenchReport:
-    """Put load on a cluster that is started for it on this machine.
+    """Start a cluster on this machine, and put load on it.
 
     Args:
-        load: What to publish.
-        cluster: Numbers of consumers and of producers, and where consumers keep what is published.
-        progress: Called now and then with how much is done, 0 to 1.
+        load: The load.
+        cluster: Number of consumers, number of producers, and retention mode of the consumers.
+        progress: Called now and then with the share of the run that is done, 0 to 1.
         show: Called with the name of a node and a line that it logged.
-        protocol: What clients speak.
+        protocol: Protocol of the clients.
 
     Raises:
-        WsqueueError: A node did not start, ended, or delivered what was not published.
+        WsqueueError: A node did not start, ended, or delivered data that was not published.
     """
     consumers, producers, mode = cluster
     retention = retention_for(load, mode)
@@ -63,18 +63,18 @@ async def bench_started_cluster(
 async def bench_cluster(
     load: Load, settings: ClientConfig, progress: Callable[[float], None], protocol: Protocol = "v2"
 ) -> BenchReport:
-    """Put load on a cluster that runs anywhere; what its nodes use is not known here.
+    """Put load on a cluster that runs anywhere. Its report has no usage of nodes.
 
     Raises:
         ConfigError: The key or a certificate cannot be read.
         ConnectError: A node does not answer.
-        WsqueueError: A node closed a connection, or delivered what was not published.
+        WsqueueError: A node closed a connection, or delivered data that was not published.
     """
     return await run_load(wire(settings, protocol), load, {}, progress)
 
 
 def wire(settings: ClientConfig, protocol: Protocol) -> Wire:
-    """Return how to speak to a cluster.
+    """Return the wire of a cluster.
 
     Raises:
         ConfigError: The key or a certificate cannot be read.
@@ -90,22 +90,22 @@ def wire(settings: ClientConfig, protocol: Protocol) -> Wire:
 
 
 def retention_for(load: Load, mode: RetentionMode) -> Retention:
-    """Return a retention that keeps all that a replay reads, the default one without a replay."""
+    """Return a retention that keeps all messages that a replay reads; without a replay, the default one."""
     if not load.replay or load.count is None:
         return Retention(mode=mode)
-    # However small its batches are.
+    # Enough even if each batch has one message.
     most = load.count * (load.size + 2 * RECORD_OVERHEAD_BYTES)
     return Retention(mode=mode, max_bytes=most, max_bytes_per_topic=most, max_messages_per_topic=load.count)
 
 
 def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> str:
-    """Say why a load would come to nothing, "" if it would not.
+    """Return the reason why a cluster can't take a load, "" if it can.
 
     Args:
-        load: What to publish.
+        load: The load.
         consumers: Number of consumers.
         producers: Number of producers.
-        limits: Of the nodes, as far as they are known.
+        limits: Limits of the nodes, as far as they are known.
     """
     message = classic.Message(data=load.filler.decode(), topic=load.topic_names[0])
     if (size := len(classic.encode(message))) > limits.max_message_bytes:
@@ -114,7 +114,7 @@ def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> 
     if load.batch is not None and load.batch > (most := limits.max_message_bytes // (load.size + 3)):
         return f"--batch {load.batch} is too large for max_message_bytes: expected at most {max(most, 1)}"
     topics_of = Counter(topic_hash(topic) % consumers for topic in load.topic_names)
-    # A consumer has a link from each producer, too.
+    # A consumer also has a link from each producer.
     subscriptions = load.subscribers * max(topics_of.values()) + producers
     if subscriptions > limits.max_connections:
         return (
@@ -130,5 +130,5 @@ def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> 
     needed = max(load.topics * load.subscribers, load.publishers) + SPARE_FILES
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and needed > hard:
-        return f"that needs {needed} open files, and {hard} are allowed: see `ulimit -Hn`"
+        return f"this load needs {needed} open files, but only {hard} are allowed: see `ulimit -Hn`"
     return ""

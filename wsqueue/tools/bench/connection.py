@@ -1,4 +1,4 @@
-"""A connection of a worker: plain system calls, for an event loop would cost more than what it drives."""
+"""A connection of a worker. It makes plain system calls, because an event loop would cost too much."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from ...errors import WsqueueError, why
 from .wire import Unwrapper
 
 _NOT_NOW = BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError
-"""What a socket raises that would have to wait."""
+"""Raised by a socket that would have to wait."""
 
 READ_BYTES = 256 * 1024
-"""What is read from a socket at a time."""
+"""Bytes that are read from a socket at a time."""
 
 
 class LoadConnection:
-    """Hold a socket that never blocks, and what it does not take yet.
+    """A socket that never blocks, and the bytes that it has not taken yet.
 
     Args:
-        name: Whose connection it is, for errors.
+        name: Name of its owner, for errors.
         connection: The socket.
-        unwrapper: What to make of what is read; None drops it.
+        unwrapper: Finds the records in the bytes that are read; without it, they are dropped.
     """
 
     def __init__(self, name: str, connection: socket.socket, unwrapper: Unwrapper | None) -> None:
@@ -41,28 +41,28 @@ class LoadConnection:
         return self._connection.fileno()
 
     def write(self, data: memoryview | bytes) -> None:
-        """Write, or keep what the socket does not take; only while nothing is pending."""
+        """Write data, and keep the bytes that the socket does not take; only while nothing is pending."""
         try:
             written = self._send(data)
         except OSError as error:
-            # The reason that the peer gave before it broke off may be there to read.
+            # The peer may have sent a reason before it closed the connection.
             self.read(memoryview(bytearray(READ_BYTES)))
             raise WsqueueError(f"{self._name}: {why(error)}") from None
         self._pending = data[written:]
 
     def flush(self) -> bool:
-        """Write what is pending, and tell whether all of it is written."""
+        """Write the pending bytes, and return True if none are left."""
         if self._pending:
             self.write(self._pending)
         return not self._pending
 
     def read(self, buffer: memoryview) -> bytes:
-        """Return what the unwrapper makes of what was read, and answer what it wants answered.
+        """Read, write the replies of the unwrapper, and return the records that it finds.
 
-        The buffer is used again and again: another one of that size for each read would be a mapping each.
+        The buffer is reused, because allocating one of this size for each read would map memory each time.
 
         Raises:
-            WsqueueError: The connection has ended, or brought what it must not.
+            WsqueueError: The connection has ended, or the peer broke the protocol.
         """
         try:
             data = self._receive(buffer)
@@ -89,7 +89,7 @@ class LoadConnection:
         connection, written = self._connection, 0
         try:
             written = connection.send(data)
-            # TLS sends a record at a time.
+            # TLS sends one record at a time.
             while isinstance(connection, ssl.SSLSocket) and written < len(data):
                 written += connection.send(data[written:])
         except _NOT_NOW:
@@ -100,7 +100,7 @@ class LoadConnection:
         connection, size = self._connection, self._connection.recv_into(buffer)
         if not isinstance(connection, ssl.SSLSocket):
             return bytes(buffer[:size])
-        # TLS reads a record at a time; the rest of one that did not fit would wake nobody.
+        # TLS reads one record at a time, and no event would follow for the rest of a record.
         parts = [bytes(buffer[:size])]
         with contextlib.suppress(*_NOT_NOW):
             while size and (sum(map(len, parts)) < len(buffer) or connection.pending()):

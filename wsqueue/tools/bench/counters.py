@@ -1,4 +1,4 @@
-"""The counters through which a run and its workers tell each other how far they are."""
+"""Counters in shared memory, through which the run and its workers tell each other their progress."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ WARM_UP, MEASURED, FINISHED = 1, 2, 3
 """The phases of a run."""
 
 NO_LIMIT = 2**63
-"""As many messages, or nanoseconds, as no phase comes to."""
+"""More messages, or nanoseconds, than any phase reaches."""
 
 
 class At(enum.IntEnum):
-    """Name the counters that the run shares with its workers."""
+    """The counters that the run shares with its workers."""
 
-    PHASE = 0  # set by the run, last of all; `FINISHED` ends the workers
+    PHASE = 0  # set by the run, after all others; `FINISHED` ends the workers
     START_NS = enum.auto()  # set by the run: when the first message is due
     STOP_NS = enum.auto()  # set by the run: when to stop publishing
     LIMIT = enum.auto()  # set by the run: messages of the phase
@@ -26,19 +26,19 @@ class At(enum.IntEnum):
     PUBLISHED = enum.auto()  # messages
     PUBLISHED_PHASE = enum.auto()  # the last phase that was published
     PUBLISHED_NS = enum.auto()  # when it was
-    CONFIRMED = enum.auto()  # messages; those that nobody confirms count too
+    CONFIRMED = enum.auto()  # messages; all that were sent if the system confirms none
     RECEIVED = enum.auto()  # deliveries
-    SLOWEST = enum.auto()  # deliveries on the subscriber's connection that has the fewest
-    RECEIVED_NS = enum.auto()  # when a delivery came last
+    SLOWEST = enum.auto()  # deliveries to the subscriber that has the fewest
+    RECEIVED_NS = enum.auto()  # when the last delivery came
 
 
 class Counters:
-    """Share numbers of 64 bits between processes; each is aligned, so that none is read half written."""
+    """Numbers of 64 bits in memory that processes share; they are aligned, so reads and writes are atomic."""
 
     def __init__(self, descriptor: int | None = None) -> None:
         size = 8 * len(At)
         if descriptor is None:
-            # In memory and without a name: nothing to tidy up, whatever happens.
+            # In memory and without a name, so there is nothing to clean up.
             descriptor = os.memfd_create("wsqueue-load")
             os.ftruncate(descriptor, size)
         self.descriptor = descriptor

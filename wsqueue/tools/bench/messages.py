@@ -1,4 +1,4 @@
-"""What publishers write: message after message, each to the next topic, some of them with a time in it."""
+"""The bytes that publishers write: each message goes to the next topic, and some carry a time."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .wire import Unwrapper
 from .workload import Load
 
 SEND_BYTES = 64 * 1024
-"""What is written to a publisher's socket at a time: few system calls, and it fits the socket."""
+"""Bytes that are written to a socket at a time: few system calls, and they fit the buffer of a socket."""
 
 
 class Messages:
-    """Make the bytes of consecutive messages; those that carry no time are there already.
+    """The bytes of consecutive messages; messages without a time are prebuilt.
 
     Args:
-        published: From a topic and data (ASCII) to the bytes that publish them; how many those are depends
-            only on both lengths.
-        load: What is published.
-        unwrapper: Makes what answers nodes on publishers' connections; without it, what they say is dropped.
+        published: Returns the bytes that publish data (ASCII) on a topic; their number depends only on the
+            lengths of topic and data.
+        load: The load.
+        unwrapper: Makes the unwrapper of a publisher's connection; without it, all input is dropped.
 
     Attributes:
-        batch: How many messages are made at a time at most.
-        unconfirmed: Nobody confirms these.
+        batch: Maximum number of messages that are made at a time.
+        unconfirmed: Always 0, because these messages are not confirmed.
     """
 
     unconfirmed = 0
@@ -36,8 +36,8 @@ class Messages:
     ) -> None:
         self._published, self._load, self._topics = published, load, load.topic_names
         self._unwrapper = unwrapper
-        # An initiator's frames are masked against proxies that could take data for requests (RFC 6455
-        # section 10.3); on a cluster of one's own, masks that were drawn once do.
+        # Frames of clients are masked against proxies that could take data for requests (RFC 6455, section
+        # 10.3). In a cluster that one measures there are none, so masks that are drawn once are enough.
         frames = [published(topic, load.filler) for topic in self._topics]
         self._size = len(frames[0])
         self.batch = load.batch or max(1, SEND_BYTES // self._size)
@@ -47,7 +47,7 @@ class Messages:
         )
 
     def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> memoryview:
-        """Return the bytes of some messages (see `Publishing`)."""
+        """Return the bytes of messages (see `Publishing`)."""
         size, begin = self._size, first % len(self._topics)
         plain = self._block[begin * size : (begin + count) * size]
         if not due_ns:
@@ -59,5 +59,5 @@ class Messages:
         return memoryview(messages)
 
     def unwrapper(self, publisher: int) -> Unwrapper | None:
-        """Return what answers nodes on a publisher's connection, if they ask anything."""
+        """Return the unwrapper of a publisher's connection, None if all input is dropped."""
         return self._unwrapper() if self._unwrapper is not None else None

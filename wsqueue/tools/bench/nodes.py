@@ -1,4 +1,4 @@
-"""Connections to the nodes of wsqueue, whatever they speak."""
+"""Connections to the nodes of wsqueue, for both protocols."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from ...protocol.routing import topic_hash
 from ...protocol.session import Session
 
 OPEN_SECONDS = 10.0
-"""How long a node may take for each step of a connection."""
+"""Maximum time of each step of opening a connection."""
 
 
 class NodesWire:
-    """Open connections to nodes; subclasses say what travels on them.
+    """Open connections to nodes; subclasses implement the protocols.
 
     Args:
-        producers: Their `/produce` endpoints.
-        consumers: Their `/subscribe` endpoints, in the order that the producers have too.
+        producers: Addresses of the `/produce` endpoints.
+        consumers: Addresses of the `/subscribe` endpoints, in the same order as at the producers.
         psk: The pre-shared key.
-        hello_order: The digest order of a classic initiator.
-        limits: Sizes.
+        hello_order: Digest order of a classic hello.
+        limits: Limits of the nodes.
         tls: Certificates, used at wss:// addresses.
     """
 
@@ -51,13 +51,13 @@ class NodesWire:
         self._psk, self._order, self._limits, self._tls = psk, hello_order, limits or Limits(), tls
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A key refuses to be pickled; this pickle goes through a pipe to a process of our own.
+        # A key refuses to be pickled, but this pickle only goes through a pipe to a child process.
         secret = self._psk._secrets[0].decode()  # noqa: SLF001
         addresses = self._producers, self._consumers
         return _restored, (type(self), addresses, secret, self._order, (self._limits, self._tls))
 
     def open_publisher(self, number: int) -> socket.socket:
-        """Return a connection to one producer after the other."""
+        """Return a connection to a producer; consecutive numbers go to different producers."""
         return self._open(self._producers[number % len(self._producers)])
 
     def open_subscriber(self, topic: str) -> socket.socket:
@@ -107,8 +107,8 @@ class NodesWire:
         )
         if isinstance(connection, ssl.SSLSocket):
             session.channel_binding = channel_binding(connection)
-        # An original node answers before it has verified: only its pong says that it has (see `link`).
-        # Nobody else could know what is in that.
+        # A classic node answers before it has verified; only its pong proves that it has (see `link`),
+        # because no other peer can know its payload.
         token = secrets.token_bytes(8)
         heard, asked = b"", False
         while not (asked and heard.endswith(token)):
@@ -142,7 +142,7 @@ def _restored(
 def _connect(address: Address) -> socket.socket:
     if not address.socket:
         connection = socket.create_connection((address.host, address.port), OPEN_SECONDS)
-        # Else the second packet of the hello would wait 40 ms for the acknowledgement of the first.
+        # With Nagle's algorithm, the second packet of the hello would wait 40 ms for an acknowledgement.
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         return connection
     connection = socket.socket(socket.AF_UNIX)

@@ -20,7 +20,7 @@ PLOT_INCHES = 8.0, 3.2
 
 
 def plot_problem(file: Path) -> str:
-    """Say why a plot cannot be written to a file, "" if it can."""
+    """Return the reason why a plot can't be written to a file, "" if it can."""
     if importlib.util.find_spec("matplotlib") is None:
         return "a plot needs matplotlib: pip install 'wsqueue[plot]'"
     from matplotlib.backend_bases import FigureCanvasBase  # noqa: PLC0415 - only a plot needs it

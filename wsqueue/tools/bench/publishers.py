@@ -1,4 +1,4 @@
-"""The worker that publishes."""
+"""The worker that publishes on all publishers' connections."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from .wire import Wire
 from .workload import Load, Pace, Window
 
 NAP_SECONDS = 0.00005
-"""How long a publisher with a rate sleeps while nothing is due; the system makes 70 µs to 110 µs of it."""
+"""Sleep of publishers with a rate while nothing is due; it takes 70 µs to 110 µs in fact."""
 
 REST_SECONDS = 0.0003
-"""How long a worker without a rate lets work gather: less than a system takes for half the window."""
+"""Sleep of workers without a rate, to let work gather: less than a system needs for half the window."""
 
 IDLE_SECONDS = 0.001
-"""How often publishers look for the next phase."""
+"""Time between two looks of publishers for the next phase."""
 
 SERVE_NANOSECONDS = 5_000_000
-"""How often publishers look whether a node says something: confirmations, a ping, or why it ends."""
+"""Time between two reads of publishers: confirmations, pings, or the reason of a close."""
 
 
 class Publishers:
-    """Publish on all connections, phase after phase."""
+    """Publish on all connections, one phase after the other."""
 
     def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
         self._wire, self._load, self._counters = wire, load, counters
@@ -42,7 +42,7 @@ class Publishers:
         """Publish until the run is over.
 
         Raises:
-            WsqueueError: A connection cannot be had, or ended.
+            WsqueueError: A connection can't be opened, or has ended.
         """
         counters = self._counters
         self._open()
@@ -67,7 +67,7 @@ class Publishers:
             self._counters[At.PUBLISHERS_OPEN] = number + 1
 
     def _publish(self, phase: int) -> None:
-        """Publish as much as the phase has."""
+        """Publish the messages of a phase."""
         counters, load = self._counters, self._load
         start_ns, limit = counters[At.START_NS], counters[At.LIMIT]
         pace = Pace(start_ns, load.rate) if load.rate is not None else None
@@ -104,13 +104,13 @@ class Publishers:
             time.sleep(NAP_SECONDS)
 
     def _arrived(self) -> int:
-        """Return how many messages so far are where they should be: with all subscribers, or in the log."""
+        """Return how many messages have arrived at all subscribers; in a replay, how many are confirmed."""
         if self._load.replay:
             return self._counters[At.CONFIRMED]
         return self._counters[At.SLOWEST] * self._load.topics
 
     def _free_connection(self) -> tuple[int, LoadConnection] | None:
-        """Return the next publisher whose socket has taken all that it got."""
+        """Return the next publisher without pending bytes, None if there is none."""
         for _ in self._connections:
             self._turns.rotate(-1)
             if self._turns[-1][1].flush():
@@ -118,7 +118,7 @@ class Publishers:
         return None
 
     def _serve(self, now_ns: int) -> None:
-        """Read what nodes say to publishers, and answer it."""
+        """Read from all publishers' connections, and reply."""
         self._served_ns = now_ns
         for descriptor, _event in self._poll.poll(0):
             self._connections[descriptor].read(self._buffer)

@@ -1,4 +1,4 @@
-"""What a subscriber reads: the same record again and again, some of them with a time in it."""
+"""The records that a subscriber reads: always the same one, except for the times in some of them."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from .workload import MIN_SIZE, STAMPED, Load
 
 
 class Template:
-    """Hold what a subscriber of a topic should read: the same record again and again.
+    """The bytes that a subscriber of a topic should read: the same record again and again.
 
     Args:
-        wire: The system.
+        wire: The wire of the system.
         topic: The topic.
-        load: What is published.
-        size: How many bytes are read at a time.
+        load: The load.
+        size: Number of bytes that are read at a time.
     """
 
     def __init__(self, wire: Wire, topic: str, load: Load, size: int) -> None:
@@ -28,19 +28,19 @@ class Template:
 
 
 class Records:
-    """Count and check the records on one subscriber's connection; all of their bytes but for the times."""
+    """Count the records on one subscriber's connection, and check all their bytes except the times."""
 
     def __init__(self, template: Template, latencies: Latencies) -> None:
         self._template, self._latencies = template, latencies
         self._bytes = 0
-        # The beginning of a record that came without its end, unless it is as in the template.
+        # The beginning of an incomplete record, if it differs from the template.
         self._rest = b""
 
     def take(self, stream: bytes, now_ns: int) -> int:
-        """Take some more of the stream, and return how many records it ends.
+        """Take the next bytes of the stream, and return how many records they complete.
 
         Raises:
-            WsqueueError: It is not what was published.
+            WsqueueError: They differ from the published messages.
         """
         template = self._template
         stride, begin = template.stride, self._bytes % template.stride
@@ -50,7 +50,7 @@ class Records:
         return (begin + len(stream)) // stride
 
     def _take_stamped(self, stream: bytes, now_ns: int) -> None:
-        """Take the times out of records, and check them without."""
+        """Replace the times in records by the filler, count them, and check the records."""
         template = self._template
         stride, mark = template.stride, template.mark
         whole = len(stream) // stride * stride
@@ -79,5 +79,5 @@ class Records:
         expected, found = template.bytes[begin : begin + 20], bytes(records[differs : differs + 20])
         raise WsqueueError(
             f"unexpected bytes from a subscriber of {template.topic}: {found!r} instead of {expected!r};"
-            " does somebody else publish there?"
+            " does another client publish there?"
         )

@@ -1,4 +1,4 @@
-"""The report of a run, and how its latencies are counted."""
+"""The report of a run, and the counting of its latencies."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from collections import Counter
 import msgspec
 
 BARS_PER_DECADE = 20
-"""Bars of the histogram between a number and ten times the number: each 12 % wide."""
+"""Bars of the histogram per factor of ten: each is 12 % wide."""
 
 LATENCY_BITS = 10
-"""Significant bits of a latency that is counted: 0.2 %, whatever its size, in little memory."""
+"""Significant bits of a counted latency: an error of at most 0.2 %, and few different values."""
 
 
 class NodeUsage(msgspec.Struct, frozen=True):
-    """Report what a node used in the measured phase; its CPU time comes in steps of 10 ms.
+    """CPU time and memory of a node in the measured phase; CPU times have steps of 10 ms.
 
     Attributes:
         cpu_seconds: User and system time.
-        cpu_us_per_message: The same for one published message, in µs.
+        cpu_us_per_message: CPU time per published message, in µs.
         rss_bytes: Resident memory at the end.
-        max_rss_bytes: The most resident memory that was seen.
+        max_rss_bytes: Highest resident memory that was sampled.
     """
 
     cpu_seconds: float
@@ -31,11 +31,11 @@ class NodeUsage(msgspec.Struct, frozen=True):
 
 
 class Latency(msgspec.Struct, frozen=True):
-    """Report how long messages took from when they were due until they were read, in µs.
+    """Latencies in µs, from the time when a message was due until it was read.
 
     Attributes:
-        samples: Deliveries that were timed; where they are many, not all are.
-        histogram: Where each bar begins, and how many are in it; a bar ends at its beginning times
+        samples: Number of measured deliveries; at high rates, not all are measured.
+        histogram: Lower edge and count of each bar; the upper edge is the lower one times
             10 ** (1 / `BARS_PER_DECADE`).
     """
 
@@ -49,7 +49,7 @@ class Latency(msgspec.Struct, frozen=True):
 
 
 class Throughput(msgspec.Struct, frozen=True):
-    """Report a stretch of the measured phase that ended `seconds` after its beginning."""
+    """Throughput in a part of the measured phase, which ended `seconds` after the beginning of the phase."""
 
     seconds: float
     messages_per_second: float
@@ -57,19 +57,20 @@ class Throughput(msgspec.Struct, frozen=True):
 
 
 class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Report a run.
+    """The report of a run.
 
-    The measured phase goes from its first message to the arrival of its last; a replay's only reads.
+    The measured phase lasts from its first message to the arrival of its last one. In a replay, subscribers
+    read in this phase messages that were published before it.
 
     Attributes:
-        messages_per_second: Published ones; in a replay those that each subscriber read.
-        sent: Messages that were published in it; in a replay before it.
-        received: Deliveries that were read in it.
-        lost: Deliveries that did not come, of the warm-up too.
-        duplicates: Deliveries that came beyond what was published, in the warm-up too.
-        unconfirmed: Messages that were not confirmed, of the warm-up too; 0 where nobody confirms.
-        ended_early: Whether nothing moved for so long that the rest was not published.
-        load_generator_cpu_us_per_message: What both workers took, in µs; comes in steps as the nodes'.
+        messages_per_second: Published messages; in a replay, messages that each subscriber read.
+        sent: Messages that were published in the phase; in a replay, before it.
+        received: Deliveries that were read in the phase.
+        lost: Deliveries that did not come, including the warm-up.
+        duplicates: Deliveries beyond the published messages, including the warm-up.
+        unconfirmed: Messages that were not confirmed, including the warm-up; 0 if the system confirms none.
+        ended_early: True if the rest was not published because nothing had arrived for too long.
+        load_generator_cpu_us_per_message: CPU time of both workers per message, in µs, with steps of 10 ms.
         latency: None without a rate.
     """
 
@@ -89,27 +90,27 @@ class BenchReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Latencies:
-    """Count latencies in little memory, however many there are."""
+    """Count any number of latencies in little memory."""
 
     def __init__(self) -> None:
         self.counts: Counter[int] = Counter()
         self.longest = 0
 
     def add(self, ns: int) -> None:
-        """Count one."""
+        """Count a latency."""
         shift = max(ns.bit_length() - LATENCY_BITS, 0)
         self.counts[ns >> shift << shift] += 1
         self.longest = max(self.longest, ns)
 
     def report(self) -> Latency | None:
-        """Return the report, None if there is nothing to report."""
+        """Return the report, None if there are no latencies."""
         if not self.counts:
             return None
         p50, p90, p99, p99_9 = map(self._percentile, (50, 90, 99, 99.9))
         return Latency(self.counts.total(), p50, p90, p99, p99_9, self.longest / 1000, self._histogram())
 
     def _percentile(self, percent: float) -> float:
-        """Return the µs within which so many of all latencies were."""
+        """Return the latency in µs that this share of all latencies does not exceed."""
         left = math.ceil(self.counts.total() * percent / 100)
         for ns, count in sorted(self.counts.items()):
             left -= count

@@ -1,4 +1,4 @@
-"""The run: it starts the workers, drives them through the phases, and reports what came of it."""
+"""The run: it starts the workers, drives them through the phases, and makes the report."""
 
 from __future__ import annotations
 
@@ -24,41 +24,41 @@ from .worker import Worker
 from .workload import Load
 
 TICK_SECONDS = 0.01
-"""How often the run looks at its workers: the clock of the CPU times that it reads ticks as often."""
+"""Time between two looks at the workers; the clock of CPU times has the same resolution."""
 
 SAMPLE_SECONDS = 0.1
-"""How often throughput and memory are sampled, and nodes looked after."""
+"""Time between two samples of throughput, memory and the state of nodes."""
 
 GIVE_UP_SECONDS = 5.0
-"""How long nothing may be published nor arrive before what is missing counts as lost."""
+"""Time without a published message or a delivery after which missing deliveries count as lost."""
 
 LATE_SECONDS = 0.1
-"""How long after its end a run with a rate may still send what was due before."""
+"""Time after its end in which a run with a rate may still send messages that were due before."""
 
 LEAD_SECONDS = 0.002
-"""How long before its first message a phase is announced, for the workers look for it every millisecond."""
+"""Time from the announcement of a phase to its first message; workers look for it every millisecond."""
 
 OPENING = 0.1
-"""Which part of the progress it is to open the connections."""
+"""Share of the progress that opening the connections takes."""
 
 REPLAYING = 0.7
-"""After which part of the progress a replay begins."""
+"""Share of the progress before a replay begins."""
 
 
 async def run_load(
     wire: Wire, load: Load, nodes: Mapping[str, int], progress: Callable[[float], None] = lambda _done: None
 ) -> BenchReport:
-    """Put load on a system, and report what came of it.
+    """Put load on a system, and return the report.
 
     Args:
-        wire: The system.
-        load: What to publish.
-        nodes: The process ids of the system's nodes by their names, where they run on this machine.
-        progress: Called now and then with how much of the run is done, 0 to 1.
+        wire: The wire of the system.
+        load: The load.
+        nodes: Process ids of the nodes of the system by name, if they run on this machine.
+        progress: Called now and then with the share of the run that is done, 0 to 1.
 
     Raises:
         ConnectError: A node does not answer.
-        WsqueueError: A node ended, closed a connection, or delivered what was not published.
+        WsqueueError: A node ended, closed a connection, or delivered data that was not published.
     """
     usage = Usage(nodes)
     workers: list[Worker] = []
@@ -146,7 +146,7 @@ class _Run:
     async def _phase(
         self, phase: int, seconds: float | None, count: int | None, progress: tuple[float, float]
     ) -> int:
-        """Publish, wait until all has arrived or nothing more does, and return when the last did."""
+        """Publish, wait until all messages have arrived or none does any more, and return the end in ns."""
         load, counters = self._load, self._counters
         limit = count if count is not None else NO_LIMIT
         if load.rate is not None and seconds is not None:
@@ -157,7 +157,7 @@ class _Run:
         counters[At.STOP_NS] = start_ns + int(seconds * 1e9) if seconds is not None else NO_LIMIT
         counters[At.PHASE] = phase
         first = counters[At.PUBLISHED]
-        # A low rate is no standstill.
+        # With a low rate, pauses are normal.
         patience = GIVE_UP_SECONDS + (2 / load.rate if load.rate is not None else 0)
         moved, moved_at = (0, 0, 0), time.monotonic()
         self._ended_early = False
@@ -168,7 +168,7 @@ class _Run:
             elif time.monotonic() - moved_at > patience:
                 self._ended_early |= counters[At.PUBLISHED_PHASE] != phase
                 counters[At.STOP_NS] = 0
-                # A publisher that waits for its socket is not done then; it ends with the run.
+                # A publisher that waits for its socket goes on until the run ends.
                 await asyncio.sleep(TICK_SECONDS)
                 break
             if seconds is not None:
@@ -186,7 +186,7 @@ class _Run:
         return max(published_ns, counters[At.RECEIVED_NS])
 
     def _all_arrived(self, phase: int) -> bool:
-        # In this order: what was published is known for good once the phase is.
+        # In this order: the number of published messages is final once the phase is published.
         if self._counters[At.PUBLISHED_PHASE] != phase:
             return False
         published = self._counters[At.PUBLISHED]
@@ -202,7 +202,7 @@ class _Run:
         now = time.monotonic()
         if failed is None and now - self._sampled < SAMPLE_SECONDS:
             return
-        # When a node has died, that says more than the connection that broke with it.
+        # Look at the nodes first: "a node ended" explains more than "a connection broke".
         self._nodes.sample()
         if failed is not None:
             await failed.outcome()
@@ -217,14 +217,14 @@ class _Run:
 
 
 def lost_and_duplicates(load: Load, sent: int, received: Sequence[int]) -> tuple[int, int]:
-    """Return how many deliveries did not come, and how many came beyond what was published.
+    """Return how many deliveries are missing, and how many came beyond the published messages.
 
     Args:
-        load: What was published.
-        sent: How many messages, to one topic after the other.
-        received: Deliveries on each subscriber's connection, topic by topic.
+        load: The load.
+        sent: Number of published messages, each to the next topic.
+        received: Deliveries on each subscriber's connection, ordered by topic.
     """
-    # The first topics may have had one message more.
+    # The first topics may have one message more than the others.
     missing = [
         -(-(sent - index // load.subscribers) // load.topics) - count for index, count in enumerate(received)
     ]

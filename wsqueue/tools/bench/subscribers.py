@@ -1,4 +1,4 @@
-"""The worker that subscribes."""
+"""The worker that reads on all subscribers' connections."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from .wire import ReplayingWire, Wire
 from .workload import Load
 
 TEMPLATE_BYTES = 64 * 1024 * 1024
-"""What the expected bytes of all topics may take together; with many topics, less is read at a time."""
+"""Memory of the templates of all topics; with many topics, less is read at a time."""
 
 MIN_READ_BYTES = 4 * 1024
-"""What is read at a time at least, however many topics there are."""
+"""Bytes that are read at a time at least, even with many topics."""
 
 POLL_SECONDS = 0.005
-"""How long subscribers wait for a byte before they look whether the run is over."""
+"""Time that subscribers wait for input before they check whether the run is over."""
 
 REPLAY_POLL_SECONDS = 0.0005
-"""How long those of a replay do: they look for its beginning."""
+"""The same time in a replay, whose beginning they must not miss."""
 
 
 class Subscribers:
-    """Read on all connections, and check and count what comes."""
+    """Read on all connections, and check and count the records."""
 
     def __init__(self, wire: Wire, load: Load, counters: Counters) -> None:
         self._wire, self._load, self._counters = wire, load, counters
@@ -39,14 +39,14 @@ class Subscribers:
         )
         self._poll = select.epoll()
         self._receivers: dict[int, tuple[LoadConnection, Records, int]] = {}
-        # What begins a replay.
+        # The packets that begin a replay.
         self._requests: list[tuple[LoadConnection, bytes]] = []
 
     def run(self) -> tuple[Latencies, list[int]]:
-        """Return the latencies, and the deliveries on each connection, topic by topic, when the run is over.
+        """Read until the run is over, and return the latencies and the deliveries on each connection.
 
         Raises:
-            WsqueueError: A connection cannot be had, or ended, or brought what was not published.
+            WsqueueError: A connection can't be opened, ended, or delivered data that was not published.
         """
         counters = self._counters
         self._open()
@@ -90,7 +90,7 @@ class Subscribers:
         if not self._load.replay:
             return self._wire.open_subscriber(topic), b""
         if not isinstance(self._wire, ReplayingWire):
-            raise WsqueueError("a replay needs a system that keeps what was published")
+            raise WsqueueError("a replay needs a system that stores messages")
         return self._wire.open_reader(topic)
 
     def _begin_replay(self) -> None:

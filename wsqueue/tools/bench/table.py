@@ -11,13 +11,13 @@ from .workload import Load
 
 
 def describe(load: Load) -> str:
-    """Return what was published, in one line."""
+    """Return a line that describes a load."""
     parts = [
         number(load.publishers, "publisher"),
         number(load.topics, "topic"),
         number(load.subscribers, "subscriber") + (" each" if load.topics > 1 else ""),
         f"{load.size:,} bytes",
-        f"{load.rate:,g} messages/s" if load.rate is not None else "as fast as it goes",
+        f"{load.rate:,g} messages/s" if load.rate is not None else "as fast as possible",
     ]
     if load.batch is not None:
         parts.append(f"at most {load.batch:,} at once")
@@ -25,7 +25,7 @@ def describe(load: Load) -> str:
 
 
 def table(report: BenchReport, load: Load) -> str:
-    """Return the report for people."""
+    """Return the report as text."""
     sent, seconds = [f"{report.messages_per_second:,.0f}/s", f"in {report.seconds:.2f} s"], ["", ""]
     if load.replay:
         sent, seconds = ["before", ""], sent
@@ -47,9 +47,9 @@ def table(report: BenchReport, load: Load) -> str:
 
 def _latency_text(latency: Latency | None, load: Load) -> str:
     if latency is None and load.replay:
-        return "latency: not for a replay"
+        return "latency: not measured in a replay"
     if latency is None:
-        return "latency: needs --rate, for without it messages wait for each other"
+        return "latency: needs --rate, because without it messages wait for each other"
     names = ["latency", "p50", "p90", "p99", "p99.9", "max", "samples"]
     values = (latency.p50, latency.p90, latency.p99, latency.p99_9, latency.max)
     return _align([names, ["", *(duration(us / 1e6) for us in values), f"{latency.samples:,}"]])
@@ -58,13 +58,13 @@ def _latency_text(latency: Latency | None, load: Load) -> str:
 def _usage_text(report: BenchReport) -> str:
     generator = ["load generator", "", f"{report.load_generator_cpu_us_per_message:.2f} µs", "", ""]
     rows = [
-        ["CPU", "in all", "per message", "memory", "at most"],
+        ["CPU", "total", "per message", "memory", "maximum"],
         *itertools.starmap(_usage_row, report.nodes.items()),
     ]
     text = _align([*rows, generator])
     if report.nodes:
-        return f"{text}\nCPU times come in steps of 10 ms."
-    return f"{text}\nWhat the nodes use is not known: they may be on other machines."
+        return f"{text}\nCPU times have steps of 10 ms."
+    return f"{text}\nCPU and memory of the nodes are not known, because they may be on other machines."
 
 
 def _usage_row(name: str, usage: NodeUsage) -> list[str]:
@@ -78,7 +78,7 @@ def _usage_row(name: str, usage: NodeUsage) -> list[str]:
 
 
 def _align(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows with columns of equal width, all but the first to the right."""
+    """Return rows as lines with aligned columns: the first one to the left, all others to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for first, *others in rows:

@@ -1,4 +1,4 @@
-"""What processes use, as the system counts it."""
+"""CPU time and memory of processes, from the system."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from ...errors import WsqueueError
 
 
 class Usage:
-    """Watch what processes use.
+    """Measure CPU time and memory of processes.
 
     Args:
-        pids: Their ids by their names.
+        pids: Ids of the processes by name.
 
     Attributes:
-        rss: Resident memory by name, when `sample` was called last.
-        max_rss: The most of it that `sample` has seen.
+        rss: Resident memory by name, at the last call of `sample`.
+        max_rss: Highest resident memory by name that `sample` has seen.
 
     Raises:
-        WsqueueError: One does not run.
+        WsqueueError: A process does not run.
     """
 
     def __init__(self, pids: Mapping[str, int]) -> None:
@@ -34,7 +34,7 @@ class Usage:
         self.max_rss = dict.fromkeys(pids, 0)
 
     def sample(self) -> None:
-        """Look at the memory.
+        """Sample the memory.
 
         Raises:
             WsqueueError: A process has ended.
@@ -61,6 +61,6 @@ class Usage:
                 times = process.cpu_times()
             except psutil.Error:
                 raise WsqueueError(f"{name} ended during the run") from None
-            # The clock ticks in hundredths.
+            # The clock has steps of a hundredth of a second.
             seconds[name] = round(times.user + times.system, 2)
         return seconds

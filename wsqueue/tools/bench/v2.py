@@ -1,4 +1,4 @@
-"""Protocol v2 of wsqueue, as the load generator needs it: all that costs anything is done once a batch."""
+"""The wire of protocol v2 of wsqueue, for the load generator: all work is per batch, not per message."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .workload import Load
 Answer = TypeVar("Answer", v2.Subscribed, v2.Unsubscribed)
 
 _NO_KEY = b"\0\0\0\0"
-"""Masks with it are no work here, and all the work at a node; what that is good for is in `messages`."""
+"""A mask that costs nothing here and as much as any other at a node; `messages` says why that is allowed."""
 
 _DELIVER = re.compile(
     rb'\{"t":"deliver","topic":"([^"]*)","offset":(\d+),"publisher":"[^"]*","number":\d+,"data":\['
 )
-"""How a batch begins, as our consumer writes it."""
+"""The beginning of a batch, as a consumer of wsqueue writes it."""
 
 
 class V2Wire(NodesWire):
@@ -36,18 +36,18 @@ class V2Wire(NodesWire):
     _v2 = True
 
     def open_publisher(self, number: int) -> socket.socket:
-        """Return a connection to one producer after the other, with a publisher of its own."""
+        """Return a connection to a producer, for a publisher of its own."""
         connection = super().open_publisher(number)
         secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
         _send(connection, v2.Publisher(secret))
         return connection
 
     def open_subscriber(self, topic: str) -> socket.socket:
-        """Return a connection to the topic's consumer, subscribed to what comes."""
+        """Return a connection to the topic's consumer, subscribed from now on."""
         return self._subscribe(topic)[0]
 
     def open_reader(self, topic: str) -> tuple[socket.socket, bytes]:
-        """Return a connection, and the packet that subscribes it to what is published from now on."""
+        """Return a connection, and the packet that subscribes it to all messages from now on."""
         connection, subscribed = self._subscribe(topic)
         _send(connection, v2.Unsubscribe(topic))
         _expect(connection, v2.Unsubscribed)
@@ -55,15 +55,15 @@ class V2Wire(NodesWire):
         return connection, _frame(request)
 
     def publishing(self, load: Load) -> Batches:
-        """Return one packet for each topic at a time, and what takes the confirmations."""
+        """Return the maker of batches, which also counts confirmations."""
         return Batches(load, self._limits.max_message_bytes)
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return a string of a JSON list and the comma behind it."""
+        """Return data as an item of a JSON list, with the comma behind it."""
         return b'"%b",' % data
 
     def unwrapper(self, topic: str, load: Load) -> Deliveries:
-        """Return what takes the strings out of the packets of a topic."""
+        """Return an unwrapper that extracts the items from the packets of a topic."""
         record = self.delivered(topic, load.filler)
         return Deliveries(topic, len(record), self._limits.max_message_bytes)
 
@@ -74,15 +74,15 @@ class V2Wire(NodesWire):
 
 
 class Batches:
-    """Make batches, and count those that are confirmed.
+    """Make batches, and count the unconfirmed messages.
 
     Args:
-        load: What is published.
-        max_message_bytes: What the nodes take.
+        load: The load.
+        max_message_bytes: Limit of the nodes.
 
     Attributes:
-        batch: How many messages are made at a time at most.
-        unconfirmed: How many were made and are not confirmed.
+        batch: Maximum number of messages that are made at a time.
+        unconfirmed: Number of messages that were made and are not confirmed.
     """
 
     def __init__(self, load: Load, max_message_bytes: int) -> None:
@@ -95,24 +95,24 @@ class Batches:
         self._publishers = [Confirmations(self, max_message_bytes) for _ in range(load.publishers)]
 
     def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> bytes:
-        """Return the bytes of some messages (see `Publishing`): a packet for each topic."""
-        topics, its = len(self._topics), self._publishers[publisher]
+        """Return the bytes of messages (see `Publishing`): a packet for each topic."""
+        topics, confirmations = len(self._topics), self._publishers[publisher]
         parts: list[bytes | memoryview] = []
         for begin in range(min(count, topics)):
             numbers = range(begin, count, topics)
             topic = self._topics[(first + begin) % topics]
-            head, data = its.head(topic, len(numbers)), self._data(numbers, due_ns)
+            head, data = confirmations.head(topic, len(numbers)), self._data(numbers, due_ns)
             length = len(head) + len(data) + len(b"]}")
             parts += (text_header(length, 0x80), _NO_KEY, head, data, b"]}")
         self.unconfirmed += count
         return b"".join(parts)
 
     def unwrapper(self, publisher: int) -> Confirmations:
-        """Return what takes the confirmations of a publisher."""
+        """Return the unwrapper that takes the confirmations of a publisher."""
         return self._publishers[publisher]
 
     def _data(self, numbers: range, due_ns: Mapping[int, int]) -> memoryview:
-        """Return strings for some of the messages, without the last comma."""
+        """Return the items of the messages with these indexes, without the last comma."""
         size = self._size
         plain = self._block[: len(numbers) * size - 1]
         stamped = [number for number in due_ns if number in numbers]
@@ -129,14 +129,14 @@ class Packets:
     """Read the packets of a node on a connection whose hello is done.
 
     Args:
-        max_message_bytes: What a node may send.
+        max_message_bytes: Limit of the nodes.
     """
 
     def __init__(self, max_message_bytes: int) -> None:
         self._framing = _OpenFraming(max_message_bytes + v2.OVERHEAD_BYTES)
 
     def take(self, data: bytes) -> list[bytes]:
-        """Return the payloads of what is whole.
+        """Return the payloads of all complete packets.
 
         Raises:
             WsqueueError: The node has closed.
@@ -150,7 +150,7 @@ class Packets:
         return payloads
 
     def replies(self) -> bytes:
-        """Return the pongs for the pings so far."""
+        """Return the pongs for the pings so far, once."""
         return b"".join(self._framing.data_to_send())
 
 
@@ -158,8 +158,8 @@ class Confirmations(Packets):
     """Number the batches of one publisher, and take their confirmations.
 
     Args:
-        batches: Where messages are counted.
-        max_message_bytes: What a node may send.
+        batches: Counts the unconfirmed messages.
+        max_message_bytes: Limit of the nodes.
     """
 
     def __init__(self, batches: Batches, max_message_bytes: int) -> None:
@@ -170,7 +170,7 @@ class Confirmations(Packets):
         self._counts: dict[int, int] = {}
 
     def head(self, topic: str, count: int) -> bytes:
-        """Return how the next batch begins."""
+        """Return the beginning of the next batch."""
         after, self._number = self._last.get(topic, 0), self._number + 1
         self._last[topic] = self._number
         self._counts[self._number] = count
@@ -182,10 +182,10 @@ class Confirmations(Packets):
         )
 
     def unwrap(self, data: bytes) -> bytes:
-        """Take what a producer says, and return nothing.
+        """Take the packets of a producer, and return nothing.
 
         Raises:
-            WsqueueError: It refuses a batch, confirms one twice, or says what it must not.
+            WsqueueError: It refused a batch, confirmed one twice, or sent an unexpected packet.
         """
         for payload in self.take(data):
             packet = v2.decode(payload)
@@ -202,17 +202,17 @@ class Confirmations(Packets):
     def _confirm(self, number: int) -> None:
         count = self._counts.pop(number, None)
         if count is None:
-            raise WsqueueError(f"the node confirmed a batch that nothing was due for: {number}")
+            raise WsqueueError(f"the node confirmed batch {number}, which is not waiting for a confirmation")
         self._batches.unconfirmed -= count
 
 
 class Deliveries(Packets):
-    """Take the strings out of the packets that deliver batches, and see that none is missing.
+    """Extract the items from the packets that deliver batches, and check that none is missing.
 
     Args:
-        topic: What the connection is subscribed to.
-        record_bytes: How long a string is with its quotes and a comma.
-        max_message_bytes: What a node may send.
+        topic: The topic of the connection.
+        record_bytes: Length of an item with its quotes and a comma.
+        max_message_bytes: Limit of the nodes.
     """
 
     def __init__(self, topic: str, record_bytes: int, max_message_bytes: int) -> None:
@@ -221,10 +221,10 @@ class Deliveries(Packets):
         self._next: int | None = None
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the strings with a comma behind each.
+        """Return the items, each with a comma.
 
         Raises:
-            WsqueueError: The node has closed, leaves messages out, or says what it must not.
+            WsqueueError: The node has closed, left messages out, or sent an unexpected packet.
         """
         parts: list[bytes | memoryview] = []
         for payload in self.take(data):
@@ -234,9 +234,9 @@ class Deliveries(Packets):
                 continue
             offset, begin = int(head[2]), head.end()
             if self._next not in (None, offset):
-                raise WsqueueError(f"offset {offset} came where {self._next} was due")
+                raise WsqueueError(f"offset {offset} came instead of {self._next}")
             count, odd = divmod(len(payload) - begin - 1, self._record_bytes)
-            # What somebody else publishes may have any length; the records' own check will say so.
+            # Messages of other clients may have any length; `Records` will refuse them.
             self._next = None if odd else offset + count
             parts += (memoryview(payload)[begin:-2], b",")
         return b"".join(parts)
@@ -270,10 +270,10 @@ def _send(connection: socket.socket, packet: v2.Packet) -> None:
 
 
 def _expect(connection: socket.socket, kind: type[Answer]) -> Answer:
-    """Return the packet that comes next, and read nothing behind it.
+    """Read the next packet, and no byte beyond it.
 
     Raises:
-        ConnectError: It is another one, or none comes.
+        ConnectError: It is of another kind, or none came.
     """
     connection.settimeout(OPEN_SECONDS)
     try:

@@ -1,4 +1,4 @@
-"""What the load generator must know of a system: how its messages look on its sockets."""
+"""The interface between the load generator and a system: its messages as bytes on sockets."""
 
 from __future__ import annotations
 
@@ -10,99 +10,96 @@ from .workload import Load
 
 
 class Unwrapper(Protocol):
-    """Take out of a connection's bytes what is no record; there is one per connection."""
+    """Find the records in the bytes of a connection; each connection has its own."""
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the stream of records in what was read; it may keep what is incomplete.
+        """Return the records in the bytes that were read; it may keep incomplete ones.
 
         Raises:
-            WsqueueError: The peer has closed, or said what it must not.
+            WsqueueError: The peer has closed the connection, or broken the protocol.
         """
         ...
 
     def replies(self) -> bytes:
-        """Return what must be written back, once; mostly nothing."""
+        """Return the bytes that must be written back, once; usually none."""
         ...
 
 
 class Publishing(Protocol):
-    """Make what all publishers of a run write, and take what comes back."""
+    """Make the bytes that all publishers of a run write, and count confirmations."""
 
     @property
     def batch(self) -> int:
-        """Return how many messages are made at a time at most."""
+        """Return the maximum number of messages that are made at a time."""
         ...
 
     @property
     def unconfirmed(self) -> int:
-        """Return how many messages were made and are not confirmed; 0 for a system that confirms none."""
+        """Return the number of unconfirmed messages; 0 if the system confirms none."""
         ...
 
     def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> memoryview | bytes:
-        """Return the bytes of some messages, each to the next topic.
+        """Return the bytes of consecutive messages, each to the next topic.
 
         Args:
-            publisher: 0, 1, ...: whose connection they are for.
-            first: Number of the first of them since the run began.
-            count: How many.
-            due_ns: When those were due that carry their time; the first of them is 0.
+            publisher: Number of the publisher: 0, 1, …
+            first: Number of the first message, counted from the beginning of the run.
+            count: Number of messages.
+            due_ns: Times to put into messages, by their index among these messages.
         """
         ...
 
     def unwrapper(self, publisher: int) -> Unwrapper | None:
-        """Return an unwrapper for one publisher's connection, whose records are dropped.
-
-        None if what nodes say there needs no answer.
-        """
+        """Return the unwrapper of a publisher's connection; None if all input can be dropped."""
         ...
 
 
 class Wire(Protocol):
-    """Say how a system's messages look on its sockets. It is pickled to the workers."""
+    """The connections and messages of a system. It is pickled to the workers."""
 
     def open_publisher(self, number: int) -> socket.socket:
-        """Return a connection to publish on, as soon as it may: a blocking socket.
+        """Return a connection on which a publisher can publish now: a blocking socket.
 
         Args:
-            number: 0, 1, ... of the publisher, to spread them over nodes.
+            number: Number of the publisher: 0, 1, … It selects a node.
 
         Raises:
-            WsqueueError: It cannot be had.
+            WsqueueError: The connection can't be opened.
         """
         ...
 
     def open_subscriber(self, topic: str) -> socket.socket:
-        """Return a connection that is subscribed to a topic by now: a blocking socket.
+        """Return a connection that is subscribed to a topic: a blocking socket.
 
         Raises:
-            WsqueueError: It cannot be had.
+            WsqueueError: The connection can't be opened.
         """
         ...
 
     def publishing(self, load: Load) -> Publishing:
-        """Return what makes the bytes that publish."""
+        """Return the maker of the bytes that publishers write."""
         ...
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return the record that delivers data (ASCII), which stands in it as it is.
+        """Return the record that delivers data (ASCII); the data are in it unchanged.
 
-        The number of its bytes depends only on both lengths.
+        Its length depends only on the lengths of topic and data.
         """
         ...
 
     def unwrapper(self, topic: str, load: Load) -> Unwrapper:
-        """Return an unwrapper for one subscriber's connection."""
+        """Return the unwrapper of a subscriber's connection."""
         ...
 
 
 @runtime_checkable
 class ReplayingWire(Wire, Protocol):
-    """Be of a system that keeps what was published."""
+    """The wire of a system that stores messages."""
 
     def open_reader(self, topic: str) -> tuple[socket.socket, bytes]:
-        """Return a connection, and what makes it read all that is published on a topic from now on.
+        """Return a connection, and the bytes that make it read all messages of a topic from now on.
 
         Raises:
-            WsqueueError: It cannot be had.
+            WsqueueError: The connection can't be opened.
         """
         ...

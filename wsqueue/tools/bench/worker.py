@@ -1,4 +1,4 @@
-"""A worker as the run sees it: a process that gets a job and comes back with what came of it."""
+"""A worker as the run sees it: a process that gets a job and returns its outcome."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from .wire import Wire
 from .workload import Load
 
 SPARE_FILES = 64
-"""Open files that a worker needs besides its connections, with a margin."""
+"""Open files that a worker needs in addition to its connections, with a margin."""
 
 
 class Worker:
-    """Hold a worker's process; it ends with its standard input.
+    """The process of a worker; it ends when its standard input is closed.
 
     Attributes:
-        name: For errors.
+        name: Name of the worker, for errors.
     """
 
     def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
@@ -35,9 +35,9 @@ class Worker:
 
         Args:
             kind: "publishers" or "subscribers".
-            wire: The system.
-            load: What to publish.
-            counters: The descriptor of the run's counters.
+            wire: The wire of the system.
+            load: The load.
+            counters: Descriptor of the counters of the run.
         """
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -45,16 +45,16 @@ class Worker:
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
-            # A wire may be from anywhere.
+            # The class of the wire may be anywhere on our path.
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
             pass_fds=(counters,),
-            # Ctrl-C is for the run, which then ends its workers.
+            # Ctrl-C must only reach the run, which then ends its workers.
             start_new_session=True,
         )
         assert process.stdin is not None
-        # A process that has ended by now takes nothing; its outcome will say so.
+        # If the process has already ended, its outcome has the reason.
         if not process.stdin.is_closing():
-            # The job has the key of the cluster in it, which is for no command line and no environment.
+            # The job contains the key, which must not be in a command line or in the environment.
             process.stdin.write(pickle.dumps((wire, load, counters)))
         return cls(f"the {kind}", process)
 
@@ -65,14 +65,14 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether the process has ended."""
+        """Return True if the process has ended."""
         return self._outputs.done()
 
     async def outcome(self) -> Any:  # noqa: ANN401 - the result of the job
-        """Wait for the end, and return the result.
+        """Wait for the end of the process, and return the result of the job.
 
         Raises:
-            WsqueueError: It failed.
+            WsqueueError: The job failed.
         """
         out, err = await asyncio.shield(self._outputs)
         try:
@@ -91,7 +91,7 @@ class Worker:
                 self._process.kill()
 
     async def ended(self) -> None:
-        """Wait for the end."""
+        """Wait for the end of the process."""
         await asyncio.wait([self._outputs])
 
     async def _read(self) -> tuple[bytes, bytes]:

@@ -1,4 +1,4 @@
-"""The load: which messages are published, when, and which of them carry a time."""
+"""The load: the messages that are published, when they are due, and which of them carry a time."""
 
 from __future__ import annotations
 
@@ -7,37 +7,38 @@ import math
 import msgspec
 
 MIN_SIZE = 16
-"""Bytes of data that hold a mark and a time."""
+"""Bytes of data that a mark and a time need."""
 
 STAMPED = b"t"
-"""The mark of data that carry a time."""
+"""First byte of data that carry a time."""
 
 STAMPS_PER_SECOND = 20_000
-"""Deliveries a second whose latency is taken at most, for those cost the subscribers 2 µs each."""
+"""Maximum number of measured deliveries per second; each costs the subscribers 2 µs."""
 
 WINDOW_BYTES = 1024 * 1024
-"""How far publishers without a rate may be ahead of the slowest subscriber, as delivered bytes: enough to
-keep any system busy, and a quarter of what a consumer holds for a subscriber before it closes it."""
+"""Delivered bytes by which publishers without a rate may be ahead of the slowest subscriber: enough to keep
+any system busy, and a quarter of the bytes that a consumer buffers for a subscriber before it closes it."""
 
 WINDOW_ROUNDS = 2
-"""Messages of each topic that the window holds at least, where messages are large or topics many."""
+"""Minimum of messages per topic in the window, if messages are large or topics are many."""
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """Say what is published.
+    """The messages of a run.
 
     Attributes:
         publishers: Connections that publish; each publishes on all topics.
         subscribers: Connections that subscribe to each topic.
-        topics: How many; message after message goes to the next of them.
-        size: Bytes of data of a message.
-        rate: Messages a second, sent when they are due, however the system does; None for as many as go.
+        topics: Number of topics; each message goes to the next one.
+        size: Bytes of data of each message.
+        rate: Messages per second, sent when they are due, even if the system is slower; None for as many as
+            the system takes.
         duration: Seconds of the measured phase; used without `count`.
-        count: Messages of the measured phase; None for as many as go into `duration`.
-        warm_up: Seconds before the measured phase that do not count.
-        batch: How many messages a publisher sends at once at most; None for what 64 KiB hold.
-        replay: Whether `count` messages are published before the measured phase, which then reads them from
-            the logs.
+        count: Messages of the measured phase; None for as many as fit into `duration`.
+        warm_up: Seconds before the measured phase.
+        batch: Maximum number of messages that a publisher sends at once; None for as many as fit 64 KiB.
+        replay: True to publish `count` messages before the measured phase, and to read them from the logs
+            in it.
     """
 
     publishers: int = 1
@@ -52,10 +53,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     replay: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be run.
+        """Check the numbers.
 
         Raises:
-            ValueError: A number is too small or none; it says which.
+            ValueError: A number is too small or not finite; the text names it.
         """
         least = {
             "publishers": 1,
@@ -79,24 +80,24 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def topic_names(self) -> list[str]:
-        """Return the topics, all of one length."""
+        """Return the topics; all have the same length."""
         digits = max(4, len(str(self.topics - 1)))
         return [f"bench-{number:0{digits}}" for number in range(self.topics)]
 
     @property
     def filler(self) -> bytes:
-        """Return the data of a message that carries no time."""
+        """Return the data of a message without a time."""
         return b"-" + b"x" * (self.size - 1)
 
     def stamped(self, due_ns: int) -> bytes:
-        """Return the data of a message that carries the time at which it was due."""
+        """Return the data of a message with the time at which it was due."""
         return STAMPED + f"{due_ns:0{MIN_SIZE - 1}x}".encode() + self.filler[MIN_SIZE:]
 
     @property
     def stamp_every(self) -> int:
-        """Return which messages carry a time: every first, second, ...; 0 without a rate.
+        """Return n if every n-th message carries a time, 0 if none does because there is no rate.
 
-        It shares no factor with the number of topics, lest it meet only some of them.
+        n has no factor in common with the number of topics, so that all topics are measured.
         """
         if self.rate is None:
             return 0
@@ -106,10 +107,10 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return every
 
     def window(self, record_bytes: int) -> int:
-        """Return by how many messages publishers without a rate may be ahead of the slowest subscriber.
+        """Return the number of messages by which publishers may be ahead of the slowest subscriber.
 
         Args:
-            record_bytes: How many bytes deliver a message.
+            record_bytes: Bytes that deliver a message.
         """
         return max(WINDOW_BYTES // record_bytes, WINDOW_ROUNDS * self.topics)
 
@@ -143,7 +144,7 @@ class Pace:
         self._start_ns, self._per_ns, self._gap_ns = start_ns, rate / 1e9, 1e9 / rate
 
     def due(self, now_ns: int) -> int:
-        """Return how many messages are due by now."""
+        """Return the number of messages that are due by now."""
         return int((now_ns - self._start_ns) * self._per_ns) + 1 if now_ns >= self._start_ns else 0
 
     def due_ns(self, number: int) -> int:

@@ -1,4 +1,4 @@
-"""`wsqueue top`: how all nodes of a cluster are, again and again, on a terminal, in a pipe or as JSON."""
+"""`wsqueue top`: the state of all nodes of a cluster, on a terminal, in a pipe or as JSON."""
 
 from .live import Top, is_screen, print_snapshots, print_text, watch
 from .snapshot import Snapshot

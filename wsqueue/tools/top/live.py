@@ -1,4 +1,4 @@
-"""Snapshots again and again, on a terminal that keys and its size change, or one after the other."""
+"""Repeated snapshots: on a screen that follows keys and the size of the terminal, or printed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from .snapshot import Sampler, Snapshot
 
 
 class Top:
-    """Ask the nodes now and then.
+    """Ask the nodes for their reports at an interval.
 
     Args:
-        monitor: Of the cluster, started.
-        interval: Seconds between two questions.
-        hello_seconds: How long a node may take to answer for the first time.
+        monitor: Started monitor of the cluster.
+        interval: Seconds between two requests.
+        hello_seconds: Maximum time until a node answers for the first time.
     """
 
     def __init__(self, monitor: ClusterMonitor, interval: float, hello_seconds: float) -> None:
@@ -36,13 +36,13 @@ class Top:
         self._sampler = Sampler()
 
     async def first(self) -> Snapshot:
-        """Return the first snapshot, without rates, once all nodes answered or cannot."""
+        """Return the first snapshot, without rates, when all nodes have answered or failed."""
         await self._monitor.settled(max(self._hello_seconds, STALE_SECONDS) + 0.5)
         return self._take()
 
     async def next(self) -> Snapshot:
         """Wait, ask all nodes again, and return the next snapshot."""
-        # Whoever hangs keeps the others from being shown for an interval only.
+        # A node that hangs delays the snapshot by one interval at most.
         return await self._again(min(self._interval, STALE_SECONDS))
 
     async def once(self) -> Snapshot:
@@ -68,7 +68,7 @@ async def print_snapshots(top: Top, write: Callable[[Snapshot], None]) -> None:
 
 
 async def watch(top: Top) -> None:
-    """Show the cluster on the terminal until somebody presses q, or it is cancelled."""
+    """Show the cluster on the terminal until q is pressed, or the task is cancelled."""
     console = Console(highlight=False)
     view = _View(console)
     showing = asyncio.create_task(_show(top, view))
@@ -96,10 +96,10 @@ async def _show(top: Top, view: _View) -> None:
 
 
 class _View:
-    """Have the terminal: its other screen, and its keys one by one.
+    """The terminal in full-screen mode, with each key as it is pressed.
 
     Attributes:
-        ended: Set when somebody pressed q.
+        ended: Set when q was pressed.
     """
 
     def __init__(self, console: Console) -> None:
@@ -123,12 +123,12 @@ class _View:
         self.draw()
 
     def close(self) -> None:
-        """Give the terminal back as it was."""
+        """Restore the terminal."""
         self._live = None
         self._resources.close()
 
     def show(self, snapshot: Snapshot) -> None:
-        """Show another snapshot."""
+        """Show a new snapshot."""
         self._snapshot = snapshot
         self.draw()
 
@@ -136,7 +136,7 @@ class _View:
         """Draw the latest snapshot for the size that the terminal has now."""
         if self._live is None:
             return
-        # Not left to rich, which believes COLUMNS and LINES, that do not change with the terminal.
+        # Rich would use COLUMNS and LINES, which do not change with the terminal.
         width, height = self._console.size = os.get_terminal_size(sys.stdout.fileno())
         lines = [Text("Asking all nodes …")]
         if self._snapshot is not None:
@@ -146,14 +146,14 @@ class _View:
         self._live.update(Group(*lines), refresh=True)
 
     def suspend(self) -> None:
-        """Give the terminal back on Ctrl-Z, and take it again when the shell lets this process go on."""
+        """Restore the terminal on Ctrl-Z, and take it again when the process is continued."""
         self.close()
         os.kill(os.getpid(), signal.SIGSTOP)
         self.open()
 
     @contextlib.contextmanager
     def _keys(self) -> Iterator[None]:
-        """Take each key as it is pressed, and show none."""
+        """Read each key as it is pressed, without echo."""
         if sys.stdin is None or not sys.stdin.isatty():
             yield
             return
@@ -169,18 +169,18 @@ class _View:
 
     def _key(self) -> None:
         keys = os.read(STDIN, 1024)
-        # Nothing to read: the terminal is gone.
+        # End of file: the terminal is gone.
         if not keys or b"q" in keys.lower():
             self.ended.set()
 
 
 def is_screen() -> bool:
-    """Tell whether standard output is a terminal on which things can be shown in place."""
+    """Return True if standard output is a terminal that can show a full screen."""
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
 def print_text(snapshot: Snapshot) -> None:
-    """Print a snapshot: as wide as the terminal, or all of it to a pipe."""
+    """Print a snapshot: as wide as the terminal, or uncut to a pipe."""
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, soft_wrap=True)
     width = console.width if terminal else NO_LIMIT

@@ -1,4 +1,4 @@
-"""What is known of a cluster at one time, with the rates since the time before."""
+"""Snapshots of a cluster, with rates since the snapshot before."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import msgspec
 from ...report.report import Cluster, ClusterNode, NodeWarning, Report, TopicStatus
 
 MAX_TOPICS = 20
-"""Topics that a snapshot names."""
+"""Maximum number of topics in a snapshot."""
 
 
 class Rates(msgspec.Struct, frozen=True):
-    """Say how much a node has to do, per second, since it was asked before.
+    """Messages and bytes per second of a node, since the report before.
 
     Attributes:
-        messages_in: MessagesReceived.
-        messages_out: Forwarded by a producer, delivered by a consumer.
-        bytes_in: Read.
-        bytes_out: Written.
+        messages_in: Messages received.
+        messages_out: Messages forwarded by a producer, or delivered by a consumer.
+        bytes_in: Bytes read.
+        bytes_out: Bytes written.
     """
 
     messages_in: float
@@ -30,21 +30,21 @@ class Rates(msgspec.Struct, frozen=True):
 
 
 class NodeSnapshot(ClusterNode, frozen=True):
-    """Say what is known of a node, and its rates: None when it did not answer twice in one run."""
+    """A node and its rates: None unless it has answered twice since it started."""
 
     rates: Rates | None
 
 
 class Snapshot(msgspec.Struct, frozen=True):
-    """Say how a cluster is at a time; `docs/top.md` describes it.
+    """The state of a cluster at a time; described in `docs/top.md`.
 
     Attributes:
         time: Unix time.
-        consumers: Addresses, in the order that decides which topic is whose.
-        producers: Addresses.
-        nodes: Consumers first.
-        warnings: Of all nodes, and what only a look at all of them shows.
-        top_topics: Those with the most messages in the cluster.
+        consumers: Addresses of the consumers, in the order that maps topics to them.
+        producers: Addresses of the producers.
+        nodes: All nodes, consumers first.
+        warnings: Warnings of all nodes, and warnings about differences between them.
+        top_topics: Topics with the most messages in the cluster.
     """
 
     time: float
@@ -61,7 +61,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 class Sampler:
-    """Make a snapshot of each state of a cluster, with rates since the one before."""
+    """Make snapshots of a cluster, each with rates since the one before."""
 
     def __init__(self) -> None:
         self._before: dict[str, Report] = {}
@@ -71,7 +71,7 @@ class Sampler:
         """Return the snapshot of a cluster.
 
         Args:
-            cluster: As the monitor has it.
+            cluster: The cluster, from the monitor.
             now: Unix time.
         """
         nodes = [self._node(node) for node in cluster.nodes]
@@ -89,7 +89,7 @@ class Sampler:
         if before is None or before.id != node.report.id:
             self._rates.pop(place, None)
             self._before[place] = node.report
-        # A node makes a report of its own only so often.
+        # A node may have sent the same report twice.
         elif (seconds := node.report.uptime_seconds - before.uptime_seconds) > 0:
             self._rates[place] = rates(before, node.report, seconds)
             self._before[place] = node.report
@@ -97,7 +97,7 @@ class Sampler:
 
 
 def rates(before: Report, now: Report, seconds: float) -> Rates:
-    """Return the rates of a node between two reports that are so many seconds apart."""
+    """Return the rates of a node from two of its reports and the seconds between them."""
 
     def rate(counter: str) -> float:
         return max(0, now.counters.get(counter, 0) - before.counters.get(counter, 0)) / seconds
@@ -109,7 +109,7 @@ def rates(before: Report, now: Report, seconds: float) -> Rates:
 def top_topics(nodes: Sequence[ClusterNode]) -> list[TopicStatus]:
     """Return the topics with the most messages over all nodes.
 
-    A message passes a producer and a consumer, each of which counts it; the larger sum has seen more.
+    A producer and a consumer both count a message, so the larger one of both sums is used.
     """
     sums: dict[str, Counter[str]] = {}
     for node in nodes:

@@ -120,7 +120,7 @@ class TestRecords:
     def test_a_record_of_another_topic_is_refused(self) -> None:
         load = Load()
         records = Records(Template(WIRE, TOPIC, load, 1000), Latencies())
-        with pytest.raises(WsqueueError, match="does somebody else publish there"):
+        with pytest.raises(WsqueueError, match="does another client publish there"):
             records.take(WIRE.delivered("bench-0001", load.filler), 0)
 
     def test_more_than_one_read_at_once(self) -> None:
@@ -172,7 +172,7 @@ class TestClassicUnwrapper:
             for at in range(0, len(stream), size):
                 records.take(unwrapper.unwrap(stream[at : at + size]), 0)
 
-        with pytest.raises(WsqueueError, match="does somebody else publish there"):
+        with pytest.raises(WsqueueError, match="does another client publish there"):
             take_all()
 
     def test_a_read_of_equal_frames_is_not_copied(self) -> None:

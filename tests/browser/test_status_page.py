@@ -1,4 +1,4 @@
-"""The status page of real nodes: what it shows, how it looks, and that everybody can use it."""
+"""The status page of real nodes: its values, its looks, and that it works for all users."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def low_contrasts(page: Page) -> list[Any]:
 
 
 async def nameless(page: Page) -> list[str]:
-    """Return what can be operated and has no name for a screen reader."""
+    """Return the roles of elements that have no name for a screen reader."""
     session = await page.context.new_cdp_session(page)
     tree = await session.send("Accessibility.getFullAXTree")
     roles = {
@@ -121,7 +121,7 @@ async def publish(page: Page, message: str) -> None:
 
 
 async def said(page: Page, text: str) -> None:
-    """Wait until it stands where the page says how the node is."""
+    """Wait until the page says a text about the state of the node."""
     await page.locator("#verdict").get_by_text(text).wait_for()
 
 
@@ -168,7 +168,7 @@ def full_report(number: int) -> Report:
 async def published_to(
     nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]
 ) -> AsyncIterator[None]:
-    """Publish all the time."""
+    """Publish until the end of the block."""
 
     async def publish() -> None:
         async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
@@ -199,7 +199,7 @@ class TestStatus:
             assert chart is not None
             assert re.match(r"Messages in, last \d+ s: now [\d,]+ per second, at most ", chart)
             topics = page.get_by_role("table", name="Busiest topics")
-            # What strangers call their topics is text.
+            # Names of topics are shown as text.
             await topics.get_by_text(MARKUP).wait_for()
             assert await page.locator("img").count() == 0
             links = page.get_by_role("table", name="Links to consumers")

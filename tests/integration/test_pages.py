@@ -1,4 +1,4 @@
-"""The pages of a node, `/status`, and what a node knows of the others."""
+"""The pages of a node, `/status`, and the reports of the other nodes."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ async def cluster_of(address: str, tls: ssl.SSLContext | None = None) -> Cluster
 
 
 async def cluster_when(node: RunningNode, true: Any, tls: ssl.SSLContext | None = None) -> Cluster:
-    """Return how the cluster is as soon as something is true of it."""
+    """Return the cluster as soon as a condition is true for it."""
     async with soon():
         while not true(cluster := await cluster_of(node.address, tls)):  # noqa: ASYNC110 - nothing tells of it
             await asyncio.sleep(0.05)
@@ -81,18 +81,18 @@ async def cluster_when(node: RunningNode, true: Any, tls: ssl.SSLContext | None 
 
 
 def known(cluster: Cluster) -> bool:
-    """Tell whether each node has answered, or is known not to."""
+    """Return True if each node has answered, or is known not to."""
     return all(one.report is not None or one.problem for one in cluster.nodes)
 
 
 @pytest.fixture
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let all peers come from another host."""
+    """Make all peers seem to come from another host."""
     monkeypatch.setattr("wsqueue.net.connection.peer_address", lambda _transport: Address("192.0.2.9", 9))
 
 
-class TestWho:
-    """Who may see the pages."""
+class TestAudience:
+    """Peers that may see the pages."""
 
     async def test_this_host(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
@@ -173,10 +173,10 @@ class TestWho:
 
 
 class TestListeners:
-    """Listeners for nothing but the pages."""
+    """Listeners that serve only the pages."""
 
     @pytest.mark.usefixtures("far")
-    async def test_they_show_the_pages_to_whoever_reaches_them(self, nodes: Nodes) -> None:
+    async def test_they_show_the_pages_to_all_peers(self, nodes: Nodes) -> None:
         address = f"127.0.0.1:{free_port()}"
         consumer = await nodes.consumer(monitoring={"listen": [address], "pages": "none"})
         async with soon():
@@ -279,7 +279,7 @@ class TestRequests:
             assert headers["x-frame-options"] == "DENY"
 
     async def test_a_page_of_a_node_whose_peers_are_at_unix_sockets(self, nodes: Nodes) -> None:
-        """No browser can open one, nor has a policy a word for it."""
+        """No browser can open a unix socket, and a policy can't name it."""
         producer = await nodes.producer([f"unix:{nodes.directory}/consumer.sock", "localhost:1"])
         async with soon():
             status, headers, _ = await answer(producer.address, "/")
@@ -525,7 +525,7 @@ def frames_of(packet: dict[str, Any], count: int) -> bytes:
 
 
 class TestCluster:
-    """What a node knows of all."""
+    """The reports of all nodes, at a node."""
 
     async def test_a_node_that_knows_no_others(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer()
@@ -587,7 +587,7 @@ class TestCluster:
         await late.crash()
         cluster = await cluster_when(producer, lambda now: f"127.0.0.1:{port}" in problems(now))
         gone = next(one for one in cluster.nodes if one.address == f"127.0.0.1:{port}")
-        # What it said last is still there, with its age.
+        # Its last report is kept, with its age.
         assert gone.report is not None
         assert gone.age_seconds is not None
 
@@ -628,7 +628,7 @@ class TestCluster:
         assert cluster.consumers == [second.address]
         await eventually(lambda: not first.connections, "the former one is asked no more")
 
-    async def test_it_ends_when_nobody_wants_to_know(
+    async def test_asking_ends_when_no_requests_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(pages_module, "IDLE_SECONDS", 0.5)
@@ -641,7 +641,7 @@ class TestCluster:
             assert asyncio.all_tasks() - before
             await eventually(lambda: len(consumer.connections) == 1, "it is asked no more")
             await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
-            # What was known then is old, and none of it is a problem.
+            # The reports are old by then, which is no problem.
             first = await cluster_of(producer.address)
             assert first.warnings == []
             assert [one.report is not None for one in first.nodes] == [False, True]

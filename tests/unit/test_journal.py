@@ -1,3 +1,5 @@
+"""Log lines: quoting, fields, levels and bursts."""
+
 from __future__ import annotations
 
 import io
@@ -39,22 +41,22 @@ class Collector(logging.Handler):
 
 
 def record(
-    what: str, level: int, fields: dict[str, object], *, created: float = 1000.25, error: Any = None
+    event: str, level: int, fields: dict[str, object], *, created: float = 1000.25, error: Any = None
 ) -> logging.LogRecord:
-    """Return what becomes of an event, at a time of the test's choice."""
+    """Return the record of an event, at a time that the test chooses."""
     logger, collector = logging.getLogger("test_logs.records"), Collector()
     logger.setLevel(logging.DEBUG)
     logger.handlers[:], logger.propagate = [collector], False
-    log(logger, level, what, **fields)
+    log(logger, level, event, **fields)
     (made,) = collector.records
     made.created, made.msecs, made.exc_info = created, created % 1 * 1000, error
     return made
 
 
 def line(
-    what: str, level: int = logging.INFO, *, journal: bool = True, error: Any = None, **fields: object
+    event: str, level: int = logging.INFO, *, journal: bool = True, error: Any = None, **fields: object
 ) -> str:
-    return Formatter(journal=journal).format(record(what, level, fields, error=error))
+    return Formatter(journal=journal).format(record(event, level, fields, error=error))
 
 
 class TestQuote:
@@ -186,9 +188,9 @@ class TestLog:
 class TestBurst:
     @staticmethod
     def passed(
-        burst: Burst, count: int, what: str = "hello refused", *, at: float
+        burst: Burst, count: int, event: str = "hello refused", *, at: float
     ) -> list[logging.LogRecord]:
-        records = [record(what, logging.INFO, {"peer": "x"}, created=at) for _ in range(count)]
+        records = [record(event, logging.INFO, {"peer": "x"}, created=at) for _ in range(count)]
         return [one for one in records if burst.filter(one)]
 
     def test_in_a_second_only_so_many_pass(self) -> None:

@@ -135,7 +135,7 @@ def samples(report: Report) -> dict[str, Samples]:
 
 
 def names_of(report: Report) -> set[str]:
-    """Return the metrics of our own; the parser calls a counter by its name without `_total`."""
+    """Return the names of our metrics; the parser cuts `_total` from the names of counters."""
     found = families(report).values()
     return {
         family.name + ("_total" if family.type == "counter" else "")
@@ -213,11 +213,11 @@ def test_the_numbers_of_a_producer() -> None:
         ("refused",): 3,
         ("full",): 4,
     }
-    one, two = ("192.0.2.7:10001",), ("192.0.2.8:10001",)
-    assert found["wsqueue_link_up"] == {one: 1, two: 0}
-    assert found["wsqueue_link_held_messages"] == {one: 10, two: 99}
-    assert found["wsqueue_link_held_bytes"] == {one: 2000, two: 64_000_000}
-    assert found["wsqueue_link_paused_publishers"] == {one: 0, two: 3}
+    up, down = ("192.0.2.7:10001",), ("192.0.2.8:10001",)
+    assert found["wsqueue_link_up"] == {up: 1, down: 0}
+    assert found["wsqueue_link_held_messages"] == {up: 10, down: 99}
+    assert found["wsqueue_link_held_bytes"] == {up: 2000, down: 64_000_000}
+    assert found["wsqueue_link_paused_publishers"] == {up: 0, down: 3}
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_a_histogram_counts_up(report: Report, name: str) -> None:
 
 
 @pytest.mark.parametrize("role", ["consumer", "producer"])
-def test_what_has_not_counted_yet_is_zero(role: str) -> None:
+def test_counters_begin_at_zero(role: str) -> None:
     found = samples(Report(id="a", role=role, version="1.2.3"))
     for metric in METRICS:
         if metric.kind == "counter" and metric.node in ("both", role):
@@ -245,7 +245,7 @@ def test_what_has_not_counted_yet_is_zero(role: str) -> None:
     assert ("wrong_answer",) in found["wsqueue_hellos_refused_total"]
 
 
-def test_what_a_node_does_not_have_is_not_there() -> None:
+def test_values_that_a_node_does_not_have_are_not_exposed() -> None:
     bare = msgspec.structs.replace(
         CONSUMER, certificate_ends=None, commit_seconds=None, top_topics=[], log=None
     )
@@ -261,7 +261,7 @@ def test_what_a_node_does_not_have_is_not_there() -> None:
     assert names_of(CONSUMER) - names_of(memory) == {"wsqueue_log_free_bytes"}
 
 
-def test_each_close_code_has_its_reason_and_the_others_one() -> None:
+def test_each_close_code_has_a_reason() -> None:
     codes = {code.value: 1 for code in CloseCode} | {1002: 1, 1009: 1, 3000: 1, 4999: 1}
     report = Report(
         id="a", role="consumer", version="", counters={f"refused_{code}": 1 for code in codes} | {"x": 9}
@@ -291,19 +291,19 @@ def test_topics_that_were_cut_to_the_same_name_are_one() -> None:
     assert samples(report)["wsqueue_topic_messages_per_second"] == {("same",): 3.5}
 
 
-def test_the_registry_of_the_library_knows_nothing_of_it() -> None:
+def test_the_registry_of_the_library_has_no_metric_of_ours() -> None:
     exposition(CONSUMER)
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("wsqueue_")]
 
 
-def test_the_process_has_its_metrics() -> None:
+def test_metrics_of_the_process() -> None:
     found = samples(CONSUMER)
     assert found["process_open_fds"][()] < found["process_max_fds"][()]
     assert found["process_resident_memory_bytes"][()] > 1_000_000
     assert found["process_start_time_seconds"][()] > 1_700_000_000
 
 
-def test_the_process_has_its_metrics_where_the_machine_is_hidden(tmp_path: Path) -> None:
+def test_metrics_of_the_process_where_the_machine_is_hidden(tmp_path: Path) -> None:
     # As with ProcSubset=pid in systemd/wsqueue-.service.d/node.conf.
     (tmp_path / "self").symlink_to("/proc/self")
     hidden = _Process(proc=str(tmp_path), registry=None)
@@ -313,7 +313,7 @@ def test_the_process_has_its_metrics_where_the_machine_is_hidden(tmp_path: Path)
     assert "process_open_fds" in names
 
 
-def test_every_metric_has_its_sentence() -> None:
+def test_every_metric_has_a_sentence() -> None:
     for report in (CONSUMER, PRODUCER):
         for family in families(report).values():
             assert re.fullmatch(r"[A-Z1].*\.", family.documentation), family.name
@@ -330,7 +330,7 @@ def test_promtool_finds_nothing_to_say() -> None:
         promtool("check", "metrics", text=exposition(hostile))
 
 
-def test_the_client_does_not_load_it() -> None:
+def test_the_client_does_not_load_the_metrics() -> None:
     code = "import sys, wsqueue; sys.exit('prometheus_client' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -417,7 +417,7 @@ reports = st.builds(
 @given(reports)
 @example(CONSUMER)
 @example(PRODUCER)
-def test_whatever_a_node_reports_can_be_read_back(report: Report) -> None:
+def test_any_report_can_be_read_back(report: Report) -> None:
     found = samples(report)
     for metric in METRICS:
         if metric.node not in ("both", report.role):

@@ -1,4 +1,4 @@
-"""The report of a node: numbers, warnings in words, and how long they last."""
+"""The report of a node: its values, and the windows over which warnings look back."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from ...support.fake_connection import FakeConnection
 from ...support.session_pair import SECRET, accept
 
 STEP_SECONDS = 0.125
-"""How often the loop is looked at here: sums of it are exact, and it is not late."""
+"""Interval of measurements in these tests: sums of it are exact, and the loop is not late."""
 
 LINK = LinkStatus(address="192.0.2.1:1/producer", state="up", protocol="v2", seconds=5.0)
 LOG = LogStatus(mode="sqlite", topics=3, bytes=1000, limit_bytes=5000, commit_seconds=0.001, free_bytes=4000)
@@ -62,9 +62,9 @@ class Peer(FakeConnection):
     """Stand for a connection of any kind.
 
     Args:
-        role: Of the peer, "" before it has asked for anything.
-        state: Of the connection.
-        protocol: Of the peer.
+        role: Role of the peer, "" before it has asked for an endpoint.
+        state: State of the connection.
+        protocol: Protocol of the peer.
     """
 
     def __init__(self, role: str = "subscriber", state: str = "open", protocol: str = "v2") -> None:
@@ -94,7 +94,7 @@ class Role:
 
 
 class Node:
-    """Hold a reporter, and what it reports of."""
+    """Hold a reporter and the values that it reports."""
 
     def __init__(self, config: NodeConfig | None = None) -> None:
         self.counters: Counter[str] = Counter()
@@ -119,13 +119,13 @@ class Node:
         self.reporter.configure(*self.configuration)
 
     def look(self) -> None:
-        """Let the event loop be looked at once more; the first time, that begins."""
+        """Measure the lag of the event loop; the first call starts the measurement."""
         if self.watching is None:
             self.watching = self.reporter.watch(self.turned.append).__await__()
         next(self.watching)
 
     def turn(self, clock: Clock) -> None:
-        """Let a window end, in which the loop is in time from now on."""
+        """End a window without lag."""
         turned = len(self.turned)
         self.look()
         while len(self.turned) == turned:
@@ -133,12 +133,12 @@ class Node:
             self.look()
 
     def fresh(self) -> Report:
-        """Return a report of now: a reload drops the one before."""
+        """Return a new report: a reload drops the report before."""
         self.reporter.configure(*self.configuration)
         return self.reporter.report()
 
     def codes(self) -> list[str]:
-        """Return the codes of the warnings of now."""
+        """Return the codes of the current warnings."""
         return [warning.code for warning in self.fresh().warnings]
 
     def facts_of_the_role(self, window_seconds: float) -> Facts:
@@ -178,13 +178,13 @@ class TestReport:
     def test_each_run_has_an_id_of_its_own(self, clock: Clock) -> None:
         assert len({Node().reporter.report().id for _ in range(20)}) == 20
 
-    def test_what_only_the_node_knows(self, node: Node) -> None:
+    def test_the_values_of_the_role(self, node: Node) -> None:
         top = [TopicStatus("news", 1.5)]
         node.facts = Facts(links=[LINK], top_topics=top, log=LOG)
         report = node.reporter.report()
         assert (report.links, report.top_topics, report.log) == ([LINK], top, LOG)
 
-    def test_it_survives_the_way_to_another_node(self, node: Node) -> None:
+    def test_it_can_be_sent_to_another_node(self, node: Node) -> None:
         node.connections.add(Peer())
         node.facts = Facts(links=[LINK], log=LOG, slow_peers=[SlowPeer("ñ", "v2", 1, 2)])
         report = node.reporter.report()
@@ -206,16 +206,16 @@ class TestReport:
 
 
 def clock_of_certificates(days: float) -> float:
-    """Return the Unix time after so many days: certificates go by the real clock."""
+    """Return the Unix time in `days` days by the real clock, which certificates use."""
     import time  # noqa: PLC0415 - the module is patched
 
     return time.time() + days * 86_400
 
 
 class TestFresh:
-    """A report is used again for a while, however often it is asked for."""
+    """A report is used again for a while, however often a peer asks for it."""
 
-    def test_it_is_made_once_in_a_while(self, node: Node, clock: Clock) -> None:
+    def test_it_is_made_at_most_twice_a_second(self, node: Node, clock: Clock) -> None:
         first = node.reporter.report()
         clock.now += FRESH_SECONDS - 0.01
         node.counters["messages_in"] += 1
@@ -339,7 +339,9 @@ class TestRecent:
 
     @pytest.mark.parametrize("counter", ["gaps", f"refused_{CloseCode.WRONG_ANSWER}", "tls_refused"])
     @pytest.mark.parametrize("windows_before", [0, 3, 20])
-    def test_it_is_forgotten(self, node: Node, clock: Clock, counter: str, windows_before: int) -> None:
+    def test_an_increment_is_forgotten(
+        self, node: Node, clock: Clock, counter: str, windows_before: int
+    ) -> None:
         for _ in range(windows_before):
             node.turn(clock)
         node.counters[counter] += 5
@@ -352,7 +354,7 @@ class TestRecent:
         node.turn(clock)
         assert node.codes() == []
 
-    def test_only_what_is_new_counts(self, node: Node, clock: Clock) -> None:
+    def test_only_recent_increments_count(self, node: Node, clock: Clock) -> None:
         node.counters["gaps"] += 5
         for _ in range(4):
             node.turn(clock)
@@ -362,7 +364,7 @@ class TestRecent:
             node.turn(clock)
         assert node.fresh().warnings[0].text.startswith("1 time in the last minute")
 
-    def test_what_was_lost_for_good_is_not_forgotten(self, node: Node, clock: Clock) -> None:
+    def test_lost_messages_are_not_forgotten(self, node: Node, clock: Clock) -> None:
         node.counters["lost_held"] += 1
         for _ in range(20):
             node.turn(clock)

@@ -1,4 +1,4 @@
-"""The status page as a text: what it may load and run, and how large it is."""
+"""The text of the status page: its policy, its size, and its agreement with the protocol."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
-def test_the_policy_allows_what_the_page_has_and_nothing_else() -> None:
+def test_the_policy_allows_the_parts_of_the_page_and_nothing_else() -> None:
     page = status_page(["ws://127.0.0.1:10001", "wss://[2001:db8::7]:443", "ws://127.0.0.1:10001"])
     [script], [style] = parts(page.html, "script"), parts(page.html, "style")
     assert directives(page.content_security_policy) == {
@@ -75,7 +75,7 @@ def test_no_script_makes_markup_of_data() -> None:
         )
 
 
-def test_ids_are_there_once_and_all_that_the_script_looks_for() -> None:
+def test_ids_are_unique_and_the_script_finds_all_of_them() -> None:
     html = status_page([]).html
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))

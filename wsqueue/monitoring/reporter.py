@@ -54,7 +54,6 @@ class Reporter:
     Args:
         role: The node's role.
         facts: Returns the values of the role; takes the age of the current window in seconds.
-        traffic: Returns the bytes read and written on connections that the node opened.
         counters: The node's counters.
         connections: The connections that the node accepted, kept up to date by the service.
 
@@ -67,18 +66,16 @@ class Reporter:
         self,
         role: str,
         facts: Callable[[float], Facts],
-        traffic: Callable[[], tuple[int, int]],
         *,
         counters: Counter[str],
         connections: Collection[Connection],
     ) -> None:
-        self.role, self._facts, self._traffic = role, facts, traffic
+        self.role, self._facts = role, facts
         self._counters, self._connections = counters, connections
         self._id = secrets.token_hex(8)
         self._started = self._window_began = time.monotonic()
         self._lag = Peak()
         self._counters_before: deque[Counter[str]] = deque([Counter()], RECENT_WINDOWS + 1)
-        self._old_bytes_in = self._old_bytes_out = 0
         self._refused_peers: dict[str, str] = {}
         self._made: tuple[float, Report] | None = None
         self._encoded = b""
@@ -90,11 +87,6 @@ class Reporter:
         self._config, self._tls = config, tls
         self._fingerprints = keys.clients.fingerprints()
         self._made = None
-
-    def lost(self, connection: Connection) -> None:
-        """Keep the numbers of bytes of a connection that is gone."""
-        self._old_bytes_in += connection.bytes_in
-        self._old_bytes_out += connection.bytes_out
 
     def refused(self, counter: str, peer: str) -> None:
         """Remember the peer that was refused last, by counter."""
@@ -118,16 +110,8 @@ class Reporter:
                 self._counters_before.append(self._counters.copy())
 
     def counters(self) -> dict[str, int]:
-        """Return all counters of the node, with the bytes of all connections."""
-        counters = self._counters.copy()
-        bytes_in, bytes_out = self._traffic()
-        counters["bytes_in"] = (
-            self._old_bytes_in + bytes_in + sum(connection.bytes_in for connection in self._connections)
-        )
-        counters["bytes_out"] = (
-            self._old_bytes_out + bytes_out + sum(connection.bytes_out for connection in self._connections)
-        )
-        return dict(sorted(counters.items()))
+        """Return the counters of the node in the order of their names."""
+        return dict(sorted({"bytes_in": 0, "bytes_out": 0, **self._counters}.items()))
 
     def report(self) -> Report:
         """Return the report of the node, at most `FRESH_SECONDS` old."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import ClassVar, cast
@@ -71,16 +72,16 @@ class Connection(asyncio.Protocol):
         handler: What to do with events; an acceptor learns it from the request.
         on_lost: Called last, when the connection is gone.
         tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
+        counters: Where `bytes_in` and `bytes_out` are counted, without the bytes that TLS adds.
 
     Attributes:
-        bytes_in: Read so far, without what TLS adds.
-        bytes_out: Written, likewise.
         heard_at: When the latest bytes were read (monotonic), 0 before any.
         from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
     """
 
     __slots__ = (
         "_closing",
+        "_counters",
         "_eof_due",
         "_established",
         "_limits",
@@ -94,8 +95,6 @@ class Connection(asyncio.Protocol):
         "_waiting",
         "_waiting_bytes",
         "_writing_paused",
-        "bytes_in",
-        "bytes_out",
         "from_this_host",
         "handler",
         "heard_at",
@@ -110,11 +109,13 @@ class Connection(asyncio.Protocol):
         handler: Handler | None = None,
         on_lost: Callable[[Connection, Closed], None] | None = None,
         tls: TlsStream | None = None,
+        *,
+        counters: Counter[str] | None = None,
     ) -> None:
         self.session = session
         self.handler = handler
         self.peer = ""
-        self.bytes_in = self.bytes_out = 0
+        self._counters = Counter() if counters is None else counters
         self.from_this_host = False
         self._writing_paused = False
         self._limits = limits
@@ -139,6 +140,8 @@ class Connection(asyncio.Protocol):
         config: Config,
         on_lost: Callable[[Connection, Closed], None],
         tls: TlsStream | None = None,
+        *,
+        counters: Counter[str] | None = None,
     ) -> Connection:
         """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
         limits = config.limits
@@ -156,7 +159,7 @@ class Connection(asyncio.Protocol):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = cls(session, limits, on_lost=on_lost, tls=tls)
+        connection = cls(session, limits, on_lost=on_lost, tls=tls, counters=counters)
         return connection
 
     async def open(self, address: Address) -> None:
@@ -279,7 +282,7 @@ class Connection(asyncio.Protocol):
             self._receive(data)
 
     def _receive(self, data: bytes) -> None:
-        self.bytes_in += len(data)
+        self._counters["bytes_in"] += len(data)
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, HelloDone) for event in events):
             self._establish()
@@ -378,7 +381,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
-        self.bytes_out += len(data)
+        self._counters["bytes_out"] += len(data)
         if self._writing_paused:
             self._waiting.append(data)
             self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
@@ -62,6 +63,7 @@ class Link(Handler):
         psk: The key of both ends.
         config: Says how to speak to the peer, and has deadlines and sizes.
         tls: What a connection to a wss:// address needs.
+        counters: Where connections count their bytes.
 
     Attributes:
         failures: Why the latest attempt at each address failed, and since the last success.
@@ -82,13 +84,14 @@ class Link(Handler):
         psk: PreSharedKey,
         config: ProducerConfig | ClientConfig,
         tls: TlsContexts,
+        counters: Counter[str] | None = None,
     ) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
         self.since = monotonic()
         self._next = self._ups = 0
-        self._old_bytes_in = self._old_bytes_out = 0
+        self._counters = Counter() if counters is None else counters
         self._pause: float | None = None
         self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
         self._attempt: Connection | None = None
@@ -105,14 +108,6 @@ class Link(Handler):
     def v2(self) -> bool:
         """Tell whether the peer speaks v2; False while there is no connection."""
         return self.connection is not None and self.connection.session.v2
-
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Return the bytes read and written so far, on all connections."""
-        now = self._attempt
-        if now is None:
-            return self._old_bytes_in, self._old_bytes_out
-        return self._old_bytes_in + now.bytes_in, self._old_bytes_out + now.bytes_out
 
     @property
     def in_flight(self) -> int:
@@ -236,7 +231,8 @@ class Link(Handler):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        self._attempt = connection = Connection(session, limits, self, tls=self._tls.connect(address))
+        tls = self._tls.connect(address)
+        self._attempt = connection = Connection(session, limits, self, tls=tls, counters=self._counters)
         try:
             await connection.open(address)
             return await self._ended
@@ -246,7 +242,6 @@ class Link(Handler):
             return Closed(UNREACHABLE, why(error), by_peer=True)
         finally:
             connection.abort(CloseCode.NORMAL)
-            self._old_bytes_in, self._old_bytes_out = self.traffic
             self._attempt = None
 
     @property

@@ -121,10 +121,6 @@ class Consumer:
             log=self.retention.log_status(),
         )
 
-    def traffic(self) -> tuple[int, int]:
-        """Return no bytes: a consumer opens no connection."""
-        return 0, 0
-
     def status(self) -> str:
         """Return how the node is, in a few words."""
         return f"topics with subscribers: {len(self.topics)} classic, {len(self.readers)} v2"

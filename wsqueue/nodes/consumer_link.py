@@ -50,9 +50,8 @@ class ConsumerLink(Link):
         *,
         confirm_seconds: Histogram,
     ) -> None:
-        super().__init__([address], psk, config, tls)
+        super().__init__([address], psk, config, tls, counters)
         self.queue = LinkQueue(config.limits, counters, confirm_seconds)
-        self._counters = counters
         self._classic: ClassicSender | None = None
         self._emptied = asyncio.Event()
         self._emptied.set()

@@ -59,7 +59,6 @@ class Producer(Handler):
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
         self._number = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
-        self._old_bytes_in = self._old_bytes_out = 0
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return what serves a path: `/produce`."""
@@ -84,15 +83,6 @@ class Producer(Handler):
             confirm_seconds=self._confirm_seconds.status(),
             top_topics=self.top_topics.top(self._config.monitoring.top_topics, window_seconds),
         )
-
-    def traffic(self) -> tuple[int, int]:
-        """Return the bytes read and written so far on connections that this node opened."""
-        bytes_in, bytes_out = zip(
-            (self._old_bytes_in, self._old_bytes_out),
-            *(link.traffic for link in (*self.links, *self._retired)),
-            strict=True,
-        )
-        return sum(bytes_in), sum(bytes_out)
 
     def status(self) -> str:
         """Return how the node is, in a few words."""
@@ -229,13 +219,7 @@ class Producer(Handler):
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())
         self._retired[link] = task
-        task.add_done_callback(lambda _task: self._forget(link))
-
-    def _forget(self, link: ConsumerLink) -> None:
-        del self._retired[link]
-        bytes_in, bytes_out = link.traffic
-        self._old_bytes_in += bytes_in
-        self._old_bytes_out += bytes_out
+        task.add_done_callback(lambda _task: self._retired.pop(link))
 
 
 def public_id(secret: bytes) -> str:

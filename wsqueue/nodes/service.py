@@ -85,10 +85,6 @@ class Node(Protocol):
         """Return how the node is, at length."""
         ...
 
-    def traffic(self) -> tuple[int, int]:
-        """Return the bytes read and written so far on connections that this node opened."""
-        ...
-
     async def start(self) -> None:
         """Begin to work; the node takes connections after that."""
         ...
@@ -140,7 +136,6 @@ class Service:
         self._reporter = Reporter(
             self.node.role,
             self.node.facts,
-            self.node.traffic,
             counters=self._counters,
             connections=self.connections,
         )
@@ -292,14 +287,15 @@ class Service:
             self._counters["connections_refused"] += 1
             return _Refused()
         stream = self._tls.accept() if tls else None
-        connection = Connection.accept(listener.endpoint, self._keys, self._config, self._lost, stream)
+        connection = Connection.accept(
+            listener.endpoint, self._keys, self._config, self._lost, stream, counters=self._counters
+        )
         self.connections.add(connection)
         self._counters["connections"] += 1
         return connection
 
     def _lost(self, connection: Connection, closed: Closed) -> None:
         self.connections.discard(connection)
-        self._reporter.lost(connection)
         if self._waiting is not None:
             waiting, done = self._waiting
             waiting.discard(connection)

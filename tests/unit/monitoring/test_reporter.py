@@ -101,12 +101,10 @@ class Node:
         self.connections: set[Connection] = set()
         self.facts = Facts()
         self.asked: list[float] = []
-        self.traffic = (0, 0)
         self.turned: list[float] = []
         self.reporter = Reporter(
             "consumer",
             self.facts_of_the_role,
-            lambda: self.traffic,
             counters=self.counters,
             connections=self.connections,
         )
@@ -266,17 +264,6 @@ class TestConnections:
             ConnectionCount("subscriber", "open", "classic", 1),
             ConnectionCount("subscriber", "open", "v2", 2),
         ]
-
-    def test_bytes_of_connections_that_come_and_go(self, node: Node) -> None:
-        first, second = Peer(), Peer()
-        node.connections |= {first, second}
-        first.bytes_in, first.bytes_out, second.bytes_in = 1, 20, 300
-        assert node.reporter.counters() == {"bytes_in": 301, "bytes_out": 20}
-        node.connections.remove(first)
-        node.reporter.lost(first)
-        second.bytes_out = 4000
-        node.traffic = (50_000, 600_000)
-        assert node.reporter.counters() == {"bytes_in": 50_301, "bytes_out": 604_020}
 
     def test_counters_are_sorted_and_the_node_keeps_its_own(self, node: Node) -> None:
         node.counters.update(messages_in=2, deliveries=3)

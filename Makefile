@@ -70,6 +70,7 @@ lint: $(READY) ## Run all linters
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .yamllint .ansible-lint site.yml ansible molecule
 	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
+	$(BIN)/shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/*)
 	$(BIN)/python scripts/check-role-variables
 
 .PHONY: format

@@ -63,6 +63,10 @@ docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
 zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
 	@scripts/zipapp $(VENV)
 
+.PHONY: collection
+collection: $(READY) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
+	@scripts/collection $(VENV)
+
 .PHONY: lint
 lint: $(READY) ## Run all linters
 	$(BIN)/ruff format --check .

@@ -252,7 +252,7 @@ def test_a_certificate_ends_tomorrow(cluster: Cluster) -> None:
     sight = Sight(cluster, consumer)
     (warning,) = wait_until(lambda: sight.warnings("certificate_expires"), "the consumer warns")
     assert "node.pem: a certificate in it expires on" in warning
-    assert "rotate-tls.yml" in warning
+    assert "rotate_tls.yml" in warning
     assert "expires on" in sight.top()
     assert "expires on" in sight.doctor() or "ends" in sight.doctor()
     assert "node.pem" in sight.doctor(consumer.file)

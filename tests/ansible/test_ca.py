@@ -1,21 +1,17 @@
-"""The CA that a playbook makes, its successor, and what refuses a certificate before a node does."""
+"""The CA that a playbook makes, and its successor."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 
-from tests.support.paths import ROOT
+from wsqueue.net.handshake import check_certificates
 
 from ..support import control_node
-from ..support.certificates import Authority
 
-CHECK = ROOT / "ansible" / "roles" / "wsqueue_release" / "files" / "check_certificates.py"
 INVENTORY = {
     "all": {
         "children": {
@@ -23,7 +19,7 @@ INVENTORY = {
             "producers": {"hosts": {"p1": {"ansible_host": "192.0.2.1"}}},
             "demo": {"hosts": {"d1": {}}},
         },
-        "vars": {"wsqueue_release_tls_client_certificates": True, "wsqueue_ca_passphrase": "open sesame"},
+        "vars": {"wsqueue_tls_client_certificates": True, "wsqueue_ca_passphrase": "open sesame"},
     }
 }
 
@@ -55,31 +51,18 @@ class Control:
             name: (self.tls / f"{name}.crt").read_text() + (self.tls / f"{name}.key").read_text()
             for name in ("c1.example.com", "d1-client")
         }
-        return problem(node=pem["c1.example.com"], client=pem["d1-client"], ca=ca, name="2001:db8::1")
+        problem, days = check_certificates(
+            node=pem["c1.example.com"],
+            client=pem["d1-client"],
+            ca=ca,
+            name="2001:db8::1",
+            client_certificates=True,
+        )
+        assert (days > 80) != bool(problem)
+        return problem
 
     def trusted(self) -> str:
         return (self.tls / "ca.pem").read_text()
-
-
-def problem(
-    *, node: str = "", client: str = "", ca: str, name: str = "", client_certificates: bool = True
-) -> str:
-    """Return what the preflight would say of certificates, "" when they work."""
-    given = {
-        "node": node,
-        "client": client,
-        "ca": ca,
-        "name": name,
-        "client_certificates": client_certificates,
-    }
-    result = subprocess.run(
-        [sys.executable, CHECK], input=json.dumps(given), capture_output=True, text=True, check=False
-    )
-    assert result.stderr == ""
-    if result.returncode:
-        return result.stdout.strip()
-    assert int(result.stdout) > 80
-    return ""
 
 
 @pytest.mark.slow
@@ -124,47 +107,3 @@ def test_a_ca_and_its_successor(tmp_path: Path) -> None:
     assert second.count("BEGIN CERTIFICATE") == 1
     assert control.problem(second) == ""
     assert not list((control.tls / "ca").glob("[on]*"))
-
-
-class TestCheck:
-    def test_good_ones(self, tmp_path: Path) -> None:
-        authority = Authority(tmp_path)
-        node, ca = pem(tmp_path, authority, "node"), authority.file.read_text()
-        assert problem(node=node, client=node, ca=ca, name="127.0.0.1") == ""
-        assert problem(node=node, ca=ca, name="localhost", client_certificates=False) == ""
-
-    def test_another_name(self, tmp_path: Path) -> None:
-        authority = Authority(tmp_path)
-        told = problem(node=pem(tmp_path, authority, "node"), ca=authority.file.read_text(), name="192.0.2.1")
-        assert told == "IP address mismatch, certificate is not valid for '192.0.2.1'"
-
-    def test_an_expired_one(self, tmp_path: Path) -> None:
-        authority = Authority(tmp_path)
-        told = problem(
-            node=pem(tmp_path, authority, "node", days=-1), ca=authority.file.read_text(), name="127.0.0.1"
-        )
-        assert told == "certificate has expired"
-
-    def test_another_authority(self, tmp_path: Path) -> None:
-        node, other = pem(tmp_path, Authority(tmp_path), "node"), Authority(tmp_path, "other")
-        assert problem(client=node, ca=other.file.read_text()) == "unable to get local issuer certificate"
-
-    def test_another_key(self, tmp_path: Path) -> None:
-        authority = Authority(tmp_path)
-        certificate = pem(tmp_path, authority, "node").partition("-----BEGIN PRIVATE KEY")[0]
-        key = pem(tmp_path, authority, "other").partition("-----END CERTIFICATE-----\n")[2]
-        told = problem(node=certificate + key, ca=authority.file.read_text(), name="127.0.0.1")
-        assert told == "the private key is not that of the certificate"
-
-    @pytest.mark.parametrize(
-        "node", ["nonsense", "-----BEGIN CERTIFICATE-----\nx\n-----END CERTIFICATE-----\n"]
-    )
-    def test_nonsense(self, tmp_path: Path, node: str) -> None:
-        assert "is not PEM" in problem(node=node, ca=Authority(tmp_path).file.read_text(), name="127.0.0.1")
-
-
-def pem(directory: Path, authority: Authority, name: str, days: float = 90) -> str:
-    tls = authority.issue(name, days=days)
-    assert tls.certificate is not None
-    assert tls.key is not None
-    return Path(tls.certificate).read_text() + Path(tls.key).read_text()

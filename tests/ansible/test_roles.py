@@ -26,27 +26,21 @@ ALL_CONSUMERS = ["192.0.2.1:10001", "192.0.2.1:10003", "c2.example.com:10001", "
 ALL_PRODUCERS = ["192.0.2.2:10002", "192.0.2.2:10004"]
 
 PLAYBOOK = """
-- hosts: consumers
+- hosts: consumers, producers
   gather_facts: false
   connection: local
   tasks:
-    # For its variables.
+    # For their variables.
     - ansible.builtin.import_role: {name: wsqueue_consumer}
       when: false
-    - ansible.builtin.template:
-        src: "{{ roles }}/wsqueue_consumer/templates/consumer.toml.j2"
-        dest: "{{ output }}/{{ inventory_hostname }}-consumer-{{ item }}.toml"
-      loop: "{{ wsqueue_consumer_ports }}"
-- hosts: producers
-  gather_facts: false
-  connection: local
-  tasks:
     - ansible.builtin.import_role: {name: wsqueue_producer}
       when: false
     - ansible.builtin.template:
-        src: "{{ roles }}/wsqueue_producer/templates/producer.toml.j2"
-        dest: "{{ output }}/{{ inventory_hostname }}-producer-{{ item }}.toml"
-      loop: "{{ wsqueue_producer_ports }}"
+        src: "{{ roles }}/wsqueue_node/templates/node.toml.j2"
+        dest: "{{ output }}/{{ inventory_hostname }}-{{ wsqueue_node_kind }}-{{ wsqueue_node_port }}.toml"
+      loop: "{{ wsqueue_node_ports }}"
+      loop_control: {loop_var: wsqueue_node_port}
+      vars: {wsqueue_node_kind: "{{ 'consumer' if 'consumers' in group_names else 'producer' }}"}
 - hosts: monitoring
   gather_facts: false
   connection: local
@@ -106,10 +100,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
     variables = {
-        "wsqueue_release_tls": True,
-        "wsqueue_release_tls_client_certificates": True,
+        "wsqueue_tls": True,
+        "wsqueue_tls_client_certificates": True,
         "wsqueue_consumer_limits": {"max_connections": 100},
-        "wsqueue_release_monitoring_pages": "none",
+        "wsqueue_pages": "none",
         "wsqueue_monitoring_alertmanagers": ["192.0.2.9:9093"],
         "wsqueue_monitoring_scrape_configs": [
             {"job_name": "other", "static_configs": [{"targets": ["192.0.2.9:9100"]}]}
@@ -121,9 +115,9 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
 @pytest.fixture(scope="module")
 def local(tmp_path_factory: pytest.TempPathFactory) -> Written:
     variables = {
-        "wsqueue_release_tls": True,
-        "wsqueue_release_monitoring_offset": 100,
-        "wsqueue_release_monitoring_listen": ["127.0.0.1", "[::1]", "192.0.2.77"],
+        "wsqueue_tls": True,
+        "wsqueue_pages_offset": 100,
+        "wsqueue_pages_listen": ["127.0.0.1", "[::1]", "192.0.2.77"],
     }
     return Written(tmp_path_factory.mktemp("local"), {}, variables)
 

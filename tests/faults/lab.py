@@ -91,7 +91,7 @@ class Lab:
             "ansible_ssh_private_key_file": str(self.own.key),
             "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
             "ansible_control_path_dir": str(self.directory / "ssh"),
-            "wsqueue_release_psk": self.psk,
+            "wsqueue_psk": self.psk,
             "wsqueue_release_zipapp": str(
                 await asyncio.to_thread(build, self.directory / "source", __version__)
             ),

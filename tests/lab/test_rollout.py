@@ -158,10 +158,10 @@ class Cluster:
             " -o LogLevel=ERROR",
             # Where `scripts/lab down` looks for them.
             "ansible_control_path_dir": str(self.lab.directory / "ssh"),
-            "wsqueue_release_psk": self.psk,
-            "wsqueue_release_node_psk": self.node_psk,
-            "wsqueue_release_tls": True,
-            "wsqueue_release_tls_directory": str(self.tls),
+            "wsqueue_psk": self.psk,
+            "wsqueue_node_psk": self.node_psk,
+            "wsqueue_tls": True,
+            "wsqueue_tls_directory": str(self.tls),
             "wsqueue_ca_passphrase": self.passphrase,
             "wsqueue_consumer_retention": {"mode": "sqlite"},
             "wsqueue_release_zipapp": str(self.zipapps[OLD]),
@@ -323,7 +323,7 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
     other = cluster.directory / "wsqueue-0.1.0-cp399-x86_64.pyz"
     shutil.copy(cluster.zipapps[OLD], other)
     wrong = {
-        "is the original nodes' default": cluster.inventory("key", wsqueue_release_psk="pre-shared-key"),
+        "is the original nodes' default": cluster.inventory("key", wsqueue_psk="pre-shared-key"),
         "has no host in the group consumers": cluster.inventory("none", consumers=[]),
         "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),
         "is not valid for '192.0.2.1'": cluster.inventory("address", consumer2__wsqueue_address="192.0.2.1"),
@@ -535,7 +535,7 @@ def test_keys_and_certificates_change_under_load(deployed: Cluster) -> None:
     deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
     deployed.inventory("good")
     with Load(deployed) as load:
-        output = deployed.play("ansible/playbooks/rotate-psk.yml", "ansible/playbooks/rotate-tls.yml", "-vvv")
+        output = deployed.play("ansible/playbooks/rotate_psk.yml", "ansible/playbooks/rotate_tls.yml", "-vvv")
     assert output.count("TASK [wsqueue_demo : Check that all of them passed]") == 4
     assert load.result["received"] == load.result["published"]
     assert load.result["duplicates"] == 0

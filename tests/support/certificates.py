@@ -57,6 +57,11 @@ class Authority:
         files[1].chmod(0o600)
         return Tls(certificate=str(files[0]), key=str(files[1]), ca=str(self.file))
 
+    def pem(self, name: str, days: float = 90) -> str:
+        """Return a new certificate and its key, as one text."""
+        self.issue(name, days=days)
+        return "".join((self._directory / f"{name}.{kind}").read_text() for kind in ("pem", "key"))
+
     def trusting(self) -> Tls:
         """Return the configuration of an end that trusts this authority, and has no certificate."""
         return Tls(ca=str(self.file))

@@ -38,7 +38,7 @@ NO_REPORTS = (NO_STATUS, ONLY_CLASSIC)
 """Problems of nodes that work and can't be asked for a report."""
 
 ADVICE: dict[WarningCode, str] = {
-    "certificate_expires": "Replace it and reload the node, as `ansible/playbooks/rotate-tls.yml` does.",
+    "certificate_expires": "Replace it and reload the node, as `ansible/playbooks/rotate_tls.yml` does.",
     "clock_differs": "Let systemd-timesyncd or chrony set the clocks; certificates depend on them.",
     "draining": "",
     "hello_refused": "See `hello refused` in the journal for the reason.",

@@ -28,6 +28,7 @@ from ...config.load import load_any_config
 from ...config.model import ClientConfig, Config, ConsumerConfig, NodeConfig
 from ...errors import ConfigError
 from ...net.certificates import TlsContexts
+from ...net.handshake import shake_hands
 from ...net.tls import openssl_words
 from ...nodes.listener import somebody_listens
 from ...protocol.keys import PreSharedKey
@@ -139,18 +140,12 @@ def _distrust(certificate: str, key: str, ca: str) -> str:
     acceptor.load_cert_chain(certificate, key)
     initiator.load_verify_locations(ca)
     initiator.check_hostname = False
-    there, back = ssl.MemoryBIO(), ssl.MemoryBIO()
-    ends = [initiator.wrap_bio(back, there), acceptor.wrap_bio(there, back, server_side=True)]
-    # Hello, its answer with the certificate, and the verdict; one more for older versions.
-    for end in ends * 3:
-        try:
-            end.do_handshake()
-        except ssl.SSLWantReadError:
-            continue
-        except ssl.SSLCertVerificationError as error:
-            return "" if error.verify_code in _OF_ANOTHER_TIME else error.verify_message
-        except ssl.SSLError as error:
-            return openssl_words(error)
+    try:
+        shake_hands(initiator, acceptor)
+    except ssl.SSLCertVerificationError as error:
+        return "" if error.verify_code in _OF_ANOTHER_TIME else error.verify_message
+    except ssl.SSLError as error:
+        return openssl_words(error)
     return ""
 
 

@@ -1,0 +1,285 @@
+"""Filters that compute addresses, keys and configuration files from variables of the inventory.
+
+All are plain functions over strings, lists and mappings. A host is a mapping of its variables, as `hostvars`
+has them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+Host = Mapping[str, Any]
+Number = int | str
+"""Ports and offsets: an inventory may have them as text."""
+
+DEFAULT_PORTS = {"consumer": [10001], "producer": [10002]}
+"""Ports of a host's instances; the same as the defaults of wsqueue_consumer_ports, wsqueue_producer_ports."""
+
+TLS = "wss://"
+ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - where a node may be told to listen
+"""The loopback address of each address that means all addresses."""
+
+PUBLIC_PSK = "pre-shared-key"
+"""The default key of the original nodes, which is no secret."""
+
+
+class FilterModule:
+    """What Ansible loads."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return all filters by name."""
+        functions = (
+            address_to_listen_at,
+            alternative_names,
+            endpoints,
+            key_list,
+            key_mismatch,
+            key_problem,
+            keys_to_write,
+            node_listeners,
+            pages_listeners,
+            pages_targets,
+            renamed_problem,
+            toml,
+            url_of_host,
+            used_twice,
+        )
+        return {function.__name__: function for function in functions}
+
+
+# --- Addresses ---
+
+
+def endpoints(hosts: Iterable[Host], kind: str, scheme: str = "") -> list[str]:
+    """Return host:port of all instances of a kind, in the order of the hosts."""
+    return [f"{scheme}{_bracketed(address_of(host))}:{port}" for host, port in _instances(hosts, kind)]
+
+
+def address_of(host: Host) -> str:
+    """Return the name or address at which other hosts reach this one."""
+    for name in ("wsqueue_address", "ansible_host", "inventory_hostname"):
+        if host.get(name):
+            return str(host[name])
+    raise ValueError("a host has no inventory_hostname; expected the variables of a host")
+
+
+def used_twice(addresses: Sequence[str], offsets: Iterable[Number] = ()) -> list[str]:
+    """Return addresses at which more than one listener would listen.
+
+    Args:
+        addresses: host:port of all nodes, with or without wss://.
+        offsets: Each node listens at its port plus each of these too, unless it is 0.
+    """
+    shifts = [0, *(int(offset) for offset in offsets if int(offset))]
+    places = [address.removeprefix(TLS).rpartition(":") for address in addresses]
+    found = [f"{host}:{int(port) + shift}" for host, _, port in places for shift in shifts]
+    return [address for address in dict.fromkeys(found) if found.count(address) > 1]
+
+
+def node_listeners(
+    addresses: Iterable[str], port: Number, scheme: str = "", plain_offset: Number = 0
+) -> list[str]:
+    """Return where an instance listens; with an offset, at port + offset without TLS too."""
+    found = []
+    for address in addresses:
+        found.append(f"{scheme}{address}:{port}")
+        if int(plain_offset):
+            found.append(f"{address}:{int(port) + int(plain_offset)}")
+    return found
+
+
+def pages_listeners(
+    addresses: Iterable[str], port: Number, scheme: str = "", offset: Number = 0
+) -> list[str]:
+    """Return where an instance listens for its pages only; on loopback never with TLS."""
+    if not int(offset):
+        return []
+    return [
+        f"{'' if _is_loopback(address) else scheme}{address}:{int(port) + int(offset)}"
+        for address in addresses
+    ]
+
+
+def pages_targets(groups: Mapping[str, Iterable[Host]], offset: Number = 0) -> list[dict[str, str]]:
+    """Return the instances that Prometheus asks: their names, and where they listen for their pages.
+
+    Args:
+        groups: The hosts of each kind: consumer, producer.
+        offset: The wsqueue_pages_offset of hosts whose inventory has none.
+    """
+    found = []
+    for kind in DEFAULT_PORTS:
+        for host, port in _instances(groups.get(kind, ()), kind):
+            own = int(host.get("wsqueue_pages_offset", offset))
+            if own:
+                target = f"{_bracketed(address_of(host))}:{port + own}"
+                found.append({"instance": f"{host['inventory_hostname']}:{port}", "target": target})
+    return found
+
+
+def address_to_listen_at(address: str) -> str:
+    """Return the address itself; for a name, whose address on its host isn't known, return all addresses."""
+    return _bracketed(address) if _is_ip(address) else next(iter(ANY_ADDRESS))
+
+
+def url_of_host(listen: Sequence[str], address: str, tls: bool) -> str:
+    """Return the URL, without a port, at which a host reaches its own instances.
+
+    With TLS that is the address in the certificate.
+    """
+    if tls:
+        return f"https://{_bracketed(address)}"
+    return f"http://{ANY_ADDRESS.get(listen[0], listen[0])}"
+
+
+def alternative_names(names: Iterable[str]) -> list[str]:
+    """Return names and addresses of a host as a certificate has them: DNS:name, IP:address."""
+    return [f"{'IP' if _is_ip(name) else 'DNS'}:{name}" for name in names]
+
+
+def _instances(hosts: Iterable[Host], kind: str) -> Iterator[tuple[Host, int]]:
+    for host in hosts:
+        for port in host.get(f"wsqueue_{kind}_ports", DEFAULT_PORTS[kind]):
+            yield host, int(port)
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _is_ip(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_loopback(address: str) -> bool:
+    return address.startswith("127.") or address == "[::1]"
+
+
+# --- Keys ---
+
+
+def key_list(value: str | Iterable[str]) -> list[str]:
+    """Return the keys in a variable, a string or a list, or in a file; each line is a key."""
+    texts = [value] if isinstance(value, str) else value
+    lines = (line.strip() for text in texts for line in text.split("\n"))
+    return list(dict.fromkeys(line for line in lines if line))
+
+
+def keys_to_write(wanted: Sequence[str], deployed: Sequence[str], step: str, wait: bool = False) -> list[str]:
+    """Return the keys that a host gets, of which it uses the first and accepts all.
+
+    While keys change, first all hosts accept the new keys, then all use them, then the old keys go. So in no
+    step does a host use a key that another host doesn't accept.
+
+    Args:
+        wanted: The keys in the inventory.
+        deployed: The keys on the host.
+        step: "accept", "use" or "only"; "" where keys don't change.
+        wait: On a host that has no such key, write none before the last step.
+
+    Raises:
+        ValueError: There is no such step.
+    """
+    if step in ("", "only"):
+        return list(wanted)
+    if step not in ("accept", "use"):
+        raise ValueError(f"wsqueue_key_step is {step!r}; expected accept, use, only or nothing")
+    if wait and not deployed:
+        return []
+    both = [*deployed, *wanted] if step == "accept" else [*wanted, *deployed]
+    return list(dict.fromkeys(both))
+
+
+def key_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with the keys of the inventory, "" if nothing is.
+
+    Args:
+        hosts: Of each host: `is_node`, and the keys `psk` and `node_psk`.
+    """
+    psks = _different(host["psk"] for host in hosts)
+    node_psks = _different(host["node_psk"] for host in hosts if host["is_node"])
+    if [] in psks:
+        return "wsqueue_psk is not set on all hosts"
+    if len(psks) > 1:
+        return "wsqueue_psk is not the same on all hosts"
+    if any(PUBLIC_PSK in keys for keys in psks):
+        return "wsqueue_psk is the original nodes' default, which everybody knows"
+    if len(node_psks) > 1:
+        return "wsqueue_node_psk is not the same on all hosts with nodes"
+    if {key for keys in psks for key in keys} & {key for keys in node_psks for key in keys}:
+        return "wsqueue_node_psk has a key of wsqueue_psk"
+    return ""
+
+
+def key_mismatch(hosts: Sequence[Mapping[str, Any]]) -> str:
+    """Return which hosts have other keys than the inventory, "" if none has.
+
+    Until all hosts have the new keys, these hosts would refuse the others, or be refused.
+
+    Args:
+        hosts: Of each host: its `name`, `is_node`, and the keys `psk`, `deployed_psk`, `node_psk`,
+            `deployed_node_psk`.
+    """
+    deployed = [host for host in hosts if host["deployed_psk"]]
+    have_node_psk = any(host["deployed_node_psk"] for host in hosts)
+    psk = [host["name"] for host in deployed if _refuse(host["psk"], host["deployed_psk"])]
+    if psk:
+        return f"wsqueue_psk is not the key that is on {', '.join(psk)}"
+    node_psk = [
+        host["name"]
+        for host in deployed
+        if host["is_node"]
+        and (
+            _refuse(host["node_psk"], host["deployed_node_psk"])
+            if host["deployed_node_psk"]
+            else host["node_psk"] and not have_node_psk
+        )
+    ]
+    return f"wsqueue_node_psk is not the key that is on {', '.join(node_psk)}" if node_psk else ""
+
+
+def _refuse(some: Sequence[str], others: Sequence[str]) -> bool:
+    """Return True if an end with some keys and an end with others would refuse one another."""
+    return not some or not others or some[0] not in others or others[0] not in some
+
+
+def _different(lists: Iterable[Sequence[str]]) -> list[list[str]]:
+    return [list(keys) for keys in dict.fromkeys(tuple(keys) for keys in lists)]
+
+
+# --- Variables and files ---
+
+
+def renamed_problem(variables: Iterable[str], renamed: Mapping[str, str]) -> str:
+    """Return a sentence that names the old variables that are set and their new names, "" if none is set."""
+    present = set(variables)
+    found = [f"{old} is now {new}" for old, new in renamed.items() if old in present]
+    return f"Variables have other names: {', '.join(found)}; rename them in the inventory" if found else ""
+
+
+def toml(settings: Mapping[str, Any]) -> str:
+    """Return settings as TOML, without those that are None and without empty tables.
+
+    Strings, numbers and booleans have the syntax of JSON. Each item of a list has its line: diffs stay short.
+    """
+    present = {key: value for key, value in settings.items() if value is not None}
+    lines = [_setting(key, value) for key, value in present.items() if not isinstance(value, Mapping)]
+    for name, table in present.items():
+        if isinstance(table, Mapping) and table:
+            lines += ["", f"[{name}]"]
+            lines += [_setting(key, value) for key, value in table.items() if value is not None]
+    return "\n".join(lines)
+
+
+def _setting(key: str, value: object) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        items = "".join(f"    {json.dumps(item)},\n" for item in value)
+        return f"{key} = [\n{items}]" if items else f"{key} = []"
+    return f"{key} = {json.dumps(value)}"

@@ -1,0 +1,1 @@
+../../../wsqueue/net/handshake.py

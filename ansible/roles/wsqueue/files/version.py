@@ -1,0 +1,1 @@
+../../../../wsqueue/version.py

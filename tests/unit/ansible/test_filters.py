@@ -1,0 +1,195 @@
+"""The filters of the roles, without Ansible."""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import tomllib
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.support.paths import ROOT
+
+# By its path: `ansible` is the name of a package too.
+_SPEC = importlib.util.spec_from_file_location(
+    "cluster", ROOT / "ansible" / "plugins" / "filter" / "cluster.py"
+)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+cluster: Any = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(cluster)
+
+HOSTS: list[dict[str, Any]] = [
+    {"inventory_hostname": "c1", "ansible_host": "192.0.2.1", "wsqueue_consumer_ports": [10001, "10003"]},
+    {"inventory_hostname": "c2.example.com"},
+    {"inventory_hostname": "c3", "ansible_host": "192.0.2.3", "wsqueue_address": "2001:db8::3"},
+]
+ANY = "0.0.0.0"  # noqa: S104 - nothing listens
+KEYS = st.lists(st.sampled_from("abcd"), max_size=3, unique=True)
+
+
+def host(name: str, **keys: Any) -> dict[str, Any]:
+    """Return the keys of a host that has the inventory's keys, but for those that are given."""
+    known = {"psk": ["k"], "deployed_psk": ["k"], "node_psk": ["n"], "deployed_node_psk": ["n"]}
+    return {"name": name, "is_node": True} | known | keys
+
+
+class TestAddresses:
+    def test_endpoints_in_the_order_of_the_hosts(self) -> None:
+        expected = ["192.0.2.1:10001", "192.0.2.1:10003", "c2.example.com:10001", "[2001:db8::3]:10001"]
+        assert cluster.endpoints(HOSTS, "consumer") == expected
+        assert cluster.endpoints(HOSTS[1:2], "producer", "wss://") == ["wss://c2.example.com:10002"]
+
+    def test_no_host(self) -> None:
+        with pytest.raises(ValueError, match="expected the variables of a host"):
+            cluster.address_of({})
+
+    def test_used_twice(self) -> None:
+        assert cluster.used_twice(["a:1", "b:1", "a:2"]) == []
+        assert cluster.used_twice(["wss://a:1", "a:2", "a:1"]) == ["a:1"]
+        assert cluster.used_twice(["[::1]:1", "[::1]:101"], [0, "100"]) == ["[::1]:101"]
+
+    def test_listeners(self) -> None:
+        assert cluster.node_listeners([ANY, "[::]"], "1") == [f"{ANY}:1", "[::]:1"]
+        assert cluster.node_listeners([ANY], 1, "wss://", "100") == [f"wss://{ANY}:1", f"{ANY}:101"]
+        pages = cluster.pages_listeners(["127.0.0.1", "[::1]", "192.0.2.1"], 1, "wss://", 100)
+        assert pages == ["127.0.0.1:101", "[::1]:101", "wss://192.0.2.1:101"]
+        assert cluster.pages_listeners(["192.0.2.1"], 1, "", 0) == []
+
+    def test_targets(self) -> None:
+        groups = {"consumer": HOSTS[1:], "producer": [HOSTS[0] | {"wsqueue_pages_offset": 0}]}
+        assert cluster.pages_targets(groups, "10000") == [
+            {"instance": "c2.example.com:10001", "target": "c2.example.com:20001"},
+            {"instance": "c3:10001", "target": "[2001:db8::3]:20001"},
+        ]
+
+    @pytest.mark.parametrize(
+        ("address", "listens", "url", "name"),
+        [
+            ("192.0.2.1", "192.0.2.1", "https://192.0.2.1", "IP:192.0.2.1"),
+            ("2001:db8::1", "[2001:db8::1]", "https://[2001:db8::1]", "IP:2001:db8::1"),
+            ("c1.example.com", ANY, "https://c1.example.com", "DNS:c1.example.com"),
+            ("10.example.com", ANY, "https://10.example.com", "DNS:10.example.com"),
+        ],
+    )
+    def test_an_address_in_all_its_forms(self, address: str, listens: str, url: str, name: str) -> None:
+        assert cluster.address_to_listen_at(address) == listens
+        assert cluster.url_of_host([ANY], address, tls=True) == url
+        assert cluster.alternative_names([address]) == [name]
+
+    def test_the_url_without_tls(self) -> None:
+        urls = [cluster.url_of_host([one], "h", tls=False) for one in (ANY, "[::]", "192.0.2.1")]
+        assert urls == ["http://127.0.0.1", "http://[::1]", "http://192.0.2.1"]
+
+
+class TestKeys:
+    @pytest.mark.parametrize("value", [" a\n\nb\na\n", ["a", "b"], ["a\nb", " a "]])
+    def test_a_list(self, value: str | list[str]) -> None:
+        assert cluster.key_list(value) == ["a", "b"]
+        assert cluster.key_list("") == []
+
+    @given(wanted=KEYS, deployed=KEYS)
+    def test_no_step_uses_a_key_that_the_step_before_does_not_accept(
+        self, wanted: list[str], deployed: list[str]
+    ) -> None:
+        steps = [
+            deployed,
+            *(cluster.keys_to_write(wanted, deployed, step) for step in ("accept", "use", "only")),
+        ]
+        assert steps[-1] == cluster.keys_to_write(wanted, deployed, "") == wanted
+        if wanted and deployed:
+            for before, after in itertools.pairwise(steps):
+                assert before[0] in after
+                assert after[0] in before
+
+    def test_the_first_keys_wait_for_the_last_step(self) -> None:
+        steps = ("accept", "use", "only")
+        written = [cluster.keys_to_write(["a"], [], step, wait=True) for step in steps]
+        assert written == [[], [], ["a"]]
+
+    def test_an_unknown_step(self) -> None:
+        with pytest.raises(ValueError, match="expected accept, use, only or nothing"):
+            cluster.keys_to_write([], [], "both")
+
+    @pytest.mark.parametrize(
+        ("keys", "problem"),
+        [
+            ({}, ""),
+            ({"psk": []}, "wsqueue_psk is not set on all hosts"),
+            ({"psk": ["other"]}, "wsqueue_psk is not the same on all hosts"),
+            ({"node_psk": []}, "wsqueue_node_psk is not the same on all hosts with nodes"),
+            ({"node_psk": [], "is_node": False}, ""),
+        ],
+    )
+    def test_problems_of_a_host(self, keys: dict[str, Any], problem: str) -> None:
+        assert cluster.key_problem([host("a"), host("b", **keys)]) == problem
+
+    def test_problems_of_all_hosts(self) -> None:
+        told = cluster.key_problem([host("a", psk=["k", "pre-shared-key"])])
+        assert told == "wsqueue_psk is the original nodes' default, which everybody knows"
+        assert (
+            cluster.key_problem([host("a", node_psk=["n", "k"])])
+            == "wsqueue_node_psk has a key of wsqueue_psk"
+        )
+
+    @pytest.mark.parametrize(
+        ("keys", "name"),
+        [
+            ({"psk": ["new", "k"], "deployed_psk": ["k", "new"]}, ""),
+            ({"deployed_psk": [], "deployed_node_psk": []}, ""),
+            ({"psk": ["new"]}, "wsqueue_psk"),
+            ({"psk": ["new", "k"]}, "wsqueue_psk"),
+            ({"node_psk": ["new"]}, "wsqueue_node_psk"),
+            ({"node_psk": []}, "wsqueue_node_psk"),
+            ({"node_psk": ["new"], "is_node": False}, ""),
+            # A new host: the others have a key of the nodes.
+            ({"deployed_node_psk": []}, ""),
+        ],
+    )
+    def test_hosts_with_other_keys(self, keys: dict[str, Any], name: str) -> None:
+        told = cluster.key_mismatch([host("a"), host("b", **keys), host("c", **keys)])
+        assert told == (f"{name} is not the key that is on b, c" if name else "")
+
+    def test_the_first_key_of_the_nodes(self) -> None:
+        told = cluster.key_mismatch([host("a", deployed_node_psk=[])])
+        assert told == "wsqueue_node_psk is not the key that is on a"
+
+
+def test_renamed_variables() -> None:
+    renamed = {"old": "new", "older": "newer"}
+    assert cluster.renamed_problem(["new", "other"], renamed) == ""
+    told = "Variables have other names: old is now new, older is now newer; rename them in the inventory"
+    assert cluster.renamed_problem(["older", "old"], renamed) == told
+
+
+def test_settings_as_toml() -> None:
+    settings = {
+        "role": 'a "quoted" word',
+        "nothing": None,
+        "tls": {},
+        "limits": {"seconds": 0.5, "nothing": None},
+        "listen": ["a:1", "b:2"],
+        "none": [],
+        "on": True,
+    }
+    text = cluster.toml(settings)
+    assert tomllib.loads(text) == {
+        "role": 'a "quoted" word',
+        "listen": ["a:1", "b:2"],
+        "none": [],
+        "on": True,
+        "limits": {"seconds": 0.5},
+    }
+    assert '\n    "b:2",\n' in text
+
+
+def test_ansible_gets_all_functions() -> None:
+    filters = cluster.FilterModule().filters()
+    public = {name for name, value in vars(cluster).items() if getattr(value, "__module__", "") == "cluster"}
+    assert set(filters) == {name for name in public if not name.startswith("_")} - {
+        "FilterModule",
+        "address_of",
+    }

@@ -31,9 +31,9 @@ PLAYBOOK = """
   connection: local
   tasks:
     # For their variables.
-    - ansible.builtin.import_role: {name: wsqueue_consumer}
+    - ansible.builtin.import_role: {name: PREFIXwsqueue_consumer}
       when: false
-    - ansible.builtin.import_role: {name: wsqueue_producer}
+    - ansible.builtin.import_role: {name: PREFIXwsqueue_producer}
       when: false
     - ansible.builtin.template:
         src: "{{ roles }}/wsqueue_node/templates/node.toml.j2"
@@ -45,7 +45,7 @@ PLAYBOOK = """
   gather_facts: false
   connection: local
   tasks:
-    - ansible.builtin.import_role: {name: wsqueue_monitoring}
+    - ansible.builtin.import_role: {name: PREFIXwsqueue_monitoring}
       when: false
     - ansible.builtin.template:
         src: "{{ roles }}/wsqueue_monitoring/templates/{{ item }}.j2"
@@ -57,7 +57,13 @@ PLAYBOOK = """
 class Written:
     """What the roles write on all hosts of an inventory."""
 
-    def __init__(self, directory: Path, monitoring: dict[str, Any], variables: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        monitoring: dict[str, Any],
+        variables: dict[str, Any],
+        collections: Path | None = None,
+    ) -> None:
         self.directory = directory
         hosts = {"consumers": CONSUMERS, "producers": PRODUCERS, "monitoring": monitoring}
         children = {group: {"hosts": its} for group, its in hosts.items()}
@@ -72,9 +78,12 @@ class Written:
                 }
             )
         )
-        playbook.write_text(PLAYBOOK)
-        values = json.dumps({"roles": str(ROOT / "ansible" / "roles"), "output": str(directory)})
-        control_node.run("ansible-playbook", "-i", inventory, playbook, "-e", values)
+        playbook.write_text(PLAYBOOK.replace("PREFIX", "wsqueue.wsqueue." if collections else ""))
+        code = (
+            collections / "ansible_collections" / "wsqueue" / "wsqueue" if collections else ROOT / "ansible"
+        )
+        values = json.dumps({"roles": str(code / "roles"), "output": str(directory)})
+        control_node.run("ansible-playbook", "-i", inventory, playbook, "-e", values, collections=collections)
 
     def node(self, name: str) -> NodeConfig:
         """Return a configuration, read as the node reads it."""
@@ -113,13 +122,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
 
 
 @pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Written:
+def local(tmp_path_factory: pytest.TempPathFactory, collections: Path) -> Written:
+    """Return the files that the roles of the collection write."""
     variables = {
         "wsqueue_tls": True,
         "wsqueue_pages_offset": 100,
         "wsqueue_pages_listen": ["127.0.0.1", "[::1]", "192.0.2.77"],
     }
-    return Written(tmp_path_factory.mktemp("local"), {}, variables)
+    return Written(tmp_path_factory.mktemp("local"), {}, variables, collections)
 
 
 def test_without_a_monitoring_host_the_pages_are_for_the_host_itself(plain: Written) -> None:

@@ -122,6 +122,22 @@ class LoopbackCluster:
         self.notes: list[str] = []
         self._mounted: list[Path] = []
         self._faketime = next((file for file in FAKETIME if os.path.exists(file)), None)  # noqa: PTH110 - no I/O wait
+        self._actions: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "kill": self._kill,
+            "interrupt": self._restart,
+            "restart": self._restart,
+            "reload": self._reload,
+            "stop": self._pause,
+            "cut": self._cut,
+            "reset": self._reset,
+            "tear": self._tear,
+            "half-close": self._half_close,
+            "loss": self._lose,
+            "delay": self._delay,
+            "slow": self._slow,
+            "clock": self._set_clock,
+            "disk full": self._fill,
+        }
 
     @property
     def unclean(self) -> dict[str, list[Span]]:
@@ -147,7 +163,7 @@ class LoopbackCluster:
 
     async def apply(self, fault: Fault) -> None:
         """Do what a fault of a node or a link says, and undo it after its time."""
-        await _APPLY[fault.kind](self, fault)
+        await self._actions[fault.kind](fault)
 
     async def heal(self) -> None:
         """Undo all that is left of any fault."""
@@ -348,24 +364,6 @@ class LoopbackCluster:
                 self.full[fault.target].append((began, time.monotonic()))
 
 
-_APPLY: dict[str, Callable[[LoopbackCluster, Fault], Awaitable[None]]] = {
-    "kill": LoopbackCluster._kill,
-    "interrupt": LoopbackCluster._restart,
-    "restart": LoopbackCluster._restart,
-    "reload": LoopbackCluster._reload,
-    "stop": LoopbackCluster._pause,
-    "cut": LoopbackCluster._cut,
-    "reset": LoopbackCluster._reset,
-    "tear": LoopbackCluster._tear,
-    "half-close": LoopbackCluster._half_close,
-    "loss": LoopbackCluster._lose,
-    "delay": LoopbackCluster._delay,
-    "slow": LoopbackCluster._slow,
-    "clock": LoopbackCluster._set_clock,
-    "disk full": LoopbackCluster._fill,
-}
-
-
 class _Node:
     """Run one node, again whenever it has ended, as long as it is wanted."""
 
@@ -381,6 +379,7 @@ class _Node:
         self._listens = listens
         self._environment: dict[str, str] = {}
         self._node: LocalNode | None = None
+        self._process: asyncio.subprocess.Process | None = None
         self._serving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -392,7 +391,7 @@ class _Node:
     @property
     def status(self) -> int | None:
         """Return how it ended last."""
-        return self._node._process.returncode if self._node is not None else None
+        return self._process.returncode if self._process is not None else None
 
     def use_clock(self, library: str) -> None:
         """Let it have a clock of the day of its own, from its next start on."""
@@ -424,9 +423,9 @@ class _Node:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
-        if self._node is not None and not self._node.ended.done():
+        if self._node is not None and self._process is not None and not self._node.ended.done():
             with contextlib.suppress(ProcessLookupError):
-                self._node._process.send_signal(number)
+                self._process.send_signal(number)
 
     async def kill(self) -> None:
         """End it as `kill -9` does, unless it has ended."""
@@ -483,7 +482,7 @@ class _Node:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def _spawn(self, show: Callable[[str, str], None]) -> LocalNode:
-        process = await asyncio.create_subprocess_exec(
+        process = self._process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "wsqueue", self.role, str(self.config_file)),
             cwd=ROOT,

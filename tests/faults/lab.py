@@ -8,15 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import secrets
-import subprocess
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
-from tests.support.labs import BIN, OwnLab, build
-from tests.support.paths import ROOT
+from tests.support import control_node
+from tests.support.labs import OwnLab, build
 from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 
@@ -85,12 +83,7 @@ class Lab:
             for host in HOSTS
             if host.startswith(role)
         }
-        variables = {
-            "ansible_user": "root",
-            "ansible_python_interpreter": "/usr/bin/python3",
-            "ansible_ssh_private_key_file": str(self.own.key),
-            "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null",
-            "ansible_control_path_dir": str(self.directory / "ssh"),
+        variables: dict[str, object] = self.own.variables | {
             "wsqueue_psk": self.psk,
             "wsqueue_release_zipapp": str(
                 await asyncio.to_thread(build, self.directory / "source", __version__)
@@ -105,20 +98,11 @@ class Lab:
         inventory = self.directory / "hosts.json"
         inventory.touch(mode=0o600)
         inventory.write_text(json.dumps({"all": {"children": children, "vars": variables}}))
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-        environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "PATH": f"{BIN}:{os.environ['PATH']}"}
         result = await asyncio.to_thread(
-            subprocess.run,
-            ["ansible-playbook", "-i", str(inventory), "site.yml"],
-            cwd=ROOT,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=DEPLOY_SECONDS,
+            control_node.try_to_run, "ansible-playbook", "-i", inventory, "site.yml", timeout=DEPLOY_SECONDS
         )
         if result.returncode:
-            raise WsqueueError(f"site.yml failed: {result.stdout[-5000:]}{result.stderr[-5000:]}")
+            raise WsqueueError(f"site.yml failed: {result.stdout[-5000:]}")
 
 
 class LabCluster:
@@ -137,6 +121,17 @@ class LabCluster:
         self._began = ""
         self._tables = 0
         self._locks = {name: asyncio.Lock() for name in self.nodes}
+        self._actions: dict[str, Callable[[Fault], Awaitable[None]]] = {
+            "kill": self._kill,
+            "restart": self._restart,
+            "reload": self._reload,
+            "reboot": self._reboot,
+            "stop": self._pause,
+            "cut": self._cut,
+            "reset": self._reset_connections,
+            "loss": self._lose,
+            "slow": self._slow,
+        }
 
     async def start(self) -> None:
         """Start everything anew, and return once it serves."""
@@ -147,11 +142,11 @@ class LabCluster:
     async def apply(self, fault: Fault) -> None:
         """Do what a fault of a node or a link says, and undo it after its time."""
         if fault.kind in HITS_A_LINK:
-            await _APPLY[fault.kind](self, fault)
+            await self._actions[fault.kind](fault)
             return
         # A drain or a reboot may take longer than the schedule thinks.
         async with self._locks[fault.target]:
-            await _APPLY[fault.kind](self, fault)
+            await self._actions[fault.kind](fault)
 
     async def heal(self) -> None:
         """Undo all that is left of any fault, which each has done; wait for what takes its time."""
@@ -302,19 +297,6 @@ class LabCluster:
 
     def _namespace(self, fault: Fault) -> str:
         return f"{self.lab.own.bridge}-{_host(fault.target.rpartition('>')[2])}"
-
-
-_APPLY: dict[str, Callable[[LabCluster, Fault], Awaitable[None]]] = {
-    "kill": LabCluster._kill,
-    "restart": LabCluster._restart,
-    "reload": LabCluster._reload,
-    "reboot": LabCluster._reboot,
-    "stop": LabCluster._pause,
-    "cut": LabCluster._cut,
-    "reset": LabCluster._reset_connections,
-    "loss": LabCluster._lose,
-    "slow": LabCluster._slow,
-}
 
 
 def _host(node: str) -> str:

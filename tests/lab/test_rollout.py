@@ -6,7 +6,6 @@ The tests build on each other, in the order of this file.
 from __future__ import annotations
 
 import json
-import os
 import re
 import secrets
 import shutil
@@ -23,9 +22,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.paths import ROOT
-
-from ..support.labs import BIN, OwnLab, build
+from ..support import control_node
+from ..support.labs import OwnLab, build
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -150,14 +148,7 @@ class Cluster:
         hosts: dict[str, dict[str, Any]] = {host: {"ansible_host": self.lab.address(host)} for host in HOSTS}
         hosts["consumer1"]["wsqueue_consumer_ports"] = [10001, 10003]
         hosts["producer1"]["wsqueue_producer_ports"] = [10002, 10004]
-        variables = {
-            "ansible_user": "root",
-            "ansible_python_interpreter": "/usr/bin/python3",
-            "ansible_ssh_private_key_file": str(self.lab.key),
-            "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
-            " -o LogLevel=ERROR",
-            # Where `scripts/lab down` looks for them.
-            "ansible_control_path_dir": str(self.lab.directory / "ssh"),
+        variables: dict[str, Any] = self.lab.variables | {
             "wsqueue_psk": self.psk,
             "wsqueue_node_psk": self.node_psk,
             "wsqueue_tls": True,
@@ -190,30 +181,8 @@ class Cluster:
     def try_to_play(
         self, playbook: str, *arguments: str, inventory: Path | None = None
     ) -> subprocess.CompletedProcess[str]:
-        # A plain environment: colors and settings of whoever runs the tests are not for the output.
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-        environment |= {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{BIN}:{os.environ['PATH']}",
-        }
-        environment.pop("FORCE_COLOR", None)
-        result = subprocess.run(
-            [
-                "ansible-playbook",
-                "-i",
-                inventory or self.directory / "good" / "hosts.yml",
-                playbook,
-                *arguments,
-            ],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        file = inventory or self.directory / "good" / "hosts.yml"
+        result = control_node.try_to_run("ansible-playbook", "-i", file, playbook, *arguments)
         self.outputs.append(result.stdout)
         return result
 

@@ -1,4 +1,4 @@
-"""Ansible on this machine, without a host: what a control node runs."""
+"""Ansible on this machine, as on a control node."""
 
 from __future__ import annotations
 
@@ -11,20 +11,39 @@ from tests.support.paths import ROOT
 from .labs import BIN
 
 
-def run(program: str, *arguments: str | Path) -> str:
-    """Run one of Ansible's programs with the project's settings and no others, and return what it printed."""
+def try_to_run(
+    program: str, *arguments: str | Path, collections: Path | None = None, timeout: float | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run one of Ansible's programs with the project's settings, and return what it printed.
+
+    Args:
+        program: Its name.
+        arguments: Its arguments.
+        collections: Use the collections there, and nothing of this clone.
+        timeout: Seconds after which it is killed.
+    """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
-    environment |= {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"}
+    environment |= {"ANSIBLE_NOCOLOR": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    if collections is None:
+        environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
+    else:
+        environment["ANSIBLE_COLLECTIONS_PATH"] = str(collections)
     environment.pop("FORCE_COLOR", None)
-    result = subprocess.run(
+    return subprocess.run(
         [BIN / program, *arguments],
-        cwd=ROOT,
+        cwd=ROOT if collections is None else collections,
         env=environment,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
+        timeout=timeout,
     )
-    assert result.returncode == 0, result.stdout
+
+
+def run(program: str, *arguments: str | Path, collections: Path | None = None) -> str:
+    """Do the same, and fail unless the program succeeds."""
+    result = try_to_run(program, *arguments, collections=collections)
+    assert result.returncode == 0, result.stdout[-20_000:]
     return result.stdout

@@ -1,4 +1,4 @@
-"""Labs of the tests' own, beside that of `make lab`, with which they share nothing but the base."""
+"""Labs for tests, beside the lab of `make lab`, with which they share nothing but the base."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.support.paths import ROOT
 SCRIPT = ROOT / "scripts" / "lab"
 BIN = ROOT / ".venv" / "bin"
 CANNOT = 3
-"""What scripts/lab exits with on a machine that cannot run a lab."""
+"""Exit code of scripts/lab on a machine that cannot run a lab."""
 
 
 class OwnLab:
@@ -32,6 +32,19 @@ class OwnLab:
             "LAB_DIR": str(directory),
             "LAB_BRIDGE": self.bridge,
             "LAB_NET": self.net,
+        }
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """Return the variables of an inventory with which Ansible reaches the hosts."""
+        return {
+            "ansible_user": "root",
+            "ansible_python_interpreter": "/usr/bin/python3",
+            "ansible_ssh_private_key_file": str(self.key),
+            "ansible_ssh_common_args": "-F none -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null"
+            " -o LogLevel=ERROR",
+            # Where `scripts/lab down` looks for them.
+            "ansible_control_path_dir": str(self.directory / "ssh"),
         }
 
     def address(self, host: str) -> str:
@@ -56,7 +69,7 @@ class OwnLab:
         return result.stdout
 
     def up(self) -> str:
-        # The first one builds the base, where there is none yet.
+        # The first call builds the base, unless there is one.
         result = self.try_to("up", *self.hosts, timeout=900)
         skip_if_the_lab_cannot_run(result)
         assert result.returncode == 0, result.stdout + result.stderr

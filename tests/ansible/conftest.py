@@ -1,0 +1,29 @@
+"""The collection, as a user gets it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.paths import ROOT
+
+from ..support import control_node
+
+
+@pytest.fixture(scope="session")
+def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the collection, install it, and return the directory to which it was installed."""
+    directory = tmp_path_factory.mktemp("collections")
+    subprocess.run(
+        [ROOT / "scripts" / "collection", ROOT / ".venv", directory],
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=120,
+    )
+    [file] = directory.glob("wsqueue-wsqueue-*.tar.gz")
+    # Without what it depends on, which the package ansible has.
+    arguments = ("--no-deps", "--offline", "-p", str(directory))
+    control_node.run("ansible-galaxy", "collection", "install", file, *arguments, collections=directory)
+    return directory

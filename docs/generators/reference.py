@@ -24,8 +24,10 @@ NOTE = (
     "<!-- Written by `python -m docs.generators.reference`: change what it is made of, not this file. -->\n"
 )
 
-ROLES = ("release", "consumer", "producer", "demo", "monitoring", "node", "ca")
-"""As a reader needs them: what all have, the nodes, the clients, and what is below."""
+ROLES = tuple(
+    f"wsqueue{name}" for name in ("", "_consumer", "_producer", "_demo", "_monitoring", "_node", "_ca")
+)
+"""In the order in which a reader needs them: the base of all hosts, nodes, clients, and the rest."""
 
 NAMES = {
     "Connect": ("connect",),
@@ -327,9 +329,9 @@ def roles() -> Iterator[str]:
     yield f"# Variables of the roles\n\n{NOTE}"
     yield "All variables of the Ansible roles; [deploy](../deploy.md) says how they are used.\n"
     for role in ROLES:
-        file = ROOT / "ansible" / "roles" / f"wsqueue_{role}" / "meta" / "argument_specs.yml"
+        file = ROOT / "ansible" / "roles" / role / "meta" / "argument_specs.yml"
         specification = yaml.safe_load(file.read_text())["argument_specs"]["main"]
-        yield f"## wsqueue_{role}\n\n{specification['short_description']}.\n"
+        yield f"## {role}\n\n{specification['short_description']}.\n"
         yield "| variable | type | default | meaning |\n|---|---|---|---|"
         yield from _variables(specification["options"])
         yield ""

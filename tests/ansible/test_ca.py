@@ -46,7 +46,7 @@ class Control:
         return x509.load_pem_x509_certificate((self.tls / f"{name}.crt").read_bytes())
 
     def problem(self, ca: str) -> str:
-        """Return why those who trust `ca` would refuse a node, or would refuse a client."""
+        """Return why peers that trust `ca` would refuse a node or a client, "" if they would not."""
         pem = {
             name: (self.tls / f"{name}.crt").read_text() + (self.tls / f"{name}.key").read_text()
             for name in ("c1.example.com", "d1-client")
@@ -97,7 +97,7 @@ def test_a_ca_and_its_successor(tmp_path: Path) -> None:
     assert both.count("BEGIN CERTIFICATE") == 2
     assert control.problem(both) == ""
     control.step("adopt")
-    # As a run would that broke off and began anew.
+    # As in a run that began anew after it had broken off.
     control.step("next")
     assert control.trusted().count("BEGIN CERTIFICATE") == 2
     assert control.problem(both) == ""

@@ -120,7 +120,7 @@ FIRING: list[tuple[str, str, dict[str, str]]] = [
     ("WsqueueFewFileDescriptors", CONSUMER, {"process_open_fds": "950x500"}),
     ("WsqueueFewFileDescriptors", CONSUMER, {"process_max_fds": "64x500"}),
 ]
-"""What fires, on which node, and what is not as it should be there."""
+"""An alert, the node on which it fires, and the series there that make it fire."""
 
 QUIET: list[tuple[str, dict[str, str]]] = [
     (PRODUCER, {f'wsqueue_link_up{{consumer="{LINK}"}}': "1x100 0x1 1x400"}),
@@ -135,29 +135,29 @@ QUIET: list[tuple[str, dict[str, str]]] = [
     (CONSUMER, {'wsqueue_connections{protocol="v2",role="publisher",state="open"}': "88x500"}),
     (CONSUMER, {"wsqueue_event_loop_lag_seconds": "0.4x500"}),
 ]
-"""What is near to an alert, and none."""
+"""Series of a node that come close to an alert."""
 
 
 def series_of(instance: str, report: Report) -> Iterator[tuple[str, str]]:
-    """Yield what a node exposes as series that do not change, and their values."""
+    """Yield the metrics of a node as series that do not change, and their values."""
     yield "up", "1x500"
     for family in text_string_to_metric_families(exposition(report)):
         for sample in family.samples:
             labels = ",".join(f'{name}="{value}"' for name, value in sorted(sample.labels.items()))
             yield f"{sample.name}{{{labels}}}" if labels else sample.name, f"{sample.value}x500"
-    # Not those of this process.
+    # Instead of the values of this process.
     yield "process_open_fds", "50x500"
     yield "process_max_fds", "1000x500"
 
 
 def scraped(changed: str, changes: dict[str, str]) -> list[dict[str, str]]:
-    """Return all series of a cluster that is well but for some of one node."""
+    """Return all series of a healthy cluster, with some changes at one node."""
     found = []
     for instance, report in NODES.items():
         series = dict(series_of(instance, report))
         if instance == changed:
             unknown = {name for name in changes if name not in series and "build_info" not in name}
-            assert not unknown, "what changes is what a node exposes"
+            assert not unknown, "changes of series that no node has"
             if any("build_info" in name for name in changes):
                 series = {name: value for name, value in series.items() if "build_info" not in name}
             series |= changes
@@ -187,7 +187,7 @@ def rules() -> list[dict[str, Any]]:
 def expressions_of(panels: list[dict[str, Any]]) -> Iterator[str]:
     for panel in panels:
         for target in panel.get("targets", []):
-            # What Grafana puts there; the instance may be any.
+            # Values that Grafana could insert.
             text = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
             assert "$" not in text, f"{panel['title']}: an unknown variable in {text}"
             yield text
@@ -199,7 +199,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def exposed_names() -> set[str]:
-    """Return all names of series that nodes expose, of histograms each part."""
+    """Return all names of series that nodes expose, for histograms each part."""
     return {name.partition("{")[0] for node in NODES for name, _ in series_of(node, NODES[node])}
 
 
@@ -211,7 +211,7 @@ def test_promtool_accepts_the_rules() -> None:
     promtool("check", "rules", RULES)
 
 
-def test_a_cluster_that_is_well_has_no_alert(tmp_path: Path) -> None:
+def test_a_healthy_cluster_has_no_alert(tmp_path: Path) -> None:
     check(tmp_path, scraped("", {}), [])
 
 
@@ -234,7 +234,7 @@ def test_a_certificate_that_ends_now_is_critical(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("instance", "changes"), QUIET, ids=[next(iter(changes)).partition("{")[0] for _, changes in QUIET]
 )
-def test_no_alert_for_what_is_near_to_one(tmp_path: Path, instance: str, changes: dict[str, str]) -> None:
+def test_series_close_to_an_alert_fire_none(tmp_path: Path, instance: str, changes: dict[str, str]) -> None:
     check(tmp_path, scraped(instance, changes), [])
 
 
@@ -250,35 +250,6 @@ def test_every_alert_says_what_is_wrong_and_what_to_do() -> None:
         assert re.fullmatch(r"[A-Z{].{10,90}\.", annotations["summary"]), rule["alert"]
         assert len(annotations["description"]) > 100
         assert annotations["description"].endswith(".")
-
-
-def test_the_words_of_an_alert(tmp_path: Path) -> None:
-    alert = {
-        "exp_labels": {
-            "severity": "critical",
-            "instance": PRODUCER,
-            "job": "wsqueue",
-            "consumer": LINK,
-        },
-        "exp_annotations": {
-            "summary": f"Publishers at {PRODUCER} stand still.",
-            "description": (
-                f"{PRODUCER} does not read from 2 publishers, for it holds all that it may for consumer"
-                f" {LINK}. Nothing is lost. Bring that consumer back, or find out why it is slow; the"
-                " publishers then go on by themselves."
-            ),
-        },
-    }
-    test = {
-        "interval": "30s",
-        "input_series": scraped(PRODUCER, {f'wsqueue_link_paused_publishers{{consumer="{LINK}"}}': "2x500"}),
-        "alert_rule_test": [
-            {"eval_time": "1h", "alertname": "WsqueuePublishersPaused", "exp_alerts": [alert]}
-        ],
-    }
-    file = tmp_path / "words.test.yml"
-    file.write_text(json.dumps({"rule_files": [str(RULES)], "tests": [test]}))
-    promtool("test", "rules", file)
 
 
 def test_rules_and_dashboard_ask_for_metrics_that_exist() -> None:

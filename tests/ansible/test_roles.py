@@ -1,4 +1,4 @@
-"""What the roles write for the monitoring, from an inventory, without a host."""
+"""Files that the roles write, from an inventory, without a host."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ PLAYBOOK = """
 
 
 class Written:
-    """What the roles write on all hosts of an inventory."""
+    """Files that the roles write on all hosts of an inventory."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Written:
         control_node.run("ansible-playbook", "-i", inventory, playbook, "-e", values, collections=collections)
 
     def node(self, name: str) -> NodeConfig:
-        """Return a configuration, read as the node reads it."""
+        """Return a configuration as the node reads it."""
         loaded = load_any_config(self.directory / f"{name}.toml")
         assert isinstance(loaded, NodeConfig)
         return loaded
@@ -149,7 +149,7 @@ def test_nodes_know_each_other_in_the_order_of_the_inventory(plain: Written, wat
     assert consumer.monitoring.consumers == ALL_CONSUMERS
     assert isinstance(consumer, ConsumerConfig)
     assert isinstance(producer, ProducerConfig)
-    # It knows those of its links.
+    # It knows the consumers of its links.
     assert producer.monitoring.consumers == []
     assert [str(address) for address in producer.all_consumers] == ALL_CONSUMERS
     assert consumer.monitoring.producers == producer.monitoring.producers == ALL_PRODUCERS
@@ -169,7 +169,7 @@ def test_with_a_monitoring_host_each_instance_listens_for_it(watched: Written) -
         "p1-producer-10004": ["wss://192.0.2.2:20004"],
     }
     assert watched.monitoring("c3-consumer-10001").listen == ["wss://[2001:db8::3]:20001"]
-    # What the name means on that host is not known here.
+    # The address of the name on that host is not known here.
     assert watched.monitoring("c2.example.com-consumer-10001").listen == ["wss://0.0.0.0:20001"]
     assert watched.monitoring("c1-consumer-10001").pages == "none"
 

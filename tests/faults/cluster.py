@@ -385,7 +385,7 @@ class _Node:
 
     @property
     def serves(self) -> bool:
-        """Tell whether it listens."""
+        """Return True if it listens."""
         return self._serving.is_set()
 
     @property
@@ -437,7 +437,7 @@ class _Node:
             self.unclean.append((began, time.monotonic()))
 
     async def has_ended(self, seconds: float) -> bool:
-        """Tell whether it has, after so many seconds at most."""
+        """Wait at most that many seconds, and return True if it has ended."""
         assert self._node is not None
         await asyncio.wait([self._node.ended], timeout=seconds)
         return self._node.ended.done()

@@ -1,4 +1,4 @@
-"""Hosts of the lab are what a deployment needs, and leave nothing behind."""
+"""Hosts of the lab have all that a deployment needs, and leave nothing behind."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REBOOT_SECONDS = 30
 
 
 class Lab(OwnLab):
-    """A lab, and how to look at what it is made of on this machine."""
+    """A lab, and its traces on this machine."""
 
     def __init__(self, directory: Path) -> None:
         super().__init__(directory, HOSTS, first="wsqt", net=100)
@@ -70,7 +70,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
 
 @pytest.fixture
 def running(lab: Lab) -> Lab:
-    """Return the lab with all hosts up, whatever the test before did to it."""
+    """Return the lab with all hosts up, which the test before may have ended."""
     lab.up()
     return lab
 
@@ -86,7 +86,7 @@ def boot_id(lab: Lab, host: str) -> str:
 def test_systemd_is_up(running: Lab) -> None:
     for host in HOSTS:
         assert running.ssh(host, "cat /proc/1/comm; hostname") == f"systemd\n{host}"
-        # Wholly up, save for units that only some machines let a container run: those make it "degraded".
+        # Fully up; units that only some machines let a container run make it "degraded".
         state = running.try_to("ssh", host, "systemctl is-system-running --wait").stdout.strip()
         assert state in {"running", "degraded"}, running.ssh(host, "systemctl --failed --plain")
 
@@ -106,7 +106,7 @@ def test_hosts_reach_each_other_and_have_no_way_out(running: Lab) -> None:
     greeting = "exec 3<>/dev/tcp/{}/22 && head -c 7 <&3"
     for host, other in (HOSTS, HOSTS[::-1]):
         assert running.ssh(host, greeting.format(running.address(other))) == "SSH-2.0"
-        # The default route leads to an address that nobody has.
+        # The default route leads to an address without a host.
         assert running.ssh(host, "ip -4 route show default") == f"default via {running.net}.254 dev eth0"
 
 
@@ -155,7 +155,7 @@ def test_another_lab_takes_neither_bridge_nor_subnet(running: Lab, tmp_path: Pat
     other = Lab(tmp_path)
     refused = other.try_to("up", "gamma")
     assert (refused.returncode, f"{running.bridge} exists" in refused.stderr) == (1, True)
-    # Nor does it end what is not its own.
+    # Nor does it end another lab.
     assert other.try_to("down").returncode == 1
     other.environment["LAB_BRIDGE"] = "wsqtother"
     refused = other.try_to("up", "gamma")

@@ -1,4 +1,4 @@
-"""site.yml on hosts with real systemd: what it refuses, deploys, keeps secret, rotates and takes back.
+"""site.yml on hosts with real systemd: it refuses, deploys, keeps secrets, rotates keys and goes back.
 
 The tests build on each other, in the order of this file.
 """
@@ -70,7 +70,7 @@ context = ssl._create_unverified_context()
 print(urllib.request.urlopen("{}", timeout=5, context=context).read().decode())
 """
 
-# Publishes numbered messages until standard input ends, subscribes to them, and prints what came as JSON.
+# Publishes numbered messages until standard input ends, subscribes to them, and prints counts as JSON.
 LOAD = """
 import asyncio, json, sys
 import wsqueue
@@ -118,7 +118,7 @@ asyncio.run(main())
 
 
 class Cluster:
-    """A lab, what the inventory says of it, and all that Ansible has printed."""
+    """A lab, its inventory, and all that Ansible has printed."""
 
     def __init__(self, lab: OwnLab, directory: Path) -> None:
         self.lab, self.directory = lab, directory
@@ -133,7 +133,7 @@ class Cluster:
 
     @property
     def secrets(self) -> list[str]:
-        """Return all that nobody may see: keys, and a line of each private key."""
+        """Return all secrets: keys, and a line of each private key."""
         files = [*self.tls.glob("*.key"), self.tls / "ca" / "ca.key"]
         assert len(files) == 4
         return [
@@ -272,7 +272,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def deployed(cluster: Cluster) -> Cluster:
-    """Deploy for the first time, with all that Ansible can say."""
+    """Deploy for the first time, with Ansible's most detailed output."""
     output = cluster.play("site.yml", "-vvv", "--diff")
     assert VERIFIED.search(output), output[-5000:]
     return cluster
@@ -313,7 +313,7 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
 
 
 def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
-    # Both at once, for time: neither has anything to do.
+    # Both at once, to save time: neither has anything to do.
     with ThreadPoolExecutor(2) as pool:
         checked = pool.submit(deployed.play, "site.yml", "--check", "--diff")
         output = deployed.play("site.yml")
@@ -499,7 +499,7 @@ def served(cluster: Cluster) -> list[str]:
 
 def test_keys_and_certificates_change_under_load(deployed: Cluster) -> None:
     certificates, old = served(deployed), deployed.secrets
-    # What the test before did in this second is not of this one.
+    # Log lines of the test before end within this second.
     since = deployed.lab.ssh("producer1", "sleep 1; date +%s")
     deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
     deployed.inventory("good")
@@ -516,7 +516,7 @@ def test_keys_and_certificates_change_under_load(deployed: Cluster) -> None:
         nodes = [node for node in NODES if node[1] == host]
         assert len(re.findall("^reloaded ", log, re.MULTILINE)) == 4 * len(nodes)
         assert re.findall("^(?:started|link|reload refused|TLS refused) .*", log, re.MULTILINE) == []
-        # Nobody was refused but the demo tests, which try a wrong key at each endpoint.
+        # No peer was refused but the demo tests, which try a wrong key at each endpoint.
         endpoints = sum(2 if kind == "consumer" else 1 for kind, _, _ in nodes)
         assert len(re.findall("^hello refused ", log, re.MULTILINE)) == 4 * endpoints
         assert deployed.found(host, *old, *deployed.secrets) == []
@@ -525,7 +525,7 @@ def test_keys_and_certificates_change_under_load(deployed: Cluster) -> None:
 
 
 class Sampler:
-    """Look again and again which consumers are not ready."""
+    """Sample which consumers are not ready."""
 
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
@@ -582,6 +582,6 @@ def test_a_rollback(deployed: Cluster) -> None:
     assert VERIFIED.search(output)
     assert_all_run(deployed, OLD)
     deployed.verify()
-    # Through all of this, consumers have kept what they had.
+    # Through all of this, consumers have kept their topics.
     kept = deployed.lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
     assert sorted(kept.splitlines()) == [f"{topic}: this is {topic}" for topic in KEPT]

@@ -1,4 +1,4 @@
-"""Certificates for tests: an authority, and what it signs."""
+"""Certificates for tests: an authority, and certificates that it signs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Authority:
 
     Args:
         directory: Where all files are.
-        name: Of the authority, and of its own file.
+        name: The authority's name, and that of its own file.
     """
 
     def __init__(self, directory: Path, name: str = "ca", days: int = 365) -> None:
@@ -67,7 +67,7 @@ class Authority:
         return Tls(ca=str(self.file))
 
     def context(self, own: Tls | None = None) -> ssl.SSLContext:
-        """Return a client's context that is not ours."""
+        """Return a context as clients other than ours have it."""
         context = ssl.create_default_context(cafile=str(self.file))
         if own is not None and own.certificate is not None:
             context.load_cert_chain(own.certificate, own.key)

@@ -79,7 +79,7 @@ class OwnLab:
         self.run("down")
 
     def ssh(self, host: str, command: str, stdin: str = "") -> str:
-        """Return what a command as root prints; it must succeed."""
+        """Run a command as root, which must succeed, and return its output."""
         return self.run("ssh", host, command, stdin=stdin).strip()
 
     def popen(self, host: str, command: str) -> subprocess.Popen[str]:

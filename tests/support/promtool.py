@@ -1,4 +1,4 @@
-"""Prometheus's own checks of what we give it."""
+"""Prometheus's own checks of rules and configurations."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _find() -> subprocess.CompletedProcess[str]:
 
 
 def promtool(*arguments: str | Path, text: str | None = None) -> None:
-    """Run promtool, and fail with all that it says unless everything is good; skip where there is none."""
+    """Run promtool, and fail with its output unless it accepts everything; skip where there is none."""
     found = _find()
     if found.returncode == 3:
         pytest.skip(found.stderr.strip())

@@ -27,7 +27,7 @@ PUBLIC_PSK = "pre-shared-key"
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The class that Ansible looks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return all filters by name."""

@@ -9,7 +9,7 @@ from ansible_collections.wsqueue.wsqueue.plugins.plugin_utils.handshake import c
 
 
 class FilterModule:
-    """What Ansible loads."""
+    """The class that Ansible looks for."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return all filters by name."""

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 
 from ..support.labs import OwnLab
+from ..support.processes import wait_until
 
 HOSTS = ("alpha", "beta")
 REBOOT_SECONDS = 30
@@ -75,11 +75,6 @@ def running(lab: Lab) -> Lab:
     return lab
 
 
-def boot_id(lab: Lab, host: str) -> str:
-    result = lab.try_to("ssh", host, "cat /proc/sys/kernel/random/boot_id")
-    return result.stdout.strip()
-
-
 # The first test also builds the base, where there is none yet.
 @pytest.mark.lab
 @pytest.mark.timeout(900)
@@ -93,9 +88,9 @@ def test_systemd_is_up(running: Lab) -> None:
 
 @pytest.mark.lab
 def test_a_host_that_is_up_stays_up(running: Lab) -> None:
-    before = [boot_id(running, host) for host in HOSTS]
+    before = [running.boot_id(host) for host in HOSTS]
     shown = running.up()
-    assert [boot_id(running, host) for host in HOSTS] == before
+    assert [running.boot_id(host) for host in HOSTS] == before
     assert [line.split()[:2] for line in shown.splitlines()] == [
         [host, running.address(host)] for host in HOSTS
     ]
@@ -128,13 +123,8 @@ def test_a_transient_service_and_its_journal(running: Lab) -> None:
 
 @pytest.mark.lab
 def test_a_reboot_comes_back(running: Lab) -> None:
-    before = boot_id(running, "alpha")
     running.ssh("alpha", "touch /root/kept")
-    running.try_to("ssh", "alpha", "systemctl reboot")
-    deadline = time.monotonic() + REBOOT_SECONDS
-    while boot_id(running, "alpha") in {before, ""}:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
+    running.reboot("alpha", REBOOT_SECONDS)
     assert running.ssh("alpha", "ls /root/kept") == "/root/kept"
 
 
@@ -142,10 +132,7 @@ def test_a_reboot_comes_back(running: Lab) -> None:
 def test_a_host_that_was_killed_is_made_anew(running: Lab) -> None:
     running.ssh("alpha", "touch /root/lost")
     os.kill(running.nspawn("alpha"), signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while "broken" not in running.run("status"):
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: "broken" in running.run("status"), "alpha is broken", 10)
     running.up()
     assert running.ssh("alpha", "ls /root") == ""
 

@@ -5,6 +5,7 @@ The tests build on each other, in the order of this file.
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 import secrets
@@ -24,6 +25,7 @@ import pytest
 
 from ..support import control_node
 from ..support.labs import OwnLab, build
+from ..support.processes import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -195,13 +197,12 @@ class Cluster:
 
     def verify(self, seconds: float = 30) -> None:
         """Wait until all checks pass on the demo host: links need some seconds to come back."""
-        deadline = time.monotonic() + seconds
-        while True:
+
+        def verified() -> bool:
             result = self.lab.try_to("ssh", "demo1", "wsqueue verify")
-            if result.returncode == 0 and VERIFIED.search(result.stdout):
-                return
-            assert time.monotonic() < deadline, result.stdout + result.stderr
-            time.sleep(0.5)
+            return result.returncode == 0 and VERIFIED.search(result.stdout) is not None
+
+        wait_until(verified, "all checks pass", seconds)
 
     def property(self, node: tuple[str, str, int], name: str) -> str:
         kind, host, port = node
@@ -227,10 +228,14 @@ class Cluster:
             return False
 
     def wait_until_ready(self, seconds: float = 30) -> None:
-        deadline = time.monotonic() + seconds
-        while not all(self.is_ready(host, port) for _, host, port in NODES):
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        wait_until(
+            lambda: all(self.is_ready(host, port) for _, host, port in NODES), "all nodes are ready", seconds
+        )
+
+    def nodes_seen_by(self, host: str, port: int) -> list[dict[str, Any]]:
+        """Return what a node knows of all nodes, [] until all have answered."""
+        nodes: list[dict[str, Any]] = json.loads(self.page(host, port, "/cluster.json"))["nodes"]
+        return nodes if all(node["report"] and not node["problem"] for node in nodes) else []
 
     def found(self, host: str, *values: str) -> list[str]:
         """Return where one of the values can be seen on a host."""
@@ -275,6 +280,8 @@ def deployed(cluster: Cluster) -> Cluster:
     """Deploy for the first time, with Ansible's most detailed output."""
     output = cluster.play("site.yml", "-vvv", "--diff")
     assert VERIFIED.search(output), output[-5000:]
+    for topic in KEPT:
+        cluster.lab.ssh("demo1", f"wsqueue publish {topic} 'this is {topic}'")
     return cluster
 
 
@@ -390,13 +397,7 @@ def test_the_pages_are_for_the_host_itself_and_show_the_cluster(deployed: Cluste
             assert f"\n{name}" in metrics
         status = json.loads(deployed.page(host, port, "/status.json"))
         assert (status["not_ready"], status["version"]) == ("", OLD)
-        deadline = time.monotonic() + 30
-        while True:
-            nodes = json.loads(deployed.page(host, port, "/cluster.json"))["nodes"]
-            if all(node["report"] and not node["problem"] for node in nodes):
-                break
-            assert time.monotonic() < deadline, nodes
-            time.sleep(0.5)
+        nodes = wait_until(functools.partial(deployed.nodes_seen_by, host, port), "all nodes answer", 30)
         assert [(node["role"], node["address"]) for node in nodes] == [
             (kind, f"wss://{deployed.lab.address(its)}:{at}") for kind, its, at in NODES
         ]
@@ -414,48 +415,29 @@ def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:
     assert told.returncode == 3, told.stdout + told.stderr
 
 
-def test_a_killed_node_comes_back(deployed: Cluster) -> None:
-    for topic in KEPT:
-        deployed.lab.ssh("demo1", f"wsqueue publish {topic} 'this is {topic}'")
-    node = NODES[1]
+@pytest.mark.parametrize(
+    ("node", "sent", "seconds"),
+    [(NODES[1], "KILL", 10), (NODES[2], "STOP", HUNG_SECONDS)],
+    ids=["killed", "hung"],
+)
+def test_a_node_that_is_killed_or_hangs_is_started_again(
+    deployed: Cluster, node: tuple[str, str, int], sent: str, seconds: float
+) -> None:
     _, host, port = node
-    pid = deployed.property(node, "MainPID")
-    restarts = int(deployed.property(node, "NRestarts"))
-    deployed.lab.ssh(host, f"kill -9 {pid}")
-    deadline = time.monotonic() + 10
-    while deployed.property(node, "MainPID") in {"0", pid} or not deployed.is_ready(host, port):
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert int(deployed.property(node, "NRestarts")) == restarts + 1
-    deployed.verify()
-
-
-def test_a_hung_node_is_started_again(deployed: Cluster) -> None:
-    node = NODES[2]
-    _, host, port = node
-    pid = deployed.property(node, "MainPID")
-    restarts = int(deployed.property(node, "NRestarts"))
-    deployed.lab.ssh(host, f"kill -STOP {pid}")
-    start = time.monotonic()
-    while deployed.property(node, "MainPID") in {"0", pid} or not deployed.is_ready(host, port):
-        assert time.monotonic() < start + HUNG_SECONDS, deployed.property(node, "SubState")
-        time.sleep(0.2)
-    print(f"up again after {time.monotonic() - start:.1f} s")
+    pid, restarts = deployed.property(node, "MainPID"), int(deployed.property(node, "NRestarts"))
+    deployed.lab.ssh(host, f"kill -{sent} {pid}")
+    wait_until(
+        lambda: deployed.property(node, "MainPID") not in {"0", pid} and deployed.is_ready(host, port),
+        "the node is ready again",
+        seconds,
+    )
     assert int(deployed.property(node, "NRestarts")) == restarts + 1
     deployed.verify()
 
 
 def test_a_reboot(deployed: Cluster) -> None:
     for host in ("consumer1", "producer1"):
-        before = deployed.lab.ssh(host, "cat /proc/sys/kernel/random/boot_id")
-        deployed.lab.try_to("ssh", host, "systemctl reboot")
-        deadline = time.monotonic() + 60
-        while True:
-            result = deployed.lab.try_to("ssh", host, "cat /proc/sys/kernel/random/boot_id")
-            if result.returncode == 0 and result.stdout.strip() not in {"", before}:
-                break
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+        deployed.lab.reboot(host)
     deployed.wait_until_ready(60)
     deployed.verify()
 

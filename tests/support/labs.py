@@ -13,8 +13,11 @@ import pytest
 
 from tests.support.paths import ROOT
 
+from .processes import wait_until
+
 SCRIPT = ROOT / "scripts" / "lab"
 BIN = ROOT / ".venv" / "bin"
+REBOOT_SECONDS = 60
 CANNOT = 3
 """Exit code of scripts/lab on a machine that cannot run a lab."""
 
@@ -81,6 +84,16 @@ class OwnLab:
     def ssh(self, host: str, command: str, stdin: str = "") -> str:
         """Run a command as root, which must succeed, and return its output."""
         return self.run("ssh", host, command, stdin=stdin).strip()
+
+    def boot_id(self, host: str) -> str:
+        """Return a text that differs after each boot, "" while the host does not answer."""
+        return self.try_to("ssh", host, "cat /proc/sys/kernel/random/boot_id").stdout.strip()
+
+    def reboot(self, host: str, seconds: float = REBOOT_SECONDS) -> None:
+        """Reboot a host, and return when it answers again."""
+        before = self.boot_id(host)
+        self.try_to("ssh", host, "systemctl reboot")
+        wait_until(lambda: self.boot_id(host) not in {before, ""}, f"{host} is up again", seconds)
 
     def popen(self, host: str, command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -771,7 +771,7 @@ async def test_wrong_configurations(nodes: Nodes, monkeypatch: pytest.MonkeyPatc
         wsqueue.connect(producers=producers, consumers=["127.0.0.1:1"], psk=KEY)
     consumer = await nodes.consumer()
     with pytest.raises(wsqueue.ConfigError, match="expected 'demo', found 'consumer'"):
-        wsqueue.connect(consumer._file)
+        wsqueue.connect(consumer.file)
 
 
 async def test_a_subscriber_with_the_raw_protocol_hears_a_client(nodes: Nodes) -> None:

@@ -17,7 +17,7 @@ from websockets.frames import Close, Opcode
 
 from wsqueue.errors import PublishError
 from wsqueue.log.records import Record
-from wsqueue.monitoring.reporter import LAG_SECONDS
+from wsqueue.monitoring import reporter
 from wsqueue.nodes import link_queue
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol.close import CloseCode
@@ -43,11 +43,15 @@ from .test_service import running
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a report each time that one is asked for."""
+    monkeypatch.setattr(reporter, "FRESH_SECONDS", 0.0)
+
+
 def report_of(node: RunningNode) -> Report:
     """Return a report of now."""
-    reporter = node.service._reporter
-    reporter._made = None
-    return reporter.report()
+    return node.service.reporter.report()
 
 
 def codes(node: RunningNode) -> list[str]:
@@ -613,7 +617,7 @@ async def test_a_process_that_stands_still(nodes: Nodes) -> None:
     async with running(consumer):
         await eventually(lambda: consumer.service.addresses, "it runs")
         # Now the loop does nothing else, either.
-        time.sleep(MAX_LAG_SECONDS + LAG_SECONDS + 0.1)  # noqa: ASYNC251 - as a disk or a full machine does
+        time.sleep(MAX_LAG_SECONDS + reporter.LAG_SECONDS + 0.1)  # noqa: ASYNC251 - as a disk or a full machine does
         await eventually(lambda: report_of(consumer).loop_lag_seconds > MAX_LAG_SECONDS, "it is noticed")
         assert codes(consumer) == ["loop_lag"]
         consumer.service.stop()
@@ -633,12 +637,13 @@ async def test_bytes_of_clients_that_come_and_go(nodes: Nodes) -> None:
     assert counters["connections"] == 3
 
 
-async def test_a_report_is_what_the_wire_has(nodes: Nodes) -> None:
+async def test_a_report_is_what_the_wire_has(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "FRESH_SECONDS", WAIT_SECONDS)
     consumer, producer = await nodes.cluster()
     async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
         await client.publish("news", "1")
         assert (await anext(messages)).data == "1"
         for node in (consumer, producer):
             report = report_of(node)
-            assert msgspec.json.decode(node.service._reporter.encoded(), type=Report) == report
+            assert msgspec.json.decode(node.service.reporter.encoded(), type=Report) == report
             assert report.counters["messages_in"] == 1

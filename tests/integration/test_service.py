@@ -18,9 +18,10 @@ from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
 from wsqueue.errors import ConfigError, ListenError
-from wsqueue.nodes import service as service_module
+from wsqueue.nodes import connections
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.producer import Producer
+from wsqueue.nodes.service import Service, run
 
 from ..support.classic_peer import RefusedError, connected, topic_of
 from ..support.nodes import (
@@ -114,7 +115,7 @@ async def test_connections_are_limited_and_health_still_answers(nodes: Nodes, lo
 
 
 async def test_far_too_many_connections_are_dropped(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(service_module, "SPARE_CONNECTIONS", 2)
+    monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
     consumer = await nodes.consumer(max_connections=1)
     async with soon(), contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(connected(consumer.url("/producer"), KEY))
@@ -350,7 +351,7 @@ def test_run_serves_until_it_is_told_to_stop(tmp_path: Path, log: Log) -> None:
         async def start(self) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    service_module.run(consumer._file, StopsAtOnce)
+    run(consumer.file, StopsAtOnce)
     assert len(log.lines("stopped ")) == 1
 
 
@@ -477,7 +478,7 @@ async def test_publishers_go_on_after_a_reload_that_joins_what_two_links_held(no
 
 async def test_a_wrong_file_is_refused_and_the_old_one_kept(nodes: Nodes, log: Log) -> None:
     consumer = await nodes.consumer()
-    file, good = consumer._file, consumer._file.read_text()
+    file, good = consumer.file, consumer.file.read_text()
     bad = ["[", good + "\nx = 1", good.replace("consumer", "producer"), good.replace("127.0.0.1", "nowhere!")]
     bad += [good.replace("node-0.psk", "none.psk"), good.replace("127.0.0.1", "192.0.2.1")]
     async with soon():
@@ -637,7 +638,7 @@ async def test_a_unix_socket_that_cannot_be_made_is_refused(nodes: Nodes) -> Non
 async def test_a_configuration_of_another_role_is_refused(nodes: Nodes) -> None:
     consumer = nodes.made(Consumer)
     with pytest.raises(ConfigError, match="expected 'producer', found 'consumer'"):
-        service_module.Service(consumer._file, Producer)
+        Service(consumer.file, Producer)
 
 
 async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -645,9 +646,7 @@ async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch)
     wanted: list[tuple[int, int]] = []
     monkeypatch.setattr("resource.getrlimit", lambda _which: limits)
     monkeypatch.setattr("resource.setrlimit", lambda _which, new: wanted.append(new))
-    addresses = [f"unix:/{number}" for number in range(31)]
-    producer = nodes.made(Producer, consumers=Nodes.addresses(addresses, "/producer"))
-    producer.service._warn_of_limits()
+    await nodes.producer([f"unix:/{number}" for number in range(31)])
     assert wanted == [(500, 500)]
     (line,) = log.lines("too few open files allowed ", logging.WARNING)
     assert "allowed=500 wanted=16300" in line

@@ -594,7 +594,7 @@ def cut_short(file: str) -> None:
 
 
 def bindings(node: RunningNode) -> set[bytes]:
-    connections = node.connections | {link.connection for link in getattr(node.service.node, "links", [])}
+    connections = {*node.connections} | {link.connection for link in getattr(node.service.node, "links", [])}
     return {connection.session.channel_binding for connection in connections if connection is not None}
 
 

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import wsqueue
 from tests.support.ports import some_port
 from wsqueue.config.model import Limits, Tls
-from wsqueue.net.connection import Connection
+from wsqueue.nodes.connections import Connections
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.consumer_link import ConsumerLink
+from wsqueue.nodes.node import Node
 from wsqueue.nodes.producer import Producer
-from wsqueue.nodes.service import Node, Service
+from wsqueue.nodes.service import Service
 from wsqueue.protocol.close import CloseCode
 
 from .classic_peer import subscribe_path
@@ -81,7 +82,7 @@ class RunningNode:
     """Hold a node, which is started again and again on the same addresses if need be."""
 
     def __init__(self, file: Path, kind: type[Node], settings: dict[str, Any]) -> None:
-        self._file, self._kind, self._settings = file, kind, settings
+        self.file, self._kind, self._settings = file, kind, settings
         self.write()
         self.service = Service(file, kind)
 
@@ -105,7 +106,7 @@ class RunningNode:
         return self.service.node.links
 
     @property
-    def connections(self) -> set[Connection]:
+    def connections(self) -> Connections:
         return self.service.connections
 
     def url(self, path: str) -> str:
@@ -128,17 +129,17 @@ class RunningNode:
         for table, values in tables.items():
             lines += [f"[{table}]"] if table else []
             lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        self._file.write_text("\n".join(lines))
+        self.file.write_text("\n".join(lines))
 
     def write_psk(self, key: str) -> None:
-        self._file.with_name(self._settings["psk_file"]).write_text(key)
+        self.file.with_name(self._settings["psk_file"]).write_text(key)
 
     async def start(self) -> None:
         await self.service.start()
 
     async def restart(self) -> None:
         """Start anew, on the same port."""
-        self.service = Service(self._file, self._kind)
+        self.service = Service(self.file, self._kind)
         await self.start()
 
     async def ready(self) -> None:
@@ -156,7 +157,7 @@ class RunningNode:
 
     async def crash(self) -> None:
         """Vanish: close no connection in the polite way."""
-        self.service._stop_listening()
+        self.service.listeners.close()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
         if isinstance(self.service.node, Consumer) and self.consumer.retention._archive is None:

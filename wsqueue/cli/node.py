@@ -15,6 +15,7 @@ from ..errors import ConfigError
 from ..net.certificates import TlsContexts
 from ..nodes import service
 from ..nodes.consumer import Consumer
+from ..nodes.node import Node
 from ..nodes.producer import Producer
 from ..tools.terminal import json_line, printable
 from .common import ExitCode, complete_file
@@ -90,6 +91,6 @@ def check_config(file: str, *, as_json: bool) -> None:
     click.echo(f"{printable(file)}: a good configuration of role {role}")
 
 
-def _run_node(file: str, kind: type[service.Node]) -> None:
+def _run_node(file: str, kind: type[Node]) -> None:
     journal.configure(load_config(file, kind.config_type).log_level)
     service.run(file, kind)

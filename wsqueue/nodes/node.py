@@ -1,0 +1,71 @@
+"""The part of a producer or a consumer that a service runs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, ClassVar, Protocol
+
+from ..config.keys import Keys
+from ..config.model import NodeConfig
+from ..net.certificates import TlsContexts
+from ..net.connection import Handler
+from ..protocol.framing import HttpResponse
+from ..report.report import Facts
+from ..report.stats import TopTopics
+
+
+class Node(Protocol):
+    """A producer or a consumer, without its listeners and pages."""
+
+    role: str
+    top_topics: TopTopics
+    config_type: ClassVar[type[NodeConfig]]
+    counters: Counter[str]
+
+    def __init__(
+        self,
+        config: Any,  # noqa: ANN401 - the node's own kind
+        keys: Keys,
+        counters: Counter[str],
+        tls: TlsContexts,
+    ) -> None: ...
+
+    def endpoint(self, path: str) -> Handler | HttpResponse:
+        """Return the handler that serves a path, or the page that answers it."""
+        ...
+
+    def facts(self, window_seconds: float) -> Facts:
+        """Return the values that a report has of this role.
+
+        Args:
+            window_seconds: Age of the current window of `top_topics`.
+        """
+        ...
+
+    async def start(self) -> None:
+        """Begin to work; the node is handed connections after that."""
+        ...
+
+    def not_ready(self) -> str:
+        """Return why the node is not ready, "" when it is."""
+        ...
+
+    def status(self) -> str:
+        """Return the status in a few words."""
+        ...
+
+    def reload(self, config: Any, keys: Keys, tls: TlsContexts) -> None:  # noqa: ANN401 - as above
+        """Use a new configuration from now on."""
+        ...
+
+    async def drain(self) -> None:
+        """Wait until all received messages have been passed on."""
+        ...
+
+    async def stop(self) -> None:
+        """Close everything that the node opened."""
+        ...
+
+    def abort(self) -> None:
+        """Cut everything that the node opened, so that `stop` need not wait."""
+        ...

@@ -388,7 +388,7 @@ class TestSubscribers:
             for _ in range(1000):
                 await raw.next("subscribed")
                 await raw.next("unsubscribed")
-            assert len(consumer.consumer.retention._topics) <= 101
+            assert len(consumer.consumer.logs._topics) <= 101
 
     async def test_a_subscriber_of_a_silent_topic_misses_nothing_when_many_others_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
@@ -403,7 +403,7 @@ class TestSubscribers:
         ):
             for number in range(50):
                 await client.publish(f"topic {number}", "a", "b")
-            retention = consumer.consumer.retention
+            retention = consumer.consumer.logs
             await eventually(lambda: retention.trim() or len(retention._topics) <= 11, "they are too old")  # type: ignore[func-returns-value]
             await client.publish("silent", "1")
             assert (await anext(messages)).data == "1"

@@ -20,6 +20,7 @@ from ..support.nodes import (
     Log,
     Nodes,
     RunningNode,
+    cut,
     eventually,
     free_port,
     soon,
@@ -80,31 +81,6 @@ async def test_held_messages_come_in_order_when_the_consumer_is_back(nodes: Node
             await publisher.publish("news", *data[3000:])
             assert await data_of(consumer, len(data)) == data
         await answer_pings_until_closed(producer, consumer)
-
-
-async def test_a_publisher_goes_on_when_no_link_is_full(nodes: Nodes) -> None:
-    ports = [free_port(), free_port()]
-    producer = await nodes.producer([f"127.0.0.1:{port}" for port in ports], max_held_bytes=1000)
-    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
-        for topic in (UP, DOWN):
-            await publisher.publish(topic, "x" * 1000)
-        await eventually(lambda: producer.counters["messages_in"] == 2, "they are taken in")
-        for link, topic in zip(producer.links, (UP, DOWN), strict=True):
-            if not link.queue.blocked:
-                await publisher.publish(topic, "y")
-        (publishing,) = producer.connections
-        await eventually(lambda: publishing._pauses, "it is paused")
-        consumers = []
-        for port in ports:
-            assert publishing._pauses == sum(bool(link.queue.blocked) for link in producer.links)
-            consumers.append(await nodes.consumer(port=port))
-            await eventually(lambda: consumers[-1].counters["messages_in"], "it takes its own")
-        await eventually(lambda: not publishing._pauses, "the publisher goes on")
-        for number in range(10):
-            await publisher.publish(UP, str(number))
-            await publisher.publish(DOWN, str(number))
-        for consumer in consumers:
-            await eventually(lambda: consumer.counters["messages_in"] >= 11, "all have come")  # noqa: B023
 
 
 async def test_a_publisher_that_goes_away_while_it_is_paused_is_forgotten(nodes: Nodes) -> None:
@@ -279,7 +255,7 @@ async def test_the_delay_grows_up_to_its_limit_with_jitter(nodes: Nodes) -> None
     producer = await nodes.producer([f"127.0.0.1:{free_port()}"], reconnect_max_seconds=5.0)
     link = producer.links[0]
     for rounds, ceiling in ((0, 0.1), (1, 0.2), (2, 0.4), (5, 3.2), (6, 5.0), (1000, 5.0)):
-        delays = {link._delay(rounds) for _ in range(20)}
+        delays = {link.delay_seconds(rounds) for _ in range(20)}
         assert len(delays) > 1
         assert all(ceiling / 2 <= delay <= ceiling for delay in delays)
 
@@ -295,7 +271,7 @@ async def test_a_link_whose_peer_accepts_and_closes_backs_off(
             rounds.append(number)
             return 0.0
 
-        monkeypatch.setattr(producer.links[0], "_delay", delay)
+        monkeypatch.setattr(producer.links[0], "delay_seconds", delay)
         for _ in range(5):
             consumer = await server.next()
             await consumer.accept(KEY)
@@ -380,9 +356,7 @@ async def test_nothing_is_sent_into_a_connection_that_has_just_broken(nodes: Nod
         link = producer.links[0]
         connection = link.connection
         assert connection is not None
-        assert connection._transport is not None
-        # As a reset does; who keeps the link hears of it only in the next turn of the loop.
-        connection._transport.abort()
+        cut(connection)
         assert link.connection is connection
         assert not link.open
         assert not connection.send_frames(b"\x81\x80\0\0\0\0")

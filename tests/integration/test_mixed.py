@@ -29,6 +29,7 @@ from ..support.nodes import (
     OTHER_KEY,
     Nodes,
     RunningNode,
+    cut,
     eventually,
     free_port,
     soon,
@@ -44,7 +45,7 @@ both_orders = pytest.mark.parametrize("order", ORDERS)
 
 
 class TestMixedTopics:
-    async def test_everybody_hears_everybody(self, nodes: Nodes) -> None:
+    async def test_subscribers_of_both_protocols_get_the_same(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
         async with (
             soon(),
@@ -98,7 +99,7 @@ class TestMixedTopics:
                 assert numbers == list(range(count))
 
     async def test_classic_messages_survive_a_link_that_is_cut(self, nodes: Nodes) -> None:
-        """Between nodes that speak v2 they are numbered and sent again; only who publishes does not know."""
+        """Between nodes that speak v2 they are numbered and sent again; only the publisher does not know."""
         consumer, producer = await nodes.cluster()
         count = 400
         async with (
@@ -112,8 +113,8 @@ class TestMixedTopics:
                 await publisher.publish("news", *map(str, range(begin, begin + 20)))
                 await taken_in(producer, begin + 1)
                 connection = producer.links[0].connection
-                if connection is not None and connection._transport is not None:
-                    connection._transport.abort()
+                if connection is not None:
+                    cut(connection)
             assert await heard == list(map(str, range(count)))
             assert producer.counters["lost_in_flight"] == 0
             assert consumer.counters["deliveries"] == count
@@ -182,7 +183,7 @@ class TestKeys:
         await eventually(lambda: node.counters["refused_4401"] == 1, "it is counted")
 
     async def test_a_key_is_rotated_without_a_pause(self, nodes: Nodes) -> None:
-        """First everybody accepts the new key, then everybody uses it, then nobody accepts the old one."""
+        """First all nodes accept the new key, then all use it, then none accepts the old one."""
         consumer = await nodes.consumer(port=free_port())
         producer = await nodes.producer([consumer], port=free_port())
         await producer.ready()
@@ -193,8 +194,7 @@ class TestKeys:
                     await node.service.reload()
                 link = producer.links[0].connection
                 assert link is not None
-                assert link._transport is not None
-                link._transport.abort()
+                cut(link)
                 await eventually(lambda: producer.links[0].connection not in (None, link), "it is up again")  # noqa: B023
                 for key in keys.split("\n"):
                     async with nodes.client([producer], [consumer], key) as client:
@@ -292,5 +292,5 @@ class TestWithoutClassic:
 
 
 async def taken_in(node: RunningNode, count: int) -> None:
-    """Wait until a node has so many messages."""
+    """Wait until a node has received a number of messages."""
     await eventually(lambda: node.counters["messages_in"] >= count, "they are taken in")

@@ -273,7 +273,7 @@ class TestResends:
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """It neither waits, as after a connection that was lost, nor hears of an error."""
-        monkeypatch.setattr(PublisherLink, "_delay", lambda _link, _rounds: 3600.0)
+        monkeypatch.setattr(PublisherLink, "delay_seconds", lambda _link, _rounds: 3600.0)
         consumer = await nodes.consumer()
         producers = [await nodes.producer([consumer], port=free_port()) for _ in range(2)]
         for producer in producers:
@@ -392,7 +392,7 @@ class TestLogs:
             assert [(message.data, message.offset) for message in everything] == list(
                 zip("abcdef", range(6), strict=True)
             )
-            assert {message.log for message in everything} == {consumer.consumer.retention.id}
+            assert {message.log for message in everything} == {consumer.consumer.logs.id}
             assert await all_of(client, "news", 0) == list("abcdef")
             assert await all_of(client, "news", 1) == list("bcdef")
             assert await all_of(client, "news", 5) == ["f"]
@@ -435,7 +435,7 @@ class TestLogs:
         consumer, producer = await nodes.cluster()
         async with soon(), nodes.client([producer], [consumer]) as client:
             await client.publish("news", *"abc")
-            start = wsqueue.Position(log_id or consumer.consumer.retention.id, 100)
+            start = wsqueue.Position(log_id or consumer.consumer.logs.id, 100)
             messages = client.subscribe("news", start=start, follow=False, on_gap="yield")
             found = [item async for item in messages]
             assert found[0] == wsqueue.Gap("news", None)
@@ -448,7 +448,7 @@ class TestLogs:
         async with soon(), nodes.client([producer], [consumer]) as client:
             for number in range(30):
                 await client.publish("news", str(number))
-            start = wsqueue.Position(consumer.consumer.retention.id, 5)
+            start = wsqueue.Position(consumer.consumer.logs.id, 5)
             messages = client.subscribe("news", start=start, follow=False)
             with pytest.raises(wsqueue.GapError, match="15 messages of topic 'news' are gone") as caught:
                 await anext(messages)
@@ -514,7 +514,7 @@ class TestLogs:
             await client.publish("news", *"abcdef")
             async with V2Socket.speaking(consumer.address, path, KEY) as raw:
                 raw.send({"t": "subscribe", "topic": "news", "start": "offset", "offset": 4})
-                log_id = consumer.consumer.retention.id
+                log_id = consumer.consumer.logs.id
                 assert await raw.next("subscribed") == {
                     "t": "subscribed",
                     "topic": "news",
@@ -682,7 +682,7 @@ class TestSlowSubscribers:
         )
         producer = await nodes.producer([consumer])
         data = [f"{number:60000}" for number in range(200)]
-        archive = consumer.consumer.retention._archive
+        archive = consumer.consumer.logs._archive
         assert archive is not None
         disk, commit = threading.Event(), archive._store.commit
 

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import wsqueue
 from tests.support.ports import some_port
 from wsqueue.config.model import Limits, Tls
+from wsqueue.net.connection import Connection
 from wsqueue.nodes.connections import Connections
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.consumer_link import ConsumerLink
@@ -51,6 +52,12 @@ async def eventually(true: Callable[[], Result], what: str) -> Result:
         assert time.monotonic() < deadline, f"{what}: not within {WAIT_SECONDS:g} seconds"
         await asyncio.sleep(POLL_SECONDS)
     return result
+
+
+def cut(connection: Connection) -> None:
+    """Cut a connection as a reset does: its owner hears of it in the next turn of the loop."""
+    if connection._transport is not None:
+        connection._transport.abort()
 
 
 def free_port() -> int:
@@ -160,9 +167,9 @@ class RunningNode:
         self.service.listeners.close()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
-        if isinstance(self.service.node, Consumer) and self.consumer.retention._archive is None:
+        if isinstance(self.service.node, Consumer) and self.consumer.logs._archive is None:
             # Then there is nothing of which to leave a snapshot.
-            self.consumer.retention._topics.clear()
+            self.consumer.logs._topics.clear()
         async with soon():
             await self.service.node.stop()
         await eventually(lambda: not self.connections, "all connections are gone")

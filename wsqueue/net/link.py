@@ -146,7 +146,7 @@ class Link(Handler):
         The next attempt goes to another node at once, or to the same after a random part of a time.
         """
         alone = len(self.addresses) == 1
-        self._pause = random.uniform(0, retry_seconds) if alone else 0.0  # noqa: S311 - as for _delay
+        self._pause = random.uniform(0, retry_seconds) if alone else 0.0  # noqa: S311 - as for delay_seconds
 
     def abort(self) -> None:
         """Cut the connection, and stay down."""
@@ -154,6 +154,11 @@ class Link(Handler):
             self.connection.abort(CloseCode.GOING_AWAY)
         if self._task is not None:
             self._task.cancel()
+
+    def delay_seconds(self, rounds: int) -> float:
+        """Return the time before the next attempt, after some rounds through all addresses failed."""
+        ceiling = min(self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2.0 ** min(rounds, 16))
+        return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
 
     def up(self) -> None:
         """Use the connection, which can take messages now."""
@@ -215,7 +220,9 @@ class Link(Handler):
             failures = 0 if stable else failures + 1
             self._next = (self._next + 1) % len(self.addresses)
             pause, self._pause = self._pause, None
-            await asyncio.sleep(self._delay(failures // len(self.addresses)) if pause is None else pause)
+            await asyncio.sleep(
+                self.delay_seconds(failures // len(self.addresses)) if pause is None else pause
+            )
 
     async def _connect(self) -> Closed:
         """Open a connection and return why it failed or, later, why it ended."""
@@ -247,10 +254,6 @@ class Link(Handler):
     @property
     def _address(self) -> Address:
         return self.addresses[self._next]
-
-    def _delay(self, rounds: int) -> float:
-        ceiling = min(self._limits.reconnect_max_seconds, RECONNECT_MIN_SECONDS * 2.0 ** min(rounds, 16))
-        return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
 
     def _use(self, connection: Connection) -> None:
         self.connection = connection

@@ -1,4 +1,18 @@
-"""The consumer: takes messages from producers and fans them out to the subscribers of their topic."""
+"""The consumer: takes messages from producers, keeps them, and sends them to the subscribers of their topic.
+
+```
+producers ──► ProducerEndpoint ──► logs.append ──► _done ──┬──► Ack and Refused, to producers
+                     ▲                                     └──► _deliver ──┬──► classic subscribers (topics)
+                     └─── resume_if_settled ◄── _done                      └──► readers of v2 subscribers
+```
+
+- `logs` calls `_done` with the outcomes of batches in the order of `append`: at once when the logs are in
+  memory, else after the commit. Until then the batches are in `logs` alone.
+- A batch is delivered before it is confirmed.
+- `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is.
+- A classic subscriber gets new messages only. A `Reader` takes a v2 subscriber through the log (see there);
+  `behind` holds the readers that did not keep up and have not caught up yet.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +45,17 @@ logger = logging.getLogger(__name__)
 SUBSCRIBE = "/subscribe"
 
 MAX_TOPICS_PER_CONNECTION = 10_000
-"""Subscriptions of one connection: 5 MiB of readers; a client with more opens another."""
-
+"""Maximum number of subscriptions of one connection: 5 MiB of readers."""
 
 CLASSIC_SLICE_MESSAGES = 1000
-"""What is framed at a time for classic subscribers, whose messages can be far longer than their batch."""
+"""Messages that are framed at a time for classic subscribers: they can be far longer than their batch."""
 
 TRIM_SECONDS = 10.0
-"""How often to look for messages that are too old: a small part of any useful age."""
+"""Time between two searches for messages that are too old: a small part of any useful age."""
 
 
 class Source:
-    """Say which batch of which producer's connection one was."""
+    """Where a batch came from: its number on the connection of a producer."""
 
     __slots__ = ("connection", "number")
 
@@ -51,13 +64,19 @@ class Source:
 
 
 class Consumer:
-    """Hold the topics of one consumer.
+    """Keep the logs of all topics, and know who subscribes to them.
 
     Args:
-        config: Its limits and its retention are used; the service does the rest.
-        keys: Not used, for a consumer opens no connection.
-        counters: Where events are counted.
+        config: Limits and retention; the service does the rest.
+        keys: Not used, because a consumer opens no connection.
+        counters: Counters of this node.
         tls: Not used either.
+
+    Attributes:
+        logs: The logs of the topics.
+        topics: Classic subscribers.
+        readers: Subscriptions of v2 subscribers.
+        behind: The readers that have not been sent all that is stored because they are slow.
     """
 
     role = "consumer"
@@ -70,14 +89,14 @@ class Consumer:
         self.behind: set[Reader] = set()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
-        self.retention = TopicLogs(config.retention, self._done)
+        self.logs = TopicLogs(config.retention, self._done)
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
-        """Return what serves a path: `/producer`, `/subscribe` or `/subscribe/<percent-encoded topic>`."""
+        """Return the handler of a path: `/producer`, `/subscribe` or `/subscribe/<percent-encoded topic>`."""
         if path == "/producer":
             return self._producer_endpoint
         if path == SUBSCRIBE:
@@ -99,30 +118,30 @@ class Consumer:
             ConfigError: Their directory cannot be used.
             StorageError: Its disk is full or does not work.
         """
-        await self.retention.open()
+        await self.logs.open()
         self._trimming = asyncio.create_task(self._trim())
 
     def not_ready(self) -> str:
-        """Return why the node is not ready; a consumer that runs is."""
+        """Return "": a consumer that runs is ready."""
         return ""
 
     def facts(self, window_seconds: float) -> Facts:
-        """Return how the node is, at length."""
+        """Return the values that a report has of a consumer."""
         slow: dict[Connection, int] = {}
         for reader in self.behind:
             slow[reader.connection] = slow.get(reader.connection, 0) + reader.missing
         return Facts(
-            commit_seconds=self.retention.commit_seconds(),
+            commit_seconds=self.logs.commit_seconds(),
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
             slow_peers=[
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
                 for connection, missing in slow.items()
             ],
-            log=self.retention.log_status(),
+            log=self.logs.log_status(),
         )
 
     def status(self) -> str:
-        """Return how the node is, in a few words."""
+        """Return the status in a few words."""
         return f"topics with subscribers: {len(self.topics)} classic, {len(self.readers)} v2"
 
     def reload(self, config: ConsumerConfig, keys: Keys, tls: TlsContexts) -> None:
@@ -130,11 +149,11 @@ class Consumer:
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._monitoring = config.monitoring
-        self.retention.reconfigure(config.retention)
+        self.logs.reconfigure(config.retention)
 
     async def drain(self) -> None:
-        """Wait until what came in is stored, and so has gone out."""
-        await self.retention.settle()
+        """Wait until all received messages are stored, and so have been sent to subscribers."""
+        await self.logs.settle()
 
     async def stop(self) -> None:
         """Close the logs of the topics."""
@@ -143,7 +162,7 @@ class Consumer:
         self._trimming.cancel()
         self._trimming = None
         try:
-            await self.retention.close()
+            await self.logs.close()
         except WsqueueError as error:
             log(logger, logging.ERROR, "snapshot failed", reason=error)
 
@@ -151,11 +170,11 @@ class Consumer:
         """Do nothing: a consumer opens no connection."""
 
     def too_long(self, topic: str) -> bool:
-        """Tell whether a topic has more bytes than it may have."""
+        """Return True if a topic has more bytes than it may have."""
         return classic.topic_too_long(topic, self.max_topic_bytes)
 
     def _done(self, outcomes: list[Outcome]) -> None:
-        """Deliver what is stored, and tell the producers (the retention calls this)."""
+        """Deliver stored batches, and confirm or refuse all batches (the logs call this)."""
         stored: dict[str, list[Outcome]] = {}
         acks: dict[Connection, tuple[int, int]] = {}
         for outcome in outcomes:
@@ -172,14 +191,14 @@ class Consumer:
                 continue
             self.counters["repeats"] += outcome.record is None
             acks[connection] = (acks[connection][0] if connection in acks else number, number)
-        for topic, its in stored.items():
-            self._deliver(topic, its)
+        for topic, group in stored.items():
+            self._deliver(topic, group)
         for connection, numbers in acks.items():
             connection.send_packet(v2.Ack([numbers]))
         self._producer_endpoint.resume_if_settled()
 
     def _deliver(self, topic: str, outcomes: Sequence[Outcome]) -> None:
-        """Fan messages of one topic out: they are one write for each of its subscribers."""
+        """Send stored batches of one topic to its subscribers, with one write to each of them."""
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         count = sum(record.count for record in records)
         counts = self.top_topics.counts
@@ -192,12 +211,12 @@ class Consumer:
         if subscribers:
             messages = [data for outcome in outcomes for data in _data(outcome)]
             for begin in range(0, len(messages), CLASSIC_SLICE_MESSAGES):
-                some = messages[begin : begin + CLASSIC_SLICE_MESSAGES]
+                piece = messages[begin : begin + CLASSIC_SLICE_MESSAGES]
                 frames = frame_texts(
-                    [classic.encode(classic.Message(data, topic)) for data in some], masked=False
+                    [classic.encode(classic.Message(data, topic)) for data in piece], masked=False
                 )
                 reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
-                self.counters["deliveries"] += len(some) * reached
+                self.counters["deliveries"] += len(piece) * reached
         if readers:
             frames = frame_texts([record.packet for record in records], masked=False)
             reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
@@ -208,11 +227,11 @@ class Consumer:
     async def _trim(self) -> None:
         while True:
             await asyncio.sleep(TRIM_SECONDS)
-            self.retention.trim()
+            self.logs.trim()
 
 
 def _data(outcome: Outcome) -> list[str]:
-    """Return the messages of a batch that is stored, which may only be there as they are in the log."""
+    """Return the messages of a stored batch; those that waited for a disk are only in its record."""
     if not outcome.batch.data and outcome.record is not None:
         deliver = v2.decode(outcome.record.packet)
         assert isinstance(deliver, v2.Deliver)
@@ -221,7 +240,7 @@ def _data(outcome: Outcome) -> list[str]:
 
 
 class ProducerEndpoint(Handler):
-    """Serve `/producer`, one for all producers."""
+    """Serve `/producer`: one handler for all producers."""
 
     peer_role = "producer"
     peer_sends_messages = True
@@ -237,7 +256,7 @@ class ProducerEndpoint(Handler):
         self._received[connection] = 0
 
     def received(self, connection: Connection, events: list[Event]) -> None:
-        """Store and deliver what a producer sends."""
+        """Store the batches of a read; `_done` delivers and confirms them."""
         consumer = self._consumer
         batches: list[Batch] = []
         for event in events:
@@ -267,30 +286,30 @@ class ProducerEndpoint(Handler):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
         if batches:
-            consumer.retention.append(batches)
-            if consumer.retention.congested and connection not in self._paused:
+            consumer.logs.append(batches)
+            if consumer.logs.congested and connection not in self._paused:
                 self._paused.add(connection)
                 connection.pause_reading()
 
     def resume_if_settled(self) -> None:
-        """Read on when the disk has caught up."""
-        if self._paused and not self._consumer.retention.congested:
+        """Resume reading from producers if the disk has caught up."""
+        if self._paused and not self._consumer.logs.congested:
             paused, self._paused = self._paused, set()
             for connection in paused:
                 connection.resume_reading()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
-        """Let a producer go."""
+        """Forget a producer that is gone."""
         self._received.pop(connection, None)
         self._paused.discard(connection)
 
 
 class SubscribeEndpoint(Handler):
-    """Serve `/subscribe` or `/subscribe/<topic>`, one for each subscriber.
+    """Serve `/subscribe` or `/subscribe/<topic>`: one handler for each subscriber.
 
     Args:
         consumer: The node.
-        topic: What a classic subscriber subscribes to; one that speaks v2 says it in packets.
+        topic: The topic of a classic subscriber; a v2 subscriber names its topics in packets.
     """
 
     peer_role = "subscriber"
@@ -311,7 +330,7 @@ class SubscribeEndpoint(Handler):
         self._consumer.topics.subscribe(self._topic, connection)
 
     def received(self, connection: Connection, events: list[Event]) -> None:
-        """Subscribe and unsubscribe; refuse messages, for a subscriber listens."""
+        """Subscribe and unsubscribe; close the connection on any other packet."""
         for event in events:
             if isinstance(event, v2.Subscribe):
                 self._subscribe(connection, event)
@@ -323,12 +342,12 @@ class SubscribeEndpoint(Handler):
                 return
 
     def writable(self, connection: Connection) -> None:
-        """Send what readers had to leave in the log; a classic subscriber that is too slow is closed."""
+        """Let the readers continue in their logs."""
         for reader in list(self._readers.values()):
             reader.catch_up()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
-        """Unsubscribe."""
+        """Unsubscribe from all topics."""
         if self._topic is not None:
             self._consumer.topics.unsubscribe(self._topic, connection)
         for topic in list(self._readers):
@@ -346,9 +365,9 @@ class SubscribeEndpoint(Handler):
             self._unsubscribe(packet.topic)
             reader = Reader(
                 connection,
-                consumer.retention,
+                consumer.logs,
                 packet,
-                consumer.counters,
+                counters=consumer.counters,
                 behind=consumer.behind,
                 turn=self._turn,
             )

@@ -1,4 +1,26 @@
-"""A subscriber of one topic: it is sent what comes, and reads what it has missed in the topic's log."""
+"""A subscription to one topic: new batches are sent at once, missed ones are read from the topic's log.
+
+```
+              ┌──► starting ─── offset found ──┐
+Subscribe ────┤                                ▼          caught up
+              └──────────────────────────► behind ◄──────────────────► live
+                                           │    ▲  congested or a hole
+                            not in memory  ▼    │
+                                          reading
+```
+
+- starting (`_task`): a start by time waits for the archive; every other start knows its offset at once.
+- behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
+  until the reader is live or the connection is congested; then the connection's `writable` calls it again.
+- reading (`_task`): a chunk that is not in memory is read from the archive, by one reader of a connection at
+  a time.
+- live: `_offset` is the topic's `next`, and `take` sends each batch as it is stored.
+
+`_offset` is the offset of the next message that the subscriber must be sent; all from it to the topic's
+`next` are missing. If the log no longer has the message at `_offset`, the reader skips to the first that it
+has, and tells the subscriber of the gap. Before it has sent a message it starts there instead, without a gap,
+unless the subscriber asked for that very offset (`_exact`).
+"""
 
 from __future__ import annotations
 
@@ -22,24 +44,21 @@ from ..protocol.frames import frame_texts
 logger = logging.getLogger(__name__)
 
 CHUNK_BYTES = 256 * 1024
-"""What is read from a log in one go: about what a socket takes."""
+"""Bytes that are read from a log at a time: about as many as a socket takes."""
 
 MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
-"""What is sent in one go to one that keeps up; more could overflow the write buffer, whose limit ends it."""
+"""Maximum bytes of one write to a live reader: more could overflow the write buffer, which closes it."""
 
 
 class Reader:
     """Take one subscriber through the log of one topic.
 
-    It is live while it has been sent all that is stored. One that does not keep up falls back to reading the
-    log, and is told of what has gone there before it came to it.
-
     Args:
-        connection: Of the subscriber.
-        retention: The logs.
-        packet: What the subscriber asks for.
-        counters: Where events are counted.
-        behind: Those that did not keep up and have not caught up yet.
+        connection: Connection of the subscriber.
+        logs: The logs of all topics.
+        packet: The topic, and where to start.
+        counters: Counters of the node.
+        behind: Readers of all subscribers that fell behind; the reader adds and removes itself.
         turn: Held by the one reader of the connection that reads the archive.
     """
 
@@ -49,8 +68,8 @@ class Reader:
         "_counters",
         "_exact",
         "_live",
+        "_logs",
         "_offset",
-        "_retention",
         "_task",
         "_topic",
         "_turn",
@@ -59,22 +78,23 @@ class Reader:
     def __init__(
         self,
         connection: Connection,
-        retention: TopicLogs,
+        logs: TopicLogs,
         packet: v2.Subscribe,
-        counters: Counter[str],
         *,
+        counters: Counter[str],
         behind: set[Reader],
         turn: asyncio.Lock,
     ) -> None:
-        self._connection, self._retention, self._counters = connection, retention, counters
+        self._connection, self._logs, self._counters = connection, logs, counters
         self._turn, self._behind = turn, behind
         self._topic = packet.topic
         self._offset = 0
         self._live = False
-        # Whether the subscriber has a right to the message at the offset, so that its lack is a gap.
+        # True if the subscriber asked for the message at the offset, or got the one before: then it is a gap
+        # if the log no longer has it.
         self._exact = True
         self._task: asyncio.Task[None] | None = None
-        topic_log = retention.reading(packet.topic, 1)
+        topic_log = logs.reading(packet.topic, 1)
         if packet.start == "time" and packet.time is not None:
             self._task = asyncio.create_task(self._begin_at(packet.time))
         elif packet.start == "earliest":
@@ -92,20 +112,23 @@ class Reader:
 
     @property
     def missing(self) -> int:
-        """Return how many messages of the log it has still to be sent."""
-        return max(0, self._retention.topic(self._topic).next - self._offset)
+        """Return the number of stored messages that the subscriber has not been sent."""
+        return max(0, self._logs.topic(self._topic).next - self._offset)
 
     def take(self, offset: int, end: int, frames: bytes) -> bool:
-        """Send what has just been stored, unless this reader is behind; return whether it was sent.
+        """Send batches that have just been stored, unless this reader is behind.
 
         Args:
-            offset: Of the first message.
-            end: After the last.
-            frames: Of the packets.
+            offset: Offset of the first message.
+            end: Offset after the last message.
+            frames: Frames of the packets.
+
+        Returns:
+            True if they were sent.
         """
         if not self._live:
             return False
-        # An archive that was slow reports very much at once.
+        # A slow archive commits a large group, which comes here at once.
         too_much = len(frames) > MAX_FRAMES_BYTES
         if too_much or offset != self._offset or self._connection.congested:
             self._live = False
@@ -118,35 +141,35 @@ class Reader:
         return self._connection.send_frames(frames)
 
     def catch_up(self) -> None:
-        """Send what is in the log, as much as the subscriber takes."""
+        """Send missing messages from the log, as many as the subscriber takes."""
         connection = self._connection
         while not self._live and self._task is None and connection.sendable and not connection.congested:
-            topic_log = self._retention.topic(self._topic)
+            topic_log = self._logs.topic(self._topic)
             if self._offset >= topic_log.next:
-                # The archive may be ahead of what has been reported; `take` will find that.
+                # The archive may have committed more than it has reported; `take` will find the hole.
                 self._live = True
                 self._behind.discard(self)
-            elif self._retention.in_memory(topic_log, self._offset):
+            elif self._logs.in_memory(topic_log, self._offset):
                 self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)
             else:
                 self._task = asyncio.create_task(self._read_archive(topic_log))
 
     def stop(self) -> None:
-        """Send nothing more."""
+        """Stop; nothing more is sent."""
         self._live = False
         self._behind.discard(self)
-        self._retention.reading(self._topic, -1)
+        self._logs.reading(self._topic, -1)
         if self._task is not None:
             self._task.cancel()
 
     def _begin(self, topic_log: TopicLog, offset: int) -> None:
         self._offset = offset
-        self._connection.send_packet(v2.Subscribed(self._topic, self._retention.id, offset, topic_log.next))
+        self._connection.send_packet(v2.Subscribed(self._topic, self._logs.id, offset, topic_log.next))
 
     async def _begin_at(self, moment: float) -> None:
-        topic_log = self._retention.topic(self._topic)
+        topic_log = self._logs.topic(self._topic)
         try:
-            offset = await self._retention.offset_at(topic_log, moment)
+            offset = await self._logs.offset_at(topic_log, moment)
         except WsqueueError as error:
             self._fail(error)
             return
@@ -156,14 +179,14 @@ class Reader:
         self.catch_up()
 
     def _resume(self, topic_log: TopicLog, log_id: str | None, offset: int) -> None:
-        if log_id in (None, self._retention.id) and topic_log.start <= offset <= topic_log.next:
+        if log_id in (None, self._logs.id) and topic_log.start <= offset <= topic_log.next:
             self._begin(topic_log, offset)
             return
-        # What the subscriber has seen is of another log, or of a part of this one that nobody knows.
+        # The subscriber has read another log, or a part of this one that is no longer known.
         self._exact = False
         self._begin(
             topic_log,
-            topic_log.next if offset > topic_log.next and log_id == self._retention.id else topic_log.first,
+            topic_log.next if offset > topic_log.next and log_id == self._logs.id else topic_log.first,
         )
         self._tell_of_gap(None)
 
@@ -171,13 +194,13 @@ class Reader:
         async with self._turn:
             connection = self._connection
             if connection.congested or not connection.sendable:
-                # The others have read enough; `writable` comes when the subscriber has taken it.
+                # Other readers of the connection have filled it; `writable` continues.
                 self._task = None
                 return
-            # What is committed while the archive is read may not be in what it finds.
+            # Records that are committed while the archive is read may be missing in the result.
             end = topic_log.next
             try:
-                records = await self._retention.read(topic_log, self._offset, CHUNK_BYTES)
+                records = await self._logs.read(topic_log, self._offset, CHUNK_BYTES)
             except WsqueueError as error:
                 self._fail(error)
                 return
@@ -186,7 +209,7 @@ class Reader:
         self.catch_up()
 
     def _send(self, topic_log: TopicLog, records: Sequence[Record], end: int) -> None:
-        """Send records; if there are none, what was before `end` is gone."""
+        """Send records; if there are none, the messages before `end` are gone."""
         first = records[0].offset if records else end
         if first > self._offset:
             missed = first - self._offset
@@ -194,7 +217,7 @@ class Reader:
                 self._offset = first
                 self._tell_of_gap(missed)
             else:
-                # What was there when it subscribed has gone since.
+                # The first message was dropped after the subscriber asked for it.
                 self._begin(topic_log, first)
         self._exact = True
         if records:
@@ -206,7 +229,7 @@ class Reader:
                 self._counters["deliveries"] += count
 
     def _fail(self, error: WsqueueError) -> None:
-        """Close the connection, whose subscriber will come again."""
+        """Close the connection; the subscriber will connect again."""
         log(logger, logging.ERROR, "archive unreadable", reason=error)
         self._connection.fail(CloseCode.INTERNAL_ERROR, "the log of the topic cannot be read")
 
@@ -218,7 +241,7 @@ class Reader:
 
 
 def _from_offset(record: Record, offset: int) -> bytes:
-    """Return the packet of a record without the messages before an offset."""
+    """Return the packet of a record, without the messages before an offset."""
     if offset <= record.offset:
         return record.packet
     deliver = v2.decode(record.packet)

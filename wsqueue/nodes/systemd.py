@@ -1,4 +1,4 @@
-"""Tell systemd how the service is, by the protocol of sd_notify(3): datagrams to `$NOTIFY_SOCKET`."""
+"""Report the state of the service to systemd, as sd_notify(3) says: datagrams to `$NOTIFY_SOCKET`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 import socket
 
 STATUS_SECONDS = 10.0
-"""How old the status that `systemctl status` shows may be."""
+"""Maximum age of the status that `systemctl status` shows."""
 
 
 class Notifier:
-    """Send the service manager what it wants to know; does nothing where there is none.
+    """Send messages to the service manager; do nothing if there is none.
 
     Attributes:
-        interval_seconds: How often to call `alive`: twice as often as the watchdog demands, if there is one.
+        interval_seconds: Time between two calls of `alive`: at most half of what the watchdog allows.
     """
 
     def __init__(self) -> None:
@@ -22,19 +22,19 @@ class Notifier:
         self.interval_seconds = min(_watchdog_seconds() / 2, STATUS_SECONDS)
 
     def ready(self, status: str) -> None:
-        """Say that the service serves, at first or again after `reloading`."""
+        """Report that the service serves: after its start, and again after `reloading`."""
         self._send("READY=1", f"STATUS={status}")
 
     def reloading(self) -> None:
-        """Say that the configuration is being read again."""
+        """Report that the configuration is being read again."""
         self._send("RELOADING=1")
 
     def stopping(self) -> None:
-        """Say that the service drains."""
+        """Report that the service drains."""
         self._send("STOPPING=1")
 
     def alive(self, status: str) -> None:
-        """Feed the watchdog, and say how the service is in one line."""
+        """Feed the watchdog, and report the status in one line."""
         self._send("WATCHDOG=1", f"STATUS={status}")
 
     def _send(self, *assignments: str) -> None:
@@ -47,7 +47,7 @@ class Notifier:
             try:
                 manager.sendto("\n".join(assignments).encode(), address)
             except OSError:
-                # The manager restarts or is busy; it gets the next one, and nothing else depends on it.
+                # The manager restarts or is busy; it gets the next message.
                 return
 
 

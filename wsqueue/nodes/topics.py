@@ -1,4 +1,4 @@
-"""Who listens to which topic."""
+"""The subscribers of each topic."""
 
 from __future__ import annotations
 
@@ -32,5 +32,5 @@ class Topics(Generic[Subscriber]):
             self._subscribers.pop(topic, None)
 
     def subscribers(self, topic: str) -> list[Subscriber]:
-        """Return the subscribers of a topic; the list stays as it is while they come and go."""
+        """Return a list of the subscribers of a topic, which doesn't change when they come and go."""
         return list(self._subscribers.get(topic, ()))

@@ -41,7 +41,7 @@ class Subscriber:
             self.connection,
             logs.retention,
             packet,
-            self.counters,
+            counters=self.counters,
             behind=self.behind,
             turn=asyncio.Lock(),
         )

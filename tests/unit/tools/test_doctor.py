@@ -149,11 +149,8 @@ class TestACluster:
         assert other.report is not None
         report = msgspec.structs.replace(other.report, role="producer")
         found = findings(msgspec.structs.replace(other, report=report))
-        assert (
-            "problem",
-            "consumer 192.0.2.1:10001",
-            "It is a producer, and is listed as a consumer.",
-        ) in bad(found)
+        (text,) = (text for _, subject, text in bad(found) if subject == "consumer 192.0.2.1:10001")
+        assert "producer" in text
 
     def test_a_node_is_not_ready(self) -> None:
         assert bad(findings(consumer(0, not_ready="starting"))) == [
@@ -174,13 +171,9 @@ class TestACluster:
     @pytest.mark.parametrize(
         ("consumers", "state", "words"),
         [
-            (
-                CONSUMERS[::-1],
-                "problem",
-                "The order differs: consumer 1 of producer 192.0.2.3:10002 is 192.0.2.2",
-            ),
-            (CONSUMERS[:1], "problem", "has 1 consumer, and this configuration 2"),
-            ([CONSUMERS[0], "c2:10001"], "warning", "is c2:10001, and 192.0.2.2:10001 in this configuration"),
+            (CONSUMERS[::-1], "problem", "consumer 1 of producer 192.0.2.3:10002 is 192.0.2.2"),
+            (CONSUMERS[:1], "problem", "producer 192.0.2.3:10002 has 1 consumer, but"),
+            ([CONSUMERS[0], "c2:10001"], "warning", "is c2:10001, and 192.0.2.2:10001"),
         ],
     )
     def test_a_producer_has_other_consumers(self, consumers: list[str], state: str, words: str) -> None:
@@ -209,7 +202,7 @@ class TestACluster:
             findings(consumer(0), consumer(1, psk_fingerprints=["00000000", FINGERPRINT]))
         )
         assert (state, subject) == ("warning", "pre-shared keys")
-        assert words.endswith(f"not so consumer 192.0.2.2:10001 (00000000 and {FINGERPRINT}).")
+        assert words.endswith(f"consumer 192.0.2.2:10001 (00000000 and {FINGERPRINT}).")
 
     @pytest.mark.parametrize(
         ("clock", "words"), [(12.4, "12 seconds ahead of"), (-3600.0, "3600 seconds behind")]
@@ -393,16 +386,13 @@ class TestFiles:
         for ca, trusted in ((own.ca, True), (str(other), False)):
             table = f'[tls]\ncertificate = "{own.certificate}"\nkey = "{own.key}"\nca = "{ca}"\n'
             found, _ = await check(configuration(tmp_path, listen + table))
-            distrusted = [
-                text for _, _, text in bad(found) if text.startswith(f"Whoever trusts {ca} does not")
-            ]
-            assert (distrusted == []) == trusted
+            assert any(f"trusts {ca}" in text for _, _, text in bad(found)) != trusted
 
     async def test_unwise_configurations(self, tmp_path: Path) -> None:
         found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]")))
         assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from other hosts")
 
-    async def test_names_that_nobody_knows(self, tmp_path: Path) -> None:
+    async def test_names_without_an_address(self, tmp_path: Path) -> None:
         file = configuration(tmp_path, DEMO.replace("127.0.0.1:2", "nowhere.invalid:2"))
         ((state, _, text),) = bad((await check(file))[0])
         assert state == "problem"
@@ -411,9 +401,7 @@ class TestFiles:
     async def test_a_port_that_is_free(self, tmp_path: Path) -> None:
         port = some_port()
         found, _ = await check(configuration(tmp_path, CONSUMER.replace(":0", f":{port}")))
-        assert f"Nobody listens at 127.0.0.1:{port} yet, and the node can." in [
-            finding.text for finding in found
-        ]
+        assert f"127.0.0.1:{port} is free for the node." in [finding.text for finding in found]
 
     async def test_a_port_that_another_process_has(self, tmp_path: Path) -> None:
         with listening() as port:
@@ -432,7 +420,7 @@ class TestFiles:
             found, _ = await check(configuration(tmp_path, text))
         ((state, _, text),) = bad(found)
         assert state == "warning"
-        assert text.startswith(f"It is not sure that this node listens at 127.0.0.1:{port}: ")
+        assert f"at 127.0.0.1:{port}: " in text
 
     async def test_an_address_of_another_host(self, tmp_path: Path) -> None:
         found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1:0", "192.0.2.77:10001")))
@@ -442,12 +430,12 @@ class TestFiles:
         place = tmp_path / "node.sock"
         file = configuration(tmp_path, f'role = "consumer"\nlisten = ["unix:{place}"]\n')
         found, _ = await check(file)
-        assert f"Nobody listens at unix:{place} yet, and the node can." in [finding.text for finding in found]
+        assert f"unix:{place} is free for the node." in [finding.text for finding in found]
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(place))
             listener.listen()
             found, _ = await check(file)
-        assert any(f"listens at unix:{place}: " in text for _, _, text in bad(found))
+        assert any(f"at unix:{place}: " in text for _, _, text in bad(found))
 
     async def test_the_directory_of_the_log(self, tmp_path: Path) -> None:
         table = '[retention]\nmode = "sqlite"\nmax_bytes = 1048576\n'
@@ -476,7 +464,7 @@ class TestFiles:
 
 @contextmanager
 def listening() -> Iterator[int]:
-    """Listen, and answer nobody."""
+    """Listen, and answer no connection."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()

@@ -1,6 +1,6 @@
-"""`wsqueue doctor`: what is wrong with the configurations on this host, or with a deployed cluster.
+"""`wsqueue doctor`: problems of the configurations on this host, and of a deployed cluster.
 
-Each finding is a sentence, and what to do about it.
+Each finding is a sentence, with advice if there is something to do.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ __all__ = ["Finding", "check", "check_cluster", "check_files"]
 
 
 async def check(files: Sequence[str], say: Say) -> AsyncIterator[Finding]:
-    """Check configurations on this host, and the cluster of each that is of role demo.
+    """Check configurations on this host, and the cluster of each configuration of role demo.
 
     Args:
-        files: Of any role.
-        say: Told what is being checked.
+        files: Configuration files of any role.
+        say: Called with the name of each check when it begins.
     """
     clusters: list[ClientConfig] = []
     async for finding in check_files(files, clusters, say):

@@ -1,4 +1,4 @@
-"""What the nodes of a deployed cluster say."""
+"""Findings about a deployed cluster, from the reports and certificates of its nodes."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from .findings import Finding, cluster_findings
 Say = Callable[[str], None]
 
 ANSWER_SECONDS = 3.0
-"""How long a name may take to resolve, and a host to answer."""
+"""Maximum time to resolve a name, and until a host answers."""
 
 
 async def check_cluster(settings: ClientConfig, psk: PreSharedKey, say: Say) -> AsyncIterator[Finding]:
     """Check a deployed cluster.
 
     Args:
-        settings: Of a client of it.
-        psk: The key of clients.
-        say: Told what is being checked.
+        settings: Configuration of a client of the cluster.
+        psk: Pre-shared key of the client.
+        say: Called with the name of each check when it begins.
 
     Raises:
         ConfigError: A certificate cannot be used.
@@ -47,7 +47,7 @@ async def check_cluster(settings: ClientConfig, psk: PreSharedKey, say: Say) -> 
         certificates = {
             str(place): end
             for place, end in zip(places, ends, strict=True)
-            # Why the node does not answer is said already.
+            # A finding already has the reason why the node does not answer.
             if not (isinstance(end, str) and str(place) in unreachable)
         }
     for finding in cluster_findings(cluster, psk.fingerprints(), certificates, datetime.now(UTC)):
@@ -61,7 +61,7 @@ async def ask(
     settings: ClientConfig,
     tls: TlsContexts,
 ) -> Cluster:
-    """Return how all nodes are, asked once."""
+    """Ask all nodes for a report, and return the cluster."""
     monitor = ClusterMonitor(consumers, producers, psk, settings, tls)
     monitor.start()
     try:
@@ -72,7 +72,7 @@ async def ask(
 
 
 async def _shown_certificate(address: Address, settings: ClientConfig) -> datetime | str:
-    """Return when the certificate ends that a node shows, or why that is not known."""
+    """Return the end of the certificate that a node shows, or the reason why it is not known."""
     try:
         return await asyncio.to_thread(_handshake, address, settings)
     except ssl.SSLError as error:
@@ -82,8 +82,8 @@ async def _shown_certificate(address: Address, settings: ClientConfig) -> dateti
 
 
 def _handshake(address: Address, settings: ClientConfig) -> datetime:
-    # It only reads a date, and one of a certificate that is not trusted, too: the reports come over
-    # connections that verify.
+    # No verification, because only a date is read, and untrusted certificates have one too. The connections
+    # of the monitor verify.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Findings about a cluster and a host from values: no files, no sockets."""
+"""Findings about a cluster and a host, made from values: no files, no sockets."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ from ...version import __version__
 Verdict = Literal["ok", "warning", "problem"]
 
 URGENT = timedelta(days=3)
-"""Time before its end from which a certificate is a problem: a weekend and a day."""
+"""A certificate that ends within this time is a problem: a weekend and a day."""
 
 MEMORY_SHARE = 0.8
-"""Part of the host's memory that nodes may take; the rest is for the system."""
+"""Share of the memory of the host that nodes may take; the rest is for the system."""
 
 MIB = 1024 * 1024
 
 PROBLEMS: frozenset[WarningCode] = frozenset({"link_down", "log_failing", "node_unreachable"})
-"""Warnings about something that does not work."""
+"""Codes of warnings that say that something does not work."""
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """State whether one thing is well.
+    """The result of one check.
 
     Attributes:
         state: ok, warning or problem.
         subject: A file, a node, or a property that all nodes share.
         text: A sentence.
-        advice: What to do about it, "" when nothing is to be done.
+        advice: A sentence that says what to do, "" if there is nothing to do.
     """
 
     state: Verdict
@@ -65,11 +65,11 @@ def cluster_findings(
     """Yield the findings about all nodes of a cluster.
 
     Args:
-        cluster: All nodes, asked just now.
-        fingerprints: Of our pre-shared keys.
-        certificates: Ends of the certificates that nodes show in the TLS handshake, or why an end is not
-            known, by address; only for nodes with TLS.
-        now: The time here.
+        cluster: The cluster, asked just now.
+        fingerprints: Fingerprints of our pre-shared keys.
+        certificates: End of the certificate that each node with TLS shows, or the reason why it is not known,
+            by address.
+        now: The time of this host.
     """
     for node in cluster.nodes:
         yield from _node_findings(node, fingerprints, now)
@@ -101,7 +101,7 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
         yield Finding(
             "problem",
             subject,
-            f"It is a {report.role}, and is listed as a {node.role}.",
+            f"It is a {report.role}, but is listed as a {node.role}.",
             "Correct the lists of consumers and producers.",
         )
     codes = {warning.code for warning in report.warnings}
@@ -120,7 +120,7 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
 
 
 def verdict(warning: NodeWarning) -> Verdict:
-    """Return how bad a warning is."""
+    """Return the verdict on a warning."""
     return "problem" if warning.code in PROBLEMS else "warning"
 
 
@@ -147,7 +147,7 @@ def _handshake_finding(subject: str, end: datetime | str, now: datetime) -> Find
 
 
 def _consumers_findings(nodes: Sequence[ClusterNode], ours: Sequence[str]) -> Iterator[Finding]:
-    """Compare the consumers of each producer with ours: the order decides which topic is whose."""
+    """Compare the consumers of each producer with ours: their order maps topics to consumers."""
     subject, good = "consumers", True
     for node in nodes:
         if node.report is None or node.report.role != "producer":
@@ -156,8 +156,10 @@ def _consumers_findings(nodes: Sequence[ClusterNode], ours: Sequence[str]) -> It
         advice = "Give all nodes and clients the same list in the same order, as the inventory has it."
         where = f"producer {node.address}"
         if len(theirs) != len(ours):
-            text = f"{where} has {number(len(theirs), 'consumer')}, and this configuration {len(ours)}"
-            yield Finding("problem", subject, f"{text}: topics are looked for elsewhere.", advice)
+            text = f"{where} has {number(len(theirs), 'consumer')}, but this configuration has {len(ours)}"
+            yield Finding(
+                "problem", subject, f"{text}: clients look for topics at the wrong consumers.", advice
+            )
         elif theirs != list(ours):
             place, (there, here) = next(
                 (place, pair)
@@ -166,11 +168,11 @@ def _consumers_findings(nodes: Sequence[ClusterNode], ours: Sequence[str]) -> It
             )
             text = f"consumer {place} of {where} is {there}, and {here} in this configuration"
             if sorted(theirs) == sorted(ours):
-                text = f"The order differs: {text}. Topics are looked for elsewhere."
+                text = f"The order differs: {text}. Clients look for topics at the wrong consumers."
                 yield Finding("problem", subject, text, advice)
             else:
                 text = f"The addresses differ: {text}."
-                yield Finding("warning", subject, text, "That is well if both lead to the same consumers.")
+                yield Finding("warning", subject, text, "That is right if both lead to the same consumers.")
         else:
             continue
         good = False
@@ -191,7 +193,7 @@ def _identity_findings(nodes: Sequence[ClusterNode]) -> Iterator[Finding]:
                 "problem",
                 "addresses",
                 f"{join(same)} lead to the same node.",
-                "List each node once: a consumer that is there twice gets the topics of two.",
+                "List each node once: a consumer that is listed twice gets the topics of two.",
             )
 
 
@@ -221,7 +223,7 @@ def _keys_finding(nodes: Sequence[ClusterNode], fingerprints: Sequence[str]) -> 
         return Finding(
             "warning",
             "pre-shared keys",
-            f"The lists of keys differ: ours has the fingerprints {ours}, not so {join(others)}.",
+            f"The lists of keys differ: ours has the fingerprints {ours}, unlike {join(others)}.",
             ADVICE["keys_differ"],
         )
     return Finding("ok", "pre-shared keys", f"All nodes that answer have ours, with the fingerprint {ours}.")
@@ -237,7 +239,7 @@ def _clocks_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
 
 
 def expiry(end: datetime, now: datetime) -> tuple[Verdict, str]:
-    """Return how bad the end of a certificate is, and say when it is."""
+    """Return the verdict on the end of a certificate, and a text with its date."""
     days = (end.date() - now.date()).days
     on = f"on {end:%Y-%m-%d}"
     if end <= now:
@@ -249,14 +251,14 @@ def expiry(end: datetime, now: datetime) -> tuple[Verdict, str]:
 
 
 def renew(state: Verdict) -> str:
-    """Return what to do about a certificate, "" for one that is good for long."""
+    """Return the advice about a certificate, "" if it does not end soon."""
     if state == "ok":
         return ""
     return ADVICE["certificate_expires"]
 
 
 def memory_bound(checked: NodeConfig) -> int:
-    """Return what a node takes at most while its peers mean well, as docs/configuration.md reckons."""
+    """Return the most memory that a node takes with friendly peers, as in docs/configuration.md."""
     limits = checked.limits
     read = limits.max_message_bytes + model.READ_MARGIN_BYTES
     bound = 48 * MIB
@@ -276,22 +278,22 @@ def memory_finding(bounds: Sequence[int], total: int) -> Finding:
         return Finding(
             "warning",
             "memory",
-            f"The logs, and what is held for consumers that are down, may take {may}.",
+            f"The logs and the messages held for consumers that are down may take {may}.",
             "Lower max_bytes of [retention] or max_held_bytes: docs/configuration.md has the memory bounds.",
         )
     return Finding(
-        "ok", "memory", f"The logs, and what is held for consumers that are down, take at most {may}."
+        "ok", "memory", f"The logs and the messages held for consumers that are down take at most {may}."
     )
 
 
-def files_finding(subject: str, limits: Limits, allowed: int, whose: str) -> Finding:
+def files_finding(subject: str, limits: Limits, allowed: int, process: str) -> Finding:
     """Compare the connections that a node accepts with the open files that it may have.
 
     Args:
         subject: The file.
-        limits: Of the node.
-        allowed: Open files; -1 for any number.
-        whose: Of which process that is.
+        limits: Limits of the node.
+        allowed: Number of allowed open files; -1 without a limit.
+        process: Name of the process whose limit it is.
     """
     wanted = open_files_wanted(limits)
     many = "any number of" if allowed < 0 else f"{allowed:,}"
@@ -299,14 +301,14 @@ def files_finding(subject: str, limits: Limits, allowed: int, whose: str) -> Fin
         return Finding(
             "warning",
             subject,
-            f"{whose} may have {many} open files, and max_connections needs {wanted:,}.",
+            f"{process} may have {many} open files, but max_connections needs {wanted:,}.",
             "Raise LimitNOFILE of its unit (for a shell: ulimit -n), or lower max_connections.",
         )
-    return Finding("ok", subject, f"{whose} may have {many} open files, and {wanted:,} are enough.")
+    return Finding("ok", subject, f"{process} may have {many} open files, and needs {wanted:,}.")
 
 
 def space_finding(subject: str, directory: Path, room: int, free: int) -> Finding:
-    """Compare how far the log in a directory may grow with the free space there, in bytes."""
+    """Compare the bytes by which the log in a directory may still grow with the free space there."""
     text = log_room(str(directory), free, room)
     if free < room:
         return Finding("warning", subject, text, ADVICE["log_nearly_full"])

@@ -1,4 +1,4 @@
-"""What this host says of configurations: files, addresses, processes."""
+"""Findings about configurations on this host, from its files, addresses and processes."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ _UNUSABLE = ("The key cannot be used", "The certificates cannot be used")
 
 
 async def check_files(files: Sequence[str], clusters: list[ClientConfig], say: Say) -> AsyncIterator[Finding]:
-    """Check configurations on this host, and what they point to.
+    """Check configurations on this host, and the files and addresses in them.
 
     Args:
-        files: Of any role.
-        clusters: Gets those of role demo with which a cluster can be asked.
-        say: Told what is being checked.
+        files: Configuration files of any role.
+        clusters: Gets the configurations of role demo that can be used to ask a cluster.
+        say: Called with the name of each check when it begins.
     """
     bounds = []
     for file in files:
@@ -72,7 +72,7 @@ async def check_files(files: Sequence[str], clusters: list[ClientConfig], say: S
         own = [*_key_findings(file, checked), *_certificate_findings(file, checked, datetime.now(UTC))]
         for finding in own:
             yield finding
-        # With a certificate that has expired, the nodes say what they think of it.
+        # An expired certificate can still be used to ask the nodes.
         usable = not any(finding.text.startswith(_UNUSABLE) for finding in own)
         if isinstance(checked, ClientConfig) and usable:
             clusters.append(checked)
@@ -94,14 +94,13 @@ def _key_findings(file: str, checked: Config) -> Iterator[Finding]:
         advice = "Run this as root, or as the user of the node." if denied else "Put a key there."
         yield Finding("problem", file, f"The key cannot be used: {_sentence(error, file)}", advice)
         return
-    what = "pre-shared key"
-    yield Finding("ok", file, _key_text(what, keys.clients, checked.psk_file))
+    yield Finding("ok", file, _key_text("pre-shared key", keys.clients, checked.psk_file))
     if isinstance(checked, NodeConfig) and keys.nodes is not keys.clients:
-        yield Finding("ok", file, _key_text(f"{what} of the nodes", keys.nodes, checked.node_psk_file))
+        yield Finding("ok", file, _key_text("pre-shared key of the nodes", keys.nodes, checked.node_psk_file))
 
 
-def _key_text(what: str, psk: PreSharedKey, file: str | None) -> str:
-    text = f"The {what} has the fingerprint {join(psk.fingerprints())}"
+def _key_text(name: str, psk: PreSharedKey, file: str | None) -> str:
+    text = f"The {name} has the fingerprint {join(psk.fingerprints())}"
     if file is None:
         return f"{text}; it comes from a credential or the environment."
     status = Path(file).stat()
@@ -127,14 +126,14 @@ def _certificate_findings(file: str, checked: Config, now: datetime) -> Iterator
     if tls.certificate is not None and tls.key is not None and tls.ca is not None:
         problem = _distrust(tls.certificate, tls.key, tls.ca)
         if problem:
-            text = f"Whoever trusts {tls.ca} does not trust {tls.certificate}: {problem}."
+            text = f"A peer that trusts {tls.ca} does not trust {tls.certificate}: {problem}."
             yield Finding("problem", file, text, "Let that CA sign it, or give all nodes the new CA first.")
 
 
 def _distrust(certificate: str, key: str, ca: str) -> str:
-    """Return why an end with only that CA would refuse the certificate, "" when it would not.
+    """Return why a peer with only that CA would refuse the certificate, "" if it would accept it.
 
-    That a certificate is of another time or host is no matter here.
+    The time and the host of the certificate are not checked here.
     """
     acceptor, initiator = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     acceptor.load_cert_chain(certificate, key)
@@ -150,7 +149,7 @@ def _distrust(certificate: str, key: str, ca: str) -> str:
 
 
 async def _peer_findings(file: str, checked: Config, say: Say) -> AsyncIterator[Finding]:
-    """Check that all hosts to which something connects have an IP address."""
+    """Check that the names of all peers have IP addresses."""
     loop = asyncio.get_running_loop()
     unknown = []
     places = {address.with_path("") for address in checked.peers if not address.socket}
@@ -185,7 +184,7 @@ async def _node_file_findings(file: str, checked: NodeConfig, say: Say) -> Async
     if pid is not None:
         allowed, whose = _open_files_of(pid), f"The node (process {pid})"
     else:
-        allowed, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "What runs in this session"
+        allowed, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "A process of this session"
     if allowed is not None:
         yield files_finding(file, checked.limits, allowed, whose)
     if isinstance(checked, ConsumerConfig):
@@ -195,13 +194,13 @@ async def _node_file_findings(file: str, checked: NodeConfig, say: Say) -> Async
 
 async def _listener_finding(file: str, checked: NodeConfig, address: Address, pid: int | None) -> Finding:
     if not address.port and not address.socket:
-        return Finding("ok", file, f"For {address} the system chooses the port.")
+        return Finding("ok", file, f"The system chooses the port of {address}.")
     try:
         free = await asyncio.to_thread(_bindable, address)
     except OSError as error:
         return _cannot_listen(file, address, error)
     if free:
-        return _nobody_listens(file, address, pid)
+        return _free_finding(file, address, pid)
     owner = _owner(address)
     if owner is not None and owner == pid:
         return Finding("ok", file, f"The node (process {pid}) listens at {address}.")
@@ -211,11 +210,11 @@ async def _listener_finding(file: str, checked: NodeConfig, address: Address, pi
     return await _ask_who_listens(file, checked, address)
 
 
-def _nobody_listens(file: str, address: Address, pid: int | None) -> Finding:
+def _free_finding(file: str, address: Address, pid: int | None) -> Finding:
     if pid is None:
-        return Finding("ok", file, f"Nobody listens at {address} yet, and the node can.")
-    text = f"The node runs (process {pid}), and does not listen at {address}."
-    return Finding("warning", file, text, "Let it read its configuration again, with SIGHUP.")
+        return Finding("ok", file, f"{address} is free for the node.")
+    text = f"The node (process {pid}) does not listen at {address}."
+    return Finding("warning", file, text, "Send it SIGHUP, so that it reads its configuration again.")
 
 
 def _cannot_listen(file: str, address: Address, error: OSError) -> Finding:
@@ -230,9 +229,9 @@ def _cannot_listen(file: str, address: Address, error: OSError) -> Finding:
 
 
 async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> Finding:
-    """Find out whether what listens is a node of that role, where the process cannot be seen."""
+    """Ask the listener for a report, because its process can't be seen."""
     wanted = model.role_of(type(checked))
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what listeners say, and no listener
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to replace these addresses, not to listen at them
     place = msgspec.structs.replace(address, host=everywhere.get(address.host, address.host))
     client = ClientConfig(
         producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
@@ -240,17 +239,17 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
     try:
         psk, tls = load_psk(checked), TlsContexts(client)
     except ConfigError:
-        return Finding("warning", file, f"Something listens at {address}, and cannot be asked what it is.")
+        return Finding("warning", file, f"A program listens at {address}, and can't be asked without a key.")
     cluster = await ask([place], [], psk, client, tls)
     (node,) = cluster.nodes
     if node.report is not None and node.report.role == wanted:
         return Finding("ok", file, f"A {wanted} of version {node.report.version} answers at {address}.")
-    what = f"a {node.report.role} answers there" if node.report is not None else node.problem
+    answer = f"a {node.report.role} answers there" if node.report is not None else node.problem
     return Finding(
         "warning",
         file,
-        f"It is not sure that this node listens at {address}: {what}.",
-        "Run this as root to see whose process it is.",
+        f"Another program may listen at {address}: {answer}.",
+        "Run this as root to see which process it is.",
     )
 
 
@@ -283,7 +282,7 @@ def _retention_findings(file: str, checked: ConsumerConfig, pid: int | None) -> 
 
 
 def _pid_of(file: Path, role: str) -> int | None:
-    """Return the process that runs a node with a file, None where none can be seen."""
+    """Return the process that runs a node with this file, None if none is found."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             words = process.cmdline()
@@ -302,7 +301,7 @@ def _command_of(pid: int) -> str:
 
 
 def _owner(address: Address) -> int | None:
-    """Return the process that listens at an address, None where that cannot be seen."""
+    """Return the process that listens at an address, None if it can't be seen."""
     if address.socket:
         return None
     with contextlib.suppress(psutil.Error, OSError):
@@ -313,7 +312,7 @@ def _owner(address: Address) -> int | None:
 
 
 def _open_files_of(pid: int) -> int | None:
-    """Return how many files a process may open: the hard limit, to which a node raises its own."""
+    """Return the hard limit of the open files of a process, to which a node raises its soft limit."""
     with contextlib.suppress(OSError):
         text = Path(f"/proc/{pid}/limits").read_text()
         if match := re.search(r"^Max open files\s+\S+\s+(\S+)", text, re.MULTILINE):
@@ -322,7 +321,7 @@ def _open_files_of(pid: int) -> int | None:
 
 
 def _state_directory(pid: int | None) -> str | None:
-    """Return the directory that systemd gave to a process."""
+    """Return the state directory of a process, or of this one without a process, that systemd has set."""
     if pid is not None:
         with contextlib.suppress(psutil.Error):
             return psutil.Process(pid).environ().get("STATE_DIRECTORY")
@@ -330,10 +329,10 @@ def _state_directory(pid: int | None) -> str | None:
 
 
 def _bindable(address: Address) -> bool:
-    """Tell whether a node could listen at an address; False when somebody does.
+    """Return True if a node could listen at an address, False if a process does so already.
 
     Raises:
-        OSError: Nobody could.
+        OSError: No process can listen there.
     """
     if address.socket:
         return _socket_bindable(Path(address.socket))
@@ -362,7 +361,7 @@ def _socket_bindable(path: Path) -> bool:
 
 
 def _sentence(error: ConfigError, file: str) -> str:
-    """Return an error without the file, where that is the subject anyway."""
+    """Return the text of an error, without the file if it is the subject of the finding."""
     where = f"line {error.line}" if error.line is not None else ""
     if error.file != file:
         where = error.file

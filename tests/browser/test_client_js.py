@@ -34,7 +34,7 @@ VECTORS = json.loads((DATA / "vectors.json").read_text())
 WSS = ["wss://127.0.0.1:0"]
 TEXTS = ["hello", "", "ñ 日本 😀 \x00 \"'\\</script>", "y" * 70_000]
 
-# What the tests keep in the page: all that was called back with.
+# The page keeps the arguments of all callbacks.
 NEW_CLIENT = """(options) => {
   window.states = [];
   window.errors = [];
@@ -62,13 +62,13 @@ async def new_client(
 
 
 async def js(page: Page, script: str, argument: Any = None) -> Any:
-    """Return what a script returns in the page, and wait no longer for it than for anything else."""
+    """Return the value of a script in the page, within the usual time."""
     async with soon():
         return await page.evaluate(script, argument)
 
 
 async def data(page: Page, count: int) -> list[str]:
-    """Return the data of what was received, once it is so much."""
+    """Return the data of the received messages, once there are `count`."""
     await page.wait_for_function("(count) => got.length >= count", arg=count)
     received: list[str] = await js(page, "got.map((message) => message.data)")
     return received

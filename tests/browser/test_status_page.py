@@ -35,7 +35,7 @@ NARROW = 360
 MAX_PAGE_BYTES = 80 * 1024
 MARKUP = "<img src=x onerror=alert(1)>"
 
-# The contrast of all text that can be seen, with what is behind it (WCAG 2.2, success criterion 1.4.3).
+# The contrast of each visible text with its background (WCAG 2.2, success criterion 1.4.3).
 CONTRASTS = """() => {
   const channels = (color) => color.match(/[\\d.]+/g).map(Number);
   const luminance = (rgb) => {
@@ -71,7 +71,7 @@ CONTRASTS = """() => {
 
 
 async def low_contrasts(page: Page) -> list[Any]:
-    """Return the texts that are hard to read, of a page that has many."""
+    """Return the texts that are hard to read."""
     contrasts = await page.evaluate(CONTRASTS)
     assert len(contrasts) > 30
     return [one for one in contrasts if one[0] < 4.5]
@@ -237,7 +237,7 @@ class TestStatus:
         await warning.wait_for()
         await said(page, "See whether it runs and can be reached")
         assert (await page.title()).startswith("(1) ")
-        # The seconds go on in the sentence that is seen, and not in what a screen reader speaks.
+        # The seconds change in the visible sentence, and not in the text for screen readers.
         await page.evaluate("""() => {
           window.spoken = 0;
           const observer = new MutationObserver(() => { spoken += 1; });

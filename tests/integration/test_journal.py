@@ -1,4 +1,4 @@
-"""What the journal gets, on a socket that takes what the journal's native protocol describes."""
+"""Log lines in the native protocol of the journal, on a socket of ours."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ async def cluster_when(node: RunningNode, true: Any, tls: ssl.SSLContext | None 
 
 def known(cluster: Cluster) -> bool:
     """Return True if each node has answered, or is known not to."""
-    return all(one.report is not None or one.problem for one in cluster.nodes)
+    return all(node.report is not None or node.problem for node in cluster.nodes)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ class TestAudience:
                 for path in PAGES[1:]:
                     status, _, body = await answer(node.address, path)
                     assert status == 403
-                    assert body.startswith("The pages of this node are not for everybody: see")
+                    assert body.startswith("You may not see the pages of this node: see")
                     assert "[monitoring]" in body
                     assert node.address not in body
                 assert await http_get(node.address, "/healthz") == (200, "ok\n")
@@ -133,7 +133,7 @@ class TestAudience:
             for path in PAGES:
                 assert (await answer(consumer.address, path, host="anything.example"))[0] == 200
 
-    async def test_nobody(self, nodes: Nodes) -> None:
+    async def test_none(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(monitoring={"pages": "none"})
         async with soon():
             assert await http_get(consumer.address, "/") == (200, f"wsqueue consumer {__version__}\n")
@@ -388,10 +388,10 @@ class TestStatusEndpoint:
                         __version__,
                         [node.address],
                     )
-                    kinds = {(one.role, one.state, one.protocol) for one in report.connections}
+                    kinds = {(kind.role, kind.state, kind.protocol) for kind in report.connections}
                     assert ("monitor", "open", "v2") in kinds
 
-    async def test_it_is_for_everybody_with_the_key(self, nodes: Nodes, far: None) -> None:
+    async def test_it_is_for_all_peers_with_the_key(self, nodes: Nodes, far: None) -> None:
         consumer = await nodes.consumer(monitoring={"pages": "none"})
         async with soon(), V2Socket.speaking(consumer.address, "/status", KEY) as monitor:
             monitor.send({"t": "ask_report"})
@@ -499,7 +499,7 @@ class TestStatusEndpoint:
             while consumer.connections:
                 monitor.writer.write(questions)
                 await asyncio.sleep(0)
-                most = max([most, *(one.buffered_bytes for one in consumer.connections)])
+                most = max([most, *(connection.buffered_bytes for connection in consumer.connections)])
             assert most <= limit + 64 * 1024
 
     async def test_a_drain(self, nodes: Nodes, log: Log) -> None:
@@ -539,28 +539,28 @@ class TestCluster:
     async def test_all_is_well(self, nodes: Nodes) -> None:
         consumers = [await nodes.consumer() for _ in range(2)]
         producers = [await nodes.producer(consumers) for _ in range(2)]
-        everybody = {
+        all_nodes = {
             "consumers": [node.address for node in consumers],
             "producers": [node.address for node in producers],
         }
         for node in (*consumers, *producers):
             await node.ready()
-            node.write(monitoring=everybody)
+            node.write(monitoring=all_nodes)
             await node.service.reload()
         for node in (*consumers, *producers):
             first = await cluster_of(node.address)
-            assert [one.address for one in first.nodes] == everybody["consumers"] + everybody["producers"]
+            assert [each.address for each in first.nodes] == all_nodes["consumers"] + all_nodes["producers"]
             cluster = await cluster_when(node, known)
-            assert (cluster.consumers, cluster.producers) == tuple(everybody.values())
+            assert (cluster.consumers, cluster.producers) == tuple(all_nodes.values())
             assert cluster.warnings == []
             ids = set()
-            for one in cluster.nodes:
-                assert one.report is not None
-                assert one.age_seconds is not None
-                assert one.clock_seconds is not None
-                assert one.report.addresses == [one.address]
-                assert abs(one.clock_seconds) < 5
-                ids.add(one.report.id)
+            for known_node in cluster.nodes:
+                assert known_node.report is not None
+                assert known_node.age_seconds is not None
+                assert known_node.clock_seconds is not None
+                assert known_node.report.addresses == [known_node.address]
+                assert abs(known_node.clock_seconds) < 5
+                ids.add(known_node.report.id)
             assert len(ids) == 4
 
     async def test_nodes_that_are_down_or_have_another_key(self, nodes: Nodes) -> None:
@@ -581,12 +581,12 @@ class TestCluster:
         assert KEY not in text
         assert OTHER_KEY not in text
         assert "link_down" in [warning.code for warning in cluster.warnings]
-        # One comes, and one goes.
+        # A node comes, and a node goes.
         late = await nodes.producer([first], port=port)
         await cluster_when(producer, lambda now: f"127.0.0.1:{port}" not in problems(now))
         await late.crash()
         cluster = await cluster_when(producer, lambda now: f"127.0.0.1:{port}" in problems(now))
-        gone = next(one for one in cluster.nodes if one.address == f"127.0.0.1:{port}")
+        gone = next(node for node in cluster.nodes if node.address == f"127.0.0.1:{port}")
         # Its last report is kept, with its age.
         assert gone.report is not None
         assert gone.age_seconds is not None
@@ -601,7 +601,7 @@ class TestCluster:
         assert "node_unreachable" in {warning.code for warning in cluster.warnings}
 
     async def test_a_node_that_has_no_status(self, nodes: Nodes) -> None:
-        """As one of a former version: it answers 404 there."""
+        """For example a node of a former version, which answers 404."""
         consumer = await nodes.consumer()
         address = f"127.0.0.1:{free_port()}"
         pages = await nodes.consumer(monitoring={"listen": [address]})
@@ -626,7 +626,7 @@ class TestCluster:
         await producer.service.reload()
         cluster = await cluster_when(producer, known)
         assert cluster.consumers == [second.address]
-        await eventually(lambda: not first.connections, "the former one is asked no more")
+        await eventually(lambda: not first.connections, "the former node is asked no more")
 
     async def test_asking_ends_when_no_requests_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
@@ -644,7 +644,7 @@ class TestCluster:
             # The reports are old by then, which is no problem.
             first = await cluster_of(producer.address)
             assert first.warnings == []
-            assert [one.report is not None for one in first.nodes] == [False, True]
+            assert [node.report is not None for node in first.nodes] == [False, True]
         await producer.service.reload()
         await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
 
@@ -654,7 +654,7 @@ class TestCluster:
         await cluster_when(producer, known)
         await producer.stop()
         await eventually(lambda: asyncio.all_tasks() <= before, "all tasks have ended")
-        await eventually(lambda: not consumer.connections, "nobody asks any more")
+        await eventually(lambda: not consumer.connections, "the node is asked no more")
 
     async def test_watching_logs_nothing(self, nodes: Nodes, log: Log) -> None:
         consumer = await nodes.consumer()
@@ -671,14 +671,14 @@ class TestCluster:
         consumer, producer = await nodes.cluster(listen=WSS, tls=table(issued))
         context = authority.context()
         cluster = await cluster_when(producer, known, context)
-        assert [one.problem for one in cluster.nodes] == ["", ""]
+        assert [node.problem for node in cluster.nodes] == ["", ""]
         assert cluster.consumers == [consumer.address]
         assert cluster.warnings == []
         digest, ends = certificate_of(issued)
-        for one in cluster.nodes:
-            assert one.report is not None
-            assert one.report.certificate_sha256 == digest
-            assert one.report.certificate_ends == ends
+        for known_node in cluster.nodes:
+            assert known_node.report is not None
+            assert known_node.report.certificate_sha256 == digest
+            assert known_node.report.certificate_ends == ends
 
     async def test_tls_of_another_authority(self, nodes: Nodes, tmp_path: Path) -> None:
         authority, other = Authority(tmp_path), Authority(tmp_path, "other")
@@ -689,7 +689,7 @@ class TestCluster:
 
 
 def problems(cluster: Cluster) -> dict[str, str]:
-    """Return what is wrong with nodes, by address."""
+    """Return the problems of nodes, by address."""
 
     def words(node: ClusterNode) -> str:
         return re.sub(r"^\d+ ", "", node.problem)

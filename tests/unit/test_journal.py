@@ -191,7 +191,7 @@ class TestBurst:
         burst: Burst, count: int, event: str = "hello refused", *, at: float
     ) -> list[logging.LogRecord]:
         records = [record(event, logging.INFO, {"peer": "x"}, created=at) for _ in range(count)]
-        return [one for one in records if burst.filter(one)]
+        return [made for made in records if burst.filter(made)]
 
     def test_in_a_second_only_so_many_pass(self) -> None:
         burst = Burst()
@@ -202,7 +202,7 @@ class TestBurst:
         burst = Burst()
         self.passed(burst, BURST_LINES + 7, at=1000.0)
         following = self.passed(burst, 3, at=1005.0)
-        texts = [Formatter(journal=True).format(one) for one in following]
+        texts = [Formatter(journal=True).format(record) for record in following]
         assert texts == [
             "<6>hello refused peer=x suppressed=7",
             "<6>hello refused peer=x",

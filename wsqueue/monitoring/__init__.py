@@ -1,4 +1,4 @@
-"""The report of a node, and its ways out: status page, metrics, questions of other nodes.
+"""The report of a node, as a status page, as metrics, and for other nodes and tools.
 
 May import: net, config, report, protocol.
 """

@@ -1,4 +1,4 @@
-"""The report of a node: its counters, the values of its role and what happened lately.
+"""The report of a node: its counters, the values of its role, and recent events.
 
 State of a `Reporter`, and when it changes::
 

@@ -46,12 +46,12 @@ WarningCode = Literal[
 
 
 class NodeWarning(msgspec.Struct, frozen=True):
-    """Say what is wrong and what to do about it, each in a sentence.
+    """Describe a problem and a way to solve it, each in a sentence.
 
     Attributes:
         code: A `WarningCode`, or a code of a newer version.
-        text: What is wrong.
-        advice: What to do, "" for nothing.
+        text: The problem.
+        advice: A way to solve it, "" for none.
     """
 
     code: WarningCode | str
@@ -197,7 +197,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         slow_subscribers: Number of subscribers that are behind now.
         slow_peers: The subscribers that are furthest behind.
         log: A consumer's logs.
-        warnings: What is wrong.
+        warnings: The problems of the node.
     """
 
     id: str
@@ -226,7 +226,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ClusterNode(msgspec.Struct, frozen=True, kw_only=True):
-    """Hold what is known of one node of the cluster.
+    """Hold the latest report of a node of the cluster, or its problem.
 
     Attributes:
         address: The node's address in the configuration.

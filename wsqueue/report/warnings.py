@@ -56,11 +56,11 @@ ADVICE: dict[WarningCode, str] = {
     " a classic subscriber is closed at max_buffered_bytes.",
     "version_differs": "This is normal during an update; otherwise run `ansible-playbook site.yml` again.",
 }
-"""What to do about a warning, where the sentence doesn't have advice of its own."""
+"""Advice of each warning, unless the sentence has its own."""
 
 
 class Recent(msgspec.Struct, frozen=True):
-    """Hold what happened at a node lately and is not part of its report.
+    """Hold recent events at a node that are not part of its report.
 
     Attributes:
         counters: Increments of the counters in the last minute.

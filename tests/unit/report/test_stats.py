@@ -127,7 +127,7 @@ class TestTopTopics:
         topics = TopTopics()
         for number in range(20):
             topics.count(f"topic{number}", number + 1)
-        assert [one.topic for one in topics.top(2, 10.0)] == ["topic19", "topic18"]
+        assert [status.topic for status in topics.top(2, 10.0)] == ["topic19", "topic18"]
         assert topics.top(0, 10.0) == []
 
     def test_both_windows_count(self) -> None:
@@ -182,8 +182,8 @@ class TestTopTopics:
     def test_a_long_name_is_cut(self, length: int, shown: str) -> None:
         topics = TopTopics()
         topics.count("ñ" * length, 1)
-        (one,) = topics.top(10, 1.0)
-        assert one.topic == shown
+        (status,) = topics.top(10, 1.0)
+        assert status.topic == shown
 
     @few
     @given(
@@ -211,7 +211,7 @@ class TestTopTopics:
             whole[topic] += messages
         found = topics.top(count, seconds)
         rates = sorted((messages / (before_seconds + seconds) for messages in whole.values()), reverse=True)
-        assert [one.messages_per_second for one in found] == pytest.approx(rates[:count])
-        for one in found:
-            assert one.messages_per_second == pytest.approx(whole[one.topic] / (before_seconds + seconds))
-        assert len({one.topic for one in found}) == len(found)
+        assert [top.messages_per_second for top in found] == pytest.approx(rates[:count])
+        for top in found:
+            assert top.messages_per_second == pytest.approx(whole[top.topic] / (before_seconds + seconds))
+        assert len({top.topic for top in found}) == len(found)

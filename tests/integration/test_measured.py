@@ -209,11 +209,12 @@ class TestTraffic:
         """Wait until both ends have counted the same bytes, and return those of the producer."""
 
         def counted() -> tuple[int, int]:
-            return producer.counters["bytes_in"], producer.counters["bytes_out"]
+            traffic = producer.service.node.traffic
+            return traffic.bytes_in, traffic.bytes_out
 
         def counted_there() -> tuple[int, int]:
-            written = sum(consumer.counters["bytes_out"] for consumer in consumers)
-            return written, sum(consumer.counters["bytes_in"] for consumer in consumers)
+            traffic = [consumer.service.node.traffic for consumer in consumers]
+            return sum(each.bytes_out for each in traffic), sum(each.bytes_in for each in traffic)
 
         await eventually(lambda: counted() == counted_there(), "both have counted the same")
         return counted()
@@ -247,12 +248,13 @@ class TestTraffic:
         async with soon(), publisher_of(producer) as publisher:
             publisher.send(publish_of(1, "news", "x" * 1000))
             await publisher.confirmed(1)
-            assert producer.counters["bytes_in"] > consumer.counters["bytes_out"] + 1000
+            written = consumer.service.node.traffic.bytes_out
+            assert producer.service.node.traffic.bytes_in > written + 1000
 
     async def test_a_consumer_that_is_down(self, nodes: Nodes) -> None:
         producer = await nodes.producer([f"127.0.0.1:{free_port()}"])
         await eventually(lambda: producer.links[0].failures, "it was tried")
-        assert (producer.counters["bytes_in"], producer.counters["bytes_out"]) == (0, 0)
+        assert await self.same(producer) == (0, 0)
 
 
 class TestConfirmSeconds:

@@ -2,12 +2,12 @@
 
 State of a `Reporter`, and when it changes::
 
-    counters, connections     the node's own, changed by the service and the node; only read here
-    window                    10 seconds; `watch` ends it and lets the node end its own (top topics)
-      event loop's lag        the largest of this window and of the one before
-      copies of the counters  one for each of the last 7 window ends: differences to the oldest are "recent"
-    refused peers             the last peer of each counter of refusals
-    report, and its JSON      made when asked for, used again for `FRESH_SECONDS`, dropped by `configure`
+    counters, traffic, connections   changed by the service, the node and the connections, only read here
+    window                           10 seconds; `watch` ends it and lets the node end its own (top topics)
+      event loop's lag               the largest of this window and of the one before
+      copies of the counters         one per window end, the last 7: "recent" is the difference to the oldest
+    refused peers                    the last peer of each counter of refusals
+    report, and its JSON             made on demand, reused for `FRESH_SECONDS`, dropped by `configure`
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ..config.addresses import Address
 from ..config.keys import Keys
 from ..config.model import NodeConfig
 from ..net.certificates import TlsContexts
-from ..net.connection import Connection
+from ..net.connection import Connection, Traffic
 from ..report.report import (
     FRESH_SECONDS,
     MAX_SLOW_PEERS,
@@ -54,6 +54,7 @@ class Reporter:
     Args:
         role: The node's role.
         facts: Returns the values of the role; takes the age of the current window in seconds.
+        traffic: Counts the bytes of all connections of the node.
         counters: The node's counters.
         connections: The connections that the node accepted, kept up to date by the service.
 
@@ -67,10 +68,11 @@ class Reporter:
         role: str,
         facts: Callable[[float], Facts],
         *,
+        traffic: Traffic,
         counters: Counter[str],
         connections: Collection[Connection],
     ) -> None:
-        self.role, self._facts = role, facts
+        self.role, self._facts, self._traffic = role, facts, traffic
         self._counters, self._connections = counters, connections
         self._id = secrets.token_hex(8)
         self._started = self._window_began = time.monotonic()
@@ -110,8 +112,10 @@ class Reporter:
                 self._counters_before.append(self._counters.copy())
 
     def counters(self) -> dict[str, int]:
-        """Return the counters of the node in the order of their names."""
-        return dict(sorted({"bytes_in": 0, "bytes_out": 0, **self._counters}.items()))
+        """Return the counters of the node and its bytes, in the order of their names."""
+        counters = self._counters.copy()
+        counters["bytes_in"], counters["bytes_out"] = self._traffic.bytes_in, self._traffic.bytes_out
+        return dict(sorted(counters.items()))
 
     def report(self) -> Report:
         """Return the report of the node, at most `FRESH_SECONDS` old."""

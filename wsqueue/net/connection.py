@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import ClassVar, cast
@@ -60,6 +59,20 @@ class Handler:
         """Let go of a connection, whether or not it was ever established."""
 
 
+class Traffic:
+    """Count the bytes of several connections, without those that TLS adds.
+
+    Attributes:
+        bytes_in: Bytes read so far.
+        bytes_out: Bytes written so far.
+    """
+
+    __slots__ = ("bytes_in", "bytes_out")
+
+    def __init__(self) -> None:
+        self.bytes_in = self.bytes_out = 0
+
+
 class Connection(asyncio.Protocol):
     """Drive one session over one transport.
 
@@ -72,7 +85,7 @@ class Connection(asyncio.Protocol):
         handler: What to do with events; an acceptor learns it from the request.
         on_lost: Called last, when the connection is gone.
         tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
-        counters: Where `bytes_in` and `bytes_out` are counted, without the bytes that TLS adds.
+        traffic: Counts the bytes of this and other connections.
 
     Attributes:
         heard_at: When the latest bytes were read (monotonic), 0 before any.
@@ -81,7 +94,6 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing",
-        "_counters",
         "_eof_due",
         "_established",
         "_limits",
@@ -91,6 +103,7 @@ class Connection(asyncio.Protocol):
         "_problem",
         "_timer",
         "_tls",
+        "_traffic",
         "_transport",
         "_waiting",
         "_waiting_bytes",
@@ -110,12 +123,12 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, Closed], None] | None = None,
         tls: TlsStream | None = None,
         *,
-        counters: Counter[str] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.session = session
         self.handler = handler
         self.peer = ""
-        self._counters = Counter() if counters is None else counters
+        self._traffic = traffic or Traffic()
         self.from_this_host = False
         self._writing_paused = False
         self._limits = limits
@@ -141,7 +154,7 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, Closed], None],
         tls: TlsStream | None = None,
         *,
-        counters: Counter[str] | None = None,
+        traffic: Traffic | None = None,
     ) -> Connection:
         """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
         limits = config.limits
@@ -159,7 +172,7 @@ class Connection(asyncio.Protocol):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = cls(session, limits, on_lost=on_lost, tls=tls, counters=counters)
+        connection = cls(session, limits, on_lost=on_lost, tls=tls, traffic=traffic)
         return connection
 
     async def open(self, address: Address) -> None:
@@ -282,7 +295,7 @@ class Connection(asyncio.Protocol):
             self._receive(data)
 
     def _receive(self, data: bytes) -> None:
-        self._counters["bytes_in"] += len(data)
+        self._traffic.bytes_in += len(data)
         events = self.session.receive_data(data)
         if not self._established and any(isinstance(event, HelloDone) for event in events):
             self._establish()
@@ -381,7 +394,7 @@ class Connection(asyncio.Protocol):
 
     def _write(self, data: bytes) -> None:
         assert self._transport is not None
-        self._counters["bytes_out"] += len(data)
+        self._traffic.bytes_out += len(data)
         if self._writing_paused:
             self._waiting.append(data)
             self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES

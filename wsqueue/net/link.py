@@ -26,7 +26,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
@@ -41,7 +40,7 @@ from ..protocol.keys import PreSharedKey
 from ..protocol.pongs import encode_count
 from ..protocol.session import Event, HelloDone, Session
 from .certificates import TlsContexts
-from .connection import Connection, Handler
+from .connection import Connection, Handler, Traffic
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,7 @@ class Link(Handler):
         psk: The key of both ends.
         config: Says how to speak to the peer, and has deadlines and sizes.
         tls: What a connection to a wss:// address needs.
-        counters: Where connections count their bytes.
+        traffic: Counts the bytes of all connections.
 
     Attributes:
         failures: Why the latest attempt at each address failed, and since the last success.
@@ -84,14 +83,14 @@ class Link(Handler):
         psk: PreSharedKey,
         config: ProducerConfig | ClientConfig,
         tls: TlsContexts,
-        counters: Counter[str] | None = None,
+        traffic: Traffic | None = None,
     ) -> None:
         self.addresses = list(addresses)
         self.failures: dict[Address, Closed] = {}
         self.connection: Connection | None = None
         self.since = monotonic()
         self._next = self._ups = 0
-        self._counters = Counter() if counters is None else counters
+        self._traffic = traffic or Traffic()
         self._pause: float | None = None
         self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
         self._attempt: Connection | None = None
@@ -239,7 +238,7 @@ class Link(Handler):
             max_topic_bytes=limits.max_topic_bytes,
         )
         tls = self._tls.connect(address)
-        self._attempt = connection = Connection(session, limits, self, tls=tls, counters=self._counters)
+        self._attempt = connection = Connection(session, limits, self, tls=tls, traffic=self._traffic)
         try:
             await connection.open(address)
             return await self._ended

@@ -13,7 +13,7 @@ from ..config.model import NodeConfig
 from ..journal import log
 from ..monitoring.reporter import Reporter
 from ..net.certificates import TlsContexts
-from ..net.connection import Connection
+from ..net.connection import Connection, Traffic
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from .limits import SPARE_CONNECTIONS
@@ -34,14 +34,18 @@ class Connections(Collection[Connection]):
     Args:
         members: An empty set; the reporter may read it too.
         counters: Counters of the node.
+        traffic: Counts the bytes of all connections of the node.
         reporter: Is told of peers that were refused.
 
     Attributes:
         draining: True while the node drains: then the end of a connection is nothing unusual.
     """
 
-    def __init__(self, members: set[Connection], counters: Counter[str], reporter: Reporter) -> None:
+    def __init__(
+        self, members: set[Connection], counters: Counter[str], traffic: Traffic, reporter: Reporter
+    ) -> None:
         self.draining = False
+        self._traffic = traffic
         self._members, self._counters, self._reporter = members, counters, reporter
         self._closing: tuple[set[Connection], asyncio.Future[None]] | None = None
 
@@ -68,7 +72,7 @@ class Connections(Collection[Connection]):
             return _Dropped()
         stream = tls.accept() if listener.address.tls else None
         connection = Connection.accept(
-            listener.endpoint, keys, config, self._lost, stream, counters=self._counters
+            listener.endpoint, keys, config, self._lost, stream, traffic=self._traffic
         )
         self._members.add(connection)
         self._counters["connections"] += 1

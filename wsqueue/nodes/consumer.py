@@ -29,7 +29,7 @@ from ..errors import WsqueueError
 from ..journal import log
 from ..log.memory import Batch, Outcome, TopicLogs
 from ..net.certificates import TlsContexts
-from ..net.connection import Connection, Handler
+from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.frames import frame_texts
@@ -87,6 +87,7 @@ class Consumer:
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
+        self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
         self.logs = TopicLogs(config.retention, self._done)

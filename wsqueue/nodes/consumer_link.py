@@ -11,7 +11,7 @@ from ..config.addresses import Address
 from ..config.model import ClientConfig, ProducerConfig
 from ..net.certificates import TlsContexts
 from ..net.classic_sender import ClassicSender
-from ..net.connection import Connection
+from ..net.connection import Connection, Traffic
 from ..net.link import Link
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
@@ -32,6 +32,7 @@ class ConsumerLink(Link):
         psk: The key of both ends.
         counters: Counters of this producer.
         tls: TLS contexts of its connections.
+        traffic: Counts the bytes of the producer's connections.
         confirm_seconds: Histogram of the time that batches wait for their confirmation.
 
     Attributes:
@@ -48,9 +49,11 @@ class ConsumerLink(Link):
         counters: Counter[str],
         tls: TlsContexts,
         *,
+        traffic: Traffic,
         confirm_seconds: Histogram,
     ) -> None:
-        super().__init__([address], psk, config, tls, counters)
+        super().__init__([address], psk, config, tls, traffic)
+        self._counters = counters
         self.queue = LinkQueue(config.limits, counters, confirm_seconds)
         self._classic: ClassicSender | None = None
         self._emptied = asyncio.Event()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Protocol
 from ..config.keys import Keys
 from ..config.model import NodeConfig
 from ..net.certificates import TlsContexts
-from ..net.connection import Handler
+from ..net.connection import Handler, Traffic
 from ..protocol.framing import HttpResponse
 from ..report.report import Facts
 from ..report.stats import TopTopics
@@ -18,6 +18,7 @@ class Node(Protocol):
     """A producer or a consumer, without its listeners and pages."""
 
     role: str
+    traffic: Traffic
     top_topics: TopTopics
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]

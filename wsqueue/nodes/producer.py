@@ -13,7 +13,7 @@ from ..config.addresses import Address
 from ..config.keys import Keys
 from ..config.model import NodeConfig, ProducerConfig
 from ..net.certificates import TlsContexts
-from ..net.connection import Connection, Handler
+from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
@@ -49,6 +49,7 @@ class Producer(Handler):
 
     def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
+        self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._confirm_seconds = Histogram()
         self._psk, self._config, self._tls = keys.nodes, config, tls
@@ -213,6 +214,7 @@ class Producer(Handler):
             self._psk,
             self.counters,
             self._tls,
+            traffic=self.traffic,
             confirm_seconds=self._confirm_seconds,
         )
 

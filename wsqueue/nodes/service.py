@@ -67,11 +67,12 @@ class Service:
         self.reporter = Reporter(
             self.node.role,
             self.node.facts,
+            traffic=self.node.traffic,
             counters=self._counters,
             connections=accepted,
         )
         self.reporter.not_ready = self._not_ready
-        self.connections = Connections(accepted, self._counters, self.reporter)
+        self.connections = Connections(accepted, self._counters, self.node.traffic, self.reporter)
         self.listeners = Listeners(self._accept, self.endpoint)
         self._status_endpoint = StatusEndpoint(self.reporter)
         self._pages = Pages(self.reporter)

@@ -129,13 +129,6 @@ def test_no_endpoint(text: str) -> None:
     assert str(caught.value) == expected_form("/producer")
 
 
-def test_what_is_expected() -> None:
-    assert expected_form("") == "expected host:port, [ipv6]:port or unix:/path; with TLS wss://host:port"
-    assert expected_form("/produce") == (
-        "expected host:port/produce, [ipv6]:port/produce or unix:/path:/produce; with TLS wss://host:port/produce"
-    )
-
-
 def test_what_is_expected_is_taken() -> None:
     for endpoint in ("", "/produce", "/subscribe"):
         for form in ("host:1{}", "[::1]:1{}", "unix:/path:{}" if endpoint else "unix:/path"):
@@ -168,12 +161,6 @@ def test_another_path() -> None:
     address = parse_address("node:1/subscribe", "/subscribe")
     assert str(address.with_path("/subscribe/news")) == "node:1/subscribe/news"
     assert str(address) == "node:1/subscribe"
-
-
-def test_an_address_is_a_frozen_value() -> None:
-    assert len({parse_address("node:1"), parse_address("node:1"), parse_address("node:2")}) == 2
-    with pytest.raises(AttributeError):
-        parse_address("node:1").port = 2  # type: ignore[misc]
 
 
 def problem(text: str, endpoint: str) -> str:

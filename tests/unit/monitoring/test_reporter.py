@@ -16,7 +16,7 @@ from wsqueue.config.model import ConsumerConfig, Limits, NodeConfig, Tls
 from wsqueue.monitoring import reporter as reporter_module
 from wsqueue.monitoring.reporter import RECENT_WINDOWS, Reporter
 from wsqueue.net.certificates import TlsContexts
-from wsqueue.net.connection import Connection
+from wsqueue.net.connection import Connection, Traffic
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.report.report import (
@@ -98,6 +98,7 @@ class Node:
 
     def __init__(self, config: NodeConfig | None = None) -> None:
         self.counters: Counter[str] = Counter()
+        self.traffic = Traffic()
         self.connections: set[Connection] = set()
         self.facts = Facts()
         self.asked: list[float] = []
@@ -105,6 +106,7 @@ class Node:
         self.reporter = Reporter(
             "consumer",
             self.facts_of_the_role,
+            traffic=self.traffic,
             counters=self.counters,
             connections=self.connections,
         )
@@ -267,7 +269,14 @@ class TestConnections:
 
     def test_counters_are_sorted_and_the_node_keeps_its_own(self, node: Node) -> None:
         node.counters.update(messages_in=2, deliveries=3)
-        assert list(node.reporter.counters()) == ["bytes_in", "bytes_out", "deliveries", "messages_in"]
+        node.traffic.bytes_in, node.traffic.bytes_out = 500, 700
+        counters = node.reporter.counters()
+        assert list(counters.items()) == [
+            ("bytes_in", 500),
+            ("bytes_out", 700),
+            ("deliveries", 3),
+            ("messages_in", 2),
+        ]
         assert node.counters == {"messages_in": 2, "deliveries": 3}
 
 

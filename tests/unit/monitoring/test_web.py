@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from importlib import resources
 
 import pytest
 
@@ -66,13 +65,6 @@ def test_the_page_has_no_markup_that_the_policy_forbids() -> None:
     html = status_page([]).html
     markup = re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
     assert not re.search(r"\s(?:on\w+|style)=", markup)
-
-
-def test_no_script_makes_markup_of_data() -> None:
-    for script in (client_js(), resources.files("wsqueue.monitoring.web").joinpath("status.js").read_text()):
-        assert not re.search(
-            r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|Function\(", script
-        )
 
 
 def test_ids_are_unique_and_the_script_finds_all_of_them() -> None:

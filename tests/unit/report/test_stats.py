@@ -22,31 +22,6 @@ class TestHistogram:
     def test_nothing(self) -> None:
         assert Histogram().status() == HistogramStatus(list(TIME_BOUNDS), [0] * (len(TIME_BOUNDS) + 1), 0.0)
 
-    @pytest.mark.parametrize("index", range(len(TIME_BOUNDS)))
-    def test_a_bound_belongs_to_what_is_at_most_it(self, index: int) -> None:
-        histogram = Histogram()
-        histogram.observe(TIME_BOUNDS[index])
-        histogram.observe(TIME_BOUNDS[index] * 1.0001, 3)
-        counts = histogram.status().counts
-        assert (counts[index], counts[index + 1], sum(counts)) == (1, 3, 4)
-
-    def test_above_all_bounds(self) -> None:
-        histogram = Histogram()
-        histogram.observe(10.5)
-        histogram.observe(1e9, 2)
-        assert histogram.status().counts == [0] * len(TIME_BOUNDS) + [3]
-        assert histogram.status().sum == 2e9 + 10.5
-
-    def test_zero(self) -> None:
-        histogram = Histogram()
-        histogram.observe(0.0)
-        assert histogram.status().counts[0] == 1
-
-    def test_a_count_of_zero_changes_nothing(self) -> None:
-        histogram = Histogram()
-        histogram.observe(12345.0, 0)
-        assert histogram.status() == Histogram().status()
-
     def test_a_status_does_not_change_later(self) -> None:
         histogram = Histogram()
         before = histogram.status()
@@ -57,7 +32,7 @@ class TestHistogram:
         assert all(low < high for low, high in itertools.pairwise(TIME_BOUNDS))
 
     @few
-    @given(st.lists(st.tuples(times, st.integers(1, 1000))))
+    @given(st.lists(st.tuples(times | st.floats(100, 1e9), st.integers(0, 1000))))
     def test_like_a_simple_one(self, observed: list[tuple[float, int]]) -> None:
         histogram = Histogram()
         for seconds, count in observed:
@@ -73,26 +48,6 @@ class TestHistogram:
 
 
 class TestPeak:
-    def test_nothing(self) -> None:
-        assert Peak().value == 0.0
-
-    def test_the_largest_of_this_window(self) -> None:
-        peak = Peak()
-        for value in (1.0, 3.0, 2.0):
-            peak.observe(value)
-        assert peak.value == 3.0
-
-    def test_it_is_kept_for_another_window(self) -> None:
-        peak = Peak()
-        peak.observe(3.0)
-        peak.turn()
-        peak.observe(1.0)
-        assert peak.value == 3.0
-        peak.turn()
-        assert peak.value == 1.0
-        peak.turn()
-        assert peak.value == 0.0
-
     @few
     @given(st.lists(st.floats(0, 100) | st.none()))
     def test_like_a_simple_one(self, steps: list[float | None]) -> None:
@@ -111,44 +66,12 @@ class TestTopTopics:
     def test_nothing(self) -> None:
         assert TopTopics().top(10, 5.0) == []
 
-    def test_rates_and_order(self) -> None:
-        topics = TopTopics()
-        topics.count("b", 5)
-        topics.count("a", 10)
-        topics.count("c", 1)
-        topics.count("b", 2)
-        assert topics.top(10, 10.0) == [
-            TopicStatus("a", 1.0),
-            TopicStatus("b", 0.7),
-            TopicStatus("c", 0.1),
-        ]
-
     def test_no_more_than_wanted(self) -> None:
         topics = TopTopics()
         for number in range(20):
             topics.count(f"topic{number}", number + 1)
         assert [status.topic for status in topics.top(2, 10.0)] == ["topic19", "topic18"]
         assert topics.top(0, 10.0) == []
-
-    def test_both_windows_count(self) -> None:
-        topics = TopTopics()
-        topics.count("a", 30)
-        topics.count("b", 5)
-        topics.turn(10.0)
-        topics.count("a", 10)
-        topics.count("c", 20)
-        assert topics.top(10, 10.0) == [
-            TopicStatus("a", 2.0),
-            TopicStatus("c", 1.0),
-            TopicStatus("b", 0.25),
-        ]
-
-    def test_windows_before_the_last_are_forgotten(self) -> None:
-        topics = TopTopics()
-        topics.count("a", 30)
-        topics.turn(10.0)
-        topics.turn(10.0)
-        assert topics.top(10, 5.0) == []
 
     def test_a_window_that_has_just_begun_makes_no_huge_rate(self) -> None:
         topics = TopTopics()

@@ -187,8 +187,9 @@ class ConsumerLink(Link):
     def _send_held(self) -> None:
         queue = self.queue
         while queue.sendable and self.open:
-            assert self.connection is not None
-            (self._classic or self.connection).send(queue.next_slice())
+            sender = self._classic or self.connection
+            assert sender is not None
+            sender.send(queue.next_slice())
         self._pass_on()
 
     def _pass_on(self) -> None:

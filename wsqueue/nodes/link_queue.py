@@ -154,7 +154,7 @@ class LinkQueue:
         """Return True if publishers must stop."""
         if self._connected and self._waiting_bytes >= SLOW_LINK_BYTES:
             return True
-        return self.held_bytes >= self.limits.max_held_bytes
+        return self._waiting_bytes + self._unconfirmed_bytes >= self.limits.max_held_bytes
 
     @property
     def held_bytes(self) -> int:
@@ -180,8 +180,11 @@ class LinkQueue:
             publishers: Number of connected publishers, each of which may have been read once.
         """
         limits = self.limits
+        excess = self._waiting_bytes + self._unconfirmed_bytes - 2 * limits.max_held_bytes
+        if excess < 0:
+            return False
         one_read = limits.max_message_bytes + READ_MARGIN_BYTES
-        return self.held_bytes >= 2 * limits.max_held_bytes + publishers * one_read + self._held_at_reload
+        return excess >= publishers * one_read + self._held_at_reload
 
     def hold(self, batches: Sequence[ForwardBatch], read_at: float | None = None) -> None:
         """Add batches at the end.
@@ -208,7 +211,7 @@ class LinkQueue:
 
     def released(self) -> Collection[Origin]:
         """Return the stopped publishers once less is held, each of them once."""
-        if self.empty:
+        if self._held_at_reload and self.empty:
             self._held_at_reload = 0
         if not self._blocked or self.full:
             return ()

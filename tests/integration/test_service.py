@@ -197,7 +197,7 @@ async def test_a_drain_delivers_all_that_was_taken_in(nodes: Nodes, log: Log) ->
         assert len(log.lines("stopped ")) == 2
 
 
-async def test_a_drain_closes_first_who_feeds_the_node(nodes: Nodes) -> None:
+async def test_a_drain_closes_connections_that_send_messages_first(nodes: Nodes) -> None:
     consumer = await nodes.consumer(close_seconds=10.0)
     async with (
         soon(),
@@ -219,7 +219,7 @@ async def test_a_drain_closes_first_who_feeds_the_node(nodes: Nodes) -> None:
         await draining
 
 
-async def test_a_drain_ends_although_nobody_answers(nodes: Nodes, log: Log) -> None:
+async def test_a_drain_ends_although_no_peer_answers(nodes: Nodes, log: Log) -> None:
     consumer = await nodes.consumer(close_seconds=60.0, drain_seconds=0.5)
     async with (
         soon(),
@@ -235,7 +235,7 @@ async def test_a_drain_ends_although_nobody_answers(nodes: Nodes, log: Log) -> N
 
 
 async def test_a_drain_ends_although_a_consumer_is_stuck(nodes: Nodes, log: Log) -> None:
-    """The whole of a stop has `drain_seconds`, for that is what systemd is told."""
+    """The whole stop takes `drain_seconds` at most, because systemd kills the process then."""
     async with soon(), RawServer() as server:
         producer = await nodes.producer([server.address], close_seconds=60.0, drain_seconds=0.5)
         stuck = await server.next()
@@ -270,7 +270,7 @@ async def test_a_drain_waits_for_a_consumer_that_comes_back(nodes: Nodes) -> Non
         assert producer.counters["lost_held"] == 0
 
 
-async def test_a_drain_says_what_it_could_not_deliver(nodes: Nodes, log: Log) -> None:
+async def test_a_drain_reports_undelivered_messages(nodes: Nodes, log: Log) -> None:
     producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=0.3)
     async with soon(), connected(producer.url("/produce"), KEY) as publisher:
         await publisher.publish("news", "1", "2", "3")
@@ -330,7 +330,7 @@ async def test_signals(nodes: Nodes, log: Log) -> None:
     assert consumer.service.addresses == []
 
 
-async def test_what_nobody_caught_is_logged(nodes: Nodes, log: Log) -> None:
+async def test_an_exception_that_nothing_caught_is_logged(nodes: Nodes, log: Log) -> None:
     consumer = nodes.made(Consumer)
     async with soon(), running(consumer):
         await eventually(lambda: consumer.service.addresses, "it has started")
@@ -517,7 +517,7 @@ async def test_listeners_come_and_go(nodes: Nodes, log: Log) -> None:
             assert consumer.service.addresses[0].port == int(address.rpartition(":")[2])
             for reachable in (address, second):
                 assert (await http_get(reachable, "/healthz"))[0] == 200
-            with pytest.raises(OSError):  # noqa: PT011 - it depends on who removes the socket file
+            with pytest.raises(OSError):  # noqa: PT011 - it depends on which side removes the socket file
                 await http_get(first, "/healthz")
             assert [file.name for file in nodes.directory.glob("*.sock")] == ["second.sock"]
             async with connected(f"ws://{address}/producer", KEY) as producer:
@@ -612,7 +612,7 @@ async def test_a_unix_socket_in_use_is_refused(nodes: Nodes) -> None:
 
 @pytest.mark.timeout(30)
 async def test_a_unix_socket_whose_owner_is_busy_is_refused(nodes: Nodes) -> None:
-    """Its queue is full, so that whoever connects has to wait."""
+    """Its queue is full, so that a client has to wait."""
     path = nodes.directory / "node.sock"
     with contextlib.ExitStack() as stack:
         busy = stack.enter_context(socket.socket(socket.AF_UNIX))

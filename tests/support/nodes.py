@@ -1,4 +1,4 @@
-"""Nodes on the event loop of a test, and what the tests wait with."""
+"""Nodes on the event loop of a test, and helpers that wait for a condition."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ class RunningNode:
         await eventually(lambda: not self.service.node.not_ready(), "all links are up")
 
     async def subscribed(self, topic: str, count: int = 1) -> None:
-        """Wait until the consumer has so many subscribers of a topic, classic or not."""
+        """Wait until a topic has `count` subscribers, classic or not."""
         await eventually(lambda: self.subscribers(topic) == count, f"{count} subscribers of {topic!r}")
 
     def subscribers(self, topic: str) -> int:

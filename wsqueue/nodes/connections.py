@@ -79,7 +79,7 @@ class Connections(Collection[Connection]):
         return connection
 
     def announce_drain(self) -> None:
-        """Tell the peers that speak v2 to go elsewhere, or to come back one after the other."""
+        """Tell the peers that speak v2 to go elsewhere, or to come back after a random time."""
         retry_seconds = min(len(self._members) / RECONNECTS_PER_SECOND, MAX_RETRY_SECONDS)
         for connection in self:
             if connection.session.v2:

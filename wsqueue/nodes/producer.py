@@ -62,7 +62,7 @@ class Producer(Handler):
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
-        """Return what serves a path: `/produce`."""
+        """Return the handler of `/produce`, or an error page for any other path."""
         if path == "/produce":
             return self
         return HttpResponse(404, "Not found: this producer has /produce.\n")
@@ -78,7 +78,7 @@ class Producer(Handler):
         return f"no link to {', '.join(down)}" if down else ""
 
     def facts(self, window_seconds: float) -> Facts:
-        """Return how the node is, at length."""
+        """Return the values that a report has of a producer."""
         return Facts(
             links=[link.link_status() for link in self.links],
             confirm_seconds=self._confirm_seconds.status(),
@@ -86,7 +86,7 @@ class Producer(Handler):
         )
 
     def status(self) -> str:
-        """Return how the node is, in a few words."""
+        """Return the status in a few words."""
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 

@@ -180,7 +180,7 @@ class Service:
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
     def endpoint(self, listener: Listener, connection: Connection, path: str) -> Handler | HttpResponse:
-        """Return what serves a request: a page of every node, or an endpoint of this one."""
+        """Return the handler of a request, or the page that answers it."""
         path = path.partition("?")[0]
         all_pages = listener.pages_only or self._pages.allowed(connection)
         page = self._pages.answer(path, all_pages=all_pages)

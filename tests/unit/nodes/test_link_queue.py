@@ -20,7 +20,7 @@ from wsqueue.report.stats import Histogram
 
 SLICE, WINDOW, SLOW, HELD = 1500, 4000, 2500, 6000
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
-DATA_REFUSED = Closed(CloseCode.INVALID_PACKET, "what is that?", by_peer=True)
+DATA_REFUSED = Closed(CloseCode.INVALID_PACKET, "unknown field", by_peer=True)
 
 Key = tuple[str, int]
 
@@ -68,34 +68,34 @@ class Machine(RuleBasedStateMachine):
         self.expected: Counter[str] = Counter()
 
     @rule(
-        who=st.integers(0, 3),
+        index=st.integers(0, 3),
         topic=st.sampled_from("ab"),
         counts=st.lists(st.integers(1, 3), min_size=1, max_size=4),
         chained=st.booleans(),
         valid=st.sampled_from([True, True, True, False]),
     )
-    def publish(self, who: int, topic: str, counts: list[int], chained: bool, valid: bool) -> None:
+    def publish(self, index: int, topic: str, counts: list[int], chained: bool, valid: bool) -> None:
         """Publish batches; the last of the publishers is classic."""
-        is_classic = who == len(self.origins) - 1
+        is_classic = index == len(self.origins) - 1
         batches = []
         for count in counts:
-            after = self.numbers[who] if chained and not is_classic else 0
-            number = self.numbers[who] = self.numbers[who] + 1
+            after = self.numbers[index] if chained and not is_classic else 0
+            number = self.numbers[index] = self.numbers[index] + 1
             made = batch(
                 number,
-                *[f"{who} {number}"] * count,
-                publisher=str(who),
+                *[f"{index} {number}"] * count,
+                publisher=str(index),
                 topic=topic,
                 after=after,
-                origin=None if is_classic else self.origins[who],
+                origin=None if is_classic else self.origins[index],
                 count=count if valid or is_classic else count + 1,
             )
             self.held[made.publisher, made.number] = made
             batches.append(made)
         self.queue.hold(batches)
-        if self.queue.block(self.origins[who]):
-            assert self.origins[who] not in self.paused
-            self.paused.add(self.origins[who])
+        if self.queue.block(self.origins[index]):
+            assert self.origins[index] not in self.paused
+            self.paused.add(self.origins[index])
 
     @precondition(lambda self: not self.connected)
     @rule(speaks_v2=st.booleans())
@@ -113,9 +113,9 @@ class Machine(RuleBasedStateMachine):
         for payload in self.queue.next_slice():
             position += 1
             packet = json.loads(payload)
-            who, number = (packet["data"][0] if self.queue.v2 else packet["d"]).split()
-            if not keys or keys[-1] != (who, int(number)):
-                keys.append((who, int(number)))
+            index, number = (packet["data"][0] if self.queue.v2 else packet["d"]).split()
+            if not keys or keys[-1] != (index, int(number)):
+                keys.append((index, int(number)))
             self.wire[keys[-1]] = position
         assert position == self.queue.sent
         for key in keys:
@@ -176,16 +176,16 @@ class Machine(RuleBasedStateMachine):
         self.queue.reloaded()
         assert not self.queue.overfull(0)
 
-    @rule(who=st.integers(0, 3))
-    def leave(self, who: int) -> None:
+    @rule(index=st.integers(0, 3))
+    def leave(self, index: int) -> None:
         """Let a publisher go, and another one come."""
-        self.queue.forget(self.origins[who])
-        self.paused.discard(self.origins[who])
+        self.queue.forget(self.origins[index])
+        self.paused.discard(self.origins[index])
         fresh = Origin(None)
         for each in self.held.values():
-            if each.origin is self.origins[who]:
+            if each.origin is self.origins[index]:
                 each.origin = fresh
-        self.origins[who] = fresh
+        self.origins[index] = fresh
 
     @invariant()
     def adds_up(self) -> None:
@@ -230,18 +230,18 @@ class Machine(RuleBasedStateMachine):
         confirmed: set[Key] = set()
         denied: set[Key] = set()
         for origin, packet in self.queue.answers():
-            who = str(self.origins.index(origin))
+            index = str(self.origins.index(origin))
             if isinstance(packet, v2.Ack):
                 numbers = [number for first, last in packet.numbers for number in range(first, last + 1)]
                 assert len(numbers) == len(set(numbers))
-                confirmed |= {(who, number) for number in numbers}
+                confirmed |= {(index, number) for number in numbers}
                 continue
             assert isinstance(packet, v2.Refused)
-            key = (who, packet.number)
+            key = (index, packet.number)
             assert key not in denied
             denied.add(key)
             if packet.code == "after_refused":
-                assert (who, self.held[key].after) in self.refused
+                assert (index, self.held[key].after) in self.refused
             elif key not in (refusals or ()):
                 assert packet.code == "invalid"
                 assert not self.queue.v2
@@ -351,7 +351,7 @@ class TestFull:
         assert not queue.overfull(1)
         queue.hold([batch(2, "x" * one_read)])
         assert queue.overfull(1)
-        # A reload is no fault of those who publish, until all that it left is gone.
+        # Batches that a reload left are no fault of a publisher, until all of them are gone.
         queue.reloaded()
         assert not queue.overfull(1)
         queue.take_all()

@@ -53,7 +53,7 @@ class Subscriber:
         return self.deliver(outcomes)
 
     def deliver(self, outcomes: list[Outcome]) -> bool:
-        """Hand the reader what is stored."""
+        """Hand stored batches to the reader."""
         records = [
             one.record for one in outcomes if one.record is not None and one.record.topic == self.topic
         ]
@@ -61,7 +61,7 @@ class Subscriber:
         return self.reader.take(records[0].offset, records[-1].end, frames)
 
     def took(self) -> list[Packet]:
-        """Return what has been sent since the last time."""
+        """Return the packets sent since the last call."""
         return self.connection.take()
 
     def writable(self) -> None:
@@ -163,7 +163,7 @@ class TestStart:
 
     @pytest.mark.parametrize("offset", [0, 2, 4, 5, 1000])
     def test_at_an_offset_of_another_log(self, offset: int) -> None:
-        """What it has seen there nobody knows, so it gets all there is."""
+        """It is not known what the subscriber has read there, so it gets everything that is kept."""
         logs = published("abc", "d", "ef", max_messages_per_topic=3)
         subscriber = Subscriber(logs, Subscribe("news", "offset", "another", offset))
         assert subscriber.took() == [
@@ -174,7 +174,7 @@ class TestStart:
         ]
 
     def test_beyond_the_end_of_the_log(self) -> None:
-        """E.g. since a consumer has lost what it had not yet written."""
+        """For example because a consumer has lost batches that it had not written yet."""
         logs = published("abc", "d")
         subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 5))
         assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]
@@ -308,7 +308,7 @@ class TestFallingBehind:
         "start", [Subscribe("news", "earliest"), Subscribe("news", "offset", "another", 0)]
     )
     def test_it_has_a_right_to_all_that_comes_after_the_beginning(self, start: Subscribe) -> None:
-        """Though it could not say that it has missed what had gone before."""
+        """Although it can't know that it missed the messages before."""
         logs = published("a", max_messages_per_topic=2)
         subscriber = Subscriber(logs, start)
         subscriber.took()
@@ -349,7 +349,7 @@ class TestFallingBehind:
         assert subscriber.counters["fell_behind"] == 0
 
     def test_its_topic_is_not_forgotten_while_nothing_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Else what comes next would be elsewhere, and look like a gap."""
+        """Otherwise the next message would have another offset, and look like a gap."""
         monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 2)
         logs = published("abc")
         one, two = Subscriber(logs, Subscribe("news")), Subscriber(logs, Subscribe("news"))
@@ -415,13 +415,13 @@ class TestFallingBehind:
         logs = published("abc", "d", max_messages_per_topic=5, max_age_seconds=10)
         subscriber = Subscriber(logs, packet)
         taken: list[Packet] = []
-        for what, value in history:
-            if what == "publish":
+        for step, value in history:
+            if step == "publish":
                 subscriber.publish(*["x"] * value)
-            elif what == "congested":
+            elif step == "congested":
                 subscriber.connection.is_congested = bool(value)
                 subscriber.reader.catch_up()
-            elif what == "drain":
+            elif step == "drain":
                 subscriber.connection.room = value
                 subscriber.reader.catch_up()
             else:
@@ -519,7 +519,7 @@ class TestArchive:
         assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 4, 3), deliver(4, "e", "f")]
 
     async def test_from_the_earliest_when_the_archive_has_dropped_it(self) -> None:
-        """Nobody has missed anything, but where it begins must be known, for it may be the end."""
+        """Nothing is missed, but the subscriber must learn where it starts, because that may be the end."""
         for dropped, rest in ((2, [deliver(4, "e", "f")]), (3, [])):
             logs = await self.logs("abc", "d", "ef")
             del self.archive.stored[:dropped]
@@ -560,7 +560,7 @@ class TestArchive:
         assert rest == [deliver(3, "d")]
 
     async def test_what_the_archive_knows_before_it_has_been_told(self) -> None:
-        """Its reader may find what its writer has committed and not yet told of."""
+        """Its reader may find records that its writer has committed and not reported yet."""
         logs = await self.logs("ab")
         subscriber = Subscriber(logs, Subscribe("news", "earliest"))
         logs.append(Batch("news", ["c"]), Batch("news", ["d"]))
@@ -612,7 +612,7 @@ class TestArchive:
         subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
         connection.room = 1
         await turns()
-        # One read, which is what there is; and then it has to take that.
+        # One read finds all there is; the subscriber must take that first.
         assert len([one for one in subscriber.took() if isinstance(one, Deliver)]) == 5
         assert not self.publish(subscriber, "late")
         await turns()

@@ -50,7 +50,7 @@ def test_a_topic_without_subscribers_is_forgotten() -> None:
     topics: Topics[int] = Topics()
     for number in range(100):
         topics.subscribe(f"topic{number}", 1)
-        topics.subscribers("nobody's")
+        topics.subscribers("unused")
         topics.unsubscribe(f"topic{number}", 1)
     assert len(topics) == 0
 
@@ -83,5 +83,5 @@ def test_any_history_as_a_plain_list_has_it(history: list[tuple[bool, str, int]]
             if (topic, subscriber) in plain:
                 plain.remove((topic, subscriber))
         for one in "xyz":
-            assert topics.subscribers(one) == [who for name, who in plain if name == one]
+            assert topics.subscribers(one) == [subscriber for name, subscriber in plain if name == one]
         assert len(topics) == len({name for name, _ in plain})

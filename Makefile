@@ -13,6 +13,7 @@ PORT ?= 8000
 SCHEDULES ?= 1000
 # Processes that share the tests: tests/conftest.py says how.
 WORKERS ?= 3
+SHELL_SCRIPTS := .ci/run $(addprefix scripts/,lab pin promtool setup zipapp)
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
 LAB_HOSTS := consumer1 consumer2 consumer3 producer1 producer2 demo1
 
@@ -34,6 +35,14 @@ $(RUNS): scripts/setup pyproject.toml constraints.txt
 .PHONY: demo
 demo: $(RUNS) ## Start a cluster on loopback, verify it, open the demo terminal (TOPIC=news)
 	@$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
+
+.PHONY: check
+check: $(READY) ## Run the linters and the unit tests side by side, in a minute: no sockets, no root
+	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint unit
+
+.PHONY: unit
+unit: $(READY) ## Run the unit tests
+	$(BIN)/pytest --quiet --numprocesses 2 tests/unit
 
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage
@@ -76,6 +85,7 @@ lint: $(READY) ## Run all linters
 	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
 	$(BIN)/shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/*)
 	$(BIN)/python scripts/check-role-variables
+	if command -v shellcheck >/dev/null; then shellcheck $(SHELL_SCRIPTS); fi
 
 .PHONY: format
 format: $(READY) ## Format the code

@@ -1,0 +1,207 @@
+"""Findings of `wsqueue doctor` in files, names and sockets of this host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from wsqueue.config.model import ClientConfig
+from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.tools import doctor
+from wsqueue.tools.doctor import host
+from wsqueue.tools.doctor.findings import Finding
+
+from ..support.certificates import Authority
+from ..support.ports import some_port
+
+SECRET = "correct horse battery staple"
+(FINGERPRINT,) = PreSharedKey(SECRET).fingerprints()
+
+
+def bad(found: Sequence[Finding]) -> list[tuple[str, str, str]]:
+    return [(finding.state, finding.subject, finding.text) for finding in found if finding.state != "ok"]
+
+
+def configuration(directory: Path, text: str, secret: str | None = SECRET, name: str = "node.toml") -> str:
+    """Write a configuration, with a key unless it is None."""
+    if secret is not None:
+        psk = directory / "psk"
+        psk.touch(mode=0o600)
+        psk.write_text(secret)
+        text = f'psk_file = "psk"\n{text}'
+    (directory / name).write_text(text)
+    return str(directory / name)
+
+
+CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
+DEMO = 'role = "demo"\nproducers = ["127.0.0.1:1/produce"]\nconsumers = ["127.0.0.1:2/subscribe"]\n'
+
+
+async def check(*files: str) -> tuple[list[Finding], list[ClientConfig]]:
+    clusters: list[ClientConfig] = []
+    said: list[str] = []
+    found = [finding async for finding in doctor.check_files(files, clusters, said.append)]
+    assert said[0] == f"checking {files[0]}"
+    return found, clusters
+
+
+@pytest.mark.anyio
+class TestFiles:
+    async def test_a_good_one(self, tmp_path: Path) -> None:
+        file = configuration(tmp_path, CONSUMER + "limits.max_connections = 10\n")
+        found, _ = await check(file)
+        assert bad(found) == []
+        assert [finding.subject for finding in found] == [file] * 4 + ["memory"]
+        assert found[1].text.startswith(
+            f"The pre-shared key has the fingerprint {FINGERPRINT}; {tmp_path}/psk can"
+        )
+        assert SECRET not in str(found)
+
+    async def test_one_that_is_wrong_does_not_keep_others_from_being_checked(self, tmp_path: Path) -> None:
+        wrong = configuration(tmp_path, CONSUMER + "lissten = 1\n", name="wrong.toml")
+        missing = str(tmp_path / "missing.toml")
+        found, _ = await check(wrong, missing, configuration(tmp_path, CONSUMER))
+        assert bad(found)[:2] == [
+            ("problem", wrong, "line 4: lissten: unknown key: did you mean listen?"),
+            ("problem", missing, "cannot read it: No such file or directory."),
+        ]
+        assert found[2].state == "ok"
+
+    @pytest.mark.parametrize(
+        ("secret", "mode", "words"),
+        [
+            ("", 0o600, "the pre-shared key is empty"),
+            (SECRET, 0o644, "all users may read the key"),
+            ("pre-shared-key", 0o600, "the pre-shared key is the original nodes' default"),
+        ],
+    )
+    async def test_a_bad_key(self, tmp_path: Path, secret: str, mode: int, words: str) -> None:
+        file = configuration(tmp_path, DEMO, secret)
+        (tmp_path / "psk").chmod(mode)
+        found, clusters = await check(file)
+        ((state, subject, text),) = bad(found)
+        assert (state, subject) == ("problem", file)
+        assert text.startswith(f"The key cannot be used: {tmp_path}/psk: {words}")
+        assert clusters == []
+
+    async def test_keys_of_nodes(self, tmp_path: Path) -> None:
+        nodes = tmp_path / "nodes"
+        nodes.touch(mode=0o640)
+        nodes.write_text("another secret")
+        found, _ = await check(configuration(tmp_path, CONSUMER + 'node_psk_file = "nodes"\n'))
+        (of_nodes,) = PreSharedKey("another secret").fingerprints()
+        assert f"The pre-shared key of the nodes has the fingerprint {of_nodes}; {nodes} can" in found[2].text
+        assert " and group " in found[2].text
+        nodes.write_text(SECRET)
+        found, _ = await check(str(tmp_path / "node.toml"))
+        assert "a key of the nodes is a key of the clients too" in bad(found)[0][2]
+
+    async def test_certificates(self, tmp_path: Path) -> None:
+        tls = Authority(tmp_path).issue("node", days=0.9)
+        listen = CONSUMER.replace("127", "wss://127")
+        table = f'[tls]\ncertificate = "{tls.certificate}"\nkey = "{tls.key}"\nca = "{tls.ca}"\n'
+        file = configuration(tmp_path, listen + table)
+        found, _ = await check(file)
+        texts = {finding.state: finding.text for finding in found if "certificate in" in finding.text}
+        assert texts["problem"].startswith(f"The certificate in {tls.certificate} expires to")
+        assert texts["ok"].startswith(f"The certificate in {tls.ca} is good until ")
+        (tmp_path / "node.key").chmod(0o644)
+        found, _ = await check(file)
+        assert bad(found)[0][2].startswith(f"The certificates cannot be used: {tls.key}: all users may read")
+
+    @pytest.mark.parametrize("days", [90, -1])
+    async def test_a_certificate_of_another_authority(self, tmp_path: Path, days: float) -> None:
+        own = Authority(tmp_path).issue("node", days=days, hosts=["elsewhere"])
+        other = Authority(tmp_path, "other").file
+        listen = CONSUMER.replace("127", "wss://127")
+        for ca, trusted in ((own.ca, True), (str(other), False)):
+            table = f'[tls]\ncertificate = "{own.certificate}"\nkey = "{own.key}"\nca = "{ca}"\n'
+            found, _ = await check(configuration(tmp_path, listen + table))
+            assert any(f"trusts {ca}" in text for _, _, text in bad(found)) != trusted
+
+    async def test_unwise_configurations(self, tmp_path: Path) -> None:
+        found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]")))
+        assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from other hosts")
+
+    async def test_names_without_an_address(self, tmp_path: Path) -> None:
+        file = configuration(tmp_path, DEMO.replace("127.0.0.1:2", "nowhere.invalid:2"))
+        ((state, _, text),) = bad((await check(file))[0])
+        assert state == "problem"
+        assert text.startswith("No IP address is known for nowhere.invalid")
+
+    async def test_a_port_that_is_free(self, tmp_path: Path) -> None:
+        port = some_port()
+        found, _ = await check(configuration(tmp_path, CONSUMER.replace(":0", f":{port}")))
+        assert f"127.0.0.1:{port} is free for the node." in [finding.text for finding in found]
+
+    async def test_a_port_that_another_process_has(self, tmp_path: Path) -> None:
+        with listening() as port:
+            found, _ = await check(configuration(tmp_path, CONSUMER.replace(":0", f":{port}")))
+        ((state, _, text),) = bad(found)
+        assert state == "problem"
+        assert text.startswith(f"Process {os.getpid()} (")
+        assert text.endswith(f") listens at 127.0.0.1:{port}, and not a node with this file.")
+
+    async def test_a_port_whose_process_cannot_be_seen(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(host, "_owner", lambda _address: None)
+        with listening() as port:
+            text = CONSUMER.replace(":0", f":{port}") + "limits.hello_seconds = 0.1\n"
+            found, _ = await check(configuration(tmp_path, text))
+        ((state, _, text),) = bad(found)
+        assert state == "warning"
+        assert f"at 127.0.0.1:{port}: " in text
+
+    async def test_an_address_of_another_host(self, tmp_path: Path) -> None:
+        found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1:0", "192.0.2.77:10001")))
+        assert any(text.startswith("Nothing can listen at 192.0.2.77:10001: ") for _, _, text in bad(found))
+
+    async def test_unix_sockets(self, tmp_path: Path) -> None:
+        place = tmp_path / "node.sock"
+        file = configuration(tmp_path, f'role = "consumer"\nlisten = ["unix:{place}"]\n')
+        found, _ = await check(file)
+        assert f"unix:{place} is free for the node." in [finding.text for finding in found]
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(place))
+            listener.listen()
+            found, _ = await check(file)
+        assert any(f"at unix:{place}: " in text for _, _, text in bad(found))
+
+    async def test_the_directory_of_the_log(self, tmp_path: Path) -> None:
+        table = '[retention]\nmode = "sqlite"\nmax_bytes = 1048576\n'
+        file = configuration(tmp_path, CONSUMER + table + 'directory = "logs"\n')
+        found, _ = await check(file)
+        assert any(f"{tmp_path}/logs has " in finding.text for finding in found if finding.state == "ok")
+        (tmp_path / "logs").write_text("a file")
+        found, _ = await check(file)
+        assert any(text.startswith(f"The log cannot be kept in {tmp_path}/logs") for _, _, text in bad(found))
+        found, _ = await check(configuration(tmp_path, CONSUMER + table))
+        assert ("warning", file, "No directory is configured for the log.") in bad(found)
+        huge = table.replace("1048576", str(2**40)) + 'directory = "more"\n'
+        found, _ = await check(configuration(tmp_path, CONSUMER + huge))
+        assert any(f"{tmp_path}/more has " in text and "1.0 TiB" in text for _, _, text in bad(found))
+
+    async def test_a_demo_file_leads_to_its_cluster(self, tmp_path: Path) -> None:
+        _, clusters = await check(configuration(tmp_path, DEMO))
+        assert [cluster.producers for cluster in clusters] == [["127.0.0.1:1/produce"]]
+
+    async def test_a_cluster_whose_certificates_cannot_be_used_is_not_asked(self, tmp_path: Path) -> None:
+        file = configuration(tmp_path, DEMO.replace("127", "wss://127") + f'tls.ca = "{tmp_path}/none"\n')
+        found, clusters = await check(file)
+        assert clusters == []
+        assert bad(found)[0][2].startswith("The certificates cannot be used: ")
+
+
+@contextmanager
+def listening() -> Iterator[int]:
+    """Listen, and answer no connection."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]

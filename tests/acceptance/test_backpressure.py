@@ -23,7 +23,6 @@ from websockets.frames import Opcode
 from tests.support.classic_peer import topic_of
 from tests.support.raw_peer import RawSocket, request_of
 from tests.support.raw_v2_peer import V2Socket, forward_of, new_secret, publish_of
-from tests.unit.docs.test_docs import rows
 from wsqueue import Client, Message, Subscription
 from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
 from wsqueue.client.outbox import WINDOW_BYTES, WINDOW_MESSAGES
@@ -41,6 +40,7 @@ from wsqueue.protocol.session import MAX_HELLO_BYTES
 from wsqueue.protocol.v2 import OVERHEAD_BYTES
 from wsqueue.report.stats import MAX_COUNTED_TOPICS
 
+from ..support.documents import rows
 from ..support.processes import (
     Cluster,
     Node,

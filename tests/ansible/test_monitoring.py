@@ -23,8 +23,8 @@ from wsqueue.report.report import (
     TopicStatus,
 )
 
+from ..support.documents import code_blocks, rows
 from ..support.promtool import promtool
-from ..unit.docs.test_docs import code_blocks, rows
 
 FILES = ROOT / "ansible" / "roles" / "wsqueue_monitoring" / "files"
 RULES = FILES / "wsqueue.rules.yml"

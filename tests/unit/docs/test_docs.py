@@ -12,6 +12,7 @@ import msgspec
 import pytest
 import tomli
 
+from tests.support.documents import code_blocks, rows
 from tests.support.paths import ROOT
 from wsqueue.cli.common import ExitCode
 from wsqueue.config import model
@@ -50,19 +51,6 @@ from wsqueue.version import __version__
 TABLES = {"limits": Limits, "monitoring": Monitoring, "retention": Retention, "tls": Tls}
 TITLES = {"tls": "TLS", "retention": "Retention", "monitoring": "Monitoring"}
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-
-
-def rows(document: str, heading: str) -> list[list[str]]:
-    """Return the body of the first table after a heading."""
-    text = (ROOT / document).read_text().split(f"# {heading}\n", 1)[1]
-    table = re.search(r"^\|.*\|$(?:\n^\|.*\|$)+", text, re.MULTILINE)
-    assert table is not None
-    lines = table[0].splitlines()[2:]
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-
-
-def code_blocks(document: Path, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def test_the_limits_and_their_defaults() -> None:

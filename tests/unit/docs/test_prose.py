@@ -1,0 +1,68 @@
+"""Plain English in comments, docstrings, help texts and documents, and lines that fit a window."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ...support.documents import without_code
+from ...support.paths import ROOT
+from ...support.prose import prose
+
+WORD = re.compile(r"[\w'-]+")
+WHAT = re.compile(r"\bwhat\b", re.IGNORECASE)
+AVOIDED = re.compile(r"\A(?:Of|Tell whether)\b|\b(?i:lest|likewise|mend(?:s|ed|ing)?|so many)\b")
+"""Say instead: a whole sentence, "Return True if ...", so that, also, fix, n."""
+
+WORDS_PER_WHAT = 500
+"""Prose of so many words may have one "what": most of them begin a clause that lacks its noun."""
+
+ABOVE_TODAY = {"wsqueue": 394, "tests": 331, "bench": 52, "docs": 28, "ansible": 11, ".": 14}
+"""Words that a folder has above the limit until its prose is rewritten: these numbers only fall."""
+
+WIDTH, WIDTHS = 120, {"README.md": 100, "CONTRIBUTING.md": 100}
+"""Columns of a document."""
+
+WIDE_TODAY = 139
+"""Lines of all documents that are wider until they are rewritten: this number only falls."""
+
+
+def files(folder: str) -> list[Path]:
+    """Return the files with prose in a folder; the pages of docs/reference are made of docstrings."""
+    found = ROOT.glob("*.md") if folder == "." else (ROOT / folder).rglob("*")
+    references = ROOT / "docs" / "reference"
+    return sorted(file for file in found if file.suffix in {".py", ".md"} and file.parent != references)
+
+
+def places(file: Path, patterns: Sequence[re.Pattern[str]]) -> list[str]:
+    """Return `file:line: word` of each word in a file."""
+    return [
+        f"{file.relative_to(ROOT)}:{text.line + text.text.count(chr(10), 0, found.start())}: {found[0]}"
+        for text in prose(file)
+        for pattern in patterns
+        for found in pattern.finditer(text.text)
+    ]
+
+
+@pytest.mark.parametrize("folder", ["wsqueue", "tests", "bench", "docs", "ansible", "."])
+def test_plain_english(folder: str) -> None:
+    words = sum(len(WORD.findall(text.text)) for file in files(folder) for text in prose(file))
+    whats = [place for file in files(folder) for place in places(file, [WHAT])]
+    avoided = [place for file in files(folder) for place in places(file, [AVOIDED])]
+    above = max(0, len(whats) - words // WORDS_PER_WHAT) + len(avoided)
+    assert above <= ABOVE_TODAY.get(folder, 0), "\n".join([f"{words} words", *sorted(whats + avoided)])
+
+
+def test_lines_of_documents_fit_a_window() -> None:
+    wide = []
+    for file in [
+        file for folder in ("docs", "ansible", ".") for file in files(folder) if file.suffix == ".md"
+    ]:
+        width = WIDTHS.get(str(file.relative_to(ROOT)), WIDTH)
+        for number, line in enumerate(without_code(file.read_text()).splitlines(), 1):
+            if len(line) > width and " " in line:
+                wide.append(f"{file.relative_to(ROOT)}:{number}: {len(line)} columns")
+    assert len(wide) <= WIDE_TODAY, "\n".join(wide)

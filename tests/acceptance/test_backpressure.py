@@ -34,21 +34,15 @@ from wsqueue.log.sqlite import MAX_GROUP_BYTES
 from wsqueue.net.connection import CONGESTED_BYTES
 from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
-from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from wsqueue.protocol.session import MAX_HELLO_BYTES
 from wsqueue.protocol.v2 import OVERHEAD_BYTES
 from wsqueue.report.stats import MAX_COUNTED_TOPICS
 
+from ..faults.proxy import Link
 from ..support.documents import rows
-from ..support.processes import (
-    Cluster,
-    Node,
-    clean_environment,
-    eventually,
-    in_thread,
-    memory_bytes,
-)
+from ..support.processes import Cluster, Node, clean_environment, memory_bytes
+from ..support.waiting import eventually
 
 pytestmark = [
     pytest.mark.anyio,
@@ -263,7 +257,7 @@ async def running(*tasks: Any) -> AsyncIterator[None]:
 
 async def waiting_messages(producer: Node) -> int:
     """Return how many messages a producer has taken and not yet sent on."""
-    counters = await in_thread(producer.counters)
+    counters = await asyncio.to_thread(producer.counters)
     return counters["messages_in"] - counters["forwarded"]
 
 
@@ -415,7 +409,7 @@ def test_the_bounds_are_documented() -> None:
 async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cluster, size: int) -> None:
     # The subscriber of this test may fall far behind, and must miss nothing.
     retention = {"max_bytes": FAR_TOO_MUCH_BYTES, "max_bytes_per_topic": FAR_TOO_MUCH_BYTES}
-    await in_thread(lambda: cluster.start(2, 1, retention=retention, **PATIENT))
+    await asyncio.to_thread(cluster.start, 2, 1, retention=retention, **PATIENT)
     stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**PATIENT)
     came = Received()
     async with (
@@ -464,7 +458,7 @@ FLOODS = [
 )
 async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Cluster, flood: Flood) -> None:
     settings = PATIENT | {"max_held_bytes": 8 * MIB}
-    await in_thread(lambda: cluster.start(2, 1, **settings))
+    await asyncio.to_thread(cluster.start, 2, 1, **settings)
     down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
     async with (
         asyncio.timeout(100),
@@ -473,8 +467,8 @@ async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Clus
         other.subscribe(OTHER) as others,
     ):
         await round_trips(other, OTHER, others)
-        await in_thread(down.kill)
-        await in_thread(producer.wait_logged, "link down")
+        await asyncio.to_thread(down.kill)
+        await asyncio.to_thread(producer.wait_logged, "link down")
         (raw,) = await flood.opened(peers, producer, 1)
         growth = Growth(producer.pid)
         total = flood.count(limits.max_held_bytes + MIB)
@@ -483,8 +477,8 @@ async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Clus
             assert limits.max_held_bytes // 2 < held * flood.bytes <= link_down(limits)
             growth.check(link_down(limits) + feeding(limits))
             await round_trips(other, OTHER, others)
-            await in_thread(down.start)
-            while (await in_thread(down.counters))["messages_in"] < total:
+            await asyncio.to_thread(down.start)
+            while (await asyncio.to_thread(down.counters))["messages_in"] < total:
                 pass
     assert producer.counters()["lost_in_flight"] == 0
 
@@ -497,10 +491,10 @@ async def test_each_of_many_publishers_adds_one_read_at_most(
 ) -> None:
     publishers = 50
     settings = PATIENT | {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
-    await in_thread(lambda: cluster.start(2, 1, **settings))
+    await asyncio.to_thread(cluster.start, 2, 1, **settings)
     down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    await in_thread(down.kill)
-    await in_thread(producer.wait_logged, "link down")
+    await asyncio.to_thread(down.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
     each = reads * UVLOOP_READ_BYTES // len(flood.frames(1))
     frames = flood.frames(each)
     async with (
@@ -518,27 +512,27 @@ async def test_each_of_many_publishers_adds_one_read_at_most(
             growth.check(link_down(limits) + publishers * feeding(limits))
             await round_trips(other, OTHER, others)
 
-            await in_thread(down.start)
-            while (await in_thread(down.counters))["messages_in"] < publishers * each:
+            await asyncio.to_thread(down.start)
+            while (await asyncio.to_thread(down.counters))["messages_in"] < publishers * each:
                 pass
     assert producer.counters()["lost_in_flight"] == 0
 
 
 async def test_publishers_go_on_when_a_stopped_consumer_is_given_up(cluster: Cluster) -> None:
     settings = PATIENT | {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.0}
-    await in_thread(lambda: cluster.start(2, 1, **settings))
+    await asyncio.to_thread(cluster.start, 2, 1, **settings)
     stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
     size = 100_000
     total = limits.max_held_bytes // size * 2
 
     async def taken() -> int:
-        return (await in_thread(producer.counters))["messages_in"]
+        return (await asyncio.to_thread(producer.counters))["messages_in"]
 
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.established(producer, "/produce")
         stopped.signal(signal.SIGSTOP)
         async with running(send_all(raw, message_frame(FED, "x" * size) * total)):
-            await in_thread(producer.wait_logged, "link down")
+            await asyncio.to_thread(producer.wait_logged, "link down")
             # Far more than it takes while it waits for the consumer.
             assert link_slow(limits) < limits.max_held_bytes * 9 // 10
             await at_rest(taken, limits.max_held_bytes * 9 // 10 // size)
@@ -553,10 +547,10 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
         "ping_timeout_seconds": 0.1,
         "drain_seconds": 1.0,
     }
-    await in_thread(lambda: cluster.start(2, 1, **settings))
+    await asyncio.to_thread(cluster.start, 2, 1, **settings)
     down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    await in_thread(down.kill)
-    await in_thread(producer.wait_logged, "link down")
+    await asyncio.to_thread(down.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
     growth = Growth(producer.pid)
     for _ in range(40):
         # As `wsqueue publish` does when it is told to give up.
@@ -565,17 +559,17 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
             await send_all(raw, message_frame(FED, "x" * 900_000))
             await raw.writer.drain()
             await asyncio.sleep(0.01)
-        await in_thread(producer.wait_open, 0)
+        await asyncio.to_thread(producer.wait_open, 0)
     growth.check(link_down_at_worst(limits))
     assert producer.counters()["lost_full"] > 0
 
 
 async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "drain_seconds": 1.0}
-    await in_thread(lambda: cluster.start(2, 1, **settings))
+    await asyncio.to_thread(cluster.start, 2, 1, **settings)
     down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
-    await in_thread(down.kill)
-    await in_thread(producer.wait_logged, "link down")
+    await asyncio.to_thread(down.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
     growth = Growth(producer.pid)
     # A whole batch, and a message that lacks its last byte.
     frames = FLOODS[1].frames(1) + text_frame(b"x" * limits.max_message_bytes)[:-1]
@@ -583,7 +577,7 @@ async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(clus
         async with asyncio.timeout(30), Peers(cluster.secret) as peers:
             (raw,) = await FLOODS[1].opened(peers, producer, 1)
             await send_all(raw, frames)
-    await in_thread(producer.wait_open, 0)
+    await asyncio.to_thread(producer.wait_open, 0)
     assert producer.counters()["messages_in"] > 50
     # Some of those that are gone may not have been read to their end.
     growth.check(16 * feeding(limits))
@@ -616,7 +610,7 @@ async def publish_until_full(
 
 async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 60.0}
-    await in_thread(lambda: cluster.start(1, 1, retention=SMALL_LOG, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention=SMALL_LOG, **settings)
     (consumer,), limits = cluster.consumers, Limits(**settings)
     readers = [Received() for _ in range(20)]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers, contextlib.AsyncExitStack() as stack:
@@ -634,7 +628,7 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
         assert all(reader.numbers == {0: list(range(count))} for reader in readers)
         stopped.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert await stopped.close_frame() == (1013, "too slow: the write buffer for this peer is full")
-    await in_thread(consumer.wait_logged, r"WARNING connection closed .*1013 \(too slow")
+    await asyncio.to_thread(consumer.wait_logged, r"WARNING connection closed .*1013 \(too slow")
     assert consumer.counters()["slow_subscribers"] == 1
 
 
@@ -645,7 +639,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
     cluster: Cluster, subscribers: int, topics: int, size: int
 ) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, retention=SMALL_LOG, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention=SMALL_LOG, **settings)
     (consumer,), limits = cluster.consumers, Limits(**settings)
     names = [f"topic-{number}" for number in range(topics)]
     paths = [f"/subscribe/{names[number % topics]}" for number in range(subscribers)]
@@ -655,7 +649,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
         growth = Growth(consumer.pid)
         await publish_until_full(client, names, limits, size=size)
         await eventually(lambda: consumer.log.count("1013") >= min(subscribers, 20), "they are closed")
-        await in_thread(consumer.wait_open, 1)
+        await asyncio.to_thread(consumer.wait_open, 1)
         growth.check(SMALL_LOG["max_bytes"] + topics * slow_reader(limits))
         assert consumer.counters()["slow_subscribers"] == subscribers
 
@@ -675,7 +669,7 @@ async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Clus
     path = str(cluster.directory / "socket")
     consumer.settings["listen"] = [consumer.address, f"unix:{path}"]
     consumer.limits = SMALL
-    await in_thread(consumer.start)
+    await asyncio.to_thread(consumer.start)
     limits = Limits(**SMALL)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (link,) = await peers.established(consumer, "/producer")
@@ -712,7 +706,7 @@ asyncio.run(main())
 async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluster) -> None:
     size = 20_000
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (consumer,), limits = cluster.consumers, Limits(**settings)
     application = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", APPLICATION, str(cluster.demo_file), str(MAX_WAITING_MESSAGES)),
@@ -724,7 +718,7 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
     assert application.stdout is not None
     try:
         async with asyncio.timeout(100), cluster.client(**settings) as client:
-            await in_thread(consumer.wait_open, 2)
+            await asyncio.to_thread(consumer.wait_open, 2)
             await client.publish("news", "begin")
             assert await application.stdout.readline() == b"begin\n"
             growth = Growth(application.pid)
@@ -746,26 +740,40 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
             await application.wait()
 
 
+@contextlib.asynccontextmanager
+async def proxy_to(node: Node) -> AsyncIterator[Link]:
+    """Return a link that leads to a node."""
+    link = Link("proxy")
+    link.upstream = ("127.0.0.1", node.port)
+    await link.start()
+    try:
+        yield link
+    finally:
+        await link.stop()
+
+
 async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "reconnect_max_seconds": 0.2}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    # A client that does not read learns of a reset when it pings.
+    settings: dict[str, Any] = {"ping_interval_seconds": 0.2, "reconnect_max_seconds": 0.2}
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
+    (consumer,) = cluster.consumers
     async with (
         asyncio.timeout(100),
+        proxy_to(consumer) as link,
         cluster.client(**settings) as client,
-        cluster.client(**settings) as stuck,
+        cluster.client(consumers=[f"{link.address}/subscribe"], **settings) as stuck,
         stuck.subscribe("news") as messages,
     ):
-        (link,) = messages._links
-        for _ in range(8):
+        for number in range(1, 9):
             for _ in range(200):
                 await client.drain()
                 client.publish_nowait("news", "x" * 20_000)
             await client.flush()
-            assert link.connection is not None
-            link.connection.abort(CloseCode.ABNORMAL)
-            await eventually(lambda: link.connection is None, "the connection is gone")
+            assert link.accepted == number
+            link.reset()
             # It does not read on, not even the answer to its subscription.
-            await eventually(lambda: link.connection is not None, "it is back")
+            await eventually(lambda: link.accepted > number, "it is back")  # noqa: B023
+            await asyncio.to_thread(consumer.wait_open, 2)
         await messages.close()
         # What came before the first pause, and a batch that was on its way.
         waiting = [message async for message in messages]
@@ -776,7 +784,7 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
 
 
 async def test_a_flood_of_empty_pings(cluster: Cluster) -> None:
-    await in_thread(lambda: cluster.start(1, 1, **SMALL))
+    await asyncio.to_thread(cluster.start, 1, 1, **SMALL)
     (node,), limits = cluster.producers, Limits(**SMALL)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.established(node, "/produce")
@@ -784,14 +792,14 @@ async def test_a_flood_of_empty_pings(cluster: Cluster) -> None:
         growth = Growth(node.pid)
         while not raw.writer.transport.is_closing():
             await send_all(raw, 10_000 * PING)
-        await in_thread(node.wait_logged, r"connection closed .*1013")
+        await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
         growth.check(slow_reader(limits))
 
 
 @pytest.mark.parametrize("endpoint", ["/produce", "/subscribe/news"])
 async def test_a_flood_of_pings_of_which_no_pong_is_read(cluster: Cluster, endpoint: str) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     node, limits = cluster.nodes[0 if endpoint == "/produce" else 1], Limits(**settings)
     async with (
         asyncio.timeout(100),
@@ -806,14 +814,14 @@ async def test_a_flood_of_pings_of_which_no_pong_is_read(cluster: Cluster, endpo
         while not raw.writer.transport.is_closing():
             await send_all(raw, pings)
             growth.check(slow_reader(limits))
-        await in_thread(node.wait_logged, r"connection closed .*1013")
+        await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
         await round_trips(other, "news", messages)
 
 
 async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
     strangers = 160
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "hello_seconds": 3.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (consumer,) = cluster.consumers
     # A header that never ends, a message that never does, one that is too long for a stranger, and garbage.
     endless_request = request_of("/producer")[:-2] + (b"X: " + b"x" * 8000 + b"\r\n") * 7
@@ -835,13 +843,13 @@ async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
             await send_all(raw, attacks[number % len(attacks)])
         await round_trips(other, "news", messages)
         growth.check(strangers * STRANGER_BYTES)
-        await in_thread(consumer.wait_open, 2)
+        await asyncio.to_thread(consumer.wait_open, 2)
 
 
 async def test_messages_that_never_end(cluster: Cluster) -> None:
     count = 50
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (producer,), limits = cluster.producers, Limits(**settings)
     async with (
         asyncio.timeout(100),
@@ -869,7 +877,7 @@ async def test_messages_that_never_end(cluster: Cluster) -> None:
 
 async def test_a_flood_of_batches_of_which_no_refusal_is_read(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0, "max_topic_bytes": 5}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (producer,), limits = cluster.producers, Limits(**settings)
     async with (
         asyncio.timeout(100),
@@ -883,13 +891,13 @@ async def test_a_flood_of_batches_of_which_no_refusal_is_read(cluster: Cluster) 
         while not raw.writer.transport.is_closing():
             await send_all(raw, frames)
             growth.check(slow_reader(limits))
-        await in_thread(producer.wait_logged, r"connection closed .*1013")
+        await asyncio.to_thread(producer.wait_logged, r"connection closed .*1013")
         await round_trips(other, "news", messages)
 
 
 async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (consumer,), limits = cluster.consumers, Limits(**settings)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.speaking(consumer, "/subscribe")
@@ -904,13 +912,13 @@ async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Clus
             await send_all(raw, b"".join(text_frame(json.dumps(packet).encode()) for packet in packets))
             if raw.writer.transport.is_closing():
                 break
-        await in_thread(consumer.wait_logged, r"connection closed .*1013")
+        await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
         growth.check(slow_reader(limits) + idle_topics() // 4)
 
 
 async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await in_thread(lambda: cluster.start(1, 1, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
     topic = "x" * limits.max_topic_bytes
     count = limits.max_message_bytes // 4
@@ -921,7 +929,7 @@ async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: 
         (raw,) = await FLOODS[1].opened(peers, producer, 1)
         growth = Growth(consumer.pid)
         await send_all(raw, text_frame(json.dumps(batch, separators=(",", ":")).encode()))
-        await in_thread(consumer.wait_logged, r"connection closed .*1013")
+        await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
         assert consumer.counters()["messages_in"] == count
         # As it came, decoded, and in the log.
         growth.check(slow_reader(limits) + 8 * limits.max_message_bytes)
@@ -950,14 +958,14 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
     cluster: Cluster, mode: str, subscribers: int, topics: int
 ) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_message_bytes": 65_536}
-    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode}, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode}, **settings)
     (consumer,), limits = cluster.consumers, Limits(**settings)
     names = [f"topic-{number}" for number in range(topics)]
     await fill_log(cluster, names, 30_000, 500 // topics)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         # Nothing of a log on disk is in memory then.
-        await in_thread(consumer.terminate)
-        await in_thread(consumer.start)
+        await asyncio.to_thread(consumer.terminate)
+        await asyncio.to_thread(consumer.start)
         opened = await peers.speaking(consumer, *["/subscribe"] * subscribers)
         growth = Growth(consumer.pid, FAR_TOO_MUCH_BYTES)
         for raw in opened:
@@ -965,7 +973,7 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
             await send_all(raw, b"".join(map(subscribe_frame, names)))
 
         async def deliveries() -> int:
-            return (await in_thread(consumer.counters))["deliveries"]
+            return (await asyncio.to_thread(consumer.counters))["deliveries"]
 
         assert await at_rest(deliveries, 1) < subscribers * topics * (500 // topics)
         growth.check(subscribers * slow_subscriber(limits) + 2 * CACHE_KIB * KIB * (mode == "sqlite"))
@@ -983,7 +991,7 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
 async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
     retention = {"mode": mode, "max_bytes": 8 * MIB}
-    await in_thread(lambda: cluster.start(1, 1, retention=retention, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention=retention, **settings)
     (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
     flood = FLOODS[1]
     count = 100_000
@@ -991,7 +999,7 @@ async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> 
         (raw,) = await flood.opened(peers, producer, 1)
         growth = Growth(consumer.pid)
         await send_all(raw, flood.frames(count))
-        while (await in_thread(consumer.counters))["messages_in"] < count:
+        while (await asyncio.to_thread(consumer.counters))["messages_in"] < count:
             pass
         growth.check(8 * MIB + 2 * one_read(limits) if mode == "memory" else disk())
 
@@ -999,7 +1007,7 @@ async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> 
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_topic_bytes": 100}
-    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode, **SMALL_LOG}, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode, **SMALL_LOG}, **settings)
     (consumer,), (producer,) = cluster.consumers, cluster.producers
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.established(producer, "/produce")
@@ -1009,7 +1017,7 @@ async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
             # One character beyond the basic plane, and Python takes 4 bytes for each.
             frames = (message_frame(f"😀{number:096}", "") for number in range(begin, begin + 1024))
             await send_all(raw, b"".join(frames))
-        while (await in_thread(consumer.counters))["messages_in"] < topics:
+        while (await asyncio.to_thread(consumer.counters))["messages_in"] < topics:
             pass
         growths[0].check(cached_topics() + link_slow(Limits(**settings)))
         growths[1].check(idle_topics() + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))
@@ -1018,7 +1026,7 @@ async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
-    await in_thread(lambda: cluster.start(1, 1, retention={"mode": mode, **SMALL_LOG}, **settings))
+    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode, **SMALL_LOG}, **settings)
     (consumer,) = cluster.consumers
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         # Each client is another, and a producer passes that on.
@@ -1031,6 +1039,6 @@ async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
                 forward_of(1, "news", "", publisher=f"{number:022}") for number in range(begin, begin + 1000)
             )
             await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
-        while (await in_thread(consumer.counters))["messages_in"] < publishers:
+        while (await asyncio.to_thread(consumer.counters))["messages_in"] < publishers:
             pass
         growth.check(idle_topics() // 2 + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))

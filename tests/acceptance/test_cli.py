@@ -12,7 +12,9 @@ import wsqueue
 
 from ..support.certificates import Authority
 from ..support.commands import Result, Terminal, run, running
-from ..support.processes import Cluster, command, free_port, write_toml
+from ..support.ports import free_port
+from ..support.processes import Cluster, command
+from ..support.toml import write_toml
 
 pytestmark = pytest.mark.timeout(120)
 

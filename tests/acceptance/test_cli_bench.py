@@ -25,7 +25,9 @@ from ..support.commands import (
     run,
     running,
 )
-from ..support.processes import Cluster, wait_until, write_toml
+from ..support.processes import Cluster
+from ..support.toml import write_toml
+from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -25,7 +25,8 @@ from ..support.commands import (
     running,
     shell,
 )
-from ..support.processes import Cluster, wait_until
+from ..support.processes import Cluster
+from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

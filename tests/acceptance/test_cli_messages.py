@@ -15,7 +15,8 @@ from wsqueue.protocol.routing import topic_hash
 from wsqueue.tools.demo import MAX_MISSING_LINES
 
 from ..support.commands import Running, Terminal, run, running, shell
-from ..support.processes import Cluster, wait_until
+from ..support.processes import Cluster
+from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

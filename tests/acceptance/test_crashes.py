@@ -17,7 +17,9 @@ from tests.support.classic_peer import Peer, connected, subscribe_path
 from wsqueue import AuthenticationError, Client, Gap, Message, Subscription
 from wsqueue.protocol.routing import topic_hash
 
-from ..support.processes import Cluster, Node, eventually, free_port, in_thread
+from ..support.ports import free_port
+from ..support.processes import Cluster, Node
+from ..support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -163,9 +165,9 @@ async def bring_back(cluster: Cluster, consumer: Node, subscribers: int) -> None
     if subscribers:
         for producer in cluster.producers:
             producer.signal(signal.SIGSTOP)
-    await in_thread(consumer.start)
+    await asyncio.to_thread(consumer.start)
     if subscribers:
-        await in_thread(consumer.wait_open, subscribers)
+        await asyncio.to_thread(consumer.wait_open, subscribers)
         for producer in cluster.producers:
             producer.signal(signal.SIGCONT)
 
@@ -183,12 +185,12 @@ async def bring_back(cluster: Cluster, consumer: Node, subscribers: int) -> None
 async def test_a_consumer_ends_under_load_and_comes_back(
     cluster: Cluster, retention: str, end: Callable[[Node], None], subscribers: int
 ) -> None:
-    await in_thread(lambda: cluster.start(2, 2, retention={"mode": retention}))
+    await asyncio.to_thread(cluster.start, 2, 2, retention={"mode": retention})
     victim, other = cluster.consumers
     hit, spared = Traffic(topics_of(0, 2)), Traffic(topics_of(1, 2))
     publishers = [cluster.client(producer) for producer in cluster.producers]
     async with flowing(cluster, publishers, hit, spared):
-        await in_thread(end, victim)
+        await asyncio.to_thread(end, victim)
         down = time.monotonic()
         await asyncio.sleep(DOWN_SECONDS)
         assert spared.count_since(down) > 100
@@ -255,20 +257,20 @@ class Classic:
 async def test_classic_clients_miss_what_is_published_while_they_are_away(
     cluster: Cluster, end: Callable[[Node], None]
 ) -> None:
-    await in_thread(lambda: cluster.start(1, 1, retention={"mode": "sqlite"}))
+    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": "sqlite"})
     (consumer,), (producer,) = cluster.consumers, cluster.producers
     traffic = Classic(cluster, "news")
     before: Counter[str] = Counter()
     async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         subscribing = tasks.create_task(traffic.subscribe(consumer))
-        await in_thread(consumer.wait_open, 2)
+        await asyncio.to_thread(consumer.wait_open, 2)
         publishing = tasks.create_task(traffic.publish(producer))
         await eventually(lambda: len(traffic.came) > 100, "messages flow")
-        await in_thread(end, consumer)
+        await asyncio.to_thread(end, consumer)
         if end is Node.terminate:
             before = consumer.logged_counters()
         await asyncio.sleep(0.5)
-        await in_thread(consumer.start)
+        await asyncio.to_thread(consumer.start)
         count = len(traffic.came)
         await eventually(lambda: len(traffic.came) > count + 100, "messages flow again")
         traffic.stop()
@@ -294,21 +296,21 @@ async def busy_producer(cluster: Cluster) -> Node:
     """Return the producer that the only publisher uses."""
     while True:
         for producer in cluster.producers:
-            counters = await in_thread(producer.counters)
+            counters = await asyncio.to_thread(producer.counters)
             if counters["open"] and counters["messages_in"]:
                 return producer
 
 
 async def test_a_publisher_goes_on_through_another_producer_when_its_own_is_killed(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 2, 2)
+    await asyncio.to_thread(cluster.start, 2, 2)
     traffic, publisher = Traffic(topics_of(0, 2) + topics_of(1, 2)), cluster.client()
     async with flowing(cluster, [publisher], traffic):
         for _ in range(2):
             busy = await busy_producer(cluster)
-            await in_thread(busy.kill)
+            await asyncio.to_thread(busy.kill)
             await traffic.wait_flowing()
-            await in_thread(busy.start)
-            await in_thread(busy.wait_logged, "link up", 2)
+            await asyncio.to_thread(busy.start)
+            await asyncio.to_thread(busy.wait_logged, "link up", 2)
 
     traffic.check()
     assert traffic.lost == traffic.gaps == publisher.lost_in_flight == 0
@@ -317,17 +319,17 @@ async def test_a_publisher_goes_on_through_another_producer_when_its_own_is_kill
 
 
 async def test_a_producer_that_is_stopped_loses_nothing_that_it_took_in(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 2, 2)
+    await asyncio.to_thread(cluster.start, 2, 2)
     traffic, publisher = Traffic(topics_of(0, 2) + topics_of(1, 2)), cluster.client()
     async with flowing(cluster, [publisher], traffic):
         for _ in range(3):
             busy = await busy_producer(cluster)
-            await in_thread(busy.terminate)
+            await asyncio.to_thread(busy.terminate)
             counters = busy.logged_counters()
             assert counters["messages_in"] == counters["forwarded"] > 0
             assert counters["lost_in_flight"] == counters["lost_held"] == counters["open"] == 0
             await traffic.wait_flowing()
-            await in_thread(busy.start)
+            await asyncio.to_thread(busy.start)
 
     traffic.check()
     assert traffic.lost == traffic.gaps == publisher.lost_in_flight == 0
@@ -341,19 +343,19 @@ async def test_a_rolling_restart_goes_unnoticed(
     # Each producer must have a publisher; by chance, the first has none in one run of eight.
     turns = itertools.count()
     monkeypatch.setattr("wsqueue.client.client.random.randrange", lambda producers: next(turns) % producers)
-    await in_thread(lambda: cluster.start(2, 2, retention={"mode": retention}))
+    await asyncio.to_thread(cluster.start, 2, 2, retention={"mode": retention})
     traffic = Traffic(topics_of(0, 2) + topics_of(1, 2))
     publishers = [cluster.client() for _ in range(3)]
     async with flowing(cluster, publishers, traffic):
         for node in [*cluster.consumers, *cluster.producers]:
-            await in_thread(node.terminate)
+            await asyncio.to_thread(node.terminate)
             counters = node.logged_counters()
             assert counters["messages_in"] > 0
             assert counters["open"] == counters["lost_held"] == counters["lost_in_flight"] == 0
             assert "cut short" not in node.log
-            await in_thread(node.start)
+            await asyncio.to_thread(node.start)
             if node.role == "producer":
-                await in_thread(node.wait_logged, "link up", 2)
+                await asyncio.to_thread(node.wait_logged, "link up", 2)
             await traffic.wait_flowing()
 
     traffic.check()
@@ -363,50 +365,50 @@ async def test_a_rolling_restart_goes_unnoticed(
 
 
 async def test_a_flushed_message_is_not_lost_with_a_producer_that_is_stopped(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 1, 1)
+    await asyncio.to_thread(cluster.start, 1, 1)
     async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
         for number in range(1000):
             client.publish_nowait("news", str(number))
         await client.flush()
-        await in_thread(cluster.producers[0].terminate)
+        await asyncio.to_thread(cluster.producers[0].terminate)
         assert [(await anext(messages)).data for _ in range(1000)] == [str(number) for number in range(1000)]
         assert client.lost_in_flight == 0
 
 
 async def test_what_a_stopped_producer_held_is_not_confirmed(cluster: Cluster) -> None:
     """While its consumer is down it holds little, and leaves the rest to wait in the publisher."""
-    await in_thread(lambda: cluster.start(1, 1, max_held_bytes=1_000_000, drain_seconds=1, close_seconds=1))
+    await asyncio.to_thread(cluster.start, 1, 1, max_held_bytes=1_000_000, drain_seconds=1, close_seconds=1)
     (consumer,), (producer,) = cluster.consumers, cluster.producers
-    await in_thread(consumer.kill)
-    await in_thread(producer.wait_logged, "link down")
+    await asyncio.to_thread(consumer.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
     async with asyncio.timeout(60), cluster.client() as client:
         for _ in range(100):
             client.publish_nowait("news", "x" * 50_000)
         flushed = asyncio.create_task(client.flush())
         await asyncio.sleep(1)
-        await in_thread(producer.terminate)
+        await asyncio.to_thread(producer.terminate)
         counters = producer.logged_counters()
         assert 0 < counters["messages_in"] < 100
         assert counters["lost_held"] == counters["forwarded"] == 0
         assert not flushed.done()
 
-        await in_thread(consumer.start)
-        await in_thread(producer.start)
+        await asyncio.to_thread(consumer.start)
+        await asyncio.to_thread(producer.start)
         await flushed
     assert consumer.counters()["messages_in"] == 100
     assert client.lost_in_flight == 0
 
 
 async def test_what_a_classic_publisher_left_with_a_stopped_producer_is_counted(cluster: Cluster) -> None:
-    await in_thread(lambda: cluster.start(1, 1, drain_seconds=1, close_seconds=1))
+    await asyncio.to_thread(cluster.start, 1, 1, drain_seconds=1, close_seconds=1)
     (consumer,), (producer,) = cluster.consumers, cluster.producers
-    await in_thread(consumer.kill)
-    await in_thread(producer.wait_logged, "link down")
+    await asyncio.to_thread(consumer.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
     async with asyncio.timeout(60), connected(f"ws://{producer.address}/produce", cluster.secret) as peer:
         await peer.publish("news", *["x" * 50_000] * 10)
         pong = await peer.socket.ping()
         await pong
-    await in_thread(producer.terminate)
+    await asyncio.to_thread(producer.terminate)
     counters = producer.logged_counters()
     assert counters["lost_held"] == counters["messages_in"] == 10
 
@@ -436,7 +438,7 @@ async def comes_back(client: Client, messages: Subscription[Message], topic: str
 async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_applies_it(
     cluster: Cluster,
 ) -> None:
-    await in_thread(cluster.start, 1, 1)
+    await asyncio.to_thread(cluster.start, 1, 1)
     consumer, producer = cluster.nodes[::-1]
     async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
         await comes_back(client, messages, "news", "before")
@@ -444,7 +446,7 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
         for node in cluster.nodes:
             node.file.write_text(f'role = "{node.role}"\nlisten = ["{node.address}"]\ncosumers = []\n')
             node.signal(signal.SIGHUP)
-            await in_thread(node.wait_logged, "ERROR reload refused")
+            await asyncio.to_thread(node.wait_logged, "ERROR reload refused")
             assert f"{node.file}:3" in node.log
             assert await http_status(node.address, "/readyz") == 200
         await comes_back(client, messages, "news", "meanwhile")
@@ -458,7 +460,7 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
             node.settings["listen"] = [node.address, more_address]
             node.write()
             node.signal(signal.SIGHUP)
-            await in_thread(node.wait_logged, "INFO reloaded")
+            await asyncio.to_thread(node.wait_logged, "INFO reloaded")
             assert await http_status(more_address, "/readyz") == 200
             assert await http_status(node.address, "/readyz") == 200
         await comes_back(client, messages, "news", "after")
@@ -467,18 +469,18 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
 
 
 async def test_sighup_takes_a_new_consumer_in(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 1, 2)
+    await asyncio.to_thread(cluster.start, 1, 2)
     traffic = Traffic(topics_of(0, 2))
     publishers = [cluster.client(producer) for producer in cluster.producers]
     (moved,) = topics_of(1, 2, 1)
     async with flowing(cluster, publishers, traffic):
         added = cluster.add_consumer()
-        await in_thread(added.start)
+        await asyncio.to_thread(added.start)
         for producer in cluster.producers:
             producer.settings["consumers"] = [f"{node.address}/producer" for node in cluster.consumers]
             producer.write()
             producer.signal(signal.SIGHUP)
-            await in_thread(producer.wait_logged, "link up", 2)
+            await asyncio.to_thread(producer.wait_logged, "link up", 2)
         async with cluster.client() as client, client.subscribe(moved) as messages:
             await comes_back(client, messages, moved, "to the new consumer")
         await traffic.wait_flowing()
@@ -488,7 +490,7 @@ async def test_sighup_takes_a_new_consumer_in(cluster: Cluster) -> None:
 
 
 async def test_sighup_changes_the_key_for_new_connections_only(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 1, 1)
+    await asyncio.to_thread(cluster.start, 1, 1)
     async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
         await comes_back(client, messages, "news", "with the old key")
         old = cluster.client()
@@ -496,7 +498,7 @@ async def test_sighup_changes_the_key_for_new_connections_only(cluster: Cluster)
         cluster.write_psk()
         for node in cluster.nodes:
             node.signal(signal.SIGHUP)
-            await in_thread(node.wait_logged, "INFO reloaded")
+            await asyncio.to_thread(node.wait_logged, "INFO reloaded")
         await comes_back(client, messages, "news", "on an old connection")
         async with old:
             with pytest.raises(AuthenticationError):

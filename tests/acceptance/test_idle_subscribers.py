@@ -15,7 +15,7 @@ import pytest
 
 from tests.support.raw_v2_peer import SUBPROTOCOL, new_nonce, proof_of
 
-from ..support.processes import Cluster, Node, allow_open_files, in_thread
+from ..support.processes import Cluster, Node, allow_open_files
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(290), pytest.mark.usefixtures("uncovered")]
 
@@ -152,7 +152,7 @@ async def for_all(
 async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster) -> None:
     allow_open_files(OPEN_FILES)
     # The subscribers of this test do not answer pings, and so many may be slow to prove themselves.
-    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0, hello_seconds=60.0))
+    await asyncio.to_thread(cluster.start, 1, 1, ping_interval_seconds=3600.0, hello_seconds=60.0)
     (consumer,) = cluster.consumers
     full, empty, each = [], [], []
     async with cluster.client() as publisher:
@@ -167,7 +167,7 @@ async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster
                     subscribers += some
                     await for_all(some, lambda one: one.open(consumer, cluster.secret))
                     # Also the producer's link.
-                    await in_thread(consumer.wait_open, len(subscribers) + 1)
+                    await asyncio.to_thread(consumer.wait_open, len(subscribers) + 1)
                     chosen = secrets.choice(some)
                     await publisher.publish(chosen.topic, f"wave {wave}")
                     async with asyncio.timeout(10):
@@ -177,7 +177,7 @@ async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster
                 await for_all(subscribers[::2], Subscriber.close)
             finally:
                 await for_all(subscribers, lambda one: one.close(politely=False))
-            await in_thread(consumer.wait_open, 1)
+            await asyncio.to_thread(consumer.wait_open, 1)
             empty.append(consumer.resident_bytes())
     print(f"{full=} {empty=} {each=}")
     counters = consumer.counters()
@@ -192,7 +192,7 @@ async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster
 
 async def test_a_hello_has_the_keys_of_the_protocol_and_no_others(cluster: Cluster) -> None:
     # The subscribers of this test do not answer pings.
-    await in_thread(lambda: cluster.start(1, 1, ping_interval_seconds=3600.0))
+    await asyncio.to_thread(cluster.start, 1, 1, ping_interval_seconds=3600.0)
     subscriber = Subscriber("news")
     await subscriber.open(cluster.consumers[0], cluster.secret)
     await subscriber.close()

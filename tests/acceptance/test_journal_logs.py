@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import pytest
 
-from ..support.processes import Cluster, in_thread
+from ..support.processes import Cluster
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(60)]
 
@@ -36,7 +37,7 @@ def test_another_node_writes_time_and_level(cluster: Cluster) -> None:
 
 
 async def test_no_line_is_written_for_a_message(cluster: Cluster) -> None:
-    await in_thread(cluster.start, 1, 1)
+    await asyncio.to_thread(cluster.start, 1, 1)
     before = [len(node.log.splitlines()) for node in cluster.nodes]
     async with cluster.client() as client, client.subscribe("news") as messages:
         for number in range(MESSAGES):

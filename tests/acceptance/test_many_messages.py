@@ -13,7 +13,7 @@ import pytest
 
 from wsqueue import Client, Message, Subscription
 
-from ..support.processes import Cluster, in_thread
+from ..support.processes import Cluster
 
 pytestmark = [
     pytest.mark.anyio,
@@ -202,7 +202,7 @@ async def test_all_messages_arrive_unmodified_in_order_and_once(cluster: Cluster
     seed = secrets.token_hex(8)
     print(f"{seed=}")
     topics = random_topics(random.Random(seed))
-    await in_thread(cluster.start, CONSUMERS, PRODUCERS)
+    await asyncio.to_thread(cluster.start, CONSUMERS, PRODUCERS)
     traffic = await run_traffic(cluster, seed, topics)
 
     assert traffic.published == MESSAGES

@@ -18,7 +18,8 @@ import pytest
 
 from ..support.certificates import Authority
 from ..support.commands import run
-from ..support.processes import Cluster, Node, clean_environment, command, wait_until
+from ..support.processes import Cluster, Node, clean_environment, command
+from ..support.waiting import wait_until
 
 
 def page(node: Node, path: str) -> str:

@@ -21,14 +21,10 @@ from wsqueue.cli.main import main
 
 from ..support.certificates import Authority
 from ..support.commands import Terminal, run, running, shell
-from ..support.processes import (
-    Cluster,
-    clean_environment,
-    command,
-    free_port,
-    wait_until,
-    write_toml,
-)
+from ..support.ports import free_port
+from ..support.processes import Cluster, clean_environment, command
+from ..support.toml import write_toml
+from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import struct
 
 import pytest
@@ -13,6 +12,7 @@ from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
 from comparison.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
+from tests.support.strategies import cut
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
@@ -29,12 +29,6 @@ TOPICS = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
 # Letters of which control lines consist, so that data come close to them.
 DATA = st.text("PING 1\x01~", max_size=20).map(str.encode).filter(lambda data: data != b"PING")
 CUTS = st.lists(st.integers(0), max_size=8)
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Return the data in pieces, some of which may be empty."""
-    bounds = [0, *sorted(place % (len(data) + 1) for place in places), len(data)]
-    return [data[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 def unwrap(unwrapper: Unwrapper, pieces: list[bytes]) -> tuple[bytes, bytes]:

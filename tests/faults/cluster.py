@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import json
 import os
 import secrets
 import shutil
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from tests.support.paths import ROOT
+from tests.support.toml import write_toml
 from wsqueue.errors import WsqueueError
 from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
 
@@ -205,9 +205,13 @@ class LoopbackCluster:
         for name in workload.consumer_names:
             write_toml(
                 self.nodes[name].config_file,
-                common | {"role": "consumer", "listen": ["127.0.0.1:0"]},
-                limits=LIMITS,
-                retention=retention_of(self.schedule) | {"directory": f"{name}.retention"},
+                {
+                    **common,
+                    "role": "consumer",
+                    "listen": ["127.0.0.1:0"],
+                    "retention": retention_of(self.schedule) | {"directory": f"{name}.retention"},
+                },
+                LIMITS,
             )
             (self.directory / f"{name}.retention").mkdir()
         for name in workload.producer_names:
@@ -215,7 +219,7 @@ class LoopbackCluster:
             write_toml(
                 self.nodes[name].config_file,
                 common | {"role": "producer", "listen": ["127.0.0.1:0"], "consumers": consumers},
-                limits=LIMITS,
+                LIMITS,
             )
         # Whoever publishes never asks a consumer, and who subscribes no producer; but a file has both.
         nowhere = {"producers": ["127.0.0.1:9/produce"], "consumers": ["127.0.0.1:9/subscribe"]}
@@ -224,14 +228,14 @@ class LoopbackCluster:
             write_toml(
                 self.client_files[name],
                 common | {"role": "demo"} | nowhere | {"producers": producers},
-                limits=LIMITS,
+                LIMITS,
             )
         for name in workload.subscriber_names:
             consumers = addresses(name, workload.consumer_names, "/subscribe")
             write_toml(
                 self.client_files[name],
                 common | {"role": "demo"} | nowhere | {"consumers": consumers},
-                limits=LIMITS,
+                LIMITS,
             )
 
     def _prepare_faults(self) -> None:
@@ -379,7 +383,6 @@ class _Node:
         self._listens = listens
         self._environment: dict[str, str] = {}
         self._node: LocalNode | None = None
-        self._process: asyncio.subprocess.Process | None = None
         self._serving = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -391,7 +394,7 @@ class _Node:
     @property
     def status(self) -> int | None:
         """Return how it ended last."""
-        return self._process.returncode if self._process is not None else None
+        return self._node.status if self._node is not None else None
 
     def use_clock(self, library: str) -> None:
         """Let it have a clock of the day of its own, from its next start on."""
@@ -423,9 +426,8 @@ class _Node:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal, unless it has ended."""
-        if self._node is not None and self._process is not None and not self._node.ended.done():
-            with contextlib.suppress(ProcessLookupError):
-                self._process.send_signal(number)
+        if self._node is not None:
+            self._node.signal(number)
 
     async def kill(self) -> None:
         """End it as `kill -9` does, unless it has ended."""
@@ -482,7 +484,7 @@ class _Node:
                 await asyncio.sleep(AGAIN_SECONDS)
 
     async def _spawn(self, show: Callable[[str, str], None]) -> LocalNode:
-        process = self._process = await asyncio.create_subprocess_exec(
+        process = await asyncio.create_subprocess_exec(
             sys.executable,
             *("-m", "wsqueue", self.role, str(self.config_file)),
             cwd=ROOT,
@@ -506,14 +508,6 @@ def retention_of(schedule: Schedule) -> dict[str, object]:
 def ways_of(fault: Fault) -> list[Way]:
     """Return the directions of a link to which a fault is done."""
     return ["up", "down"] if fault.direction == "both" else [fault.direction]
-
-
-def write_toml(file: Path, settings: Mapping[str, object], **tables: Mapping[str, object]) -> None:
-    """Write a configuration; for strings, numbers, booleans and lists of them TOML has JSON's syntax."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    for name, table in tables.items():
-        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
-    file.write_text("\n".join([*lines, ""]))
 
 
 def set_clock(file: Path, seconds: float) -> None:

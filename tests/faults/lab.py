@@ -18,8 +18,9 @@ from tests.support.labs import OwnLab, build
 from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 
+from ..support.toml import write_toml
 from .checker import Span
-from .cluster import DEFECTS, LIMITS, retention_of, write_toml
+from .cluster import DEFECTS, LIMITS, retention_of
 from .schedule import HITS_A_LINK, Fault, Schedule
 
 HOSTS = ("consumer1", "consumer2", "producer1", "producer2")
@@ -169,7 +170,7 @@ class LabCluster:
             for role, endpoint in (("producer", "/produce"), ("consumer", "/subscribe"))
         }
         for file in self.client_files.values():
-            write_toml(file, {"role": "demo", "psk_file": "psk"} | addresses, limits=LIMITS)
+            write_toml(file, {"role": "demo", "psk_file": "psk"} | addresses, LIMITS)
 
     async def _reset(self, node: str) -> None:
         """Start a node with nothing kept, and with the retention of the schedule."""

@@ -60,7 +60,8 @@ class Link:
     """Listen on loopback, and pass on what comes to an upstream that may change.
 
     Attributes:
-        upstream: Host and port; None while nobody listens there, and connections are then refused.
+        upstream: Host and port; None while no node listens there, and connections are then refused.
+        accepted: Number of connections so far.
     """
 
     def __init__(self, name: str, seed: int = 0) -> None:
@@ -68,6 +69,7 @@ class Link:
         self.upstream: tuple[str, int] | None = None
         self.conditions: dict[Way, Condition] = {"up": Condition(), "down": Condition()}
         self.random = random.Random(f"{seed} {name}")
+        self.accepted = 0
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
 
@@ -80,7 +82,9 @@ class Link:
 
     async def start(self) -> None:
         """Listen on a port that the system chooses."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: asyncio.StreamReaderProtocol(_Reader(), self._serve), "127.0.0.1", 0
+        )
 
     async def stop(self) -> None:
         """End all connections, and listen no more."""
@@ -106,6 +110,8 @@ class Link:
             condition.heal()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert isinstance(reader, _Reader)
+        self.accepted += 1
         connection = _Connection(self, reader, writer)
         self._connections.add(connection)
         try:
@@ -127,10 +133,20 @@ class _TornError(Exception):
     """The connection ends here, in the middle of whatever it carried."""
 
 
+class _Reader(asyncio.StreamReader):
+    """Know of the end of a stream before it is read."""
+
+    eof_came = False
+
+    def feed_eof(self) -> None:
+        self.eof_came = True
+        super().feed_eof()
+
+
 class _Connection:
     """Carry the bytes of one connection both ways."""
 
-    def __init__(self, link: Link, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, link: Link, reader: _Reader, writer: asyncio.StreamWriter) -> None:
         self._link, self._reader = link, reader
         self._writers: dict[Way, asyncio.StreamWriter] = {"down": writer}
         self._task = asyncio.current_task()
@@ -197,8 +213,8 @@ class _Connection:
     async def _open(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter] | None:
         for condition in self._link.conditions.values():
             await condition.passing()
-        if self._reader._eof or self._reader.exception():  # type: ignore[attr-defined]
-            # Whoever connected has given up meanwhile, and a network would have carried nothing of it.
+        if self._reader.eof_came or self._reader.exception():
+            # The peer has given up meanwhile, and a network would have carried nothing of it.
             return None
         if self._link.upstream is None:
             raise ConnectionRefusedError

@@ -17,7 +17,7 @@ from wsqueue.tools.doctor import host
 from wsqueue.tools.doctor.findings import Finding
 
 from ..support.certificates import Authority
-from ..support.ports import some_port
+from ..support.ports import free_port
 
 SECRET = "correct horse battery staple"
 (FINGERPRINT,) = PreSharedKey(SECRET).fingerprints()
@@ -135,7 +135,7 @@ class TestFiles:
         assert text.startswith("No IP address is known for nowhere.invalid")
 
     async def test_a_port_that_is_free(self, tmp_path: Path) -> None:
-        port = some_port()
+        port = free_port()
         found, _ = await check(configuration(tmp_path, CONSUMER.replace(":0", f":{port}")))
         assert f"127.0.0.1:{port} is free for the node." in [finding.text for finding in found]
 

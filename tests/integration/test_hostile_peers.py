@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
 import json
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -28,6 +27,7 @@ from ..support.nodes import (
     soon,
 )
 from ..support.raw_peer import RawServer, RawSocket, request_of
+from ..support.strategies import cut
 
 pytestmark = pytest.mark.anyio
 
@@ -486,12 +486,6 @@ async def write_and_end(raw: RawSocket, chunks: list[bytes]) -> None:
         if raw.writer.can_write_eof():
             raw.writer.write_eof()
         await raw.end()
-
-
-def cut(data: bytes, cuts: list[int]) -> list[bytes]:
-    """Cut bytes anywhere."""
-    places = sorted({0, *(place for place in cuts if place < len(data)), len(data)})
-    return [data[start:end] for start, end in itertools.pairwise(places)]
 
 
 @contextlib.contextmanager

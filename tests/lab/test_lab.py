@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 
 from ..support.labs import OwnLab
-from ..support.processes import wait_until
+from ..support.waiting import wait_until
 
 HOSTS = ("alpha", "beta")
 REBOOT_SECONDS = 30

@@ -25,7 +25,7 @@ import pytest
 
 from ..support import control_node
 from ..support.labs import OwnLab, build
-from ..support.processes import wait_until
+from ..support.waiting import wait_until
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 

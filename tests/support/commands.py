@@ -17,7 +17,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from .processes import clean_environment, command, wait_until
+from .processes import clean_environment, command
+from .waiting import wait_until
 
 SECONDS = 30
 """How long a command may take on a busy machine; most need a fifth of a second."""

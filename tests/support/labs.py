@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-from .processes import wait_until
+from .waiting import wait_until
 
 SCRIPT = ROOT / "scripts" / "lab"
 BIN = ROOT / ".venv" / "bin"

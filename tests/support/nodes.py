@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import json
 import logging
-import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import wsqueue
-from tests.support.ports import some_port
 from wsqueue.config.model import Limits, Tls
+from wsqueue.log.memory import SNAPSHOT
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.connections import Connections
 from wsqueue.nodes.consumer import Consumer
@@ -26,47 +21,34 @@ from wsqueue.nodes.service import Service
 from wsqueue.protocol.close import CloseCode
 
 from .classic_peer import subscribe_path
+from .ports import free_port
+from .toml import write_toml
+from .waiting import WAIT_SECONDS, eventually, soon
+
+__all__ = [
+    "DEFAULTS",
+    "KEY",
+    "OTHER_KEY",
+    "WAIT_SECONDS",
+    "Log",
+    "Nodes",
+    "RunningNode",
+    "cut",
+    "eventually",
+    "free_port",
+    "soon",
+]
 
 KEY = "correct horse battery staple"
 OTHER_KEY = "another horse, another battery"
 
-WAIT_SECONDS = 15.0
-"""How long anything may take on a busy machine; it needs milliseconds."""
-
-POLL_SECONDS = 0.005
-
-Result = TypeVar("Result")
-
 DEFAULTS: dict[str, Any] = {"close_seconds": 1.0, "reconnect_max_seconds": 0.1}
-
-
-def soon() -> asyncio.Timeout:
-    """Return the deadline of a block that waits."""
-    return asyncio.timeout(WAIT_SECONDS)
-
-
-async def eventually(true: Callable[[], Result], what: str) -> Result:
-    """Return what `true` returns once that is true."""
-    deadline = time.monotonic() + WAIT_SECONDS
-    while not (result := true()):
-        assert time.monotonic() < deadline, f"{what}: not within {WAIT_SECONDS:g} seconds"
-        await asyncio.sleep(POLL_SECONDS)
-    return result
 
 
 def cut(connection: Connection) -> None:
     """Cut a connection as a reset does: its owner hears of it in the next turn of the loop."""
     if connection._transport is not None:
         connection._transport.abort()
-
-
-def free_port() -> int:
-    """Return a port for a node that is down for a while, below those that the kernel gives to clients."""
-    while True:
-        port = some_port()
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Log(logging.Handler):
@@ -126,17 +108,9 @@ class RunningNode:
     def write(self, **settings: Any) -> None:
         """Write the configuration, with some settings changed."""
         self._settings.update(settings)
-        tables: dict[str, dict[str, Any]] = {"": {}, "limits": {}}
-        for key, value in self._settings.items():
-            if isinstance(value, dict):
-                tables[key] = value
-            else:
-                tables["limits" if key in Limits.__struct_fields__ else ""][key] = value
-        lines = []
-        for table, values in tables.items():
-            lines += [f"[{table}]"] if table else []
-            lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-        self.file.write_text("\n".join(lines))
+        limits = {key: value for key, value in self._settings.items() if key in Limits.__struct_fields__}
+        others = {key: value for key, value in self._settings.items() if key not in limits}
+        write_toml(self.file, others, limits)
 
     def write_psk(self, key: str) -> None:
         self.file.with_name(self._settings["psk_file"]).write_text(key)
@@ -167,11 +141,11 @@ class RunningNode:
         self.service.listeners.close()
         for connection in list(self.connections):
             connection.abort(CloseCode.ABNORMAL)
-        if isinstance(self.service.node, Consumer) and self.consumer.logs._archive is None:
-            # Then there is nothing of which to leave a snapshot.
-            self.consumer.logs._topics.clear()
         async with soon():
             await self.service.node.stop()
+        if directory := self._settings.get("retention", {}).get("directory"):
+            # A process that crashed would have left none.
+            (self.file.parent / directory / SNAPSHOT).unlink(missing_ok=True)
         await eventually(lambda: not self.connections, "all connections are gone")
 
     async def stop(self) -> None:

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
 import secrets
+import socket
 from collections.abc import Iterator
 
 FIRST, LAST = 12_000, 32_000
-"""Below those that the kernel gives to clients."""
+"""Ports below those that the kernel gives to clients."""
 
 
-def some_port() -> int:
-    """Return a port that no other process of the same test run takes, whether or not anybody listens on it.
+def free_port() -> int:
+    """Return a port on which no process listens, and which no other process of the same test run takes.
 
-    Otherwise a node of one could take the port on which a node of another is down for a while. This process
-    gets each once, too, before it gets one again.
+    A node that is down for a while finds its port free: neither a client's own end nor a node of another test
+    process has taken it. This process gets each port once before it gets one again.
     """
-    return next(_ports())
+    while True:
+        port = next(_ports())
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @functools.cache

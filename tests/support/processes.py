@@ -2,39 +2,30 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 import re
 import resource
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio
-import anyio.to_thread
 import pytest
 
 import wsqueue
-from tests.support.ports import some_port
 from wsqueue.config.model import Limits
 
-Result = TypeVar("Result")
-
-START_SECONDS = 30.0
-"""How long a node may take to listen on a busy machine; it needs a fifth of a second."""
+from .ports import free_port
+from .toml import write_toml
+from .waiting import WAIT_SECONDS, wait_until
 
 STOP_SECONDS = 20.0
 """How long a node may take to end: `drain_seconds` and a margin."""
-
-POLL_SECONDS = 0.02
 
 ASK_SECONDS = 0.1
 """Between two questions for the counters: a node logs at most 20 lines of an event in a second."""
@@ -55,18 +46,6 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "wsqueue", *map(str, arguments)]
 
 
-def free_port() -> int:
-    """Return a port on which nobody listens, below those that the kernel gives to clients.
-
-    A node that is started again on its port must not find that a client's own end has taken it.
-    """
-    while True:
-        port = some_port()
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def allow_open_files(needed: int) -> None:
     """Let this process, and those that it starts, open as many files as it may; skip if too few."""
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -76,43 +55,11 @@ def allow_open_files(needed: int) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
-def wait_until(true: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> Any:
-    """Return what `true` returns once that is true."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if result := true():
-            return result
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} seconds")
-        time.sleep(POLL_SECONDS)
-
-
-async def eventually(true: Callable[[], Any], what: str, seconds: float = START_SECONDS) -> Any:
-    """Return what `true` returns once that is true, while the event loop goes on."""
-    deadline = time.monotonic() + seconds
-    while True:
-        if result := true():
-            return result
-        if time.monotonic() > deadline:
-            raise AssertionError(f"{what}: not within {seconds:g} seconds")
-        await anyio.sleep(POLL_SECONDS)
-
-
 def memory_bytes(pid: int, field: str) -> int:
     """Return a size from the status of a process, as proc(5) names it."""
     match = re.search(rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
     assert match is not None
     return int(match[1]) * 1024
-
-
-def write_toml(
-    file: Path, settings: Mapping[str, object], limits: Mapping[str, object] | None = None
-) -> None:
-    """Write a configuration; for strings, numbers, booleans and lists of them TOML has JSON's syntax."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
-    if limits:
-        lines += ["[limits]", *(f"{key} = {json.dumps(value)}" for key, value in limits.items())]
-    file.write_text("\n".join([*lines, ""]))
 
 
 class Node:
@@ -178,7 +125,7 @@ class Node:
 
         wait_until(started, f"{self.name} starts")
 
-    def wait_logged(self, pattern: str, count: int = 1, seconds: float = START_SECONDS) -> None:
+    def wait_logged(self, pattern: str, count: int = 1, seconds: float = WAIT_SECONDS) -> None:
         """Return once as many lines of the present run match."""
         wait_until(
             lambda: len(re.findall(pattern, self.log, re.MULTILINE)) >= count,
@@ -317,11 +264,11 @@ class Cluster:
         }
         write_toml(self.demo_file, settings, limits)
 
-    def client(self, *producers: Node, **limits: Any) -> wsqueue.Client:
-        """Return a client of these producers, in this order of preference or all by chance."""
+    def client(self, *producers: Node, consumers: Sequence[str] = (), **limits: Any) -> wsqueue.Client:
+        """Return a client of these producers and consumers, or of all."""
         return wsqueue.connect(
             producers=[f"{node.address}/produce" for node in producers or self.producers],
-            consumers=[f"{node.address}/subscribe" for node in self.consumers],
+            consumers=consumers or [f"{node.address}/subscribe" for node in self.consumers],
             psk=self.secret,
             limits=Limits(**limits),
         )
@@ -344,8 +291,3 @@ class Cluster:
             assert "internal error" not in text, text
             assert "Traceback" not in text, text
             assert self.secret not in text
-
-
-async def in_thread(function: Callable[..., Result], *arguments: object) -> Result:
-    """Run what blocks, while the event loop goes on."""
-    return await anyio.to_thread.run_sync(function, *arguments)

@@ -1,8 +1,10 @@
-"""Packets made by Hypothesis."""
+"""Packets made by Hypothesis, and streams cut anywhere."""
 
 from __future__ import annotations
 
 import base64
+import itertools
+from collections.abc import Iterable
 
 import msgspec
 from hypothesis import strategies as st
@@ -59,8 +61,14 @@ CLASSIC_PACKETS: st.SearchStrategy[classic.Packet] = st.one_of(
 )
 
 
+def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
+    """Return the pieces of a stream that is cut at these places, modulo its length; none is empty."""
+    edges = sorted({place % (len(stream) + 1) for place in places} | {0, len(stream)})
+    return [stream[begin:end] for begin, end in itertools.pairwise(edges)]
+
+
 def same(one: v2.Packet, other: v2.Packet) -> bool:
-    """Tell whether two packets are equal, with what is `Raw` in them, which compares by its place."""
+    """Return True if two packets are equal; fields of `Raw` compare by place, so they are decoded."""
     for kind, field in ((v2.Publish, "data"), (v2.NodeReport, "report")):
         if isinstance(one, kind) and isinstance(other, kind):
             if msgspec.json.decode(getattr(one, field)) != msgspec.json.decode(getattr(other, field)):

@@ -64,22 +64,26 @@ class LocalNode:
         if not self._started.is_set():
             raise WsqueueError(f"{self.name} did not start: {self.outcome()}")
 
+    @property
+    def status(self) -> int | None:
+        """Return the exit status, negative for a signal, or None while the process runs."""
+        return self._process.returncode
+
     def outcome(self) -> str:
         """Return a text that says how the process ended."""
-        status = self._process.returncode
+        status = self.status
         if status is None:
             return f"not ready after {START_SECONDS:g} seconds"
         return f"exit status {status}" if status >= 0 else f"killed by {signal.Signals(-status).name}"
 
-    def reload(self) -> None:
-        """Let the node read its configuration again, unless it has ended."""
-        if self._process.returncode is None:
-            self._process.send_signal(signal.SIGHUP)
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal, unless the process has ended."""
+        if self.status is None:
+            self._process.send_signal(number)
 
     async def stop(self) -> None:
         """Let the node drain, and kill it if that takes too long."""
-        if self._process.returncode is None:
-            self._process.terminate()
+        self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(STOP_SECONDS):
                 await asyncio.shield(self.ended)
@@ -89,8 +93,7 @@ class LocalNode:
 
     def kill(self) -> None:
         """End the node at once, unless it has ended."""
-        if self._process.returncode is None:
-            self._process.kill()
+        self.signal(signal.SIGKILL)
 
     async def _read(self, process: asyncio.subprocess.Process, show: Callable[[str, str], None]) -> None:
         assert process.stderr is not None
@@ -216,7 +219,7 @@ class LocalCluster:
         for node in self._nodes:
             with (self._directory / f"{node.name}.toml").open("a") as file:
                 file.write(_toml({"monitoring.consumers": consumers, "monitoring.producers": producers}))
-            node.reload()
+            node.signal(signal.SIGHUP)
 
     async def _stop(self) -> None:
         """End the producers, which send all they hold to the consumers, and then the consumers."""

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 from collections.abc import Callable
 
@@ -10,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
+from tests.support.strategies import cut
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.framing import PongReceived
@@ -48,12 +48,6 @@ def assert_ended(session: Session, code: int, *, by_peer: bool = False) -> Close
     assert (closed.code, closed.by_peer) == (code, by_peer)
     assert not session.established
     return closed
-
-
-def cut(data: bytes, places: list[int]) -> list[bytes]:
-    """Cut bytes in pieces, none of them empty."""
-    edges = sorted({0, len(data), *(place % (len(data) + 1) for place in places)})
-    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def feed(session: Session, pieces: list[bytes]) -> list[Event]:

@@ -30,9 +30,9 @@ from ...support.session_pair import (
     message,
     received,
 )
-from ...support.strategies import V2_PACKETS, same
+from ...support.strategies import V2_PACKETS, cut, same
 from .test_hello_v2 import proof_of
-from .test_session import TOO_BIG, assert_ended, cut, feed
+from .test_session import TOO_BIG, assert_ended, feed
 
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
 

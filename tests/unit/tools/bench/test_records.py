@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
-from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 
+from tests.support.strategies import cut
 from wsqueue.config.addresses import parse_address
 from wsqueue.config.model import Limits
 from wsqueue.errors import WsqueueError
@@ -32,12 +31,6 @@ TOPIC = "bench-0000"
 
 sizes = st.integers(MIN_SIZE, 300)
 """With the topic and JSON around them, these have frames with short and with long headers."""
-
-
-def cut(stream: bytes, places: Iterable[int]) -> list[bytes]:
-    """Return the pieces of a stream that is cut in some places."""
-    at = sorted({place % (len(stream) + 1) for place in places} | {0, len(stream)})
-    return [stream[begin:end] for begin, end in itertools.pairwise(at)]
 
 
 def unmasked(frames: bytes) -> list[tuple[int, bytes]]:

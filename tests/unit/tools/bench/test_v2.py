@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import pickle
 from collections import defaultdict
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
+from tests.support.strategies import cut
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol import v2
 from wsqueue.protocol.frames import frame_texts
@@ -28,12 +28,6 @@ WIRE = V2Wire([], [], PreSharedKey(SECRET))
 TOPIC = "bench-0000"
 
 places = st.lists(st.integers(0, 100_000), max_size=10)
-
-
-def cut(stream: bytes, at: list[int]) -> list[bytes]:
-    """Return the pieces of a stream that is cut in some places."""
-    bounds = sorted({place % (len(stream) + 1) for place in at} | {0, len(stream)})
-    return [stream[begin:end] for begin, end in itertools.pairwise(bounds)]
 
 
 def published(frames: bytes) -> list[v2.Publish]:

@@ -228,6 +228,19 @@ def test_the_tests_that_show_the_guarantees_are_there() -> None:
         )
 
 
+def test_contributing_names_files_and_words_that_exist() -> None:
+    quoted = set(re.findall(r"`([\w./-]+)`", (ROOT / "CONTRIBUTING.md").read_text()))
+    paths = {name for name in quoted if "/" in name and not name.startswith(".")}
+    texts = []
+    for name in paths:
+        found = [ROOT / name] if (ROOT / name).exists() else list(ROOT.glob(f"ansible/roles/*/{name}"))
+        assert found, name
+        texts += [file.read_text() for file in found if file.is_file()]
+    assert len(texts) > 30
+    for name in quoted - paths:
+        assert any(name.rpartition(".")[2] in text for text in texts), name
+
+
 def test_the_readme_is_short() -> None:
     assert len((ROOT / "README.md").read_text().splitlines()) <= 150
 

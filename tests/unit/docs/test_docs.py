@@ -200,9 +200,7 @@ def test_the_logged_events_and_the_counters() -> None:
     assert counters == documented - {"open", "refused_{code}", "refused_by_peer"}
 
 
-@pytest.mark.parametrize(
-    "document", ["README.md", "docs/configuration.md", "docs/how-to.md", "docs/metrics.md"]
-)
+@pytest.mark.parametrize("document", ["docs/configuration.md", "docs/how-to.md", "docs/metrics.md"])
 def test_the_configuration_examples_are_good(document: str, tmp_path: Path) -> None:
     blocks = code_blocks(ROOT / document, "toml")
     assert blocks
@@ -242,7 +240,10 @@ def test_contributing_names_files_and_words_that_exist() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) <= 150
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 120
+    assert len(text.split()) <= 700
+    assert max(map(len, text.splitlines())) <= 100
 
 
 def test_links_between_documents_lead_somewhere() -> None:

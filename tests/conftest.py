@@ -1,4 +1,4 @@
-"""What all tests have in common. Asynchronous tests run on uvloop, as the nodes do."""
+"""Fixtures and scheduling of all tests. Asynchronous tests run on uvloop, as the nodes do."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
 
     Those on lab hosts build on each other and take longest: one process begins with them, while another does
     the rest. The tests of a module on real processes share a cluster, those in a browser the browser, and
-    those of the roles and the site what takes long to make.
+    those of the roles and the site share files that take long to make.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -42,7 +42,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    # Else what has the most tests would come first.
+    # Otherwise the file with most tests would come first.
     config.option.loadscopereorder = False
     return Scheduling(config, log)
 
@@ -61,7 +61,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 def uncovered(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Do without coverage, here and in the processes that the test starts.
 
-    For tests that measure, and for those that do what others do too, but a thousand times: coverage makes
+    For tests that measure, and for those that repeat others a thousand times: coverage makes
     them several times slower.
     """
     for name in list(os.environ):

@@ -1,4 +1,4 @@
-"""Write docs/reference, which says what the code says: `python -m docs.generators.reference`."""
+"""Write docs/reference from docstrings, options and defaults: `python -m docs.generators.reference`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ METHODS = {
     "Client": ("publish", "publish_nowait", "drain", "flush", "subscribe", "close", "lost_in_flight"),
     "Subscription": ("__aenter__", "__anext__", "close"),
 }
-"""What applications use; the rest is for the other modules of wsqueue."""
+"""Names for applications; the rest is for the other modules of wsqueue."""
 
 TABLES: dict[str, type[msgspec.Struct]] = {
     "TLS": model.Tls,
@@ -75,7 +75,7 @@ def pages() -> dict[str, str]:
 
 
 def command_line() -> Iterator[str]:
-    """Write what `--help` says, of each command."""
+    """Write the help of each command."""
     yield f"# Command line\n\n{NOTE}"
     yield "What `wsqueue --help` and `wsqueue COMMAND --help` say, `-h` for short. All commands have the same"
     yield "[exit codes](../operations.md#exit-codes).\n"
@@ -137,7 +137,7 @@ def _options_as_code(text: str) -> str:
 
 
 def python_client() -> Iterator[str]:
-    """Write what the docstrings of the client say."""
+    """Write the docstrings of the client."""
     exported = set(wsqueue.__all__) - {"__version__"}
     assert {name for names in NAMES.values() for name in names} == exported
     yield f"# Python client\n\n{NOTE}"
@@ -235,7 +235,7 @@ def _constant(name: str) -> tuple[str, str]:
 
 
 def configuration() -> Iterator[str]:
-    """Write the types of all keys, with what docs/configuration.md says of them."""
+    """Write the types of all keys, with their descriptions in docs/configuration.md."""
     yield f"# Configuration keys\n\n{NOTE}"
     yield "The keys of each file with their types and bounds, which [configuration](../configuration.md)"
     yield "explains. A key that is not here is refused.\n"

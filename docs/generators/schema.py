@@ -42,7 +42,7 @@ def schema() -> dict[str, Any]:
 
 
 def _add_rules(definitions: dict[str, Any]) -> None:
-    """Add what the types of the fields don't say."""
+    """Add rules that the types of the fields can't express."""
     definitions["classic.Hello"]["oneOf"] = [
         {"required": ["o"], "properties": {"o": {"type": "integer"}}},
         {"required": ["a"], "properties": {"a": {"type": "string"}}},
@@ -61,7 +61,7 @@ def _goes_with(start: str, kind: str) -> dict[str, Any]:
 
 
 def text() -> str:
-    """Return what is in the file."""
+    """Return the contents of the file."""
     return json.dumps(schema(), indent=2) + "\n"
 
 

@@ -29,7 +29,7 @@ TOPIC_BYTES = 1012
 """A topic without messages, as docs/configuration.md has it."""
 
 BOOKKEEPING_BYTES = 100
-"""What a producer adds for each message that it holds, as docs/configuration.md has it."""
+"""Overhead of a producer for each message that it holds, as in docs/configuration.md."""
 
 SPARE = 2
 """Cores to have for each that is busy: half of a core is left for bursts."""
@@ -78,7 +78,7 @@ def row(*cells: str) -> str:
 
 
 def costs() -> Iterator[str]:
-    """Write what messages cost."""
+    """Write the cost of messages."""
     yield row("data", "retention", "first delivery", "each further one", "each, where topics are many")
     yield row(*["---"] * 5)
     for size in SIZES:
@@ -88,7 +88,7 @@ def costs() -> Iterator[str]:
 
 
 def loads() -> Iterator[str]:
-    """Write how many cores some loads take, and what travels."""
+    """Write how many cores some loads take, and the traffic."""
     yield row("messages/s", "data", "subscribers", "retention", "cores busy", "cores to have", "MiB/s out")
     yield row(*["---"] * 7)
     for rate, size, subscribers, retention in (
@@ -117,7 +117,7 @@ def subscribers() -> Iterator[str]:
 
 
 def outages() -> Iterator[str]:
-    """Write how long a producer holds what comes for a consumer, and how much a log takes."""
+    """Write how long a producer holds the messages for a consumer, and how much a log takes."""
     yield row("messages/s for it", "data", "held by default for", "to hold for 30 s", "a day in the log")
     yield row(*["---"] * 5)
     for rate, size in ((100, "1 KiB"), (1_000, "1 KiB"), (10_000, "1 KiB"), (10_000, "100 B")):

@@ -12,7 +12,7 @@ from ..support.processes import Cluster
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[Cluster]:
-    """Return a cluster without nodes; what the test adds is ended after it."""
+    """Return a cluster without nodes; the nodes that the test adds end after it."""
     made = Cluster(tmp_path)
     yield made
     made.stop()

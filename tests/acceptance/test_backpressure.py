@@ -54,34 +54,34 @@ pytestmark = [
 KIB, MIB = 1024, 1024 * 1024
 
 UVLOOP_READ_BYTES = 256_000
-"""What uvloop reads in one go."""
+"""Size of a read of uvloop."""
 
 IDLE_BYTES = 40 * MIB
-"""What a process has when nothing happens: Python and its modules."""
+"""Memory of a process that is idle: Python and its modules."""
 
 WORK_BYTES = 8 * MIB
-"""What it takes to work, besides what waits in it: one read in all its forms, and what malloc keeps."""
+"""Memory for the work itself: one read in all its forms, and the free memory that malloc keeps."""
 
 STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB
-"""A peer that has not proved itself: what it may send, in a bytearray, and the connection."""
+"""A peer that has not proved itself: the bytes that it may send, in a bytearray, and the connection."""
 
 SMALL_BATCHES_BYTES = 512 * KIB
-"""What the batches of one read take besides when each is as small as can be."""
+"""Overhead of the batches of one read if each is as small as can be."""
 
 REFUSED_BYTES = 300
-"""What a producer remembers of a batch that was refused."""
+"""Record of a refused batch in a producer."""
 
 IDLE_TOPIC_BYTES = 500
-"""What a consumer remembers of a topic without messages, or of a publisher on a topic, besides its name."""
+"""Record of an empty topic, or of a publisher on a topic, in a consumer, without the name."""
 
 MESSAGE_BYTES = 150
-"""What Python adds to a message that is short."""
+"""Overhead of Python for a short message."""
 
 TLS_BYTES = 64 * KIB
-"""What tests/integration/test_tls.py finds that a connection with TLS takes besides."""
+"""Overhead of a connection with TLS, as tests/integration/test_tls.py measures it."""
 
 TOPIC_BYTES = 300
-"""What the cache of the routes takes for a topic, besides its characters of up to 4 bytes."""
+"""Overhead of a topic in the cache of the routes, without its characters of up to 4 bytes."""
 
 FAR_TOO_MUCH_BYTES = 1024 * MIB
 """A test that failed must not fill the memory of the machine."""
@@ -90,7 +90,7 @@ FED, OTHER = topic_of(0, 2), topic_of(1, 2)
 """A topic of the first of two consumers, and one of the second."""
 
 SMALL_LOG = {"max_bytes": 4 * MIB}
-"""For the tests of what else a consumer has in memory."""
+"""A log that leaves the rest of a consumer's memory to be measured."""
 
 PATIENT: dict[str, Any] = {
     # A process that is stopped answers no pings.
@@ -102,72 +102,72 @@ PATIENT: dict[str, Any] = {
 
 
 def one_read(limits: Limits) -> int:
-    """Return what one read can bring: a message of which the rest was there, and others after it."""
+    """Return the size of one read: the end of a message that was in parts, and others after it."""
     return limits.max_message_bytes + READ_MARGIN_BYTES
 
 
 def feeding(limits: Limits) -> int:
-    """Return what a peer that feeds a node can leave there: a read of the smallest batches takes most."""
+    """Return the memory for a peer that sends: a read of the smallest batches takes most."""
     return one_read(limits) + SMALL_BATCHES_BYTES
 
 
 def slow_reader(limits: Limits) -> int:
-    """Return what can wait for a peer that reads slowly; classic subscribers of one topic share it."""
+    """Return the bytes that can wait for a peer that reads slowly; classic ones of a topic share them."""
     return limits.max_buffered_bytes + one_read(limits)
 
 
 def slow_subscriber(limits: Limits) -> int:
-    """Return what can wait for a v2 subscriber that reads slowly: the rest is in the log."""
+    """Return the bytes that can wait for a v2 subscriber that reads slowly: the rest is in the log."""
     return CONGESTED_BYTES + max(MAX_FRAMES_BYTES, CHUNK_BYTES + limits.max_message_bytes + OVERHEAD_BYTES)
 
 
 def link_down(limits: Limits) -> int:
-    """Return what can wait for a consumer that is down; one read more for each publisher comes to it."""
+    """Return the bytes that can wait for a consumer that is down, without a read for each publisher."""
     return limits.max_held_bytes + 2 * one_read(limits)
 
 
 def link_down_at_worst(limits: Limits) -> int:
-    """Return the same where publishers come and go: then what they left behind adds up."""
+    """Return the same where publishers come and go: the reads that they left behind add up."""
     return 2 * limits.max_held_bytes + 2 * one_read(limits)
 
 
 def link_slow(limits: Limits) -> int:
-    """Return what can wait for a consumer that is up and does not read; one read more for each publisher."""
+    """Return the bytes that can wait for a consumer that doesn't read, without a read for each publisher."""
     return SLOW_LINK_BYTES + LINK_WINDOW_BYTES + CONGESTED_BYTES + 3 * one_read(limits)
 
 
 def refused() -> int:
-    """Return what a producer remembers of batches that one consumer refused."""
+    """Return the memory for the batches that one consumer refused."""
     return MAX_REFUSED * REFUSED_BYTES
 
 
 def idle_topics() -> int:
-    """Return what a consumer remembers of topics without messages, and of publishers' last batches."""
+    """Return a consumer's memory for topics without messages, and for publishers' last batches."""
     return (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (4 * MAX_CACHED_CHARACTERS + IDLE_TOPIC_BYTES)
 
 
 def disk() -> int:
-    """Return what a consumer has in memory of a log on disk."""
+    """Return a consumer's memory for a log on disk."""
     return CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
 
 
 def window() -> int:
-    """Return what a client has published and not had confirmed: as packets, and as they were before."""
+    """Return a client's memory for unconfirmed messages, as packets and as they were before."""
     return 5 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
 
 
 def counted_topics() -> int:
-    """Return what a node takes to know the topics with most messages: two windows."""
+    """Return the memory for the topics with most messages: two windows."""
     return 2 * MAX_COUNTED_TOPICS * 700
 
 
 def cached_topics() -> int:
-    """Return what a producer remembers of topics: for Python, a character may take 4 bytes."""
+    """Return a producer's memory for topics; a character may take 4 bytes in Python."""
     return CACHED_TOPICS * (4 * MAX_CACHED_CHARACTERS + TOPIC_BYTES)
 
 
 def kernel_bytes() -> int:
-    """Return what the kernel holds of a connection in one direction: the buffers of both of its ends."""
+    """Return the kernel's memory for one direction of a connection: the buffers of both ends."""
     return kernel_limit("tcp_wmem") + kernel_limit("tcp_rmem")
 
 
@@ -240,7 +240,7 @@ class Received:
         return sum(map(len, self.numbers.values()))
 
     async def run(self, messages: Subscription[Message]) -> None:
-        """Note what comes, until cancelled."""
+        """Note the messages that come, until cancelled."""
         async for message in messages:
             self.numbers[int(message.data[:2])].append(int(message.data[2:8]))
 
@@ -301,7 +301,7 @@ class Flood:
 
     def __init__(self, *, v2: bool, size: int) -> None:
         self.v2, self._data = v2, "x" * size
-        # What a batch takes is in its packet, beside what is counted for it.
+        # The packet of a batch has the data, and the overhead that is counted for it.
         self.bytes = size + (BATCH_OVERHEAD_BYTES if v2 else 3)
 
     async def opened(self, peers: Peers, producer: Node, count: int) -> list[RawSocket]:
@@ -321,7 +321,7 @@ class Flood:
         return held // self.bytes + kernel_bytes() // frame + 1
 
     def frames(self, count: int) -> bytes:
-        """Return what publishes so many messages."""
+        """Return the frames that publish `count` messages."""
         if not self.v2:
             return message_frame(FED, self._data) * count
         return b"".join(
@@ -359,7 +359,7 @@ class Peers:
         return [await self._stack.enter_async_context(RawSocket.open(node.address)) for _ in range(count)]
 
     async def established(self, node: Node, *paths: str) -> list[RawSocket]:
-        """Return connections with the hello done, and little room in the kernel for what they do not read."""
+        """Return connections with the hello done, and little room in the kernel for unread bytes."""
         return [
             await self._stack.enter_async_context(
                 RawSocket.established(node.address, path, self._secret, receive_buffer=4096)
@@ -600,7 +600,7 @@ async def publish_until_full(
         for topic in topics:
             await client.drain()
             client.publish_nowait(topic, f"{number:08}" + "x" * size)
-        # In step with those who read, lest they fall behind too.
+        # In step with the other subscribers, so that they don't fall behind too.
         if number % 8 == 7:
             await client.flush()
             if wait is not None:
@@ -775,7 +775,7 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
             await eventually(lambda: link.accepted > number, "it is back")  # noqa: B023
             await asyncio.to_thread(consumer.wait_open, 2)
         await messages.close()
-        # What came before the first pause, and a batch that was on its way.
+        # The messages before the first pause, and a batch that was on its way.
         waiting = [message async for message in messages]
         assert len(waiting) <= MAX_WAITING_MESSAGES + 2 * CHUNK_BYTES // 20_000
 

@@ -20,7 +20,7 @@ from ..support.commands import check_no_traceback
 
 
 def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    # The nodes' speed without coverage is what counts, and `bench` is not in it anyway.
+    # The nodes' speed counts without coverage, and `bench` is not in it anyway.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "comparison.compare", *map(str, arguments)],
@@ -75,7 +75,7 @@ def test_a_quick_comparison(tmp_path: Path) -> None:
         assert ET.parse(file).getroot().tag == "{http://www.w3.org/2000/svg}svg"
         assert file.stat().st_size < 100_000
 
-    # What stands outside of the markers stays when it is done again.
+    # The text outside of the markers stays when it is done again.
     document = tmp_path / "performance.md"
     document.write_text(f"# By hand\n\n{text}\nThe end.\n")
     done = compare("--tables", "--output", tmp_path)

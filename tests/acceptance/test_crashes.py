@@ -1,4 +1,4 @@
-"""What kill -9, SIGTERM and SIGHUP do to traffic, and what they must not do."""
+"""The effects of kill -9, SIGTERM and SIGHUP on traffic, and their limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ PAUSE_SECONDS = 0.005
 """Between two messages on each topic: about 1,500 a second from two publishers: load, and no flood."""
 
 LONGEST_GAP_SECONDS = 1.0
-"""Without a message on topics that go on: far above what a busy machine causes, far below a downtime."""
+"""Without a message on topics that go on: far above the delays of a busy machine, far below a downtime."""
 
 DOWN_SECONDS = 1.5
 
@@ -40,7 +40,7 @@ def topics_of(consumer: int, consumers: int, count: int = TOPICS_OF_A_CONSUMER) 
 
 
 class Traffic:
-    """Publish numbered messages on each topic, as each publisher, and note what comes.
+    """Publish numbered messages on each topic, as each publisher, and note the messages that come.
 
     Attributes:
         published: How many messages of each publisher on each topic.
@@ -70,7 +70,7 @@ class Traffic:
         await client.flush()
 
     async def receive(self, messages: Subscription[Message | Gap]) -> None:
-        """Note what comes, until cancelled."""
+        """Note the messages that come, until cancelled."""
         async for item in messages:
             if isinstance(item, Gap):
                 self.came[item.topic].append(None)
@@ -113,7 +113,7 @@ class Traffic:
         )
 
     def check(self) -> None:
-        """Check that all that was confirmed came in order and once, but for what an announced gap hides."""
+        """Check that all confirmed messages came in order and once, except those in an announced gap."""
         assert self.published
         next_numbers: Counter[tuple[str, str]] = Counter()
         for topic, items in self.came.items():
@@ -133,7 +133,7 @@ class Traffic:
 
 @contextlib.asynccontextmanager
 async def flowing(cluster: Cluster, publishers: Sequence[Client], *traffics: Traffic) -> AsyncIterator[None]:
-    """Let traffic flow; at the end stop it and wait for what is under way."""
+    """Let traffic flow; at the end stop it and wait for the messages under way."""
     async with asyncio.timeout(90), contextlib.AsyncExitStack() as stack:
         subscriptions = []
         for traffic in traffics:
@@ -161,7 +161,7 @@ async def flowing(cluster: Cluster, publishers: Sequence[Client], *traffics: Tra
 
 
 async def bring_back(cluster: Cluster, consumer: Node, subscribers: int) -> None:
-    """Start a consumer again; its producers find it after so many of its subscribers have, if any."""
+    """Start a consumer again; its producers find it after `subscribers` of its subscribers."""
     if subscribers:
         for producer in cluster.producers:
             producer.signal(signal.SIGSTOP)
@@ -206,7 +206,7 @@ async def test_a_consumer_ends_under_load_and_comes_back(
         assert spared.longest_gap() < LONGEST_GAP_SECONDS
     hit.check()
     if retention == "memory" and end is Node.kill:
-        # What was kept is gone with the process, and each subscriber is told so, once.
+        # The log is gone with the process, and each subscriber is told so, once.
         assert hit.gaps == len(hit.topics)
     else:
         assert hit.lost == hit.gaps == 0
@@ -219,7 +219,7 @@ async def test_a_consumer_ends_under_load_and_comes_back(
 
 
 class Classic:
-    """Publish numbered messages as a classic publisher does, and note what comes to a classic subscriber."""
+    """Publish numbered messages as a classic publisher, and note those of a classic subscriber."""
 
     def __init__(self, cluster: Cluster, topic: str) -> None:
         self.published = 0
@@ -236,7 +236,7 @@ class Classic:
                 await asyncio.sleep(PAUSE_SECONDS)
 
     async def subscribe(self, consumer: Node) -> None:
-        """Note what comes, and come again whenever the consumer does."""
+        """Note the messages that come, and connect again whenever the consumer is back."""
         url = f"ws://{consumer.address}{subscribe_path(self._topic)}"
         while True:
             with contextlib.suppress(OSError, ConnectionClosed):
@@ -285,7 +285,7 @@ async def test_classic_clients_miss_what_is_published_while_they_are_away(
         # One may have been stored whose confirmation came too late.
         assert before["messages_in"] + counters["messages_in"] - counters["repeats"] == traffic.published
     else:
-        # What the consumer was about to write is lost with it.
+        # The messages that the consumer was about to write are lost with it.
         assert unheard <= traffic.published - len(traffic.came) <= traffic.published / 2
     # They travel on the link in batches that are confirmed, as all do.
     assert producer.counters()["lost_in_flight"] == 0

@@ -60,10 +60,10 @@ def test_what_is_promised_is_kept(tmp_path: Path) -> None:
 
 
 class ForgetfulCluster(LoopbackCluster):
-    """Lose the disk of a consumer that is killed: what `sqlite` must not, and the suite must see."""
+    """Lose the disk of a consumer that is killed: which `sqlite` must not lose, and the suite must see."""
 
     async def apply(self, fault: Fault) -> None:
-        """Do it, and remove what was kept."""
+        """Do it, and remove its log."""
         node = self.nodes[fault.target]
         node.wanted.clear()
         await node.kill()

@@ -23,12 +23,12 @@ SUBSCRIBERS = 10_000
 WAVES = 3
 AT_ONCE = 200
 OPEN_FILES = 10_500
-"""Of one process: the subscribers, and what Python and the test runner have open."""
+"""Open files of the process: the subscribers, and those of Python and the test runner."""
 
 MAX_GROWTH = 1.10
 
 MAX_CLASSIC_BYTES, MAX_V2_BYTES = 5 * 1024, 7 * 1024
-"""Of an idle subscriber, as docs/configuration.md has it."""
+"""Memory for an idle subscriber, as docs/configuration.md has it."""
 
 
 def masked_text(packet: dict[str, object]) -> bytes:
@@ -46,7 +46,7 @@ class Subscriber:
     """Subscribe with little more than a socket: the client library would take most of the time.
 
     Attributes:
-        hellos: What the consumer sent before it took the subscription.
+        hellos: Packets that the consumer sent before it took the subscription.
     """
 
     def __init__(self, topic: str, source: str = "127.0.0.1") -> None:
@@ -151,13 +151,13 @@ async def for_all(
 @pytest.mark.slow
 async def test_memory_after_three_waves_is_that_after_the_first(cluster: Cluster) -> None:
     allow_open_files(OPEN_FILES)
-    # The subscribers of this test do not answer pings, and so many may be slow to prove themselves.
+    # The subscribers of this test do not answer pings, and all together may be slow in the hello.
     await asyncio.to_thread(cluster.start, 1, 1, ping_interval_seconds=3600.0, hello_seconds=60.0)
     (consumer,) = cluster.consumers
     full, empty, each = [], [], []
     async with cluster.client() as publisher:
         for wave in range(WAVES):
-            # Each wave comes from an address of its own, lest the ports should run out.
+            # Each wave comes from an address of its own, so that the ports suffice.
             source = f"127.0.0.{wave + 2}"
             subscribers: list[Subscriber] = []
             try:

@@ -1,4 +1,4 @@
-"""What a node writes to standard error: for the journal, for others, and never a line a message."""
+"""The lines that a node writes to standard error: for the journal, for others, and never a line a message."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def consumer_of(topic: str) -> int:
 
 
 def is_interleaving(merged: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
-    """Tell whether a sequence has exactly the items of some others, each in its own order."""
+    """Return True if a sequence has exactly the items of some others, each in its own order."""
     reachable = {tuple(0 for _ in parts)}
     for item in merged:
         reachable = {
@@ -191,7 +191,7 @@ async def run_traffic(cluster: Cluster, seed: str, topics: Sequence[str]) -> Tra
                 publishing.append(traffic.publish(publisher, client, seed, topics))
             await asyncio.gather(*publishing)
             await traffic.at_most_missing(0)
-        # What comes twice would come soon.
+        # A repeated message would come soon.
         await asyncio.sleep(0.5)
         for task in receiving:
             task.cancel()

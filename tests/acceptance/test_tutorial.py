@@ -1,4 +1,4 @@
-"""Every command in the README and the tutorial runs, and prints what they show.
+"""Every command in the README and the tutorial runs, and prints the output that they show.
 
 Both in one module, so that they take turns: their clusters have the same ports.
 """
@@ -31,7 +31,7 @@ NODE_LOG = re.compile(r"^wsqueue (?:consumer|producer) .* 2>>? (\S+)")
 # This test runs within `make test`, and the documentation has tests of its own.
 LEFT_OUT = ("make test", "make docs")
 
-# These end what they wait for.
+# These end the jobs that they wait for.
 MAY_FAIL = re.compile(r"^kill .*; wait ")
 
 
@@ -60,7 +60,7 @@ def pattern(output: str) -> str:
             lines.append(r"(?:.*\n)*?")
         else:
             text = re.sub(r"\d+", r"\\d+", re.escape(line))
-            # Columns are as wide as what is in them.
+            # Columns are as wide as their contents.
             lines.append(re.sub(r"(?:\\ ){2,}", r" +", text.replace(re.escape("..."), ".*")) + r"\n")
     return "".join(lines)
 
@@ -71,7 +71,7 @@ def script(commands: list[tuple[str, str]]) -> str:
     for command, expected in commands:
         lines += [f"echo {MARK}", command, "status=$?"]
         if BACKGROUND.search(command) and expected:
-            # What it shows last, up to what may differ, says that it is up.
+            # Its last output, up to the first part that may differ, says that it is up.
             last = re.split(r"\d|\.\.\.", expected.splitlines()[-1])[0]
             lines.append(f"until grep -qF -- {shlex.quote(last)} {OUTPUT}; do sleep 0.1; done")
         elif log := NODE_LOG.search(command):
@@ -83,7 +83,7 @@ def script(commands: list[tuple[str, str]]) -> str:
 
 
 def run(text: str, directory: Path) -> tuple[str, str]:
-    """Run a script, and return what it wrote to standard output and standard error."""
+    """Run a script, and return its standard output and standard error."""
     with (directory / OUTPUT).open("w") as output:
         process = subprocess.Popen(
             ["bash", "-c", text],
@@ -113,7 +113,7 @@ def run(text: str, directory: Path) -> tuple[str, str]:
 @pytest.mark.parametrize("document", ["README.md", "docs/tutorial.md"])
 def test_every_command_prints_what_is_shown(document: str, tmp_path: Path) -> None:
     # A directory of its own, so that a developer's files stay as they are, with the virtual environment
-    # that runs this test: what it is made from is older than it, lest make should make it again.
+    # that runs this test: its sources are older, so that make doesn't make it again.
     for name in ("Makefile", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     for name in ("pyproject.toml", "constraints.txt", "scripts/setup"):

@@ -17,7 +17,7 @@ LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link"
 
 
 class Loads(HTMLParser):
-    """Collect what a browser loads for a page."""
+    """Collect the files that a browser loads for a page."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""The fault suite: seeded schedules of faults against a cluster, and a checker of what its clients saw."""
+"""The fault suite: seeded schedules of faults against a cluster, and a checker of its clients' histories."""

@@ -29,19 +29,21 @@ BOTH: list[schedule.Retention] = ["memory", "sqlite"]
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--seed", type=int, help="Of the first schedule; the others follow.  [default: by chance]")
+@click.option("--seed", type=int, help="Seed of the first schedule; the others follow.  [default: by chance]")
 @click.option("--schedules", type=click.IntRange(1), default=20, help="How many to run.")
 @click.option(
     "--retention",
     type=click.Choice([*BOTH, "both"]),
     default="both",
-    help="What consumers keep messages in; both: memory for even seeds, sqlite for odd ones.",
+    help="Retention of the consumers; both: memory for even seeds, sqlite for odd ones.",
 )
 @click.option("--backend", type=click.Choice(["local", "lab"]), default="local", help="Where the nodes run.")
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One schedule.")
 @click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, help="How long each publishes.")
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, help="How many run at once.")
-@click.option("--directory", type=click.Path(path_type=Path), help="Where to keep what failed.")
+@click.option(
+    "--directory", type=click.Path(path_type=Path), help="Where to keep the files of failed schedules."
+)
 def main(
     *,
     seed: int | None,
@@ -91,7 +93,7 @@ async def run_all(
     jobs: int,
     make_cluster: Callable[[Schedule, Path], Cluster],
 ) -> list[Outcome]:
-    """Run schedules, several at once, and print what becomes of each."""
+    """Run schedules, several at once, and print the outcome of each."""
     waiting, outcomes = iter(schedules), list[Outcome]()
 
     async def run_some() -> None:

@@ -1,10 +1,10 @@
-"""Whether the histories of publishers and subscribers keep what wsqueue promises.
+"""Check the histories of publishers and subscribers against the guarantees of wsqueue.
 
 With retention `sqlite` every subscriber gets every acknowledged message of its topics, once, in the order in
-which each publisher published on the topic, and no gap. With `memory` likewise, but for what a gap excuses:
-one that was announced to that subscriber on that topic, after its consumer had ended uncleanly. What a
-publisher was not told is acknowledged may come or not, and once at most. Where a log keeps only so many
-messages, gaps that say exactly how many are gone excuse with either.
+which each publisher published on the topic, and no gap. With `memory` the same holds, except for messages in
+a gap that was announced to that subscriber on that topic after its consumer had ended uncleanly. A message
+that was not acknowledged comes once or not at all. If the size of a log is limited, gaps that say exactly how
+many messages are gone excuse them with either retention.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Span = tuple[float, float]
 
 
 class Life(msgspec.Struct, frozen=True):
-    """What one subscriber saw from its start to its end; one that is started again has another life.
+    """Hold the records of one subscriber from its start to its end; after a restart it has another life.
 
     Attributes:
         name: Of the subscriber.
@@ -44,7 +44,7 @@ class Life(msgspec.Struct, frozen=True):
 
 
 class Verdict(msgspec.Struct):
-    """What the histories say.
+    """Hold the result of a check.
 
     Attributes:
         attempted: Messages that were to be published.
@@ -53,10 +53,10 @@ class Verdict(msgspec.Struct):
         refused: Messages that were refused without a reason.
         delivered: Messages that came to at least one subscriber.
         lost: Acknowledged messages that a subscriber did not get, counted for each subscriber.
-        duplicated: Deliveries beyond the first, likewise.
-        unexpected: Deliveries of what nobody published there, and gaps without a reason, likewise.
-        out_of_order: Deliveries before which a later one had come, likewise.
-        gaps: Gaps announced, likewise.
+        duplicated: Deliveries beyond the first, counted for each subscriber.
+        unexpected: Deliveries that no publisher published there, and gaps without a reason.
+        out_of_order: Deliveries before which a later one had come.
+        gaps: Gaps announced.
         violations: Sentences, not all when they are many.
     """
 
@@ -74,7 +74,7 @@ class Verdict(msgspec.Struct):
 
     @property
     def good(self) -> bool:
-        """Tell whether everything promised was kept."""
+        """Return True if every guarantee was kept."""
         delivery = self.lost or self.duplicated or self.unexpected or self.out_of_order
         return not (delivery or self.unsettled or self.refused)
 
@@ -99,8 +99,8 @@ def check(
 
     Args:
         published: The records of all publishers.
-        lives: What the subscribers saw.
-        retention: What the consumers kept messages in.
+        lives: Records of the subscribers.
+        retention: The mode of the consumers.
         unclean: The unclean ends of the consumer of each topic.
         full: When the disk of that was full.
         all_kept: Whether the logs keep all messages, so that none goes for want of room.
@@ -195,7 +195,7 @@ class _Gap(msgspec.Struct):
         index: Its place.
         at: When it was announced.
         left: How many.
-        crash: Whether it is for what a consumer took with it, not for what went for want of room.
+        crash: Whether a consumer took the messages with it, or the log had no room for them.
     """
 
     index: int
@@ -205,7 +205,7 @@ class _Gap(msgspec.Struct):
 
 
 class _LifeCheck:
-    """Go through the life of one subscriber, and then look for what is missing in it."""
+    """Go through the life of one subscriber, and then look for missing messages."""
 
     def __init__(self, check: _Check, life: Life) -> None:
         self.check, self.life = check, life
@@ -259,7 +259,7 @@ class _LifeCheck:
         announced = self.announced.pop(record.topic, 0)
         if missing < 0:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
-        # What a publisher sent again to a log that had died is stored twice, and taken once.
+        # A message that was sent again to a log that had died is stored twice, and taken once.
         elif before >= 0 and missing != announced and not self.check.unclean.get(record.topic):
             gap = f" and a gap of {announced:g}" if announced else ""
             self.tell("unexpected", f"{what} with offset {record.offset} right after {before}{gap}")
@@ -284,7 +284,7 @@ class _LifeCheck:
         before.append(_Gap(index, record.at, left, crash))
 
     def look_for_missing(self, topic: str) -> None:
-        """Count what this subscriber should have got, and excuse what can lie in its gaps."""
+        """Count the messages owed to this subscriber, and excuse those that can lie in its gaps."""
         missing: dict[Identity, list[_Gap]] = {}
         for identity in self.check.owed[topic]:
             if identity not in self.places:
@@ -325,16 +325,16 @@ class _LifeCheck:
         return bounds
 
     def can_lie_in(self, gap: _Gap, identity: Identity, bounds: tuple[float, float]) -> bool:
-        """Tell whether a message may be among those that went when the consumer ended before this gap."""
+        """Return True if the message may have gone with the consumer that ended before this gap."""
         after, before = bounds
         attempted = self.check.attempted[identity]
         ends = self.check.unclean.get(attempted.topic, ())
-        # What came after the crash may have gone for want of room before this subscriber came back.
+        # Later messages may have gone for want of room before this subscriber came back.
         crashed = not self.check.all_kept or any(attempted.at < end[1] and end[0] < gap.at for end in ends)
         return after < gap.index < before and attempted.at < gap.at and crashed
 
     def was_gone_before(self, identity: Identity, bounds: tuple[float, float]) -> bool:
-        """Tell whether a message may have gone before this subscriber came, so that nobody could tell it."""
+        """Return True if the message may have gone before this subscriber came, so that it gets no gap."""
         attempted = self.check.attempted[identity]
         if not self.check.all_kept and attempted.at < self.subscribed and bounds[0] < 0:
             return True

@@ -1,4 +1,4 @@
-"""A cluster to do harm to: what the harness needs of one, and one on loopback, its links through proxies."""
+"""Clusters to do harm to: the interface that the harness needs, and a cluster on loopback with proxies."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ AGAIN_SECONDS = 0.3
 """How long after its end a node that was not told to end starts again, as systemd does it."""
 
 DISK_BYTES = 64 * 1024 * 1024
-"""Of a disk that will be full: room for all messages of a schedule."""
+"""Size of a disk that will be full: room for all messages of a schedule."""
 
 FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -58,14 +58,14 @@ FAKETIME = (
 """Where distributions put it: a time namespace has no clock of the day, and the machine's own must stay."""
 
 DEFECTS = ("Traceback (most recent call last)", "internal error", "Exception ignored")
-"""What no node ever logs unless it has a defect."""
+"""Texts that only a node with a defect logs."""
 
 
 class Cluster(Protocol):
-    """What the harness needs of a cluster.
+    """Do harm to a cluster, as the harness needs it.
 
     Attributes:
-        problems: What went wrong that no history can tell.
+        problems: Faults of the nodes that no history can show.
         notes: Faults that could not be done here, and why.
     """
 
@@ -92,7 +92,7 @@ class Cluster(Protocol):
         ...
 
     async def apply(self, fault: Fault) -> None:
-        """Do what a fault of a node or a link says, and undo it after its time."""
+        """Do a fault to a node or a link, and undo it after its time."""
         ...
 
     async def heal(self) -> None:
@@ -100,7 +100,7 @@ class Cluster(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End everything, and look for what went wrong."""
+        """End everything, and look for defects."""
         ...
 
 
@@ -162,7 +162,7 @@ class LoopbackCluster:
         await asyncio.gather(*(node.serving() for node in self.nodes.values()))
 
     async def apply(self, fault: Fault) -> None:
-        """Do what a fault of a node or a link says, and undo it after its time."""
+        """Do a fault to a node or a link, and undo it after its time."""
         await self._actions[fault.kind](fault)
 
     async def heal(self) -> None:
@@ -174,7 +174,7 @@ class LoopbackCluster:
             node.wanted.set()
 
     async def stop(self) -> None:
-        """End everything, and look for what went wrong."""
+        """End everything, and look for defects."""
         await asyncio.gather(*(node.end() for node in self.nodes.values()))
         await asyncio.gather(*(link.stop() for link in self.links.values()))
         for directory in self._mounted:
@@ -260,7 +260,7 @@ class LoopbackCluster:
         self._mounted.append(directory)
 
     def note(self, text: str) -> None:
-        """Say once what is not done."""
+        """Note once that a fault is not done."""
         if text not in self.notes:
             self.notes.append(text)
 

@@ -1,4 +1,4 @@
-"""Run one schedule: start a cluster and its clients, do the harm, let all end, and judge what they saw."""
+"""Run one schedule: start a cluster and its clients, do the harm, let all end, and check the histories."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ SUBSCRIBE_SECONDS = 30.0
 """How long the first subscribers may take, on a busy machine."""
 
 PATIENCE_SECONDS = 30.0
-"""What has not come so long after the last that came is lost."""
+"""Time after the last message, beyond which a missing one is lost."""
 
 SETTLE_SECONDS = 0.3
-"""What comes twice comes soon after the rest."""
+"""Time for messages that come twice; they come soon after the rest."""
 
 POLL_SECONDS = 0.1
 
 
 class Outcome(msgspec.Struct):
-    """What a schedule led to.
+    """Hold the outcome of a schedule.
 
     Attributes:
         schedule: That was run.
-        verdict: On what the clients saw.
-        problems: What else went wrong.
+        verdict: The check of the histories.
+        problems: Other failures.
         notes: Faults that could not be done here, and why.
         seconds: How long it took.
     """
@@ -53,7 +53,7 @@ class Outcome(msgspec.Struct):
 
     @property
     def good(self) -> bool:
-        """Tell whether nothing went wrong."""
+        """Return True if nothing went wrong."""
         return self.verdict.good and not self.problems
 
 
@@ -107,7 +107,7 @@ class Worker:
 
     @property
     def topics(self) -> list[str]:
-        """Return what it publishes or subscribes."""
+        """Return the topics that it publishes on or subscribes to."""
         return self._job.topics
 
     def history_file(self, life: int) -> Path:
@@ -195,7 +195,7 @@ class Harness:
             worker.signal(signal.SIGCONT)
 
     async def wait_for_all(self) -> None:
-        """Return when every message has its outcome and every subscriber what it is owed, or will not."""
+        """Return when every message has its outcome and every subscriber its messages, or after a time."""
         size, changed = -1, time.monotonic()
         while time.monotonic() < changed + PATIENCE_SECONDS:
             await asyncio.sleep(POLL_SECONDS)
@@ -211,7 +211,7 @@ class Harness:
                 self.cluster.problems.append(f"{publisher.name} does not come to an end")
 
     def verdict(self) -> Verdict:
-        """Return what the histories say so far."""
+        """Check the histories so far."""
         published: list[Record] = []
         for publisher in self.publishers:
             published += read_history(publisher.history_file(1))

@@ -1,6 +1,6 @@
 """A cluster on lab hosts, deployed with site.yml and run by a real systemd: docs/lab.md.
 
-The clients run on this machine. What cannot be done from outside a host is left to the loopback cluster.
+The clients run on this machine. Faults that need access to a process are left to the loopback cluster.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Lab:
         await asyncio.to_thread(self.own.down)
 
     async def ssh(self, host: str, script: str) -> str:
-        """Return what a script prints on a host.
+        """Return the output of a script on a host.
 
         Raises:
             WsqueueError: It failed.
@@ -67,7 +67,7 @@ class Lab:
         return await self.command("ssh", host, "bash -eu", stdin=script)
 
     async def command(self, *arguments: str, stdin: str = "", seconds: float = COMMAND_SECONDS) -> str:
-        """Return what `scripts/lab` prints.
+        """Return the output of `scripts/lab`.
 
         Raises:
             WsqueueError: It failed.
@@ -141,7 +141,7 @@ class LabCluster:
         await self._wait_until_ready(self.nodes)
 
     async def apply(self, fault: Fault) -> None:
-        """Do what a fault of a node or a link says, and undo it after its time."""
+        """Do a fault to a node or a link, and undo it after its time."""
         if fault.kind in HITS_A_LINK:
             await self._actions[fault.kind](fault)
             return
@@ -150,11 +150,11 @@ class LabCluster:
             await self._actions[fault.kind](fault)
 
     async def heal(self) -> None:
-        """Undo all that is left of any fault, which each has done; wait for what takes its time."""
+        """Wait until the last effects of all faults are over; each has been undone."""
         await self._wait_until_ready(self.nodes)
 
     async def stop(self) -> None:
-        """Stop the nodes, and look for what went wrong."""
+        """Stop the nodes, and look for defects."""
         await asyncio.gather(*(self._collect(node) for node in self.nodes))
 
     def _write_client_files(self) -> None:
@@ -266,7 +266,7 @@ class LabCluster:
             await asyncio.sleep(fault.seconds)
 
     async def _slow(self, fault: Fault) -> None:
-        """Let the host send slowly, whatever the link: the kernel shapes what leaves an interface."""
+        """Let the host send slowly, on all links: the kernel shapes the traffic that leaves an interface."""
         where = ["ip", "netns", "exec", self._namespace(fault), "tc", "qdisc"]
         rate = f"{int(fault.amount * 8)}bit"
         shape = ["tbf", "rate", rate, "burst", "16kb", "latency", "200ms"]

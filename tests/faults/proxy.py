@@ -1,7 +1,7 @@
-"""A TCP proxy that does to connections what a bad network does: the links between the processes of a test.
+"""A TCP proxy that behaves as a bad network: the links between the processes of a test.
 
 A kernel can lose packets where it has netem, and cut cables anywhere; only a proxy can cut a frame in its
-middle. Loss is what TCP makes of it: some reads come late by a retransmission, and all after them too.
+middle. Loss is simulated as TCP shows it: some reads come late by a retransmission, and all after them too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Way = Literal["up", "down"]
 
 READ_BYTES = 16 * 1024
 QUEUED_READS = 64
-"""What may be under way in one direction of a connection, before the sender is held up."""
+"""Number of reads under way in one direction of a connection, before the sender is held up."""
 
 RETRANSMISSION_SECONDS = 0.2
 """Linux retransmits after 200 ms at least."""
@@ -29,7 +29,7 @@ SLICE_SECONDS = 0.02
 
 
 class Condition:
-    """What one direction of a link is like now."""
+    """Hold the present quality of one direction of a link."""
 
     def __init__(self) -> None:
         self.delay = self.loss = self.rate = 0.0
@@ -42,7 +42,7 @@ class Condition:
         self._passing.clear()
 
     def unblock(self) -> None:
-        """Let what waits pass."""
+        """Let the waiting bytes pass."""
         self._passing.set()
 
     def heal(self) -> None:
@@ -57,7 +57,7 @@ class Condition:
 
 
 class Link:
-    """Listen on loopback, and pass on what comes to an upstream that may change.
+    """Listen on loopback, and pass bytes on to an upstream that may change.
 
     Attributes:
         upstream: Host and port; None while no node listens there, and connections are then refused.
@@ -170,7 +170,7 @@ class _Connection:
                         way.cancel()
                     await asyncio.gather(*ways, return_exceptions=True)
         except _TornError:
-            # What has passed arrives, and then the end.
+            # The bytes that have passed arrive, and then the end.
             pass
         except OSError:
             # One end has reset it, or nobody listens: so the other end gets a reset too.
@@ -203,7 +203,7 @@ class _Connection:
             transport.abort()
 
     def half_close(self, way: Way) -> None:
-        """End one direction; what still comes in it is dropped."""
+        """End one direction, and drop the bytes that still come in it."""
         writer = self._writers.get(way)
         self._ended_ways.add(way)
         if writer is not None and not writer.is_closing():

@@ -1,4 +1,4 @@
-"""What is done to a cluster and when, out of a seed: the same seed gives the same schedule."""
+"""Schedules of faults, made from a seed: the same seed gives the same schedule."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ Kind = Literal[
 Backend = Literal["local", "lab"]
 
 LAB_KINDS: tuple[Kind, ...] = ("kill", "restart", "reload", "reboot", "stop", "cut", "reset", "loss", "slow")
-"""What can be done to hosts from outside."""
+"""Faults that can be done to hosts from outside."""
 
 LOCAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "reboot")
 
@@ -51,7 +51,7 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Attributes:
         at: Seconds from the begin of the publishing.
         seconds: How long it lasts; a process that was ended starts again then.
-        kind: What is done.
+        kind: The kind of fault.
         target: A process as `consumer-1`, or a link between two as `producer-1>consumer-1`; a link's fault
             with a process for its target is done to all links of that process.
         amount: Of `interrupt`, the seconds from SIGTERM to SIGKILL; of `tear`, the bytes that still pass; of
@@ -74,11 +74,11 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Who publishes and subscribes what, meanwhile.
+    """Describe publishers and subscribers meanwhile.
 
     Attributes:
         consumers: How many of these nodes there are.
-        producers: Likewise.
+        producers: Number of producers.
         subscriptions: The topics of each subscriber.
         topics: On which all publishers publish, each message on one of them.
         publishers: How many there are.
@@ -167,9 +167,9 @@ def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Bac
 
     Args:
         seed: Any integer.
-        retention: What the consumers keep messages in.
+        retention: The mode of the consumers.
         seconds: How long messages are published, and faults begin.
-        backend: Where it is to run, which decides what can be done.
+        backend: Where it is to run; this limits the kinds of faults.
     """
     rng = random.Random(f"{seed} {retention} {seconds} {backend}")
     workload = _workload(rng, seconds)
@@ -307,7 +307,7 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
 }
 
 HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "reboot"})
-"""Of these a process can have only one at a time."""
+"""A process can have only one of these at a time."""
 
 HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})
 

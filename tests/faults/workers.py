@@ -1,6 +1,6 @@
 """The publishers and subscribers of a schedule, a process each: `python -m tests.faults.workers FILE`.
 
-They write what they did and saw as JSON lines, each at once, so that a history survives the process.
+They write their records as JSON lines, each at once, so that a history survives the process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         event: Of a publisher `attempted`, `acknowledged`, `refused` or `failed`; of a subscriber
-            `subscribed`, `delivered`, `damaged` (what came is not what anybody published) or `gap`; of
+            `subscribed`, `delivered`, `damaged` (no publisher sent this text) or `gap`; of
             both `error`.
         at: By a clock that all processes of this machine share.
         publisher: Of the message.
@@ -57,13 +57,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Job(msgspec.Struct, frozen=True):
-    """What one worker has to do.
+    """Describe the work of a worker.
 
     Attributes:
         name: Of the worker, in every record.
         role: Publisher or subscriber.
         config: The configuration of its client.
-        history: Where to write records, after what is there.
+        history: File to which records are appended.
         topics: To publish or subscribe.
         seed: Of the choice of topics and sizes.
         rate: Messages a second.
@@ -85,14 +85,14 @@ class Job(msgspec.Struct, frozen=True):
 
 
 def message(publisher: str, number: int, size: int) -> str:
-    """Return the data of a message: whose it is, and what is nobody else's."""
+    """Return the data of a message: its publisher, number and size, and padding."""
     head = f"{publisher} {number} {size} "
     pad = hashlib.sha256(head.encode()).hexdigest()
     return head + (pad * (size // len(pad) + 1))[:size]
 
 
 def parse(data: str) -> tuple[str, int] | None:
-    """Return the publisher and number of a message, None when it is not exactly what one published."""
+    """Return the publisher and number of a message, or None if a publisher cannot have made it."""
     fields = data.split(" ", 3)
     if len(fields) != 4 or not fields[1].isdecimal() or not fields[2].isdecimal() or len(fields[2]) > 7:
         return None
@@ -152,13 +152,13 @@ async def publish(job: Job) -> None:
             # Tasks start in the order in which they are made, so this is the order of publishing.
             tasks.create_task(one(number, rng.choice(job.topics)))
             number += 1
-            # What was held up is not made up for.
+            # Time that was lost is not made up for.
             due = max(due + 1 / job.rate, clock())
             await asyncio.sleep(due - clock())
 
 
 async def subscribe(job: Job) -> None:
-    """Write down what comes, until killed."""
+    """Write down all messages, until killed."""
     history = History(Path(job.history))
 
     def note_error(error: wsqueue.WsqueueError) -> None:

@@ -1,4 +1,4 @@
-"""The proxy of the fault suite does what it says, on loopback."""
+"""The proxy of the fault suite does to bytes on loopback as its faults say."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def through_a_link() -> AsyncIterator[Ends]:
 
 
 async def comes(reader: asyncio.StreamReader, data: bytes) -> float:
-    """Check what comes, and return when it had come."""
+    """Check the bytes that come, and return the time of the last."""
     assert await reader.readexactly(len(data)) == data
     return time.monotonic()
 

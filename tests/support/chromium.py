@@ -1,4 +1,4 @@
-"""Chromium, and pages in it that fail a test for what they must never do."""
+"""Chromium, and pages in it that fail a test if they do anything forbidden."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ WAIT_MILLISECONDS = 15_000
 """How long anything may take on a busy machine."""
 
 ORIGIN = "http://localhost:9"
-"""Of pages that no server has; it has cryptography, as a page over https."""
+"""Address of pages that no server has; it has cryptography, as a page over https."""
 
 Scheme = Literal["light", "dark"]
 
@@ -72,11 +72,11 @@ async def _fulfil(route: Route) -> None:
 
 
 class Tabs:
-    """Open pages, and keep what they complain of and what they ask for.
+    """Open pages, and keep their complaints and requests.
 
     Attributes:
         complaints: Errors of scripts and on the console, violations of the policy among them.
-        requests: What the pages asked for, WebSockets too.
+        requests: Addresses that the pages asked for, WebSockets too.
     """
 
     def __init__(self, browser: Browser) -> None:

@@ -132,7 +132,7 @@ class IndependentConsumer:
         key: The pre-shared key.
         order: The order of the digest.
         any_key: Take any answer for a right one.
-        change: What to do to each packet that is forwarded.
+        change: Function that changes each packet that is forwarded.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ SECONDS = 30
 
 
 class Result(NamedTuple):
-    """What a command did."""
+    """Exit status and output of a command."""
 
     code: int
     stdout: str
@@ -144,7 +144,7 @@ class Running:
 def running(
     directory: Path, *arguments: str | Path, env: Mapping[str, str] | None = None
 ) -> Iterator[Running]:
-    """Run a command in the background, and end it and what it has started, come what may."""
+    """Run a command in the background, and always end it and its children."""
     started = Running(directory, list(arguments), env or {})
     children: list[int] = []
     try:
@@ -207,7 +207,7 @@ class Terminal:
         os.write(self._master, text.encode())
 
     def wait_for(self, text: str, count: int = 1) -> None:
-        """Return once the text was written so many times."""
+        """Return once the text was written `count` times."""
         deadline = time.monotonic() + SECONDS
         while self.screen.count(text.encode()) < count:
             assert time.monotonic() < deadline, f"{text!r} does not come: {self.screen!r}"

@@ -1,4 +1,4 @@
-"""Short configuration files, and what `load_config` says of wrong ones."""
+"""Short configuration files, and errors of `load_config` about wrong ones."""
 
 from __future__ import annotations
 

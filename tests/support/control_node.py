@@ -14,7 +14,7 @@ from .labs import BIN
 def try_to_run(
     program: str, *arguments: str | Path, collections: Path | None = None, timeout: float | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run one of Ansible's programs with the project's settings, and return what it printed.
+    """Run one of Ansible's programs with the project's settings, and return its output.
 
     Args:
         program: Its name.

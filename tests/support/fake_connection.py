@@ -1,4 +1,4 @@
-"""A connection without a transport, that keeps what is written to it."""
+"""A connection without a transport, that keeps everything written to it."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class FakeConnection(Connection):
     """Stand for a v2 connection of an acceptor, whose hello is done.
 
     Attributes:
-        packets: What was written.
+        packets: Everything that was written.
         failed: The code that it was ended with, None while it is open.
         is_congested: Whether the peer reads slowly; a test says so.
-        room: After so many bytes it is congested.
+        room: Number of bytes after which it is congested.
         paused: How often reading is paused.
     """
 
@@ -64,6 +64,6 @@ class FakeConnection(Connection):
         self.paused -= 1
 
     def take(self) -> list[v2.Packet]:
-        """Return what was written since the last time."""
+        """Return the packets written since the last call."""
         packets, self.packets = self.packets, []
         return packets

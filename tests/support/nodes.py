@@ -52,7 +52,7 @@ def cut(connection: Connection) -> None:
 
 
 class Log(logging.Handler):
-    """Keep what wsqueue logs."""
+    """Keep the log records of wsqueue."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
 
 Flat = bytes | Upgraded | PongReceived
-"""What comes out, text by text."""
+"""Output, text by text."""
 
 
 class Library:
@@ -41,7 +41,7 @@ class Library:
     Args:
         role: Which end.
         max_message_bytes: Larger messages close the connection with 1009.
-        request: What the framing next to it has sent, if anything, for an initiator's key is random.
+        request: Bytes that the framing next to it has sent, if any; an initiator's key is random.
         answer_request: From the path of a request to a page, or None to upgrade.
     """
 
@@ -221,7 +221,7 @@ def parse_frames(data: bytes, *, masked: bool) -> list[tuple[int, bool, bytes]]:
 
 
 def written(writes: Sequence[bytes], *, masked: bool) -> list[object]:
-    """Return what was written so that it can be compared: without masks, and without the time of day."""
+    """Return the output in a form that can be compared: without masks and the time of day."""
     shown: list[object] = []
     for data, group in itertools.groupby(writes, bool):
         if not data:
@@ -237,7 +237,7 @@ def written(writes: Sequence[bytes], *, masked: bool) -> list[object]:
 
 
 def state(end: Framing | Session | Library) -> tuple[object, ...]:
-    """Return what an end says of itself."""
+    """Return the state of an end."""
     closed = end.closed
     if closed is not None:
         closed = Closed(closed.code, re.sub(r"read \d+ bytes", "", closed.reason), closed.by_peer)

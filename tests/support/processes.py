@@ -37,7 +37,7 @@ READ_BY_WSQUEUE = ("WSQUEUE_CONFIG", "WSQUEUE_PSK", "CREDENTIALS_DIRECTORY", "JO
 
 
 def clean_environment(**more: str) -> dict[str, str]:
-    """Return the environment without what wsqueue reads from it, and with some variables of the test."""
+    """Return the environment without the variables that wsqueue reads, and with those of the test."""
     return {key: value for key, value in os.environ.items() if key not in READ_BY_WSQUEUE} | more
 
 
@@ -89,7 +89,7 @@ class Node:
 
     @property
     def log(self) -> str:
-        """Return what the present run has logged so far."""
+        """Return the log of the present run so far."""
         with self.log_file.open("rb") as stream:
             stream.seek(self._run_begins)
             return stream.read().decode()

@@ -1,4 +1,4 @@
-"""A WebSocket peer by hand: it sends any bytes, and does only what a test tells it to.
+"""A WebSocket peer by hand: it sends any bytes, and does nothing that a test doesn't tell it.
 
 It answers no ping and no close frame, so that a test can be a peer that is stuck, or worse.
 """
@@ -208,7 +208,7 @@ class RawSocket:
         return int(head.split()[1]), body
 
     async def end(self) -> None:
-        """Wait for the end of the stream; what comes before it is dropped."""
+        """Wait for the end of the stream, and drop everything before it."""
         with contextlib.suppress(ConnectionError):
             while await self.reader.read(65_536):
                 pass

@@ -143,7 +143,7 @@ class V2Socket(RawSocket):
         assert found == list(numbers)
 
     async def answers(self, count: int) -> dict[int, str]:
-        """Return what became of the next batches, by their numbers, in whatever order that comes."""
+        """Return the outcomes of the next batches by their numbers; they come in any order."""
         found: dict[int, str] = {}
         while len(found) < count:
             packet = await self.packet()

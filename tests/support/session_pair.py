@@ -209,7 +209,7 @@ class RawPeer:
         return self.frame(Opcode.CLOSE, code.to_bytes(2) + reason.encode())
 
     def data_to_send(self) -> bytes:
-        """Return what the library wants to write, instead of delivering it."""
+        """Return the bytes that the library wants to write, instead of delivering them."""
         return b"".join(self._protocol.data_to_send())
 
     def exchange(self) -> list[Event]:

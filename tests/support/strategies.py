@@ -50,7 +50,7 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.AskReport),
     st.builds(v2.NodeReport, st.dictionaries(utf8_text, numbers).map(msgspec.json.encode).map(msgspec.Raw)),
 )
-"""Of v2, each kind as often as any other."""
+"""Packets of v2, each kind as often as any other."""
 
 CLASSIC_PACKETS: st.SearchStrategy[classic.Packet] = st.one_of(
     st.integers(1, classic.MAX_ONCE).map(lambda once: classic.Hello(once=once)),

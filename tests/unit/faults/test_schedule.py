@@ -30,7 +30,7 @@ def test_a_seed_has_one_schedule() -> None:
 
 
 def test_a_known_seed_gives_what_it_always_gave() -> None:
-    """Or what failed in somebody's continuous integration could not be seen again by its seed."""
+    """Otherwise a failure in continuous integration could not be repeated by its seed."""
     one = schedule.generate(7, "sqlite")
     assert [str(fault) for fault in one.faults] == KNOWN
 

@@ -1,4 +1,4 @@
-"""Compare wsqueue with others in one run: `make bench`, or `python -m comparison.compare --help`."""
+"""Compare wsqueue with other systems in one run: `make bench`, or `python -m comparison.compare --help`."""
 
 from __future__ import annotations
 
@@ -55,15 +55,15 @@ RESULTS = ROOT / "comparison" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 LARGE_BYTES = 64 * 1024
-"""Payloads from here on make a fan-out move gigabytes, so it is kept short."""
+"""From this payload on, fan-out moves gigabytes, so its run is kept short."""
 
 LARGE_FAN_OUT_SECONDS = 1.5
 
 SLOW_SECONDS = 15.0
-"""A repetition that takes longer is the last: a slow system needs long for what is on its way at the end."""
+"""A repetition that takes longer is the last one: a slow system needs long for the last messages."""
 
 IDLE_AHEAD = 20
-"""Subscribers that come before memory is looked at first: the first ones load code."""
+"""Subscribers before the first look at the memory: the first ones load code."""
 
 SPARE_FILES = 200
 
@@ -72,18 +72,18 @@ WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY)
 
 @dataclass(frozen=True)
 class Plan:
-    """Say how much is measured.
+    """The extent of a run.
 
     Attributes:
-        repetitions: Of each figure.
-        seconds: Of each repetition where there is no rate.
-        rate_seconds: Of each repetition where there is one.
-        warm_up: Seconds before it that do not count.
-        shapes: Workloads that go as fast as they can, with their payloads.
-        idle: Subscribers whose memory is measured.
-        consumers: Of wsqueue, to see how it scales.
+        repetitions: Number of repetitions of each figure.
+        seconds: Duration of each repetition without a rate.
+        rate_seconds: Duration of each repetition with a rate.
+        warm_up: Seconds before each repetition that are not measured.
+        shapes: Workloads without a rate, with their payloads.
+        idle: Number of subscribers whose memory is measured.
+        consumers: Numbers of consumers of wsqueue, to measure how it scales.
         replay: Messages that a subscriber reads from the log.
-        settle: Seconds that memory is left to settle after the last subscriber has come.
+        settle: Seconds between the last subscriber and the look at the memory.
     """
 
     repetitions: int
@@ -123,14 +123,14 @@ QUICK = Plan(
 
 @dataclass(frozen=True)
 class Case:
-    """Say what is measured next, of one system after the other.
+    """A workload that is measured on one system after the other.
 
     Attributes:
-        workload: Its name.
+        workload: Name of the workload.
         systems: Keys of `SYSTEMS`.
-        load: What is published; for `IDLE` only the number of subscribers counts.
-        mixed: Whether messages of several sizes follow each other.
-        consumers: Of the system.
+        load: The load; for `IDLE`, only the number of subscribers is used.
+        mixed: True if messages of several sizes follow each other.
+        consumers: Number of consumers of the system.
     """
 
     workload: str
@@ -141,7 +141,7 @@ class Case:
 
     @property
     def payload(self) -> int:
-        """Return the payload by which the figure is found."""
+        """Return the payload under which the figure is stored."""
         return MIXED if self.mixed else self.load.size
 
 
@@ -149,8 +149,8 @@ class Comparison:
     """Measure one case after the other.
 
     Args:
-        plan: How much.
-        wanted: Tells by system and workload what to measure.
+        plan: Extent of the run.
+        wanted: Returns True if a system and a workload are to be measured.
         say: Called with a line for each figure.
     """
 
@@ -168,7 +168,7 @@ class Comparison:
         cases = list(self._cases())
         systems = {system for case in cases for system in case.systems}
         check_installed(systems)
-        # For all processes that are started here, too; not all of them do it themselves.
+        # Child processes inherit the limit; not all of them raise it themselves.
         _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         began = dt.datetime.now(dt.UTC)
@@ -218,11 +218,11 @@ class Comparison:
         ]
 
     async def _measure(self, case: Case) -> None:
-        """Let the systems take turns, so that what disturbs the machine for a while disturbs all of them."""
+        """Let the systems take turns, so that a disturbance of the machine affects all of them."""
         found: dict[str, list[Figure]] = {system: [] for system in case.systems}
         failed = dict.fromkeys(case.systems, 0)
         slow: set[str] = set()
-        # Opening all the subscribers takes long, and the memory hardly varies.
+        # Opening all subscribers takes long, and the memory hardly varies.
         for _ in range(1 if case.workload == IDLE else self._plan.repetitions):
             for system in case.systems:
                 if system in slow:
@@ -255,7 +255,7 @@ class Comparison:
         return await flood(case, system)
 
     async def _most_of(self, case: Case, system: str) -> float:
-        """Return how many messages a second a system can, 1→1 and without a rate."""
+        """Return the messages per second of a system, 1→1 and without a rate."""
         if not self._most.get(system):
             load = msgspec.structs.replace(case.load, rate=None)
             self._most[system] = (await flood(dataclasses.replace(case, load=load), system)).messages
@@ -266,11 +266,11 @@ async def flood(case: Case, system: str) -> Figure:
     """Start a system, put load on it, and end it.
 
     Raises:
-        WsqueueError: That did not go well.
+        WsqueueError: The system failed, or messages were not confirmed.
     """
     load = case.load
     async with _started(case, system) as (wire, nodes):
-        # A message of the load is several then.
+        # One message of the load is then several messages.
         mixed = None
         if case.mixed:
             assert isinstance(wire, MessageWire)
@@ -298,10 +298,10 @@ async def flood(case: Case, system: str) -> Figure:
 
 
 async def idle(case: Case, system: str, settle: float) -> Figure:
-    """Open subscribers, each on a topic of its own, and see how much memory the nodes take for each.
+    """Open subscribers, each on a topic of its own, and measure the memory of the nodes for each.
 
     Raises:
-        WsqueueError: That did not go well.
+        WsqueueError: The system failed, or closed subscribers.
     """
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     count = min(case.load.topics, hard - SPARE_FILES)
@@ -310,8 +310,8 @@ async def idle(case: Case, system: str, settle: float) -> Figure:
     with contextlib.ExitStack() as stack:
         async with _started(case, system) as (wire, nodes):
 
-            def subscribe(some: Iterable[str]) -> None:
-                for topic in some:
+            def subscribe(names: Iterable[str]) -> None:
+                for topic in names:
                     poll.register(stack.enter_context(wire.open_subscriber(topic)), select.POLLRDHUP)
 
             await asyncio.to_thread(subscribe, topics[:IDLE_AHEAD])
@@ -319,18 +319,18 @@ async def idle(case: Case, system: str, settle: float) -> Figure:
             await asyncio.to_thread(subscribe, topics[IDLE_AHEAD:])
             await asyncio.sleep(settle)
             used = _memory(nodes) - before
-            # Nobody answers pings here.
+            # Pings are not answered here, so nodes close connections after a while.
             if closed := len(poll.poll(0)):
                 raise WsqueueError(
                     f"{closed} of {count} idle subscribers were closed before they were counted"
                 )
-            # Else the nodes would wait for all of them to answer their farewell.
+            # Close first: otherwise the nodes would wait for a close frame from each subscriber.
             stack.close()
     return Figure(case.workload, system, idle_bytes=used / count, subscribers=count)
 
 
 def machine() -> dict[str, str]:
-    """Return what this machine is."""
+    """Return a description of this machine."""
     text = Path("/proc/cpuinfo").read_text()
     model = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return {
@@ -375,7 +375,7 @@ def _summary(figure: Figure) -> str:
 
 
 def _matcher(patterns: Sequence[str]) -> Callable[[str, str], bool]:
-    """Return whether a system and a workload are to be measured; without patterns all are.
+    """Return True if a system and a workload are to be measured; without patterns, all are.
 
     Raises:
         click.BadParameter: A pattern matches nothing.
@@ -413,7 +413,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str, str], bool]:
     "--tables", is_flag=True, help="Measure nothing: make document and plots from the results there are."
 )
 def main(quick: bool, only: tuple[str, ...], output: Path | None, tables: bool) -> None:
-    """Measure wsqueue and others on this machine, and write results, tables and plots.
+    """Measure wsqueue and other systems on this machine, and write results, tables and plots.
 
     A whole run takes about 20 minutes, in which nothing else should run here.
     """

@@ -1,8 +1,8 @@
 """Measure a change: `python -m comparison.paired BEFORE`, with another checkout made by `git worktree add`.
 
-`wsqueue bench` runs there and here in turns, so that what else the machine does hits both; each row is one
-set of options. A ratio is of the medians of the CPU time that all nodes took for a message; the quarters are
-those of the ratios of the pairs.
+`wsqueue bench` runs there and here in turns, so that other work of the machine affects both; each row is one
+set of options. A ratio compares the medians of the CPU time of all nodes per message; the quarters are the
+quartiles of the ratios of the pairs.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WORKLOADS = (
     "--topics 100 --subscribers 10",
     "--rate 20000",
 )
-"""Flat out, one message in each packet, classic, many topics, and reads of a few messages."""
+"""As fast as possible, one message per packet, classic, many topics, and a few messages per read."""
 
 
 class _Node(msgspec.Struct):
@@ -54,7 +54,7 @@ def row(before: Path, options: str, runs: int) -> str:
     """Return one row of the table."""
     took: dict[Path, list[float]] = {before: [], HERE: []}
     for number in range(runs):
-        # In both orders, for the first of a pair may find the machine cooler.
+        # In both orders, because the first run of a pair may find the machine cooler.
         for tree in (before, HERE) if number % 2 else (HERE, before):
             took[tree].append(measure(tree, shlex.split(options)))
     old, new = statistics.median(took[before]), statistics.median(took[HERE])
@@ -64,7 +64,7 @@ def row(before: Path, options: str, runs: int) -> str:
 
 @click.command()
 @click.argument("before", type=click.Path(path_type=Path, exists=True, file_okay=False))
-@click.option("--runs", type=click.IntRange(min=2), default=9, show_default=True, help="Of each checkout.")
+@click.option("--runs", type=click.IntRange(min=2), default=9, show_default=True, help="Runs per checkout.")
 @click.argument("options", nargs=-1, metavar="[-- OPTIONS]")
 def main(before: Path, runs: int, options: tuple[str, ...]) -> None:
     """Compare with the checkout BEFORE, by `wsqueue bench` with OPTIONS or with several sets of them."""

@@ -1,4 +1,4 @@
-"""Plots out of results, as SVG."""
+"""Plots of results, as SVG."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ mpl.rcParams.update(
         "axes.spines.top": False,
         "font.size": 11,
         "legend.frameon": False,
-        # So that the same results make the same file.
+        # The same results must make the same file.
         "svg.hashsalt": "wsqueue",
     }
 )
@@ -48,7 +48,7 @@ def draw(directory: Path, results: Results) -> list[Path]:
 
 
 def cpu(axes: Axes, results: Results) -> bool:
-    """Draw the CPU time of a message by its size."""
+    """Draw the CPU time per message by payload."""
     payloads = [payload for payload in results.payloads(ONE) if payload != MIXED]
     for system in results.systems(ONE):
         found = [results.find(ONE, system, payload) for payload in payloads]
@@ -70,7 +70,7 @@ def cpu(axes: Axes, results: Results) -> bool:
 
 
 def deliveries(axes: Axes, results: Results) -> bool:
-    """Draw deliveries a second by workload."""
+    """Draw deliveries per second by workload."""
     names = [name for name in TITLES if LATENCY_BYTES in results.payloads(name)]
     values = {
         system: [
@@ -88,7 +88,7 @@ def deliveries(axes: Axes, results: Results) -> bool:
 
 
 def latency(axes: Axes, results: Results) -> bool:
-    """Draw the latencies at the rate that is the same for all."""
+    """Draw the latencies at the common rate of all systems."""
     figures = {system: results.find(COMMON, system) for system in results.systems(COMMON)}
     values = {
         system: list(figure.latency)
@@ -107,7 +107,7 @@ def latency(axes: Axes, results: Results) -> bool:
 
 
 def scaling(axes: Axes, results: Results) -> bool:
-    """Draw messages a second by the number of consumers."""
+    """Draw messages per second by number of consumers."""
     figures = [figure for figure in results.figures if figure.workload == SCALING]
     names = [f"{figure.consumers} consumer{'s' * (figure.consumers > 1)}" for figure in figures]
     _bars(axes, names, {"wsqueue": [figure.messages for figure in figures]})
@@ -124,11 +124,11 @@ PLOTS: dict[str, Callable[[Axes, Results], bool]] = {
     "latency": latency,
     "scaling": scaling,
 }
-"""The plots by the names of their files; each returns whether there was something to draw."""
+"""The plots by the names of their files; each returns True if it has drawn something."""
 
 
 def _bars(axes: Axes, names: list[str], values: dict[str, list[float]]) -> None:
-    """Draw groups of bars, in each group one bar for each system."""
+    """Draw groups of bars, with one bar per system in each group."""
     width = 0.8 / max(1, len(values))
     for number, (system, heights) in enumerate(values.items()):
         places = [place + (number - (len(values) - 1) / 2) * width for place in range(len(names))]
@@ -140,7 +140,7 @@ def _bars(axes: Axes, names: list[str], values: dict[str, list[float]]) -> None:
 
 
 def _short(value: float) -> str:
-    """Write a count in few letters: 950, 9.5k, 950k, 9.5M."""
+    """Return a count in few letters: 950, 9.5k, 950k, 9.5M."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if value >= unit:
             return f"{value / unit:.3g}{name}"

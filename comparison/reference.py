@@ -1,12 +1,12 @@
-"""The same system, written plainly on websockets' asyncio API: what wsqueue has to be better than.
+"""A plain implementation of the same system on the asyncio API of websockets, for comparison.
 
-It speaks the classic protocol, hello included, and nothing else: no limits, no drain, no reload, no counters,
-no link that is opened again.
+It implements the classic protocol with its hello and nothing else: no limits, drain, reload or counters, and
+links are not opened again.
 
     python -m comparison.reference consumer
     python -m comparison.reference producer HOST:PORT...
 
-The key comes in the environment as REFERENCE_PSK. A node writes the port that it listens on and a newline.
+The key is in the environment variable REFERENCE_PSK. A node writes its port and a newline to standard output.
 """
 
 from __future__ import annotations

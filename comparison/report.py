@@ -1,4 +1,4 @@
-"""Tables out of results, between the markers of a document."""
+"""Tables of results, between the markers of a document."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ CLASSIC, SQLITE = "wsqueue-classic", "wsqueue-sqlite"
 
 
 def size(payload: int) -> str:
-    """Write the size of a message."""
+    """Return a size of messages as text."""
     if payload == MIXED:
         return "mixed"
     return f"{payload // 1024} KiB" if payload >= 1024 else f"{payload} B"
 
 
 def update(document: Path, results: Results) -> None:
-    """Replace what stands between the markers of a document, and append the sections that have none yet.
+    """Replace the text between the markers of a document, and append sections without markers.
 
     What stands elsewhere is left alone.
     """
@@ -61,7 +61,7 @@ def update(document: Path, results: Results) -> None:
 
 
 def about(results: Results) -> str:
-    """Say what was measured, where and when."""
+    """Describe the run: machine, versions and date."""
     rows = [("date", results.date), *results.machine.items(), *results.versions.items()]
     spreads = [high / low - 1 for low, high in (figure.cpu_range for figure in results.figures) if low]
     sentence = (
@@ -82,16 +82,16 @@ def about(results: Results) -> str:
 
 @dataclass(frozen=True)
 class Goal:
-    """Set a goal, and say how far it is reached.
+    """A goal, and how far it is reached.
 
     Attributes:
-        workload: What is compared.
-        goal: What must be reached at least, in words.
-        aim: What is aimed at, in words.
-        measure: From the results to the ratio and a text with the figures; None when one is missing.
-        limit: The ratio that is the goal.
-        wanted: The ratio that is the aim.
-        high: Whether a high ratio is good.
+        workload: Name of the comparison.
+        goal: The goal in words; it must be reached.
+        aim: The aim in words; it should be reached.
+        measure: Returns the ratio and a text with the figures, None if a figure is missing.
+        limit: Ratio of the goal.
+        wanted: Ratio of the aim.
+        high: True if a high ratio is good.
     """
 
     workload: str
@@ -129,7 +129,7 @@ def _less_cpu(results: Results) -> tuple[float, str] | None:
 def _cpu_of_nats(results: Results) -> tuple[float, str] | None:
     ours = results.find(ONE, "wsqueue", 100)
     variants = [results.find(ONE, system, 100) for system in ("nats", "nats-frames")]
-    # Whichever way of publishing is the cheaper one for NATS.
+    # The cheaper way of publishing to NATS.
     theirs = min(
         (figure for figure in variants if figure and figure.cpu), key=lambda one: one.cpu, default=None
     )
@@ -140,7 +140,7 @@ def _cpu_of_nats(results: Results) -> tuple[float, str] | None:
 
 
 def _against_classic(system: str, workload: str) -> Callable[[Results], tuple[float, str] | None]:
-    """Return what compares the CPU time of one of our own with that of the classic protocol."""
+    """Return a function that compares the CPU time of a mode of wsqueue with the classic protocol."""
 
     def measure(results: Results) -> tuple[float, str] | None:
         ours, classic = (results.find(workload, name, LATENCY_BYTES) for name in (system, CLASSIC))
@@ -153,7 +153,7 @@ def _against_classic(system: str, workload: str) -> Callable[[Results], tuple[fl
 
 
 def _replay(system: str) -> Callable[[Results], tuple[float, str] | None]:
-    """Return what compares how fast a subscriber reads a log with the most that one got as it came."""
+    """Return a function that compares the speed of a replay with the highest speed of live delivery."""
 
     def measure(results: Results) -> tuple[float, str] | None:
         read, live = results.find(REPLAY, system), results.find(ONE, "wsqueue", LATENCY_BYTES)
@@ -259,19 +259,19 @@ GOALS = (
 
 
 def goals(results: Results) -> str:
-    """Compare what was measured with what was set."""
+    """Compare the figures with the goals."""
     head = ("workload", "goal at least", "aim", "measured")
     return _table(head, [goal.row(results) for goal in GOALS])
 
 
 @dataclass(frozen=True)
 class Number:
-    """Name a number of a figure that systems can be compared by.
+    """A number of a figure by which systems can be compared.
 
     Attributes:
-        name: In a table.
-        of: Returns it, 0 where there is none.
-        high: Whether a high one is good.
+        name: Title in a table.
+        of: Returns the number, 0 if there is none.
+        high: True if a high number is good.
     """
 
     name: str
@@ -291,7 +291,7 @@ COMPARED = {
     COMMON: (_CPU, *_QUANTILES),
     IDLE: (Number("KiB each", lambda figure: figure.idle_bytes / 1024),),
 }
-"""By what systems are compared at each workload."""
+"""The numbers by which systems are compared, by workload."""
 
 
 def losses(results: Results) -> str:
@@ -323,7 +323,7 @@ def losses(results: Results) -> str:
 
 
 def _factor(number: Number, ours: Figure, theirs: Figure) -> float:
-    """Return by how much the other system is better, 0 when one of them has no such number."""
+    """Return the factor by which the other system is better, 0 if a number is missing."""
     mine, other = number.of(ours), number.of(theirs)
     if not mine or not other:
         return 0.0
@@ -337,13 +337,13 @@ def _workload(figure: Figure) -> str:
 
 
 def cpu(results: Results) -> str:
-    """Show the CPU time of all nodes for a message, by workload, payload and system."""
+    """Show the CPU time of all nodes per message, by workload, payload and system."""
     tables = _by_payload(results, lambda figure: _number(figure.cpu))
     return tables and f"{tables}\n\n{_plot('cpu', 'CPU time of a message by its size and by system')}"
 
 
 def rates(results: Results) -> str:
-    """Show deliveries a second by workload, payload and system, and what the load generator took."""
+    """Show deliveries per second and the CPU time of the load generator, by workload, payload and system."""
 
     def cell(figure: Figure) -> str:
         share = figure.load_cpu / ((figure.load_cpu + figure.cpu) or 1)
@@ -354,7 +354,7 @@ def rates(results: Results) -> str:
 
 
 def nodes(results: Results) -> str:
-    """Show how the CPU time divides between the nodes of a system and what each system's memory was."""
+    """Show the CPU time of each node, and the memory of each system."""
     rows = [
         (
             SYSTEMS[figure.system].title,
@@ -372,7 +372,7 @@ def nodes(results: Results) -> str:
 
 
 def latency(results: Results) -> str:
-    """Show latencies at half of what each system can, and at a rate that is the same for all."""
+    """Show latencies at half of the highest rate of each system, and at a common rate."""
     tables = []
     for workload in (HALF, COMMON):
         rows = []
@@ -407,7 +407,7 @@ def idle(results: Results) -> str:
 
 
 def scaling(results: Results) -> str:
-    """Show what more consumers bring."""
+    """Show the effect of more consumers."""
     rows = [
         (
             f"{figure.consumers}",
@@ -427,7 +427,7 @@ def scaling(results: Results) -> str:
 
 
 def v2(results: Results) -> str:
-    """Show what confirmations and logs cost against the classic protocol, and how fast logs are read."""
+    """Show the cost of confirmations and logs over the classic protocol, and the speed of replays."""
     systems = {"wsqueue": "memory", SQLITE: "sqlite"}
     rows = []
     for workload, payload in dict.fromkeys(
@@ -470,7 +470,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
 
 
 def _by_payload(results: Results, cell: Callable[[Figure], str]) -> str:
-    """Return one table for each workload that goes as fast as it can."""
+    """Return a table for each workload without a rate."""
     tables: list[str] = []
     for workload, title in TITLES.items():
         systems = results.systems(workload)
@@ -490,7 +490,7 @@ def _measured(figure: Figure, cell: Callable[[Figure], str]) -> str:
 
 
 def _plot(name: str, text: str) -> str:
-    """Show what `comparison.plots` draws beside the document."""
+    """Show the plots that `comparison.plots` draws beside the document."""
     return f"![{text}](performance/{name}.svg)"
 
 
@@ -500,7 +500,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _number(value: float) -> str:
-    """Write three digits: 1,230, 12.3, 0.123."""
+    """Return a number with three digits: 1,230, 12.3, 0.123."""
     if value >= 100:
         return f"{float(f'{value:.3g}'):,.0f}"
     return re.sub(r"\.0+$", "", f"{value:.3g}")

@@ -1,4 +1,4 @@
-"""What a run of the comparison has found, and the file that keeps it."""
+"""The results of a run of the comparison, and their file."""
 
 from __future__ import annotations
 
@@ -12,49 +12,49 @@ PAYLOADS = (16, 100, 1024, 65_536)
 """Bytes of data in a message: a number, a line, a small document, a large one."""
 
 COMMON_RATE = 50_000
-"""Messages a second at which the latencies of all systems are compared."""
+"""Messages per second at which the latencies of all systems are compared."""
 
 ONE, FAN_OUT, TOPICS = "1-1", "1-100", "100x10"
-"""Workloads that go as fast as they can."""
+"""Workloads without a rate."""
 
 HALF, COMMON, IDLE, SCALING, REPLAY = "half", "common", "idle", "scaling", "replay"
-"""The others: latency at half of its own most and at `COMMON_RATE`, idle subscribers, more consumers, and a
-subscriber that reads what was published before it came."""
+"""The other workloads: latency at half of the highest rate of a system, latency at `COMMON_RATE`, idle
+subscribers, more consumers, and replays of stored messages."""
 
 TITLES = {ONE: "1→1", FAN_OUT: "1→100", TOPICS: "100 × 1→10"}
-"""What tables call the workloads that go as fast as they can."""
+"""Titles of the workloads without a rate, in tables."""
 
 LATENCY_BYTES = 100
-"""Bytes of data in a message where only one size is measured."""
+"""Bytes of data of a message if only one size is measured."""
 
 MIXED = 0
-"""Stands for the payload where messages of several sizes follow each other."""
+"""The payload of figures with messages of several sizes."""
 
 MIXED_SIZES = (100, 30, 300, 16, 1000, 60, 150, 500)
-"""Those sizes."""
+"""The sizes of these messages."""
 
 
 class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Hold what one system did at one workload: each number is the median of all repetitions.
+    """The figures of a system at a workload: each number is the median of all repetitions.
 
     Attributes:
-        workload: Its name.
+        workload: Name of the workload.
         system: Key of `comparison.systems.SYSTEMS`.
         payload: Bytes of data in a message, or `MIXED`.
-        consumers: Of the system, where it has such.
-        rate: Messages a second that were wanted, 0 for as many as it takes.
-        messages: Messages a second.
-        deliveries: Deliveries a second.
-        failed: Repetitions that gave no figure.
-        lost: Deliveries that did not come, in all repetitions together.
-        cpu: CPU time of all nodes, in µs for each message.
-        cpu_range: The lowest and the highest of the repetitions.
-        nodes: CPU time by node, in µs for each message.
-        load_cpu: CPU time of the load generator, in µs for each message.
-        rss: The most memory that any one node had, in MiB.
-        latency: p50, p99 and p99.9 in ms, where there is a rate.
-        idle_bytes: Memory of all nodes for each idle subscriber.
-        subscribers: How many of those there were.
+        consumers: Number of consumers of wsqueue.
+        rate: Requested messages per second, 0 for as many as possible.
+        messages: Messages per second.
+        deliveries: Deliveries per second.
+        failed: Number of repetitions that failed.
+        lost: Deliveries that did not come, in all repetitions.
+        cpu: CPU time of all nodes, in µs per message.
+        cpu_range: Lowest and highest `cpu` of the repetitions.
+        nodes: CPU time by node, in µs per message.
+        load_cpu: CPU time of the load generator, in µs per message.
+        rss: Highest memory of a single node, in MiB.
+        latency: p50, p99 and p99.9 in ms, if there is a rate.
+        idle_bytes: Memory of all nodes per idle subscriber.
+        subscribers: Number of idle subscribers.
     """
 
     workload: str
@@ -77,15 +77,15 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Results(msgspec.Struct, frozen=True):
-    """Hold a run.
+    """The results of a run.
 
     Attributes:
-        date: When it began, in UTC.
-        machine: What it ran on.
-        versions: Of all that took part.
-        repetitions: Of each figure.
-        seconds: That each repetition was to last.
-        figures: In the order of the workloads.
+        date: Begin of the run, in UTC.
+        machine: Description of the machine.
+        versions: Versions of all systems and libraries.
+        repetitions: Number of repetitions of each figure.
+        seconds: Planned duration of each repetition.
+        figures: All figures, in the order of the workloads.
     """
 
     date: str
@@ -98,7 +98,7 @@ class Results(msgspec.Struct, frozen=True):
     def find(
         self, workload: str, system: str, payload: int | None = None, consumers: int = 1
     ) -> Figure | None:
-        """Return a figure, or None when it was not measured."""
+        """Return a figure, None if it was not measured."""
         for figure in self.figures:
             if (figure.workload, figure.system, figure.consumers) == (workload, system, consumers) and (
                 payload in (None, figure.payload)
@@ -107,7 +107,7 @@ class Results(msgspec.Struct, frozen=True):
         return None
 
     def systems(self, workload: str) -> list[str]:
-        """Return the systems that were measured at a workload, in the order in which they were."""
+        """Return the systems that were measured at a workload, in the order of measuring."""
         return list(dict.fromkeys(figure.system for figure in self.figures if figure.workload == workload))
 
     def payloads(self, workload: str) -> list[int]:
@@ -115,7 +115,7 @@ class Results(msgspec.Struct, frozen=True):
         return sorted({figure.payload for figure in self.figures if figure.workload == workload})
 
     def write(self, file: Path) -> None:
-        """Write the file, a line for each figure so that it can be compared with another run's."""
+        """Write the file with one line per figure, so that files of two runs can be compared."""
         head = msgspec.json.encode(msgspec.structs.replace(self, figures=[]))
         lines = b",\n".join(map(msgspec.json.encode, self.figures))
         file.write_bytes(head.removesuffix(b"[]}") + b"[\n" + lines + b"\n]}\n")
@@ -127,7 +127,7 @@ class Results(msgspec.Struct, frozen=True):
 
 
 def combine(repetitions: Sequence[Figure], failed: int) -> Figure:
-    """Return one figure with the median of each number, of repetitions besides which some failed."""
+    """Return a figure with the median of each number of all repetitions that did not fail."""
 
     def middle(number: Callable[[Figure], float]) -> float:
         return _digits(median(map(number, repetitions)))
@@ -157,5 +157,5 @@ def _medians(latencies: Iterable[tuple[float, float, float]]) -> tuple[float, fl
 
 
 def _digits(value: float) -> float:
-    """Keep four digits: the file stays small, and no figure is that exact."""
+    """Round to four digits: the file stays small, and no figure is more exact."""
     return float(f"{value:.4g}")

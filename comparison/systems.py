@@ -1,4 +1,4 @@
-"""Start and stop each system on loopback, in processes of its own."""
+"""Start and stop each system in processes of its own, on loopback."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ from .wires import NatsWire, RedisWire
 Found = TypeVar("Found")
 
 START_SECONDS = 20.0
-"""How long a server may take to listen: each needs less than half a second."""
+"""Maximum time until a server listens: each needs less than half a second."""
 
 STOP_SECONDS = 10.0
-"""How long a server may take to end before it is killed."""
+"""Maximum time until a server has ended; then it is killed."""
 
 POLL_SECONDS = 0.02
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
-"""As wsqueue's own default, far above the largest message that is measured."""
+"""The same as the default of wsqueue, far above the largest message that is measured."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """Describe a system that runs.
+    """A system that runs.
 
     Attributes:
-        wire: How to publish and subscribe.
-        nodes: Process ids by name.
+        wire: Wire of the system.
+        nodes: Process ids of the nodes by name.
     """
 
     wire: Wire
@@ -72,7 +72,7 @@ async def wsqueue(
     protocol: Protocol = "v2",
     mode: RetentionMode = "memory",
 ) -> AsyncIterator[Running]:
-    """Run a producer and some consumers as `wsqueue bench` does, with all defaults that suit the load."""
+    """Run a producer and consumers, configured as `wsqueue bench` does for the load."""
     retention = retention_for(load or Load(), mode)
     async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
         clients = load_config(cluster.config_file, ClientConfig)
@@ -81,7 +81,7 @@ async def wsqueue(
 
 @contextlib.asynccontextmanager
 async def reference(consumers: int = 1) -> AsyncIterator[Running]:
-    """Run a producer and some consumers of `comparison.reference`."""
+    """Run a producer and consumers of `comparison.reference`."""
     secret = secrets.token_urlsafe(24)
     command = (sys.executable, "-m", "comparison.reference")
     async with contextlib.AsyncExitStack() as stack:
@@ -108,7 +108,7 @@ async def reference(consumers: int = 1) -> AsyncIterator[Running]:
 
 @contextlib.asynccontextmanager
 async def nats(*, frame_each: bool = False) -> AsyncIterator[Running]:
-    """Run a NATS server, whose clients come over WebSockets."""
+    """Run a NATS server for clients over WebSockets."""
     with TemporaryDirectory(prefix="bench-nats-") as directory:
         file = _write_nats_config(directory)
         async with _process(_program("nats-server"), "--config", file) as process:
@@ -119,7 +119,7 @@ async def nats(*, frame_each: bool = False) -> AsyncIterator[Running]:
 
 @contextlib.asynccontextmanager
 async def redis() -> AsyncIterator[Running]:
-    """Run a Redis server that keeps nothing and gives slow subscribers all the room that they may need."""
+    """Run a Redis server without persistence, and with unlimited buffers for slow subscribers."""
     port = _free_port()
     settings = {
         "bind": "127.0.0.1",
@@ -137,12 +137,12 @@ async def redis() -> AsyncIterator[Running]:
 
 @dataclass(frozen=True)
 class System:
-    """Name a system, and start it.
+    """A system that can be started.
 
     Attributes:
-        title: As tables and plots call it.
-        start: Starts it, with a number of consumers or for a replay where that means something.
-        workloads: At which it is measured.
+        title: Title in tables and plots.
+        start: Starts the system, if possible with a number of consumers or for a replay.
+        workloads: Workloads at which it is measured.
         program: What must be installed for it, a command; None for what is here anyway.
         batches: Whether messages travel together, so that it does not matter what sizes follow each other.
     """
@@ -170,7 +170,7 @@ SYSTEMS = {
     ),
     "reference": System("reference", reference, _COMPARED),
     "nats": System("NATS", nats, _COMPARED, "nats-server"),
-    # How one publishes to NATS matters where that is much of the work.
+    # The way of publishing to NATS matters for workloads in which publishing is much of the work.
     "nats-frames": System(
         "NATS, a frame each", functools.partial(nats, frame_each=True), (ONE,), "nats-server"
     ),
@@ -179,7 +179,7 @@ SYSTEMS = {
 
 
 def check_installed(systems: Iterable[str]) -> None:
-    """See that systems can be started here.
+    """Check that systems can be started on this machine.
 
     Raises:
         WsqueueError: One cannot; it says how to get it.
@@ -191,7 +191,7 @@ def check_installed(systems: Iterable[str]) -> None:
 
 
 def versions(systems: Iterable[str]) -> dict[str, str]:
-    """Return the versions of all that takes part."""
+    """Return the versions of all systems and libraries."""
     found = {"Python": platform.python_version()}
     found |= {name: metadata.version(name) for name in ("wsqueue", "websockets", "uvloop", "msgspec")}
     for program in sorted({SYSTEMS[name].program or "" for name in systems} - {""}):
@@ -202,7 +202,7 @@ def versions(systems: Iterable[str]) -> dict[str, str]:
 
 
 def _find(program: str) -> str | None:
-    # Debian has nats-server where only root's PATH leads.
+    # Debian installs nats-server in a directory that is only in the PATH of root.
     return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
 
 
@@ -221,10 +221,10 @@ async def _process(
         *command,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=stdout,
-        # What a server has to say of peers that go without a word is not this program's output.
+        # Servers log peers that disconnect, which must not be mixed with our output.
         stderr=asyncio.subprocess.DEVNULL,
         env={**os.environ, **environment},
-        # Ctrl-C is for this process, which then ends the others.
+        # Ctrl-C must only reach this process, which then ends the others.
         start_new_session=True,
     )
     try:
@@ -256,7 +256,7 @@ def _write_nats_config(directory: str) -> str:
 async def _until(
     found: Callable[[], Found | None], process: asyncio.subprocess.Process, program: str
 ) -> Found:
-    """Return what `found` returns once that is something.
+    """Call `found` until it returns a value, and return that.
 
     Raises:
         WsqueueError: The process has ended, or does not start in time.
@@ -288,7 +288,7 @@ def _listens(port: int) -> bool | None:
 
 
 def _free_port() -> int:
-    """Return a port on which nobody listens: Redis cannot choose one itself."""
+    """Return a free port, because Redis can't choose one itself."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""The protocols of the systems that wsqueue is compared with, as the load generator needs them."""
+"""The wires of the systems that wsqueue is compared with, for the load generator."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from wsqueue.tools.bench.wire import Unwrapper, Wire
 from wsqueue.tools.bench.workload import Load
 
 TIMEOUT_SECONDS = 20.0
-"""How long a server may take to answer while a connection is set up."""
+"""Maximum time until a server answers while a connection is opened."""
 
 ENDLESS_FRAME_BYTES = 2**62
-"""The length of a frame that no run comes to the end of."""
+"""Length of a frame that no run can fill."""
 
 TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A
 """The first bytes of unfragmented frames (RFC 6455 section 5.2)."""
@@ -35,7 +35,7 @@ _PING_BEGUN = re.compile(rb"(?<=\r\n)P(?:I(?:N(?:G\r?)?)?)?\Z")
 
 @runtime_checkable
 class MessageWire(Wire, Protocol):
-    """Publish each message by itself."""
+    """A wire that publishes each message by itself."""
 
     def published(self, topic: str, data: bytes) -> bytes:
         """Return the bytes that publish data (ASCII); their number depends only on both lengths."""
@@ -44,13 +44,13 @@ class MessageWire(Wire, Protocol):
 
 @dataclass(frozen=True)
 class Mixed:
-    """Let each message of the load be one of several, which follow each other and differ in size.
+    """A wire that replaces each message of the load by several messages of different sizes.
 
-    The load generator sends messages of one size, and a node may be quicker when they are all alike.
+    The load generator sends messages of one size, with which a node may be faster than usual.
 
     Attributes:
-        wire: The system.
-        sizes: Of the messages that follow each message of the load, in bytes of data.
+        wire: Wire of the system.
+        sizes: Bytes of data of the messages that follow each message of the load.
     """
 
     wire: MessageWire
@@ -58,7 +58,7 @@ class Mixed:
 
     @property
     def factor(self) -> int:
-        """Return how many messages there are for one of the load."""
+        """Return the number of messages for each message of the load."""
         return 1 + len(self.sizes)
 
     def open_publisher(self, number: int) -> socket.socket:
@@ -70,7 +70,7 @@ class Mixed:
         return self.wire.open_subscriber(topic)
 
     def publishing(self, load: Load) -> Messages:
-        """Return what makes the bytes that publish."""
+        """Return the maker of the bytes that publishers write."""
         return Messages(self.published, load)
 
     def published(self, topic: str, data: bytes) -> bytes:
@@ -82,7 +82,7 @@ class Mixed:
         return b"".join(self.wire.delivered(topic, one) for one in self._all(data))
 
     def unwrapper(self, topic: str, load: Load) -> Unwrapper:
-        """Return the system's unwrapper, or one that does not rely on messages of one size."""
+        """Return the unwrapper of the system, or one that does not need messages of one size."""
         return TextUnwrapper() if isinstance(self.wire, ClassicWire) else self.wire.unwrapper(topic, load)
 
     def _all(self, data: bytes) -> list[bytes]:
@@ -90,9 +90,9 @@ class Mixed:
 
 
 class TextUnwrapper:
-    """Take control frames out of a node's text frames, which may have any size.
+    """Remove control frames from text frames of any size.
 
-    It looks at each frame, and so takes several times as long as the load generator's own.
+    It looks at each frame, and therefore takes several times as long as `ClassicUnwrapper`.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class TextUnwrapper:
         """Return the text frames, with their headers.
 
         Raises:
-            WsqueueError: The node has closed, or sent what no node sends.
+            WsqueueError: The node has closed, or broken the protocol.
         """
         data, at, begin = self._rest + data, self._left, 0
         parts = []
@@ -119,13 +119,13 @@ class TextUnwrapper:
             self._take_control(first, data[at + size : end])
             parts.append(data[begin:at])
             begin = at = end
-        # Of a text frame that has not ended the beginning is a record's; of another one it is not.
+        # The beginning of an incomplete text frame belongs to a record; that of a control frame does not.
         whole = min(at, len(data))
         self._left, self._rest = at - whole, data[whole:]
         return b"".join([*parts, data[begin:whole]])
 
     def replies(self) -> bytes:
-        """Return the pongs that are due."""
+        """Return the pongs for the pings so far, once."""
         replies, self._replies = self._replies, b""
         return replies
 
@@ -137,14 +137,14 @@ class TextUnwrapper:
 
 
 class Passed:
-    """Unwrap a protocol that sends nothing but records: Redis over TCP."""
+    """The unwrapper of a protocol that only sends records: Redis over TCP."""
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the records in what was read."""
+        """Return the data, which are all records."""
         return data
 
     def replies(self) -> bytes:
-        """Return what the server waits for: nothing."""
+        """Return no bytes: the server expects no replies."""
         return b""
 
 
@@ -164,7 +164,7 @@ class RedisWire:
     port: int
 
     def open_publisher(self, number: int) -> socket.socket:
-        """Return a connection on which each command publishes and nothing is answered."""
+        """Return a connection on which commands publish, and the server does not reply."""
         with _connecting(self.host, self.port) as connection:
             connection.sendall(_resp(b"CLIENT", b"REPLY", b"OFF"))
         return connection
@@ -177,7 +177,7 @@ class RedisWire:
         return connection
 
     def publishing(self, load: Load) -> Messages:
-        """Return what makes the bytes that publish."""
+        """Return the maker of the bytes that publishers write."""
         return Messages(self.published, load)
 
     def published(self, topic: str, data: bytes) -> bytes:
@@ -185,11 +185,11 @@ class RedisWire:
         return _resp(b"PUBLISH", topic.encode(), data)
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return what a subscriber gets for a message."""
+        """Return the record of a message."""
         return _resp(b"message", topic.encode(), data)
 
     def unwrapper(self, topic: str, load: Load) -> Passed:
-        """Return what finds the records in what a subscriber reads."""
+        """Return the unwrapper of a subscriber's connection."""
         return Passed()
 
 
@@ -218,24 +218,24 @@ class NatsWire:
         return self._open(f"SUB {topic} 1\r\n".encode())
 
     def publishing(self, load: Load) -> Messages:
-        """Return what makes the bytes that publish."""
+        """Return the maker of the bytes that publishers write."""
         return Messages(self.published, load)
 
     def published(self, topic: str, data: bytes) -> bytes:
-        """Return what publishes a message."""
+        """Return the frame that publishes a message."""
         command = b"PUB %b %d\r\n%b\r\n" % (topic.encode(), len(data), data)
         return _masked(command) if self.frame_each else command
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return what a subscriber gets for a message, out of its frame."""
+        """Return the record of a message, without a frame."""
         return b"MSG %b 1 %d\r\n%b\r\n" % (topic.encode(), len(data), data)
 
     def unwrapper(self, topic: str, load: Load) -> NatsUnwrapper:
-        """Return what finds the records in what a subscriber reads."""
+        """Return the unwrapper of a subscriber's connection."""
         return NatsUnwrapper(framed=self.frame_each)
 
     def _open(self, commands: bytes) -> socket.socket:
-        """Upgrade, connect and send commands; return once the server has dealt with them."""
+        """Upgrade, connect and send commands; return when the server has executed them."""
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         request = (
             f"GET / HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
@@ -254,7 +254,7 @@ class NatsWire:
             else:
                 header = struct.pack("!BBQ4x", BINARY, 0x80 | 127, ENDLESS_FRAME_BYTES)
                 connection.sendall(header + commands)
-            # Nothing is published on the topic yet, so no message comes behind the answer.
+            # No message is published on the topic yet, so none follows the answer.
             answer = _read_until(connection, b"PONG\r\n")
             if b"-ERR" in answer:
                 raise ConnectError(f"the server answers {answer[:200]!r}")
@@ -262,7 +262,7 @@ class NatsWire:
 
 
 class NatsUnwrapper:
-    """Take the frames off the batches of messages that a NATS server sends, and its PINGs out of them.
+    """Remove the frames around the messages of a NATS server, and its PINGs between them.
 
     The data of a message must hold no line break and not be PING: then a line PING is the server's, and the
     messages need not be parsed to find it.
@@ -281,7 +281,7 @@ class NatsUnwrapper:
         self._replies: list[bytes] = []
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the records in what was read, as far as they have come.
+        """Return the records in the bytes that were read; incomplete ones too.
 
         Raises:
             WsqueueError: The server has closed, or sent a frame that it is not known to send.
@@ -307,13 +307,13 @@ class NatsUnwrapper:
         return self._without_pings(b"".join(parts))
 
     def replies(self) -> bytes:
-        """Return what the server waits for: pongs."""
+        """Return the pongs for the pings so far, once."""
         replies = b"".join(self._replies)
         self._replies.clear()
         return replies
 
     def _without_pings(self, text: bytes) -> bytes:
-        """Drop PINGs from what two bytes that are already out precede, and hold what may become one."""
+        """Remove PINGs from bytes that follow two bytes already returned, and keep the beginning of one."""
         if b"PING" in text:
             text, pings = _PING_LINE.subn(b"", text)
             self._replies += [self._pong] * pings
@@ -323,7 +323,7 @@ class NatsUnwrapper:
         return records
 
     def _take_control(self, payload: bytes) -> None:
-        """Gather the payload of a control frame, which NATS sends only when it closes."""
+        """Collect the payload of a control frame, which NATS sends only when it closes."""
         self._control += payload
         if self._remaining == 0:
             raise WsqueueError(f"the server sent a frame 0x{self._opcode:02x} {bytes(self._control)!r}")
@@ -331,7 +331,7 @@ class NatsUnwrapper:
 
 @contextlib.contextmanager
 def _connecting(host: str, port: int) -> Iterator[socket.socket]:
-    """Open a connection with a deadline for what its setup reads; after that it has none.
+    """Open a connection, with a deadline only while it is set up.
 
     Raises:
         ConnectError: The server cannot be reached, or breaks off.
@@ -363,7 +363,7 @@ def _read_until(connection: socket.socket, end: bytes) -> bytes:
 
 
 def _expect(connection: socket.socket, wanted: bytes) -> None:
-    """Read an answer and nothing after it."""
+    """Read an answer, and no byte beyond it."""
     found = b""
     while len(found) < len(wanted):
         found += _read(connection)
@@ -380,7 +380,7 @@ def _bulk(word: bytes) -> bytes:
 
 
 def _masked(payload: bytes) -> bytes:
-    """Return a whole frame of a client, masked with zeros: a server unmasks whatever the key is."""
+    """Return a frame of a client, masked with zeros: a server unmasks with any key."""
     length = len(payload)
     if length < 126:
         return struct.pack("!BB4x", BINARY, 0x80 | length) + payload
@@ -390,7 +390,7 @@ def _masked(payload: bytes) -> bytes:
 
 
 def _header(data: bytes, position: int) -> tuple[int, int, int] | None:
-    """Return size, first byte and payload length of a server's frame header, None unless it is whole."""
+    """Return size, first byte and payload length of a frame header, None if it is incomplete."""
     size = 2
     if position + 1 < len(data):
         size += {126: 2, 127: 8}.get(data[position + 1], 0)

@@ -17,7 +17,7 @@ from .common import ExitCode, complete_file, config_option, ended_by_signals, fa
 
 if TYPE_CHECKING:
     from ..tools.doctor import Finding
-    from ..tools.top import Snapshot
+    from ..tools.top import ClusterSnapshot
 
 
 @click.command()
@@ -79,7 +79,7 @@ async def _top(settings: ClientConfig, interval: float, *, once: bool, as_json: 
             await monitor.stop()
 
 
-def exit_code(snapshot: Snapshot) -> ExitCode:
+def exit_code(snapshot: ClusterSnapshot) -> ExitCode:
     """Return the exit code of `wsqueue top --once`: FAILED when only some of the nodes answer."""
     from ..report.warnings import OTHER_KEY  # noqa: PLC0415 - as above
 
@@ -91,12 +91,12 @@ def exit_code(snapshot: Snapshot) -> ExitCode:
     return ExitCode.OTHER_KEY if other_key else ExitCode.NO_ANSWER
 
 
-def _write_snapshot(*, as_json: bool) -> Callable[[Snapshot], None]:
+def _write_snapshot(*, as_json: bool) -> Callable[[ClusterSnapshot], None]:
     from ..tools import top as view  # noqa: PLC0415 - as above
 
     printed = 0
 
-    def write(snapshot: Snapshot) -> None:
+    def write(snapshot: ClusterSnapshot) -> None:
         nonlocal printed
         if as_json:
             click.echo(json_line(snapshot))

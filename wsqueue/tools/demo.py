@@ -84,8 +84,8 @@ async def _on_pipe(
         missing[line] += 1
         count += 1
 
-    async def at_most_missing(most: int) -> None:
-        while count > most:
+    async def at_most_missing(limit: int) -> None:
+        while count > limit:
             came_back.clear()
             async with asyncio.timeout(RETURN_SECONDS):
                 await came_back.wait()

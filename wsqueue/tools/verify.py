@@ -63,9 +63,9 @@ async def verify(
         yield await _check(name, _reachable(endpoint, psk, config, tls))
     for consumer, topic in zip(consumers, topics, strict=True):
         for index, producer in enumerate(producers):
-            one = msgspec.structs.replace(config, producers=[config.producers[index]])
+            through = msgspec.structs.replace(config, producers=[config.producers[index]])
             began(name := f"a message comes back through {producer} and {consumer}")
-            yield await _check(name, _round_trip(one, psk, topic, tls))
+            yield await _check(name, _round_trip(through, psk, topic, tls))
     for consumer in consumers:
         link = consumer.with_path(consumer.path.removesuffix("/subscribe") + "/producer")
         endpoints.append((link, link))

@@ -12,7 +12,7 @@ from wsqueue.cli.watch import exit_code
 from wsqueue.errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from wsqueue.report.report import Report
 from wsqueue.report.warnings import OTHER_KEY
-from wsqueue.tools.top.snapshot import NodeSnapshot, Snapshot
+from wsqueue.tools.top.snapshot import ClusterSnapshot, NodeSnapshot
 
 
 def node(problem: str) -> NodeSnapshot:
@@ -34,7 +34,7 @@ def node(problem: str) -> NodeSnapshot:
 )
 def test_of_a_snapshot(problems: list[str], code: ExitCode) -> None:
     nodes = [node(problem) for problem in problems]
-    assert exit_code(Snapshot(0.0, [], [], nodes, [], [])) is code
+    assert exit_code(ClusterSnapshot(0.0, [], [], nodes, [], [])) is code
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from wsqueue.report.report import (
     TopicStatus,
 )
 from wsqueue.report.warnings import cluster_warnings
-from wsqueue.tools.top import Snapshot, print_text
+from wsqueue.tools.top import ClusterSnapshot, print_text
 from wsqueue.tools.top.screen import NO_LIMIT, screen
 from wsqueue.tools.top.snapshot import Rates, Sampler, top_topics
 
@@ -76,7 +76,7 @@ def cluster(*nodes: ClusterNode, warnings: Sequence[NodeWarning] | None = None) 
     return Cluster(of["consumer"], of["producer"], list(nodes), found)
 
 
-def snapshot(*nodes: ClusterNode, warnings: Sequence[NodeWarning] | None = None) -> Snapshot:
+def snapshot(*nodes: ClusterNode, warnings: Sequence[NodeWarning] | None = None) -> ClusterSnapshot:
     return Sampler().snapshot(cluster(*nodes, warnings=warnings), NOW)
 
 
@@ -84,7 +84,7 @@ def text(lines: Sequence[Text]) -> str:
     return "\n".join(line.plain for line in lines)
 
 
-def shown(of: Snapshot, width: int = NO_LIMIT, height: int = NO_LIMIT) -> str:
+def shown(of: ClusterSnapshot, width: int = NO_LIMIT, height: int = NO_LIMIT) -> str:
     return text(screen(of, width, height))
 
 
@@ -284,7 +284,7 @@ class TestWhatIsShown:
         assert sum(line.startswith("! ") for line in low) + int(more) == 10
 
 
-def large() -> Snapshot:
+def large() -> ClusterSnapshot:
     consumers = [
         consumer(
             number,
@@ -310,7 +310,7 @@ class TestTheScreen:
     @pytest.mark.parametrize("of", [snapshot(*HEALTHY), large(), snapshot(dead(1, "consumer"))])
     @pytest.mark.parametrize("width", [1, 10, 40, 80, 120, 300])
     @pytest.mark.parametrize("height", [1, 2, 5, 10, 24, 40, 200])
-    def test_it_is_never_left(self, of: Snapshot, width: int, height: int) -> None:
+    def test_it_is_never_left(self, of: ClusterSnapshot, width: int, height: int) -> None:
         lines = screen(of, width, height, "q ends")
         assert 1 <= len(lines) <= height
         assert all(line.cell_len <= width for line in lines)

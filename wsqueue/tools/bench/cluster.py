@@ -94,8 +94,13 @@ def retention_for(load: Load, mode: RetentionMode) -> Retention:
     if not load.replay or load.count is None:
         return Retention(mode=mode)
     # Enough even if each batch has one message.
-    most = load.count * (load.size + 2 * RECORD_OVERHEAD_BYTES)
-    return Retention(mode=mode, max_bytes=most, max_bytes_per_topic=most, max_messages_per_topic=load.count)
+    max_bytes = load.count * (load.size + 2 * RECORD_OVERHEAD_BYTES)
+    return Retention(
+        mode=mode,
+        max_bytes=max_bytes,
+        max_bytes_per_topic=max_bytes,
+        max_messages_per_topic=load.count,
+    )
 
 
 def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> str:
@@ -109,10 +114,12 @@ def load_problem(load: Load, consumers: int, producers: int, limits: Limits) -> 
     """
     message = classic.Message(data=load.filler.decode(), topic=load.topic_names[0])
     if (size := len(classic.encode(message))) > limits.max_message_bytes:
-        most = load.size - (size - limits.max_message_bytes)
-        return f"--size {load.size} is too large for max_message_bytes: expected at most {most}"
-    if load.batch is not None and load.batch > (most := limits.max_message_bytes // (load.size + 3)):
-        return f"--batch {load.batch} is too large for max_message_bytes: expected at most {max(most, 1)}"
+        max_size = load.size - (size - limits.max_message_bytes)
+        return f"--size {load.size} is too large for max_message_bytes: expected at most {max_size}"
+    if load.batch is not None and load.batch > (max_batch := limits.max_message_bytes // (load.size + 3)):
+        return (
+            f"--batch {load.batch} is too large for max_message_bytes: expected at most {max(max_batch, 1)}"
+        )
     topics_of = Counter(topic_hash(topic) % consumers for topic in load.topic_names)
     # A consumer also has a link from each producer.
     subscriptions = load.subscribers * max(topics_of.values()) + producers

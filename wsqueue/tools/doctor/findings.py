@@ -233,8 +233,8 @@ def _clocks_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
     if found := _differences("clocks", clock_warnings(nodes)):
         return found
     # A report may be half a second old.
-    most = max((abs(node.clock_seconds or 0.0) for node in nodes), default=0.0)
-    about = "less than a second" if most < 1 else f"at most {most:.0f} seconds"
+    difference = max((abs(node.clock_seconds or 0.0) for node in nodes), default=0.0)
+    about = "less than a second" if difference < 1 else f"at most {difference:.0f} seconds"
     return [Finding("ok", "clocks", f"All differ from ours by {about}.")]
 
 

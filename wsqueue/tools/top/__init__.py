@@ -1,6 +1,6 @@
 """`wsqueue top`: the state of all nodes of a cluster, on a terminal, in a pipe or as JSON."""
 
 from .live import Top, is_screen, print_snapshots, print_text, watch
-from .snapshot import Snapshot
+from .snapshot import ClusterSnapshot
 
-__all__ = ["Snapshot", "Top", "is_screen", "print_snapshots", "print_text", "watch"]
+__all__ = ["ClusterSnapshot", "Top", "is_screen", "print_snapshots", "print_text", "watch"]

@@ -12,7 +12,7 @@ from rich.text import Text
 from ...report.report import ClusterNode, LinkStatus, NodeWarning, Report, SlowPeer
 from ...report.text import age, amount, duration, number, rate
 from ..terminal import one_line
-from .snapshot import NodeSnapshot, Rates, Snapshot
+from .snapshot import ClusterSnapshot, NodeSnapshot, Rates
 from .table import CONSOLE, GAP, Column, Table
 
 NO_LIMIT = 1_000_000
@@ -55,7 +55,7 @@ _SLOW_COLUMNS = (
 _TOPIC_COLUMNS = (Column("MESSAGES/s", 1, right=True), Column("TOPIC", 2, shrinks=True))
 
 
-def summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
+def summary(snapshot: ClusterSnapshot, width: int, hint: str) -> list[Text]:
     """Return the two lines that sum up a snapshot; the time and the hint are left out without room."""
     answering, total = len(snapshot.answering), len(snapshot.nodes)
     warnings = number(len(snapshot.warnings), "warning") if snapshot.warnings else "no warnings"
@@ -76,7 +76,7 @@ def summary(snapshot: Snapshot, width: int, hint: str) -> list[Text]:
     return [first, Text(_throughput(snapshot))]
 
 
-def _throughput(snapshot: Snapshot) -> str:
+def _throughput(snapshot: ClusterSnapshot) -> str:
     if not snapshot.answering:
         return "No node answers."
     delivered = _total(snapshot, "consumer")
@@ -87,7 +87,7 @@ def _throughput(snapshot: Snapshot) -> str:
     return f"{text}, delivered {rate(delivered.messages_out)} messages/s" if delivered else text
 
 
-def _total(snapshot: Snapshot, role: str) -> Rates | None:
+def _total(snapshot: ClusterSnapshot, role: str) -> Rates | None:
     """Return the sum of the rates of all nodes of a role, None if no rates are known."""
     found = [node.rates for node in snapshot.answering if node.role == role and node.rates is not None]
     if not found:
@@ -149,7 +149,7 @@ class Warnings:
         return lines
 
 
-def nodes(snapshot: Snapshot, width: int) -> Table:
+def nodes(snapshot: ClusterSnapshot, width: int) -> Table:
     """Return the table of all nodes; those that are down or not ready come first."""
     ordered = sorted(snapshot.nodes, key=lambda node: node.answers and not _not_ready(node))
     return Table(_NODE_COLUMNS, [_node(node) for node in ordered], width, "nodes")
@@ -194,7 +194,7 @@ def _log(report: Report) -> str | Text:
     return f"{amount(report.log.bytes)} {used}%"
 
 
-def links(snapshot: Snapshot, width: int) -> Table:
+def links(snapshot: ClusterSnapshot, width: int) -> Table:
     """Return the table of all links; those that are down, and those that hold most, come first."""
 
     def worst_first(item: tuple[str, LinkStatus]) -> tuple[bool, int]:
@@ -216,12 +216,12 @@ def links(snapshot: Snapshot, width: int) -> Table:
     return Table(_LINK_COLUMNS, rows, width, "links")
 
 
-def links_down(snapshot: Snapshot) -> int:
+def links_down(snapshot: ClusterSnapshot) -> int:
     """Return the number of links that are down."""
     return sum(link.state == "down" for _, link in _links(snapshot))
 
 
-def _links(snapshot: Snapshot) -> list[tuple[str, LinkStatus]]:
+def _links(snapshot: ClusterSnapshot) -> list[tuple[str, LinkStatus]]:
     """Return all links, each with the address of its producer."""
     return [
         (node.address, link)
@@ -231,7 +231,7 @@ def _links(snapshot: Snapshot) -> list[tuple[str, LinkStatus]]:
     ]
 
 
-def slow_subscribers(snapshot: Snapshot, width: int) -> Table:
+def slow_subscribers(snapshot: ClusterSnapshot, width: int) -> Table:
     """Return the table of subscribers that are behind, the slowest first."""
     reports = [(node.address, node.report) for node in snapshot.answering if node.report is not None]
     peers: list[tuple[str, SlowPeer]] = [
@@ -251,7 +251,7 @@ def slow_subscribers(snapshot: Snapshot, width: int) -> Table:
     return Table(_SLOW_COLUMNS, rows, width, "slow subscribers", unlisted)
 
 
-def topics(snapshot: Snapshot, width: int) -> Table:
+def topics(snapshot: ClusterSnapshot, width: int) -> Table:
     """Return the table of the topics with the most messages."""
     rows = [[rate(topic.messages_per_second), topic.topic] for topic in snapshot.top_topics]
     return Table(_TOPIC_COLUMNS, rows, width, "topics")

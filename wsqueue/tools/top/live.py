@@ -19,7 +19,7 @@ from rich.text import Text
 from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
 from ..terminal import STDIN
 from .screen import NO_LIMIT, screen
-from .snapshot import Sampler, Snapshot
+from .snapshot import ClusterSnapshot, Sampler
 
 
 class Top:
@@ -35,32 +35,32 @@ class Top:
         self._monitor, self._interval, self._hello_seconds = monitor, interval, hello_seconds
         self._sampler = Sampler()
 
-    async def first(self) -> Snapshot:
+    async def first(self) -> ClusterSnapshot:
         """Return the first snapshot, without rates, when all nodes have answered or failed."""
         await self._monitor.settled(max(self._hello_seconds, STALE_SECONDS) + 0.5)
         return self._take()
 
-    async def next(self) -> Snapshot:
+    async def next(self) -> ClusterSnapshot:
         """Wait, ask all nodes again, and return the next snapshot."""
         # A node that hangs delays the snapshot by one interval at most.
         return await self._again(min(self._interval, STALE_SECONDS))
 
-    async def once(self) -> Snapshot:
+    async def once(self) -> ClusterSnapshot:
         """Return one snapshot with rates."""
         await self.first()
         return await self._again(STALE_SECONDS + 0.1)
 
-    async def _again(self, seconds: float) -> Snapshot:
+    async def _again(self, seconds: float) -> ClusterSnapshot:
         await asyncio.sleep(self._interval)
         self._monitor.ask()
         await self._monitor.settled(seconds)
         return self._take()
 
-    def _take(self) -> Snapshot:
+    def _take(self) -> ClusterSnapshot:
         return self._sampler.snapshot(self._monitor.cluster(), time.time())
 
 
-async def print_snapshots(top: Top, write: Callable[[Snapshot], None]) -> None:
+async def print_snapshots(top: Top, write: Callable[[ClusterSnapshot], None]) -> None:
     """Write a snapshot at each interval, the first with rates, until it is cancelled."""
     write(await top.once())
     while True:
@@ -105,7 +105,7 @@ class _View:
     def __init__(self, console: Console) -> None:
         self.ended = asyncio.Event()
         self._console = console
-        self._snapshot: Snapshot | None = None
+        self._snapshot: ClusterSnapshot | None = None
         self._resources = contextlib.ExitStack()
         self._live: Live | None = None
 
@@ -127,7 +127,7 @@ class _View:
         self._live = None
         self._resources.close()
 
-    def show(self, snapshot: Snapshot) -> None:
+    def show(self, snapshot: ClusterSnapshot) -> None:
         """Show a new snapshot."""
         self._snapshot = snapshot
         self.draw()
@@ -179,7 +179,7 @@ def is_screen() -> bool:
     return sys.stdout.isatty() and os.environ.get("TERM", "") not in ("", "dumb", "unknown")
 
 
-def print_text(snapshot: Snapshot) -> None:
+def print_text(snapshot: ClusterSnapshot) -> None:
     """Print a snapshot: as wide as the terminal, or uncut to a pipe."""
     terminal = sys.stdout.isatty()
     console = Console(highlight=False, soft_wrap=True)

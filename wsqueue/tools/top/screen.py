@@ -8,7 +8,7 @@ from rich.text import Text
 
 from . import contents
 from .contents import NO_LIMIT, Warnings
-from .snapshot import Snapshot
+from .snapshot import ClusterSnapshot
 from .table import Table
 
 __all__ = ["NO_LIMIT", "screen"]
@@ -22,7 +22,7 @@ MANY_NODES = 10
 Part = Warnings | Table
 
 
-def screen(snapshot: Snapshot, width: int, height: int, hint: str = "") -> list[Text]:
+def screen(snapshot: ClusterSnapshot, width: int, height: int, hint: str = "") -> list[Text]:
     """Return the lines that show a snapshot.
 
     Args:

@@ -35,7 +35,7 @@ class NodeSnapshot(ClusterNode, frozen=True):
     rates: Rates | None
 
 
-class Snapshot(msgspec.Struct, frozen=True):
+class ClusterSnapshot(msgspec.Struct, frozen=True):
     """The state of a cluster at a time; described in `docs/top.md`.
 
     Attributes:
@@ -67,7 +67,7 @@ class Sampler:
         self._before: dict[str, Report] = {}
         self._rates: dict[str, Rates] = {}
 
-    def snapshot(self, cluster: Cluster, now: float) -> Snapshot:
+    def snapshot(self, cluster: Cluster, now: float) -> ClusterSnapshot:
         """Return the snapshot of a cluster.
 
         Args:
@@ -75,7 +75,7 @@ class Sampler:
             now: Unix time.
         """
         nodes = [self._node(node) for node in cluster.nodes]
-        return Snapshot(
+        return ClusterSnapshot(
             now, cluster.consumers, cluster.producers, nodes, cluster.warnings, top_topics(cluster.nodes)
         )
 
@@ -117,7 +117,7 @@ def top_topics(nodes: Sequence[ClusterNode]) -> list[TopicStatus]:
             of_role = sums.setdefault(node.role, Counter())
             for topic in node.report.top_topics:
                 of_role[topic.topic] += topic.messages_per_second  # type: ignore[assignment] # also floats
-    most: Counter[str] = Counter()
+    highest: Counter[str] = Counter()
     for of_role in sums.values():
-        most |= of_role
-    return [TopicStatus(topic, float(rate)) for topic, rate in most.most_common(MAX_TOPICS)]
+        highest |= of_role
+    return [TopicStatus(topic, float(rate)) for topic, rate in highest.most_common(MAX_TOPICS)]

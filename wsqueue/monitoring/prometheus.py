@@ -104,7 +104,7 @@ class _Reported(Collector):
         yield from _PROCESS.collect()
 
 
-class _Process(ProcessCollector):
+class ProcessMetrics(ProcessCollector):
     """Collect the CPU time, memory and file descriptors of this process.
 
     The library reads the boot time from /proc/stat, which our units hide (`ProcSubset=pid`), and collects
@@ -115,7 +115,7 @@ class _Process(ProcessCollector):
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-_PROCESS = _Process(registry=None)
+_PROCESS = ProcessMetrics(registry=None)
 
 
 def _metric(described: Described, report: Report) -> Metric | None:

@@ -16,7 +16,7 @@ from prometheus_client.core import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, _Process, exposition
+from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, ProcessMetrics, exposition
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (
@@ -306,8 +306,8 @@ def test_metrics_of_the_process() -> None:
 def test_metrics_of_the_process_where_the_machine_is_hidden(tmp_path: Path) -> None:
     # As with ProcSubset=pid in systemd/wsqueue-.service.d/node.conf.
     (tmp_path / "self").symlink_to("/proc/self")
-    hidden = _Process(proc=str(tmp_path), registry=None)
-    seen = _Process(registry=None)
+    hidden = ProcessMetrics(proc=str(tmp_path), registry=None)
+    seen = ProcessMetrics(registry=None)
     names = [metric.name for metric in seen.collect()]
     assert [metric.name for metric in hidden.collect()] == names
     assert "process_open_fds" in names

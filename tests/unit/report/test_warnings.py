@@ -1,4 +1,4 @@
-"""Each warning says what is wrong and what to do, and is not there when all is well."""
+"""Conditions of warnings, their sentences and their advice."""
 
 from __future__ import annotations
 

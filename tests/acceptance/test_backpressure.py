@@ -27,10 +27,11 @@ from wsqueue import Client, Message, Subscription
 from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
 from wsqueue.client.outbox import WINDOW_BYTES, WINDOW_MESSAGES
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits, Retention
-from wsqueue.log.database import CACHE_KIB
-from wsqueue.log.memory import CACHE_BYTES, MAX_EMPTY_TOPICS, PENDING_BYTES
+from wsqueue.log.archive import MAX_GROUP_BYTES
+from wsqueue.log.ledger import MAX_EMPTY_TOPICS
 from wsqueue.log.records import MAX_NUMBERS
-from wsqueue.log.sqlite import MAX_GROUP_BYTES
+from wsqueue.log.schema import CACHE_KIB
+from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
 from wsqueue.net.connection import CONGESTED_BYTES
 from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES

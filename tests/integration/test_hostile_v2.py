@@ -379,7 +379,7 @@ class TestSubscribers:
     async def test_topics_that_come_and_go_leave_nothing(
         self, nodes: Nodes, mode: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsqueue.log.memory.MAX_EMPTY_TOPICS", 100)
+        monkeypatch.setattr("wsqueue.log.ledger.MAX_EMPTY_TOPICS", 100)
         consumer = await nodes.consumer(retention={"mode": mode, "directory": f"{nodes.directory}/log"})
         async with soon(), V2Socket.speaking(consumer.address, "/subscribe", KEY) as raw:
             for number in range(1000):
@@ -388,12 +388,12 @@ class TestSubscribers:
             for _ in range(1000):
                 await raw.next("subscribed")
                 await raw.next("unsubscribed")
-            assert len(consumer.consumer.logs._topics) <= 101
+            assert consumer.consumer.logs.log_status().topics <= 101
 
     async def test_a_subscriber_of_a_silent_topic_misses_nothing_when_many_others_come(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("wsqueue.log.memory.MAX_EMPTY_TOPICS", 10)
+        monkeypatch.setattr("wsqueue.log.ledger.MAX_EMPTY_TOPICS", 10)
         consumer = await nodes.consumer(retention={"max_age_seconds": 0.001})
         producer = await nodes.producer([consumer])
         async with (
@@ -404,7 +404,12 @@ class TestSubscribers:
             for number in range(50):
                 await client.publish(f"topic {number}", "a", "b")
             retention = consumer.consumer.logs
-            await eventually(lambda: retention.trim() or len(retention._topics) <= 11, "they are too old")  # type: ignore[func-returns-value]
+
+            def are_gone() -> bool:
+                retention.trim()
+                return retention.log_status().topics <= 11
+
+            await eventually(are_gone, "they are too old")
             await client.publish("silent", "1")
             assert (await anext(messages)).data == "1"
             assert consumer.counters["gaps"] == 0

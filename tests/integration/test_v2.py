@@ -19,6 +19,7 @@ from wsqueue.client import outbox as outbox_module
 from wsqueue.client.publisher import PublisherLink
 from wsqueue.client.subscription import SubscriberLink
 from wsqueue.client.values import Start
+from wsqueue.log.database import Database
 from wsqueue.log.records import Record
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link
@@ -682,15 +683,13 @@ class TestSlowSubscribers:
         )
         producer = await nodes.producer([consumer])
         data = [f"{number:60000}" for number in range(200)]
-        archive = consumer.consumer.logs._archive
-        assert archive is not None
-        disk, commit = threading.Event(), archive._store.commit
+        disk, commit = threading.Event(), Database.commit
 
-        def commit_later(group: Sequence[Record]) -> None:
+        def commit_later(database: Database, group: Sequence[Record]) -> None:
             assert not group or disk.wait(WAIT_SECONDS)
-            commit(group)
+            commit(database, group)
 
-        monkeypatch.setattr(archive._store, "commit", commit_later)
+        monkeypatch.setattr(Database, "commit", commit_later)
         async with (
             soon(),
             nodes.client([producer], [consumer]) as client,

@@ -10,7 +10,7 @@ from typing import Any
 
 import wsqueue
 from wsqueue.config.model import Limits, Tls
-from wsqueue.log.memory import SNAPSHOT
+from wsqueue.log.snapshot import SNAPSHOT_NAME
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.connections import Connections
 from wsqueue.nodes.consumer import Consumer
@@ -145,7 +145,7 @@ class RunningNode:
             await self.service.node.stop()
         if directory := self._settings.get("retention", {}).get("directory"):
             # A process that crashed would have left none.
-            (self.file.parent / directory / SNAPSHOT).unlink(missing_ok=True)
+            (self.file.parent / directory / SNAPSHOT_NAME).unlink(missing_ok=True)
         await eventually(lambda: not self.connections, "all connections are gone")
 
     async def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The files of logs: locks, names that survive a power cut, damaged files set aside, errors in words."""
+"""The files of logs: directories, locks, damaged files set aside, and errors in words."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import sqlite3
 from datetime import UTC, datetime
 from pathlib import Path
 
+from ..config.model import Retention
 from ..errors import ConfigError
 from ..journal import log
 
 logger = logging.getLogger(__name__)
 
 MAX_SET_ASIDE = 3
-"""Damaged files that are kept for a look: each can be as large as the archive."""
+"""Damaged files that are kept to be looked at: each can be as large as the archive."""
 
-_SIDE_FILES = ("", "-wal", "-shm", "-journal")
+SIDE_FILES = ("", "-wal", "-shm", "-journal")
+"""Ends of the names of the files that SQLite makes of one."""
 
 DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
-"""Errors of the system that may."""
+"""Errors of the system that may pass by themselves; another configuration would not help."""
 
 
 class Damaged(Exception):  # noqa: N818 - says what a file is
@@ -30,7 +32,7 @@ class Damaged(Exception):  # noqa: N818 - says what a file is
 
 
 def reason_of(error: Exception) -> str:
-    """Return what a person is told of an error."""
+    """Return an error in words for a person."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code == sqlite3.SQLITE_FULL:
         return "the disk is full"
@@ -40,6 +42,25 @@ def reason_of(error: Exception) -> str:
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return "the archive is damaged; the node's next start sets it aside"
     return str(error) or type(error).__name__
+
+
+def state_directory(config: Retention) -> Path | None:
+    """Return the directory of a consumer's logs: the configured one, else the one that systemd gives."""
+    directory = config.directory or os.environ.get("STATE_DIRECTORY")
+    return Path(directory) if directory else None
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory for logs unless it is there.
+
+    Raises:
+        ConfigError: It cannot be made.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        problem = f"cannot make the directory: {error.strerror}"
+        raise ConfigError(problem, file=str(directory), key="retention.directory") from None
 
 
 def lock_file(file: Path) -> int:
@@ -64,14 +85,14 @@ def sync_directory(directory: Path) -> None:
 
 
 def set_aside(file: Path, reason: str) -> None:
-    """Rename a damaged file, and remove the oldest of those that were."""
-    # SQLite, too, finds what belongs to the renamed file by these names.
+    """Rename a damaged file, and remove the oldest damaged files above `MAX_SET_ASIDE`."""
+    # By these names SQLite finds the files that belong to the renamed one.
     aside = f"{file}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
-    for side in _SIDE_FILES:
+    for side in SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
             Path(f"{file}{side}").rename(f"{aside}{side}")
     for old in sorted(file.parent.glob(f"{file.name}.corrupt-*Z"))[:-MAX_SET_ASIDE]:
-        for side in _SIDE_FILES:
+        for side in SIDE_FILES:
             Path(f"{old}{side}").unlink(missing_ok=True)
     sync_directory(file.parent)
     log(logger, logging.ERROR, "archive set aside", file=aside, reason=reason)

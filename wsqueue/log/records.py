@@ -1,27 +1,36 @@
-"""What the logs of topics are made of."""
+"""Values that stores keep, and the one way in which their bytes are counted.
+
+A record counts its packet and `RECORD_OVERHEAD_BYTES`, a topic with messages `TOPIC_OVERHEAD_BYTES` more.
+These are the bytes that records and topics take in memory. On disk they take less, but the limits of a topic
+mean the same messages in every store, and a store on disk has the newest in memory too.
+"""
 
 from __future__ import annotations
 
 import msgspec
 
+RECORD_OVERHEAD_BYTES = 300
+"""Bytes that a record counts besides its packet: its Python objects and their places in queues."""
+
+TOPIC_OVERHEAD_BYTES = 1200
+"""Bytes that a topic with messages counts besides its records: its log, its deque, its entries in tables."""
+
 MAX_NUMBERS = 100_000
 """Pairs of topic and publisher whose last batch is remembered: 30 MiB; those used least recently go first."""
-
-RECORD_OVERHEAD_BYTES = 300
-"""What a record takes besides its packet, so that limits are honest."""
 
 
 class Record(msgspec.Struct, gc=False):
     """Hold one batch in the log of its topic: messages of one publisher that came together.
 
     Attributes:
-        topic: Of all messages.
-        offset: Of the first message; the next record begins at `end`.
-        count: Of messages, at least 1.
+        topic: Name of the topic of all messages.
+        offset: Offset of the first message; the next record begins at `end`.
+        count: Number of messages, at least 1.
         time: Unix time in seconds, never falling within a topic.
-        publisher: Public id; "" for a publisher that nobody knows.
-        number: Of the batch, rising with each of that publisher on that topic; 0 without one.
-        packet: What delivers it, as JSON.
+        publisher: Public id of the publisher; "" for a classic publisher.
+        number: Number of the batch, rising with each batch of that publisher on that topic; 0 without
+            publisher.
+        packet: The packet that delivers the messages, as JSON.
     """
 
     topic: str
@@ -44,25 +53,25 @@ class Record(msgspec.Struct, gc=False):
 
 
 class TopicState(msgspec.Struct):
-    """Say which offsets a topic's log has.
+    """Say which offsets a topic has in a store.
 
     Attributes:
-        first: Of the first message that is kept.
-        next: Of the message to come.
+        first: Offset of the first message that is kept; `next` when there is none.
+        next: Offset of the message that will be stored next.
     """
 
     first: int
     next: int
 
 
-class State(msgspec.Struct, kw_only=True):
-    """Say what a log holds.
+class StoreState(msgspec.Struct, kw_only=True):
+    """Say what a store holds when it is opened.
 
     Attributes:
-        id: 16 hexadecimal digits; offsets of another id mean nothing here.
-        topics: What is kept of each topic that is remembered.
-        numbers: The last batch number of a (topic, publisher), least recently used first.
-        floor: Where a topic begins that is not in `topics`: above all offsets of any that was forgotten.
+        id: 16 hexadecimal digits; offsets of a log with another id mean nothing here.
+        topics: Offsets of each topic that is remembered.
+        numbers: Last batch number of each (topic, publisher), least recently used first.
+        floor: Offset at which topics begin that are not in `topics`: above all offsets of forgotten topics.
     """
 
     id: str

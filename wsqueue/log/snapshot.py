@@ -1,96 +1,85 @@
-"""A snapshot is what a log in memory leaves at a clean stop: written once, read once."""
+"""The snapshot that a log in memory leaves at a clean stop: a file like the archive, written and read once.
+
+It is written beside its place and renamed when it is on the disk, so that a crash leaves the file that was
+there before, or none. The next start takes it and removes it before it serves: records that come later are
+not in it, and their offsets would be used twice.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import zlib
+import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
-from typing import BinaryIO, TypeVar
 
-import msgspec
-
+from ..config.model import Retention
 from ..errors import ConfigError, StorageError, WsqueueError
-from .database import cost
-from .files import DISK_ERRORS, Damaged, set_aside, sync_directory
-from .records import Record, State, TopicState
+from .database import Database
+from .files import DISK_ERRORS, Damaged, reason_of, set_aside, sync_directory
+from .records import Record, StoreState
 
-Value = TypeVar("Value")
+SNAPSHOT_NAME = "snapshot.sqlite3"
 
-SNAPSHOT_MAGIC = b"wsqueue snapshot 1\n"
-SNAPSHOT_FRAME_BYTES = 1024 * 1024
-"""Records that are written at once: what is encoded and not yet written stays small."""
+SQLITE_MAGIC = b"SQLite format 3\0"
+"""How a SQLite file begins; an older snapshot, which was none, does not."""
 
-
-class Snapshot(State, kw_only=True):
-    """Hold all of a log that was in memory."""
-
-    records: list[Record]
+UNLIMITED = Retention(
+    max_bytes=2**63, max_bytes_per_topic=2**63, max_messages_per_topic=2**63, max_age_seconds=math.inf
+)
+"""A snapshot holds what the log holds; the log has the limits."""
 
 
-def write_snapshot(  # noqa: PLR0917 - one after the other as in State
-    file: Path,
-    id: str,  # noqa: A002 - as in State
-    records: Iterable[Record],
-    topics: dict[str, TopicState],
-    numbers: dict[tuple[str, str], int],
-    floor: int = 0,
-) -> None:
+def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> None:
     """Write all of a log into one file, whole or not at all.
 
     Args:
         file: Replaced if it is there.
-        id: Of the log.
-        records: Each topic's in order.
-        topics: As in `State`.
-        numbers: As in `State`.
-        floor: As in `State`.
+        state: What the log holds.
+        records: All records, oldest first.
 
     Raises:
         WsqueueError: It cannot be written.
     """
     part = file.with_name(f"{file.name}.part")
     try:
-        part.touch(mode=0o600)
-        with part.open("wb") as stream:
-            stream.write(SNAPSHOT_MAGIC)
-            _write_frame(stream, (id, floor, topics, [(*owner, last) for owner, last in numbers.items()]))
-            batch: list[Record] = []
-            size = 0
-            for record in records:
-                batch.append(record)
-                size += cost(record)
-                if size >= SNAPSHOT_FRAME_BYTES:
-                    _write_frame(stream, batch)
-                    batch, size = [], 0
-            _write_frame(stream, batch)
-            _write_frame(stream, [])
-            stream.flush()
-            os.fsync(stream.fileno())
+        part.unlink(missing_ok=True)
+        _write(part, state, records)
         part.rename(file)
         sync_directory(file.parent)
-    except OSError as error:
+    except (OSError, sqlite3.Error, WsqueueError) as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise WsqueueError(f"{file}: cannot write the snapshot: {error.strerror or error}") from None
+        reason = (isinstance(error, OSError) and error.strerror) or reason_of(error)
+        raise WsqueueError(f"{file}: cannot write the snapshot: {reason}") from None
 
 
-def take_snapshot(file: Path) -> Snapshot | None:
-    """Read a snapshot and remove it, for what came later is not in it; None if there is none.
+def _write(file: Path, state: StoreState, records: Iterable[Record]) -> None:
+    database = Database(file, UNLIMITED, durable=False)
+    try:
+        database.load()
+        database.restore(state, records)
+    finally:
+        database.close()
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def take_snapshot(file: Path) -> tuple[StoreState, list[Record]] | None:
+    """Read a snapshot and remove it; return None if there is none. A damaged one is set aside.
 
     Raises:
-        ConfigError: It cannot be read or removed.
+        ConfigError: It cannot be read or removed, or is another program's.
         StorageError: The disk does not work.
     """
     try:
         try:
-            with file.open("rb") as stream:
-                snapshot = _read_snapshot(stream)
+            snapshot = _read(file)
         except FileNotFoundError:
             return None
-        except (Damaged, msgspec.MsgspecError) as error:
-            set_aside(file, str(error))
+        except Damaged as damaged:
+            set_aside(file, str(damaged))
             return None
         file.unlink()
         sync_directory(file.parent)
@@ -102,32 +91,15 @@ def take_snapshot(file: Path) -> Snapshot | None:
     return snapshot
 
 
-def _read_snapshot(stream: BinaryIO) -> Snapshot:
-    if stream.read(len(SNAPSHOT_MAGIC)) != SNAPSHOT_MAGIC:
-        raise Damaged("it is no snapshot of this version")
-    head = _read_frame(stream, tuple[str, int, dict[str, TopicState], list[tuple[str, str, int]]])
-    records: list[Record] = []
-    while batch := _read_frame(stream, list[Record]):
-        records += batch
-    id_, floor, topics, numbers = head
-    owners = {(topic, publisher): number for topic, publisher, number in numbers}
-    return Snapshot(id=id_, topics=topics, numbers=owners, floor=floor, records=records)
-
-
-def _write_frame(stream: BinaryIO, value: object) -> None:
-    """Write a value after its length and checksum."""
-    data = msgspec.msgpack.encode(value)
-    stream.write(len(data).to_bytes(8) + zlib.crc32(data).to_bytes(4))
-    stream.write(data)
-
-
-def _read_frame(stream: BinaryIO, kind: type[Value]) -> Value:
-    head = stream.read(12)
-    length = int.from_bytes(head[:8])
-    # Compared first, lest a damaged length take all memory.
-    if len(head) < 12 or length > os.fstat(stream.fileno()).st_size - stream.tell():
-        raise Damaged("it ends too early")
-    data = stream.read(length)
-    if zlib.crc32(data) != int.from_bytes(head[8:]):
-        raise Damaged("a checksum is wrong")
-    return msgspec.msgpack.decode(data, type=kind)
+def _read(file: Path) -> tuple[StoreState, list[Record]]:
+    with file.open("rb") as stream:
+        if stream.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
+            raise Damaged("it is no snapshot of this version")
+    database = Database(file, UNLIMITED, durable=False)
+    try:
+        state = database.load()
+        return state, database.records()
+    except sqlite3.Error as error:
+        raise Damaged(str(error)) from None
+    finally:
+        database.close()

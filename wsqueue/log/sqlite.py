@@ -1,235 +1,227 @@
-"""The durable log of a consumer's topics: one SQLite file, written by one thread and read by another.
+"""The store on disk: a batch is stored when the archive has it; the newest records are in memory too.
 
-The event loop only queues. The writer takes all that is queued, trims what the limits do not allow beside it,
-commits, and only then tells the loop: what is told as committed survives a power cut.
+    append ──▶ pending ──────────────▶ committed: kept in memory, told ──▶ done
+                  │  records                ▲
+                  └────────▶ archive ───────┤
+                                            └─ failed: all pending are taken back and refused ──▶ done
+
+Pending outcomes are told in the order in which their batches came, so that a repeat and a refusal wait for
+the records before them.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import sqlite3
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import msgspec
+
 from ..config.model import Retention
+from ..errors import ConfigError
 from ..journal import log
-from ..report.stats import Histogram
-from .database import Database, cost
-from .files import reason_of
-from .records import Record, State
+from ..report.report import HistogramStatus, LogStatus
+from .archive import Archive
+from .files import state_directory
+from .logs import TopicLogs
+from .records import Record
+from .store import AppendBatch, Done, Outcome
+from .topic import TopicLog
 
 logger = logging.getLogger(__name__)
 
-MAX_GROUP_BYTES = 1024 * 1024
-"""What one transaction writes: enough to make its cost small, and all of it is then delivered at once."""
+CACHE_BYTES = 64 * 1024 * 1024
+"""Bytes of records in memory too: subscribers that come back soon don't wait for the disk."""
 
-EXPIRE_SECONDS = 5.0
-"""How late an idle topic's records may expire: to look takes microseconds."""
+PENDING_BYTES = 32 * 1024 * 1024
+"""Bytes that may wait for the disk; above it, no more is read from the producers."""
+
+PENDING_OVERHEAD_BYTES = 600
+"""Bytes of a batch that waits besides its record, so that the limit is honest."""
 
 
-class Archive:
-    """Keep records in a directory that no other process uses.
+class SqliteStore(TopicLogs):
+    """Keep the logs of all topics in a SQLite file, and the newest records in memory.
 
     Args:
-        directory: Made when missing.
-        limits: What to keep. The newest record of a topic is kept whatever the limits of a topic say.
-        committed: Called with records, in the order of `append`, once they survive a power cut.
-        failed: Called with all records that are not committed, and the reason in one sentence.
-
-    Attributes:
-        commit_seconds: How long commits took.
-        last_commit_seconds: What the latest took.
+        config: The directory and the limits.
+        done: Called with the outcomes of batches, in the order in which they came.
+        clock: Returns the Unix time.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        limits: Retention,
-        *,
-        committed: Callable[[list[Record]], None],
-        failed: Callable[[list[Record], str], None],
-    ) -> None:
-        self.last_commit_seconds = 0.0
-        self.commit_seconds = Histogram()
-        self._free_bytes = -1
-        self._committed, self._failed = committed, failed
-        self._store = Database(directory, limits)
-        self._reader = ThreadPoolExecutor(1, "archive-reader")
-        self._queue: deque[Record] = deque()
-        self._pending_bytes = 0
-        # Guards the queue and the two flags; it is never held while anything waits for the disk.
-        self._wake = threading.Condition()
-        self._failing = self._closing = False
-        self._complaint = ""
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = asyncio.Event()
+    def __init__(self, config: Retention, done: Done, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(config, done, clock)
+        self._directory = state_directory(config)
+        self._archive = Archive(
+            self._directory or Path(),
+            config,
+            committed=self._committed,
+            failed=self._failed,
+            clock=clock,
+        )
+        self._failing = ""
+        # Outcomes that wait for the archive, each with the publisher's number before.
+        self._pending: deque[tuple[Outcome, int | None]] = deque()
+        self._settled = asyncio.Event()
+        self._settled.set()
 
-    @property
-    def pending_bytes(self) -> int:
-        """Return how much is queued and neither committed nor failed; the caller bounds it."""
-        return self._pending_bytes
-
-    @property
-    def bytes(self) -> int:
-        """Return what the records take, as the limits count them."""
-        return self._store.bytes
-
-    @property
-    def free_bytes(self) -> int:
-        """Return how much room the file system had left a few seconds ago, -1 where it does not say."""
-        return self._free_bytes
-
-    async def open(self) -> State:
-        """Open the file, or begin one, and return what it holds.
+    async def open(self) -> None:
+        """Open the archive.
 
         Raises:
-            ConfigError: The directory cannot be used, or the file is not ours.
+            ConfigError: There is no directory, or it cannot be used.
             StorageError: The disk is full or does not work.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            state = await loop.run_in_executor(self._reader, self._store.open)
-            self._free_bytes = await loop.run_in_executor(self._reader, self._store.free_bytes)
-        except BaseException:
-            self._reader.shutdown(wait=False)
-            raise
-        self._loop = loop
-        threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
-        return state
-
-    def knows(self, topic: str) -> bool:
-        """Tell whether something is remembered of a topic."""
-        return self._store.knows(topic)
-
-    def append(self, records: Sequence[Record]) -> None:
-        """Queue records for the writer."""
-        assert self._loop is not None
-        assert not self._closing
-        self._pending_bytes += sum(map(cost, records))
-        with self._wake:
-            self._queue.extend(records)
-            self._wake.notify()
-
-    async def read(self, topic: str, offset: int, max_bytes: int) -> list[Record]:
-        """Return a topic's records from the one that holds an offset on, at least one if there is any.
-
-        When the first begins later, what lies between is gone.
-
-        Args:
-            topic: Its name.
-            offset: Of a message.
-            max_bytes: What all packets may have, but for the first.
-
-        Raises:
-            WsqueueError: The file cannot be read.
-        """
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._reader, self._store.read, topic, offset, max_bytes)
-
-    async def offset_at(self, topic: str, time: float) -> int:
-        """Return the offset of a topic's first record that is not older than a time, else its next.
-
-        It is 0 for a topic that is not remembered.
-
-        Raises:
-            WsqueueError: The file cannot be read.
-        """
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._reader, self._store.offset_at, topic, time)
+        if self._directory is None:
+            raise ConfigError("required for the mode sqlite", key="retention.directory")
+        self._take_over(await self._archive.open())
 
     async def close(self) -> None:
-        """Commit what is queued, move all into the one file, and end the threads."""
-        if self._loop is None or self._closing:
-            return
-        with self._wake:
-            self._closing = True
-            self._wake.notify()
-        await self._ended.wait()
-        await self._loop.run_in_executor(self._reader, self._store.close)
-        self._reader.shutdown(wait=False)
+        """Commit what is pending, and close the archive."""
+        await self._archive.close()
 
-    def _write(self) -> None:
-        """Commit group after group, until the archive is closed; this is the writer thread."""
-        while (group := self._next_group()) is not None:
-            # Here, for a disk that stands still must not hold the event loop.
-            self._free_bytes = self._store.free_bytes()
-            began = time.perf_counter()
-            try:
-                self._store.commit(group)
-            except Exception as error:  # noqa: BLE001 - what cannot be committed for any reason has failed
-                reason = reason_of(error)
-                self._store.roll_back()
-                if not group:
-                    self._complain(reason)
-                    continue
-                with self._wake:
-                    self._failing = True
-                if not self._tell(self._tell_failed, group, reason):
-                    return
-            else:
-                seconds = time.perf_counter() - began
-                if group and not self._tell(self._tell_committed, group, seconds):
-                    return
-                self._tidy(idle=not group)
-        self._tell(self._ended.set)
+    def reconfigure(self, limits: Retention) -> None:
+        """Use other limits from now on; mode and directory stay those of the start."""
+        self._archive.reconfigure(limits)
+        super().reconfigure(limits)
 
-    def _next_group(self) -> list[Record] | None:
-        """Wait for records; return none of them when it is time to trim, and None at the end."""
-        with self._wake:
-            timeout = 0 if self._store.behind else EXPIRE_SECONDS
-            # After a failure all that is queued belongs to it, until the loop has taken it away.
-            self._wake.wait_for(lambda: not self._failing and (self._queue or self._closing), timeout)
-            if self._failing:
-                return []
-            group: list[Record] = []
-            size = 0
-            while self._queue and size < MAX_GROUP_BYTES:
-                group.append(self._queue.popleft())
-                size += cost(group[-1])
-            return None if self._closing and not group else group
+    @property
+    def congested(self) -> bool:
+        """Return True if too much waits for the disk."""
+        overhead = PENDING_OVERHEAD_BYTES * len(self._pending)
+        return self._archive.pending_bytes + overhead > PENDING_BYTES
 
-    def _tidy(self, *, idle: bool) -> None:
-        try:
-            self._store.tidy(idle=idle)
-        except (sqlite3.Error, MemoryError) as error:
-            self._complain(reason_of(error))
-        else:
-            self._complaint = ""
+    async def settle(self) -> None:
+        """Wait until nothing waits for the disk."""
+        await self._settled.wait()
 
-    def _complain(self, reason: str) -> None:
-        """Log why the file cannot be trimmed or tidied, once until it goes well again."""
-        if reason != self._complaint:
-            self._complaint = reason
-            log(logger, logging.ERROR, "archive not tidied", file=self._store.file, reason=reason)
+    def append(self, batches: Sequence[AppendBatch]) -> None:
+        """Hand batches to the archive; tell at once the outcomes that need not wait for it."""
+        outcomes: list[Outcome] = []
+        records: list[Record] = []
+        for batch in batches:
+            before = self._numbers.get((batch.topic, batch.publisher))
+            outcome = self._admit(batch, before)
+            if outcome.record is not None:
+                records.append(outcome.record)
+            elif not self._pending:
+                outcomes.append(outcome)
+                continue
+            self._pending.append((outcome, before))
+            # The messages are in the packet, where they take far less.
+            batch.data = []
+        if records:
+            self._settled.clear()
+            self._archive.append(records)
+        if outcomes:
+            self._done(outcomes)
 
-    def _tell(self, callback: Callable[..., object], *arguments: object) -> bool:
-        """Call back on the event loop; return False when there is none any more."""
-        assert self._loop is not None
-        try:
-            self._loop.call_soon_threadsafe(callback, *arguments)
-        except RuntimeError:
-            return False
-        return True
+    def trim(self) -> None:
+        """Drop what is too old or too much, in memory now, on disk soon."""
+        super().trim()
+        self._archive.trim()
 
-    def _tell_committed(self, group: list[Record], seconds: float) -> None:
-        self.last_commit_seconds = seconds
-        self.commit_seconds.observe(seconds)
-        self._pending_bytes -= sum(map(cost, group))
-        self._committed(group)
+    def earliest(self, log: TopicLog) -> int:
+        """Return the offset of the first message that is kept, `next` when there is none."""
+        first = self._archive.first(log.name)
+        return log.next if first is None else min(first, log.next)
 
-    def _tell_failed(self, group: list[Record], reason: str) -> None:
-        with self._wake:
-            records = [*group, *self._queue]
-            self._queue.clear()
-        self._pending_bytes -= sum(map(cost, records))
-        try:
-            self._failed(records, reason)
-        finally:
-            with self._wake:
-                self._failing = False
-                self._wake.notify()
+    def in_memory(self, log: TopicLog, offset: int) -> bool:
+        """Return True if all messages that are kept from an offset on are in memory."""
+        return offset >= log.first
+
+    async def read(self, log: TopicLog, offset: int, max_bytes: int) -> list[Record]:
+        """Return records from the one that holds an offset on, also those that only the archive has.
+
+        Raises:
+            WsqueueError: The archive cannot be read.
+        """
+        if self.in_memory(log, offset):
+            return log.read(offset, max_bytes)
+        return await self._archive.read(log.name, offset, max_bytes)
+
+    async def offset_at(self, log: TopicLog, moment: float) -> int:
+        """Return the offset of the first record that is not older than a Unix time, `next` if all are.
+
+        Raises:
+            WsqueueError: The archive cannot be read.
+        """
+        if log.records and log.records[0].time < moment:
+            return log.offset_at(moment)
+        # What is committed while the archive is read may not be in what it finds.
+        end = log.next
+        found = await self._archive.offset_at(log.name, moment)
+        return end if found is None else found
+
+    def log_status(self) -> LogStatus:
+        """Return what the store reports about itself."""
+        archive = self._archive
+        return LogStatus(
+            mode="sqlite",
+            topics=len(self._ledger.topics),
+            bytes=archive.bytes,
+            limit_bytes=self._config.max_bytes,
+            pending_bytes=archive.pending_bytes,
+            commit_seconds=archive.last_commit_seconds,
+            free_bytes=archive.free_bytes,
+            failing=self._failing,
+        )
+
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long commits of the archive took."""
+        return self._archive.commit_seconds.status()
+
+    def _memory_limits(self, config: Retention) -> Retention:
+        """Return the limits of the records in memory, which are those of the archive but for their size."""
+        return msgspec.structs.replace(config, max_bytes=min(CACHE_BYTES, config.max_bytes))
+
+    def _needed(self, log: TopicLog) -> bool:
+        """Return True if an empty topic waits for the archive, or the archive knows it."""
+        return log.assigned != log.next or self._archive.first(log.name) is not None
+
+    def _committed(self, records: list[Record]) -> None:
+        """Tell what is on disk now (the archive calls this)."""
+        if self._failing:
+            log(logger, logging.INFO, "messages stored again", after=self._failing)
+            self._failing = ""
+        outcomes: list[Outcome] = []
+        left = len(records)
+        while self._pending and (left or self._pending[0][0].record is None):
+            outcome, _ = self._pending.popleft()
+            if outcome.record is not None:
+                left -= 1
+                self._keep(outcome.record)
+            outcomes.append(outcome)
+        self._tell(outcomes)
+
+    def _failed(self, records: list[Record], reason: str) -> None:
+        """Take back all that could not be written, and refuse it (the archive calls this)."""
+        if reason != self._failing:
+            log(logger, logging.ERROR, "messages refused", reason=reason)
+        self._failing = reason
+        for outcome, before in reversed(self._pending):
+            if outcome.record is None:
+                continue
+            self.topic(outcome.record.topic).assigned = outcome.record.offset
+            if outcome.batch.publisher:
+                # Not forgotten, because then the next batch would pass for the first.
+                self._numbers[outcome.batch.topic, outcome.batch.publisher] = before or 0
+        outcomes: list[Outcome] = []
+        for outcome, _ in self._pending:
+            batch = outcome.batch
+            last = self._numbers.get((batch.topic, batch.publisher), 0)
+            stored = bool(batch.publisher) and batch.number <= last
+            refused = outcome.code is not None
+            outcomes.append(outcome if stored or refused else Outcome(batch, None, "full", reason))
+        self._pending.clear()
+        self._tell(outcomes)
+
+    def _tell(self, outcomes: list[Outcome]) -> None:
+        super().trim()
+        if not self._pending:
+            self._settled.set()
+        if outcomes:
+            self._done(outcomes)

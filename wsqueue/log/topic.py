@@ -1,4 +1,21 @@
-"""The log of one topic: its offsets, and the records of it that are in memory."""
+"""The log of one topic: its offsets, and those of its records that are in memory.
+
+    0            start          earliest         first            next             assigned
+    │  forgotten   │    dropped     │  on disk only │   in memory    │  being stored   │  to come
+    ├──────────────┼────────────────┼───────────────┼────────────────┼─────────────────┼──────────▶ offsets
+
+| offset | is | moved by |
+|---|---|---|
+| `start` | where this log of the topic begins: the floor of the store when it met the topic | nothing |
+| `Store.earliest` | the first message that is kept anywhere | limits |
+| `first` | the first message in memory; `earliest` where there is only memory | limits |
+| `next` | the message that will be stored next; all before it have been delivered | a commit |
+| `assigned` | the message that will come next; `next` where there is only memory | an append, a failure |
+
+Numbers are those of publishers' batches, one counter for each publisher over all topics: of each (topic,
+publisher) `TopicLogs` keeps the last number that has been assigned offsets; a batch that is not beyond it is
+a repeat.
+"""
 
 from __future__ import annotations
 
@@ -6,55 +23,33 @@ import bisect
 import operator
 from collections import deque
 
+from .ledger import TopicCounts
 from .records import Record
 
 NO_RECORDS: deque[Record] = deque()
-"""Of each topic without messages, for an empty deque takes 760 bytes; it stays empty."""
+"""The records of each topic without messages, since an empty deque takes 760 bytes; it stays empty."""
 
 
-class TopicLog:
-    """Hold what is known of one topic, and what is in memory of its messages.
+class TopicLog(TopicCounts):
+    """Hold the offsets of one topic, and its records that are in memory.
 
     Attributes:
-        name: The topic.
-        start: The offset at which this log begins: what came before, nobody knows.
-        first: Of the first message that is kept; in an archive, it may have gone since.
-        next: Of the message that will be stored next: all before it have been delivered.
-        assigned: Of the message that will come next.
-        records: What is in memory, without holes up to `next`.
-        bytes: Of the records.
-        messages: In the records.
-        readers: Subscribers that go by this log.
+        start: Offset at which this log of the topic begins.
+        assigned: Offset of the message that will come next.
+        records: Records in memory, without holes from `first` to `next`.
+        time: Unix time of the newest record.
+        dropped: Records that were dropped and still have an entry in the order of all records.
     """
 
-    __slots__ = (
-        "assigned",
-        "bytes",
-        "dropped",
-        "first",
-        "messages",
-        "name",
-        "next",
-        "readers",
-        "records",
-        "start",
-        "time",
-    )
+    __slots__ = ("assigned", "dropped", "records", "start", "time")
 
-    def __init__(self, name: str, first: int, next_offset: int) -> None:
-        self.name = name
-        self.start = self.first = first
-        self.next = self.assigned = next_offset
+    def __init__(self, name: str, start: int, next_offset: int) -> None:
+        super().__init__(name, next_offset)
+        self.start = start
+        self.assigned = next_offset
         self.records = NO_RECORDS
-        self.bytes = self.messages = self.readers = 0
         self.time = 0.0
-        # Records that have gone and still have an entry in TopicLogs._order.
         self.dropped = 0
-
-    @property
-    def cached_from(self) -> int:
-        """Return the offset from which on everything is in memory."""
-        return self.records[0].offset if self.records else self.next
 
     def read(self, offset: int, max_bytes: int) -> list[Record]:
         """Return records in memory from the one that holds an offset, or the first after it."""

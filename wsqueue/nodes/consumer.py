@@ -27,7 +27,9 @@ from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import WsqueueError
 from ..journal import log
-from ..log.memory import Batch, Outcome, TopicLogs
+from ..log.memory import MemoryStore
+from ..log.sqlite import SqliteStore
+from ..log.store import AppendBatch, Outcome, Store
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
@@ -90,7 +92,8 @@ class Consumer:
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
-        self.logs = TopicLogs(config.retention, self._done)
+        store = SqliteStore if config.retention.mode == "sqlite" else MemoryStore
+        self.logs: Store = store(config.retention, self._done)
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
@@ -259,7 +262,7 @@ class ProducerEndpoint(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Store the batches of a read; `_done` delivers and confirms them."""
         consumer = self._consumer
-        batches: list[Batch] = []
+        batches: list[AppendBatch] = []
         for event in events:
             if type(event) is v2.Forward:
                 number = self._received[connection] = self._received[connection] + 1
@@ -270,7 +273,7 @@ class ProducerEndpoint(Handler):
                 elif consumer.too_long(event.topic):
                     problem = "topic_too_long"
                 batches.append(
-                    Batch(
+                    AppendBatch(
                         event.topic,
                         event.data,
                         event.publisher,
@@ -282,7 +285,9 @@ class ProducerEndpoint(Handler):
                 )
             elif type(event) is MessagesReceived:
                 consumer.counters["messages_in"] += len(event.messages)
-                batches += [Batch(event.topic, data) for data in event.batches(consumer.max_message_bytes)]
+                batches += [
+                    AppendBatch(event.topic, data) for data in event.batches(consumer.max_message_bytes)
+                ]
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break

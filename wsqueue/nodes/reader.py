@@ -33,8 +33,8 @@ import msgspec
 
 from ..errors import WsqueueError
 from ..journal import log
-from ..log.memory import TopicLogs
 from ..log.records import Record
+from ..log.store import Store
 from ..log.topic import TopicLog
 from ..net.connection import Connection
 from ..protocol import v2
@@ -78,7 +78,7 @@ class Reader:
     def __init__(
         self,
         connection: Connection,
-        logs: TopicLogs,
+        logs: Store,
         packet: v2.Subscribe,
         *,
         counters: Counter[str],
@@ -99,7 +99,7 @@ class Reader:
             self._task = asyncio.create_task(self._begin_at(packet.time))
         elif packet.start == "earliest":
             self._exact = False
-            self._begin(topic_log, topic_log.first)
+            self._begin(topic_log, logs.earliest(topic_log))
         elif packet.offset is None:
             self._begin(topic_log, topic_log.next)
         else:
@@ -184,10 +184,8 @@ class Reader:
             return
         # The subscriber has read another log, or a part of this one that is no longer known.
         self._exact = False
-        self._begin(
-            topic_log,
-            topic_log.next if offset > topic_log.next and log_id == self._logs.id else topic_log.first,
-        )
+        beyond = offset > topic_log.next and log_id == self._logs.id
+        self._begin(topic_log, topic_log.next if beyond else self._logs.earliest(topic_log))
         self._tell_of_gap(None)
 
     async def _read_archive(self, topic_log: TopicLog) -> None:

@@ -1,980 +1,274 @@
+"""The store on disk, before an archive that the test plays."""
+
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
-import logging
-import os
-import random
-import shutil
-import sqlite3
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from pathlib import Path
+import itertools
+from collections.abc import Iterator
+from random import Random
 
 import pytest
 
 from wsqueue.config.model import Retention
-from wsqueue.errors import ConfigError, StorageError, WsqueueError
-from wsqueue.log import database, files, snapshot, sqlite
-from wsqueue.log.database import APPLICATION_ID, FILE_NAME
-from wsqueue.log.records import Record, State, TopicState
-from wsqueue.log.snapshot import take_snapshot, write_snapshot
-from wsqueue.log.sqlite import Archive
+from wsqueue.errors import ConfigError
+from wsqueue.log import ledger, sqlite
+from wsqueue.log.records import TOPIC_OVERHEAD_BYTES, StoreState, TopicState
+from wsqueue.log.sqlite import SqliteStore
+from wsqueue.log.store import AppendBatch
+from wsqueue.report.report import LogStatus
+
+from ...support.stores import Archived, FakeArchive, Logs, batch
 
 pytestmark = pytest.mark.anyio
 
-PACKET = b"x" * 100
-COST = len(PACKET) + database.RECORD_OVERHEAD_BYTES
-NOW = time.time()
 
+class TestSqliteStore:
+    """Nothing is told before the archive has it, and what it cannot write is taken back."""
 
-def limits(
-    max_bytes: int = 2**40,
-    max_bytes_per_topic: int = 2**40,
-    max_messages_per_topic: int = 2**40,
-    max_age_seconds: float = 3600,
-) -> Retention:
-    return Retention(
-        max_bytes=max_bytes,
-        max_bytes_per_topic=max_bytes_per_topic,
-        max_messages_per_topic=max_messages_per_topic,
-        max_age_seconds=max_age_seconds,
-    )
+    @pytest.fixture(autouse=True)
+    def fake(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+        monkeypatch.setattr(sqlite, "Archive", FakeArchive)
+        return iter([None])
 
+    async def test_it_needs_a_directory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+        logs = SqliteStore(Retention(mode="sqlite"), lambda _outcomes: None)
+        with pytest.raises(ConfigError, match="required for the mode sqlite"):
+            await logs.open()
 
-def record(
-    topic: str,
-    offset: int,
-    count: int = 1,
-    *,
-    at: float = NOW,
-    publisher: str = "",
-    number: int = 0,
-    packet: bytes = PACKET,
-) -> Record:
-    return Record(topic, offset, count, at, publisher, number, packet)
-
-
-class Opened:
-    """An open archive and what it told."""
-
-    def __init__(self, directory: Path, kept: Retention) -> None:
-        self.archive = Archive(directory, kept, committed=self._committed, failed=self._failed)
-        self.state = State(id="", topics={}, numbers={})
-        self.groups: list[list[Record]] = []
-        self.failures: list[tuple[list[Record], str]] = []
-        self.failed = asyncio.Event()
-        self.on_failed: Callable[[], None] = lambda: None
-        self._told = asyncio.Event()
-
-    @property
-    def committed(self) -> list[Record]:
-        return [one for group in self.groups for one in group]
-
-    async def settled(self) -> None:
-        """Wait until all that was appended is committed or failed."""
-        while self.archive.pending_bytes:
-            self._told.clear()
-            await self._told.wait()
-
-    async def add(self, *records: Record) -> None:
-        self.archive.append(records)
-        await self.settled()
-
-    def holds_nothing_of(self, topic: str) -> Callable[[], Awaitable[bool]]:
-        async def condition() -> bool:
-            return not await self.offsets(topic)
-
-        return condition
-
-    async def offsets(self, topic: str, offset: int = 0, max_bytes: int = 2**40) -> list[int]:
-        return [one.offset for one in await self.archive.read(topic, offset, max_bytes)]
-
-    def _committed(self, records: list[Record]) -> None:
-        self.groups.append(records)
-        self._told.set()
-
-    def _failed(self, records: list[Record], reason: str) -> None:
-        self.failures.append((records, reason))
-        self.failed.set()
-        self._told.set()
-        self.on_failed()
-
-
-@contextlib.asynccontextmanager
-async def opened(directory: Path, kept: Retention | None = None) -> AsyncIterator[Opened]:
-    one = Opened(directory, kept or limits())
-    one.state = await one.archive.open()
-    try:
-        yield one
-    finally:
-        await one.archive.close()
-
-
-@contextlib.contextmanager
-def held(one: Opened) -> Iterator[None]:
-    """Let the writer wait with its next group, as it does for a slow disk."""
-    go, store = threading.Event(), one.archive._store
-    commit = store.commit
-
-    def wait(group: list[Record]) -> None:
-        go.wait()
-        commit(group)
-
-    store.commit = wait  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        store.commit = commit  # type: ignore[method-assign]
-        go.set()
-
-
-@contextlib.contextmanager
-def full(one: Opened) -> Iterator[None]:
-    """Let the file not grow any more, as on a full disk."""
-    writer = one.archive._store._writer
-    pages = writer.execute("PRAGMA page_count").fetchone()[0]
-    writer.execute(f"PRAGMA max_page_count = {pages}")
-    yield
-    writer.execute("PRAGMA max_page_count = 1000000")
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """Wait for what the writer does in its own time."""
-    while not await condition():  # noqa: ASYNC110 - nothing tells of it
-        await asyncio.sleep(0.001)
-
-
-def size(file: Path, side: str = "") -> int:
-    return Path(f"{file}{side}").stat().st_size
-
-
-def names(directory: Path, pattern: str = "*") -> list[str]:
-    return sorted(entry.name for entry in directory.glob(pattern))
-
-
-def big(topic: str, offset: int) -> Record:
-    return record(topic, offset, packet=b"x" * 100_000)
-
-
-async def test_records_are_committed_in_order_and_read_as_they_were(tmp_path: Path) -> None:
-    records = [
-        record("news", 0, 3, publisher="p", number=7),
-        record("s\u00fcd\0\U0001f642", 0, packet=b"\0\xff"),
-        record("news", 3, publisher="p", number=8),
-        record("", 2**53, at=NOW + 0.25),
-    ]
-    async with opened(tmp_path) as one:
-        await one.add(*records)
-        assert one.committed == records
-        assert one.archive.pending_bytes == 0
-        assert await one.archive.read("news", 0, 10**6) == [records[0], records[2]]
-        assert await one.archive.read("s\u00fcd\0\U0001f642", 0, 10**6) == [records[1]]
-        assert await one.archive.read("", 0, 10**6) == [records[3]]
-        assert await one.archive.read("unknown", 0, 10**6) == []
-
-
-async def test_what_queues_meanwhile_is_one_group(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        with held(one):
-            for offset in range(100):
-                one.archive.append([record("news", offset)])
-            assert one.archive.pending_bytes == 100 * COST
-            assert one.groups == []
-        await one.settled()
-        assert len(one.groups) <= 2  # the first went alone if the writer was quick
-        assert [entry.offset for entry in one.committed] == list(range(100))
-
-
-async def test_a_group_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "MAX_GROUP_BYTES", 10 * COST)
-    async with opened(tmp_path) as one:
-        await one.add(*(record("news", offset) for offset in range(100)))
-        assert [len(group) for group in one.groups] == [10] * 10
-
-
-async def test_a_read_begins_at_the_record_that_holds_the_offset(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(*(record("news", offset, 10) for offset in range(0, 50, 10)))
-        assert await one.offsets("news", 19) == [10, 20, 30, 40]
-        assert await one.offsets("news", 20) == [20, 30, 40]
-        assert await one.offsets("news", 20, 2 * len(PACKET)) == [20, 30]
-        assert await one.offsets("news", 29, 1) == [20]
-        assert await one.offsets("news", 50) == []
-
-
-async def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("news", 0, 5, publisher="p", number=3), record("sport", 0))
-        await one.add(record("news", 5, publisher="q", number=1), record("news", 6, publisher="p", number=4))
-        identity = one.state.id
-        assert len(bytes.fromhex(identity)) == 8
-        assert (one.state.topics, one.state.numbers) == ({}, {})
-    assert names(tmp_path) == [FILE_NAME, "lock"]
-    async with opened(tmp_path) as one:
-        assert one.state == State(
-            id=identity,
-            topics={"news": TopicState(0, 7), "sport": TopicState(0, 1)},
-            numbers={("news", "q"): 1, ("news", "p"): 4},
+    async def test_it_goes_on_where_the_archive_ends(self) -> None:
+        state = StoreState(
+            id="f" * 16, topics={"news": TopicState(3, 9)}, numbers={("news", "p"): 4}, floor=5
         )
-        assert list(one.state.numbers) == [("news", "q"), ("news", "p")]
-        await one.add(record("news", 7))
-        assert await one.offsets("news") == [0, 5, 6, 7]
-
-
-async def test_close_commits_what_is_queued(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        one.archive.append([record("news", offset) for offset in range(1000)])
-    assert len(one.committed) == 1000
-    await one.archive.close()
-    async with opened(tmp_path) as one:
-        assert one.state.topics == {"news": TopicState(0, 1000)}
-
-
-async def test_files_and_directory_are_private(tmp_path: Path) -> None:
-    directory = tmp_path / "state" / "archive"
-    async with opened(directory) as one:
-        await one.add(record("news", 0))
-        assert directory.stat().st_mode & 0o777 == 0o700
-        assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
-
-
-async def test_the_time_of_a_record_finds_its_offset(tmp_path: Path) -> None:
-    times = [NOW, NOW, NOW + 1, NOW + 1, NOW + 5, NOW + 7]
-    async with opened(tmp_path) as one:
-        await one.add(*(record("news", 10 * index, 10, at=moment) for index, moment in enumerate(times)))
-        for moment, expected in ((0.0, 0), (NOW, 0), (NOW + 0.5, 20), (NOW + 1, 20), (NOW + 6, 50)):
-            assert await one.archive.offset_at("news", moment) == expected
-        assert await one.archive.offset_at("news", NOW + 8) == 60
-        assert await one.archive.offset_at("unknown", NOW) == 0
-
-
-async def test_the_bytes_of_all_topics_are_limited_and_the_oldest_go(tmp_path: Path) -> None:
-    async with opened(tmp_path, limits(max_bytes=10 * COST)) as one:
-        for offset in range(10):
-            await one.add(record("a", offset), record("b", offset))
-        assert await one.offsets("a") == await one.offsets("b") == [5, 6, 7, 8, 9]
-        await one.add(*(record("b", offset) for offset in range(10, 30)))
-        assert await one.offsets("a") == []
-        assert await one.offsets("b", 3) == list(range(20, 30))
-    async with opened(tmp_path, limits(max_bytes=3 * COST)) as one:
-        assert one.state.topics == {"a": TopicState(10, 10), "b": TopicState(20, 30)}
-        await one.add(record("a", 10))
-        assert await one.offsets("b") == [28, 29]
-
-
-async def test_the_bytes_of_a_topic_are_limited(tmp_path: Path) -> None:
-    async with opened(tmp_path, limits(max_bytes_per_topic=3 * COST)) as one:
-        await one.add(record("a", 0), *(record("b", offset) for offset in range(10)))
-        await one.add(record("b", 10))
-        assert await one.offsets("a") == [0]
-        assert await one.offsets("b") == [8, 9, 10]
-        await one.add(record("b", 11, packet=b"x" * 10 * COST))
-        assert await one.offsets("b") == [11], "the newest of a topic stays"
-
-
-async def test_the_messages_of_a_topic_are_limited(tmp_path: Path) -> None:
-    async with opened(tmp_path, limits(max_messages_per_topic=100)) as one:
-        await one.add(record("a", 0, 100), *(record("b", offset, 30) for offset in range(0, 300, 30)))
-        assert await one.offsets("a") == [0]
-        assert await one.offsets("b") == [210, 240, 270]
-    async with opened(tmp_path, limits(max_messages_per_topic=30)) as one:
-        assert one.state.topics == {"a": TopicState(0, 100), "b": TopicState(210, 300)}
-        await one.add(record("a", 100))
-        assert await one.offsets("a") == [100]
-        assert await one.offsets("b") == [270], "also of a topic that is idle since the limit fell"
-
-
-async def test_the_age_is_limited(tmp_path: Path) -> None:
-    now = time.time()
-    async with opened(tmp_path, limits(max_age_seconds=3600)) as one:
-        await one.add(record("a", 0, at=now - 7200), record("a", 1, at=now), record("b", 0, 5, at=now - 5400))
-        await one.add(record("a", 2, at=time.time()))
-        assert await one.offsets("a") == [1, 2]
-        assert await one.offsets("b") == [0], "it came after one that is not too old"
-
-
-async def test_idle_topics_expire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sqlite, "EXPIRE_SECONDS", 0.01)
-    async with opened(tmp_path, limits(max_age_seconds=0.05)) as one:
-        await one.add(record("a", 0, 5, at=time.time()))
-        await until(one.holds_nothing_of("a"))
-        assert await one.archive.offset_at("a", 0) == 5
-    async with opened(tmp_path) as one:
-        assert one.state.topics == {"a": TopicState(5, 5)}, "no offset is used twice"
-
-
-async def test_much_is_trimmed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(*(record(topic, offset) for offset in range(100) for topic in "ab"))
-    monkeypatch.setattr(database, "TRIM_RECORDS", 7)
-    async with opened(tmp_path, limits(max_messages_per_topic=20, max_bytes=30 * COST)) as one:
-
-        async def trimmed() -> bool:
-            return len(await one.offsets("a") + await one.offsets("b")) == 30
-
-        await until(trimmed)
-        assert await one.offsets("a") == await one.offsets("b") == list(range(85, 100))
-
-
-async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "SHRINK_PAGES", 4)
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
-    file = tmp_path / FILE_NAME
-    async with opened(tmp_path, limits(max_bytes=10**6)) as one:
-        for offset in range(100):
-            await one.add(big("a", offset))
-        assert size(file) < 1.5 * 10**6
-        assert size(file, "-wal") < 4 * 10**6
-    monkeypatch.setattr(sqlite, "EXPIRE_SECONDS", 0.001)
-    async with opened(tmp_path, limits(max_bytes=1)):
-
-        async def shrunk() -> bool:
-            return size(file) < 0.5 * 10**6
-
-        await until(shrunk)
-
-
-async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
-    async with opened(tmp_path) as one:
-        for offset in range(200):
-            await one.add(
-                record(f"topic {offset % 10}", offset // 10, publisher="p", number=offset // 10 + 1)
-            )
-        assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
-
-
-async def test_a_log_that_a_reader_holds_begins_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 0)
-    monkeypatch.setattr(database, "MAX_WAL_BYTES", 10**6)
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    async with opened(tmp_path) as one:
-        await one.add(big("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT count(*) FROM record").fetchall()
-            for offset in range(1, 20):
-                await one.add(big("a", offset))
-        assert one.failures == []
-        grown = size(tmp_path / FILE_NAME, "-wal")
-        for offset in range(20, 40):
-            await one.add(big("a", offset))
-        assert size(tmp_path / FILE_NAME, "-wal") <= grown
-
-
-async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "MAX_NUMBERS", 10)
-    monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
-    async with opened(tmp_path) as one:
-        for offset in range(30):
-            await one.add(record("a", offset, publisher=f"p{offset}", number=offset))
-            await one.add(record("b", offset, publisher="often", number=offset), record("c", offset))
-        rows = one.archive._store._writer.execute("SELECT count(*) FROM number").fetchone()[0]
-        assert rows <= 15
-    async with opened(tmp_path) as one:
-        expected = {("a", f"p{index}"): index for index in range(21, 30)}
-        assert one.state.numbers == expected | {("b", "often"): 29}
-
-
-async def test_topics_are_forgotten_and_their_offsets_are_not_used_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "MAX_TOPICS", 10)
-    async with opened(tmp_path) as one:
-        await one.add(record("old", 0, 77, publisher="p", number=1))
-        for index in range(20):
-            await one.add(record(f"t{index}", 0, 5, publisher="p", number=1))
-        assert await one.offsets("t9") == []
-        assert await one.offsets("t10") == [0]
-    async with opened(tmp_path) as one:
-        assert one.state.floor == 77
-        assert len(one.state.topics) <= 11
-        assert {topic for topic, _ in one.state.numbers} <= set(one.state.topics)
-        assert await one.archive.offset_at("old", 0) == 0
-        await one.add(record("old", 77))
-        assert await one.offsets("old") == [77]
-
-
-async def test_no_offset_is_taken_twice(tmp_path: Path) -> None:
-    async with opened(tmp_path, limits(max_bytes=COST)) as one:
-        await one.add(record("a", 0, 5), record("b", 0))
-        assert await one.offsets("a") == []
-        await one.add(record("a", 4))
-        assert [reason for _, reason in one.failures] == [
-            "offset 4 of topic 'a' was there before: the next is 5"
-        ]
-        await one.add(record("a", 7))
-        assert await one.offsets("a") == [7], "but some may be skipped"
-
-
-async def test_a_full_disk_fails_all_that_is_not_committed(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(big("a", 0))
-        later = [record("a", 9), record("b", 0)]
-        one.on_failed = lambda: one.archive.append([record("a", 1)])
-        with full(one):
-            with held(one):
-                records = [big("a", offset) for offset in range(1, 9)]
-                one.archive.append(records)
-                one.archive.append(later)
-            await one.failed.wait()
-            assert one.failures[0] == (records + later, "the disk is full")
-            assert await one.offsets("a") in ([0], [0, 1]), "reads go on"
-            one.on_failed = lambda: None
-            await one.settled()
-        await one.add(big("a", 2), record("b", 0))
-        assert [(entry.topic, entry.offset) for entry in one.committed] == [
-            ("a", 0),
-            ("a", 1),
-            ("a", 2),
-            ("b", 0),
-        ]
-        assert len(one.failures) == 1
-    async with opened(tmp_path) as one:
-        assert one.state.topics == {"a": TopicState(0, 3), "b": TopicState(0, 1)}
-
-
-async def test_a_full_archive_needs_no_space(tmp_path: Path) -> None:
-    async with opened(tmp_path, limits(max_bytes=10**6)) as one:
-        for offset in range(20):
-            await one.add(big("a", offset))
-        with full(one):
-            for offset in range(20, 40):
-                await one.add(big("a", offset))
-        assert one.failures == []
-
-
-async def test_expired_records_make_room_on_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "EXPIRE_SECONDS", 0.001)
-    async with opened(tmp_path) as one:
-        for offset in range(5):
-            await one.add(big("a", offset))
-        with full(one):
-            while one.failures == []:
-                await one.add(big("b", len(one.committed)))
-            one.archive._store._limits = limits(max_age_seconds=-60)
-            await until(one.holds_nothing_of("a"))
-            one.archive._store._limits = limits()
-            await one.add(big("c", 0))
-        assert await one.offsets("c") == [0]
-        assert len(one.failures) == 1
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        record("a", 2**63),
-        record("a", 2, 0),
-        record("a", 1),
-        record("\ud800", 0),
-        record("a", 2, at=float("nan")),
-    ],
-)
-async def test_what_cannot_be_kept_fails_and_harms_nothing(tmp_path: Path, bad: Record) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        good = record("a", 1)
-        await one.add(good, bad)
-        assert [one is other for one, other in zip(one.failures[0][0], (good, bad), strict=True)] == [
-            True,
-            True,
-        ]
-        await one.add(good)
-        assert await one.offsets("a") == [0, 1]
-
-
-async def test_another_program_that_writes_fails_the_records(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.01)
-    async with opened(tmp_path) as one:
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            await one.add(record("a", 0))
-            assert one.failures == [([record("a", 0)], "database is locked")]
-        await one.add(record("a", 0))
-        assert await one.offsets("a") == [0]
-
-
-CHILD = """
-import asyncio, itertools, resource, sys
-from pathlib import Path
-from wsqueue.log.sqlite import Archive
-from wsqueue.config.model import Retention
-from wsqueue.log.records import Record
-
-committed = lambda records: print(*(f"{one.topic}:{one.offset}:{one.number}" for one in records), flush=True)
-def failed(records, reason):
-    print("failed", len(records), reason, flush=True)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    global limited
-    limited = False
-
-def record(number):
-    return Record("ab"[number % 2], number // 2, 1, 1e12, "p", number, b"x" * 1000)
-
-kept = Retention(
-    max_bytes=2**40, max_bytes_per_topic=2**40, max_messages_per_topic=2**40, max_age_seconds=3600
-)
-
-async def main(directory, limit):
-    global limited
-    archive = Archive(Path(directory), kept, committed=committed, failed=failed)
-    await archive.open()
-    limited = bool(limit)
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    for number in itertools.count():
-        archive.append([record(number)])
-        if limited or archive.pending_bytes > 100_000:
-            await asyncio.sleep(0.001)
-            while limited and archive.pending_bytes:
-                await asyncio.sleep(0.001)
-        if limit and not limited:
-            archive.append([record(number)])
-            await archive.close()
-            return
-
-asyncio.run(main(sys.argv[1], int(sys.argv[2])))
-"""
-
-
-def run_child(directory: Path, limit: int) -> subprocess.CompletedProcess[str]:
-    arguments = [sys.executable, "-c", CHILD, str(directory), str(limit)]
-    return subprocess.run(arguments, capture_output=True, text=True, check=False)
-
-
-def kill_child(directory: Path, lines: int) -> list[str]:
-    """Kill it once it has told so many groups, and return the records of all that it told."""
-    arguments = [sys.executable, "-c", CHILD, str(directory), "0"]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        told = [child.stdout.readline() for _ in range(lines)]
-        child.kill()
-        told += child.stdout.readlines()
-    return [entry for line in told if line.endswith("\n") for entry in line.split()]
-
-
-async def test_a_killed_process_loses_nothing_that_it_told(tmp_path: Path) -> None:
-    for kill_after in (1, 20):
-        directory = tmp_path / str(kill_after)
-        told = kill_child(directory, kill_after)
-        assert told
-        async with opened(directory) as one:
-            records = {topic: await one.archive.read(topic, 0, 2**40) for topic in "ab"}
-            both = records["a"] + records["b"]
-            assert {f"{entry.topic}:{entry.offset}:{entry.number}" for entry in both} >= set(told)
-            for topic in one.state.topics:
-                assert [entry.offset for entry in records[topic]] == list(range(len(records[topic])))
-                assert one.state.topics[topic] == TopicState(0, len(records[topic]))
-                assert one.state.numbers[topic, "p"] == records[topic][-1].number
-
-
-async def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
-    child = run_child(tmp_path, 300_000)
-    assert child.returncode == 0, child.stderr
-    lines = child.stdout.splitlines()
-    failures = [line for line in lines if line.startswith("failed")]
-    assert len(failures) == 1
-    assert "must not grow" in failures[0]
-    told = [entry for line in lines if line not in failures for entry in line.split()]
-    async with opened(tmp_path) as one:
-        found = [entry for topic in "ab" for entry in await one.archive.read(topic, 0, 2**40)]
-        assert sorted(f"{entry.topic}:{entry.offset}:{entry.number}" for entry in found) == sorted(told)
-
-
-async def test_what_cannot_be_trimmed_now_is_logged_once_and_trimmed_later(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.001)
-    monkeypatch.setattr(sqlite, "EXPIRE_SECONDS", 0.001)
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
-            one.archive._store._limits = limits(max_age_seconds=-60)
-
-            async def logged() -> bool:
-                return bool(caplog.records)
-
-            await until(logged)
-            for _ in range(20):
-                assert await one.offsets("a") == [0]
-                await asyncio.sleep(0.001)
-        await until(one.holds_nothing_of("a"))
-    assert [line.message.partition(" file=")[0] for line in caplog.records] == ["archive not tidied"]
-    assert one.failures == []
-
-
-async def test_a_read_that_fails_says_so_and_writing_goes_on(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other, other:
-            other.execute("UPDATE record SET publisher = CAST(x'ff' AS TEXT)")
-        with pytest.raises(WsqueueError, match="cannot be read: Could not decode"):
-            await one.archive.read("a", 0, 1)
-        await one.add(record("a", 1))
-        assert await one.offsets("a", 1) == [1]
-
-
-async def test_every_commit_is_synced(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        for connection in one.archive._store._connections:
-            assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert one.archive._store._text("PRAGMA journal_mode") == "wal"
-
-
-async def test_a_copy_of_another_program_is_as_good(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute("PRAGMA journal_mode = DELETE")
-    async with opened(tmp_path) as one:
-        assert one.state.topics == {"a": TopicState(0, 1)}
-        await one.add(record("a", 1))
-
-
-async def test_a_file_that_another_program_locks_is_not_damaged(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database, "BUSY_SECONDS", 0.001)
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageError, match="cannot open it: database is locked"):
-            await Opened(tmp_path, limits()).archive.open()
-    assert names(tmp_path, "*.corrupt-*") == []
-    async with opened(tmp_path) as one:
-        assert one.state.topics == {"a": TopicState(0, 1)}
-
-
-async def test_a_disk_without_room_is_no_wrong_configuration(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Or systemd would not start the node again once there is room."""
-
-    def write(_file: Path) -> int:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(database, "lock_file", write)
-    with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
-        await Opened(tmp_path, limits()).archive.open()
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_the_writer_ends_when_the_loop_is_gone(tmp_path: Path, fails: bool) -> None:
-    async def leave() -> Opened:
-        one = Opened(tmp_path, limits())
-        await one.archive.open()
-        held_back.enter_context(held(one))
-        one.archive.append([record("a", 0, 0 if fails else 1)])
-        return one
-
-    with contextlib.ExitStack() as held_back:
-        one = asyncio.run(leave())
-    for thread in threading.enumerate():
-        if thread.name == "archive-writer":
-            thread.join()
-    assert (one.groups, one.failures) == ([], [])
-    one.archive._store.close()
-
-
-async def test_the_room_on_the_disk(small_disk: Path) -> None:
-    async with opened(small_disk) as one:
-        free = one.archive.free_bytes
-        assert 0 < free < 1024 * 1024
-        with (small_disk / "filler").open("wb") as stream:
-            stream.write(bytes(300_000))
-        # It is looked at with the next commit.
-        assert one.archive.free_bytes == free
-        await one.add(record("a", 0))
-        assert free - 600_000 < one.archive.free_bytes <= free - 300_000
-
-
-async def test_a_directory_that_is_gone_has_no_room(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        assert one.archive.free_bytes > 0
-        store = one.archive._store
-        file, store.file = store.file, tmp_path / "none" / "log"
-        assert store.free_bytes() == -1
-        store.file = file
-
-
-async def test_commits_are_counted_by_how_long_they_took(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        assert sum(one.archive.commit_seconds.status().counts) == 0
-        for offset in range(3):
-            await one.add(record("a", offset))
-        status = one.archive.commit_seconds.status()
-        assert sum(status.counts) == 3
-        assert 0 < one.archive.last_commit_seconds <= status.sum
-        with full(one):
-            await one.add(big("a", 3))
-        assert len(one.failures) == 1
-        # What failed was no commit.
-        assert one.archive.commit_seconds.status() == status
-
-
-async def test_a_disk_that_is_full_and_then_is_not(small_disk: Path) -> None:
-    async with opened(small_disk) as one:
-        await one.add(record("a", 0))
-        filler = small_disk / "filler"
-        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
-            while True:
-                stream.write(bytes(4096))
-        for _ in range(3):
-            await one.add(big("a", 1))
-        assert [reason for _, reason in one.failures] == ["the disk is full"] * 3
-        filler.unlink()
-        await one.add(big("a", 1))
-        assert await one.offsets("a") == [0, 1]
-    async with opened(small_disk) as one:
-        assert one.state.topics == {"a": TopicState(0, 2)}
-
-
-async def test_a_directory_is_for_one_process(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        child = run_child(tmp_path, 0)
-        assert f"ConfigError: {tmp_path}: another process uses it" in child.stderr
-        second = Opened(tmp_path, limits())
-        with pytest.raises(ConfigError, match="another process uses it"):
-            await second.archive.open()
-        await second.archive.close()
-        await one.add(record("a", 1))
-    async with opened(tmp_path) as one:
-        assert await one.offsets("a") == [0, 1]
-
-
-async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.write_text("")
-    for directory in (file, file / "below", tmp_path / ("x" * 300)):
-        with pytest.raises(ConfigError) as caught:
-            await Opened(directory, limits()).archive.open()
-        assert caught.value.file == str(directory)
-        assert "cannot keep messages here" in caught.value.problem
-    (tmp_path / FILE_NAME).mkdir()
-    with pytest.raises(ConfigError, match="cannot keep messages here: Is a directory"):
-        await Opened(tmp_path, limits()).archive.open()
-
-
-@pytest.mark.parametrize(
-    ("pragma", "problem"),
-    [
-        (f"application_id = {APPLICATION_ID + 1}", "it belongs to another program"),
-        ("user_version = 2", "it has version 2, not 1"),
-    ],
-)
-async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str, problem: str) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute(f"PRAGMA {pragma}")
-    before = (tmp_path / FILE_NAME).read_bytes()
-    for _ in range(2):
-        with pytest.raises(ConfigError, match=problem) as caught:
-            await Opened(tmp_path, limits()).archive.open()
-        assert caught.value.file == str(tmp_path / FILE_NAME)
-    assert (tmp_path / FILE_NAME).read_bytes() == before
-
-
-async def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute("CREATE TABLE theirs (id)")
-    with pytest.raises(ConfigError, match="it belongs to another program"):
-        await Opened(tmp_path, limits()).archive.open()
-
-
-async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-    identities = {one.state.id}
-    for round_ in range(5):
-        (tmp_path / FILE_NAME).write_text("no database, whatever it is\n" * (100 + round_))
-        async with opened(tmp_path) as one:
-            assert one.state.topics == {}
-            identities.add(one.state.id)
-            await one.add(record("a", 0))
-            assert await one.offsets("a") == [0]
-    assert len(identities) == 6
-    aside = [tmp_path / name for name in names(tmp_path, "*.corrupt-*Z")]
-    assert [size(file) // 28 for file in aside] == [102, 103, 104], "the newest are kept"
-    events = [line for line in caplog.records if line.message.startswith("archive set aside")]
-    assert len(events) == 5
-    assert events[-1].levelno == logging.ERROR
-    assert str(aside[-1]) in events[-1].message
-    assert 'reason="file is not a database"' in events[-1].message
-
-
-async def test_an_emptied_file_is_set_aside_with_its_log(tmp_path: Path) -> None:
-    directory = tmp_path / "copy"
-    async with opened(tmp_path / "first") as one:
-        await one.add(record("a", 0))
-        shutil.copytree(tmp_path / "first", directory)
-    (directory / FILE_NAME).write_bytes(b"")
-    async with opened(directory) as one:
-        assert one.state.topics == {}
-    assert [name.partition("Z")[2] for name in names(directory, "*.corrupt-*")] == ["", "-shm", "-wal"]
-
-
-async def test_records_that_contradict_each_other_are_set_aside(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(*(record("a", offset, 10) for offset in range(0, 50, 10)))
-    for index, statement in enumerate(
-        (
-            'UPDATE record SET "offset" = 11 WHERE "offset" = 20',
-            "UPDATE record SET count = 0",
-            "DELETE FROM topic",
-            "INSERT INTO topic VALUES (7, 'a', 0)",
-            "UPDATE topic SET name = CAST(x'ff' AS TEXT)",
-            "DELETE FROM archive",
-            "INSERT INTO archive VALUES ('0123456789abcdef', 0)",
-            "DROP TABLE number",
+        logs = await Archived.opened(state)
+        assert logs.store.id == "f" * 16
+        log = logs.store.topic("news")
+        assert (logs.store.earliest(log), log.first, log.next) == (3, 9, 9)
+        assert not logs.store.in_memory(log, 8)
+        assert logs.store.topic("other").start == 5
+        again, new = batch(4), batch(5, after=4)
+        logs.append(again, new)
+        logs.archive.commit()
+        assert [logs.outcome_of(one) for one in (again, new)] == ["a repeat", "stored at 9"]
+
+    async def test_nothing_is_told_before_it_is_committed(self) -> None:
+        logs = await Archived.opened()
+        one, two, three = batch(1, count=2), batch(2, after=1), batch(3)
+        assert logs.append(one, two, three) == []
+        log = logs.store.topic("news")
+        assert (log.next, log.assigned) == (0, 4)
+        assert logs.in_memory("news") == []
+        logs.archive.commit(2)
+        assert [logs.outcome_of(which) for which in (one, two, three)] == ["stored at 0", "stored at 2", ""]
+        assert log.next == 3
+        logs.archive.commit()
+        assert logs.told == [2, 1]
+        assert logs.in_memory("news") == [0, 1, 2, 3]
+
+    async def test_its_status_is_the_archive_s(self) -> None:
+        logs = await Archived.opened()
+        logs.archive.pending_bytes, logs.archive.bytes = 700, 12_000
+        logs.append(batch(1))
+        limit = logs.config.max_bytes
+        status = LogStatus(
+            mode="sqlite",
+            topics=1,
+            bytes=12_000,
+            limit_bytes=limit,
+            pending_bytes=700,
+            commit_seconds=0.25,
+            free_bytes=5_000_000,
         )
-    ):
-        directory = tmp_path / str(index)
-        directory.mkdir()
-        shutil.copy(tmp_path / FILE_NAME, directory)
-        with contextlib.closing(sqlite3.connect(directory / FILE_NAME)) as other, other:
-            other.execute(statement)
-        async with opened(directory) as one:
-            assert one.state.topics == {}, statement
-        assert len(names(directory, "*.corrupt-*Z")) == 1, statement
+        assert logs.store.log_status() == status
+        logs.archive.fail()
+        assert logs.store.log_status().failing == "the disk is full"
+        logs.append(batch(1))
+        assert logs.store.log_status().failing == "the disk is full"
+        logs.archive.commit()
+        assert logs.store.log_status() == status
+        logs.archive.commit_seconds.observe(0.1)
+        commits = logs.store.commit_seconds()
+        assert commits is not None
+        assert sum(commits.counts) == 1
 
+    async def test_a_repeat_waits_for_what_it_repeats(self) -> None:
+        logs = await Archived.opened()
+        one, again, two = batch(1), batch(1), batch(2)
+        assert logs.append(one) == logs.append(again) == logs.append(two) == []
+        logs.archive.commit(1)
+        assert [logs.outcome_of(which) for which in (one, again, two)] == ["stored at 0", "a repeat", ""]
+        logs.archive.commit()
+        assert logs.outcome_of(two) == "stored at 1"
 
-def damage(file: Path, dice: random.Random) -> range:
-    """Spoil some bytes of a file, and return which."""
-    data = bytearray(file.read_bytes())
-    begin = dice.choice([dice.randrange(len(data)), dice.randrange(min(200, len(data)))])
-    length = min(dice.choice([1, 1, 8, 100, 4096, 50_000]), len(data) - begin)
-    match dice.randrange(5):
-        case 0:
-            data[begin] ^= 1 << dice.randrange(8)
-            length = 1
-        case 1:
-            data[begin : begin + length] = bytes(length)
-        case 2:
-            data[begin : begin + length] = dice.randbytes(length)
-        case 3:
-            length = len(data) - begin
-            del data[begin:]
-        case 4:
-            length = len(data) - begin
-            data[begin:begin] = dice.randbytes(dice.choice([1, 512, database.PAGE_BYTES]))
-    file.write_bytes(data)
-    return range(begin, begin + length)
+    async def test_a_refusal_waits_for_its_turn(self) -> None:
+        """For its producer takes a refusal for a confirmation of all that came before."""
+        logs = await Archived.opened()
+        one, refused = batch(1), batch(5, after=3)
+        assert logs.append(one, refused) == []
+        logs.archive.commit()
+        assert [outcome.batch for outcome in logs.outcomes] == [one, refused]
+        assert logs.outcomes[1].code == "after_refused"
 
+    async def test_what_need_not_wait_is_told_at_once(self) -> None:
+        logs = await Archived.opened()
+        logs.append(batch(1))
+        logs.archive.commit()
+        again, refused = batch(1), batch(5, after=3)
+        outcomes = logs.append(again, refused)
+        assert [outcome.code for outcome in outcomes] == [None, "after_refused"]
+        await logs.store.settle()
 
-async def test_damage_anywhere_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 200_000)
-    whole = tmp_path / "whole"
-    async with opened(whole) as one:
-        for offset in range(40):
-            await one.add(
-                *(record(f"t{topic}", offset, publisher=f"p{topic}", number=offset) for topic in range(9)),
-                record("large", offset, packet=b"x" * 20_000),
-            )
-        # As a crash leaves it: part is in the log only.
-        crashed = tmp_path / "crashed"
-        shutil.copytree(whole, crashed)
-    outcomes = set()
-    for seed in range(40):
-        dice = random.Random(seed)
-        directory = tmp_path / "damaged"
-        shutil.copytree(dice.choice([whole, crashed]), directory)
-        file = dice.choice(sorted(entry for entry in directory.iterdir() if entry.stat().st_size))
-        spoilt = damage(file, dice)
-        one = Opened(directory, limits(max_bytes=2 * 10**6))
-        try:
-            state = await one.archive.open()
-        except ConfigError:
-            # Who made the file is said there: what is left alone then may be another program's.
-            assert file.name == FILE_NAME, seed
-            assert spoilt.start < 72, seed
-            assert spoilt.stop > 60, seed
-            outcomes.add("refused")
-        else:
-            outcomes.add("kept" if state.topics else "set aside")
-            for topic, known in state.topics.items():
-                with contextlib.suppress(WsqueueError):
-                    offsets = await one.offsets(topic)
-                    assert offsets == sorted(set(offsets)), seed
-                    assert all(known.first <= offset < known.next for offset in offsets), seed
-            for topic in ("new", "large"):
-                known = state.topics.get(topic, TopicState(0, state.floor))
-                following = range(known.next, known.next + 20)
-                await one.add(*(record(topic, offset, packet=b"y" * 20_000) for offset in following))
-            assert len(one.committed) + sum(len(records) for records, _ in one.failures) == 40, seed
-            await one.archive.close()
-        shutil.rmtree(directory)
-    assert outcomes >= {"kept", "set aside"}
+    async def test_what_cannot_be_written_is_refused_and_taken_back(self) -> None:
+        logs = await Archived.opened()
+        logs.append(batch(1, count=3))
+        logs.archive.commit()
+        one, again, two, refused = batch(2, after=1), batch(2, after=1), batch(3, after=2), batch(9, after=8)
+        other = batch(4, topic="other")
+        logs.append(one, again, two, refused, other)
+        logs.archive.fail()
+        codes = [logs.outcome_of(which) for which in (one, again, two, refused, other)]
+        assert codes == ["full", "full", "full", "after_refused", "full"]
+        assert all(outcome.reason for outcome in logs.outcomes[1:])
+        # Another attempt is none of a repeat, and gets the offsets that the others had.
+        retried = [batch(2, after=1), batch(3, after=2), batch(4, topic="other")]
+        logs.append(*retried)
+        logs.archive.commit()
+        assert [logs.outcome_of(which) for which in retried] == ["stored at 3", "stored at 4", "stored at 0"]
+        assert logs.in_memory("news") == [0, 1, 2, 3, 4]
 
+    async def test_what_was_committed_before_stays_when_the_rest_fails(self) -> None:
+        logs = await Archived.opened()
+        one, two, again = batch(1), batch(2, after=1), batch(1)
+        logs.append(one, two, again)
+        logs.archive.commit(1)
+        logs.archive.fail()
+        assert [logs.outcome_of(which) for which in (one, two, again)] == ["stored at 0", "full", "a repeat"]
+        assert logs.store.topic("news").assigned == 1
 
-SNAPSHOT_TOPICS = {"a": TopicState(3, 50), "": TopicState(9, 9)}
-SNAPSHOT_NUMBERS = {("a", "q"): 3, ("a", "p"): 2**62, ("", "p"): 1}
+    async def test_after_a_failure_nothing_comes_before_what_has_failed(self) -> None:
+        """Not even of a publisher that was new, which else could begin anywhere."""
+        logs = await Archived.opened()
+        first, second, third = batch(7), batch(8, after=7), batch(9)
+        logs.append(first)
+        logs.archive.fail()
+        logs.append(second, third)
+        logs.archive.commit()
+        outcomes = [logs.outcome_of(which) for which in (first, second, third)]
+        assert outcomes == ["full", "after_refused", "stored at 0"]
 
+    async def test_settling(self) -> None:
+        logs = await Archived.opened()
+        await logs.store.settle()
+        for end in (logs.archive.commit, logs.archive.fail):
+            logs.append(batch(1, publisher=end.__name__), batch(1, publisher=end.__name__))
+            settling = asyncio.create_task(logs.store.settle())
+            await asyncio.sleep(0)
+            assert not settling.done()
+            end()
+            await asyncio.wait_for(settling, 1)
 
-def write(file: Path, records: int = 47) -> list[Record]:
-    kept = [record("a", 3 + index, publisher="p", number=index) for index in range(records)]
-    write_snapshot(file, "0123456789abcdef", iter(kept), SNAPSHOT_TOPICS, SNAPSHOT_NUMBERS, 12)
-    return kept
+    async def test_too_much_waits(self) -> None:
+        logs = await Archived.opened()
+        assert not logs.store.congested
+        logs.archive.pending_bytes = sqlite.PENDING_BYTES + 1
+        assert logs.store.congested
 
+    async def test_very_many_small_batches_are_too_much_too(self) -> None:
+        logs = await Archived.opened()
+        logs.archive.pending_bytes = sqlite.PENDING_BYTES - 100 * sqlite.PENDING_OVERHEAD_BYTES
+        for number in range(1, 102):
+            assert not logs.store.congested
+            logs.append(batch(number))
+        assert logs.store.congested
 
-@pytest.mark.parametrize("frame_bytes", [1, 1000, 10**6])
-def test_a_snapshot_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, frame_bytes: int) -> None:
-    monkeypatch.setattr(snapshot, "SNAPSHOT_FRAME_BYTES", frame_bytes)
-    file = tmp_path / "snapshot"
-    assert take_snapshot(file) is None
-    write(file, 0)
-    records = write(file)
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert [entry.name for entry in tmp_path.iterdir()] == ["snapshot"]
-    taken = take_snapshot(file)
-    assert taken is not None
-    assert (taken.id, taken.floor, taken.records) == ("0123456789abcdef", 12, records)
-    assert (taken.topics, list(taken.numbers.items())) == (
-        SNAPSHOT_TOPICS,
-        list(SNAPSHOT_NUMBERS.items()),
-    )
-    assert list(tmp_path.iterdir()) == []
-    assert take_snapshot(file) is None
+    async def test_the_memory_is_a_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        size = Logs().publish("news", "x" * 100).size
+        monkeypatch.setattr(sqlite, "CACHE_BYTES", 2 * size + TOPIC_OVERHEAD_BYTES + 50)
+        logs = await Archived.opened()
+        for _ in range(5):
+            logs.append(AppendBatch("news", ["x" * 100]))
+            logs.archive.commit()
+        log = logs.store.topic("news")
+        assert logs.in_memory("news") == [3, 4]
+        assert (logs.store.earliest(log), log.first, log.next) == (0, 3, 5)
+        assert [logs.store.in_memory(log, offset) for offset in range(6)] == [False] * 3 + [True] * 3
 
+    async def test_a_topic_is_forgotten_when_the_archive_has_forgotten_it_too(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 2 * ledger.FORGET_TRIES)
+        monkeypatch.setattr(sqlite, "CACHE_BYTES", 0)
+        logs = await Archived.opened()
+        for topic, count in (("waiting", 1), ("known", 3), ("gone", 7)):
+            logs.append(batch(1, topic=topic, count=count))
+        logs.archive.commit()
+        logs.append(batch(2, topic="waiting"))
+        logs.archive.stored = [record for record in logs.archive.stored if record.topic == "known"]
+        for number in range(200):
+            logs.store.topic(str(number))
+        assert logs.store.log_status().topics == ledger.MAX_EMPTY_TOPICS
+        assert [logs.store.topic(name).start for name in ("waiting", "known", "gone")] == [0, 0, 7]
+        logs.archive.commit()
+        assert logs.outcomes[-1].record is not None
+        assert logs.outcomes[-1].record.offset == 1
 
-def test_a_damaged_snapshot_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    file = tmp_path / "snapshot"
-    write(file, 5)
-    whole = file.read_bytes()
-    dice = random.Random(1)
-    for index in range(0, len(whole), 11):
-        spoilt = bytearray(whole)
-        spoilt[index] ^= 1 << dice.randrange(8)
-        for data in (spoilt, whole[:index]):
-            caplog.clear()
-            file.write_bytes(data)
-            assert take_snapshot(file) is None
-            assert not file.exists()
-            assert caplog.records[0].message.startswith("archive set aside")
-    assert len(list(tmp_path.iterdir())) == files.MAX_SET_ASIDE
+    async def test_it_is_closed(self) -> None:
+        logs = await Archived.opened()
+        await logs.store.close()
+        assert logs.archive.closed
 
+    @pytest.mark.parametrize("seed", range(30))
+    async def test_any_history(self, seed: int) -> None:
+        """Two publishers send on two topics, again and again, while commits and failures come."""
+        random = Random(seed)
+        logs = await Archived.opened()
+        sent: list[AppendBatch] = []
+        for _ in range(120):
+            kind = random.random()
+            if kind < 0.6:
+                many = [
+                    batch(
+                        number := random.randint(1, 25),
+                        after=random.choice([0, number - 1, random.randint(0, 25)]),
+                        topic=random.choice("ab"),
+                        publisher=random.choice("pq"),
+                        count=random.randint(1, 3),
+                    )
+                    for _ in range(random.randint(1, 4))
+                ]
+                sent += many
+                logs.append(*many)
+            elif kind < 0.9:
+                logs.archive.commit(random.randint(0, len(logs.archive.queue)))
+            else:
+                logs.archive.fail()
+        logs.archive.commit()
+        # All are told, in their order.
+        assert [id(outcome.batch) for outcome in logs.outcomes] == [id(one) for one in sent]
+        for topic in "ab":
+            stored = [outcome.record for outcome in logs.outcomes if outcome.record is not None]
+            mine = [record for record in stored if record.topic == topic]
+            assert mine == [record for record in logs.archive.stored if record.topic == topic]
+            assert [record.offset for record in mine] == [0, *(record.end for record in mine)][: len(mine)]
+            for publisher in "pq":
+                numbers = [record.number for record in mine if record.publisher == publisher]
+                assert all(one < two for one, two in itertools.pairwise(numbers))
+        # What was called a repeat had been stored by then.
+        stored_by: set[tuple[str, str, int]] = set()
+        highest: dict[tuple[str, str], int] = {}
+        for outcome in logs.outcomes:
+            one = outcome.batch
+            if outcome.record is not None:
+                stored_by.add((one.topic, one.publisher, one.number))
+                highest[one.topic, one.publisher] = one.number
+            elif outcome.code is None:
+                assert one.number <= highest[one.topic, one.publisher]
+        assert stored_by
 
-def test_a_snapshot_that_cannot_be_written_or_taken(tmp_path: Path) -> None:
-    with pytest.raises(WsqueueError, match="cannot write the snapshot: No such file or directory"):
-        write(tmp_path / "missing" / "snapshot")
-    directory = tmp_path / "snapshot"
-    directory.mkdir()
-    with pytest.raises(WsqueueError, match="cannot write the snapshot: Is a directory"):
-        write(directory)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["snapshot"]
-    with pytest.raises(ConfigError, match="cannot take the snapshot: Is a directory"):
-        take_snapshot(directory)
+    async def test_other_limits_are_the_archive_s_too(self) -> None:
+        logs = await Archived.opened()
+        other = Retention(mode="sqlite", directory="/nowhere", max_messages_per_topic=7)
+        trims = logs.archive.trims
+        logs.store.reconfigure(other)
+        assert logs.archive.limits is other
+        assert logs.archive.trims == trims + 1

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsqueue.errors import WsqueueError
-from wsqueue.log import memory
-from wsqueue.log.memory import Batch, Outcome
-from wsqueue.log.records import Record, State, TopicState
+from wsqueue.log import ledger, sqlite
+from wsqueue.log.records import Record, StoreState, TopicState
+from wsqueue.log.store import AppendBatch, Outcome
 from wsqueue.nodes import reader
 from wsqueue.nodes.reader import Reader
 from wsqueue.protocol import v2
@@ -23,7 +24,7 @@ from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
 
 from ...support.fake_connection import FakeConnection
 from ...support.session_pair import few
-from ..log.test_memory import Archived, FakeArchive, Logs
+from ...support.stores import Archived, FakeArchive, Logs
 
 anyio = pytest.mark.anyio
 
@@ -39,7 +40,7 @@ class Subscriber:
         self.behind: set[Reader] = set()
         self.reader = Reader(
             self.connection,
-            logs.retention,
+            logs.store,
             packet,
             counters=self.counters,
             behind=self.behind,
@@ -49,7 +50,7 @@ class Subscriber:
 
     def publish(self, *data: str, publisher: str = "", number: int = 0) -> bool:
         """Publish a batch as a consumer would, and return whether the reader was sent it."""
-        outcomes = self.logs.append(Batch(self.topic, list(data), publisher, number))
+        outcomes = self.logs.append(AppendBatch(self.topic, list(data), publisher, number))
         return self.deliver(outcomes)
 
     def deliver(self, outcomes: list[Outcome]) -> bool:
@@ -72,16 +73,16 @@ class Subscriber:
 
 
 def subscribed(logs: Logs, offset: int, end: int, topic: str = "news") -> Subscribed:
-    return Subscribed(topic, logs.retention.id, offset, end)
+    return Subscribed(topic, logs.store.id, offset, end)
 
 
 def deliver(offset: int, *data: str) -> Deliver:
     return Deliver("news", offset, "", 0, list(data))
 
 
-def published(*batches: str, **limits: int) -> Logs:
+def published(*batches: str, **limited: Any) -> Logs:
     """Return logs with batches of one-letter messages."""
-    logs = Logs(**limits)
+    logs = Logs(**limited)
     for letters in batches:
         logs.publish("news", *letters)
     return logs
@@ -126,7 +127,7 @@ class TestStart:
         self, with_id: bool, offset: int, rest: list[Packet]
     ) -> None:
         logs = published("abc", "d")
-        log_id = logs.retention.id if with_id else None
+        log_id = logs.store.id if with_id else None
         subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
         assert subscriber.took() == [subscribed(logs, offset, 4), *rest]
         assert subscriber.publish("e")
@@ -135,7 +136,7 @@ class TestStart:
 
     def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
         logs = Logs()
-        logs.append(Batch("news", ["a", "b"], "p", 7))
+        logs.append(AppendBatch("news", ["a", "b"], "p", 7))
         subscriber = Subscriber(logs, Subscribe("news", "offset", None, 1))
         assert subscriber.took()[1:] == [Deliver("news", 1, "p", 7, ["b"])]
 
@@ -143,7 +144,7 @@ class TestStart:
     @pytest.mark.parametrize(("offset", "missed"), [(0, 4), (1, 3), (3, 1)])
     def test_at_an_offset_whose_message_is_gone(self, with_id: bool, offset: int, missed: int) -> None:
         logs = published("abc", "d", "ef", max_messages_per_topic=2)
-        log_id = logs.retention.id if with_id else None
+        log_id = logs.store.id if with_id else None
         subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
         assert subscriber.took() == [
             subscribed(logs, offset, 6),
@@ -155,8 +156,8 @@ class TestStart:
     def test_at_an_offset_when_all_is_gone(self) -> None:
         logs = published("abc")
         logs.clock.now += 4000
-        logs.retention.trim()
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        logs.store.trim()
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
         assert subscriber.took() == [subscribed(logs, 1, 3), Gap("news", 3, 2)]
         assert subscriber.publish("d")
         assert subscriber.took() == [deliver(3, "d")]
@@ -176,7 +177,7 @@ class TestStart:
     def test_beyond_the_end_of_the_log(self) -> None:
         """For example because a consumer has lost batches that it had not written yet."""
         logs = published("abc", "d")
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 5))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 5))
         assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]
         assert subscriber.publish("e")
         assert subscriber.took() == [deliver(4, "e")]
@@ -189,12 +190,12 @@ class TestStart:
     def test_before_what_is_known_of_a_topic_that_was_forgotten(
         self, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 1)
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 1)
         logs = published("abc")
         logs.clock.now += 4000
-        logs.retention.trim()
-        logs.retention.topic("other")
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        logs.store.trim()
+        logs.store.topic("other")
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
         assert subscriber.took() == [subscribed(logs, 3, 3), Gap("news", 3, None)]
 
     @anyio
@@ -325,7 +326,7 @@ class TestFallingBehind:
         subscriber.connection.is_congested = True
         subscriber.publish("a", "b")
         logs.clock.now += 4000
-        logs.retention.trim()
+        logs.store.trim()
         subscriber.writable()
         assert subscriber.took() == [Gap("news", 2, 2)]
         assert subscriber.publish("c")
@@ -350,24 +351,24 @@ class TestFallingBehind:
 
     def test_its_topic_is_not_forgotten_while_nothing_comes(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Otherwise the next message would have another offset, and look like a gap."""
-        monkeypatch.setattr(memory, "MAX_EMPTY_TOPICS", 2)
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 2)
         logs = published("abc")
         one, two = Subscriber(logs, Subscribe("news")), Subscriber(logs, Subscribe("news"))
         one.reader.stop()
         two.took()
         logs.publish("other", *"x" * 10)
         logs.clock.now += 4000
-        logs.retention.trim()
+        logs.store.trim()
         for number in range(10):
-            logs.retention.topic(str(number))
+            logs.store.topic(str(number))
         assert two.publish("d")
         assert two.took() == [deliver(3, "d")]
         two.reader.stop()
         logs.clock.now += 4000
-        logs.retention.trim()
+        logs.store.trim()
         for number in range(10):
-            logs.retention.topic(str(number))
-        assert logs.retention.topic("news").start == 10
+            logs.store.topic(str(number))
+        assert logs.store.topic("news").start == 10
 
     def test_very_much_at_once_is_read_from_the_log(self) -> None:
         logs = Logs()
@@ -426,7 +427,7 @@ class TestFallingBehind:
                 subscriber.reader.catch_up()
             else:
                 logs.clock.now += 6
-                logs.retention.trim()
+                logs.store.trim()
             taken += subscriber.took()
         subscriber.writable()
         first, *rest = [*taken, *subscriber.took()]
@@ -440,7 +441,7 @@ class TestFallingBehind:
                 assert isinstance(one, Deliver)
                 assert one.offset == offset
                 offset += len(one.data)
-        assert offset == logs.retention.topic("news").next
+        assert offset == logs.store.topic("news").next
         assert gaps == subscriber.counters["gaps"]
         assert subscriber.publish("last")
 
@@ -482,8 +483,8 @@ class TestArchive:
 
     @pytest.fixture(autouse=True)
     def fake(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        monkeypatch.setattr(memory, "Archive", ReadableArchive)
-        monkeypatch.setattr(memory, "CACHE_BYTES", 0)
+        monkeypatch.setattr(sqlite, "Archive", ReadableArchive)
+        monkeypatch.setattr(sqlite, "CACHE_BYTES", 0)
         return iter([None])
 
     async def logs(self, *batches: str) -> Archived:
@@ -491,14 +492,14 @@ class TestArchive:
         assert isinstance(logs.archive, ReadableArchive)
         self.archive = logs.archive
         for letters in batches:
-            logs.append(Batch("news", list(letters)))
+            logs.append(AppendBatch("news", list(letters)))
             logs.archive.commit()
-        assert logs.kept("news") == []
+        assert logs.in_memory("news") == []
         return logs
 
     def publish(self, subscriber: Subscriber, *data: str) -> bool:
         known = len(subscriber.logs.outcomes)
-        subscriber.logs.append(Batch("news", list(data)))
+        subscriber.logs.append(AppendBatch("news", list(data)))
         self.archive.commit()
         return subscriber.deliver(subscriber.logs.outcomes[known:])
 
@@ -514,7 +515,7 @@ class TestArchive:
     async def test_from_an_offset_whose_message_the_archive_has_dropped(self) -> None:
         logs = await self.logs("abc", "d", "ef")
         del self.archive.stored[:2]
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.retention.id, 1))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
         await turns()
         assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 4, 3), deliver(4, "e", "f")]
 
@@ -522,8 +523,8 @@ class TestArchive:
         """Nothing is missed, but the subscriber must learn where it starts, because that may be the end."""
         for dropped, rest in ((2, [deliver(4, "e", "f")]), (3, [])):
             logs = await self.logs("abc", "d", "ef")
-            del self.archive.stored[:dropped]
             subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+            del self.archive.stored[:dropped]
             await turns()
             begun = subscribed(logs, 6 if dropped == 3 else 4, 6)
             assert subscriber.took() == [subscribed(logs, 0, 6), begun, *rest]
@@ -532,7 +533,7 @@ class TestArchive:
     async def test_from_a_time(self) -> None:
         logs = await self.logs("abc")
         logs.clock.now += 10
-        logs.append(Batch("news", ["d"]))
+        logs.append(AppendBatch("news", ["d"]))
         self.archive.commit()
         subscriber = Subscriber(logs, Subscribe("news", "time", time=logs.clock.now))
         await turns()
@@ -542,11 +543,11 @@ class TestArchive:
     async def test_what_is_committed_during_a_read_is_not_missed(self, start: str) -> None:
         """Not even when that read has found nothing, since all has been dropped before."""
         logs = await self.logs("abc")
-        self.archive.stored.clear()
         packet = (
             Subscribe("news", "earliest") if start == "earliest" else Subscribe("news", "offset", None, 1)
         )
         subscriber = Subscriber(logs, packet)
+        self.archive.stored.clear()
 
         def commit() -> None:
             if len(logs.outcomes) == 1:
@@ -563,7 +564,7 @@ class TestArchive:
         """Its reader may find records that its writer has committed and not reported yet."""
         logs = await self.logs("ab")
         subscriber = Subscriber(logs, Subscribe("news", "earliest"))
-        logs.append(Batch("news", ["c"]), Batch("news", ["d"]))
+        logs.append(AppendBatch("news", ["c"]), AppendBatch("news", ["d"]))
         self.archive.stored += self.archive.queue
         await turns()
         assert subscriber.took() == [
@@ -622,7 +623,7 @@ class TestArchive:
         assert [one.offset for one in subscriber.took() if isinstance(one, Deliver)] == [5000]
 
     async def test_it_goes_on_after_a_restart(self) -> None:
-        state = State(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})
+        state = StoreState(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})
         logs = await Archived.opened(state)
         subscriber = Subscriber(logs, Subscribe("news", "offset", "0123456789abcdef", 4))
         assert subscriber.took() == [subscribed(logs, 4, 4)]

@@ -1,0 +1,855 @@
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from wsqueue.config.model import Retention
+from wsqueue.errors import ConfigError, StorageError, WsqueueError
+from wsqueue.log import archive, database, ledger, schema
+from wsqueue.log.archive import FILE_NAME, Archive
+from wsqueue.log.database import Database
+from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record, StoreState, TopicState
+from wsqueue.log.schema import APPLICATION_ID
+
+from ...support.stores import limits
+
+pytestmark = pytest.mark.anyio
+
+PACKET = b"x" * 100
+COST = len(PACKET) + RECORD_OVERHEAD_BYTES
+NOW = time.time()
+
+
+def record(
+    topic: str,
+    offset: int,
+    count: int = 1,
+    *,
+    at: float = NOW,
+    publisher: str = "",
+    number: int = 0,
+    packet: bytes = PACKET,
+) -> Record:
+    return Record(topic, offset, count, at, publisher, number, packet)
+
+
+class Opened:
+    """An open archive and what it told."""
+
+    def __init__(self, directory: Path, kept: Retention) -> None:
+        self.archive = Archive(directory, kept, committed=self._committed, failed=self._failed)
+        self.state = StoreState(id="", topics={}, numbers={})
+        self.connections: list[sqlite3.Connection] = []
+        self.groups: list[list[Record]] = []
+        self.failures: list[tuple[list[Record], str]] = []
+        self.failed = asyncio.Event()
+        self.on_failed: Callable[[], None] = lambda: None
+        self._told = asyncio.Event()
+
+    @property
+    def writer(self) -> sqlite3.Connection:
+        """The connection of the writer; that of the reader is the last."""
+        return self.connections[-2]
+
+    async def open(self) -> None:
+        """Open it, and note its connections."""
+        connect = schema.connect
+
+        def noted(file: Path, *, durable: bool) -> sqlite3.Connection:
+            self.connections.append(connect(file, durable=durable))
+            return self.connections[-1]
+
+        with mock.patch.object(schema, "connect", noted):
+            self.state = await self.archive.open()
+
+    @property
+    def committed(self) -> list[Record]:
+        return [one for group in self.groups for one in group]
+
+    async def settled(self) -> None:
+        """Wait until all that was appended is committed or failed."""
+        while self.archive.pending_bytes:
+            self._told.clear()
+            await self._told.wait()
+
+    async def add(self, *records: Record) -> None:
+        self.archive.append(records)
+        await self.settled()
+
+    def holds_nothing_of(self, topic: str) -> Callable[[], Awaitable[bool]]:
+        async def condition() -> bool:
+            self.archive.trim()
+            return not await self.offsets(topic)
+
+        return condition
+
+    async def offsets(self, topic: str, offset: int = 0, max_bytes: int = 2**40) -> list[int]:
+        return [one.offset for one in await self.archive.read(topic, offset, max_bytes)]
+
+    def _committed(self, records: list[Record]) -> None:
+        self.groups.append(records)
+        self._told.set()
+
+    def _failed(self, records: list[Record], reason: str) -> None:
+        self.failures.append((records, reason))
+        self.failed.set()
+        self._told.set()
+        self.on_failed()
+
+
+@contextlib.asynccontextmanager
+async def opened(directory: Path, kept: Retention | None = None) -> AsyncIterator[Opened]:
+    one = Opened(directory, kept or limits())
+    await one.open()
+    try:
+        yield one
+    finally:
+        await one.archive.close()
+
+
+@contextlib.contextmanager
+def held() -> Iterator[None]:
+    """Let the writer wait with its next group, as it does for a slow disk."""
+    go, commit = threading.Event(), Database.commit
+
+    def wait(database: Database, group: Sequence[Record]) -> None:
+        go.wait()
+        commit(database, group)
+
+    with mock.patch.object(Database, "commit", wait):
+        try:
+            yield
+        finally:
+            go.set()
+
+
+@contextlib.contextmanager
+def full(one: Opened) -> Iterator[None]:
+    """Let the file not grow any more, as on a full disk."""
+    pages = one.writer.execute("PRAGMA page_count").fetchone()[0]
+    one.writer.execute(f"PRAGMA max_page_count = {pages}")
+    yield
+    one.writer.execute("PRAGMA max_page_count = 1000000")
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait for what the writer does in its own time."""
+    while not await condition():  # noqa: ASYNC110 - nothing tells of it
+        await asyncio.sleep(0.001)
+
+
+def size(file: Path, side: str = "") -> int:
+    return Path(f"{file}{side}").stat().st_size
+
+
+def names(directory: Path, pattern: str = "*") -> list[str]:
+    return sorted(entry.name for entry in directory.glob(pattern))
+
+
+def big(topic: str, offset: int) -> Record:
+    return record(topic, offset, packet=b"x" * 100_000)
+
+
+async def test_records_are_committed_in_order_and_read_as_they_were(tmp_path: Path) -> None:
+    records = [
+        record("news", 0, 3, publisher="p", number=7),
+        record("s\u00fcd\0\U0001f642", 0, packet=b"\0\xff"),
+        record("news", 3, publisher="p", number=8),
+        record("", 2**53, at=NOW + 0.25),
+    ]
+    async with opened(tmp_path) as one:
+        await one.add(*records)
+        assert one.committed == records
+        assert one.archive.pending_bytes == 0
+        assert await one.archive.read("news", 0, 10**6) == [records[0], records[2]]
+        assert await one.archive.read("s\u00fcd\0\U0001f642", 0, 10**6) == [records[1]]
+        assert await one.archive.read("", 0, 10**6) == [records[3]]
+        assert await one.archive.read("unknown", 0, 10**6) == []
+
+
+async def test_what_queues_meanwhile_is_one_group(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        with held():
+            for offset in range(100):
+                one.archive.append([record("news", offset)])
+            assert one.archive.pending_bytes == 100 * COST
+            assert one.groups == []
+        await one.settled()
+        assert len(one.groups) <= 2  # the first went alone if the writer was quick
+        assert [entry.offset for entry in one.committed] == list(range(100))
+
+
+async def test_a_group_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "MAX_GROUP_BYTES", 10 * COST)
+    async with opened(tmp_path) as one:
+        await one.add(*(record("news", offset) for offset in range(100)))
+        assert [len(group) for group in one.groups] == [10] * 10
+
+
+async def test_a_read_begins_at_the_record_that_holds_the_offset(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(*(record("news", offset, 10) for offset in range(0, 50, 10)))
+        assert await one.offsets("news", 19) == [10, 20, 30, 40]
+        assert await one.offsets("news", 20) == [20, 30, 40]
+        assert await one.offsets("news", 20, 2 * len(PACKET)) == [20, 30]
+        assert await one.offsets("news", 29, 1) == [20]
+        assert await one.offsets("news", 50) == []
+
+
+async def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("news", 0, 5, publisher="p", number=3), record("sport", 0))
+        await one.add(record("news", 5, publisher="q", number=1), record("news", 6, publisher="p", number=4))
+        identity = one.state.id
+        assert len(bytes.fromhex(identity)) == 8
+        assert (one.state.topics, one.state.numbers) == ({}, {})
+    assert names(tmp_path) == [FILE_NAME, "lock"]
+    async with opened(tmp_path) as one:
+        assert one.state == StoreState(
+            id=identity,
+            topics={"news": TopicState(0, 7), "sport": TopicState(0, 1)},
+            numbers={("news", "q"): 1, ("news", "p"): 4},
+        )
+        assert list(one.state.numbers) == [("news", "q"), ("news", "p")]
+        await one.add(record("news", 7))
+        assert await one.offsets("news") == [0, 5, 6, 7]
+
+
+async def test_close_commits_what_is_queued(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        one.archive.append([record("news", offset) for offset in range(1000)])
+    assert len(one.committed) == 1000
+    await one.archive.close()
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {"news": TopicState(0, 1000)}
+
+
+async def test_files_and_directory_are_private(tmp_path: Path) -> None:
+    directory = tmp_path / "state" / "archive"
+    async with opened(directory) as one:
+        await one.add(record("news", 0))
+        assert directory.stat().st_mode & 0o777 == 0o700
+        assert {file.stat().st_mode & 0o777 for file in directory.iterdir()} == {0o600}
+
+
+async def test_much_is_trimmed_in_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(*(record(topic, offset) for offset in range(100) for topic in "ab"))
+    monkeypatch.setattr(database, "TRIM_RECORDS", 7)
+    async with opened(
+        tmp_path, limits(max_messages_per_topic=20, max_bytes=30 * COST + 2 * TOPIC_OVERHEAD_BYTES)
+    ) as one:
+
+        async def trimmed() -> bool:
+            return len(await one.offsets("a") + await one.offsets("b")) == 30
+
+        await until(trimmed)
+        assert await one.offsets("a") == await one.offsets("b") == list(range(85, 100))
+
+
+async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "SHRINK_PAGES", 4)
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
+    file = tmp_path / FILE_NAME
+    async with opened(tmp_path, limits(max_bytes=10**6)) as one:
+        for offset in range(100):
+            await one.add(big("a", offset))
+        assert size(file) < 1.5 * 10**6
+        assert size(file, "-wal") < 4 * 10**6
+    async with opened(tmp_path, limits(max_bytes=1)) as one:
+
+        async def shrunk() -> bool:
+            one.archive.trim()
+            return size(file) < 0.5 * 10**6
+
+        await until(shrunk)
+
+
+async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
+    async with opened(tmp_path) as one:
+        for offset in range(200):
+            await one.add(
+                record(f"topic {offset % 10}", offset // 10, publisher="p", number=offset // 10 + 1)
+            )
+        assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
+
+
+async def test_a_log_that_a_reader_holds_begins_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(schema, "MAX_WAL_BYTES", 10**6)
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
+    async with opened(tmp_path) as one:
+        await one.add(big("a", 0))
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+            other.execute("BEGIN")
+            other.execute("SELECT count(*) FROM record").fetchall()
+            for offset in range(1, 20):
+                await one.add(big("a", offset))
+        assert one.failures == []
+        grown = size(tmp_path / FILE_NAME, "-wal")
+        for offset in range(20, 40):
+            await one.add(big("a", offset))
+        assert size(tmp_path / FILE_NAME, "-wal") <= grown
+
+
+async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "MAX_NUMBERS", 10)
+    monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
+    async with opened(tmp_path) as one:
+        for offset in range(30):
+            await one.add(record("a", offset, publisher=f"p{offset}", number=offset))
+            await one.add(record("b", offset, publisher="often", number=offset), record("c", offset))
+        rows = one.writer.execute("SELECT count(*) FROM number").fetchone()[0]
+        assert rows <= 15
+    async with opened(tmp_path) as one:
+        expected = {("a", f"p{index}"): index for index in range(21, 30)}
+        assert one.state.numbers == expected | {("b", "often"): 29}
+
+
+async def test_topics_are_forgotten_and_their_offsets_are_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "MAX_TOPICS", 10)
+    monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 10)
+    async with opened(tmp_path) as one:
+        await one.add(record("old", 0, 77, publisher="p", number=1))
+        for index in range(20):
+            await one.add(record(f"t{index}", 0, 5, publisher="p", number=1))
+        assert await one.offsets("t9") == []
+        assert await one.offsets("t10") == [0]
+    async with opened(tmp_path) as one:
+        assert one.state.floor == 77
+        assert len(one.state.topics) == 20
+        assert {topic for topic, _ in one.state.numbers} <= set(one.state.topics)
+        assert one.archive.first("old") is None
+        await one.add(record("old", 77))
+        assert await one.offsets("old") == [77]
+
+
+async def test_no_offset_is_taken_twice(tmp_path: Path) -> None:
+    async with opened(tmp_path, limits(max_bytes=COST + TOPIC_OVERHEAD_BYTES)) as one:
+        await one.add(record("a", 0, 5), record("b", 0))
+        assert await one.offsets("a") == []
+        await one.add(record("a", 4))
+        assert [reason for _, reason in one.failures] == [
+            "offset 4 of topic 'a' was there before: the next is 5"
+        ]
+        await one.add(record("a", 7))
+        assert await one.offsets("a") == [7], "but some may be skipped"
+
+
+async def test_a_full_disk_fails_all_that_is_not_committed(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(big("a", 0))
+        later = [record("a", 9), record("b", 0)]
+        one.on_failed = lambda: one.archive.append([record("a", 1)])
+        with full(one):
+            with held():
+                records = [big("a", offset) for offset in range(1, 9)]
+                one.archive.append(records)
+                one.archive.append(later)
+            await one.failed.wait()
+            assert one.failures[0] == (records + later, "the disk is full")
+            assert await one.offsets("a") in ([0], [0, 1]), "reads go on"
+            one.on_failed = lambda: None
+            await one.settled()
+        await one.add(big("a", 2), record("b", 0))
+        assert [(entry.topic, entry.offset) for entry in one.committed] == [
+            ("a", 0),
+            ("a", 1),
+            ("a", 2),
+            ("b", 0),
+        ]
+        assert len(one.failures) == 1
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {"a": TopicState(0, 3), "b": TopicState(0, 1)}
+
+
+async def test_a_full_archive_needs_no_space(tmp_path: Path) -> None:
+    async with opened(tmp_path, limits(max_bytes=10**6)) as one:
+        for offset in range(20):
+            await one.add(big("a", offset))
+        with full(one):
+            for offset in range(20, 40):
+                await one.add(big("a", offset))
+        assert one.failures == []
+
+
+async def test_expired_records_make_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as one:
+        for offset in range(5):
+            await one.add(big("a", offset))
+        with full(one):
+            while one.failures == []:
+                await one.add(big("b", len(one.committed)))
+            one.archive.reconfigure(limits(max_age_seconds=-60))
+            await until(one.holds_nothing_of("a"))
+            one.archive.reconfigure(limits())
+            await one.add(big("c", 0))
+        assert await one.offsets("c") == [0]
+        assert len(one.failures) == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        record("a", 2**63),
+        record("a", 2, 0),
+        record("a", 1),
+        record("\ud800", 0),
+        record("a", 2, at=float("nan")),
+    ],
+)
+async def test_what_cannot_be_kept_fails_and_harms_nothing(tmp_path: Path, bad: Record) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+        good = record("a", 1)
+        await one.add(good, bad)
+        assert [one is other for one, other in zip(one.failures[0][0], (good, bad), strict=True)] == [
+            True,
+            True,
+        ]
+        await one.add(good)
+        assert await one.offsets("a") == [0, 1]
+
+
+async def test_another_program_that_writes_fails_the_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
+    async with opened(tmp_path) as one:
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            await one.add(record("a", 0))
+            assert one.failures == [([record("a", 0)], "database is locked")]
+        await one.add(record("a", 0))
+        assert await one.offsets("a") == [0]
+
+
+CHILD = """
+import asyncio, itertools, resource, sys
+from pathlib import Path
+from wsqueue.log.archive import Archive
+from wsqueue.config.model import Retention
+from wsqueue.log.records import Record
+
+committed = lambda records: print(*(f"{one.topic}:{one.offset}:{one.number}" for one in records), flush=True)
+def failed(records, reason):
+    print("failed", len(records), reason, flush=True)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    global limited
+    limited = False
+
+def record(number):
+    return Record("ab"[number % 2], number // 2, 1, 1e12, "p", number, b"x" * 1000)
+
+kept = Retention(
+    max_bytes=2**40, max_bytes_per_topic=2**40, max_messages_per_topic=2**40, max_age_seconds=3600
+)
+
+async def main(directory, limit):
+    global limited
+    archive = Archive(Path(directory), kept, committed=committed, failed=failed)
+    await archive.open()
+    limited = bool(limit)
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    for number in itertools.count():
+        archive.append([record(number)])
+        if limited or archive.pending_bytes > 100_000:
+            await asyncio.sleep(0.001)
+            while limited and archive.pending_bytes:
+                await asyncio.sleep(0.001)
+        if limit and not limited:
+            archive.append([record(number)])
+            await archive.close()
+            return
+
+asyncio.run(main(sys.argv[1], int(sys.argv[2])))
+"""
+
+
+def run_child(directory: Path, limit: int) -> subprocess.CompletedProcess[str]:
+    arguments = [sys.executable, "-c", CHILD, str(directory), str(limit)]
+    return subprocess.run(arguments, capture_output=True, text=True, check=False)
+
+
+def kill_child(directory: Path, lines: int) -> list[str]:
+    """Kill it once it has told so many groups, and return the records of all that it told."""
+    arguments = [sys.executable, "-c", CHILD, str(directory), "0"]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        told = [child.stdout.readline() for _ in range(lines)]
+        child.kill()
+        told += child.stdout.readlines()
+    return [entry for line in told if line.endswith("\n") for entry in line.split()]
+
+
+async def test_a_killed_process_loses_nothing_that_it_told(tmp_path: Path) -> None:
+    for kill_after in (1, 20):
+        directory = tmp_path / str(kill_after)
+        told = kill_child(directory, kill_after)
+        assert told
+        async with opened(directory) as one:
+            records = {topic: await one.archive.read(topic, 0, 2**40) for topic in "ab"}
+            both = records["a"] + records["b"]
+            assert {f"{entry.topic}:{entry.offset}:{entry.number}" for entry in both} >= set(told)
+            for topic in one.state.topics:
+                assert [entry.offset for entry in records[topic]] == list(range(len(records[topic])))
+                assert one.state.topics[topic] == TopicState(0, len(records[topic]))
+                assert one.state.numbers[topic, "p"] == records[topic][-1].number
+
+
+async def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    child = run_child(tmp_path, 300_000)
+    assert child.returncode == 0, child.stderr
+    lines = child.stdout.splitlines()
+    failures = [line for line in lines if line.startswith("failed")]
+    assert len(failures) == 1
+    assert "must not grow" in failures[0]
+    told = [entry for line in lines if line not in failures for entry in line.split()]
+    async with opened(tmp_path) as one:
+        found = [entry for topic in "ab" for entry in await one.archive.read(topic, 0, 2**40)]
+        assert sorted(f"{entry.topic}:{entry.offset}:{entry.number}" for entry in found) == sorted(told)
+
+
+async def test_what_cannot_be_trimmed_now_is_logged_once_and_trimmed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.001)
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            one.archive.reconfigure(limits(max_age_seconds=-60))
+
+            async def logged() -> bool:
+                one.archive.trim()
+                return bool(caplog.records)
+
+            await until(logged)
+            for _ in range(20):
+                one.archive.trim()
+                assert await one.offsets("a") == [0]
+                await asyncio.sleep(0.001)
+        await until(one.holds_nothing_of("a"))
+    assert [line.message.partition(" file=")[0] for line in caplog.records] == ["archive not tidied"]
+    assert one.failures == []
+
+
+async def test_a_read_that_fails_says_so_and_writing_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other, other:
+            other.execute("UPDATE record SET publisher = CAST(x'ff' AS TEXT)")
+        with pytest.raises(WsqueueError, match="cannot be read: Could not decode"):
+            await one.archive.read("a", 0, 1)
+        await one.add(record("a", 1))
+        assert await one.offsets("a", 1) == [1]
+
+
+async def test_every_commit_is_synced(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        for connection in one.connections:
+            assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+        assert one.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+async def test_a_copy_of_another_program_is_as_good(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        other.execute("PRAGMA journal_mode = DELETE")
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {"a": TopicState(0, 1)}
+        await one.add(record("a", 1))
+
+
+async def test_a_file_that_another_program_locks_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.001)
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(StorageError, match="cannot open it: database is locked"):
+            await Opened(tmp_path, limits()).archive.open()
+    assert names(tmp_path, "*.corrupt-*") == []
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {"a": TopicState(0, 1)}
+
+
+async def test_a_disk_without_room_is_no_wrong_configuration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or systemd would not start the node again once there is room."""
+
+    def write(_file: Path) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(database, "lock_file", write)
+    with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
+        await Opened(tmp_path, limits()).archive.open()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_writer_ends_when_the_loop_is_gone(tmp_path: Path, fails: bool) -> None:
+    async def leave() -> Opened:
+        one = Opened(tmp_path, limits())
+        await one.archive.open()
+        held_back.enter_context(held())
+        one.archive.append([record("a", 0, 0 if fails else 1)])
+        return one
+
+    with contextlib.ExitStack() as held_back:
+        one = asyncio.run(leave())
+    for thread in threading.enumerate():
+        if thread.name == "archive-writer":
+            thread.join()
+    assert (one.groups, one.failures) == ([], [])
+    for connection in reversed(one.connections):
+        connection.close()
+
+
+async def test_the_room_on_the_disk(small_disk: Path) -> None:
+    async with opened(small_disk) as one:
+        free = one.archive.free_bytes
+        assert 0 < free < 1024 * 1024
+        with (small_disk / "filler").open("wb") as stream:
+            stream.write(bytes(300_000))
+        # It is looked at with the next commit.
+        assert one.archive.free_bytes == free
+        await one.add(record("a", 0))
+        assert free - 600_000 < one.archive.free_bytes <= free - 300_000
+
+
+async def test_commits_are_counted_by_how_long_they_took(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        assert sum(one.archive.commit_seconds.status().counts) == 0
+        for offset in range(3):
+            await one.add(record("a", offset))
+        status = one.archive.commit_seconds.status()
+        assert sum(status.counts) == 3
+        assert 0 < one.archive.last_commit_seconds <= status.sum
+        with full(one):
+            await one.add(big("a", 3))
+        assert len(one.failures) == 1
+        # What failed was no commit.
+        assert one.archive.commit_seconds.status() == status
+
+
+async def test_a_disk_that_is_full_and_then_is_not(small_disk: Path) -> None:
+    async with opened(small_disk) as one:
+        await one.add(record("a", 0))
+        filler = small_disk / "filler"
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as stream:
+            while True:
+                stream.write(bytes(4096))
+        for _ in range(3):
+            await one.add(big("a", 1))
+        assert [reason for _, reason in one.failures] == ["the disk is full"] * 3
+        filler.unlink()
+        await one.add(big("a", 1))
+        assert await one.offsets("a") == [0, 1]
+    async with opened(small_disk) as one:
+        assert one.state.topics == {"a": TopicState(0, 2)}
+
+
+async def test_a_directory_is_for_one_process(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+        child = run_child(tmp_path, 0)
+        assert f"ConfigError: {tmp_path}: another process uses it" in child.stderr
+        second = Opened(tmp_path, limits())
+        with pytest.raises(ConfigError, match="another process uses it"):
+            await second.archive.open()
+        await second.archive.close()
+        await one.add(record("a", 1))
+    async with opened(tmp_path) as one:
+        assert await one.offsets("a") == [0, 1]
+
+
+async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for directory in (file, file / "below", tmp_path / ("x" * 300)):
+        with pytest.raises(ConfigError) as caught:
+            await Opened(directory, limits()).archive.open()
+        assert caught.value.file == str(directory)
+        assert "cannot keep messages here" in caught.value.problem
+    (tmp_path / FILE_NAME).mkdir()
+    with pytest.raises(ConfigError, match="cannot keep messages here: Is a directory"):
+        await Opened(tmp_path, limits()).archive.open()
+
+
+@pytest.mark.parametrize(
+    ("pragma", "problem"),
+    [
+        (f"application_id = {APPLICATION_ID + 1}", "it belongs to another program"),
+        ("user_version = 2", "it has version 2, not 1"),
+    ],
+)
+async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str, problem: str) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        other.execute(f"PRAGMA {pragma}")
+    before = (tmp_path / FILE_NAME).read_bytes()
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=problem) as caught:
+            await Opened(tmp_path, limits()).archive.open()
+        assert caught.value.file == str(tmp_path / FILE_NAME)
+    assert (tmp_path / FILE_NAME).read_bytes() == before
+
+
+async def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
+        other.execute("CREATE TABLE theirs (id)")
+    with pytest.raises(ConfigError, match="it belongs to another program"):
+        await Opened(tmp_path, limits()).archive.open()
+
+
+async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    identities = {one.state.id}
+    for round_ in range(5):
+        (tmp_path / FILE_NAME).write_text("no database, whatever it is\n" * (100 + round_))
+        async with opened(tmp_path) as one:
+            assert one.state.topics == {}
+            identities.add(one.state.id)
+            await one.add(record("a", 0))
+            assert await one.offsets("a") == [0]
+    assert len(identities) == 6
+    aside = [tmp_path / name for name in names(tmp_path, "*.corrupt-*Z")]
+    assert [size(file) // 28 for file in aside] == [102, 103, 104], "the newest are kept"
+    events = [line for line in caplog.records if line.message.startswith("archive set aside")]
+    assert len(events) == 5
+    assert events[-1].levelno == logging.ERROR
+    assert str(aside[-1]) in events[-1].message
+    assert 'reason="file is not a database"' in events[-1].message
+
+
+async def test_an_emptied_file_is_set_aside_with_its_log(tmp_path: Path) -> None:
+    directory = tmp_path / "copy"
+    async with opened(tmp_path / "first") as one:
+        await one.add(record("a", 0))
+        shutil.copytree(tmp_path / "first", directory)
+    (directory / FILE_NAME).write_bytes(b"")
+    async with opened(directory) as one:
+        assert one.state.topics == {}
+    assert [name.partition("Z")[2] for name in names(directory, "*.corrupt-*")] == ["", "-shm", "-wal"]
+
+
+async def test_records_that_contradict_each_other_are_set_aside(tmp_path: Path) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(*(record("a", offset, 10) for offset in range(0, 50, 10)))
+    for index, statement in enumerate(
+        (
+            'UPDATE record SET "offset" = 11 WHERE "offset" = 20',
+            "UPDATE record SET count = 0",
+            "DELETE FROM topic",
+            "INSERT INTO topic VALUES (7, 'a', 0)",
+            "UPDATE topic SET name = CAST(x'ff' AS TEXT)",
+            "DELETE FROM archive",
+            "INSERT INTO archive VALUES ('0123456789abcdef', 0)",
+            "DROP TABLE number",
+        )
+    ):
+        directory = tmp_path / str(index)
+        directory.mkdir()
+        shutil.copy(tmp_path / FILE_NAME, directory)
+        with contextlib.closing(sqlite3.connect(directory / FILE_NAME)) as other, other:
+            other.execute(statement)
+        async with opened(directory) as one:
+            assert one.state.topics == {}, statement
+        assert len(names(directory, "*.corrupt-*Z")) == 1, statement
+
+
+def damage(file: Path, dice: random.Random) -> range:
+    """Spoil some bytes of a file, and return which."""
+    data = bytearray(file.read_bytes())
+    begin = dice.choice([dice.randrange(len(data)), dice.randrange(min(200, len(data)))])
+    length = min(dice.choice([1, 1, 8, 100, 4096, 50_000]), len(data) - begin)
+    match dice.randrange(5):
+        case 0:
+            data[begin] ^= 1 << dice.randrange(8)
+            length = 1
+        case 1:
+            data[begin : begin + length] = bytes(length)
+        case 2:
+            data[begin : begin + length] = dice.randbytes(length)
+        case 3:
+            length = len(data) - begin
+            del data[begin:]
+        case 4:
+            length = len(data) - begin
+            data[begin:begin] = dice.randbytes(dice.choice([1, 512, schema.PAGE_BYTES]))
+    file.write_bytes(data)
+    return range(begin, begin + length)
+
+
+async def test_damage_anywhere_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 200_000)
+    whole = tmp_path / "whole"
+    async with opened(whole) as one:
+        for offset in range(40):
+            await one.add(
+                *(record(f"t{topic}", offset, publisher=f"p{topic}", number=offset) for topic in range(9)),
+                record("large", offset, packet=b"x" * 20_000),
+            )
+        # As a crash leaves it: part is in the log only.
+        crashed = tmp_path / "crashed"
+        shutil.copytree(whole, crashed)
+    outcomes = set()
+    for seed in range(40):
+        dice = random.Random(seed)
+        directory = tmp_path / "damaged"
+        shutil.copytree(dice.choice([whole, crashed]), directory)
+        file = dice.choice(sorted(entry for entry in directory.iterdir() if entry.stat().st_size))
+        spoilt = damage(file, dice)
+        one = Opened(directory, limits(max_bytes=2 * 10**6))
+        try:
+            state = await one.archive.open()
+        except ConfigError:
+            # Who made the file is said there: what is left alone then may be another program's.
+            assert file.name == FILE_NAME, seed
+            assert spoilt.start < 72, seed
+            assert spoilt.stop > 60, seed
+            outcomes.add("refused")
+        else:
+            outcomes.add("kept" if state.topics else "set aside")
+            for topic, known in state.topics.items():
+                with contextlib.suppress(WsqueueError):
+                    offsets = await one.offsets(topic)
+                    assert offsets == sorted(set(offsets)), seed
+                    assert all(known.first <= offset < known.next for offset in offsets), seed
+            for topic in ("new", "large"):
+                known = state.topics.get(topic, TopicState(0, state.floor))
+                following = range(known.next, known.next + 20)
+                await one.add(*(record(topic, offset, packet=b"y" * 20_000) for offset in following))
+            assert len(one.committed) + sum(len(records) for records, _ in one.failures) == 40, seed
+            await one.archive.close()
+        shutil.rmtree(directory)
+    assert outcomes >= {"kept", "set aside"}

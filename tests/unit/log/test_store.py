@@ -1,0 +1,592 @@
+"""Every store keeps the same promises, in memory and on disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import tempfile
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+
+from wsqueue.log import ledger, logs
+from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record
+from wsqueue.log.store import AppendBatch, Outcome
+from wsqueue.protocol import v2
+from wsqueue.report.report import LogStatus
+
+from ...support.stores import Clock, Logs, batch, delivered, limits
+
+pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("mode", ["memory", "sqlite"])]
+
+SIZE = Logs().publish("a", "x" * 100).size
+
+
+class Running(Logs):
+    """A store that is open."""
+
+    async def publish_all(self, topic: str, *data: str) -> Record:
+        (outcome,) = await self.stored(AppendBatch(topic, list(data)))
+        assert outcome.record is not None
+        return outcome.record
+
+    async def kept(self, topic: str) -> list[int]:
+        """Return the offsets of the messages that are kept of a topic."""
+        offsets = await self.found(topic)
+        log = self.store.topic(topic)
+        assert self.store.earliest(log) == (offsets[0] if offsets else log.next)
+        return offsets
+
+    async def found(self, topic: str) -> list[int]:
+        """Return the same while a thread may trim."""
+        records = await self.store.read(self.store.topic(topic), 0, 2**40)
+        return [offset for record in records for offset in range(record.offset, record.end)]
+
+    async def trimmed(self, **expected: list[int]) -> None:
+        """Trim, and wait until these offsets are kept of topics; a disk is trimmed by a thread."""
+        self.store.trim()
+        async with asyncio.timeout(5):
+            while {topic: await self.found(topic) for topic in expected} != expected:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+
+
+@contextlib.asynccontextmanager
+async def running(
+    mode: str, directory: Path | None = None, clock: Clock | None = None, **limited: Any
+) -> AsyncIterator[Running]:
+    with tempfile.TemporaryDirectory() as temporary:
+        logs = Running(
+            config=limits(mode=mode, directory=directory or Path(temporary), **limited), clock=clock
+        )
+        await logs.store.open()
+        try:
+            yield logs
+        finally:
+            await logs.store.close()
+
+
+class TestOffsets:
+    """Each message has its place."""
+
+    async def test_every_topic_counts_its_messages_from_0(self, mode: str) -> None:
+        async with running(mode) as logs:
+            assert [(await logs.publish_all("a", *data)).offset for data in ("12", "3")] == [0, 2]
+            assert (await logs.publish_all("b", "1")).offset == 0
+            assert await logs.kept("a") == [0, 1, 2]
+            log = logs.store.topic("a")
+            assert (log.start, log.first, log.next, log.assigned) == (0, 0, 3, 3)
+
+    async def test_a_record_holds_the_packet_that_delivers_it(self, mode: str) -> None:
+        async with running(mode) as logs:
+            await logs.publish_all("news", "0")
+            (outcome,) = await logs.stored(AppendBatch("news", ["ñ", ""], "p", 7))
+            assert outcome.record is not None
+            assert delivered(outcome.record) == v2.Deliver("news", 1, "p", 7, ["ñ", ""])
+            assert outcome.record.time == logs.clock.now
+            assert (outcome.record.count, outcome.record.end) == (2, 3)
+
+    async def test_outcomes_come_once_and_in_order(self, mode: str) -> None:
+        async with running(mode) as logs:
+            batches = [batch(1), batch(2, topic="b"), batch(1), batch(9, after=8), batch(3)]
+            assert [outcome.batch for outcome in await logs.stored(*batches)] == batches
+            assert await logs.stored() == []
+            assert sum(logs.told) == 5
+
+    async def test_time_never_falls_within_a_topic(self, mode: str) -> None:
+        async with running(mode) as logs:
+            times = []
+            for now in (1000.0, 900.0, 1000.5, 950.0):
+                logs.clock.now = now
+                times.append((await logs.publish_all("news", "x")).time)
+            assert times == [1000.0, 1000.0, 1000.5, 1000.5]
+
+    async def test_reading_from_an_offset(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for cache_bytes in (0, 2**30):
+            monkeypatch.setattr("wsqueue.log.sqlite.CACHE_BYTES", cache_bytes)
+            async with running(mode) as logs:
+                records = [await logs.publish_all("news", *data) for data in ("abc", "d", "ef")]
+                log = logs.store.topic("news")
+                for offset, first in ((0, 0), (2, 0), (3, 1), (4, 2), (5, 2)):
+                    assert await logs.store.read(log, offset, 2**40) == records[first:]
+                assert await logs.store.read(log, 6, 2**40) == []
+                assert await logs.store.read(log, 0, 1) == records[:1]
+                assert logs.store.in_memory(log, 0) == (mode == "memory" or cache_bytes > 0)
+                assert logs.store.in_memory(log, 6)
+
+    async def test_the_offset_of_a_time(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        for cache_bytes in (0, 700, 2**30):
+            monkeypatch.setattr("wsqueue.log.sqlite.CACHE_BYTES", cache_bytes)
+            async with running(mode) as logs:
+                log = logs.store.topic("news")
+                assert await logs.store.offset_at(log, 0) == 0
+                for now in (1000.0, 1010.0, 1010.0, 1020.0):
+                    logs.clock.now = now
+                    await logs.publish_all("news", "x", "y")
+                expected = {0.0: 0, 1000.0: 0, 1000.1: 2, 1010.0: 2, 1010.1: 6, 1020.0: 6, 1020.1: 8}
+                assert {moment: await logs.store.offset_at(log, moment) for moment in expected} == expected
+
+
+class TestNumbers:
+    """A batch is stored once, and not before one that it comes after."""
+
+    async def codes(self, logs: Logs, *batches: AppendBatch) -> list[str]:
+        await logs.stored(*batches)
+        return [logs.outcome_of(one).partition(" at ")[0] for one in batches]
+
+    @pytest.mark.parametrize("number", [1, 2, 3])
+    async def test_a_number_that_is_not_beyond_the_last_is_a_repeat(self, mode: str, number: int) -> None:
+        async with running(mode) as logs:
+            assert await self.codes(logs, batch(3)) == ["stored"]
+            assert await self.codes(logs, batch(number, after=number - 1)) == ["a repeat"]
+            assert await logs.kept("news") == [0]
+
+    async def test_numbers_may_leave_some_out(self, mode: str) -> None:
+        """Because a publisher numbers its batches over all topics."""
+        async with running(mode) as logs:
+            assert await self.codes(logs, batch(3), batch(5), batch(9, after=5)) == ["stored"] * 3
+
+    @pytest.mark.parametrize("after", [4, 8])
+    async def test_a_batch_after_one_that_did_not_come_is_refused(self, mode: str, after: int) -> None:
+        async with running(mode) as logs:
+            await logs.stored(batch(3))
+            (outcome,) = await logs.stored(batch(9, after=after))
+            assert (outcome.record, outcome.code) == (None, "after_refused")
+            assert str(after) in outcome.reason
+            # It counts as not come itself, and may come again.
+            again = batch(10, after=9), batch(after, after=3), batch(9, after)
+            assert await self.codes(logs, *again) == ["after_refused", "stored", "stored"]
+
+    async def test_publishers_and_topics_have_nothing_to_do_with_each_other(self, mode: str) -> None:
+        async with running(mode) as logs:
+            others = [batch(1, publisher="q"), batch(1, topic="b"), batch(2, after=1, topic="b")]
+            # A publisher that is not known may begin anywhere.
+            assert await self.codes(logs, batch(9, after=8), *others) == ["stored"] * 4
+
+    async def test_batches_without_publisher_are_never_repeats(self, mode: str) -> None:
+        async with running(mode) as logs:
+            assert await self.codes(logs, AppendBatch("news", ["x"]), AppendBatch("news", ["x"])) == [
+                "stored",
+                "stored",
+            ]
+
+    @pytest.mark.parametrize("problem", ["invalid", "topic_too_long"])
+    async def test_a_wrong_batch_is_refused_each_time_and_counts_as_not_come(
+        self, mode: str, problem: str
+    ) -> None:
+        async with running(mode) as logs:
+            await logs.stored(batch(1))
+            wrong = msgspec.structs.replace(batch(2, after=1), problem=problem)
+            outcomes = await logs.stored(wrong, wrong, batch(3, after=2), batch(4))
+            assert [outcome.code for outcome in outcomes] == [problem, problem, "after_refused", None]
+            assert all(bool(outcome.reason) == bool(outcome.code) for outcome in outcomes)
+            # Even when a later one is there.
+            assert (await logs.stored(wrong))[0].code == problem
+
+    async def test_the_numbers_of_quiet_publishers_are_forgotten(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logs, "MAX_NUMBERS", 2)
+        async with running(mode) as running_logs:
+            a, b, c = (batch(5, publisher=name) for name in "abc")
+            await running_logs.stored(a, b, batch(6, publisher="a"), c)
+            again = [batch(5, publisher=name) for name in "acb"]
+            assert await self.codes(running_logs, *again) == ["a repeat", "a repeat", "stored"]
+
+
+class TestLimits:
+    """The limit that is reached first drops the oldest messages."""
+
+    async def test_messages_of_a_topic(self, mode: str) -> None:
+        async with running(mode, max_messages_per_topic=3) as logs:
+            for data, kept in (("abc", [0, 1, 2]), ("d", [3]), ("ef", [3, 4, 5])):
+                await logs.publish_all("news", *data)
+                assert await logs.kept("news") == kept
+            await logs.publish_all("other", "x")
+            assert await logs.kept("news") == [3, 4, 5]
+
+    async def test_the_newest_batch_of_a_topic_stays_however_large_it_is(self, mode: str) -> None:
+        async with running(mode, max_messages_per_topic=3, max_bytes_per_topic=10) as logs:
+            await logs.publish_all("news", "x")
+            await logs.publish_all("news", *"abcde")
+            assert await logs.kept("news") == [1, 2, 3, 4, 5]
+
+    async def test_bytes_of_a_topic(self, mode: str) -> None:
+        async with running(mode, max_bytes_per_topic=3 * SIZE) as logs:
+            await logs.stored(*(AppendBatch("a", ["x" * 100]) for _ in range(3)))
+            assert await logs.kept("a") == [0, 1, 2]
+            await logs.publish_all("a", "x" * 101)
+            assert await logs.kept("a") == [2, 3]
+
+    async def test_bytes_of_all_topics(self, mode: str) -> None:
+        async with running(mode, max_bytes=4 * SIZE + 3 * TOPIC_OVERHEAD_BYTES) as logs:
+            for topic in "abca":
+                await logs.publish_all(topic, "x" * 100)
+            assert [await logs.kept(topic) for topic in "abc"] == [[0, 1], [0], [0]]
+            assert logs.store.log_status().bytes == 4 * SIZE + 3 * TOPIC_OVERHEAD_BYTES
+            await logs.publish_all("c", "x" * 100)
+            # The oldest of all goes, of whatever topic.
+            assert [await logs.kept(topic) for topic in "abc"] == [[1], [0], [0, 1]]
+
+    async def test_topics_with_messages(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ledger, "MAX_TOPICS", 2)
+        async with running(mode) as logs:
+            for topic in "abac":
+                await logs.publish_all(topic, "x")
+            assert [await logs.kept(topic) for topic in "abc"] == [[1], [], [0]]
+
+    async def test_a_batch_larger_than_all_may_be_is_delivered_and_not_kept(self, mode: str) -> None:
+        async with running(mode, max_bytes=1000) as logs:
+            for offset in range(2):
+                assert (await logs.publish_all("news", "x" * 1000)).offset == offset
+                assert await logs.kept("news") == []
+            assert logs.store.log_status().bytes == 0
+
+    async def test_a_batch_that_others_of_the_same_append_push_out(self, mode: str) -> None:
+        async with running(mode, max_messages_per_topic=2, max_bytes=2**30) as logs:
+            await logs.stored(*(batch(number, topic="ab"[number % 2]) for number in range(1, 20)))
+            assert [await logs.kept(topic) for topic in "ab"] == [[7, 8], [8, 9]]
+
+    async def test_age(self, mode: str) -> None:
+        async with running(mode, max_age_seconds=10) as logs:
+            for topic in ("a", "b", "a"):
+                await logs.publish_all(topic, "x")
+                logs.clock.now += 5
+            assert [await logs.kept(topic) for topic in "ab"] == [[0, 1], [0]]
+            await logs.trimmed(a=[1], b=[0])
+            logs.clock.now += 10.5
+            await logs.trimmed(a=[], b=[])
+            log = logs.store.topic("a")
+            assert (log.first, log.next) == (2, 2)
+
+    async def test_other_limits_hold_from_a_reload_on(self, mode: str) -> None:
+        async with running(mode) as logs:
+            await logs.stored(*(AppendBatch(topic, ["x"]) for topic in "ababa"))
+            logs.store.reconfigure(msgspec.structs.replace(logs.config, max_messages_per_topic=1))
+            await logs.trimmed(a=[2], b=[1])
+            logs.store.reconfigure(msgspec.structs.replace(logs.config, max_age_seconds=1))
+            logs.clock.now += 2
+            await logs.trimmed(a=[], b=[])
+            assert logs.store.log_status().limit_bytes == 2**40
+
+
+class TestForgottenTopics:
+    """A topic without messages may be forgotten, its offsets must not come again."""
+
+    @pytest.fixture(autouse=True)
+    def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 2)
+
+    async def test_it_goes_on_above_all_offsets_that_were_used(self, mode: str) -> None:
+        async with running(mode, max_age_seconds=10) as logs:
+            for topic, count in (("a", 3), ("b", 7), ("c", 2)):
+                await logs.publish_all(topic, *["x"] * count)
+            logs.clock.now += 11
+            await logs.trimmed(c=[])
+            # Of three empty topics the one is forgotten that was so for longest.
+            assert logs.store.topic("b").next == 7
+            assert logs.store.topic("c").next == 2
+            assert (await logs.publish_all("a", "x")).offset == 3
+
+    async def test_a_new_topic_begins_there_too(self, mode: str) -> None:
+        async with running(mode, max_age_seconds=10) as logs:
+            await logs.publish_all("a", *"xyz")
+            logs.clock.now += 11
+            await logs.trimmed(a=[])
+            for name in "bcd":
+                await logs.publish_all(name, "x")
+            logs.clock.now += 11
+            await logs.trimmed(d=[])
+            for number in range(20):
+                logs.store.topic(str(number))
+            log = logs.store.topic("e")
+            assert log.start == log.first == log.next == log.assigned == 3
+
+    async def test_looking_at_topics_leaves_no_more_of_them(self, mode: str) -> None:
+        async with running(mode) as logs:
+            await logs.publish_all("a", "x")
+            for number in range(100):
+                logs.store.topic(str(number))
+            assert logs.store.log_status().topics == 3
+            assert await logs.kept("a") == [0]
+            assert (await logs.publish_all("a", "x")).offset == 1
+
+    async def test_a_topic_with_a_reader_stays(self, mode: str) -> None:
+        async with running(mode) as logs:
+            read = logs.store.reading("read", 1)
+            logs.store.reading("read", 1)
+            logs.store.reading("read", -1)
+            for number in range(100):
+                logs.store.topic(str(number))
+            assert logs.store.topic("read") is read
+            logs.store.reading("read", -1)
+            for number in range(100):
+                logs.store.topic(str(number))
+            assert logs.store.topic("read") is not read
+
+
+class TestRestart:
+    """A clean restart keeps everything."""
+
+    async def test_it_goes_on_where_it_was(self, mode: str, tmp_path: Path) -> None:
+        async with running(mode, tmp_path, max_messages_per_topic=3) as logs:
+            await logs.stored(batch(3, count=2), batch(4), batch(5, topic="ñ\0🙂", publisher="q"), batch(6))
+            log_id, status = logs.store.id, logs.store.log_status()
+            records = {
+                topic: await logs.store.read(logs.store.topic(topic), 0, 2**40) for topic in ("news", "ñ\0🙂")
+            }
+        async with running(mode, tmp_path, max_messages_per_topic=3) as logs:
+            assert logs.store.id == log_id
+            assert msgspec.structs.replace(logs.store.log_status(), commit_seconds=0, free_bytes=0) == (
+                msgspec.structs.replace(status, commit_seconds=0, free_bytes=0)
+            )
+            for topic, expected in records.items():
+                assert await logs.store.read(logs.store.topic(topic), 0, 2**40) == expected
+            log = logs.store.topic("news")
+            assert (log.start, logs.store.earliest(log), log.next) == (0, 2, 4)
+            repeats = batch(6), batch(5, topic="ñ\0🙂", publisher="q")
+            assert [outcome.record for outcome in await logs.stored(*repeats)] == [None, None]
+            assert (await logs.publish_all("news", "x")).offset == 4
+
+    async def test_offsets_of_topics_without_messages_are_kept(self, mode: str, tmp_path: Path) -> None:
+        clock = Clock()
+        async with running(mode, tmp_path, clock, max_age_seconds=10) as logs:
+            await logs.publish_all("a", *"xyz")
+            clock.now += 11
+            await logs.trimmed(a=[])
+        for offset in (3, 4):
+            async with running(mode, tmp_path, clock, max_age_seconds=10) as logs:
+                assert (await logs.publish_all("a", "x")).offset == offset
+
+    async def test_with_lower_limits_less_is_kept(self, mode: str, tmp_path: Path) -> None:
+        async with running(mode, tmp_path) as logs:
+            await logs.stored(*(AppendBatch(topic, ["x" * 100]) for topic in "ab" * 5))
+        async with running(mode, tmp_path, max_messages_per_topic=2) as logs:
+            await logs.trimmed(a=[3, 4], b=[3, 4])
+        async with running(mode, tmp_path, max_bytes=SIZE + TOPIC_OVERHEAD_BYTES) as logs:
+            await logs.trimmed(a=[], b=[4])
+
+    async def test_an_empty_store_leaves_a_usable_directory(self, mode: str, tmp_path: Path) -> None:
+        directory = tmp_path / "state" / "log"
+        for _ in range(2):
+            async with running(mode, directory) as logs:
+                assert logs.store.log_status().topics == 0
+        assert directory.stat().st_mode & 0o777 == 0o700
+
+
+async def test_the_status_grows_and_shrinks(mode: str) -> None:
+    async with running(mode, max_bytes=100_000) as logs:
+        empty = logs.store.log_status()
+        known = LogStatus(mode=mode, topics=0, bytes=0, limit_bytes=100_000)
+        assert msgspec.structs.replace(empty, free_bytes=-1) == known
+        for topic in ("news", "sport", "news"):
+            await logs.publish_all(topic, "x" * 1000)
+        status = logs.store.log_status()
+        assert (status.topics, status.failing, status.pending_bytes) == (2, "", 0)
+        assert 3000 < status.bytes < 10_000
+        assert not logs.store.congested
+        logs.clock.now += 4000
+        await logs.trimmed(news=[], sport=[])
+        # The topics are still known, because their offsets go on.
+        assert (logs.store.log_status().topics, logs.store.log_status().bytes) == (2, 0)
+        commits = logs.store.commit_seconds()
+        assert (commits is None) == (mode == "memory")
+
+
+async def test_the_rules_do_not_forget_a_topic_that_is_new(mode: str) -> None:
+    assert ledger.FORGET_TRIES < ledger.MAX_EMPTY_TOPICS
+
+
+class KeptBatch(msgspec.Struct):
+    """What the model knows of a batch that is kept."""
+
+    topic: str
+    offset: int
+    count: int
+    size: int
+    time: float
+
+
+class Model(RuleBasedStateMachine):
+    """Any history of a store, next to one list in which the oldest come first."""
+
+    mode: str
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner()
+        self.closing = contextlib.AsyncExitStack()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self.runner.run(work)
+
+    @initialize(
+        messages=st.integers(1, 6), topic_bytes=st.integers(400, 2000), all_bytes=st.integers(1000, 8000)
+    )
+    def begin(self, messages: int, topic_bytes: int, all_bytes: int) -> None:
+        self.directory = tempfile.TemporaryDirectory()
+        self.clock = Clock()
+        self.limits = limits(
+            mode=self.mode,
+            directory=Path(self.directory.name),
+            max_bytes=all_bytes,
+            max_bytes_per_topic=topic_bytes,
+            max_messages_per_topic=messages,
+            max_age_seconds=10,
+        )
+        self.order: list[KeptBatch] = []
+        self.used: dict[str, int] = {}
+        self.last: dict[tuple[str, str], int] = {}
+        self.unsure: set[tuple[str, str]] = set()
+        self.open()
+
+    def open(self) -> None:
+        async def opened() -> None:
+            self.logs = Running(config=self.limits, clock=self.clock)
+            await self.logs.store.open()
+
+        self.run(opened())
+        self.trim()
+
+    def teardown(self) -> None:
+        if hasattr(self, "logs"):
+            self.run(self.logs.store.close())
+            self.directory.cleanup()
+        self.runner.close()
+
+    @rule()
+    def restart(self) -> None:
+        self.run(self.logs.store.close())
+        # The numbers of a topic that was forgotten are not kept.
+        known = {kept.topic for kept in self.order}
+        self.unsure |= {owner for owner in self.last if owner[0] not in known}
+        self.open()
+
+    @rule(
+        many=st.lists(
+            st.tuples(
+                st.sampled_from("abc"),
+                st.sampled_from(["", "p", "q"]),
+                st.integers(1, 12),
+                st.integers(0, 12),
+                st.integers(1, 4),
+            ),
+            min_size=1,
+            max_size=5,
+        )
+    )
+    def append(self, many: list[tuple[str, str, int, int, int]]) -> None:
+        batches = [
+            AppendBatch(topic, ["x" * 20 * count] * count, publisher, number if publisher else 0, after)
+            for topic, publisher, number, after, count in many
+        ]
+        data = [one.data for one in batches]
+        for outcome, expected in zip(self.run(self.logs.stored(*batches)), data, strict=True):
+            self._expect(outcome, expected)
+        if any(outcome.record for outcome in self.logs.outcomes[-len(batches) :]):
+            self._trim()
+        else:
+            self.trim()
+
+    @rule(seconds=st.sampled_from([-3.0, 1.0, 4.0, 11.0]))
+    def wait(self, seconds: float) -> None:
+        self.clock.now += seconds
+
+    @rule()
+    def trim(self) -> None:
+        self._trim()
+        topics = {kept.topic for kept in self.order} | set(self.used)
+        self.run(self.logs.trimmed(**{topic: self._offsets(topic) for topic in topics}))
+
+    @rule(names=st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=4))
+    def look(self, names: list[str]) -> None:
+        for name in names:
+            assert self.logs.store.topic(name).next >= self.used.get(name, 0)
+
+    def _expect(self, outcome: Outcome, data: list[str]) -> None:
+        one, record = outcome.batch, outcome.record
+        owner = one.topic, one.publisher
+        last = self.last.get(owner)
+        if record is None:
+            assert one.publisher
+            assert last is not None
+            assert (one.after > last) if outcome.code == "after_refused" else (one.number <= last)
+            return
+        assert not one.publisher or last is None or owner in self.unsure or one.number > last >= one.after
+        assert outcome.code is None
+        # No offset is ever used twice, though the topic was forgotten.
+        assert record.offset >= self.used.get(one.topic, 0)
+        if any(kept.topic == one.topic for kept in self.order):
+            assert record.offset == self.used[one.topic]
+        assert record.count == len(data)
+        assert delivered(record) == v2.Deliver(one.topic, record.offset, one.publisher, one.number, data)
+        if one.publisher:
+            self.last[owner] = one.number
+            self.unsure.discard(owner)
+        self.used[one.topic] = record.end
+        size = len(record.packet) + RECORD_OVERHEAD_BYTES
+        self.order.append(KeptBatch(one.topic, record.offset, record.count, size, record.time))
+        self._trim_topic(one.topic)
+
+    def _trim_topic(self, topic: str) -> None:
+        mine = [kept for kept in self.order if kept.topic == topic]
+        while len(mine) > 1 and (
+            sum(kept.size for kept in mine) > self.limits.max_bytes_per_topic
+            or sum(kept.count for kept in mine) > self.limits.max_messages_per_topic
+        ):
+            self.order.remove(mine.pop(0))
+
+    def _trim(self) -> None:
+        oldest = self.clock.now - self.limits.max_age_seconds
+        while self.order:
+            topics = {kept.topic for kept in self.order}
+            size = sum(kept.size for kept in self.order) + len(topics) * TOPIC_OVERHEAD_BYTES
+            if size <= self.limits.max_bytes and self.order[0].time >= oldest:
+                break
+            self.order.pop(0)
+
+    def _offsets(self, topic: str) -> list[int]:
+        mine = [kept for kept in self.order if kept.topic == topic]
+        return [offset for kept in mine for offset in range(kept.offset, kept.offset + kept.count)]
+
+    @invariant()
+    def the_same_is_kept(self) -> None:
+        if not hasattr(self, "logs"):
+            return
+        for topic in "abc":
+            expected = self._offsets(topic)
+            assert self.run(self.logs.kept(topic)) == expected
+            log = self.logs.store.topic(topic)
+            assert log.next == log.assigned
+            assert self.logs.store.earliest(log) == (expected[0] if expected else log.next)
+        topics = {kept.topic for kept in self.order}
+        size = sum(kept.size for kept in self.order) + len(topics) * TOPIC_OVERHEAD_BYTES
+        status = self.logs.store.log_status()
+        assert status.bytes == size
+        assert status.topics <= len(topics) + ledger.MAX_EMPTY_TOPICS + 3
+
+
+def test_any_history(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few empty topics, so that some are forgotten."""
+    monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 3)
+
+    class OfMode(Model):
+        pass
+
+    OfMode.mode = mode
+    run_state_machine_as_test(
+        OfMode,
+        settings=settings(
+            max_examples=20,
+            stateful_step_count=30,
+            deadline=None,
+            report_multiple_bugs=False,
+            phases=[Phase.generate],  # to shrink a history takes minutes, because each has a directory
+            suppress_health_check=list(HealthCheck),
+        ),
+    )

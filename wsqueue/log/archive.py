@@ -1,0 +1,259 @@
+"""The archive: records in a SQLite file, written by one thread and read by another.
+
+    append ──▶ queue ──▶ group ──▶ commit ──▶ committed     of the group
+    (loop)       │     (writer)      │         (loop)
+                 │                   └──▶ failing ──▶ failed    of the group and of the whole queue
+                 └───────────────────────────────────▲ (loop)
+
+The event loop only queues. The writer takes what is queued as one group, deletes what the limits do not allow
+beside it, commits, and only then tells the loop: records that are told as committed survive a power cut. When
+a commit fails, the writer stands still until the loop has taken all of the queue back, because what is queued
+may come after what has failed. Without records, the writer wakes when `trim` is called, to trim and to tidy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ..config.model import Retention
+from ..journal import log
+from ..report.stats import Histogram
+from .database import Database
+from .files import reason_of
+from .records import Record, StoreState
+
+logger = logging.getLogger(__name__)
+
+FILE_NAME = "archive.sqlite"
+
+MAX_GROUP_BYTES = 1024 * 1024
+"""Bytes that one transaction writes: enough to make its cost small; all of it is then delivered at once."""
+
+
+class Archive:
+    """Keep records in a directory that no other process uses.
+
+    Args:
+        directory: Directory of the file; made when missing.
+        limits: Limits of the log.
+        committed: Called with records, in the order of `append`, once they survive a power cut.
+        failed: Called with all records that are not committed, and the reason in one sentence.
+        clock: Returns the Unix time.
+
+    Attributes:
+        commit_seconds: Times that commits took.
+        last_commit_seconds: Time that the latest took.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        limits: Retention,
+        *,
+        committed: Callable[[list[Record]], None],
+        failed: Callable[[list[Record], str], None],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.last_commit_seconds = 0.0
+        self.commit_seconds = Histogram()
+        self._free_bytes = -1
+        self._committed, self._failed = committed, failed
+        self._database = Database(directory / FILE_NAME, limits, clock=clock)
+        self._reader = ThreadPoolExecutor(1, "archive-reader")
+        self._queue: deque[Record] = deque()
+        self._pending_bytes = 0
+        # Guards the queue and the three flags; it is never held while anything waits for the disk.
+        self._wake = threading.Condition()
+        self._failing = self._closing = self._trimming = False
+        self._complaint = ""
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended = asyncio.Event()
+
+    @property
+    def pending_bytes(self) -> int:
+        """Return the bytes of records that are neither committed nor failed; the caller bounds them."""
+        return self._pending_bytes
+
+    @property
+    def bytes(self) -> int:
+        """Return the bytes of all records, as the limits count them."""
+        return self._database.ledger.bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Return the bytes that the file system had left when it was last asked, -1 if it does not say."""
+        return self._free_bytes
+
+    async def open(self) -> StoreState:
+        """Open the file, or begin a new one, and return what it holds.
+
+        Raises:
+            ConfigError: The directory cannot be used, or the file is not ours.
+            StorageError: The disk is full or does not work.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            state = await loop.run_in_executor(self._reader, self._database.open)
+            self._free_bytes = await loop.run_in_executor(self._reader, self._database.free_bytes)
+        except BaseException:
+            self._reader.shutdown(wait=False)
+            raise
+        self._loop = loop
+        threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
+        return state
+
+    def first(self, topic: str) -> int | None:
+        """Return the offset of a topic's first record, its next without any, None if it is not remembered.
+
+        Records of a commit under way count.
+        """
+        return self._database.first(topic)
+
+    def reconfigure(self, limits: Retention) -> None:
+        """Use other limits from the next commit or trim on."""
+        self._database.limits = limits
+
+    def append(self, records: Sequence[Record]) -> None:
+        """Queue records for the writer."""
+        assert self._loop is not None
+        assert not self._closing
+        self._pending_bytes += sum(record.size for record in records)
+        with self._wake:
+            self._queue.extend(records)
+            self._wake.notify()
+
+    def trim(self) -> None:
+        """Have the writer trim and tidy when nothing comes: records get too old by themselves."""
+        with self._wake:
+            self._trimming = True
+            self._wake.notify()
+
+    async def read(self, topic: str, offset: int, max_bytes: int) -> list[Record]:
+        """Return a topic's records from the one that holds an offset on, at least one if there is any.
+
+        When the first begins after the offset, the messages between are gone.
+
+        Args:
+            topic: Name of the topic.
+            offset: Offset of a message.
+            max_bytes: Bytes that all packets may have, except for the first.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        assert self._loop is not None
+        return await self._loop.run_in_executor(self._reader, self._database.read, topic, offset, max_bytes)
+
+    async def offset_at(self, topic: str, time: float) -> int | None:
+        """Return the offset of a topic's first record that is not older than a time, None without one.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        assert self._loop is not None
+        return await self._loop.run_in_executor(self._reader, self._database.offset_at, topic, time)
+
+    async def close(self) -> None:
+        """Commit what is queued, move all into the one file, and end the threads."""
+        if self._loop is None or self._closing:
+            return
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        await self._ended.wait()
+        await self._loop.run_in_executor(self._reader, self._database.close)
+        self._reader.shutdown(wait=False)
+
+    def _write(self) -> None:
+        """Commit group after group, until the archive is closed; this is the writer thread."""
+        while (group := self._next_group()) is not None:
+            # Asked in this thread, because a disk that stands still must not hold the event loop.
+            self._free_bytes = self._database.free_bytes()
+            began = time.perf_counter()
+            try:
+                self._database.commit(group)
+            except Exception as error:  # noqa: BLE001 - a commit may fail for any reason
+                reason = reason_of(error)
+                self._database.roll_back()
+                if not group:
+                    self._complain(reason)
+                    continue
+                with self._wake:
+                    self._failing = True
+                if not self._tell(self._tell_failed, group, reason):
+                    return
+            else:
+                seconds = time.perf_counter() - began
+                if group and not self._tell(self._tell_committed, group, seconds):
+                    return
+                self._tidy(idle=not group)
+        self._tell(self._ended.set)
+
+    def _next_group(self) -> list[Record] | None:
+        """Wait for records; return an empty group when it is time to trim, and None at the end."""
+        with self._wake:
+            timeout = 0 if self._database.behind else None
+            self._wake.wait_for(self._has_work, timeout)
+            self._trimming = False
+            if self._failing:
+                return []
+            group: list[Record] = []
+            size = 0
+            while self._queue and size < MAX_GROUP_BYTES:
+                group.append(self._queue.popleft())
+                size += group[-1].size
+            return None if self._closing and not group else group
+
+    def _has_work(self) -> bool:
+        # After a failure the whole queue belongs to it, until the loop has taken it away.
+        work = self._queue or self._closing or self._trimming
+        return bool(work) and not self._failing
+
+    def _tidy(self, *, idle: bool) -> None:
+        try:
+            self._database.tidy(idle=idle)
+        except (sqlite3.Error, MemoryError) as error:
+            self._complain(reason_of(error))
+        else:
+            self._complaint = ""
+
+    def _complain(self, reason: str) -> None:
+        """Log why the file cannot be trimmed or tidied, once until it can be again."""
+        if reason != self._complaint:
+            self._complaint = reason
+            log(logger, logging.ERROR, "archive not tidied", file=self._database.file, reason=reason)
+
+    def _tell(self, callback: Callable[..., object], *arguments: object) -> bool:
+        """Call back on the event loop; return False when the loop has ended."""
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(callback, *arguments)
+        except RuntimeError:
+            return False
+        return True
+
+    def _tell_committed(self, group: list[Record], seconds: float) -> None:
+        self.last_commit_seconds = seconds
+        self.commit_seconds.observe(seconds)
+        self._pending_bytes -= sum(record.size for record in group)
+        self._committed(group)
+
+    def _tell_failed(self, group: list[Record], reason: str) -> None:
+        with self._wake:
+            records = [*group, *self._queue]
+            self._queue.clear()
+        self._pending_bytes -= sum(record.size for record in records)
+        try:
+            self._failed(records, reason)
+        finally:
+            with self._wake:
+                self._failing = False
+                self._wake.notify()

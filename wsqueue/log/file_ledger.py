@@ -1,0 +1,73 @@
+"""The ledger of the records in a file, whose transactions may fail."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+from ..config.model import Retention
+from .ledger import Ledger, TopicCounts
+
+
+class FileTopic(TopicCounts):
+    """Count the records of a topic in the file, where the topic has an id."""
+
+    __slots__ = ("id",)
+
+    def __init__(self, id: int, name: str, next_offset: int) -> None:  # noqa: A002 - the column's name
+        super().__init__(name, next_offset)
+        self.id = id
+
+
+class FileLedger(Ledger[FileTopic]):
+    """Count the records in the file; a transaction that fails is taken back.
+
+    Attributes:
+        before: Topics that this transaction has changed, as they were; None for new topics.
+    """
+
+    def __init__(self, limits: Retention) -> None:
+        super().__init__(limits)
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin a transaction."""
+        self.before: dict[str, FileTopic | None] = {}
+        self._totals = self.bytes, self.filled, self.floor
+
+    def know(self, topic: FileTopic) -> None:
+        """Remember a topic without messages."""
+        self.before.setdefault(topic.name, None)
+        super().know(topic)
+
+    def add(self, topic: FileTopic, offset: int, count: int, size: int) -> bool:
+        """Count a record at the end of its topic; return True if the topic exceeds its limits."""
+        self._save(topic)
+        return super().add(topic, offset, count, size)
+
+    def drop(self, topic: FileTopic, end: int, count: int, size: int) -> None:
+        """Count the first record of a topic no more, which ends before the offset `end`."""
+        self._save(topic)
+        super().drop(topic, end, count, size)
+
+    def forget(self, needed: Callable[[FileTopic], bool]) -> list[FileTopic]:
+        """Forget empty topics when there are too many, those first that were empty for longest."""
+        forgotten = super().forget(needed)
+        self.before.update({topic.name: topic for topic in forgotten})
+        return forgotten
+
+    def roll_back(self) -> None:
+        """Take the transaction back."""
+        self.bytes, self.filled, self.floor = self._totals
+        for name, topic in self.before.items():
+            self.empty.pop(name, None)
+            if topic is None:
+                del self.topics[name]
+            else:
+                self.topics[name] = topic
+                self._note(topic)
+        self.begin()
+
+    def _save(self, topic: FileTopic) -> None:
+        if topic.name not in self.before:
+            self.before[topic.name] = copy.copy(topic)

@@ -1,0 +1,180 @@
+"""The limits of a log: which records are kept, which go first, and which topics are forgotten.
+
+These rules are the same wherever records lie. A ledger counts the records of one place, in memory or in a
+file; the place shows it its records, oldest first, and deletes those that the ledger has dropped:
+
+    add ──▶ a topic with messages ──trim_topic, trim_oldest──▶ an empty topic ──forget──▶ only the floor
+                     ▲                                              │
+                     └───────────────────── add ────────────────────┘
+
+An empty topic keeps its next offset. A topic that was forgotten begins anew at the floor, above all offsets
+of all forgotten topics, so that no offset of a topic is used twice.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeAlias, TypeVar
+
+from ..config.model import Retention
+from .records import TOPIC_OVERHEAD_BYTES
+
+MAX_TOPICS = 100_000
+"""Maximum number of topics with messages; above it, the oldest messages go. Each takes 1 KiB in tables."""
+
+MAX_EMPTY_TOPICS = 100_000
+"""Maximum number of empty topics whose next offset is kept; above it, the longest empty are forgotten."""
+
+FORGET_TRIES = 10
+"""Topics that one call finds to be needed before it gives up, so that its time is bounded."""
+
+
+class TopicCounts:
+    """Count the records of one topic in one place.
+
+    Attributes:
+        name: Name of the topic.
+        first: Offset of the first message that is kept here; `next` when there is none.
+        next: Offset of the message that will be stored next.
+        messages: Number of messages that are kept here.
+        bytes: Bytes of the records that are kept here.
+        readers: Number of readers; with readers, the topic is not forgotten.
+    """
+
+    __slots__ = ("bytes", "first", "messages", "name", "next", "readers")
+
+    def __init__(self, name: str, next_offset: int) -> None:
+        self.name = name
+        self.first = self.next = next_offset
+        self.bytes = self.messages = self.readers = 0
+
+
+Topic = TypeVar("Topic", bound=TopicCounts)
+
+
+Kept: TypeAlias = tuple[Topic, int, int, int, float]
+"""A record that a ledger counts: its topic, the offset after it, its messages, its bytes, its Unix time."""
+
+
+class Ledger(Generic[Topic]):
+    """Count the records of one place, and drop what exceeds the limits.
+
+    Args:
+        limits: Limits of the log; they may be replaced at any time.
+
+    Attributes:
+        topics: All topics that are remembered, by name.
+        empty: Names of those without messages and readers; those that were so for longest come first.
+        filled: Number of topics with messages.
+        bytes: Bytes of all records and topics with messages.
+        floor: Offset at which unknown topics begin.
+    """
+
+    def __init__(self, limits: Retention) -> None:
+        self.limits = limits
+        self.topics: dict[str, Topic] = {}
+        self.empty: OrderedDict[str, None] = OrderedDict()
+        self.filled = self.bytes = self.floor = 0
+
+    def know(self, topic: Topic) -> None:
+        """Remember a topic without messages."""
+        self.topics[topic.name] = topic
+        self.empty[topic.name] = None
+
+    def hold(self, topic: Topic, more: int) -> None:
+        """Count readers of a topic; with readers, it is not forgotten."""
+        topic.readers += more
+        self._note(topic)
+
+    def add(self, topic: Topic, offset: int, count: int, size: int) -> bool:
+        """Count a record at the end of its topic; return True if the topic exceeds its limits."""
+        if not topic.messages:
+            topic.first = offset
+            self.filled += 1
+            self.bytes += TOPIC_OVERHEAD_BYTES
+            self.empty.pop(topic.name, None)
+        topic.next = offset + count
+        topic.messages = messages = topic.messages + count
+        topic.bytes = size_of_all = topic.bytes + size
+        self.bytes += size
+        limits = self.limits
+        return messages > limits.max_messages_per_topic or size_of_all > limits.max_bytes_per_topic
+
+    def drop(self, topic: Topic, end: int, count: int, size: int) -> None:
+        """Count the first record of a topic no more, which ends before the offset `end`."""
+        topic.first = end
+        topic.messages -= count
+        topic.bytes -= size
+        self.bytes -= size
+        if not topic.messages:
+            self.filled -= 1
+            self.bytes -= TOPIC_OVERHEAD_BYTES
+            self._note(topic)
+
+    def exceeds(self, topic: Topic) -> bool:
+        """Return True if a topic has more than one topic may have."""
+        limits = self.limits
+        return topic.messages > limits.max_messages_per_topic or topic.bytes > limits.max_bytes_per_topic
+
+    def trim_topic(self, topic: Topic, records: Iterable[Kept[Topic]]) -> int:
+        """Drop the first records of a topic that exceeds its limits, never its newest; return how many.
+
+        Args:
+            topic: The topic.
+            records: Its records, oldest first.
+        """
+        dropped = 0
+        for _, end, count, size, _ in records:
+            if not self.exceeds(topic) or end == topic.next:
+                break
+            self.drop(topic, end, count, size)
+            dropped += 1
+        return dropped
+
+    def trim_oldest(self, records: Iterable[Kept[Topic]], now: float) -> int:
+        """Drop the oldest records while they are too old, or all records are too many; return how many.
+
+        Args:
+            records: Records of all topics, oldest first. The next one is asked for when the one before has
+                been dropped.
+            now: Unix time.
+        """
+        limits, dropped = self.limits, 0
+        expired = now - limits.max_age_seconds
+        for topic, end, count, size, time in records:
+            if time >= expired and self.bytes <= limits.max_bytes and self.filled <= MAX_TOPICS:
+                break
+            self.drop(topic, end, count, size)
+            dropped += 1
+        return dropped
+
+    def forget(self, needed: Callable[[Topic], bool]) -> list[Topic]:
+        """Forget empty topics when there are too many, those first that were empty for longest.
+
+        Args:
+            needed: Returns True for a topic that must not be forgotten now.
+
+        Returns:
+            The forgotten topics.
+        """
+        forgotten: list[Topic] = []
+        tries = FORGET_TRIES
+        while len(self.empty) > MAX_EMPTY_TOPICS and tries:
+            name, _ = self.empty.popitem(last=False)
+            topic = self.topics[name]
+            if needed(topic):
+                self.empty[name] = None
+                tries -= 1
+                continue
+            self.floor = max(self.floor, topic.next)
+            del self.topics[name]
+            forgotten.append(topic)
+        return forgotten
+
+    def _note(self, topic: Topic) -> None:
+        """Note whether a topic is empty."""
+        if topic.messages or topic.readers:
+            self.empty.pop(topic.name, None)
+        else:
+            self.empty.setdefault(topic.name)

@@ -1,0 +1,190 @@
+"""The part that all stores share: offsets, repeats, and the records in memory.
+
+It has no await and no thread. Three tables grow with the topics:
+
+| table | holds | bound |
+|---|---|---|
+| `_ledger` | all topics, empty ones in the order of forgetting | `ledger.MAX_TOPICS`, `MAX_EMPTY_TOPICS` |
+| `_order` | the topic of each record in memory, oldest first | twice the records, and 1,000 |
+| `_numbers` | the last number of each (topic, publisher), least recently used first | `records.MAX_NUMBERS` |
+
+A record that its topic drops out of turn stays in `_order`; `TopicLog.dropped` counts such entries until they
+come to the front.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator
+
+from ..config.model import Retention
+from ..protocol import v2
+from ..protocol.v2 import RefusalCode
+from .ledger import Kept, Ledger
+from .records import MAX_NUMBERS, Record, StoreState
+from .store import AppendBatch, Done, Outcome, Store
+from .topic import NO_RECORDS, TopicLog
+
+PROBLEMS: dict[RefusalCode, str] = {
+    "invalid": v2.INVALID_DATA,
+    "topic_too_long": "the topic has more than max_topic_bytes",
+}
+
+ORDER_SLACK = 1000
+"""Entries of dropped records in the order that are not worth a walk over all."""
+
+
+class TopicLogs(Store):
+    """Give batches their offsets, find repeats, and keep records in memory.
+
+    Args:
+        config: The mode and the limits.
+        done: Called with the outcomes of batches, in the order in which they came.
+        clock: Returns the Unix time.
+    """
+
+    def __init__(
+        self,
+        config: Retention,
+        done: Done,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.id = secrets.token_hex(8)
+        self._config, self._done, self._clock = config, done, clock
+        self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config))
+        self._order: deque[TopicLog] = deque()
+        self._records = 0
+        self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def reconfigure(self, limits: Retention) -> None:
+        """Use other limits from now on; mode and directory stay those of the start."""
+        self._config = limits
+        self._ledger.limits = self._memory_limits(limits)
+        for log in list(self._ledger.topics.values()):
+            self._trim_topic(log)
+        self.trim()
+
+    def topic(self, name: str) -> TopicLog:
+        """Return the log of a topic, a new one if there is none."""
+        log = self._ledger.topics.get(name)
+        if log is None:
+            floor = self._ledger.floor
+            log = TopicLog(name, floor, floor)
+            self._ledger.know(log)
+            self._ledger.forget(self._needed)
+        return log
+
+    def reading(self, name: str, more: int) -> TopicLog:
+        """Return the log of a topic that has more readers, or fewer; with readers, it is not forgotten."""
+        log = self.topic(name)
+        self._ledger.hold(log, more)
+        self._ledger.forget(self._needed)
+        return log
+
+    def trim(self) -> None:
+        """Drop what is too old or too much."""
+        self._ledger.trim_oldest(self._oldest_first(), self._clock())
+        if len(self._order) > 2 * self._records + ORDER_SLACK:
+            self._compact()
+        self._ledger.forget(self._needed)
+
+    def _memory_limits(self, config: Retention) -> Retention:
+        """Return the limits of the records in memory."""
+        return config
+
+    def _needed(self, log: TopicLog) -> bool:
+        """Return True if an empty topic must not be forgotten now."""
+        return log.assigned != log.next
+
+    def _take_over(self, state: StoreState) -> None:
+        """Go on where a log ended that was kept."""
+        self.id, self._ledger.floor = state.id, state.floor
+        self._numbers.update(state.numbers)
+        for name, topic in state.topics.items():
+            self._ledger.know(TopicLog(name, 0, topic.next))
+
+    def _admit(self, batch: AppendBatch, before: int | None) -> Outcome:
+        """Give a batch its place in the log, unless it is there or one is missing before it.
+
+        Args:
+            batch: The batch.
+            before: Number of the publisher's last batch on the topic, None when the publisher is new here (or
+                has been forgotten), and so may begin with any number.
+        """
+        if batch.problem is not None:
+            return Outcome(batch, code=batch.problem, reason=PROBLEMS[batch.problem])
+        if batch.publisher:
+            if before is not None and batch.number <= before:
+                return Outcome(batch)
+            if before is not None and batch.after > before:
+                reason = f"batch {batch.after} of the publisher did not come before it"
+                return Outcome(batch, code="after_refused", reason=reason)
+        log = self._ledger.topics.get(batch.topic) or self.topic(batch.topic)
+        if batch.publisher:
+            # With the topic as the log has it, so that it is in memory once.
+            key = (log.name, batch.publisher)
+            self._numbers[key] = batch.number
+            self._numbers.move_to_end(key)
+            if len(self._numbers) > MAX_NUMBERS:
+                self._numbers.popitem(last=False)
+        packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
+        log.time = max(log.time, self._clock())
+        record = Record(
+            log.name, log.assigned, len(batch.data), log.time, batch.publisher, batch.number, packet
+        )
+        log.assigned = record.end
+        return Outcome(batch, record)
+
+    def _keep(self, record: Record) -> None:
+        """Keep a record that is stored, the newest of all, in memory."""
+        log = self._ledger.topics.get(record.topic) or self.topic(record.topic)
+        if not log.messages:
+            log.records = deque()
+        log.records.append(record)
+        self._order.append(log)
+        self._records += 1
+        if self._ledger.add(log, record.offset, record.count, record.size):
+            self._trim_topic(log)
+
+    def _trim_topic(self, log: TopicLog) -> None:
+        dropped = self._ledger.trim_topic(log, (_kept(log, record) for record in log.records))
+        log.dropped += dropped
+        self._records -= dropped
+        for _ in range(dropped):
+            log.records.popleft()
+
+    def _oldest_first(self) -> Iterator[Kept[TopicLog]]:
+        """Yield the oldest record, which is gone when the next one is asked for."""
+        while self._order:
+            log = self._order[0]
+            if log.dropped:
+                log.dropped -= 1
+            else:
+                yield _kept(log, log.records[0])
+                log.records.popleft()
+                self._records -= 1
+                if not log.messages:
+                    log.records = NO_RECORDS
+            self._order.popleft()
+
+    def _compact(self) -> None:
+        """Remove the entries of dropped records from the order; those of a topic come before all others."""
+        order: deque[TopicLog] = deque()
+        for log in self._order:
+            if log.dropped:
+                log.dropped -= 1
+            else:
+                order.append(log)
+        self._order = order
+
+    def _all_records(self) -> list[Record]:
+        """Return the records of all topics, oldest first."""
+        self._compact()
+        left = {log.name: iter(log.records) for log in self._ledger.topics.values()}
+        return [next(left[log.name]) for log in self._order]
+
+
+def _kept(log: TopicLog, record: Record) -> Kept[TopicLog]:
+    return log, record.end, record.count, record.size, record.time

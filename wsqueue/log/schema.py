@@ -1,0 +1,155 @@
+"""The SQLite file of a store: its tables, its settings, and the errors that opening it may have.
+
+Records lie in the order in which they came, so that an append fills whole pages and the oldest are deleted
+from the front; one narrow index finds them by topic and offset.
+
+| table | holds |
+|---|---|
+| `archive` | one row: the id of the logs, and the floor, where unknown topics begin |
+| `topic` | each topic that is remembered; `next` counts only while the topic has no records |
+| `record` | the records of all topics; a later id came later |
+| `number` | the last number of each (topic, publisher); a later id was used later |
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+from pathlib import Path
+
+from ..errors import ConfigError, StorageError
+from .files import Damaged, reason_of
+
+APPLICATION_ID = 0x77737175
+"""Says in the header of the file that it is a wsqueue's: `wsqu`."""
+
+VERSION = 1
+"""Version of the schema; a file of another version is never touched."""
+
+PAGE_BYTES = 16 * 1024
+"""A batch of some 50 KB is 4 pages: half the work of SQLite's 4 KiB, which would make it 13."""
+
+CACHE_KIB = 16 * 1024
+"""Holds all pages of a group, so that none is written twice."""
+
+MAX_WAL_BYTES = 64 * 1024 * 1024
+"""A longer write-ahead log waits for the reader to pause, and then begins again."""
+
+BUSY_SECONDS = 5.0
+"""How long to wait for another program that looks into the file, e.g. `sqlite3`."""
+
+SCHEMA = f"""
+CREATE TABLE archive (id TEXT NOT NULL, floor INTEGER NOT NULL) STRICT;
+CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL, next INTEGER NOT NULL) STRICT;
+CREATE TABLE record (
+    id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, "offset" INTEGER NOT NULL, count INTEGER NOT NULL,
+    time REAL NOT NULL, publisher TEXT NOT NULL, number INTEGER NOT NULL, packet BLOB NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX record_position ON record (topic, "offset");
+CREATE TABLE number (
+    id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, publisher TEXT NOT NULL, number INTEGER NOT NULL
+) STRICT;
+CREATE UNIQUE INDEX number_owner ON number (topic, publisher);
+PRAGMA application_id = {APPLICATION_ID};
+PRAGMA user_version = {VERSION};
+"""
+
+SETTINGS_ERRORS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
+"""Errors that say nothing against the file, and don't pass by themselves."""
+
+PASSING_ERRORS = frozenset(
+    (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_BUSY,
+        sqlite3.SQLITE_LOCKED,
+        sqlite3.SQLITE_NOMEM,
+    )
+)
+"""Errors that say nothing against the file, and may pass by themselves."""
+
+
+def connect(file: Path, *, durable: bool) -> sqlite3.Connection:
+    """Connect to the file.
+
+    Args:
+        file: The file, which is made when it is missing.
+        durable: Whether each commit must survive a power cut.
+    """
+    connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    for pragma in (
+        f"synchronous = {'FULL' if durable else 'OFF'}",
+        "wal_autocheckpoint = 0",
+        f"journal_size_limit = {MAX_WAL_BYTES}",
+        f"cache_size = -{CACHE_KIB}",
+        "secure_delete = OFF",  # some builds of SQLite write zeros over all that is deleted
+        "cell_size_check = ON",
+        "trusted_schema = OFF",
+    ):
+        connection.execute(f"PRAGMA {pragma}")
+    return connection
+
+
+def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bool:
+    """Make sure that the file is a wsqueue's; make the tables of a new one, and return True for that.
+
+    Raises:
+        ConfigError: The file is another program's, or another version's.
+    """
+    identity = [count(connection, f"PRAGMA {name}") for name in ("application_id", "user_version")]
+    if identity == [0, 0] and not count(connection, "SELECT count(*) FROM sqlite_schema"):
+        connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+        connection.execute(f"PRAGMA journal_mode = {'WAL' if durable else 'OFF'}")
+        connection.executescript(f"BEGIN; {SCHEMA}")
+        connection.execute("INSERT INTO archive VALUES (?, 0)", (secrets.token_hex(8),))
+        connection.execute("COMMIT")
+        return True
+    if identity[0] != APPLICATION_ID:
+        problem = "it belongs to another program; expected a directory of its own"
+        raise ConfigError(problem, file=str(file))
+    if identity[1] != VERSION:
+        problem = (
+            f"it has version {identity[1]}, not {VERSION}; run the wsqueue that wrote it or move it away"
+        )
+        raise ConfigError(problem, file=str(file))
+    return False
+
+
+def check(connection: sqlite3.Connection, *, durable: bool) -> None:
+    """Check the whole file.
+
+    Raises:
+        Damaged: It contradicts itself.
+    """
+    # The whole check, not the quick one, because an index that misses a record would hide it.
+    problem = text(connection, "PRAGMA integrity_check(1)")
+    if problem != "ok":
+        raise Damaged(problem)
+    # A copy that another program made has no write-ahead log.
+    if durable and text(connection, "PRAGMA journal_mode = WAL") != "wal":
+        raise Damaged("it has no write-ahead log")
+    # The file can be written, as was seen, but its header may say that it must not be.
+    connection.execute("BEGIN IMMEDIATE")
+    connection.execute("ROLLBACK")
+
+
+def failure(file: Path, error: sqlite3.Error) -> Exception:
+    """Return what a failure to open the file means: another setting, another time, or damage."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    problem = f"cannot open it: {reason_of(error)}"
+    if code in SETTINGS_ERRORS:
+        return ConfigError(problem, file=str(file))
+    if code in PASSING_ERRORS:
+        return StorageError(f"{file}: {problem}")
+    return Damaged(str(error))
+
+
+def text(connection: sqlite3.Connection, query: str) -> str:
+    """Return the one value of a query."""
+    return str(connection.execute(query).fetchone()[0])
+
+
+def count(connection: sqlite3.Connection, query: str) -> int:
+    """Return the one number of a query."""
+    return int(text(connection, query))

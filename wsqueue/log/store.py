@@ -1,0 +1,189 @@
+"""The interface of a store: what a consumer needs of the place that keeps the logs of its topics.
+
+A consumer appends batches and is told their outcomes; readers take subscribers through the log of a topic.
+There are two stores, `memory` and `sqlite`; all that they share is in `logs`, and `ledger` has the limits of
+both.
+
+What a store promises:
+
+- A batch gets its offsets when it is appended. It is stored once, however often it comes, and not before the
+  batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
+- Outcomes come in the order of the batches, once each. That order is what producers need: an ack or a refusal
+  confirms all batches of its connection before it.
+- Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
+- What is stored is only dropped by the limits, oldest first, in whole records; offsets are never used twice.
+- Nothing blocks the event loop: `open`, `close`, `read` and `offset_at` may wait for a disk or a peer.
+
+How a store fits whose topics lie elsewhere, for example in a replicated engine with `append_if(last)`,
+`last`, `read` and `follow` for each topic:
+
+- It derives from `TopicLogs`, which gives offsets, finds repeats and caches the newest records. `append`
+  hands new records to the engine with `append_if(first offset)`, and what the engine refuses fails as a full
+  disk does in `SqliteStore`: offsets and numbers are taken back, the batches are refused, and their producers
+  send again.
+- Topics may complete their appends in any order. The store marks what is complete and tells the outcomes of
+  the longest complete prefix of its pending queue; the order within each topic is then the engine's.
+- A topic opens lazily: the store learns `last` and the publishers' numbers from the engine when a topic is
+  first used. Until then appends of that topic wait in the pending queue, without offsets. A reader of it
+  waits in its state "starting", in which it already waits for `offset_at`: `Reader` begins in one task that
+  awaits the opening first. Nothing that is live or behind is concerned, because a topic with readers stays
+  open.
+- Records that others append come by `follow`, and are kept and told as outcomes without a source.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from ..config.model import Retention
+from ..protocol.v2 import RefusalCode
+from ..report.report import HistogramStatus, LogStatus
+from .records import Record
+from .topic import TopicLog
+
+
+class AppendBatch(msgspec.Struct, gc=False):
+    """Hold messages of one publisher on one topic that came together.
+
+    Attributes:
+        topic: Name of the topic of all messages.
+        data: The messages.
+        publisher: Public id of the publisher; "" for a classic publisher.
+        number: Number that the publisher gave to the batch; 0 for a classic publisher.
+        after: Number of the publisher's batch before, if that need not be here yet, else 0.
+        source: What the consumer needs to confirm the batch; the store hands it back.
+        problem: Why the batch cannot be stored, None when it can.
+    """
+
+    topic: str
+    data: list[str]
+    publisher: str = ""
+    number: int = 0
+    after: int = 0
+    source: object = None
+    problem: RefusalCode | None = None
+
+
+class Outcome(msgspec.Struct, gc=False):
+    """Say what became of a batch.
+
+    Attributes:
+        batch: The batch.
+        record: Its record in the log; None when the batch is a repeat, or is refused.
+        code: Why it is refused, None when it is not.
+        reason: The same in words.
+    """
+
+    batch: AppendBatch
+    record: Record | None = None
+    code: RefusalCode | None = None
+    reason: str = ""
+
+
+Done: TypeAlias = Callable[[list[Outcome]], None]
+"""Takes outcomes of batches, in the order of the batches."""
+
+
+class Store(ABC):
+    """Keep the logs of all topics of a consumer.
+
+    Attributes:
+        id: Id of the logs; offsets of logs with another id mean nothing here.
+    """
+
+    id: str
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Take over what was kept before; called once, before anything else.
+
+        Raises:
+            ConfigError: There is no directory, or it cannot be used.
+            StorageError: The disk is full or does not work.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Store all that was appended, and leave what the next start needs; called once, after `open`.
+
+        Raises:
+            WsqueueError: It cannot be written.
+        """
+
+    @abstractmethod
+    def reconfigure(self, limits: Retention) -> None:
+        """Use other limits from now on; mode and directory stay those of the start."""
+
+    @abstractmethod
+    def append(self, batches: Sequence[AppendBatch]) -> None:
+        """Store batches, or find out that they were stored before, or refuse them.
+
+        The outcomes may be told before this returns. Batches lose their messages while they wait for a disk.
+        """
+
+    @property
+    @abstractmethod
+    def congested(self) -> bool:
+        """Return True if too much waits to be stored; the consumer then reads no more from its producers."""
+
+    @abstractmethod
+    async def settle(self) -> None:
+        """Wait until all outcomes have been told."""
+
+    @abstractmethod
+    def topic(self, name: str) -> TopicLog:
+        """Return the log of a topic, a new one if there is none."""
+
+    @abstractmethod
+    def reading(self, name: str, more: int) -> TopicLog:
+        """Return the log of a topic that has more readers, or fewer; with readers, it is not forgotten."""
+
+    @abstractmethod
+    def earliest(self, log: TopicLog) -> int:
+        """Return the offset of the first message that is kept, `next` when there is none.
+
+        A store on disk may drop that message before it is read; the reader then finds out.
+        """
+
+    @abstractmethod
+    def in_memory(self, log: TopicLog, offset: int) -> bool:
+        """Return True if all messages that are kept from an offset on are in memory, in `TopicLog.read`."""
+
+    @abstractmethod
+    async def read(self, log: TopicLog, offset: int, max_bytes: int) -> list[Record]:
+        """Return records from the one that holds an offset on, at least one if there is any.
+
+        When the first begins after the offset, the messages between are gone.
+
+        Args:
+            log: Log of the topic.
+            offset: Offset of a message.
+            max_bytes: Bytes after which no further record is read.
+
+        Raises:
+            WsqueueError: The records cannot be read.
+        """
+
+    @abstractmethod
+    async def offset_at(self, log: TopicLog, moment: float) -> int:
+        """Return the offset of the first record that is not older than a Unix time, `next` if all are.
+
+        Raises:
+            WsqueueError: The records cannot be read.
+        """
+
+    @abstractmethod
+    def trim(self) -> None:
+        """Drop what is too old or too much; called from time to time, because time passes by itself."""
+
+    @abstractmethod
+    def log_status(self) -> LogStatus:
+        """Return what the store reports about itself."""
+
+    @abstractmethod
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long commits took, None for a store without commits."""

@@ -13,7 +13,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
-from wsqueue.monitoring.prometheus import METRICS, exposition
+from wsqueue.monitoring.metrics import METRICS
+from wsqueue.monitoring.prometheus import exposition
 from wsqueue.report.report import (
     ConnectionCount,
     HistogramStatus,

@@ -16,7 +16,8 @@ from prometheus_client.core import REGISTRY
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from wsqueue.monitoring.prometheus import CONTENT_TYPE, METRICS, ProcessMetrics, exposition
+from wsqueue.monitoring.metrics import METRICS
+from wsqueue.monitoring.prometheus import CONTENT_TYPE, ProcessMetrics, exposition
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (

@@ -22,7 +22,16 @@ from websockets.uri import parse_uri
 
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
-from wsqueue.protocol.framing import MAX_REASON_BYTES, Framing, HttpResponse, PongReceived, Upgraded
+from wsqueue.protocol.framing import (
+    MAX_REASON_BYTES,
+    Framing,
+    HttpResponse,
+    Item,
+    PongReceived,
+    RequestReceived,
+    ServerFraming,
+    Upgraded,
+)
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Session
 
@@ -33,6 +42,31 @@ BYTES = [bytes([number]) for number in range(256)]
 
 Flat = bytes | Upgraded | PongReceived
 """Output, text by text."""
+
+
+class AnsweringFraming(ServerFraming):
+    """An acceptor that answers each request at once.
+
+    Args:
+        answer_request: From the path of a request to a page, or None to upgrade.
+    """
+
+    def __init__(
+        self, answer_request: Callable[[str], HttpResponse | None], max_message_bytes: int, subprotocol: str
+    ) -> None:
+        super().__init__(max_message_bytes, subprotocol)
+        self._answer_request = answer_request
+
+    def receive_data(self, data: bytes) -> list[Item]:
+        items = super().receive_data(data)
+        if not items or not isinstance(items[0], RequestReceived):
+            return items
+        assert len(items) == 1
+        page = self._answer_request(items[0].path)
+        if page is None:
+            return self.accept()
+        self.respond(page)
+        return []
 
 
 class Library:

@@ -15,7 +15,7 @@ from websockets.http11 import Request
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
-from wsqueue.protocol.framing import HttpResponse
+from wsqueue.protocol.framing import HttpResponse, RequestReceived
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import Event, MessagesReceived, Session
 
@@ -36,18 +36,40 @@ def pages(path: str) -> HttpResponse | None:
     return HttpResponse(200, "wsqueue\n") if path == "/" else HttpResponse(404, "Not found.\n")
 
 
+class AnsweringSession(Session):
+    """An acceptor that answers each request at once, as a node does.
+
+    Attributes:
+        answer: From the path of a request to a page, or to the key that its peer must know.
+    """
+
+    answer: Callable[[str], HttpResponse | PreSharedKey]
+
+    def receive_data(self, data: bytes) -> list[Event]:
+        events = super().receive_data(data)
+        if not events or not isinstance(events[0], RequestReceived):
+            return events
+        assert len(events) == 1
+        answer = self.answer(events[0].path)
+        if isinstance(answer, PreSharedKey):
+            return self.accept(answer)
+        self.respond(answer)
+        return []
+
+
 def accept(
     psk: PreSharedKey = PSK,
     answer_request: Callable[[str], HttpResponse | None] = pages,
     *,
     allow_classic: bool | None = None,
-) -> Session:
-    return Session.accept(
-        lambda path: answer_request(path) or psk,
+) -> AnsweringSession:
+    session = AnsweringSession.acceptor(
         allow_classic=allow_classic,
         max_message_bytes=MAX_MESSAGE_BYTES,
         max_topic_bytes=MAX_TOPIC_BYTES,
     )
+    session.answer = lambda path: answer_request(path) or psk
+    return session
 
 
 def initiate(
@@ -58,7 +80,7 @@ def initiate(
     offer_v2: bool = False,
     allow_classic: bool | None = None,
 ) -> Session:
-    return Session.initiate(
+    return Session.initiator(
         "node.example",
         10001,
         path,

@@ -72,7 +72,7 @@ class Pages:
             self._cluster.stop()
             self._cluster = None
 
-    def allowed(self, connection: Connection) -> bool:
+    def allowed(self, connection: Connection, host: str) -> bool:
         """Return True if a peer may see the pages at the node's own addresses.
 
         A page of another site, in a browser on this host, sends requests from this host too. The browser
@@ -80,9 +80,7 @@ class Pages:
         then the request names that site as its `Host`.
         """
         pages = self._config.monitoring.pages
-        return pages == "all" or (
-            pages == "loopback" and connection.from_this_host and _no_other_site(connection.session.host)
-        )
+        return pages == "all" or (pages == "loopback" and connection.from_this_host and _no_other_site(host))
 
     def answer(self, path: str, *, all_pages: bool) -> HttpResponse | None:
         """Return the page of a path, None if there is none.

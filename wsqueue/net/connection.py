@@ -12,8 +12,7 @@ from ..config.keys import Keys
 from ..config.model import Config, Limits
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from ..protocol.framing import HttpResponse
-from ..protocol.keys import PreSharedKey
+from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
 from .tls import NO_TLS_ANSWER, TlsStream
 
@@ -73,6 +72,10 @@ class Traffic:
         self.bytes_in = self.bytes_out = 0
 
 
+Endpoint = Callable[["Connection", RequestReceived], Handler | HttpResponse]
+"""Finds the handler that takes the WebSocket of a request, or the page that answers it."""
+
+
 class Connection(asyncio.Protocol):
     """Drive one session over one transport.
 
@@ -82,7 +85,7 @@ class Connection(asyncio.Protocol):
     Args:
         session: The protocol.
         limits: Deadlines and buffer sizes.
-        handler: What to do with events; an acceptor learns it from the request.
+        handler: What to do with events; an acceptor gets it from its endpoint.
         on_lost: Called last, when the connection is gone.
         tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
         traffic: Counts the bytes of this and other connections.
@@ -94,8 +97,10 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_closing",
+        "_endpoint",
         "_eof_due",
         "_established",
+        "_keys",
         "_limits",
         "_on_lost",
         "_pauses",
@@ -132,6 +137,8 @@ class Connection(asyncio.Protocol):
         self.from_this_host = False
         self._writing_paused = False
         self._limits = limits
+        self._endpoint: Endpoint | None = None
+        self._keys: Keys | None = None
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -148,7 +155,7 @@ class Connection(asyncio.Protocol):
     @classmethod
     def accept(
         cls,
-        endpoint: Callable[[Connection, str], Handler | HttpResponse],
+        endpoint: Endpoint,
         keys: Keys,
         config: Config,
         on_lost: Callable[[Connection, Closed], None],
@@ -156,23 +163,15 @@ class Connection(asyncio.Protocol):
         *,
         traffic: Traffic | None = None,
     ) -> Connection:
-        """Return a connection that waits for a request; `endpoint` finds the handler of a path."""
+        """Return a connection that waits for a request, to be answered by `endpoint`."""
         limits = config.limits
-
-        def upgrade(path: str) -> HttpResponse | PreSharedKey:
-            answer = endpoint(connection, path)
-            if isinstance(answer, HttpResponse):
-                return answer
-            connection.handler = answer
-            return keys.nodes if answer.peer_is_node else keys.clients
-
-        session = Session.accept(
-            upgrade,
+        session = Session.acceptor(
             allow_classic=config.allow_classic,
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
         connection = cls(session, limits, on_lost=on_lost, tls=tls, traffic=traffic)
+        connection._endpoint, connection._keys = endpoint, keys
         return connection
 
     async def open(self, address: Address) -> None:
@@ -297,14 +296,33 @@ class Connection(asyncio.Protocol):
     def _receive(self, data: bytes) -> None:
         self._traffic.bytes_in += len(data)
         events = self.session.receive_data(data)
-        if not self._established and any(isinstance(event, HelloDone) for event in events):
-            self._establish()
+        if not self._established and events:
+            events = self._receive_hello(events)
         if events and self.handler is not None:
             self.handler.received(self, events)
         # Only now, for a pong says that all messages before its ping have been dealt with.
         if not self.session.quiet:
             self._end_if_failed()
             self._check_buffer()
+
+    def _receive_hello(self, events: list[Event]) -> list[Event]:
+        """Take the events of a read before the hello was done; return those for the handler."""
+        if isinstance(events[0], RequestReceived):
+            events = self._answer(events[0])
+        if any(isinstance(event, HelloDone) for event in events):
+            self._establish()
+        return events
+
+    def _answer(self, request: RequestReceived) -> list[Event]:
+        """Answer a request as the endpoint says; return the events in the bytes behind it."""
+        assert self._endpoint is not None
+        assert self._keys is not None
+        answer = self._endpoint(self, request)
+        if isinstance(answer, HttpResponse):
+            self.session.respond(answer)
+            return []
+        self.handler = answer
+        return self.session.accept(self._keys.nodes if answer.peer_is_node else self._keys.clients)
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""

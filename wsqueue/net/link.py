@@ -227,7 +227,7 @@ class Link(Handler):
         """Open a connection and return why it failed or, later, why it ended."""
         address, limits = self._address, self._limits
         self._ended = asyncio.get_running_loop().create_future()
-        session = Session.initiate(
+        session = Session.initiator(
             address.host or "localhost",
             address.port or 80,
             address.path,

@@ -17,7 +17,7 @@ from ..config.addresses import Address
 from ..config.model import NodeConfig
 from ..errors import ListenError, why
 from ..net.connection import Connection, Handler
-from ..protocol.framing import HttpResponse
+from ..protocol.framing import HttpResponse, RequestReceived
 
 LISTEN_BACKLOG = 4096
 """Connections that the kernel holds for a node, as when all come back after a restart (Linux's default)."""
@@ -35,7 +35,9 @@ class Listener:
     server: asyncio.AbstractServer
 
     def __init__(
-        self, address: Address, endpoint: Callable[[Listener, Connection, str], Handler | HttpResponse]
+        self,
+        address: Address,
+        endpoint: Callable[[Listener, Connection, RequestReceived], Handler | HttpResponse],
     ) -> None:
         self.address = address
         # All of its connections share one object.

@@ -25,7 +25,7 @@ from ..monitoring.pages import ONLY_PAGES, Pages
 from ..monitoring.reporter import Reporter
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
-from ..protocol.framing import HttpResponse
+from ..protocol.framing import HttpResponse, RequestReceived
 from ..version import __version__
 from .connections import Connections
 from .limits import allow_open_files, keep_freed_memory
@@ -179,10 +179,12 @@ class Service:
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
-    def endpoint(self, listener: Listener, connection: Connection, path: str) -> Handler | HttpResponse:
+    def endpoint(
+        self, listener: Listener, connection: Connection, request: RequestReceived
+    ) -> Handler | HttpResponse:
         """Return the handler of a request, or the page that answers it."""
-        path = path.partition("?")[0]
-        all_pages = listener.pages_only or self._pages.allowed(connection)
+        path = request.path.partition("?")[0]
+        all_pages = listener.pages_only or self._pages.allowed(connection, request.host)
         page = self._pages.answer(path, all_pages=all_pages)
         if page is not None or listener.pages_only:
             return page or ONLY_PAGES

@@ -7,7 +7,7 @@ error. Plain frames, of which there are millions, take the fast lane (`cut_texts
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ import msgspec
 from websockets.client import ClientProtocol
 from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
+from websockets.http11 import Request, Response
 from websockets.protocol import CLIENT, CLOSED, CLOSING, CONNECTING, OPEN, SERVER, Event, Protocol, Side
 from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
@@ -67,6 +67,20 @@ class HttpResponse(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
 
 
+class RequestReceived(msgspec.Struct, frozen=True):
+    """Report a request, to be answered with `accept` or `respond`.
+
+    Attributes:
+        path: Of the request, with its query.
+        host: The `Host` headers, "" if there are none: how the peer calls this node.
+        offers_subprotocol: True if the peer offers the subprotocol of this end.
+    """
+
+    path: str
+    host: str
+    offers_subprotocol: bool
+
+
 class Upgraded(msgspec.Struct, frozen=True):
     """Report that the WebSocket is open.
 
@@ -87,7 +101,7 @@ class PongReceived(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Item = list[bytes] | Upgraded | PongReceived
+Item = list[bytes] | RequestReceived | Upgraded | PongReceived
 """What comes out of a read: the payloads of consecutive text messages, or one of the rare things.
 
 A payload may still turn out not to be UTF-8: `packets.decode` finds that out.
@@ -268,13 +282,14 @@ class Framing:
             self._protocol = None
 
     def _read_head(self, data: bytes, items: list[Item]) -> int:
-        """Hand the request or the answer to the library, and return where the frames begin.
+        """Hand the request or the response to the library, and return where the frames begin.
 
-        Line by line, for the library would take what follows for frames of its own, on the acceptor's
-        side even before the request has been answered.
+        The library gets it line by line, because it would parse the bytes behind it as frames, on the
+        acceptor's side even before the request has been answered.
         """
         position = 0
-        while position < len(data) and self._protocol is not None and self._protocol.state is CONNECTING:
+        library = self._protocol
+        while position < len(data) and not items and library is not None and library.state is CONNECTING:
             newline = data.find(b"\n", position) if self._head_lines < MAX_HEAD_LINES else -1
             self._head_lines += newline >= 0
             end = newline + 1 or len(data)
@@ -345,7 +360,7 @@ class Framing:
             return PongReceived(bytes(frame.data))
         return None
 
-    def _take_opening(self, event: Event) -> Upgraded | None:
+    def _take_opening(self, event: Event) -> RequestReceived | Upgraded | None:
         raise NotImplementedError
 
     def _refusal(self, error: Exception) -> Closed:
@@ -356,61 +371,87 @@ ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={
 
 
 class ServerFraming(Framing):
-    """Accept a WebSocket, or answer the request with a page.
+    """Receive a request, and accept a WebSocket or respond with a page.
+
+    After a `RequestReceived`, nothing more is read until it is answered; data that comes meanwhile waits.
 
     Args:
-        answer_request: From the request's path (with query), and whether the subprotocol is offered, to
-            a page, or None to upgrade.
         max_message_bytes: Larger messages close the connection with 1009.
         subprotocol: Selected when it is offered.
-
-    Attributes:
-        host: What the peer takes this node for, while its request is being answered.
     """
 
-    __slots__ = ("_answer_request", "_subprotocol", "host")
+    __slots__ = ("_behind_request", "_request", "_subprotocol")
 
     masked = False
     _side = SERVER
 
-    def __init__(
-        self,
-        answer_request: Callable[[str, bool], HttpResponse | None],
-        max_message_bytes: int,
-        subprotocol: str,
-    ) -> None:
+    def __init__(self, max_message_bytes: int, subprotocol: str) -> None:
 
         def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
             return next((name for name in offered if name == subprotocol), None)
 
         protocol = ServerProtocol(max_size=max_message_bytes, logger=_NO_LOGGER, select_subprotocol=select)
         super().__init__(protocol, max_message_bytes)
-        self._answer_request = answer_request
         self._subprotocol = subprotocol
-        self.host = ""
+        self._request: Request | None = None
+        self._behind_request = b""
 
-    def _take_opening(self, event: Event) -> Upgraded | None:
+    def accept(self) -> list[Item]:
+        """Open the WebSocket that was requested; return what the bytes behind the request hold.
+
+        A request without the headers of an upgrade is refused (RFC 6455 section 4.2.1).
+        """
+        library, request = self._answer()
+        self._send(library.accept(request), request)
+        if not self.open:
+            return []
+        upgraded = Upgraded(request.path, _offered(request), library.subprotocol)
+        data, self._behind_request = self._behind_request, b""
+        return [upgraded, *self.receive_data(data)]
+
+    def respond(self, page: HttpResponse) -> None:
+        """Answer the request with a page, and end the connection; the bytes behind it are ignored."""
+        library, request = self._answer()
+        response = library.reject(page.status, page.text)
+        for name, value in {"Content-Type": page.content_type, **page.headers}.items():
+            response.headers.pop(name, None)
+            response.headers[name] = value
+        self._send(response, request)
+
+    def _answer(self) -> tuple[ServerProtocol, Request]:
+        library, request = self._protocol, self._request
+        assert isinstance(library, ServerProtocol)
+        assert request is not None, "there is no request to answer"
+        self._request = None
+        return library, request
+
+    def _send(self, response: Response, request: Request) -> None:
         library = self._protocol
         assert isinstance(library, ServerProtocol)
-        assert isinstance(event, Request)
-        offered = ", ".join(event.headers.get_all(SUBPROTOCOL_HEADER))
-        page: HttpResponse | None = ONLY_GET
-        if event.method in ("GET", "HEAD"):
-            self.host = ", ".join(event.headers.get_all("Host"))
-            page = self._answer_request(event.path, self._subprotocol in re.split(r"[\s,]+", offered))
-            self.host = ""
-        response = library.accept(event) if page is None else library.reject(page.status, page.text)
-        if event.method == "HEAD":
+        if request.method == "HEAD":
             response.body = b""
-        if page is not None:
-            for name, value in {"Content-Type": page.content_type, **page.headers}.items():
-                response.headers.pop(name, None)
-                response.headers[name] = value
         library.send_response(response)
-        if self.open:
-            return Upgraded(event.path, offered, library.subprotocol)
-        self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-        return None
+        if not self.open:
+            self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
+            self._behind_request = b""
+        self._settle()
+
+    def _read_head(self, data: bytes, items: list[Item]) -> int:
+        position = super()._read_head(data, items) if self._request is None else 0
+        if self._request is None:
+            return position
+        self._behind_request += data[position:]
+        return len(data)
+
+    def _take_opening(self, event: Event) -> RequestReceived | None:
+        assert isinstance(event, Request)
+        self._request = event
+        if event.method not in ("GET", "HEAD"):
+            self.respond(ONLY_GET)
+            return None
+        names = re.split(r"[\s,]+", _offered(event))
+        host = ", ".join(event.headers.get_all("Host"))
+        return RequestReceived(event.path, host, self._subprotocol in names)
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST
@@ -450,7 +491,7 @@ class ClientFraming(Framing):
         request = protocol.connect()
         protocol.send_request(request)
         super().__init__(protocol, max_message_bytes)
-        self._path, self._offered = path, ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
+        self._path, self._offered = path, _offered(request)
 
     def _take_opening(self, event: Event) -> Upgraded | None:
         library = self._protocol
@@ -462,6 +503,11 @@ class ClientFraming(Framing):
             response = error.response
             return Closed(response.status_code, f"HTTP {response.reason_phrase}", by_peer=True)
         return Closed(CloseCode.ABNORMAL, f"not a WebSocket server: {error}", by_peer=True)
+
+
+def _offered(request: Request) -> str:
+    """Return the subprotocols that a request offers, as they were sent."""
+    return ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
 
 
 def _short(reason: str) -> str:

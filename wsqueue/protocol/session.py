@@ -6,7 +6,7 @@ One class for both roles. A peer's fault never raises: it ends the session with 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from http import HTTPStatus
 from typing import Self
 
@@ -19,7 +19,9 @@ from .framing import (
     ClientFraming,
     Framing,
     HttpResponse,
+    Item,
     PongReceived,
+    RequestReceived,
     ServerFraming,
     Upgraded,
 )
@@ -63,10 +65,7 @@ class MessagesReceived(msgspec.Struct):
         yield data[begin:]
 
 
-Event = HelloDone | MessagesReceived | PongReceived | v2.Packet
-
-Upgrade = Callable[[str], HttpResponse | PreSharedKey]
-"""From a request's path to a page, or to the key that its peer must know."""
+Event = RequestReceived | HelloDone | MessagesReceived | PongReceived | v2.Packet
 
 
 class Session:
@@ -75,7 +74,7 @@ class Session:
     Args:
         framing: The WebSocket.
         role: Which end this is.
-        psk: The key; an acceptor learns it from the path that is asked for.
+        psk: The key; an acceptor gets it in `accept`.
         order: The order in which an initiator answers a classic challenge.
         allow_classic: Whether the peer may speak the classic protocol; None for only without TLS.
         max_topic_bytes: A message with a longer topic (UTF-8) ends a classic session.
@@ -95,6 +94,7 @@ class Session:
         "_max_topic_bytes",
         "_order",
         "_psk",
+        "_request",
         "_role",
         "channel_binding",
         "v2",
@@ -118,40 +118,28 @@ class Session:
         self._handshake: Handshake | HandshakeV2 | None = None
         self._max_topic_bytes = max_topic_bytes
         self._hello_bytes = 0
+        self._request: RequestReceived | None = None
 
     @classmethod
-    def accept(
+    def acceptor(
         cls,
-        upgrade: Upgrade,
         *,
         allow_classic: bool | None = None,
         max_message_bytes: int,
         max_topic_bytes: int,
     ) -> Self:
-        """Return the acceptor's end."""
-
-        def answer_request(path: str, offers_v2: bool) -> HttpResponse | None:
-            answer = upgrade(path)
-            if isinstance(answer, HttpResponse):
-                return answer
-            if not offers_v2 and not session.allows_classic:
-                return HttpResponse(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
-            session._psk = answer
-            return None
-
-        framing = ServerFraming(answer_request, max_message_bytes, SUBPROTOCOL)
-        session = cls(
-            framing,
+        """Return the acceptor's end, which waits for a request."""
+        return cls(
+            ServerFraming(max_message_bytes, SUBPROTOCOL),
             Role.ACCEPTOR,
             None,
             Order.DOCUMENT,
             allow_classic=allow_classic,
             max_topic_bytes=max_topic_bytes,
         )
-        return session
 
     @classmethod
-    def initiate(
+    def initiator(
         cls,
         host: str,
         port: int,
@@ -175,11 +163,6 @@ class Session:
             allow_classic=allow_classic,
             max_topic_bytes=max_topic_bytes,
         )
-
-    @property
-    def host(self) -> str:
-        """Return the `Host` of the request that is being answered, "" where it has none."""
-        return self._framing.host if isinstance(self._framing, ServerFraming) else ""
 
     @property
     def allows_classic(self) -> bool:
@@ -212,21 +195,37 @@ class Session:
         return self._framing.closed_cleanly
 
     def receive_data(self, data: bytes) -> list[Event]:
-        """Take bytes from the network; return the events in them, in order."""
-        events: list[Event] = []
-        try:
-            for item in self._framing.receive_data(data):
-                if isinstance(item, list):
-                    self._receive_texts(item, events)
-                elif isinstance(item, PongReceived):
-                    events.append(item)
-                elif isinstance(item, Upgraded):
-                    self._begin_hello(item)
-            if not self._done:
-                self._check_hello_bytes(len(data))
-        except PeerError as error:
-            self._framing.refuse(error.code, error.reason)
-        return events
+        """Take bytes from the network; return the events in them, in order.
+
+        A `RequestReceived` comes alone: answer it with `accept` or `respond`.
+        """
+        items = self._framing.receive_data(data)
+        if not self._done:
+            self._hello_bytes += len(data)
+        return self._take(items)
+
+    def accept(self, psk: PreSharedKey) -> list[Event]:
+        """Open the WebSocket that was requested, for a peer that must know a key.
+
+        Returns:
+            The events in the bytes that came behind the request.
+        """
+        request, framing = self._request, self._framing
+        assert request is not None, "there is no request to answer"
+        assert isinstance(framing, ServerFraming)
+        if not request.offers_subprotocol and not self.allows_classic:
+            self.respond(
+                HttpResponse(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
+            )
+            return []
+        self._request, self._psk = None, psk
+        return self._take(framing.accept())
+
+    def respond(self, page: HttpResponse) -> None:
+        """Answer the request with a page, which ends the session."""
+        self._request = None
+        assert isinstance(self._framing, ServerFraming)
+        self._framing.respond(page)
 
     def receive_eof(self) -> None:
         """Take the end of the peer's stream."""
@@ -251,6 +250,24 @@ class Session:
     def fail(self, code: CloseCode, reason: str = "") -> None:
         """End the session at once, unless it has ended; nothing more is read from the peer."""
         self._framing.fail(code, reason or code.reason)
+
+    def _take(self, items: list[Item]) -> list[Event]:
+        events: list[Event] = []
+        try:
+            for item in items:
+                if isinstance(item, list):
+                    self._receive_texts(item, events)
+                elif isinstance(item, Upgraded):
+                    self._begin_hello(item)
+                else:
+                    if isinstance(item, RequestReceived):
+                        self._request = item
+                    events.append(item)
+            if not self._done:
+                self._check_hello_bytes()
+        except PeerError as error:
+            self._framing.refuse(error.code, error.reason)
+        return events
 
     def _receive_texts(self, payloads: list[bytes], events: list[Event]) -> None:
         if not self._done:
@@ -368,11 +385,9 @@ class Session:
         self._send_hello(answer)
         self._done = self._handshake.done
 
-    def _check_hello_bytes(self, received: int) -> None:
-        if self.closed is None:
-            self._hello_bytes += received
-            if self._hello_bytes > MAX_HELLO_BYTES:
-                raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
+    def _check_hello_bytes(self) -> None:
+        if self._hello_bytes > MAX_HELLO_BYTES and self._request is None and self.closed is None:
+            raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
 
     def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:
         if packet is not None:

@@ -23,7 +23,7 @@ from wsqueue.protocol.framing import (
     Framing,
     HttpResponse,
     PongReceived,
-    ServerFraming,
+    RequestReceived,
     Upgraded,
 )
 from wsqueue.protocol.keys import Role
@@ -35,6 +35,7 @@ from ...support.oracle import (
     OPENED,
     PATH,
     PORT,
+    AnsweringFraming,
     Flat,
     Library,
     LibrarySession,
@@ -180,7 +181,7 @@ class Twins:
         self.masked = role is Role.ACCEPTOR
         self.framing: Framing
         if role is Role.ACCEPTOR:
-            self.framing = ServerFraming(lambda path, _offered: answer_request(path), limit, SUBPROTOCOL)
+            self.framing = AnsweringFraming(answer_request, limit, SUBPROTOCOL)
         else:
             self.framing = ClientFraming(HOST, PORT, PATH, limit)
         request = b"".join(self.framing.data_to_send())
@@ -208,6 +209,7 @@ class Twins:
         assert [] not in items
         flat: list[Flat] = []
         for item in items:
+            assert not isinstance(item, RequestReceived)
             flat += item if isinstance(item, list) else [item]
         assert all(type(item) is bytes for item in flat if not isinstance(item, Upgraded | PongReceived))
         assert flat == self.library.receive_data(data)

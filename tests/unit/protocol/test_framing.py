@@ -18,11 +18,13 @@ from wsqueue.protocol.framing import (
     HttpResponse,
     Item,
     PongReceived,
+    RequestReceived,
     ServerFraming,
     Upgraded,
 )
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
+from ...support.oracle import AnsweringFraming
 from ...support.session_pair import few
 
 OPENED = Upgraded("/producer", "", None)
@@ -98,12 +100,12 @@ class Joined:
     """Two ends of a WebSocket in memory."""
 
     def __init__(self, max_message_bytes: int = 1000, subprotocols: Sequence[str] = ()) -> None:
-        self.requests: list[tuple[str, bool]] = []
-        self.server = ServerFraming(self._answer, max_message_bytes, SUBPROTOCOL)
+        self.requests: list[str] = []
+        self.server = AnsweringFraming(self._answer, max_message_bytes, SUBPROTOCOL)
         self.client = ClientFraming("::1", 8080, "/producer", max_message_bytes, subprotocols)
 
-    def _answer(self, path: str, offered: bool) -> HttpResponse | None:
-        self.requests.append((path, offered))
+    def _answer(self, path: str) -> HttpResponse | None:
+        self.requests.append(path)
         return None if path == "/producer" else HttpResponse(404, "no\n")
 
     def exchange(self) -> tuple[list[Item], list[Item]]:
@@ -141,7 +143,7 @@ class TestFraming:
         assert request.startswith(b"GET /producer HTTP/1.1\r\nHost: [::1]:8080\r\n")
         assert b"Sec-WebSocket-Protocol" not in request
         assert joined.server.receive_data(request) == [OPENED]
-        assert joined.requests == [("/producer", False)]
+        assert joined.requests == ["/producer"]
 
     @pytest.mark.parametrize(
         ("subprotocols", "selected"),
@@ -159,7 +161,7 @@ class TestFraming:
         joined = Joined(subprotocols=subprotocols)
         opened = Upgraded("/producer", ", ".join(subprotocols), selected)
         assert joined.exchange() == ([opened], [opened])
-        assert joined.requests == [("/producer", selected is not None)]
+        assert joined.requests == ["/producer"]
 
     @pytest.mark.parametrize(
         ("lines", "host"),
@@ -170,16 +172,44 @@ class TestFraming:
             (["Host: a", "Host: b"], "a, b"),
         ],
     )
-    def test_the_host_is_known_while_a_request_is_answered(self, lines: list[str], host: str) -> None:
-        found: list[str] = []
+    def test_a_request_says_which_host_it_is_for(self, lines: list[str], host: str) -> None:
+        server = ServerFraming(1000, SUBPROTOCOL)
+        request = "\r\n".join(["GET /x?y HTTP/1.1", *lines, "", ""]).encode()
+        assert server.receive_data(request) == [RequestReceived("/x?y", host, offers_subprotocol=False)]
 
-        def answer(_path: str, _offered: bool) -> HttpResponse:
-            found.append(server.host)
-            return HttpResponse(200, "ok\n")
+    @pytest.mark.parametrize(
+        ("offers", "offered"),
+        [
+            ([SUBPROTOCOL], True),
+            (["other, wsqueue.v3", f"x ,{SUBPROTOCOL}\t"], True),
+            (["wsqueue.v22", "xwsqueue.v2"], False),
+        ],
+    )
+    def test_a_request_says_whether_it_offers_the_subprotocol(self, offers: list[str], offered: bool) -> None:
+        server = ServerFraming(1000, SUBPROTOCOL)
+        lines = [f"Sec-WebSocket-Protocol: {offer}" for offer in offers]
+        request = "\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode()
+        assert server.receive_data(request) == [RequestReceived("/", "", offers_subprotocol=offered)]
 
-        server = ServerFraming(answer, 1000, SUBPROTOCOL)
-        server.receive_data("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
-        assert (found, server.host) == ([host], "")
+    @pytest.mark.parametrize("accepted", [True, False])
+    def test_what_is_behind_a_request_waits_for_the_answer(self, accepted: bool) -> None:
+        server, client = ServerFraming(1000, SUBPROTOCOL), ClientFraming("::1", 8080, "/producer", 1000)
+        frames = [frame_texts([text], masked=True) for text in (b"a", b"b", b"c")]
+        ping = Frame(Opcode.PING, b"now").serialize(mask=True)
+        (request,) = client.data_to_send()
+        items = server.receive_data(request + frames[0] + frames[1][:3])
+        assert items == [RequestReceived("/producer", "[::1]:8080", offers_subprotocol=False)]
+        assert server.receive_data(frames[1][3:] + ping) == server.receive_data(frames[2]) == []
+        assert (server.open, server.closed, server.data_to_send()) == (False, None, [])
+        if accepted:
+            assert server.accept() == [OPENED, [b"a", b"b", b"c"]]
+            response, pong = server.data_to_send()
+            assert client.receive_data(response + pong) == [OPENED, PongReceived(b"now")]
+        else:
+            server.respond(HttpResponse(404, "no\n"))
+            assert server.closed == Closed(404, "Not Found", by_peer=False)
+            assert server.receive_data(frames[2]) == []
+            assert b"".join(server.data_to_send()).endswith(b"\r\n\r\nno\n")
 
     @pytest.mark.parametrize("method", ["POST", "PUT", "get", "CONNECT"])
     def test_another_method_asks_for_nothing(self, method: str) -> None:
@@ -200,7 +230,7 @@ class TestFraming:
         assert head.startswith(b"HTTP/1.1 404 ")
         assert b"\r\nContent-Length: 3" in head
         assert body == b""
-        assert joined.requests == [("/", False)]
+        assert joined.requests == ["/"]
 
     def test_a_message_that_has_begun_may_be_longer_too(self, joined: Joined) -> None:
         begun = Frame(Opcode.TEXT, b"x" * 1000, fin=False).serialize(mask=True)

@@ -561,9 +561,9 @@ class TestAttacks:
         keys = {"/producer": nodes, "/subscribe": clients}
 
         def acceptor() -> Session:
-            return Session.accept(
-                lambda path: keys[path], allow_classic=True, max_message_bytes=4096, max_topic_bytes=32
-            )
+            session = accept(allow_classic=True)
+            session.answer = lambda path: keys[path]
+            return session
 
         for psk, path, good in (
             (clients, "/producer", False),

@@ -94,7 +94,7 @@ class NodesWire:
             raise
 
     def _hello(self, connection: socket.socket, address: Address) -> None:
-        session = Session.initiate(
+        session = Session.initiator(
             address.host or "localhost",
             address.port or 80,
             address.path,

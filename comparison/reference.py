@@ -25,7 +25,7 @@ from websockets.asyncio.connection import Connection
 from websockets.asyncio.server import ServerConnection, broadcast, serve
 
 from wsqueue.protocol.classic import Hello
-from wsqueue.protocol.hello import Handshake
+from wsqueue.protocol.hello import ClassicHandshake
 from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.routing import router
 
@@ -40,7 +40,7 @@ async def prove(websocket: Connection, role: Role) -> None:
     Raises:
         PeerError: The peer does not know the key.
     """
-    handshake = Handshake(role, PSK)
+    handshake = ClassicHandshake(role, PSK)
     await websocket.send(json.dumps({"t": "h", "o": handshake.once}))
     while not handshake.done:
         packet = json.loads(await websocket.recv())

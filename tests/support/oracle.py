@@ -29,11 +29,11 @@ from wsqueue.protocol.framing import (
     Item,
     PongReceived,
     RequestReceived,
-    ServerFraming,
     Upgraded,
 )
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Session
+from wsqueue.protocol.upgrade import ServerFraming
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"
 OPENED = Upgraded(PATH, "", None)

@@ -1,39 +1,49 @@
 """WebSocket messages out of bytes, and bytes out of messages, over websockets' Sans-I/O protocol.
 
-The library does the HTTP upgrade, fragments, control frames, the close handshake and every protocol
-error. Plain frames, of which there are millions, take the fast lane (`cut_texts`) around it.
+The library does the opening handshake, fragments, control frames, the close handshake and every protocol
+error. Plain frames (whole, unfragmented text within the limit), of which there are millions, take the fast
+lane around it (`cut_texts`). The library is given whole frames before the fast lane goes on.
+
+Bytes move through `Framing` like this:
+
+```
+             head, line by line          (while the library's state is CONNECTING)
+read ──┬───────────────────────────────> library ──> RequestReceived, Upgraded
+       │  plain frames
+       ├──> cut_texts ─────────────────────────────> texts
+       │       └─ the last, incomplete one ──> _tail ──> cut_texts, when it has _needed bytes
+       │  any other frame
+       └──> _head, until the header is whole, then _lacking bytes
+                     └─────────────────> library ──> PongReceived
+                                             └─ fragments ──> _fragments ──> a text, with FIN
+send_text, library.data_to_send ──> _writes ──> data_to_send
+```
+
+- At most one frame is incomplete: it is either in `_tail`, or the library has a part of it and the framing
+  knows how much of it is to come (`_head`, `_lacking`).
+- `_in_fragments` is True between the first fragment and the last. Only the library may read frames then.
+- `_protocol`, the library's object, exists while it has something to do (`_settle`): during the opening
+  handshake, inside a frame that is not plain, between fragments, from the first close frame on. A connection
+  at rest does without its 4 KiB.
+- `_failure` is set when this end refuses the peer. Nothing is read after that.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 import msgspec
-from websockets.client import ClientProtocol
-from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request, Response
-from websockets.protocol import CLIENT, CLOSED, CLOSING, CONNECTING, OPEN, SERVER, Event, Protocol, Side
-from websockets.server import ServerProtocol
-from websockets.typing import Subprotocol
-from websockets.uri import WebSocketURI
+from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, Event, Protocol, Side
 
 from .close import CloseCode, Closed
 from .frames import MAX_HEADER_BYTES, cut_texts, frame_size, frame_texts
 
 MAX_REASON_BYTES = 123
-"""A control frame carries 125 bytes, two of which are the close code (RFC 6455 section 5.5)."""
-
+"""Length of a close frame's reason: 125 bytes without the close code (RFC 6455 section 5.5)."""
 
 MAX_HEAD_LINES = 130
-"""Of a request or an answer: the first line, the 128 headers that the library takes, and an empty one."""
-
-
-SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
-"""RFC 6455 section 11.3.4."""
+"""Lines of a request or response: the first, the 128 headers that the library takes, and an empty one."""
 
 
 class _NoLogger:
@@ -48,17 +58,17 @@ class _NoLogger:
     info = warning = error = debug
 
 
-_NO_LOGGER: Any = _NoLogger()
+NO_LOGGER: Any = _NoLogger()
 
 
 class HttpResponse(msgspec.Struct, frozen=True):
     """Answer a request with a page instead of a WebSocket.
 
     Attributes:
-        status: Of HTTP.
-        text: The page.
-        content_type: Of the page.
-        headers: Besides those that each answer has.
+        status: HTTP status code.
+        text: Body of the response.
+        content_type: Media type of the body.
+        headers: Headers besides those that every response has.
     """
 
     status: int
@@ -71,8 +81,8 @@ class RequestReceived(msgspec.Struct, frozen=True):
     """Report a request, to be answered with `accept` or `respond`.
 
     Attributes:
-        path: Of the request, with its query.
-        host: The `Host` headers, "" if there are none: how the peer calls this node.
+        path: Path and query, as they were sent.
+        host: The `Host` headers, "" if there are none: the name by which the peer calls this node.
         offers_subprotocol: True if the peer offers the subprotocol of this end.
     """
 
@@ -85,9 +95,9 @@ class Upgraded(msgspec.Struct, frozen=True):
     """Report that the WebSocket is open.
 
     Attributes:
-        path: Of the request, with its query.
+        path: Path and query of the request, as they were sent.
         offered: The subprotocols that the initiator offered, as they were sent.
-        subprotocol: What the acceptor selected, None if it selected none.
+        subprotocol: The one that the acceptor selected, None if it selected none.
     """
 
     path: str
@@ -102,9 +112,9 @@ class PongReceived(msgspec.Struct, frozen=True):
 
 
 Item = list[bytes] | RequestReceived | Upgraded | PongReceived
-"""What comes out of a read: the payloads of consecutive text messages, or one of the rare things.
+"""An item of a read: the payloads of consecutive text messages, or one of the rare events.
 
-A payload may still turn out not to be UTF-8: `packets.decode` finds that out.
+A payload may not be UTF-8; the decoders of packets find that out.
 """
 
 
@@ -113,8 +123,8 @@ class Framing:
 
     A peer's fault never raises: it becomes a close frame to send and a cause in `closed`.
 
-    The library's protocol is there only while it has something to do: during the upgrade, between the
-    fragments of a message, from the first close frame on. A connection at rest does without its 4 KiB.
+    Attributes:
+        masked: True if this end masks its frames, as an initiator must.
     """
 
     __slots__ = (
@@ -140,40 +150,38 @@ class Framing:
         self._failure: Closed | None = None
         self._writes = protocol.data_to_send()
         self._head_lines = 0
-        # The beginning of a plain frame, and the length at which to look at it again.
         self._tail = bytearray()
         self._needed = 0
-        # Of the frame that the library is reading: an incomplete header, or what is left to come.
         self._head = b""
         self._lacking = 0
         self._fragments = bytearray()
         self._in_fragments = False
 
     def allow_more(self, more_bytes: int) -> None:
-        """Let messages be longer by so many bytes from now on."""
+        """Raise the limit of messages from now on, or lower it if `more_bytes` is negative."""
         self._max_message_bytes += more_bytes
         if self._protocol is not None:
             self._protocol.max_message_size = self._max_message_bytes
 
     @property
     def open(self) -> bool:
-        """Tell whether messages may be sent: after the upgrade and before any close frame."""
+        """Return True if messages may be sent: after the upgrade and before any close frame."""
         protocol = self._protocol
         return self._failure is None and (protocol is None or protocol.state is OPEN)
 
     @property
     def quiet(self) -> bool:
-        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        """Return True if there is nothing to send and the connection isn't closing, as after most reads."""
         return self._protocol is None and not self._writes and self._failure is None
 
     @property
     def closing(self) -> bool:
-        """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
+        """Return True if the TCP connection should end soon; if it doesn't, abort it."""
         return self._protocol is not None and self._protocol.close_expected()
 
     @property
     def closed(self) -> Closed | None:
-        """Say why the connection ended or is about to, None while it goes on."""
+        """Return why the connection ended or is about to end, None while it goes on."""
         protocol = self._protocol
         if self._failure is not None or protocol is None:
             return self._failure
@@ -190,10 +198,10 @@ class Framing:
 
     @property
     def closed_cleanly(self) -> bool:
-        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent.
+        """Return True if the peer has closed, or echoed our close, and so has read all that we sent.
 
-        One that closes first reads on until our echo, and then ends the stream; one that gives up before
-        that resets the connection.
+        A peer that closes first reads on until our echo, and then ends the stream; a peer that gives up
+        earlier resets the connection.
         """
         if self._protocol is None:
             return False
@@ -201,7 +209,7 @@ class Framing:
         return ended and received is not None and received.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
 
     def receive_data(self, data: bytes) -> list[Item]:
-        """Take bytes from the network; return what is whole."""
+        """Take bytes from the network; return the items that are complete."""
         items: list[Item] = []
         if self._failure is not None:
             return items
@@ -226,7 +234,7 @@ class Framing:
         self._settle()
 
     def data_to_send(self) -> list[bytes]:
-        """Return what must be written, where b"" means to half-close the connection."""
+        """Return the bytes to write, where b"" means to half-close the connection."""
         writes, self._writes = self._writes, []
         return writes
 
@@ -242,7 +250,7 @@ class Framing:
             self._settle()
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Begin the close handshake; what the peer sent before its own close frame is still read."""
+        """Begin the close handshake; frames that come before the peer's close frame are still read."""
         if self.open:
             self._library().send_close(code, _short(reason))
             self._settle()
@@ -256,25 +264,25 @@ class Framing:
             self._settle()
 
     def refuse(self, code: CloseCode, reason: str) -> None:
-        """End the connection for a fault in what was just read.
+        """End the connection because of a fault in the latest read.
 
-        Unlike `fail`, this comes before a close frame of the peer: that was behind the fault in the
-        same read, for nothing is read after it.
+        Unlike `fail`, this has precedence over a close frame of the peer: that frame was behind the fault in
+        the same read, since nothing is read after it.
         """
         if self.closed is None or self.closed.by_peer:
             self._failure = Closed(code, reason, by_peer=False)
         self.fail(code, reason)
 
     def _library(self) -> Protocol:
-        """Return the library's protocol, made anew when it was let go."""
+        """Return the library's protocol; make a new one if it was dropped."""
         if self._protocol is None:
             self._protocol = Protocol(
-                self._side, state=OPEN, max_size=self._max_message_bytes, logger=_NO_LOGGER
+                self._side, state=OPEN, max_size=self._max_message_bytes, logger=NO_LOGGER
             )
         return self._protocol
 
     def _settle(self) -> None:
-        """Queue what the library wants to write, and let it go when it is at rest."""
+        """Queue the bytes that the library wants to write, and drop it when it is at rest."""
         library = self._library()
         self._writes += library.data_to_send()
         busy = self._lacking or self._head or self._in_fragments or self._failure is not None
@@ -315,7 +323,7 @@ class Framing:
 
     @property
     def _fast(self) -> bool:
-        """Tell whether a frame begins here that may be plain: the library is reading none, and listens."""
+        """Return True if the next frame may be plain: the library is inside no frame, and not closed."""
         library = self._protocol
         return library is None or (
             not (self._lacking or self._head or self._in_fragments)
@@ -325,7 +333,7 @@ class Framing:
         )
 
     def _hand_over(self, data: bytes, position: int, items: list[Item]) -> int:
-        """Hand the frame at a position, or what is there of it, to the library; return where it ends."""
+        """Hand the frame at a position, or the part that is there, to the library; return where it ends."""
         if not self._lacking:
             known = len(self._head)
             self._head += data[position : position + MAX_HEADER_BYTES - known]
@@ -367,155 +375,12 @@ class Framing:
         raise NotImplementedError
 
 
-ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
-
-
-class ServerFraming(Framing):
-    """Receive a request, and accept a WebSocket or respond with a page.
-
-    After a `RequestReceived`, nothing more is read until it is answered; data that comes meanwhile waits.
-
-    Args:
-        max_message_bytes: Larger messages close the connection with 1009.
-        subprotocol: Selected when it is offered.
-    """
-
-    __slots__ = ("_behind_request", "_request", "_subprotocol")
-
-    masked = False
-    _side = SERVER
-
-    def __init__(self, max_message_bytes: int, subprotocol: str) -> None:
-
-        def select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
-            return next((name for name in offered if name == subprotocol), None)
-
-        protocol = ServerProtocol(max_size=max_message_bytes, logger=_NO_LOGGER, select_subprotocol=select)
-        super().__init__(protocol, max_message_bytes)
-        self._subprotocol = subprotocol
-        self._request: Request | None = None
-        self._behind_request = b""
-
-    def accept(self) -> list[Item]:
-        """Open the WebSocket that was requested; return what the bytes behind the request hold.
-
-        A request without the headers of an upgrade is refused (RFC 6455 section 4.2.1).
-        """
-        library, request = self._answer()
-        self._send(library.accept(request), request)
-        if not self.open:
-            return []
-        upgraded = Upgraded(request.path, _offered(request), library.subprotocol)
-        data, self._behind_request = self._behind_request, b""
-        return [upgraded, *self.receive_data(data)]
-
-    def respond(self, page: HttpResponse) -> None:
-        """Answer the request with a page, and end the connection; the bytes behind it are ignored."""
-        library, request = self._answer()
-        response = library.reject(page.status, page.text)
-        for name, value in {"Content-Type": page.content_type, **page.headers}.items():
-            response.headers.pop(name, None)
-            response.headers[name] = value
-        self._send(response, request)
-
-    def _answer(self) -> tuple[ServerProtocol, Request]:
-        library, request = self._protocol, self._request
-        assert isinstance(library, ServerProtocol)
-        assert request is not None, "there is no request to answer"
-        self._request = None
-        return library, request
-
-    def _send(self, response: Response, request: Request) -> None:
-        library = self._protocol
-        assert isinstance(library, ServerProtocol)
-        if request.method == "HEAD":
-            response.body = b""
-        library.send_response(response)
-        if not self.open:
-            self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-            self._behind_request = b""
-        self._settle()
-
-    def _read_head(self, data: bytes, items: list[Item]) -> int:
-        position = super()._read_head(data, items) if self._request is None else 0
-        if self._request is None:
-            return position
-        self._behind_request += data[position:]
-        return len(data)
-
-    def _take_opening(self, event: Event) -> RequestReceived | None:
-        assert isinstance(event, Request)
-        self._request = event
-        if event.method not in ("GET", "HEAD"):
-            self.respond(ONLY_GET)
-            return None
-        names = re.split(r"[\s,]+", _offered(event))
-        host = ", ".join(event.headers.get_all("Host"))
-        return RequestReceived(event.path, host, self._subprotocol in names)
-
-    def _refusal(self, error: Exception) -> Closed:
-        status = HTTPStatus.BAD_REQUEST
-        if isinstance(error, RequestLineTooLong):
-            status = HTTPStatus.REQUEST_URI_TOO_LONG
-        elif isinstance(error, HeaderLineTooLong | TooManyHeaders):
-            status = HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
-        return Closed(status, f"not a WebSocket request: {error}", by_peer=False)
-
-
-class ClientFraming(Framing):
-    """Open a WebSocket.
-
-    Args:
-        host: Host name or address, without brackets.
-        port: TCP port.
-        path: Path of the endpoint, percent-encoded.
-        max_message_bytes: Larger messages close the connection with 1009.
-        subprotocols: To offer.
-    """
-
-    __slots__ = ("_offered", "_path")
-
-    masked = True
-    _side = CLIENT
-
-    def __init__(
-        self, host: str, port: int, path: str, max_message_bytes: int, subprotocols: Sequence[str] = ()
-    ) -> None:
-        uri = WebSocketURI(False, host, port, path, "")
-        protocol = ClientProtocol(
-            uri,
-            max_size=max_message_bytes,
-            logger=_NO_LOGGER,
-            subprotocols=[Subprotocol(name) for name in subprotocols] or None,
-        )
-        request = protocol.connect()
-        protocol.send_request(request)
-        super().__init__(protocol, max_message_bytes)
-        self._path, self._offered = path, _offered(request)
-
-    def _take_opening(self, event: Event) -> Upgraded | None:
-        library = self._protocol
-        assert isinstance(library, ClientProtocol)
-        return Upgraded(self._path, self._offered, library.subprotocol) if self.open else None
-
-    def _refusal(self, error: Exception) -> Closed:
-        if isinstance(error, InvalidStatus):
-            response = error.response
-            return Closed(response.status_code, f"HTTP {response.reason_phrase}", by_peer=True)
-        return Closed(CloseCode.ABNORMAL, f"not a WebSocket server: {error}", by_peer=True)
-
-
-def _offered(request: Request) -> str:
-    """Return the subprotocols that a request offers, as they were sent."""
-    return ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
-
-
 def _short(reason: str) -> str:
     return reason.encode()[:MAX_REASON_BYTES].decode(errors="ignore")
 
 
 def _add(items: list[Item], item: Item) -> None:
-    """Add what was read to the items; texts that follow each other are one."""
+    """Add an item to those of a read; join consecutive texts."""
     if isinstance(item, list) and items and isinstance(items[-1], list):
         items[-1] += item
     else:

@@ -1,7 +1,8 @@
-"""One wsqueue connection without I/O: bytes in, events out; packets in, bytes out.
+"""The protocol of one connection, without I/O: bytes in, events out; packets in, bytes out.
 
-One class for both roles. A peer's fault never raises: it ends the session with a close code, which
-`data_to_send` puts on the wire and `closed` keeps.
+One class for both roles, in four phases: the opening handshake (`framing`, `upgrade`), the hello (`hello`,
+`hello_v2`), packets, the close handshake. A peer's fault never raises: it ends the session with a close code,
+which `data_to_send` puts on the wire and `closed` keeps.
 """
 
 from __future__ import annotations
@@ -15,22 +16,15 @@ import msgspec
 from . import classic, v2
 from .close import CloseCode, Closed, PeerError
 from .frames import frame_texts
-from .framing import (
-    ClientFraming,
-    Framing,
-    HttpResponse,
-    Item,
-    PongReceived,
-    RequestReceived,
-    ServerFraming,
-    Upgraded,
-)
-from .hello import Context, Handshake, HandshakeV2
+from .framing import Framing, HttpResponse, Item, PongReceived, RequestReceived, Upgraded
+from .hello import ClassicHandshake
+from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
+from .upgrade import ClientFraming, ServerFraming
 from .v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024
-"""What a peer may send before it has proved itself: a request with cookies, and two packets of 100 bytes."""
+"""Most bytes from a peer until it has proved itself: a request with cookies, and two packets of 100 bytes."""
 
 
 class HelloDone(msgspec.Struct, frozen=True):
@@ -41,9 +35,9 @@ class MessagesReceived(msgspec.Struct):
     """Report messages of one topic that came in one read, in their order.
 
     Attributes:
-        topic: Of all of them.
-        messages: Decoded.
-        payloads: The same as they came.
+        topic: Topic of all messages.
+        messages: The messages, decoded.
+        payloads: The same messages as they came.
     """
 
     topic: str
@@ -51,7 +45,7 @@ class MessagesReceived(msgspec.Struct):
     payloads: list[bytes]
 
     def batches(self, max_bytes: int) -> Iterator[list[str]]:
-        """Yield the data in batches, each of payloads with so many bytes together at most."""
+        """Yield the data in batches, whose payloads have at most `max_bytes` together, or are one message."""
         data = [message.data for message in self.messages]
         if sum(map(len, self.payloads)) <= max_bytes:
             yield data
@@ -73,15 +67,15 @@ class Session:
 
     Args:
         framing: The WebSocket.
-        role: Which end this is.
+        role: The end.
         psk: The key; an acceptor gets it in `accept`.
         order: The order in which an initiator answers a classic challenge.
-        allow_classic: Whether the peer may speak the classic protocol; None for only without TLS.
+        allow_classic: True if the peer may speak the classic protocol; None to allow it only without TLS.
         max_topic_bytes: A message with a longer topic (UTF-8) ends a classic session.
 
     Attributes:
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
-        v2: Whether the peer speaks v2; known when the hello is done.
+        v2: True if the peer speaks v2; known when the hello is done.
     """
 
     __slots__ = (
@@ -115,7 +109,7 @@ class Session:
         self._framing = framing
         self._role, self._psk, self._order = role, psk, order
         self._allow_classic = allow_classic
-        self._handshake: Handshake | HandshakeV2 | None = None
+        self._handshake: ClassicHandshake | V2Handshake | None = None
         self._max_topic_bytes = max_topic_bytes
         self._hello_bytes = 0
         self._request: RequestReceived | None = None
@@ -166,32 +160,32 @@ class Session:
 
     @property
     def allows_classic(self) -> bool:
-        """Tell whether the peer may speak the classic protocol."""
+        """Return True if the peer may speak the classic protocol."""
         return self._allow_classic if self._allow_classic is not None else not self.channel_binding
 
     @property
     def established(self) -> bool:
-        """Tell whether messages may be sent: the hello is done and nobody has closed."""
+        """Return True if messages may be sent: the hello is done and neither end has closed."""
         return self._done and self._framing.open
 
     @property
     def quiet(self) -> bool:
-        """Tell whether there is nothing to send and nothing ends, as after nearly every read."""
+        """Return True if there is nothing to send and the connection isn't closing, as after most reads."""
         return self._framing.quiet
 
     @property
     def closing(self) -> bool:
-        """Tell whether the TCP connection should end soon; if it does not, it must be aborted."""
+        """Return True if the TCP connection should end soon; if it doesn't, abort it."""
         return self._framing.closing
 
     @property
     def closed(self) -> Closed | None:
-        """Say why the session ended or is about to, None while it goes on."""
+        """Return why the session ended or is about to end, None while it goes on."""
         return self._framing.closed
 
     @property
     def closed_cleanly(self) -> bool:
-        """Tell whether the peer has closed, or echoed our close, and so has read all that we sent."""
+        """Return True if the peer has closed, or echoed our close, and so has read all that we sent."""
         return self._framing.closed_cleanly
 
     def receive_data(self, data: bytes) -> list[Event]:
@@ -232,7 +226,7 @@ class Session:
         self._framing.receive_eof()
 
     def data_to_send(self) -> list[bytes]:
-        """Return what must be written, where b"" means to half-close the connection."""
+        """Return the bytes to write, where b"" means to half-close the connection."""
         return self._framing.data_to_send()
 
     def frame(self, payloads: Sequence[bytes]) -> bytes:
@@ -244,7 +238,7 @@ class Session:
         self._framing.send_ping(data)
 
     def close(self, code: CloseCode, reason: str = "") -> None:
-        """Begin the close handshake; what the peer sent before its own close frame is still read."""
+        """Begin the close handshake; messages that come before the peer's close frame are still read."""
         self._framing.close(code, reason or code.reason)
 
     def fail(self, code: CloseCode, reason: str = "") -> None:
@@ -276,8 +270,7 @@ class Session:
             for payload in payloads:
                 packet = v2.decode(payload)
                 if isinstance(packet, v2.HELLO_PACKETS):
-                    assert isinstance(self._handshake, HandshakeV2)
-                    self._handshake.receive(packet)  # which refuses it
+                    self._refuse_second_hello(payload)
                 events.append(packet)
         elif payloads:
             self._receive_messages(payloads, events)
@@ -290,8 +283,7 @@ class Session:
         for payload in payloads:
             packet = classic.decode(payload)
             if isinstance(packet, classic.Hello):
-                assert isinstance(self._handshake, Handshake)
-                self._handshake.receive(packet)  # which refuses it
+                self._refuse_second_hello(payload)
             if not isinstance(packet, classic.Message):
                 raise PeerError(CloseCode.UNEXPECTED_PACKET)
             if self._too_long(packet.topic):
@@ -299,7 +291,7 @@ class Session:
             events.append(MessagesReceived(packet.topic, [packet], [payload]))
 
     def _group_messages(self, payloads: list[bytes]) -> Iterable[MessagesReceived] | None:
-        """Return good messages by topic, or None when anything is wrong: one by one it shows what."""
+        """Return messages by topic, or None if any is wrong: decoding them one by one tells which."""
         decoded = classic.decode_messages(payloads)
         if decoded is None:
             return None
@@ -324,66 +316,56 @@ class Session:
             self._begin_classic_hello()
             return
         assert self._psk is not None
-        context = Context(opened.path, opened.offered, self.channel_binding)
-        self._handshake = HandshakeV2(self._role, self._psk, context)
         self._framing.allow_more(v2.OVERHEAD_BYTES)
+        context = Context(opened.path, opened.offered, self.channel_binding)
+        self._handshake = V2Handshake(self._role, self._psk, context)
         self._send_hello(self._handshake.begin())
 
     def _begin_classic_hello(self) -> None:
         if not self.allows_classic:
             raise PeerError(CloseCode.CLASSIC_REFUSED)
         assert self._psk is not None
-        self._handshake = Handshake(self._role, self._psk, self._order)
+        self._handshake = ClassicHandshake(self._role, self._psk, self._order)
         self._send_hello(self._handshake.begin())
 
     def _receive_hello(self, payloads: list[bytes], events: list[Event]) -> list[bytes]:
-        """Take the packets of the hello; return what comes after it."""
-        for count, payload in enumerate(payloads):
-            if self._done:
-                return payloads[count:]
-            if isinstance(self._handshake, HandshakeV2) and self._answered_in_classic(payload):
-                self._framing.allow_more(-v2.OVERHEAD_BYTES)
-                self._begin_classic_hello()
-            if isinstance(self._handshake, HandshakeV2):
-                packet = v2.decode(payload)
-                if not isinstance(packet, v2.HELLO_PACKETS):
-                    raise PeerError(CloseCode.EARLY_DATA)
-                self._send_hello(self._handshake.receive(packet))
-                self.v2 = self._done = self._handshake.done
-            else:
-                self._receive_classic_hello(payload)
+        """Take the packets of the hello; return the payloads behind it."""
+        for count, payload in enumerate(payloads, 1):
+            if not self._hello_begun:
+                self._hello_begun = True
+                self._follow_an_acceptor_into_classic(payload)
+            self._take_hello(payload)
             if self._done:
                 events.append(HelloDone())
+                return payloads[count:]
         return []
 
-    def _answered_in_classic(self, payload: bytes) -> bool:
-        """Tell whether the acceptor selected v2 without knowing it.
+    def _follow_an_acceptor_into_classic(self, payload: bytes) -> None:
+        """Begin the classic hello if the acceptor's first packet is a classic one, though it selected v2.
 
         The library of the original nodes selects the first subprotocol, whatever it is.
         """
-        if self._role is Role.ACCEPTOR or self._hello_begun:
-            return False
-        self._hello_begun = True
-        try:
-            return isinstance(classic.decode(payload), classic.Hello)
-        except PeerError:
-            return False
+        if self._role is Role.INITIATOR and isinstance(self._handshake, V2Handshake) and _is_classic(payload):
+            self._framing.allow_more(-v2.OVERHEAD_BYTES)
+            self._begin_classic_hello()
 
-    def _receive_classic_hello(self, payload: bytes) -> None:
-        assert isinstance(self._handshake, Handshake)
-        packet = classic.decode(payload)
-        if isinstance(packet, classic.Message):
-            raise PeerError(CloseCode.EARLY_DATA)
-        if not isinstance(packet, classic.Hello):
-            raise PeerError(CloseCode.UNEXPECTED_PACKET)
+    def _take_hello(self, payload: bytes) -> None:
+        handshake = self._handshake
+        assert handshake is not None
         try:
-            answer = self._handshake.receive(packet)
+            answer = handshake.receive_payload(payload)
         except PeerError as error:
             if error.code is CloseCode.WRONG_ANSWER:
-                self._send_hello(self._handshake.refusal())
+                self._send_hello(handshake.refusal())
             raise
         self._send_hello(answer)
-        self._done = self._handshake.done
+        self._done = handshake.done
+        self.v2 = handshake.done and isinstance(handshake, V2Handshake)
+
+    def _refuse_second_hello(self, payload: bytes) -> None:
+        assert self._handshake is not None
+        self._handshake.receive_payload(payload)
+        raise AssertionError("a hello that is done takes no more packets")
 
     def _check_hello_bytes(self) -> None:
         if self._hello_bytes > MAX_HELLO_BYTES and self._request is None and self.closed is None:
@@ -392,3 +374,10 @@ class Session:
     def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:
         if packet is not None:
             self._framing.send_text(msgspec.json.encode(packet))
+
+
+def _is_classic(payload: bytes) -> bool:
+    try:
+        return isinstance(classic.decode(payload), classic.Hello)
+    except PeerError:
+        return False

@@ -29,7 +29,8 @@ from wsqueue.config.model import (
 from wsqueue.monitoring import pages, reporter
 from wsqueue.net.certificates import EXPIRY_WARNING
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.hello import TRANSITIONS, TRANSITIONS_V2, State, Step
+from wsqueue.protocol.hello import TRANSITIONS, HelloState, HelloStep
+from wsqueue.protocol.hello_v2 import TRANSITIONS_V2
 from wsqueue.protocol.keys import FINGERPRINT_COST, FINGERPRINT_SALT
 from wsqueue.protocol.v2 import PACKETS, Publish, RefusalCode
 from wsqueue.report import report, stats, warnings
@@ -86,8 +87,8 @@ def test_the_close_codes() -> None:
 
 def test_the_states_of_the_hello() -> None:
     documented = {row[0]: row[1:] for row in rows("docs/protocol.md", "Hello")}
-    for state in State:
-        cells = [TRANSITIONS[state, step] for step in (Step.CHALLENGE, Step.ANSWER)]
+    for state in HelloState:
+        cells = [TRANSITIONS[state, step] for step in (HelloStep.CHALLENGE, HelloStep.ANSWER)]
         assert documented[state.value] == [str(cell.value) for cell in cells]
 
 

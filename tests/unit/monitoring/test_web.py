@@ -12,7 +12,7 @@ from tests.support.paths import ROOT
 from wsqueue.monitoring.web.page import client_js, status_page
 from wsqueue.protocol.classic import MAX_ONCE
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.hello import TRANSITIONS_V2
+from wsqueue.protocol.hello_v2 import TRANSITIONS_V2
 from wsqueue.protocol.v2 import NONCE_BYTES, SUBPROTOCOL
 
 DOCUMENT = ROOT / "docs" / "javascript.md"

@@ -18,16 +18,10 @@ from websockets.utils import accept_key, apply_mask
 from wsqueue.protocol import framing as framing_module
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import MAX_RUN, cut_texts, frame_texts
-from wsqueue.protocol.framing import (
-    ClientFraming,
-    Framing,
-    HttpResponse,
-    PongReceived,
-    RequestReceived,
-    Upgraded,
-)
+from wsqueue.protocol.framing import Framing, HttpResponse, PongReceived, RequestReceived, Upgraded
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, MessagesReceived
+from wsqueue.protocol.upgrade import ClientFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.oracle import (

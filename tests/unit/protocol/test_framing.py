@@ -13,15 +13,14 @@ from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
-    ClientFraming,
     Framing,
     HttpResponse,
     Item,
     PongReceived,
     RequestReceived,
-    ServerFraming,
     Upgraded,
 )
+from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.oracle import AnsweringFraming

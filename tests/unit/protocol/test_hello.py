@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from tests.support.paths import DATA
 from wsqueue.protocol.classic import Hello
 from wsqueue.protocol.close import CloseCode, PeerError
-from wsqueue.protocol.hello import TRANSITIONS, Handshake, State, Step
+from wsqueue.protocol.hello import TRANSITIONS, ClassicHandshake, HelloState, HelloStep
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import HelloDone
 
@@ -31,10 +31,10 @@ ORDERS = list(Order)
 
 
 def name(value: object) -> str | None:
-    return value.name.lower() if isinstance(value, Role | Order | State | Step) else None
+    return value.name.lower() if isinstance(value, Role | Order | HelloState | HelloStep) else None
 
 
-def proof(handshake: Handshake, order: Order = Order.DOCUMENT) -> Hello:
+def proof(handshake: ClassicHandshake, order: Order = Order.DOCUMENT) -> Hello:
     """Return the right answer to a handshake's challenge."""
     return Hello(answer=answer_of(handshake.once, order=order))
 
@@ -44,14 +44,14 @@ def other(once: int) -> int:
     return once % 1000 + 1 if once % 1000 + 1 != once else 2000
 
 
-def bring_to(handshake: Handshake, state: State) -> None:
-    if state in (State.CHALLENGED, State.DONE):
+def bring_to(handshake: ClassicHandshake, state: HelloState) -> None:
+    if state in (HelloState.CHALLENGED, HelloState.DONE):
         handshake.receive(Hello(once=other(handshake.once)))
-    if state in (State.PROVED, State.DONE):
+    if state in (HelloState.PROVED, HelloState.DONE):
         handshake.receive(proof(handshake))
 
 
-def refusal(handshake: Handshake, packet: Hello) -> CloseCode:
+def refusal(handshake: ClassicHandshake, packet: Hello) -> CloseCode:
     with pytest.raises(PeerError) as caught:
         handshake.receive(packet)
     return caught.value.code
@@ -93,47 +93,50 @@ def test_a_wrong_answer_of_any_form_is_only_wrong(answer: str) -> None:
     assert PreSharedKey(VECTORS[0]["psk"]).verify(VECTORS[0]["once"], answer) is None
 
 
-NEXT: dict[tuple[State, Step], State | CloseCode] = {
-    (State.NOTHING, Step.CHALLENGE): State.CHALLENGED,
-    (State.NOTHING, Step.ANSWER): State.PROVED,
-    (State.CHALLENGED, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (State.CHALLENGED, Step.ANSWER): State.DONE,
-    (State.PROVED, Step.CHALLENGE): State.DONE,
-    (State.PROVED, Step.ANSWER): CloseCode.SECOND_ANSWER,
-    (State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+NEXT: dict[tuple[HelloState, HelloStep], HelloState | CloseCode] = {
+    (HelloState.NOTHING, HelloStep.CHALLENGE): HelloState.CHALLENGED,
+    (HelloState.NOTHING, HelloStep.ANSWER): HelloState.PROVED,
+    (HelloState.CHALLENGED, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (HelloState.CHALLENGED, HelloStep.ANSWER): HelloState.DONE,
+    (HelloState.PROVED, HelloStep.CHALLENGE): HelloState.DONE,
+    (HelloState.PROVED, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
+    (HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
 }
 """The table of the protocol's description."""
 
 
 def test_the_table_is_the_described_one_and_has_every_cell() -> None:
-    assert set(TRANSITIONS) == set(itertools.product(State, Step))
+    assert set(TRANSITIONS) == set(itertools.product(HelloState, HelloStep))
     assert TRANSITIONS == NEXT
 
 
 @pytest.mark.parametrize("role", ROLES, ids=name)
 @pytest.mark.parametrize(("state", "step"), list(NEXT), ids=name)
-def test_every_cell(role: Role, state: State, step: Step) -> None:
-    handshake = Handshake(role, PSK)
+def test_every_cell(role: Role, state: HelloState, step: HelloStep) -> None:
+    handshake = ClassicHandshake(role, PSK)
     bring_to(handshake, state)
-    packet = proof(handshake) if step is Step.ANSWER else Hello(once=other(handshake.once) + 1)
+    packet = proof(handshake) if step is HelloStep.ANSWER else Hello(once=other(handshake.once) + 1)
     expected = NEXT[state, step]
     if isinstance(expected, CloseCode):
         assert refusal(handshake, packet) is expected
     else:
         handshake.receive(packet)
-        assert handshake.done == (expected is State.DONE)
+        assert handshake.done == (expected is HelloState.DONE)
         # What the next state refuses shows that it was reached.
-        for following, again in ((Step.ANSWER, proof(handshake)), (Step.CHALLENGE, Hello(once=3000))):
+        for following, again in (
+            (HelloStep.ANSWER, proof(handshake)),
+            (HelloStep.CHALLENGE, Hello(once=3000)),
+        ):
             if isinstance(code := NEXT[expected, following], CloseCode):
                 assert refusal(handshake, again) is code
 
 
 @pytest.mark.parametrize("role", ROLES, ids=name)
-@pytest.mark.parametrize("state", [State.NOTHING, State.CHALLENGED], ids=name)
+@pytest.mark.parametrize("state", [HelloState.NOTHING, HelloState.CHALLENGED], ids=name)
 @pytest.mark.parametrize("order", ORDERS, ids=name)
-def test_a_wrong_answer(role: Role, state: State, order: Order) -> None:
-    handshake = Handshake(role, PSK)
+def test_a_wrong_answer(role: Role, state: HelloState, order: Order) -> None:
+    handshake = ClassicHandshake(role, PSK)
     bring_to(handshake, state)
     packet = Hello(answer=WRONG.answer(handshake.once, order))
     assert refusal(handshake, packet) is CloseCode.WRONG_ANSWER
@@ -142,14 +145,14 @@ def test_a_wrong_answer(role: Role, state: State, order: Order) -> None:
 
 @pytest.mark.parametrize("role", ROLES, ids=name)
 def test_the_answer_to_another_challenge_is_wrong(role: Role) -> None:
-    handshake = Handshake(role, PSK)
+    handshake = ClassicHandshake(role, PSK)
     assert refusal(handshake, Hello(answer=answer_of(handshake.once + 1))) is CloseCode.WRONG_ANSWER
 
 
 @pytest.mark.parametrize("role", ROLES, ids=name)
-@pytest.mark.parametrize("state", [State.NOTHING, State.PROVED], ids=name)
-def test_our_own_challenge_is_refused(role: Role, state: State) -> None:
-    handshake = Handshake(role, PSK)
+@pytest.mark.parametrize("state", [HelloState.NOTHING, HelloState.PROVED], ids=name)
+def test_our_own_challenge_is_refused(role: Role, state: HelloState) -> None:
+    handshake = ClassicHandshake(role, PSK)
     bring_to(handshake, state)
     assert refusal(handshake, Hello(once=handshake.once)) is CloseCode.REFLECTED_CHALLENGE
     assert not handshake.done
@@ -160,7 +163,7 @@ def test_our_own_challenge_is_refused(role: Role, state: State) -> None:
 def test_an_acceptor_answers_after_it_has_verified_in_the_order_of_the_initiator(
     used: Order, configured: Order
 ) -> None:
-    handshake = Handshake(Role.ACCEPTOR, PSK, configured)
+    handshake = ClassicHandshake(Role.ACCEPTOR, PSK, configured)
     assert handshake.receive(Hello(once=77)) is None
     assert handshake.receive(proof(handshake, used)) == Hello(answer=answer_of(77, order=used))
     assert handshake.done
@@ -168,7 +171,7 @@ def test_an_acceptor_answers_after_it_has_verified_in_the_order_of_the_initiator
 
 @pytest.mark.parametrize("used", ORDERS, ids=name)
 def test_an_acceptor_that_is_answered_before_it_is_challenged(used: Order) -> None:
-    handshake = Handshake(Role.ACCEPTOR, PSK)
+    handshake = ClassicHandshake(Role.ACCEPTOR, PSK)
     assert handshake.receive(proof(handshake, used)) is None
     assert handshake.receive(Hello(once=77)) == Hello(answer=answer_of(77, order=used))
     assert handshake.done
@@ -180,7 +183,7 @@ class TestRefusal:
     def test_an_acceptor_sends_a_random_answer_of_the_right_form(self) -> None:
         refusals = set()
         for _ in range(10):
-            handshake = Handshake(Role.ACCEPTOR, PSK)
+            handshake = ClassicHandshake(Role.ACCEPTOR, PSK)
             handshake.receive(Hello(once=77))
             refusal = handshake.refusal()
             assert refusal is not None
@@ -191,16 +194,16 @@ class TestRefusal:
         assert len(refusals) == 10
 
     def test_nothing_to_a_peer_that_waits_for_no_answer(self) -> None:
-        assert Handshake(Role.ACCEPTOR, PSK).refusal() is None
+        assert ClassicHandshake(Role.ACCEPTOR, PSK).refusal() is None
 
     def test_an_initiator_sends_nothing(self) -> None:
-        handshake = Handshake(Role.INITIATOR, PSK)
+        handshake = ClassicHandshake(Role.INITIATOR, PSK)
         handshake.receive(Hello(once=77))
         assert handshake.refusal() is None
 
 
 def test_an_acceptor_gives_no_answer_to_a_wrong_one() -> None:
-    handshake = Handshake(Role.ACCEPTOR, PSK)
+    handshake = ClassicHandshake(Role.ACCEPTOR, PSK)
     assert handshake.receive(Hello(once=77)) is None
     assert refusal(handshake, Hello(answer=WRONG.answer(handshake.once, Order.DOCUMENT)))
 
@@ -211,7 +214,7 @@ def test_an_acceptor_gives_no_answer_to_a_wrong_one() -> None:
 def test_an_initiator_answers_at_once_in_its_own_order(
     configured: Order, peer: Order, challenged_first: bool
 ) -> None:
-    handshake = Handshake(Role.INITIATOR, PSK, configured)
+    handshake = ClassicHandshake(Role.INITIATOR, PSK, configured)
     answer = Hello(answer=answer_of(77, order=configured))
     if challenged_first:
         assert handshake.receive(Hello(once=77)) == answer
@@ -224,13 +227,13 @@ def test_an_initiator_answers_at_once_in_its_own_order(
 
 def test_challenges_have_the_range_that_the_original_nodes_take(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("secrets.randbelow", lambda _end: 0)
-    assert Handshake(Role.ACCEPTOR, PSK).once == 1
+    assert ClassicHandshake(Role.ACCEPTOR, PSK).once == 1
     monkeypatch.setattr("secrets.randbelow", lambda end: end - 1)
-    assert Handshake(Role.ACCEPTOR, PSK).once == 2**31 - 2
+    assert ClassicHandshake(Role.ACCEPTOR, PSK).once == 2**31 - 2
 
 
 def test_challenges_differ() -> None:
-    assert len({Handshake(Role.ACCEPTOR, PSK).once for _ in range(100)}) > 90
+    assert len({ClassicHandshake(Role.ACCEPTOR, PSK).once for _ in range(100)}) > 90
 
 
 class TestHidden:
@@ -260,11 +263,11 @@ class TestHidden:
             vars(PSK)
 
     def test_in_a_traceback_with_the_values_of_locals(self) -> None:
-        def show(psk: PreSharedKey, handshake: Handshake) -> None:
+        def show(psk: PreSharedKey, handshake: ClassicHandshake) -> None:
             raise RuntimeError(psk)
 
         try:
-            show(PSK, Handshake(Role.ACCEPTOR, PSK))
+            show(PSK, ClassicHandshake(Role.ACCEPTOR, PSK))
         except RuntimeError as error:
             shown = traceback.TracebackException.from_exception(error, capture_locals=True).format()
             text = "".join(shown)
@@ -273,7 +276,7 @@ class TestHidden:
 
     def test_in_a_refusal(self) -> None:
         with pytest.raises(PeerError) as caught:
-            Handshake(Role.ACCEPTOR, PSK).receive(Hello(answer="wrong"))
+            ClassicHandshake(Role.ACCEPTOR, PSK).receive(Hello(answer="wrong"))
         assert SECRET not in f"{caught.value!r} {caught.value}"
 
     def test_in_the_exception_for_a_key_that_utf8_cannot_express(self) -> None:

@@ -22,7 +22,8 @@ from wsqueue.nodes.producer import Producer
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.framing import HttpResponse
-from wsqueue.protocol.hello import TRANSITIONS_V2, Context, HandshakeV2, State, Step
+from wsqueue.protocol.hello import HelloState, HelloStep
+from wsqueue.protocol.hello_v2 import TRANSITIONS_V2, Context, V2Handshake
 from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
@@ -47,7 +48,7 @@ NONCE = base64.b64encode(bytes(range(32))).decode()
 
 
 def name(value: object) -> str | None:
-    return value.name.lower() if isinstance(value, Role | State | Step) else None
+    return value.name.lower() if isinstance(value, Role | HelloState | HelloStep) else None
 
 
 def proof_of(
@@ -73,7 +74,7 @@ class End:
 
     def __init__(self, role: Role, psk: PreSharedKey = PSK, context: Context = CONTEXT) -> None:
         self.role = role
-        self.handshake = HandshakeV2(role, psk, context)
+        self.handshake = V2Handshake(role, psk, context)
         self.sent: list[HelloPacket] = []
         self._note(self.handshake.begin())
 
@@ -96,10 +97,10 @@ class End:
         proof = proof_of(prover, *nonces, secret=secret, path=path, offered=offered)
         return Proof(proof, NONCE if acceptor else None)
 
-    def bring_to(self, state: State) -> None:
-        if self.role is Role.INITIATOR and state is not State.NOTHING:
+    def bring_to(self, state: HelloState) -> None:
+        if self.role is Role.INITIATOR and state is not HelloState.NOTHING:
             self.receive(Challenge(NONCE))
-        if state is State.DONE:
+        if state is HelloState.DONE:
             self.receive(self.right_proof())
 
     def refusal(self, packet: HelloPacket) -> CloseCode:
@@ -115,17 +116,17 @@ class End:
         return packet
 
 
-NEXT: dict[tuple[Role, State, Step], State | CloseCode] = {
-    (Role.ACCEPTOR, State.NOTHING, Step.CHALLENGE): CloseCode.UNEXPECTED_PACKET,
-    (Role.ACCEPTOR, State.NOTHING, Step.ANSWER): State.DONE,
-    (Role.ACCEPTOR, State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.ACCEPTOR, State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
-    (Role.INITIATOR, State.NOTHING, Step.CHALLENGE): State.CHALLENGED,
-    (Role.INITIATOR, State.NOTHING, Step.ANSWER): CloseCode.UNEXPECTED_PACKET,
-    (Role.INITIATOR, State.CHALLENGED, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.INITIATOR, State.CHALLENGED, Step.ANSWER): State.DONE,
-    (Role.INITIATOR, State.DONE, Step.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.INITIATOR, State.DONE, Step.ANSWER): CloseCode.SECOND_ANSWER,
+NEXT: dict[tuple[Role, HelloState, HelloStep], HelloState | CloseCode] = {
+    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.CHALLENGE): CloseCode.UNEXPECTED_PACKET,
+    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.ANSWER): HelloState.DONE,
+    (Role.ACCEPTOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.ACCEPTOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
+    (Role.INITIATOR, HelloState.NOTHING, HelloStep.CHALLENGE): HelloState.CHALLENGED,
+    (Role.INITIATOR, HelloState.NOTHING, HelloStep.ANSWER): CloseCode.UNEXPECTED_PACKET,
+    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.ANSWER): HelloState.DONE,
+    (Role.INITIATOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
 }
 """The table of the protocol's description."""
 
@@ -135,27 +136,27 @@ class TestStates:
 
     def test_the_table_is_the_described_one_and_has_every_cell_that_can_be(self) -> None:
         assert TRANSITIONS_V2 == NEXT
-        reached = {(role, State.NOTHING) for role in ROLES}
-        reached |= {(role, cell) for (role, _, _), cell in NEXT.items() if isinstance(cell, State)}
-        assert set(NEXT) == {(*where, step) for where, step in itertools.product(reached, Step)}
+        reached = {(role, HelloState.NOTHING) for role in ROLES}
+        reached |= {(role, cell) for (role, _, _), cell in NEXT.items() if isinstance(cell, HelloState)}
+        assert set(NEXT) == {(*where, step) for where, step in itertools.product(reached, HelloStep)}
 
     @pytest.mark.parametrize(("role", "state", "step"), list(NEXT), ids=name)
-    def test_every_cell(self, role: Role, state: State, step: Step) -> None:
+    def test_every_cell(self, role: Role, state: HelloState, step: HelloStep) -> None:
         end = End(role)
         end.bring_to(state)
-        if step is Step.CHALLENGE:
+        if step is HelloStep.CHALLENGE:
             packet: HelloPacket = Challenge(NONCE)
         else:
             packet = end.right_proof() if end.sent else Proof(NONCE)
         expected = NEXT[role, state, step]
         if isinstance(expected, CloseCode):
             assert end.refusal(packet) is expected
-            assert end.handshake.done == (state is State.DONE)
+            assert end.handshake.done == (state is HelloState.DONE)
             return
         end.receive(packet)
-        assert end.handshake.done == (expected is State.DONE)
+        assert end.handshake.done == (expected is HelloState.DONE)
         # What the next state refuses shows that it was reached.
-        assert end.refusal(Challenge(NONCE)) is NEXT[role, expected, Step.CHALLENGE]
+        assert end.refusal(Challenge(NONCE)) is NEXT[role, expected, HelloStep.CHALLENGE]
 
     def test_an_acceptor_begins_and_an_initiator_waits(self) -> None:
         assert len(End(Role.ACCEPTOR).sent) == 1
@@ -178,7 +179,7 @@ class TestStates:
     @pytest.mark.parametrize("role", ROLES, ids=name)
     def test_only_an_initiators_proof_has_a_nonce(self, role: Role) -> None:
         end = End(role)
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
         right = end.right_proof()
         other = Proof(right.proof, None if right.nonce else NONCE)
         assert end.refusal(other) is CloseCode.INVALID_PACKET
@@ -188,7 +189,7 @@ class TestStates:
     def test_nonces_differ(self, role: Role) -> None:
         ends = [End(role) for _ in range(100)]
         for end in ends:
-            end.bring_to(State.CHALLENGED)
+            end.bring_to(HelloState.CHALLENGED)
         assert len({end.nonce for end in ends}) == 100
         assert {len(base64.b64decode(end.nonce, validate=True)) for end in ends} == {32}
 
@@ -208,7 +209,7 @@ class TestProofs:
         self, role: Role, secret: str, path: str, offered: str, channel_binding: bytes
     ) -> None:
         end = End(role, PreSharedKey(secret), Context(path, offered, channel_binding))
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
 
         def proof(prover: Role) -> str:
             nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
@@ -243,7 +244,7 @@ class TestProofs:
     )
     def test_a_proof_of_something_else_is_wrong(self, role: Role, other: dict[str, str]) -> None:
         end = End(role)
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
         assert end.refusal(end.right_proof(**other)) is CloseCode.WRONG_ANSWER
         assert not end.handshake.done
 
@@ -251,7 +252,7 @@ class TestProofs:
     @pytest.mark.parametrize("secret", ["", "k", "x" * 64, "x" * 65, "ñ\0"])
     def test_any_key(self, role: Role, secret: str) -> None:
         end = End(role, PreSharedKey(secret))
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
         end.receive(end.right_proof(secret=secret))
         assert end.handshake.done
 
@@ -388,7 +389,7 @@ class TestAttacks:
     @pytest.mark.parametrize("role", ROLES, ids=name)
     def test_a_proof_in_the_other_role(self, role: Role) -> None:
         end = End(role)
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
         nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
         swapped = Proof(proof_of(role, *nonces), end.right_proof().nonce)
         assert end.refusal(swapped) is CloseCode.WRONG_ANSWER
@@ -396,7 +397,7 @@ class TestAttacks:
     @pytest.mark.parametrize("role", ROLES, ids=name)
     def test_a_proof_with_swapped_nonces(self, role: Role) -> None:
         end = End(role)
-        end.bring_to(State.CHALLENGED)
+        end.bring_to(HelloState.CHALLENGED)
         peer = Role.INITIATOR if role is Role.ACCEPTOR else Role.ACCEPTOR
         nonces = (NONCE, end.nonce) if role is Role.ACCEPTOR else (end.nonce, NONCE)
         assert end.refusal(Proof(proof_of(peer, *nonces), end.right_proof().nonce)) is CloseCode.WRONG_ANSWER

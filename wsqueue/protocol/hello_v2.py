@@ -1,0 +1,133 @@
+"""The hello of v2: both ends prove that they know the pre-shared key (PSK).
+
+The acceptor sends a nonce, the initiator a nonce and a proof, and the acceptor its proof. A proof is an HMAC
+over all values that both ends must agree on, so that it is of no use in another place, role or time.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+
+import msgspec
+
+from .close import CloseCode, PeerError
+from .hello import HelloState, HelloStep
+from .keys import PreSharedKey, Role
+from .v2 import HELLO_PACKETS, NONCE_BYTES, Challenge, HelloPacket, Proof, decode
+
+TRANSITIONS_V2: dict[tuple[Role, HelloState, HelloStep], HelloState | CloseCode] = {
+    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.CHALLENGE): CloseCode.UNEXPECTED_PACKET,
+    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.ANSWER): HelloState.DONE,
+    (Role.ACCEPTOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.ACCEPTOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
+    (Role.INITIATOR, HelloState.NOTHING, HelloStep.CHALLENGE): HelloState.CHALLENGED,
+    (Role.INITIATOR, HelloState.NOTHING, HelloStep.ANSWER): CloseCode.UNEXPECTED_PACKET,
+    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.ANSWER): HelloState.DONE,
+    (Role.INITIATOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
+    (Role.INITIATOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
+}
+
+
+class Context(msgspec.Struct, frozen=True):
+    """Hold the values that both ends of a v2 hello must agree on, besides the key and the nonces.
+
+    Attributes:
+        path: Path and query of the request, as they were sent.
+        offered: The subprotocols that the initiator offered, as they were sent.
+        channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS (RFC 5929 section 4).
+    """
+
+    path: str
+    offered: str
+    channel_binding: bytes
+
+    def claim(self, prover: Role, acceptor_nonce: str, initiator_nonce: str) -> bytes:
+        """Return the bytes that a proof signs: each part with its length, so that none passes for another."""
+        label = f"wsqueue.v2 {prover.value}"
+        texts = (label, acceptor_nonce, initiator_nonce, self.path, self.offered)
+        parts = (*map(str.encode, texts), self.channel_binding)
+        return b"".join(len(part).to_bytes(4) + part for part in parts)
+
+
+class V2Handshake:
+    """Take one end through the hello of v2.
+
+    Args:
+        role: The end.
+        psk: The key to prove and to verify with.
+        context: The values that both ends must agree on.
+
+    Attributes:
+        done: True when both ends have proved themselves.
+    """
+
+    __slots__ = ("_context", "_nonce", "_peer_nonce", "_psk", "_role", "_secret", "_state", "done")
+
+    def __init__(self, role: Role, psk: PreSharedKey, context: Context) -> None:
+        self._role, self._psk, self._context = role, psk, context
+        self._nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode()
+        self._peer_nonce = ""
+        self._secret = 0
+        self._state = HelloState.NOTHING
+        self.done = False
+
+    def begin(self) -> HelloPacket | None:
+        """Return the first packet of this end: an acceptor's challenge, None for an initiator."""
+        return Challenge(self._nonce) if self._role is Role.ACCEPTOR else None
+
+    def receive(self, packet: HelloPacket) -> HelloPacket | None:
+        """Take a packet of the peer; return our answer if one is due.
+
+        Raises:
+            PeerError: The peer does not know the key or breaks the order of the hello.
+        """
+        step = HelloStep.CHALLENGE if isinstance(packet, Challenge) else HelloStep.ANSWER
+        state = TRANSITIONS_V2[self._role, self._state, step]
+        if isinstance(state, CloseCode):
+            raise PeerError(state)
+        answer: HelloPacket | None = None
+        if isinstance(packet, Challenge):
+            self._peer_nonce = packet.nonce
+            answer = Proof(self._prove(), self._nonce)
+        else:
+            if (packet.nonce is None) == (self._role is Role.ACCEPTOR):
+                raise PeerError(CloseCode.INVALID_PACKET, "an initiator's proof has a nonce, no other")
+            self._peer_nonce = packet.nonce or self._peer_nonce
+            self._verify(packet.proof)
+            if self._role is Role.ACCEPTOR:
+                answer = Proof(self._prove())
+        self._state = state
+        self.done = state is HelloState.DONE
+        return answer
+
+    def receive_payload(self, payload: bytes) -> HelloPacket | None:
+        """Take a packet as it came; return our answer if one is due.
+
+        Raises:
+            PeerError: As `receive`; or the payload is no packet of the hello.
+        """
+        packet = decode(payload)
+        if not isinstance(packet, HELLO_PACKETS):
+            raise PeerError(CloseCode.EARLY_DATA)
+        return self.receive(packet)
+
+    def refusal(self) -> None:
+        """Return None: the close code tells a peer of v2 that its proof was wrong."""
+
+    def _prove(self) -> str:
+        return self._psk.prove(self._claim(self._role), self._secret)
+
+    def _verify(self, proof: str) -> None:
+        peer = Role.INITIATOR if self._role is Role.ACCEPTOR else Role.ACCEPTOR
+        secret = self._psk.verify_proof(self._claim(peer), proof)
+        # An initiator has proved with its first secret, and must know that the peer has the same one.
+        if secret is None or (self._role is Role.INITIATOR and secret != self._secret):
+            raise PeerError(CloseCode.WRONG_ANSWER)
+        self._secret = secret
+
+    def _claim(self, prover: Role) -> bytes:
+        nonces = (self._nonce, self._peer_nonce)
+        acceptor, initiator = nonces if self._role is Role.ACCEPTOR else nonces[::-1]
+        return self._context.claim(prover, acceptor, initiator)

@@ -14,13 +14,13 @@ from ..config.files import read_file, read_secret
 from ..config.load import MAX_FILE_BYTES
 from ..config.model import Config, Tls
 from ..errors import ConfigError
-from .tls import TlsStream, _binding, openssl_words
+from .tls import TlsStream, binding_of, openssl_words
 
 MAX_KEY_BYTES = 64 * 1024
-"""Far above any private key; more is some other file."""
+"""Largest file of a private key: far above any key, so that another file is noticed."""
 
 EXPIRY_WARNING = timedelta(days=30)
-"""How long before its end a certificate is warned of: what renews them by itself does it earlier."""
+"""Time before its end from which a certificate is warned of; programs that renew them do it earlier."""
 
 _CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 
@@ -29,20 +29,20 @@ _VERSION, _GENERALIZED_TIME = 0xA0, 0x18
 
 _KEY_PROBLEMS = {
     "KEY_VALUES_MISMATCH": "it is not the key of {certificate}; expected the one that belongs to it",
-    # Where the one is RSA and the other is not.
+    # This is the reason if one is RSA and the other is not.
     "NO_CERTIFICATE_ASSIGNED": "it is not the key of {certificate}; expected the one that belongs to it",
     None: "it holds no private key; expected PEM, from -----BEGIN PRIVATE KEY----- on",
 }
 
 
 class TlsContexts:
-    """Hold what the connections of one configuration need for TLS, read from its files once.
+    """Hold the TLS contexts of one configuration, read from its files once.
 
     Args:
-        config: Its `[tls]`, and its addresses, which say what is needed.
+        config: It has the section `[tls]`, and the addresses, which decide which contexts are needed.
 
     Raises:
-        ConfigError: A file cannot be used; it names the file and what is wrong.
+        ConfigError: A file cannot be used; it names the file and the reason.
 
     Attributes:
         own_binding: SHA-256 of the certificate to accept connections with, b"" without one.
@@ -61,12 +61,12 @@ class TlsContexts:
         self.own_binding = b""
         if tls.certificate is not None and tls.key is not None:
             self._acceptor = _context(ssl.Purpose.CLIENT_AUTH, tls)
-            self.own_binding = _binding(_load_own(self._acceptor, tls.certificate, tls.key))
-            # Connections live long: none of ours resumes a session.
+            self.own_binding = binding_of(_load_own(self._acceptor, tls.certificate, tls.key))
+            # Connections live long, and this end never resumes a session.
             self._acceptor.num_tickets = 0
             if tls.client_certificates:
                 self._acceptor.verify_mode = ssl.CERT_REQUIRED
-        # The system's certificates take some MiB, which few nodes need.
+        # The system's certificates take some MiB, and few nodes need them.
         if tls.ca is not None or any(address.tls for address in config.peers):
             self._initiator = _context(ssl.Purpose.SERVER_AUTH, tls)
             if tls.certificate is not None and tls.key is not None:
@@ -96,7 +96,7 @@ class TlsContexts:
 
     @property
     def accepts(self) -> bool:
-        """Tell whether there is a certificate to accept connections with."""
+        """Return True if there is a certificate to accept connections with."""
         return self._acceptor is not None
 
     def accept(self) -> TlsStream:
@@ -105,7 +105,7 @@ class TlsContexts:
         return TlsStream(self._acceptor, None, self.own_binding)
 
     def connect(self, address: Address) -> TlsStream | None:
-        """Return the initiator's end of a connection, None where no TLS is spoken."""
+        """Return the initiator's end of a connection, None if the address has no TLS."""
         if not address.tls:
             return None
         assert self._initiator is not None
@@ -122,7 +122,7 @@ class TlsContexts:
 
 
 def _context(purpose: ssl.Purpose, tls: Tls) -> ssl.SSLContext:
-    """Return a context that trusts `ca`; without it, an initiator trusts what the system does."""
+    """Return a context that trusts `ca`; without it, an initiator trusts the certificates of the system."""
     trusted = b"".join(_certificates(tls.ca)) if tls.ca is not None else None
     context = ssl.create_default_context(purpose, cadata=trusted)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -134,7 +134,7 @@ def _load_own(context: ssl.SSLContext, certificate: str, key: str) -> bytes:
     """Give a context the certificate and the key of this end, and return the certificate."""
 
     def refuse() -> str:
-        # Without this, OpenSSL would ask for it on the terminal.
+        # Without this, OpenSSL would ask for the passphrase on the terminal.
         raise ConfigError("the key needs a passphrase; expected one that does not", file=key)
 
     own = _certificates(certificate)[0]

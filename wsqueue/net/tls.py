@@ -1,7 +1,7 @@
-"""TLS without I/O: from PEM files to contexts, from ciphertext to plaintext and back.
+"""A TLS stream without I/O: from ciphertext to plaintext and back.
 
-What event loops have of their own holds 256 KiB for each connection, hides what waits in its buffers,
-forgets what a paused reader has not read, and drops the alert that tells a peer why it is refused.
+The TLS of the event loops holds 256 KiB for each connection, hides the size of its buffers, loses data that a
+paused reader has not read, and drops the alert that tells a peer why it is refused.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import re
 import ssl
 
 SLICE_BYTES = 16 * 1024
-"""What is encrypted or decrypted at a time, a record: OpenSSL's buffers stay as large as they once were."""
+"""Bytes encrypted or decrypted at a time, one record, because OpenSSL's buffers never shrink."""
 
 
 PLAIN_HTTP_ANSWER = b"HTTP/1.1 400 TLS is spoken here: expected wss://\r\nConnection: close\r\n\r\n"
-"""What a peer gets that speaks HTTP without TLS, for it would not understand an alert."""
+"""Answer to a peer that speaks HTTP without TLS, because it would not understand an alert."""
 
 NO_TLS_ANSWER = b"HTTP/1.1 400 No TLS is spoken here\r\nConnection: close\r\n\r\n"
-"""What a peer gets that speaks TLS where nobody else does: it finds that this is no TLS."""
+"""Answer to a peer that speaks TLS where none is spoken: its TLS library reports that this is no TLS."""
 
 
 _PROBLEMS = {
@@ -28,7 +28,7 @@ _PROBLEMS = {
     "TLSV13_ALERT_CERTIFICATE_REQUIRED": "it wants a certificate: expected [tls] certificate and key here",
     "WRONG_VERSION_NUMBER": "it speaks no TLS: expected an address without wss://, or one that does",
 }
-"""What OpenSSL's reasons mean here; others say enough."""
+"""Meanings of OpenSSL's reasons here; the other reasons say enough."""
 
 
 class TlsStream:
@@ -37,15 +37,15 @@ class TlsStream:
     A peer's fault never raises: it ends the stream, and `problem` says why.
 
     Args:
-        context: From `TlsContexts`.
-        host: To whom an initiator connects, and for whom the certificate must be; None for an acceptor.
-        channel_binding: Of an acceptor.
+        context: A context of `TlsContexts`.
+        host: The host that an initiator connects to, which the certificate must name; None for an acceptor.
+        channel_binding: SHA-256 of the own certificate, for an acceptor.
 
     Attributes:
         channel_binding: SHA-256 of the acceptor's certificate; an initiator knows it when `established`.
-        established: Whether the handshake is done.
-        ended: Whether the peer has said that nothing more comes.
-        problem: Why the stream cannot go on, "" while it can.
+        established: True when the handshake is done.
+        ended: True when the peer has ended its direction of the stream.
+        problem: The reason why the stream cannot go on, "" while it can.
     """
 
     __slots__ = (
@@ -84,7 +84,7 @@ class TlsStream:
         return b"".join(parts)
 
     def send(self, data: bytes) -> bytes:
-        """Return what to write for some plaintext: nothing during the handshake, which it waits for."""
+        """Return the bytes to write for some plaintext; during the handshake it waits, and there are none."""
         if not self.established:
             self._early += data
             return b""
@@ -101,15 +101,15 @@ class TlsStream:
         return b"".join(parts)
 
     def data_to_send(self) -> bytes:
-        """Return what the protocol itself has to write: the handshake, alerts."""
+        """Return the bytes that the protocol itself has to write: the handshake, alerts."""
         answer, self._plain_answer = self._plain_answer, b""
         return answer or self._outgoing.read()
 
     def end(self) -> bytes:
-        """Return what to write so that the peer knows that nothing more comes."""
+        """End this direction of the stream; return the bytes to write."""
         if not self._ending:
             self._ending = True
-            # It raises, as long as the peer has not said so too.
+            # It raises until the peer has ended its direction too.
             with contextlib.suppress(ssl.SSLError):
                 self._object.unwrap()
         return self._outgoing.read()
@@ -144,11 +144,11 @@ def channel_binding(connection: ssl.SSLObject | ssl.SSLSocket) -> bytes:
     """Return SHA-256 of the certificate of the acceptor at the other end."""
     certificate = connection.getpeercert(binary_form=True)
     assert certificate is not None
-    return _binding(certificate)
+    return binding_of(certificate)
 
 
 def explain(error: ssl.SSLError) -> str:
-    """Return what went wrong on a connection, as part of a sentence."""
+    """Return the reason of an error on a connection, as part of a sentence."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not to be trusted: {error.verify_message.rstrip('.')}"
     if error.reason in _PROBLEMS:
@@ -159,10 +159,11 @@ def explain(error: ssl.SSLError) -> str:
     return f"TLS failed: {problem}"
 
 
-def _binding(certificate: bytes) -> bytes:
+def binding_of(certificate: bytes) -> bytes:
+    """Return the channel binding of a connection whose acceptor has a certificate (RFC 5929 section 4)."""
     return hashlib.sha256(certificate).digest()
 
 
 def openssl_words(error: ssl.SSLError) -> str:
-    """Return what OpenSSL calls an error, for people."""
+    """Return OpenSSL's own words for an error."""
     return (error.reason or str(error)).lower().replace("_", " ")

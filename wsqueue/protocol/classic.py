@@ -13,10 +13,10 @@ import msgspec
 from .close import CloseCode, PeerError
 
 MAX_ONCE = 2**31 - 2
-"""The largest challenge that the original nodes draw; the smallest is 1, for they take 0 as absent."""
+"""The largest challenge that the original nodes draw; the smallest is 1, because they take 0 as absent."""
 
 MAX_DETAIL_CHARACTERS = 100
-"""What an error quotes at most: msgspec names a key or a tag in full, and the peer chose it."""
+"""Longest text of msgspec that an error quotes: it names a key or a tag in full, and the peer chose it."""
 
 
 class Hello(
@@ -45,7 +45,7 @@ class Hello(
 class Message(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, forbid_unknown_fields=True):
     """Carry data of a topic.
 
-    Unknown fields are refused, for another peer's decoder may stumble over what this one would skip.
+    Unknown fields are refused, because another peer's decoder may not skip them.
     """
 
     data: str = msgspec.field(name="d")
@@ -67,10 +67,10 @@ class Unsubscribe(msgspec.Struct, tag_field="t", tag="u", frozen=True, forbid_un
 Packet = Hello | Message | Subscribe | Unsubscribe
 
 _decoder = msgspec.json.Decoder(Packet)
-# Of two types, for a decoder of one does not insist on its tag.
+# Two types, because a decoder of one type accepts a packet without its tag.
 _message_decoder = msgspec.json.Decoder(Message | Hello)
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
-"""What the decoder raises, whatever the payload is."""
+"""All exceptions that the decoder raises."""
 _encoder = msgspec.json.Encoder()
 encode_string: Callable[[str], bytes] = _encoder.encode
 """Encode the data or the topic of a message as JSON in UTF-8, for `join_message`.
@@ -83,13 +83,13 @@ def decode(payload: bytes) -> Packet:
     """Decode the payload of one text message.
 
     Raises:
-        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong, or
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and the reason, or
             `CloseCode.INVALID_TEXT`. The text never quotes the payload, except for a short tag.
     """
     try:
         packet: Packet = _decoder.decode(payload)
     except DECODE_ERRORS as error:
-        # What decodes is UTF-8: the decoder checks strings, and JSON's other tokens are ASCII.
+        # A payload that decodes is UTF-8: the decoder checks strings, and JSON's other tokens are ASCII.
         if not is_utf8(payload):
             raise PeerError(CloseCode.INVALID_TEXT) from None
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
@@ -97,9 +97,9 @@ def decode(payload: bytes) -> Packet:
 
 
 def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]] | None:
-    """Decode the payloads of many text messages, or return None when one is not a message.
+    """Decode the payloads of many text messages, or return None if any is not a message.
 
-    `decode` says then which one, and what is wrong with it.
+    `decode` then tells which one, and why.
 
     Returns:
         The messages, and the topic of each.
@@ -112,13 +112,13 @@ def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]
 
 
 def topic_too_long(topic: str, max_bytes: int) -> bool:
-    """Tell whether a topic has more bytes in UTF-8 than it may have."""
+    """Return True if a topic has more than `max_bytes` in UTF-8."""
     # A code point takes at most 4 bytes, so the exact length is rarely needed.
     return 4 * len(topic) > max_bytes and len(topic.encode()) > max_bytes
 
 
 def is_utf8(payload: bytes) -> bool:
-    """Tell whether a payload is what a text message may be."""
+    """Return True if a payload is valid UTF-8, as a text message must be."""
     try:
         payload.decode()
     except UnicodeDecodeError:

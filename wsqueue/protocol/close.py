@@ -51,7 +51,7 @@ class CloseCode(enum.IntEnum):
 
 
 UNREACHABLE = 0
-"""The code of a connection that was never made."""
+"""Code of a connection that was never made."""
 
 _DATA_REFUSED = {
     1002,  # protocol error, and
@@ -67,13 +67,13 @@ _RECONNECT = {code.value: code.reconnect for code in CloseCode}
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """Say why a connection ended.
+    """Give the reason why a connection ended.
 
     Attributes:
         code: WebSocket close code (1000 to 4999), or the HTTP status (below 1000) that refused the
             upgrade, or `UNREACHABLE`.
         reason: One sentence.
-        by_peer: True when the peer closed first.
+        by_peer: True if the peer closed first.
     """
 
     code: int
@@ -82,7 +82,7 @@ class Closed(msgspec.Struct, frozen=True):
 
     @property
     def reconnect(self) -> bool:
-        """Tell whether trying the same again could succeed."""
+        """Return True if the same attempt could succeed later."""
         if self.code == UNREACHABLE:
             return True
         if self.code < 1000:
@@ -91,14 +91,14 @@ class Closed(msgspec.Struct, frozen=True):
 
     @property
     def data_refused(self) -> bool:
-        """Tell whether the peer ended the connection for what was sent, and would do so again."""
+        """Return True if the peer ended the connection because of data that it would refuse again."""
         return self.by_peer and self.code in _DATA_REFUSED
 
     def __str__(self) -> str:
         if self.code == UNREACHABLE:
             return self.reason
-        who = "the peer" if self.by_peer else "we"
-        return f"{who} closed with {self.code}" + (f" ({self.reason})" if self.reason else "")
+        end = "the peer" if self.by_peer else "we"
+        return f"{end} closed with {self.code}" + (f" ({self.reason})" if self.reason else "")
 
 
 class PeerError(WsqueueError):

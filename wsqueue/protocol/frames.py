@@ -17,22 +17,22 @@ TEXT_AND_FIN = 0x81
 """The first byte of an unfragmented text message."""
 
 MAX_HEADER_BYTES = 14
-"""Of a frame: two bytes, eight of a long length, four of a masking key (RFC 6455 section 5.2)."""
+"""Most bytes of a header: two, eight of a long length, four of a masking key (RFC 6455 section 5.2)."""
 
 MIN_RUN = 8
-"""Frames of one size that may be cut in one go: for fewer, one by one is faster."""
+"""Fewest frames of one size that are cut in one go: fewer are cut faster one by one."""
 
 MAX_RUN = 256
-"""Frames that are cut in one go: enough to make the fixed cost small, few enough to look at in vain."""
+"""Most frames that are cut in one go: many make the fixed cost small, few waste little if they differ."""
 
 DRAWN_KEYS = 1024
-"""Masking keys that are drawn at a time: to ask the system takes as long as to mask five frames."""
+"""Masking keys drawn at a time, because a call of the system takes as long as masking five frames."""
 
 CHEAP_COPY_BYTES = 1024
-"""Up to here, copying a payload once more costs less than what it takes to avoid that."""
+"""Payload size up to which one more copy costs less than the code that would avoid it."""
 
 CACHED_SIZES = 1024
-"""Message sizes whose header or pattern is remembered: 200 bytes each, for what takes 0.3 µs to make."""
+"""Message sizes whose header or pattern is cached: each takes 200 bytes, and 0.3 µs to make."""
 
 
 _unpack_16 = struct.Struct("!H").unpack_from
@@ -47,8 +47,8 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
     """Return unfragmented text frames for all payloads, joined for one write (RFC 6455 section 5.2).
 
     Args:
-        payloads: UTF-8.
-        masked: True for what an initiator sends; each frame gets a key of its own.
+        payloads: Texts in UTF-8.
+        masked: True for frames of an initiator; each gets a key of its own.
     """
     if not payloads:
         return b""
@@ -79,7 +79,7 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
 
 
 def _masking_keys(count: int) -> list[bytes]:
-    """Return fresh random keys (RFC 6455 section 5.3), drawn in stock."""
+    """Return fresh random keys (RFC 6455 section 5.3), from a stock."""
     if count > len(_drawn_keys):
         random = secrets.token_bytes(4 * max(count, DRAWN_KEYS))
         _drawn_keys.extend(key for (key,) in struct.iter_unpack("4s", random))
@@ -99,7 +99,7 @@ def _masked_header(length: int) -> bytes:
 
 
 def text_header(length: int, mask_bit: int) -> bytes:
-    """Return how an unfragmented text frame begins, without a masking key; the mask bit is 0 or 0x80."""
+    """Return the header of an unfragmented text frame without a masking key; the mask bit is 0 or 0x80."""
     if length < 126:
         return struct.pack("!BB", TEXT_AND_FIN, mask_bit | length)
     if length < 65_536:
@@ -107,24 +107,24 @@ def text_header(length: int, mask_bit: int) -> bytes:
     return struct.pack("!BBQ", TEXT_AND_FIN, mask_bit | 127, length)
 
 
-def cut_texts(  # noqa: C901 - one function, for a call takes as long as half a turn of the loop
+def cut_texts(  # noqa: C901 - one function, because a call takes as long as half a turn of the loop
     data: bytes, position: int, *, masked: bool, max_message_bytes: int
 ) -> tuple[list[bytes], int, int]:
     """Cut plain frames off: text, whole, unfragmented and within the limit (RFC 6455 section 5.2).
 
     This is the hot loop of a node. Messages of one size tend to follow each other: after two of a size,
-    the headers of those to come are compared column by column, and as many frames as are alike are cut in
-    one go, which takes a third of the time.
+    the headers of the next frames are compared column by column, and all frames with the same header are cut
+    in one go, which takes a third of the time.
 
     Args:
-        data: What was read.
-        position: Where in it a frame begins.
-        masked: True for what an acceptor reads.
-        max_message_bytes: The longest payload.
+        data: Bytes that were read.
+        position: Index at which a frame begins.
+        masked: True for frames that an acceptor reads.
+        max_message_bytes: Length of the longest payload.
 
     Returns:
-        The payloads; where the first frame begins that was not cut; and how many bytes from there on
-        it needs to be cut, or 0 when it is none for the fast lane.
+        The payloads; the index of the first frame that was not cut; and the number of bytes from there on
+        that it needs to be cut, or 0 if it is no plain frame.
     """
     payloads: list[bytes] = []
     end = len(data)
@@ -174,7 +174,7 @@ def _frame_pattern(header_bytes: int, key_bytes: int, length: int) -> struct.Str
 
 
 def frame_size(head: bytes) -> int | None:
-    """Return the size of the frame that begins so, None while that is not known."""
+    """Return the size of the frame that begins with `head`, None while that is not known."""
     if len(head) < 2:
         return None
     length, extended = head[1] & 0x7F, 0

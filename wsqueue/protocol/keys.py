@@ -9,10 +9,10 @@ import hmac
 import re
 
 FINGERPRINT_SALT = b"wsqueue fingerprint"
-"""The same everywhere, so that fingerprints can be compared."""
+"""Salt of all fingerprints: the same everywhere, so that they can be compared."""
 
 FINGERPRINT_COST = 4096
-"""Of scrypt (RFC 7914): 4 MiB and some 10 ms, which a start does not feel and a guesser does."""
+"""Cost of scrypt (RFC 7914): 4 MiB and about 10 ms, cheap for a start and expensive for guessing."""
 
 
 class Role(enum.Enum):
@@ -23,18 +23,18 @@ class Role(enum.Enum):
 
 
 class Order(enum.Enum):
-    """Name what comes first in the digest."""
+    """Name the part that comes first in the digest: the challenge (document) or the key (reversed)."""
 
     DOCUMENT = "document"
     REVERSED = "reversed"
 
 
 class PreSharedKey:
-    """Hold the key, and show it to nobody: not in repr, not in an exception, not in a pickle.
+    """Hold the key, and never show it: not in repr, not in an exception, not in a pickle.
 
     Args:
-        secret: What an initiator uses.
-        others: What an acceptor takes besides, while keys are rotated.
+        secret: Secret that an initiator uses.
+        others: Secrets that an acceptor takes too, while keys are rotated.
 
     Raises:
         ValueError: The key cannot be UTF-8.
@@ -44,9 +44,9 @@ class PreSharedKey:
 
     def __init__(self, secret: str, *others: str) -> None:
         # Not left to encode(), whose exception holds the key.
-        if any(re.search("[\ud800-\udfff]", one) for one in (secret, *others)):
+        if any(re.search("[\ud800-\udfff]", text) for text in (secret, *others)):
             raise ValueError("the pre-shared key is not UTF-8")
-        self._secrets = [one.encode() for one in (secret, *others)]
+        self._secrets = [text.encode() for text in (secret, *others)]
 
     def __repr__(self) -> str:
         return "PreSharedKey(<hidden>)"
@@ -64,8 +64,8 @@ class PreSharedKey:
         raise TypeError("a pre-shared key is not pickled")
 
     def shares(self, other: PreSharedKey) -> bool:
-        """Tell whether a secret is among another's."""
-        return any(hmac.compare_digest(mine, its) for mine in self._secrets for its in other._secrets)
+        """Return True if the keys have a secret in common."""
+        return any(hmac.compare_digest(mine, theirs) for mine in self._secrets for theirs in other._secrets)
 
     def fingerprints(self) -> list[str]:
         """Return 8 hexadecimal digits for each secret, to tell keys apart; slow to guess a key from."""
@@ -82,21 +82,21 @@ class PreSharedKey:
         return base64.b64encode(digest).decode()
 
     def verify(self, once: int, answer: str) -> tuple[Order, int] | None:
-        """Return the order in which `answer` is right and with which secret, or None; in constant time."""
+        """Return the order and the index of the secret by which `answer` is right, or None; constant time."""
         given = answer.encode()
         matches = {
             (order, index): hmac.compare_digest(self.answer(once, order, index).encode(), given)
             for order in Order
             for index in range(len(self._secrets))
         }
-        return next((which for which, match in matches.items() if match), None)
+        return next((found for found, match in matches.items() if match), None)
 
     def prove(self, claim: bytes, index: int = 0) -> str:
         """Return the base64 proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
         return base64.b64encode(hmac.digest(self._secrets[index], claim, "sha256")).decode()
 
     def verify_proof(self, claim: bytes, proof: str) -> int | None:
-        """Return with which secret `proof` proves a claim, or None; in constant time."""
+        """Return the index of the secret with which `proof` proves a claim, or None; in constant time."""
         given = proof.encode()
         matches = [
             hmac.compare_digest(self.prove(claim, index).encode(), given)

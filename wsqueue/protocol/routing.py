@@ -1,4 +1,4 @@
-"""Which consumer a topic belongs to: `hash(topic) % consumers`, as the original nodes compute it."""
+"""The consumer that a topic belongs to: `hash(topic) % consumers`, as the original nodes compute it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import functools
 from collections.abc import Callable
 
 CACHED_TOPICS = 65_536
-"""Topics whose consumer is remembered: about 20 MiB at 100 characters, for what costs 5 µs to compute."""
+"""Topics whose hash is cached: about 20 MiB at 100 characters; to compute a hash takes 5 µs."""
 
 MAX_CACHED_CHARACTERS = 128
-"""Of a topic that is remembered, lest long ones should take all the memory."""
+"""Longest topic whose hash is cached, so that long topics don't take all the memory."""
 
 
 def topic_hash(topic: str) -> int:
@@ -29,14 +29,14 @@ def topic_hash(topic: str) -> int:
 
 def router(consumers: int) -> Callable[[str], int]:
     """Return a function from a topic to the index of its consumer, 0 to `consumers` - 1."""
-    remembered = functools.lru_cache(maxsize=CACHED_TOPICS)(topic_hash)
+    cached = functools.lru_cache(maxsize=CACHED_TOPICS)(topic_hash)
 
     def consumer_of(topic: str) -> int:
-        return (remembered if len(topic) <= MAX_CACHED_CHARACTERS else topic_hash)(topic) % consumers
+        return (cached if len(topic) <= MAX_CACHED_CHARACTERS else topic_hash)(topic) % consumers
 
     return consumer_of
 
 
 def unbalanced(consumers: int) -> bool:
-    """Tell whether this number of consumers spreads similar topics badly: a multiple of 31."""
+    """Return True if this number of consumers spreads similar topics badly: a multiple of 31."""
     return consumers % 31 == 0

@@ -15,16 +15,16 @@ from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS, is_utf8
 from .close import CloseCode, PeerError
 
 SUBPROTOCOL = "wsqueue.v2"
-"""What an initiator offers, and an acceptor selects (RFC 6455 section 1.9)."""
+"""Subprotocol that an initiator offers and an acceptor selects (RFC 6455 section 1.9)."""
 
 MAX_NUMBER = 2**53 - 1
 """The largest integer that every JSON implementation keeps exactly (RFC 8259 section 6)."""
 
 OVERHEAD_BYTES = 4096
-"""What a packet has besides a message's own bytes: other fields, which an encoder may write at length."""
+"""Most bytes of a packet besides a message's own: other fields, which an encoder may write at length."""
 
 NONCE_BYTES = 32
-"""Of a nonce, a proof and a publisher's secret: 256 bits, beyond guessing."""
+"""Length of nonces, proofs and publisher secrets: 256 bits can't be guessed."""
 
 Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$", max_length=44)]
 """32 bytes in standard base64."""
@@ -41,13 +41,13 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 - `full`: there is no room on the disk;
 - `invalid`: the data is not a list of `count` strings;
 - `too_long`: the batch has more than `max_message_bytes`;
-- `topic_too_long`: of more than `max_topic_bytes`;
-- `after_refused`: the batch `after` which it comes was refused, or never came.
+- `topic_too_long`: the topic has more than `max_topic_bytes`;
+- `after_refused`: the batch that it names in `after` was refused, or never came.
 """
 
 
 INVALID_DATA = "the data is not a list of `count` strings in UTF-8"
-"""Why a batch is `invalid`."""
+"""Reason of the refusal of a batch that is `invalid`."""
 
 
 class Challenge(msgspec.Struct, tag_field="t", tag="challenge", frozen=True, forbid_unknown_fields=True):
@@ -64,16 +64,16 @@ class Proof(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """Prove to know the key; an initiator's proof brings its nonce."""
+    """Prove that this end knows the key; an initiator's proof brings its nonce."""
 
     proof: Secret
     nonce: Secret | None = None
 
 
 class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True, forbid_unknown_fields=True):
-    """Say who publishes on this connection (client to producer).
+    """Name the publisher on this connection (client to producer).
 
-    Its public id is a digest of the secret: who sees the id in deliveries cannot publish as it.
+    Its public id is a digest of the secret, so a subscriber that sees the id can't publish under it.
     """
 
     secret: Secret
@@ -83,10 +83,10 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_
     """Publish a batch (client to producer).
 
     Attributes:
-        number: Of the batch, rising over all batches of the publisher.
-        after: The number of its batch before on this topic, if that is not confirmed yet, else 0.
-        topic: Of all messages.
-        count: How many there are.
+        number: Number of the batch, rising over all batches of the publisher.
+        after: Number of its batch before on this topic, if that is not confirmed yet, else 0.
+        topic: Topic of all messages.
+        count: Number of messages.
         data: A JSON list of strings, passed on as it is.
     """
 
@@ -134,14 +134,14 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_
 
     Attributes:
         numbers: Ranges of batches, each from its first to its last. From a producer: the publisher's
-            numbers. From a consumer: how many batches came on this connection before, and it.
+            numbers. From a consumer: the position of the batch on this connection, from 1 on.
     """
 
     numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
 class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True, forbid_unknown_fields=True):
-    """Refuse one batch for good; its number is as in `Ack`."""
+    """Refuse one batch for good; the number is as in `Ack`."""
 
     number: Number
     code: RefusalCode
@@ -159,11 +159,11 @@ class Subscribe(
     """Ask for a topic (client to consumer).
 
     Attributes:
-        topic: Any.
-        start: Where: at what is published from now on, at the earliest message that is kept, at `offset`
-            (of the log `log`, if that is given), or at the first message that is not older than `time`.
-        log: The id of the log that `offset` is from.
-        offset: Of the next message that is wanted.
+        topic: Any topic.
+        start: First message to deliver: the next one that is published, the earliest one that is kept, the
+            one at `offset` (in the log `log`, if that is given), or the first one not older than `time`.
+        log: Id of the log that `offset` is from.
+        offset: Offset of the next message that is wanted.
         time: Unix time in seconds.
     """
 
@@ -174,7 +174,7 @@ class Subscribe(
     time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
 
     def __post_init__(self) -> None:
-        """Refuse a start that lacks what it needs.
+        """Refuse a start whose field is missing.
 
         Raises:
             ValueError: msgspec turns it into a ValidationError.
@@ -189,10 +189,10 @@ class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True, f
     """Answer a `Subscribe` (consumer to client).
 
     Attributes:
-        topic: Of the subscription.
-        log: The id of the log that the offsets are from.
-        offset: Of the first message that will be delivered.
-        end: Of the message to come next; what is before it was published already.
+        topic: Topic of the subscription.
+        log: Id of the log that the offsets are from.
+        offset: Offset of the first message that will be delivered.
+        end: Offset of the next message to be published; all before it were published already.
     """
 
     topic: str
@@ -219,10 +219,10 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, forbid_
     """Deliver a batch (consumer to client).
 
     Attributes:
-        topic: Of all messages.
-        offset: Of the first message; each has the next.
+        topic: Topic of all messages.
+        offset: Offset of the first message; each has the next.
         publisher: Public id; "" for a publisher that the consumer doesn't know.
-        number: Of the publisher's batch; 0 without a publisher.
+        number: Number of the publisher's batch; 0 without a publisher.
         data: The messages.
     """
 
@@ -234,12 +234,12 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, forbid_
 
 
 class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True, forbid_unknown_fields=True):
-    """Say that messages are gone which the subscriber has not got (consumer to client).
+    """Report that messages are gone which the subscriber has not got (consumer to client).
 
     Attributes:
-        topic: Of the subscription.
-        offset: Of the first message that comes after the gap.
-        missed: How many are gone, None when the log that knew is gone with them.
+        topic: Topic of the subscription.
+        offset: Offset of the first message after the gap.
+        missed: Number of messages that are gone, None if the log that knew is gone with them.
     """
 
     topic: str
@@ -248,13 +248,13 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True, forbid_unknown_
 
 
 class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True, forbid_unknown_fields=True):
-    """Say that the node is about to stop: go elsewhere, or come back after a random part of a time."""
+    """Announce that the node is about to stop: go elsewhere, or come back after a random part of the time."""
 
     retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
 class AskReport(msgspec.Struct, tag_field="t", tag="ask_report", frozen=True, forbid_unknown_fields=True):
-    """Ask a node how it is (at `/status`)."""
+    """Ask a node for its report (at `/status`)."""
 
 
 class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True, forbid_unknown_fields=True):
@@ -289,10 +289,10 @@ Packet = (
 )
 
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
-"""All of them, in the order of docs/protocol.md."""
+"""All packets, in the order of docs/protocol.md."""
 
 _decoder = msgspec.json.Decoder(Packet)
-# Of two types, for a decoder of one does not insist on its tag.
+# Two types, because a decoder of one type accepts a packet without its tag.
 _head_decoder = msgspec.json.Decoder(ForwardHead | Draining)
 _encoder = msgspec.json.Encoder()
 
@@ -300,11 +300,11 @@ _encoder = msgspec.json.Encoder()
 def decode(payload: bytes) -> Packet:
     """Decode the payload of one text message.
 
-    A `Forward` whose data is wrong comes with no data, and so with another count: that is the fault of
-    the publisher, not of the producer that sends it.
+    A `Forward` whose data is invalid is returned with no data, and so with another count: that is the fault
+    of the publisher, not of the producer that sends it.
 
     Raises:
-        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and what is wrong, or
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and the reason, or
             `CloseCode.INVALID_TEXT`. The text never quotes the payload, except for a short tag.
     """
     try:
@@ -319,7 +319,7 @@ def decode(payload: bytes) -> Packet:
 
 
 def _without_data(payload: bytes) -> Forward | None:
-    # A producer writes the data last, and no other field can hold what comes before it unescaped.
+    # A producer writes the data last, and no other field can hold this separator unescaped.
     head, found, _ = payload.partition(b',"data":')
     if not found:
         return None

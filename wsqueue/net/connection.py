@@ -20,16 +20,16 @@ WRITE_HIGH_WATER = 16 * 1024
 """Bytes in the loop's write buffer above which further writes wait here, where they take less memory."""
 
 CONGESTED_BYTES = 256 * 1024
-"""What may wait for a peer that is fed as it can take it: about what a socket takes in one go."""
+"""Bytes that wait for a peer from which on it is congested: about as much as a socket takes in one go."""
 
 HELD_OVERHEAD_BYTES = 100
-"""What Python adds to bytes that wait (their object and an entry), so that limits are honest."""
+"""Memory of a waiting write besides its bytes (an object and a list entry), so that limits are honest."""
 
 TLS_BEGIN = b"\x16\x03"
-"""With what each TLS connection begins, and no request: the type of the record, and 3 for its version."""
+"""First bytes of a TLS connection: the type of the record, and 3 for its version; no request has them."""
 
 SMALL_WRITE_BYTES = 4 * 1024
-"""Waiting writes that are smaller on average are joined: the loop takes 850 bytes for each besides."""
+"""Average size below which waiting writes are joined: the loop takes 850 bytes more for each write."""
 
 
 class Handler:
@@ -55,7 +55,7 @@ class Handler:
         """Resume writing; called when the write buffer has drained."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
-        """Let go of a connection, whether or not it was ever established."""
+        """Forget a connection, whether or not it was ever established."""
 
 
 class Traffic:
@@ -85,14 +85,14 @@ class Connection(asyncio.Protocol):
     Args:
         session: The protocol.
         limits: Deadlines and buffer sizes.
-        handler: What to do with events; an acceptor gets it from its endpoint.
+        handler: It takes the events; an acceptor gets it from its endpoint.
         on_lost: Called last, when the connection is gone.
-        tls: Its TLS, if it has any; the deadline of the hello is that of its handshake too.
-        traffic: Counts the bytes of this and other connections.
+        tls: The TLS stream, if there is one; the deadline of the hello covers the TLS handshake too.
+        traffic: Counts the bytes of this and other connections, without the overhead of TLS.
 
     Attributes:
-        heard_at: When the latest bytes were read (monotonic), 0 before any.
-        from_this_host: Whether the peer is on loopback or a unix socket; known once it is connected.
+        heard_at: Time of the latest read (monotonic), 0 before the first.
+        from_this_host: True if the peer is on loopback or a unix socket; known once it is connected.
     """
 
     __slots__ = (
@@ -178,8 +178,8 @@ class Connection(asyncio.Protocol):
         """Open the transport of an initiator.
 
         Raises:
-            OSError: Nobody answers there.
-            TimeoutError: Not within `hello_seconds`.
+            OSError: There is no listener at the address.
+            TimeoutError: The connection is not open within `hello_seconds`.
         """
         loop = asyncio.get_running_loop()
         async with asyncio.timeout(self._limits.hello_seconds):
@@ -190,38 +190,38 @@ class Connection(asyncio.Protocol):
 
     @property
     def established(self) -> bool:
-        """Tell whether the hello was ever done on this connection."""
+        """Return True if the hello was ever done on this connection."""
         return self._established
 
     @property
     def buffered_bytes(self) -> int:
-        """Return how much waits in this process to be written."""
+        """Return the bytes that wait in this process to be written."""
         if self._transport is None:
             return 0
         return self._transport.get_write_buffer_size() + self._waiting_bytes
 
     @property
     def sendable(self) -> bool:
-        """Tell whether messages can be written: the hello is done, and nobody has closed or broken off."""
+        """Return True if messages can be written: the hello is done, and the connection isn't ending."""
         transport = self._transport
         return transport is not None and not transport.is_closing() and self.session.established
 
     @property
     def congested(self) -> bool:
-        """Tell whether the peer reads slower than we write; `Handler.writable` says when that is over."""
+        """Return True if the peer reads slower than we write; `Handler.writable` is called after it."""
         return self._writing_paused and self.buffered_bytes >= CONGESTED_BYTES
 
     def send(self, payloads: Sequence[bytes]) -> None:
-        """Write messages, all in one go; they are dropped when the session is ending."""
+        """Write messages in one go; they are dropped if the session is ending."""
         self.send_frames(self.session.frame(payloads))
 
     def send_frames(self, frames: bytes) -> bool:
-        """Write frames that `Session.frame` made; they are dropped when the session is ending.
+        """Write frames that `Session.frame` made; they are dropped if the session is ending.
 
-        A peer that does not read until `max_buffered_bytes` wait for it is closed with 1013.
+        A peer for which more than `max_buffered_bytes` wait is closed with 1013.
 
         Returns:
-            Whether they were written.
+            True if they were written.
         """
         if not self.sendable:
             return False
@@ -230,7 +230,7 @@ class Connection(asyncio.Protocol):
         return True
 
     def send_packet(self, packet: v2.Packet) -> None:
-        """Write one packet of v2; it is dropped when the session is ending."""
+        """Write one packet of v2; it is dropped if the session is ending."""
         self.send([v2.encode(packet)])
 
     def ping(self, data: bytes = b"") -> None:
@@ -239,7 +239,7 @@ class Connection(asyncio.Protocol):
         self._flush()
 
     def close(self, code: CloseCode, reason: str = "") -> None:
-        """Begin the close handshake; what the peer has sent by then is still received."""
+        """Begin the close handshake; messages that the peer has sent by then are still received."""
         if self.session.established:
             self.session.close(code, reason)
             self._flush()
@@ -247,7 +247,7 @@ class Connection(asyncio.Protocol):
             self.abort(code, reason)
 
     def fail(self, code: CloseCode, reason: str = "") -> None:
-        """End the connection for the peer's fault."""
+        """End the connection because of the peer's fault, with a close code."""
         self.session.fail(code, reason)
         self._end_if_failed()
 
@@ -300,7 +300,7 @@ class Connection(asyncio.Protocol):
             events = self._receive_hello(events)
         if events and self.handler is not None:
             self.handler.received(self, events)
-        # Only now, for a pong says that all messages before its ping have been dealt with.
+        # Not earlier, because a pong confirms that all messages before its ping have been dealt with.
         if not self.session.quiet:
             self._end_if_failed()
             self._check_buffer()
@@ -326,7 +326,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
-        # TLS has its own end: without it somebody has cut the stream off, and the connection is lost.
+        # TLS has an end of its own; without it the stream was cut off, and the connection is lost.
         if self._tls is None:
             self.session.receive_eof()
             self._flush()
@@ -336,14 +336,14 @@ class Connection(asyncio.Protocol):
         self._writing_paused = True
 
     def resume_writing(self) -> None:
-        """Go on writing (asyncio calls this)."""
+        """Write the waiting data (asyncio calls this)."""
         self._writing_paused = False
         self._write_waiting()
         if self.handler is not None and not self.congested:
             self.handler.writable(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Let go of everything (asyncio calls this)."""
+        """Drop the transport and all waiting data (asyncio calls this)."""
         if self._timer is not None:
             self._timer.cancel()
         self._transport = None
@@ -378,7 +378,7 @@ class Connection(asyncio.Protocol):
             transport.close()
 
     def _refuse(self, problem: str, answer: bytes) -> None:
-        """End the connection for what is below the session, with a last word to the peer."""
+        """End the connection because of a problem below the session, with a last answer to the peer."""
         assert self._transport is not None
         self._problem = problem
         self._drop_waiting()
@@ -399,7 +399,7 @@ class Connection(asyncio.Protocol):
     def _flush(self) -> None:
         writes = self.session.data_to_send()
         if writes and self._transport is not None and not self._transport.is_closing():
-            # Joined, for a read can hold very many pings.
+            # Joined, because a read can hold very many pings.
             data = b"".join(writes)
             if data:
                 self._write(data)
@@ -440,7 +440,7 @@ class Connection(asyncio.Protocol):
         if self._eof_due and not waiting and transport is not None:
             self._eof_due = False
             if self._tls is not None:
-                # The stream of TCP stays open, for the peer's end of TLS.
+                # The TCP stream stays open, so that the peer can end its direction of TLS.
                 transport.write(self._tls.end())
             else:
                 transport.write_eof()
@@ -450,7 +450,7 @@ class Connection(asyncio.Protocol):
         self._waiting_bytes = 0
 
     def _end_if_failed(self) -> None:
-        """Send what is due; where no WebSocket is open that could carry a close code, just end."""
+        """Send the bytes that are due; if no WebSocket is open to carry a close code, just end."""
         self._flush()
         if self.session.closed is not None and not self._closing and self._transport is not None:
             self._transport.abort()
@@ -461,7 +461,7 @@ class Connection(asyncio.Protocol):
         if self._closing:
             self.abort(CloseCode.TRY_AGAIN_LATER)
             return
-        # The peer would not read it in time, and all of it would have to be kept until then.
+        # The peer would not read the waiting data in time, and it would have to be kept until then.
         self._drop_waiting()
         self.fail(CloseCode.TRY_AGAIN_LATER)
 
@@ -472,10 +472,10 @@ class Connection(asyncio.Protocol):
         self.abort(CloseCode.ABNORMAL)
 
     def _keepalive(self) -> None:
-        """Ping after an interval of silence, and give the peer up when that goes unanswered too.
+        """Ping after an interval of silence, and give the peer up if the ping goes unanswered.
 
-        While reading is paused the peer's bytes wait unread, so that its silence proves nothing; and
-        as its own pings go unanswered meanwhile, ours tell it that this end lives.
+        While reading is paused the peer's bytes wait unread, so its silence proves nothing. Its own pings go
+        unanswered meanwhile, so pings of this end show that it lives.
         """
         if self._closing:
             return
@@ -506,6 +506,6 @@ class Connection(asyncio.Protocol):
 
 
 def peer_address(transport: asyncio.BaseTransport) -> Address | None:
-    """Return where the peer is, None for a unix socket."""
+    """Return the address of the peer, None for a unix socket."""
     name = transport.get_extra_info("peername")
     return Address(host=name[0], port=name[1]) if isinstance(name, tuple) else None

@@ -45,10 +45,10 @@ from .connection import Connection, Handler, Traffic
 logger = logging.getLogger(__name__)
 
 RECONNECT_MIN_SECONDS = 0.1
-"""The first delay: long enough not to spin, short enough that a restart goes unnoticed."""
+"""First delay of the backoff: long enough not to spin, short enough that a restart goes unnoticed."""
 
 SLICE_BYTES = 256 * 1024
-"""What is written at a time of what was held, so that a slow link is noticed before it is flooded."""
+"""Bytes of held data written at a time, so that a slow link is noticed before it is flooded."""
 
 
 class Link(Handler):
@@ -58,24 +58,24 @@ class Link(Handler):
     `in_flight`.
 
     Args:
-        addresses: Tried in turn, with their paths.
+        addresses: Addresses with their paths, tried in turn.
         psk: The key of both ends.
-        config: Says how to speak to the peer, and has deadlines and sizes.
-        tls: What a connection to a wss:// address needs.
-        traffic: Counts the bytes of all connections.
+        config: It has the options of the protocol, deadlines and sizes.
+        tls: The contexts for connections to wss:// addresses.
+        traffic: Counts the bytes of its connections.
 
     Attributes:
-        failures: Why the latest attempt at each address failed, and since the last success.
-        connection: While it is up.
-        since: When it came up or went down (monotonic).
+        failures: Reason of the latest failure at each address, since the last success.
+        connection: The connection while the link is up, else None.
+        since: Time when the link came up or went down (monotonic).
     """
 
     peer_role = "node"
     never_up_level = logging.WARNING
-    """The level of the log line that says that a connection cannot be opened and never was."""
+    """Level of the log line about a link that can't be opened and never was up."""
     up_level = logging.INFO
     down_level = logging.WARNING
-    """The level of the log line that says that the connection is lost, but for a normal end."""
+    """Level of the log line about a lost connection, except after a normal end."""
 
     def __init__(
         self,
@@ -99,13 +99,13 @@ class Link(Handler):
 
     @property
     def open(self) -> bool:
-        """Tell whether messages can be sent now and the peer keeps up with them."""
+        """Return True if messages can be sent now and the peer keeps up with them."""
         connection = self.connection
         return connection is not None and connection.sendable and not connection.congested
 
     @property
     def v2(self) -> bool:
-        """Tell whether the peer speaks v2; False while there is no connection."""
+        """Return True if the peer speaks v2; False while there is no connection."""
         return self.connection is not None and self.connection.session.v2
 
     @property
@@ -119,7 +119,7 @@ class Link(Handler):
         return False
 
     def start(self) -> None:
-        """Begin to connect, unless that goes on already."""
+        """Start connecting, unless the link is started."""
         if self._task is None or self._task.done():
             self.failures.clear()
             self._task = asyncio.create_task(self._run())
@@ -129,7 +129,7 @@ class Link(Handler):
         self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
 
     async def stop(self) -> None:
-        """Close the connection, waiting for the peer to read all of it, and stay down."""
+        """Close the connection, waiting until the peer has read all data, and stay down."""
         task = self._task
         if task is None:
             return
@@ -142,7 +142,7 @@ class Link(Handler):
     def leave(self, retry_seconds: float) -> None:
         """Prepare for the end of the connection to a node that is about to stop.
 
-        The next attempt goes to another node at once, or to the same after a random part of a time.
+        The next attempt goes to another node at once, or to the same node after a random part of the time.
         """
         alone = len(self.addresses) == 1
         self._pause = random.uniform(0, retry_seconds) if alone else 0.0  # noqa: S311 - as for delay_seconds
@@ -160,10 +160,10 @@ class Link(Handler):
         return ceiling * random.uniform(0.5, 1)  # noqa: S311 - jitter needs no secrecy
 
     def up(self) -> None:
-        """Use the connection, which can take messages now."""
+        """Use the connection; called when it can take messages."""
 
     def down(self, closed: Closed, lost: int) -> None:
-        """Do without the connection; at most `lost` messages went with it."""
+        """Do without the connection; called when it is lost, with at most `lost` messages."""
 
     def received_events(self, events: list[Event]) -> None:
         """Take the events that the peer's bytes hold, while the connection is up."""
@@ -172,7 +172,7 @@ class Link(Handler):
         """Note that a connection failed or ended; `failures` has it already."""
 
     def established(self, connection: Connection) -> None:
-        """Use the connection, or ask a classic peer first whether it takes this end for proved too."""
+        """Use the connection; ping a classic peer first, to learn that it has verified this end."""
         if connection.session.v2:
             self._use(connection)
         else:
@@ -186,7 +186,7 @@ class Link(Handler):
         self.received_events(events)
 
     def lost(self, connection: Connection, closed: Closed) -> None:
-        """Let go of a connection, whether or not it was ever established."""
+        """Forget a connection, whether or not it was ever established."""
         if connection is self.connection:
             self.connection = None
             self.since = monotonic()
@@ -214,7 +214,7 @@ class Link(Handler):
             self.attempt_ended(closed)
             if self.gives_up:
                 return
-            # A connection that is lost soon after it came up counts as a failure, lest it spin.
+            # A connection that is lost soon after it came up counts as a failure; else the link would spin.
             stable = was_up and loop.time() - began > self._limits.reconnect_max_seconds
             failures = 0 if stable else failures + 1
             self._next = (self._next + 1) % len(self.addresses)
@@ -224,7 +224,7 @@ class Link(Handler):
             )
 
     async def _connect(self) -> Closed:
-        """Open a connection and return why it failed or, later, why it ended."""
+        """Open a connection; return the reason when it has failed or ended."""
         address, limits = self._address, self._limits
         self._ended = asyncio.get_running_loop().create_future()
         session = Session.initiator(

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
+from typing import Any, NamedTuple
 
 from websockets.client import ClientProtocol
 from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
@@ -19,6 +20,7 @@ from websockets.protocol import CLOSED, CLOSING, OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.uri import parse_uri
+from websockets.utils import accept_key
 
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
@@ -33,12 +35,20 @@ from wsqueue.protocol.framing import (
 )
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Session
-from wsqueue.protocol.upgrade import ServerFraming
+from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
+from wsqueue.protocol.v2 import SUBPROTOCOL
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"
 OPENED = Upgraded(PATH, "", None)
 END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
+
+REQUEST = (
+    f"GET {PATH} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+).encode()
+RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+LIMIT = 300
 
 Flat = bytes | Upgraded | PongReceived
 """Output, text by text."""
@@ -229,6 +239,101 @@ class LibrarySession:
         if len(packet.topic.encode()) > self._max_topic_bytes:
             raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
         return packet
+
+
+class Act(NamedTuple):
+    """What is done locally, by the name of a method."""
+
+    name: str
+    arguments: tuple[Any, ...] = ()
+
+
+def upgrade(_path: str) -> None:
+    """Answer every request with a WebSocket."""
+
+
+class Twins:
+    """A framing and the library next to it, to which the same happens: the same must come of it.
+
+    Args:
+        role: Of both.
+        limit: The largest message.
+        answer_request: To which paths the acceptor answers with a page.
+    """
+
+    def __init__(
+        self,
+        role: Role,
+        limit: int = LIMIT,
+        answer_request: Callable[[str], HttpResponse | None] = upgrade,
+    ) -> None:
+        self.masked = role is Role.ACCEPTOR
+        self.framing: Framing
+        if role is Role.ACCEPTOR:
+            self.framing = AnsweringFraming(answer_request, limit, SUBPROTOCOL)
+        else:
+            self.framing = ClientFraming(HOST, PORT, PATH, limit)
+        request = b"".join(self.framing.data_to_send())
+        self.library = Library(role, limit, request, answer_request)
+        assert b"".join(self.library.data_to_send()) == request
+        if self.masked:
+            self.head = REQUEST
+        else:
+            self.head = RESPONSE + f"Sec-WebSocket-Accept: {accept_key(key_of(request))}\r\n".encode()
+        self.ended = False
+
+    @classmethod
+    def opened(cls, role: Role, limit: int = LIMIT) -> Twins:
+        twins = cls(role, limit)
+        assert twins.receive(twins.head + b"\r\n") == [OPENED]
+        twins.head = b""
+        return twins
+
+    def receive(self, data: bytes) -> list[Flat]:
+        if self.ended:
+            return []
+        items = self.framing.receive_data(data)
+        lists = [isinstance(item, list) for item in items]
+        assert (True, True) not in itertools.pairwise(lists), "texts that follow each other are one item"
+        assert [] not in items
+        flat: list[Flat] = []
+        for item in items:
+            assert not isinstance(item, RequestReceived)
+            flat += item if isinstance(item, list) else [item]
+        assert all(type(item) is bytes for item in flat if not isinstance(item, Upgraded | PongReceived))
+        assert flat == self.library.receive_data(data)
+        self.compare()
+        return flat
+
+    def act(self, act: Act) -> None:
+        self.ended |= act.name == "receive_eof"
+        for end in (self.framing, self.library):
+            getattr(end, act.name)(*act.arguments)
+        self.compare()
+
+    def compare(self) -> None:
+        assert state(self.framing) == state(self.library)
+        assert self.framing.open == self.library.open
+        quiet = self.framing.quiet
+        ours, theirs = self.framing.data_to_send(), self.library.data_to_send()
+        assert not quiet or (ours, self.library.closed, self.library.closing) == ([], None, False)
+        # What an acceptor gets is masked, what it sends is not.
+        if ours or theirs:
+            masked = not self.masked
+            assert written(ours, masked=masked) == written(theirs, masked=masked)
+
+    def feed(self, pieces: list[bytes], acts: Sequence[tuple[int, Act]] = ()) -> list[Flat]:
+        """Take pieces, do something before some of them, and take the end of the stream."""
+        items: list[Flat] = []
+        for index, piece in enumerate([*pieces, b""]):
+            for place, act in acts:
+                if place % (len(pieces) + 1) == index:
+                    self.act(act)
+            if piece:
+                items += self.receive(piece)
+        self.act(Act("receive_eof"))
+        self.act(Act("receive_eof"))
+        return items
 
 
 def key_of(request: bytes) -> str:

@@ -4,10 +4,7 @@ import struct
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
-from websockets.protocol import OPEN, Protocol, Side
 
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import frame_texts
@@ -24,75 +21,8 @@ from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.oracle import AnsweringFraming
-from ...support.session_pair import few
 
 OPENED = Upgraded("/producer", "", None)
-
-masking = pytest.mark.parametrize("masked", [True, False])
-
-
-def parse(data: bytes, *, masked: bool) -> list[bytes]:
-    """Return the payloads of text frames, read by the library's protocol alone."""
-    protocol = Protocol(Side.SERVER if masked else Side.CLIENT, state=OPEN, max_size=None)
-    protocol.receive_data(data)
-    frames = protocol.events_received()
-    assert protocol.parser_exc is None
-    assert all(isinstance(frame, Frame) and frame.opcode is Opcode.TEXT and frame.fin for frame in frames)
-    return [bytes(frame.data) for frame in frames if isinstance(frame, Frame)]
-
-
-def unmask(payload: bytes, key: bytes) -> bytes:
-    return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
-
-
-class TestFrameTexts:
-    @pytest.mark.parametrize(
-        ("length", "header"),
-        [
-            (0, b"\x81\x00"),
-            (1, b"\x81\x01"),
-            (125, b"\x81\x7d"),
-            (126, b"\x81\x7e\x00\x7e"),
-            (127, b"\x81\x7e\x00\x7f"),
-            (65_535, b"\x81\x7e\xff\xff"),
-            (65_536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
-        ],
-    )
-    def test_headers(self, length: int, header: bytes) -> None:
-        payload = b"x" * length
-        assert frame_texts([payload], masked=False) == header + payload
-        masked = frame_texts([payload], masked=True)
-        assert masked[:1] == header[:1]
-        assert masked[1] == header[1] | 0x80
-        assert masked[2 : len(header)] == header[2:]
-        key, rest = masked[len(header) : len(header) + 4], masked[len(header) + 4 :]
-        assert unmask(rest[:100], key) == payload[:100]
-        assert len(rest) == length
-        assert parse(masked, masked=True) == [payload]
-
-    def test_nothing(self) -> None:
-        assert frame_texts([], masked=True) == frame_texts([], masked=False) == b""
-
-    def test_each_frame_has_a_key_of_its_own(self) -> None:
-        frames = frame_texts([b"\0" * 8] * 100, masked=True)
-        keys = {frames[start + 2 : start + 6] for start in range(0, len(frames), 14)}
-        assert len(frames) == 1400
-        assert len(keys) > 95
-
-    def test_keys_are_not_used_again_for_the_next_batch(self) -> None:
-        assert frame_texts([b"x" * 8], masked=True) != frame_texts([b"x" * 8], masked=True)
-
-    @masking
-    @few
-    @given(payloads=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=200), max_size=8))
-    def test_the_library_reads_what_went_in(self, payloads: list[str], masked: bool) -> None:
-        encoded = [payload.encode() for payload in payloads]
-        assert parse(frame_texts(encoded, masked=masked), masked=masked) == encoded
-
-    @masking
-    def test_frames_of_all_sizes_in_one_batch(self, masked: bool) -> None:
-        payloads = [b"x" * length for length in (0, 1, 124, 125, 126, 127, 65_535, 65_536, 0, 70_000)]
-        assert parse(frame_texts(payloads, masked=masked), masked=masked) == payloads
 
 
 class Joined:

@@ -1,0 +1,208 @@
+"""The codec of frames against the library, and the work that the fast lane does."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from typing import Any, SupportsIndex
+from unittest import mock
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.frames import Frame, Opcode
+from websockets.protocol import Protocol
+
+from wsqueue.protocol import framing as framing_module
+from wsqueue.protocol.frames import MAX_RUN, cut_texts, frame_texts
+from wsqueue.protocol.framing import Framing
+from wsqueue.protocol.keys import Role
+
+from ...support.oracle import Twins
+from ...support.session_pair import few
+from ...support.wire import CONT, CONT_LAST, PING, TEXT, TEXT_FIRST, Chunk, Raw, Run, render
+
+masking = pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+uncovered = pytest.mark.usefixtures("uncovered")
+payloads = st.binary(max_size=8) | st.sampled_from([124, 125, 126, 127, 300]).map(bytes)
+
+
+class TestFrameTexts:
+    """What is written, to the byte as the library writes it."""
+
+    @staticmethod
+    def compare(payloads: list[bytes], *, masked: bool) -> None:
+        ours = frame_texts(payloads, masked=masked)
+        theirs = b""
+        keys = set()
+        for payload in payloads:
+            place = len(theirs) + (2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10)
+            keys.add(key := ours[place : place + 4])
+            with mock.patch.object(secrets, "token_bytes", lambda size, key=key: key[:size]):
+                theirs += Frame(Opcode.TEXT, payload).serialize(mask=masked)
+        assert ours == theirs
+        # Of 600 keys, two are the same once in 24,000 times, three never.
+        assert not masked or len(keys) >= len(payloads) - 1
+
+    @masking
+    def test_nothing(self, masked: bool) -> None:
+        assert frame_texts([], masked=masked) == b""
+
+    @masking
+    @pytest.mark.parametrize(
+        "sizes",
+        [[0], [1], [125] * 3, [126] * 3, [126, 125], [65_535] * 2, [65_536, 0, 0], [70_000, 0, 127, 124]],
+    )
+    def test_sizes(self, masked: bool, sizes: list[int]) -> None:
+        self.compare([bytes([number]) * size for number, size in enumerate(sizes, 97)], masked=masked)
+
+    @masking
+    @few
+    @given(
+        payloads=st.lists(payloads, max_size=12) | st.lists(st.binary(min_size=3, max_size=3), max_size=600)
+    )
+    def test_any(self, masked: bool, payloads: list[bytes]) -> None:
+        self.compare(payloads, masked=masked)
+
+    def test_no_key_is_used_again_by_another_batch(self) -> None:
+        keys: list[bytes] = []
+        for count in [*range(60), 1000, 1100, 1, 1, 2000]:
+            frames = frame_texts([bytes(8)] * count, masked=True)
+            keys += [frames[place + 2 : place + 6] for place in range(0, len(frames), 14)]
+        # Random keys may be the same, but hardly ever three times here.
+        assert len(set(keys)) >= len(keys) - 2
+
+
+class Counted(bytes):
+    """Bytes that count how many of them are looked at.
+
+    Attributes:
+        work: Bytes in all slices, and items.
+    """
+
+    work = 0
+
+    def __getitem__(self, key: SupportsIndex | slice) -> Any:
+        part = super().__getitem__(key)
+        self.work += len(part) if isinstance(part, bytes) else 1
+        return part
+
+
+class Work:
+    """Count what a framing does instead of how long it takes.
+
+    Attributes:
+        calls: Of `cut_texts`.
+        looked: Bytes from its positions on, in all calls that could not go on where the last one was.
+        handed: Calls and bytes that the library got.
+    """
+
+    def __init__(self) -> None:
+        self.calls = self.handed_calls = self.handed = 0
+        self.looked = 0
+
+    def feed(self, framing: Framing, pieces: Iterator[bytes]) -> int:
+        """Feed a framing, and return how many texts came out."""
+        receive = Protocol.receive_data
+        count = 0
+
+        def cut(data: bytes, position: int, *, masked: bool, max_message_bytes: int) -> Any:
+            payloads, after, needed = cut_texts(
+                data, position, masked=masked, max_message_bytes=max_message_bytes
+            )
+            self.calls += 1
+            self.looked += after - position + (len(data) - after if needed else 0)
+            return payloads, after, needed
+
+        def receive_data(protocol: Protocol, data: bytes) -> None:
+            self.handed_calls += 1
+            self.handed += len(data)
+            receive(protocol, data)
+
+        with (
+            mock.patch.object(framing_module, "cut_texts", cut),
+            mock.patch.object(Protocol, "receive_data", receive_data),
+        ):
+            for piece in pieces:
+                count += sum(len(item) for item in framing.receive_data(piece) if isinstance(item, list))
+        assert framing.closed is None
+        return count
+
+
+PATTERNS: dict[str, list[Chunk]] = {
+    "AAB": [Run(2, 0), Raw(b"x")],
+    "AAB in long headers": [Run(2, 0, form=8), Raw(b"x", form=8)],
+    "AAB whose headers have one length": [Run(2, 2), Raw(b"", form=2)],
+    "AAB whose payloads look like headers": [Raw(b"\x81\x02"), Raw(b"\x81\x02"), Raw(b"\x81\x02\x81")],
+    "AAB whose payloads look like long headers": [
+        *[Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0a", form=8)] * 2,
+        Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0b" * 2, form=8),
+    ],
+    "AB": [Raw(b""), Raw(b"x")],
+    "one length in two forms": [Raw(b""), Raw(b"", form=2)],
+    "one length in three forms": [Raw(b""), Raw(b"", form=2), Raw(b"", form=8)],
+    "one length in two long forms": [Raw(b"", form=2), Raw(b"", form=8)],
+    "A": [Raw(b"x")],
+    "a run and one": [Run(MAX_RUN, 0), Raw(b"x")],
+    "AA and a ping": [Run(2, 0), Raw(b"", PING)],
+    "pings": [Raw(b"", PING)],
+    "fragments": [Raw(b"", TEXT_FIRST), Raw(b"", CONT), Raw(b"x", CONT_LAST), Raw(b"")],
+}
+
+
+@both_roles
+@uncovered
+class TestComplexity:
+    """No bytes of a peer are looked at more than so many times."""
+
+    @pytest.mark.parametrize("chunks", PATTERNS.values(), ids=PATTERNS)
+    def test_patterns(self, role: Role, chunks: list[Chunk]) -> None:
+        frames = render(chunks, masked=role is Role.ACCEPTOR)
+        works = []
+        for count in (2000, 4000):
+            stream = Counted(b"".join(frames) * count)
+            work = Work()
+            work.feed(Twins.opened(role).framing, iter([stream]))
+            # A header has at most ten bytes without its key, and each of them is compared in a whole run.
+            assert stream.work <= (10 * MAX_RUN + 50) * len(frames) * count
+            assert work.handed <= len(stream)
+            assert work.calls <= len(frames) * count + 1
+            assert work.looked <= 2 * len(stream)
+            works.append(stream.work + work.handed + work.looked)
+        assert works[1] <= 2.1 * works[0]
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("size", [1, 2**17])
+    @pytest.mark.parametrize("first", [TEXT, TEXT_FIRST], ids=["plain", "in fragments"])
+    def test_dribbled(self, role: Role, size: int, first: int) -> None:
+        masked = role is Role.ACCEPTOR
+        messages = 2**17 // size // 16 or 1
+        frames = (
+            [Raw(b"x" * size, first)] if first == TEXT else [Raw(b"x" * size, first), Raw(b"", CONT_LAST)]
+        )
+        stream = b"".join(render(frames, masked=masked)) * messages
+        work = Work()
+        pieces = (stream[place : place + 1] for place in range(len(stream)))
+        assert work.feed(Twins.opened(role, 2**17).framing, pieces) == messages
+        # Two bytes, the rest of the header, and the whole.
+        assert work.calls <= 5 * messages * len(frames)
+        assert work.looked <= (size + 40) * messages * len(frames)
+        assert work.handed <= len(stream) * (first != TEXT)
+
+    def test_a_large_frame_in_pieces_is_put_together_once(self, role: Role) -> None:
+        stream = b"".join(render([Raw(b"x" * 2**22)], masked=role is Role.ACCEPTOR))
+        work = Work()
+        pieces = [Counted(stream[place : place + 4096]) for place in range(0, len(stream), 4096)]
+        assert work.feed(Twins.opened(role, 2**22).framing, iter(pieces)) == 1
+        assert work.calls <= 3
+        assert sum(piece.work for piece in pieces) <= 2 * 4096
+
+    @pytest.mark.slow
+    def test_a_million_small_frames(self, role: Role) -> None:
+        (frame,) = render([Raw(b"")], masked=role is Role.ACCEPTOR)
+        stream = Counted(frame * 1_000_000)
+        work = Work()
+        assert work.feed(Twins.opened(role).framing, iter([stream])) == 1_000_000
+        assert (work.calls, work.handed) == (1, 0)
+        assert stream.work <= 4 * len(stream)

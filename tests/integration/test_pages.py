@@ -32,7 +32,7 @@ from ..support.nodes import (
     free_port,
     soon,
 )
-from ..support.raw_peer import RawSocket, http_get, request_of
+from ..support.raw_peer import RawSocket, http_get, offer_of, request_of
 from ..support.raw_v2_peer import V2Socket, new_secret
 from .test_tls import WSS, table
 
@@ -197,9 +197,9 @@ class TestListeners:
         async with soon():
             for where in (address, other):
                 for path in ("/producer", "/subscribe", "/subscribe/news", "/produce", "/status", "/nothing"):
-                    for subprotocol in ("", "wsqueue.v2"):
+                    for offers in ([], [offer_of("wsqueue.v2")]):
                         async with RawSocket.open(where) as raw:
-                            raw.writer.write(request_of(path, subprotocol))
+                            raw.writer.write(request_of(path, *offers))
                             status, body = await raw.page()
                             assert (status, body[: len(sentence)]) == (404, sentence)
         assert not [name for name in consumer.counters if name.startswith("refused_")]

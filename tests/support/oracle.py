@@ -38,15 +38,15 @@ from wsqueue.protocol.session import Session
 from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
+from .raw_peer import request_of
+
 HOST, PORT, PATH = "node.example", 10001, "/producer"
 OPENED = Upgraded(PATH, "", None)
 END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
 
-REQUEST = (
-    f"GET {PATH} HTTP/1.1\r\nHost: {HOST}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
-).encode()
+REQUEST = request_of(PATH).removesuffix(b"\r\n")
+"""A request without the empty line that ends it."""
 RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
 LIMIT = 300
 

@@ -24,13 +24,22 @@ from .classic_peer import answer_of, message_of
 WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def request_of(path: str, subprotocol: str = "") -> bytes:
-    """Return an upgrade request."""
-    offer = f"Sec-WebSocket-Protocol: {subprotocol}\r\n" if subprotocol else ""
-    return (
-        f"GET {path} HTTP/1.1\r\nHost: node\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-        f"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n{offer}\r\n"
-    ).encode()
+def request_of(path: str, *headers: str) -> bytes:
+    """Return an upgrade request, with headers besides those that it must have."""
+    lines = (
+        f"GET {path} HTTP/1.1",
+        "Host: node",
+        "Upgrade: websocket",
+        "Connection: Upgrade",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+    )
+    return "\r\n".join([*lines, *headers, "", ""]).encode()
+
+
+def offer_of(subprotocol: str) -> str:
+    """Return the header that offers or selects a subprotocol."""
+    return f"Sec-WebSocket-Protocol: {subprotocol}"
 
 
 async def http_get(address: str, path: str, tls: ssl.SSLContext | None = None) -> tuple[int, str]:
@@ -117,7 +126,7 @@ class RawSocket:
 
     async def ask(self, path: str, subprotocol: str = "") -> None:
         """Upgrade, to a subprotocol if one is given."""
-        self.writer.write(request_of(path, subprotocol))
+        self.writer.write(request_of(path, *[offer_of(subprotocol)] if subprotocol else []))
         head = await self.reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101 "), head
         selected = re.search(rb"Sec-WebSocket-Protocol: (\S+)", head, re.IGNORECASE)

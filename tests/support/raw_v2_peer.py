@@ -18,10 +18,19 @@ from .raw_peer import RawServer, RawSocket
 SUBPROTOCOL = "wsqueue.v2"
 
 
-def proof_of(key: str, prover: str, acceptor_nonce: str, initiator_nonce: str, path: str) -> str:
-    """Return the proof of one end, as the protocol has it, without TLS and with one subprotocol offered."""
-    texts = (f"wsqueue.v2 {prover}", acceptor_nonce, initiator_nonce, path, SUBPROTOCOL)
-    parts = [*(text.encode() for text in texts), b""]
+def proof_of(
+    key: str,
+    prover: str,
+    acceptor_nonce: str,
+    initiator_nonce: str,
+    path: str,
+    *,
+    offered: str = SUBPROTOCOL,
+    channel_binding: bytes = b"",
+) -> str:
+    """Return the proof of one end, as the protocol has it."""
+    texts = (f"wsqueue.v2 {prover}", acceptor_nonce, initiator_nonce, path, offered)
+    parts = [*(text.encode() for text in texts), channel_binding]
     claim = b"".join(len(part).to_bytes(4) + part for part in parts)
     return base64.b64encode(hmac.new(key.encode(), claim, hashlib.sha256).digest()).decode()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -18,6 +16,8 @@ from websockets.uri import parse_uri
 from wsqueue.protocol.framing import HttpResponse, RequestReceived
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import Event, MessagesReceived, Session
+
+from . import classic_peer
 
 SECRET = "correct horse battery staple"
 PSK = PreSharedKey(SECRET)
@@ -113,9 +113,8 @@ def by_topic(messages: list[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def answer_of(once: int, secret: str = SECRET, order: Order = Order.DOCUMENT) -> str:
-    """Compute an answer from the seed's words, without our code."""
-    text = f"{once:x}{secret}" if order is Order.DOCUMENT else f"{secret}{once:x}"
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    """Return the right answer to a challenge, computed without our code."""
+    return classic_peer.answer_of(once, secret, order.value)
 
 
 class Pair:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import hmac
 import itertools
 import json
-import struct
 from collections import Counter
 from collections.abc import Callable
 
@@ -28,6 +26,7 @@ from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 
+from ...support import raw_v2_peer
 from ...support.fake_connection import FakeConnection
 from ...support.session_pair import (
     PATH,
@@ -61,12 +60,16 @@ def proof_of(
     offered: str = SUBPROTOCOL,
     channel_binding: bytes = b"",
 ) -> str:
-    """Compute a proof from the words of the protocol's description, without our code."""
-    claim = b""
-    for part in (f"wsqueue.v2 {role.value}", acceptor_nonce, initiator_nonce, path, offered):
-        claim += struct.pack("!I", len(part.encode())) + part.encode()
-    claim += struct.pack("!I", len(channel_binding)) + channel_binding
-    return base64.b64encode(hmac.new(secret.encode(), claim, hashlib.sha256).digest()).decode()
+    """Return the right proof of one end, computed without our code."""
+    return raw_v2_peer.proof_of(
+        secret,
+        role.value,
+        acceptor_nonce,
+        initiator_nonce,
+        path,
+        offered=offered,
+        channel_binding=channel_binding,
+    )
 
 
 class End:

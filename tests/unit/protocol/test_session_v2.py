@@ -19,8 +19,10 @@ from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 
+from ...support.raw_peer import offer_of, request_of
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
+    PATH,
     Pair,
     RawPeer,
     accept,
@@ -38,11 +40,6 @@ both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.v
 
 NONCE = base64.b64encode(b"n" * 32).decode()
 UPGRADE_REQUIRED = 426
-
-REQUEST = (
-    "GET {path} HTTP/1.1\r\nHost: node.example\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    "Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n{more}\r\n"
-)
 
 
 def packet(tag: str, **fields: Any) -> bytes:
@@ -65,9 +62,8 @@ class V2Peer:
         self.role = role
         self.texts: list[bytes] = []
         if role is Role.ACCEPTOR:
-            more = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
             self.raw.data_to_send()
-            self.send_bytes(REQUEST.format(path="/producer", more=more).encode())
+            self.send_bytes(request_of(PATH, offer_of(SUBPROTOCOL)))
         else:
             request = b"".join(self.session.data_to_send())
             acceptor = accept()
@@ -290,7 +286,7 @@ class TestHello:
         session = accept()
         raw = RawPeer(Role.ACCEPTOR, session)
         raw.data_to_send()
-        request = REQUEST.format(path="/producer", more=f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n").encode()
+        request = request_of(PATH, offer_of(SUBPROTOCOL))
         # It cannot know the nonce, so it is wrong, but for the right reason.
         events = session.receive_data(request + raw.text(packet("proof", proof=NONCE, nonce=NONCE)))
         assert events == []
@@ -485,10 +481,10 @@ class TestAcceptorsAnswer:
         session.receive_data(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         assert b"".join(session.data_to_send()).startswith(b"HTTP/1.1 200 ")
 
-    @pytest.mark.parametrize("offer", ["", "Sec-WebSocket-Protocol: wsqueue.v3\r\n"])
-    def test_without_an_offer_of_v2_where_classic_is_not_allowed(self, offer: str) -> None:
+    @pytest.mark.parametrize("offers", [[], ["wsqueue.v3"]])
+    def test_without_an_offer_of_v2_where_classic_is_not_allowed(self, offers: list[str]) -> None:
         session = accept(allow_classic=False)
-        session.receive_data(REQUEST.format(path="/producer", more=offer).encode())
+        session.receive_data(request_of(PATH, *map(offer_of, offers)))
         answer = b"".join(session.data_to_send())
         assert answer.startswith(b"HTTP/1.1 426 ")
         assert answer.endswith(b"Expected the subprotocol wsqueue.v2.\n")
@@ -496,8 +492,7 @@ class TestAcceptorsAnswer:
 
     def test_an_offer_of_something_else_besides(self) -> None:
         session = accept()
-        more = "Sec-WebSocket-Protocol: wsqueue.v3\r\nSec-WebSocket-Protocol: chat, wsqueue.v2\r\n"
-        session.receive_data(REQUEST.format(path="/producer", more=more).encode())
+        session.receive_data(request_of(PATH, offer_of("wsqueue.v3"), offer_of("chat, wsqueue.v2")))
         answer = b"".join(session.data_to_send())
         assert b"Sec-WebSocket-Protocol: wsqueue.v2\r\n" in answer
         challenge = json.loads(first_text(answer.partition(b"\r\n\r\n")[2])[0])
@@ -508,8 +503,7 @@ class TestAcceptorsAnswer:
 
     def test_the_query_is_part_of_what_is_proved(self) -> None:
         session = accept(answer_request=lambda _path: None)
-        more = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n"
-        session.receive_data(REQUEST.format(path="/producer?a=%20b", more=more).encode())
+        session.receive_data(request_of(f"{PATH}?a=%20b", offer_of(SUBPROTOCOL)))
         challenge = json.loads(first_text(b"".join(session.data_to_send()).partition(b"\r\n\r\n")[2])[0])
         proof = proof_of(Role.INITIATOR, challenge["nonce"], NONCE, path="/producer?a=%20b")
         payload = packet("proof", proof=proof, nonce=NONCE)

@@ -502,8 +502,8 @@ class Bystanders:
     """Hold a cluster with a publisher and a subscriber, who must not notice what happens to others."""
 
     def __init__(self, nodes: Nodes, consumer: RunningNode, producer: RunningNode) -> None:
-        self._nodes, self.consumer, self.producer = nodes, consumer, producer
-        self._stack = contextlib.AsyncExitStack()
+        self.nodes, self.consumer, self.producer = nodes, consumer, producer
+        self.stack = contextlib.AsyncExitStack()
         self._count = 0
         self._subscriber: Peer
         self._publisher: Peer
@@ -511,7 +511,7 @@ class Bystanders:
     @classmethod
     async def start(cls, nodes: Nodes, **limits: Any) -> Bystanders:
         made = cls(nodes, *await nodes.cluster(**limits))
-        stack = made._stack
+        stack = made.stack
         made._subscriber = await stack.enter_async_context(
             connected(made.consumer.subscribe_url("bystanders"), KEY)
         )
@@ -526,11 +526,11 @@ class Bystanders:
         try:
             yield made
         finally:
-            await made._stack.aclose()
+            await made.stack.aclose()
 
     async def stop(self) -> None:
-        await self._stack.aclose()
-        await self._nodes.stop()
+        await self.stack.aclose()
+        await self.nodes.stop()
 
     def node(self, endpoint: str) -> RunningNode:
         return self.producer if endpoint == "/produce" else self.consumer

@@ -338,7 +338,7 @@ class TestBatches:
 
 async def stored(bystanders: Bystanders, topic: str) -> list[str]:
     """Return the data of all that the consumer keeps of a topic."""
-    async with bystanders._nodes.client([bystanders.producer], [bystanders.consumer]) as client:
+    async with bystanders.nodes.client([bystanders.producer], [bystanders.consumer]) as client:
         return [message.data async for message in client.subscribe(topic, start="earliest", follow=False)]
 
 

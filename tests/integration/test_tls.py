@@ -18,6 +18,9 @@ import wsqueue
 from wsqueue.config.check import check_addresses
 from wsqueue.config.model import ClientConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
+from wsqueue.net.certificates import TlsContexts
+from wsqueue.net.connection import WRITE_HIGH_WATER, Connection
+from wsqueue.net.tls import TlsStream
 from wsqueue.tools.bench.cluster import bench_cluster
 from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.verify import verify
@@ -376,29 +379,55 @@ class TestStrangers:
             await raw.end()
 
 
+class Below:
+    """Keep what is below the connections of this process.
+
+    Attributes:
+        transports: The transport of each connection.
+        streams: The TLS streams of acceptors.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.transports: dict[Connection, asyncio.Transport] = {}
+        self.streams: list[TlsStream] = []
+        made, accept = Connection.connection_made, TlsContexts.accept
+
+        def connection_made(connection: Connection, transport: asyncio.Transport) -> None:
+            self.transports[connection] = transport
+            made(connection, transport)
+
+        def accepted(contexts: TlsContexts) -> TlsStream:
+            self.streams.append(accept(contexts))
+            return self.streams[-1]
+
+        monkeypatch.setattr(Connection, "connection_made", connection_made)
+        monkeypatch.setattr(TlsContexts, "accept", accepted)
+
+
+@pytest.fixture
+def below(monkeypatch: pytest.MonkeyPatch) -> Below:
+    return Below(monkeypatch)
+
+
 class TestEnds:
     async def test_a_stream_that_is_cut_off_is_lost(
-        self, nodes: Nodes, authority: Authority, log: Log
+        self, nodes: Nodes, authority: Authority, log: Log, below: Below
     ) -> None:
-        """Whoever sits between both ends can send a FIN, but not the end of TLS."""
+        """An attacker between both ends can send a FIN, but not the end of TLS."""
         consumer, producer = await cluster(nodes, authority.issue("node"))
         (accepted,) = consumer.connections
-        transport = accepted._transport
-        assert transport is not None
-        transport.write_eof()
+        below.transports[accepted].write_eof()
         await eventually(lambda: log.lines("link down ", logging.WARNING), "the link is lost")
         assert "1006 (connection lost)" in log.lines("link down ", logging.WARNING)[0]
         await producer.ready()
 
     async def test_the_end_of_tls_is_the_end_of_the_stream(
-        self, nodes: Nodes, authority: Authority, log: Log
+        self, nodes: Nodes, authority: Authority, log: Log, below: Below
     ) -> None:
         consumer, producer = await cluster(nodes, authority.issue("node"))
         (accepted,) = consumer.connections
-        tls, transport = accepted._tls, accepted._transport
-        assert tls is not None
-        assert transport is not None
-        transport.write(tls.end())
+        (stream,) = below.streams
+        below.transports[accepted].write(stream.end())
         await eventually(lambda: log.lines("link down ", logging.WARNING), "the link is down")
         await producer.ready()
         await eventually(lambda: len(consumer.connections) == 1, "the old one is gone")
@@ -532,7 +561,7 @@ class TestSlowReaders:
             data = [f"{number:{1 + number % 7 * 9000}}" for number in range(400)]
             await producer.publish("news", *data)
             await eventually(lambda: consumer.counters["deliveries"] == 400, "all is written")
-            assert any(connection._waiting for connection in consumer.connections)
+            assert any(connection.buffered_bytes > WRITE_HIGH_WATER for connection in consumer.connections)
             slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
             assert [(await slow.packet())["d"] for _ in data] == data
 

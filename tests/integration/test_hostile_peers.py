@@ -1,4 +1,4 @@
-"""Peers that break the protocol: each is told why and let go, and nobody else notices."""
+"""Peers that break the protocol: the node says why, closes the connection, and serves all others."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ async def test_a_peer_that_goes_away_in_the_hello_is_counted(nodes: Nodes, endpo
 
 @at_every_endpoint
 async def test_no_node_answers_its_own_challenge(nodes: Nodes, endpoint: str) -> None:
-    """The reflection attack: a second connection is to answer the challenge of the first."""
+    """The reflection attack: an attacker wants a second connection to answer the challenge of the first."""
     async with soon(), Bystanders.of(nodes, hello_seconds=1.0) as bystanders:
         node = bystanders.node(endpoint)
         await relay_fails(node, endpoint, node, endpoint, wrong_answer=False)
@@ -266,7 +266,7 @@ async def test_no_node_answers_the_challenge_of_another(
 async def relay_fails(
     victim: RunningNode, endpoint: str, oracle: RunningNode, oracle_endpoint: str, *, wrong_answer: bool
 ) -> None:
-    """Send the victim's challenge to the oracle, and whatever that answers to the victim."""
+    """Send the victim's challenge to the oracle, and the answer of the oracle to the victim."""
     async with (
         RawSocket.opened(victim.address, endpoint) as wanted,
         RawSocket.opened(oracle.address, oracle_endpoint) as asked,
@@ -295,7 +295,7 @@ PIECES = st.lists(st.binary(max_size=64), max_size=8)
 
 
 def any_frame(opcode: int, fin: bool, payload: bytes, masked: bool) -> bytes:
-    """Return a frame that may break any rule; its mask, if any, changes nothing."""
+    """Return a frame that may break any rule; a mask of zeros changes nothing."""
     mask_bit = 0x80 if masked else 0
     size = len(payload)
     length = bytes([mask_bit | size]) if size < 126 else bytes([mask_bit | 126]) + size.to_bytes(2)
@@ -499,7 +499,7 @@ def loop_that_fails() -> Iterator[asyncio.Runner]:
 
 
 class Bystanders:
-    """Hold a cluster with a publisher and a subscriber, who must not notice what happens to others."""
+    """Hold a cluster with a publisher and a subscriber, which hostile peers must not disturb."""
 
     def __init__(self, nodes: Nodes, consumer: RunningNode, producer: RunningNode) -> None:
         self.nodes, self.consumer, self.producer = nodes, consumer, producer
@@ -536,7 +536,7 @@ class Bystanders:
         return self.producer if endpoint == "/produce" else self.consumer
 
     async def are_served(self) -> None:
-        """Publish a message on a connection that was there before, and see it come."""
+        """Publish a message on a connection that was there before, and receive it."""
         self._count += 1
         await self._publisher.publish("bystanders", str(self._count))
         assert await self._subscriber.data(1) == [str(self._count)]

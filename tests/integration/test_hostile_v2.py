@@ -1,4 +1,4 @@
-"""Peers that break protocol v2: each is told why and let go, and nobody else notices."""
+"""Peers that break protocol v2: the node says why, closes the connection, and serves all others."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.anyio
 
 LIMITS: dict[str, Any] = {"max_message_bytes": 4096, "max_topic_bytes": 32}
 OVERHEAD_BYTES = 4096
-"""What a frame may have besides a message."""
+"""Most bytes of a frame besides a message."""
 
 ENDPOINTS = ["/producer", "/subscribe", "/subscribe/news", "/produce"]
 at_every_endpoint = pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -66,7 +66,7 @@ TAKEN = {
     "/subscribe": {"subscribe", "unsubscribe"},
     "/subscribe/news": {"subscribe", "unsubscribe"},
 }
-"""What may come first after the hello."""
+"""Packets that may come first after the hello."""
 
 HELLO_AGAIN = {
     "challenge": (4404, "a second challenge in the hello"),
@@ -138,7 +138,7 @@ async def test_every_packet_that_an_endpoint_does_not_take_ends_the_connection(
                 continue
             async with V2Socket.speaking(node.address, endpoint, KEY) as raw:
                 raw.send(packet)
-                # A publisher has to say first who it is, in its own words.
+                # A publisher has to name itself first, with its secret.
                 code, reason = HELLO_AGAIN.get(name, UNEXPECTED)
                 if (endpoint, name) == ("/produce", "publish"):
                     reason = "a publisher says first who it is"
@@ -229,7 +229,7 @@ class TestBatches:
             await bystanders.are_served()
 
     async def test_nobody_publishes_as_another(self, nodes: Nodes) -> None:
-        """The public id of a publisher is in every delivery, and is not what it publishes with."""
+        """The public id of a publisher is in every delivery; to publish takes the secret."""
         async with soon(), Bystanders.of(nodes) as bystanders:
             secret = new_secret()
             async with V2Socket.speaking(bystanders.producer.address, "/produce", KEY) as raw:
@@ -290,7 +290,7 @@ class TestBatches:
             publishing = asyncio.create_task(client.publish("news", "of another"))
             opcode, payload = await raw.frame()
             if opcode is Opcode.CLOSE:
-                # What it is could not even be read past.
+                # The packet is longer than the limit and can't be skipped.
                 assert name in CLOSED
                 heard = [(await anext(subscriber)).data]
                 assert heard == ["of another"]
@@ -337,7 +337,7 @@ class TestBatches:
 
 
 async def stored(bystanders: Bystanders, topic: str) -> list[str]:
-    """Return the data of all that the consumer keeps of a topic."""
+    """Return the data of all messages that the consumer keeps of a topic."""
     async with bystanders.nodes.client([bystanders.producer], [bystanders.consumer]) as client:
         return [message.data async for message in client.subscribe(topic, start="earliest", follow=False)]
 

@@ -49,7 +49,7 @@ def authority(tmp_path: Path) -> Authority:
 
 
 def table(tls: Tls, **changes: Any) -> dict[str, Any]:
-    """Return `[tls]` as a configuration has it."""
+    """Return the table `[tls]` of a configuration."""
     settings = msgspec.structs.asdict(msgspec.structs.replace(tls, **changes))
     return {key: value for key, value in settings.items() if value is not None}
 
@@ -66,7 +66,7 @@ async def round_trip(client: wsqueue.Client) -> None:
 
 
 async def refused(nodes: Nodes, node: RunningNode, tls: Tls | None, address: str = "") -> str:
-    """Return why a client cannot publish."""
+    """Return the reason why a client cannot publish."""
     address = address or node.address
     client = nodes.client([address], [address], tls=tls)
     async with soon(), client:
@@ -269,7 +269,7 @@ class TestReload:
             assert (await http_get(plain, "/healthz"))[0] == 200
             with pytest.raises(ssl.SSLError):
                 await http_get(secure, "/healthz", tls)
-            # Who was connected before stays so.
+            # Connections from before stay.
             assert len([one for one in consumer.service.connections if one.established]) == 1
 
     async def test_both_ends_bind_the_same_channel(self, nodes: Nodes, authority: Authority) -> None:
@@ -325,7 +325,7 @@ class TestStrangers:
     async def test_a_peer_that_leaves_during_the_handshake(
         self, nodes: Nodes, authority: Authority, log: Log
     ) -> None:
-        """As what looks whether a port is open does: it is no cause for alarm."""
+        """A program that tests if a port is open does so; that is no cause for alarm."""
         consumer = await nodes.consumer(listen=WSS, tls=table(authority.issue("node")))
         for begin in (b"", b"\x16\x03\x01"):
             async with soon(), RawSocket.open(consumer.address) as raw:
@@ -380,7 +380,7 @@ class TestStrangers:
 
 
 class Below:
-    """Keep what is below the connections of this process.
+    """Keep the transports and TLS streams below the connections of this process.
 
     Attributes:
         transports: The transport of each connection.

@@ -242,7 +242,7 @@ class LibrarySession:
 
 
 class Act(NamedTuple):
-    """What is done locally, by the name of a method."""
+    """A local action, by the name of a method."""
 
     name: str
     arguments: tuple[Any, ...] = ()
@@ -253,7 +253,7 @@ def upgrade(_path: str) -> None:
 
 
 class Twins:
-    """A framing and the library next to it, to which the same happens: the same must come of it.
+    """A framing and the library next to it, which must behave alike.
 
     Args:
         role: Of both.
@@ -317,13 +317,13 @@ class Twins:
         quiet = self.framing.quiet
         ours, theirs = self.framing.data_to_send(), self.library.data_to_send()
         assert not quiet or (ours, self.library.closed, self.library.closing) == ([], None, False)
-        # What an acceptor gets is masked, what it sends is not.
+        # An acceptor receives masked frames and sends unmasked ones.
         if ours or theirs:
             masked = not self.masked
             assert written(ours, masked=masked) == written(theirs, masked=masked)
 
     def feed(self, pieces: list[bytes], acts: Sequence[tuple[int, Act]] = ()) -> list[Flat]:
-        """Take pieces, do something before some of them, and take the end of the stream."""
+        """Feed pieces, act before some of them, and feed the end of the stream."""
         items: list[Flat] = []
         for index, piece in enumerate([*pieces, b""]):
             for place, act in acts:
@@ -370,7 +370,7 @@ def written(writes: Sequence[bytes], *, masked: bool) -> list[object]:
         if masked:
             shown += parse_frames(joined, masked=True)
         else:
-            # How much of a line that is too long has been read is a matter of how it was cut.
+            # The length read of a line that is too long depends on how it was cut.
             shown.append(re.sub(rb"Date: [^\r]*|Content-Length: \d+|read \d+ bytes", b"", joined))
     return shown
 

@@ -119,7 +119,7 @@ class RawSocket:
             yield raw
 
     async def accept(self, key: str) -> None:
-        """Be the acceptor: answer the upgrade request, do the hello, and answer the ping that comes then."""
+        """Be the acceptor: answer the upgrade request, do the hello, and answer the ping after it."""
         await self.upgrade()
         await self.hello(key)
         self.send_frame(Opcode.PONG, await self.until(Opcode.PING))
@@ -191,7 +191,7 @@ class RawSocket:
         return Opcode(first & 0xF), payload.to_bytes(length)
 
     async def packet(self) -> dict[str, Any]:
-        """Return the next packet, and fail on a frame that is none."""
+        """Return the next packet; fail if the next frame is none."""
         opcode, payload = await self.frame()
         assert opcode is Opcode.TEXT, (opcode, payload)
         packet: dict[str, Any] = json.loads(payload)
@@ -233,7 +233,7 @@ class RawServer:
     """Accept connections on loopback, and leave them to the test.
 
     Args:
-        port: Where to listen; 0 lets the system choose.
+        port: TCP port to listen on; 0 lets the system choose.
     """
 
     kind: type[RawSocket] = RawSocket

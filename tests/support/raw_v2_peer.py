@@ -40,12 +40,12 @@ def new_nonce() -> str:
 
 
 def new_secret() -> dict[str, Any]:
-    """Return the packet that says who publishes."""
+    """Return the packet that names a publisher."""
     return {"t": "publisher", "secret": new_nonce()}
 
 
 def public_id_of(secret: str) -> str:
-    """Return the id by which others know a publisher."""
+    """Return the public id of a publisher."""
     digest = hashlib.sha256(base64.b64decode(secret)).digest()
     return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 

@@ -105,7 +105,7 @@ def received(events: list[Event]) -> list[tuple[str, str]]:
 
 
 def by_topic(messages: list[tuple[str, str]]) -> dict[str, list[str]]:
-    """Return the data of each topic, in its order: between topics there is none."""
+    """Return the data of each topic, in order; between topics there is no order."""
     topics: dict[str, list[str]] = {}
     for data, topic in messages:
         topics.setdefault(topic, []).append(data)
@@ -151,7 +151,7 @@ class Pair:
 
 
 class RawPeer:
-    """Stand opposite a session with the library's protocol only, and send whatever a test wants.
+    """Stand opposite a session with the library's protocol only, and send any bytes for a test.
 
     Attributes:
         session: The session under test.

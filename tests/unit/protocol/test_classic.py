@@ -23,7 +23,7 @@ from wsqueue.protocol.close import CloseCode, PeerError
 from ...support.session_pair import many
 
 SHORT = 200
-"""Characters in which any error fits that does not quote the payload at length."""
+"""Most characters of an error that doesn't quote the payload at length."""
 
 utf8_text = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -37,7 +37,7 @@ def refusal(payload: bytes) -> str:
 
 
 def reason_of(payload: bytes) -> str:
-    """Return why a payload is refused, "" when it is not."""
+    """Return the reason why a payload is refused, "" if it is not."""
     try:
         decode(payload)
     except PeerError as error:
@@ -258,7 +258,7 @@ def test_arbitrary_json_raises_nothing_but_peer_error(value: Any) -> None:
 
 
 def is_packet(value: dict[str, Any]) -> bool:
-    """Tell whether an object is a packet, by the words of the wire facts."""
+    """Return True if an object is a packet, by the words of the wire facts."""
     keys = set(value) - {"t"}
     if value.get("t") == "h":
         if keys == {"o"}:

@@ -1,4 +1,4 @@
-"""The fast lane against the library: whatever comes, and however it is cut, the same comes out."""
+"""The fast lane against the library: any stream, cut anywhere, gives the same items and answers."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ class TestRest:
 @both_roles
 @uncovered
 class TestRuns:
-    """What is cut in one go."""
+    """Frames that are cut in one go."""
 
     @pytest.mark.parametrize(
         "count", [1, 2, 3, *range(7, 11), MAX_RUN - 1, MAX_RUN, MAX_RUN + 1, 2 * MAX_RUN, 700]

@@ -29,7 +29,7 @@ payloads = st.binary(max_size=8) | st.sampled_from([124, 125, 126, 127, 300]).ma
 
 
 class TestFrameTexts:
-    """What is written, to the byte as the library writes it."""
+    """Frames are written as the library writes them, to the byte."""
 
     @staticmethod
     def compare(payloads: list[bytes], *, masked: bool) -> None:
@@ -75,7 +75,7 @@ class TestFrameTexts:
 
 
 class Counted(bytes):
-    """Bytes that count how many of them are looked at.
+    """Bytes that count accesses to them.
 
     Attributes:
         work: Bytes in all slices, and items.
@@ -90,7 +90,7 @@ class Counted(bytes):
 
 
 class Work:
-    """Count what a framing does instead of how long it takes.
+    """Count the work of a framing, instead of its time.
 
     Attributes:
         calls: Of `cut_texts`.
@@ -154,7 +154,7 @@ PATTERNS: dict[str, list[Chunk]] = {
 @both_roles
 @uncovered
 class TestComplexity:
-    """No bytes of a peer are looked at more than so many times."""
+    """The work for each byte of a peer is bounded."""
 
     @pytest.mark.parametrize("chunks", PATTERNS.values(), ids=PATTERNS)
     def test_patterns(self, role: Role, chunks: list[Chunk]) -> None:

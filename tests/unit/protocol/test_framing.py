@@ -244,7 +244,7 @@ class TestFraming:
         assert struct.unpack("!H", frame[2:4]) == (4400,)
         assert reason.startswith(frame[4:].decode())
         assert len(frame[4:]) > min(MAX_REASON_BYTES - 4, len(reason) - 1)
-        # Here the whole of it is known.
+        # This end keeps the whole reason.
         assert joined.server.closed == Closed(4400, reason, by_peer=False)
 
     def test_a_large_status_line_and_body_are_not_kept(self) -> None:

@@ -82,7 +82,7 @@ def test_every_cell(role: Role, state: HelloState, step: HelloStep) -> None:
     else:
         handshake.receive(packet)
         assert handshake.done == (expected is HelloState.DONE)
-        # What the next state refuses shows that it was reached.
+        # The refusals of the next state show that it was reached.
         for following, again in (
             (HelloStep.ANSWER, proof(handshake)),
             (HelloStep.CHALLENGE, Hello(once=3000)),
@@ -137,7 +137,7 @@ def test_an_acceptor_that_is_answered_before_it_is_challenged(used: Order) -> No
 
 
 class TestRefusal:
-    """What is sent to a peer whose answer was wrong."""
+    """The packet for a peer whose answer was wrong."""
 
     def test_an_acceptor_sends_a_random_answer_of_the_right_form(self) -> None:
         refusals = set()
@@ -196,11 +196,11 @@ def test_challenges_differ() -> None:
 
 
 class TestReflection:
-    """An attacker without the key who has nodes answer each other's challenges gets nowhere."""
+    """An attacker without the key fails who lets nodes answer each other's challenges."""
 
     @staticmethod
     def robbed(*victims: RawPeer, challenges: set[int]) -> bool:
-        """Tell whether an answer to one of the challenges has been given, or a connection established."""
+        """Return True if a challenge was answered, or a connection established."""
         right = {answer_of(once, order=order) for once in challenges for order in ORDERS}
         return any(right.intersection(one.answers) or one.session.established for one in victims)
 

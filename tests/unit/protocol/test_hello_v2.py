@@ -1,4 +1,4 @@
-"""The hello of v2: its states, its proofs, and what attackers try."""
+"""The hello of v2: its states, its proofs, and attacks on it."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class End:
         return self._note(self.handshake.receive(packet))
 
     def right_proof(self, *, secret: str = SECRET, path: str = PATH, offered: str = SUBPROTOCOL) -> Proof:
-        """Return what a peer with the key would send now."""
+        """Return the proof that a peer with the key would send now."""
         acceptor = self.role is Role.ACCEPTOR
         prover, nonces = (
             (Role.INITIATOR, (self.nonce, NONCE)) if acceptor else (Role.ACCEPTOR, (NONCE, self.nonce))
@@ -135,7 +135,7 @@ NEXT: dict[tuple[Role, HelloState, HelloStep], HelloState | CloseCode] = {
 
 
 class TestStates:
-    """What each end takes in which order."""
+    """Each end takes packets in one order only."""
 
     def test_the_table_is_the_described_one_and_has_every_cell_that_can_be(self) -> None:
         assert TRANSITIONS_V2 == NEXT
@@ -158,7 +158,7 @@ class TestStates:
             return
         end.receive(packet)
         assert end.handshake.done == (expected is HelloState.DONE)
-        # What the next state refuses shows that it was reached.
+        # The refusals of the next state show that it was reached.
         assert end.refusal(Challenge(NONCE)) is NEXT[role, expected, HelloStep.CHALLENGE]
 
     def test_an_acceptor_begins_and_an_initiator_waits(self) -> None:
@@ -198,7 +198,7 @@ class TestStates:
 
 
 class TestProofs:
-    """A proof is about everything that both ends must agree on."""
+    """A proof covers everything that both ends must agree on."""
 
     @few
     @given(
@@ -307,14 +307,14 @@ def joined(acceptor: Session, initiator: Session) -> Pair:
 
 
 class Wire:
-    """A wire between two sessions which an attacker holds: he hands on what he likes."""
+    """A wire between two sessions, held by an attacker who chooses which bytes to hand on."""
 
     def __init__(self, acceptor: Session | None = None, initiator: Session | None = None) -> None:
         self.acceptor = acceptor or accept()
         self.initiator = initiator or initiate(offer_v2=True)
 
     def upstream(self) -> bytes:
-        """Return what the initiator has written."""
+        """Return the bytes that the initiator has written."""
         return b"".join(self.initiator.data_to_send())
 
     def downstream(self) -> bytes:
@@ -341,7 +341,7 @@ class Wire:
 
 
 def refused(session: Session, code: CloseCode = CloseCode.WRONG_ANSWER) -> bool:
-    """Tell whether a session has refused its peer."""
+    """Return True if a session has refused its peer."""
     closed = session.closed
     return closed is not None and (closed.code, closed.by_peer) == (code, False) and not session.established
 
@@ -361,13 +361,13 @@ class TestAttacks:
         wire.initiator.receive_data(wire.open())
         peer = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
         payload = json.loads(unmasked(wire.upstream()))
-        # As an acceptor's it must have no nonce.
+        # A proof of an acceptor must have no nonce.
         del payload["nonce"]
         wire.initiator.receive_data(peer.text(json.dumps(payload).encode()))
         assert refused(wire.initiator)
 
     def test_who_hands_everything_on_is_only_in_the_middle(self) -> None:
-        """Check the attack itself: without TLS nothing shows that somebody stands between the two."""
+        """Check the attack itself: without TLS, neither end can notice a relay between them."""
         near, far = Wire(), Wire()
         near.acceptor.receive_data(near.upstream())
         far.acceptor.receive_data(far.upstream())
@@ -378,7 +378,7 @@ class TestAttacks:
         assert far.acceptor.established
         near.initiator.receive_data(far.downstream())
         assert near.initiator.established
-        # The two ends that he opened himself have got nothing out of it.
+        # The two ends of the attacker have got nothing out of it.
         assert not far.initiator.established
         assert not near.acceptor.established
 
@@ -455,7 +455,7 @@ class TestAttacks:
             assert wire.initiator.closed.code == CloseCode.ABNORMAL
 
     def test_a_relay_to_another_path(self) -> None:
-        """E.g. of a client that subscribes, to where producers publish."""
+        """An example is a client that subscribes, relayed to the endpoint of producers."""
 
         def pages(path: str) -> HttpResponse | None:
             return None if path in ("/subscribe", PATH) else HttpResponse(404, "Not found.\n")
@@ -480,7 +480,7 @@ class TestAttacks:
         ],
     )
     def test_a_changed_offer(self, change: Callable[[bytes], bytes]) -> None:
-        """Else an attacker could choose between future protocols."""
+        """Otherwise an attacker could choose between future protocols."""
         wire = Wire()
         request = wire.upstream()
         assert change(request) != request
@@ -513,7 +513,7 @@ class TestAttacks:
         assert b'"a"' not in wire.upstream()
 
     def test_a_man_in_the_middle_with_another_certificate(self) -> None:
-        """Though the initiator trusts it: somebody has it from a CA by mistake, say."""
+        """The initiator trusts that certificate, for example because a CA issued it by mistake."""
         wire = Wire()
         wire.acceptor.channel_binding = hashlib.sha256(b"the certificate of the node").digest()
         wire.initiator.channel_binding = hashlib.sha256(b"the certificate in the middle").digest()
@@ -537,7 +537,7 @@ class TestAttacks:
         wire.hello()
 
     def test_a_fake_acceptor_gets_one_proof_that_is_of_no_use_elsewhere(self) -> None:
-        """He poses as a node: what he gets is about his nonce, and no acceptor draws the same."""
+        """The attacker poses as a node: the proof covers the attacker's nonce, which no acceptor draws."""
         fake = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
         wire = Wire(None, fake.session)
         wire.open()
@@ -600,11 +600,11 @@ def remasked(frame: bytes) -> bytes:
 
 
 class TestPublishers:
-    """Who sees the public ids of publishers cannot publish as one of them."""
+    """A subscriber that sees the public ids of publishers can't publish under them."""
 
     @staticmethod
     def produced(*payloads: bytes) -> tuple[list[str], FakeConnection]:
-        """Return as whom a producer forwards what somebody sends it, and the connection."""
+        """Return the publisher ids under which a producer forwards payloads, and the connection."""
         config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
         producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
         connection = FakeConnection()

@@ -1,4 +1,4 @@
-"""The pre-shared key: answers, and that it shows nowhere."""
+"""The pre-shared key: answers, fingerprints, and places where it must not show."""
 
 from __future__ import annotations
 
@@ -121,10 +121,10 @@ class TestHidden:
 
 
 class TestFingerprints:
-    """Enough of a key to tell it from others, and too little to find it."""
+    """A fingerprint tells keys apart, and is too short to find the key."""
 
     def test_vectors(self) -> None:
-        """Computed with OpenSSL, for what is in other nodes' reports must not change."""
+        """Computed with OpenSSL; they must not change, because nodes of other versions report them too."""
         assert PreSharedKey(SECRET).fingerprints() == ["2bde5a02"]
         assert PreSharedKey("ñandú").fingerprints() == ["bdd1508f"]
 

@@ -43,7 +43,7 @@ topics = st.text(st.characters(exclude_categories=["Cs"]), max_size=MAX_TOPIC_BY
 
 
 def assert_ended(session: Session, code: int, *, by_peer: bool = False) -> Closed:
-    """Check that a session is over for a reason, and deaf."""
+    """Check that a session has ended with a code, and takes nothing more."""
     closed = session.closed
     assert closed is not None
     assert (closed.code, closed.by_peer) == (code, by_peer)
@@ -167,7 +167,7 @@ class TestTwoSessions:
             other.receive_data(data)
         for data in other.data_to_send():
             closer.receive_data(data)
-        # Whoever gives up before it has read everything sends a close frame too, and resets the connection.
+        # A peer that gives up before it has read all sends a close frame too, and resets the connection.
         assert not closer.closed_cleanly
         closer.receive_eof()
         assert closer.closed_cleanly
@@ -251,7 +251,7 @@ class TestEndOfStream:
 
 
 class TestHello:
-    """What a peer may do before both have proved themselves."""
+    """Packets of a peer before both ends have proved themselves."""
 
     @both_roles
     def test_each_end_sends_its_challenge_at_once(self, role: Role) -> None:
@@ -389,7 +389,7 @@ class TestHello:
 
 
 class TestMessages:
-    """What an established peer may send."""
+    """Messages of an established peer."""
 
     @both_roles
     @pytest.mark.parametrize("topic", ["x" * MAX_TOPIC_BYTES, "ñ" * (MAX_TOPIC_BYTES // 2), "日" * 10 + "xx"])
@@ -514,7 +514,7 @@ class TestMessages:
 
 
 class TestRequests:
-    """What an acceptor does with HTTP."""
+    """HTTP at an acceptor."""
 
     @pytest.mark.parametrize(
         ("path", "status", "body"),
@@ -644,7 +644,7 @@ class TestRequests:
 
 
 class TestResponses:
-    """What an initiator does with HTTP."""
+    """HTTP at an initiator."""
 
     def test_the_request(self) -> None:
         request = b"".join(initiate(path="/subscribe/%E6%97%A5").data_to_send()).decode()

@@ -48,7 +48,7 @@ def packet(tag: str, **fields: Any) -> bytes:
 
 
 class V2Peer:
-    """Stand opposite a session of v2, and play the hello with what the protocol's description says.
+    """Stand opposite a session of v2, and play the hello as the protocol's description has it.
 
     Attributes:
         raw: Has the frames; its WebSocket is opened here.
@@ -86,7 +86,7 @@ class V2Peer:
         return nonce
 
     def hello(self) -> list[bytes]:
-        """Return what a peer with the key has to send; to an initiator it sends its challenge at once."""
+        """Return the packets that a peer with the key sends; an initiator gets its challenge at once."""
         if self.role is Role.ACCEPTOR:
             proof = proof_of(Role.INITIATOR, self.nonce, NONCE)
             return [packet("proof", proof=proof, nonce=NONCE)]
@@ -108,7 +108,7 @@ class V2Peer:
 
 
 def first_text(frames: bytes) -> tuple[bytes, bytes]:
-    """Return the payload of the first frame, and what follows it."""
+    """Return the payload of the first frame, and the bytes after it."""
     masked, length, start = frames[1] & 0x80, frames[1] & 0x7F, 2
     if length == 126:
         length, start = int.from_bytes(frames[2:4]), 4
@@ -224,7 +224,7 @@ class TestMixes:
         assert_ended(peer.session, CloseCode.INVALID_PACKET)
 
     def test_a_classic_peer_that_answers_before_it_challenges(self) -> None:
-        """As an initiator must take it from an acceptor that has selected v2 without knowing it."""
+        """An initiator must take that from an acceptor that has selected v2 without knowing it."""
         node = EchoingNode(initiate(offer_v2=True))
         initiator = node.initiator
         head = node.answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
@@ -259,7 +259,7 @@ def assert_that_they_understand_each_other(pair: Pair) -> None:
 
 
 class TestHello:
-    """What a peer may do before both have proved themselves."""
+    """Packets of a peer before both ends have proved themselves."""
 
     def test_an_acceptor_sends_its_challenge_and_an_initiator_waits(self) -> None:
         acceptor, initiator = V2Peer(Role.ACCEPTOR), V2Peer(Role.INITIATOR)
@@ -369,7 +369,7 @@ class TestHello:
 
 
 class TestPackets:
-    """What an established peer may send."""
+    """Packets of an established peer."""
 
     @both_roles
     @few
@@ -473,7 +473,7 @@ class TestPackets:
 
 
 class TestAcceptorsAnswer:
-    """What an acceptor answers to the request."""
+    """An acceptor's answer to the request."""
 
     @pytest.mark.parametrize("allowed", [True, False])
     def test_a_page_comes_before_the_protocol(self, allowed: bool) -> None:

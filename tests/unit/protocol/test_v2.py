@@ -46,7 +46,7 @@ SECRET = base64.b64encode(bytes(range(32))).decode()
 
 
 def refusal(payload: bytes, code: CloseCode = CloseCode.INVALID_PACKET) -> str:
-    """Return why a payload is refused, in words that do not quote it at length."""
+    """Return the reason why a payload is refused, checked not to quote it at length."""
     with pytest.raises(PeerError) as caught:
         decode(payload)
     assert caught.value.code is code
@@ -202,7 +202,7 @@ def test_wrong_fields(payload: bytes, hint: str) -> None:
 
 
 class TestData:
-    """What a batch holds is the publisher's responsibility, and is passed on to who has to judge it."""
+    """The content of a batch is the publisher's responsibility; the consumer checks it."""
 
     @pytest.mark.parametrize(
         "data",
@@ -258,7 +258,7 @@ class TestData:
 
     @pytest.mark.parametrize("closed", [True, False])
     def test_whatever_a_producer_passes_on_a_consumer_takes(self, closed: bool) -> None:
-        """However deep the data is, and however much deeper the consumer's stack."""
+        """Data of any depth, at any depth of the consumer's stack."""
         for depth in (*range(900, 1000), 100_000):
             data = b"[" * depth + b"]" * (depth if closed else 0)
             payload = b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"

@@ -92,7 +92,7 @@ class Listeners:
     def __init__(
         self,
         accept: Callable[[Listener], asyncio.Protocol],
-        endpoint: Callable[[Listener, Connection, str], Handler | HttpResponse],
+        endpoint: Callable[[Listener, Connection, RequestReceived], Handler | HttpResponse],
     ) -> None:
         self._accept, self._endpoint = accept, endpoint
         self._listeners: dict[Address, Listener] = {}

@@ -49,7 +49,7 @@ class Handler:
         """Take a connection whose peer has proved itself."""
 
     def received(self, connection: Connection, events: list[Event]) -> None:
-        """Take all events of one read."""
+        """Take all events of one read; called only after `established`."""
 
     def writable(self, connection: Connection) -> None:
         """Resume writing; called when the write buffer has drained."""
@@ -306,12 +306,15 @@ class Connection(asyncio.Protocol):
             self._check_buffer()
 
     def _receive_hello(self, events: list[Event]) -> list[Event]:
-        """Take the events of a read before the hello was done; return those for the handler."""
+        """Take the events of a read before the hello was done; return those for the handler.
+
+        A peer may send pongs before it has proved itself; no handler gets them.
+        """
         if isinstance(events[0], RequestReceived):
             events = self._answer(events[0])
         if any(isinstance(event, HelloDone) for event in events):
             self._establish()
-        return events
+        return events if self._established else []
 
     def _answer(self, request: RequestReceived) -> list[Event]:
         """Answer a request as the endpoint says; return the events in the bytes behind it."""

@@ -100,8 +100,10 @@ def test_nodes_do_not_know_each_other(module: str) -> None:
     assert not found & {"wsqueue.nodes.producer", "wsqueue.nodes.consumer"}
 
 
-@pytest.mark.parametrize("module", [module for module in MODULES if folder(module) == "protocol"])
-def test_the_protocol_has_no_input_output_and_no_clock(module: str) -> None:
+@pytest.mark.parametrize(
+    "module", [*(module for module in MODULES if folder(module) == "protocol"), "wsqueue.nodes.link_queue"]
+)
+def test_the_core_has_no_input_output_and_no_clock(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module)} & INPUT_OUTPUT
     tree = ast.parse(MODULES[module].read_text())
     assert not any(isinstance(node, ast.Await | ast.AsyncFunctionDef) for node in ast.walk(tree))

@@ -12,7 +12,7 @@ from ..config.model import ClientConfig, ProducerConfig
 from ..net.certificates import TlsContexts
 from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection, Traffic
-from ..net.link import Link
+from ..net.link import SLICE_BYTES, Link
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import PongReceived
@@ -189,7 +189,7 @@ class ConsumerLink(Link):
         while queue.sendable and self.open:
             sender = self._classic or self.connection
             assert sender is not None
-            sender.send(queue.next_slice())
+            sender.send(queue.next_slice(SLICE_BYTES))
         self._pass_on()
 
     def _pass_on(self) -> None:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from ..config.model import READ_MARGIN_BYTES, Limits
-from ..net.link import SLICE_BYTES
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import Closed
@@ -231,16 +230,17 @@ class LinkQueue:
         """Begin to count for a new connection."""
         self._connected, self.v2, self.sent = True, v2, 0
 
-    def next_slice(self) -> list[bytes]:
+    def next_slice(self, min_bytes: int) -> list[bytes]:
         """Move batches from the front of the queue to the unconfirmed, and return the payloads to send.
 
-        A slice ends with the batch that brings it to `SLICE_BYTES`.
+        Args:
+            min_bytes: Size of a slice: it ends with the batch that brings it there, or with the last one.
         """
         waiting, unconfirmed, refused, v2 = self._waiting, self._unconfirmed, self._refused, self.v2
         payloads: list[bytes] = []
         position = self.sent
         size = messages = 0
-        while waiting and size < SLICE_BYTES:
+        while waiting and size < min_bytes:
             batch = waiting.popleft()
             self._waiting_bytes -= batch.size
             if batch.after and (batch.publisher, batch.after) in refused:

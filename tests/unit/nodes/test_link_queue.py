@@ -50,9 +50,7 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = mock.patch.multiple(
-            link_queue, SLICE_BYTES=SLICE, LINK_WINDOW_BYTES=WINDOW, SLOW_LINK_BYTES=SLOW
-        )
+        self.patch = mock.patch.multiple(link_queue, LINK_WINDOW_BYTES=WINDOW, SLOW_LINK_BYTES=SLOW)
         self.patch.start()
         self.counters: Counter[str] = Counter()
         self.queue = LinkQueue(Limits(max_held_bytes=HELD), self.counters, Histogram())
@@ -110,7 +108,7 @@ class Machine(RuleBasedStateMachine):
         assert self.bytes_on_the_wire() < WINDOW
         position = self.queue.sent
         keys: list[Key] = []
-        for payload in self.queue.next_slice():
+        for payload in self.queue.next_slice(SLICE):
             position += 1
             packet = json.loads(payload)
             index, number = (packet["data"][0] if self.queue.v2 else packet["d"]).split()
@@ -276,7 +274,7 @@ class TestAnswers:
         queue, first, second = made(), Origin(None), Origin(None)
         queue.hold([batch(number, origin=first) for number in (1, 2, 3, 5, 6)])
         queue.hold([batch(1, publisher="q", origin=second)])
-        assert len(queue.next_slice()) == 6
+        assert len(queue.next_slice(2**40)) == 6
         queue.confirm(3, 0.0)
         queue.refuse(refused(5), 0.0)
         queue.confirm(6, 0.0)
@@ -291,7 +289,7 @@ class TestAnswers:
     def test_a_long_reason_is_cut(self) -> None:
         queue, origin = made(), Origin(None)
         queue.hold([batch(1, origin=origin)])
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.refuse(refused(1, reason="x" * 1000), 0.0)
         ((_, packet),) = queue.answers()
         assert packet == v2.Refused(1, "full", "x" * MAX_REASON_CHARACTERS)
@@ -301,20 +299,20 @@ class TestAnswers:
         queue, origin = made(), Origin(None)
         for number in (1, 11, 21):
             queue.hold([batch(number, origin=origin)])
-            queue.next_slice()
+            queue.next_slice(2**40)
             queue.refuse(refused(queue.sent), 0.0)
         queue.answers()
         queue.hold([batch(number + 1, after=number, origin=origin) for number in (1, 11, 21)])
-        assert [json.loads(payload)["number"] for payload in queue.next_slice()] == [2]
+        assert [json.loads(payload)["number"] for payload in queue.next_slice(2**40)] == [2]
         assert [packet.number for _, packet in queue.answers() if isinstance(packet, v2.Refused)] == [12, 22]
 
     def test_a_chain_is_refused_to_its_end(self) -> None:
         queue, origin = made(), Origin(None)
         queue.hold([batch(1, origin=origin)])
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.hold([batch(number, after=number - 1, origin=origin) for number in range(2, 10)])
         queue.refuse(refused(1), 0.0)
-        assert queue.next_slice() == []
+        assert queue.next_slice(2**40) == []
         answers = [packet for _, packet in queue.answers()]
         assert [(packet.number, packet.code) for packet in answers if isinstance(packet, v2.Refused)] == [
             (1, "full"),
@@ -376,7 +374,7 @@ class TestTimes:
         queue = made(times=times)
         queue.hold([batch(1), batch(2)], 100.0)
         queue.hold([batch(3)], 101.0)
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.confirm(1, 102.0)
         assert self.counted(times) == (0, 0.0)
         queue.confirm(3, 103.0)
@@ -387,17 +385,17 @@ class TestTimes:
         for number in range(100):
             now = 100.0 + number * link_queue.TIMING_SECONDS / 10
             queue.hold([batch(number)], now)
-            queue.next_slice()
+            queue.next_slice(2**40)
             queue.confirm(queue.sent, now)
         assert self.counted(times)[0] == 10
 
     def test_one_that_is_sent_again_counts_once(self, times: Histogram) -> None:
         queue = made(times=times)
         queue.hold([batch(1, origin=Origin(None))], 100.0)
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.disconnected(LOST)
         queue.connected(v2=True)
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.confirm(1, 3700.0)
         assert self.counted(times) == (1, 3600.0)
 
@@ -408,7 +406,7 @@ class TestTimes:
         if end == "taken":
             queue.take_waiting()
         else:
-            queue.next_slice()
+            queue.next_slice(2**40)
         if end == "refused":
             queue.refuse(refused(1), 101.0)
         elif end in ("lost", "data refused"):
@@ -416,6 +414,6 @@ class TestTimes:
             queue.connected(v2=True)
         assert queue.empty
         queue.hold([batch(2)], 102.0)
-        queue.next_slice()
+        queue.next_slice(2**40)
         queue.confirm(queue.sent, 103.0)
         assert self.counted(times) == (1, 1.0)

@@ -1,0 +1,74 @@
+"""The client as far as it needs no node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import wsqueue
+from wsqueue.client.values import Start
+
+pytestmark = pytest.mark.anyio
+
+PRODUCERS, CONSUMERS = ["127.0.0.1:1/produce"], ["127.0.0.1:1/subscribe"]
+
+
+def client(**limits: int) -> wsqueue.Client:
+    limit = wsqueue.Limits(**limits)
+    return wsqueue.connect(producers=PRODUCERS, consumers=CONSUMERS, psk="key", limits=limit)
+
+
+async def test_messages_that_no_node_would_accept() -> None:
+    small = client(max_message_bytes=100, max_topic_bytes=8)
+    with pytest.raises(wsqueue.InvalidMessage, match="the topic has 9 bytes, at most 8"):
+        await small.publish("123456789", "")
+    with pytest.raises(wsqueue.InvalidMessage, match="the message has 127 bytes as JSON, at most 100"):
+        small.publish_nowait("news", "x" * 100)
+    # Nothing was published, so that there is nothing to wait for.
+    await small.flush()
+
+
+@pytest.mark.parametrize(
+    ("topics", "start", "problem"),
+    [
+        ((), "latest", "no topic to subscribe to"),
+        (("news", "123456789"), "latest", "the topic has 9 bytes, at most 8"),
+        (("\ud800",), "latest", "the topic holds a lone surrogate"),
+        (("news", "sport"), 1, "an offset belongs to one topic"),
+        (("news", "sport"), wsqueue.Position("log", 1), "an offset belongs to one topic"),
+    ],
+)
+def test_subscriptions_that_cannot_be(topics: tuple[str, ...], start: Start, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        client(max_topic_bytes=8).subscribe(*topics, start=start)
+
+
+async def test_a_client_that_was_never_used() -> None:
+    async with client() as unused:
+        await unused.flush()
+    assert unused.lost_in_flight == 0
+
+
+async def test_a_closed_client_says_so() -> None:
+    async with client() as closed:
+        pass
+    with pytest.raises(RuntimeError, match="closed"):
+        await closed.publish("news", "1")
+    with pytest.raises(RuntimeError, match="closed"):
+        closed.subscribe("news")
+
+
+def test_wrong_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CREDENTIALS_DIRECTORY", "WSQUEUE_PSK"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(wsqueue.ConfigError, match="no pre-shared key"):
+        wsqueue.connect(producers=PRODUCERS, consumers=CONSUMERS)
+    with pytest.raises(wsqueue.ConfigError, match="producers: the list is empty"):
+        wsqueue.connect(consumers=CONSUMERS, psk="key")
+    with pytest.raises(wsqueue.ConfigError, match=r"consumers\[0\]: .* is not an address"):
+        wsqueue.connect(producers=PRODUCERS, consumers=["127.0.0.1:1"], psk="key")
+    file = tmp_path / "consumer.toml"
+    file.write_text('role = "consumer"\nlisten = ["127.0.0.1:0"]\n')
+    with pytest.raises(wsqueue.ConfigError, match="expected 'demo', found 'consumer'"):
+        wsqueue.connect(file)

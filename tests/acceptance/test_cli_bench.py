@@ -53,7 +53,7 @@ def long_bench(directory: Path) -> Iterator[tuple[Running, dict[str, int]]]:
             for pid in bench.children():
                 # The last argument is the configuration of a node, or the kind of a worker.
                 name = Path(Path(f"/proc/{pid}/cmdline").read_text().split("\0")[-2:][0]).stem
-                # One that was just forked has the arguments of its parent.
+                # A process that was just forked has the arguments of its parent.
                 if name in ("consumer-1", "producer-1", "publishers", "subscribers"):
                     found[name] = pid
             return len(found) == 4
@@ -104,7 +104,7 @@ def test_a_rate_as_json_and_a_plot(tmp_path: Path) -> None:
         "replay": False,
     }
     assert (report["protocol"], report["unconfirmed"]) == ("v2", 0)
-    # A machine that stands still for long keeps the last of them back.
+    # On a machine that pauses, the last messages are not sent in time.
     assert 0 < report["sent"] == report["received"] <= 100
     assert (report["lost"], report["duplicates"], report["ended_early"]) == (0, 0, False)
     assert report["messages_per_second"] == pytest.approx(report["sent"] / report["seconds"])
@@ -140,7 +140,7 @@ def test_a_replay(retention: str) -> None:
 
 def test_a_replay_begins_where_the_run_began(standing_cluster: Cluster) -> None:
     config = ("--config", standing_cluster.demo_file)
-    assert run("publish", *config, "bench-0000", "from somebody else").code == 0
+    assert run("publish", *config, "bench-0000", "from another client").code == 0
     code, stdout, stderr = run("bench", *config, "--replay", "--count", "100")
     assert (code, stderr) == (0, "")
     assert re.search(r"^read +100 ", stdout, re.MULTILINE)
@@ -162,7 +162,7 @@ def test_large_messages_at_a_rate_with_an_exact_count(standing_cluster: Cluster)
 
 
 def test_many_deliveries_are_sampled(standing_cluster: Cluster) -> None:
-    # 60,000 deliveries a second would be timed: every third message is.
+    # 60,000 deliveries per second: only every third message is timed.
     load = ("--rate", "3000", "--subscribers", "20", "--count", "301", "--warm-up", "0")
     report = report_of("--config", standing_cluster.demo_file, *load)
     assert (report["received"], report["latency"]["samples"]) == (6020, 2020)
@@ -236,8 +236,8 @@ def test_no_node_answers(cluster: Cluster) -> None:
 
 
 def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_path: Path) -> None:
-    # Two runs at once, for each waits for 5 seconds. In one, nobody hears what is published: consumers are
-    # in another order than the producers have them.
+    # Two runs at once, because each waits for 5 seconds. In the first one, subscribers are at the wrong
+    # consumers, because the order differs from that of the producers.
     settings = {
         "role": "demo",
         "producers": [f"{node.address}/produce" for node in standing_cluster.producers],
@@ -246,7 +246,7 @@ def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_p
     }
     write_toml(tmp_path / "reversed.toml", settings)
     ten = ("--config", tmp_path / "reversed.toml", "--count", "10", "--warm-up", "0")
-    # In the other one, a node stands still in the middle.
+    # In the second one, a node stops in the middle.
     cluster.start(1, 1)
     (consumer,) = cluster.consumers
     long = ("--config", cluster.demo_file, "--duration", "60", "--warm-up", "0")
@@ -256,7 +256,7 @@ def test_what_is_lost_is_said(cluster: Cluster, standing_cluster: Cluster, tmp_p
         workers = stopped.children()
         assert (unheard.end(), stopped.end()) == (1, 1)
         assert not any(map(is_alive, workers))
-    # Else the producer would wait for it at its end.
+    # Otherwise the producer would wait for it when it ends.
     consumer.signal(signal.SIGCONT)
     report = json.loads(unheard.stdout)
     assert (report["sent"], report["received"], report["lost"]) == (10, 0, 10)
@@ -288,7 +288,7 @@ def test_what_somebody_else_publishes_is_an_error(standing_cluster: Cluster, tmp
     config = ("--config", standing_cluster.demo_file)
     with running(tmp_path, "bench", *config, "--rate", "100", "--count", "10000") as bench:
         while bench.process.poll() is None:
-            assert run("publish", *config, "bench-0000", "from somebody else").code == 0
+            assert run("publish", *config, "bench-0000", "from another client").code == 0
         assert bench.end() == 1
     assert "unexpected bytes from a subscriber of bench-0000: " in bench.stderr
     assert "does another client publish there?" in bench.stderr

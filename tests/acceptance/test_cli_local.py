@@ -1,4 +1,4 @@
-"""`verify` and `local`: a cluster that is checked, and one that comes and goes with a command."""
+"""`verify` of a cluster, and `local`, which runs one."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def check_status_page(page: str) -> None:
 
     assert b"<title>" in answer("/")
 
-    # The nodes are told of each other when all have begun.
+    # The nodes learn of each other after all have started.
     wait_until(
         lambda: [node["report"] is not None for node in cluster()["nodes"]] == [True] * 4, "all have answered"
     )
@@ -145,7 +145,7 @@ def check_status_page(page: str) -> None:
     assert [node["role"] for node in found["nodes"]] == ["consumer"] * 2 + ["producer"] * 2
     assert len(found["consumers"]) == len(found["producers"]) == 2
     assert found["producers"][1] == address
-    # A busy machine may provoke others, as `loop_lag`.
+    # A busy machine may provoke other warnings, such as `loop_lag`.
     wrong = {"keys_differ", "version_differs", "link_down", "messages_lost", "hello_refused"}
     assert not wrong.intersection(warning["code"] for warning in found["warnings"])
 
@@ -164,7 +164,7 @@ def test_local_ends_its_nodes_when_it_is_told_to_end(
 
 def test_local_leaves_nothing_behind_after_an_impatient_ctrl_c(tmp_path: Path) -> None:
     with local_cluster(tmp_path) as (local, nodes):
-        # A node that takes its time makes people press Ctrl-C again.
+        # Users press Ctrl-C again if a node takes long to end.
         os.kill(node_id(nodes, "producer-1"), signal.SIGSTOP)
         local.process.send_signal(signal.SIGINT)
         local.wait_for(r"^producer-2 +\| \S+ INFO draining")

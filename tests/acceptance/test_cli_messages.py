@@ -49,7 +49,7 @@ def published(directory: Path, config: str, topic: str, data: bytes, *arguments:
     mark = secrets.token_hex(8)
     with subscribed(directory, config, "--json", topic) as subscriber:
         assert run("publish", config, topic, *arguments, stdin=data) == (0, "", "")
-        # A message through another producer could overtake those that it has just taken in.
+        # A message through another producer could overtake the messages of this one.
         subscriber.wait_for('"data"', data.count(b"\n"))
         assert run("publish", config, topic, mark) == (0, "", "")
         subscriber.wait_for(mark)
@@ -108,7 +108,7 @@ def test_publish_fails_when_it_cannot_be_confirmed(cluster: Cluster, tmp_path: P
         publisher.type("one\ntwo\nthree\n")
         producer.kill()
         assert publisher.end() == 4
-        # Whoever finds out first, for both wait for the same time.
+        # Either end may find out first, because both wait for the same time.
         error = publisher.stderr.splitlines()[-1]
         unanswered = f"Error: no node answers: {producer.address}/produce: "
         assert error.startswith(unanswered) or error == "Error: 3 messages were not confirmed"
@@ -116,7 +116,7 @@ def test_publish_fails_when_it_cannot_be_confirmed(cluster: Cluster, tmp_path: P
 
 @pytest.mark.parametrize("command", ["demo", "subscribe"])
 def test_output_that_has_no_such_characters(tmp_path: Path, config: str, topic: str, command: str) -> None:
-    """A terminal of another age, or a pipe to a program that wants Latin-1."""
+    """Standard output may have an encoding that lacks characters, for example Latin-1."""
     with running(tmp_path, "-v", command, config, topic, env={"PYTHONIOENCODING": "latin-1"}) as output:
         output.wait_for("INFO link up")
         assert run("publish", config, topic, "日本 ñ") == (0, "", "")

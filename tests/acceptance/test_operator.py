@@ -1,4 +1,4 @@
-"""What an operator sees when something is wrong: page, `top`, `doctor`, metrics and journal all say it."""
+"""Each problem of a cluster is visible in the page, `top`, `doctor`, metrics and journal."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ class Sight:
     """Look at a cluster from all sides.
 
     Args:
-        cluster: Which.
-        at: The node whose page is looked at, and whose journal is read.
+        cluster: The cluster.
+        at: The node whose page and journal are read.
     """
 
     def __init__(self, cluster: Cluster, at: Node) -> None:
         self._cluster, self._at = cluster, at
 
     def warnings(self, code: str) -> list[str]:
-        """Return what the page of the node warns of with a code, in its view of the whole cluster."""
+        """Return the warnings with a code on the page of the node, which shows the whole cluster."""
         found: list[dict[str, Any]] = json.loads(page(self._at, "/cluster.json"))["warnings"]
         return [f"{warning['text']} {warning['advice']}" for warning in found if warning["code"] == code]
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Return the samples of the node whose names begin so."""
+        """Return the samples of the node whose names begin with a text."""
         lines = page(self._at, "/metrics").splitlines()
         return {
             sample: float(value)
@@ -53,12 +53,12 @@ class Sight:
         }
 
     def top(self) -> str:
-        """Return what `top` shows, in one line."""
+        """Return the output of `top`, in one line."""
         shown = run("top", "--once", "--interval", "0.5", "--config", self._cluster.demo_file)
         return " ".join(shown.stdout.split())
 
     def doctor(self, *files: Path) -> str:
-        """Return what is not well for `doctor`, in one line."""
+        """Return the problems and warnings that `doctor` finds, in one line."""
         found = json.loads(run("doctor", "--json", *(files or ("--config", self._cluster.demo_file))).stdout)
         return " ".join(
             f"{finding['text']} {finding['advice']}"
@@ -75,7 +75,7 @@ class Sight:
 
 @pytest.fixture
 def watched(cluster: Cluster) -> Cluster:
-    """Return a cluster of two and two whose first producer knows all nodes."""
+    """Return a cluster of two consumers and two producers, whose first producer knows all nodes."""
     cluster.start(2, 2, retention={"mode": "memory"})
     know(cluster)
     return cluster

@@ -1,4 +1,4 @@
-"""`top`, `doctor`, `completion`, `man`, and what scripts get from the other commands."""
+"""`top`, `doctor`, `completion`, `man`, and output for scripts."""
 
 from __future__ import annotations
 
@@ -343,7 +343,7 @@ class TestDoctorOfFiles:
         assert (result.code, result.stderr) == (1, "")
         (finding,) = json.loads(result.stdout)["findings"]
         assert (finding["state"], finding["subject"]) == ("problem", str(file))
-        # As for every command, that of --config has an exit code of its own.
+        # As with all commands, a wrong --config has an exit code of its own.
         assert run("doctor", "--config", tmp_path / "none.toml").code == 3
 
 
@@ -481,11 +481,11 @@ class TestManual:
         assert done.stderr == b""
         text = re.sub(r"\x1b\[[0-9;]*m|.\x08", "", done.stdout.decode())
         assert "wsqueue subscribe --from earliest --no-follow news" in text
-        # Quotes of commands can be copied.
+        # Quotes in commands can be copied.
         assert "wsqueue publish news 'hello there'" in text
 
     @pytest.mark.skipif(shutil.which("mandoc") is None, reason="there is no mandoc")
     def test_mandoc_has_nothing_to_say_about_it(self, page: str) -> None:
         done = subprocess.run(["mandoc", "-Tlint"], input=page.encode(), capture_output=True, check=False)
-        # The same source gives the same page on any day.
+        # The page has no date, so that the same source always gives the same page.
         assert [line for line in done.stdout.decode().splitlines() if "missing date" not in line] == []

@@ -12,7 +12,7 @@ from comparison import paired
 
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, list[str]]]:
-    """Return what is measured; this checkout takes a tenth more than the other, and more each time."""
+    """Return a measured time: this checkout takes a tenth more than the other, and more each time."""
     runs: list[tuple[Path, list[str]]] = []
 
     def measure(tree: Path, options: list[str]) -> float:

@@ -1,4 +1,4 @@
-"""What comes of figures: medians, files, tables and verdicts."""
+"""Medians, files, tables and verdicts of figures."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_results_are_read_as_they_were_written(tmp_path: Path) -> None:
     )
     results.write(tmp_path / "results.json")
     assert Results.read(tmp_path / "results.json") == results
-    # A line each for the head, the figures and the end.
+    # One line for the head, one per figure, and one for the end.
     assert len((tmp_path / "results.json").read_text().splitlines()) == 4
 
 

@@ -1,4 +1,4 @@
-"""Each system that is compared starts, takes messages, delivers them and ends."""
+"""Each compared system starts, takes messages, delivers them and ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The wires of the systems that are compared: what goes out is right, and records come in whole."""
+"""The wires of the compared systems: their output, and their records."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REDIS = RedisWire("127.0.0.1", 1)
 CLASSIC = ClassicWire([Address("127.0.0.1", 1)], [Address("127.0.0.1", 2)], PreSharedKey("key"))
 
 TOPICS = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
-# Letters of which control lines consist, so that data come close to them.
+# The letters of control lines, so that data resemble them.
 DATA = st.text("PING 1\x01~", max_size=20).map(str.encode).filter(lambda data: data != b"PING")
 CUTS = st.lists(st.integers(0), max_size=8)
 

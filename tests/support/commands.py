@@ -21,7 +21,7 @@ from .processes import clean_environment, command
 from .waiting import wait_until
 
 SECONDS = 30
-"""How long a command may take on a busy machine; most need a fifth of a second."""
+"""Maximum time of a command on a busy machine; most need a fifth of a second."""
 
 
 class Result(NamedTuple):
@@ -70,7 +70,7 @@ def shell(script: str, env: Mapping[str, str] | None = None) -> Result:
         try:
             out, err = process.communicate(timeout=SECONDS)
         finally:
-            # All that the script has started is in its process group.
+            # All processes of the script are in its process group.
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
     result = Result(process.returncode, out.decode(), err.decode())
@@ -113,10 +113,10 @@ class Running:
         self.process.stdin.flush()
 
     def wait_for(self, pattern: str, count: int = 1) -> None:
-        """Return once lines of either output match."""
+        """Wait until a number of lines of either output match."""
 
         def written() -> bool:
-            # Whether the command has ended must be known before its output is read.
+            # Check the end first: a command may write and end between the two.
             ended = self.process.poll() is not None
             found = len(re.findall(pattern, self.stdout + self.stderr, re.MULTILINE)) >= count
             assert found or not ended, f"the command ended:\n{self.stdout}{self.stderr}"
@@ -215,10 +215,10 @@ class Terminal:
                 raise AssertionError(f"{text!r} did not come: {self.screen!r}")
 
     def end(self, key: str = "") -> int:
-        """Return the exit status of a command that ends, if need be by a key.
+        """Wait for the end of the command, and return its exit status; press a key if one is given.
 
-        The key is pressed every other second: one that comes in the moment in which a message is shown is
-        lost, for the prompt gives the terminal back meanwhile.
+        The key is pressed every two seconds: it is lost while a message is shown, because the prompt then gives
+        the terminal back.
         """
         pressed = 0.0
 

@@ -1,4 +1,4 @@
-"""What `wsqueue top` shows of made-up clusters, and how it reckons rates."""
+"""The screen of `wsqueue top` for invented clusters, and its rates."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ class TestRates:
             None,
             Rates(20.0, 15.0, 0.0, 0.0),
         ]
-        # A report that is asked for too early is the one before, and so are its rates.
+        # A node that is asked too early sends the same report again, so the rates stay.
         assert sampler.snapshot(cluster(*nodes), NOW + 4.1).nodes[0].rates == second.nodes[0].rates
 
     def test_a_node_that_was_started_again_has_none_yet(self) -> None:
@@ -202,7 +202,7 @@ class TestWhatIsShown:
         ]
         assert lines[links + 2].split()[2] == "up"
         (nodes_at,) = (index for index, line in enumerate(lines) if line.startswith("ROLE"))
-        # What needs somebody comes first.
+        # Nodes with problems come first.
         states = [re.sub(" {2,}", "|", line).split("|")[2] for line in lines[nodes_at + 1 : nodes_at + 4]]
         assert states == ["down", "not ready", "ready"]
 
@@ -258,7 +258,7 @@ class TestWhatIsShown:
                 snapshot(*nodes, warnings=[NodeWarning("loop_lag", HOSTILE, HOSTILE)]), width, height
             )
             assert all(line.plain.isprintable() for line in lines)
-            # Markup stays text: whoever wrote it is not believed in red.
+            # Markup in names is shown as text.
             assert not any("bold red" in str(span.style) and "[" in line.plain[span.start : span.end]
                            for line in lines for span in line.spans)  # fmt: skip
         everything = shown(snapshot(*nodes))
@@ -324,7 +324,7 @@ class TestTheScreen:
             assert part in lines
         for column in ("IN/s", "OUT/s", "LAG", "CONN"):
             assert column in lines
-        # These say least.
+        # The least important columns.
         assert "BYTES IN/s" not in lines
         assert "VERSION" not in lines
 

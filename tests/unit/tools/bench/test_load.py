@@ -1,4 +1,4 @@
-"""The load generator, without sockets: what it sends, when, and what it counts."""
+"""The messages, times and counts of the load generator, without sockets."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class TestMessages:
 
 
 class PlainWire(ClassicWire):
-    """A wire whose bytes are the same each time."""
+    """A wire without random masks."""
 
     def __init__(self) -> None:
         super().__init__([], [], PreSharedKey(SECRET))

@@ -1,4 +1,4 @@
-"""What the load generator reads, without sockets: records wherever they are cut, and what is no record."""
+"""The input of the load generator, without sockets: records cut anywhere, and other bytes."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class TestRecords:
         stream = bytearray(b"".join(WIRE.delivered(TOPIC, one) for one in data))
         at = place % len(stream)
         record, column = divmod(at, template.stride)
-        # The digits of a time are the only bytes that may be others.
+        # Only the digits of a time may differ.
         digit = stamped[record] and template.mark < column < template.mark + MIN_SIZE
         stream[at] ^= change
         records = Records(template, Latencies())

@@ -1,4 +1,4 @@
-"""Protocol v2 in the load generator, without sockets: batches that go out, and what comes back."""
+"""Protocol v2 in the load generator, without sockets: batches, confirmations and deliveries."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ import pytest
 
 import wsqueue
 
-from ..support.certificates import Authority
 from ..support.commands import Result, Terminal, run, running
+from ..support.config_files import SECRET, config_with_key
 from ..support.ports import free_port
 from ..support.processes import Cluster, command
 from ..support.toml import write_toml
@@ -33,22 +33,9 @@ COMMANDS = (
     "completion",
     "man",
 )
-SECRET = "correct horse battery staple"
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
 PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = ["192.0.2.7:10001/producer"]\n'
 DEMO = 'role = "demo"\nproducers = ["127.0.0.1:1/produce"]\nconsumers = ["127.0.0.1:2/subscribe"]\n'
-
-
-def configuration(directory: Path, text: str, secret: str | None = SECRET) -> Path:
-    """Write a configuration, with a key unless it is None."""
-    file = directory / "node.toml"
-    if secret is not None:
-        psk = directory / "psk"
-        psk.touch(mode=0o600)
-        psk.write_text(secret)
-        text = f'psk_file = "psk"\n{text}'
-    file.write_text(text)
-    return file
 
 
 def demo_file(directory: Path, cluster: Cluster, secret: str | None) -> Path:
@@ -90,158 +77,25 @@ def test_help_lists_the_commands_and_an_example(option: str) -> None:
     assert "\\b" not in stdout
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_of_each_command_has_an_example(name: str) -> None:
-    code, stdout, stderr = run(name, "--help")
-    assert (code, stderr) == (0, "")
-    assert f"Usage: python -m wsqueue {name} " in stdout
-    assert re.search("^ +Examples?:$", stdout, re.MULTILINE)
-    assert re.search(rf"^ +wsqueue {name}\b", stdout, re.MULTILINE)
-    assert "\\b" not in stdout
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["consume"], "No such command 'consume'"),
-        (["--colour"], "No such option"),
-        (["consumer"], "Missing argument 'FILE'"),
-        (["publish"], "Missing argument 'TOPIC'"),
-        (["publish", "news", "hello", "there"], "unexpected extra argument"),
-        (["subscribe"], "Missing argument"),
-        (["subscribe", "news", "--count", "0"], "--count"),
-        (["subscribe", "news", "--timeout", "soon"], "--timeout"),
-        (["local", "--consumers", "0"], "--consumers"),
-        (["local", "--port", "65536"], "--port"),
-    ],
-)
-def test_a_wrong_command_line_exits_with_2(arguments: list[str], complaint: str) -> None:
-    code, stdout, stderr = run(*arguments)
-    assert (code, stdout) == (2, "")
-    assert complaint in stderr
-    assert "Usage: " in stderr
-
-
-@pytest.mark.parametrize(("text", "role"), [(CONSUMER, "consumer"), (PRODUCER, "producer"), (DEMO, "demo")])
-def test_check_config_of_a_good_file(tmp_path: Path, text: str, role: str) -> None:
-    file = configuration(tmp_path, text)
-    assert run("check-config", file) == (0, f"{file}: a good configuration of role {role}\n", "")
-
-
-@pytest.mark.parametrize(
-    ("text", "complaint"),
-    [
-        ('role = "consumer"\nlisten = [\n', ":4: not TOML: "),
-        ('listen = ["127.0.0.1:0"]\n', ": role: required and missing"),
-        ('role = "consumr"\n', ":2: role: "),
-        ('role = "consumer"\n', ": listen: required and missing"),
-        ('role = "consumer"\nlisten = "127.0.0.1:0"\n', ":3: listen: expected array, got str"),
-        ('role = "consumer"\nlisten = []\n', ":3: listen: the list is empty: expected host:port"),
-        ('role = "consumer"\nlisten = ["localhost"]\n', ":3: listen[0]: 'localhost' is not an address"),
-        (CONSUMER + 'lissten = ["127.0.0.1:1"]\n', ":4: lissten: unknown key: did you mean listen?"),
-        (CONSUMER + "local = 1\n", ":4: local: expected bool, got int"),
-        (CONSUMER + 'log_level = "loud"\n', ":4: log_level: "),
-        (CONSUMER + "[limits]\nmax_conections = 5\n", ":5: limits.max_conections: unknown key: did you mean"),
-        (CONSUMER + "[limits]\nmax_connections = 0\n", ":5: limits.max_connections: expected int >= 1"),
-        (CONSUMER + "limits.drain_seconds = -1\n", ":4: limits.drain_seconds: expected float > 0"),
-        (CONSUMER + "consumers = []\n", ":4: consumers: unknown key"),
-        (PRODUCER.replace("/producer", "/subscribe"), ":4: consumers[0]: "),
-        (PRODUCER.replace("192", "ws://192"), ":4: consumers[0]: "),
-        (PRODUCER + "local = true\n", ":4: consumers[0]: "),
-        (DEMO.replace("]\nconsumers", ', "127.0.0.1:1/produce"]\nconsumers'), ":3: producers[1]: "),
-    ],
-)
-def test_check_config_of_a_bad_file_names_line_and_key(tmp_path: Path, text: str, complaint: str) -> None:
-    file = configuration(tmp_path, text)
-    assert_refused(run("check-config", file), 3, f"Error: {file}{complaint}")
-
-
-@pytest.mark.parametrize(
-    ("secret", "mode", "complaint"),
-    [
-        ("", 0o600, "the pre-shared key is empty"),
-        ("\n", 0o600, "the pre-shared key is empty"),
-        ("pre-shared-key", 0o600, "the original nodes' default"),
-        ("x" * 5000, 0o600, "more than 4096 bytes"),
-        (SECRET, 0o604, "all users may read the key"),
-    ],
-)
-def test_check_config_of_a_bad_key(tmp_path: Path, secret: str, mode: int, complaint: str) -> None:
-    file = configuration(tmp_path, CONSUMER, secret)
-    (tmp_path / "psk").chmod(mode)
-    assert_refused(run("check-config", file), 3, f"Error: {tmp_path}/psk: ", complaint)
-
-
-def test_check_config_of_what_cannot_be_read(tmp_path: Path) -> None:
-    assert_refused(run("check-config", tmp_path / "none.toml"), 3, f"{tmp_path}/none.toml: cannot read it: ")
-    assert_refused(run("check-config", tmp_path), 3, f"{tmp_path}: cannot read it: ")
-    file = configuration(tmp_path, CONSUMER)
-    (tmp_path / "psk").unlink()
-    assert_refused(run("check-config", file), 3, f"{tmp_path}/psk: cannot read it: ")
-    file.write_bytes(b"role = \xff")
-    assert_refused(run("check-config", file), 3, f"{file}: ", "not UTF-8")
-
-
-def test_check_config_warns_of_what_is_unwise(tmp_path: Path) -> None:
-    consumers = ", ".join(f'"192.0.2.{number}:10001/producer"' for number in range(31))
-    text = f'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = [{consumers}]\n'
-    code, stdout, stderr = run("check-config", configuration(tmp_path, text))
-    assert code == 0
-    assert "a good configuration" in stdout
-    assert stderr.startswith("Warning: consumers: 31 is a multiple of 31")
-
-
-def test_check_config_of_certificates(tmp_path: Path) -> None:
-    tls = Authority(tmp_path).issue("node", days=20)
-    text = (
-        CONSUMER.replace('listen = ["', 'listen = ["wss://')
-        + '[tls]\ncertificate = "node.pem"\nkey = "node.key"\n'
-    )
-    file = configuration(tmp_path, text)
-    code, stdout, stderr = run("check-config", file)
-    assert code == 0
-    assert "a good configuration" in stdout
-    assert stderr.startswith(f"Warning: {tls.certificate}: a certificate in it expires on ")
-    (tmp_path / "node.key").chmod(0o644)
-    for name in ("check-config", "consumer"):
-        assert_refused(run(name, file), 3, f"Error: {tls.key}: all users may read the key")
-    (tmp_path / "node.pem").write_text("")
-    for name in ("check-config", "consumer"):
-        assert_refused(run(name, file), 3, f"Error: {tls.certificate}: it holds no certificate")
-
-
 def test_the_default_key_is_for_a_local_cluster(tmp_path: Path) -> None:
-    file = configuration(tmp_path, CONSUMER, "pre-shared-key")
+    file = config_with_key(tmp_path, CONSUMER, "pre-shared-key")
     assert_refused(run("consumer", file), 3, f"{tmp_path}/psk: ", "expected a secret")
     file.write_text(file.read_text() + "local = true\n")
     assert run("check-config", file).code == 0
 
 
-@pytest.mark.parametrize("name", ["consumer", "producer"])
-def test_a_node_refuses_a_file_for_another_role(tmp_path: Path, name: str) -> None:
-    file = configuration(tmp_path, DEMO)
-    assert_refused(run(name, file), 3, f"{file}:2: role: ", f"expected '{name}', found 'demo'")
-
-
-def test_a_client_refuses_a_file_for_another_role(tmp_path: Path) -> None:
-    file = configuration(tmp_path, CONSUMER)
-    assert_refused(
-        run("verify", "--config", file), 3, f"{file}:2: role: ", "expected 'demo', found 'consumer'"
-    )
-
-
 def test_a_port_in_use_is_an_error(standing_cluster: Cluster, tmp_path: Path) -> None:
     taken = standing_cluster.consumers[0].address
-    file = configuration(tmp_path, CONSUMER.replace("127.0.0.1:0", taken))
+    file = config_with_key(tmp_path, CONSUMER.replace("127.0.0.1:0", taken))
     result = run("consumer", file)
     assert_refused(result, 1, f"cannot listen on {taken}: ")
     assert "address already in use" in result.error.lower()
 
 
 def test_a_key_is_needed(tmp_path: Path) -> None:
-    node = configuration(tmp_path, CONSUMER, secret=None)
+    node = config_with_key(tmp_path, CONSUMER, secret=None)
     assert_refused(run("consumer", node), 3, "no pre-shared key: expected psk_file in the configuration")
-    client = configuration(tmp_path, DEMO, secret=None)
+    client = config_with_key(tmp_path, DEMO, secret=None)
     assert_refused(run("publish", "news", "x", "--config", client), 3, "no pre-shared key")
 
 
@@ -249,7 +103,7 @@ def test_a_key_is_needed(tmp_path: Path) -> None:
 def test_no_node_answers(tmp_path: Path, arguments: list[str]) -> None:
     ports = free_port(), free_port()
     text = DEMO.replace(":1/", f":{ports[0]}/").replace(":2/", f":{ports[1]}/")
-    result = run(*arguments, "--config", configuration(tmp_path, text))
+    result = run(*arguments, "--config", config_with_key(tmp_path, text))
     port = ports[0] if arguments[0] == "publish" else ports[1]
     assert_refused(result, 4, "no node answers: ", f"127.0.0.1:{port}/", "Connection refused")
 
@@ -291,7 +145,7 @@ def test_a_key_in_the_environment_works_with_a_warning(standing_cluster: Cluster
 
 
 def test_a_node_takes_the_key_of_its_systemd_credential(tmp_path: Path) -> None:
-    node = configuration(tmp_path, CONSUMER, secret=None)
+    node = config_with_key(tmp_path, CONSUMER, secret=None)
     credentials = tmp_path / "credentials"
     credentials.mkdir()
     (credentials / "psk").write_text(SECRET)

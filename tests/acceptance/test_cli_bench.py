@@ -180,35 +180,6 @@ def test_the_progress_is_for_terminals(standing_cluster: Cluster) -> None:
     assert b"delivered" in terminal.screen
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--size", "15"], "size is 15: expected at least 16"),
-        (
-            ["--size", "1048576"],
-            "--size 1048576 is too large for max_message_bytes: expected at most 1048543",
-        ),
-        (["--rate", "nan"], "rate is nan"),
-        (["--duration", "1", "--count", "1"], "--duration and --count"),
-        (["--topics", "4000", "--subscribers", "4"], "would need 16001 connections to one consumer"),
-        (["--publishers", "16001"], "would need 16001 connections to one producer: at most 16000"),
-        (["--config", "demo.toml", "--consumers", "2"], "--config, which starts no nodes"),
-        (["--config", "demo.toml", "--retention", "sqlite"], "--config, which starts no nodes"),
-        (["--replay", "--duration", "1"], "--replay can't be used with"),
-        (["--replay", "--protocol", "classic"], "--replay can't be used with"),
-        (["--batch", "10181"], "--batch 10181 is too large for max_message_bytes: expected at most 10180"),
-        (["--plot", "plot.doc"], "plot.doc: expected a name that ends with one of "),
-        (["--plot", "none/plot.svg"], "cannot write none/plot.svg: No such file or directory"),
-    ],
-)
-def test_wrong_options(tmp_path: Path, arguments: list[str], complaint: str) -> None:
-    code, stdout, stderr = run("bench", *arguments, cwd=tmp_path)
-    assert (code, stdout) == (2, "")
-    assert complaint in stderr
-    assert "Usage: " in stderr
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_cluster_that_runs_elsewhere(standing_cluster: Cluster) -> None:
     result = run("bench", *SHORT, "--rate", "1000", "--config", standing_cluster.demo_file)
     assert (result.code, result.stderr) == (0, "")

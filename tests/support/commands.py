@@ -217,8 +217,8 @@ class Terminal:
     def end(self, key: str = "") -> int:
         """Wait for the end of the command, and return its exit status; press a key if one is given.
 
-        The key is pressed every two seconds: it is lost while a message is shown, because the prompt then gives
-        the terminal back.
+        The key is pressed every two seconds: a key that is pressed while a message is shown is lost, because
+        the prompt gives the terminal back meanwhile.
         """
         pressed = 0.0
 

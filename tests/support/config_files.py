@@ -15,6 +15,21 @@ PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:10002"]\nconsumers = ["127.0
 DEMO = 'role = "demo"\nproducers = ["127.0.0.1:10002/produce"]\nconsumers = ["127.0.0.1:10001/subscribe"]\n'
 
 
+SECRET = "correct horse battery staple"
+
+
+def config_with_key(directory: Path, text: str, secret: str | None = SECRET, name: str = "node.toml") -> Path:
+    """Write a configuration file, and its key unless that is None."""
+    file = directory / name
+    if secret is not None:
+        psk = directory / "psk"
+        psk.touch(mode=0o600)
+        psk.write_text(secret)
+        text = f'psk_file = "psk"\n{text}'
+    file.write_text(text)
+    return file
+
+
 class ConfigFile:
     """Write one configuration file again and again.
 

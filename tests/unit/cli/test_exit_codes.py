@@ -56,6 +56,7 @@ def test_of_an_error(monkeypatch: pytest.MonkeyPatch, error: BaseException, code
         raise error
 
     monkeypatch.setitem(main.commands, "fails", fails)
+    monkeypatch.setattr("wsqueue.cli.main.discard_output", lambda: None)
     assert CliRunner().invoke(main, ["fails"]).exit_code == code
 
 

@@ -1,0 +1,198 @@
+"""The command line in this process: help, wrong command lines, and `check-config`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from tests.support.certificates import Authority
+from tests.support.commands import Result
+from tests.support.config_files import SECRET, config_with_key
+from wsqueue.cli.main import main
+
+CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
+PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = ["192.0.2.7:10001/producer"]\n'
+DEMO = 'role = "demo"\nproducers = ["127.0.0.1:1/produce"]\nconsumers = ["127.0.0.1:2/subscribe"]\n'
+
+
+def run(*arguments: str | Path) -> Result:
+    """Run a command."""
+    done = CliRunner().invoke(main, list(map(str, arguments)), prog_name="wsqueue")
+    return Result(done.exit_code, done.stdout, done.stderr)
+
+
+def assert_refused(result: Result, code: int, *parts: str) -> None:
+    """Check an error: the exit code, nothing on standard output, one sentence on standard error."""
+    assert result.code == code, result
+    assert result.stdout == ""
+    assert result.error.startswith("Error: ")
+    for part in parts:
+        assert part in result.error
+
+
+@pytest.mark.parametrize("name", list(main.commands))
+def test_help_of_each_command_has_an_example(name: str) -> None:
+    code, stdout, stderr = run(name, "--help")
+    assert (code, stderr) == (0, "")
+    assert f"Usage: wsqueue {name} " in stdout
+    assert re.search("^ +Examples?:$", stdout, re.MULTILINE)
+    assert re.search(rf"^ +wsqueue {name}\b", stdout, re.MULTILINE)
+    assert "\\b" not in stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["consume"], "No such command 'consume'"),
+        (["--colour"], "No such option"),
+        (["consumer"], "Missing argument 'FILE'"),
+        (["publish"], "Missing argument 'TOPIC'"),
+        (["publish", "news", "hello", "there"], "unexpected extra argument"),
+        (["subscribe"], "Missing argument"),
+        (["subscribe", "news", "--count", "0"], "--count"),
+        (["subscribe", "news", "--timeout", "soon"], "--timeout"),
+        (["local", "--consumers", "0"], "--consumers"),
+        (["local", "--port", "65536"], "--port"),
+    ],
+)
+def test_a_wrong_command_line_exits_with_2(arguments: list[str], complaint: str) -> None:
+    code, stdout, stderr = run(*arguments)
+    assert (code, stdout) == (2, "")
+    assert complaint in stderr
+    assert "Usage: " in stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--size", "15"], "size is 15: expected at least 16"),
+        (
+            ["--size", "1048576"],
+            "--size 1048576 is too large for max_message_bytes: expected at most 1048543",
+        ),
+        (["--rate", "nan"], "rate is nan"),
+        (["--duration", "1", "--count", "1"], "--duration and --count"),
+        (["--topics", "4000", "--subscribers", "4"], "would need 16001 connections to one consumer"),
+        (["--publishers", "16001"], "would need 16001 connections to one producer: at most 16000"),
+        (["--config", "demo.toml", "--consumers", "2"], "--config, which starts no nodes"),
+        (["--config", "demo.toml", "--retention", "sqlite"], "--config, which starts no nodes"),
+        (["--replay", "--duration", "1"], "--replay can't be used with"),
+        (["--replay", "--protocol", "classic"], "--replay can't be used with"),
+        (["--batch", "10181"], "--batch 10181 is too large for max_message_bytes: expected at most 10180"),
+        (["--plot", "plot.doc"], "plot.doc: expected a name that ends with one of "),
+        (["--plot", "none/plot.svg"], "cannot write none/plot.svg: No such file or directory"),
+    ],
+)
+def test_wrong_options_of_bench(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, stdout, stderr = run("bench", *arguments)
+    assert (code, stdout) == (2, "")
+    assert complaint in stderr
+    assert "Usage: " in stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("text", "role"), [(CONSUMER, "consumer"), (PRODUCER, "producer"), (DEMO, "demo")])
+def test_check_config_of_a_good_file(tmp_path: Path, text: str, role: str) -> None:
+    file = config_with_key(tmp_path, text)
+    assert run("check-config", file) == (0, f"{file}: a good configuration of role {role}\n", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ('role = "consumer"\nlisten = [\n', ":4: not TOML: "),
+        ('listen = ["127.0.0.1:0"]\n', ": role: required and missing"),
+        ('role = "consumr"\n', ":2: role: "),
+        ('role = "consumer"\n', ": listen: required and missing"),
+        ('role = "consumer"\nlisten = "127.0.0.1:0"\n', ":3: listen: expected array, got str"),
+        ('role = "consumer"\nlisten = []\n', ":3: listen: the list is empty: expected host:port"),
+        ('role = "consumer"\nlisten = ["localhost"]\n', ":3: listen[0]: 'localhost' is not an address"),
+        (CONSUMER + 'lissten = ["127.0.0.1:1"]\n', ":4: lissten: unknown key: did you mean listen?"),
+        (CONSUMER + "local = 1\n", ":4: local: expected bool, got int"),
+        (CONSUMER + 'log_level = "loud"\n', ":4: log_level: "),
+        (CONSUMER + "[limits]\nmax_conections = 5\n", ":5: limits.max_conections: unknown key: did you mean"),
+        (CONSUMER + "[limits]\nmax_connections = 0\n", ":5: limits.max_connections: expected int >= 1"),
+        (CONSUMER + "limits.drain_seconds = -1\n", ":4: limits.drain_seconds: expected float > 0"),
+        (CONSUMER + "consumers = []\n", ":4: consumers: unknown key"),
+        (PRODUCER.replace("/producer", "/subscribe"), ":4: consumers[0]: "),
+        (PRODUCER.replace("192", "ws://192"), ":4: consumers[0]: "),
+        (PRODUCER + "local = true\n", ":4: consumers[0]: "),
+        (DEMO.replace("]\nconsumers", ', "127.0.0.1:1/produce"]\nconsumers'), ":3: producers[1]: "),
+    ],
+)
+def test_check_config_of_a_bad_file_names_line_and_key(tmp_path: Path, text: str, complaint: str) -> None:
+    file = config_with_key(tmp_path, text)
+    assert_refused(run("check-config", file), 3, f"Error: {file}{complaint}")
+
+
+@pytest.mark.parametrize(
+    ("secret", "mode", "complaint"),
+    [
+        ("", 0o600, "the pre-shared key is empty"),
+        ("\n", 0o600, "the pre-shared key is empty"),
+        ("pre-shared-key", 0o600, "the original nodes' default"),
+        ("x" * 5000, 0o600, "more than 4096 bytes"),
+        (SECRET, 0o604, "all users may read the key"),
+    ],
+)
+def test_check_config_of_a_bad_key(tmp_path: Path, secret: str, mode: int, complaint: str) -> None:
+    file = config_with_key(tmp_path, CONSUMER, secret)
+    (tmp_path / "psk").chmod(mode)
+    assert_refused(run("check-config", file), 3, f"Error: {tmp_path}/psk: ", complaint)
+
+
+def test_check_config_of_what_cannot_be_read(tmp_path: Path) -> None:
+    assert_refused(run("check-config", tmp_path / "none.toml"), 3, f"{tmp_path}/none.toml: cannot read it: ")
+    assert_refused(run("check-config", tmp_path), 3, f"{tmp_path}: cannot read it: ")
+    file = config_with_key(tmp_path, CONSUMER)
+    (tmp_path / "psk").unlink()
+    assert_refused(run("check-config", file), 3, f"{tmp_path}/psk: cannot read it: ")
+    file.write_bytes(b"role = \xff")
+    assert_refused(run("check-config", file), 3, f"{file}: ", "not UTF-8")
+
+
+def test_check_config_warns_of_what_is_unwise(tmp_path: Path) -> None:
+    consumers = ", ".join(f'"192.0.2.{number}:10001/producer"' for number in range(31))
+    text = f'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = [{consumers}]\n'
+    code, stdout, stderr = run("check-config", config_with_key(tmp_path, text))
+    assert code == 0
+    assert "a good configuration" in stdout
+    assert stderr.startswith("Warning: consumers: 31 is a multiple of 31")
+
+
+def test_check_config_of_certificates(tmp_path: Path) -> None:
+    tls = Authority(tmp_path).issue("node", days=20)
+    text = (
+        CONSUMER.replace('listen = ["', 'listen = ["wss://')
+        + '[tls]\ncertificate = "node.pem"\nkey = "node.key"\n'
+    )
+    file = config_with_key(tmp_path, text)
+    code, stdout, stderr = run("check-config", file)
+    assert code == 0
+    assert "a good configuration" in stdout
+    assert stderr.startswith(f"Warning: {tls.certificate}: a certificate in it expires on ")
+    (tmp_path / "node.key").chmod(0o644)
+    for name in ("check-config", "consumer"):
+        assert_refused(run(name, file), 3, f"Error: {tls.key}: all users may read the key")
+    (tmp_path / "node.pem").write_text("")
+    for name in ("check-config", "consumer"):
+        assert_refused(run(name, file), 3, f"Error: {tls.certificate}: it holds no certificate")
+
+
+@pytest.mark.parametrize("name", ["consumer", "producer"])
+def test_a_node_refuses_a_file_for_another_role(tmp_path: Path, name: str) -> None:
+    file = config_with_key(tmp_path, DEMO)
+    assert_refused(run(name, file), 3, f"{file}:2: role: ", f"expected '{name}', found 'demo'")
+
+
+def test_a_client_refuses_a_file_for_another_role(tmp_path: Path) -> None:
+    file = config_with_key(tmp_path, CONSUMER)
+    assert_refused(
+        run("verify", "--config", file), 3, f"{file}:2: role: ", "expected 'demo', found 'consumer'"
+    )

@@ -45,7 +45,7 @@ def size(payload: int) -> str:
 def update(document: Path, results: Results) -> None:
     """Replace the text between the markers of a document, and append sections without markers.
 
-    What stands elsewhere is left alone.
+    All other text is kept.
     """
     text = document.read_text() if document.exists() else "# Performance\n"
     for name, section in SECTIONS.items():

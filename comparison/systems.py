@@ -143,8 +143,8 @@ class System:
         title: Title in tables and plots.
         start: Starts the system, if possible with a number of consumers or for a replay.
         workloads: Workloads at which it is measured.
-        program: What must be installed for it, a command; None for what is here anyway.
-        batches: Whether messages travel together, so that it does not matter what sizes follow each other.
+        program: Name of a command that must be installed; None if nothing must be.
+        batches: True if messages travel together, so that their different sizes do not matter.
     """
 
     title: str

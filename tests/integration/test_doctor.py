@@ -150,7 +150,7 @@ class TestFiles:
     async def test_a_port_whose_process_cannot_be_seen(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(host, "_owner", lambda _address: None)
+        monkeypatch.setattr(host, "listening_process", lambda _address: None)
         with listening() as port:
             text = CONSUMER.replace(":0", f":{port}") + "limits.hello_seconds = 0.1\n"
             found, _ = await check(configuration(tmp_path, text))

@@ -12,6 +12,7 @@ from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..net.certificates import TlsContexts
+from ..report.text import number
 from ..tools.terminal import json_line, one_line
 from .common import ExitCode, complete_file, config_option, ended_by_signals, fail, progress_line, run
 
@@ -153,8 +154,7 @@ async def _doctor(files: Sequence[str], *, as_json: bool) -> None:
             json_line({"findings": found, "problems": counts["problem"], "warnings": counts["warning"]})
         )
     else:
-        counts = {"check": len(found), **counts}
-        click.echo(", ".join(f"{count} {what}{'' if count == 1 else 's'}" for what, count in counts.items()))
+        click.echo(", ".join(number(count, noun) for noun, count in {"check": len(found), **counts}.items()))
     if counts["problem"]:
         fail()
 

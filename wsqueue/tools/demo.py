@@ -116,7 +116,7 @@ def gap_text(gap: Gap) -> str:
 
 
 async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines until one ends, cancel the others, and raise what it raised."""
+    """Run coroutines until one ends, cancel the others, and raise its exception."""
     tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -10,7 +10,7 @@ the same record again and again, and every byte is compared with that record.
 
     workload    the load: topics, sizes, pace, window     records, report   checked and counted deliveries
     wire        the interface of a system on the wire     publishers, subscribers   the loops of the workers
-    v2, classic, nodes, messages   wires of wsqueue       connection, counters      what the workers use
+    v2, classic, nodes, messages   wires of wsqueue       connection, counters      helpers of the workers
     runner, worker, usage   drives the worker processes (`python -m wsqueue.tools.bench`), measures nodes
     cluster, table, plot    `wsqueue bench`: runs the load on a cluster, prints and draws the report
 

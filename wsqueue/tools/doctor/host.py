@@ -201,7 +201,7 @@ async def _listener_finding(file: str, checked: NodeConfig, address: Address, pi
         return _cannot_listen(file, address, error)
     if free:
         return _free_finding(file, address, pid)
-    owner = _owner(address)
+    owner = listening_process(address)
     if owner is not None and owner == pid:
         return Finding("ok", file, f"The node (process {pid}) listens at {address}.")
     if owner is not None and (known := _command_of(owner)):
@@ -300,7 +300,7 @@ def _command_of(pid: int) -> str:
     return ""
 
 
-def _owner(address: Address) -> int | None:
+def listening_process(address: Address) -> int | None:
     """Return the process that listens at an address, None if it can't be seen."""
     if address.socket:
         return None

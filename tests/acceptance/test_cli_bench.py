@@ -1,4 +1,4 @@
-"""`bench`: short runs on clusters of its own and of others; what they report, and that nothing stays."""
+"""`bench`: short runs on clusters of its own and on others, their reports, and their end."""
 
 from __future__ import annotations
 

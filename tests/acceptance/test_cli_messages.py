@@ -45,7 +45,7 @@ def subscribed(directory: Path, config: str, *arguments: str, links: int = 1) ->
 
 
 def published(directory: Path, config: str, topic: str, data: bytes, *arguments: str) -> list[str]:
-    """Publish through standard input, and return what comes before an end mark."""
+    """Publish through standard input, and return the messages before an end mark."""
     mark = secrets.token_hex(8)
     with subscribed(directory, config, "--json", topic) as subscriber:
         assert run("publish", config, topic, *arguments, stdin=data) == (0, "", "")

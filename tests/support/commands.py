@@ -261,7 +261,7 @@ class Terminal:
         self.process.send_signal(signal.SIGWINCH)
 
     def read(self) -> bool:
-        """Add to `screen` what the command writes within 50 ms, and return True if it wrote something."""
+        """Add the output of the next 50 ms to `screen`, and return True if there was any."""
         if not select.select([self._master], [], [], 0.05)[0]:
             return False
         try:

@@ -40,8 +40,8 @@ class _Start(click.ParamType[Any, Any]):
             return datetime.fromisoformat(value).astimezone()
         except ValueError:
             self.fail(
-                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, or a time as"
-                " 2026-11-25T12:00",
+                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, or a time such"
+                " as 2026-11-25T12:00",
                 param,
                 ctx,
             )

@@ -20,7 +20,7 @@ AVOIDED = re.compile(r"\A(?:Of|Tell whether)\b|\b(?i:lest|likewise|mend(?:s|ed|i
 WORDS_PER_WHAT = 500
 """Prose of so many words may have one "what": most of them begin a clause that lacks its noun."""
 
-ABOVE_TODAY = {"wsqueue": 210, "tests": 325, "comparison": 55, "docs": 30, "ansible": 15, ".": 16}
+ABOVE_TODAY = {"wsqueue": 210, "tests": 325, "docs": 30, "ansible": 15, ".": 16}
 """Words that a folder has above the limit until its prose is rewritten: these numbers only fall."""
 
 WIDTH, WIDTHS = 120, {"README.md": 100, "CONTRIBUTING.md": 100}

@@ -153,8 +153,8 @@ def disk() -> int:
 
 
 def window() -> int:
-    """Return a client's memory for unconfirmed messages, as packets and as they were before."""
-    return 5 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
+    """Return a client's memory for unconfirmed messages as JSON, with spare room in their buffers."""
+    return 2 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
 
 
 def counted_topics() -> int:

@@ -197,7 +197,7 @@ async def test_nothing_is_lost_when_a_producer_drains(nodes: Nodes) -> None:
 
 
 async def test_a_subscription_comes_back_after_its_consumer(nodes: Nodes) -> None:
-    """What a consumer keeps in memory outlives a stop, and not a crash."""
+    """A log in memory outlives a stop, and not a crash."""
     retention = {"directory": f"{nodes.directory}/log"}
     consumer = await nodes.consumer(port=free_port(), retention=retention)
     producer = await nodes.producer([consumer])

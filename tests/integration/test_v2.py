@@ -292,13 +292,13 @@ async def publish_while(nodes: Nodes, producers: list[RunningNode], consumer: Ru
         for topic in topics:
             earliest = client.subscribe(topic, start="earliest", follow=False)
             stored = [(message.offset, int(message.data.split()[0])) async for message in earliest]
-            # What was stored twice would have two offsets.
+            # A message that was stored twice would have two offsets.
             assert stored == list(zip(range(count), range(count), strict=True))
         assert client.lost_in_flight == 0
 
 
 async def used(producer: RunningNode) -> None:
-    """Wait until somebody publishes through a producer."""
+    """Wait until a client publishes through a producer."""
     await eventually(lambda: producer.counters["messages_in"], "it is used")
 
 

@@ -19,7 +19,7 @@ message is in one batch, and each batch in one of these states:
 
 `_outstanding` is in the order of the numbers, because batches enter it when they are numbered. `_unsent` is
 in the same order: `send_again` fills it with everything that is outstanding. `_topics` has the outstanding
-numbers of each topic; the last of them is what the next batch of the topic comes `after`. All rules are
+numbers of each topic; the last of them is the `after` of the topic's next batch. All rules are
 those of "Batches" in docs/protocol.md.
 """
 

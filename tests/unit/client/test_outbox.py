@@ -192,7 +192,7 @@ def test_all_fail() -> None:
     assert [batch.number for batch in outbox.fail_all()] == [1, 2, 3]
     assert taken(outbox) == []
     assert outbox.unconfirmed == 0
-    # What comes then is a new batch, which waits for none of those.
+    # A message that is published then is in a new batch, which comes after none of those.
     publish(outbox, "news", "after the failure")
     assert packets(outbox.take(MANY_BYTES)) == [(4, 0, "news", ["after the failure"])]
 
@@ -343,7 +343,7 @@ class Publishing(RuleBasedStateMachine):
             assert all(data in published for data in stored), "another order, or twice"
 
     def finish(self) -> None:
-        """Let the rest through; then each message has one result, and the log has what is confirmed."""
+        """Let the rest through; then each message has one result, and the log has the confirmed ones."""
         self.outbox.number_all()
         self.reconnect()
         self.send(MANY_BYTES)

@@ -1,4 +1,4 @@
-"""The publisher over connections that the test plays: what waits, what fails, what is sent again."""
+"""The publisher over connections that the test plays: waiting, failing, sending again."""
 
 from __future__ import annotations
 

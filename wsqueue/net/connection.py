@@ -1,4 +1,20 @@
-"""One connection on the event loop: reads, writes, backpressure, keepalive and deadlines."""
+"""One connection on the event loop: reads, writes, backpressure, keepalive and deadlines.
+
+Bytes move through `Connection` like this; TLS is there only if its address has it:
+
+```
+transport ── data_received ──> TlsStream ──> Session ──> events ──> Handler
+Handler ── send, send_packet ──> Session.frame ──┐
+Session ── data_to_send ── _flush ───────────────┴─> _write ──> TlsStream ──> transport
+                                                       └─> _waiting ── resume_writing ──┘
+```
+
+- The loop's write buffer holds up to 16 KiB. While it is full (`_writing_paused`), whole frames wait in
+  `_waiting`, unencrypted. Nothing is written past them, and the stream ends after them (`_eof_due`).
+- `_pauses` counts the calls of `pause_reading` that aren't undone. While it isn't 0, nothing is read.
+- `_established` is True once the hello was done, `_closing` once the connection has to end.
+- `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
+"""
 
 from __future__ import annotations
 
@@ -79,9 +95,6 @@ Endpoint = Callable[["Connection", RequestReceived], Handler | HttpResponse]
 class Connection(asyncio.Protocol):
     """Drive one session over one transport.
 
-    A single timer serves, one after the other, the deadline of the hello, the keepalive pings and
-    the deadline of the close handshake.
-
     Args:
         session: The protocol.
         limits: Deadlines and buffer sizes.
@@ -124,10 +137,10 @@ class Connection(asyncio.Protocol):
         self,
         session: Session,
         limits: Limits,
+        *,
         handler: Handler | None = None,
         on_lost: Callable[[Connection, Closed], None] | None = None,
         tls: TlsStream | None = None,
-        *,
         traffic: Traffic | None = None,
     ) -> None:
         self.session = session
@@ -158,9 +171,9 @@ class Connection(asyncio.Protocol):
         endpoint: Endpoint,
         keys: Keys,
         config: Config,
+        *,
         on_lost: Callable[[Connection, Closed], None],
         tls: TlsStream | None = None,
-        *,
         traffic: Traffic | None = None,
     ) -> Connection:
         """Return a connection that waits for a request, to be answered by `endpoint`."""

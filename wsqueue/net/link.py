@@ -238,7 +238,7 @@ class Link(Handler):
             max_topic_bytes=limits.max_topic_bytes,
         )
         tls = self._tls.connect(address)
-        self._attempt = connection = Connection(session, limits, self, tls=tls, traffic=self._traffic)
+        self._attempt = connection = Connection(session, limits, handler=self, tls=tls, traffic=self._traffic)
         try:
             await connection.open(address)
             return await self._ended

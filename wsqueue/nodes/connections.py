@@ -72,7 +72,7 @@ class Connections(Collection[Connection]):
             return _Dropped()
         stream = tls.accept() if listener.address.tls else None
         connection = Connection.accept(
-            listener.endpoint, keys, config, self._lost, stream, traffic=self._traffic
+            listener.endpoint, keys, config, on_lost=self._lost, tls=stream, traffic=self._traffic
         )
         self._members.add(connection)
         self._counters["connections"] += 1

@@ -6,18 +6,12 @@ import base64
 import hashlib
 import itertools
 import json
-from collections import Counter
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.config.keys import Keys
-from wsqueue.config.model import ProducerConfig
-from wsqueue.net.certificates import TlsContexts
-from wsqueue.nodes.producer import Producer
-from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.framing import HttpResponse
 from wsqueue.protocol.hello import HelloState, HelloStep
@@ -27,7 +21,6 @@ from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 
 from ...support import raw_v2_peer
-from ...support.fake_connection import FakeConnection
 from ...support.session_pair import (
     PATH,
     PSK,
@@ -42,7 +35,6 @@ from ...support.session_pair import (
 WRONG = PreSharedKey("another key")
 ROLES = list(Role)
 CONTEXT = Context(PATH, SUBPROTOCOL, b"")
-PUBLISH = b'{"t":"publish","number":1,"after":0,"topic":"news","count":1,"data":["x"]}'
 NONCE = base64.b64encode(bytes(range(32))).decode()
 
 
@@ -597,68 +589,3 @@ def remasked(frame: bytes) -> bytes:
     """Return one short frame of an acceptor as an initiator would send it."""
     payload = frame[2:] if frame[1] < 126 else frame[4:]
     return RawPeer(Role.ACCEPTOR).text(payload)
-
-
-class TestPublishers:
-    """A subscriber that sees the public ids of publishers can't publish under them."""
-
-    @staticmethod
-    def produced(*payloads: bytes) -> tuple[list[str], FakeConnection]:
-        """Return the publisher ids under which a producer forwards payloads, and the connection."""
-        config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
-        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
-        connection = FakeConnection()
-        producer.established(connection)
-        for payload in payloads:
-            producer.received(connection, [v2.decode(payload)])
-        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_waiting()))
-        return [packet.publisher for packet in forwards if isinstance(packet, v2.Forward)], connection
-
-    @staticmethod
-    def publisher(secret: str) -> bytes:
-        return json.dumps({"t": "publisher", "secret": secret}).encode()
-
-    def test_a_public_id_as_computed_by_other_code(self) -> None:
-        digest = hashlib.sha256(base64.b64decode(NONCE)).digest()
-        expected = base64.b64encode(digest[:16], b"-_").decode()[:22]
-        ids, connection = self.produced(self.publisher(NONCE), PUBLISH)
-        assert ids == [expected]
-        assert connection.failed is None
-
-    def test_a_public_id_is_no_secret(self) -> None:
-        (seen,), _ = self.produced(self.publisher(NONCE), PUBLISH)
-        for guess in (seen, seen + "=" * 22, base64.b64encode(seen.encode().ljust(32)[:32]).decode()):
-            payload = self.publisher(guess)
-            try:
-                ids, _ = self.produced(payload, PUBLISH)
-            except PeerError:
-                continue
-            assert ids != [seen]
-        digest = base64.urlsafe_b64decode(seen + "==")
-        for padding in (bytes(16), digest):
-            ids, _ = self.produced(self.publisher(base64.b64encode(digest + padding).decode()), PUBLISH)
-            assert len(ids) == 1
-            assert ids != [seen]
-
-    def test_a_publish_names_no_publisher(self) -> None:
-        with pytest.raises(PeerError, match="unknown field"):
-            v2.decode(PUBLISH.replace(b'"topic"', b'"publisher":"x","topic"'))
-
-    @pytest.mark.parametrize(
-        "payloads",
-        [
-            (PUBLISH,),
-            (b'{"t":"publisher","secret":"%s"}' % NONCE.encode(),) * 2,
-            (PUBLISH.replace(b"publish", b"forward").replace(b'"topic"', b'"publisher":"x","topic"'),),
-        ],
-        ids=["without a publisher", "as two publishers", "as a producer"],
-    )
-    def test_other_ways(self, payloads: tuple[bytes, ...]) -> None:
-        ids, connection = self.produced(*payloads)
-        assert ids == []
-        assert connection.failed is CloseCode.UNEXPECTED_PACKET
-
-    def test_another_key_of_the_same_kind_is_another_publisher(self) -> None:
-        secrets = [base64.b64encode(bytes([number] * 32)).decode() for number in range(50)]
-        ids = [self.produced(self.publisher(secret), PUBLISH)[0][0] for secret in secrets]
-        assert len(set(ids)) == 50

@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..config.model import Retention
-from ..errors import ConfigError, StorageError, WsqueueError
-from . import queries, schema
+from . import queries
+from .database_file import DatabaseFile
 from .file_ledger import FileLedger, FileTopic
-from .files import DISK_ERRORS, Damaged, lock_file, reason_of, set_aside, sync_directory
+from .files import Damaged
 from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Record, StoreState, TopicState
 from .schema import PAGE_BYTES
-
-LOCK_NAME = "lock"
 
 NUMBERS_SLACK = 1000
 """Numbers beyond `MAX_NUMBERS` before the oldest go, because finding those takes a walk over all."""
@@ -30,14 +27,8 @@ NUMBERS_SLACK = 1000
 TRIM_RECORDS = 100_000
 """Records that one step trims, so that appends don't wait seconds for it: more than a group can have."""
 
-CHECKPOINT_BYTES = 8 * 1024 * 1024
-"""Move this much at once from the write-ahead log: pages that changed several times are moved once."""
-
 COMMIT_PAGES = 4
 """Pages that any commit writes, however little it holds: the last of records, numbers and their indices."""
-
-SHRINK_PAGES = 1024
-"""Pages (16 MiB) that go back to the file system in one step, when more than that and than half are free."""
 
 
 RESTORED_AT_ONCE = 20_000
@@ -53,8 +44,8 @@ DELETE FROM number WHERE id <= (SELECT id FROM number ORDER BY id DESC LIMIT 1 O
 _DELETE_OLDEST = "DELETE FROM record WHERE id IN (SELECT id FROM record ORDER BY id LIMIT ?)"
 
 
-class Database:
-    """Hold the file.
+class Database(DatabaseFile):
+    """Keep records in the file, within the limits.
 
     Args:
         file: The file.
@@ -77,85 +68,17 @@ class Database:
         durable: bool = True,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.file, self.limits = file, limits
-        self._durable, self._clock = durable, clock
-        self._lock: int | None = None
-        self._begin()
-
-    def _begin(self) -> None:
-        self.ledger = FileLedger(self.limits)
+        super().__init__(file, durable=durable)
+        self.limits, self._clock = limits, clock
+        self.ledger = FileLedger(limits)
         self.behind = True
-        self._connections: list[sqlite3.Connection] = []
         self._crowded: set[str] = set()  # names of topics that may exceed their limits
-        self._last_id = self._new_numbers = self._uncheckpointed = 0
-
-    def free_bytes(self) -> int:
-        """Return the bytes that the file system has left, -1 where it does not say."""
-        try:
-            file_system = os.statvfs(self.file.parent)
-        except OSError:
-            return -1
-        return file_system.f_bavail * file_system.f_frsize
-
-    def open(self) -> StoreState:
-        """Lock the directory, and open the file or begin a new one; set a damaged one aside.
-
-        Raises:
-            ConfigError: The directory cannot be used, or the file is another program's.
-            StorageError: The disk is full or does not work.
-        """
-        directory = self.file.parent
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._lock = lock_file(directory / LOCK_NAME)
-            try:
-                return self.load()
-            except Damaged as damaged:
-                self._close_connections()
-                set_aside(self.file, str(damaged))
-                self._begin()
-                return self.load()
-        except OSError as error:
-            self.close()
-            problem = f"cannot keep messages here: {error.strerror or error}"
-            if error.errno in DISK_ERRORS:
-                raise StorageError(f"{directory}: {problem}") from None
-            raise ConfigError(problem, file=str(directory)) from None
-        except BaseException:
-            self.close()
-            raise
-
-    def load(self) -> StoreState:
-        """Open the file or begin a new one, and count what it holds.
-
-        Raises:
-            Damaged: It contradicts itself.
-            ConfigError: It cannot be opened with these settings, or is another program's.
-            StorageError: The disk is full or does not work.
-            OSError: The same, without words.
-        """
-        try:
-            self._connect()
-            if schema.identify(self._writer, self.file, durable=self._durable):
-                sync_directory(self.file.parent)
-                sync_directory(self.file.parent.parent)
-            schema.check(self._writer, durable=self._durable)
-            return self._survey()
-        except sqlite3.Error as error:
-            raise schema.failure(self.file, error) from None
-
-    def _connect(self) -> None:
-        fresh = not self.file.exists() or not self.file.stat().st_size
-        wal = Path(f"{self.file}-wal")
-        os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
-        if fresh and wal.exists() and wal.stat().st_size:
-            raise Damaged("the file is empty, and its write-ahead log is not")
-        for _ in range(2 if self._durable else 1):
-            self._connections.append(schema.connect(self.file, durable=self._durable))
+        self._last_id = self._new_numbers = 0
 
     def _survey(self) -> StoreState:
         """Count what the file holds."""
-        writer, ledger = self._writer, self.ledger
+        writer = self._writer
+        ledger = self.ledger = FileLedger(self.limits)
         identities = writer.execute("SELECT id, floor FROM archive").fetchall()
         if len(identities) != 1 or len(identities[0][0]) != 16:
             raise Damaged("it has no id")
@@ -226,25 +149,6 @@ class Database:
             # after a crash would find it. To empty the log also makes room on a disk that is full.
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
-    def tidy(self, *, idle: bool) -> None:
-        """Move what is committed out of the write-ahead log, and give free space back.
-
-        Raises:
-            sqlite3.Error: Not now; nothing is lost.
-        """
-        writer = self._writer
-        if idle:
-            pages = schema.count(writer, "PRAGMA page_count")
-            free = schema.count(writer, "PRAGMA freelist_count")
-            if free > max(pages // 2, SHRINK_PAGES):
-                writer.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
-                self._uncheckpointed += SHRINK_PAGES * PAGE_BYTES
-        if self._uncheckpointed > (0 if idle else CHECKPOINT_BYTES):
-            _, frames, moved = writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-            if moved < frames and frames * PAGE_BYTES > schema.MAX_WAL_BYTES:
-                writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
-            self._uncheckpointed = 0
-
     def restore(self, state: StoreState, records: Iterable[Record]) -> None:
         """Write all of a log into a file that is new.
 
@@ -296,31 +200,6 @@ class Database:
             return None
         with self._reading() as connection:
             return queries.offset_at(connection, topic.id, moment)
-
-    def close(self) -> None:
-        """Move all into the one file, as far as that goes, and unlock the directory."""
-        self._close_connections()
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    @property
-    def _writer(self) -> sqlite3.Connection:
-        return self._connections[0]
-
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[sqlite3.Connection]:
-        try:
-            yield self._connections[1]
-        except sqlite3.Error as error:
-            raise WsqueueError(f"{self.file}: cannot be read: {reason_of(error)}") from None
-
-    def _close_connections(self) -> None:
-        # The last connection to close moves what is in the write-ahead log, and removes that.
-        for connection in reversed(self._connections):
-            with contextlib.suppress(sqlite3.Error):
-                connection.close()
-        self._connections = []
 
     def _use_limits(self) -> None:
         """Take other limits over: any topic may exceed them."""

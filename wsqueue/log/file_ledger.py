@@ -62,7 +62,7 @@ class FileLedger(Ledger[FileTopic]):
         for name, topic in self.before.items():
             self.empty.pop(name, None)
             if topic is None:
-                del self.topics[name]
+                self.topics.pop(name, None)
             else:
                 self.topics[name] = topic
                 self._note(topic)

@@ -20,7 +20,7 @@ import pytest
 
 from wsqueue.config.model import Retention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
-from wsqueue.log import archive, database, ledger, schema
+from wsqueue.log import archive, database, database_file, ledger, schema
 from wsqueue.log.archive import FILE_NAME, Archive
 from wsqueue.log.database import Database
 from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record, StoreState, TopicState
@@ -263,8 +263,8 @@ async def test_much_is_trimmed_in_steps(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "SHRINK_PAGES", 4)
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
+    monkeypatch.setattr(database_file, "SHRINK_PAGES", 4)
+    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 10**6)
     file = tmp_path / FILE_NAME
     async with opened(tmp_path, limits(max_bytes=10**6)) as one:
         for offset in range(100):
@@ -281,7 +281,7 @@ async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: p
 
 
 async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 10**6)
+    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 10**6)
     async with opened(tmp_path) as one:
         for offset in range(200):
             await one.add(
@@ -293,7 +293,7 @@ async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: p
 async def test_a_log_that_a_reader_holds_begins_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 0)
+    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 0)
     monkeypatch.setattr(schema, "MAX_WAL_BYTES", 10**6)
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
     async with opened(tmp_path) as one:
@@ -608,7 +608,7 @@ async def test_a_disk_without_room_is_no_wrong_configuration(
     def write(_file: Path) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(database, "lock_file", write)
+    monkeypatch.setattr(database_file, "lock_file", write)
     with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
         await Opened(tmp_path, limits()).archive.open()
 
@@ -811,7 +811,7 @@ def damage(file: Path, dice: random.Random) -> range:
 
 
 async def test_damage_anywhere_is_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "CHECKPOINT_BYTES", 200_000)
+    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 200_000)
     whole = tmp_path / "whole"
     async with opened(whole) as one:
         for offset in range(40):

@@ -1,0 +1,157 @@
+"""A SQLite file that one thread writes and another reads: how it is opened, tidied, closed and set aside."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..errors import ConfigError, StorageError, WsqueueError
+from . import schema
+from .files import DISK_ERRORS, Damaged, lock_file, reason_of, set_aside, sync_directory
+from .records import StoreState
+from .schema import PAGE_BYTES
+
+LOCK_NAME = "lock"
+
+CHECKPOINT_BYTES = 8 * 1024 * 1024
+"""Move this much at once from the write-ahead log: pages that changed several times are moved once."""
+
+SHRINK_PAGES = 1024
+"""Pages (16 MiB) that go back to the file system in one step, when more than that and than half are free."""
+
+
+class DatabaseFile(ABC):
+    """Hold the connections to a file.
+
+    Args:
+        file: The file.
+        durable: Whether each commit must survive a power cut, and another thread may read meanwhile.
+
+    Attributes:
+        file: The file.
+    """
+
+    def __init__(self, file: Path, *, durable: bool) -> None:
+        self.file, self._durable = file, durable
+        self._lock: int | None = None
+        self._connections: list[sqlite3.Connection] = []
+        self._uncheckpointed = 0
+
+    @abstractmethod
+    def _survey(self) -> StoreState:
+        """Count what the file holds, from nothing.
+
+        Raises:
+            Damaged: It contradicts itself.
+        """
+
+    def free_bytes(self) -> int:
+        """Return the bytes that the file system has left, -1 where it does not say."""
+        try:
+            file_system = os.statvfs(self.file.parent)
+        except OSError:
+            return -1
+        return file_system.f_bavail * file_system.f_frsize
+
+    def open(self) -> StoreState:
+        """Lock the directory, and open the file or begin a new one; set a damaged one aside.
+
+        Raises:
+            ConfigError: The directory cannot be used, or the file is another program's.
+            StorageError: The disk is full or does not work.
+        """
+        directory = self.file.parent
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = lock_file(directory / LOCK_NAME)
+            try:
+                return self.load()
+            except Damaged as damaged:
+                self._close_connections()
+                set_aside(self.file, str(damaged))
+                return self.load()
+        except OSError as error:
+            self.close()
+            problem = f"cannot keep messages here: {error.strerror or error}"
+            if error.errno in DISK_ERRORS:
+                raise StorageError(f"{directory}: {problem}") from None
+            raise ConfigError(problem, file=str(directory)) from None
+        except BaseException:
+            self.close()
+            raise
+
+    def load(self) -> StoreState:
+        """Open the file or begin a new one, and count what it holds.
+
+        Raises:
+            Damaged: It contradicts itself.
+            ConfigError: It cannot be opened with these settings, or is another program's.
+            StorageError: The disk is full or does not work.
+            OSError: The same, without words.
+        """
+        try:
+            self._connect()
+            if schema.identify(self._writer, self.file, durable=self._durable):
+                sync_directory(self.file.parent)
+                sync_directory(self.file.parent.parent)
+            schema.check(self._writer, durable=self._durable)
+            return self._survey()
+        except sqlite3.Error as error:
+            raise schema.failure(self.file, error) from None
+
+    def _connect(self) -> None:
+        fresh = not self.file.exists() or not self.file.stat().st_size
+        wal = Path(f"{self.file}-wal")
+        os.close(os.open(self.file, os.O_RDWR | os.O_CREAT, 0o600))
+        if fresh and wal.exists() and wal.stat().st_size:
+            raise Damaged("the file is empty, and its write-ahead log is not")
+        for _ in range(2 if self._durable else 1):
+            self._connections.append(schema.connect(self.file, durable=self._durable))
+
+    def tidy(self, *, idle: bool) -> None:
+        """Move what is committed out of the write-ahead log, and give free space back.
+
+        Raises:
+            sqlite3.Error: Not now; nothing is lost.
+        """
+        writer = self._writer
+        if idle:
+            pages = schema.count(writer, "PRAGMA page_count")
+            free = schema.count(writer, "PRAGMA freelist_count")
+            if free > max(pages // 2, SHRINK_PAGES):
+                writer.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
+                self._uncheckpointed += SHRINK_PAGES * PAGE_BYTES
+        if self._uncheckpointed > (0 if idle else CHECKPOINT_BYTES):
+            _, frames, moved = writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+            if moved < frames and frames * PAGE_BYTES > schema.MAX_WAL_BYTES:
+                writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchall()
+            self._uncheckpointed = 0
+
+    def close(self) -> None:
+        """Move all into the one file, as far as that goes, and unlock the directory."""
+        self._close_connections()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def _writer(self) -> sqlite3.Connection:
+        return self._connections[0]
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[sqlite3.Connection]:
+        try:
+            yield self._connections[1]
+        except sqlite3.Error as error:
+            raise WsqueueError(f"{self.file}: cannot be read: {reason_of(error)}") from None
+
+    def _close_connections(self) -> None:
+        # The last connection to close moves what is in the write-ahead log, and removes that.
+        for connection in reversed(self._connections):
+            with contextlib.suppress(sqlite3.Error):
+                connection.close()
+        self._connections = []

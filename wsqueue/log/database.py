@@ -266,13 +266,16 @@ class Database(DatabaseFile):
         Returns:
             How many more records had room in this step.
         """
-        coming: dict[str, list[Record]] = {}
-        for record in group:
-            coming.setdefault(record.topic, []).append(record)
         room = TRIM_RECORDS
-        for topic in self._touched():
-            if room and self.ledger.exceeds(topic):
-                room -= self._trim_topic(topic, room, coming.get(topic.name, ()))
+        crowded = [topic for topic in self._touched() if self.ledger.exceeds(topic)]
+        coming: dict[str, list[Record]] = {topic.name: [] for topic in crowded}
+        if crowded:
+            for record in group:
+                if record.topic in coming:
+                    coming[record.topic].append(record)
+        for topic in crowded:
+            if room:
+                room -= self._trim_topic(topic, room, coming[topic.name])
         return room - self._trim_oldest(room, group)
 
     def _trim_topic(self, topic: FileTopic, room: int, coming: Iterable[Record]) -> int:

@@ -42,12 +42,14 @@ class FileLedger(Ledger[FileTopic]):
 
     def add(self, topic: FileTopic, offset: int, count: int, size: int) -> bool:
         """Count a record at the end of its topic; return True if the topic exceeds its limits."""
-        self._save(topic)
+        if topic.name not in self.before:
+            self._save(topic)
         return super().add(topic, offset, count, size)
 
     def drop(self, topic: FileTopic, end: int, count: int, size: int) -> None:
         """Count the first record of a topic no more, which ends before the offset `end`."""
-        self._save(topic)
+        if topic.name not in self.before:
+            self._save(topic)
         super().drop(topic, end, count, size)
 
     def forget(self, needed: Callable[[FileTopic], bool]) -> list[FileTopic]:
@@ -69,5 +71,4 @@ class FileLedger(Ledger[FileTopic]):
         self.begin()
 
     def _save(self, topic: FileTopic) -> None:
-        if topic.name not in self.before:
-            self.before[topic.name] = copy.copy(topic)
+        self.before[topic.name] = copy.copy(topic)

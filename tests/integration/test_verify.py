@@ -113,7 +113,7 @@ async def test_a_node_that_changes_messages(nodes: Nodes) -> None:
         await producer.ready()
         problems = problems_of(await checks_of([producer], [consumer]))
         await producer.stop()
-    assert list(problems.values()) == ["what came back is not what was sent"]
+    assert list(problems.values()) == ["the message that came back differs from the one that was sent"]
 
 
 async def test_lists_of_consumers_in_another_order(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:

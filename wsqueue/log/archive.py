@@ -5,10 +5,10 @@
                  │                   └──▶ failing ──▶ failed    of the group and of the whole queue
                  └───────────────────────────────────▲ (loop)
 
-The event loop only queues. The writer takes what is queued as one group, deletes what the limits do not allow
+The event loop only queues. The writer takes the queue as one group, deletes records above the limits
 beside it, commits, and only then tells the loop: records that are told as committed survive a power cut. When
-a commit fails, the writer stands still until the loop has taken all of the queue back, because what is queued
-may come after what has failed. Without records, the writer wakes when `trim` is called, to trim and to tidy.
+a commit fails, the writer stands still until the loop has taken all of the queue back, because queued records
+may come after failed ones. Without records, the writer wakes when `trim` is called, to trim and to tidy.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Archive:
         return self._free_bytes
 
     async def open(self) -> StoreState:
-        """Open the file, or begin a new one, and return what it holds.
+        """Open the file, or begin a new one, and return its state.
 
         Raises:
             ConfigError: The directory cannot be used, or the file is not ours.
@@ -162,7 +162,7 @@ class Archive:
         return await self._loop.run_in_executor(self._reader, self._database.offset_at, topic, time)
 
     async def close(self) -> None:
-        """Commit what is queued, move all into the one file, and end the threads."""
+        """Commit the queue, move all into the one file, and end the threads."""
         if self._loop is None or self._closing:
             return
         with self._wake:

@@ -76,7 +76,7 @@ class Database(DatabaseFile):
         self._last_id = self._new_numbers = 0
 
     def _survey(self) -> StoreState:
-        """Count what the file holds."""
+        """Count the records of the file."""
         writer = self._writer
         ledger = self.ledger = FileLedger(self.limits)
         identities = writer.execute("SELECT id, floor FROM archive").fetchall()
@@ -123,7 +123,7 @@ class Database(DatabaseFile):
         self._use_limits()
         ids = [self._expect(record) for record in group]
         self._writer.execute("BEGIN IMMEDIATE")
-        # Before the group is written: a full file does not grow, and what would go at once is not written.
+        # Before the group is written: a full file does not grow, and no record is written only to go at once.
         room = self._trim(group)
         self._insert(ids, group)
         self._forget()
@@ -141,7 +141,7 @@ class Database(DatabaseFile):
     def roll_back(self) -> None:
         """Leave a failed transaction, and make sure that it does not come back."""
         self.ledger.roll_back()
-        self.behind = False  # what cannot be trimmed now is tried again later
+        self.behind = False  # another commit will try again
         with contextlib.suppress(sqlite3.Error, MemoryError):
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
@@ -153,7 +153,7 @@ class Database(DatabaseFile):
         """Write all of a log into a file that is new.
 
         Args:
-            state: What the log holds.
+            state: State of the log.
             records: All records, oldest first.
         """
         for group in _groups(records):
@@ -261,7 +261,7 @@ class Database(DatabaseFile):
         return [ledger.topics[name] for name in names if name in ledger.topics]
 
     def _trim(self, group: Sequence[Record]) -> int:
-        """Drop what exceeds the limits, oldest first, from the file and from the group that is to be written.
+        """Drop records above the limits, oldest first, from the file and from the group to be written.
 
         Returns:
             How many more records had room in this step.
@@ -310,7 +310,7 @@ class Database(DatabaseFile):
 
 
 def _groups(records: Iterable[Record]) -> Iterator[list[Record]]:
-    """Yield records in lists, so that what is written at once stays small."""
+    """Yield records in lists, so that each write stays small."""
     left = iter(records)
     while group := list(itertools.islice(left, RESTORED_AT_ONCE)):
         yield group

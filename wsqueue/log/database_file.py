@@ -43,7 +43,7 @@ class DatabaseFile(ABC):
 
     @abstractmethod
     def _survey(self) -> StoreState:
-        """Count what the file holds, from nothing.
+        """Count the records of the file, from nothing.
 
         Raises:
             Damaged: It contradicts itself.
@@ -85,7 +85,7 @@ class DatabaseFile(ABC):
             raise
 
     def load(self) -> StoreState:
-        """Open the file or begin a new one, and count what it holds.
+        """Open the file or begin a new one, and count its records.
 
         Raises:
             Damaged: It contradicts itself.
@@ -113,7 +113,7 @@ class DatabaseFile(ABC):
             self._connections.append(schema.connect(self.file, durable=self._durable))
 
     def tidy(self, *, idle: bool) -> None:
-        """Move what is committed out of the write-ahead log, and give free space back.
+        """Move commits out of the write-ahead log, and give free space back.
 
         Raises:
             sqlite3.Error: Not now; nothing is lost.
@@ -150,7 +150,7 @@ class DatabaseFile(ABC):
             raise WsqueueError(f"{self.file}: cannot be read: {reason_of(error)}") from None
 
     def _close_connections(self) -> None:
-        # The last connection to close moves what is in the write-ahead log, and removes that.
+        # The last connection to close moves the write-ahead log into the file, and removes it.
         for connection in reversed(self._connections):
             with contextlib.suppress(sqlite3.Error):
                 connection.close()

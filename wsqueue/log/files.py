@@ -27,8 +27,8 @@ DISK_ERRORS = frozenset((errno.ENOSPC, errno.EDQUOT, errno.EIO))
 """Errors of the system that may pass by themselves; another configuration would not help."""
 
 
-class Damaged(Exception):  # noqa: N818 - says what a file is
-    """Say what is wrong with a file."""
+class Damaged(Exception):  # noqa: N818 - an adjective of the file
+    """The file contradicts itself; the message says how."""
 
 
 def reason_of(error: Exception) -> str:

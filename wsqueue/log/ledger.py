@@ -58,7 +58,7 @@ Kept: TypeAlias = tuple[Topic, int, int, int, float]
 
 
 class Ledger(Generic[Topic]):
-    """Count the records of one place, and drop what exceeds the limits.
+    """Count the records of one place, and drop those that exceed the limits.
 
     Args:
         limits: Limits of the log; they may be replaced at any time.

@@ -84,7 +84,7 @@ class TopicLogs(Store):
         return log
 
     def trim(self) -> None:
-        """Drop what is too old or too much."""
+        """Drop records above the limits."""
         self._ledger.trim_oldest(self._oldest_first(), self._clock())
         if len(self._order) > 2 * self._records + ORDER_SLACK:
             self._compact()

@@ -1,4 +1,4 @@
-"""The store in memory: what is appended is stored at once, and a clean stop leaves a snapshot."""
+"""The store in memory: batches are stored at once, and a clean stop leaves a snapshot."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class MemoryStore(TopicLogs):
         return log.offset_at(moment)
 
     def log_status(self) -> LogStatus:
-        """Return what the store reports about itself."""
+        """Return the status of the logs for reports."""
         return LogStatus(
             mode="memory",
             topics=len(self._ledger.topics),

@@ -1,4 +1,4 @@
-"""What is read of a SQLite file of records: by readers, by the limits, at the start."""
+"""Queries of a SQLite file of records: for readers, for the limits, and for the start."""
 
 from __future__ import annotations
 

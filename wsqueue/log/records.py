@@ -65,7 +65,7 @@ class TopicState(msgspec.Struct):
 
 
 class StoreState(msgspec.Struct, kw_only=True):
-    """Say what a store holds when it is opened.
+    """Hold the state of a store when it is opened.
 
     Attributes:
         id: 16 hexadecimal digits; offsets of a log with another id mean nothing here.

@@ -135,7 +135,7 @@ def check(connection: sqlite3.Connection, *, durable: bool) -> None:
 
 
 def failure(file: Path, error: sqlite3.Error) -> Exception:
-    """Return what a failure to open the file means: another setting, another time, or damage."""
+    """Return the exception for a failure to open the file: another setting, another time, or damage."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     problem = f"cannot open it: {reason_of(error)}"
     if code in SETTINGS_ERRORS:

@@ -28,7 +28,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 UNLIMITED = Retention(
     max_bytes=2**63, max_bytes_per_topic=2**63, max_messages_per_topic=2**63, max_age_seconds=math.inf
 )
-"""A snapshot holds what the log holds; the log has the limits."""
+"""A snapshot has no limits, because the log that it holds has."""
 
 
 def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> None:
@@ -36,7 +36,7 @@ def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> 
 
     Args:
         file: Replaced if it is there.
-        state: What the log holds.
+        state: State of the log.
         records: All records, oldest first.
 
     Raises:

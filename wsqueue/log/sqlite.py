@@ -80,7 +80,7 @@ class SqliteStore(TopicLogs):
         self._take_over(await self._archive.open())
 
     async def close(self) -> None:
-        """Commit what is pending, and close the archive."""
+        """Commit all that is pending, and close the archive."""
         await self._archive.close()
 
     def reconfigure(self, limits: Retention) -> None:
@@ -120,7 +120,7 @@ class SqliteStore(TopicLogs):
             self._done(outcomes)
 
     def trim(self) -> None:
-        """Drop what is too old or too much, in memory now, on disk soon."""
+        """Drop records above the limits, in memory now, on disk soon."""
         super().trim()
         self._archive.trim()
 
@@ -151,13 +151,13 @@ class SqliteStore(TopicLogs):
         """
         if log.records and log.records[0].time < moment:
             return log.offset_at(moment)
-        # What is committed while the archive is read may not be in what it finds.
+        # A commit during the read may not be among the records that it finds.
         end = log.next
         found = await self._archive.offset_at(log.name, moment)
         return end if found is None else found
 
     def log_status(self) -> LogStatus:
-        """Return what the store reports about itself."""
+        """Return the status of the logs for reports."""
         archive = self._archive
         return LogStatus(
             mode="sqlite",
@@ -183,7 +183,7 @@ class SqliteStore(TopicLogs):
         return log.assigned != log.next or self._archive.first(log.name) is not None
 
     def _committed(self, records: list[Record]) -> None:
-        """Tell what is on disk now (the archive calls this)."""
+        """Tell the outcomes of records that are on disk now (the archive calls this)."""
         if self._failing:
             log(logger, logging.INFO, "messages stored again", after=self._failing)
             self._failing = ""

@@ -1,17 +1,17 @@
-"""The interface of a store: what a consumer needs of the place that keeps the logs of its topics.
+"""The interface of a store, the place that keeps the logs of a consumer's topics.
 
 A consumer appends batches and is told their outcomes; readers take subscribers through the log of a topic.
 There are two stores, `memory` and `sqlite`; all that they share is in `logs`, and `ledger` has the limits of
 both.
 
-What a store promises:
+Promises of a store:
 
 - A batch gets its offsets when it is appended. It is stored once, however often it comes, and not before the
   batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
-- Outcomes come in the order of the batches, once each. That order is what producers need: an ack or a refusal
+- Outcomes come in the order of the batches, once each. Producers need that order: an ack or a refusal
   confirms all batches of its connection before it.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
-- What is stored is only dropped by the limits, oldest first, in whole records; offsets are never used twice.
+- Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
 - Nothing blocks the event loop: `open`, `close`, `read` and `offset_at` may wait for a disk or a peer.
 
 How a store fits whose topics lie elsewhere, for example in a replicated engine with `append_if(last)`,
@@ -55,7 +55,7 @@ class AppendBatch(msgspec.Struct, gc=False):
         publisher: Public id of the publisher; "" for a classic publisher.
         number: Number that the publisher gave to the batch; 0 for a classic publisher.
         after: Number of the publisher's batch before, if that need not be here yet, else 0.
-        source: What the consumer needs to confirm the batch; the store hands it back.
+        source: Any object that the consumer needs to confirm the batch; the store hands it back.
         problem: Why the batch cannot be stored, None when it can.
     """
 
@@ -69,7 +69,7 @@ class AppendBatch(msgspec.Struct, gc=False):
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """Say what became of a batch.
+    """Tell the fate of a batch.
 
     Attributes:
         batch: The batch.
@@ -99,7 +99,7 @@ class Store(ABC):
 
     @abstractmethod
     async def open(self) -> None:
-        """Take over what was kept before; called once, before anything else.
+        """Take over the logs that were kept before; called once, before anything else.
 
         Raises:
             ConfigError: There is no directory, or it cannot be used.
@@ -108,7 +108,7 @@ class Store(ABC):
 
     @abstractmethod
     async def close(self) -> None:
-        """Store all that was appended, and leave what the next start needs; called once, after `open`.
+        """Store all that was appended, for the next start; called once, after `open`.
 
         Raises:
             WsqueueError: It cannot be written.
@@ -178,11 +178,11 @@ class Store(ABC):
 
     @abstractmethod
     def trim(self) -> None:
-        """Drop what is too old or too much; called from time to time, because time passes by itself."""
+        """Drop records above the limits; called from time to time, because records grow old by themselves."""
 
     @abstractmethod
     def log_status(self) -> LogStatus:
-        """Return what the store reports about itself."""
+        """Return the status of the logs for reports."""
 
     @abstractmethod
     def commit_seconds(self) -> HistogramStatus | None:

@@ -54,7 +54,7 @@ class ServerFraming(Framing):
         self._behind_request = b""
 
     def accept(self) -> list[Item]:
-        """Open the WebSocket that was requested; return what the bytes behind the request hold.
+        """Open the WebSocket that was requested; return the items in the bytes behind the request.
 
         A request without the headers of an upgrade is refused (RFC 6455 section 4.2.1).
         """

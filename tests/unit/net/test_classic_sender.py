@@ -19,7 +19,7 @@ MESSAGE = b'{"t":"m","d":"x","s":"news"}'
 
 
 class Peer(FakeConnection):
-    """Keep what is written, in order: a number of messages, or the data of a ping."""
+    """Keep the writes in order: a number of messages, or the data of a ping."""
 
     def __init__(self) -> None:
         super().__init__()

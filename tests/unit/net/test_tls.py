@@ -290,7 +290,7 @@ def pair(tls: Tls) -> tuple[TlsStream, TlsStream]:
 
 
 def shake_hands(acceptor: TlsStream, initiator: TlsStream) -> bytes:
-    """Pass on what both ends say until they are silent, and return what the acceptor received."""
+    """Pass bytes on until both ends are silent; return the plaintext that the acceptor received."""
     received = b""
     while data := initiator.data_to_send():
         received += acceptor.receive(data)

@@ -1,4 +1,4 @@
-"""Pongs as confirmations: the counts, and what a pong changes."""
+"""Pongs as confirmations: the counts, and the effect of a pong."""
 
 from __future__ import annotations
 

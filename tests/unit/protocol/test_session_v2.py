@@ -139,7 +139,7 @@ class EchoingNode:
 
 ALLOWED = (True, False, None)
 MIXES = [
-    # v2 offered; acceptor allows classic; initiator allows classic; TLS; what they speak, or who refuses
+    # v2 offered; acceptor allows classic; initiator allows classic; TLS; protocol, or the end that refuses
     *[(True, *allowed, "v2") for allowed in itertools.product(ALLOWED, ALLOWED, (True, False))],
     (False, True, True, False, "classic"),
     (False, None, True, False, "classic"),
@@ -154,7 +154,7 @@ MIXES = [
 
 
 class TestMixes:
-    """Two ends find what both speak."""
+    """Two ends find a protocol that both speak."""
 
     @pytest.mark.parametrize(("offered", "acceptors", "initiators", "tls", "outcome"), MIXES)
     def test_any_mix(

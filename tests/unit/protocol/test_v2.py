@@ -354,7 +354,7 @@ def test_a_lone_surrogate_cannot_be_sent() -> None:
 
 
 def test_delivering_takes_little_more_than_forwarding() -> None:
-    """A producer leaves room for it, so that a subscriber with the same limits takes what it forwards."""
+    """A producer leaves room for it, so that a subscriber with the same limits takes the packets."""
     for number, data in itertools.product((1, MAX_NUMBER), (["\n" * 50], ["\x7f", "\u2028"], ["\\/"] * 9)):
         forwarded = encode(Forward("x" * 22, number, 0, "news", 1, data))
         delivered = encode(Deliver("news", MAX_NUMBER, "x" * 22, number, data))

@@ -13,7 +13,7 @@ import signal
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,69 +102,49 @@ PATIENT: dict[str, Any] = {
 }
 
 
-def one_read(limits: Limits) -> int:
-    """Return the size of one read: the end of a message that was in parts, and others after it."""
-    return limits.max_message_bytes + READ_MARGIN_BYTES
+class Bounds:
+    """Compute the bounds of docs/configuration.md, "Memory bounds", in bytes."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        # The end of a message that came in parts, and others after it.
+        self.one_read = limits.max_message_bytes + READ_MARGIN_BYTES
+        # A peer that sends: a read of the smallest batches takes most.
+        self.feeding = self.one_read + SMALL_BATCHES_BYTES
+        # A peer that reads slowly; classic subscribers of one topic share it.
+        self.slow_reader = limits.max_buffered_bytes + self.one_read
+        # A v2 subscriber that reads slowly: the rest is in the log.
+        frames = max(MAX_FRAMES_BYTES, CHUNK_BYTES + limits.max_message_bytes + OVERHEAD_BYTES)
+        self.slow_subscriber = CONGESTED_BYTES + frames
+        # A consumer that is down, or up and doesn't read; each publisher adds one read.
+        self.link_down = limits.max_held_bytes + 2 * self.one_read
+        self.link_slow = SLOW_LINK_BYTES + LINK_WINDOW_BYTES + CONGESTED_BYTES + 3 * self.one_read
+        # A consumer that is down while publishers come and go: their last reads add up.
+        self.link_down_at_worst = self.link_down + limits.max_held_bytes
+        # Batches that one consumer refused, in a producer.
+        self.refused = MAX_REFUSED * REFUSED_BYTES
+        # Topics without messages, and publishers' last batches, in a consumer.
+        self.idle_topics = (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (4 * MAX_CACHED_CHARACTERS + IDLE_TOPIC_BYTES)
+        # A log on disk.
+        self.disk = CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
+        # Unconfirmed messages of a client as JSON, with spare room in their buffers.
+        self.window = 2 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
+        # Two windows of the topics with most messages.
+        self.counted_topics = 2 * MAX_COUNTED_TOPICS * 700
+        # A producer's routes; a character may take 4 bytes in Python.
+        self.cached_topics = CACHED_TOPICS * (4 * MAX_CACHED_CHARACTERS + TOPIC_BYTES)
 
 
-def feeding(limits: Limits) -> int:
-    """Return the memory for a peer that sends: a read of the smallest batches takes most."""
-    return one_read(limits) + SMALL_BATCHES_BYTES
+async def started(
+    cluster: Cluster, consumers: int = 1, *, retention: Mapping[str, object] | None = None, **settings: Any
+) -> tuple[Node, Node, Bounds]:
+    """Start a cluster, and return its first consumer, its producer and the bounds of its limits.
 
-
-def slow_reader(limits: Limits) -> int:
-    """Return the bytes that can wait for a peer that reads slowly; classic ones of a topic share them."""
-    return limits.max_buffered_bytes + one_read(limits)
-
-
-def slow_subscriber(limits: Limits) -> int:
-    """Return the bytes that can wait for a v2 subscriber that reads slowly: the rest is in the log."""
-    return CONGESTED_BYTES + max(MAX_FRAMES_BYTES, CHUNK_BYTES + limits.max_message_bytes + OVERHEAD_BYTES)
-
-
-def link_down(limits: Limits) -> int:
-    """Return the bytes that can wait for a consumer that is down, without a read for each publisher."""
-    return limits.max_held_bytes + 2 * one_read(limits)
-
-
-def link_down_at_worst(limits: Limits) -> int:
-    """Return the same where publishers come and go: the reads that they left behind add up."""
-    return 2 * limits.max_held_bytes + 2 * one_read(limits)
-
-
-def link_slow(limits: Limits) -> int:
-    """Return the bytes that can wait for a consumer that doesn't read, without a read for each publisher."""
-    return SLOW_LINK_BYTES + LINK_WINDOW_BYTES + CONGESTED_BYTES + 3 * one_read(limits)
-
-
-def refused() -> int:
-    """Return the memory for the batches that one consumer refused."""
-    return MAX_REFUSED * REFUSED_BYTES
-
-
-def idle_topics() -> int:
-    """Return a consumer's memory for topics without messages, and for publishers' last batches."""
-    return (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (4 * MAX_CACHED_CHARACTERS + IDLE_TOPIC_BYTES)
-
-
-def disk() -> int:
-    """Return a consumer's memory for a log on disk."""
-    return CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
-
-
-def window() -> int:
-    """Return a client's memory for unconfirmed messages as JSON, with spare room in their buffers."""
-    return 2 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
-
-
-def counted_topics() -> int:
-    """Return the memory for the topics with most messages: two windows."""
-    return 2 * MAX_COUNTED_TOPICS * 700
-
-
-def cached_topics() -> int:
-    """Return a producer's memory for topics; a character may take 4 bytes in Python."""
-    return CACHED_TOPICS * (4 * MAX_CACHED_CHARACTERS + TOPIC_BYTES)
+    A process that is stopped answers no pings, so they are left out unless the settings say otherwise.
+    """
+    settings = {"ping_interval_seconds": 3600.0} | settings
+    await asyncio.to_thread(cluster.start, consumers, 1, retention=retention, **settings)
+    return cluster.consumers[0], cluster.producers[0], Bounds(Limits(**settings))
 
 
 def kernel_bytes() -> int:
@@ -173,7 +153,7 @@ def kernel_bytes() -> int:
 
 
 def kernel_limit(name: str) -> int:
-    """Return the most that a kind of buffer grows to (tcp(7))."""
+    """Return the largest size of a kind of buffer (tcp(7))."""
     return int(Path(f"/proc/sys/net/ipv4/{name}").read_text().split()[2])
 
 
@@ -380,27 +360,27 @@ class Peers:
 
 def test_the_bounds_are_documented() -> None:
     """The last column of the table in docs/configuration.md is in MiB."""
-    limits = Limits()
-    bounds = {
-        "node": IDLE_BYTES + WORK_BYTES,
-        "feeding": feeding(limits),
-        "slow": slow_reader(limits),
-        "slow v2": slow_subscriber(limits),
-        "log in memory": Retention().max_bytes,
-        "log on disk": disk(),
-        "idle topics": idle_topics(),
-        "stranger": STRANGER_BYTES,
-        "tls": TLS_BYTES,
-        "down": link_down_at_worst(limits),
-        "up": link_slow(limits),
-        "refused": refused(),
-        "topics": cached_topics(),
-        "counted topics": counted_topics(),
-        "application": 4 * (MAX_WAITING_CHARACTERS + one_read(limits)),
-        "window": window(),
-    }
+    bounds = Bounds(Limits())
+    computed = [
+        IDLE_BYTES + WORK_BYTES,
+        bounds.feeding,
+        bounds.slow_reader,
+        bounds.slow_subscriber,
+        Retention().max_bytes,
+        bounds.disk,
+        bounds.idle_topics,
+        STRANGER_BYTES,
+        TLS_BYTES,
+        bounds.link_down_at_worst,
+        bounds.link_slow,
+        bounds.refused,
+        bounds.cached_topics,
+        bounds.counted_topics,
+        4 * (MAX_WAITING_CHARACTERS + bounds.one_read),
+        bounds.window,
+    ]
     documented = [float(row[-1].replace(",", "")) for row in rows("docs/configuration.md", "Memory bounds")]
-    assert documented == [round(bound / MIB, 1) for bound in bounds.values()]
+    assert documented == [round(bound / MIB, 1) for bound in computed]
 
 
 # A consumer that does not read.
@@ -410,8 +390,7 @@ def test_the_bounds_are_documented() -> None:
 async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cluster, size: int) -> None:
     # The subscriber of this test may fall far behind, and must miss nothing.
     retention = {"max_bytes": FAR_TOO_MUCH_BYTES, "max_bytes_per_topic": FAR_TOO_MUCH_BYTES}
-    await asyncio.to_thread(cluster.start, 2, 1, retention=retention, **PATIENT)
-    stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**PATIENT)
+    stopped, producer, bounds = await started(cluster, 2, retention=retention, **PATIENT)
     came = Received()
     async with (
         asyncio.timeout(100),
@@ -428,12 +407,12 @@ async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cl
         stopped.signal(signal.SIGSTOP)
         async with running(came.run(messages), *(publisher.run() for publisher in publishers)):
             waiting = await at_rest(lambda: waiting_messages(producer), SLOW_LINK_BYTES * 9 // 10 // size)
-            assert waiting * size <= SLOW_LINK_BYTES + len(publishers) * one_read(limits)
+            assert waiting * size <= SLOW_LINK_BYTES + len(publishers) * bounds.one_read
             halted = [await publisher.halted() for publisher in publishers]
             for publisher, count in zip(publishers, halted, strict=True):
                 assert count * publisher.payload_bytes <= WINDOW_BYTES + publisher.payload_bytes
             await round_trips(other, OTHER, others)
-            growth.check(link_slow(limits) + len(publishers) * one_read(limits))
+            growth.check(bounds.link_slow + len(publishers) * bounds.one_read)
 
             stopped.signal(signal.SIGCONT)
             for publisher, count in zip(publishers, halted, strict=True):
@@ -459,8 +438,7 @@ FLOODS = [
 )
 async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Cluster, flood: Flood) -> None:
     settings = PATIENT | {"max_held_bytes": 8 * MIB}
-    await asyncio.to_thread(cluster.start, 2, 1, **settings)
-    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    down, producer, bounds = await started(cluster, 2, **settings)
     async with (
         asyncio.timeout(100),
         Peers(cluster.secret) as peers,
@@ -472,11 +450,11 @@ async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Clus
         await asyncio.to_thread(producer.wait_logged, "link down")
         (raw,) = await flood.opened(peers, producer, 1)
         growth = Growth(producer.pid)
-        total = flood.count(limits.max_held_bytes + MIB)
+        total = flood.count(bounds.limits.max_held_bytes + MIB)
         async with running(send_all(raw, flood.frames(total))):
             held = await at_rest(lambda: waiting_messages(producer), 1)
-            assert limits.max_held_bytes // 2 < held * flood.bytes <= link_down(limits)
-            growth.check(link_down(limits) + feeding(limits))
+            assert bounds.limits.max_held_bytes // 2 < held * flood.bytes <= bounds.link_down
+            growth.check(bounds.link_down + bounds.feeding)
             await round_trips(other, OTHER, others)
             await asyncio.to_thread(down.start)
             while (await asyncio.to_thread(down.counters))["messages_in"] < total:
@@ -492,8 +470,7 @@ async def test_each_of_many_publishers_adds_one_read_at_most(
 ) -> None:
     publishers = 50
     settings = PATIENT | {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
-    await asyncio.to_thread(cluster.start, 2, 1, **settings)
-    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    down, producer, bounds = await started(cluster, 2, **settings)
     await asyncio.to_thread(down.kill)
     await asyncio.to_thread(producer.wait_logged, "link down")
     each = reads * UVLOOP_READ_BYTES // len(flood.frames(1))
@@ -508,9 +485,9 @@ async def test_each_of_many_publishers_adds_one_read_at_most(
         growth = Growth(producer.pid)
         async with running(*(send_all(raw, frames) for raw in opened)):
             held = await at_rest(lambda: waiting_messages(producer), 1)
-            assert limits.max_held_bytes // 2 < held * flood.bytes
+            assert bounds.limits.max_held_bytes // 2 < held * flood.bytes
             assert held < publishers * each
-            growth.check(link_down(limits) + publishers * feeding(limits))
+            growth.check(bounds.link_down + publishers * bounds.feeding)
             await round_trips(other, OTHER, others)
 
             await asyncio.to_thread(down.start)
@@ -521,10 +498,9 @@ async def test_each_of_many_publishers_adds_one_read_at_most(
 
 async def test_publishers_go_on_when_a_stopped_consumer_is_given_up(cluster: Cluster) -> None:
     settings = PATIENT | {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 2, 1, **settings)
-    stopped, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    stopped, producer, bounds = await started(cluster, 2, **settings)
     size = 100_000
-    total = limits.max_held_bytes // size * 2
+    total = bounds.limits.max_held_bytes // size * 2
 
     async def taken() -> int:
         return (await asyncio.to_thread(producer.counters))["messages_in"]
@@ -535,21 +511,16 @@ async def test_publishers_go_on_when_a_stopped_consumer_is_given_up(cluster: Clu
         async with running(send_all(raw, message_frame(FED, "x" * size) * total)):
             await asyncio.to_thread(producer.wait_logged, "link down")
             # Far more than it takes while it waits for the consumer.
-            assert link_slow(limits) < limits.max_held_bytes * 9 // 10
-            await at_rest(taken, limits.max_held_bytes * 9 // 10 // size)
+            assert bounds.link_slow < bounds.limits.max_held_bytes * 9 // 10
+            await at_rest(taken, bounds.limits.max_held_bytes * 9 // 10 // size)
         stopped.signal(signal.SIGCONT)
 
 
 async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {
-        "max_held_bytes": MIB,
-        # How soon a producer notices that a publisher is gone that it does not read from.
-        "ping_interval_seconds": 0.1,
-        "ping_timeout_seconds": 0.1,
-        "drain_seconds": 1.0,
-    }
-    await asyncio.to_thread(cluster.start, 2, 1, **settings)
-    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    # How soon a producer notices that a publisher is gone that it does not read from.
+    down, producer, bounds = await started(
+        cluster, 2, max_held_bytes=MIB, ping_interval_seconds=0.1, ping_timeout_seconds=0.1, drain_seconds=1.0
+    )
     await asyncio.to_thread(down.kill)
     await asyncio.to_thread(producer.wait_logged, "link down")
     growth = Growth(producer.pid)
@@ -561,19 +532,17 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
             await raw.writer.drain()
             await asyncio.sleep(0.01)
         await asyncio.to_thread(producer.wait_open, 0)
-    growth.check(link_down_at_worst(limits))
+    growth.check(bounds.link_down_at_worst)
     assert producer.counters()["lost_full"] > 0
 
 
 async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "drain_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 2, 1, **settings)
-    down, (producer,), limits = cluster.consumers[0], cluster.producers, Limits(**settings)
+    down, producer, bounds = await started(cluster, 2, drain_seconds=1.0)
     await asyncio.to_thread(down.kill)
     await asyncio.to_thread(producer.wait_logged, "link down")
     growth = Growth(producer.pid)
     # A whole batch, and a message that lacks its last byte.
-    frames = FLOODS[1].frames(1) + text_frame(b"x" * limits.max_message_bytes)[:-1]
+    frames = FLOODS[1].frames(1) + text_frame(b"x" * bounds.limits.max_message_bytes)[:-1]
     for _ in range(100):
         async with asyncio.timeout(30), Peers(cluster.secret) as peers:
             (raw,) = await FLOODS[1].opened(peers, producer, 1)
@@ -581,7 +550,7 @@ async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(clus
     await asyncio.to_thread(producer.wait_open, 0)
     assert producer.counters()["messages_in"] > 50
     # Some of those that are gone may not have been read to their end.
-    growth.check(16 * feeding(limits))
+    growth.check(16 * bounds.feeding)
 
 
 # Subscribers that do not read.
@@ -611,8 +580,7 @@ async def publish_until_full(
 
 async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cluster) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 60.0}
-    await asyncio.to_thread(cluster.start, 1, 1, retention=SMALL_LOG, **settings)
-    (consumer,), limits = cluster.consumers, Limits(**settings)
+    consumer, _, bounds = await started(cluster, retention=SMALL_LOG, **settings)
     readers = [Received() for _ in range(20)]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers, contextlib.AsyncExitStack() as stack:
         client = await stack.enter_async_context(cluster.client(**settings))
@@ -622,10 +590,10 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
         growth = Growth(consumer.pid)
         async with running(*(reader.run(one) for reader, one in zip(readers, messages, strict=True))):
             count = await publish_until_full(
-                client, ["news"], limits, lambda: min(reader.count for reader in readers)
+                client, ["news"], bounds.limits, lambda: min(reader.count for reader in readers)
             )
             await eventually(lambda: all(one.count == count for one in readers), "all have come")
-        growth.check(SMALL_LOG["max_bytes"] + slow_reader(limits))
+        growth.check(SMALL_LOG["max_bytes"] + bounds.slow_reader)
         assert all(reader.numbers == {0: list(range(count))} for reader in readers)
         stopped.writer.transport.resume_reading()  # type: ignore[attr-defined]
         assert await stopped.close_frame() == (1013, "too slow: the write buffer for this peer is full")
@@ -640,18 +608,17 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
     cluster: Cluster, subscribers: int, topics: int, size: int
 ) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 1, 1, retention=SMALL_LOG, **settings)
-    (consumer,), limits = cluster.consumers, Limits(**settings)
+    consumer, _, bounds = await started(cluster, retention=SMALL_LOG, **settings)
     names = [f"topic-{number}" for number in range(topics)]
     paths = [f"/subscribe/{names[number % topics]}" for number in range(subscribers)]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers, cluster.client(**settings) as client:
         for raw in await peers.established(consumer, *paths):
             stop_reading(raw)
         growth = Growth(consumer.pid)
-        await publish_until_full(client, names, limits, size=size)
+        await publish_until_full(client, names, bounds.limits, size=size)
         await eventually(lambda: consumer.log.count("1013") >= min(subscribers, 20), "they are closed")
         await asyncio.to_thread(consumer.wait_open, 1)
-        growth.check(SMALL_LOG["max_bytes"] + topics * slow_reader(limits))
+        growth.check(SMALL_LOG["max_bytes"] + topics * bounds.slow_reader)
         assert consumer.counters()["slow_subscribers"] == subscribers
 
 
@@ -671,7 +638,7 @@ async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Clus
     consumer.settings["listen"] = [consumer.address, f"unix:{path}"]
     consumer.limits = SMALL
     await asyncio.to_thread(consumer.start)
-    limits = Limits(**SMALL)
+    bounds = Bounds(Limits(**SMALL))
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (link,) = await peers.established(consumer, "/producer")
         # A unix socket keeps little in the kernel.
@@ -682,7 +649,7 @@ async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Clus
         for _ in range(45_000):
             link.writer.write(message_frame("t", "x") + PING)
             assert await link.reader.readexactly(2) == b"\x8a\0"
-        growth.check(MIB + slow_reader(limits))
+        growth.check(MIB + bounds.slow_reader)
 
 
 # An application that does not iterate.
@@ -707,8 +674,7 @@ asyncio.run(main())
 async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluster) -> None:
     size = 20_000
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (consumer,), limits = cluster.consumers, Limits(**settings)
+    consumer, _, bounds = await started(cluster, **settings)
     application = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", APPLICATION, str(cluster.demo_file), str(MAX_WAITING_MESSAGES)),
         stdin=asyncio.subprocess.PIPE,
@@ -731,7 +697,7 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
                     count += 1
                 assert count * size < FAR_TOO_MUCH_BYTES, "the application takes all"
                 await client.flush()
-            growth.check(MAX_WAITING_MESSAGES * (size + KIB) + one_read(limits))
+            growth.check(MAX_WAITING_MESSAGES * (size + KIB) + bounds.one_read)
             application.stdin.write(b"go on\n")
             assert await application.stdout.readline() == b"True\n"
             assert await application.wait() == 0
@@ -756,8 +722,7 @@ async def proxy_to(node: Node) -> AsyncIterator[Link]:
 async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cluster) -> None:
     # A client that does not read learns of a reset when it pings.
     settings: dict[str, Any] = {"ping_interval_seconds": 0.2, "reconnect_max_seconds": 0.2}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (consumer,) = cluster.consumers
+    consumer, _, _ = await started(cluster, **settings)
     async with (
         asyncio.timeout(100),
         proxy_to(consumer) as link,
@@ -784,46 +749,46 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
 # Peers that mean harm.
 
 
-async def test_a_flood_of_empty_pings(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 1, 1, **SMALL)
-    (node,), limits = cluster.producers, Limits(**SMALL)
-    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
-        (raw,) = await peers.established(node, "/produce")
-        stop_reading(raw)
-        growth = Growth(node.pid)
-        while not raw.writer.transport.is_closing():
-            await send_all(raw, 10_000 * PING)
-        await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
-        growth.check(slow_reader(limits))
+PINGS = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
 
 
-@pytest.mark.parametrize("endpoint", ["/produce", "/subscribe/news"])
-async def test_a_flood_of_pings_of_which_no_pong_is_read(cluster: Cluster, endpoint: str) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    node, limits = cluster.nodes[0 if endpoint == "/produce" else 1], Limits(**settings)
+@pytest.mark.parametrize(
+    ("endpoint", "frames", "settings"),
+    [
+        ("/produce", 10_000 * PING, SMALL),
+        ("/produce", PINGS, {}),
+        ("/subscribe/news", PINGS, {}),
+        ("/produce", FLOODS[1].frames(1000), {"max_topic_bytes": 5}),
+    ],
+    ids=["empty pings", "pings", "pings of a subscriber", "batches that are refused"],
+)
+async def test_a_flood_of_which_no_answer_is_read(
+    cluster: Cluster, endpoint: str, frames: bytes, settings: dict[str, Any]
+) -> None:
+    consumer, producer, bounds = await started(cluster, **{"close_seconds": 1.0} | settings)
+    node = producer if endpoint == "/produce" else consumer
     async with (
         asyncio.timeout(100),
         Peers(cluster.secret) as peers,
         cluster.client() as other,
         other.subscribe("news") as messages,
     ):
-        (raw,) = await peers.established(node, endpoint)
-        stop_reading(raw)
+        if "max_topic_bytes" in settings:
+            (raw,) = await FLOODS[1].opened(peers, producer, 1)
+        else:
+            (raw,) = await peers.established(node, endpoint)
+            stop_reading(raw)
         growth = Growth(node.pid)
-        pings = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
         while not raw.writer.transport.is_closing():
-            await send_all(raw, pings)
-            growth.check(slow_reader(limits))
+            await send_all(raw, frames)
+            growth.check(bounds.slow_reader)
         await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
         await round_trips(other, "news", messages)
 
 
 async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
     strangers = 160
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "hello_seconds": 3.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (consumer,) = cluster.consumers
+    consumer, _, _ = await started(cluster, hello_seconds=3.0)
     # A header that never ends, a message that never does, one that is too long for a stranger, and garbage.
     endless_request = request_of("/producer")[:-2] + (b"X: " + b"x" * 8000 + b"\r\n") * 7
     endless_message = (
@@ -849,9 +814,7 @@ async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
 
 async def test_messages_that_never_end(cluster: Cluster) -> None:
     count = 50
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (producer,), limits = cluster.producers, Limits(**settings)
+    _, producer, bounds = await started(cluster)
     async with (
         asyncio.timeout(100),
         Peers(cluster.secret) as peers,
@@ -863,43 +826,21 @@ async def test_messages_that_never_end(cluster: Cluster) -> None:
         for number, raw in enumerate(raws):
             if number % 2:
                 # One frame, of which the last byte is missing.
-                await send_all(raw, text_frame(b"x" * limits.max_message_bytes)[:-1])
+                await send_all(raw, text_frame(b"x" * bounds.limits.max_message_bytes)[:-1])
             else:
                 for _ in range(16):
                     raw.send_frame(Opcode.CONT if _ else Opcode.TEXT, b"x" * 65_500, fin=False)
                 raw.send_frame(Opcode.PING)
                 await raw.until(Opcode.PONG)
         await round_trips(other, "news", messages)
-        growth.check(count * one_read(limits))
+        growth.check(count * bounds.one_read)
         # They count: one byte more is too much.
-        raws[0].send_frame(Opcode.CONT, b"x" * limits.max_message_bytes)
+        raws[0].send_frame(Opcode.CONT, b"x" * bounds.limits.max_message_bytes)
         assert (await raws[0].close_frame())[0] == 1009
 
 
-async def test_a_flood_of_batches_of_which_no_refusal_is_read(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0, "max_topic_bytes": 5}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (producer,), limits = cluster.producers, Limits(**settings)
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client() as other,
-        other.subscribe("news") as messages,
-    ):
-        (raw,) = await FLOODS[1].opened(peers, producer, 1)
-        growth = Growth(producer.pid)
-        frames = FLOODS[1].frames(1000)
-        while not raw.writer.transport.is_closing():
-            await send_all(raw, frames)
-            growth.check(slow_reader(limits))
-        await asyncio.to_thread(producer.wait_logged, r"connection closed .*1013")
-        await round_trips(other, "news", messages)
-
-
 async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (consumer,), limits = cluster.consumers, Limits(**settings)
+    consumer, _, bounds = await started(cluster, close_seconds=1.0)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.speaking(consumer, "/subscribe")
         stop_reading(raw)
@@ -914,15 +855,13 @@ async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Clus
             if raw.writer.transport.is_closing():
                 break
         await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
-        growth.check(slow_reader(limits) + idle_topics() // 4)
+        growth.check(bounds.slow_reader + bounds.idle_topics // 4)
 
 
 async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    await asyncio.to_thread(cluster.start, 1, 1, **settings)
-    (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
-    topic = "x" * limits.max_topic_bytes
-    count = limits.max_message_bytes // 4
+    consumer, producer, bounds = await started(cluster, close_seconds=1.0)
+    topic = "x" * bounds.limits.max_topic_bytes
+    count = bounds.limits.max_message_bytes // 4
     batch = publish_of(1, topic, *[""] * count)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (stopped,) = await peers.established(consumer, f"/subscribe/{topic}")
@@ -933,7 +872,7 @@ async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: 
         await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
         assert consumer.counters()["messages_in"] == count
         # As it came, decoded, and in the log.
-        growth.check(slow_reader(limits) + 8 * limits.max_message_bytes)
+        growth.check(bounds.slow_reader + 8 * bounds.limits.max_message_bytes)
 
 
 # Subscribers of a log.
@@ -958,9 +897,7 @@ def subscribe_frame(topic: str) -> bytes:
 async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
     cluster: Cluster, mode: str, subscribers: int, topics: int
 ) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_message_bytes": 65_536}
-    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode}, **settings)
-    (consumer,), limits = cluster.consumers, Limits(**settings)
+    consumer, _, bounds = await started(cluster, retention={"mode": mode}, max_message_bytes=65_536)
     names = [f"topic-{number}" for number in range(topics)]
     await fill_log(cluster, names, 30_000, 500 // topics)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
@@ -977,7 +914,7 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
             return (await asyncio.to_thread(consumer.counters))["deliveries"]
 
         assert await at_rest(deliveries, 1) < subscribers * topics * (500 // topics)
-        growth.check(subscribers * slow_subscriber(limits) + 2 * CACHE_KIB * KIB * (mode == "sqlite"))
+        growth.check(subscribers * bounds.slow_subscriber + 2 * CACHE_KIB * KIB * (mode == "sqlite"))
         assert "1013" not in consumer.log
         # One that reads again gets all.
         raw = opened[0]
@@ -992,8 +929,7 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
 async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> None:
     settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
     retention = {"mode": mode, "max_bytes": 8 * MIB}
-    await asyncio.to_thread(cluster.start, 1, 1, retention=retention, **settings)
-    (consumer,), (producer,), limits = cluster.consumers, cluster.producers, Limits(**settings)
+    consumer, producer, bounds = await started(cluster, retention=retention, **settings)
     flood = FLOODS[1]
     count = 100_000
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
@@ -1002,14 +938,14 @@ async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> 
         await send_all(raw, flood.frames(count))
         while (await asyncio.to_thread(consumer.counters))["messages_in"] < count:
             pass
-        growth.check(8 * MIB + 2 * one_read(limits) if mode == "memory" else disk())
+        growth.check(8 * MIB + 2 * bounds.one_read if mode == "memory" else bounds.disk)
 
 
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "max_topic_bytes": 100}
-    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode, **SMALL_LOG}, **settings)
-    (consumer,), (producer,) = cluster.consumers, cluster.producers
+    consumer, producer, bounds = await started(
+        cluster, retention={"mode": mode, **SMALL_LOG}, max_topic_bytes=100
+    )
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await peers.established(producer, "/produce")
         growths = Growth(producer.pid), Growth(consumer.pid)
@@ -1020,15 +956,13 @@ async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
             await send_all(raw, b"".join(frames))
         while (await asyncio.to_thread(consumer.counters))["messages_in"] < topics:
             pass
-        growths[0].check(cached_topics() + link_slow(Limits(**settings)))
-        growths[1].check(idle_topics() + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))
+        growths[0].check(bounds.cached_topics + bounds.link_slow)
+        growths[1].check(bounds.idle_topics + (bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]))
 
 
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
-    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": mode, **SMALL_LOG}, **settings)
-    (consumer,) = cluster.consumers
+    consumer, _, bounds = await started(cluster, retention={"mode": mode, **SMALL_LOG})
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         # Each client is another, and a producer passes that on.
         (raw,) = await peers.speaking(consumer, "/producer")
@@ -1042,4 +976,4 @@ async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
             await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
         while (await asyncio.to_thread(consumer.counters))["messages_in"] < publishers:
             pass
-        growth.check(idle_topics() // 2 + (disk() if mode == "sqlite" else SMALL_LOG["max_bytes"]))
+        growth.check(bounds.idle_topics // 2 + (bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]))

@@ -1,4 +1,4 @@
-# Everything a developer or a first-time user needs; `make help` lists it.
+# Commands for developers and for a first try; `make help` lists them.
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -6,12 +6,12 @@ SHELL := /bin/bash
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# Enough to run nodes, which a first try need not wait longer for.
+# The environment without developers' tools, so that a first try starts sooner.
 RUNS := $(VENV)/.runs
 TOPIC ?= news
 PORT ?= 8000
 SCHEDULES ?= 1000
-# Processes that share the tests: tests/conftest.py says how.
+# Number of processes that share the tests, as tests/conftest.py divides them.
 WORKERS ?= 3
 SHELL_SCRIPTS := .ci/run $(addprefix scripts/,lab pin promtool setup zipapp)
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
@@ -105,5 +105,5 @@ lab-down: ## End the test hosts
 	scripts/lab down
 
 .PHONY: clean
-clean: lab-down ## Remove everything that the other targets made
+clean: lab-down ## Remove all files that the other targets made
 	rm -rf $(VENV) .artifacts .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -34,7 +34,11 @@ def files(folder: str) -> list[Path]:
     """Return the files with prose in a folder; the pages of docs/reference are made of docstrings."""
     found = ROOT.glob("*.md") if folder == "." else (ROOT / folder).rglob("*")
     references = ROOT / "docs" / "reference"
-    return sorted(file for file in found if file.suffix in {".py", ".md"} and file.parent != references)
+    return sorted(
+        file
+        for file in found
+        if file.suffix in {".py", ".md"} and file.parent != references and not file.is_symlink()
+    )
 
 
 def places(file: Path, patterns: Sequence[re.Pattern[str]]) -> list[str]:

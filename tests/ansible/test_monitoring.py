@@ -13,7 +13,6 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
-from wsqueue.monitoring.metrics import METRICS
 from wsqueue.monitoring.prometheus import exposition
 from wsqueue.report.report import (
     ConnectionCount,
@@ -324,16 +323,6 @@ def test_no_panel_lies_on_another() -> None:
         assert not cells & taken, panel["title"]
         assert place["x"] + place["w"] <= 24
         taken |= cells
-
-
-def test_the_table_of_metrics() -> None:
-    documented = [
-        (name.strip("`"), kind, tuple(re.findall(r"`(\w+)`", labels)), node, text)
-        for name, kind, labels, node, text in rows("docs/metrics.md", "Names")
-    ]
-    assert documented == [
-        (metric.name, metric.kind, metric.labels, metric.node, metric.text) for metric in METRICS
-    ]
 
 
 def test_the_metrics_of_the_process_are_documented() -> None:

@@ -27,6 +27,7 @@ from wsqueue.config.model import (
     Tls,
 )
 from wsqueue.monitoring import pages, reporter
+from wsqueue.monitoring.metrics import METRICS
 from wsqueue.net.certificates import EXPIRY_WARNING
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.hello import TRANSITIONS, HelloState, HelloStep
@@ -173,6 +174,16 @@ def test_the_numbers_of_monitoring() -> None:
     assert f"within {EXPIRY_WARNING.days} days" in text
     assert FINGERPRINT_SALT == b"wsqueue fingerprint"
     assert f"(salt `wsqueue fingerprint`, N {FINGERPRINT_COST}, r 8, p 1)" in text
+
+
+def test_the_table_of_metrics() -> None:
+    documented = [
+        (name.strip("`"), kind, tuple(re.findall(r"`(\w+)`", labels)), node, text)
+        for name, kind, labels, node, text in rows("docs/metrics.md", "Names")
+    ]
+    assert documented == [
+        (metric.name, metric.kind, metric.labels, metric.node, metric.text) for metric in METRICS
+    ]
 
 
 def test_the_pages() -> None:

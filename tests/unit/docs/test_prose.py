@@ -20,14 +20,11 @@ AVOIDED = re.compile(r"\A(?:Of|Tell whether)\b|\b(?i:lest|likewise|mend(?:s|ed|i
 WORDS_PER_WHAT = 500
 """Prose of so many words may have one "what": most of them begin a clause that lacks its noun."""
 
-ABOVE_TODAY = {"wsqueue": 210, "tests": 325, "docs": 30, "ansible": 15, ".": 16}
+ABOVE_TODAY = {"wsqueue": 145, "tests": 90, "docs": 8, "ansible": 6, ".": 6}
 """Words that a folder has above the limit until its prose is rewritten: these numbers only fall."""
 
 WIDTH, WIDTHS = 120, {"README.md": 100, "CONTRIBUTING.md": 100}
 """Columns of a document."""
-
-WIDE_TODAY = 139
-"""Lines of all documents that are wider until they are rewritten: this number only falls."""
 
 
 def files(folder: str) -> list[Path]:
@@ -69,4 +66,4 @@ def test_lines_of_documents_fit_a_window() -> None:
         for number, line in enumerate(without_code(file.read_text()).splitlines(), 1):
             if len(line) > width and " " in line:
                 wide.append(f"{file.relative_to(ROOT)}:{number}: {len(line)} columns")
-    assert len(wide) <= WIDE_TODAY, "\n".join(wide)
+    assert not wide, "\n".join(wide)

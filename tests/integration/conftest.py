@@ -13,7 +13,7 @@ from ..support.nodes import Log, Nodes
 
 @pytest.fixture(autouse=True)
 def log() -> Iterator[Log]:
-    """Return what wsqueue logs; a test in which it logs an internal error fails."""
+    """Return the log of wsqueue; a test in which it logs an internal error fails."""
     logger = logging.getLogger("wsqueue")
     handler, level = Log(), logger.level
     logger.addHandler(handler)
@@ -27,7 +27,7 @@ def log() -> Iterator[Log]:
 
 @pytest.fixture
 async def nodes(tmp_path: Path) -> AsyncIterator[Nodes]:
-    """Return no nodes; what the test starts is ended after it."""
+    """Return no nodes; those that the test starts end after it."""
     made = Nodes(tmp_path)
     yield made
     await made.stop()

@@ -1,4 +1,4 @@
-"""What a service manager hears, on a socket as sd_notify(3) describes it."""
+"""Messages to a service manager, on a socket as sd_notify(3) describes it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ AVOIDED = re.compile(r"\A(?:Of|Tell whether)\b|\b(?i:lest|likewise|mend(?:s|ed|i
 """Say instead: a whole sentence, "Return True if ...", so that, also, fix, n."""
 
 WORDS_PER_WHAT = 500
-"""Prose of so many words may have one "what": most of them begin a clause that lacks its noun."""
+"""Number of words for which one `what` is allowed: most of them begin a clause that lacks its noun."""
 
 ABOVE_TODAY = {"wsqueue": 145, "tests": 90, "docs": 8, "ansible": 6, ".": 6}
 """Words that a folder has above the limit until its prose is rewritten: these numbers only fall."""

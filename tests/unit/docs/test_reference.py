@@ -1,4 +1,4 @@
-"""The reference says what the code says."""
+"""The reference agrees with docstrings, options and defaults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/protocol.schema.json describes what the decoders take."""
+"""docs/protocol.schema.json describes the packets that the decoders take."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def validator(definition: str) -> Any:
 
 
 def takes(definition: str, value: object) -> bool:
-    """Tell whether a definition of the schema takes a value."""
+    """Return True if a definition of the schema takes a value."""
     return bool(validator(definition).is_valid(value))
 
 
@@ -156,7 +156,7 @@ def nearly_packets(draw: st.DrawFn, structs: tuple[type[msgspec.Struct], ...]) -
 
 
 def has_bad_data(value: object) -> bool:
-    """Tell whether a node takes a packet and refuses the batch in it, which is not the fault of its peer."""
+    """Return True if a node takes a packet and refuses the batch in it, which is not its peer's fault."""
     if not isinstance(value, dict) or value.get("t") not in ("publish", "forward"):
         return False
     return "data" in value and not takes("v2.Deliver/properties/data", value["data"])

@@ -1,4 +1,4 @@
-"""docs/sizing.md counts with what docs/performance.md has measured and docs/configuration.md bounds."""
+"""docs/sizing.md counts with the figures of docs/performance.md and docs/configuration.md."""
 
 from __future__ import annotations
 

@@ -99,7 +99,7 @@ def without_links_to_files(_app: Sphinx, name: str, source: list[str]) -> None:
 
 
 def inside(name: str, target: str) -> bool:
-    """Tell whether the target of a link in a document is in docs."""
+    """Return True if the target of a link in a document is in docs."""
     return (DOCS / name).parent.joinpath(target).resolve().is_relative_to(DOCS)
 
 

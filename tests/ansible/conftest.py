@@ -23,7 +23,7 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
         timeout=120,
     )
     [file] = directory.glob("wsqueue-wsqueue-*.tar.gz")
-    # Without what it depends on, which the package ansible has.
+    # Without its dependencies, which the package ansible has.
     arguments = ("--no-deps", "--offline", "-p", str(directory))
     control_node.run("ansible-galaxy", "collection", "install", file, *arguments, collections=directory)
     return directory

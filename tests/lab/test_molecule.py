@@ -1,6 +1,6 @@
 """`molecule test`: each role by itself, twice and verified, on a host of its own.
 
-The scenario `site` is for trying things by hand: test_rollout does what it does, and more.
+The scenario `site` is for trying things by hand: test_rollout covers it, and more.
 """
 
 from __future__ import annotations

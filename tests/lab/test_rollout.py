@@ -233,7 +233,7 @@ class Cluster:
         )
 
     def nodes_seen_by(self, host: str, port: int) -> list[dict[str, Any]]:
-        """Return what a node knows of all nodes, [] until all have answered."""
+        """Return a node's knowledge of all nodes, [] until all have answered."""
         nodes: list[dict[str, Any]] = json.loads(self.page(host, port, "/cluster.json"))["nodes"]
         return nodes if all(node["report"] and not node["problem"] for node in nodes) else []
 

@@ -495,7 +495,7 @@ def run_child(directory: Path, limit: int) -> subprocess.CompletedProcess[str]:
 
 
 def kill_child(directory: Path, lines: int) -> list[str]:
-    """Kill it once it has told so many groups, and return the records of all that it told."""
+    """Kill it once it has written `lines` lines, and return the records of all that it told."""
     arguments = [sys.executable, "-c", CHILD, str(directory), "0"]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None

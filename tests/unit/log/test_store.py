@@ -288,7 +288,7 @@ class TestForgottenTopics:
                 await logs.publish_all(topic, *["x"] * count)
             logs.clock.now += 11
             await logs.trimmed(c=[])
-            # Of three empty topics the one is forgotten that was so for longest.
+            # The topic of the three that was empty for longest is forgotten.
             assert logs.store.topic("b").next == 7
             assert logs.store.topic("c").next == 2
             assert (await logs.publish_all("a", "x")).offset == 3
@@ -403,7 +403,7 @@ async def test_the_rules_do_not_forget_a_topic_that_is_new(mode: str) -> None:
 
 
 class KeptBatch(msgspec.Struct):
-    """What the model knows of a batch that is kept."""
+    """A kept batch in the model."""
 
     topic: str
     offset: int

@@ -477,7 +477,7 @@ async def turns() -> None:
 
 @anyio
 class TestArchive:
-    """What is not in memory is read from the archive."""
+    """Messages that are not in memory are read from the archive."""
 
     archive: ReadableArchive
 

@@ -42,7 +42,7 @@ class TestFrameTexts:
             with mock.patch.object(secrets, "token_bytes", lambda size, key=key: key[:size]):
                 theirs += Frame(Opcode.TEXT, payload).serialize(mask=masked)
         assert ours == theirs
-        # Of 600 keys, two are the same once in 24,000 times, three never.
+        # Two of 600 keys are the same once in 24,000 times, three never.
         assert not masked or len(keys) >= len(payloads) - 1
 
     @masking

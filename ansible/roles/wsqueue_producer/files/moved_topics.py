@@ -14,7 +14,7 @@ directory, *new = sys.argv[1:]
 file = next(pathlib.Path(directory).glob("producer-*.toml"), None)
 old = tomllib.loads(file.read_text())["consumers"] if file and new else new
 tls = [any(address.startswith(TLS) for address in addresses) for addresses in (old, new)]
-# hash % len(old) and hash % len(new) repeat together after so many hashes.
+# hash % len(old) and hash % len(new) repeat together after this number of hashes.
 period = math.lcm(len(old), len(new))
 moved = sum(
     old[number % len(old)].removeprefix(TLS) != new[number % len(new)].removeprefix(TLS)

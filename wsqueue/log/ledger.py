@@ -132,6 +132,22 @@ class Ledger(Generic[Topic]):
             dropped += 1
         return dropped
 
+    @property
+    def crowded(self) -> bool:
+        """Return True if there are too many empty topics."""
+        return len(self.empty) > MAX_EMPTY_TOPICS
+
+    def must_drop(self, time: float, now: float) -> bool:
+        """Return True if the oldest record must be dropped.
+
+        Args:
+            time: Its Unix time.
+            now: Unix time.
+        """
+        limits = self.limits
+        too_old = time < now - limits.max_age_seconds
+        return too_old or self.bytes > limits.max_bytes or self.filled > MAX_TOPICS
+
     def trim_oldest(self, records: Iterable[Kept[Topic]], now: float) -> int:
         """Drop the oldest records while they are too old, or all records are too many; return how many.
 
@@ -140,10 +156,9 @@ class Ledger(Generic[Topic]):
                 been dropped.
             now: Unix time.
         """
-        limits, dropped = self.limits, 0
-        expired = now - limits.max_age_seconds
+        dropped = 0
         for topic, end, count, size, time in records:
-            if time >= expired and self.bytes <= limits.max_bytes and self.filled <= MAX_TOPICS:
+            if not self.must_drop(time, now):
                 break
             self.drop(topic, end, count, size)
             dropped += 1
@@ -160,7 +175,7 @@ class Ledger(Generic[Topic]):
         """
         forgotten: list[Topic] = []
         tries = FORGET_TRIES
-        while len(self.empty) > MAX_EMPTY_TOPICS and tries:
+        while self.crowded and tries:
             name, _ = self.empty.popitem(last=False)
             topic = self.topics[name]
             if needed(topic):

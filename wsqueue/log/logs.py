@@ -85,10 +85,14 @@ class TopicLogs(Store):
 
     def trim(self) -> None:
         """Drop records above the limits."""
-        self._ledger.trim_oldest(self._oldest_first(), self._clock())
-        if len(self._order) > 2 * self._records + ORDER_SLACK:
+        ledger, order, now = self._ledger, self._order, self._clock()
+        # Called for each read of a producer, in which there is hardly ever a record to drop.
+        if order and (order[0].dropped or ledger.must_drop(order[0].records[0].time, now)):
+            ledger.trim_oldest(self._oldest_first(), now)
+        if len(order) > 2 * self._records + ORDER_SLACK:
             self._compact()
-        self._ledger.forget(self._needed)
+        if ledger.crowded:
+            ledger.forget(self._needed)
 
     def _memory_limits(self, config: Retention) -> Retention:
         """Return the limits of the records in memory."""

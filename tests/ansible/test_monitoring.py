@@ -14,14 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
 from wsqueue.monitoring.prometheus import exposition
-from wsqueue.report.report import (
-    ConnectionCount,
-    HistogramStatus,
-    LinkStatus,
-    LogStatus,
-    Report,
-    TopicStatus,
-)
+from wsqueue.report.report import ConnectionCount, HistogramStatus, LinkStatus, LogStatus, Report, TopicStatus
 
 from ..support.documents import code_blocks, rows
 from ..support.promtool import promtool
@@ -101,11 +94,7 @@ FIRING: list[tuple[str, str, dict[str, str]]] = [
         }
         | {'wsqueue_confirm_seconds_bucket{le="+Inf"}': "0+1000x500"},
     ),
-    (
-        "WsqueueCertificateEnds",
-        CONSUMER,
-        {"wsqueue_certificate_expiry_timestamp_seconds": f"{20 * DAY}x500"},
-    ),
+    ("WsqueueCertificateEnds", CONSUMER, {"wsqueue_certificate_expiry_timestamp_seconds": f"{20 * DAY}x500"}),
     (
         "WsqueueVersionsDiffer",
         CONSUMER,

@@ -67,8 +67,7 @@ def test_a_goal_that_is_better_high(ours: float, theirs: float, verdict: str) ->
 
 
 @pytest.mark.parametrize(
-    ("ours", "verdict"),
-    [((0.1, 0.4), "aim reached"), ((0.1, 0.6), "goal reached"), ((0.31, 0.4), "missed")],
+    ("ours", "verdict"), [((0.1, 0.4), "aim reached"), ((0.1, 0.6), "goal reached"), ((0.31, 0.4), "missed")]
 )
 def test_the_worse_of_two_latencies_decides(ours: tuple[float, float], verdict: str) -> None:
     results = results_of(
@@ -146,13 +145,7 @@ def test_what_confirmations_and_logs_cost() -> None:
         "| sqlite | 4,000,000 | 0.2 | 0.2 |",
     ]
     verdicts = [row.rpartition(": ")[2] for row in report.goals(results).splitlines()[7:]]
-    assert verdicts == [
-        "aim reached |",
-        "goal reached |",
-        "**missed** |",
-        "goal reached |",
-        "**missed** |",
-    ]
+    assert verdicts == ["aim reached |", "goal reached |", "**missed** |", "goal reached |", "**missed** |"]
 
 
 def test_wsqueue_loses_nowhere() -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 
 import pytest
-from websockets.asyncio.client import connect
 
 import wsqueue
 
@@ -16,19 +14,11 @@ from ..support.classic_peer import (
     IndependentProducer,
     Order,
     RefusedError,
-    answer_of,
     connected,
     serving,
     topic_of,
 )
-from ..support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Nodes,
-    RunningNode,
-    eventually,
-    soon,
-)
+from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
 
 pytestmark = pytest.mark.anyio
 
@@ -89,43 +79,6 @@ async def test_a_message_comes_as_the_same_strings_however_it_was_written(nodes:
         await consumer.subscribed("news")
         await publisher.socket.send(payload)
         assert await subscriber.receive() == {"t": "m", "d": "ñ 😀", "s": "news"}
-
-
-async def test_a_fragmented_message_is_put_together(nodes: Nodes) -> None:
-    consumer, producer = await nodes.cluster()
-    async with (
-        soon(),
-        connected(consumer.subscribe_url("news"), KEY) as subscriber,
-        connected(producer.url("/produce"), KEY) as publisher,
-    ):
-        await consumer.subscribed("news")
-        await publisher.socket.send(['{"t":"m",', '"d":"hello",', '"s":"news"}'])
-        assert await subscriber.data(1) == ["hello"]
-
-
-@both_orders
-@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
-async def test_an_acceptor_answers_in_the_order_it_was_answered_in(
-    nodes: Nodes, order: Order, endpoint: str
-) -> None:
-    node = await node_with(nodes, endpoint)
-    async with soon(), connect(node.url(endpoint), proxy=None) as socket:
-        once = json.loads(await socket.recv())["o"]
-        assert 1 <= once <= 2**31 - 2
-        await socket.send(json.dumps({"t": "h", "a": answer_of(once, KEY, order)}))
-        await socket.send(json.dumps({"t": "h", "o": 255}))
-        assert json.loads(await socket.recv())["a"] == answer_of(255, KEY, order)
-
-
-@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
-async def test_a_hello_holds_nothing_but_what_the_wire_demands(nodes: Nodes, endpoint: str) -> None:
-    node = await node_with(nodes, endpoint)
-    async with soon(), connect(node.url(endpoint), proxy=None) as socket:
-        challenge = json.loads(await socket.recv())
-        assert set(challenge) == {"t", "o"}
-        await socket.send(json.dumps({"t": "h", "o": 255}))
-        await socket.send(json.dumps({"t": "h", "a": answer_of(challenge["o"], KEY)}))
-        assert json.loads(await socket.recv()) == {"t": "h", "a": answer_of(255, KEY)}
 
 
 @both_orders

@@ -14,17 +14,7 @@ import pytest
 from websockets.frames import Opcode
 
 from ..support.classic_peer import answer_of, connected, topic_of
-from ..support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Log,
-    Nodes,
-    RunningNode,
-    cut,
-    eventually,
-    free_port,
-    soon,
-)
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, cut, eventually, free_port, soon
 from ..support.raw_peer import RawServer, RawSocket
 
 pytestmark = pytest.mark.anyio
@@ -64,26 +54,6 @@ async def test_a_consumer_that_is_down_holds_back_only_its_own_topics(nodes: Nod
             assert not link.queue.blocked
             assert link.queue.empty
         assert producer.counters["lost_in_flight"] == producer.counters["lost_held"] == 0
-
-
-async def test_a_publisher_that_goes_away_while_it_is_paused_is_forgotten(nodes: Nodes) -> None:
-    async with (
-        soon(),
-        half_a_cluster(nodes, max_held_bytes=1000, ping_interval_seconds=0.1, ping_timeout_seconds=0.1) as (
-            _up,
-            port,
-            producer,
-        ),
-    ):
-        link = producer.links[1]
-        async with RawSocket.established(producer.address, "/produce", KEY) as publisher:
-            publisher.publish(DOWN, *["x" * 1000] * 100)
-            await eventually(lambda: link.queue.blocked, "it is paused")
-        await eventually(lambda: not link.queue.blocked, "it is forgotten")
-        await eventually(lambda: not producer.connections, "it is gone")
-        held = link.queue.held_messages
-        down = await nodes.consumer(port=port)
-        await eventually(lambda: down.counters["messages_in"] == held, "its messages are delivered")
 
 
 async def test_a_paused_publisher_is_not_given_up_for_its_silence(nodes: Nodes) -> None:
@@ -151,22 +121,6 @@ async def test_messages_that_a_broken_link_may_have_lost_are_counted(nodes: Node
             assert link.in_flight == 0
 
 
-async def test_nothing_is_lost_when_a_consumer_drains(nodes: Nodes) -> None:
-    consumer = await nodes.consumer(port=free_port())
-    producer = await nodes.producer([consumer])
-    await producer.ready()
-    count = 3000
-    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
-        publishing = asyncio.create_task(publisher.publish("news", *map(str, range(count))))
-        await eventually(lambda: consumer.counters["messages_in"], "the first has come")
-        await consumer.stop()
-        taken = consumer.counters["messages_in"]
-        await consumer.restart()
-        await publishing
-        await eventually(lambda: taken + consumer.counters["messages_in"] == count, "the rest has come")
-        assert producer.counters["lost_in_flight"] == 0
-
-
 async def test_nothing_is_sent_to_a_consumer_of_the_other_order(nodes: Nodes) -> None:
     """An original consumer proves itself, finds our answer wrong, and ignores messages until it closes."""
     async with soon(), RawServer() as server:
@@ -191,28 +145,6 @@ async def test_nothing_is_sent_to_a_consumer_of_the_other_order(nodes: Nodes) ->
         assert producer.counters["lost_held"] == 10
         assert producer.counters["lost_in_flight"] == 0
         assert "hello_order" in producer.links[0].failures[producer.links[0].addresses[0]].reason
-
-
-async def test_a_wrong_pong_confirms_nothing(nodes: Nodes) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address])
-        consumer = await server.next()
-        await consumer.accept(KEY)
-        await producer.ready()
-        link = producer.links[0]
-        async with connected(producer.url("/produce"), KEY) as publisher:
-            await publisher.publish("news", *"abc")
-            ping = await consumer.until(Opcode.PING)
-            for data in (b"", b"x" * 8, (9).to_bytes(8), b"hello"):
-                consumer.send_frame(Opcode.PONG, data)
-            consumer.send_frame(Opcode.PING, b"done")
-            assert await consumer.until(Opcode.PONG) == b"done"
-            assert link.in_flight == 3
-            # What was not confirmed by one ping is confirmed by the next.
-            consumer.send_frame(Opcode.PONG, (1).to_bytes(8))
-            assert int.from_bytes(ping) <= int.from_bytes(await consumer.until(Opcode.PING)) == 3
-            consumer.send_frame(Opcode.PONG, (3).to_bytes(8))
-            await eventually(lambda: link.in_flight == 0, "all are confirmed")
 
 
 async def test_a_link_tries_for_ever_and_says_so_once(nodes: Nodes, log: Log) -> None:
@@ -261,21 +193,6 @@ async def test_a_link_whose_peer_accepts_and_closes_backs_off(
             await consumer.abort()
         await eventually(lambda: len(rounds) >= 5, "it tries again")
         assert rounds[:5] == [1, 2, 3, 4, 5]
-
-
-@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\nhello", b"SSH-2.0-OpenSSH\r\n", b"\x00\x00"])
-async def test_a_link_to_something_else_goes_on_trying(nodes: Nodes, log: Log, answer: bytes) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address], hello_seconds=0.3)
-        for _ in range(2):
-            other = await server.next()
-            other.writer.write(answer)
-            await other.end()
-            await other.abort()
-        consumer = await server.next()
-        await consumer.accept(KEY)
-        await producer.ready()
-        assert len(log.lines("link cannot open ", logging.WARNING)) == 1
 
 
 async def test_a_link_with_another_key_goes_on_trying(nodes: Nodes, log: Log) -> None:

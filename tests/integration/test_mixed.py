@@ -12,7 +12,6 @@ from websockets.frames import Opcode
 
 import wsqueue
 from wsqueue.config.model import ClientConfig
-from wsqueue.protocol.keys import PreSharedKey
 
 from ..support.classic_peer import (
     ORDERS,
@@ -24,16 +23,7 @@ from ..support.classic_peer import (
     serving,
     topic_of,
 )
-from ..support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Nodes,
-    RunningNode,
-    cut,
-    eventually,
-    free_port,
-    soon,
-)
+from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, cut, eventually, free_port, soon
 from ..support.raw_peer import RawSocket, http_get, request_of
 from ..support.raw_v2_peer import V2Socket, forward_of
 
@@ -205,18 +195,6 @@ class TestKeys:
             async with nodes.client([producer], [consumer], KEY) as client:
                 with pytest.raises(wsqueue.AuthenticationError):
                     await client.publish("news", "the old key")
-
-    async def test_a_client_uses_its_first_key(self, nodes: Nodes) -> None:
-        consumer, producer = await nodes.cluster()
-        config = ClientConfig(
-            producers=Nodes.addresses([producer], "/produce"),
-            consumers=Nodes.addresses([consumer], "/subscribe"),
-        )
-        async with soon(), wsqueue.connect(config, psk=PreSharedKey(KEY, OTHER_KEY)) as client:
-            await client.publish("news", "1")
-        async with soon(), wsqueue.connect(config, psk=PreSharedKey(OTHER_KEY, KEY)) as client:
-            with pytest.raises(wsqueue.AuthenticationError):
-                await client.publish("news", "1")
 
     async def test_who_knows_the_key_of_clients_is_no_producer(self, nodes: Nodes) -> None:
         settings: dict[str, Any] = {"node_psk_file": nodes_key(nodes.directory)}

@@ -22,18 +22,9 @@ from wsqueue.report.report import Cluster, ClusterNode, Report
 from wsqueue.version import __version__
 
 from ..support.certificates import Authority, digest_of
-from ..support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Log,
-    Nodes,
-    RunningNode,
-    eventually,
-    free_port,
-    soon,
-)
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from ..support.raw_peer import RawSocket, http_get, offer_of, request_of
-from ..support.raw_v2_peer import V2Socket, new_secret
+from ..support.raw_v2_peer import V2Socket, new_secret, publish_of
 from .test_tls import WSS, table
 
 pytestmark = pytest.mark.anyio
@@ -187,6 +178,9 @@ class TestListeners:
             assert await http_get(address, "/healthz") == (200, "ok\n")
             assert await http_get(address, "/readyz") == (200, "ready\n")
             assert (await http_get(consumer.address, "/metrics"))[0] == 403
+            await consumer.stop()
+            with pytest.raises(ConnectionRefusedError):
+                await http_get(address, "/metrics")
 
     async def test_they_serve_nothing_else(self, nodes: Nodes) -> None:
         address = f"127.0.0.1:{free_port()}"
@@ -204,14 +198,6 @@ class TestListeners:
                             assert (status, body[: len(sentence)]) == (404, sentence)
         assert not [name for name in consumer.counters if name.startswith("refused_")]
 
-    async def test_they_are_no_addresses_of_the_node(self, nodes: Nodes, log: Log) -> None:
-        address = f"127.0.0.1:{free_port()}"
-        consumer = await nodes.consumer(monitoring={"listen": [address]})
-        assert address not in map(str, consumer.service.addresses)
-        (line,) = log.lines("started ")
-        assert address not in line
-        assert (await report_of(consumer)).addresses == [consumer.address]
-
     async def test_a_reload_turns_them_around(self, nodes: Nodes) -> None:
         first, second = (f"127.0.0.1:{free_port()}" for _ in range(2))
         consumer = await nodes.consumer(listen=[first], monitoring={"listen": [second]})
@@ -225,18 +211,6 @@ class TestListeners:
                 await consumer.service.reload()
             assert (await report_of(consumer)).addresses == [first]
 
-    async def test_they_come_and_go(self, nodes: Nodes) -> None:
-        address = f"127.0.0.1:{free_port()}"
-        consumer = await nodes.consumer()
-        async with soon():
-            consumer.write(monitoring={"listen": [address]})
-            await consumer.service.reload()
-            assert (await http_get(address, "/metrics"))[0] == 200
-            consumer.write(monitoring={})
-            await consumer.service.reload()
-            with pytest.raises(ConnectionRefusedError):
-                await http_get(address, "/metrics")
-
     async def test_tls(self, nodes: Nodes, tmp_path: Path) -> None:
         authority = Authority(tmp_path)
         address = f"wss://127.0.0.1:{free_port()}"
@@ -245,13 +219,6 @@ class TestListeners:
         async with soon():
             status, _, _ = await answer(address, "/metrics", tls=authority.context())
             assert status == 200
-
-    async def test_they_end_with_the_node(self, nodes: Nodes) -> None:
-        address = f"127.0.0.1:{free_port()}"
-        consumer = await nodes.consumer(monitoring={"listen": [address]})
-        await consumer.stop()
-        with pytest.raises(ConnectionRefusedError):
-            await http_get(address, "/metrics")
 
 
 class TestRequests:
@@ -295,46 +262,6 @@ class TestRequests:
             (origins,) = re.findall("connect-src 'self' ([^;]*);", headers["content-security-policy"])
             assert origins == "ws://xn--wgv71a.example:1 wss://xn--and-6ma2c.example:2"
 
-    async def test_a_query_does_not_count(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon():
-            assert (await http_get(consumer.address, "/status.json?at=1"))[0] == 200
-
-    @pytest.mark.parametrize("path", ["/", "/status.json", "/healthz", "/producer", "/status"])
-    @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "OPTIONS", "get"])
-    async def test_other_methods(self, nodes: Nodes, path: str, method: str) -> None:
-        consumer = await nodes.consumer()
-        async with soon():
-            status, headers, body = await answer(consumer.address, path, method=method)
-            assert (status, body) == (405, "Only GET and HEAD are answered here.\n")
-            assert headers["allow"] == "GET, HEAD"
-        await eventually(lambda: not consumer.connections, "it is gone")
-        assert "connections_refused" not in consumer.counters
-
-    @pytest.mark.parametrize("path", [*PAGES, "/healthz", "/nothing"])
-    async def test_head(self, nodes: Nodes, path: str) -> None:
-        """As load balancers and `curl --head` ask."""
-        consumer = await nodes.consumer()
-        async with soon():
-            expected, _, page = await answer(consumer.address, path)
-            status, headers, body = await answer(consumer.address, path, method="HEAD")
-            assert (status, body) == (expected, "")
-            # Numbers in a report may have other lengths meanwhile.
-            assert abs(int(headers["content-length"]) - len(page.encode())) < 500
-
-    async def test_head_of_an_endpoint(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon():
-            status, _, body = await answer(consumer.address, "/producer", method="HEAD")
-            assert (status, body) == (405, "")
-
-    async def test_a_request_with_a_body_ends_the_connection(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon(), RawSocket.open(consumer.address) as raw:
-            raw.writer.write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
-            await raw.end()
-        await eventually(lambda: not consumer.connections, "it is gone")
-
     @pytest.mark.parametrize("text", [b"", b"GET / HTT", b"GET / HTTP/1.1\r\nHost: localhost\r\nx: "])
     async def test_a_request_that_never_ends(self, nodes: Nodes, text: bytes) -> None:
         address = f"127.0.0.1:{free_port()}"
@@ -348,19 +275,6 @@ class TestRequests:
         assert consumer.counters[f"refused_{CloseCode.HELLO_TIMEOUT}"] == 2
         # A browser does so, with connections that it opens in advance.
         assert (await report_of(consumer)).warnings == []
-
-    async def test_one_request_a_connection(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon(), RawSocket.open(consumer.address) as raw:
-            raw.writer.write(b"GET /healthz HTTP/1.1\r\n\r\n" + b"GET /status.json HTTP/1.1\r\n\r\n" * 1000)
-            assert await raw.page() == (200, "ok\n")
-
-    async def test_many_requests_make_few_reports(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon():
-            pages = await asyncio.gather(*(answer(consumer.address, "/status.json") for _ in range(100)))
-        # Each report has its time.
-        assert len({body for _, _, body in pages}) < 50
 
     async def test_a_full_node_still_shows_its_pages(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(max_connections=1)
@@ -413,13 +327,6 @@ class TestStatusEndpoint:
         assert "another pre-shared key was refused 5 times in the last minute" in warning.text
         assert OTHER_KEY not in str(warning)
 
-    async def test_nothing_is_told_before_the_hello(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon(), V2Socket.upgraded(consumer.address, "/status") as monitor:
-            assert (await monitor.packet())["t"] == "challenge"
-            monitor.send({"t": "ask_report"})
-            assert (await monitor.close_frame())[0] == CloseCode.EARLY_DATA
-
     async def test_the_classic_protocol(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer()
         async with soon(), RawSocket.established(consumer.address, "/status", KEY) as raw:
@@ -428,19 +335,9 @@ class TestStatusEndpoint:
     @pytest.mark.parametrize(
         "packet",
         [
-            {"t": "publish", "number": 1, "after": 0, "topic": "news", "count": 1, "data": ["1"]},
+            publish_of(1, "news", "1"),
             {"t": "subscribe", "topic": "news"},
-            {
-                "t": "forward",
-                "publisher": "p",
-                "number": 1,
-                "after": 0,
-                "topic": "x",
-                "count": 1,
-                "data": [""],
-            },
             {"t": "report", "report": {}},
-            {"t": "draining", "retry_seconds": 0},
             new_secret(),
         ],
     )
@@ -478,13 +375,6 @@ class TestStatusEndpoint:
                     assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
             cluster = await cluster_when(producer, known)
             assert (len(cluster.nodes), problems(cluster)) == (2, {})
-
-    async def test_a_thousand_questions_in_one_read(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer()
-        async with soon(), V2Socket.speaking(consumer.address, "/status", KEY) as monitor:
-            monitor.writer.write(frames_of({"t": "ask_report"}, 1000))
-            reports = [await monitor.next("report") for _ in range(1000)]
-            assert len({report["report"]["time"] for report in reports}) < 50
 
     async def test_one_that_asks_and_does_not_read(self, nodes: Nodes) -> None:
         limit = 1024 * 1024 + 4096
@@ -590,15 +480,6 @@ class TestCluster:
         # Its last report is kept, with its age.
         assert gone.report is not None
         assert gone.age_seconds is not None
-
-    async def test_a_node_that_drains(self, nodes: Nodes) -> None:
-        consumer, producer = await nodes.cluster()
-        address = consumer.address
-        await cluster_when(producer, known)
-        await consumer.stop()
-        cluster = await cluster_when(producer, problems)
-        assert set(problems(cluster)) == {address}
-        assert "node_unreachable" in {warning.code for warning in cluster.warnings}
 
     async def test_a_node_that_has_no_status(self, nodes: Nodes) -> None:
         """For example a node of a former version, which answers 404."""

@@ -24,16 +24,7 @@ from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
 
 from ..support.classic_peer import RefusedError, connected, topic_of
-from ..support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Log,
-    Nodes,
-    RunningNode,
-    eventually,
-    free_port,
-    soon,
-)
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from ..support.raw_peer import RawServer, RawSocket, http_get
 
 pytestmark = pytest.mark.anyio
@@ -270,18 +261,6 @@ async def test_a_drain_waits_for_a_consumer_that_comes_back(nodes: Nodes) -> Non
         assert producer.counters["lost_held"] == 0
 
 
-async def test_a_drain_reports_undelivered_messages(nodes: Nodes, log: Log) -> None:
-    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=0.3)
-    async with soon(), connected(producer.url("/produce"), KEY) as publisher:
-        await publisher.publish("news", "1", "2", "3")
-        await eventually(lambda: producer.counters["messages_in"] == 3, "they are taken in")
-        await producer.stop()
-        assert producer.counters["lost_held"] == 3
-        assert len(log.lines("drain cut short ", logging.WARNING)) == 1
-        (line,) = log.lines("counters ")
-        assert "lost_held=3" in line
-
-
 async def test_a_node_that_drains_is_not_ready(nodes: Nodes) -> None:
     producer = await nodes.producer([f"127.0.0.1:{free_port()}"], drain_seconds=60.0)
     async with soon(), RawSocket.open(producer.address) as probe, running(producer):
@@ -311,6 +290,8 @@ async def test_a_second_stop_cuts_the_drain_short(nodes: Nodes, log: Log) -> Non
         await eventually(lambda: log.lines("draining "), "it drains")
         producer.service.stop()
     assert len(log.lines("drain cut short ", logging.WARNING)) == 1
+    (line,) = log.lines("counters ")
+    assert "lost_held=1" in line
     assert producer.counters["lost_held"] == 1
 
 
@@ -374,20 +355,6 @@ async def test_a_new_key_is_for_new_connections(nodes: Nodes, log: Log) -> None:
             assert [await old.data(1), await new.data(1)] == [["1"], ["1"]]
 
 
-async def test_a_link_uses_a_new_key_when_it_connects_again(nodes: Nodes) -> None:
-    consumer = await nodes.consumer(port=free_port())
-    producer = await nodes.producer([consumer])
-    await producer.ready()
-    await consumer.crash()
-    consumer.write_psk(OTHER_KEY)
-    await consumer.restart()
-    async with soon():
-        await eventually(lambda: consumer.counters["refused_4401"], "the old key is refused")
-        producer.write_psk(OTHER_KEY)
-        await producer.service.reload()
-        await producer.ready()
-
-
 async def test_held_messages_are_routed_anew(nodes: Nodes) -> None:
     down = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     producer = await nodes.producer(down)
@@ -434,24 +401,6 @@ async def test_links_that_stay_are_kept_and_others_are_closed(nodes: Nodes) -> N
             await consumers[0].subscribed(topic)
             await publisher.publish(topic, "1")
             assert await subscriber.data(1) == ["1"]
-
-
-async def test_a_publisher_that_was_paused_goes_on_after_a_reload(nodes: Nodes) -> None:
-    producer = await nodes.producer([f"127.0.0.1:{free_port()}"], max_held_bytes=1000)
-    consumer = await nodes.consumer()
-    async with (
-        soon(),
-        connected(consumer.url("/subscribe/news"), KEY) as subscriber,
-        connected(producer.url("/produce"), KEY) as publisher,
-    ):
-        await consumer.subscribed("news")
-        data = [f"{number:100}" for number in range(500)]
-        await publisher.publish("news", *data[:100])
-        await eventually(lambda: producer.links[0].queue.blocked, "it is paused")
-        producer.write(consumers=Nodes.addresses([consumer], "/producer"))
-        await producer.service.reload()
-        await publisher.publish("news", *data[100:])
-        assert await subscriber.data(len(data)) == data
 
 
 async def test_publishers_go_on_after_a_reload_that_joins_what_two_links_held(nodes: Nodes) -> None:
@@ -553,11 +502,7 @@ async def test_ipv6(nodes: Nodes) -> None:
     consumer = await nodes.consumer(listen=["[::1]:0"])
     producer = await nodes.producer([consumer], listen=["[::1]:0"])
     assert consumer.address.startswith("[::1]:")
-    async with (
-        soon(),
-        nodes.client([producer], [consumer]) as client,
-        client.subscribe("news") as messages,
-    ):
+    async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
         await client.publish("news", "1")
         assert (await anext(messages)).data == "1"
         assert await http_get(producer.address, "/healthz") == (200, "ok\n")
@@ -567,11 +512,7 @@ async def test_unix_sockets(nodes: Nodes) -> None:
     consumer = await nodes.consumer(listen=[f"unix:{nodes.directory}/consumer.sock"])
     producer = await nodes.producer([consumer], listen=[f"unix:{nodes.directory}/producer.sock"])
     await producer.ready()
-    async with (
-        soon(),
-        nodes.client([producer], [consumer]) as client,
-        client.subscribe("a/b ñ") as messages,
-    ):
+    async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("a/b ñ") as messages:
         await client.publish("a/b ñ", "1")
         assert (await anext(messages)).data == "1"
     for node in (producer, consumer):
@@ -653,46 +594,6 @@ async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch)
     assert len(log.lines("unwise configuration ", logging.WARNING)) == 1
 
 
-async def test_a_slow_subscriber_is_closed_and_others_are_not_slowed(nodes: Nodes, log: Log) -> None:
-    limit = 1024 * 1024 + 65_536
-    consumer = await nodes.consumer(
-        max_message_bytes=65_536, max_buffered_bytes=limit, close_seconds=WAIT_FOR_CLOSE_SECONDS
-    )
-    chunk = ["x" * 60_000] * 4
-    async with (
-        soon(),
-        RawSocket.established(consumer.address, "/subscribe/news", KEY, receive_buffer=4096) as slow,
-        connected(consumer.url("/subscribe/news"), KEY) as healthy,
-        connected(consumer.url("/producer"), KEY) as producer,
-    ):
-        await consumer.subscribed("news", 2)
-        slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
-        for _ in range(200):
-            await producer.publish("news", *chunk)
-            assert await healthy.data(len(chunk)) == chunk
-            most = max(connection.buffered_bytes for connection in consumer.connections)
-            assert most <= limit + 512 * 1024
-            if log_of_slow(consumer):
-                break
-        assert log_of_slow(consumer)
-        slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
-        assert await slow.close_frame() == (1013, "too slow: the write buffer for this peer is full")
-        await slow.abort()
-        await eventually(lambda: consumer.counters["slow_subscribers"] == 1, "it is counted")
-        (line,) = log.lines("connection closed ", logging.WARNING)
-        assert "1013" in line
-        await producer.publish("news", "after")
-        assert await healthy.data(1) == ["after"]
-        await consumer.subscribed("news", 1)
-
-
-WAIT_FOR_CLOSE_SECONDS = 10.0
-
-
-def log_of_slow(consumer: RunningNode) -> bool:
-    return any(connection.session.closing for connection in consumer.connections)
-
-
 async def test_a_slow_subscriber_that_stays_stuck_is_dropped(nodes: Nodes) -> None:
     limit = 1024 * 1024 + 65_536
     consumer = await nodes.consumer(max_message_bytes=65_536, max_buffered_bytes=limit, close_seconds=0.2)
@@ -713,10 +614,7 @@ async def test_a_peer_that_reads_no_pongs_is_closed(nodes: Nodes, log: Log) -> N
     """Pongs wait in the write buffer too, and so count against its limit."""
     limit = 1024 * 1024 + 4096
     consumer = await nodes.consumer(max_message_bytes=4096, max_buffered_bytes=limit, close_seconds=0.2)
-    async with (
-        soon(),
-        RawSocket.established(consumer.address, "/producer", KEY, receive_buffer=4096) as raw,
-    ):
+    async with soon(), RawSocket.established(consumer.address, "/producer", KEY, receive_buffer=4096) as raw:
         raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
         pings = 500 * Frame(Opcode.PING, b"x" * 125).serialize(mask=True)
         with contextlib.suppress(ConnectionError):

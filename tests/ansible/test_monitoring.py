@@ -196,10 +196,6 @@ def names_in(expression: str) -> set[str]:
     return set(re.findall(r"\b(?:wsqueue|process)_\w+\b(?!\")", expression))
 
 
-def test_promtool_accepts_the_rules() -> None:
-    promtool("check", "rules", RULES)
-
-
 def test_a_healthy_cluster_has_no_alert(tmp_path: Path) -> None:
     check(tmp_path, scraped("", {}), [])
 

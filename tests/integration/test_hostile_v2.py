@@ -16,14 +16,7 @@ from wsqueue.nodes import consumer as consumer_module
 
 from ..support.classic_peer import IndependentConsumer, serving
 from ..support.nodes import KEY, Log, Nodes, eventually, soon
-from ..support.raw_v2_peer import (
-    V2Server,
-    V2Socket,
-    forward_of,
-    new_nonce,
-    new_secret,
-    publish_of,
-)
+from ..support.raw_v2_peer import V2Server, V2Socket, forward_of, new_nonce, new_secret, publish_of
 from .test_hostile_peers import Bystanders, closed_with
 
 pytestmark = pytest.mark.anyio

@@ -56,34 +56,31 @@ async def test_a_consumer_that_is_down_holds_back_only_its_own_topics(nodes: Nod
         assert producer.counters["lost_in_flight"] == producer.counters["lost_held"] == 0
 
 
-async def test_a_paused_publisher_is_not_given_up_for_its_silence(nodes: Nodes) -> None:
-    async with (
-        soon(),
-        half_a_cluster(nodes, max_held_bytes=1000, ping_interval_seconds=0.1, ping_timeout_seconds=0.1) as (
-            _up,
-            port,
-            producer,
-        ),
-        RawSocket.established(producer.address, "/produce", KEY) as publisher,
-    ):
-        publisher.publish(DOWN, *["x" * 1000] * 100)
-        await eventually(lambda: producer.links[1].queue.blocked, "it is paused")
-        # These pings say that the node lives, and go unanswered.
-        for _ in range(6):
-            await publisher.until(Opcode.PING)
-        assert len(producer.connections) == 1
-        down = await nodes.consumer(port=port)
-        publisher.send_frame(Opcode.PONG)
-        await eventually(lambda: down.counters["messages_in"] == 100, "all is delivered")
-        await eventually(lambda: not producer.links[1].queue.blocked, "it is read from again")
+async def test_a_paused_publisher_is_given_up_when_it_is_gone_and_not_for_its_silence(nodes: Nodes) -> None:
+    limits = {"max_held_bytes": 1000, "ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1}
+    async with soon(), half_a_cluster(nodes, **limits) as (_, port, producer):
+        link = producer.links[1]
+        async with RawSocket.established(producer.address, "/produce", KEY) as gone:
+            gone.publish(DOWN, *["x" * 1000] * 100)
+            await eventually(lambda: link.queue.blocked, "it is paused")
+        await eventually(lambda: not link.queue.blocked, "it is forgotten")
+        await eventually(lambda: not producer.connections, "it is gone")
+        held = link.queue.held_messages
+        async with RawSocket.established(producer.address, "/produce", KEY) as silent:
+            silent.publish(DOWN, *["x" * 1000] * 100)
+            await eventually(lambda: link.queue.blocked, "it is paused")
+            # These pings say that the node lives, and go unanswered.
+            for _ in range(6):
+                await silent.until(Opcode.PING)
+            assert len(producer.connections) == 1
+            down = await nodes.consumer(port=port)
+            silent.send_frame(Opcode.PONG)
+            await eventually(lambda: down.counters["messages_in"] == held + 100, "all is delivered")
+            await eventually(lambda: not link.queue.blocked, "it is read from again")
 
 
 async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address])
-        consumer = await server.next()
-        await consumer.accept(KEY)
-        await producer.ready()
+    async with soon(), classic_consumer(nodes) as (producer, consumer):
         link = producer.links[0]
         data = [f"{number:10000}" for number in range(3000)]
         async with connected(producer.url("/produce"), KEY) as publisher:
@@ -99,11 +96,7 @@ async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) 
 
 
 async def test_messages_that_a_broken_link_may_have_lost_are_counted(nodes: Nodes, log: Log) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address])
-        consumer = await server.next()
-        await consumer.accept(KEY)
-        await producer.ready()
+    async with soon(), classic_consumer(nodes) as (producer, consumer):
         link = producer.links[0]
         async with connected(producer.url("/produce"), KEY) as publisher:
             await publisher.publish("news", *"abcde")
@@ -249,10 +242,7 @@ async def test_messages_that_come_during_a_drain_may_pause_the_publisher(nodes: 
 
 
 async def test_nothing_is_sent_into_a_connection_that_has_just_broken(nodes: Nodes) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address])
-        await (await server.next()).accept(KEY)
-        await producer.ready()
+    async with soon(), classic_consumer(nodes) as (producer, _):
         link = producer.links[0]
         connection = link.connection
         assert connection is not None
@@ -274,16 +264,23 @@ async def test_a_link_stops_while_it_connects(nodes: Nodes) -> None:
 
 
 async def test_a_consumer_that_sends_messages_is_ignored(nodes: Nodes) -> None:
-    async with soon(), RawServer() as server:
-        producer = await nodes.producer([server.address])
-        consumer = await server.next()
-        await consumer.accept(KEY)
-        await producer.ready()
+    async with soon(), classic_consumer(nodes) as (producer, consumer):
         consumer.publish("news", "unexpected")
         consumer.send_frame(Opcode.PING, b"done")
         assert await consumer.until(Opcode.PONG) == b"done"
         assert not producer.service.node.not_ready()
         assert producer.counters["messages_in"] == 0
+
+
+@contextlib.asynccontextmanager
+async def classic_consumer(nodes: Nodes) -> AsyncIterator[tuple[RunningNode, RawSocket]]:
+    """Start a producer, and be its consumer."""
+    async with RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        await producer.ready()
+        yield producer, consumer
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -12,14 +13,17 @@ from websockets.frames import Close, Opcode
 
 from wsqueue.monitoring import reporter
 from wsqueue.nodes import link_queue
+from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import HistogramStatus, LinkStatus, Report
 from wsqueue.report.stats import TIME_BOUNDS
+from wsqueue.report.warnings import MAX_LAG_SECONDS
 
 from ..support.classic_peer import topic_of
 from ..support.nodes import KEY, Nodes, RunningNode, eventually, free_port, soon
 from ..support.raw_peer import RawServer, RawSocket
 from ..support.raw_v2_peer import V2Socket, new_secret, publish_of
+from .test_service import running
 
 pytestmark = pytest.mark.anyio
 
@@ -274,6 +278,16 @@ async def test_a_log_on_a_disk(nodes: Nodes, tmp_path: Path) -> None:
     assert report.commit_seconds is not None
     # One per message, because each was waited for.
     assert sum(report.commit_seconds.counts) == 5
+
+
+async def test_a_process_that_stands_still(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reporter, "LAG_SECONDS", 0.01)
+    consumer = nodes.made(Consumer)
+    async with running(consumer):
+        await eventually(lambda: consumer.service.addresses, "it runs")
+        time.sleep(MAX_LAG_SECONDS + 0.1)  # noqa: ASYNC251 - as a disk or a full machine does
+        await eventually(lambda: report_of(consumer).loop_lag_seconds > MAX_LAG_SECONDS, "it is noticed")
+        consumer.service.stop()
 
 
 async def test_bytes_of_clients_that_come_and_go(nodes: Nodes) -> None:

@@ -138,21 +138,6 @@ class TestMixedNodes:
                     assert client.lost_in_flight == 0
             await producer.stop()
 
-    async def test_several_topics_of_one_classic_consumer(self, nodes: Nodes) -> None:
-        independent = IndependentConsumer(KEY, "document")
-        topics = [f"topic {number}" for number in range(10)]
-        async with (
-            soon(),
-            serving(independent.handle) as address,
-            nodes.client([address], [address]) as client,
-            client.subscribe(*topics, start="earliest", on_gap="yield") as messages,
-            connected(f"ws://{address}/producer", KEY) as producer,
-        ):
-            await eventually(lambda: len(independent.subscribers) == len(topics), "all are subscribed")
-            for topic in topics:
-                await producer.publish(topic, topic)
-                assert await anext(messages) == wsqueue.Message(topic, topic)
-
 
 class TestKeys:
     @pytest.mark.parametrize("endpoint", ["/produce", "/producer", "/subscribe", "/subscribe/news"])

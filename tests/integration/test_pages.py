@@ -135,31 +135,18 @@ class TestAudience:
             for path in PAGES:
                 assert (await http_get(consumer.address, path))[0] == 200
 
-    @pytest.mark.parametrize(
-        ("host", "shown"),
-        [
-            (None, True),
-            ("", True),
-            ("localhost", True),
-            ("LocalHost:10002", True),
-            ("127.0.0.1:10002", True),
-            ("[::1]:10002", True),
-            ("192.0.2.1", True),
-            ("evil.example:10002", False),
-            ("localhost.evil.example", False),
-            ("127.0.0.1.evil.example:10002", False),
-            ("localhost, evil.example", False),
-            ("[evil.example]", False),
-        ],
-    )
-    async def test_a_page_of_another_site(self, nodes: Nodes, host: str | None, shown: bool) -> None:
+    async def test_a_page_of_another_site(self, nodes: Nodes) -> None:
         """Its browser is on this host, and its name is made to lead here (DNS rebinding)."""
+        own = [None, "", "localhost", "LocalHost:10002", "127.0.0.1:10002", "[::1]:10002", "192.0.2.1"]
+        other = ["evil.example:10002", "localhost.evil.example", "127.0.0.1.evil.example:10002"]
+        other += ["localhost, evil.example", "[evil.example]"]
         consumer = await nodes.consumer()
         async with soon():
-            for path in PAGES[1:]:
-                status, _, body = await answer(consumer.address, path, host=host)
-                assert status == (200 if shown else 403)
-                assert shown or "http://localhost" in body
+            for host in (*own, *other):
+                for path in PAGES[1:]:
+                    status, _, body = await answer(consumer.address, path, host=host)
+                    assert status == (200 if host in own else 403)
+                    assert host in own or "http://localhost" in body
             assert await http_get(consumer.address, "/healthz") == (200, "ok\n")
 
 

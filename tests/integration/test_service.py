@@ -483,16 +483,6 @@ async def test_listeners_come_and_go(nodes: Nodes, log: Log) -> None:
             assert (await http_get(reachable, "/healthz"))[0] == 200
 
 
-async def test_several_listeners(nodes: Nodes) -> None:
-    unix = f"unix:{nodes.directory}/node.sock"
-    consumer = await nodes.consumer(listen=["127.0.0.1:0", "localhost:0", unix])
-    async with soon():
-        # Where localhost has an IPv6 address too, each of the two has a port of its own.
-        assert len(consumer.service.addresses) in (3, 4)
-        for address in map(str, consumer.service.addresses):
-            assert (await http_get(address, "/healthz"))[0] == 200
-
-
 async def test_ipv6(nodes: Nodes) -> None:
     try:
         with socket.socket(socket.AF_INET6) as probe:

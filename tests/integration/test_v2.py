@@ -6,8 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import json
-import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,8 +17,6 @@ import wsqueue
 from wsqueue.client.publisher import PublisherLink
 from wsqueue.client.subscription import SubscriberLink
 from wsqueue.client.values import Start
-from wsqueue.log.database import Database
-from wsqueue.log.records import Record
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link
 from wsqueue.nodes.consumer_link import ConsumerLink
@@ -28,15 +25,7 @@ from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.session import Event
 
 from ..support.classic_peer import topic_of
-from ..support.nodes import (
-    KEY,
-    WAIT_SECONDS,
-    Nodes,
-    RunningNode,
-    eventually,
-    free_port,
-    soon,
-)
+from ..support.nodes import KEY, Nodes, RunningNode, eventually, free_port, soon
 from ..support.raw_v2_peer import V2Server, V2Socket, public_id_of
 
 pytestmark = pytest.mark.anyio
@@ -81,15 +70,6 @@ class TestConfirms:
             await consumer.answer_close()
             await consumer.abort()
             await stopping
-
-    async def test_what_was_published_without_waiting_is_flushed(self, nodes: Nodes) -> None:
-        consumer, producer = await nodes.cluster()
-        async with soon(), nodes.client([producer], [consumer]) as client:
-            for number in range(5000):
-                client.publish_nowait("news", str(number))
-            await client.flush()
-            assert consumer.counters["messages_in"] == 5000
-            assert await all_of(client, "news") == [str(number) for number in range(5000)]
 
     async def test_a_flush_ends_although_others_go_on_publishing(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
@@ -145,14 +125,6 @@ class TestConfirms:
                 client.publish_nowait("news", one)
             await client.flush()
             assert await all_of(client, "news") == data
-
-    async def test_a_message_that_is_too_large_for_the_producer_is_refused(self, nodes: Nodes) -> None:
-        consumer, producer = await nodes.cluster(max_message_bytes=2000)
-        async with soon(), nodes.client([producer], [consumer]) as client:
-            with pytest.raises(wsqueue.PublishError, match="exceeds limit"):
-                await client.publish("news", "x" * 50_000)
-            await client.publish("news", "small")
-            assert await all_of(client, "news") == ["small"]
 
 
 class TestResends:
@@ -378,18 +350,6 @@ class TestLogs:
                 topic: [f"{topic} {number}" for number in range(3000)] for topic in topics[1:]
             }
 
-    @pytest.mark.parametrize("log_id", ["of another log", ""])
-    async def test_a_position_of_another_log_is_a_gap(self, nodes: Nodes, log_id: str) -> None:
-        consumer, producer = await nodes.cluster()
-        async with soon(), nodes.client([producer], [consumer]) as client:
-            await client.publish("news", *"abc")
-            start = wsqueue.Position(log_id or consumer.consumer.logs.id, 100)
-            messages = client.subscribe("news", start=start, follow=False, on_gap="yield")
-            found = [item async for item in messages]
-            assert found[0] == wsqueue.Gap("news", None)
-            data = [item.data for item in found[1:] if isinstance(item, wsqueue.Message)]
-            assert data == (list("abc") if log_id else [])
-
     async def test_what_was_trimmed_is_an_exact_gap(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(**kept(nodes, max_messages_per_topic=10))
         producer = await nodes.producer([consumer])
@@ -455,27 +415,6 @@ class TestLogs:
             async with client.subscribe("news", start=last.after) as messages:
                 assert [(await anext(messages)).data for _ in range(5)] == list("bcdef")
 
-    async def test_a_batch_is_resumed_in_its_middle(self, nodes: Nodes) -> None:
-        consumer, producer = await nodes.cluster()
-        path = "/subscribe"
-        async with soon(), nodes.client([producer], [consumer]) as client:
-            await client.publish("news", *"abcdef")
-            async with V2Socket.speaking(consumer.address, path, KEY) as raw:
-                raw.send({"t": "subscribe", "topic": "news", "start": "offset", "offset": 4})
-                log_id = consumer.consumer.logs.id
-                assert await raw.next("subscribed") == {
-                    "t": "subscribed",
-                    "topic": "news",
-                    "log": log_id,
-                    "offset": 4,
-                    "end": 6,
-                }
-                deliver = await raw.next("deliver")
-                assert (deliver["offset"], deliver["data"]) == (4, ["e", "f"])
-                await client.publish("news", "g")
-                deliver = await raw.next("deliver")
-                assert (deliver["offset"], deliver["data"]) == (6, ["g"])
-
     async def test_many_topics_on_one_connection(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()
         topics = [f"topic {number}" for number in range(1500)]
@@ -533,11 +472,7 @@ async def publish_over_restarts(
 ) -> None:
     """Publish while the consumer ends and comes back; see that nothing is lost."""
     count = 300
-    async with (
-        soon(),
-        nodes.client([producer], [consumer]) as client,
-        client.subscribe("news") as messages,
-    ):
+    async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
 
         async def restart() -> None:
             for _ in range(3):
@@ -591,11 +526,7 @@ class TestSlowSubscribers:
     async def test_one_that_is_too_far_behind_gets_an_exact_gap(self, nodes: Nodes, mode: str) -> None:
         consumer = await nodes.consumer(**kept(nodes, mode, max_messages_per_topic=20))
         producer = await nodes.producer([consumer])
-        async with (
-            soon(),
-            nodes.client([producer], [consumer]) as client,
-            slow_subscriber(consumer) as slow,
-        ):
+        async with soon(), nodes.client([producer], [consumer]) as client, slow_subscriber(consumer) as slow:
             count = 0
             for _ in range(30):
                 await client.publish("news", *(f"{count + number:60000}" for number in range(10)))
@@ -616,39 +547,6 @@ class TestSlowSubscribers:
                     received += map(int, packet["data"])
             assert received == sorted(set(received))
             assert 0 < missed == count - len(received)
-
-    async def test_a_healthy_subscriber_is_never_closed_however_much_comes_at_once(
-        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        consumer = await nodes.consumer(
-            **kept(nodes, SQLITE), max_message_bytes=70_000, max_buffered_bytes=1_200_000
-        )
-        producer = await nodes.producer([consumer])
-        data = [f"{number:60000}" for number in range(200)]
-        disk, commit = threading.Event(), Database.commit
-
-        def commit_later(database: Database, group: Sequence[Record]) -> None:
-            assert not group or disk.wait(WAIT_SECONDS)
-            commit(database, group)
-
-        monkeypatch.setattr(Database, "commit", commit_later)
-        async with (
-            soon(),
-            nodes.client([producer], [consumer]) as client,
-            V2Socket.speaking(consumer.address, "/subscribe", KEY, receive_buffer=65_536) as healthy,
-        ):
-            healthy.send({"t": "subscribe", "topic": "news"})
-            await healthy.next("subscribed")
-            heard = asyncio.create_task(healthy.delivered(len(data)))
-            publishing = asyncio.create_task(client.publish("news", *data))
-            # The disk is slow, and then takes very much at once.
-            await eventually(lambda: consumer.counters["messages_in"] == len(data), "all is taken in")
-            disk.set()
-            assert await heard == data
-            await publishing
-            await client.publish("news", "after")
-            assert await healthy.delivered(1) == ["after"]
-            assert consumer.counters["slow_subscribers"] == 0
 
 
 @contextlib.asynccontextmanager

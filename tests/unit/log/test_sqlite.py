@@ -65,7 +65,8 @@ class TestSqliteStore:
         assert logs.told == [2, 1]
         assert logs.in_memory("news") == [0, 1, 2, 3]
 
-    async def test_its_status_is_the_archive_s(self) -> None:
+    async def test_its_status_is_the_archive_s(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level("INFO")
         logs = await Archived.opened()
         logs.archive.pending_bytes, logs.archive.bytes = 700, 12_000
         logs.append(batch(1))
@@ -83,9 +84,14 @@ class TestSqliteStore:
         logs.archive.fail()
         assert logs.store.log_status().failing == "the disk is full"
         logs.append(batch(1))
+        logs.archive.fail()
+        logs.append(batch(1))
         assert logs.store.log_status().failing == "the disk is full"
         logs.archive.commit()
         assert logs.store.log_status() == status
+        # Each change is logged once, however much is refused.
+        messages = [record.message.split(" reason")[0].split(" after")[0] for record in caplog.records]
+        assert messages == ["messages refused", "messages stored again"]
         logs.archive.commit_seconds.observe(0.1)
         commits = logs.store.commit_seconds()
         assert commits is not None

@@ -104,14 +104,6 @@ class TestStart:
         assert subscriber.took() == [subscribed(logs, 3, 6), deliver(3, "d"), deliver(4, "e", "f")]
         assert subscriber.counters == {"deliveries": 3}
 
-    def test_in_a_topic_that_nobody_has_used(self) -> None:
-        for start in ("latest", "earliest"):
-            logs = Logs()
-            subscriber = Subscriber(logs, Subscribe("news", start))
-            assert subscriber.took() == [subscribed(logs, 0, 0)]
-            assert subscriber.publish("a")
-            assert subscriber.took() == [deliver(0, "a")]
-
     @pytest.mark.parametrize("with_id", [True, False])
     @pytest.mark.parametrize(
         ("offset", "rest"),
@@ -152,15 +144,6 @@ class TestStart:
             deliver(4, "e", "f"),
         ]
         assert subscriber.counters == {"gaps": 1, "deliveries": 2}
-
-    def test_at_an_offset_when_all_is_gone(self) -> None:
-        logs = published("abc")
-        logs.clock.now += 4000
-        logs.store.trim()
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
-        assert subscriber.took() == [subscribed(logs, 1, 3), Gap("news", 3, 2)]
-        assert subscriber.publish("d")
-        assert subscriber.took() == [deliver(3, "d")]
 
     @pytest.mark.parametrize("offset", [0, 2, 4, 5, 1000])
     def test_at_an_offset_of_another_log(self, offset: int) -> None:
@@ -293,18 +276,6 @@ class TestFallingBehind:
         subscriber.writable()
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
 
-    def test_it_misses_what_the_log_has_dropped_by_then(self) -> None:
-        logs = Logs(max_messages_per_topic=2)
-        subscriber = Subscriber(logs, Subscribe("news"))
-        subscriber.publish("0")
-        subscriber.took()
-        subscriber.connection.is_congested = True
-        for number in range(1, 6):
-            subscriber.publish(str(number))
-        subscriber.writable()
-        assert subscriber.took() == [Gap("news", 4, 3), deliver(4, "4"), deliver(5, "5")]
-        assert subscriber.counters["gaps"] == 1
-
     @pytest.mark.parametrize(
         "start", [Subscribe("news", "earliest"), Subscribe("news", "offset", "another", 0)]
     )
@@ -318,19 +289,6 @@ class TestFallingBehind:
             subscriber.publish(str(number))
         subscriber.writable()
         assert subscriber.took() == [Gap("news", 3, 2), deliver(3, "2"), deliver(4, "3")]
-
-    def test_it_misses_everything(self) -> None:
-        logs = Logs()
-        subscriber = Subscriber(logs, Subscribe("news"))
-        subscriber.took()
-        subscriber.connection.is_congested = True
-        subscriber.publish("a", "b")
-        logs.clock.now += 4000
-        logs.store.trim()
-        subscriber.writable()
-        assert subscriber.took() == [Gap("news", 2, 2)]
-        assert subscriber.publish("c")
-        assert subscriber.took() == [deliver(2, "c")]
 
     def test_it_reads_no_more_at_a_time_than_it_takes(self) -> None:
         logs = Logs()

@@ -8,53 +8,6 @@ from wsqueue.nodes.topics import Topics
 from ...support.session_pair import few
 
 
-def test_subscribers_come_in_the_order_in_which_they_subscribed() -> None:
-    topics: Topics[str] = Topics()
-    for subscriber in ("c", "a", "b"):
-        topics.subscribe("news", subscriber)
-    assert topics.subscribers("news") == ["c", "a", "b"]
-
-
-def test_topics_are_separate_and_exact() -> None:
-    topics: Topics[str] = Topics()
-    topics.subscribe("news", "a")
-    topics.subscribe("News", "b")
-    topics.subscribe("", "c")
-    assert topics.subscribers("news") == ["a"]
-    assert topics.subscribers("News") == ["b"]
-    assert topics.subscribers("") == ["c"]
-    assert topics.subscribers("new") == []
-    assert len(topics) == 3
-
-
-def test_subscribing_again_changes_nothing() -> None:
-    topics: Topics[str] = Topics()
-    for subscriber in ("a", "b", "a"):
-        topics.subscribe("news", subscriber)
-    assert topics.subscribers("news") == ["a", "b"]
-    topics.unsubscribe("news", "a")
-    assert topics.subscribers("news") == ["b"]
-
-
-def test_unsubscribing_whom_nobody_knows_changes_nothing() -> None:
-    topics: Topics[str] = Topics()
-    topics.unsubscribe("news", "a")
-    topics.subscribe("news", "a")
-    topics.unsubscribe("news", "b")
-    topics.unsubscribe("sport", "a")
-    assert topics.subscribers("news") == ["a"]
-    assert len(topics) == 1
-
-
-def test_a_topic_without_subscribers_is_forgotten() -> None:
-    topics: Topics[int] = Topics()
-    for number in range(100):
-        topics.subscribe(f"topic{number}", 1)
-        topics.subscribers("unused")
-        topics.unsubscribe(f"topic{number}", 1)
-    assert len(topics) == 0
-
-
 def test_a_list_stays_as_it_is_while_subscribers_leave() -> None:
     topics: Topics[int] = Topics()
     for number in range(5):

@@ -57,7 +57,7 @@ test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour 
 
 .PHONY: bench
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
-	$(BIN)/python -m comparison.compare
+	$(BIN)/python -m bench.compare
 
 .PHONY: docs
 docs: $(READY) ## Build the documentation as a site in site/

@@ -43,7 +43,7 @@ def places(file: Path, pattern: re.Pattern[str]) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("folder", ["wsqueue", "tests", "comparison", "docs", "ansible", "."])
+@pytest.mark.parametrize("folder", ["wsqueue", "tests", "bench", "docs", "ansible", "."])
 def test_plain_english(folder: str) -> None:
     words = sum(len(WORD.findall(text.text)) for file in files(folder) for text in prose(file))
     avoided = [place for file in files(folder) for place in places(file, AVOIDED)]

@@ -14,5 +14,5 @@ the same record again and again, and every byte is compared with that record.
     runner, worker, usage   drives the worker processes (`python -m wsqueue.tools.bench`), measures nodes
     cluster, table, plot    `wsqueue bench`: runs the load on a cluster, prints and draws the report
 
-The comparison of wsqueue with other systems (`comparison/`) has wires of its own.
+The comparison of wsqueue with other systems (`bench/`) has wires of its own.
 """

@@ -8,8 +8,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from comparison import report
-from comparison.results import (
+from bench import report
+from bench.results import (
     COMMON,
     FAN_OUT,
     HALF,

@@ -11,8 +11,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from comparison.results import COMMON, REPLAY, Results
-from comparison.systems import SYSTEMS, check_installed
+from bench.results import COMMON, REPLAY, Results
+from bench.systems import SYSTEMS, check_installed
 from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
 
@@ -23,7 +23,7 @@ def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     # The nodes' speed counts without coverage, and `bench` is not in it anyway.
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     done = subprocess.run(
-        [sys.executable, "-m", "comparison.compare", *map(str, arguments)],
+        [sys.executable, "-m", "bench.compare", *map(str, arguments)],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -81,9 +81,9 @@ async def wsqueue(
 
 @contextlib.asynccontextmanager
 async def reference(consumers: int = 1) -> AsyncIterator[Running]:
-    """Run a producer and consumers of `comparison.reference`."""
+    """Run a producer and consumers of `bench.reference`."""
     secret = secrets.token_urlsafe(24)
-    command = (sys.executable, "-m", "comparison.reference")
+    command = (sys.executable, "-m", "bench.reference")
     async with contextlib.AsyncExitStack() as stack:
         nodes: dict[str, int] = {}
 

@@ -7,9 +7,9 @@ import shutil
 
 import pytest
 
-from comparison.results import MIXED_SIZES
-from comparison.systems import SYSTEMS, check_installed
-from comparison.wires import MessageWire, Mixed
+from bench.results import MIXED_SIZES
+from bench.systems import SYSTEMS, check_installed
+from bench.wires import MessageWire, Mixed
 from wsqueue.errors import WsqueueError
 from wsqueue.tools.bench.runner import run_load
 from wsqueue.tools.bench.workload import Load

@@ -11,7 +11,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from comparison.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
+from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
 from tests.support.strategies import cut
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError

@@ -39,7 +39,7 @@ class Figure(msgspec.Struct, frozen=True, omit_defaults=True):
 
     Attributes:
         workload: Name of the workload.
-        system: Key of `comparison.systems.SYSTEMS`.
+        system: Key of `bench.systems.SYSTEMS`.
         payload: Bytes of data in a message, or `MIXED`.
         consumers: Number of consumers of wsqueue.
         rate: Requested messages per second, 0 for as many as possible.

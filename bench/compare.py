@@ -1,4 +1,4 @@
-"""Compare wsqueue with other systems in one run: `make bench`, or `python -m comparison.compare --help`."""
+"""Compare wsqueue with other systems in one run: `make bench`, or `python -m bench.compare --help`."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ from .systems import SYSTEMS, check_installed, versions
 from .wires import MessageWire, Mixed
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "comparison" / "results.json"
+RESULTS = ROOT / "bench" / "results.json"
 DOCUMENT = ROOT / "docs" / "performance.md"
 
 LARGE_BYTES = 64 * 1024

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from comparison import paired
+from bench import paired
 
 
 @pytest.fixture

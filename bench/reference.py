@@ -3,8 +3,8 @@
 It implements the classic protocol with its hello and nothing else: no limits, drain, reload or counters, and
 links are not opened again.
 
-    python -m comparison.reference consumer
-    python -m comparison.reference producer HOST:PORT...
+    python -m bench.reference consumer
+    python -m bench.reference producer HOST:PORT...
 
 The key is in the environment variable REFERENCE_PSK. A node writes its port and a newline to standard output.
 """

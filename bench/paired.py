@@ -1,4 +1,4 @@
-"""Measure a change: `python -m comparison.paired BEFORE`, with another checkout made by `git worktree add`.
+"""Measure a change: `python -m bench.paired BEFORE`, with another checkout made by `git worktree add`.
 
 `wsqueue bench` runs there and here in turns, so that other work of the machine affects both; each row is one
 set of options. A ratio compares the medians of the CPU time of all nodes per message; the quarters are the

@@ -490,7 +490,7 @@ def _measured(figure: Figure, cell: Callable[[Figure], str]) -> str:
 
 
 def _plot(name: str, text: str) -> str:
-    """Show the plots that `comparison.plots` draws beside the document."""
+    """Show the plots that `bench.plots` draws beside the document."""
     return f"![{text}](performance/{name}.svg)"
 
 

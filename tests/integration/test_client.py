@@ -13,7 +13,7 @@ from websockets.frames import Frame, Opcode
 import wsqueue
 from wsqueue.config.model import ClientConfig
 
-from ..support.classic_peer import answer_of, topic_of
+from ..support.classic_peer import answer_of
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
 from ..support.raw_peer import RawServer
 
@@ -41,28 +41,6 @@ async def test_publish_and_subscribe(nodes: Nodes) -> None:
         await consumer.subscribed("news", 0)
     await eventually(lambda: not producer.connections, "it is closed")
     assert client.lost_in_flight == 0
-
-
-async def test_several_topics_in_one_subscription(nodes: Nodes) -> None:
-    consumers = [await nodes.consumer() for _ in range(3)]
-    producer = await nodes.producer(consumers)
-    topics = [topic_of(index, 3, prefix) for index in range(3) for prefix in ("a", "b")]
-    async with (
-        soon(),
-        nodes.client([producer], consumers) as client,
-        client.subscribe(*topics, topics[0]) as messages,
-    ):
-        for index in range(3):
-            await consumers[index].subscribed(topics[2 * index])
-            await consumers[index].subscribed(topics[2 * index + 1])
-        for number in range(50):
-            for topic in topics:
-                await client.publish(topic, str(number))
-        received: dict[str, list[str]] = {topic: [] for topic in topics}
-        for _ in range(50 * len(topics)):
-            message = await anext(messages)
-            received[message.topic].append(message.data)
-        assert all(data == list(map(str, range(50))) for data in received.values())
 
 
 async def test_two_subscriptions_to_the_same_topic(nodes: Nodes) -> None:

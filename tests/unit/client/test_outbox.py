@@ -138,39 +138,6 @@ def test_ranges_of_confirmations(ranges: list[tuple[int, int]], done: list[int])
     assert outbox.unconfirmed == 5 - len(done)
 
 
-def test_a_refusal_is_of_one_batch() -> None:
-    outbox: Outbox[int] = Outbox()
-    for _ in range(3):
-        publish(outbox, "news", "x")
-    refused = outbox.refuse(2)
-    assert refused is not None
-    assert refused.number == 2
-    assert outbox.refuse(2) is None
-    assert [batch.number for batch in outbox.acknowledge(1, 3)] == [1, 3]
-
-
-def test_all_that_is_not_done_is_sent_again_and_unchanged() -> None:
-    outbox: Outbox[int] = Outbox()
-    for number in range(4):
-        publish(outbox, TOPICS[number % 2], f"{number} ñ\0")
-    first = [batch.packet() for batch in outbox.take(MANY_BYTES)]
-    publish(outbox, "news", "not sent yet")
-    outbox.acknowledge(2, 2)
-    outbox.send_again()
-    assert not outbox.sent_up_to(1)
-    again = outbox.take(MANY_BYTES)
-    assert [batch.packet() for batch in again[:3]] == [first[0], first[2], first[3]]
-    assert [batch.number for batch in again] == [1, 3, 4, 5]
-
-
-def test_what_is_done_before_it_is_sent_again_is_not_sent() -> None:
-    outbox: Outbox[int] = Outbox()
-    for _ in range(3):
-        publish(outbox, "news", "x")
-    outbox.acknowledge(1, 2)
-    assert taken(outbox) == [3]
-
-
 def test_what_is_sent_and_what_is_done() -> None:
     outbox: Outbox[int] = Outbox()
     assert outbox.sent_up_to(0)
@@ -181,6 +148,12 @@ def test_what_is_sent_and_what_is_done() -> None:
     assert [outbox.sent_up_to(number) for number in (1, 2, 3)] == [True, True, False]
     outbox.acknowledge(1, 1)
     assert [outbox.done_up_to(number) for number in (1, 2)] == [True, False]
+    outbox.send_again()
+    assert not outbox.sent_up_to(2)
+    # A refused batch is refused once, and not sent again.
+    assert outbox.refuse(2) is not None
+    assert outbox.refuse(2) is None
+    assert taken(outbox) == [3]
 
 
 def test_all_fail() -> None:

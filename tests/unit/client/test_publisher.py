@@ -194,8 +194,12 @@ async def test_a_slow_producer_is_not_given_up() -> None:
     assert producer.published() == [(1, ["1"])]
 
 
-async def test_messages_fail_without_a_connection() -> None:
+@pytest.mark.parametrize("was_up", [False, True])
+async def test_messages_fail_without_a_connection(was_up: bool) -> None:
     link = Link(open_seconds=0.01)
+    if was_up:
+        link.connect()
+        link.lose()
     publishing = link.publish(message("1"))
     link.publish_nowait(message("2", topic="sport"))
     for waiting in (publishing, link.flush()):

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsqueue.protocol.classic import (
-    MAX_ONCE,
     Hello,
     Message,
     Packet,
@@ -84,11 +83,6 @@ def test_other_spellings_of_the_same_packet(payload: bytes, packet: Packet) -> N
     assert decode(payload) == packet
 
 
-@pytest.mark.parametrize("once", [1, 2, 2**31 - 3, MAX_ONCE])
-def test_challenge_in_range(once: int) -> None:
-    assert decode(b'{"t":"h","o":%d}' % once) == Hello(once=once)
-
-
 @pytest.mark.parametrize(
     "once",
     [
@@ -132,27 +126,14 @@ def test_wrong_fields(payload: bytes, hint: str) -> None:
 
 @pytest.mark.parametrize(
     "payload",
-    [b"", b" ", b"null", b"true", b"3", b'"m"', b"[]", b'[{"t":"h","o":1}]', b"{", b'{"t":"h","o":1', b"hi"],
-)
-def test_what_is_not_an_object(payload: bytes) -> None:
-    refusal(payload)
-
-
-@pytest.mark.parametrize(
-    "payload",
     [
-        b'{"t":"h","o":1}x',
-        b'{"t":"h","o":1}\0',
-        b'{"t":"h","o":1}{"t":"h","o":1}',
-        b'\xef\xbb\xbf{"t":"h","o":1}',
-        b'{"t":"h","o":1,}',
-        b"{'t':'h','o':1}",
-        b'{"t":"m","d":"\0","s":""}',
-        b'{"t":"m","d":"\n","s":""}',
-        b'{"t":"m","d":"\\x","s":""}',
+        *(b"", b" ", b"null", b"true", b"3", b'"m"', b"[]", b'[{"t":"h","o":1}]', b"{", b'{"t":"h","o":1'),
+        *(b'{"t":"h","o":1}x', b'{"t":"h","o":1}\0', b'{"t":"h","o":1}{"t":"h","o":1}', b"hi"),
+        *(b'\xef\xbb\xbf{"t":"h","o":1}', b'{"t":"h","o":1,}', b"{'t':'h','o':1}"),
+        *(b'{"t":"m","d":"\0","s":""}', b'{"t":"m","d":"\n","s":""}', b'{"t":"m","d":"\\x","s":""}'),
     ],
 )
-def test_what_is_not_json(payload: bytes) -> None:
+def test_what_is_not_one_object(payload: bytes) -> None:
     refusal(payload)
 
 

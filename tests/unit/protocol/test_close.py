@@ -49,12 +49,6 @@ def test_the_end_of_a_connection_in_words(closed: Closed, text: str) -> None:
     assert str(closed) == text
 
 
-def test_closed_is_a_frozen_value() -> None:
-    assert Closed(1000, "x", by_peer=True) == Closed(CloseCode.NORMAL, "x", by_peer=True)
-    with pytest.raises(AttributeError):
-        Closed(1000, "x", by_peer=True).code = 1001  # type: ignore[misc]
-
-
 def test_peer_error() -> None:
     plain = PeerError(CloseCode.EARLY_DATA)
     assert (plain.code, plain.reason, str(plain)) == (4402, CloseCode.EARLY_DATA.reason, plain.reason)

@@ -46,11 +46,7 @@ uncovered = pytest.mark.usefixtures("uncovered")
 
 
 def compare(
-    role: Role,
-    chunks: Sequence[Chunk],
-    how: Cut,
-    acts: Sequence[tuple[int, Act]] = (),
-    limit: int = LIMIT,
+    role: Role, chunks: Sequence[Chunk], how: Cut, acts: Sequence[tuple[int, Act]] = (), limit: int = LIMIT
 ) -> list[Flat]:
     twins = Twins.opened(role, limit)
     return twins.feed(cut(render(chunks, masked=twins.masked), how), acts)
@@ -78,12 +74,12 @@ CORNERS: dict[str, list[Chunk]] = {
     "headers that differ in the last byte": [Raw(b"x" * 127), Raw(b"y" * 127), Raw(b"z" * 126)],
     "headers that differ in the last but one": [Raw(b"x" * 256), Raw(b"y" * 256), Raw(b"\x81" * 255)],
     "lengths that differ in the first byte of two": [
-        *(Run(3, 1, form=2), Raw(b"x", form=2, declared=0x101), Run(12, 1, form=2)),
+        *(Run(3, 1, form=2), Raw(b"x", form=2, declared=0x101), Run(12, 1, form=2))
     ],
     "lengths that differ in the last byte of two": [Run(3, 127), Raw(b"x" * 126), Run(8, 127)],
     **{
         f"lengths that differ in byte {byte} of eight": [
-            *(Run(3, 1, form=8), Raw(b"x", form=8, declared=1 + (1 << 8 * (7 - byte))), Run(12, 1, form=8)),
+            *(Run(3, 1, form=8), Raw(b"x", form=8, declared=1 + (1 << 8 * (7 - byte))), Run(12, 1, form=8))
         ]
         for byte in range(7)
     },
@@ -138,10 +134,10 @@ CORNERS: dict[str, list[Chunk]] = {
     "a close with a private code": [Raw(b"\x11\x30no", CLOSE)],
     "a close without a code": [Raw(b"", CLOSE), Raw(b"late")],
     "a close of one byte": [Raw(b"a"), Raw(b"\x03", CLOSE), Raw(b"late")],
-    "a close with code 999": [Raw(b"\x03\xe7", CLOSE), Raw(b"late")],
-    "a close with code 1005": [Raw(b"\x03\xed", CLOSE), Raw(b"late")],
-    "a close with code 1006": [Raw(b"\x03\xee", CLOSE), Raw(b"late")],
-    "a close with code 5000": [Raw(b"\x13\x88", CLOSE), Raw(b"late")],
+    **{
+        f"a close with code {code}": [Raw(code.to_bytes(2), CLOSE), Raw(b"late")]
+        for code in (999, 1005, 1006, 5000)
+    },
     "a close with a bad reason": [Raw(b"a"), Raw(b"\x03\xe8\xff", CLOSE), Raw(b"late")],
     "a close that is too long": [Raw(b"\x03\xe8" + b"x" * 124, CLOSE)],
     "a close between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"\x03\xe8", CLOSE), Raw(b"c", CONT_LAST)],
@@ -152,9 +148,7 @@ CORNERS: dict[str, list[Chunk]] = {
     "a wrongly masked ping": [Raw(b"a"), Raw(b"x", PING, wrong=True), Raw(b"late")],
     "a wrongly masked close": [Raw(b"\x03\xe8", CLOSE, wrong=True)],
     "wrongly masked and too large": [Raw(b"x" * 301, wrong=True)],
-    "a reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x40), Raw(b"late")],
-    "another reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x20), Raw(b"late")],
-    "the third reserved bit": [Run(2, 1), Raw(b"x", TEXT | 0x10), Raw(b"late")],
+    **{f"the reserved bit {bit}": [Run(2, 1), Raw(b"x", TEXT | bit), Raw(b"late")] for bit in (64, 32, 16)},
     "a reserved bit of a ping": [Raw(b"x", PING | 0x40), Raw(b"late")],
     "a reserved bit of a large frame": [Raw(b"x" * 301, TEXT | 0x40)],
     "a reserved opcode": [Run(2, 1), Raw(b"x", 0x83), Raw(b"late")],
@@ -404,11 +398,6 @@ class TestStreams:
                 data[place : place + 1] = bytes([data[place] ^ (value or 1)]) if kind == "flip" else b""
         compare(role, [bytes(data)], how)
 
-    @few
-    @given(data=st.binary(max_size=300), how=cuts)
-    def test_garbage(self, role: Role, data: bytes, how: Cut) -> None:
-        compare(role, [data], how)
-
 
 @both_roles
 @uncovered
@@ -472,6 +461,7 @@ class TestHeads:
         [
             *(b"\r\n", b"\n", b"\n" * 300, b"\r\n" * 300, b"x\n", b"\x16\x03\x01\n", b"\0" * 9000),
             *(b"GET / HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"GET"),
+            *(b"GET /\xff HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"GET /\r\n\r\n"),
             *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
             *(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbusy", b"HTTP/1.1 503 Busy\r\n\r\nbusy\n" * 50),
             b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",
@@ -568,11 +558,8 @@ class SessionTwins:
         events = [event for piece in pieces for event in self.receive(piece)]
         self.session.receive_eof()
         self.oracle.library.receive_eof()
-        assert self.receive_nothing()
+        assert state(self.session) == state(self.oracle.library)
         return events
-
-    def receive_nothing(self) -> bool:
-        return state(self.session) == state(self.oracle.library)
 
 
 Topics = dict[str, list[tuple[str, bytes]]]

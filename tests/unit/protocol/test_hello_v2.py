@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import itertools
 import json
 from collections.abc import Callable
@@ -21,16 +20,7 @@ from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 
 from ...support import raw_v2_peer
-from ...support.session_pair import (
-    PATH,
-    PSK,
-    SECRET,
-    Pair,
-    RawPeer,
-    accept,
-    few,
-    initiate,
-)
+from ...support.session_pair import PATH, PSK, SECRET, Pair, RawPeer, accept, few, initiate
 
 WRONG = PreSharedKey("another key")
 ROLES = list(Role)
@@ -111,31 +101,16 @@ class End:
         return packet
 
 
-NEXT: dict[tuple[Role, HelloState, HelloStep], HelloState | CloseCode] = {
-    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.CHALLENGE): CloseCode.UNEXPECTED_PACKET,
-    (Role.ACCEPTOR, HelloState.NOTHING, HelloStep.ANSWER): HelloState.DONE,
-    (Role.ACCEPTOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.ACCEPTOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
-    (Role.INITIATOR, HelloState.NOTHING, HelloStep.CHALLENGE): HelloState.CHALLENGED,
-    (Role.INITIATOR, HelloState.NOTHING, HelloStep.ANSWER): CloseCode.UNEXPECTED_PACKET,
-    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.INITIATOR, HelloState.CHALLENGED, HelloStep.ANSWER): HelloState.DONE,
-    (Role.INITIATOR, HelloState.DONE, HelloStep.CHALLENGE): CloseCode.SECOND_CHALLENGE,
-    (Role.INITIATOR, HelloState.DONE, HelloStep.ANSWER): CloseCode.SECOND_ANSWER,
-}
-"""The table of the protocol's description."""
-
-
 class TestStates:
     """Each end takes packets in one order only."""
 
-    def test_the_table_is_the_described_one_and_has_every_cell_that_can_be(self) -> None:
-        assert TRANSITIONS_V2 == NEXT
+    def test_the_table_has_every_cell_that_can_be(self) -> None:
         reached = {(role, HelloState.NOTHING) for role in ROLES}
-        reached |= {(role, cell) for (role, _, _), cell in NEXT.items() if isinstance(cell, HelloState)}
-        assert set(NEXT) == {(*where, step) for where, step in itertools.product(reached, HelloStep)}
+        reached |= {(key[0], cell) for key, cell in TRANSITIONS_V2.items() if isinstance(cell, HelloState)}
+        cells = {(*where, step) for where, step in itertools.product(reached, HelloStep)}
+        assert set(TRANSITIONS_V2) == cells
 
-    @pytest.mark.parametrize(("role", "state", "step"), list(NEXT), ids=name)
+    @pytest.mark.parametrize(("role", "state", "step"), list(TRANSITIONS_V2), ids=name)
     def test_every_cell(self, role: Role, state: HelloState, step: HelloStep) -> None:
         end = End(role)
         end.bring_to(state)
@@ -143,7 +118,7 @@ class TestStates:
             packet: HelloPacket = Challenge(NONCE)
         else:
             packet = end.right_proof() if end.sent else Proof(NONCE)
-        expected = NEXT[role, state, step]
+        expected = TRANSITIONS_V2[role, state, step]
         if isinstance(expected, CloseCode):
             assert end.refusal(packet) is expected
             assert end.handshake.done == (state is HelloState.DONE)
@@ -151,25 +126,11 @@ class TestStates:
         end.receive(packet)
         assert end.handshake.done == (expected is HelloState.DONE)
         # The refusals of the next state show that it was reached.
-        assert end.refusal(Challenge(NONCE)) is NEXT[role, expected, HelloStep.CHALLENGE]
+        assert end.refusal(Challenge(NONCE)) is TRANSITIONS_V2[role, expected, HelloStep.CHALLENGE]
 
     def test_an_acceptor_begins_and_an_initiator_waits(self) -> None:
         assert len(End(Role.ACCEPTOR).sent) == 1
         assert End(Role.INITIATOR).sent == []
-
-    def test_an_acceptor_proves_itself_to_who_has_done_so(self) -> None:
-        end = End(Role.ACCEPTOR)
-        proof = end.receive(end.right_proof())
-        assert proof == Proof(proof_of(Role.ACCEPTOR, end.nonce, NONCE))
-        assert end.handshake.done
-
-    def test_an_initiator_proves_itself_when_it_is_challenged(self) -> None:
-        end = End(Role.INITIATOR)
-        proof = end.receive(Challenge(NONCE))
-        assert proof == Proof(proof_of(Role.INITIATOR, NONCE, end.nonce), end.nonce)
-        assert not end.handshake.done
-        assert end.receive(end.right_proof()) is None
-        assert end.handshake.done
 
     @pytest.mark.parametrize("role", ROLES, ids=name)
     def test_only_an_initiators_proof_has_a_nonce(self, role: Role) -> None:
@@ -243,14 +204,6 @@ class TestProofs:
         assert end.refusal(end.right_proof(**other)) is CloseCode.WRONG_ANSWER
         assert not end.handshake.done
 
-    @pytest.mark.parametrize("role", ROLES, ids=name)
-    @pytest.mark.parametrize("secret", ["", "k", "x" * 64, "x" * 65, "ñ\0"])
-    def test_any_key(self, role: Role, secret: str) -> None:
-        end = End(role, PreSharedKey(secret))
-        end.bring_to(HelloState.CHALLENGED)
-        end.receive(end.right_proof(secret=secret))
-        assert end.handshake.done
-
     def test_a_known_vector(self) -> None:
         """RFC 4231 section 4.3, test case 2."""
         vector = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
@@ -288,14 +241,10 @@ class TestSeveralKeys:
         ],
     )
     def test_each_step_of_a_change(self, acceptors: list[str], initiators: list[str], good: bool) -> None:
-        pair = joined(accept(PreSharedKey(*acceptors)), initiate(PreSharedKey(*initiators), offer_v2=True))
+        pair = Pair(accept(PreSharedKey(*acceptors)), initiate(PreSharedKey(*initiators), offer_v2=True))
         pair.exchange()
         assert pair.acceptor.established is good
         assert pair.initiator.established is good
-
-
-def joined(acceptor: Session, initiator: Session) -> Pair:
-    return Pair(acceptor, initiator)
 
 
 class Wire:
@@ -345,57 +294,16 @@ def text(payload: dict[str, str], *, masked: bool) -> bytes:
 class TestAttacks:
     """An attacker without the key, or with another one, gets nowhere."""
 
-    def test_who_does_nothing_to_the_wire_sees_a_hello(self) -> None:
-        Wire().hello()
-
-    def test_a_proof_sent_back_to_who_made_it(self) -> None:
-        wire = Wire()
-        wire.initiator.receive_data(wire.open())
-        peer = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
-        payload = json.loads(unmasked(wire.upstream()))
-        # A proof of an acceptor must have no nonce.
-        del payload["nonce"]
-        wire.initiator.receive_data(peer.text(json.dumps(payload).encode()))
-        assert refused(wire.initiator)
-
-    def test_who_hands_everything_on_is_only_in_the_middle(self) -> None:
-        """Check the attack itself: without TLS, neither end can notice a relay between them."""
-        near, far = Wire(), Wire()
-        near.acceptor.receive_data(near.upstream())
-        far.acceptor.receive_data(far.upstream())
-        challenge = far.downstream().partition(b"\r\n\r\n")[2]
-        head, end, _ = near.downstream().partition(b"\r\n\r\n")
-        near.initiator.receive_data(head + end + challenge)
-        far.acceptor.receive_data(near.upstream())
-        assert far.acceptor.established
-        near.initiator.receive_data(far.downstream())
-        assert near.initiator.established
-        # The two ends of the attacker have got nothing out of it.
-        assert not far.initiator.established
-        assert not near.acceptor.established
-
-    def test_an_acceptor_whose_challenge_another_acceptor_is_to_answer(self) -> None:
-        one, two = Wire(), Wire()
-        one.open()
-        challenge = two.open()
-        one.acceptor.receive_data(remasked(challenge))
-        assert refused(one.acceptor, CloseCode.UNEXPECTED_PACKET)
-
     @pytest.mark.parametrize("role", ROLES, ids=name)
-    def test_a_proof_in_the_other_role(self, role: Role) -> None:
+    @pytest.mark.parametrize("swapped", ["role", "nonces"])
+    def test_a_proof_in_the_other_role_or_with_swapped_nonces(self, role: Role, swapped: str) -> None:
         end = End(role)
         end.bring_to(HelloState.CHALLENGED)
-        nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
-        swapped = Proof(proof_of(role, *nonces), end.right_proof().nonce)
-        assert end.refusal(swapped) is CloseCode.WRONG_ANSWER
-
-    @pytest.mark.parametrize("role", ROLES, ids=name)
-    def test_a_proof_with_swapped_nonces(self, role: Role) -> None:
-        end = End(role)
-        end.bring_to(HelloState.CHALLENGED)
-        peer = Role.INITIATOR if role is Role.ACCEPTOR else Role.ACCEPTOR
-        nonces = (NONCE, end.nonce) if role is Role.ACCEPTOR else (end.nonce, NONCE)
-        assert end.refusal(Proof(proof_of(peer, *nonces), end.right_proof().nonce)) is CloseCode.WRONG_ANSWER
+        (peer,) = set(ROLES) - {role}
+        acceptor = (role is Role.ACCEPTOR) == (swapped == "role")
+        nonces = (end.nonce, NONCE) if acceptor else (NONCE, end.nonce)
+        proof = proof_of(role if swapped == "role" else peer, *nonces)
+        assert end.refusal(Proof(proof, end.right_proof().nonce)) is CloseCode.WRONG_ANSWER
 
     def test_a_recorded_session_replayed_to_an_acceptor(self) -> None:
         recorded = Wire()
@@ -418,33 +326,6 @@ class TestAttacks:
         again.initiator.receive_data(challenge)
         again.initiator.receive_data(proof)
         assert refused(again.initiator)
-
-    @pytest.mark.parametrize("order", [(0, 1), (1, 0), (0, 0), (1, 1), (1,), (0,)])
-    def test_an_initiator_whose_hello_comes_in_another_order(self, order: tuple[int, ...]) -> None:
-        recorded = Wire()
-        challenge, _, proof = recorded.hello()
-        again = Wire()
-        fresh = again.open()
-        events = []
-        for which in order:
-            events += again.initiator.receive_data((fresh, proof)[which])
-        assert events == []
-        assert not again.initiator.established
-        assert challenge != fresh
-
-    def test_a_hello_that_ends_early(self) -> None:
-        for last in range(3):
-            wire = Wire()
-            challenge = wire.open()
-            if last:
-                wire.initiator.receive_data(challenge)
-            if last > 1:
-                wire.acceptor.receive_data(wire.upstream())
-                assert wire.acceptor.established
-            wire.initiator.receive_eof()
-            assert not wire.initiator.established
-            assert wire.initiator.closed is not None
-            assert wire.initiator.closed.code == CloseCode.ABNORMAL
 
     def test_a_relay_to_another_path(self) -> None:
         """An example is a client that subscribes, relayed to the endpoint of producers."""
@@ -482,51 +363,18 @@ class TestAttacks:
         assert refused(wire.acceptor)
         assert not wire.initiator.established
 
-    def test_an_offer_that_was_removed_where_classic_is_not_allowed(self) -> None:
-        for strict, other in ((accept(allow_classic=False), None), (None, initiate_strictly())):
-            wire = Wire(strict, other)
-            request = wire.upstream()
-            stripped = request.replace(f"Sec-WebSocket-Protocol: {SUBPROTOCOL}\r\n".encode(), b"")
-            assert stripped != request
-            wire.acceptor.receive_data(stripped)
-            wire.initiator.receive_data(wire.downstream())
-            assert not wire.initiator.established
-            assert not wire.acceptor.established
-            assert strict is None or (strict.closed is not None and strict.closed.code == 426)
-            assert other is None or refused(other, CloseCode.CLASSIC_REFUSED)
-
-    def test_a_classic_hello_in_the_middle_where_classic_is_not_allowed(self) -> None:
-        initiator = initiate_strictly()
-        peer = RawPeer(Role.INITIATOR, initiator)
-        wire = Wire(None, initiator)
-        wire.open()
-        initiator.receive_data(peer.text(b'{"t":"h","o":1}'))
-        assert refused(initiator, CloseCode.CLASSIC_REFUSED)
-        assert b'"a"' not in wire.upstream()
-
-    def test_a_man_in_the_middle_with_another_certificate(self) -> None:
+    @pytest.mark.parametrize("bindings", [(b"c" * 32, b"d" * 32), (b"c" * 32, b""), (b"", b"c" * 32)])
+    def test_a_man_in_the_middle_with_another_certificate_or_none(
+        self, bindings: tuple[bytes, bytes]
+    ) -> None:
         """The initiator trusts that certificate, for example because a CA issued it by mistake."""
         wire = Wire()
-        wire.acceptor.channel_binding = hashlib.sha256(b"the certificate of the node").digest()
-        wire.initiator.channel_binding = hashlib.sha256(b"the certificate in the middle").digest()
+        wire.acceptor.channel_binding, wire.initiator.channel_binding = bindings
         wire.initiator.receive_data(wire.open())
         wire.acceptor.receive_data(wire.upstream())
         assert refused(wire.acceptor)
         wire.initiator.receive_data(wire.downstream())
         assert not wire.initiator.established
-
-    def test_a_man_in_the_middle_who_ends_tls(self) -> None:
-        for secured in ("acceptor", "initiator"):
-            wire = Wire()
-            getattr(wire, secured).channel_binding = hashlib.sha256(b"a certificate").digest()
-            wire.initiator.receive_data(wire.open())
-            wire.acceptor.receive_data(wire.upstream())
-            assert refused(wire.acceptor)
-
-    def test_the_same_certificate_at_both_ends(self) -> None:
-        wire = Wire()
-        wire.acceptor.channel_binding = wire.initiator.channel_binding = hashlib.sha256(b"one").digest()
-        wire.hello()
 
     def test_a_fake_acceptor_gets_one_proof_that_is_of_no_use_elsewhere(self) -> None:
         """The attacker poses as a node: the proof covers the attacker's nonce, which no acceptor draws."""
@@ -574,18 +422,8 @@ class TestAttacks:
                 assert pair.acceptor.established is good
 
 
-def initiate_strictly() -> Session:
-    return initiate(offer_v2=True, allow_classic=False)
-
-
 def unmasked(frame: bytes) -> bytes:
     """Return the payload of one short frame of an initiator."""
     start = 2 if frame[1] & 0x7F < 126 else 4
     key, payload = frame[start : start + 4], frame[start + 4 :]
     return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload))
-
-
-def remasked(frame: bytes) -> bytes:
-    """Return one short frame of an acceptor as an initiator would send it."""
-    payload = frame[2:] if frame[1] < 126 else frame[4:]
-    return RawPeer(Role.ACCEPTOR).text(payload)

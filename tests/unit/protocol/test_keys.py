@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 import pickle
-import re
 import traceback
 from typing import Any
 
@@ -74,20 +72,16 @@ class TestHidden:
     @pytest.mark.parametrize("show", [repr, str, ascii, "{}".format, "{!r}".format, lambda psk: f"{[psk]}"])
     def test_in_text(self, show: Any) -> None:
         assert SECRET not in show(PSK)
+        assert PSK.fingerprints()[0] not in show(PSK)
 
     def test_in_a_format(self) -> None:
         with pytest.raises(TypeError) as caught:
             format(PSK, "s")
         assert SECRET not in str(caught.value)
 
-    @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-    def test_in_a_pickle(self, protocol: int) -> None:
-        with pytest.raises(TypeError, match="not pickled"):
-            pickle.dumps(PSK, protocol)
-
-    @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy])
+    @pytest.mark.parametrize("copies", [copy.copy, copy.deepcopy, pickle.dumps])
     def test_in_a_copy(self, copies: Any) -> None:
-        with pytest.raises(TypeError):
+        with pytest.raises(TypeError, match="not pickled"):
             copies(PSK)
 
     def test_among_the_attributes(self) -> None:
@@ -138,21 +132,6 @@ class TestFingerprints:
     def test_keys_that_differ_little_differ_in_them(self) -> None:
         keys = ["key", "Key", "key ", " key", "keys", "ke", "k\0ey", ""]
         assert len({PreSharedKey(key).fingerprints()[0] for key in keys}) == len(keys)
-
-    def test_they_have_eight_digits(self) -> None:
-        (fingerprint,) = PreSharedKey("x" * 4096).fingerprints()
-        assert re.fullmatch("[0-9a-f]{8}", fingerprint)
-
-    def test_they_leave_the_key_hidden(self) -> None:
-        psk = PreSharedKey(SECRET)
-        (fingerprint,) = psk.fingerprints()
-        assert repr(psk) == "PreSharedKey(<hidden>)"
-        assert fingerprint not in repr(psk)
-        with pytest.raises(TypeError, match="not pickled"):
-            pickle.dumps(psk)
-        for plain in (SECRET.encode(), SECRET[::-1].encode()):
-            digests = (hashlib.new(name, plain).hexdigest() for name in ("md5", "sha1", "sha256", "sha512"))
-            assert not any(fingerprint in digest for digest in digests)
 
 
 def test_equal_keys() -> None:

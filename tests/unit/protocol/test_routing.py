@@ -84,15 +84,7 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert computed == names * 2
 
 
-@pytest.mark.parametrize(
-    ("consumers", "expected"),
-    [(1, False), (2, False), (30, False), (31, True), (32, False), (61, False), (62, True), (93, True)],
-)
-def test_unbalanced(consumers: int, expected: bool) -> None:
-    assert unbalanced(consumers) == expected
-
-
-@pytest.mark.parametrize("consumers", [29, 30, 31, 32, 61, 62, 63])
+@pytest.mark.parametrize("consumers", [1, 2, 29, 30, 31, 32, 61, 62, 63, 93])
 def test_what_unbalanced_means(consumers: int) -> None:
     route = router(consumers)
     used = {route(f"topic{number:04}") for number in range(10_000)}

@@ -97,24 +97,6 @@ class TestSqliteStore:
         assert commits is not None
         assert sum(commits.counts) == 1
 
-    async def test_a_repeat_waits_for_what_it_repeats(self) -> None:
-        logs = await Archived.opened()
-        one, again, two = batch(1), batch(1), batch(2)
-        assert logs.append(one) == logs.append(again) == logs.append(two) == []
-        logs.archive.commit(1)
-        assert [logs.outcome_of(which) for which in (one, again, two)] == ["stored at 0", "a repeat", ""]
-        logs.archive.commit()
-        assert logs.outcome_of(two) == "stored at 1"
-
-    async def test_a_refusal_waits_for_its_turn(self) -> None:
-        """For its producer takes a refusal for a confirmation of all that came before."""
-        logs = await Archived.opened()
-        one, refused = batch(1), batch(5, after=3)
-        assert logs.append(one, refused) == []
-        logs.archive.commit()
-        assert [outcome.batch for outcome in logs.outcomes] == [one, refused]
-        assert logs.outcomes[1].code == "after_refused"
-
     async def test_what_need_not_wait_is_told_at_once(self) -> None:
         logs = await Archived.opened()
         logs.append(batch(1))
@@ -142,15 +124,6 @@ class TestSqliteStore:
         assert [logs.outcome_of(which) for which in retried] == ["stored at 3", "stored at 4", "stored at 0"]
         assert logs.in_memory("news") == [0, 1, 2, 3, 4]
 
-    async def test_what_was_committed_before_stays_when_the_rest_fails(self) -> None:
-        logs = await Archived.opened()
-        one, two, again = batch(1), batch(2, after=1), batch(1)
-        logs.append(one, two, again)
-        logs.archive.commit(1)
-        logs.archive.fail()
-        assert [logs.outcome_of(which) for which in (one, two, again)] == ["stored at 0", "full", "a repeat"]
-        assert logs.store.topic("news").assigned == 1
-
     async def test_after_a_failure_nothing_comes_before_what_has_failed(self) -> None:
         """Not even of a publisher that was new, which else could begin anywhere."""
         logs = await Archived.opened()
@@ -172,12 +145,6 @@ class TestSqliteStore:
             assert not settling.done()
             end()
             await asyncio.wait_for(settling, 1)
-
-    async def test_too_much_waits(self) -> None:
-        logs = await Archived.opened()
-        assert not logs.store.congested
-        logs.archive.pending_bytes = sqlite.PENDING_BYTES + 1
-        assert logs.store.congested
 
     async def test_very_many_small_batches_are_too_much_too(self) -> None:
         logs = await Archived.opened()
@@ -217,11 +184,6 @@ class TestSqliteStore:
         logs.archive.commit()
         assert logs.outcomes[-1].record is not None
         assert logs.outcomes[-1].record.offset == 1
-
-    async def test_it_is_closed(self) -> None:
-        logs = await Archived.opened()
-        await logs.store.close()
-        assert logs.archive.closed
 
     @pytest.mark.parametrize("seed", range(30))
     async def test_any_history(self, seed: int) -> None:
@@ -270,11 +232,3 @@ class TestSqliteStore:
             elif outcome.code is None:
                 assert one.number <= highest[one.topic, one.publisher]
         assert stored_by
-
-    async def test_other_limits_are_the_archive_s_too(self) -> None:
-        logs = await Archived.opened()
-        other = Retention(mode="sqlite", directory="/nowhere", max_messages_per_topic=7)
-        trims = logs.archive.trims
-        logs.store.reconfigure(other)
-        assert logs.archive.limits is other
-        assert logs.archive.trims == trims + 1

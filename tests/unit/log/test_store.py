@@ -74,23 +74,6 @@ async def running(
 class TestOffsets:
     """Each message has its place."""
 
-    async def test_every_topic_counts_its_messages_from_0(self, mode: str) -> None:
-        async with running(mode) as logs:
-            assert [(await logs.publish_all("a", *data)).offset for data in ("12", "3")] == [0, 2]
-            assert (await logs.publish_all("b", "1")).offset == 0
-            assert await logs.kept("a") == [0, 1, 2]
-            log = logs.store.topic("a")
-            assert (log.start, log.first, log.next, log.assigned) == (0, 0, 3, 3)
-
-    async def test_a_record_holds_the_packet_that_delivers_it(self, mode: str) -> None:
-        async with running(mode) as logs:
-            await logs.publish_all("news", "0")
-            (outcome,) = await logs.stored(AppendBatch("news", ["ñ", ""], "p", 7))
-            assert outcome.record is not None
-            assert delivered(outcome.record) == v2.Deliver("news", 1, "p", 7, ["ñ", ""])
-            assert outcome.record.time == logs.clock.now
-            assert (outcome.record.count, outcome.record.end) == (2, 3)
-
     async def test_outcomes_come_once_and_in_order(self, mode: str) -> None:
         async with running(mode) as logs:
             batches = [batch(1), batch(2, topic="b"), batch(1), batch(9, after=8), batch(3)]
@@ -139,18 +122,6 @@ class TestNumbers:
         await logs.stored(*batches)
         return [logs.outcome_of(one).partition(" at ")[0] for one in batches]
 
-    @pytest.mark.parametrize("number", [1, 2, 3])
-    async def test_a_number_that_is_not_beyond_the_last_is_a_repeat(self, mode: str, number: int) -> None:
-        async with running(mode) as logs:
-            assert await self.codes(logs, batch(3)) == ["stored"]
-            assert await self.codes(logs, batch(number, after=number - 1)) == ["a repeat"]
-            assert await logs.kept("news") == [0]
-
-    async def test_numbers_may_leave_some_out(self, mode: str) -> None:
-        """Because a publisher numbers its batches over all topics."""
-        async with running(mode) as logs:
-            assert await self.codes(logs, batch(3), batch(5), batch(9, after=5)) == ["stored"] * 3
-
     @pytest.mark.parametrize("after", [4, 8])
     async def test_a_batch_after_one_that_did_not_come_is_refused(self, mode: str, after: int) -> None:
         async with running(mode) as logs:
@@ -161,19 +132,6 @@ class TestNumbers:
             # It counts as not come itself, and may come again.
             again = batch(10, after=9), batch(after, after=3), batch(9, after)
             assert await self.codes(logs, *again) == ["after_refused", "stored", "stored"]
-
-    async def test_publishers_and_topics_have_nothing_to_do_with_each_other(self, mode: str) -> None:
-        async with running(mode) as logs:
-            others = [batch(1, publisher="q"), batch(1, topic="b"), batch(2, after=1, topic="b")]
-            # A publisher that is not known may begin anywhere.
-            assert await self.codes(logs, batch(9, after=8), *others) == ["stored"] * 4
-
-    async def test_batches_without_publisher_are_never_repeats(self, mode: str) -> None:
-        async with running(mode) as logs:
-            assert await self.codes(logs, AppendBatch("news", ["x"]), AppendBatch("news", ["x"])) == [
-                "stored",
-                "stored",
-            ]
 
     @pytest.mark.parametrize("problem", ["invalid", "topic_too_long"])
     async def test_a_wrong_batch_is_refused_each_time_and_counts_as_not_come(
@@ -202,27 +160,6 @@ class TestNumbers:
 class TestLimits:
     """The limit that is reached first drops the oldest messages."""
 
-    async def test_messages_of_a_topic(self, mode: str) -> None:
-        async with running(mode, max_messages_per_topic=3) as logs:
-            for data, kept in (("abc", [0, 1, 2]), ("d", [3]), ("ef", [3, 4, 5])):
-                await logs.publish_all("news", *data)
-                assert await logs.kept("news") == kept
-            await logs.publish_all("other", "x")
-            assert await logs.kept("news") == [3, 4, 5]
-
-    async def test_the_newest_batch_of_a_topic_stays_however_large_it_is(self, mode: str) -> None:
-        async with running(mode, max_messages_per_topic=3, max_bytes_per_topic=10) as logs:
-            await logs.publish_all("news", "x")
-            await logs.publish_all("news", *"abcde")
-            assert await logs.kept("news") == [1, 2, 3, 4, 5]
-
-    async def test_bytes_of_a_topic(self, mode: str) -> None:
-        async with running(mode, max_bytes_per_topic=3 * SIZE) as logs:
-            await logs.stored(*(AppendBatch("a", ["x" * 100]) for _ in range(3)))
-            assert await logs.kept("a") == [0, 1, 2]
-            await logs.publish_all("a", "x" * 101)
-            assert await logs.kept("a") == [2, 3]
-
     async def test_bytes_of_all_topics(self, mode: str) -> None:
         async with running(mode, max_bytes=4 * SIZE + 3 * TOPIC_OVERHEAD_BYTES) as logs:
             for topic in "abca":
@@ -246,11 +183,6 @@ class TestLimits:
                 assert (await logs.publish_all("news", "x" * 1000)).offset == offset
                 assert await logs.kept("news") == []
             assert logs.store.log_status().bytes == 0
-
-    async def test_a_batch_that_others_of_the_same_append_push_out(self, mode: str) -> None:
-        async with running(mode, max_messages_per_topic=2, max_bytes=2**30) as logs:
-            await logs.stored(*(batch(number, topic="ab"[number % 2]) for number in range(1, 20)))
-            assert [await logs.kept(topic) for topic in "ab"] == [[7, 8], [8, 9]]
 
     async def test_age(self, mode: str) -> None:
         async with running(mode, max_age_seconds=10) as logs:
@@ -281,17 +213,6 @@ class TestForgottenTopics:
     @pytest.fixture(autouse=True)
     def few(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 2)
-
-    async def test_it_goes_on_above_all_offsets_that_were_used(self, mode: str) -> None:
-        async with running(mode, max_age_seconds=10) as logs:
-            for topic, count in (("a", 3), ("b", 7), ("c", 2)):
-                await logs.publish_all(topic, *["x"] * count)
-            logs.clock.now += 11
-            await logs.trimmed(c=[])
-            # The topic of the three that was empty for longest is forgotten.
-            assert logs.store.topic("b").next == 7
-            assert logs.store.topic("c").next == 2
-            assert (await logs.publish_all("a", "x")).offset == 3
 
     async def test_a_new_topic_begins_there_too(self, mode: str) -> None:
         async with running(mode, max_age_seconds=10) as logs:
@@ -352,16 +273,6 @@ class TestRestart:
             repeats = batch(6), batch(5, topic="ñ\0🙂", publisher="q")
             assert [outcome.record for outcome in await logs.stored(*repeats)] == [None, None]
             assert (await logs.publish_all("news", "x")).offset == 4
-
-    async def test_offsets_of_topics_without_messages_are_kept(self, mode: str, tmp_path: Path) -> None:
-        clock = Clock()
-        async with running(mode, tmp_path, clock, max_age_seconds=10) as logs:
-            await logs.publish_all("a", *"xyz")
-            clock.now += 11
-            await logs.trimmed(a=[])
-        for offset in (3, 4):
-            async with running(mode, tmp_path, clock, max_age_seconds=10) as logs:
-                assert (await logs.publish_all("a", "x")).offset == offset
 
     async def test_with_lower_limits_less_is_kept(self, mode: str, tmp_path: Path) -> None:
         async with running(mode, tmp_path) as logs:

@@ -14,7 +14,7 @@ import wsqueue
 from wsqueue.config.model import ClientConfig
 
 from ..support.classic_peer import answer_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, eventually, free_port, soon
 from ..support.raw_peer import RawServer
 
 pytestmark = pytest.mark.anyio
@@ -216,15 +216,11 @@ async def accept_and_close(server: RawServer) -> None:
         once = None
         while once is None:
             once = (await raw.packet()).get("o")
-        answer = answer_frame(answer_of(once, KEY))
+        answer = f'{{"t":"h","a":"{answer_of(once, KEY)}"}}'.encode()
         close = Frame(Opcode.CLOSE, (1000).to_bytes(2)).serialize(mask=False)
-        raw.writer.write(answer + close)
+        raw.writer.write(Frame(Opcode.TEXT, answer).serialize(mask=False) + close)
         await raw.end()
         await raw.abort()
-
-
-def answer_frame(answer: str) -> bytes:
-    return Frame(Opcode.TEXT, f'{{"t":"h","a":"{answer}"}}'.encode()).serialize(mask=False)
 
 
 async def test_a_refusal_for_good_ends_a_subscription(nodes: Nodes) -> None:
@@ -396,8 +392,13 @@ async def test_closing_twice_at_once(nodes: Nodes) -> None:
 
 async def test_from_a_file_or_a_configuration(nodes: Nodes, tmp_path: Path) -> None:
     consumer, producer = await nodes.cluster()
-    file = tmp_path / "demo.toml"
-    write_demo(file, producer, consumer)
+    file, psk_file = tmp_path / "demo.toml", tmp_path / "psk"
+    psk_file.write_text(KEY)
+    psk_file.chmod(0o600)
+    file.write_text(
+        f'role = "demo"\nproducers = ["{producer.address}/produce"]\n'
+        f'consumers = ["{consumer.address}/subscribe"]\npsk_file = "psk"\n'
+    )
     config = ClientConfig(
         producers=[f"{producer.address}/produce"], consumers=[f"{consumer.address}/subscribe"]
     )
@@ -412,12 +413,3 @@ async def test_from_a_file_or_a_configuration(nodes: Nodes, tmp_path: Path) -> N
                 await client.publish("news", "1")
                 assert (await anext(messages)).data == "1"
             await consumer.subscribed("news", 0)
-
-
-def write_demo(file: Path, producer: RunningNode, consumer: RunningNode) -> None:
-    (file.parent / "psk").write_text(KEY)
-    (file.parent / "psk").chmod(0o600)
-    file.write_text(
-        f'role = "demo"\nproducers = ["{producer.address}/produce"]\n'
-        f'consumers = ["{consumer.address}/subscribe"]\npsk_file = "psk"\n'
-    )

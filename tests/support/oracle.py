@@ -16,7 +16,8 @@ from websockets.client import ClientProtocol
 from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request
-from websockets.protocol import CLOSED, CLOSING, OPEN, Event
+from websockets.protocol import CLOSED, CLOSING, OPEN
+from websockets.protocol import Event as LibraryEvent
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
 from websockets.uri import parse_uri
@@ -34,7 +35,7 @@ from wsqueue.protocol.framing import (
     Upgraded,
 )
 from wsqueue.protocol.keys import Role
-from wsqueue.protocol.session import Session
+from wsqueue.protocol.session import Event, MessagesReceived, Session
 from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
@@ -177,7 +178,7 @@ class Library:
             self._failure = Closed(code, reason, by_peer=False)
         self.fail(code, reason)
 
-    def _take(self, event: Event) -> list[Flat]:
+    def _take(self, event: LibraryEvent) -> list[Flat]:
         if not isinstance(event, Frame):
             return self._take_opening(event)
         if event.opcode in (Opcode.TEXT, Opcode.CONT):
@@ -191,7 +192,7 @@ class Library:
             return [PongReceived(bytes(event.data))]
         return []
 
-    def _take_opening(self, event: Event) -> list[Flat]:
+    def _take_opening(self, event: LibraryEvent) -> list[Flat]:
         if isinstance(event, Request):
             assert isinstance(self._protocol, ServerProtocol)
             page = self._answer_request(event.path)
@@ -217,12 +218,13 @@ class LibrarySession:
         self.library = library
         self._max_topic_bytes = max_topic_bytes
 
-    def receive_data(self, data: bytes) -> list[tuple[classic.Message, bytes] | PongReceived]:
-        events: list[tuple[classic.Message, bytes] | PongReceived] = []
+    def receive_data(self, data: bytes) -> list[Event]:
+        events: list[Event] = []
         try:
             for item in self.library.receive_data(data):
                 if isinstance(item, bytes):
-                    events.append((self._message(item), item))
+                    message = self._message(item)
+                    events.append(MessagesReceived(message.topic, [message], [item]))
                 elif isinstance(item, PongReceived):
                     events.append(item)
         except PeerError as error:

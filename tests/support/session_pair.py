@@ -11,6 +11,7 @@ from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request
 from websockets.server import ServerProtocol
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
 from wsqueue.protocol.framing import HttpResponse, RequestReceived
@@ -160,7 +161,10 @@ class RawPeer:
         ended: Whether it has half-closed the connection.
     """
 
-    def __init__(self, role: Role, session: Session | None = None) -> None:
+    def __init__(
+        self, role: Role, session: Session | None = None, subprotocols: list[Subprotocol] | None = None
+    ) -> None:
+        self.role = role
         self.session = session or (accept() if role is Role.ACCEPTOR else initiate())
         self.texts: list[bytes] = []
         self.pongs: list[bytes] = []
@@ -168,11 +172,12 @@ class RawPeer:
         self.masked = role is Role.ACCEPTOR
         self._protocol: ClientProtocol | ServerProtocol
         if role is Role.ACCEPTOR:
-            client = ClientProtocol(parse_uri(f"ws://node.example:10001{PATH}"), max_size=None)
+            uri = parse_uri(f"ws://node.example:10001{PATH}")
+            client = ClientProtocol(uri, subprotocols=subprotocols, max_size=None)
             client.send_request(client.connect())
             self._protocol = client
         else:
-            self._protocol = ServerProtocol(max_size=None)
+            self._protocol = ServerProtocol(subprotocols=subprotocols, max_size=None)
 
     @classmethod
     def opened(cls, role: Role, session: Session | None = None) -> RawPeer:

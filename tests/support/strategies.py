@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import itertools
 from collections.abc import Iterable
+from typing import Any
 
 import msgspec
 from hypothesis import strategies as st
@@ -19,6 +20,12 @@ offsets = st.just(0) | numbers
 data = st.lists(utf8_text, max_size=3)
 logs = st.text(st.characters(exclude_categories=["Cs"]), max_size=64)
 times = st.floats(0, MAX_NUMBER) | st.sampled_from([0.0, float(MAX_NUMBER)])
+
+json_values: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
 
 
 def _publish(number: int, after: int, topic: str, count: int, messages: list[str]) -> v2.Publish:

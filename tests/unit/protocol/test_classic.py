@@ -20,11 +20,10 @@ from wsqueue.protocol.classic import (
 from wsqueue.protocol.close import CloseCode, PeerError
 
 from ...support.session_pair import many
+from ...support.strategies import json_values, utf8_text
 
 SHORT = 200
 """Most characters of an error that doesn't quote the payload at length."""
-
-utf8_text = st.text(st.characters(exclude_categories=["Cs"]))
 
 
 def refusal(payload: bytes) -> str:
@@ -140,12 +139,8 @@ def test_what_is_not_one_object(payload: bytes) -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b'{"t":"m","d":"\xff","s":""}',
-        b'{"t":"m","d":"","s":"\xc0\x80"}',
-        b'{"t":"m","d":"\xed\xa0\x80","s":""}',
-        b'{"t":"\xff"}',
-        b'{"t":"m","\xff":1}',
-        b"\xff",
+        *(b'{"t":"m","d":"\xff","s":""}', b'{"t":"m","d":"","s":"\xc0\x80"}', b'{"t":"\xff"}', b"\xff"),
+        *(b'{"t":"m","d":"\xed\xa0\x80","s":""}', b'{"t":"m","\xff":1}'),
     ],
 )
 def test_what_is_not_utf8(payload: bytes) -> None:
@@ -186,12 +181,9 @@ def test_of_a_key_that_comes_twice_the_last_counts_as_in_javascript() -> None:
 @pytest.mark.parametrize(
     "payload",
     [
-        b'{"t":"m","t":"h","d":"x","s":"x"}',
-        b'{"t":"h","t":"m","d":"x","s":"x"}',
-        b'{"t":"m","d":"x","s":"x","t":"h"}',
-        b'{"d":"x","s":"x","t":"m","t":"h"}',
-        b'{"t":"m","d":"x","s":"x","t":3}',
-        b'{"t":"m","d":"x","s":1,"s":"x"}',
+        *(b'{"t":"m","t":"h","d":"x","s":"x"}', b'{"t":"h","t":"m","d":"x","s":"x"}'),
+        *(b'{"t":"m","d":"x","s":"x","t":"h"}', b'{"d":"x","s":"x","t":"m","t":"h"}'),
+        *(b'{"t":"m","d":"x","s":"x","t":3}', b'{"t":"m","d":"x","s":1,"s":"x"}'),
     ],
 )
 def test_no_two_decoders_see_different_packets_in_one_payload(payload: bytes) -> None:
@@ -201,16 +193,13 @@ def test_no_two_decoders_see_different_packets_in_one_payload(payload: bytes) ->
 @pytest.mark.parametrize(
     "payload",
     [
-        b'{"t":"m","d":"x","s":"x","%s":1}',
-        b'{"t":"m","d":"x","s":"x","y":"%s"}',
-        b'{"t":"m","d":["%s"],"s":"x"}',
-        b'{"t":"h","o":"%s"}',
-        b'{"t":"h","o":1,"a":"%s"}',
-        b'{"t":"%s"}',
-        b'{"d":"%s","s":"x"}',
-        b'{"t":"m","d":"%s"}',
-        b'"%s"',
-        b"%s",
+        *(
+            b'{"t":"m","d":"x","s":"x","%s":1}',
+            b'{"t":"m","d":"x","s":"x","y":"%s"}',
+            b'{"t":"m","d":["%s"]}',
+        ),
+        *(b'{"t":"h","o":"%s"}', b'{"t":"h","o":1,"a":"%s"}', b'{"t":"%s"}', b'{"d":"%s","s":"x"}'),
+        *(b'{"t":"m","d":"%s"}', b'"%s"', b"%s"),
     ],
 )
 def test_an_error_does_not_quote_the_payload_at_length(payload: bytes) -> None:
@@ -223,13 +212,6 @@ def test_an_error_does_not_quote_the_payload_at_length(payload: bytes) -> None:
 @given(st.binary(max_size=200))
 def test_arbitrary_bytes_raise_nothing_but_peer_error(payload: bytes) -> None:
     assert len(reason_of(payload)) < SHORT
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 @many

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -545,7 +544,7 @@ class SessionTwins:
     def receive(self, data: bytes) -> list[Event]:
         events = self.session.receive_data(data)
         expected = self.oracle.receive_data(data)
-        assert by_topic(events) == by_topic_plain(expected)
+        assert by_topic(events) == by_topic(expected)
         library = self.oracle.library
         assert state(self.session) == state(library)
         assert self.session.established == library.open
@@ -569,31 +568,17 @@ def by_topic(events: list[Event]) -> list[Topics | bytes]:
     """Return the messages by topic, and the pongs between them."""
     parts: list[Topics | bytes] = []
     for event in events:
-        if isinstance(event, MessagesReceived):
-            assert {one.topic for one in event.messages} == {event.topic}
-            pairs = [(one.data, payload) for one, payload in zip(event.messages, event.payloads, strict=True)]
-            _add(parts, event.topic, pairs)
-        elif isinstance(event, PongReceived):
-            parts.append(event.data)
-    return parts
-
-
-def by_topic_plain(events: Sequence[tuple[Any, bytes] | PongReceived]) -> list[Topics | bytes]:
-    parts: list[Topics | bytes] = []
-    for event in events:
         if isinstance(event, PongReceived):
             parts.append(event.data)
-        else:
-            _add(parts, event[0].topic, [(event[0].data, event[1])])
+        elif isinstance(event, MessagesReceived):
+            assert {one.topic for one in event.messages} == {event.topic}
+            if not parts or not isinstance(parts[-1], dict):
+                parts.append({})
+            topics = parts[-1]
+            assert isinstance(topics, dict)
+            data = [one.data for one in event.messages]
+            topics.setdefault(event.topic, []).extend(zip(data, event.payloads, strict=True))
     return parts
-
-
-def _add(parts: list[Topics | bytes], topic: str, pairs: list[tuple[str, bytes]]) -> None:
-    if not parts or isinstance(parts[-1], bytes):
-        parts.append({})
-    topics = parts[-1]
-    assert isinstance(topics, dict)
-    topics.setdefault(topic, []).extend(pairs)
 
 
 good = st.builds(

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
+from websockets.typing import Subprotocol
 
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
@@ -19,6 +20,7 @@ from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, HelloDone, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 
+from ...support.oracle import parse_frames
 from ...support.raw_peer import offer_of, request_of
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
@@ -47,29 +49,13 @@ def packet(tag: str, **fields: Any) -> bytes:
     return json.dumps({"t": tag} | fields, separators=(",", ":")).encode()
 
 
-class V2Peer:
-    """Stand opposite a session of v2, and play the hello as the protocol's description has it.
-
-    Attributes:
-        raw: Has the frames; its WebSocket is opened here.
-        texts: The payloads that the session has sent.
-    """
+class V2Peer(RawPeer):
+    """Stand opposite a session of v2, and play the hello as the protocol's description has it."""
 
     def __init__(self, role: Role, session: Session | None = None) -> None:
-        offering = role is Role.INITIATOR
-        self.session = session or (initiate(offer_v2=True) if offering else accept())
-        self.raw = RawPeer(role, self.session)
-        self.role = role
-        self.texts: list[bytes] = []
-        if role is Role.ACCEPTOR:
-            self.raw.data_to_send()
-            self.send_bytes(request_of(PATH, offer_of(SUBPROTOCOL)))
-        else:
-            request = b"".join(self.session.data_to_send())
-            acceptor = accept()
-            acceptor.receive_data(request)
-            head = acceptor.data_to_send()[0].partition(b"\r\n\r\n")[0]
-            self.send_bytes(head + b"\r\n\r\n")
+        session = session or (initiate(offer_v2=True) if role is Role.INITIATOR else accept())
+        super().__init__(role, session, [Subprotocol(SUBPROTOCOL)])
+        self.exchange()
 
     @classmethod
     def established(cls, role: Role, session: Session | None = None) -> V2Peer:
@@ -92,30 +78,6 @@ class V2Peer:
             return [packet("proof", proof=proof, nonce=NONCE)]
         assert self.send(packet("challenge", nonce=NONCE)) == []
         return [packet("proof", proof=proof_of(Role.ACCEPTOR, NONCE, self.nonce))]
-
-    def send(self, *payloads: bytes) -> list[Event]:
-        return self.send_bytes(b"".join(map(self.raw.text, payloads)))
-
-    def send_bytes(self, data: bytes) -> list[Event]:
-        events = self.session.receive_data(data)
-        written = b"".join(self.session.data_to_send())
-        if written.startswith(b"HTTP"):
-            _, _, written = written.partition(b"\r\n\r\n")
-        while written[:1] == b"\x81":
-            payload, written = first_text(written)
-            self.texts.append(payload)
-        return events
-
-
-def first_text(frames: bytes) -> tuple[bytes, bytes]:
-    """Return the payload of the first frame, and the bytes after it."""
-    masked, length, start = frames[1] & 0x80, frames[1] & 0x7F, 2
-    if length == 126:
-        length, start = int.from_bytes(frames[2:4]), 4
-    key = frames[start : start + 4] if masked else bytes(4)
-    start += 4 if masked else 0
-    payload = frames[start : start + length]
-    return bytes(byte ^ key[index % 4] for index, byte in enumerate(payload)), frames[start + length :]
 
 
 class EchoingNode:
@@ -211,15 +173,12 @@ class TestMixes:
         node.initiator.receive_data(node.session.frame([payload + b" "]))
         assert_ended(node.initiator, TOO_BIG)
 
-    def test_a_classic_answer_is_no_way_back_from_v2(self) -> None:
-        """Only the first packet decides."""
-        peer = V2Peer(Role.INITIATOR)
-        peer.send(packet("challenge", nonce=NONCE))
-        assert peer.send(b'{"t":"h","o":1}') == []
-        assert_ended(peer.session, CloseCode.INVALID_PACKET)
-
-    def test_an_acceptor_that_selected_v2_takes_no_classic_hello(self) -> None:
-        peer = V2Peer(Role.ACCEPTOR, accept(allow_classic=True))
+    @both_roles
+    def test_a_classic_hello_is_no_way_back_from_v2(self, role: Role) -> None:
+        """Only the first packet of an acceptor decides."""
+        peer = V2Peer(role)
+        if role is Role.INITIATOR:
+            peer.send(packet("challenge", nonce=NONCE))
         assert peer.send(b'{"t":"h","o":1}') == []
         assert_ended(peer.session, CloseCode.INVALID_PACKET)
 
@@ -231,19 +190,12 @@ class TestMixes:
         raw = RawPeer(Role.INITIATOR, initiator)
         assert initiator.receive_data(head) == []
         assert initiator.receive_data(raw.text(b'{"t":"h","o":5}')) == []
-        challenge, answer = (json.loads(text) for text in texts_of(b"".join(initiator.data_to_send())))
+        frames = parse_frames(b"".join(initiator.data_to_send()), masked=True)
+        challenge, answer = (json.loads(frame[2]) for frame in frames)
         assert answer == {"t": "h", "a": answer_of(5)}
         payload = json.dumps({"t": "h", "a": answer_of(challenge["o"])}).encode()
         assert initiator.receive_data(raw.text(payload)) == [HelloDone()]
         assert not initiator.v2
-
-
-def texts_of(frames: bytes) -> list[bytes]:
-    payloads: list[bytes] = []
-    while frames:
-        payload, frames = first_text(frames)
-        payloads.append(payload)
-    return payloads
 
 
 def assert_that_they_understand_each_other(pair: Pair) -> None:
@@ -393,9 +345,9 @@ class TestPackets:
         for longer in ("", "x"):
             payload = packet("unsubscribe", topic=topic + longer)
             first = len(payload) if not in_fragments else 100
-            data = peer.raw.frame(Opcode.TEXT, payload[:first], fin=not in_fragments)
+            data = peer.frame(Opcode.TEXT, payload[:first], fin=not in_fragments)
             if in_fragments:
-                data += peer.raw.frame(Opcode.CONT, payload[first:])
+                data += peer.frame(Opcode.CONT, payload[first:])
             assert peer.send_bytes(data) == ([] if longer else [v2.Unsubscribe(topic)])
         assert_ended(peer.session, TOO_BIG)
 
@@ -426,7 +378,7 @@ class TestAcceptorsAnswer:
         session.receive_data(request_of(path, *map(offer_of, offers)))
         head, _, frames = b"".join(session.data_to_send()).partition(b"\r\n\r\n")
         assert b"Sec-WebSocket-Protocol: wsqueue.v2\r\n" in head + b"\r\n"
-        nonce = json.loads(first_text(frames)[0])["nonce"]
+        nonce = json.loads(parse_frames(frames, masked=False)[0][2])["nonce"]
         proof = proof_of(Role.INITIATOR, nonce, NONCE, path=path, offered=", ".join(offers))
         payload = packet("proof", proof=proof, nonce=NONCE)
         assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [HelloDone()]

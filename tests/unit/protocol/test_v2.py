@@ -40,7 +40,7 @@ from wsqueue.protocol.v2 import (
 )
 
 from ...support.session_pair import many
-from ...support.strategies import V2_PACKETS, same, utf8_text
+from ...support.strategies import V2_PACKETS, json_values, same, utf8_text
 
 SECRET = base64.b64encode(bytes(range(32))).decode()
 
@@ -142,16 +142,8 @@ def test_what_is_not_an_offset(offset: str) -> None:
 @pytest.mark.parametrize(
     "secret",
     [
-        "",
-        SECRET[:-1],
-        SECRET[1:],
-        SECRET + "=",
-        SECRET + "\n",
-        "\n" + SECRET,
-        SECRET[:-2] + "==",
-        SECRET.replace("A", "-", 1),
-        SECRET.replace("A", "_", 1),
-        SECRET.replace("A", "ñ", 1),
+        *("", SECRET[:-1], SECRET[1:], SECRET + "=", SECRET + "\n", "\n" + SECRET, SECRET[:-2] + "=="),
+        *(SECRET.replace("A", other, 1) for other in "-_ñ"),
     ],
 )
 def test_what_is_not_a_secret(secret: str) -> None:
@@ -299,13 +291,6 @@ def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
         start = place % (len(payload) + 1)
         payload = payload[:start] + added + payload[start + removed :]
     is_taken_or_refused(payload)
-
-
-json_values: st.SearchStrategy[Any] = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=8,
-)
 
 
 @many

@@ -268,32 +268,25 @@ def test_every_expression_of_the_dashboard_is_promql(tmp_path: Path) -> None:
 
 def test_the_dashboard_can_be_imported() -> None:
     board = dashboard()
-    assert board["title"] == "wsqueue"
-    assert board["uid"] == "wsqueue"
+    assert (board["title"], board["uid"]) == ("wsqueue", "wsqueue")
     assert "id" not in board, "Grafana gives it one"
-    assert board["schemaVersion"] >= 36
     variables = {variable["name"]: variable for variable in board["templating"]["list"]}
     assert list(variables) == ["datasource", "instance"]
-    assert (variables["datasource"]["type"], variables["datasource"]["query"]) == ("datasource", "prometheus")
     source = {"type": "prometheus", "uid": "${datasource}"}
     assert variables["instance"]["datasource"] == source
-    assert variables["instance"]["multi"]
-    assert variables["instance"]["includeAll"]
     panels = board["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         assert panel["title"]
         if panel["type"] == "row":
             continue
-        assert panel["type"] in ("stat", "table", "timeseries")
         assert panel["datasource"] == source
         assert panel["description"].endswith(".")
         assert len({target["refId"] for target in panel["targets"]}) == len(panel["targets"])
         for target in panel["targets"]:
             assert target["datasource"] == source
-            assert 'instance=~"$instance"' in target["expr"] or "count by (version)" in target["expr"], panel[
-                "title"
-            ]
+            chosen = 'instance=~"$instance"' in target["expr"] or "count by (version)" in target["expr"]
+            assert chosen, panel["title"]
 
 
 def test_no_panel_lies_on_another() -> None:

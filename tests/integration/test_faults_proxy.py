@@ -151,15 +151,6 @@ async def test_a_reset_is_seen_as_one_at_both_ends() -> None:
         await comes(far_reader, b"again")
 
 
-async def test_what_one_end_resets_is_reset_at_the_other() -> None:
-    async with through_a_link() as ends:
-        near_reader, near_writer, far_reader, _ = await ends.connect()
-        ends.link.conditions["down"].block()
-        near_writer.transport.abort()
-        assert await far_reader.read() == b""
-        assert near_reader is not None
-
-
 @pytest.mark.parametrize("bytes_that_pass", [0, 1, 7, 5000])
 async def test_a_tear_lets_exactly_so_many_bytes_pass(bytes_that_pass: int) -> None:
     async with through_a_link() as ends:

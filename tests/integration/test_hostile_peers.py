@@ -243,7 +243,7 @@ def attack_with_any_bytes(
     connect: Callable[[str], contextlib.AbstractAsyncContextManager[RawSocket]],
 ) -> None:
     with loop_that_fails() as runner:
-        bystanders = runner.run(begin(directory))
+        bystanders = runner.run(Bystanders.start(Nodes(directory), **LIMITS))
 
         @settings(max_examples=60, deadline=None)
         @given(st.one_of(chunks_of_bytes, PIECES), CUTS)
@@ -254,10 +254,6 @@ def attack_with_any_bytes(
             attack()
         finally:
             runner.run(bystanders.stop())
-
-
-async def begin(directory: Path) -> Bystanders:
-    return await Bystanders.start(Nodes(directory), **LIMITS)
 
 
 async def attack_once(

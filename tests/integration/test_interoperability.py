@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
+from websockets.asyncio.client import connect
 
 import wsqueue
 
@@ -14,6 +16,7 @@ from ..support.classic_peer import (
     IndependentProducer,
     Order,
     RefusedError,
+    answer_of,
     connected,
     serving,
 )
@@ -67,6 +70,17 @@ async def test_a_message_comes_as_the_same_strings_however_it_was_written(nodes:
         await consumer.subscribed("news")
         await publisher.socket.send(payload)
         assert await subscriber.receive() == {"t": "m", "d": "ñ 😀", "s": "news"}
+
+
+@pytest.mark.parametrize("endpoint", ["/producer", "/subscribe/news", "/produce"])
+async def test_a_hello_holds_nothing_but_what_the_wire_demands(nodes: Nodes, endpoint: str) -> None:
+    node = await node_with(nodes, endpoint)
+    async with soon(), connect(node.url(endpoint), proxy=None) as socket:
+        challenge = json.loads(await socket.recv())
+        assert set(challenge) == {"t", "o"}
+        await socket.send(json.dumps({"t": "h", "o": 255}))
+        await socket.send(json.dumps({"t": "h", "a": answer_of(challenge["o"], KEY)}))
+        assert json.loads(await socket.recv()) == {"t": "h", "a": answer_of(255, KEY)}
 
 
 @both_orders

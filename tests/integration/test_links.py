@@ -302,12 +302,7 @@ async def data_of(raw: RawSocket, count: int) -> list[str]:
         if opcode is Opcode.PING:
             raw.send_frame(Opcode.PONG, payload)
         else:
-            data.append(json_data(payload))
-    return data
-
-
-def json_data(payload: bytes) -> str:
-    data: str = json.loads(payload)["d"]
+            data.append(json.loads(payload)["d"])
     return data
 
 

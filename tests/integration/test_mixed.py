@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from pathlib import Path
-from typing import Any
 
 import pytest
 from websockets.frames import Opcode
@@ -182,9 +180,10 @@ class TestKeys:
                     await client.publish("news", "the old key")
 
     async def test_who_knows_the_key_of_clients_is_no_producer(self, nodes: Nodes) -> None:
-        settings: dict[str, Any] = {"node_psk_file": nodes_key(nodes.directory)}
-        consumer = await nodes.consumer(**settings)
-        producer = await nodes.producer([consumer], **settings)
+        (nodes.directory / "nodes.psk").write_text(NODES_KEY)
+        (nodes.directory / "nodes.psk").chmod(0o600)
+        consumer = await nodes.consumer(node_psk_file="nodes.psk")
+        producer = await nodes.producer([consumer], node_psk_file="nodes.psk")
         await producer.ready()
         async with (
             soon(),
@@ -207,13 +206,6 @@ class TestKeys:
                 await raw.confirmed(1)
             await client.publish("news", "from a client")
             assert [(await anext(messages)).data for _ in range(2)] == ["from a node", "from a client"]
-
-
-def nodes_key(directory: Path) -> str:
-    file = directory / "nodes.psk"
-    file.write_text(NODES_KEY)
-    file.chmod(0o600)
-    return str(file)
 
 
 class TestWithoutClassic:

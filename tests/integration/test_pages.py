@@ -263,6 +263,19 @@ class TestRequests:
         # A browser does so, with connections that it opens in advance.
         assert (await report_of(consumer)).warnings == []
 
+    async def test_one_request_a_connection(self, nodes: Nodes) -> None:
+        consumer = await nodes.consumer()
+        async with soon():
+            async with RawSocket.open(consumer.address) as raw:
+                raw.writer.write(
+                    b"GET /healthz HTTP/1.1\r\n\r\n" + b"GET /status.json HTTP/1.1\r\n\r\n" * 1000
+                )
+                assert await raw.page() == (200, "ok\n")
+            async with RawSocket.open(consumer.address) as raw:
+                raw.writer.write(b"POST / HTTP/1.1\r\nContent-Length: 5\r\n\r\nhello")
+                await raw.end()
+        await eventually(lambda: not consumer.connections, "both are gone")
+
     async def test_a_full_node_still_shows_its_pages(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(max_connections=1)
         async with soon(), V2Socket.speaking(consumer.address, "/producer", KEY):

@@ -272,13 +272,8 @@ async def test_a_node_that_drains_is_not_ready(nodes: Nodes) -> None:
         probe.writer.write(b"GET /readyz HTTP/1.1\r\n\r\n")
         assert await probe.page() == (503, "not ready: draining\n")
         with pytest.raises(OSError, match=r"refused|Connect"):
-            await http_get(producer_address_of(probe), "/healthz")
+            await http_get("{}:{}".format(*probe.writer.get_extra_info("peername")), "/healthz")
         producer.service.stop()
-
-
-def producer_address_of(probe: RawSocket) -> str:
-    host, port = probe.writer.get_extra_info("peername")
-    return f"{host}:{port}"
 
 
 async def test_a_second_stop_cuts_the_drain_short(nodes: Nodes, log: Log) -> None:

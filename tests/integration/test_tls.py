@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import ssl
 from pathlib import Path
 from typing import Any
@@ -213,7 +214,7 @@ class TestReload:
         tls = authority.issue("node")
         consumer = await nodes.consumer(listen=WSS, tls=table(tls))
         before = await certificate_of(consumer, authority)
-        cut_short(getattr(tls, name))
+        os.truncate(getattr(tls, name), 100)
         await consumer.service.reload()
         (line,) = log.lines("reload refused ", logging.ERROR)
         assert getattr(tls, name) in line
@@ -404,18 +405,14 @@ class TestEnds:
             tls=authority.trusting(),
         )
         async with soon(), client, client.subscribe("news") as messages:
-            publishing = asyncio.create_task(publish(client, 60))
+            data = [f"{number:50000}" for number in range(60)]
+            publishing = asyncio.gather(*(client.publish("news", text) for text in data))
             await eventually(lambda: producer.links[0].queue.blocked, "it is paused")
             producer.write(consumers=[consumer.address + "/producer"])
             await producer.service.reload()
             received = [(await anext(messages)).data for _ in range(60)]
             await publishing
-            assert received == [f"{number:50000}" for number in range(60)]
-
-
-async def publish(client: wsqueue.Client, count: int) -> None:
-    for number in range(count):
-        await client.publish("news", f"{number:50000}")
+            assert received == data
 
 
 class TestSlowReaders:
@@ -521,11 +518,6 @@ def demo(nodes: Nodes, producers: list[RunningNode], consumers: list[RunningNode
     )
     check_addresses(config)
     return config
-
-
-def cut_short(file: str) -> None:
-    path = Path(file)
-    path.write_bytes(path.read_bytes()[:100])
 
 
 def bindings(node: RunningNode) -> set[bytes]:

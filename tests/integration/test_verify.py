@@ -108,6 +108,15 @@ async def test_a_node_that_changes_messages(nodes: Nodes) -> None:
     assert list(problems.values()) == ["the message that came back differs from the one that was sent"]
 
 
+async def test_lists_of_consumers_in_another_order(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verify_module, "ANSWER_SECONDS", 0.5)
+    consumers = [await nodes.consumer() for _ in range(2)]
+    producer = await nodes.producer(consumers)
+    await producer.ready()
+    problems = problems_of(await checks_of([producer], consumers[::-1]))
+    assert list(problems.values()) == ["nothing came back within 0.5 seconds"] * 2
+
+
 async def test_something_that_is_no_node(nodes: Nodes) -> None:
     consumer, producer = await nodes.cluster()
     problems = problems_of(await checks_of([consumer], [producer]))

@@ -17,14 +17,7 @@ import pytest
 from wsqueue.tools.bench.plot import plot_problem
 from wsqueue.tools.bench.workload import Load
 
-from ..support.commands import (
-    Running,
-    Terminal,
-    is_alive,
-    kill_all,
-    run,
-    running,
-)
+from ..support.commands import Running, Terminal, is_alive, kill_all, run, running
 from ..support.processes import Cluster
 from ..support.toml import write_toml
 from ..support.waiting import wait_until

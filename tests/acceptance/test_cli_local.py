@@ -16,15 +16,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from ..support.commands import (
-    Running,
-    Terminal,
-    is_alive,
-    kill_all,
-    run,
-    running,
-    shell,
-)
+from ..support.commands import Running, Terminal, is_alive, kill_all, run, running, shell
 from ..support.processes import Cluster
 from ..support.waiting import wait_until
 

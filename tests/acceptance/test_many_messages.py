@@ -178,11 +178,7 @@ async def subscriptions(
 
 async def run_traffic(cluster: Cluster, seed: str, topics: Sequence[str]) -> Traffic:
     traffic = Traffic()
-    async with (
-        asyncio.timeout(220),
-        subscriptions(cluster, topics) as opened,
-        asyncio.TaskGroup() as tasks,
-    ):
+    async with asyncio.timeout(220), subscriptions(cluster, topics) as opened, asyncio.TaskGroup() as tasks:
         receiving = [tasks.create_task(traffic.receive(*one)) for one in opened]
         async with AsyncExitStack() as stack:
             publishing = []

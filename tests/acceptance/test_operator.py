@@ -238,11 +238,7 @@ def test_the_disk_is_full(small_disk: Path, cluster: Cluster) -> None:
 def test_a_certificate_ends_tomorrow(cluster: Cluster) -> None:
     tls = Authority(cluster.directory).issue("node", days=1)
     consumer = cluster.add_consumer(
-        **{
-            "tls.certificate": tls.certificate,
-            "tls.key": tls.key,
-            "tls.ca": tls.ca,
-        }
+        **{"tls.certificate": tls.certificate, "tls.key": tls.key, "tls.ca": tls.ca}
     )
     producer = cluster.add_producer()
     consumer.start()

@@ -13,15 +13,7 @@ import pytest
 from playwright.async_api import Page
 
 from tests.support.certificates import Authority, digest_of
-from tests.support.nodes import (
-    KEY,
-    OTHER_KEY,
-    Nodes,
-    RunningNode,
-    eventually,
-    free_port,
-    soon,
-)
+from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
 from tests.support.paths import DATA
 from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of
 from wsqueue.protocol.routing import topic_hash
@@ -153,11 +145,7 @@ async def test_a_publish_is_done_when_it_is_confirmed_and_is_sent_again_until_th
         assert [await raw.next("publish") for _ in range(3)] == [batch, second, other]
         raw.send({"t": "ack", "numbers": [[1, 1], [3, 3]]})
         raw.send({"t": "refused", "number": 2, "code": "full", "reason": "the disk is full"})
-        assert await js(page, "Promise.all([first, second, other])") == [
-            "done",
-            "PublishError full",
-            "done",
-        ]
+        assert await js(page, "Promise.all([first, second, other])") == ["done", "PublishError full", "done"]
         await js(page, "client.close()")
         await raw.answer_close()
 
@@ -246,10 +234,7 @@ async def test_another_key_is_said_and_not_tried_again(nodes: Nodes, tabs: Tabs,
     page = await tabs.with_client()
     await new_client(page, [consumer], [producer], psk=OTHER_KEY, protocol=protocol)
     assert await js(page, "outcome(subscribe('news').ready)") == "AuthenticationError 4401"
-    assert await js(page, "outcome(client.publish('sport', '1'))") in (
-        "AuthenticationError 4401",
-        "done",
-    )
+    assert await js(page, "outcome(client.publish('sport', '1'))") in ("AuthenticationError 4401", "done")
     await page.wait_for_function("errors.length === 2")
     assert await js(page, "errors") == ["AuthenticationError 4401"] * 2
     # Longer than many delays of a reconnect.
@@ -285,10 +270,7 @@ async def test_over_tls_a_proof_names_the_certificate(nodes: Nodes, tabs: Tabs, 
         page,
         [consumer],
         [producer],
-        channelBinding={
-            consumer.address: hexadecimal,
-            producer.address: hexadecimal,
-        },
+        channelBinding={consumer.address: hexadecimal, producer.address: hexadecimal},
     )
     await js(page, "subscribe('news').ready")
     await js(page, "client.publish('news', 'over TLS')")

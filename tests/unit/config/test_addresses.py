@@ -66,14 +66,7 @@ def test_two_spellings_of_one_address(one: str, other: str) -> None:
         *("", " ", "node", "node:", ":1", ":", "1", "node:1:2", "node:x", "node:-1", "node:+1", "node:1.0"),
         *("node:65536", "node:99999", "node:100000", "node: 1", "no de:1", "node:1 ", " node:1", "node:1\n"),
         *("node\n:1", "node:\u0661", "user@node:1", "node#x:1", "node?x:1", "node[:1", "node/x:1"),
-        *(
-            "ws://node:1",
-            "http://node:1",
-            "//node:1",
-            "tcp:node:1",
-            "::1:1",
-            "2001:db8::7:80",
-        ),
+        *("ws://node:1", "http://node:1", "//node:1", "tcp:node:1", "::1:1", "2001:db8::7:80"),
         *("[::1]", "[::1]:", "[::1", "::1]:1", "[]:1", "[node]:1", "[127.0.0.1]:1", "[::g]:1", "[:::]:1"),
         *("[1:2:3:4:5:6:7:8:9]:1", "[fe80::1%eth0]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1"),
         *(
@@ -183,8 +176,4 @@ def test_any_text_is_an_address_or_refused_with_what_is_expected(text: str, endp
     assert problem(form.format(text), endpoint) in ("", *EXPECTED)
 
 
-EXPECTED = [
-    expected_form(""),
-    expected_form("/producer"),
-    "expected a socket path of at most 107 bytes",
-]
+EXPECTED = [expected_form(""), expected_form("/producer"), "expected a socket path of at most 107 bytes"]

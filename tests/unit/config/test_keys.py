@@ -70,10 +70,7 @@ def test_a_final_newline_does_not_count(key_file: Path, content: str, key: str) 
 
 
 def test_the_sources_in_their_order(
-    key_file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     credentials = tmp_path / "credentials"
     credentials.mkdir()

@@ -122,12 +122,7 @@ class TestKeys:
                 "log_level",
                 "expected one of debug, info, warning, error",
             ),
-            (
-                PRODUCER + 'hello_order = "backward"\n',
-                4,
-                "hello_order",
-                "expected one of document, reversed",
-            ),
+            (PRODUCER + 'hello_order = "backward"\n', 4, "hello_order", "expected one of document, reversed"),
             ('role = "consumer"\nlisten = "127.0.0.1:1"\n', 2, "listen", "expected array, got str"),
             (
                 'role = "consumer"\nlisten = [\n"127.0.0.1:1",\n7,\n]\n',

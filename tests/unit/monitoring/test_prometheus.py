@@ -226,13 +226,7 @@ def test_the_numbers_of_a_producer() -> None:
 )
 def test_a_histogram_counts_up(report: Report, name: str) -> None:
     found = samples(report)
-    assert found[f"{name}_bucket"] == {
-        ("0.001",): 5,
-        ("0.01",): 5,
-        ("0.1",): 7,
-        ("1.0",): 8,
-        ("+Inf",): 11,
-    }
+    assert found[f"{name}_bucket"] == {("0.001",): 5, ("0.01",): 5, ("0.1",): 7, ("1.0",): 8, ("+Inf",): 11}
     assert (found[f"{name}_count"], found[f"{name}_sum"]) == ({(): 11}, {(): 12.5})
 
 

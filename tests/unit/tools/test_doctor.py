@@ -10,23 +10,9 @@ import msgspec
 import pytest
 
 from tests.support.paths import ROOT
-from wsqueue.config.model import (
-    ClientConfig,
-    ConsumerConfig,
-    Limits,
-    ProducerConfig,
-    Retention,
-    Tls,
-)
+from wsqueue.config.model import ClientConfig, ConsumerConfig, Limits, ProducerConfig, Retention, Tls
 from wsqueue.net.certificates import TlsContexts
-from wsqueue.report.report import (
-    Cluster,
-    ClusterNode,
-    LinkStatus,
-    NodeWarning,
-    Report,
-    WarningCode,
-)
+from wsqueue.report.report import Cluster, ClusterNode, LinkStatus, NodeWarning, Report, WarningCode
 from wsqueue.report.warnings import NO_REPORTS, OTHER_KEY
 from wsqueue.tools.doctor.findings import (
     Finding,

@@ -103,33 +103,39 @@ def test_a_psk_file_that_is_missing_is_not_replaced(tmp_path: Path, monkeypatch:
     error = refusal(Config(psk_file=str(tmp_path / "missing")))
     assert error.file == str(tmp_path / "missing")
     assert "No such file" in error.problem
+    assert "Is a directory" in refusal(Config(psk_file=str(tmp_path))).problem
 
 
-@pytest.mark.parametrize("content", ["", "\n", "\r\n"])
-def test_an_empty_file(key_file: Path, content: str) -> None:
-    key_file.write_text(content)
-    error = refusal(Config(psk_file=str(key_file)))
-    assert (error.file, error.problem) == (str(key_file), "the pre-shared key is empty")
-
-
-def test_an_empty_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WSQUEUE_PSK", "")
-    error = refusal(Config())
-    assert (error.file, error.problem) == ("WSQUEUE_PSK", "the pre-shared key is empty")
-
-
-@pytest.mark.parametrize("mode", [0o644, 0o604, 0o777])
-def test_a_file_that_all_users_may_read(key_file: Path, mode: int) -> None:
+@pytest.mark.parametrize("mode", [0o400, 0o640, 0o604, 0o777])
+def test_a_file_is_not_for_all_users(key_file: Path, mode: int) -> None:
     key_file.chmod(mode)
+    config = Config(psk_file=str(key_file))
+    if mode & 0o7:
+        error = refusal(config)
+        assert error.file == str(key_file)
+        assert f"expected `chmod o= {key_file}`" in error.problem
+    else:
+        assert load_psk(config) == PreSharedKey(SECRET)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        *((content, "the pre-shared key is empty") for content in (b"", b"\r\n")),
+        (SECRET.encode() + b"\xff", "UTF-8"),
+        (SECRET.encode() * 1000, f"more than {MAX_PSK_BYTES} bytes"),
+    ],
+)
+def test_no_key(key_file: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, problem: str) -> None:
+    key_file.write_bytes(content)
     error = refusal(Config(psk_file=str(key_file)))
     assert error.file == str(key_file)
-    assert f"expected `chmod o= {key_file}`" in error.problem
-
-
-@pytest.mark.parametrize("mode", [0o400, 0o440, 0o600, 0o640])
-def test_a_file_that_owner_and_group_may_read(key_file: Path, mode: int) -> None:
-    key_file.chmod(mode)
-    assert load_psk(Config(psk_file=str(key_file))) == PreSharedKey(SECRET)
+    assert problem in error.problem
+    monkeypatch.setenv("WSQUEUE_PSK", os.fsdecode(content.rstrip()))
+    if len(content) < MAX_PSK_BYTES:
+        error = refusal(Config())
+        assert error.file == "WSQUEUE_PSK"
+        assert problem in error.problem
 
 
 @pytest.mark.parametrize("source", ["file", "credential", "environment"])
@@ -147,24 +153,6 @@ def test_the_default_of_the_original_nodes(
     assert "which is public" in error.problem
     assert DEFAULT_PSK not in str(error)
     assert load_psk(Config(psk_file=psk_file, local=True)) == PreSharedKey(DEFAULT_PSK)
-
-
-def test_a_file_that_is_no_key(key_file: Path) -> None:
-    key_file.write_text(SECRET * 1000)
-    assert f"more than {MAX_PSK_BYTES} bytes" in refusal(Config(psk_file=str(key_file))).problem
-    key_file.write_bytes(SECRET.encode() + b"\xff")
-    assert "not UTF-8" in refusal(Config(psk_file=str(key_file))).problem
-
-
-def test_a_variable_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WSQUEUE_PSK", os.fsdecode(SECRET.encode() + b"\xff"))
-    error = refusal(Config())
-    assert error.file == "WSQUEUE_PSK"
-    assert "UTF-8" in error.problem
-
-
-def test_a_directory(tmp_path: Path) -> None:
-    assert "Is a directory" in refusal(Config(psk_file=str(tmp_path))).problem
 
 
 def test_a_name_that_no_file_can_have(file: ConfigFile) -> None:

@@ -96,47 +96,22 @@ class TestKeys:
             (CONSUMER + "\n\n  psk = 'x'\n", 5, "psk", "unknown key: did you mean psk_file?"),
             (CONSUMER + '"loglevel" = 1\n', 3, "loglevel", "unknown key: did you mean log_level?"),
             (CONSUMER + "consumers = []\n", 3, "consumers", "unknown key"),
-            (
-                CONSUMER + "qqq = 1\n",
-                3,
-                "qqq",
-                "unknown key: expected one of role, psk_file, allow_classic, local, tls, limits",
-            ),
+            (CONSUMER + "qqq = 1\n", 3, "qqq", "unknown key: expected one of role, psk_file, allow_classic"),
             (CONSUMER + "[limit]\nx = 1\n", 3, "limit", "unknown key: did you mean limits?"),
-            (
-                CONSUMER + "[limits]\nmax_topic_bytes = 1\nqqq = 1\n",
-                5,
-                "limits.qqq",
-                "unknown key: expected one of max_message_bytes, max_topic_bytes",
-            ),
+            (CONSUMER + "[limits]\n\nqqq = 1\n", 5, "limits.qqq", "unknown key: expected one of max_mess"),
             (CONSUMER + "[limits]\nlocal = true\n", 4, "limits.local", "unknown key"),
             (DEMO + '[monitoring]\npages = "all"\n', 4, "monitoring", "unknown key"),
             (CONSUMER + "local = 1\n", 3, "local", "expected bool, got int"),
-            (CONSUMER + 'local = "true"\n', 3, "local", "expected bool, got str"),
             (CONSUMER + "psk_file = 7\n", 3, "psk_file", "expected str"),
             (CONSUMER + "limits = 3\n", 3, "limits", "expected object, got int"),
-            (CONSUMER + "log_level = 3\n", 3, "log_level", "expected str, got int"),
-            (
-                CONSUMER + 'log_level = "loud"\n',
-                3,
-                "log_level",
-                "expected one of debug, info, warning, error",
-            ),
+            (CONSUMER + 'log_level = "loud"\n', 3, "log_level", "expected one of debug, info, warning"),
             (PRODUCER + 'hello_order = "backward"\n', 4, "hello_order", "expected one of document, reversed"),
             ('role = "consumer"\nlisten = "127.0.0.1:1"\n', 2, "listen", "expected array, got str"),
-            (
-                'role = "consumer"\nlisten = [\n"127.0.0.1:1",\n7,\n]\n',
-                2,
-                "listen[1]",
-                "expected str, got int",
-            ),
+            ('role = "consumer"\nlisten = [\n"[::1]:1",\n7,\n]\n', 2, "listen[1]", "expected str, got int"),
             (PRODUCER + "consumers = 3\n", 4, "", "not TOML"),
-            ('role = "consumer"\n', None, "listen", "required and missing"),
             ('role = "producer"\nlisten = ["[::1]:1"]\n', None, "consumers", "required and missing"),
             (DEMO.replace("producers", "#"), None, "producers", "required and missing"),
-            ('listen = ["127.0.0.1:1"]\n', None, "role", "required and missing"),
             ("", None, "role", "required and missing"),
-            ('role = "consumr"\n', 1, "role", "expected one of consumer, producer, demo"),
             ("\nrole = 7\n", 2, "role", "expected one of consumer, producer, demo"),
         ],
     )
@@ -153,28 +128,15 @@ class TestKeys:
         ("table", "setting", "expected"),
         [
             ("limits", "max_message_bytes = 0", "int >= 1"),
-            ("limits", "max_message_bytes = -1", "int >= 1"),
             ("limits", "max_message_bytes = 1.5", "expected int, got float"),
-            ("limits", "max_message_bytes = true", "expected int, got bool"),
-            ("limits", 'max_message_bytes = "1"', "expected int, got str"),
-            ("limits", "max_topic_bytes = 0", "int >= 1"),
             ("limits", "max_topic_bytes = 2601", "int <= 2600"),
             ("limits", "max_topic_byte = 1", "unknown key: did you mean max_topic_bytes?"),
-            ("limits", "max_connections = 0", "int >= 1"),
-            ("limits", "max_held_bytes = 0", "int >= 1"),
             ("limits", "hello_seconds = 0", "float > 0"),
-            ("limits", "close_seconds = -1", "float > 0"),
-            ("limits", "ping_interval_seconds = 86_401", "float <= 86400"),
             ("limits", "ping_timeout_seconds = inf", "float <= 86400"),
             ("limits", "reconnect_max_seconds = nan", "float"),
-            ("limits", "drain_seconds = true", "expected float, got bool"),
             ("monitoring", 'pages = "some"', "expected one of none, loopback, all"),
-            ("monitoring", "pages = true", "expected str, got bool"),
-            ("monitoring", "top_topics = -1", "int >= 0"),
             ("monitoring", "top_topics = 101", "int <= 100"),
             ("monitoring", 'listen = "127.0.0.1:1"', "expected array, got str"),
-            ("monitoring", "page = 1", "unknown key: did you mean pages?"),
-            ("monitoring", "port = 1", "unknown key: "),
         ],
     )
     def test_tables(self, file: ConfigFile, table: str, setting: str, expected: str) -> None:
@@ -196,11 +158,6 @@ class TestKeys:
         error = file.refusal(CONSUMER + text)
         assert "expected max_buffered_bytes to be at least max_message_bytes + 1048576" in error.problem
         assert (error.key, error.line) == ("limits", 3)
-
-    def test_an_address(self, file: ConfigFile) -> None:
-        error = file.refusal('role = "consumer"\n\nlisten = [\n"[::1]:1", # a comment\n"bad",\n]\n')
-        assert (error.key, error.line) == ("listen[1]", 3)
-        assert error.problem.startswith("'bad' is not an address: expected host:port")
 
 
 class TestLines:
@@ -235,14 +192,8 @@ class TestUnreadableFiles:
     @pytest.mark.parametrize(
         ("text", "line"),
         [
-            ("x = = 1\n", 1),
-            (CONSUMER + "\n[limits\n", 4),
-            (CONSUMER + "listen = []\n", 3),
-            (CONSUMER + 'psk_file = "x\n', 3),
-            (CONSUMER + 'psk_file = "\\q"\n', 3),
-            (CONSUMER + "hello\n", 3),
-            ("{}", 1),
-            ("a = 1\0\n", 1),
+            *(("x = = 1\n", 1), ("{}", 1), ("a = 1\0\n", 1), (CONSUMER + "\n[limits\n", 4)),
+            *((CONSUMER + wrong, 3) for wrong in ("listen = []\n", 'psk_file = "x\n', "hello\n")),
         ],
     )
     def test_not_toml(self, file: ConfigFile, text: str, line: int) -> None:

@@ -65,17 +65,6 @@ def test_the_role_decides_the_kind(
     assert isinstance(config, NodeConfig) == node
 
 
-def test_the_order_of_addresses_is_kept() -> None:
-    entries = [f"192.0.2.{number}:1/producer" for number in (9, 3, 7)]
-    config = ProducerConfig(listen=["127.0.0.1:1"], consumers=entries)
-    assert [str(link) for link in config.links] == entries
-
-
-def test_a_configuration_is_frozen() -> None:
-    with pytest.raises(AttributeError):
-        ConsumerConfig(listen=[]).local = True  # type: ignore[misc]
-
-
 def test_the_smallest_write_buffer() -> None:
     limits = Limits(max_message_bytes=10, max_buffered_bytes=READ_MARGIN_BYTES + 10)
     assert limits.max_message_bytes == 10

@@ -107,22 +107,19 @@ class TestNode:
     ) -> None:
         found = warnings(log=replaced(LOG, bytes=size, free_bytes=free))
         assert [warning.code for warning in found] == ["log_nearly_full"] * warned
-
-    def test_the_room_of_a_log(self) -> None:
-        text = only(warnings(log=replaced(LOG, free_bytes=3999)), "log_nearly_full")
-        assert text == "The file system of the log has 3.9 KiB left, and the log may grow by 3.9 KiB."
+        assert not found or " left, and the log may grow by 3.9 KiB." in found[0].text
 
     @pytest.mark.parametrize(
         ("counter", "text", "advice"),
         [
             (
                 f"refused_{CloseCode.WRONG_ANSWER}",
-                "A peer with another pre-shared key was refused {times}.",
+                "A peer with another pre-shared key was refused",
                 "fingerprints",
             ),
-            ("tls_refused", "A TLS handshake failed {times}.", "TLS refused"),
-            (f"refused_{CloseCode.EARLY_DATA}", "A hello failed {times}.", "hello refused"),
-            ("refused_by_peer", "A hello failed {times}.", "hello refused"),
+            ("tls_refused", "A TLS handshake failed", "TLS refused"),
+            (f"refused_{CloseCode.EARLY_DATA}", "A hello failed", "hello refused"),
+            ("refused_by_peer", "A hello failed", "hello refused"),
         ],
     )
     def test_refusals(self, counter: str, text: str, advice: str) -> None:
@@ -130,13 +127,12 @@ class TestNode:
         assert node_warnings(WELL, Recent(Counter({counter: 4}), peers)) == []
         (warning,) = node_warnings(WELL, Recent(Counter({counter: 5}), peers))
         assert warning.code == "hello_refused"
-        assert warning.text == text.format(times="5 times in the last minute, the last from 192.0.2.4:1")
+        assert warning.text == f"{text} 5 times in the last minute, the last from 192.0.2.4:1."
         assert advice in warning.advice
 
     def test_gaps(self) -> None:
         (warning,) = warnings({"gaps": 2})
-        assert warning.code == "messages_lost"
-        assert warning.text.startswith("2 times in the last minute")
+        assert (warning.code, warning.text[:26]) == ("messages_lost", "2 times in the last minute")
         assert "[retention]" in warning.advice
 
     @pytest.mark.parametrize("counter", ["lost_in_flight", "lost_held", "lost_refused", "lost_full"])
@@ -144,16 +140,12 @@ class TestNode:
         text = only(warnings(counters={counter: 3}), "messages_lost")
         assert text == "3 classic messages were lost since the start."
 
-    @pytest.mark.parametrize("others", [0, 1])
-    def test_slow_subscribers(self, others: int) -> None:
+    def test_slow_subscribers(self) -> None:
         named = [SlowPeer("192.0.2.1:1", "v2", 0, 9), SlowPeer("192.0.2.2:1", "classic", 5, 0)]
-        text = only(warnings(slow_subscribers=2 + others, slow_peers=named), "subscriber_slow")
-        assert text == (
-            f"{2 + others} subscribers read slower than their topics grow:"
-            f" 192.0.2.1:1 (9 messages behind), 192.0.2.2:1{' and others' * others}."
-        )
-
-    def test_not_all_slow_subscribers_are_named(self) -> None:
+        for count, end in ((2, "."), (3, " and others.")):
+            text = only(warnings(slow_subscribers=count, slow_peers=named), "subscriber_slow")
+            assert text.startswith(f"{count} subscribers read slower than their topics grow: ")
+            assert text.endswith(f" 192.0.2.1:1 (9 messages behind), 192.0.2.2:1{end}")
         slow = [SlowPeer(f"192.0.2.{number}:1", "v2", 0, 9) for number in range(9)]
         assert warnings(slow_subscribers=9, slow_peers=slow)[0].text.count("192.0.2.") == MAX_NAMED
 
@@ -176,14 +168,8 @@ class TestNode:
 
 def node(address: str = "192.0.2.1:1", *, problem: str = "", clock: float = 0.0, **changes: Any) -> Any:
     report = replaced(WELL, **changes)
-    return ClusterNode(
-        address=address,
-        role=report.role,
-        report=report,
-        age_seconds=0.1,
-        clock_seconds=clock,
-        problem=problem,
-    )
+    asked = {"age_seconds": 0.1, "clock_seconds": clock, "problem": problem}
+    return ClusterNode(address=address, role=report.role, report=report, **asked)  # type: ignore[arg-type]
 
 
 class TestCluster:
@@ -225,14 +211,11 @@ class TestCluster:
             NodeWarning("loop_lag", "producer 192.0.2.1:1: It was late.", "Do something.")
         ]
 
-    @pytest.mark.parametrize("seconds", [MAX_CLOCK_SECONDS, -MAX_CLOCK_SECONDS])
-    def test_a_clock_that_differs_little(self, seconds: float) -> None:
-        assert cluster_warnings([node(clock=seconds)]) == []
-
     @pytest.mark.parametrize(
         ("seconds", "words"), [(6.4, "6 seconds ahead of"), (-3600.0, "3600 seconds behind")]
     )
     def test_a_clock_that_differs(self, seconds: float, words: str) -> None:
+        assert cluster_warnings([node(clock=MAX_CLOCK_SECONDS), node(clock=-MAX_CLOCK_SECONDS)]) == []
         text = only(cluster_warnings([node(clock=seconds)]), "clock_differs")
         assert text == f"The clock of consumer 192.0.2.1:1 is {words} ours."
 
@@ -248,15 +231,9 @@ class TestCluster:
 
     @pytest.mark.parametrize(
         ("fingerprints", "differ"),
-        [
-            ([["a"], ["a"]], False),
-            ([["a", "b"], ["a", "b"]], False),
-            ([["a"], ["b"]], True),
-            ([["a", "b"], ["a"]], True),
-            # The first key is used, so the order matters.
-            ([["a", "b"], ["b", "a"]], True),
-        ],
+        # The first key is used, so the order matters.
+        [(["ab", "ab"], False), (["a", "b"], True), (["ab", "a"], True), (["ab", "ba"], True)],
     )
-    def test_keys(self, fingerprints: list[list[str]], differ: bool) -> None:
-        found = cluster_warnings([node(psk_fingerprints=keys) for keys in fingerprints])
+    def test_keys(self, fingerprints: list[str], differ: bool) -> None:
+        found = cluster_warnings([node(psk_fingerprints=list(keys)) for keys in fingerprints])
         assert [warning.code for warning in found] == ["keys_differ"] * differ

@@ -45,19 +45,15 @@ def producer(number: int, links: Sequence[LinkStatus] = (), **changes: object) -
 
 
 def node(number: int, role: str, **changes: object) -> ClusterNode:
-    settings: dict[str, object] = {
-        "id": f"run-{role}-{number}",
-        "role": role,
-        "version": "0.1.0",
-        "uptime_seconds": 93_784.0,
-        "loop_lag_seconds": 0.004,
-        "connections": [
-            ConnectionCount("subscriber", "open", "v2", 1200),
-            ConnectionCount("", "hello", "", 34),
-        ],
-        "counters": {"messages_in": 1000, "deliveries": 5000, "forwarded": 900},
-    }
-    report = msgspec.convert(settings | {"counters": settings["counters"]}, Report)
+    report = Report(
+        id=f"run-{role}-{number}",
+        role=role,
+        version="0.1.0",
+        uptime_seconds=93_784.0,
+        loop_lag_seconds=0.004,
+        connections=[ConnectionCount("subscriber", "open", "v2", 1200), ConnectionCount("", "hello", "", 34)],
+        counters={"messages_in": 1000, "deliveries": 5000, "forwarded": 900},
+    )
     report = msgspec.structs.replace(report, **changes)
     port = 10_001 if role == "consumer" else 10_002
     return ClusterNode(
@@ -144,17 +140,10 @@ class TestRates:
             producer(2, top_topics=[TopicStatus("news", 10.0)]),
             producer(3, top_topics=[TopicStatus("news", 15.0), TopicStatus("new", 2.5)]),
         ]
-        assert top_topics(nodes) == [
-            TopicStatus("news", 30.0),
-            TopicStatus("new", 2.5),
-            TopicStatus("sport", 1.0),
-        ]
-
-    def test_topics_of_nodes_that_do_not_answer_are_old(self) -> None:
-        old = msgspec.structs.replace(
-            consumer(1, top_topics=[TopicStatus("news", 30.0)]), problem="no answer for 4 seconds"
-        )
-        assert top_topics([old]) == []
+        found = [TopicStatus("news", 30.0), TopicStatus("new", 2.5), TopicStatus("sport", 1.0)]
+        assert top_topics(nodes) == found
+        # The topics of a node that does not answer are old.
+        assert top_topics([msgspec.structs.replace(nodes[0], problem="no answer for 4 seconds")]) == []
 
 
 class TestWhatIsShown:
@@ -165,17 +154,14 @@ class TestWhatIsShown:
         lines = shown(sampler.snapshot(cluster(*nodes), NOW)).split("\n")
         assert lines[0].startswith("wsqueue top  4 of 4 nodes answer, no warnings  2025-11-2")
         assert lines[1] == "Published 2,468 messages/s, delivered 5.0 messages/s"
-        table = [line.split() for line in lines if line.startswith(("ROLE", "consumer", "producer"))]
+        table = [line for line in lines if line.startswith(("ROLE", "consumer", "producer"))]
         rest = "ready 0.1.0 1d 2h 1,234 1,234"
-        assert table == [
-            line.split()
-            for line in (
-                "ROLE NODE STATE VERSION UP CONN IN/s OUT/s BYTES IN/s BYTES OUT/s LAG LOG",
-                f"consumer 192.0.2.1:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
-                f"consumer 192.0.2.2:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
-                f"producer 192.0.2.3:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
-                f"producer 192.0.2.4:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
-            )
+        assert [" ".join(line.split()) for line in table] == [
+            "ROLE NODE STATE VERSION UP CONN IN/s OUT/s BYTES IN/s BYTES OUT/s LAG LOG",
+            f"consumer 192.0.2.1:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
+            f"consumer 192.0.2.2:10001 {rest} 2.5 0 bytes 0 bytes 4 ms 32 MiB 50%",
+            f"producer 192.0.2.3:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
+            f"producer 192.0.2.4:10002 {rest} 0.5 0 bytes 0 bytes 4 ms -",
         ]
         assert "192.0.2.3:10002  192.0.2.1:10001  up    2h 1m     0  0 bytes" in lines
         assert not any("SLOW" in line or "TOPIC" in line or "REASON" in line for line in lines)
@@ -190,16 +176,7 @@ class TestWhatIsShown:
         assert lines[3] == "! consumer 192.0.2.2:10001 does not answer: Connection refused."
         assert lines[4].startswith("  See whether it runs")
         (links,) = (index for index, line in enumerate(lines) if line.startswith("FROM PRODUCER"))
-        assert lines[links + 1].split()[2:] == [
-            "down",
-            "2h",
-            "1m",
-            "1,234",
-            "1.0",
-            "MiB",
-            "Connection",
-            "refused",
-        ]
+        assert lines[links + 1].split()[2:] == "down 2h 1m 1,234 1.0 MiB Connection refused".split()  # noqa: SIM905
         assert lines[links + 2].split()[2] == "up"
         (nodes_at,) = (index for index, line in enumerate(lines) if line.startswith("ROLE"))
         # Nodes with problems come first.
@@ -207,20 +184,17 @@ class TestWhatIsShown:
         assert states == ["down", "not ready", "ready"]
 
     def test_slow_subscribers(self) -> None:
-        slow = [
-            SlowPeer("198.51.100.9:5001", "v2", 270_000, 91_234),
-            SlowPeer("[2001:db8::9]:7", "classic", 9, 0),
-        ]
+        slow = [SlowPeer("198.51.100.9:5001", "v2", 270_000, 91_234), SlowPeer("[::9]:7", "classic", 9, 0)]
         lines = shown(snapshot(consumer(1, slow_peers=slow, slow_subscribers=7))).split("\n")
         (at,) = (index for index, line in enumerate(lines) if line.startswith("SLOW SUBSCRIBER"))
         expected = "198.51.100.9:5001 192.0.2.1:10001 v2 91,234 messages 264 KiB"
         assert lines[at + 1].split() == expected.split()
-        assert lines[at + 2].split()[:3] == ["[2001:db8::9]:7", "192.0.2.1:10001", "classic"]
+        assert lines[at + 2].split()[:3] == ["[::9]:7", "192.0.2.1:10001", "classic"]
         assert lines[at + 3] == "… and 5 more slow subscribers"
 
     def test_a_log_that_fails(self) -> None:
         log = LogStatus(
-            mode="sqlite", topics=3, bytes=0, limit_bytes=1, free_bytes=0, failing="No space left on device"
+            mode="sqlite", topics=3, bytes=0, limit_bytes=1, free_bytes=0, failing="No space left"
         )
         assert "failing" in shown(snapshot(consumer(1, log=log)))
 
@@ -239,16 +213,7 @@ class TestWhatIsShown:
                 top_topics=[TopicStatus(HOSTILE, 5.0)],
                 slow_peers=[SlowPeer(HOSTILE, HOSTILE, 1, 1)],
                 slow_subscribers=1,
-                log=LogStatus(
-                    mode="memory",
-                    topics=1,
-                    bytes=1,
-                    limit_bytes=1,
-                    pending_bytes=1,
-                    commit_seconds=1.0,
-                    free_bytes=1,
-                    failing=HOSTILE,
-                ),
+                log=LogStatus(mode="memory", topics=1, bytes=1, limit_bytes=1, free_bytes=1, failing=HOSTILE),
             ),
             producer(2, [bad], not_ready=HOSTILE),
             dead(3, HOSTILE, HOSTILE),
@@ -265,13 +230,10 @@ class TestWhatIsShown:
         assert "\\x1b[31m\\x9b31m\\r\\n\\t[bold red]\\u202e\\u200b\\x07" in everything
 
     def test_warnings_are_said_at_as_much_length_as_there_is_room_for(self) -> None:
-        warnings = [
-            NodeWarning(
-                "subscriber_slow", f"Subscriber {number} is slow, which takes some words to say.", "Wait."
-            )
-            for number in range(9)
+        words = "Subscriber 1 is slow, which takes some words to say."
+        warnings = [NodeWarning("subscriber_slow", words, "Wait.")] * 9 + [
+            NodeWarning("link_down", "No link.", "Look.")
         ]
-        warnings.append(NodeWarning("link_down", "No link.", "Look."))
         of = snapshot(*HEALTHY, warnings=warnings)
         high, middle, low = (shown(of, 60, height).split("\n") for height in (80, 33, 20))
         for lines in (high, middle, low):
@@ -327,16 +289,11 @@ class TestTheScreen:
         # The least important columns.
         assert "BYTES IN/s" not in lines
         assert "VERSION" not in lines
-
-    def test_what_is_left_out_is_counted(self) -> None:
-        lines = text(screen(large(), 80, 24))
+        # The nodes that are left out are counted.
         head = lines.index("ROLE")
         shown_nodes = len(re.findall(r"^(?:consumer|producer) ", lines[head:], re.MULTILINE))
         (more,) = re.findall(r"… and (\d+) more nodes", lines)
         assert shown_nodes + int(more) == 60
-
-    def test_colours_are_no_characters(self) -> None:
-        assert "\x1b" not in text(screen(large(), 80, 24))
 
 
 def test_to_a_pipe_it_is_plain_and_whole(capsys: pytest.CaptureFixture[str]) -> None:
@@ -355,12 +312,6 @@ def test_the_json_of_a_snapshot_is_that_of_the_cluster_and_more() -> None:
     for each in decoded["nodes"]:
         assert set(each) == {"rates", *ClusterNode.__struct_fields__}
     assert decoded["nodes"][0]["report"]["counters"]["messages_in"] == 1000
-    assert decoded["nodes"][4] == {
-        "address": "192.0.2.9:10002",
-        "role": "producer",
-        "report": None,
-        "age_seconds": None,
-        "clock_seconds": None,
-        "problem": "Connection refused",
-        "rates": None,
-    }
+    nothing = dict.fromkeys(("report", "age_seconds", "clock_seconds", "rates"))
+    named = {"address": "192.0.2.9:10002", "role": "producer", "problem": "Connection refused"}
+    assert decoded["nodes"][4] == named | nothing

@@ -1,4 +1,4 @@
-"""Whoever does not read slows those who feed it and nobody else, and no process outgrows its bound.
+"""A peer that does not read slows only the peers that feed it, and no process outgrows its bound.
 
 The bounds are those of docs/configuration.md, "Memory bounds", computed from the same limits. Memory is the
 peak of the resident set, so that nothing can grow unseen between two looks at it.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import itertools
 import json
 import signal
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from websockets.frames import Opcode
@@ -23,6 +26,7 @@ from websockets.frames import Opcode
 from tests.support.classic_peer import topic_of
 from tests.support.raw_peer import RawSocket, request_of
 from tests.support.raw_v2_peer import V2Socket, forward_of, new_secret, publish_of
+from tests.support.wire import Raw
 from wsqueue import Client, Message, Subscription
 from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
 from wsqueue.client.outbox import WINDOW_BYTES, WINDOW_MESSAGES
@@ -54,52 +58,27 @@ pytestmark = [
 
 KIB, MIB = 1024, 1024 * 1024
 
-UVLOOP_READ_BYTES = 256_000
-"""Size of a read of uvloop."""
+UVLOOP_READ_BYTES = 256_000  # Size of a read of uvloop.
+IDLE_BYTES = 40 * MIB  # A process that is idle: Python and its modules.
+WORK_BYTES = 8 * MIB  # The work itself: one read in all its forms, and the free memory that malloc keeps.
+STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB  # An unproved peer: its bytes, and the connection.
+SMALL_BATCHES_BYTES = 512 * KIB  # Overhead of the batches of one read if each is as small as can be.
+REFUSED_BYTES = 300  # Record of a refused batch in a producer.
+IDLE_TOPIC_BYTES = 500  # Record of an empty topic, or of a publisher on a topic, without the name.
+MESSAGE_BYTES = 150  # Overhead of Python for a short message.
+TLS_BYTES = 64 * KIB  # Overhead of a connection with TLS, as tests/integration/test_tls.py measures it.
+TOPIC_BYTES = 300  # Overhead of a topic in the cache of the routes, without its characters.
+CHARACTERS_BYTES = 4 * MAX_CACHED_CHARACTERS  # A character may take 4 bytes in Python.
+FAR_TOO_MUCH_BYTES = 1024 * MIB  # A test that failed must not fill the memory of the machine.
 
-IDLE_BYTES = 40 * MIB
-"""Memory of a process that is idle: Python and its modules."""
+FED, OTHER = topic_of(0, 2), topic_of(1, 2)  # Topics of the first and of the second of two consumers.
+SMALL_LOG = {"max_bytes": 4 * MIB}  # A log that leaves the rest of a consumer's memory to be measured.
 
-WORK_BYTES = 8 * MIB
-"""Memory for the work itself: one read in all its forms, and the free memory that malloc keeps."""
-
-STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB
-"""A peer that has not proved itself: the bytes that it may send, in a bytearray, and the connection."""
-
-SMALL_BATCHES_BYTES = 512 * KIB
-"""Overhead of the batches of one read if each is as small as can be."""
-
-REFUSED_BYTES = 300
-"""Record of a refused batch in a producer."""
-
-IDLE_TOPIC_BYTES = 500
-"""Record of an empty topic, or of a publisher on a topic, in a consumer, without the name."""
-
-MESSAGE_BYTES = 150
-"""Overhead of Python for a short message."""
-
-TLS_BYTES = 64 * KIB
-"""Overhead of a connection with TLS, as tests/integration/test_tls.py measures it."""
-
-TOPIC_BYTES = 300
-"""Overhead of a topic in the cache of the routes, without its characters of up to 4 bytes."""
-
-FAR_TOO_MUCH_BYTES = 1024 * MIB
-"""A test that failed must not fill the memory of the machine."""
-
-FED, OTHER = topic_of(0, 2), topic_of(1, 2)
-"""A topic of the first of two consumers, and one of the second."""
-
-SMALL_LOG = {"max_bytes": 4 * MIB}
-"""A log that leaves the rest of a consumer's memory to be measured."""
-
-PATIENT: dict[str, Any] = {
-    # A process that is stopped answers no pings.
-    "ping_interval_seconds": 3600.0,
-    # The subscriber of these tests shares its process with the publisher, and may be slow.
-    "max_buffered_bytes": 256 * MIB,
-    "reconnect_max_seconds": 0.2,
-}
+# A process that is stopped answers no pings.
+QUIET: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
+# The subscriber of these tests shares its process with the publisher, and may be slow.
+PATIENT: dict[str, Any] = QUIET | {"max_buffered_bytes": 256 * MIB, "reconnect_max_seconds": 0.2}
+SMALL: dict[str, Any] = QUIET | {"max_message_bytes": 4096, "max_buffered_bytes": MIB + 4096}
 
 
 class Bounds:
@@ -124,32 +103,15 @@ class Bounds:
         # Batches that one consumer refused, in a producer.
         self.refused = MAX_REFUSED * REFUSED_BYTES
         # Topics without messages, and publishers' last batches, in a consumer.
-        self.idle_topics = (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (4 * MAX_CACHED_CHARACTERS + IDLE_TOPIC_BYTES)
+        self.idle_topics = (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (CHARACTERS_BYTES + IDLE_TOPIC_BYTES)
         # A log on disk.
         self.disk = CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
         # Unconfirmed messages of a client as JSON, with spare room in their buffers.
         self.window = 2 * WINDOW_BYTES + WINDOW_MESSAGES * MESSAGE_BYTES
         # Two windows of the topics with most messages.
         self.counted_topics = 2 * MAX_COUNTED_TOPICS * 700
-        # A producer's routes; a character may take 4 bytes in Python.
-        self.cached_topics = CACHED_TOPICS * (4 * MAX_CACHED_CHARACTERS + TOPIC_BYTES)
-
-
-async def started(
-    cluster: Cluster, consumers: int = 1, *, retention: Mapping[str, object] | None = None, **settings: Any
-) -> tuple[Node, Node, Bounds]:
-    """Start a cluster, and return its first consumer, its producer and the bounds of its limits.
-
-    A process that is stopped answers no pings, so they are left out unless the settings say otherwise.
-    """
-    settings = {"ping_interval_seconds": 3600.0} | settings
-    await asyncio.to_thread(cluster.start, consumers, 1, retention=retention, **settings)
-    return cluster.consumers[0], cluster.producers[0], Bounds(Limits(**settings))
-
-
-def kernel_bytes() -> int:
-    """Return the kernel's memory for one direction of a connection: the buffers of both ends."""
-    return kernel_limit("tcp_wmem") + kernel_limit("tcp_rmem")
+        # A producer's routes.
+        self.cached_topics = CACHED_TOPICS * (CHARACTERS_BYTES + TOPIC_BYTES)
 
 
 def kernel_limit(name: str) -> int:
@@ -200,13 +162,8 @@ class Publisher:
         """Let `run` end."""
         self._stopping = True
 
-    async def halted(self) -> int:
-        """Return the count once it no longer grows."""
-
-        async def count() -> int:
-            return self.count
-
-        return await at_rest(count, 1)
+    async def taken(self) -> int:
+        return self.count
 
 
 class Received:
@@ -260,12 +217,7 @@ async def round_trips(client: Client, topic: str, messages: Subscription[Message
 
 def text_frame(payload: bytes) -> bytes:
     """Return a text frame, masked with zeros (RFC 6455 section 5.2)."""
-    size = len(payload)
-    if size < 126:
-        return struct.pack("!BB4x", 0x81, 0x80 | size) + payload
-    if size < 65_536:
-        return struct.pack("!BBH4x", 0x81, 0x80 | 126, size) + payload
-    return struct.pack("!BBQ4x", 0x81, 0x80 | 127, size) + payload
+    return Raw(payload, key=bytes(4)).render(masked=True)
 
 
 def message_frame(topic: str, data: str) -> bytes:
@@ -285,6 +237,9 @@ class Flood:
         # The packet of a batch has the data, and the overhead that is counted for it.
         self.bytes = size + (BATCH_OVERHEAD_BYTES if v2 else 3)
 
+    def __str__(self) -> str:
+        return f"{'v2' if self.v2 else 'classic'} {self.bytes}"
+
     async def opened(self, peers: Peers, producer: Node, count: int) -> list[RawSocket]:
         """Return connections."""
         if not self.v2:
@@ -299,7 +254,7 @@ class Flood:
     def count(self, held: int) -> int:
         """Return how many messages are more than a producer that holds so much takes, with the kernel."""
         frame = len(self.frames(1))
-        return held // self.bytes + kernel_bytes() // frame + 1
+        return held // self.bytes + (kernel_limit("tcp_wmem") + kernel_limit("tcp_rmem")) // frame + 1
 
     def frames(self, count: int) -> bytes:
         """Return the frames that publish `count` messages."""
@@ -322,62 +277,79 @@ def stop_reading(raw: RawSocket) -> None:
     raw.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
 
-class Peers:
-    """Open raw connections, and abort them at the end."""
+Socket = TypeVar("Socket", bound=RawSocket)
+
+
+class Peers(contextlib.AsyncExitStack):
+    """Open raw connections with little room in the kernel for unread bytes, and abort them at the end."""
 
     def __init__(self, secret: str) -> None:
+        super().__init__()
         self._secret = secret
-        self._stack = contextlib.AsyncExitStack()
-
-    async def __aenter__(self) -> Peers:
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        await self._stack.aclose()
 
     async def opened(self, node: Node, count: int) -> list[RawSocket]:
         """Return connections on which nothing was sent."""
-        return [await self._stack.enter_async_context(RawSocket.open(node.address)) for _ in range(count)]
+        return await self._all(RawSocket.open(node.address) for _ in range(count))
 
     async def established(self, node: Node, *paths: str) -> list[RawSocket]:
-        """Return connections with the hello done, and little room in the kernel for unread bytes."""
-        return [
-            await self._stack.enter_async_context(
-                RawSocket.established(node.address, path, self._secret, receive_buffer=4096)
-            )
-            for path in paths
-        ]
+        """Return connections with the classic hello done."""
+        opened = functools.partial(RawSocket.established, key=self._secret, receive_buffer=4096)
+        return await self._all(opened(node.address, path) for path in paths)
 
     async def speaking(self, node: Node, *paths: str) -> list[V2Socket]:
-        """Return the same, speaking v2."""
-        return [
-            await self._stack.enter_async_context(
-                V2Socket.speaking(node.address, path, self._secret, receive_buffer=4096)
-            )
-            for path in paths
-        ]
+        """Return connections that speak v2."""
+        opened = functools.partial(V2Socket.speaking, key=self._secret, receive_buffer=4096)
+        return await self._all(opened(node.address, path) for path in paths)
+
+    async def _all(self, opening: Iterable[AbstractAsyncContextManager[Socket]]) -> list[Socket]:
+        return [await self.enter_async_context(one) for one in opening]
+
+
+async def started(
+    cluster: Cluster, consumers: int = 1, retention: dict[str, Any] | None = None, **changes: Any
+) -> tuple[Node, Node, Bounds]:
+    """Start consumers and a producer; return the first consumer, the producer and the bounds."""
+    settings = QUIET | changes
+    await asyncio.to_thread(cluster.start, consumers, 1, retention=retention, **settings)
+    return cluster.consumers[0], cluster.producers[0], Bounds(Limits(**settings))
+
+
+async def taken_down(consumer: Node, producer: Node) -> None:
+    """Kill a consumer, and return once its producer knows."""
+    await asyncio.to_thread(consumer.kill)
+    await asyncio.to_thread(producer.wait_logged, "link down")
+
+
+async def wait_taken(node: Node, count: int) -> None:
+    while (await asyncio.to_thread(node.counters))["messages_in"] < count:
+        pass
+
+
+@contextlib.asynccontextmanager
+async def peers_and_others(
+    cluster: Cluster, topic: str = OTHER, **settings: Any
+) -> AsyncIterator[tuple[Peers, Callable[[], Awaitable[None]]]]:
+    """Yield raw peers, and a check that other clients publish and receive all the while."""
+    async with (
+        asyncio.timeout(100),
+        Peers(cluster.secret) as peers,
+        cluster.client(**settings) as other,
+        other.subscribe(topic) as messages,
+    ):
+        others_go_on = functools.partial(round_trips, other, topic, messages)
+        await others_go_on()
+        yield peers, others_go_on
 
 
 def test_the_bounds_are_documented() -> None:
     """The last column of the table in docs/configuration.md is in MiB."""
     bounds = Bounds(Limits())
     computed = [
-        IDLE_BYTES + WORK_BYTES,
-        bounds.feeding,
-        bounds.slow_reader,
-        bounds.slow_subscriber,
-        Retention().max_bytes,
-        bounds.disk,
-        bounds.idle_topics,
-        STRANGER_BYTES,
-        TLS_BYTES,
-        bounds.link_down_at_worst,
-        bounds.link_slow,
-        bounds.refused,
-        bounds.cached_topics,
-        bounds.counted_topics,
-        4 * (MAX_WAITING_CHARACTERS + bounds.one_read),
-        bounds.window,
+        *(IDLE_BYTES + WORK_BYTES, bounds.feeding, bounds.slow_reader, bounds.slow_subscriber),
+        *(Retention().max_bytes, bounds.disk, bounds.idle_topics, STRANGER_BYTES, TLS_BYTES),
+        *(bounds.link_down_at_worst, bounds.link_slow, bounds.refused),
+        *(bounds.cached_topics, bounds.counted_topics),
+        *(4 * (MAX_WAITING_CHARACTERS + bounds.one_read), bounds.window),
     ]
     documented = [float(row[-1].replace(",", "")) for row in rows("docs/configuration.md", "Memory bounds")]
     assert documented == [round(bound / MIB, 1) for bound in computed]
@@ -387,10 +359,10 @@ def test_the_bounds_are_documented() -> None:
 
 
 @pytest.mark.parametrize("size", [400, 100_000])
-async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cluster, size: int) -> None:
+async def test_a_stopped_consumer_halts_only_the_publishers_that_feed_it(cluster: Cluster, size: int) -> None:
     # The subscriber of this test may fall far behind, and must miss nothing.
     retention = {"max_bytes": FAR_TOO_MUCH_BYTES, "max_bytes_per_topic": FAR_TOO_MUCH_BYTES}
-    stopped, producer, bounds = await started(cluster, 2, retention=retention, **PATIENT)
+    stopped, producer, bounds = await started(cluster, 2, retention, **PATIENT)
     came = Received()
     async with (
         asyncio.timeout(100),
@@ -408,7 +380,7 @@ async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cl
         async with running(came.run(messages), *(publisher.run() for publisher in publishers)):
             waiting = await at_rest(lambda: waiting_messages(producer), SLOW_LINK_BYTES * 9 // 10 // size)
             assert waiting * size <= SLOW_LINK_BYTES + len(publishers) * bounds.one_read
-            halted = [await publisher.halted() for publisher in publishers]
+            halted = [await at_rest(publisher.taken, 1) for publisher in publishers]
             for publisher, count in zip(publishers, halted, strict=True):
                 assert count * publisher.payload_bytes <= WINDOW_BYTES + publisher.payload_bytes
             await round_trips(other, OTHER, others)
@@ -418,81 +390,47 @@ async def test_a_stopped_consumer_halts_who_feeds_it_and_nobody_else(cluster: Cl
             for publisher, count in zip(publishers, halted, strict=True):
                 await eventually(lambda: publisher.count > count, "the publisher goes on")  # noqa: B023
                 publisher.stop()
-            await eventually(
-                lambda: came.count == sum(publisher.count for publisher in publishers), "all have come"
-            )
+            await eventually(lambda: came.count == sum(one.count for one in publishers), "all have come")
     assert came.numbers == {name: list(range(one.count)) for name, one in enumerate(publishers)}
     assert producer.counters()["lost_in_flight"] == 0
 
 
 FLOODS = [
-    Flood(v2=False, size=50),
-    Flood(v2=True, size=200),
-    Flood(v2=False, size=900_000),
-    Flood(v2=True, size=900_000),
+    Flood(v2=v2, size=size) for v2, size in ((False, 50), (True, 200), (False, 900_000), (True, 900_000))
 ]
 
 
 @pytest.mark.parametrize(
-    "flood", FLOODS, ids=lambda flood: f"{'v2' if flood.v2 else 'classic'} {flood.bytes}"
+    ("flood", "reads"),
+    [*((flood, 0) for flood in FLOODS), (FLOODS[0], 4), (FLOODS[1], 2), (Flood(v2=True, size=60_000), 16)],
+    ids=str,
 )
-async def test_what_is_held_for_a_consumer_that_is_down_is_bounded(cluster: Cluster, flood: Flood) -> None:
-    settings = PATIENT | {"max_held_bytes": 8 * MIB}
-    down, producer, bounds = await started(cluster, 2, **settings)
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client(**settings) as other,
-        other.subscribe(OTHER) as others,
-    ):
-        await round_trips(other, OTHER, others)
-        await asyncio.to_thread(down.kill)
-        await asyncio.to_thread(producer.wait_logged, "link down")
-        (raw,) = await flood.opened(peers, producer, 1)
-        growth = Growth(producer.pid)
-        total = flood.count(bounds.limits.max_held_bytes + MIB)
-        async with running(send_all(raw, flood.frames(total))):
-            held = await at_rest(lambda: waiting_messages(producer), 1)
-            assert bounds.limits.max_held_bytes // 2 < held * flood.bytes <= bounds.link_down
-            growth.check(bounds.link_down + bounds.feeding)
-            await round_trips(other, OTHER, others)
-            await asyncio.to_thread(down.start)
-            while (await asyncio.to_thread(down.counters))["messages_in"] < total:
-                pass
-    assert producer.counters()["lost_in_flight"] == 0
-
-
-@pytest.mark.parametrize(
-    ("flood", "reads"), [(FLOODS[0], 4), (FLOODS[1], 2), (Flood(v2=True, size=60_000), 16)]
-)
-async def test_each_of_many_publishers_adds_one_read_at_most(
+async def test_the_messages_held_for_a_consumer_that_is_down_are_bounded(
     cluster: Cluster, flood: Flood, reads: int
 ) -> None:
-    publishers = 50
-    settings = PATIENT | {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
-    down, producer, bounds = await started(cluster, 2, **settings)
-    await asyncio.to_thread(down.kill)
-    await asyncio.to_thread(producer.wait_logged, "link down")
-    each = reads * UVLOOP_READ_BYTES // len(flood.frames(1))
-    frames = flood.frames(each)
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client(**settings) as other,
-        other.subscribe(OTHER) as others,
-    ):
+    """One publisher sends more than is held, or 50 send some reads each: each adds one read at most."""
+    publishers = 50 if reads else 1
+    many: dict[str, Any] = {"max_held_bytes": 4 * MIB, "max_message_bytes": 65_536}
+    down, producer, bounds = await started(
+        cluster, 2, **PATIENT, **(many if reads else {"max_held_bytes": 8 * MIB})
+    )
+    async with peers_and_others(cluster) as (peers, others_go_on):
+        await taken_down(down, producer)
         opened = await flood.opened(peers, producer, publishers)
         growth = Growth(producer.pid)
+        each = flood.count(bounds.limits.max_held_bytes + MIB)
+        if reads:
+            each = reads * UVLOOP_READ_BYTES // len(flood.frames(1))
+        frames = flood.frames(each)
         async with running(*(send_all(raw, frames) for raw in opened)):
             held = await at_rest(lambda: waiting_messages(producer), 1)
             assert bounds.limits.max_held_bytes // 2 < held * flood.bytes
             assert held < publishers * each
+            assert reads or held * flood.bytes <= bounds.link_down
             growth.check(bounds.link_down + publishers * bounds.feeding)
-            await round_trips(other, OTHER, others)
-
+            await others_go_on()
             await asyncio.to_thread(down.start)
-            while (await asyncio.to_thread(down.counters))["messages_in"] < publishers * each:
-                pass
+            await wait_taken(down, publishers * each)
     assert producer.counters()["lost_in_flight"] == 0
 
 
@@ -518,11 +456,9 @@ async def test_publishers_go_on_when_a_stopped_consumer_is_given_up(cluster: Clu
 
 async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) -> None:
     # How soon a producer notices that a publisher is gone that it does not read from.
-    down, producer, bounds = await started(
-        cluster, 2, max_held_bytes=MIB, ping_interval_seconds=0.1, ping_timeout_seconds=0.1, drain_seconds=1.0
-    )
-    await asyncio.to_thread(down.kill)
-    await asyncio.to_thread(producer.wait_logged, "link down")
+    pings: dict[str, Any] = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1}
+    down, producer, bounds = await started(cluster, 2, max_held_bytes=MIB, drain_seconds=1.0, **pings)
+    await taken_down(down, producer)
     growth = Growth(producer.pid)
     for _ in range(40):
         # As `wsqueue publish` does when it is told to give up.
@@ -538,8 +474,7 @@ async def test_what_publishers_leave_behind_does_not_add_up(cluster: Cluster) ->
 
 async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(cluster: Cluster) -> None:
     down, producer, bounds = await started(cluster, 2, drain_seconds=1.0)
-    await asyncio.to_thread(down.kill)
-    await asyncio.to_thread(producer.wait_logged, "link down")
+    await taken_down(down, producer)
     growth = Growth(producer.pid)
     # A whole batch, and a message that lacks its last byte.
     frames = FLOODS[1].frames(1) + text_frame(b"x" * bounds.limits.max_message_bytes)[:-1]
@@ -560,7 +495,7 @@ async def publish_until_full(
     client: Client,
     topics: Sequence[str],
     limits: Limits,
-    wait: Callable[[], Any] | None = None,
+    wait: Callable[[], int] | None = None,
     size: int = 60_000,
 ) -> int:
     """Publish more than node and kernel hold for a subscriber that does not read; return how many."""
@@ -579,19 +514,20 @@ async def publish_until_full(
 
 
 async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cluster) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 60.0}
-    consumer, _, bounds = await started(cluster, retention=SMALL_LOG, **settings)
+    consumer, _, bounds = await started(cluster, 1, SMALL_LOG, close_seconds=60.0)
     readers = [Received() for _ in range(20)]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers, contextlib.AsyncExitStack() as stack:
-        client = await stack.enter_async_context(cluster.client(**settings))
+        client = await stack.enter_async_context(cluster.client(**QUIET))
         messages = [await stack.enter_async_context(client.subscribe("news")) for _ in readers]
         (stopped,) = await peers.established(consumer, "/subscribe/news")
         stop_reading(stopped)
         growth = Growth(consumer.pid)
         async with running(*(reader.run(one) for reader, one in zip(readers, messages, strict=True))):
-            count = await publish_until_full(
-                client, ["news"], bounds.limits, lambda: min(reader.count for reader in readers)
-            )
+
+            def slowest() -> int:
+                return min(reader.count for reader in readers)
+
+            count = await publish_until_full(client, ["news"], bounds.limits, slowest)
             await eventually(lambda: all(one.count == count for one in readers), "all have come")
         growth.check(SMALL_LOG["max_bytes"] + bounds.slow_reader)
         assert all(reader.numbers == {0: list(range(count))} for reader in readers)
@@ -607,11 +543,10 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
 async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
     cluster: Cluster, subscribers: int, topics: int, size: int
 ) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    consumer, _, bounds = await started(cluster, retention=SMALL_LOG, **settings)
+    consumer, _, bounds = await started(cluster, 1, SMALL_LOG)
     names = [f"topic-{number}" for number in range(topics)]
     paths = [f"/subscribe/{names[number % topics]}" for number in range(subscribers)]
-    async with asyncio.timeout(100), Peers(cluster.secret) as peers, cluster.client(**settings) as client:
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers, cluster.client(**QUIET) as client:
         for raw in await peers.established(consumer, *paths):
             stop_reading(raw)
         growth = Growth(consumer.pid)
@@ -622,14 +557,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
         assert consumer.counters()["slow_subscribers"] == subscribers
 
 
-PING = struct.pack("!BB4x", 0x89, 0x80)
-
-SMALL: dict[str, Any] = {
-    "ping_interval_seconds": 3600.0,
-    "close_seconds": 1.0,
-    "max_message_bytes": 4096,
-    "max_buffered_bytes": MIB + 4096,
-}
+PING = b"\x89\x80\0\0\0\0"
 
 
 async def test_small_messages_one_at_a_time_to_stopped_subscribers(cluster: Cluster) -> None:
@@ -673,8 +601,7 @@ asyncio.run(main())
 
 async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluster) -> None:
     size = 20_000
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0, "close_seconds": 1.0}
-    consumer, _, bounds = await started(cluster, **settings)
+    consumer, _, bounds = await started(cluster)
     application = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", APPLICATION, str(cluster.demo_file), str(MAX_WAITING_MESSAGES)),
         stdin=asyncio.subprocess.PIPE,
@@ -684,7 +611,7 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
     assert application.stdin is not None
     assert application.stdout is not None
     try:
-        async with asyncio.timeout(100), cluster.client(**settings) as client:
+        async with asyncio.timeout(100), cluster.client(**QUIET) as client:
             await asyncio.to_thread(consumer.wait_open, 2)
             await client.publish("news", "begin")
             assert await application.stdout.readline() == b"begin\n"
@@ -722,7 +649,8 @@ async def proxy_to(node: Node) -> AsyncIterator[Link]:
 async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cluster) -> None:
     # A client that does not read learns of a reset when it pings.
     settings: dict[str, Any] = {"ping_interval_seconds": 0.2, "reconnect_max_seconds": 0.2}
-    consumer, _, _ = await started(cluster, **settings)
+    await asyncio.to_thread(cluster.start, 1, 1, **settings)
+    (consumer,) = cluster.consumers
     async with (
         asyncio.timeout(100),
         proxy_to(consumer) as link,
@@ -749,41 +677,49 @@ async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cl
 # Peers that mean harm.
 
 
-PINGS = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
+def subscriptions(begin: int) -> bytes:
+    """Return the frames that subscribe to 1000 topics, and end that."""
+    packets = (
+        {"t": kind, "topic": f"topic {number}"}
+        for number in range(begin, begin + 1000)
+        for kind in ("subscribe", "unsubscribe")
+    )
+    return b"".join(text_frame(json.dumps(packet).encode()) for packet in packets)
+
+
+LONG_PINGS = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
 
 
 @pytest.mark.parametrize(
-    ("endpoint", "frames", "settings"),
+    ("path", "v2", "frames", "changes"),
     [
-        ("/produce", 10_000 * PING, SMALL),
-        ("/produce", PINGS, {}),
-        ("/subscribe/news", PINGS, {}),
-        ("/produce", FLOODS[1].frames(1000), {"max_topic_bytes": 5}),
+        ("/produce", False, lambda _: 10_000 * PING, SMALL),
+        ("/produce", False, lambda _: LONG_PINGS, {}),
+        ("/subscribe/news", False, lambda _: LONG_PINGS, {}),
+        ("/produce", True, lambda _: FLOODS[1].frames(1000), {"max_topic_bytes": 5}),
+        ("/subscribe", True, subscriptions, {}),
     ],
-    ids=["empty pings", "pings", "pings of a subscriber", "batches that are refused"],
+    ids=["empty pings", "pings of a publisher", "pings of a subscriber", "refused batches", "subscriptions"],
 )
-async def test_a_flood_of_which_no_answer_is_read(
-    cluster: Cluster, endpoint: str, frames: bytes, settings: dict[str, Any]
+async def test_a_flood_whose_answers_are_not_read(
+    cluster: Cluster, path: str, v2: bool, frames: Callable[[int], bytes], changes: dict[str, Any]
 ) -> None:
-    consumer, producer, bounds = await started(cluster, **{"close_seconds": 1.0} | settings)
-    node = producer if endpoint == "/produce" else consumer
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client() as other,
-        other.subscribe("news") as messages,
-    ):
-        if "max_topic_bytes" in settings:
+    consumer, producer, bounds = await started(cluster, **changes)
+    node = producer if path == "/produce" else consumer
+    async with peers_and_others(cluster, "news") as (peers, others_go_on):
+        if v2 and node is producer:
             (raw,) = await FLOODS[1].opened(peers, producer, 1)
         else:
-            (raw,) = await peers.established(node, endpoint)
-            stop_reading(raw)
+            (raw,) = await (peers.speaking if v2 else peers.established)(node, path)
+        stop_reading(raw)
         growth = Growth(node.pid)
-        while not raw.writer.transport.is_closing():
-            await send_all(raw, frames)
-            growth.check(bounds.slow_reader)
+        for begin in itertools.count(step=1000):
+            await send_all(raw, frames(begin))
+            growth.check(bounds.slow_reader + bounds.idle_topics // 4 * (path == "/subscribe"))
+            if raw.writer.transport.is_closing():
+                break
         await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
-        await round_trips(other, "news", messages)
+        await others_go_on()
 
 
 async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
@@ -797,17 +733,12 @@ async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
     too_much = request_of("/producer") + text_frame(b"x" * 1_000_000)[:-1]
     garbage = b"\x00\xff\r" * 2000
     attacks = [endless_request, endless_message, too_much, garbage]
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client() as other,
-        other.subscribe("news") as messages,
-    ):
+    async with peers_and_others(cluster, "news") as (peers, others_go_on):
         growth = Growth(consumer.pid)
         for number, raw in enumerate(await peers.opened(consumer, strangers)):
             stop_reading(raw)
             await send_all(raw, attacks[number % len(attacks)])
-        await round_trips(other, "news", messages)
+        await others_go_on()
         growth.check(strangers * STRANGER_BYTES)
         await asyncio.to_thread(consumer.wait_open, 2)
 
@@ -815,12 +746,7 @@ async def test_strangers_hold_little_and_not_for_long(cluster: Cluster) -> None:
 async def test_messages_that_never_end(cluster: Cluster) -> None:
     count = 50
     _, producer, bounds = await started(cluster)
-    async with (
-        asyncio.timeout(100),
-        Peers(cluster.secret) as peers,
-        cluster.client() as other,
-        other.subscribe("news") as messages,
-    ):
+    async with peers_and_others(cluster, "news") as (peers, others_go_on):
         raws = await peers.established(producer, *["/produce"] * count)
         growth = Growth(producer.pid)
         for number, raw in enumerate(raws):
@@ -832,34 +758,15 @@ async def test_messages_that_never_end(cluster: Cluster) -> None:
                     raw.send_frame(Opcode.CONT if _ else Opcode.TEXT, b"x" * 65_500, fin=False)
                 raw.send_frame(Opcode.PING)
                 await raw.until(Opcode.PONG)
-        await round_trips(other, "news", messages)
+        await others_go_on()
         growth.check(count * bounds.one_read)
         # They count: one byte more is too much.
         raws[0].send_frame(Opcode.CONT, b"x" * bounds.limits.max_message_bytes)
         assert (await raws[0].close_frame())[0] == 1009
 
 
-async def test_a_flood_of_subscriptions_of_which_no_answer_is_read(cluster: Cluster) -> None:
-    consumer, _, bounds = await started(cluster, close_seconds=1.0)
-    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
-        (raw,) = await peers.speaking(consumer, "/subscribe")
-        stop_reading(raw)
-        growth = Growth(consumer.pid)
-        for begin in range(0, FAR_TOO_MUCH_BYTES, 1000):
-            packets = (
-                {"t": kind, "topic": f"topic {number}"}
-                for number in range(begin, begin + 1000)
-                for kind in ("subscribe", "unsubscribe")
-            )
-            await send_all(raw, b"".join(text_frame(json.dumps(packet).encode()) for packet in packets))
-            if raw.writer.transport.is_closing():
-                break
-        await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
-        growth.check(bounds.slow_reader + bounds.idle_topics // 4)
-
-
 async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: Cluster) -> None:
-    consumer, producer, bounds = await started(cluster, close_seconds=1.0)
+    consumer, producer, bounds = await started(cluster)
     topic = "x" * bounds.limits.max_topic_bytes
     count = bounds.limits.max_message_bytes // 4
     batch = publish_of(1, topic, *[""] * count)
@@ -897,7 +804,7 @@ def subscribe_frame(topic: str) -> bytes:
 async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
     cluster: Cluster, mode: str, subscribers: int, topics: int
 ) -> None:
-    consumer, _, bounds = await started(cluster, retention={"mode": mode}, max_message_bytes=65_536)
+    consumer, _, bounds = await started(cluster, 1, {"mode": mode}, max_message_bytes=65_536)
     names = [f"topic-{number}" for number in range(topics)]
     await fill_log(cluster, names, 30_000, 500 // topics)
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
@@ -927,53 +834,38 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
 
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> None:
-    settings: dict[str, Any] = {"ping_interval_seconds": 3600.0}
-    retention = {"mode": mode, "max_bytes": 8 * MIB}
-    consumer, producer, bounds = await started(cluster, retention=retention, **settings)
-    flood = FLOODS[1]
-    count = 100_000
+    consumer, producer, bounds = await started(cluster, 1, {"mode": mode, "max_bytes": 8 * MIB})
+    flood, count = FLOODS[1], 100_000
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (raw,) = await flood.opened(peers, producer, 1)
         growth = Growth(consumer.pid)
         await send_all(raw, flood.frames(count))
-        while (await asyncio.to_thread(consumer.counters))["messages_in"] < count:
-            pass
+        await wait_taken(consumer, count)
         growth.check(8 * MIB + 2 * bounds.one_read if mode == "memory" else bounds.disk)
 
 
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
-async def test_topics_without_end(cluster: Cluster, mode: str) -> None:
-    consumer, producer, bounds = await started(
-        cluster, retention={"mode": mode, **SMALL_LOG}, max_topic_bytes=100
-    )
+async def test_publishers_and_topics_without_end(cluster: Cluster, mode: str) -> None:
+    retention = {"mode": mode, **SMALL_LOG}
+    consumer, producer, bounds = await started(cluster, 1, retention, max_topic_bytes=100)
+    log = bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]
+    publishers, topics = MAX_NUMBERS * 3 // 2, CACHED_TOPICS * 3
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        (link,) = await peers.speaking(consumer, "/producer")
         (raw,) = await peers.established(producer, "/produce")
+        stop_reading(link)
         growths = Growth(producer.pid), Growth(consumer.pid)
-        topics = CACHED_TOPICS * 3
+        for begin in range(0, publishers, 1000):
+            # Each client is another, and a producer passes that on.
+            numbers = range(begin, begin + 1000)
+            forwards = (forward_of(1, "news", "", publisher=f"{number:022}") for number in numbers)
+            await send_all(link, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
+        await wait_taken(consumer, publishers)
+        growths[1].check(bounds.idle_topics // 2 + log)
         for begin in range(0, topics, 1024):
             # One character beyond the basic plane, and Python takes 4 bytes for each.
             frames = (message_frame(f"😀{number:096}", "") for number in range(begin, begin + 1024))
             await send_all(raw, b"".join(frames))
-        while (await asyncio.to_thread(consumer.counters))["messages_in"] < topics:
-            pass
+        await wait_taken(consumer, publishers + topics)
         growths[0].check(bounds.cached_topics + bounds.link_slow)
-        growths[1].check(bounds.idle_topics + (bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]))
-
-
-@pytest.mark.parametrize("mode", ["memory", "sqlite"])
-async def test_publishers_without_end(cluster: Cluster, mode: str) -> None:
-    consumer, _, bounds = await started(cluster, retention={"mode": mode, **SMALL_LOG})
-    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
-        # Each client is another, and a producer passes that on.
-        (raw,) = await peers.speaking(consumer, "/producer")
-        stop_reading(raw)
-        growth = Growth(consumer.pid)
-        publishers = MAX_NUMBERS * 3 // 2
-        for begin in range(0, publishers, 1000):
-            forwards = (
-                forward_of(1, "news", "", publisher=f"{number:022}") for number in range(begin, begin + 1000)
-            )
-            await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
-        while (await asyncio.to_thread(consumer.counters))["messages_in"] < publishers:
-            pass
-        growth.check(bounds.idle_topics // 2 + (bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]))
+        growths[1].check(bounds.idle_topics + log)

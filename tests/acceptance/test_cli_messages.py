@@ -50,7 +50,7 @@ def published(directory: Path, config: str, topic: str, data: bytes, *arguments:
     with subscribed(directory, config, "--json", topic) as subscriber:
         assert run("publish", config, topic, *arguments, stdin=data) == (0, "", "")
         # A message through another producer could overtake the messages of this one.
-        subscriber.wait_for('"data"', data.count(b"\n"))
+        subscriber.wait_for('"data"', data.count(b"\n") + bool(data.rpartition(b"\n")[2]))
         assert run("publish", config, topic, mark) == (0, "", "")
         subscriber.wait_for(mark)
         lines = subscriber.stdout.split("\n")[:-1]
@@ -67,22 +67,18 @@ def test_publish_an_argument(tmp_path: Path, config: str, topic: str) -> None:
         assert sorted(json.loads(line)) == ["data", "log", "offset", "topic"]
 
 
-@pytest.mark.parametrize(
-    ("stdin", "lines"),
-    [
-        (b"", []),
-        (b"one\ntwo\n", ["one", "two"]),
-        (b"one\r\ntwo\r\n", ["one", "two"]),
-        (b"one\ntwo", ["one", "two"]),
-        (b"one\r\ntwo\r", ["one", "two"]),
-        (b"\n\none\n\n", ["", "", "one", ""]),
-        (b"  a\tb \r inside\x00\x0b\x0c\n", ["  a\tb \r inside\x00\x0b\x0c"]),
-        ("ñ 日本\u2028\u0085😀\n".encode(), ["ñ 日本\u2028\u0085😀"]),
-    ],
-)
-def test_publish_each_line(tmp_path: Path, config: str, topic: str, stdin: bytes, lines: list[str]) -> None:
-    assert published(tmp_path, config, topic, stdin) == lines
-    assert published(tmp_path, config, topic, stdin, "-") == lines
+@pytest.mark.parametrize("dash", [[], ["-"]])
+def test_publish_each_line(tmp_path: Path, config: str, topic: str, dash: list[str]) -> None:
+    envelope = len(json.dumps({"t": "m", "d": "", "s": topic}, separators=(",", ":")))
+    longest = "x" * (MAX_MESSAGE_BYTES - envelope)
+    lines = ["", "", "one", "", "  a\tb \r inside\x00\x0b\x0c", "ñ 日本\u2028\u0085😀", longest]
+    lines += [f"{number} {'x' * (number % 500)}" for number in range(20_000)]
+    text = "".join(f"{line}\n" for line in lines).encode() + b"one\r\nthe last\r\r"
+    assert published(tmp_path, config, topic, text, *dash) == [*lines, "one", "the last\r"]
+    assert published(tmp_path, config, topic, b"", *dash) == []
+    result = run("publish", config, topic, *dash, stdin=longest.encode() + b"x\n")
+    assert result.code == 2
+    assert result.error.startswith("Error: ")
 
 
 def test_publish_lines_as_they_come(tmp_path: Path, config: str, topic: str) -> None:
@@ -125,32 +121,13 @@ def test_output_that_has_no_such_characters(tmp_path: Path, config: str, topic: 
         output.end(signal.SIGINT)
 
 
-def test_publish_many_lines_in_order(tmp_path: Path, config: str, topic: str) -> None:
-    lines = [f"{number} {'x' * (number % 500)}" for number in range(20_000)]
-    assert published(tmp_path, config, topic, "".join(f"{line}\n" for line in lines).encode()) == lines
-
-
-def test_publish_the_longest_line(tmp_path: Path, config: str, topic: str) -> None:
-    envelope = len(json.dumps({"t": "m", "d": "", "s": topic}, separators=(",", ":")))
-    line = "x" * (MAX_MESSAGE_BYTES - envelope)
-    assert published(tmp_path, config, topic, line.encode() + b"\n") == [line]
-    code, _, stderr = run("publish", config, topic, stdin=line.encode() + b"x\n")
-    assert code == 2
-    assert stderr.startswith("Error: ")
-
-
 @pytest.mark.parametrize("command", ["publish", "demo"])
 @pytest.mark.parametrize(
     ("wrong", "complaint"),
     [
-        (b"\xff\xfe", "line 3 of standard input is not UTF-8"),
         (b"\xed\xa0\x80", "line 3 of standard input is not UTF-8"),
         (b"x" * (MAX_MESSAGE_BYTES + 1), "line 3 "),
-        (b"x" * (MAX_MESSAGE_BYTES + 100_000), "line 3 "),
-        (
-            b"x" * (20 * MAX_MESSAGE_BYTES),
-            f"line 3 of standard input has more than {MAX_MESSAGE_BYTES} bytes",
-        ),
+        (b"x" * (20 * MAX_MESSAGE_BYTES), "line 3 of standard input has more than 1048576 bytes"),
     ],
 )
 def test_a_line_that_cannot_be_published_is_named(
@@ -179,33 +156,22 @@ def test_an_argument_that_cannot_be_published(
 
 
 @pytest.mark.parametrize("command", ["publish", "demo"])
-def test_standard_input_may_be_closed(config: str, topic: str, command: str) -> None:
+def test_standard_input_may_be_closed_or_not_readable(config: str, topic: str, command: str) -> None:
     result = shell(f'exec $wsqueue {command} "{config}" "{topic}" <&-')
     assert result.code in (0, 1, 2)
     assert len(result.stderr.splitlines()) <= 1
-
-
-@pytest.mark.parametrize("command", ["publish", "demo"])
-def test_standard_input_may_not_be_readable(config: str, topic: str, command: str) -> None:
     result = shell(f'exec $wsqueue {command} "{config}" "{topic}" 0>/dev/null')
     assert result.code in (1, 2)
     assert result.error.startswith("Error: ")
 
 
-def test_subscribe_prints_text(tmp_path: Path, config: str, topic: str) -> None:
-    with subscribed(tmp_path, config, topic, "--count", "3") as subscriber:
-        for data in ("hello", "", "ñ 日本"):
-            assert run("publish", config, topic, data) == (0, "", "")
-            subscriber.wait_for(f"^{data}$")
-        assert subscriber.end() == 0
-        assert subscriber.stdout == "hello\n\nñ 日本\n"
-
-
 def test_subscribe_prints_text_as_it_came_into_a_pipe(tmp_path: Path, config: str, topic: str) -> None:
-    with subscribed(tmp_path, config, topic, "--count", "1") as subscriber:
-        assert run("publish", config, topic, ESCAPES) == (0, "", "")
+    texts = ("hello", "", "ñ 日本", ESCAPES)
+    with subscribed(tmp_path, config, topic, "--count", "4") as subscriber:
+        for data in texts:
+            assert run("publish", config, topic, data) == (0, "", "")
         assert subscriber.end() == 0
-        assert subscriber.stdout == f"{ESCAPES}\n"
+        assert sorted(subscriber.stdout.split("\n")) == sorted([*texts, ""])
 
 
 def test_subscribe_to_several_topics(tmp_path: Path, config: str, topic: str) -> None:

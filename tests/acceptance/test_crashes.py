@@ -13,12 +13,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import pytest
 from websockets.exceptions import ConnectionClosed
 
-from tests.support.classic_peer import Peer, connected, subscribe_path
+from tests.support.classic_peer import connected, subscribe_path
 from wsqueue import AuthenticationError, Client, Gap, Message, Subscription
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.ports import free_port
 from ..support.processes import Cluster, Node
+from ..support.raw_peer import http_get
 from ..support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
@@ -241,12 +242,9 @@ class Classic:
         while True:
             with contextlib.suppress(OSError, ConnectionClosed):
                 async with connected(url, self._cluster.secret) as peer:
-                    await self._receive(peer)
+                    while True:
+                        self.came += map(int, await peer.data(1))
             await asyncio.sleep(0.05)
-
-    async def _receive(self, peer: Peer) -> None:
-        while True:
-            self.came += map(int, await peer.data(1))
 
     def stop(self) -> None:
         """Let the publisher end."""
@@ -318,24 +316,6 @@ async def test_a_publisher_goes_on_through_another_producer_when_its_own_is_kill
     assert traffic.longest_gap() < 2 * LONGEST_GAP_SECONDS
 
 
-async def test_a_producer_that_is_stopped_loses_nothing_that_it_took_in(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 2, 2)
-    traffic, publisher = Traffic(topics_of(0, 2) + topics_of(1, 2)), cluster.client()
-    async with flowing(cluster, [publisher], traffic):
-        for _ in range(3):
-            busy = await busy_producer(cluster)
-            await asyncio.to_thread(busy.terminate)
-            counters = busy.logged_counters()
-            assert counters["messages_in"] == counters["forwarded"] > 0
-            assert counters["lost_in_flight"] == counters["lost_held"] == counters["open"] == 0
-            await traffic.wait_flowing()
-            await asyncio.to_thread(busy.start)
-
-    traffic.check()
-    assert traffic.lost == traffic.gaps == publisher.lost_in_flight == 0
-    assert traffic.longest_gap() < 2 * LONGEST_GAP_SECONDS
-
-
 @pytest.mark.parametrize("retention", ["memory", "sqlite"])
 async def test_a_rolling_restart_goes_unnoticed(
     cluster: Cluster, retention: str, monkeypatch: pytest.MonkeyPatch
@@ -352,6 +332,7 @@ async def test_a_rolling_restart_goes_unnoticed(
             counters = node.logged_counters()
             assert counters["messages_in"] > 0
             assert counters["open"] == counters["lost_held"] == counters["lost_in_flight"] == 0
+            assert node.role == "consumer" or counters["messages_in"] == counters["forwarded"]
             assert "cut short" not in node.log
             await asyncio.to_thread(node.start)
             if node.role == "producer":
@@ -362,17 +343,6 @@ async def test_a_rolling_restart_goes_unnoticed(
     assert traffic.lost == traffic.gaps == 0
     assert [publisher.lost_in_flight for publisher in publishers] == [0, 0, 0]
     assert all(consumer.counters()["gaps"] == 0 for consumer in cluster.consumers)
-
-
-async def test_a_flushed_message_is_not_lost_with_a_producer_that_is_stopped(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 1, 1)
-    async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
-        for number in range(1000):
-            client.publish_nowait("news", str(number))
-        await client.flush()
-        await asyncio.to_thread(cluster.producers[0].terminate)
-        assert [(await anext(messages)).data for _ in range(1000)] == [str(number) for number in range(1000)]
-        assert client.lost_in_flight == 0
 
 
 async def test_what_a_stopped_producer_held_is_not_confirmed(cluster: Cluster) -> None:
@@ -413,18 +383,12 @@ async def test_what_a_classic_publisher_left_with_a_stopped_producer_is_counted(
     assert counters["lost_held"] == counters["messages_in"] == 10
 
 
-async def http_status(address: str, path: str) -> int:
-    """Return the status of a GET, 0 when nobody answers."""
-    host, _, port = address.rpartition(":")
+async def is_ready(address: str) -> bool | None:
+    """Return whether a node says that it is ready, None when it does not listen."""
     try:
-        reader, writer = await asyncio.open_connection(host, int(port))
+        return (await http_get(address, "/readyz"))[0] == 200
     except ConnectionRefusedError:
-        return 0
-    writer.write(f"GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n".encode())
-    status = (await reader.readline()).split()[1]
-    writer.close()
-    await writer.wait_closed()
-    return int(status)
+        return None
 
 
 async def comes_back(client: Client, messages: Subscription[Message], topic: str, data: str) -> None:
@@ -448,7 +412,7 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
             node.signal(signal.SIGHUP)
             await asyncio.to_thread(node.wait_logged, "ERROR reload refused")
             assert f"{node.file}:3" in node.log
-            assert await http_status(node.address, "/readyz") == 200
+            assert await is_ready(node.address)
         await comes_back(client, messages, "news", "meanwhile")
         async with cluster.client() as another, another.subscribe("news") as more:
             await comes_back(another, more, "news", "a new connection")
@@ -456,13 +420,13 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
 
         for node in cluster.nodes:
             more_address = f"127.0.0.1:{free_port()}"
-            assert await http_status(more_address, "/healthz") == 0
+            assert await is_ready(more_address) is None
             node.settings["listen"] = [node.address, more_address]
             node.write()
             node.signal(signal.SIGHUP)
             await asyncio.to_thread(node.wait_logged, "INFO reloaded")
-            assert await http_status(more_address, "/readyz") == 200
-            assert await http_status(node.address, "/readyz") == 200
+            assert await is_ready(more_address)
+            assert await is_ready(node.address)
         await comes_back(client, messages, "news", "after")
     assert "link down" not in producer.log
     assert consumer.counters()["connections"] > 0

@@ -6,11 +6,12 @@ import asyncio
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
 
 import pytest
 
+from tests.support.classic_peer import hash_of
 from wsqueue import Client, Message, Subscription
 
 from ..support.processes import Cluster
@@ -42,20 +43,7 @@ ALPHABETS = (
 """The last is astral; the third becomes six times as long in JSON."""
 
 TRICKY_TOPICS = (
-    ".",
-    "..",
-    "/",
-    "//",
-    "%",
-    "%2F",
-    "a/b",
-    " ",
-    "?",
-    "#",
-    "+",
-    "\x00",
-    "\n",
-    "😀",
+    *(".", "..", "/", "//", "%", "%2F", "a/b", " ", "?", "#", "+", "\x00", "\n", "😀"),
     "a b?c=d&e#f",
 )
 
@@ -88,15 +76,6 @@ class Texts:
     def of_random_size(self) -> str:
         """Return text with a size from 0 to 64 KiB, as often below 256 bytes as above."""
         return self.of_size(round((MAX_DATA_BYTES + 1) ** self._rng.random()) - 1)
-
-
-def consumer_of(topic: str) -> int:
-    """Return the consumer's index, computed as the seed's document of the wire says."""
-    units = topic.encode("utf-16-be")
-    value = 0
-    for high, low in zip(units[::2], units[1::2], strict=True):
-        value = (value * 31 + 256 * high + low) % 2**32
-    return abs(value - 2**32 if value >= 2**31 else value) % CONSUMERS
 
 
 def is_interleaving(merged: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
@@ -163,28 +142,21 @@ class Traffic:
             await self._progress.wait()
 
 
-@asynccontextmanager
-async def subscriptions(
-    cluster: Cluster, topics: Sequence[str]
-) -> AsyncIterator[list[tuple[int, Subscription[Message]]]]:
-    """Subscribe to all topics with each of the subscribers, a client each."""
-    async with AsyncExitStack() as stack:
-        opened = []
-        for subscriber in range(SUBSCRIBERS_OF_A_TOPIC):
-            client = await stack.enter_async_context(cluster.client())
-            opened.append((subscriber, await stack.enter_async_context(client.subscribe(*topics))))
-        yield opened
-
-
 async def run_traffic(cluster: Cluster, seed: str, topics: Sequence[str]) -> Traffic:
     traffic = Traffic()
-    async with asyncio.timeout(220), subscriptions(cluster, topics) as opened, asyncio.TaskGroup() as tasks:
-        receiving = [tasks.create_task(traffic.receive(*one)) for one in opened]
-        async with AsyncExitStack() as stack:
-            publishing = []
-            for publisher, node in enumerate(cluster.producers):
-                client = await stack.enter_async_context(cluster.client(node))
-                publishing.append(traffic.publish(publisher, client, seed, topics))
+    async with asyncio.timeout(220), AsyncExitStack() as stack, asyncio.TaskGroup() as tasks:
+        receiving = []
+        for subscriber in range(SUBSCRIBERS_OF_A_TOPIC):
+            client = await stack.enter_async_context(cluster.client())
+            messages = await stack.enter_async_context(client.subscribe(*topics))
+            receiving.append(tasks.create_task(traffic.receive(subscriber, messages)))
+        async with AsyncExitStack() as publishers:
+            clients = [
+                await publishers.enter_async_context(cluster.client(node)) for node in cluster.producers
+            ]
+            publishing = (
+                traffic.publish(number, client, seed, topics) for number, client in enumerate(clients)
+            )
             await asyncio.gather(*publishing)
             await traffic.at_most_missing(0)
         # A repeated message would come soon.
@@ -211,7 +183,7 @@ async def test_all_messages_arrive_unmodified_in_order_and_once(cluster: Cluster
     shares = [0] * CONSUMERS
     for by_topic in traffic.sent:
         for topic, hashes in by_topic.items():
-            shares[consumer_of(topic)] += len(hashes)
+            shares[hash_of(topic) % CONSUMERS] += len(hashes)
     for consumer, share in zip(cluster.consumers, shares, strict=True):
         # The subscribers are gone, the producers stay.
         consumer.wait_open(PRODUCERS)

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -20,7 +20,7 @@ from wsqueue.cli.common import ExitCode
 from wsqueue.cli.main import main
 
 from ..support.certificates import Authority
-from ..support.commands import Terminal, run, running, shell
+from ..support.commands import Terminal, run, running
 from ..support.ports import free_port
 from ..support.processes import Cluster, clean_environment, command
 from ..support.toml import write_toml
@@ -33,15 +33,6 @@ FINGERPRINT = re.compile(r"\b[0-9a-f]{8}\b")
 
 def config(cluster: Cluster) -> str:
     return f"--config={cluster.demo_file}"
-
-
-def other_key(cluster: Cluster) -> str:
-    """Write a client's configuration of the same nodes with another key."""
-    file, psk = cluster.directory / "other.toml", cluster.directory / "other"
-    psk.touch(mode=0o600)
-    psk.write_text("another key")
-    file.write_text(cluster.demo_file.read_text().replace('"psk"', '"other"'))
-    return str(file)
 
 
 class TestTop:
@@ -84,53 +75,17 @@ class TestTop:
             assert max(node["rates"]["messages_in"] for node in nodes if node["role"] == role) > 0
         assert "busy" in [topic["topic"] for topic in snapshot["top_topics"]]
 
-    def test_json_goes_on_a_line_each_time(self, standing_cluster: Cluster, tmp_path: Path) -> None:
+    def test_it_goes_on_in_a_pipe(self, standing_cluster: Cluster, tmp_path: Path) -> None:
+        with running(tmp_path, "top", "--interval", "0.5", config(standing_cluster)) as top:
+            top.wait_for("^wsqueue top  4 of 4", 2)
+            assert top.end(signal.SIGTERM) == 143
+        assert "\x1b" not in top.stdout
         with running(tmp_path, "top", "--json", "--interval", "0.5", config(standing_cluster)) as top:
             top.wait_for(r"^\{.*\}$", 3)
             assert top.end(signal.SIGINT) == 130
             times = [json.loads(line)["time"] for line in top.stdout.splitlines()]
         assert times == sorted(set(times))
         assert top.stderr == ""
-
-    def test_a_pipe_gets_plain_text_again_and_again(self, standing_cluster: Cluster, tmp_path: Path) -> None:
-        with running(tmp_path, "top", "--interval", "0.5", config(standing_cluster)) as top:
-            top.wait_for("^wsqueue top  4 of 4", 2)
-            assert top.end(signal.SIGTERM) == 143
-        assert "\x1b" not in top.stdout
-
-    def test_a_reader_that_has_enough(self, standing_cluster: Cluster) -> None:
-        script = f"$wsqueue top --json --interval 0.5 {config(standing_cluster)} | head -n 1"
-        code, stdout, stderr = shell(script)
-        assert (code, stderr) == (0, "")
-        assert json.loads(stdout)["nodes"]
-
-    def test_a_dead_node(self, cluster: Cluster) -> None:
-        cluster.start(2, 1)
-        cluster.consumers[1].kill()
-        cluster.producers[0].wait_logged("link down")
-        arguments = ("top", "--once", "--interval", "0.5", config(cluster))
-        code, stdout, stderr = run(*arguments)
-        assert (code, stderr) == (1, "")
-        assert stdout.startswith("wsqueue top  2 of 3 nodes answer, 2 warnings ")
-        dead = cluster.consumers[1].address
-        assert f"! consumer {dead} does not answer: Connection refused." in stdout
-        assert f"No link to consumer {dead}" in stdout
-        result = run(*arguments, "--json")
-        assert result.code == 1
-        problems = [node["problem"] for node in json.loads(result.stdout)["nodes"]]
-        assert problems == ["", "Connection refused", ""]
-        for node in cluster.nodes[:2]:
-            node.kill()
-        code, stdout, stderr = run(*arguments)
-        assert (code, stderr) == (4, "")
-        assert "No node answers." in stdout
-
-    def test_another_key(self, cluster: Cluster) -> None:
-        cluster.start(1, 1)
-        file = other_key(cluster)
-        code, stdout, stderr = run("top", "--once", "--interval", "0.5", "--config", file)
-        assert (code, stderr) == (5, "")
-        assert stdout.count("does not answer: it has another pre-shared key.") == 2
 
     def test_a_node_that_hangs_does_not_hang_it(self, cluster: Cluster) -> None:
         cluster.start(1, 1)
@@ -187,17 +142,55 @@ class TestTop:
             terminal.type("q")
             assert terminal.end() == 0
 
-    def test_colours_are_as_wished(self, standing_cluster: Cluster) -> None:
-        for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
-            arguments = "top", "--once", "--interval", "0.5", config(standing_cluster)
-            with Terminal(*arguments, env=environment) as terminal:
-                assert terminal.end() == 0
-            assert (b"\x1b[32m" in terminal.screen) == coloured
+
+def test_a_dead_node(cluster: Cluster, tmp_path: Path) -> None:
+    """Each command that looks at a cluster names the node, and the producers that miss it."""
+    cluster.start(2, 2)
+    dead, report = cluster.consumers[1].address, tmp_path / "report.xml"
+    cluster.consumers[1].kill()
+    for producer in cluster.producers:
+        producer.wait_logged("link down")
+
+    result = run("verify", config(cluster), "--junit", report)
+    assert (result.code, result.stderr) == (1, "")
+    *checks, summary = result.stdout.splitlines()
+    failed = [line for line in checks if line.startswith("FAIL ")]
+    assert (len(failed), summary) == (5, "14 checks, 5 failed")
+    assert all(dead in line and "Connection refused" in line for line in failed)
+    suite = ET.fromstring(report.read_bytes())
+    assert suite.get("failures") == str(len(suite.findall("testcase/failure"))) == "5"
+
+    result = run("doctor", config(cluster))
+    assert (result.code, result.stderr) == (1, "")
+    assert f"FAIL consumer {dead}: It does not answer: Connection refused." in result.stdout
+    for producer in cluster.producers:
+        assert f"FAIL producer {producer.address}: No link to consumer {dead}" in result.stdout
+    assert result.stdout.splitlines()[-1].endswith(", 3 problems, 0 warnings")
+
+    top = ("top", "--once", "--interval", "0.5", config(cluster))
+    code, stdout, stderr = run(*top)
+    assert (code, stderr) == (1, "")
+    assert stdout.startswith("wsqueue top  3 of 4 nodes answer, 3 warnings ")
+    assert f"! consumer {dead} does not answer: Connection refused." in stdout
+    assert f"No link to consumer {dead}" in stdout
+    result = run(*top, "--json")
+    assert result.code == 1
+    problems = [node["problem"] for node in json.loads(result.stdout)["nodes"]]
+    assert problems == ["", "Connection refused", "", ""]
+
+    for node in [*cluster.producers, cluster.consumers[0]]:
+        node.kill()
+    code, stdout, stderr = run(*top)
+    assert (code, stderr) == (4, "")
+    assert "No node answers." in stdout
+    result = run("verify", "--json", config(cluster))
+    checked = json.loads(result.stdout)
+    assert checked["failed"] == sum(bool(check["problem"]) for check in checked["checks"]) > 0
 
 
 class TestDoctorOfACluster:
-    def test_that_is_well(self, cluster: Cluster) -> None:
-        cluster.start(2, 1)
+    def test_that_is_well(self, standing_cluster: Cluster) -> None:
+        cluster = standing_cluster
         result = run("doctor", config(cluster))
         assert (result.code, result.stderr) == (0, ""), result.stdout
         *lines, summary = result.stdout.splitlines()
@@ -217,100 +210,47 @@ class TestDoctorOfACluster:
         )
         assert set(found["findings"][0]) == {"state", "subject", "text", "advice"}
 
-    def test_with_another_key(self, cluster: Cluster) -> None:
-        cluster.start(1, 1)
-        result = run("doctor", "--config", other_key(cluster))
-        assert (result.code, result.stderr) == (1, "")
-        (ours,) = set(FINGERPRINT.findall(result.stdout))
-        there = f"The pre-shared key differs there: ours has the fingerprint {ours}."
-        assert result.stdout.count(there) == 2
-        assert "`wsqueue doctor FILE`" in result.stdout
-        on_host = run("doctor", cluster.consumers[0].file).stdout
-        (theirs,) = set(FINGERPRINT.findall(on_host))
-        assert theirs != ours
-
-    def test_with_a_dead_node(self, cluster: Cluster) -> None:
-        cluster.start(2, 1)
-        dead = cluster.consumers[1]
-        dead.kill()
-        cluster.producers[0].wait_logged("link down")
-        result = run("doctor", config(cluster))
-        assert (result.code, result.stderr) == (1, "")
-        assert f"FAIL consumer {dead.address}: It does not answer: Connection refused." in result.stdout
-        assert (
-            f"FAIL producer {cluster.producers[0].address}: No link to consumer {dead.address}"
-            in result.stdout
-        )
-        assert result.stdout.splitlines()[-1].endswith(", 2 problems, 0 warnings")
-
-    def test_with_consumers_in_another_order(self, cluster: Cluster) -> None:
-        cluster.start(2, 1)
-        cluster.consumers.reverse()
-        cluster.write_demo()
-        result = run("doctor", config(cluster))
-        assert result.code == 1
-        assert "FAIL consumers: The order differs: consumer 1 of producer " in result.stdout
-
-    def test_of_classic_nodes_and_strangers(self, cluster: Cluster, tmp_path: Path) -> None:
-        cluster.start(1, 1)
+    def test_of_strangers_and_with_consumers_in_another_order(
+        self, standing_cluster: Cluster, tmp_path: Path
+    ) -> None:
+        file = tmp_path / "demo.toml"
         with socket.socket() as stranger:
             stranger.bind(("127.0.0.1", 0))
             stranger.listen()
             silent = f"127.0.0.1:{stranger.getsockname()[1]}"
             settings = {
                 "role": "demo",
-                "producers": [f"{silent}/produce"],
-                "consumers": [f"{cluster.consumers[0].address}/subscribe"],
-                "psk_file": "psk",
+                "producers": [f"{silent}/produce", f"{standing_cluster.producers[0].address}/produce"],
+                "consumers": [f"{node.address}/subscribe" for node in reversed(standing_cluster.consumers)],
+                "psk_file": str(standing_cluster.psk_file),
             }
-            write_toml(cluster.demo_file, settings, {"hello_seconds": 0.3})
-            result = run("doctor", config(cluster))
+            write_toml(file, settings, {"hello_seconds": 1.0})
+            result = run("doctor", "--config", file)
         assert result.code == 1
+        assert "FAIL consumers: The order differs: consumer 1 of producer " in result.stdout
         assert f"FAIL producer {silent}: It does not answer: " in result.stdout
 
 
-class TestDoctorOfCertificates:
-    def start(self, cluster: Cluster, days: float) -> None:
-        tls = Authority(cluster.directory).issue("node", days=days)
-        node = cluster.add_consumer(
-            **{"tls.certificate": tls.certificate, "tls.key": tls.key, "tls.ca": tls.ca}
-        )
-        node.settings["listen"] = [f"wss://{node.address}"]
-        node.start()
-        settings = {
-            "role": "demo",
-            "producers": [f"wss://127.0.0.1:{free_port()}/produce"],
-            "consumers": [f"wss://{node.address}/subscribe"],
-            "psk_file": "psk",
-            "tls.ca": tls.ca,
-        }
-        write_toml(cluster.demo_file, settings)
-
-    def test_that_expire_tomorrow(self, cluster: Cluster) -> None:
-        self.start(cluster, days=1.0)
-        result = run("doctor", config(cluster))
-        assert result.code == 1
-        address = cluster.consumers[0].address
-        assert re.search(
-            rf"^FAIL consumer wss://{address}: The certificate that it shows expires to\w+, on ",
-            result.stdout,
-            re.MULTILINE,
-        )
-        assert re.search(rf"^FAIL consumer wss://{address}: .*node.pem: a certificate in it expires on ",
-                         result.stdout, re.MULTILINE)  # fmt: skip
-
-    def test_that_have_expired(self, cluster: Cluster) -> None:
-        self.start(cluster, days=-1.0)
-        result = run("doctor", config(cluster))
-        assert result.code == 1
-        address = cluster.consumers[0].address
-        assert (
-            f"FAIL consumer wss://{address}: It does not answer: its certificate is not to be trusted:"
-            " certificate has expired." in result.stdout
-        )
-        assert (
-            f"FAIL consumer wss://{address}: The certificate that it shows has expired on " in result.stdout
-        )
+def test_doctor_of_a_certificate_that_has_expired(cluster: Cluster) -> None:
+    tls = Authority(cluster.directory).issue("node", days=-1.0)
+    node = cluster.add_consumer(**{"tls.certificate": tls.certificate, "tls.key": tls.key, "tls.ca": tls.ca})
+    node.settings["listen"] = [f"wss://{node.address}"]
+    node.start()
+    settings = {
+        "role": "demo",
+        "producers": [f"wss://127.0.0.1:{free_port()}/produce"],
+        "consumers": [f"wss://{node.address}/subscribe"],
+        "psk_file": "psk",
+        "tls.ca": tls.ca,
+    }
+    write_toml(cluster.demo_file, settings)
+    result = run("doctor", config(cluster))
+    assert result.code == 1
+    for text in (
+        "It does not answer: its certificate is not to be trusted: certificate has expired.",
+        "The certificate that it shows has expired on ",
+    ):
+        assert f"FAIL consumer wss://{node.address}: {text}" in result.stdout
 
 
 class TestDoctorOfFiles:
@@ -356,26 +296,14 @@ def test_what_is_checked_is_said_on_terminals_only(standing_cluster: Cluster) ->
         assert re.search(rb"\r\x1b\[K[^\r\n]*" + text, terminal.screen)
 
 
-@pytest.mark.parametrize("name", ["doctor", "verify"])
-def test_no_colours_where_they_are_not_wanted(standing_cluster: Cluster, name: str) -> None:
-    with Terminal(name, config(standing_cluster), env={"NO_COLOR": "1"}) as terminal:
-        assert terminal.end() == 0
-    assert b"ok  " in terminal.screen
-    assert not re.search(rb"\x1b\[[0-9;]*m", terminal.screen)
-
-
-def test_verify_as_json(cluster: Cluster) -> None:
-    cluster.start(1, 1)
-    result = run("verify", "--json", config(cluster))
-    assert (result.code, result.stderr) == (0, "")
-    checked: dict[str, Any] = json.loads(result.stdout)
-    assert checked["failed"] == 0
-    assert [check["problem"] for check in checked["checks"]] == [""] * 6
-    cluster.producers[0].kill()
-    result = run("verify", "--json", config(cluster))
-    assert result.code == 1
-    checked = json.loads(result.stdout)
-    assert checked["failed"] == sum(bool(check["problem"]) for check in checked["checks"]) > 0
+@pytest.mark.parametrize("arguments", [["top", "--once", "--interval", "0.5"], ["doctor"], ["verify"]])
+def test_colours_are_for_terminals_that_want_them(standing_cluster: Cluster, arguments: list[str]) -> None:
+    command = [*arguments, config(standing_cluster)]
+    assert "\x1b" not in "".join(map(str, run(*command)))
+    for environment, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
+        with Terminal(*command, env=environment) as terminal:
+            assert terminal.end() == 0
+        assert (re.search(rb"\x1b\[(?:\d+;)*3\dm", terminal.screen) is not None) == coloured
 
 
 def test_check_config_as_json(standing_cluster: Cluster, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from playwright.async_api import Page
 from tests.support.certificates import Authority, digest_of
 from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
 from tests.support.paths import DATA
-from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of
+from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of, publish_of
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.chromium import Tabs
@@ -44,7 +45,7 @@ NEW_CLIENT = """(options) => {
 
 
 async def new_client(
-    page: Page, consumers: list[RunningNode | str], producers: list[RunningNode | str], **options: Any
+    page: Page, consumers: Sequence[RunningNode], producers: Sequence[RunningNode | str], **options: Any
 ) -> None:
     addresses = {
         "consumers": [str(getattr(node, "address", node)) for node in consumers],
@@ -84,7 +85,7 @@ async def test_the_hash_is_that_of_the_nodes(tabs: Tabs) -> None:
     "options", [{}, {"protocol": "classic"}, {"protocol": "classic", "helloOrder": "reversed"}]
 )
 async def test_messages_go_through_two_consumers(nodes: Nodes, tabs: Tabs, options: dict[str, str]) -> None:
-    consumers: list[RunningNode | str] = [await nodes.consumer(), await nodes.consumer()]
+    consumers = [await nodes.consumer(), await nodes.consumer()]
     producer = await nodes.producer(consumers)
     await producer.ready()
     page = await tabs.with_client()
@@ -92,15 +93,10 @@ async def test_messages_go_through_two_consumers(nodes: Nodes, tabs: Tabs, optio
     topics = ["news", "a b/ñ?&=%😀", "", "日本語", "..x"]
     assert {topic_hash(topic) % 2 for topic in topics} == {0, 1}
     await js(page, "(topics) => Promise.all(topics.map((topic) => subscribe(topic).ready))", topics)
-    assert isinstance(consumers[0], RunningNode)
-    assert isinstance(consumers[1], RunningNode)
     for topic in topics:
-        await consumers[topic_hash(topic) % 2].subscribed(topic)  # type: ignore[union-attr]
-    await js(
-        page,
-        "([topics, data]) => Promise.all(topics.map((topic) => client.publish(topic, data)))",
-        [topics, TEXTS],
-    )
+        await consumers[topic_hash(topic) % 2].subscribed(topic)
+    publishing = "([topics, data]) => Promise.all(topics.map((topic) => client.publish(topic, data)))"
+    await js(page, publishing, [topics, TEXTS])
     await data(page, len(topics) * len(TEXTS))
     got = await js(page, "got")
     for topic in topics:
@@ -126,14 +122,7 @@ async def test_a_publish_is_done_when_it_is_confirmed_and_is_sent_again_until_th
         raw = await server.speaking(KEY)
         secret = (await raw.next("publisher"))["secret"]
         batch = await raw.next("publish")
-        assert batch == {
-            "t": "publish",
-            "number": 1,
-            "after": 0,
-            "topic": "news",
-            "count": 2,
-            "data": ["1", "2"],
-        }
+        assert batch == publish_of(1, "news", "1", "2")
         await js(page, "window.second = outcome(client.publish('news', '3')); 0")
         await js(page, "window.other = outcome(client.publish('sport', '4')); 0")
         second, other = await raw.next("publish"), await raw.next("publish")
@@ -193,18 +182,18 @@ async def test_a_subscription_goes_on_where_it_was(nodes: Nodes, tabs: Tabs, tmp
         assert await js(page, "gaps") == [{"topic": "news", "missed": None}]
 
 
+CLOSED_AT_ONCE = """async () => {
+  const one = client.subscribe('news', (message) => { got.push(message); one.close(); });
+  await one.ready;
+  await client.publish('news', ['1', '2', '3']);
+}"""
+
+
 async def test_a_subscription_that_is_closed_calls_back_no_more(nodes: Nodes, tabs: Tabs) -> None:
     consumer, producer = await nodes.cluster()
     page = await tabs.with_client()
     await new_client(page, [consumer], [producer])
-    await js(
-        page,
-        """async () => {
-          const one = client.subscribe('news', (message) => { got.push(message); one.close(); });
-          await one.ready;
-          await client.publish('news', ['1', '2', '3']);
-        }""",
-    )
+    await js(page, CLOSED_AT_ONCE)
     await consumer.subscribed("news", 0)
     assert await data(page, 1) == ["1"]
 
@@ -265,13 +254,8 @@ async def test_over_tls_a_proof_names_the_certificate(nodes: Nodes, tabs: Tabs, 
     tls = {name: value for name, value in msgspec.to_builtins(issued).items() if value}
     consumer, producer = await nodes.cluster(listen=WSS, tls=tls)
     page = await tabs.with_client(ignore_https_errors=True)
-    hexadecimal = digest_of(issued)
-    await new_client(
-        page,
-        [consumer],
-        [producer],
-        channelBinding={consumer.address: hexadecimal, producer.address: hexadecimal},
-    )
+    binding = dict.fromkeys((consumer.address, producer.address), digest_of(issued))
+    await new_client(page, [consumer], [producer], channelBinding=binding)
     await js(page, "subscribe('news').ready")
     await js(page, "client.publish('news', 'over TLS')")
     assert await data(page, 1) == ["over TLS"]

@@ -11,9 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
-from websockets.exceptions import ConnectionClosed
 
-from tests.support.classic_peer import connected, subscribe_path
 from wsqueue import AuthenticationError, Client, Gap, Message, Subscription
 from wsqueue.protocol.routing import topic_hash
 
@@ -219,77 +217,6 @@ async def test_a_consumer_ends_under_load_and_comes_back(
         assert producer.log.count("link up") == 3
 
 
-class Classic:
-    """Publish numbered messages as a classic publisher, and note those of a classic subscriber."""
-
-    def __init__(self, cluster: Cluster, topic: str) -> None:
-        self.published = 0
-        self.came: list[int] = []
-        self._cluster, self._topic = cluster, topic
-        self._stopping = False
-
-    async def publish(self, producer: Node) -> None:
-        """Publish until `stop`."""
-        async with connected(f"ws://{producer.address}/produce", self._cluster.secret) as peer:
-            while not self._stopping:
-                await peer.publish(self._topic, str(self.published))
-                self.published += 1
-                await asyncio.sleep(PAUSE_SECONDS)
-
-    async def subscribe(self, consumer: Node) -> None:
-        """Note the messages that come, and connect again whenever the consumer is back."""
-        url = f"ws://{consumer.address}{subscribe_path(self._topic)}"
-        while True:
-            with contextlib.suppress(OSError, ConnectionClosed):
-                async with connected(url, self._cluster.secret) as peer:
-                    while True:
-                        self.came += map(int, await peer.data(1))
-            await asyncio.sleep(0.05)
-
-    def stop(self) -> None:
-        """Let the publisher end."""
-        self._stopping = True
-
-
-@pytest.mark.parametrize("end", [Node.kill, Node.terminate])
-async def test_classic_clients_miss_what_is_published_while_they_are_away(
-    cluster: Cluster, end: Callable[[Node], None]
-) -> None:
-    await asyncio.to_thread(cluster.start, 1, 1, retention={"mode": "sqlite"})
-    (consumer,), (producer,) = cluster.consumers, cluster.producers
-    traffic = Classic(cluster, "news")
-    before: Counter[str] = Counter()
-    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
-        subscribing = tasks.create_task(traffic.subscribe(consumer))
-        await asyncio.to_thread(consumer.wait_open, 2)
-        publishing = tasks.create_task(traffic.publish(producer))
-        await eventually(lambda: len(traffic.came) > 100, "messages flow")
-        await asyncio.to_thread(end, consumer)
-        if end is Node.terminate:
-            before = consumer.logged_counters()
-        await asyncio.sleep(0.5)
-        await asyncio.to_thread(consumer.start)
-        count = len(traffic.came)
-        await eventually(lambda: len(traffic.came) > count + 100, "messages flow again")
-        traffic.stop()
-        await publishing
-        await eventually(lambda: traffic.published - 1 in traffic.came, "the last has come")
-        subscribing.cancel()
-    assert traffic.came == sorted(set(traffic.came)), "a message came again, or too late"
-    counters = consumer.counters()
-    unheard = before["without_subscriber"] + counters["without_subscriber"]
-    if end is Node.terminate:
-        assert traffic.published - len(traffic.came) == unheard
-        # One may have been stored whose confirmation came too late.
-        assert before["messages_in"] + counters["messages_in"] - counters["repeats"] == traffic.published
-    else:
-        # The messages that the consumer was about to write are lost with it.
-        assert unheard <= traffic.published - len(traffic.came) <= traffic.published / 2
-    # They travel on the link in batches that are confirmed, as all do.
-    assert producer.counters()["lost_in_flight"] == 0
-    assert producer.counters()["messages_in"] == traffic.published
-
-
 async def busy_producer(cluster: Cluster) -> Node:
     """Return the producer that the only publisher uses."""
     while True:
@@ -367,20 +294,6 @@ async def test_what_a_stopped_producer_held_is_not_confirmed(cluster: Cluster) -
         await flushed
     assert consumer.counters()["messages_in"] == 100
     assert client.lost_in_flight == 0
-
-
-async def test_what_a_classic_publisher_left_with_a_stopped_producer_is_counted(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 1, 1, drain_seconds=1, close_seconds=1)
-    (consumer,), (producer,) = cluster.consumers, cluster.producers
-    await asyncio.to_thread(consumer.kill)
-    await asyncio.to_thread(producer.wait_logged, "link down")
-    async with asyncio.timeout(60), connected(f"ws://{producer.address}/produce", cluster.secret) as peer:
-        await peer.publish("news", *["x" * 50_000] * 10)
-        pong = await peer.socket.ping()
-        await pong
-    await asyncio.to_thread(producer.terminate)
-    counters = producer.logged_counters()
-    assert counters["lost_held"] == counters["messages_in"] == 10
 
 
 async def is_ready(address: str) -> bool | None:

@@ -90,20 +90,6 @@ def know(cluster: Cluster) -> None:
         node.wait_logged("reloaded")
 
 
-def test_all_is_well(watched: Cluster) -> None:
-    sight = Sight(watched, watched.producers[0])
-    wait_until(
-        lambda: all(
-            node["report"] for node in json.loads(page(watched.producers[0], "/cluster.json"))["nodes"]
-        ),
-        "all nodes have reported",
-    )
-    assert json.loads(page(watched.producers[0], "/cluster.json"))["warnings"] == []
-    assert not any(sight.metrics("wsqueue_warnings").values())
-    assert "4 of 4 nodes answer, no warnings" in sight.top()
-    assert sight.doctor() == ""
-
-
 def test_a_link_is_down(watched: Cluster) -> None:
     producer, consumer = watched.producers[0], watched.consumers[1]
     sight = Sight(watched, producer)

@@ -61,12 +61,6 @@ def test_the_page_is_one_file_of_at_most_80_kib() -> None:
     assert not re.search(r"""<(?!a\b)[^>]*\s(?:src|href)=(?!"data:)""", html.split("<script", 1)[0])
 
 
-def test_the_page_has_no_markup_that_the_policy_forbids() -> None:
-    html = status_page([]).html
-    markup = re.sub(r"<(script|style)\b.*?</\1>", "", html, flags=re.DOTALL)
-    assert not re.search(r"\s(?:on\w+|style)=", markup)
-
-
 def test_ids_are_unique_and_the_script_finds_all_of_them() -> None:
     html = status_page([]).html
     ids = re.findall(r'\sid="([^"]+)"', html)

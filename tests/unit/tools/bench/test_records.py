@@ -13,7 +13,6 @@ from tests.support.strategies import cut
 from wsqueue.config.addresses import parse_address
 from wsqueue.config.model import Limits
 from wsqueue.errors import WsqueueError
-from wsqueue.protocol import classic
 from wsqueue.protocol.frames import frame_texts
 from wsqueue.protocol.keys import Order, PreSharedKey
 from wsqueue.tools.bench.classic import ClassicUnwrapper, ClassicWire
@@ -110,20 +109,6 @@ class TestRecords:
         with pytest.raises(WsqueueError, match="instead of b'-xxxx"):
             records.take(record, 0)
 
-    def test_a_record_of_another_topic_is_refused(self) -> None:
-        load = Load()
-        records = Records(Template(WIRE, TOPIC, load, 1000), Latencies())
-        with pytest.raises(WsqueueError, match="does another client publish there"):
-            records.take(WIRE.delivered("bench-0001", load.filler), 0)
-
-    def test_more_than_one_read_at_once(self) -> None:
-        load = Load()
-        latencies = Latencies()
-        records = Records(Template(WIRE, TOPIC, load, 1000), latencies)
-        stream = WIRE.delivered(TOPIC, load.filler) * 100 + WIRE.delivered(TOPIC, load.stamped(5)) * 100
-        assert records.take(stream, 10) == 200
-        assert latencies.counts == {5: 100}
-
 
 TEXT = frame_texts([b'{"t":"m","d":"hello","s":"news"}'], masked=False)
 LONG = frame_texts([b"x" * 200], masked=False)
@@ -189,9 +174,6 @@ class TestClassicUnwrapper:
 
 
 class TestClassicWire:
-    def test_pings_are_answered_on_publishers_connections_too(self) -> None:
-        assert isinstance(WIRE.publishing(Load()).unwrapper(0), ClassicUnwrapper)
-
     @given(sizes, st.integers(0, 2**60 - 1))
     def test_the_number_of_bytes_depends_on_lengths_only(self, size: int, due_ns: int) -> None:
         load = Load(size=size, topics=2)
@@ -202,10 +184,6 @@ class TestClassicWire:
         }
         assert len(lengths) == 1
         assert load.stamped(due_ns) in WIRE.delivered(TOPIC, load.stamped(due_ns))
-
-    def test_what_is_delivered_is_a_packet(self) -> None:
-        packet = classic.decode(WIRE.delivered(TOPIC, b"x" * 20)[2:])
-        assert packet == classic.Message(data="x" * 20, topic=TOPIC)
 
     def test_it_goes_to_a_worker_with_its_key(self) -> None:
         addresses = [parse_address("127.0.0.1:1/produce", "/produce")]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
 from collections import defaultdict
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Close, Frame, Opcode
+from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
 from tests.support.strategies import cut
@@ -20,7 +19,7 @@ from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench.messages import SEND_BYTES
 from wsqueue.tools.bench.records import Records, Template
 from wsqueue.tools.bench.report import Latencies
-from wsqueue.tools.bench.v2 import Deliveries, V2Wire
+from wsqueue.tools.bench.v2 import V2Wire
 from wsqueue.tools.bench.workload import MIN_SIZE, Load
 
 SECRET = "correct horse battery staple"
@@ -184,15 +183,3 @@ class TestDeliveries:
 
         with pytest.raises(WsqueueError, match="does another client publish there"):
             take_all()
-
-    def test_a_node_closes(self) -> None:
-        close = Frame(Opcode.CLOSE, Close(1013, "too slow").serialize()).serialize(mask=False)
-        with pytest.raises(WsqueueError, match=r"^the node closed with 1013 \(too slow\)$"):
-            WIRE.unwrapper(TOPIC, Load()).unwrap(close)
-
-
-def test_it_goes_to_a_worker_with_its_key() -> None:
-    copy = pickle.loads(pickle.dumps(WIRE))  # noqa: S301
-    assert type(copy) is V2Wire
-    assert pickle.dumps(copy) == pickle.dumps(WIRE)
-    assert isinstance(copy.unwrapper(TOPIC, Load()), Deliveries)

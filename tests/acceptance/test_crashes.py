@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 
-from wsqueue import AuthenticationError, Client, Gap, Message, Subscription
+from wsqueue import Client, Gap, Message, Subscription
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.ports import free_port
@@ -343,46 +343,3 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
         await comes_back(client, messages, "news", "after")
     assert "link down" not in producer.log
     assert consumer.counters()["connections"] > 0
-
-
-async def test_sighup_takes_a_new_consumer_in(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 1, 2)
-    traffic = Traffic(topics_of(0, 2))
-    publishers = [cluster.client(producer) for producer in cluster.producers]
-    (moved,) = topics_of(1, 2, 1)
-    async with flowing(cluster, publishers, traffic):
-        added = cluster.add_consumer()
-        await asyncio.to_thread(added.start)
-        for producer in cluster.producers:
-            producer.settings["consumers"] = [f"{node.address}/producer" for node in cluster.consumers]
-            producer.write()
-            producer.signal(signal.SIGHUP)
-            await asyncio.to_thread(producer.wait_logged, "link up", 2)
-        async with cluster.client() as client, client.subscribe(moved) as messages:
-            await comes_back(client, messages, moved, "to the new consumer")
-        await traffic.wait_flowing()
-    traffic.check()
-    assert traffic.lost == traffic.gaps == 0
-    assert added.counters()["messages_in"] == 1
-
-
-async def test_sighup_changes_the_key_for_new_connections_only(cluster: Cluster) -> None:
-    await asyncio.to_thread(cluster.start, 1, 1)
-    async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
-        await comes_back(client, messages, "news", "with the old key")
-        old = cluster.client()
-        cluster.secret = "another secret, " + cluster.secret[::-1]
-        cluster.write_psk()
-        for node in cluster.nodes:
-            node.signal(signal.SIGHUP)
-            await asyncio.to_thread(node.wait_logged, "INFO reloaded")
-        await comes_back(client, messages, "news", "on an old connection")
-        async with old:
-            with pytest.raises(AuthenticationError):
-                await old.publish("news", "never")
-            with pytest.raises(AuthenticationError):
-                await old.subscribe("news").__aenter__()
-        async with cluster.client() as new:
-            await new.publish("news", "with the new key")
-            await new.flush()
-        assert (await anext(messages)).data == "with the new key"

@@ -8,7 +8,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.frames import Frame, Opcode
+from websockets.frames import Close, Frame, Opcode
 from websockets.protocol import OPEN, SERVER, Protocol
 
 from tests.support.strategies import cut
@@ -183,3 +183,8 @@ class TestDeliveries:
 
         with pytest.raises(WsqueueError, match="does another client publish there"):
             take_all()
+
+    def test_a_node_closes(self) -> None:
+        close = Frame(Opcode.CLOSE, Close(1013, "too slow").serialize()).serialize(mask=False)
+        with pytest.raises(WsqueueError, match=r"^the node closed with 1013 \(too slow\)$"):
+            WIRE.unwrapper(TOPIC, Load()).unwrap(close)

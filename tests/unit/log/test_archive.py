@@ -665,13 +665,6 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str
     assert (tmp_path / FILE_NAME).read_bytes() == before
 
 
-async def test_a_database_of_another_program_is_left_alone(tmp_path: Path) -> None:
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute("CREATE TABLE theirs (id)")
-    with pytest.raises(ConfigError, match="it belongs to another program"):
-        await Opened(tmp_path, limits()).archive.open()
-
-
 async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))

@@ -51,12 +51,6 @@ def test_a_snapshot_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert take_snapshot(file) is None
 
 
-def test_it_is_a_file_of_sqlite(tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "snapshot", STATE, records())
-    with contextlib.closing(sqlite3.connect(tmp_path / "snapshot")) as other:
-        assert other.execute("SELECT count(*), sum(count) FROM record").fetchone() == (48, 56)
-
-
 def test_an_older_snapshot_and_a_damaged_one_are_set_aside(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

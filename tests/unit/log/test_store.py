@@ -74,13 +74,6 @@ async def running(
 class TestOffsets:
     """Each message has its place."""
 
-    async def test_outcomes_come_once_and_in_order(self, mode: str) -> None:
-        async with running(mode) as logs:
-            batches = [batch(1), batch(2, topic="b"), batch(1), batch(9, after=8), batch(3)]
-            assert [outcome.batch for outcome in await logs.stored(*batches)] == batches
-            assert await logs.stored() == []
-            assert sum(logs.told) == 5
-
     async def test_time_never_falls_within_a_topic(self, mode: str) -> None:
         async with running(mode) as logs:
             times = []
@@ -227,15 +220,6 @@ class TestForgottenTopics:
                 logs.store.topic(str(number))
             log = logs.store.topic("e")
             assert log.start == log.first == log.next == log.assigned == 3
-
-    async def test_looking_at_topics_leaves_no_more_of_them(self, mode: str) -> None:
-        async with running(mode) as logs:
-            await logs.publish_all("a", "x")
-            for number in range(100):
-                logs.store.topic(str(number))
-            assert logs.store.log_status().topics == 3
-            assert await logs.kept("a") == [0]
-            assert (await logs.publish_all("a", "x")).offset == 1
 
     async def test_a_topic_with_a_reader_stays(self, mode: str) -> None:
         async with running(mode) as logs:

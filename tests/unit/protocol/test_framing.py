@@ -164,27 +164,11 @@ class TestFraming:
         joined = Joined()
         assert joined.server.receive_data(request) == [Upgraded("/producer", "a ,wsqueue.v2, b", SUBPROTOCOL)]
 
-    def test_messages_may_be_longer_from_a_moment_on(self, joined: Joined) -> None:
-        for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
-            receiver.allow_more(10)
-            assert receiver.receive_data(frame_texts([b"x" * 1010], masked=sender.masked)) == [[b"x" * 1010]]
-            fragments = [Frame(Opcode.TEXT, b"x" * 1000, fin=False), Frame(Opcode.CONT, b"x" * 10)]
-            data = b"".join(frame.serialize(mask=sender.masked) for frame in fragments)
-            assert receiver.receive_data(data) == [[b"x" * 1010]]
-            receiver.receive_data(frame_texts([b"x" * 1011], masked=sender.masked))
-            assert receiver.closed is not None
-            assert receiver.closed.code == 1009
-
     def test_each_end_masks_as_its_role_must(self, joined: Joined) -> None:
         assert joined.client.masked
         assert not joined.server.masked
         for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
             assert receiver.receive_data(frame_texts([b"a", b""], masked=sender.masked)) == [[b"a", b""]]
-
-    def test_pings(self, joined: Joined) -> None:
-        joined.client.send_ping(b"x" * 125)
-        joined.server.send_ping()
-        assert joined.exchange() == ([PongReceived(b"")], [PongReceived(b"x" * 125)])
 
     def test_nothing_is_sent_before_it_is_open(self) -> None:
         joined = Joined()

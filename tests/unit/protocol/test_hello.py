@@ -143,18 +143,6 @@ class TestReflection:
         assert victim.answers == []
         assert not self.robbed(victim, challenges={once})
 
-    def test_the_challenge_of_a_connection_sent_on_another(self) -> None:
-        one, two = RawPeer.opened(Role.ACCEPTOR), RawPeer.opened(Role.ACCEPTOR)
-        challenges = {one.challenged_with, two.challenged_with}
-        one.challenge(two.challenged_with)
-        two.challenge(one.challenged_with)
-        assert one.answers == two.answers == []
-        for victim in (one, two):
-            victim.send(json.dumps({"t": "h", "a": "a guess, to be answered at all"}).encode())
-            assert victim.session.closed is not None
-            assert victim.session.closed.code == CloseCode.WRONG_ANSWER
-        assert not self.robbed(one, two, challenges=challenges)
-
     @few
     @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.booleans()), max_size=12))
     def test_no_order_of_relayed_challenges_and_answers_helps(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import base64
 import itertools
-import json
-from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsqueue.protocol.close import CloseCode, PeerError
-from wsqueue.protocol.framing import HttpResponse
 from wsqueue.protocol.hello import HelloState, HelloStep
 from wsqueue.protocol.hello_v2 import TRANSITIONS_V2, Context, V2Handshake
 from wsqueue.protocol.keys import PreSharedKey, Role
@@ -20,8 +17,7 @@ from wsqueue.protocol.session import HelloDone, Session
 from wsqueue.protocol.v2 import SUBPROTOCOL, Challenge, HelloPacket, Proof
 
 from ...support import raw_v2_peer
-from ...support.oracle import parse_frames
-from ...support.session_pair import PATH, PSK, SECRET, Pair, RawPeer, accept, few, initiate
+from ...support.session_pair import PATH, PSK, SECRET, Pair, accept, few, initiate
 
 WRONG = PreSharedKey("another key")
 ROLES = list(Role)
@@ -215,14 +211,6 @@ class TestProofs:
 class TestSeveralKeys:
     """While a key is changed, an acceptor takes the old one and the new one."""
 
-    @pytest.mark.parametrize("index", range(3))
-    def test_an_acceptor_answers_with_the_key_of_the_initiator(self, index: int) -> None:
-        secrets = ["one", "two", "three"]
-        end = End(Role.ACCEPTOR, PreSharedKey(*secrets))
-        proof = end.receive(end.right_proof(secret=secrets[index]))
-        assert proof == Proof(proof_of(Role.ACCEPTOR, end.nonce, NONCE, secret=secrets[index]))
-        assert end.handshake.done
-
     def test_an_initiator_uses_its_first_and_takes_no_other(self) -> None:
         end = End(Role.INITIATOR, PreSharedKey("one", "two"))
         end.receive(Challenge(NONCE))
@@ -288,10 +276,6 @@ def refused(session: Session, code: CloseCode = CloseCode.WRONG_ANSWER) -> bool:
     return closed is not None and (closed.code, closed.by_peer) == (code, False) and not session.established
 
 
-def text(payload: dict[str, str], *, masked: bool) -> bytes:
-    return RawPeer(Role.ACCEPTOR if masked else Role.INITIATOR).text(json.dumps(payload).encode())
-
-
 class TestAttacks:
     """An attacker without the key, or with another one, gets nowhere."""
 
@@ -315,42 +299,6 @@ class TestAttacks:
         assert refused(again.acceptor)
         assert refused(again.initiator)
 
-    def test_a_relay_to_another_path(self) -> None:
-        """An example is a client that subscribes, relayed to the endpoint of producers."""
-
-        def pages(path: str) -> HttpResponse | None:
-            return None if path in ("/subscribe", PATH) else HttpResponse(404, "Not found.\n")
-
-        wire = Wire(accept(answer_request=pages), initiate(path="/subscribe", offer_v2=True))
-        request = wire.upstream()
-        wire.acceptor.receive_data(request.replace(b"GET /subscribe ", f"GET {PATH} ".encode()))
-        wire.initiator.receive_data(wire.downstream())
-        wire.acceptor.receive_data(wire.upstream())
-        assert refused(wire.acceptor)
-        assert wire.downstream()
-        assert not wire.initiator.established
-
-    @pytest.mark.parametrize(
-        "change",
-        [
-            lambda request: request.replace(b"wsqueue.v2", b"wsqueue.v3, wsqueue.v2"),
-            lambda request: request.replace(b"wsqueue.v2", b"wsqueue.v2,wsqueue.v1"),
-            lambda request: request.replace(
-                b"wsqueue.v2\r\n", b"wsqueue.v2\r\nSec-WebSocket-Protocol: wsqueue.v1\r\n"
-            ),
-        ],
-    )
-    def test_a_changed_offer(self, change: Callable[[bytes], bytes]) -> None:
-        """Otherwise an attacker could choose between future protocols."""
-        wire = Wire()
-        request = wire.upstream()
-        assert change(request) != request
-        wire.acceptor.receive_data(change(request))
-        wire.initiator.receive_data(wire.downstream())
-        wire.acceptor.receive_data(wire.upstream())
-        assert refused(wire.acceptor)
-        assert not wire.initiator.established
-
     @pytest.mark.parametrize("bindings", [(b"c" * 32, b"d" * 32), (b"c" * 32, b""), (b"", b"c" * 32)])
     def test_a_man_in_the_middle_with_another_certificate_or_none(
         self, bindings: tuple[bytes, bytes]
@@ -363,21 +311,6 @@ class TestAttacks:
         assert refused(wire.acceptor)
         wire.initiator.receive_data(wire.downstream())
         assert not wire.initiator.established
-
-    def test_a_fake_acceptor_gets_one_proof_that_is_of_no_use_elsewhere(self) -> None:
-        """The attacker poses as a node: the proof covers the attacker's nonce, which no acceptor draws."""
-        fake = RawPeer(Role.INITIATOR, initiate(offer_v2=True))
-        wire = Wire(None, fake.session)
-        wire.open()
-        wire.initiator.receive_data(text({"t": "challenge", "nonce": NONCE}, masked=False))
-        proof = wire.upstream()
-        assert json.loads(parse_frames(proof, masked=True)[0][2])["t"] == "proof"
-        victim = Wire()
-        victim.open()
-        victim.acceptor.receive_data(proof)
-        assert refused(victim.acceptor)
-        wire.initiator.receive_data(text({"t": "proof", "proof": NONCE}, masked=False))
-        assert refused(wire.initiator)
 
     def test_a_refusal_says_nothing_about_the_key(self) -> None:
         wire = Wire(None, initiate(WRONG, offer_v2=True))

@@ -16,14 +16,6 @@ def sent(count: int) -> PongConfirmations:
     return counts
 
 
-def test_a_pong_confirms_all_that_was_sent_before_its_ping() -> None:
-    counts = sent(3)
-    ping = counts.ping()
-    counts.add(2)
-    assert counts.receive_pong(ping)
-    assert (counts.confirmed, counts.in_flight) == (3, 2)
-
-
 @pytest.mark.parametrize(
     "data", [b"", b"hello", b"x" * 8, encode_count(4), encode_count(1), encode_count(2) + b"\0"]
 )

@@ -55,31 +55,30 @@ def test_a_lone_surrogate_has_no_hash() -> None:
         topic_hash("\ud800")
 
 
-def test_the_hash_of_a_topic_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed: list[str] = []
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return the topics whose hash is computed, as they are."""
+    topics: list[str] = []
 
     def counting(topic: str) -> int:
-        computed.append(topic)
-        return topic_hash(topic)
+        topics.append(topic)
+        return plain_hash(topic)
 
     monkeypatch.setattr(routing, "topic_hash", counting)
+    return topics
+
+
+def test_the_hash_of_a_topic_is_computed_once(computed: list[str]) -> None:
     route = router(3)
     assert [route(topic) for topic in ("a", "b", "a", "a", "b")] == [1, 2, 1, 1, 2]
     assert computed == ["a", "b"]
     assert [router(2)(topic) for topic in ("a", "b")] == [1, 0]
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    computed: list[str] = []
+def test_what_is_remembered_is_bounded(computed: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(routing, "CACHED_TOPICS", 2)
-
-    def counting(topic: str) -> int:
-        computed.append(topic)
-        return plain_hash(topic)
-
-    monkeypatch.setattr(routing, "topic_hash", counting)
-    route = router(5)
     names = [f"topic{number}" for number in range(10)]
+    route = router(5)
     assert [route(name) for name in names * 2] == [plain_hash(name) % 5 for name in names * 2]
     assert computed == names * 2
 

@@ -153,6 +153,21 @@ class TestNumbers:
 class TestLimits:
     """The limit that is reached first drops the oldest messages."""
 
+    async def test_messages_of_a_topic(self, mode: str) -> None:
+        async with running(mode, max_messages_per_topic=3) as logs:
+            for data, kept in (("abc", [0, 1, 2]), ("d", [3]), ("ef", [3, 4, 5])):
+                await logs.publish_all("news", *data)
+                assert await logs.kept("news") == kept
+            await logs.publish_all("other", "x")
+            assert await logs.kept("news") == [3, 4, 5]
+
+    async def test_bytes_of_a_topic(self, mode: str) -> None:
+        async with running(mode, max_bytes_per_topic=3 * SIZE) as logs:
+            await logs.stored(*(AppendBatch("a", ["x" * 100]) for _ in range(3)))
+            assert await logs.kept("a") == [0, 1, 2]
+            await logs.publish_all("a", "x" * 101)
+            assert await logs.kept("a") == [2, 3]
+
     async def test_bytes_of_all_topics(self, mode: str) -> None:
         async with running(mode, max_bytes=4 * SIZE + 3 * TOPIC_OVERHEAD_BYTES) as logs:
             for topic in "abca":

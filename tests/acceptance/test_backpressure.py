@@ -15,7 +15,7 @@ import signal
 import struct
 import sys
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -133,11 +133,7 @@ class Growth:
 
 
 class Publisher:
-    """Publish numbered messages of one size on one topic, flat out.
-
-    Attributes:
-        count: How many the client has taken.
-    """
+    """Publish numbered messages of one size on one topic, flat out, and count those the client has taken."""
 
     def __init__(self, client: Client, topic: str, size: int, name: int = 0) -> None:
         self.client, self._topic, self._name = client, topic, name
@@ -225,12 +221,7 @@ def message_frame(topic: str, data: str) -> bytes:
 
 
 class Flood:
-    """Many messages of one size on one topic, as a peer sends that reads no answer.
-
-    Args:
-        v2: Whether each is a batch of its own, or a classic message.
-        size: Of the data.
-    """
+    """Many messages on one topic, as a peer sends that reads no answer: v2 batches of one, or classic."""
 
     def __init__(self, *, v2: bool, size: int) -> None:
         self.v2, self._data = v2, "x" * size
@@ -492,11 +483,7 @@ async def test_what_is_held_does_not_hold_the_connections_of_its_publishers(clus
 
 
 async def publish_until_full(
-    client: Client,
-    topics: Sequence[str],
-    limits: Limits,
-    wait: Callable[[], int] | None = None,
-    size: int = 60_000,
+    client: Client, topics: list[str], limits: Limits, size: int, wait: Callable[[], int] | None = None
 ) -> int:
     """Publish more than node and kernel hold for a subscriber that does not read; return how many."""
     # The peer's own buffer in the kernel is small.
@@ -527,7 +514,7 @@ async def test_a_stopped_subscriber_is_closed_and_the_others_get_all(cluster: Cl
             def slowest() -> int:
                 return min(reader.count for reader in readers)
 
-            count = await publish_until_full(client, ["news"], bounds.limits, slowest)
+            count = await publish_until_full(client, ["news"], bounds.limits, 60_000, slowest)
             await eventually(lambda: all(one.count == count for one in readers), "all have come")
         growth.check(SMALL_LOG["max_bytes"] + bounds.slow_reader)
         assert all(reader.numbers == {0: list(range(count))} for reader in readers)
@@ -550,7 +537,7 @@ async def test_many_stopped_subscribers_of_a_topic_share_what_waits(
         for raw in await peers.established(consumer, *paths):
             stop_reading(raw)
         growth = Growth(consumer.pid)
-        await publish_until_full(client, names, bounds.limits, size=size)
+        await publish_until_full(client, names, bounds.limits, size)
         await eventually(lambda: consumer.log.count("1013") >= min(subscribers, 20), "they are closed")
         await asyncio.to_thread(consumer.wait_open, 1)
         growth.check(SMALL_LOG["max_bytes"] + topics * bounds.slow_reader)
@@ -634,30 +621,22 @@ async def test_a_client_whose_application_is_stuck_stops_reading(cluster: Cluste
             await application.wait()
 
 
-@contextlib.asynccontextmanager
-async def proxy_to(node: Node) -> AsyncIterator[Link]:
-    """Return a link that leads to a node."""
-    link = Link("proxy")
-    link.upstream = ("127.0.0.1", node.port)
-    await link.start()
-    try:
-        yield link
-    finally:
-        await link.stop()
-
-
 async def test_a_stuck_application_does_not_grow_with_each_reconnect(cluster: Cluster) -> None:
     # A client that does not read learns of a reset when it pings.
     settings: dict[str, Any] = {"ping_interval_seconds": 0.2, "reconnect_max_seconds": 0.2}
     await asyncio.to_thread(cluster.start, 1, 1, **settings)
     (consumer,) = cluster.consumers
+    link = Link("proxy")
+    link.upstream = ("127.0.0.1", consumer.port)
+    await link.start()
     async with (
         asyncio.timeout(100),
-        proxy_to(consumer) as link,
+        contextlib.AsyncExitStack() as stack,
         cluster.client(**settings) as client,
         cluster.client(consumers=[f"{link.address}/subscribe"], **settings) as stuck,
         stuck.subscribe("news") as messages,
     ):
+        stack.push_async_callback(link.stop)
         for number in range(1, 9):
             for _ in range(200):
                 await client.drain()
@@ -785,20 +764,6 @@ async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: 
 # Subscribers of a log.
 
 
-async def fill_log(cluster: Cluster, topics: Sequence[str], size: int, count: int) -> None:
-    """Publish on each topic."""
-    async with cluster.client() as client:
-        for number in range(count):
-            for topic in topics:
-                await client.drain()
-                client.publish_nowait(topic, f"{0:02}{number:06}{'x' * size}")
-        await client.flush()
-
-
-def subscribe_frame(topic: str) -> bytes:
-    return text_frame(json.dumps({"t": "subscribe", "topic": topic, "start": "earliest"}).encode())
-
-
 @pytest.mark.parametrize("mode", ["memory", "sqlite"])
 @pytest.mark.parametrize(("subscribers", "topics"), [(100, 1), (10, 100)])
 async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
@@ -806,7 +771,12 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
 ) -> None:
     consumer, _, bounds = await started(cluster, 1, {"mode": mode}, max_message_bytes=65_536)
     names = [f"topic-{number}" for number in range(topics)]
-    await fill_log(cluster, names, 30_000, 500 // topics)
+    async with cluster.client() as client:
+        for topic in names * (500 // topics):
+            await client.drain()
+            client.publish_nowait(topic, "x" * 30_000)
+        await client.flush()
+    packets = [{"t": "subscribe", "topic": topic, "start": "earliest"} for topic in names]
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         # Nothing of a log on disk is in memory then.
         await asyncio.to_thread(consumer.terminate)
@@ -815,7 +785,7 @@ async def test_subscribers_that_ask_for_a_large_log_and_do_not_read_it(
         growth = Growth(consumer.pid, FAR_TOO_MUCH_BYTES)
         for raw in opened:
             stop_reading(raw)
-            await send_all(raw, b"".join(map(subscribe_frame, names)))
+            await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in packets))
 
         async def deliveries() -> int:
             return (await asyncio.to_thread(consumer.counters))["deliveries"]

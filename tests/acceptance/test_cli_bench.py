@@ -101,6 +101,19 @@ def test_a_rate_as_json_and_a_plot(tmp_path: Path) -> None:
         assert node["cpu_us_per_message"] == pytest.approx(node["cpu_seconds"] * 1e6 / report["sent"])
 
 
+def test_other_loads_with_an_exact_count(standing_cluster: Cluster) -> None:
+    config = ("--config", standing_cluster.demo_file)
+    report = report_of(
+        *config, "--protocol", "classic", "--count", "1000", "--publishers", "2", "--topics", "3"
+    )
+    assert (report["protocol"], report["sent"], report["received"]) == ("classic", 1000, 1000)
+    assert (report["lost"], report["unconfirmed"]) == (0, 0)
+    report = report_of(*config, "--size", "200000", "--rate", "100", "--count", "31", "--warm-up", "0.1")
+    assert (report["sent"], report["received"], report["lost"]) == (31, 31, 0)
+    assert report["seconds"] >= 0.3
+    assert report["latency"]["samples"] == 31
+
+
 def test_several_of_everything_and_an_exact_count() -> None:
     report = report_of(
         *("--consumers", "2", "--producers", "2", "--publishers", "3", "--topics", "5"),
@@ -127,21 +140,6 @@ def test_a_replay_begins_where_the_run_began(standing_cluster: Cluster) -> None:
     code, stdout, stderr = run("bench", *config, "--replay", "--count", "100")
     assert (code, stderr) == (0, "")
     assert re.search(r"^read +100 ", stdout, re.MULTILINE)
-
-
-def test_the_classic_protocol(standing_cluster: Cluster) -> None:
-    load = ("--protocol", "classic", "--count", "1000", "--publishers", "2", "--topics", "3")
-    report = report_of("--config", standing_cluster.demo_file, *load)
-    assert (report["protocol"], report["sent"], report["received"]) == ("classic", 1000, 1000)
-    assert (report["lost"], report["unconfirmed"]) == (0, 0)
-
-
-def test_large_messages_at_a_rate_with_an_exact_count(standing_cluster: Cluster) -> None:
-    load = ("--size", "200000", "--rate", "100", "--count", "31", "--warm-up", "0.1")
-    report = report_of("--config", standing_cluster.demo_file, *load)
-    assert (report["sent"], report["received"], report["lost"]) == (31, 31, 0)
-    assert report["seconds"] >= 0.3
-    assert report["latency"]["samples"] == 31
 
 
 def test_a_plot_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,12 +208,8 @@ def test_subscribe_into_a_pipe_that_closes(config: str, topic: str, command: str
     result = shell(script)
     assert len(result.stdout.splitlines()) == 2
     assert result.stderr == ""
-
-
-def test_demo_into_a_pipe_that_closes(config: str, topic: str) -> None:
     result = shell(f'seq 100000 | $wsqueue demo "{config}" "{topic}" | head -n 2')
-    assert result.stdout == "1\n2\n"
-    assert result.stderr == ""
+    assert (result.stdout.splitlines()[-1], result.stderr) == ("2", "")
 
 
 @pytest.mark.parametrize("command", ["demo", "subscribe --count 1"])
@@ -256,15 +252,9 @@ def test_demo_on_two_terminals(config: str, topic: str) -> None:
         first.wait_for("hello", 2)
         second.type("hi 日本\r")
         first.wait_for("hi 日本")
-        for terminal in (first, second):
-            assert terminal.end("\x04") == 0
-
-
-def test_ctrl_c_ends_demo_on_a_terminal(config: str, topic: str) -> None:
-    with Terminal("demo", config, topic) as terminal:
-        terminal.wait_for(f"{topic}>")
-        terminal.type("half a line")
-        assert terminal.end("\x03") in (0, 130)
+        assert first.end("\x04") == 0
+        second.type("half a line")
+        assert second.end("\x03") in (0, 130)
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["subscribe"], ["subscribe", "--json"]])

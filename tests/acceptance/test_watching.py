@@ -92,9 +92,8 @@ class TestTop:
         cluster.producers[0].signal(signal.SIGSTOP)
         code, stdout, _ = run("top", "--once", "--interval", "0.5", config(cluster))
         assert code == 1
-        assert re.search(rf"producer {cluster.producers[0].address} does not answer: .*too long", stdout), (
-            stdout
-        )
+        address = cluster.producers[0].address
+        assert re.search(rf"producer {address} does not answer: .*too long", stdout), stdout
 
     @pytest.mark.parametrize(("key", "code"), [("q", 0), ("Q", 0), ("", 130)])
     def test_on_a_terminal(self, standing_cluster: Cluster, key: str, code: int) -> None:
@@ -190,18 +189,17 @@ def test_a_dead_node(cluster: Cluster, tmp_path: Path) -> None:
 
 class TestDoctorOfACluster:
     def test_that_is_well(self, standing_cluster: Cluster) -> None:
-        cluster = standing_cluster
-        result = run("doctor", config(cluster))
+        result = run("doctor", config(standing_cluster))
         assert (result.code, result.stderr) == (0, ""), result.stdout
         *lines, summary = result.stdout.splitlines()
         assert summary == f"{len(lines)} checks, 0 problems, 0 warnings", result.stdout
         assert all(line.startswith("ok   ") for line in lines)
-        for node in cluster.nodes:
+        for node in standing_cluster.nodes:
             answer = f"ok   {node.role} {node.address}: It answers: version {wsqueue.__version__},"
             assert answer in result.stdout
         assert len(set(FINGERPRINT.findall(result.stdout))) == 1
-        assert cluster.secret not in result.stdout
-        as_json = run("doctor", "--json", config(cluster))
+        assert standing_cluster.secret not in result.stdout
+        as_json = run("doctor", "--json", config(standing_cluster))
         assert (as_json.code, as_json.stderr) == (0, "")
         found = json.loads(as_json.stdout)
         assert (found["problems"], found["warnings"]) == (0, 0)

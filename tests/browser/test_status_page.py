@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,26 +170,14 @@ def full_report(number: int) -> reports.Report:
     )
 
 
-@contextlib.asynccontextmanager
-async def published_to(
-    nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]
-) -> AsyncIterator[None]:
-    """Publish until the end of the block."""
-
-    async def publish() -> None:
-        async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
-            while True:
-                await client.publish("news", *["It rains again."] * 20)
-                await client.publish("sport", "1:0", MARKUP)
-                await client.publish(MARKUP, "x")
-                await asyncio.sleep(0.02)
-
-    publishing = asyncio.create_task(publish())
-    try:
-        yield
-    finally:
-        publishing.cancel()
-        await asyncio.wait([publishing])
+async def publish_on(nodes: Nodes, producer: RunningNode, consumers: Sequence[RunningNode]) -> None:
+    """Publish until cancelled."""
+    async with nodes.client([producer], consumers) as client, client.subscribe("news", "sport"):
+        while True:
+            await client.publish("news", *["It rains again."] * 20)
+            await client.publish("sport", "1:0", MARKUP)
+            await client.publish(MARKUP, "x")
+            await asyncio.sleep(0.02)
 
 
 class TestStatus:
@@ -199,7 +186,8 @@ class TestStatus:
         page = await tabs.open(page_of(producer))
         await said(page, "All is well.")
         assert await page.title() == f"Producer {producer.address} \N{EN DASH} wsqueue"
-        async with published_to(nodes, producer, consumers):
+        async with asyncio.TaskGroup() as tasks:
+            publishing = tasks.create_task(publish_on(nodes, producer, consumers))
             card = page.locator(".card", has=page.get_by_role("heading", name="Messages in"))
             await expect(card.locator(".value > span").first).to_have_text(re.compile("[1-9]"))
             chart = await card.get_by_role("img").get_attribute("aria-label")
@@ -219,6 +207,7 @@ class TestStatus:
             await other.wait_for_timeout(2500)
             assert await overflow(other) <= 0
             await screenshot(other, "consumer-dark-narrow")
+            publishing.cancel()
         assert {url.split("/")[2] for url in tabs.requests} == {producer.address, consumers[0].address}
         [document] = [url for url in tabs.requests if url == page_of(producer)]
         assert len((await page.request.get(document)).headers["content-security-policy"]) > 100

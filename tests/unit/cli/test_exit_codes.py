@@ -22,19 +22,15 @@ def node(problem: str) -> NodeSnapshot:
     )
 
 
-@pytest.mark.parametrize(
-    ("problems", "code"),
-    [
+def test_of_a_snapshot() -> None:
+    for problems, code in (
         (["", ""], ExitCode.DONE),
         (["", "Connection refused"], ExitCode.FAILED),
         (["", OTHER_KEY], ExitCode.FAILED),
         (["Connection refused", "Connection refused"], ExitCode.NO_ANSWER),
         (["Connection refused", OTHER_KEY], ExitCode.OTHER_KEY),
-    ],
-)
-def test_of_a_snapshot(problems: list[str], code: ExitCode) -> None:
-    nodes = [node(problem) for problem in problems]
-    assert exit_code(ClusterSnapshot(0.0, [], [], nodes, [], [])) is code
+    ):
+        assert exit_code(ClusterSnapshot(0.0, [], [], list(map(node, problems)), [], [])) is code
 
 
 @pytest.mark.parametrize(

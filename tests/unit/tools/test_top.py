@@ -118,7 +118,7 @@ class TestRates:
         # A node that is asked too early sends the same report again, so the rates stay.
         assert sampler.snapshot(cluster(*nodes), NOW + 4.1).nodes[0].rates == second.nodes[0].rates
 
-    def test_a_node_that_was_started_again_has_none_yet(self) -> None:
+    def test_a_node_that_was_started_again_or_away_has_none_yet(self) -> None:
         sampler = Sampler()
         sampler.snapshot(cluster(HEALTHY[0]), NOW)
         sampler.snapshot(cluster(later(HEALTHY[0], 2.0, messages_in=10)), NOW)
@@ -127,12 +127,8 @@ class TestRates:
         rates = sampler.snapshot(cluster(later(again, 1.0, messages_in=7)), NOW).nodes[0].rates
         assert rates is not None
         assert rates.messages_in == 7.0
-
-    def test_a_node_that_was_away_has_none_yet(self) -> None:
-        sampler = Sampler()
-        sampler.snapshot(cluster(HEALTHY[0]), NOW)
         assert sampler.snapshot(cluster(dead(1, "consumer")), NOW).nodes[0].rates is None
-        assert sampler.snapshot(cluster(later(HEALTHY[0], 9.0)), NOW).nodes[0].rates is None
+        assert sampler.snapshot(cluster(later(again, 9.0)), NOW).nodes[0].rates is None
 
     def test_a_topic_counts_once_though_two_roles_count_it(self) -> None:
         nodes = [

@@ -61,7 +61,7 @@ def random_topics(rng: random.Random) -> list[str]:
 
 
 class Texts:
-    """Make text of an exact size out of a pool, for drawing each character would take minutes."""
+    """Make text of an exact size out of a pool: drawing each character would take minutes."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng

@@ -12,7 +12,7 @@ UNWANTED = "rich", "prometheus_client", "psutil", "prompt_toolkit", "matplotlib"
 
 
 @pytest.mark.parametrize("module", ["wsqueue.cli.main", "wsqueue.nodes.service"])
-def test_big_libraries_are_imported_by_those_who_need_them(module: str) -> None:
+def test_big_libraries_are_imported_only_when_needed(module: str) -> None:
     script = f"import sys, {module}; print([name for name in {UNWANTED} if name in sys.modules])"
     environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, env=environment)

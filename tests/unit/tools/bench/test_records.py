@@ -139,7 +139,7 @@ class TestClassicUnwrapper:
 
     @pytest.mark.parametrize("intruder", [LONG, HUGE, Frame(Opcode.BINARY, b"x").serialize(mask=False)])
     @pytest.mark.parametrize("size", [1, 7, 1000, 100_000])
-    def test_what_somebody_else_publishes_is_left_to_the_records(self, intruder: bytes, size: int) -> None:
+    def test_messages_of_other_publishers_are_left_to_the_records(self, intruder: bytes, size: int) -> None:
         load = Load()
         record = WIRE.delivered(TOPIC, load.filler)
         records = Records(Template(WIRE, TOPIC, load, 1000), Latencies())

@@ -172,7 +172,7 @@ class TestDeliveries:
             unwrapper.unwrap(sent(packet))
 
     @pytest.mark.parametrize("data", [b"hello", b"x" * 100, b"-" + b"x" * 203])
-    def test_what_somebody_else_publishes_is_left_to_the_records(self, data: bytes) -> None:
+    def test_messages_of_other_publishers_are_left_to_the_records(self, data: bytes) -> None:
         load = Load()
         unwrapper = WIRE.unwrapper(TOPIC, load)
         records = Records(Template(WIRE, TOPIC, load, 1000), Latencies())

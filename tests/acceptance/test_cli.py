@@ -52,18 +52,15 @@ def assert_refused(result: Result, code: int, *parts: str) -> None:
         assert part in result.error
 
 
-@pytest.mark.parametrize("option", ["--version", "-V"])
-def test_version(option: str) -> None:
-    assert run(option) == (0, f"wsqueue {wsqueue.__version__}\n", "")
-
-
 @pytest.mark.parametrize("option", ["--help", "-h"])
-def test_help_lists_the_commands_and_an_example(option: str) -> None:
+def test_help_lists_the_commands_and_an_example_and_there_is_a_version(option: str) -> None:
     code, stdout, stderr = run(option)
     assert (code, stderr) == (0, "")
     assert all(re.search(rf"^  {name} +\S", stdout, re.MULTILINE) for name in COMMANDS)
     assert re.search("^ +wsqueue local --demo news$", stdout, re.MULTILINE)
     assert "\\b" not in stdout
+    version = {"--help": "--version", "-h": "-V"}[option]
+    assert run(version) == (0, f"wsqueue {wsqueue.__version__}\n", "")
 
 
 def test_a_port_in_use_is_an_error(standing_cluster: Cluster, tmp_path: Path) -> None:

@@ -227,15 +227,12 @@ def test_the_registry_of_the_library_has_no_metric_of_ours() -> None:
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("wsqueue_")]
 
 
-def test_metrics_of_the_process() -> None:
+def test_metrics_of_the_process(tmp_path: Path) -> None:
     found = samples(CONSUMER)
     assert found["process_open_fds"][()] < found["process_max_fds"][()]
     assert found["process_resident_memory_bytes"][()] > 1_000_000
     assert found["process_start_time_seconds"][()] > 1_700_000_000
-
-
-def test_metrics_of_the_process_where_the_machine_is_hidden(tmp_path: Path) -> None:
-    # As with ProcSubset=pid in systemd/wsqueue-.service.d/node.conf.
+    # The machine may be hidden, as with ProcSubset=pid in systemd/wsqueue-.service.d/node.conf.
     (tmp_path / "self").symlink_to("/proc/self")
     hidden = ProcessMetrics(proc=str(tmp_path), registry=None)
     seen = ProcessMetrics(registry=None)

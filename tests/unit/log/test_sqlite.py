@@ -124,6 +124,15 @@ class TestSqliteStore:
         assert [logs.outcome_of(which) for which in retried] == ["stored at 3", "stored at 4", "stored at 0"]
         assert logs.in_memory("news") == [0, 1, 2, 3, 4]
 
+    async def test_what_was_committed_before_stays_when_the_rest_fails(self) -> None:
+        logs = await Archived.opened()
+        one, two, again = batch(1), batch(2, after=1), batch(1)
+        logs.append(one, two, again)
+        logs.archive.commit(1)
+        logs.archive.fail()
+        assert [logs.outcome_of(which) for which in (one, two, again)] == ["stored at 0", "full", "a repeat"]
+        assert logs.store.topic("news").assigned == 1
+
     async def test_after_a_failure_nothing_comes_before_what_has_failed(self) -> None:
         """Not even of a publisher that was new, which else could begin anywhere."""
         logs = await Archived.opened()

@@ -15,6 +15,7 @@ from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, MessagesReceived, Session
 
+from ...support import wire
 from ...support.raw_peer import request_of
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
@@ -387,23 +388,9 @@ def test_messages_cut_anywhere_arrive_unmodified(
 
 
 frames = st.tuples(
-    st.sampled_from(list(Opcode)),
     st.binary(max_size=130) | st.sampled_from([message("x"), b"{}"]),
-    st.booleans(),
-)
-
-
-def arbitrary_stream(peer: RawPeer, chunks: list[bytes | tuple[Opcode, bytes, bool]]) -> bytes:
-    """Return garbage in which there are frames, some of them good."""
-    stream = b""
-    for chunk in chunks:
-        if isinstance(chunk, bytes):
-            stream += chunk
-        else:
-            opcode, payload, fin = chunk
-            control = opcode >= Opcode.CLOSE
-            stream += peer.frame(opcode, payload[:125] if control else payload, fin=fin or control)
-    return stream
+    st.sampled_from([final | opcode for opcode in Opcode for final in (0, 0x80)]),
+).map(lambda frame: wire.Raw(*frame))
 
 
 @both_roles
@@ -411,15 +398,12 @@ def arbitrary_stream(peer: RawPeer, chunks: list[bytes | tuple[Opcode, bytes, bo
 @few
 @given(chunks=st.lists(st.binary(max_size=20) | frames, max_size=8), places=places)
 def test_arbitrary_bytes_never_raise(
-    role: Role,
-    begin: Callable[[Role], RawPeer],
-    chunks: list[bytes | tuple[Opcode, bytes, bool]],
-    places: list[int],
+    role: Role, begin: Callable[[Role], RawPeer], chunks: list[wire.Chunk], places: list[int]
 ) -> None:
     peer = begin(role)
     session = peer.session
     session.data_to_send()
-    feed(session, cut(arbitrary_stream(peer, chunks), places))
+    feed(session, cut(b"".join(wire.render(chunks, masked=peer.masked)), places))
     failed = session.closed
     if failed is None:
         session.ping(b"alive")

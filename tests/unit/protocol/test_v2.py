@@ -10,34 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.protocol import classic
+from wsqueue.protocol import classic, v2
 from wsqueue.protocol.classic import MAX_DETAIL_CHARACTERS
 from wsqueue.protocol.close import CloseCode, PeerError
-from wsqueue.protocol.v2 import (
-    MAX_NUMBER,
-    PACKETS,
-    Ack,
-    AskReport,
-    Challenge,
-    Deliver,
-    Draining,
-    Forward,
-    Gap,
-    NodeReport,
-    Packet,
-    Proof,
-    Publish,
-    Publisher,
-    RawForward,
-    Refused,
-    Subscribe,
-    Subscribed,
-    Unsubscribe,
-    Unsubscribed,
-    decode,
-    encode,
-    join_data,
-)
 
 from ...support.session_pair import many
 from ...support.strategies import V2_PACKETS, json_values, same, utf8_text
@@ -48,7 +23,7 @@ SECRET = base64.b64encode(bytes(range(32))).decode()
 def refusal(payload: bytes, code: CloseCode = CloseCode.INVALID_PACKET) -> str:
     """Return the reason why a payload is refused, checked not to quote it at length."""
     with pytest.raises(PeerError) as caught:
-        decode(payload)
+        v2.decode(payload)
     assert caught.value.code is code
     assert len(caught.value.reason) <= len(code.reason) + 2 + MAX_DETAIL_CHARACTERS
     return caught.value.reason
@@ -63,78 +38,87 @@ def forward(data: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("packet", "payload"),
     [
-        (Challenge(SECRET), f'{{"t":"challenge","nonce":"{SECRET}"}}'),
-        (Proof(SECRET), f'{{"t":"proof","proof":"{SECRET}"}}'),
-        (Proof(SECRET, SECRET), f'{{"t":"proof","proof":"{SECRET}","nonce":"{SECRET}"}}'),
-        (Publisher(SECRET), f'{{"t":"publisher","secret":"{SECRET}"}}'),
+        (v2.Challenge(SECRET), f'{{"t":"challenge","nonce":"{SECRET}"}}'),
+        (v2.Proof(SECRET), f'{{"t":"proof","proof":"{SECRET}"}}'),
+        (v2.Proof(SECRET, SECRET), f'{{"t":"proof","proof":"{SECRET}","nonce":"{SECRET}"}}'),
+        (v2.Publisher(SECRET), f'{{"t":"publisher","secret":"{SECRET}"}}'),
         (
-            Publish(2, 1, "news", 2, join_data([b'"a"', b'"\xc3\xb1"'])),
+            v2.Publish(2, 1, "news", 2, v2.join_data([b'"a"', b'"\xc3\xb1"'])),
             '{"t":"publish","number":2,"after":1,"topic":"news","count":2,"data":["a","ñ"]}',
         ),
         (
-            Forward("p", 2, 0, "news", 1, ["a"]),
+            v2.Forward("p", 2, 0, "news", 1, ["a"]),
             '{"t":"forward","publisher":"p","number":2,"after":0,"topic":"news","count":1,"data":["a"]}',
         ),
-        (Ack([(1, 3), (7, 7)]), '{"t":"ack","numbers":[[1,3],[7,7]]}'),
-        (Refused(4, "full", "why"), '{"t":"refused","number":4,"code":"full","reason":"why"}'),
-        (Subscribe("news"), '{"t":"subscribe","topic":"news"}'),
-        (Subscribe("news", "earliest"), '{"t":"subscribe","topic":"news","start":"earliest"}'),
+        (v2.Ack([(1, 3), (7, 7)]), '{"t":"ack","numbers":[[1,3],[7,7]]}'),
+        (v2.Refused(4, "full", "why"), '{"t":"refused","number":4,"code":"full","reason":"why"}'),
+        (v2.Subscribe("news"), '{"t":"subscribe","topic":"news"}'),
+        (v2.Subscribe("news", "earliest"), '{"t":"subscribe","topic":"news","start":"earliest"}'),
         (
-            Subscribe("news", "offset", "abc", 5),
+            v2.Subscribe("news", "offset", "abc", 5),
             '{"t":"subscribe","topic":"news","start":"offset","log":"abc","offset":5}',
         ),
-        (Subscribe("news", "time", time=1.5), '{"t":"subscribe","topic":"news","start":"time","time":1.5}'),
-        (Subscribed("news", "abc", 0, 9), '{"t":"subscribed","topic":"news","log":"abc","offset":0,"end":9}'),
-        (Unsubscribe("news"), '{"t":"unsubscribe","topic":"news"}'),
-        (Unsubscribed("news"), '{"t":"unsubscribed","topic":"news"}'),
         (
-            Deliver("news", 3, "p", 2, ["a"]),
+            v2.Subscribe("news", "time", time=1.5),
+            '{"t":"subscribe","topic":"news","start":"time","time":1.5}',
+        ),
+        (
+            v2.Subscribed("news", "abc", 0, 9),
+            '{"t":"subscribed","topic":"news","log":"abc","offset":0,"end":9}',
+        ),
+        (v2.Unsubscribe("news"), '{"t":"unsubscribe","topic":"news"}'),
+        (v2.Unsubscribed("news"), '{"t":"unsubscribed","topic":"news"}'),
+        (
+            v2.Deliver("news", 3, "p", 2, ["a"]),
             '{"t":"deliver","topic":"news","offset":3,"publisher":"p","number":2,"data":["a"]}',
         ),
-        (Gap("news", 3, 2), '{"t":"gap","topic":"news","offset":3,"missed":2}'),
-        (Gap("news", 3, None), '{"t":"gap","topic":"news","offset":3,"missed":null}'),
-        (Draining(2.5), '{"t":"draining","retry_seconds":2.5}'),
-        (AskReport(), '{"t":"ask_report"}'),
-        (NodeReport(msgspec.Raw(b'{"role":"consumer"}')), '{"t":"report","report":{"role":"consumer"}}'),
+        (v2.Gap("news", 3, 2), '{"t":"gap","topic":"news","offset":3,"missed":2}'),
+        (v2.Gap("news", 3, None), '{"t":"gap","topic":"news","offset":3,"missed":null}'),
+        (v2.Draining(2.5), '{"t":"draining","retry_seconds":2.5}'),
+        (v2.AskReport(), '{"t":"ask_report"}'),
+        (v2.NodeReport(msgspec.Raw(b'{"role":"consumer"}')), '{"t":"report","report":{"role":"consumer"}}'),
     ],
 )
-def test_exact_bytes_that_are_sent(packet: Packet, payload: str) -> None:
-    assert encode(packet) == payload.encode()
-    assert same(decode(payload.encode()), packet)
+def test_exact_bytes_that_are_sent(packet: v2.Packet, payload: str) -> None:
+    assert v2.encode(packet) == payload.encode()
+    assert same(v2.decode(payload.encode()), packet)
 
 
 def test_every_packet_is_tried() -> None:
     marks = test_exact_bytes_that_are_sent.pytestmark  # type: ignore[attr-defined]
-    assert {type(packet) for packet, _ in marks[0].args[1]} == set(PACKETS)
+    assert {type(packet) for packet, _ in marks[0].args[1]} == set(v2.PACKETS)
 
 
 @many
 @given(V2_PACKETS)
-def test_packets_survive(packet: Packet) -> None:
-    payload = encode(packet)
-    assert same(decode(payload), packet)
+def test_packets_survive(packet: v2.Packet) -> None:
+    payload = v2.encode(packet)
+    assert same(v2.decode(payload), packet)
     assert json.loads(payload)["t"] == type(packet).__struct_config__.tag
 
 
 @many
 @given(V2_PACKETS, st.randoms(use_true_random=False))
-def test_the_order_of_the_keys_and_white_space_are_free(packet: Packet, random: Any) -> None:
-    items = list(json.loads(encode(packet)).items())
+def test_the_order_of_the_keys_and_white_space_are_free(packet: v2.Packet, random: Any) -> None:
+    items = list(json.loads(v2.encode(packet)).items())
     random.shuffle(items)
-    again = decode(json.dumps(dict(items), indent=1).encode())
+    again = v2.decode(json.dumps(dict(items), indent=1).encode())
     assert same(again, packet)
 
 
 @pytest.mark.parametrize(
     "number",
-    [*("0", "-1", str(MAX_NUMBER + 1), str(2**64), "9" * 5000), *("1.0", "1e3", "true", '"1"', "null", "[]")],
+    [
+        *("0", "-1", str(v2.MAX_NUMBER + 1), str(2**64), "9" * 5000),
+        *("1.0", "1e3", "true", '"1"', "null", "[]"),
+    ],
 )
 def test_what_is_not_a_number_of_a_batch(number: str) -> None:
     refusal(b'{"t":"ack","numbers":[[%s,1]]}' % number.encode())
     refusal(b'{"t":"refused","number":%s,"code":"full","reason":""}' % number.encode())
 
 
-@pytest.mark.parametrize("offset", ["-1", str(MAX_NUMBER + 1), "0.0", "null", '"0"'])
+@pytest.mark.parametrize("offset", ["-1", str(v2.MAX_NUMBER + 1), "0.0", "null", '"0"'])
 def test_what_is_not_an_offset(offset: str) -> None:
     refusal(b'{"t":"gap","topic":"news","offset":%s,"missed":null}' % offset.encode())
 
@@ -196,18 +180,18 @@ class TestData:
         ],
     )
     def test_a_forward_with_other_data_comes_without_any(self, data: bytes) -> None:
-        assert decode(forward(data)) == Forward("p", 7, 3, "news", 2, [])
+        assert v2.decode(forward(data)) == v2.Forward("p", 7, 3, "news", 2, [])
 
     def test_a_forward_with_a_wrong_count_comes_as_it_is(self) -> None:
-        assert decode(forward(b'["a"]')) == Forward("p", 7, 3, "news", 2, ["a"])
+        assert v2.decode(forward(b'["a"]')) == v2.Forward("p", 7, 3, "news", 2, ["a"])
 
     def test_a_producer_passes_data_on_as_it_came(self) -> None:
         for data in (b' [ "\\u0061" , "\xff" ] ', b"null", b'{"a" : 1}'):
-            publish = decode(
+            publish = v2.decode(
                 b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
             )
-            assert isinstance(publish, Publish)
-            passed_on = encode(RawForward("p", 7, 3, "news", 2, publish.data))
+            assert isinstance(publish, v2.Publish)
+            passed_on = v2.encode(v2.RawForward("p", 7, 3, "news", 2, publish.data))
             assert passed_on == forward(data.strip())
 
     @pytest.mark.parametrize(
@@ -247,23 +231,23 @@ class TestData:
             data = b"[" * depth + b"]" * (depth if closed else 0)
             payload = b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
             try:
-                publish = decode(payload)
+                publish = v2.decode(payload)
             except PeerError:
                 continue
-            assert isinstance(publish, Publish)
-            passed_on = encode(RawForward("p", 7, 3, "news", 2, publish.data))
-            assert decode_deeper(passed_on, 5) == Forward("p", 7, 3, "news", 2, [])
+            assert isinstance(publish, v2.Publish)
+            passed_on = v2.encode(v2.RawForward("p", 7, 3, "news", 2, publish.data))
+            assert decode_deeper(passed_on, 5) == v2.Forward("p", 7, 3, "news", 2, [])
 
 
-def decode_deeper(payload: bytes, frames: int) -> Packet:
-    return decode_deeper(payload, frames - 1) if frames else decode(payload)
+def decode_deeper(payload: bytes, frames: int) -> v2.Packet:
+    return decode_deeper(payload, frames - 1) if frames else v2.decode(payload)
 
 
 def is_taken_or_refused(payload: bytes) -> None:
     """Check that a payload is a packet, or is refused with a code and few words."""
     refused: PeerError | None = None
     try:
-        assert isinstance(decode(payload), PACKETS)
+        assert isinstance(v2.decode(payload), v2.PACKETS)
     except PeerError as error:
         refused = error
     if refused is not None:
@@ -284,9 +268,9 @@ def test_arbitrary_bytes_raise_nothing_but_peer_error(payload: bytes) -> None:
     st.lists(st.tuples(st.integers(0), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
 )
 def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
-    packet: Packet, changes: list[tuple[int, int, bytes]]
+    packet: v2.Packet, changes: list[tuple[int, int, bytes]]
 ) -> None:
-    payload = encode(packet)
+    payload = v2.encode(packet)
     for place, removed, added in changes:
         start = place % (len(payload) + 1)
         payload = payload[:start] + added + payload[start + removed :]
@@ -296,9 +280,9 @@ def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
 @many
 @given(V2_PACKETS, st.integers(0, 10), json_values)
 def test_packets_with_another_value_raise_nothing_but_peer_error(
-    packet: Packet, place: int, value: Any
+    packet: v2.Packet, place: int, value: Any
 ) -> None:
-    fields = json.loads(encode(packet))
+    fields = json.loads(v2.encode(packet))
     key = list(fields)[place % len(fields)]
     is_taken_or_refused(json.dumps(fields | {key: value}).encode())
 
@@ -311,7 +295,7 @@ def test_a_text_that_is_not_utf8_has_its_own_code(data: bytes) -> None:
         payload.decode()
     except UnicodeDecodeError:
         with pytest.raises(PeerError) as caught:
-            decode(payload)
+            v2.decode(payload)
         assert caught.value.code is CloseCode.INVALID_TEXT
     else:
         is_taken_or_refused(payload)
@@ -320,19 +304,19 @@ def test_a_text_that_is_not_utf8_has_its_own_code(data: bytes) -> None:
 @many
 @given(st.lists(utf8_text, max_size=5))
 def test_data_is_what_other_decoders_read(data: list[str]) -> None:
-    assert json.loads(bytes(join_data([classic.encode_string(text) for text in data]))) == data
+    assert json.loads(bytes(v2.join_data([classic.encode_string(text) for text in data]))) == data
 
 
 def test_a_lone_surrogate_cannot_be_sent() -> None:
     with pytest.raises(UnicodeEncodeError):
         classic.encode_string("\ud800")
     with pytest.raises(UnicodeEncodeError):
-        encode(Unsubscribe("\udcff"))
+        v2.encode(v2.Unsubscribe("\udcff"))
 
 
 def test_delivering_takes_little_more_than_forwarding() -> None:
     """A producer leaves room for it, so that a subscriber with the same limits takes the packets."""
-    for number, data in itertools.product((1, MAX_NUMBER), (["\n" * 50], ["\x7f", "\u2028"], ["\\/"] * 9)):
-        forwarded = encode(Forward("x" * 22, number, 0, "news", 1, data))
-        delivered = encode(Deliver("news", MAX_NUMBER, "x" * 22, number, data))
+    for number, data in itertools.product((1, v2.MAX_NUMBER), (["\n" * 50], ["\x7f", "\u2028"], ["\\/"] * 9)):
+        forwarded = v2.encode(v2.Forward("x" * 22, number, 0, "news", 1, data))
+        delivered = v2.encode(v2.Deliver("news", v2.MAX_NUMBER, "x" * 22, number, data))
         assert len(delivered) <= len(forwarded) + 64

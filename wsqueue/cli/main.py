@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import os
+import sys
 from typing import Any
 
 import click
@@ -36,7 +36,13 @@ class _Commands(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401 - as click has it
         """Answer the scripts of `wsqueue completion`, under whatever name the command was started."""
         kwargs["complete_var"] = COMPLETE_VARIABLE
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # Click itself ends quietly when the reader of a pipe has closed it.
+            click.echo(f"Error: {printable(str(error))}", err=True)
+            discard_output()
+            sys.exit(ExitCode.FAILED)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: ANN401 - as click has it
         """Turn an error into one sentence on standard error, and an exit code."""
@@ -45,13 +51,6 @@ class _Commands(click.Group):
         except WsqueueError as error:
             click.echo(f"Error: {printable(str(error))}", err=True)
             raise click.exceptions.Exit(_exit_code(error)) from None
-        except OSError as error:
-            # Click ends quietly when the reader of a pipe has closed it.
-            if error.errno == errno.EPIPE:
-                raise
-            click.echo(f"Error: {printable(str(error))}", err=True)
-            discard_output()
-            raise click.exceptions.Exit(ExitCode.FAILED) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
 

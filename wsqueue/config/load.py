@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
@@ -53,13 +54,9 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "monitoring": Monitoring,
 }
 
-_ALL_KEYS = tuple(
-    dict.fromkeys(
-        field
-        for kind in (ConsumerConfig, ProducerConfig, ClientConfig)
-        for field in ("role", *kind.__struct_fields__)
-    )
-)
+_KINDS: tuple[type[Config], ...] = (ConsumerConfig, ProducerConfig, ClientConfig)
+
+_ALL_KEYS = tuple(dict.fromkeys(field for kind in _KINDS for field in ("role", *kind.__struct_fields__)))
 
 
 def load_config(file: str | Path, kind: type[ConfigT]) -> ConfigT:
@@ -125,12 +122,19 @@ def _explain(error: str) -> tuple[str, str]:
         return f"{key}.{field[1]}".lstrip("."), "required and missing"
     if field := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
         known = _TABLES[key].__struct_fields__ if key in _TABLES else _ALL_KEYS
-        near = difflib.get_close_matches(field[1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
-        return f"{key}.{field[1]}".lstrip("."), f"unknown key: {hint}"
+        return f"{key}.{field[1]}".lstrip("."), f"unknown key: {_hint(field[1], known)}"
     if key in _CHOICES:
         problem += f": expected one of {', '.join(_CHOICES[key])}"
     return key, problem.replace("`", "").replace("Expected", "expected")
+
+
+def _hint(unknown: str, known: Sequence[str]) -> str:
+    """Return the keys that may have been meant."""
+    if unknown in known:
+        roles = [role_of(kind) for kind in _KINDS if unknown in kind.__struct_fields__]
+        return f"expected only for role {' or '.join(roles)}"
+    near = difflib.get_close_matches(unknown, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]}?" if near else f"expected one of {', '.join(known)}"
 
 
 def _line_of(text: str, key: str) -> int | None:

@@ -32,7 +32,7 @@ async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
         InvalidMessage: A line cannot be published.
     """
     async with client.subscribe(topic, on_gap="yield") as messages:
-        if sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+        if sys.stdin.isatty() and sys.stdout.isatty():
             await _on_terminal(client, topic, messages)
             return 0
         return await _on_pipe(client, topic, messages, max_line_bytes)

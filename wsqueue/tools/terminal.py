@@ -27,16 +27,18 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 def prepare_standard_files() -> None:
     """Make sure that standard input, output and error are open and can express any text.
 
-    If the parent process has closed them, the event loop's own files would get their numbers.
+    If the parent process has closed them, the event loop's own files would get their numbers, and Python has
+    None in place of their streams.
     """
-    for descriptor in range(STDIN, STDERR + 1):
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # gets the lowest free number
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == STDIN else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:

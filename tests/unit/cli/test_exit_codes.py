@@ -60,3 +60,16 @@ def test_the_help_has_each() -> None:
     text = CliRunner().invoke(main, ["--help"]).output
     for code in ExitCode:
         assert f"{code:<3}  {code.meaning}" in text
+
+
+def test_of_help_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(_context: click.Context) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(main, "get_help", fails)
+    monkeypatch.setattr("wsqueue.cli.main.discard_output", lambda: None)
+    result = CliRunner().invoke(main, ["--help"])
+    assert (result.exit_code, result.stderr) == (
+        ExitCode.FAILED,
+        "Error: [Errno 28] No space left on device\n",
+    )

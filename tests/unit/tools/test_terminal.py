@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from wsqueue.report.report import TopicStatus
-from wsqueue.tools.terminal import json_line, one_line, printable, to_stdout
+from wsqueue.tools.terminal import json_line, one_line, prepare_standard_files, printable, to_stdout
 
 
 def test_printable() -> None:
@@ -47,3 +47,10 @@ def test_only_to_a_terminal_it_is_made_printable(monkeypatch: pytest.MonkeyPatch
     assert to_stdout("\x1b[31m") == "\\x1b[31m"
     monkeypatch.setattr(sys, "stdout", io.StringIO())
     assert to_stdout("\x1b[31m\0") == "\x1b[31m\0"
+
+
+def test_closed_standard_files_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("stdin", "stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    prepare_standard_files()
+    assert [stream.fileno() for stream in (sys.stdin, sys.stdout, sys.stderr)] == [0, 1, 2]

@@ -154,7 +154,7 @@ class _View:
     @contextlib.contextmanager
     def _keys(self) -> Iterator[None]:
         """Read each key as it is pressed, without echo."""
-        if sys.stdin is None or not sys.stdin.isatty():
+        if not sys.stdin.isatty():
             yield
             return
         loop = asyncio.get_running_loop()

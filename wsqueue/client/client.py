@@ -102,7 +102,7 @@ class Client:
         that may be lost there.
 
         Raises:
-            InvalidMessage: The topic or a message is longer than the nodes accept, or cannot be UTF-8.
+            InvalidMessage: The topic or a message is longer than the nodes accept, or is not text.
             PublishError: The consumer refused the messages, for example because its disk is full.
             ConnectError: No producer answers; the messages may have been stored.
             AuthenticationError: The producers have another key.
@@ -172,7 +172,7 @@ class Client:
                 on; `"yield"` yields a `Gap` there.
 
         Raises:
-            InvalidMessage: A topic is longer than the nodes accept, or cannot be UTF-8.
+            InvalidMessage: A topic is longer than the nodes accept, or is not text.
             ValueError: There are several topics, and the start is an offset or a position.
             RuntimeError: The client was closed.
         """

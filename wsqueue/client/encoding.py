@@ -36,7 +36,7 @@ def encode_messages(topic: str, data: Sequence[str], limits: Limits) -> EncodedM
     """Encode messages of one topic.
 
     Raises:
-        InvalidMessage: There is no message, the topic or a message is too long, or one cannot be UTF-8.
+        InvalidMessage: There is no message, the topic or a message is too long, or one is not text.
     """
     topic_json = encode_topic(topic, limits)
     if not data:
@@ -46,6 +46,8 @@ def encode_messages(topic: str, data: Sequence[str], limits: Limits) -> EncodedM
     encoded: list[bytes] = []
     try:
         for text in data:
+            if not isinstance(text, str):
+                raise _no_text("data", text)
             string = encode_string(text)
             if len(string) > max_bytes:
                 size, limit = len(string) + overhead, limits.max_message_bytes
@@ -60,8 +62,10 @@ def encode_topic(topic: str, limits: Limits) -> bytes:
     """Return a topic as JSON.
 
     Raises:
-        InvalidMessage: It is too long, or cannot be UTF-8.
+        InvalidMessage: It is too long, or is not text.
     """
+    if not isinstance(topic, str):
+        raise _no_text("topic", topic)
     try:
         encoded = encode_string(topic)
     except UnicodeEncodeError:
@@ -70,3 +74,8 @@ def encode_topic(topic: str, limits: Limits) -> bytes:
     if len(encoded) - 2 > limits.max_topic_bytes and (size := len(topic.encode())) > limits.max_topic_bytes:
         raise InvalidMessage(f"the topic has {size} bytes, at most {limits.max_topic_bytes}")
     return encoded
+
+
+def _no_text(name: str, value: object) -> InvalidMessage:
+    # JSON has a form for bytes and numbers too: it would pass for another text, or end the connection.
+    return InvalidMessage(f"the {name} is {type(value).__name__}, expected str")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 from hypothesis import given
@@ -36,10 +38,14 @@ def test_the_size_and_the_form_are_those_of_classic_messages(topic: str, data: l
         ("news", ["", "\udfff"], "the data holds a lone surrogate, which UTF-8 lacks"),
         ("news", ["", "x" * 100, "x" * 200], "the message has 127 bytes as JSON, at most 100"),
         ("news", ["\0" * 13], "the message has 105 bytes as JSON, at most 100"),
+        (b"news", [""], "the topic is bytes, expected str"),
+        (7, [""], "the topic is int, expected str"),
+        ("news", ["", b"hello"], "the data is bytes, expected str"),
+        ("news", [None], "the data is NoneType, expected str"),
         ("news", [], "no data to publish: expected at least one message"),
     ],
 )
-def test_messages_that_no_node_would_accept(topic: str, data: list[str], problem: str) -> None:
+def test_messages_that_no_node_would_accept(topic: Any, data: list[Any], problem: str) -> None:
     with pytest.raises(InvalidMessage) as caught:
         encode_messages(topic, data, LIMITS)
     assert str(caught.value) == problem

@@ -49,12 +49,8 @@ from ..support.documents import rows
 from ..support.processes import Cluster, Node, clean_environment, memory_bytes
 from ..support.waiting import eventually
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.slow,
-    pytest.mark.timeout(120),
-    pytest.mark.usefixtures("uncovered"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark += [pytest.mark.usefixtures("uncovered")]
 
 KIB, MIB = 1024, 1024 * 1024
 

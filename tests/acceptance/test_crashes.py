@@ -24,12 +24,9 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 
 TOPICS_OF_A_CONSUMER = 5
 
-PAUSE_SECONDS = 0.005
-"""Between two messages on each topic: about 1,500 a second from two publishers: load, and no flood."""
-
+PAUSE_SECONDS = 0.005  # Between two messages on each topic: load of about 1,500 a second, and no flood.
+# Time without a message on topics that go on: far above the delays of a busy machine, below a downtime.
 LONGEST_GAP_SECONDS = 1.0
-"""Without a message on topics that go on: far above the delays of a busy machine, far below a downtime."""
-
 DOWN_SECONDS = 1.5
 
 

@@ -23,13 +23,10 @@ pytestmark = [pytest.mark.anyio, pytest.mark.timeout(290), pytest.mark.usefixtur
 SUBSCRIBERS = 10_000
 WAVES = 3
 AT_ONCE = 200
-OPEN_FILES = 10_500
-"""Open files of the process: the subscribers, and those of Python and the test runner."""
-
+OPEN_FILES = 10_500  # Open files of the process: the subscribers, and those of Python and the test runner.
 MAX_GROWTH = 1.10
-
+# Memory for an idle subscriber, as docs/configuration.md has it.
 MAX_CLASSIC_BYTES, MAX_V2_BYTES = 5 * 1024, 7 * 1024
-"""Memory for an idle subscriber, as docs/configuration.md has it."""
 
 
 def masked_text(packet: dict[str, object]) -> bytes:

@@ -16,12 +16,8 @@ from wsqueue import Client, Message, Subscription
 
 from ..support.processes import Cluster
 
-pytestmark = [
-    pytest.mark.anyio,
-    pytest.mark.slow,
-    pytest.mark.timeout(280),
-    pytest.mark.usefixtures("uncovered"),
-]
+pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(280)]
+pytestmark += [pytest.mark.usefixtures("uncovered")]
 
 MESSAGES = 100_000
 TOPICS = 1000

@@ -20,6 +20,8 @@ from .encoding import EncodedMessages
 from .link import ClientLink, ClientSettings
 from .outbox import BATCH_BYTES, Outbox, OutgoingBatch
 
+CLIENT_CLOSED = "the client was closed"
+
 Batch = OutgoingBatch[asyncio.Future[None]]
 
 
@@ -49,6 +51,7 @@ class PublisherLink(ClientLink):
         self._sending_scheduled = False
         self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
+        self._stopped = False
 
     @property
     def in_flight(self) -> int:
@@ -80,11 +83,17 @@ class PublisherLink(ClientLink):
             batch.unwatched = True
 
     async def drain(self) -> None:
-        """Wait until the window has room, in the order of the calls."""
+        """Wait until the window has room, in the order of the calls.
+
+        Raises:
+            ConnectError: The link was stopped meanwhile; a message would open it again.
+        """
         if self.full or self._turn.locked():
             async with self._turn:
                 while self.full:
                     await self._until_changed()
+            if self._stopped:
+                raise ConnectError(CLIENT_CLOSED)
 
     async def flush(self) -> None:
         """Wait until all messages that were published before are confirmed.
@@ -112,10 +121,11 @@ class PublisherLink(ClientLink):
 
     async def stop(self) -> None:
         """Close the connection, and stay down; unconfirmed messages fail."""
+        self._stopped = True
         if self._guard is not None:
             self._guard.cancel()
         await super().stop()
-        self._fail_all(ConnectError("the client was closed"))
+        self._fail_all(ConnectError(CLIENT_CLOSED))
 
     def up(self) -> None:
         """Send the publisher's secret and all unconfirmed batches."""
@@ -215,7 +225,7 @@ class PublisherLink(ClientLink):
 
     def _keep_guard(self) -> None:
         """Make sure that unconfirmed messages fail when there is no connection for too long."""
-        if not self.open and (self._guard is None or self._guard.done()):
+        if not self._stopped and not self.open and (self._guard is None or self._guard.done()):
             self._guard = asyncio.create_task(self._wait_or_fail())
 
     async def _wait_or_fail(self) -> None:

@@ -223,6 +223,27 @@ async def test_stopping_fails_what_is_unconfirmed() -> None:
         await publishing
 
 
+async def test_who_waits_for_room_does_not_publish_after_the_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "WINDOW_MESSAGES", 1)
+    link = Link()
+    link.connect()
+    link.publish_nowait(message("a"))
+    waiting = asyncio.create_task(link.drain())
+    await turn()
+    await link.stop()
+    with pytest.raises(ConnectError, match="the client was closed"):
+        await waiting
+
+
+async def test_no_task_is_left_by_a_link_that_was_stopped() -> None:
+    link = Link()
+    link.connect()
+    before = asyncio.all_tasks()
+    await link.stop()
+    link.lose(CloseCode.NORMAL)
+    assert asyncio.all_tasks() == before
+
+
 async def test_a_producer_that_drains_is_left() -> None:
     link = Link()
     producer = link.connect()

@@ -263,6 +263,22 @@ async def test_a_link_stops_while_it_connects(nodes: Nodes) -> None:
         await producer.links[0].stop()
 
 
+async def test_a_link_does_not_connect_again_after_a_stop_that_was_cancelled(nodes: Nodes) -> None:
+    async with soon(), RawServer() as server:
+        producer = await nodes.producer([server.address])
+        consumer = await server.next()
+        await consumer.accept(KEY)
+        link = producer.links[0]
+        await eventually(lambda: link.connection is not None, "it is up")
+        stopping = asyncio.create_task(link.stop())
+        await consumer.close_frame()
+        stopping.cancel()
+        await consumer.end()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await server.next()
+
+
 async def test_a_consumer_that_sends_messages_is_ignored(nodes: Nodes) -> None:
     async with soon(), classic_consumer(nodes) as (producer, consumer):
         consumer.publish("news", "unexpected")

@@ -124,8 +124,10 @@ class PublisherLink(ClientLink):
         self._stopped = True
         if self._guard is not None:
             self._guard.cancel()
-        await super().stop()
-        self._fail_all(ConnectError(CLIENT_CLOSED))
+        try:
+            await super().stop()
+        finally:
+            self._fail_all(ConnectError(CLIENT_CLOSED))
 
     def up(self) -> None:
         """Send the publisher's secret and all unconfirmed batches."""

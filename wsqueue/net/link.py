@@ -133,10 +133,13 @@ class Link(Handler):
         task = self._task
         if task is None:
             return
-        if self.connection is not None and self._ended is not None:
-            self.connection.close(CloseCode.NORMAL)
-            await asyncio.wait([self._ended])
-        task.cancel()
+        try:
+            if self.connection is not None and self._ended is not None:
+                self.connection.close(CloseCode.NORMAL)
+                await asyncio.wait([self._ended])
+        finally:
+            # Also if the caller is cancelled, because the link would connect again.
+            task.cancel()
         await asyncio.wait([task])
 
     def leave(self, retry_seconds: float) -> None:

@@ -14,6 +14,7 @@ from ..client import client
 from ..client.values import Gap, Message, Position, Start
 from ..config.load import load_config
 from ..config.model import ClientConfig
+from ..protocol.v2 import MAX_NUMBER
 from ..tools import demo as demo_tool
 from ..tools.terminal import for_each_line, json_line, to_stdout
 from .common import config_option, fail, run
@@ -32,10 +33,9 @@ class _Start(click.ParamType[Any, Any]):
     ) -> Start:
         if value in ("latest", "earliest"):
             return cast("Start", value)
-        if value.isdecimal():
-            return int(value)
-        if match := re.fullmatch(r"([0-9A-Za-z_-]{1,64}):([0-9]{1,16})", value):
-            return Position(match[1], int(match[2]))
+        match = re.fullmatch(r"(?:([0-9A-Za-z_-]{1,64}):)?([0-9]{1,16})", value)
+        if match and (offset := int(match[2])) <= MAX_NUMBER:
+            return offset if match[1] is None else Position(match[1], offset)
         try:
             return datetime.fromisoformat(value).astimezone()
         except ValueError:

@@ -23,6 +23,7 @@ from ..config.model import ClientConfig, Limits, Tls
 from ..errors import ConnectError, InvalidMessage, WindowFull
 from ..net.certificates import TlsContexts
 from ..protocol.keys import Order, PreSharedKey
+from ..protocol.v2 import MAX_NUMBER
 from .encoding import EncodedMessages, encode_messages, encode_topic
 from .link import ClientSettings
 from .publisher import PublisherLink
@@ -173,7 +174,8 @@ class Client:
 
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
-            ValueError: There are several topics, and the start is an offset or a position.
+            ValueError: The start is an offset or a position, and there are several topics, or no message can
+                have that offset.
             RuntimeError: The client was closed.
         """
         self._check_open()
@@ -183,6 +185,9 @@ class Client:
             encode_topic(topic, self._settings.config.limits)
         if isinstance(start, int | Position) and len(set(topics)) > 1:
             raise ValueError("an offset belongs to one topic, and there are several")
+        offset = start.offset if isinstance(start, Position) else start
+        if isinstance(offset, int) and not 0 <= offset <= MAX_NUMBER:
+            raise ValueError(f"{offset} is not an offset: expected 0 to {MAX_NUMBER}")
         subscription: Subscription[Any] = Subscription(
             dict.fromkeys(topics),
             self._settings,

@@ -27,6 +27,8 @@ def client(**limits: int) -> wsqueue.Client:
         (("\ud800",), "latest", "the topic holds a lone surrogate"),
         (("news", "sport"), 1, "an offset belongs to one topic"),
         (("news", "sport"), wsqueue.Position("log", 1), "an offset belongs to one topic"),
+        (("news",), -1, "-1 is not an offset"),
+        (("news",), wsqueue.Position("log", 2**53), "9007199254740992 is not an offset"),
     ],
 )
 def test_subscriptions_that_cannot_be(topics: tuple[str, ...], start: Start, problem: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
 
 from ..config.model import Retention
 from .ledger import Ledger, TopicCounts
@@ -17,6 +18,10 @@ class FileTopic(TopicCounts):
     def __init__(self, id: int, name: str, next_offset: int) -> None:  # noqa: A002 - the column's name
         super().__init__(name, next_offset)
         self.id = id
+
+
+Kept: TypeAlias = tuple[FileTopic, int, int, int, float]
+"""A record that a ledger counts: its topic, the offset after it, its messages, its bytes, its Unix time."""
 
 
 class FileLedger(Ledger[FileTopic]):
@@ -57,6 +62,37 @@ class FileLedger(Ledger[FileTopic]):
         forgotten = super().forget(needed)
         self.before.update({topic.name: topic for topic in forgotten})
         return forgotten
+
+    def trim_topic(self, topic: FileTopic, records: Iterable[Kept]) -> int:
+        """Drop the first records of a topic that exceeds its limits, never its newest; return how many.
+
+        Args:
+            topic: The topic.
+            records: Its records, oldest first.
+        """
+        dropped = 0
+        for _, end, count, size, _ in records:
+            if not self.exceeds(topic) or end == topic.next:
+                break
+            self.drop(topic, end, count, size)
+            dropped += 1
+        return dropped
+
+    def trim_oldest(self, records: Iterable[Kept], now: float) -> int:
+        """Drop the oldest records while they are too old, or all records are too many; return how many.
+
+        Args:
+            records: Records of all topics, oldest first. The next one is asked for when the one before has
+                been dropped.
+            now: Unix time.
+        """
+        dropped = 0
+        for topic, end, count, size, time in records:
+            if not self.must_drop(time, now):
+                break
+            self.drop(topic, end, count, size)
+            dropped += 1
+        return dropped
 
     def roll_back(self) -> None:
         """Take the transaction back."""

@@ -1,9 +1,9 @@
 """The limits of a log: which records are kept, which go first, and which topics are forgotten.
 
 These rules are the same wherever records lie. A ledger counts the records of one place, in memory or in a
-file; the place shows it its records, oldest first, and deletes those that the ledger has dropped:
+file. The place asks it for each of its oldest records whether that must go, and then drops it in both:
 
-    add ──▶ a topic with messages ──trim_topic, trim_oldest──▶ an empty topic ──forget──▶ only the floor
+    add ──▶ a topic with messages ──exceeds, must_drop: drop──▶ an empty topic ──forget──▶ only the floor
                      ▲                                              │
                      └───────────────────── add ────────────────────┘
 
@@ -14,8 +14,8 @@ of all forgotten topics, so that no offset of a topic is used twice.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Generic, TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from ..config.model import Retention
 from .records import TOPIC_OVERHEAD_BYTES
@@ -51,10 +51,6 @@ class TopicCounts:
 
 
 Topic = TypeVar("Topic", bound=TopicCounts)
-
-
-Kept: TypeAlias = tuple[Topic, int, int, int, float]
-"""A record that a ledger counts: its topic, the offset after it, its messages, its bytes, its Unix time."""
 
 
 class Ledger(Generic[Topic]):
@@ -117,21 +113,6 @@ class Ledger(Generic[Topic]):
         limits = self.limits
         return topic.messages > limits.max_messages_per_topic or topic.bytes > limits.max_bytes_per_topic
 
-    def trim_topic(self, topic: Topic, records: Iterable[Kept[Topic]]) -> int:
-        """Drop the first records of a topic that exceeds its limits, never its newest; return how many.
-
-        Args:
-            topic: The topic.
-            records: Its records, oldest first.
-        """
-        dropped = 0
-        for _, end, count, size, _ in records:
-            if not self.exceeds(topic) or end == topic.next:
-                break
-            self.drop(topic, end, count, size)
-            dropped += 1
-        return dropped
-
     @property
     def crowded(self) -> bool:
         """Return True if there are too many empty topics."""
@@ -147,22 +128,6 @@ class Ledger(Generic[Topic]):
         limits = self.limits
         too_old = time < now - limits.max_age_seconds
         return too_old or self.bytes > limits.max_bytes or self.filled > MAX_TOPICS
-
-    def trim_oldest(self, records: Iterable[Kept[Topic]], now: float) -> int:
-        """Drop the oldest records while they are too old, or all records are too many; return how many.
-
-        Args:
-            records: Records of all topics, oldest first. The next one is asked for when the one before has
-                been dropped.
-            now: Unix time.
-        """
-        dropped = 0
-        for topic, end, count, size, time in records:
-            if not self.must_drop(time, now):
-                break
-            self.drop(topic, end, count, size)
-            dropped += 1
-        return dropped
 
     def forget(self, needed: Callable[[Topic], bool]) -> list[Topic]:
         """Forget empty topics when there are too many, those first that were empty for longest.

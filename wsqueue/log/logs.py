@@ -17,12 +17,12 @@ from __future__ import annotations
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from ..config.model import Retention
 from ..protocol import v2
 from ..protocol.v2 import RefusalCode
-from .ledger import Kept, Ledger
+from .ledger import Ledger
 from .records import MAX_NUMBERS, Record, StoreState
 from .store import AppendBatch, Done, Outcome, Store
 from .topic import NO_RECORDS, TopicLog
@@ -86,9 +86,15 @@ class TopicLogs(Store):
     def trim(self) -> None:
         """Drop records above the limits."""
         ledger, order, now = self._ledger, self._order, self._clock()
-        # Called for each read of a producer, in which there is hardly ever a record to drop.
-        if order and (order[0].dropped or ledger.must_drop(order[0].records[0].time, now)):
-            ledger.trim_oldest(self._oldest_first(), now)
+        while order:
+            log = order[0]
+            if log.dropped:
+                log.dropped -= 1
+            elif ledger.must_drop(log.records[0].time, now):
+                self._drop_first(log)
+            else:
+                break
+            order.popleft()
         if len(order) > 2 * self._records + ORDER_SLACK:
             self._compact()
         if ledger.crowded:
@@ -153,25 +159,17 @@ class TopicLogs(Store):
             self._trim_topic(log)
 
     def _trim_topic(self, log: TopicLog) -> None:
-        dropped = self._ledger.trim_topic(log, (_kept(log, record) for record in log.records))
-        log.dropped += dropped
-        self._records -= dropped
-        for _ in range(dropped):
-            log.records.popleft()
+        """Drop the first records of a topic that exceeds its limits, never its newest."""
+        while len(log.records) > 1 and self._ledger.exceeds(log):
+            self._drop_first(log)
+            log.dropped += 1
 
-    def _oldest_first(self) -> Iterator[Kept[TopicLog]]:
-        """Yield the oldest record, which is gone when the next one is asked for."""
-        while self._order:
-            log = self._order[0]
-            if log.dropped:
-                log.dropped -= 1
-            else:
-                yield _kept(log, log.records[0])
-                log.records.popleft()
-                self._records -= 1
-                if not log.messages:
-                    log.records = NO_RECORDS
-            self._order.popleft()
+    def _drop_first(self, log: TopicLog) -> None:
+        record = log.records.popleft()
+        self._records -= 1
+        self._ledger.drop(log, record.end, record.count, record.size)
+        if not log.records:
+            log.records = NO_RECORDS
 
     def _compact(self) -> None:
         """Remove the entries of dropped records from the order; those of a topic come before all others."""
@@ -188,7 +186,3 @@ class TopicLogs(Store):
         self._compact()
         left = {log.name: iter(log.records) for log in self._ledger.topics.values()}
         return [next(left[log.name]) for log in self._order]
-
-
-def _kept(log: TopicLog, record: Record) -> Kept[TopicLog]:
-    return log, record.end, record.count, record.size, record.time

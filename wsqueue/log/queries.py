@@ -6,8 +6,7 @@ import contextlib
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
 
-from .file_ledger import FileTopic
-from .ledger import Kept
+from .file_ledger import FileTopic, Kept
 from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Record
 
 _ALL_RECORDS = """
@@ -98,7 +97,7 @@ def offset_at(connection: sqlite3.Connection, topic: int, moment: float) -> int 
 
 def first_records(
     connection: sqlite3.Connection, topic: FileTopic, limit: int, coming: Iterable[Record]
-) -> Generator[Kept[FileTopic], None, None]:
+) -> Generator[Kept, None, None]:
     """Yield the first records of a topic, at most `limit` from the file, then those that come."""
     left = limit
     with contextlib.closing(connection.execute(_FIRST_RECORDS, (topic.id, limit))) as rows:
@@ -112,7 +111,7 @@ def first_records(
 
 def oldest_records(
     connection: sqlite3.Connection, topics: Mapping[str, FileTopic], limit: int, coming: Iterable[Record]
-) -> Generator[Kept[FileTopic], None, None]:
+) -> Generator[Kept, None, None]:
     """Yield the oldest records of all topics, as `first_records` does."""
     left = limit
     with contextlib.closing(connection.execute(_OLDEST_RECORDS, (limit,))) as rows:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, Self
 
 import pytest
 from hypothesis import given
@@ -14,582 +13,314 @@ from ...faults.schedule import Retention
 from ...faults.workers import Record, message, parse
 
 TOPIC = "news"
-
-Outcome = Literal["acknowledged", "refused", "failed"]
+WRONGS = ("unsettled", "refused", "lost", "duplicated", "unexpected", "out_of_order")
+Kind = Literal["acknowledged", "refused", "failed"]
 
 
 class Story:
     """Write histories, one event after another, a second apart."""
 
-    def __init__(self) -> None:
+    def __init__(self, *subscribers: str, topics: tuple[str, ...] = (TOPIC,)) -> None:
         self.now = 0.0
+        self.topics = topics
         self.published: list[Record] = []
         self.lives: dict[str, list[Record]] = {}
+        self.killed: set[str] = set()
         self.unclean: dict[str, list[Span]] = {}
         self.full: dict[str, list[Span]] = {}
         self._numbers: dict[str, int] = {}
+        self.subscribe(*subscribers)
 
     def tick(self) -> float:
         self.now += 1
         return self.now
 
-    def attempt(self, publisher: str = "p", topic: str = TOPIC) -> int:
+    def attempt(self, publisher: str = "p", topic: str = TOPIC) -> Self:
         number = self._numbers[publisher] = self._numbers.get(publisher, -1) + 1
         self.published.append(Record("attempted", self.tick(), publisher, number, topic))
-        return number
+        return self
 
-    def settle(
-        self, number: int, event: Outcome = "acknowledged", *, publisher: str = "p", topic: str = TOPIC
-    ) -> None:
-        self.published.append(Record(event, self.tick(), publisher, number, topic))
+    def settle(self, event: Kind, index: int = -1) -> Self:
+        """Tell its publisher how an attempt, the last if none is given, has ended."""
+        attempt = [record for record in self.published if record.event == "attempted"][index]
+        self.published.append(Record(event, self.tick(), attempt.publisher, attempt.number, attempt.topic))
+        return self
 
-    def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> None:
+    def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> Self:
         for _ in range(count):
-            self.settle(self.attempt(publisher, topic), publisher=publisher, topic=topic)
+            self.attempt(publisher, topic).settle("acknowledged")
+        return self
 
-    def subscribe(self, *names: str) -> None:
+    def subscribe(self, *names: str) -> Self:
         for name in names:
             self.lives[name] = [Record("subscribed", self.tick())]
+        return self
 
     def deliver(
-        self,
-        *numbers: int,
-        to: str = "s",
-        publisher: str = "p",
-        topic: str = TOPIC,
-        log: str = "",
-        offset: int = 0,
-    ) -> None:
-        for index, number in enumerate(numbers):
-            record = Record("delivered", self.tick(), publisher, number, topic, offset + index, log)
-            self.lives[to].append(record)
+        self, *numbers: int, to: str = "s", by: str = "p", topic: str = TOPIC, log: str = "", offset: int = 0
+    ) -> Self:
+        for index, number in enumerate(numbers, offset):
+            self.lives[to].append(Record("delivered", self.tick(), by, number, topic, index, log))
+        return self
 
-    def gap(self, missed: int | None = None, to: str = "s", topic: str = TOPIC) -> None:
-        self.lives[to].append(Record("gap", self.tick(), topic=topic, missed=missed))
+    def gap(self, missed: int | None = None, topic: str = TOPIC) -> Self:
+        self.lives["s"].append(Record("gap", self.tick(), topic=topic, missed=missed))
+        return self
 
-    def crash(self, topic: str = TOPIC) -> None:
+    def crash(self, topic: str = TOPIC) -> Self:
         self.unclean.setdefault(topic, []).append((self.tick(), self.tick()))
+        return self
 
-    def check(
-        self,
-        retention: Retention = "sqlite",
-        topics: Sequence[str] = (TOPIC,),
-        killed: Mapping[str, bool] | None = None,
-        *,
-        all_kept: bool = True,
-    ) -> Verdict:
-        lives = [
-            Life(name, topics, records, (killed or {}).get(name, False))
-            for name, records in self.lives.items()
-        ]
+    def fill(self, topic: str = TOPIC, span: Span | None = None) -> Self:
+        """Let the disk be full for a second, or in a span."""
+        self.full[topic] = [span or (self.tick(), self.tick())]
+        return self
+
+    def kill(self, name: str = "s") -> Self:
+        self.killed.add(name)
+        return self
+
+    def check(self, retention: Retention = "sqlite", *, all_kept: bool = True) -> Verdict:
+        lives = [Life(name, self.topics, told, name in self.killed) for name, told in self.lives.items()]
         return check(self.published, lives, retention, self.unclean, self.full, all_kept=all_kept)
 
+    def gives(
+        self,
+        both: str | None = None,
+        *,
+        memory: str | None = None,
+        sqlite: str | None = None,
+        limited: str | None = None,
+    ) -> Self:
+        """Check all that a verdict counts as wrong, by retention, and with logs of limited size in both."""
+        kinds: tuple[Retention, Retention] = ("memory", "sqlite")
+        for retention, kept in zip(kinds, (memory, sqlite), strict=True):
+            for all_kept, expected in ((True, both if kept is None else kept), (False, limited)):
+                if expected is not None:
+                    verdict = self.check(retention, all_kept=all_kept)
+                    counts = {name: getattr(verdict, name) for name in WRONGS}
+                    wrong = ", ".join(f"{name} {count}" for name, count in counts.items() if count)
+                    assert (wrong, verdict.good) == (expected, not expected), (retention, all_kept)
+        return self
 
-@pytest.fixture
-def story() -> Story:
-    return Story()
 
-
-def test_a_good_history_is_good(story: Story) -> None:
-    story.subscribe("s", "t")
-    story.publish(3)
-    story.deliver(0, 1, 2)
-    story.deliver(0, 1, 2, to="t")
-    verdict = story.check()
-    assert verdict.good
-    assert not verdict.violations
-    assert str(verdict) == (
+def test_a_good_history_is_good() -> None:
+    story = Story("s", "t").publish(3).deliver(0, 1, 2).deliver(0, 1, 2, to="t").gives("", limited="")
+    assert not story.check().violations
+    assert str(story.check()) == (
         "attempted 3, acknowledged 3, delivered 3, lost 0, duplicated 0, unexpected 0, out of order 0, "
         "gaps announced 0"
     )
 
 
-def test_a_message_that_was_not_acknowledged_may_come_or_not(story: Story) -> None:
-    story.subscribe("s")
-    for _ in range(3):
-        story.settle(story.attempt(), "failed")
-    story.deliver(1)
+def test_a_message_that_was_not_acknowledged_comes_once_at_most() -> None:
+    story = Story("s").attempt().settle("failed").attempt().settle("failed").deliver(1).gives("")
     verdict = story.check()
-    assert verdict.good
-    assert (verdict.attempted, verdict.acknowledged, verdict.delivered) == (3, 0, 1)
+    assert (verdict.attempted, verdict.acknowledged, verdict.delivered) == (2, 0, 1)
+    story.deliver(1).gives("duplicated 1")
 
 
-def test_a_message_that_was_not_acknowledged_comes_once_at_most(story: Story) -> None:
-    story.subscribe("s")
-    story.settle(story.attempt(), "failed")
-    story.deliver(0, 0)
-    assert story.check().duplicated == 1
+@pytest.mark.parametrize(
+    ("story", "wrong", "violations"),
+    [
+        # A publisher was told nothing.
+        (
+            Story("s").publish().attempt().deliver(0),
+            "unsettled 1",
+            ["unsettled: p/1 was neither acknowledged nor refused"],
+        ),
+        # A loss is counted for each subscriber.
+        (
+            Story("s", "t", "u").publish(3).deliver(0, 2).deliver(0, 1, to="t").deliver(0, 1, 2, to="u"),
+            "lost 2",
+            [
+                "lost: s: p/1 on 'news', acknowledged at 7.000",
+                "lost: t: p/2 on 'news', acknowledged at 9.000",
+            ],
+        ),
+        (Story("s").publish(2).deliver(1, 0), "out_of_order 1", ["out of order: s: p/0 on 'news' after p/1"]),
+        (
+            Story("s").publish(5 * SHOWN),
+            f"lost {5 * SHOWN}",
+            [f"lost: s: p/{i} on 'news', acknowledged at {2 * i + 3}.000" for i in range(SHOWN)]
+            + ["lost: and more"],
+        ),
+    ],
+)
+def test_violations_are_told(story: Story, wrong: str, violations: list[str]) -> None:
+    assert story.gives(wrong).check().violations == violations
 
 
-def test_a_publisher_that_was_told_nothing_is_stuck(story: Story) -> None:
-    story.subscribe("s")
-    story.publish()
-    story.attempt()
-    story.deliver(0)
-    verdict = story.check()
-    assert (verdict.unsettled, verdict.good) == (1, False)
-    assert verdict.violations == ["unsettled: p/1 was neither acknowledged nor refused"]
+def test_only_subscribers_of_its_topic_are_owed_a_message() -> None:
+    Story("s").publish(topic="sport").gives("")
+    Story("s", topics=(TOPIC, "sport")).publish(topic="sport").gives("lost 1")
 
 
-def test_a_lost_message_is_counted_for_each_subscriber(story: Story) -> None:
-    story.subscribe("s", "t", "u")
-    story.publish(3)
-    story.deliver(0, 2)
-    story.deliver(0, 1, to="t")
-    story.deliver(0, 1, 2, to="u")
-    verdict = story.check()
-    assert (verdict.lost, verdict.delivered, verdict.good) == (2, 3, False)
-    assert verdict.violations == [
-        "lost: s: p/1 on 'news', acknowledged at 7.000",
-        "lost: t: p/2 on 'news', acknowledged at 9.000",
-    ]
+def test_a_duplicate_is_seen_and_is_no_disorder() -> None:
+    Story("s", "t").publish(2).deliver(0, 1, 0, 1).deliver(0, 1, to="t").gives("duplicated 2")
 
 
-def test_nobody_owes_a_message_of_another_topic(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(topic="sport")
-    assert story.check().good
-    assert story.check(topics=[TOPIC, "sport"]).lost == 1
+def test_each_life_of_a_subscriber_gets_everything_once() -> None:
+    story = Story("first", "second").publish(2).deliver(0, to="first").deliver(0, 1, to="second")
+    story.gives("lost 1").kill("first").gives("")
+    # The deliveries of a killed subscriber are checked too.
+    Story("s").publish(2).deliver(1, 1, 0).kill().gives("duplicated 1, out_of_order 1")
 
 
-def test_a_duplicate_is_seen_and_is_no_disorder(story: Story) -> None:
-    story.subscribe("s", "t")
-    story.publish(2)
-    story.deliver(0, 1, 0, 1)
-    story.deliver(0, 1, to="t")
-    verdict = story.check()
-    assert (verdict.duplicated, verdict.out_of_order, verdict.good) == (2, 0, False)
-
-
-def test_each_life_of_a_subscriber_gets_everything_once(story: Story) -> None:
-    story.subscribe("first", "second")
-    story.publish(2)
-    story.deliver(0, to="first")
-    story.deliver(0, 1, to="second")
-    assert story.check(killed={"first": True}).good
-    assert story.check().lost == 1
-
-
-def test_what_a_killed_subscriber_got_is_checked_too(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(2)
-    story.deliver(1, 1, 0)
-    verdict = story.check(killed={"s": True})
-    assert (verdict.duplicated, verdict.out_of_order, verdict.lost) == (1, 1, 0)
-
-
-def test_disorder_is_seen_by_publisher_and_topic(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(2)
-    story.publish(2, publisher="q")
-    story.deliver(1, publisher="q")
-    story.deliver(1)
-    assert story.check(killed={"s": True}).good
-    story.deliver(0)
-    verdict = story.check(killed={"s": True})
-    assert (verdict.out_of_order, verdict.good) == (1, False)
-    assert verdict.violations == ["out of order: s: p/0 on 'news' after p/1"]
-
-
-def test_topics_have_no_order_among_each_other(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(topic="sport")
-    story.publish()
-    story.deliver(1)
-    story.deliver(0, topic="sport")
-    assert story.check(topics=[TOPIC, "sport"]).good
+def test_order_is_by_publisher_and_topic() -> None:
+    story = Story("s").publish(2).publish(2, "q").deliver(1, by="q").deliver(1).kill().gives("")
+    story.deliver(0).gives("out_of_order 1")
+    story = Story("s", topics=(TOPIC, "sport")).publish(topic="sport").publish()
+    story.deliver(1).deliver(0, topic="sport").gives("")
 
 
 @pytest.mark.parametrize(
     "record",
     [
-        Record("delivered", 9, "p", 7, TOPIC),
-        Record("delivered", 9, "nobody", 0, TOPIC),
-        Record("delivered", 9, "p", 0, "sport"),
-        Record("delivered", 9, "p", 1, "sport"),
+        *(Record("delivered", 9, "p", 7, TOPIC), Record("delivered", 9, "nobody", 0, TOPIC)),
+        *(Record("delivered", 9, "p", 0, "sport"), Record("delivered", 9, "p", 1, "sport")),
         Record("damaged", 9, topic=TOPIC, text="???"),
     ],
 )
-def test_what_nobody_published_there_is_unexpected(story: Story, record: Record) -> None:
-    story.subscribe("s")
-    story.publish()
-    story.publish(topic="sport")
-    story.deliver(0)
+def test_a_message_that_was_not_published_there_is_unexpected(record: Record) -> None:
+    story = Story("s").publish().publish(topic="sport").deliver(0)
     story.lives["s"].append(record)
-    verdict = story.check()
-    assert (verdict.unexpected, verdict.good) == (1, False)
+    story.gives("unexpected 1")
 
 
-def test_two_messages_cannot_have_one_offset(story: Story) -> None:
-    story.subscribe("s", "t")
-    story.publish(publisher="p")
-    story.publish(publisher="q")
-    story.deliver(0, log="a", offset=1)
-    story.deliver(0, log="a", offset=2, publisher="q")
-    story.deliver(0, to="t", log="a", offset=1, publisher="q")
-    story.deliver(0, to="t", log="a", offset=2)
-    verdict = story.check()
-    assert (verdict.unexpected, verdict.good) == (2, False)
+def test_two_messages_cannot_have_one_offset() -> None:
+    story = Story("s", "t").publish().publish(1, "q")
+    story.deliver(0, log="a", offset=1).deliver(0, log="a", offset=2, by="q")
+    story.deliver(0, to="t", log="a", offset=1, by="q").deliver(0, to="t", log="a", offset=2)
+    story.gives("unexpected 2")
 
 
-def test_offsets_of_a_log_rise(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(publisher="p")
-    story.publish(publisher="q")
-    story.deliver(0, log="a", offset=2)
-    story.deliver(0, log="a", offset=1, publisher="q")
-    assert story.check().out_of_order == 1
-
-
-@pytest.mark.parametrize("retention", ["memory", "sqlite"])
-def test_offsets_of_a_log_have_no_holes(story: Story, retention: Retention) -> None:
-    """Or a message is gone, if only one that was not acknowledged."""
-    story.subscribe("s")
-    story.publish(3)
-    story.deliver(0, 1, log="a", offset=5)
-    story.deliver(2, log="a", offset=8)
-    verdict = story.check(retention)
-    assert (verdict.unexpected, verdict.good) == (1, False)
-
-
-def test_a_message_that_is_stored_twice_leaves_a_hole(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(3)
-    story.deliver(0, 1, log="a", offset=0)
-    story.crash()
-    story.gap()
-    story.deliver(2, log="b", offset=2)
-    assert story.check("memory").good
-
-
-def test_offsets_of_another_log_begin_again(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(2)
-    story.deliver(0, log="a", offset=9)
-    story.deliver(1, log="b", offset=1)
-    assert story.check().good
+def test_offsets_of_a_log_rise_without_holes() -> None:
+    story = Story("s").publish().publish(1, "q")
+    story.deliver(0, log="a", offset=2).deliver(0, log="a", offset=1, by="q").gives("out_of_order 1")
+    # A message is gone, if only one that was not acknowledged.
+    story = Story("s").publish(3).deliver(0, 1, log="a", offset=5)
+    story.deliver(2, log="a", offset=8).gives("unexpected 1")
+    # A message that is stored twice leaves a hole.
+    story = Story("s").publish(3).deliver(0, 1, log="a").crash().gap()
+    story.deliver(2, log="b", offset=2).gives(memory="")
+    # Another log begins again.
+    Story("s").publish(2).deliver(0, log="a", offset=9).deliver(1, log="b", offset=1).gives("")
 
 
 class TestRefusals:
-    def test_a_full_disk_is_a_reason(self, story: Story) -> None:
-        story.subscribe("s")
-        number = story.attempt()
-        story.full[TOPIC] = [(story.tick(), story.now + 3)]
-        story.settle(number, "refused")
-        story.settle(story.attempt(), "refused")
-        assert story.check().good
+    def test_a_full_disk_is_a_reason(self) -> None:
+        story = Story("s").attempt().fill(span=(2.5, 6)).settle("refused").attempt().settle("refused")
+        story.gives("")
 
-    def test_without_one_it_is_wrong(self, story: Story) -> None:
-        story.subscribe("s")
-        story.settle(story.attempt(), "refused")
-        story.full["sport"] = [(0, 100)]
-        verdict = story.check()
-        assert (verdict.refused, verdict.good) == (1, False)
+    def test_the_disk_of_another_topic_or_time_is_none(self) -> None:
+        for topic, span in (("sport", (0, 100)), (TOPIC, (0, 1)), (TOPIC, (5, 100))):
+            Story("s").attempt().settle("refused").fill(topic, span).gives("refused 1")
 
-    @pytest.mark.parametrize("span", [(0, 1), (5, 100)])
-    def test_a_disk_that_was_full_before_or_later_is_none(self, story: Story, span: Span) -> None:
-        story.subscribe("s")
-        story.settle(story.attempt(), "refused")
-        story.full[TOPIC] = [span]
-        assert story.check().refused == 1
+    def test_messages_on_their_way_after_a_refused_one_may_be_refused(self) -> None:
+        story = Story("s").attempt().fill().attempt().settle("refused", 0).settle("refused").gives("")
+        story.attempt().settle("refused").gives("refused 1")
 
-    def test_what_was_on_its_way_after_a_refused_one_may_be_refused(self, story: Story) -> None:
-        story.subscribe("s")
-        first = story.attempt()
-        story.full[TOPIC] = [(story.tick(), story.tick())]
-        second = story.attempt()
-        story.settle(first, "refused")
-        story.settle(second, "refused")
-        assert story.check().good
-        story.settle(story.attempt(), "refused")
-        assert story.check().refused == 1
-
-    def test_the_refusal_of_another_publisher_is_no_reason(self, story: Story) -> None:
-        story.subscribe("s")
-        first = story.attempt()
-        story.full[TOPIC] = [(story.tick(), story.tick())]
-        other = story.attempt("q")
-        story.settle(first, "refused")
-        story.settle(other, "refused", publisher="q")
-        assert story.check().refused == 1
+    def test_the_refusal_of_another_publisher_is_no_reason(self) -> None:
+        story = Story("s").attempt().fill().attempt("q").settle("refused", 0).settle("refused")
+        story.gives("refused 1")
 
 
 class TestGaps:
-    def test_there_is_none_with_sqlite(self, story: Story) -> None:
-        story.subscribe("s")
-        story.crash()
-        story.gap()
-        verdict = story.check("sqlite")
-        assert (verdict.gaps, verdict.unexpected, verdict.good) == (1, 1, False)
-        assert story.check("memory").good
+    def test_there_is_none_with_sqlite_and_it_excuses_nothing(self) -> None:
+        story = Story("s").crash().gap().gives(sqlite="unexpected 1", memory="")
+        assert story.check().gaps == 1
+        Story("s").publish().crash().gap().gives(sqlite="lost 1, unexpected 1")
 
-    def test_it_excuses_nothing_with_sqlite(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.crash()
-        story.gap()
-        assert story.check("sqlite").lost == 1
+    def test_each_needs_a_reason_of_its_own_before_it_on_a_topic_of_the_subscriber(self) -> None:
+        Story("s").gap().crash().crash("sport").gives(memory="unexpected 1")
+        Story("s").crash().gap().gap().gives(memory="unexpected 1")
+        Story("s").crash("sport").gap(topic="sport").gives(memory="unexpected 1")
 
-    def test_it_needs_a_reason(self, story: Story) -> None:
-        story.subscribe("s")
-        story.gap()
-        story.crash()
-        story.crash("sport")
+    def test_it_excuses_the_messages_that_went_with_the_consumer(self) -> None:
+        story = Story("s").publish(3).deliver(0).crash().gap().publish().deliver(3).gives(memory="")
         verdict = story.check("memory")
-        assert (verdict.unexpected, verdict.good) == (1, False)
-
-    def test_each_needs_a_reason_of_its_own(self, story: Story) -> None:
-        story.subscribe("s")
-        story.crash()
-        story.gap()
-        story.gap()
-        assert story.check("memory").unexpected == 1
-
-    def test_it_is_on_a_topic_of_the_subscriber(self, story: Story) -> None:
-        story.subscribe("s")
-        story.crash("sport")
-        story.gap(topic="sport")
-        assert story.check("memory").unexpected == 1
-
-    def test_it_excuses_what_went_with_the_consumer(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish(3)
-        story.deliver(0)
-        story.crash()
-        story.gap()
-        story.publish()
-        story.deliver(3)
-        verdict = story.check("memory")
-        assert verdict.good
         assert (verdict.gaps, verdict.delivered, verdict.acknowledged) == (1, 2, 4)
+        # Without one they are lost.
+        Story("s").publish(3).deliver(0).crash().publish().deliver(3).gives(memory="lost 2")
 
-    def test_a_loss_without_one_is_a_loss(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish(3)
-        story.deliver(0)
-        story.crash()
-        story.publish()
-        story.deliver(3)
-        assert story.check("memory").lost == 2
+    def test_it_excuses_no_other_subscriber_and_no_other_topic(self) -> None:
+        story = Story("s", "t").publish().crash().gap().gives(memory="lost 1")
+        assert story.check("memory").violations == ["lost: t: p/0 on 'news', acknowledged at 4.000"]
+        story = Story("s", topics=(TOPIC, "sport")).publish().publish(topic="sport")
+        story.crash().crash("sport").gap().gives(memory="lost 1")
 
-    def test_it_excuses_nobody_else(self, story: Story) -> None:
-        story.subscribe("s", "t")
-        story.publish()
-        story.crash()
-        story.gap()
-        verdict = story.check("memory")
-        assert verdict.lost == 1
-        assert verdict.violations == ["lost: t: p/0 on 'news', acknowledged at 4.000"]
+    def test_it_excuses_no_message_published_after_the_crash_or_after_it(self) -> None:
+        Story("s").crash().publish().gap().gives(memory="lost 1")
+        Story("s").crash().gap().publish().crash().gives(memory="lost 1")
 
-    def test_it_excuses_no_other_topic(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.publish(topic="sport")
-        story.crash()
-        story.crash("sport")
-        story.gap()
-        assert story.check("memory", topics=[TOPIC, "sport"]).lost == 1
+    def test_it_stands_between_the_messages_of_the_publisher_that_came(self) -> None:
+        Story("s").publish(2).deliver(1).crash().gap().gives(memory="lost 1")
+        Story("s").publish(2).crash().gap().deliver(0).gives(memory="lost 1")
+        # The messages of others say nothing.
+        Story("s").publish().publish(1, "q").deliver(0, by="q").crash().gap().gives(memory="")
 
-    def test_it_excuses_nothing_that_was_published_after_the_crash(self, story: Story) -> None:
-        story.subscribe("s")
-        story.crash()
-        story.publish()
-        story.gap()
-        assert story.check("memory").lost == 1
+    def test_it_excuses_as_many_as_it_says(self) -> None:
+        Story("s").publish(5).crash().gap(3).deliver(4).gives(memory="lost 1")
+        # It may say more than were acknowledged.
+        Story("s").publish().attempt().settle("failed").crash().gap(2).gives(memory="")
 
-    def test_it_excuses_nothing_that_was_published_after_it(self, story: Story) -> None:
-        story.subscribe("s")
-        story.crash()
-        story.gap()
-        story.publish()
-        story.crash()
-        assert story.check("memory").lost == 1
-
-    def test_it_excuses_nothing_of_which_a_later_one_came_before_it(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish(2)
-        story.deliver(1)
-        story.crash()
-        story.gap()
-        assert story.check("memory").lost == 1
-
-    def test_it_excuses_nothing_of_which_an_earlier_one_came_after_it(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish(2)
-        story.crash()
-        story.gap()
-        story.deliver(0)
-        assert story.check("memory").lost == 1
-
-    def test_the_messages_of_others_say_nothing_of_where_one_lies(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.publish(publisher="q")
-        story.deliver(0, publisher="q")
-        story.crash()
-        story.gap()
-        assert story.check("memory").good
-
-    def test_it_excuses_as_many_as_it_says(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish(5)
-        story.crash()
-        story.gap(3)
-        story.deliver(4)
-        assert story.check("memory").lost == 1
-
-    def test_it_may_say_more_than_were_acknowledged(self, story: Story) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.settle(story.attempt(), "failed")
-        story.crash()
-        story.gap(2)
-        assert story.check("memory").good
-
-    def test_several_share_what_is_missing(self, story: Story) -> None:
+    def test_several_share_the_missing_messages(self) -> None:
         """The first can excuse p/0 only, the second both."""
-        story.subscribe("s")
-        story.publish(1)
-        story.crash()
-        story.gap(1)
-        story.publish(1)
-        story.crash()
-        story.gap(1)
-        assert story.check("memory").good
-        story.publish(1)
-        story.deliver(2)
-        assert story.check("memory").good
-        story.publish(1)
-        assert story.check("memory").lost == 1
+        story = Story("s").publish().crash().gap(1).publish().crash().gap(1).gives(memory="")
+        story.publish().deliver(2).gives(memory="")
+        story.publish().gives(memory="lost 1")
 
-    def test_none_is_told_to_whoever_comes_after_the_crash(self, story: Story) -> None:
-        story.publish(2)
-        story.crash()
-        story.subscribe("s")
-        story.publish()
-        story.deliver(2)
-        assert story.check("memory").good
-        assert story.check("sqlite").lost == 2
-
-    def test_whoever_comes_late_gets_what_was_published_since_the_crash(self, story: Story) -> None:
-        story.crash()
-        story.publish(2)
-        story.subscribe("s")
-        story.deliver(1)
-        assert story.check("memory").lost == 1
+    def test_a_subscriber_that_comes_after_the_crash_is_told_of_none(self) -> None:
+        Story().publish(2).crash().subscribe("s").publish().deliver(2).gives(memory="", sqlite="lost 2")
+        # It gets the messages published since.
+        Story().crash().publish(2).subscribe("s").deliver(1).gives(memory="lost 1")
 
 
-@pytest.mark.parametrize("retention", ["memory", "sqlite"])
-class TestLogsThatKeepSoMany:
-    def test_a_gap_needs_no_crash_and_excuses_as_many_as_it_says(
-        self, story: Story, retention: Retention
-    ) -> None:
-        story.subscribe("s")
-        story.publish(5)
-        story.deliver(0, log="a", offset=0)
-        story.gap(3)
-        story.deliver(4, log="a", offset=4)
-        assert story.check(retention, all_kept=False).good
-        assert not story.check(retention).good
+class TestLogsOfLimitedSize:
+    def test_a_gap_needs_no_crash_and_says_exactly_how_many(self) -> None:
+        for missed, wrong in ((3, ""), (2, "lost 1, unexpected 1"), (4, "unexpected 1")):
+            story = Story("s").publish(5).deliver(0, log="a").gap(missed).deliver(4, log="a", offset=4)
+            story.gives("lost 3, unexpected 1" if missed == 3 else None, limited=wrong)
 
-    @pytest.mark.parametrize("missed", [2, 4])
-    def test_a_gap_says_exactly_how_many(self, story: Story, retention: Retention, missed: int) -> None:
-        story.subscribe("s")
-        story.publish(5)
-        story.deliver(0, log="a", offset=0)
-        story.gap(missed)
-        story.deliver(4, log="a", offset=4)
-        assert story.check(retention, all_kept=False).unexpected == 1
+    def test_a_hole_needs_a_gap_and_a_gap_a_hole(self) -> None:
+        story = Story("s").publish(5).deliver(0, log="a").deliver(4, log="a", offset=4)
+        story.gives(limited="lost 3, unexpected 1")
+        story = Story("s").publish(2).deliver(0, log="a").gap(1).deliver(1, log="a", offset=1)
+        story.gives(limited="unexpected 1")
 
-    def test_a_hole_needs_a_gap(self, story: Story, retention: Retention) -> None:
-        story.subscribe("s")
-        story.publish(5)
-        story.deliver(0, log="a", offset=0)
-        story.deliver(4, log="a", offset=4)
-        verdict = story.check(retention, all_kept=False)
-        assert (verdict.lost, verdict.unexpected) == (3, 1)
+    def test_it_excuses_nothing_published_later(self) -> None:
+        Story("s").gap(1).publish().gives(limited="lost 1")
 
-    def test_a_gap_without_a_hole_is_none(self, story: Story, retention: Retention) -> None:
-        story.subscribe("s")
-        story.publish(2)
-        story.deliver(0, log="a", offset=0)
-        story.gap(1)
-        story.deliver(1, log="a", offset=1)
-        assert story.check(retention, all_kept=False).unexpected == 1
-
-    def test_it_excuses_nothing_published_later(self, story: Story, retention: Retention) -> None:
-        story.subscribe("s")
-        story.gap(1)
-        story.publish()
-        assert story.check(retention, all_kept=False).lost == 1
-
-    def test_an_unknown_number_still_needs_a_crash(self, story: Story, retention: Retention) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.gap()
-        assert story.check(retention, all_kept=False).unexpected == 1
-
-    def test_after_a_crash_it_covers_what_came_before_the_subscriber_was_back(
-        self, story: Story, retention: Retention
-    ) -> None:
-        story.subscribe("s")
-        story.publish()
-        story.crash()
-        story.publish(3)
-        story.gap()
-        story.deliver(3)
+    def test_an_unknown_number_still_needs_a_crash(self) -> None:
+        Story("s").publish().gap().gives(limited="lost 1, unexpected 1")
+        # Then it covers all messages before the subscriber was back.
+        story = Story("s").publish().crash().publish(3).gap().deliver(3).gives(memory="lost 2")
         assert story.check("memory", all_kept=False).good
-        assert story.check("memory").lost == 2
 
-    def test_who_comes_late_gets_what_is_left(self, story: Story, retention: Retention) -> None:
-        story.publish(4)
-        story.subscribe("s")
-        story.deliver(2, 3)
-        assert story.check(retention, all_kept=False).good
-        assert story.check(retention).lost == 2
-        story.publish(2)
-        story.deliver(5)
-        assert story.check(retention, all_kept=False).lost == 1
-
-    def test_who_comes_late_gets_all_from_the_first(self, story: Story, retention: Retention) -> None:
-        story.publish(4)
-        story.subscribe("s")
-        story.deliver(1, 3)
-        assert story.check(retention, all_kept=False).lost == 1
-
-
-def test_not_every_violation_is_told(story: Story) -> None:
-    story.subscribe("s")
-    story.publish(5 * SHOWN)
-    verdict = story.check()
-    assert verdict.lost == 5 * SHOWN
-    assert len(verdict.violations) == SHOWN + 1
-    assert verdict.violations[-1] == "lost: and more"
+    def test_a_late_subscriber_gets_all_from_the_first_that_is_left(self) -> None:
+        story = Story().publish(4).subscribe("s").deliver(2, 3).gives("lost 2", limited="")
+        story.publish(2).deliver(5).gives(limited="lost 1")
+        Story().publish(4).subscribe("s").deliver(1, 3).gives(limited="lost 1")
 
 
 @given(st.data())
 def test_any_change_of_a_good_history_is_seen(data: st.DataObject) -> None:
-    story = Story()
-    story.subscribe("s")
-    story.publish(data.draw(st.integers(2, 12)))
-    numbers = list(range(len(story.published) // 2))
-    changed = list(numbers)
-    place = data.draw(st.integers(0, len(numbers) - 1))
+    count = data.draw(st.integers(2, 12))
+    numbers = list(range(count))
+    changed, place = list(numbers), data.draw(st.integers(0, count - 1))
     match data.draw(st.sampled_from(["drop", "repeat", "swap", "invent"])):
         case "drop":
             del changed[place]
         case "repeat":
-            changed.insert(data.draw(st.integers(0, len(numbers))), place)
+            changed.insert(data.draw(st.integers(0, count)), place)
         case "swap":
-            other = data.draw(st.integers(0, len(numbers) - 1).filter(lambda other: other != place))
+            other = data.draw(st.integers(0, count - 1).filter(lambda other: other != place))
             changed[place], changed[other] = changed[other], changed[place]
         case _:
-            changed.insert(place, len(numbers))
-    story.deliver(*numbers)
-    assert story.check().good
-    story.subscribe("s")
-    story.deliver(*changed)
-    assert not story.check().good
+            changed.insert(place, count)
+    assert Story("s").publish(count).deliver(*numbers).check().good
+    assert not Story("s").publish(count).deliver(*changed).check().good
 
 
 def test_a_message_says_whose_it_is() -> None:
@@ -607,8 +338,6 @@ def test_a_changed_message_is_seen(number: int, size: int, data: st.DataObject) 
     assert parse(good + "x") is None
 
 
-@pytest.mark.parametrize(
-    "data", ["", "hello", "p 1", "p 1 2 ", "p x 2 aa", "p 1 x aa", "p 1 99999999999999 a"]
-)
-def test_other_data_is_no_message(data: str) -> None:
-    assert parse(data) is None
+def test_other_data_is_no_message() -> None:
+    for data in ("", "hello", "p 1", "p 1 2 ", "p x 2 aa", "p 1 x aa", "p 1 99999999999999 a"):
+        assert parse(data) is None

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import itertools
 import logging
 import operator
 import os
@@ -14,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
@@ -93,6 +94,11 @@ class Opened:
         self.archive.append(records)
         await self.settled()
 
+    async def add_big(self, offsets: Iterable[int]) -> None:
+        """Add large records of topic `a` one by one."""
+        for offset in offsets:
+            await self.add(big("a", offset))
+
     async def trimmed(self, **expected: list[int]) -> None:
         """Trim until these offsets of topics are kept; the writer does it in its own time."""
         while {topic: await self.offsets(topic) for topic in expected} != expected:
@@ -160,50 +166,66 @@ def big(topic: str, offset: int) -> Record:
     return record(topic, offset, packet=b"x" * 100_000)
 
 
-async def test_records_are_committed_in_order_and_read_as_they_were(tmp_path: Path) -> None:
+@contextlib.contextmanager
+def other_program(directory: Path, *statements: str) -> Iterator[sqlite3.Connection]:
+    """Let another program execute statements in the file of an archive, and then hold it open."""
+    with contextlib.closing(sqlite3.connect(directory / FILE_NAME, isolation_level=None)) as other:
+        for statement in statements:
+            other.execute(statement).fetchall()
+        yield other
+
+
+def execute(directory: Path, statement: str) -> None:
+    with other_program(directory, statement):
+        pass
+
+
+@pytest.fixture
+async def one(tmp_path: Path) -> AsyncIterator[Opened]:
+    async with opened(tmp_path) as one:
+        yield one
+
+
+async def test_records_are_committed_in_order_and_read_as_they_were(one: Opened) -> None:
     records = [
         record("news", 0, 3, publisher="p", number=7),
         record("s\u00fcd\0\U0001f642", 0, packet=b"\0\xff"),
         record("news", 3, publisher="p", number=8),
         record("", 2**53, at=NOW + 0.25),
     ]
-    async with opened(tmp_path) as one:
-        await one.add(*records)
-        assert one.committed == records
-        assert one.archive.pending_bytes == 0
-        assert await one.archive.read("news", 0, 10**6) == [records[0], records[2]]
-        assert await one.archive.read("s\u00fcd\0\U0001f642", 0, 10**6) == [records[1]]
-        assert await one.archive.read("", 0, 10**6) == [records[3]]
-        assert await one.archive.read("unknown", 0, 10**6) == []
+    await one.add(*records)
+    assert one.committed == records
+    assert one.archive.pending_bytes == 0
+    assert await one.archive.read("news", 0, 10**6) == [records[0], records[2]]
+    assert await one.archive.read("s\u00fcd\0\U0001f642", 0, 10**6) == [records[1]]
+    assert await one.archive.read("", 0, 10**6) == [records[3]]
+    assert await one.archive.read("unknown", 0, 10**6) == []
 
 
-async def test_what_queues_meanwhile_is_one_group(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        with held():
-            for offset in range(100):
-                one.archive.append([record("news", offset)])
-            assert one.archive.pending_bytes == 100 * COST
-            assert one.groups == []
-        await one.settled()
-        assert len(one.groups) <= 2  # the first went alone if the writer was quick
-        assert [entry.offset for entry in one.committed] == list(range(100))
+async def test_what_queues_meanwhile_is_one_group(one: Opened) -> None:
+    with held():
+        for offset in range(100):
+            one.archive.append([record("news", offset)])
+        assert one.archive.pending_bytes == 100 * COST
+        assert one.groups == []
+    await one.settled()
+    assert len(one.groups) <= 2  # the first went alone if the writer was quick
+    assert [entry.offset for entry in one.committed] == list(range(100))
 
 
-async def test_a_group_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_group_is_bounded(one: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "MAX_GROUP_BYTES", 10 * COST)
-    async with opened(tmp_path) as one:
-        await one.add(*(record("news", offset) for offset in range(100)))
-        assert [len(group) for group in one.groups] == [10] * 10
+    await one.add(*(record("news", offset) for offset in range(100)))
+    assert [len(group) for group in one.groups] == [10] * 10
 
 
-async def test_a_read_begins_at_the_record_that_holds_the_offset(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(*(record("news", offset, 10) for offset in range(0, 50, 10)))
-        assert await one.offsets("news", 19) == [10, 20, 30, 40]
-        assert await one.offsets("news", 20) == [20, 30, 40]
-        assert await one.offsets("news", 20, 2 * len(PACKET)) == [20, 30]
-        assert await one.offsets("news", 29, 1) == [20]
-        assert await one.offsets("news", 50) == []
+async def test_a_read_begins_at_the_record_that_holds_the_offset(one: Opened) -> None:
+    await one.add(*(record("news", offset, 10) for offset in range(0, 50, 10)))
+    assert await one.offsets("news", 19) == [10, 20, 30, 40]
+    assert await one.offsets("news", 20) == [20, 30, 40]
+    assert await one.offsets("news", 20, 2 * len(PACKET)) == [20, 30]
+    assert await one.offsets("news", 29, 1) == [20]
+    assert await one.offsets("news", 50) == []
 
 
 async def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
@@ -257,8 +279,7 @@ async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 10**6)
     file = tmp_path / FILE_NAME
     async with opened(tmp_path, limits(max_bytes=10**6)) as one:
-        for offset in range(100):
-            await one.add(big("a", offset))
+        await one.add_big(range(100))
         assert size(file) < 1.5 * 10**6
         assert size(file, "-wal") < 4 * 10**6
     async with opened(tmp_path, limits(max_bytes=1)) as one:
@@ -267,14 +288,13 @@ async def test_space_is_used_again_and_given_back(tmp_path: Path, monkeypatch: p
             await asyncio.sleep(0.001)
 
 
-async def test_small_commits_do_not_fill_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_small_commits_do_not_fill_the_disk(
+    one: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 10**6)
-    async with opened(tmp_path) as one:
-        for offset in range(200):
-            await one.add(
-                record(f"topic {offset % 10}", offset // 10, publisher="p", number=offset // 10 + 1)
-            )
-        assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
+    for offset, topic in itertools.product(range(20), range(10)):
+        await one.add(record(f"topic {topic}", offset, publisher="p", number=offset + 1))
+    assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
 
 
 async def test_a_log_that_a_reader_holds_begins_again(
@@ -285,15 +305,11 @@ async def test_a_log_that_a_reader_holds_begins_again(
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
     async with opened(tmp_path) as one:
         await one.add(big("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-            other.execute("BEGIN")
-            other.execute("SELECT count(*) FROM record").fetchall()
-            for offset in range(1, 20):
-                await one.add(big("a", offset))
+        with other_program(tmp_path, "BEGIN", "SELECT count(*) FROM record"):
+            await one.add_big(range(1, 20))
         assert one.failures == []
         grown = size(tmp_path / FILE_NAME, "-wal")
-        for offset in range(20, 40):
-            await one.add(big("a", offset))
+        await one.add_big(range(20, 40))
         assert size(tmp_path / FILE_NAME, "-wal") <= grown
 
 
@@ -359,12 +375,7 @@ async def test_a_full_disk_fails_all_that_is_not_committed(tmp_path: Path) -> No
             one.on_failed = lambda: None
             await one.settled()
         await one.add(big("a", 2), record("b", 0))
-        assert [(entry.topic, entry.offset) for entry in one.committed] == [
-            ("a", 0),
-            ("a", 1),
-            ("a", 2),
-            ("b", 0),
-        ]
+        assert [f"{entry.topic}{entry.offset}" for entry in one.committed] == ["a0", "a1", "a2", "b0"]
         assert len(one.failures) == 1
     async with opened(tmp_path) as one:
         assert one.state.topics == {"a": TopicState(0, 3), "b": TopicState(0, 1)}
@@ -372,29 +383,23 @@ async def test_a_full_disk_fails_all_that_is_not_committed(tmp_path: Path) -> No
 
 async def test_a_full_archive_needs_no_space(tmp_path: Path) -> None:
     async with opened(tmp_path, limits(max_bytes=10**6)) as one:
-        for offset in range(20):
-            await one.add(big("a", offset))
+        await one.add_big(range(20))
         with full(one):
-            for offset in range(20, 40):
-                await one.add(big("a", offset))
+            await one.add_big(range(20, 40))
         assert one.failures == []
 
 
-async def test_expired_records_make_room_on_a_full_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with opened(tmp_path) as one:
-        for offset in range(5):
-            await one.add(big("a", offset))
-        with full(one):
-            while one.failures == []:
-                await one.add(big("b", len(one.committed)))
-            one.archive.reconfigure(limits(max_age_seconds=-60))
-            await one.trimmed(a=[])
-            one.archive.reconfigure(limits())
-            await one.add(big("c", 0))
-        assert await one.offsets("c") == [0]
-        assert len(one.failures) == 1
+async def test_expired_records_make_room_on_a_full_disk(one: Opened) -> None:
+    await one.add_big(range(5))
+    with full(one):
+        while one.failures == []:
+            await one.add(big("b", len(one.committed)))
+        one.archive.reconfigure(limits(max_age_seconds=-60))
+        await one.trimmed(a=[])
+        one.archive.reconfigure(limits())
+        await one.add(big("c", 0))
+    assert await one.offsets("c") == [0]
+    assert len(one.failures) == 1
 
 
 @pytest.mark.parametrize(
@@ -404,14 +409,13 @@ async def test_expired_records_make_room_on_a_full_disk(
         record("a", 2, at=float("nan")),
     ],
 )
-async def test_what_cannot_be_kept_fails_and_harms_nothing(tmp_path: Path, bad: Record) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        good = record("a", 1)
-        await one.add(good, bad)
-        assert all(map(operator.is_, one.failures[0][0], (good, bad)))
-        await one.add(good)
-        assert await one.offsets("a") == [0, 1]
+async def test_what_cannot_be_kept_fails_and_harms_nothing(one: Opened, bad: Record) -> None:
+    await one.add(record("a", 0))
+    good = record("a", 1)
+    await one.add(good, bad)
+    assert all(map(operator.is_, one.failures[0][0], (good, bad)))
+    await one.add(good)
+    assert await one.offsets("a") == [0, 1]
 
 
 async def test_another_program_that_writes_fails_the_records(
@@ -419,8 +423,7 @@ async def test_another_program_that_writes_fails_the_records(
 ) -> None:
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
     async with opened(tmp_path) as one:
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
+        with other_program(tmp_path, "BEGIN IMMEDIATE"):
             await one.add(record("a", 0))
             assert one.failures == [([record("a", 0)], "database is locked")]
         await one.add(record("a", 0))
@@ -501,8 +504,7 @@ async def test_what_cannot_be_trimmed_now_is_logged_once_and_trimmed_later(
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.001)
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-            other.execute("BEGIN IMMEDIATE")
+        with other_program(tmp_path, "BEGIN IMMEDIATE"):
             one.archive.reconfigure(limits(max_age_seconds=-60))
             while not caplog.records:
                 one.archive.trim()
@@ -516,29 +518,25 @@ async def test_what_cannot_be_trimmed_now_is_logged_once_and_trimmed_later(
     assert one.failures == []
 
 
-async def test_a_read_that_fails_says_so_and_writing_goes_on(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        await one.add(record("a", 0))
-        with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other, other:
-            other.execute("UPDATE record SET publisher = CAST(x'ff' AS TEXT)")
-        with pytest.raises(WsqueueError, match="cannot be read: Could not decode"):
-            await one.archive.read("a", 0, 1)
-        await one.add(record("a", 1))
-        assert await one.offsets("a", 1) == [1]
+async def test_a_read_that_fails_says_so_and_writing_goes_on(one: Opened, tmp_path: Path) -> None:
+    await one.add(record("a", 0))
+    execute(tmp_path, "UPDATE record SET publisher = CAST(x'ff' AS TEXT)")
+    with pytest.raises(WsqueueError, match="cannot be read: Could not decode"):
+        await one.archive.read("a", 0, 1)
+    await one.add(record("a", 1))
+    assert await one.offsets("a", 1) == [1]
 
 
-async def test_every_commit_is_synced(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        for connection in one.connections:
-            assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
-        assert one.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+async def test_every_commit_is_synced(one: Opened) -> None:
+    for connection in one.connections:
+        assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert one.writer.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 async def test_a_copy_of_another_program_is_as_good(tmp_path: Path) -> None:
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute("PRAGMA journal_mode = DELETE")
+    execute(tmp_path, "PRAGMA journal_mode = DELETE")
     async with opened(tmp_path) as one:
         assert one.state.topics == {"a": TopicState(0, 1)}
         await one.add(record("a", 1))
@@ -550,10 +548,8 @@ async def test_a_file_that_another_program_locks_is_not_damaged(
     monkeypatch.setattr(schema, "BUSY_SECONDS", 0.001)
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
-        with pytest.raises(StorageError, match="cannot open it: database is locked"):
-            await Opened(tmp_path, limits()).archive.open()
+    with other_program(tmp_path, "BEGIN IMMEDIATE"), pytest.raises(StorageError, match="database is locked"):
+        await Opened(tmp_path, limits()).archive.open()
     assert names(tmp_path, "*.corrupt-*") == []
     async with opened(tmp_path) as one:
         assert one.state.topics == {"a": TopicState(0, 1)}
@@ -603,19 +599,18 @@ async def test_the_room_on_the_disk(small_disk: Path) -> None:
         assert free - 600_000 < one.archive.free_bytes <= free - 300_000
 
 
-async def test_commits_are_counted_by_how_long_they_took(tmp_path: Path) -> None:
-    async with opened(tmp_path) as one:
-        assert sum(one.archive.commit_seconds.status().counts) == 0
-        for offset in range(3):
-            await one.add(record("a", offset))
-        status = one.archive.commit_seconds.status()
-        assert sum(status.counts) == 3
-        assert 0 < one.archive.last_commit_seconds <= status.sum
-        with full(one):
-            await one.add(big("a", 3))
-        assert len(one.failures) == 1
-        # What failed was no commit.
-        assert one.archive.commit_seconds.status() == status
+async def test_commits_are_counted_by_how_long_they_took(one: Opened) -> None:
+    assert sum(one.archive.commit_seconds.status().counts) == 0
+    for offset in range(3):
+        await one.add(record("a", offset))
+    status = one.archive.commit_seconds.status()
+    assert sum(status.counts) == 3
+    assert 0 < one.archive.last_commit_seconds <= status.sum
+    with full(one):
+        await one.add(big("a", 3))
+    assert len(one.failures) == 1
+    # What failed was no commit.
+    assert one.archive.commit_seconds.status() == status
 
 
 async def test_a_directory_is_for_one_process(tmp_path: Path) -> None:
@@ -655,8 +650,7 @@ async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
 async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str, problem: str) -> None:
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
-    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as other:
-        other.execute(f"PRAGMA {pragma}")
+    execute(tmp_path, f"PRAGMA {pragma}")
     before = (tmp_path / FILE_NAME).read_bytes()
     for _ in range(2):
         with pytest.raises(ConfigError, match=problem) as caught:
@@ -715,8 +709,7 @@ async def test_records_that_contradict_each_other_are_set_aside(tmp_path: Path) 
         directory = tmp_path / str(index)
         directory.mkdir()
         shutil.copy(tmp_path / FILE_NAME, directory)
-        with contextlib.closing(sqlite3.connect(directory / FILE_NAME)) as other, other:
-            other.execute(statement)
+        execute(directory, statement)
         async with opened(directory) as one:
             assert one.state.topics == {}, statement
         assert len(names(directory, "*.corrupt-*Z")) == 1, statement

@@ -111,9 +111,13 @@ def test_the_fields_of_reports() -> None:
     fields = [name for row in documented for name in re.findall(r"`(\w+)`", row[0])]
     assert sorted(fields) == sorted(report.Report.__struct_fields__)
     parts: dict[str, type[msgspec.Struct]] = {
-        "connections": report.ConnectionCount, "links": report.LinkStatus, "log": report.LogStatus,
-        "confirm_seconds": report.HistogramStatus, "top_topics": report.TopicStatus,
-        "slow_peers": report.SlowPeer, "warnings": report.NodeWarning,
+        "connections": report.ConnectionCount,
+        "links": report.LinkStatus,
+        "log": report.LogStatus,
+        "confirm_seconds": report.HistogramStatus,
+        "top_topics": report.TopicStatus,
+        "slow_peers": report.SlowPeer,
+        "warnings": report.NodeWarning,
     }
     for field, part in parts.items():
         (row,) = (row for row in documented if f"`{field}`" in row[0])

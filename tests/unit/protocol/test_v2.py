@@ -29,10 +29,19 @@ def refusal(payload: bytes, code: CloseCode = CloseCode.INVALID_PACKET) -> str:
     return caught.value.reason
 
 
+def publish(data: bytes) -> bytes:
+    return b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":%s}' % data
+
+
 def forward(data: bytes) -> bytes:
-    return (
-        b'{"t":"forward","publisher":"p","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
-    )
+    return b'{"t":"forward","publisher":"p",' + publish(data).partition(b",")[2]
+
+
+def pass_on(payload: bytes) -> bytes:
+    """Forward a published batch, as a producer does."""
+    packet = v2.decode(payload)
+    assert isinstance(packet, v2.Publish)
+    return v2.encode(v2.RawForward("p", 7, 3, "news", 2, packet.data))
 
 
 @pytest.mark.parametrize(
@@ -55,17 +64,11 @@ def forward(data: bytes) -> bytes:
         (v2.Subscribe("news"), '{"t":"subscribe","topic":"news"}'),
         (v2.Subscribe("news", "earliest"), '{"t":"subscribe","topic":"news","start":"earliest"}'),
         (
-            v2.Subscribe("news", "offset", "abc", 5),
-            '{"t":"subscribe","topic":"news","start":"offset","log":"abc","offset":5}',
+            v2.Subscribe("x", "offset", "a", 5),
+            '{"t":"subscribe","topic":"x","start":"offset","log":"a","offset":5}',
         ),
-        (
-            v2.Subscribe("news", "time", time=1.5),
-            '{"t":"subscribe","topic":"news","start":"time","time":1.5}',
-        ),
-        (
-            v2.Subscribed("news", "abc", 0, 9),
-            '{"t":"subscribed","topic":"news","log":"abc","offset":0,"end":9}',
-        ),
+        (v2.Subscribe("x", "time", time=1.5), '{"t":"subscribe","topic":"x","start":"time","time":1.5}'),
+        (v2.Subscribed("x", "abc", 0, 9), '{"t":"subscribed","topic":"x","log":"abc","offset":0,"end":9}'),
         (v2.Unsubscribe("news"), '{"t":"unsubscribe","topic":"news"}'),
         (v2.Unsubscribed("news"), '{"t":"unsubscribed","topic":"news"}'),
         (
@@ -107,20 +110,12 @@ def test_the_order_of_the_keys_and_white_space_are_free(packet: v2.Packet, rando
 
 
 @pytest.mark.parametrize(
-    "number",
-    [
-        *("0", "-1", str(v2.MAX_NUMBER + 1), str(2**64), "9" * 5000),
-        *("1.0", "1e3", "true", '"1"', "null", "[]"),
-    ],
+    "number", ["-1", str(v2.MAX_NUMBER + 1), "9" * 5000, "1.0", "1e3", "null", '"1"', "[]"]
 )
-def test_what_is_not_a_number_of_a_batch(number: str) -> None:
+def test_what_is_not_a_number_or_an_offset(number: str) -> None:
     refusal(b'{"t":"ack","numbers":[[%s,1]]}' % number.encode())
     refusal(b'{"t":"refused","number":%s,"code":"full","reason":""}' % number.encode())
-
-
-@pytest.mark.parametrize("offset", ["-1", str(v2.MAX_NUMBER + 1), "0.0", "null", '"0"'])
-def test_what_is_not_an_offset(offset: str) -> None:
-    refusal(b'{"t":"gap","topic":"news","offset":%s,"missed":null}' % offset.encode())
+    refusal(b'{"t":"gap","topic":"news","offset":%s,"missed":null}' % number.encode())
 
 
 @pytest.mark.parametrize(
@@ -152,9 +147,12 @@ def test_what_is_not_a_secret(secret: str) -> None:
         (b'{"t":"subscribed","topic":"x","log":"%s","offset":0,"end":0}' % (b"x" * 65), "$.log"),
         (b'{"t":"refused","number":1,"code":"no","reason":""}', "$.code"),
         (b'{"t":"refused","number":1,"code":"full","reason":"%s"}' % (b"x" * 201), "$.reason"),
+        (b'{"t":"ack","numbers":[[0,1]]}', "$.numbers"),
+        (b'{"t":"refused","number":0,"code":"full","reason":""}', "$.number"),
         (b'{"t":"ack","numbers":[]}', "$.numbers"),
         (b'{"t":"ack","numbers":[[1]]}', "$.numbers"),
         (b'{"t":"ack","numbers":[[1,2,3]]}', "$.numbers"),
+        (b'{"t":"deliver","topic":"x","offset":0,"publisher":"","number":0,"data":null}', "$.data"),
         (b'{"t":"draining","retry_seconds":3600.1}', "$.retry_seconds"),
         (b'{"t":"draining","retry_seconds":-1}', "$.retry_seconds"),
         (b'{"t":"unsubscribe","topic":"x","x":1}', "unknown field"),
@@ -187,12 +185,7 @@ class TestData:
 
     def test_a_producer_passes_data_on_as_it_came(self) -> None:
         for data in (b' [ "\\u0061" , "\xff" ] ', b"null", b'{"a" : 1}'):
-            publish = v2.decode(
-                b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
-            )
-            assert isinstance(publish, v2.Publish)
-            passed_on = v2.encode(v2.RawForward("p", 7, 3, "news", 2, publish.data))
-            assert passed_on == forward(data.strip())
+            assert pass_on(publish(data)) == forward(data.strip())
 
     @pytest.mark.parametrize(
         "change",
@@ -215,27 +208,21 @@ class TestData:
         payload = forward(data).replace(*change)
         refusal(payload, CloseCode.INVALID_TEXT if b"\xff" in payload else CloseCode.INVALID_PACKET)
 
-    def test_another_packet_with_wrong_data_is_its_senders_fault(self) -> None:
-        refusal(b'{"t":"deliver","topic":"x","offset":0,"publisher":"","number":0,"data":null}')
-
     @pytest.mark.parametrize(
         "data", [b"[", b"[01]", b"nul", b'["\\x"]', b'["\x01"]', b"[1,]", b'["\\ud800"]']
     )
     def test_a_producer_passes_nothing_on_that_is_not_json(self, data: bytes) -> None:
-        refusal(b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}")
+        refusal(publish(data))
 
     @pytest.mark.parametrize("closed", [True, False])
     def test_whatever_a_producer_passes_on_a_consumer_takes(self, closed: bool) -> None:
         """Data of any depth, at any depth of the consumer's stack."""
         for depth in (*range(900, 1000), 100_000):
             data = b"[" * depth + b"]" * (depth if closed else 0)
-            payload = b'{"t":"publish","number":7,"after":3,"topic":"news","count":2,"data":' + data + b"}"
             try:
-                publish = v2.decode(payload)
+                passed_on = pass_on(publish(data))
             except PeerError:
                 continue
-            assert isinstance(publish, v2.Publish)
-            passed_on = v2.encode(v2.RawForward("p", 7, 3, "news", 2, publish.data))
             assert decode_deeper(passed_on, 5) == v2.Forward("p", 7, 3, "news", 2, [])
 
 
@@ -245,15 +232,14 @@ def decode_deeper(payload: bytes, frames: int) -> v2.Packet:
 
 def is_taken_or_refused(payload: bytes) -> None:
     """Check that a payload is a packet, or is refused with a code and few words."""
-    refused: PeerError | None = None
     try:
-        assert isinstance(v2.decode(payload), v2.PACKETS)
+        packet = v2.decode(payload)
     except PeerError as error:
-        refused = error
-    if refused is not None:
-        assert refused.code in (CloseCode.INVALID_PACKET, CloseCode.INVALID_TEXT)
-        assert refused.reason == str(refused)
-        assert len(refused.reason) <= 150
+        assert error.code in (CloseCode.INVALID_PACKET, CloseCode.INVALID_TEXT)  # noqa: PT017
+        assert error.reason == str(error)  # noqa: PT017
+        assert len(error.reason) <= 150  # noqa: PT017
+    else:
+        assert isinstance(packet, v2.PACKETS)
 
 
 @many
@@ -294,9 +280,7 @@ def test_a_text_that_is_not_utf8_has_its_own_code(data: bytes) -> None:
     try:
         payload.decode()
     except UnicodeDecodeError:
-        with pytest.raises(PeerError) as caught:
-            v2.decode(payload)
-        assert caught.value.code is CloseCode.INVALID_TEXT
+        refusal(payload, CloseCode.INVALID_TEXT)
     else:
         is_taken_or_refused(payload)
 

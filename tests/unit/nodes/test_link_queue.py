@@ -225,8 +225,7 @@ class Machine(RuleBasedStateMachine):
 
     def settle(self, acks: set[Key] | None = None, refusals: set[Key] | None = None) -> None:
         """Take the answers, which are for these batches and those that were refused without being sent."""
-        confirmed: set[Key] = set()
-        denied: set[Key] = set()
+        confirmed, denied = set[Key](), set[Key]()
         for origin, packet in self.queue.answers():
             index = str(self.origins.index(origin))
             if isinstance(packet, v2.Ack):
@@ -374,8 +373,7 @@ class TestTimes:
         queue.hold([batch(1)], 100.0)
         if end == "taken":
             queue.take_waiting()
-        else:
-            queue.next_slice(2**40)
+        queue.next_slice(2**40)
         if end == "refused":
             queue.refuse(refused(1), 101.0)
         elif end != "taken":

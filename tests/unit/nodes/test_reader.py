@@ -74,6 +74,7 @@ def deliver(offset: int, *data: str) -> Deliver:
     return Deliver("news", offset, "", 0, list(data))
 
 
+EARLIEST = Subscribe("news", "earliest")
 ABC, D, EF = deliver(0, "a", "b", "c"), deliver(3, "d"), deliver(4, "e", "f")
 
 
@@ -97,7 +98,7 @@ class TestStart:
 
     def test_at_the_earliest_message_that_is_kept(self) -> None:
         logs = published("abc", "d", "ef", max_messages_per_topic=3)
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+        subscriber = Subscriber(logs, EARLIEST)
         assert subscriber.took() == [subscribed(logs, 3, 6), D, EF]
         assert subscriber.counters == {"deliveries": 3}
 
@@ -188,10 +189,8 @@ class TestFallingBehind:
 
     def test_it_is_sent_nothing_while_it_is_congested(self, subscriber: Subscriber) -> None:
         subscriber.connection.is_congested = True
-        assert not subscriber.publish("a")
-        assert not subscriber.publish("b")
-        assert subscriber.took() == []
-        assert subscriber.counters == {"fell_behind": 1}
+        assert [subscriber.publish(data) for data in "ab"] == [False, False]
+        assert (subscriber.took(), subscriber.counters) == ([], {"fell_behind": 1})
         subscriber.writable()
         assert subscriber.took() == [deliver(0, "a"), deliver(1, "b")]
         assert subscriber.publish("c")
@@ -227,15 +226,13 @@ class TestFallingBehind:
         logs = published("abc", "d")
         connection = FakeConnection()
         connection.is_congested = True
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        subscriber = Subscriber(logs, EARLIEST, connection)
         subscriber.publish("e")
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 5)
         subscriber.writable()
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
 
-    @pytest.mark.parametrize(
-        "start", [Subscribe("news", "earliest"), Subscribe("news", "offset", "another", 0)]
-    )
+    @pytest.mark.parametrize("start", [EARLIEST, Subscribe("news", "offset", "another", 0)])
     def test_it_has_a_right_to_all_that_comes_after_the_beginning(self, start: Subscribe) -> None:
         """Although it can't know that it missed the messages before."""
         logs = published("a", max_messages_per_topic=2)
@@ -253,7 +250,7 @@ class TestFallingBehind:
             logs.publish("news", "x" * reader.CHUNK_BYTES)
         connection = FakeConnection()
         connection.room = reader.CHUNK_BYTES
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        subscriber = Subscriber(logs, EARLIEST, connection)
         assert [type(packet) for packet in subscriber.took()] == [Subscribed, Deliver]
         for _ in range(4):
             connection.room = reader.CHUNK_BYTES + 100
@@ -319,9 +316,7 @@ class TestFallingBehind:
             ),
             max_size=40,
         ),
-        st.sampled_from(
-            [Subscribe("news"), Subscribe("news", "earliest"), Subscribe("news", "offset", None, 0)]
-        ),
+        st.sampled_from([Subscribe("news"), EARLIEST, Subscribe("news", "offset", None, 0)]),
     )
     def test_any_history(self, history: list[tuple[str, int]], packet: Subscribe) -> None:
         """Every message comes once and in order, or is in a gap."""
@@ -350,8 +345,7 @@ class TestFallingBehind:
                 assert isinstance(one, Deliver)
                 assert one.offset == offset
                 offset += len(one.data)
-        assert offset == logs.store.topic("news").next
-        assert gaps == subscriber.counters["gaps"]
+        assert (offset, gaps) == (logs.store.topic("news").next, subscriber.counters["gaps"])
         assert subscriber.publish("last")
 
 
@@ -398,6 +392,7 @@ class TestArchive:
         for letters in batches:
             logs.append(AppendBatch("news", list(letters)))
             logs.archive.commit()
+            logs.clock.now += 10
         assert logs.in_memory("news") == []
         return logs
 
@@ -410,41 +405,26 @@ class TestArchive:
         self.archive.commit(count)
         return subscriber.deliver(subscriber.logs.outcomes[known:])
 
-    async def test_from_the_earliest(self) -> None:
-        logs = await self.logs("abc", "d")
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
-        assert subscriber.took() == [subscribed(logs, 0, 4)]
-        await turns()
-        assert subscriber.took() == [ABC, D]
-        assert self.publish(subscriber, "e")
-        assert subscriber.took() == [deliver(4, "e")]
-
-    async def test_from_an_offset_whose_message_the_archive_has_dropped(self) -> None:
+    @pytest.mark.parametrize(
+        ("packet", "dropped", "starts", "rest"),
+        [
+            (EARLIEST, 0, [0], [ABC, D, EF]),
+            # Nothing is missed, but the subscriber must learn where it starts, because that may be the end.
+            (EARLIEST, 2, [0, 4], [EF]),
+            (EARLIEST, 3, [0, 6], []),
+            (Subscribe("news", "offset", None, 1), 2, [1], [Gap("news", 4, 3), EF]),
+            (Subscribe("news", "time", time=1010), 0, [3], [D, EF]),
+        ],
+    )
+    async def test_from(self, packet: Subscribe, dropped: int, starts: list[int], rest: list[Packet]) -> None:
         logs = await self.logs("abc", "d", "ef")
-        del self.archive.stored[:2]
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
+        subscriber = Subscriber(logs, packet)
+        del self.archive.stored[:dropped]
         await turns()
-        assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 4, 3), EF]
-
-    async def test_from_the_earliest_when_the_archive_has_dropped_it(self) -> None:
-        """Nothing is missed, but the subscriber must learn where it starts, because that may be the end."""
-        for dropped, rest in ((2, [EF]), (3, [])):
-            logs = await self.logs("abc", "d", "ef")
-            subscriber = Subscriber(logs, Subscribe("news", "earliest"))
-            del self.archive.stored[:dropped]
-            await turns()
-            begun = subscribed(logs, 6 if dropped == 3 else 4, 6)
-            assert subscriber.took() == [subscribed(logs, 0, 6), begun, *rest]
-            assert subscriber.counters["gaps"] == 0
-
-    async def test_from_a_time(self) -> None:
-        logs = await self.logs("abc")
-        logs.clock.now += 10
-        logs.append(AppendBatch("news", ["d"]))
-        self.archive.commit()
-        subscriber = Subscriber(logs, Subscribe("news", "time", time=logs.clock.now))
-        await turns()
-        assert subscriber.took() == [subscribed(logs, 3, 4), deliver(3, "d")]
+        assert subscriber.took() == [*(subscribed(logs, start, 6) for start in starts), *rest]
+        assert subscriber.counters["gaps"] == sum(isinstance(one, Gap) for one in rest)
+        assert self.publish(subscriber, "g")
+        assert subscriber.took() == [deliver(6, "g")]
 
     @pytest.mark.parametrize("start", ["earliest", "offset"])
     async def test_what_is_committed_during_a_read_is_not_missed(self, start: Any) -> None:
@@ -467,7 +447,7 @@ class TestArchive:
     async def test_what_the_archive_knows_before_it_has_been_told(self) -> None:
         """Its reader may find records that its writer has committed and not reported yet."""
         logs = await self.logs("ab")
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"))
+        subscriber = Subscriber(logs, EARLIEST)
         logs.append(AppendBatch("news", ["c"]), AppendBatch("news", ["d"]))
         self.archive.stored += self.archive.queue
         await turns()
@@ -481,7 +461,7 @@ class TestArchive:
         assert self.publish(subscriber, "e")
         assert subscriber.took() == [deliver(4, "e")]
 
-    @pytest.mark.parametrize("packet", [Subscribe("news", "earliest"), Subscribe("news", "time", time=0)])
+    @pytest.mark.parametrize("packet", [EARLIEST, Subscribe("news", "time", time=0)])
     async def test_an_archive_that_cannot_be_read(
         self, packet: Subscribe, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -491,12 +471,12 @@ class TestArchive:
         await turns()
         assert subscriber.connection.failed is CloseCode.INTERNAL_ERROR
         assert not any(isinstance(one, Deliver | Gap) for one in subscriber.took())
-        assert len(caplog.records) == 1
-        assert caplog.records[0].message.startswith("archive unreadable")
+        (record,) = caplog.records
+        assert record.message.startswith("archive unreadable")
 
     async def test_one_that_is_stopped_while_it_reads(self) -> None:
         logs = await self.logs("abc")
-        for packet in (Subscribe("news", "earliest"), Subscribe("news", "time", time=0)):
+        for packet in (EARLIEST, Subscribe("news", "time", time=0)):
             subscriber = Subscriber(logs, packet)
             await asyncio.sleep(0)
             subscriber.reader.stop()
@@ -506,7 +486,7 @@ class TestArchive:
     async def test_one_that_is_congested_reads_no_further(self) -> None:
         logs = await self.logs(*("x" * 1000 for _ in range(5)))
         connection = FakeConnection()
-        subscriber = Subscriber(logs, Subscribe("news", "earliest"), connection)
+        subscriber = Subscriber(logs, EARLIEST, connection)
         connection.room = 1
         await turns()
         # One read finds all there is; the subscriber must take that first.
@@ -521,7 +501,7 @@ class TestArchive:
     async def test_it_goes_on_after_a_restart(self) -> None:
         state = StoreState(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})
         logs = await Archived.opened(state)
-        subscriber = Subscriber(logs, Subscribe("news", "offset", "0123456789abcdef", 4))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", state.id, 4))
         assert subscriber.took() == [subscribed(logs, 4, 4)]
-        subscriber = Subscriber(logs, Subscribe("news", "offset", "0123456789abcdef", 5))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", state.id, 5))
         assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]

@@ -74,6 +74,7 @@ def deliver(offset: int, *data: str) -> Deliver:
     return Deliver("news", offset, "", 0, list(data))
 
 
+Packets = list[Packet]
 EARLIEST = Subscribe("news", "earliest")
 ABC, D, EF = deliver(0, "a", "b", "c"), deliver(3, "d"), deliver(4, "e", "f")
 
@@ -126,9 +127,7 @@ class TestStart:
             (9, None, 7, 0, [Gap("news", 0, None), ABC, D, EF]),
         ],
     )
-    def test_at_an_offset(
-        self, kept: int, log: str | None, offset: int, start: int, rest: list[Packet]
-    ) -> None:
+    def test_at_an_offset(self, kept: int, log: str | None, offset: int, start: int, rest: Packets) -> None:
         logs = published("abc", "d", "ef", max_messages_per_topic=kept)
         log_id = logs.store.id if log == "own" else log
         subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
@@ -137,9 +136,7 @@ class TestStart:
         assert subscriber.publish("g")
         assert subscriber.took() == [deliver(6, "g")]
 
-    def test_before_what_is_known_of_a_topic_that_was_forgotten(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_before_the_start_of_a_topic_that_was_forgotten(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 1)
         logs = published("abc")
         logs.clock.now += 4000
@@ -212,36 +209,29 @@ class TestFallingBehind:
         subscriber.writable()
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
 
-    def test_what_the_log_has_dropped_is_missing_too_until_it_is_told(self) -> None:
-        logs = Logs(max_messages_per_topic=2)
-        subscriber = Subscriber(logs, Subscribe("news"))
-        subscriber.connection.is_congested = True
-        for number in range(5):
-            subscriber.publish(str(number))
-        assert subscriber.reader.missing == 5
-        subscriber.writable()
-        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
-
     def test_who_begins_in_the_past_is_not_behind(self) -> None:
-        logs = published("abc", "d")
         connection = FakeConnection()
         connection.is_congested = True
-        subscriber = Subscriber(logs, EARLIEST, connection)
+        subscriber = Subscriber(published("abc", "d"), EARLIEST, connection)
         subscriber.publish("e")
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 5)
         subscriber.writable()
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
 
-    @pytest.mark.parametrize("start", [EARLIEST, Subscribe("news", "offset", "another", 0)])
+    @pytest.mark.parametrize(
+        "start", [Subscribe("news"), EARLIEST, Subscribe("news", "offset", "another", 0)]
+    )
     def test_it_has_a_right_to_all_that_comes_after_the_beginning(self, start: Subscribe) -> None:
         """Although it can't know that it missed the messages before."""
-        logs = published("a", max_messages_per_topic=2)
-        subscriber = Subscriber(logs, start)
+        subscriber = Subscriber(published("a", max_messages_per_topic=2), start)
         subscriber.took()
         subscriber.connection.is_congested = True
         for number in range(4):
             subscriber.publish(str(number))
+        # Messages that the log has dropped are missing too, until the gap is told.
+        assert subscriber.reader.missing == 4
         subscriber.writable()
+        assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
         assert subscriber.took() == [Gap("news", 3, 2), deliver(3, "2"), deliver(4, "3")]
 
     def test_it_reads_no_more_at_a_time_than_it_takes(self) -> None:
@@ -462,9 +452,7 @@ class TestArchive:
         assert subscriber.took() == [deliver(4, "e")]
 
     @pytest.mark.parametrize("packet", [EARLIEST, Subscribe("news", "time", time=0)])
-    async def test_an_archive_that_cannot_be_read(
-        self, packet: Subscribe, caplog: pytest.LogCaptureFixture
-    ) -> None:
+    async def test_an_unreadable_one(self, packet: Subscribe, caplog: pytest.LogCaptureFixture) -> None:
         logs = await self.logs("abc")
         self.archive.meanwhile = mock.Mock(side_effect=WsqueueError("the archive cannot be read"))
         subscriber = Subscriber(logs, packet)

@@ -201,9 +201,7 @@ class TestData:
         ],
     )
     @pytest.mark.parametrize("data", [b'["a","b"]', b"null"])
-    def test_another_fault_of_a_forward_is_its_senders(
-        self, change: tuple[bytes, bytes], data: bytes
-    ) -> None:
+    def test_another_fault_is_its_senders(self, change: tuple[bytes, bytes], data: bytes) -> None:
         payload = forward(data).replace(*change)
         refusal(payload, CloseCode.INVALID_TEXT if b"\xff" in payload else CloseCode.INVALID_PACKET)
 
@@ -241,14 +239,14 @@ def is_taken_or_refused(payload: bytes) -> None:
         assert isinstance(packet, v2.PACKETS)
 
 
-@many
-@given(
-    V2_PACKETS,
-    st.lists(st.tuples(st.integers(0), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4),
+CHANGES = st.lists(
+    st.tuples(st.integers(0), st.integers(0, 3), st.binary(max_size=4)), min_size=1, max_size=4
 )
-def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
-    packet: v2.Packet, changes: list[tuple[int, int, bytes]]
-) -> None:
+
+
+@many
+@given(V2_PACKETS, CHANGES)
+def test_changed_bytes_raise_nothing_but_peer_error(packet: v2.Packet, changes: list[Any]) -> None:
     payload = v2.encode(packet)
     for place, removed, added in changes:
         start = place % (len(payload) + 1)
@@ -258,9 +256,7 @@ def test_packets_with_a_few_bytes_changed_raise_nothing_but_peer_error(
 
 @many
 @given(V2_PACKETS, st.integers(0, 10), json_values)
-def test_packets_with_another_value_raise_nothing_but_peer_error(
-    packet: v2.Packet, place: int, value: Any
-) -> None:
+def test_other_values_raise_nothing_but_peer_error(packet: v2.Packet, place: int, value: Any) -> None:
     fields = json.loads(v2.encode(packet))
     key = list(fields)[place % len(fields)]
     is_taken_or_refused(json.dumps(fields | {key: value}).encode())

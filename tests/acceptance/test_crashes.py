@@ -256,7 +256,8 @@ async def test_a_rolling_restart_goes_unnoticed(
             counters = node.logged_counters()
             assert counters["messages_in"] > 0
             assert counters["open"] == counters["lost_held"] == counters["lost_in_flight"] == 0
-            assert node.role == "consumer" or counters["messages_in"] == counters["forwarded"]
+            # Batches that a consumer had not confirmed when it stopped are forwarded again.
+            assert node.role == "consumer" or counters["messages_in"] <= counters["forwarded"]
             assert "cut short" not in node.log
             await asyncio.to_thread(node.start)
             if node.role == "producer":

@@ -66,7 +66,7 @@ class TestSqliteStore:
         assert logs.in_memory("news") == [0, 1, 2, 3]
 
     async def test_its_status_is_the_archive_s(self, caplog: pytest.LogCaptureFixture) -> None:
-        caplog.set_level("INFO")
+        caplog.set_level("INFO", logger="wsqueue")
         logs = await Archived.opened()
         logs.archive.pending_bytes, logs.archive.bytes = 700, 12_000
         logs.append(batch(1))

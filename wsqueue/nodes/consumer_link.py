@@ -195,11 +195,11 @@ class ConsumerLink(Link):
     def _pass_on(self) -> None:
         """Pass on what the last change of the queue means for publishers, and for a drain."""
         queue = self.queue
-        for publisher, packet in queue.answers():
-            if publisher.connection is not None:
-                publisher.connection.send_packet(packet)
         for publisher in queue.released():
             if publisher.connection is not None:
                 publisher.connection.resume_reading()
+        for publisher, packet in queue.answers():
+            if publisher.connection is not None:
+                publisher.connection.send_packet(packet)
         if queue.empty:
             self._emptied.set()

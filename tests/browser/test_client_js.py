@@ -14,9 +14,11 @@ import pytest
 from playwright.async_api import Page
 
 from tests.support.certificates import Authority, digest_of
-from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, free_port, soon
+from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
 from tests.support.paths import DATA
+from tests.support.ports import free_port
 from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of, publish_of
+from tests.support.waiting import eventually, soon
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.chromium import Tabs

@@ -14,7 +14,8 @@ import pytest
 from playwright.async_api import Page, Route, expect
 
 from tests.support.certificates import Authority
-from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually
+from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
+from tests.support.waiting import eventually
 from wsqueue.report import report as reports
 
 from ..support.chromium import Tabs, screenshot

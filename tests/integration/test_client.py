@@ -14,8 +14,10 @@ import wsqueue
 from wsqueue.config.model import ClientConfig
 
 from ..support.classic_peer import answer_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes
+from ..support.ports import free_port
 from ..support.raw_peer import RawServer
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

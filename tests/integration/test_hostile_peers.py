@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from websockets.frames import Opcode
 
 from ..support.classic_peer import Peer, answer_of, connected, message_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.raw_peer import RawServer, RawSocket
 from ..support.strategies import cut
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

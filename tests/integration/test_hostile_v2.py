@@ -15,8 +15,9 @@ import wsqueue
 from wsqueue.nodes import consumer as consumer_module
 
 from ..support.classic_peer import IndependentConsumer, serving
-from ..support.nodes import KEY, Log, Nodes, eventually, soon
+from ..support.nodes import KEY, Log, Nodes
 from ..support.raw_v2_peer import V2Server, V2Socket, forward_of, new_nonce, new_secret, publish_of
+from ..support.waiting import eventually, soon
 from .test_hostile_peers import Bystanders, closed_with
 
 pytestmark = pytest.mark.anyio

@@ -20,7 +20,8 @@ from ..support.classic_peer import (
     connected,
     serving,
 )
-from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, eventually, soon
+from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

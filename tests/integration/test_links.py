@@ -14,8 +14,10 @@ import pytest
 from websockets.frames import Opcode
 
 from ..support.classic_peer import answer_of, connected, topic_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, cut, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, cut
+from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

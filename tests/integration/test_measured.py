@@ -20,9 +20,11 @@ from wsqueue.report.stats import TIME_BOUNDS
 from wsqueue.report.warnings import MAX_LAG_SECONDS
 
 from ..support.classic_peer import topic_of
-from ..support.nodes import KEY, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket
 from ..support.raw_v2_peer import V2Socket, new_secret, publish_of
+from ..support.waiting import eventually, soon
 from .test_service import running
 
 pytestmark = pytest.mark.anyio

@@ -21,9 +21,11 @@ from ..support.classic_peer import (
     serving,
     topic_of,
 )
-from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, cut, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, cut
+from ..support.ports import free_port
 from ..support.raw_peer import RawSocket, http_get, request_of
 from ..support.raw_v2_peer import V2Socket, forward_of
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

@@ -22,9 +22,11 @@ from wsqueue.report.report import Cluster, ClusterNode, Report
 from wsqueue.version import __version__
 
 from ..support.certificates import Authority, digest_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.raw_peer import RawSocket, http_get, offer_of, request_of
 from ..support.raw_v2_peer import V2Socket, new_secret, publish_of
+from ..support.waiting import eventually, soon
 from .test_tls import WSS, table
 
 pytestmark = pytest.mark.anyio

@@ -24,8 +24,10 @@ from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
 
 from ..support.classic_peer import RefusedError, connected, topic_of
-from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket, http_get
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

@@ -26,8 +26,10 @@ from wsqueue.tools.verify import verify
 
 from ..support.certificates import Authority
 from ..support.classic_peer import Peer, connected
-from ..support.nodes import KEY, Log, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, Log, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket, http_get
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

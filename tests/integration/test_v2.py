@@ -25,8 +25,10 @@ from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.session import Event
 
 from ..support.classic_peer import topic_of
-from ..support.nodes import KEY, Nodes, RunningNode, eventually, free_port, soon
+from ..support.nodes import KEY, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.raw_v2_peer import V2Server, V2Socket, public_id_of
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 

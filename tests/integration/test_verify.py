@@ -14,7 +14,9 @@ from wsqueue.tools import verify as verify_module
 from wsqueue.tools.verify import Check, verify, write_junit
 
 from ..support.classic_peer import IndependentConsumer, IndependentProducer, Order, serving
-from ..support.nodes import DEFAULTS, KEY, OTHER_KEY, Nodes, RunningNode, free_port, soon
+from ..support.nodes import DEFAULTS, KEY, OTHER_KEY, Nodes, RunningNode
+from ..support.ports import free_port
+from ..support.waiting import soon
 
 pytestmark = pytest.mark.anyio
 

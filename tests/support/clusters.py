@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.nodes import Nodes, RunningNode, free_port
+from tests.support.nodes import Nodes, RunningNode
+from tests.support.ports import free_port
 
 
 async def cluster(

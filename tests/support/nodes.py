@@ -21,23 +21,8 @@ from wsqueue.nodes.service import Service
 from wsqueue.protocol.close import CloseCode
 
 from .classic_peer import subscribe_path
-from .ports import free_port
 from .toml import write_toml
 from .waiting import WAIT_SECONDS, eventually, soon
-
-__all__ = [
-    "DEFAULTS",
-    "KEY",
-    "OTHER_KEY",
-    "WAIT_SECONDS",
-    "Log",
-    "Nodes",
-    "RunningNode",
-    "cut",
-    "eventually",
-    "free_port",
-    "soon",
-]
 
 KEY = "correct horse battery staple"
 OTHER_KEY = "another horse, another battery"

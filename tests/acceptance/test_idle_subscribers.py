@@ -93,7 +93,14 @@ class V2Subscriber(Subscriber):
         challenge, nonce = await self.read(), new_nonce()
         nonces = challenge["nonce"], nonce
         writer.write(
-            masked_text({"t": "proof", "proof": proof_of(secret, "initiator", *nonces, path), "nonce": nonce})
+            masked_text(
+                {
+                    "t": "proof",
+                    "proof": proof_of(secret, "initiator", *nonces, path),
+                    "nonce": nonce,
+                    "path": path,
+                }
+            )
         )
         assert await self.read() == {"t": "proof", "proof": proof_of(secret, "acceptor", *nonces, path)}
         writer.write(masked_text({"t": "subscribe", "topic": self.topic}))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -408,3 +410,67 @@ async def test_from_a_file_or_a_configuration(nodes: Nodes, tmp_path: Path) -> N
                 await client.publish("news", "1")
                 assert (await anext(messages)).data == "1"
             await consumer.subscribed("news", 0)
+
+
+@contextlib.asynccontextmanager
+async def rewriting(address: str, before: bytes, after: bytes) -> AsyncIterator[str]:
+    """Run a proxy that rewrites the first line of a request, and return its address."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        host, _, port = address.rpartition(":")
+        upstream, upstream_writer = await asyncio.open_connection(host, int(port))
+        upstream_writer.write((await reader.readline()).replace(before, after))
+        await asyncio.gather(pump(reader, upstream_writer), pump(upstream, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        yield "{}:{}".format(*server.sockets[0].getsockname())
+
+
+async def test_a_proxy_that_strips_a_prefix_is_not_taken_for_another_key(nodes: Nodes) -> None:
+    """As nginx does with `location /queue/ { proxy_pass http://node/; }`."""
+    consumer, producer = await nodes.cluster()
+    async with soon(), rewriting(producer.address, b"/queue/produce", b"/produce") as address:
+        consumers = [f"{consumer.address}/subscribe"]
+        async with wsqueue.connect(
+            producers=[f"{address}/queue/produce"], consumers=consumers, psk=KEY
+        ) as client:
+            with pytest.raises(
+                wsqueue.ConnectError, match="/queue/produce was asked for, /produce came"
+            ) as caught:
+                await client.publish("news", "1")
+            assert not isinstance(caught.value, wsqueue.AuthenticationError)
+        await eventually(lambda: producer.counters["refused_4414"] == 1, "it is counted")
+
+
+async def test_a_proxy_that_decodes_topics_does_no_harm(nodes: Nodes) -> None:
+    """As nginx does with `proxy_pass http://node/;`."""
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        rewriting(consumer.address, b"a%2Fb", b"a/b") as address,
+        nodes.client([producer], [address]) as client,
+        client.subscribe("a/b") as messages,
+    ):
+        await client.publish("a/b", "1")
+        assert (await anext(messages)).data == "1"
+
+
+async def test_the_topic_is_in_the_path_only_while_the_consumer_may_be_classic() -> None:
+    for allow_classic, path in ((True, "/subscribe/a%2Fb"), (False, "/subscribe")):
+        async with soon(), RawServer() as server:
+            config = ClientConfig(
+                producers=[f"{server.address}/produce"],
+                consumers=[f"{server.address}/subscribe"],
+                allow_classic=allow_classic,
+            )
+            async with wsqueue.connect(config, psk=KEY) as client:
+                waiting = asyncio.create_task(client.subscribe("a/b").__anext__())
+                assert await (await server.next()).upgrade() == path
+                waiting.cancel()

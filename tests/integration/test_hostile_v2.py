@@ -35,7 +35,7 @@ LARGEST = 2**53 - 1
 GOOD: dict[str, dict[str, Any]] = {
     "challenge": {"t": "challenge", "nonce": new_nonce()},
     "proof": {"t": "proof", "proof": new_nonce()},
-    "proof with a nonce": {"t": "proof", "proof": new_nonce(), "nonce": new_nonce()},
+    "initiator's proof": {"t": "proof", "proof": new_nonce(), "nonce": new_nonce(), "path": "/"},
     "publisher": new_secret(),
     "publish": publish_of(1, "news", "x"),
     "forward": forward_of(1, "news", "x"),
@@ -75,7 +75,7 @@ async def test_every_packet_that_an_endpoint_does_not_take_ends_the_connection(
                 code, reason = {
                     "challenge": (4404, "a second challenge in the hello"),
                     "proof": (4403, "a second answer in the hello"),
-                    "proof with a nonce": (4403, "a second answer in the hello"),
+                    "initiator's proof": (4403, "a second answer in the hello"),
                 }.get(name, UNEXPECTED)
                 if (endpoint, name) == ("/produce", "publish"):
                     reason = "a publisher says first who it is"

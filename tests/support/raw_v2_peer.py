@@ -93,13 +93,8 @@ class V2Socket(RawSocket):
         challenge = await self.packet()
         assert set(challenge) == {"t", "nonce"}
         nonce = new_nonce()
-        self.send(
-            {
-                "t": "proof",
-                "proof": proof_of(key, "initiator", challenge["nonce"], nonce, path),
-                "nonce": nonce,
-            }
-        )
+        proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
+        self.send({"t": "proof", "proof": proof, "nonce": nonce, "path": path})
         expected = proof_of(key, "acceptor", challenge["nonce"], nonce, path)
         assert await self.packet() == {"t": "proof", "proof": expected}
 
@@ -108,7 +103,7 @@ class V2Socket(RawSocket):
         challenge = await self.packet()
         nonce = new_nonce()
         proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
-        self.send({"t": "proof", "proof": proof, "nonce": nonce})
+        self.send({"t": "proof", "proof": proof, "nonce": nonce, "path": path})
 
     async def accept_v2(self, key: str) -> str:
         """Be the acceptor: answer the upgrade request, do the hello of v2, and return the path."""
@@ -116,6 +111,7 @@ class V2Socket(RawSocket):
         nonce = new_nonce()
         self.send({"t": "challenge", "nonce": nonce})
         proof = await self.packet()
+        assert proof["path"] == path
         assert proof["proof"] == proof_of(key, "initiator", nonce, proof["nonce"], path)
         self.send({"t": "proof", "proof": proof_of(key, "acceptor", nonce, proof["nonce"], path)})
         return path

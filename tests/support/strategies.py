@@ -34,7 +34,7 @@ def _publish(number: int, after: int, topic: str, count: int, messages: list[str
 
 V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Challenge, secrets),
-    st.builds(v2.Proof, secrets, st.none() | secrets),
+    st.builds(v2.Proof, secrets, st.none() | secrets, st.none() | utf8_text, st.none() | secrets),
     st.builds(v2.Publisher, secrets),
     st.builds(_publish, numbers, offsets, utf8_text, numbers, data),
     st.builds(v2.Forward, utf8_text, numbers, offsets, utf8_text, numbers, data),

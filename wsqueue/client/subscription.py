@@ -171,8 +171,10 @@ class SubscriberLink(ClientLink):
         start: Start,
         subscription: Subscription[Any],
     ) -> None:
-        # A classic consumer takes the topic from the path; one that speaks v2 waits for packets.
-        address = consumer.with_path(f"{consumer.path}/{quote(topics[0], safe='')}")
+        address = consumer
+        if settings.config.allows_classic(consumer):
+            # A classic consumer takes the topic from the path; one that speaks v2 waits for packets.
+            address = consumer.with_path(f"{consumer.path}/{quote(topics[0], safe='')}")
         super().__init__([address], settings)
         self._consumer, self._start, self._subscription = consumer, start, subscription
         self._positions = Positions(topics, start)

@@ -129,6 +129,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Return the parsed addresses to connect to."""
         return []
 
+    def allows_classic(self, address: Address) -> bool:
+        """Return True if the peer at an address may speak the classic protocol."""
+        return not address.tls if self.allow_classic is None else self.allow_classic
+
 
 class NodeConfig(Config, frozen=True, kw_only=True):
     """Hold the keys that producers and consumers have."""

@@ -41,6 +41,7 @@ HELLO_CODES = (
     CloseCode.REFLECTED_CHALLENGE,
     CloseCode.HELLO_TIMEOUT,
     CloseCode.CLASSIC_REFUSED,
+    CloseCode.ALTERED,
 )
 """Close codes of refused hellos, which are exposed as 0 before the first refusal."""
 

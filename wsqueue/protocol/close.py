@@ -48,6 +48,7 @@ class CloseCode(enum.IntEnum):
     PING_TIMEOUT = 4411, "no answer to a keepalive ping", True
     CLASSIC_REFUSED = 4412, "this end does not speak the classic protocol", False
     TOO_MANY_TOPICS = 4413, "too many topics on one connection", False
+    ALTERED = 4414, "the connection is altered on its way", False
 
 
 UNREACHABLE = 0

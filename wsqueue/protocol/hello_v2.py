@@ -1,7 +1,8 @@
 """The hello of v2: both ends prove that they know the pre-shared key (PSK).
 
 The acceptor sends a nonce, the initiator a nonce and a proof, and the acceptor its proof. A proof is an HMAC
-over all values that both ends must agree on, so that it is of no use in another place, role or time.
+over all values that both ends must agree on, so that it is of no use in another place, role or time. The
+initiator sends its view of these values, so that the acceptor can tell another key from a proxy on the way.
 """
 
 from __future__ import annotations
@@ -42,6 +43,25 @@ class Context(msgspec.Struct, frozen=True):
     path: str
     offered: str
     channel_binding: bytes
+
+    @property
+    def binding(self) -> str | None:
+        """Return the channel binding as it travels, None without TLS."""
+        return base64.b64encode(self.channel_binding).decode() if self.channel_binding else None
+
+    def check(self, path: str, binding: str | None) -> None:
+        """Compare with the path and the certificate that an initiator with the key has seen.
+
+        A topic behind `/subscribe` may differ, because v2 takes topics from packets.
+
+        Raises:
+            PeerError: They differ: something on the way ends TLS or rewrites requests.
+        """
+        if binding != self.binding:
+            seen = "another certificate" if binding else "no TLS"
+            raise PeerError(CloseCode.ALTERED, f"the peer sees {seen} at its end")
+        if _endpoint(path) != _endpoint(self.path):
+            raise PeerError(CloseCode.ALTERED, f"{path[:24]} was asked for, {self.path[:24]} came")
 
     def claim(self, prover: Role, acceptor_nonce: str, initiator_nonce: str) -> bytes:
         """Return the bytes that a proof signs: each part with its length, so that none passes for another."""
@@ -90,14 +110,14 @@ class V2Handshake:
         answer: HelloPacket | None = None
         if isinstance(packet, Challenge):
             self._peer_nonce = packet.nonce
-            answer = Proof(self._prove(), self._nonce)
+            context = self._context
+            answer = Proof(self._prove(), self._nonce, context.path, context.binding)
+        elif self._role is Role.ACCEPTOR:
+            answer = self._receive_initiators(packet)
         else:
-            if (packet.nonce is None) == (self._role is Role.ACCEPTOR):
-                raise PeerError(CloseCode.INVALID_PACKET, "an initiator's proof has a nonce, no other")
-            self._peer_nonce = packet.nonce or self._peer_nonce
+            if packet.nonce is not None or packet.path is not None or packet.binding is not None:
+                raise PeerError(CloseCode.INVALID_PACKET, "an acceptor's proof has nothing else")
             self._verify(packet.proof)
-            if self._role is Role.ACCEPTOR:
-                answer = Proof(self._prove())
         self._state = state
         self.done = state is HelloState.DONE
         return answer
@@ -116,6 +136,20 @@ class V2Handshake:
     def refusal(self) -> None:
         """Return None: the close code tells a peer of v2 that its proof was wrong."""
 
+    def _receive_initiators(self, packet: Proof) -> Proof:
+        """Verify an initiator's proof in its own view of the connection, and compare with ours only then.
+
+        So only a peer with the key learns that the views differ, and a wrong key is not taken for that.
+        """
+        if packet.nonce is None or packet.path is None:
+            raise PeerError(CloseCode.INVALID_PACKET, "an initiator's proof has a nonce and a path")
+        self._peer_nonce = packet.nonce
+        binding = base64.b64decode(packet.binding) if packet.binding else b""
+        ours, self._context = self._context, Context(packet.path, self._context.offered, binding)
+        self._verify(packet.proof)
+        ours.check(packet.path, packet.binding)
+        return Proof(self._prove())
+
     def _prove(self) -> str:
         return self._psk.prove(self._claim(self._role), self._secret)
 
@@ -131,3 +165,9 @@ class V2Handshake:
         nonces = (self._nonce, self._peer_nonce)
         acceptor, initiator = nonces if self._role is Role.ACCEPTOR else nonces[::-1]
         return self._context.claim(prover, acceptor, initiator)
+
+
+def _endpoint(path: str) -> str:
+    """Return a path without the topic that may follow `/subscribe/`."""
+    before, subscribe, _topic = path.partition("/subscribe/")
+    return before + subscribe.rstrip("/")

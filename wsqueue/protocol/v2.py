@@ -29,6 +29,10 @@ NONCE_BYTES = 32
 Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$", max_length=44)]
 """32 bytes in standard base64."""
 
+MAX_PATH_CHARACTERS = 8192
+"""Characters of a path: as long as a request line can be (a limit of the WebSocket library)."""
+
+Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
@@ -64,10 +68,16 @@ class Proof(
     forbid_unknown_fields=True,
     omit_defaults=True,
 ):
-    """Prove that this end knows the key; an initiator's proof brings its nonce."""
+    """Prove that this end knows the key.
+
+    An initiator's proof brings its nonce, and the path and the digest of the certificate (over TLS) as the
+    initiator sees them, so that an acceptor that sees others can say so.
+    """
 
     proof: Secret
     nonce: Secret | None = None
+    path: Path | None = None
+    binding: Secret | None = None
 
 
 class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True, forbid_unknown_fields=True):

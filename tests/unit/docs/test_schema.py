@@ -105,6 +105,8 @@ FIELDS: dict[str, st.SearchStrategy[object]] = {
     **dict.fromkeys(["report", "x"], simple),
     **dict.fromkeys(["publisher", "log"], text | st.integers(63, 65).map(lambda size: "ñ" * size)),
     "nonce": secrets | secrets.map(lambda one: one + "\n") | secrets.map(lambda one: one[1:]),
+    "path": text | st.integers(8191, 8193).map(lambda size: "/" * size),
+    "binding": secrets,
     "proof": secrets | secrets.map(lambda one: one.replace("A", "-")),
     "secret": secrets,
     "data": st.lists(text, max_size=2),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import base64
 import itertools
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.protocol.close import CloseCode, PeerError
+from wsqueue.protocol.close import CloseCode, Closed, PeerError
 from wsqueue.protocol.hello import HelloState, HelloStep
 from wsqueue.protocol.hello_v2 import TRANSITIONS_V2, Context, V2Handshake
 from wsqueue.protocol.keys import PreSharedKey, Role
@@ -77,7 +78,7 @@ class End:
             (Role.INITIATOR, (self.nonce, NONCE)) if acceptor else (Role.ACCEPTOR, (NONCE, self.nonce))
         )
         proof = proof_of(prover, *nonces, secret=secret, path=path, offered=offered)
-        return Proof(proof, NONCE if acceptor else None)
+        return Proof(proof, NONCE, PATH) if acceptor else Proof(proof)
 
     def bring_to(self, state: HelloState) -> None:
         if self.role is Role.INITIATOR and state is not HelloState.NOTHING:
@@ -129,12 +130,22 @@ class TestStates:
         assert len(End(Role.ACCEPTOR).sent) == 1
         assert End(Role.INITIATOR).sent == []
 
-    @pytest.mark.parametrize("role", ROLES, ids=name)
-    def test_only_an_initiators_proof_has_a_nonce(self, role: Role) -> None:
+    @pytest.mark.parametrize(
+        ("role", "fields"),
+        [
+            (Role.ACCEPTOR, {"nonce": None}),
+            (Role.ACCEPTOR, {"path": None}),
+            (Role.INITIATOR, {"nonce": NONCE}),
+            (Role.INITIATOR, {"path": PATH}),
+            (Role.INITIATOR, {"binding": NONCE}),
+        ],
+    )
+    def test_only_an_initiators_proof_has_more_and_has_all_of_it(
+        self, role: Role, fields: dict[str, str | None]
+    ) -> None:
         end = End(role)
         end.bring_to(HelloState.CHALLENGED)
-        right = end.right_proof()
-        other = Proof(right.proof, None if right.nonce else NONCE)
+        other = msgspec.structs.replace(end.right_proof(), **fields)
         assert end.refusal(other) is CloseCode.INVALID_PACKET
         assert not end.handshake.done
 
@@ -170,11 +181,12 @@ class TestProofs:
                 prover, *nonces, secret=secret, path=path, offered=offered, channel_binding=channel_binding
             )
 
+        binding = base64.b64encode(channel_binding).decode() or None
         if role is Role.ACCEPTOR:
-            theirs = Proof(proof(Role.INITIATOR), NONCE)
+            theirs = Proof(proof(Role.INITIATOR), NONCE, path, binding)
             assert end.receive(theirs) == Proof(proof(Role.ACCEPTOR))
         else:
-            assert end.sent == [Proof(proof(Role.INITIATOR), end.nonce)]
+            assert end.sent == [Proof(proof(Role.INITIATOR), end.nonce, path, binding)]
             end.receive(Proof(proof(Role.ACCEPTOR)))
         assert end.handshake.done
 
@@ -208,13 +220,70 @@ class TestProofs:
         assert base64.b64decode(proof).hex() == vector
 
 
+class TestProxies:
+    """A proxy on the way that alters the connection is told from another key."""
+
+    def hello(self, asked: str, came: str, psk: PreSharedKey = PSK) -> Closed | None:
+        """Take an initiator that asks for one path to an acceptor that sees another."""
+        acceptor, initiator = (
+            End(Role.ACCEPTOR, context=Context(came, SUBPROTOCOL, b"")),
+            End(Role.INITIATOR, psk, Context(asked, SUBPROTOCOL, b"")),
+        )
+        proof = initiator.receive(acceptor.sent[0])
+        assert proof is not None
+        try:
+            answer = acceptor.receive(proof)
+        except PeerError as error:
+            return Closed(error.code, error.reason, by_peer=False)
+        assert answer is not None
+        initiator.receive(answer)
+        assert acceptor.handshake.done
+        assert initiator.handshake.done
+        return None
+
+    @pytest.mark.parametrize(
+        ("asked", "came"),
+        [
+            ("/subscribe/a%2Fb", "/subscribe/a/b"),
+            ("/subscribe/a%2F%2Fb", "/subscribe/a/b"),
+            ("/subscribe/%D1%8F", "/subscribe/\xd1\x8f"),
+            ("/subscribe/subscribe%2F", "/subscribe/subscribe/"),
+        ],
+    )
+    def test_one_that_decodes_a_topic_does_no_harm(self, asked: str, came: str) -> None:
+        assert self.hello(asked, came) is None
+
+    @pytest.mark.parametrize(
+        ("asked", "came"),
+        [
+            ("/queue/subscribe", "/subscribe"),
+            ("/queue/subscribe/a", "/subscribe/a"),
+            ("/produce", "/producer"),
+            ("/produce", "/produce?token=1"),
+            ("/subscribe", "/" + "x" * 8000),
+        ],
+    )
+    def test_one_that_changes_the_path_is_named(self, asked: str, came: str) -> None:
+        closed = self.hello(asked, came)
+        assert closed is not None
+        assert closed.code == CloseCode.ALTERED
+        assert f"{asked[:24]} was asked for, {came[:24]} came" in closed.reason
+        # A close frame has no room for more (RFC 6455 section 5.5).
+        assert len(closed.reason.encode()) <= 123
+
+    def test_another_key_is_still_another_key(self) -> None:
+        closed = self.hello("/queue/subscribe", "/subscribe", WRONG)
+        assert closed is not None
+        assert closed.code == CloseCode.WRONG_ANSWER
+
+
 class TestSeveralKeys:
     """While a key is changed, an acceptor takes the old one and the new one."""
 
     def test_an_initiator_uses_its_first_and_takes_no_other(self) -> None:
         end = End(Role.INITIATOR, PreSharedKey("one", "two"))
         end.receive(Challenge(NONCE))
-        assert end.sent == [Proof(proof_of(Role.INITIATOR, NONCE, end.nonce, secret="one"), end.nonce)]
+        assert end.sent == [Proof(proof_of(Role.INITIATOR, NONCE, end.nonce, secret="one"), end.nonce, PATH)]
         assert end.refusal(end.right_proof(secret="two")) is CloseCode.WRONG_ANSWER
         assert not end.handshake.done
 
@@ -288,7 +357,8 @@ class TestAttacks:
         acceptor = (role is Role.ACCEPTOR) == (swapped == "role")
         nonces = (end.nonce, NONCE) if acceptor else (NONCE, end.nonce)
         proof = proof_of(role if swapped == "role" else peer, *nonces)
-        assert end.refusal(Proof(proof, end.right_proof().nonce)) is CloseCode.WRONG_ANSWER
+        wrong = msgspec.structs.replace(end.right_proof(), proof=proof)
+        assert end.refusal(wrong) is CloseCode.WRONG_ANSWER
 
     def test_a_recorded_session_replayed(self) -> None:
         challenge, first, second = Wire().hello()
@@ -308,9 +378,25 @@ class TestAttacks:
         wire.acceptor.channel_binding, wire.initiator.channel_binding = bindings
         wire.initiator.receive_data(wire.open())
         wire.acceptor.receive_data(wire.upstream())
-        assert refused(wire.acceptor)
-        wire.initiator.receive_data(wire.downstream())
+        assert refused(wire.acceptor, CloseCode.ALTERED)
+        answer = wire.downstream()
+        assert b"proof" not in answer
+        wire.initiator.receive_data(answer)
         assert not wire.initiator.established
+
+    @pytest.mark.parametrize("field", ["path", "binding"])
+    def test_a_man_in_the_middle_who_changes_what_the_initiator_says(self, field: str) -> None:
+        """He makes it equal to what the acceptor sees, and can't make the proof that belongs to it."""
+        end = End(Role.ACCEPTOR, context=Context(PATH, SUBPROTOCOL, b"c" * 32))
+        binding = base64.b64encode((b"d" if field == "binding" else b"c") * 32).decode()
+        path = "/produce" if field == "path" else PATH
+        digest = base64.b64decode(binding)
+        proof = proof_of(Role.INITIATOR, end.nonce, NONCE, path=path, channel_binding=digest)
+        said = Proof(proof, NONCE, path, binding)
+        assert end.refusal(said) is CloseCode.ALTERED
+        seen = base64.b64encode(b"c" * 32).decode()
+        again = End(Role.ACCEPTOR, context=Context(PATH, SUBPROTOCOL, b"c" * 32))
+        assert again.refusal(Proof(proof, NONCE, PATH, seen)) is CloseCode.WRONG_ANSWER
 
     def test_a_refusal_says_nothing_about_the_key(self) -> None:
         wire = Wire(None, initiate(WRONG, offer_v2=True))

@@ -75,7 +75,7 @@ class V2Peer(RawPeer):
         """Return the packets that a peer with the key sends; an initiator gets its challenge at once."""
         if self.role is Role.ACCEPTOR:
             proof = proof_of(Role.INITIATOR, self.nonce, NONCE)
-            return [packet("proof", proof=proof, nonce=NONCE)]
+            return [packet("proof", proof=proof, nonce=NONCE, path=PATH)]
         assert self.send(packet("challenge", nonce=NONCE)) == []
         return [packet("proof", proof=proof_of(Role.ACCEPTOR, NONCE, self.nonce))]
 
@@ -227,7 +227,9 @@ class TestHello:
         raw.data_to_send()
         request = request_of(PATH, offer_of(SUBPROTOCOL))
         # It cannot know the nonce, so it is wrong, but for the right reason.
-        events = session.receive_data(request + raw.text(packet("proof", proof=NONCE, nonce=NONCE)))
+        events = session.receive_data(
+            request + raw.text(packet("proof", proof=NONCE, nonce=NONCE, path=PATH))
+        )
         assert events == []
         assert_ended(session, CloseCode.WRONG_ANSWER)
 
@@ -380,5 +382,5 @@ class TestAcceptorsAnswer:
         assert b"Sec-WebSocket-Protocol: wsqueue.v2\r\n" in head + b"\r\n"
         nonce = json.loads(parse_frames(frames, masked=False)[0][2])["nonce"]
         proof = proof_of(Role.INITIATOR, nonce, NONCE, path=path, offered=", ".join(offers))
-        payload = packet("proof", proof=proof, nonce=NONCE)
+        payload = packet("proof", proof=proof, nonce=NONCE, path=path)
         assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [HelloDone()]

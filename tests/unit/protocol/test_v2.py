@@ -49,7 +49,10 @@ def pass_on(payload: bytes) -> bytes:
     [
         (v2.Challenge(SECRET), f'{{"t":"challenge","nonce":"{SECRET}"}}'),
         (v2.Proof(SECRET), f'{{"t":"proof","proof":"{SECRET}"}}'),
-        (v2.Proof(SECRET, SECRET), f'{{"t":"proof","proof":"{SECRET}","nonce":"{SECRET}"}}'),
+        (
+            v2.Proof(SECRET, SECRET, "/produce", SECRET),
+            f'{{"t":"proof","proof":"{SECRET}","nonce":"{SECRET}","path":"/produce","binding":"{SECRET}"}}',
+        ),
         (v2.Publisher(SECRET), f'{{"t":"publisher","secret":"{SECRET}"}}'),
         (
             v2.Publish(2, 1, "news", 2, v2.join_data([b'"a"', b'"\xc3\xb1"'])),

@@ -24,7 +24,7 @@ const NONCE_BYTES = 32;
 const MAX_CLOSE_REASON_BYTES = 123;
 const SECRET = /^[A-Za-z0-9+/]{43}=$/;
 // Close codes after which a retry would end the same way, and codes that refuse published data.
-const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413]);
+const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414]);
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
 /** A problem in a sentence; `code` is a close code or the code of a refusal. */
@@ -139,12 +139,14 @@ class HelloV2 {
       if (this.challenge !== null) throw fault(4404);
       if (!SECRET.test(packet.nonce)) throw fault(4400, "not a valid packet");
       this.challenge = packet.nonce;
-      this.send({ t: "proof", proof: await this.key.prove(this.#claim("initiator")), nonce: this.nonce });
+      const proof = await this.key.prove(this.#claim("initiator"));
+      const binding = this.binding.length ? { binding: base64(this.binding) } : {};
+      this.send({ t: "proof", proof, nonce: this.nonce, path: this.place.target, ...binding });
       return false;
     }
     if (packet.t !== "proof") throw fault(4402);
     if (this.challenge === null) throw fault(4409);
-    if (!SECRET.test(packet.proof) || "nonce" in packet) throw fault(4400, "not a valid packet");
+    if (!SECRET.test(packet.proof) || Object.keys(packet).length !== 2) throw fault(4400, "not a valid packet");
     if (!(await this.key.proves(this.#claim("acceptor"), packet.proof))) {
       throw fault(4401, "wrong answer: the pre-shared keys differ");
     }

@@ -264,7 +264,7 @@ async def test_over_tls_a_proof_names_the_certificate(nodes: Nodes, tabs: Tabs, 
     await new_client(page, [consumer], [producer])
     assert await js(page, "outcome(subscribe('news').ready)") == "ConnectError 0"
     await new_client(page, [consumer], [producer], channelBinding={consumer.address: "00" * 32})
-    assert await js(page, "outcome(subscribe('news').ready)") == "AuthenticationError 4401"
+    assert await js(page, "outcome(subscribe('news').ready)") == "ConnectError 4414"
 
 
 async def test_what_is_refused(nodes: Nodes, tabs: Tabs) -> None:

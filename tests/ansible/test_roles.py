@@ -103,7 +103,7 @@ class Written:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Written:
-    return Written(tmp_path_factory.mktemp("plain"), {}, {})
+    return Written(tmp_path_factory.mktemp("plain"), {}, {"wsqueue_plain": True})
 
 
 @pytest.fixture(scope="module")
@@ -142,6 +142,12 @@ def test_without_a_monitoring_host_the_pages_are_for_the_host_itself(plain: Writ
         assert plain.monitoring(name).pages == "loopback"
         assert plain.monitoring(name).listen == []
     assert not (plain.directory / "prometheus.yml").exists()
+
+
+def test_nodes_speak_without_tls_only_where_the_inventory_says_so(plain: Written, watched: Written) -> None:
+    # The files of a plain cluster are good only because they say so.
+    for name in ("c1-consumer-10001", "p1-producer-10002"):
+        assert (plain.node(name).plain, watched.node(name).plain) == (True, False)
 
 
 def test_nodes_know_each_other_in_the_order_of_the_inventory(plain: Written, watched: Written) -> None:

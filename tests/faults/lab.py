@@ -86,6 +86,7 @@ class Lab:
         }
         variables: dict[str, object] = self.own.variables | {
             "wsqueue_psk": self.psk,
+            "wsqueue_plain": True,
             "wsqueue_release_zipapp": str(
                 await asyncio.to_thread(build, self.directory / "source", __version__)
             ),

@@ -125,8 +125,10 @@ class TestFiles:
             assert any(f"trusts {ca}" in text for _, _, text in bad(found)) != trusted
 
     async def test_unwise_configurations(self, tmp_path: Path) -> None:
-        found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]")))
-        assert bad(found)[0][2].startswith("listen: [::]:0 can be reached from other hosts")
+        found, _ = await check(
+            configuration(tmp_path, CONSUMER.replace("127.0.0.1", "[::]") + "plain = true\n")
+        )
+        assert bad(found)[0][2].startswith("plain: connections with other hosts go without TLS")
 
     async def test_names_without_an_address(self, tmp_path: Path) -> None:
         file = configuration(tmp_path, DEMO.replace("127.0.0.1:2", "nowhere.invalid:2"))
@@ -159,7 +161,9 @@ class TestFiles:
         assert f"at 127.0.0.1:{port}: " in text
 
     async def test_an_address_of_another_host(self, tmp_path: Path) -> None:
-        found, _ = await check(configuration(tmp_path, CONSUMER.replace("127.0.0.1:0", "192.0.2.77:10001")))
+        found, _ = await check(
+            configuration(tmp_path, CONSUMER.replace("127.0.0.1:0", "192.0.2.77:10001") + "plain = true\n")
+        )
         assert any(text.startswith("Nothing can listen at 192.0.2.77:10001: ") for _, _, text in bad(found))
 
     async def test_unix_sockets(self, tmp_path: Path) -> None:

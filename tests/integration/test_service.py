@@ -581,6 +581,15 @@ async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch)
     assert len(log.lines("unwise configuration ", logging.WARNING)) == 1
 
 
+async def test_a_node_says_once_that_nothing_protects_its_connections(nodes: Nodes, log: Log) -> None:
+    elsewhere = ["nowhere.invalid:1/producer", "nowhere.invalid:2/producer"]
+    with pytest.raises(ConfigError, match="without TLS nothing protects what is sent there"):
+        nodes.made(Producer, consumers=elsewhere)
+    await nodes.producer(elsewhere, plain=True)
+    (line,) = log.lines("unwise configuration ", logging.WARNING)
+    assert "connections with other hosts go without TLS, and nothing protects them after the hello" in line
+
+
 async def test_a_slow_subscriber_that_stays_stuck_is_dropped(nodes: Nodes) -> None:
     limit = 1024 * 1024 + 65_536
     consumer = await nodes.consumer(max_message_bytes=65_536, max_buffered_bytes=limit, close_seconds=0.2)

@@ -16,11 +16,13 @@ def check_addresses(config: Config) -> None:
     """Check the lists of addresses of a configuration.
 
     Raises:
-        ConfigError: A list is empty, or an address in it is malformed, listed twice, or not on loopback
-            where `local = true`; the error names the key.
+        ConfigError: A list is empty, or an address in it is malformed, listed twice, not on loopback
+            where `local = true`, or without TLS where that needs `plain = true`; the error names the key.
     """
     listening: set[Address] = set()
     own = config.listen if isinstance(config, NodeConfig) else []
+    # A client has no say in this: it reaches no node without TLS whose own file does not say so.
+    protected = isinstance(config, NodeConfig) and not config.plain
     for key, endpoint in _address_lists(config):
         entries: list[str] = operator.attrgetter(key)(config)
         if not entries and not key.startswith("monitoring."):
@@ -29,7 +31,9 @@ def check_addresses(config: Config) -> None:
         connects = not key.endswith("listen")
         seen = set() if connects else listening
         for index, entry in enumerate(entries):
-            problem = _address_problem(entry, endpoint, seen, local=config.local, connects=connects)
+            problem = _address_problem(
+                entry, endpoint, seen, local=config.local, protected=protected, connects=connects
+            )
             if not problem and key == "monitoring.listen" and entry in own:
                 problem = "is in listen too: expected an address of its own"
             if not problem and not connects and config.tls.certificate is None and "wss:" in entry:
@@ -46,13 +50,14 @@ def config_warnings(config: Config) -> list[str]:
             f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
             " multiplies, so similar topics would share few consumers; use one more or one less"
         )
-    if isinstance(config, NodeConfig):
-        found += [
-            f"listen: {address} can be reached from other hosts, and traffic to it can be read on its way;"
-            " wss:// would protect it"
-            for address in config.listeners + config.page_listeners
-            if not address.tls and not address.loopback
-        ]
+    if isinstance(config, NodeConfig) and any(
+        map(_is_exposed, config.listeners + config.page_listeners + config.peers)
+    ):
+        found.append(
+            "plain: connections with other hosts go without TLS, and nothing protects them after the hello:"
+            " whoever is on the way can read and change messages and add others, without any key;"
+            " wss:// would protect them"
+        )
     return found
 
 
@@ -66,7 +71,14 @@ def _address_lists(config: Config) -> list[tuple[str, str]]:
     return lists + [(f"monitoring.{key}", "") for key in ("listen", "consumers", "producers")]
 
 
-def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bool, connects: bool) -> str:
+def _is_exposed(address: Address) -> bool:
+    """Return True if other hosts may be on the way to an address, and nothing protects what is sent there."""
+    return not address.tls and not address.loopback
+
+
+def _address_problem(
+    entry: str, endpoint: str, seen: set[Address], *, local: bool, protected: bool, connects: bool
+) -> str:
     try:
         address = parse_address(entry, endpoint)
     except ValueError as error:
@@ -78,6 +90,12 @@ def _address_problem(entry: str, endpoint: str, seen: set[Address], *, local: bo
         return "has no port to connect to: expected 1 to 65535"
     if local and not address.loopback:
         return "is not on loopback, where `local = true` keeps a cluster: expected e.g. 127.0.0.1"
+    if protected and _is_exposed(address):
+        way = "leads to another host" if connects else "can be reached from other hosts"
+        return (
+            f"{way}, and without TLS nothing protects what is sent there: expected wss://{entry},"
+            " or `plain = true` on a network that you trust"
+        )
     # Port 0 lets the system choose, so that two such addresses are two listeners.
     if address.socket or address.port:
         seen.add(place)

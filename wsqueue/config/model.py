@@ -135,9 +135,14 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
 
 class NodeConfig(Config, frozen=True, kw_only=True):
-    """Hold the keys that producers and consumers have."""
+    """Hold the keys that producers and consumers have.
+
+    Attributes:
+        plain: Whether the node may listen and connect without TLS to where other hosts are on the way.
+    """
 
     listen: list[str]
+    plain: bool = False
     log_level: LogLevel = "info"
     node_psk_file: str | None = None
     monitoring: Monitoring = Monitoring()

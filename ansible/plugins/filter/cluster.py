@@ -35,6 +35,7 @@ class FilterModule:
             address_to_listen_at,
             alternative_names,
             endpoints,
+            exposed,
             key_list,
             key_mismatch,
             key_problem,
@@ -77,6 +78,20 @@ def used_twice(addresses: Sequence[str], offsets: Iterable[Number] = ()) -> list
     places = [address.removeprefix(TLS).rpartition(":") for address in addresses]
     found = [f"{host}:{int(port) + shift}" for host, _, port in places for shift in shifts]
     return [address for address in dict.fromkeys(found) if found.count(address) > 1]
+
+
+def exposed(addresses: Iterable[str], plain_offset: Number = 0) -> list[str]:
+    """Return the addresses of nodes at which other hosts speak without TLS.
+
+    Args:
+        addresses: host:port of all nodes, with or without wss://.
+        plain_offset: Each node listens without TLS at its port plus this too, unless it is 0.
+    """
+    return [
+        address
+        for address in addresses
+        if (int(plain_offset) or not address.startswith(TLS)) and not _is_loopback(address.removeprefix(TLS))
+    ]
 
 
 def node_listeners(
@@ -159,7 +174,7 @@ def _is_ip(name: str) -> bool:
 
 
 def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "[::1]"
+    return address.startswith(("127.", "[::1]", "localhost:"))
 
 
 # --- Keys ---

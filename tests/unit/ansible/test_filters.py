@@ -55,6 +55,12 @@ class TestAddresses:
     def test_listeners(self) -> None:
         assert cluster.node_listeners([ANY, "[::]"], "1") == [f"{ANY}:1", "[::]:1"]
         assert cluster.node_listeners([ANY], 1, "wss://", "100") == [f"wss://{ANY}:1", f"{ANY}:101"]
+        here, there = (
+            ["127.0.0.1:1", "[::1]:1", "localhost:1", "wss://127.0.0.1:1"],
+            ["192.0.2.1:1", "node:1"],
+        )
+        assert cluster.exposed([*here, "wss://node:1", *there]) == there
+        assert cluster.exposed([*here, "wss://node:1", *there], "100") == ["wss://node:1", *there]
         pages = cluster.pages_listeners(["127.0.0.1", "[::1]", "192.0.2.1"], 1, "wss://", 100)
         assert pages == ["127.0.0.1:101", "[::1]:101", "wss://192.0.2.1:101"]
         assert cluster.pages_listeners(["192.0.2.1"], 1, "", 0) == []

@@ -102,6 +102,7 @@ def test_wrong_options_of_bench(
         ('role = "consumer"\n', ": listen: required and missing"),
         (CONSUMER + "[limits]\nmax_connections = 0\n", ":5: limits.max_connections: expected int >= 1"),
         (PRODUCER + "local = true\n", ":4: consumers[0]: "),
+        (PRODUCER, ":4: consumers[0]: '192.0.2.7:10001/producer' leads to another host, and without TLS"),
     ],
 )
 def test_check_config_of_a_bad_file_names_line_and_key(tmp_path: Path, text: str, complaint: str) -> None:
@@ -110,7 +111,7 @@ def test_check_config_of_a_bad_file_names_line_and_key(tmp_path: Path, text: str
 
 
 def test_check_config_warns_of_what_is_unwise(tmp_path: Path) -> None:
-    consumers = ", ".join(f'"192.0.2.{number}:10001/producer"' for number in range(31))
+    consumers = ", ".join(f'"wss://192.0.2.{number}:10001/producer"' for number in range(31))
     text = f'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = [{consumers}]\n'
     code, stdout, stderr = run("check-config", config_with_key(tmp_path, text))
     assert code == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from wsqueue.config.check import check_addresses, config_warnings
@@ -15,11 +16,16 @@ SUBSCRIBE = ["b:1/subscribe"]
 
 
 def consumer(**changes: Any) -> ConsumerConfig:
-    return ConsumerConfig(**{"listen": ["127.0.0.1:10001"], **changes})
+    return ConsumerConfig(**{"listen": ["127.0.0.1:10001"], "plain": True, **changes})
 
 
 def producer(**changes: Any) -> ProducerConfig:
-    return ProducerConfig(**{"listen": ["127.0.0.1:1"], "consumers": ["127.0.0.1:2/producer"], **changes})
+    defaults: dict[str, Any] = {
+        "listen": ["127.0.0.1:1"],
+        "consumers": ["127.0.0.1:2/producer"],
+        "plain": True,
+    }
+    return ProducerConfig(**defaults | changes)
 
 
 def monitored(tls: Tls | None = None, **changes: Any) -> ConsumerConfig:
@@ -133,7 +139,7 @@ def test_a_local_cluster_is_on_loopback(changes: dict[str, Any], key: str) -> No
 def test_a_number_of_consumers_among_which_topics_spread_badly(consumers: int, warned: int) -> None:
     subscribe = [f"node{number}:1/subscribe" for number in range(consumers)]
     for config in (
-        producer(consumers=[f"node{number}:1/producer" for number in range(consumers)]),
+        producer(consumers=[f"wss://node{number}:1/producer" for number in range(consumers)]),
         ClientConfig(producers=["a:1/produce"], consumers=subscribe),
     ):
         sentences = config_warnings(config)
@@ -142,9 +148,39 @@ def test_a_number_of_consumers_among_which_topics_spread_badly(consumers: int, w
     assert config_warnings(consumer(listen=[f"127.0.0.1:{port}" for port in range(1, 32)])) == []
 
 
-def test_a_listener_whose_traffic_can_be_read() -> None:
-    listen = ["127.0.0.1:1", "unix:/node.sock", "localhost:1", "wss://0.0.0.0:2", "0.0.0.0:3", "[::]:4"]
-    pages = Monitoring(listen=["127.0.0.1:5", "192.0.2.1:6", "unix:/pages.sock"])
-    sentences = config_warnings(consumer(listen=listen, monitoring=pages))
-    assert [sentence.split()[1] for sentence in sentences] == ["0.0.0.0:3", "[::]:4", "192.0.2.1:6"]
-    assert all("wss:// would protect it" in sentence for sentence in sentences)
+OTHER_HOSTS: list[tuple[dict[str, Any], str]] = [
+    ({"listen": ["127.0.0.1:1", "0.0.0.0:2"]}, "listen[1]"),
+    ({"listen": ["[::]:1"]}, "listen[0]"),
+    # A name may stand for any address, now or later.
+    ({"listen": ["node:1"]}, "listen[0]"),
+    ({"consumers": ["127.0.0.1:1/producer", "192.0.2.1:1/producer"]}, "consumers[1]"),
+    ({"monitoring": Monitoring(listen=["192.0.2.1:7"])}, "monitoring.listen[0]"),
+    ({"monitoring": Monitoring(consumers=["192.0.2.1:7"])}, "monitoring.consumers[0]"),
+    ({"monitoring": Monitoring(producers=["192.0.2.1:7"])}, "monitoring.producers[0]"),
+]
+
+
+@pytest.mark.parametrize(("changes", "key"), OTHER_HOSTS)
+def test_a_node_without_tls_off_loopback_says_plain(changes: dict[str, Any], key: str) -> None:
+    problem = refused(producer(**changes, plain=False), key)
+    assert "without TLS nothing protects what is sent there: expected wss://" in problem
+    assert problem.endswith(", or `plain = true` on a network that you trust")
+    chosen = producer(**changes)
+    check_addresses(chosen)
+    (sentence,) = config_warnings(chosen)
+    assert sentence.startswith("plain: ")
+    assert "add others, without any key" in sentence
+
+
+def test_nobody_else_says_plain() -> None:
+    alone = producer(
+        listen=["127.0.0.1:1", "unix:/node.sock", "localhost:1", "wss://0.0.0.0:2"],
+        consumers=["[::1]:1/producer", "unix:/c.sock:/producer", "wss://node:1/producer"],
+        monitoring=Monitoring(listen=["127.0.0.1:5", "unix:/pages.sock", "wss://192.0.2.1:6"]),
+        tls=TLS,
+        plain=False,
+    )
+    client = ClientConfig(producers=["192.0.2.1:1/produce"], consumers=["node:1/subscribe"])
+    for config in (alone, msgspec.structs.replace(alone, plain=True), client):
+        check_addresses(config)
+        assert config_warnings(config) == []

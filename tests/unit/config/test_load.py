@@ -154,7 +154,7 @@ class TestLines:
         assert (error.key, error.line) == ("limits.max_connections", 6)
 
     def test_of_a_list_in_a_table(self, file: ConfigFile) -> None:
-        error = file.refusal(f'{CONSUMER}[monitoring]\nproducers = [\n"node:1",\n"node:0",\n]\n')
+        error = file.refusal(f'{CONSUMER}[monitoring]\nproducers = [\n"[::1]:1",\n"[::1]:0",\n]\n')
         assert (error.key, error.line) == ("monitoring.producers[1]", 4)
 
     def test_of_a_key_that_a_comment_and_a_text_have_too(self, file: ConfigFile) -> None:

@@ -12,7 +12,10 @@ from ..protocol.session import Event
 from .connection import Connection
 
 CONFIRM_SECONDS = 0.1
-"""The longest time between a message and the ping that asks about it: 10 pings a second cost nothing."""
+"""The longest time between a message and the ping that asks about it: 10 pings a second cost nothing.
+
+Where somebody waits for the confirmation the ping goes at once, and the next one when it is answered.
+"""
 
 
 class ClassicSender:
@@ -26,6 +29,8 @@ class ClassicSender:
         self._connection = connection
         self._counts = PongConfirmations()
         self._timer: asyncio.TimerHandle | None = None
+        # Whether somebody waits for messages since the latest ping.
+        self._awaited = False
         # Who waits in `all_confirmed`, each with the number of messages that must be confirmed.
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
@@ -34,10 +39,16 @@ class ClassicSender:
         """Return the number of messages that are lost if the connection breaks now."""
         return self._counts.in_flight
 
-    def send(self, payloads: Sequence[bytes]) -> None:
-        """Write messages in one go."""
+    def send(self, payloads: Sequence[bytes], *, awaited: bool = False) -> None:
+        """Write messages in one go.
+
+        Args:
+            payloads: The messages.
+            awaited: True if somebody waits for their confirmation.
+        """
         self._counts.add(len(payloads))
         self._connection.send(payloads)
+        self._awaited |= awaited
         self._schedule_ping()
 
     def receive(self, events: Iterable[Event]) -> int | None:
@@ -56,7 +67,8 @@ class ClassicSender:
     async def all_confirmed(self) -> None:
         """Wait until the peer has dealt with all that was sent so far, or the connection is lost."""
         if self.in_flight:
-            self._ping()
+            self._awaited = True
+            self._schedule_ping()
             confirmed = asyncio.get_running_loop().create_future()
             self._waiting.append((self._counts.sent, confirmed))
             await confirmed
@@ -73,7 +85,9 @@ class ClassicSender:
                 confirmed.set_result(None)
 
     def _schedule_ping(self) -> None:
-        if self._timer is None and self._counts.ping_due:
+        if self._awaited and self._counts.ping_due:
+            self._ping()
+        elif self._timer is None and self._counts.ping_due:
             self._timer = asyncio.get_running_loop().call_later(CONFIRM_SECONDS, self._ping_now)
 
     def _cancel_ping(self) -> None:
@@ -86,4 +100,6 @@ class ClassicSender:
         self._ping()
 
     def _ping(self) -> None:
+        self._cancel_ping()
+        self._awaited = False
         self._connection.ping(self._counts.ping())

@@ -2,13 +2,13 @@
 
 ```
 producers ──► ProducerEndpoint ──► logs.append ──► _done ──┬──► Ack and Refused, to producers
-                     ▲                                     └──► _deliver ──┬──► classic subscribers (topics)
+                     ▲                                     └──► _deliver ──┬──► classic subscribers, in turns
                      └─── resume_if_settled ◄── _done                      └──► readers of v2 subscribers
 ```
 
 - `logs` calls `_done` with the outcomes of batches in the order of `append`: at once when the logs are in
   memory, else after the commit. Until then the batches are in `logs` alone.
-- A batch is delivered before it is confirmed.
+- A batch is delivered before it is confirmed, or waits for its turn in `classic` or in the log.
 - `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is.
 - A classic subscriber gets new messages only. A `Reader` takes a v2 subscriber through the log (see there);
   `behind` holds the readers that did not keep up and have not caught up yet.
@@ -17,6 +17,7 @@ producers ──► ProducerEndpoint ──► logs.append ──► _done ─�
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
+from .classic_delivery import ClassicDelivery
 from .reader import Reader
 from .topics import Topics
 
@@ -49,8 +51,8 @@ SUBSCRIBE = "/subscribe"
 MAX_TOPICS_PER_CONNECTION = 10_000
 """Maximum number of subscriptions of one connection: 5 MiB of readers."""
 
-CLASSIC_SLICE_MESSAGES = 1000
-"""Messages that are framed at a time for classic subscribers: they can be far longer than their batch."""
+DROPPED_READERS = 1000
+"""Subscriptions that end in one go when their connection is lost: each takes 5 µs."""
 
 TRIM_SECONDS = 10.0
 """Time between two searches for messages that are too old: a small part of any useful age."""
@@ -78,6 +80,7 @@ class Consumer:
         logs: The logs of the topics.
         topics: Classic subscribers.
         readers: Subscriptions of v2 subscribers.
+        classic: Sends messages to the classic subscribers.
         behind: The readers that have not been sent all that is stored because they are slow.
     """
 
@@ -89,6 +92,7 @@ class Consumer:
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
+        self.classic = ClassicDelivery(self.topics, counters, config.limits.max_buffered_bytes)
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
@@ -152,12 +156,14 @@ class Consumer:
         """Use a new configuration from now on."""
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
+        self.classic.max_buffered_bytes = config.limits.max_buffered_bytes
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)
 
     async def drain(self) -> None:
-        """Wait until all received messages are stored, and so have been sent to subscribers."""
+        """Wait until all received messages are stored, and have been sent to subscribers."""
         await self.logs.settle()
+        await self.classic.settle()
 
     async def stop(self) -> None:
         """Close the logs of the topics."""
@@ -213,14 +219,7 @@ class Consumer:
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:
-            messages = [data for outcome in outcomes for data in _data(outcome)]
-            for begin in range(0, len(messages), CLASSIC_SLICE_MESSAGES):
-                piece = messages[begin : begin + CLASSIC_SLICE_MESSAGES]
-                frames = frame_texts(
-                    [classic.encode(classic.Message(data, topic)) for data in piece], masked=False
-                )
-                reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
-                self.counters["deliveries"] += len(piece) * reached
+            self.classic.deliver(topic, records, _data(outcomes))
         if readers:
             frames = frame_texts([record.packet for record in records], masked=False)
             reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
@@ -234,13 +233,16 @@ class Consumer:
             self.logs.trim()
 
 
-def _data(outcome: Outcome) -> list[str]:
-    """Return the messages of a stored batch; those that waited for a disk are only in its record."""
-    if not outcome.batch.data and outcome.record is not None:
-        deliver = v2.decode(outcome.record.packet)
-        assert isinstance(deliver, v2.Deliver)
-        return deliver.data
-    return outcome.batch.data
+def _data(outcomes: Sequence[Outcome]) -> list[str] | None:
+    """Return the messages of stored batches; None if they waited for a disk: their records have them."""
+    if len(outcomes) == 1:
+        return outcomes[0].batch.data or None
+    data: list[str] = []
+    for outcome in outcomes:
+        if not outcome.batch.data:
+            return None
+        data += outcome.batch.data
+    return data
 
 
 class ProducerEndpoint(Handler):
@@ -348,7 +350,9 @@ class SubscribeEndpoint(Handler):
                 return
 
     def writable(self, connection: Connection) -> None:
-        """Let the readers continue in their logs."""
+        """Let the readers continue in their logs, and what waits for classic subscribers."""
+        if self._topic is not None:
+            self._consumer.classic.resume(self._topic)
         for reader in list(self._readers.values()):
             reader.catch_up()
 
@@ -356,10 +360,17 @@ class SubscribeEndpoint(Handler):
         """Unsubscribe from all topics."""
         if self._topic is not None:
             self._consumer.topics.unsubscribe(self._topic, connection)
-        for topic in list(self._readers):
-            self._unsubscribe(topic)
+            self._consumer.classic.resume(self._topic)
+        self._drop_readers()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
             self._consumer.counters["slow_subscribers"] += 1
+
+    def _drop_readers(self) -> None:
+        """Unsubscribe from all topics, some in each turn of the loop."""
+        for topic in list(itertools.islice(self._readers, DROPPED_READERS)):
+            self._unsubscribe(topic)
+        if self._readers:
+            asyncio.get_running_loop().call_soon(self._drop_readers)
 
     def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
         consumer = self._consumer

@@ -118,16 +118,19 @@ class LinkQueue:
         limits: See above.
         v2: True when the consumer speaks v2; between connections, when it did so on the last one.
         sent: Batches (v2) or messages (classic) sent on this connection.
+        awaited: True if a publisher waits for the confirmation of the latest slice of classic messages.
     """
 
     def __init__(self, limits: Limits, counters: Counter[str], confirm_seconds: Histogram) -> None:
         self.limits = limits
-        self.v2 = False
-        self.sent = 0
+        self.v2 = self.awaited = False
+        self.sent = self._confirmed = 0
         self._connected = False
         self._waiting: deque[ForwardBatch] = deque()
         self._unconfirmed: deque[ForwardBatch] = deque()
         self._waiting_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
+        # The messages of the first batch that waits, while a classic consumer has got a part of them.
+        self._begun: classic.MessageSlices | None = None
         self._acks: dict[Origin, list[tuple[int, int]]] = {}
         self._refusals: list[tuple[Origin, packets_v2.Packet]] = []
         # Publisher and number. Batches after a refused one are refused here, because a consumer that has
@@ -228,34 +231,29 @@ class LinkQueue:
 
     def connected(self, *, v2: bool) -> None:
         """Begin to count for a new connection."""
-        self._connected, self.v2, self.sent = True, v2, 0
+        self._connected, self.v2, self.sent, self._confirmed = True, v2, 0, 0
 
-    def next_slice(self, min_bytes: int) -> list[bytes]:
-        """Move batches from the front of the queue to the unconfirmed, and return the payloads to send.
+    def next_slice(self, slice_bytes: int) -> list[bytes]:
+        """Return the payloads to send next, and move batches that are sent whole to the unconfirmed.
 
         Args:
-            min_bytes: Size of a slice: it ends with the batch that brings it there, or with the last one.
+            slice_bytes: Size of a slice. It ends with the batch that brings it there, or with the last one.
+                For a classic consumer, which may get a part of a batch, a message may end it too.
         """
-        waiting, unconfirmed, refused, v2 = self._waiting, self._unconfirmed, self._refused, self.v2
+        return self._next_packets(slice_bytes) if self.v2 else self._next_messages(slice_bytes)
+
+    def _next_packets(self, slice_bytes: int) -> list[bytes]:
+        waiting, unconfirmed = self._waiting, self._unconfirmed
         payloads: list[bytes] = []
         position = self.sent
         size = messages = 0
-        while waiting and size < min_bytes:
+        while waiting and size < slice_bytes:
             batch = waiting.popleft()
             self._waiting_bytes -= batch.size
-            if batch.after and (batch.publisher, batch.after) in refused:
-                self._refuse(batch, "after_refused", "a batch before it was refused")
+            if self._refused_after(batch):
                 continue
-            if v2:
-                payloads.append(batch.payload)
-                position += 1
-            else:
-                texts = classic_payloads(batch.topic, batch.payload)
-                if len(texts) != batch.count:
-                    self._refuse(batch, "invalid", packets_v2.INVALID_DATA)
-                    continue
-                payloads += texts
-                position += len(texts)
+            payloads.append(batch.payload)
+            position += 1
             batch.position = position
             unconfirmed.append(batch)
             size += batch.size
@@ -264,6 +262,51 @@ class LinkQueue:
         self._unconfirmed_bytes += size
         self._counters["forwarded"] += messages
         return payloads
+
+    def _next_messages(self, slice_bytes: int) -> list[bytes]:
+        payloads: list[bytes] = []
+        size = built = 0
+        self.awaited = False
+        while self._waiting and max(size, built) < slice_bytes:
+            batch = self._waiting[0]
+            if self._begun is None:
+                self._begun = self._begin(batch)
+                if self._begun is None:
+                    self._waiting.popleft()
+                    self._waiting_bytes -= batch.size
+                    continue
+            messages = self._begun.next_slice(slice_bytes - built)
+            payloads += messages
+            built += sum(map(len, messages))
+            if self._begun.done:
+                self._begun = None
+                self._waiting.popleft()
+                self._waiting_bytes -= batch.size
+                batch.position = self.sent + len(payloads)
+                self.awaited |= batch.origin is not None
+                self._unconfirmed.append(batch)
+                size += batch.size
+        self.sent += len(payloads)
+        self._unconfirmed_bytes += size
+        self._counters["forwarded"] += len(payloads)
+        return payloads
+
+    def _begin(self, batch: ForwardBatch) -> classic.MessageSlices | None:
+        """Return the messages of a batch, None if it was refused instead."""
+        if self._refused_after(batch):
+            return None
+        data = forwarded_data(batch.payload)
+        if len(data) != batch.count:
+            self._refuse(batch, "invalid", packets_v2.INVALID_DATA)
+            return None
+        return classic.MessageSlices(batch.topic, data)
+
+    def _refused_after(self, batch: ForwardBatch) -> bool:
+        """Refuse a batch whose predecessor was refused; return True if it was."""
+        if not batch.after or (batch.publisher, batch.after) not in self._refused:
+            return False
+        self._refuse(batch, "after_refused", "a batch before it was refused")
+        return True
 
     def confirm(self, position: int, now: float) -> None:
         """Confirm all batches up to a position.
@@ -275,6 +318,7 @@ class LinkQueue:
         if self._timed is not None and 0 < self._timed.position <= position:
             self._confirm_seconds.observe(now - self._timed_since)
             self._timed = None
+        self._confirmed = max(self._confirmed, position)
         unconfirmed, acks = self._unconfirmed, self._acks
         while unconfirmed and unconfirmed[0].position <= position:
             batch = unconfirmed.popleft()
@@ -307,6 +351,14 @@ class LinkQueue:
         If the consumer closed the connection because of their data they are refused: it would do so again.
         """
         self._connected = False
+        sent = self._begun.built if self._begun is not None else 0
+        begun = self._give_up_begun()
+        if begun is not None and begun.origin is None:
+            self._counters["lost_in_flight"] += min(sent, self.sent - self._confirmed)
+        if begun is not None and closed.data_refused:
+            self._waiting.popleft()
+            self._waiting_bytes -= begun.size
+            self._refuse(begun, "invalid", f"the consumer does not take it: {closed.reason}")
         again: list[ForwardBatch] = []
         for batch in self._unconfirmed:
             if closed.data_refused:
@@ -323,21 +375,43 @@ class LinkQueue:
         self._waiting_bytes += sum(batch.size for batch in again)
 
     def take_waiting(self) -> list[ForwardBatch]:
-        """Remove the batches that wait, and return them."""
+        """Remove the batches that wait, and return them; one that is sent in part stays."""
+        begun = [self._waiting.popleft()] if self._begun is not None else []
         taken = list(self._waiting)
-        self._waiting.clear()
-        self._waiting_bytes = 0
+        self._waiting = deque(begun)
+        self._waiting_bytes = sum(batch.size for batch in begun)
         self._timed = None
         return taken
 
     def take_all(self) -> list[ForwardBatch]:
         """Remove all batches that a consumer may get again, and return them."""
         taken: list[ForwardBatch] = []
+        self._give_up_begun()
         if self.v2:
             taken += self._unconfirmed
             self._unconfirmed.clear()
             self._unconfirmed_bytes = 0
         return taken + self.take_waiting()
+
+    def _give_up_begun(self) -> ForwardBatch | None:
+        """Make a batch that a classic consumer got in part one that can be sent anew, and return it.
+
+        All of it is sent again if its publisher waits for it, else the rest.
+        """
+        begun, self._begun = self._begun, None
+        if begun is None:
+            return None
+        batch = self._waiting[0]
+        if batch.origin is None and begun.built:
+            publisher, number, after, topic = batch.publisher, batch.number, batch.after, batch.topic
+            data = begun.rest
+            payload = packets_v2.encode(packets_v2.Forward(publisher, number, after, topic, len(data), data))
+            rest = ForwardBatch(publisher, number, after, topic, len(data), payload, None)
+            self._waiting_bytes += rest.size - batch.size
+            self._waiting[0] = rest
+            if batch is self._timed:
+                self._timed = rest
+        return self._waiting[0]
 
     def reloaded(self) -> None:
         """Note the bytes that other links or limits left here: no publisher is closed for them."""
@@ -356,8 +430,8 @@ class LinkQueue:
             self._refusals.append((batch.origin, refused))
 
 
-def classic_payloads(topic: str, payload: bytes) -> list[bytes]:
-    """Return the classic messages of a packet that forwards a batch; none if its data is invalid."""
+def forwarded_data(payload: bytes) -> list[str]:
+    """Return the messages of a packet that forwards a batch; none if its data is invalid."""
     forward = packets_v2.decode(payload)
     assert isinstance(forward, packets_v2.Forward)
-    return [classic.encode(classic.Message(data, topic)) for data in forward.data]
+    return forward.data

@@ -23,7 +23,7 @@ from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .consumer_link import ConsumerLink
-from .link_queue import ForwardBatch, Origin, classic_payloads
+from .link_queue import ForwardBatch, Origin, forwarded_data
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -187,14 +187,16 @@ class Producer(Handler):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None
+        if not len(packet.data):
+            connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_DATA))
+            return None
         payload = packets_v2.encode(
             packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
         )
         too_long = len(payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
-        if len(payload) > limits.max_message_bytes:
+        if len(payload) > limits.max_message_bytes and not too_long:
             # A message that is too long for classic subscribers would end their connections.
-            messages = classic_payloads(topic, payload)
-            too_long |= any(len(message) > limits.max_message_bytes for message in messages)
+            too_long = classic.any_too_long(topic, forwarded_data(payload), limits.max_message_bytes)
         if too_long:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))

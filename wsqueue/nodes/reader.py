@@ -9,7 +9,8 @@ Subscribe ────┤                                ▼          caught up
                                           reading
 ```
 
-- starting (`_task`): a start by time waits for the archive; every other start knows its offset at once.
+- starting (`_task`): a start by time waits for the archive, one reader of a connection at a time, as in
+  reading; every other start knows its offset at once.
 - behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
   until the reader is live or the connection is congested; then the connection's `writable` calls it again.
 - reading (`_task`): a chunk that is not in memory is read from the archive, by one reader of a connection at
@@ -46,6 +47,9 @@ logger = logging.getLogger(__name__)
 CHUNK_BYTES = 256 * 1024
 """Bytes that are read from a log at a time: about as many as a socket takes."""
 
+TURN_CHUNKS = 8
+"""Chunks that a reader sends in one go: 2 MiB take a few milliseconds."""
+
 MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
 """Maximum bytes of one write to a live reader: more could overflow the write buffer, which closes it."""
 
@@ -59,7 +63,7 @@ class Reader:
         packet: The topic, and where to start.
         counters: Counters of the node.
         behind: Readers of all subscribers that fell behind; the reader adds and removes itself.
-        turn: Held by the one reader of the connection that reads the archive.
+        turn: Held by the one reader of the connection that asks the archive.
     """
 
     __slots__ = (
@@ -69,6 +73,7 @@ class Reader:
         "_exact",
         "_live",
         "_logs",
+        "_next_turn",
         "_offset",
         "_task",
         "_topic",
@@ -94,6 +99,7 @@ class Reader:
         # if the log no longer has it.
         self._exact = True
         self._task: asyncio.Task[None] | None = None
+        self._next_turn: asyncio.Handle | None = None
         topic_log = logs.reading(packet.topic, 1)
         if packet.start == "time" and packet.time is not None:
             self._task = asyncio.create_task(self._begin_at(packet.time))
@@ -141,9 +147,16 @@ class Reader:
         return self._connection.send_frames(frames)
 
     def catch_up(self) -> None:
-        """Send missing messages from the log, as many as the subscriber takes."""
+        """Send missing messages from the log, as many as the subscriber takes, in turns."""
         connection = self._connection
+        chunks = 0
         while not self._live and self._task is None and connection.sendable and not connection.congested:
+            if chunks == TURN_CHUNKS:
+                # A subscriber that reads as fast as this node writes must not keep all others waiting.
+                self._cancel_turn()
+                self._next_turn = asyncio.get_running_loop().call_soon(self.catch_up)
+                return
+            chunks += 1
             topic_log = self._logs.topic(self._topic)
             if self._offset >= topic_log.next:
                 # The archive may have committed more than it has reported; `take` will find the hole.
@@ -159,20 +172,27 @@ class Reader:
         self._live = False
         self._behind.discard(self)
         self._logs.reading(self._topic, -1)
+        self._cancel_turn()
         if self._task is not None:
             self._task.cancel()
+
+    def _cancel_turn(self) -> None:
+        if self._next_turn is not None:
+            self._next_turn.cancel()
+            self._next_turn = None
 
     def _begin(self, topic_log: TopicLog, offset: int) -> None:
         self._offset = offset
         self._connection.send_packet(v2.Subscribed(self._topic, self._logs.id, offset, topic_log.next))
 
     async def _begin_at(self, moment: float) -> None:
-        topic_log = self._logs.topic(self._topic)
-        try:
-            offset = await self._logs.offset_at(topic_log, moment)
-        except WsqueueError as error:
-            self._fail(error)
-            return
+        async with self._turn:
+            topic_log = self._logs.topic(self._topic)
+            try:
+                offset = await self._logs.offset_at(topic_log, moment)
+            except WsqueueError as error:
+                self._fail(error)
+                return
         self._exact = False
         self._task = None
         self._begin(topic_log, offset)

@@ -5,7 +5,8 @@ The source is "What the original nodes put on the wire" (docs/protocol.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, cast
 
 import msgspec
@@ -142,3 +143,66 @@ def join_message(data: bytes, topic: bytes) -> bytes:
 
 MESSAGE_OVERHEAD_BYTES = len(join_message(b"", b""))
 """Bytes of a message besides its two JSON strings."""
+
+MAX_BYTES_PER_CHARACTER = 6
+"""Most bytes that a character takes in a JSON string: a control character becomes `\\u0001`."""
+
+
+def any_too_long(topic: str, data: Iterable[str], max_bytes: int) -> bool:
+    """Return True if any of some messages of a topic has more than `max_bytes`; none is built to be measured.
+
+    Raises:
+        UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
+    """
+    room = max_bytes - MESSAGE_OVERHEAD_BYTES - len(encode_string(topic))
+    # Few messages can be so long that their length has to be computed.
+    characters = (room - 2) // MAX_BYTES_PER_CHARACTER
+    return any(len(text) > characters and len(encode_string(text)) > room for text in data)
+
+
+class MessageSlices:
+    """Build the messages of a topic a slice at a time: they can be far longer than the batch that has them.
+
+    A topic is repeated in each message, and a batch of 1 MiB can have 350,000 messages.
+
+    Args:
+        topic: Topic of all messages.
+        data: Their data, in order.
+
+    Attributes:
+        count: Number of messages.
+        built: Number of messages in the slices so far.
+        overhead: Bytes of each message besides its data.
+    """
+
+    __slots__ = ("_data", "_tail", "built", "count", "overhead")
+
+    def __init__(self, topic: str, data: Sequence[str]) -> None:
+        self.count, self.built = len(data), 0
+        self._data = data
+        self._tail = _TAIL % encode_string(topic)
+        self.overhead = len(_HEAD) + len(self._tail)
+
+    @property
+    def done(self) -> bool:
+        """Return True if all messages have been built."""
+        return self.built >= self.count
+
+    @property
+    def rest(self) -> list[str]:
+        """Return the data of the messages that have not been built."""
+        return list(self._data[self.built :])
+
+    def next_slice(self, max_bytes: int) -> list[bytes]:
+        """Return the next messages: at least one if there is one, and no other beyond `max_bytes`."""
+        most = max(1, max_bytes // self.overhead)
+        texts = list(map(encode_string, self._data[self.built : self.built + most]))
+        if len(texts) * self.overhead + sum(map(len, texts)) > max_bytes:
+            sizes = itertools.accumulate(len(text) + self.overhead for text in texts)
+            texts = texts[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, sizes)))]
+        self.built += len(texts)
+        tail = self._tail
+        return [_HEAD + text + tail for text in texts]
+
+
+_HEAD, _TAIL = b'{"t":"m","d":', b',"s":%b}'

@@ -6,6 +6,7 @@ topic that are sent together, as one packet.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
@@ -97,7 +98,7 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_
         after: Number of its batch before on this topic, if that is not confirmed yet, else 0.
         topic: Topic of all messages.
         count: Number of messages.
-        data: A JSON list of strings, passed on as it is.
+        data: A JSON list of strings, passed on as it is; empty if it is no JSON.
     """
 
     number: Number
@@ -133,6 +134,15 @@ class ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True, for
     """A `Forward` without its data."""
 
     publisher: PublicId
+    number: Number
+    after: Offset
+    topic: str
+    count: Number
+
+
+class PublishHead(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_unknown_fields=True):
+    """A `Publish` without its data."""
+
     number: Number
     after: Offset
     topic: str
@@ -303,15 +313,19 @@ PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 
 _decoder = msgspec.json.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
-_head_decoder = msgspec.json.Decoder(ForwardHead | Draining)
+_head_decoder = msgspec.json.Decoder(ForwardHead | PublishHead)
+# No other field can hold this separator unescaped.
+_DATA = re.compile(rb',\s*"data"\s*:')
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _encoder = msgspec.json.Encoder()
 
 
 def decode(payload: bytes) -> Packet:
     """Decode the payload of one text message.
 
-    A `Forward` whose data is invalid is returned with no data, and so with another count: that is the fault
-    of the publisher, not of the producer that sends it.
+    A `Publish` or `Forward` whose data is invalid is returned with no data, so that its batch can be refused
+    and others go on: in a `Forward`, that is the fault of a publisher, and not of the producer that sends it.
+    The data must be the last field for that, unless a lone surrogate is all that is wrong with it.
 
     Raises:
         PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and the reason, or
@@ -320,26 +334,30 @@ def decode(payload: bytes) -> Packet:
     try:
         packet: Packet = _decoder.decode(payload)
     except DECODE_ERRORS as error:
-        if (forward := _without_data(payload)) is not None:
-            return forward
+        if (batch := _without_data(payload)) is not None:
+            return batch
         if not is_utf8(payload):
             raise PeerError(CloseCode.INVALID_TEXT) from None
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
     return packet
 
 
-def _without_data(payload: bytes) -> Forward | None:
-    # A producer writes the data last, and no other field can hold this separator unescaped.
-    head, found, _ = payload.partition(b',"data":')
-    if not found:
-        return None
-    try:
-        packet = _head_decoder.decode(head + b"}")
-    except DECODE_ERRORS:
-        return None
-    if not isinstance(packet, ForwardHead):
-        return None
-    return Forward(packet.publisher, packet.number, packet.after, packet.topic, packet.count, [])
+def _without_data(payload: bytes) -> Forward | Publish | None:
+    """Return the batch whose data is wrong, None if more is wrong than that."""
+    separator = _DATA.search(payload)
+    heads = [payload[: separator.start()] + b"}"] if separator is not None else []
+    # As long as the surrogate, and an escaped backslash before it stays one.
+    neutral = _SURROGATE.sub(rb"\\u0000", payload)
+    for decoder, text in [*((_head_decoder, head) for head in heads), (_decoder, neutral)]:
+        try:
+            packet = decoder.decode(text)
+        except DECODE_ERRORS:
+            continue
+        if isinstance(packet, ForwardHead | Forward):
+            return Forward(packet.publisher, packet.number, packet.after, packet.topic, packet.count, [])
+        if isinstance(packet, PublishHead | Publish):
+            return Publish(packet.number, packet.after, packet.topic, packet.count, msgspec.Raw(b""))
+    return None
 
 
 def encode(packet: Packet | RawForward) -> bytes:

@@ -81,7 +81,7 @@ async def test_all_confirmed_asks_at_once_and_waits_for_all_that_was_sent() -> N
         asyncio.create_task(sender.all_confirmed()),
     )
     await asyncio.sleep(0)
-    assert peer.written == [2, (2).to_bytes(8), (2).to_bytes(8)]
+    assert peer.written == [2, (2).to_bytes(8)]
     pong = peer.pong()
     cancelled.cancel()
     sender.send([MESSAGE])
@@ -90,6 +90,7 @@ async def test_all_confirmed_asks_at_once_and_waits_for_all_that_was_sent() -> N
     sender.receive([pong])
     await first
     assert not second.done()
+    assert peer.written == [2, (2).to_bytes(8), 1, (3).to_bytes(8)]
     sender.receive([peer.pong()])
     await second
 
@@ -105,3 +106,18 @@ async def test_all_confirmed_ends_when_the_connection_is_lost() -> None:
     assert sender.in_flight == 1
     await asyncio.sleep(0.03)
     assert peer.written == [1, (1).to_bytes(8)]
+
+
+async def test_messages_that_somebody_waits_for_are_asked_about_at_once_and_one_ping_at_a_time() -> None:
+    peer = Peer()
+    sender = ClassicSender(peer)
+    sender.send([MESSAGE], awaited=True)
+    for _ in range(3):
+        sender.send([MESSAGE], awaited=True)
+    assert peer.written == [1, (1).to_bytes(8), 1, 1, 1]
+    assert sender.receive([PongReceived((1).to_bytes(8))]) == 1
+    assert peer.written[5:] == [(4).to_bytes(8)]
+    assert sender.receive([peer.pong()]) == 4
+    # Nobody waits for the next one, so that it is asked about a while later.
+    sender.send([MESSAGE])
+    assert peer.written[6:] == [1]

@@ -364,6 +364,30 @@ async def turns() -> None:
 
 
 @anyio
+async def test_a_subscriber_that_takes_all_gets_it_in_turns() -> None:
+    logs = Logs()
+    count, size = 50, 100_000
+    for number in range(count):
+        logs.publish("news", f"{number}" + "x" * size)
+    subscriber = Subscriber(logs, EARLIEST)
+    came: list[int] = []
+    while len(came) < count:
+        packets = [packet for packet in subscriber.took() if isinstance(packet, Deliver)]
+        assert len(packets) * size <= reader.TURN_CHUNKS * (reader.CHUNK_BYTES + size)
+        came += [packet.offset for packet in packets]
+        await asyncio.sleep(0)
+    assert came == list(range(count))
+    assert subscriber.publish("live")
+    # One that is stopped between two turns gets no more.
+    stopped = Subscriber(logs, EARLIEST)
+    stopped.reader.stop()
+    took = len(stopped.took())
+    await asyncio.sleep(0)
+    assert took < count
+    assert stopped.took() == []
+
+
+@anyio
 class TestArchive:
     """Messages that are not in memory are read from the archive."""
 
@@ -485,6 +509,26 @@ class TestArchive:
         subscriber.writable()
         await turns()
         assert [one.offset for one in subscriber.took() if isinstance(one, Deliver)] == [5000]
+
+    async def test_the_lookups_of_a_connection_come_one_after_another(self) -> None:
+        logs = await self.logs("abc")
+        running = 0
+
+        async def offset_at(topic: str, time: float) -> int:
+            nonlocal running
+            running += 1
+            assert running == 1
+            await asyncio.sleep(0)
+            running -= 1
+            return 0
+
+        self.archive.offset_at = offset_at  # type: ignore[method-assign]
+        packet, connection, turn = Subscribe("news", "time", time=0), FakeConnection(), asyncio.Lock()
+        shared: dict[str, Any] = {"counters": Counter(), "behind": set(), "turn": turn}
+        readers = [Reader(connection, logs.store, packet, **shared) for _ in range(9)]
+        readers.pop().stop()
+        await turns()
+        assert connection.take().count(subscribed(logs, 0, 3)) == 8
 
     async def test_it_goes_on_after_a_restart(self) -> None:
         state = StoreState(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})

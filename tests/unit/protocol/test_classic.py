@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from wsqueue.protocol.classic import (
     Hello,
     Message,
+    MessageSlices,
     Packet,
     Subscribe,
     Unsubscribe,
+    any_too_long,
     decode,
     decode_messages,
     encode,
@@ -263,3 +265,30 @@ def test_messages_survive_and_are_what_other_decoders_read(data: str, topic: str
     payload = encode(Message(data=data, topic=topic))
     assert decode(payload) == Message(data=data, topic=topic)
     assert json.loads(payload) == {"t": "m", "d": data, "s": topic}
+
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.text('\x01é"a', max_size=30)
+
+
+@given(topic=TEXTS, data=st.lists(TEXTS, max_size=30), max_bytes=st.integers(1, 300))
+def test_messages_are_built_in_slices(topic: str, data: list[str], max_bytes: int) -> None:
+    slices = MessageSlices(topic, data)
+    assert slices.count == len(data)
+    built: list[bytes] = []
+    while not slices.done:
+        assert slices.rest == data[len(built) :]
+        piece = slices.next_slice(max_bytes)
+        assert len(piece) == 1 or sum(map(len, piece)) <= max_bytes
+        built += piece
+        assert slices.built == len(built)
+        left = data[len(built) :]
+        if left:
+            following = len(encode(Message(left[0], topic)))
+            assert sum(map(len, piece)) + following > max_bytes
+    assert built == [encode(Message(text, topic)) for text in data]
+
+
+@given(topic=TEXTS, data=st.lists(TEXTS, max_size=5), max_bytes=st.integers(1, 300))
+def test_what_is_too_long_is_known_without_building_it(topic: str, data: list[str], max_bytes: int) -> None:
+    built = [encode(Message(text, topic)) for text in data]
+    assert any_too_long(topic, data, max_bytes) is any(len(one) > max_bytes for one in built)

@@ -209,20 +209,40 @@ class TestData:
         refusal(payload, CloseCode.INVALID_TEXT if b"\xff" in payload else CloseCode.INVALID_PACKET)
 
     @pytest.mark.parametrize(
-        "data", [b"[", b"[01]", b"nul", b'["\\x"]', b'["\x01"]', b"[1,]", b'["\\ud800"]']
+        "data", [b"[", b"[01]", b"nul", b'["\\x"]', b'["\x01"]', b"[1,]", b'["\\ud800"]', b"[NaN]"]
     )
-    def test_a_producer_passes_nothing_on_that_is_not_json(self, data: bytes) -> None:
-        refusal(publish(data))
+    @pytest.mark.parametrize("space", [b"", b" "])
+    def test_a_publish_whose_data_is_not_json_comes_without_any(self, data: bytes, space: bytes) -> None:
+        payload = publish(data).replace(b',"data":', b"," + space + b'"data":' + space)
+        self.has_no_data(payload)
+        refusal(payload.replace(b'"number":7', b'"number":-7'))
+
+    @pytest.mark.parametrize(
+        "data", [b'["\\ud83d"]', b'["\\\\","\\uDC00\\ud83d"]', b'["\\ud83d\\ude00\\ud83d"]']
+    )
+    def test_a_lone_surrogate_is_known_wherever_it_is(self, data: bytes) -> None:
+        self.has_no_data(b'{"t":"publish","data":%b,"number":7,"after":3,"topic":"news","count":2}' % data)
+        packet = v2.decode(publish(b'["a","b"]').replace(b"news", data[2:-2].replace(b'"', b"")))
+        assert isinstance(packet, v2.Publish)
+        assert (packet.number, len(packet.data)) == (7, 0)
+
+    @staticmethod
+    def has_no_data(payload: bytes) -> None:
+        packet = v2.decode(payload)
+        assert isinstance(packet, v2.Publish)
+        assert (packet.number, packet.after, packet.topic, packet.count) == (7, 3, "news", 2)
+        assert len(packet.data) == 0
 
     @pytest.mark.parametrize("closed", [True, False])
     def test_whatever_a_producer_passes_on_a_consumer_takes(self, closed: bool) -> None:
         """Data of any depth, at any depth of the consumer's stack."""
         for depth in (*range(900, 1000), 100_000):
             data = b"[" * depth + b"]" * (depth if closed else 0)
-            try:
-                passed_on = pass_on(publish(data))
-            except PeerError:
+            packet = v2.decode(publish(data))
+            assert isinstance(packet, v2.Publish)
+            if not len(packet.data):
                 continue
+            passed_on = pass_on(publish(data))
             assert decode_deeper(passed_on, 5) == v2.Forward("p", 7, 3, "news", 2, [])
 
 

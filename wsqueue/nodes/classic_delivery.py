@@ -1,0 +1,164 @@
+"""Delivery to classic subscribers, whose messages can be far longer than the batches that have them.
+
+```
+deliver ──┬── little, and someone reads ──────────────────────────► subscribers of the topic
+          └──► backlog ── turns: one slice, of one topic ─────────►
+                  ▲  │
+           resume │  └─ all its subscribers are congested: the topic waits
+```
+
+A classic message repeats its topic, so that a batch of 1 MiB can take hundreds. What is much is built a
+slice at a time, one slice in a turn of the loop, and the batches wait as they are meanwhile. Batches of a
+topic stay in order: while it has a backlog, new ones join it.
+
+The fastest subscriber of a topic sets the pace. What a slower one doesn't take waits in its connection, which
+is closed when that is more than `max_buffered_bytes`. If all of them are slow, the batches wait here, and all
+are closed when those take more than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, deque
+from collections.abc import Sequence
+
+from ..log.records import Record
+from ..net.connection import Connection
+from ..protocol import classic, v2
+from ..protocol.close import CloseCode
+from ..protocol.frames import frame_texts
+from .topics import Topics
+
+SLICE_BYTES = 256 * 1024
+"""Most bytes that are framed at a time: about as many as a socket takes; one message may have more."""
+
+TURN_BYTES = 8 * 1024 * 1024
+"""Most bytes that all subscribers of a topic are written in one go: a socket takes 1 MiB in 0.2 ms."""
+
+MIN_SLICE_BYTES = 16 * 1024
+"""Least bytes of a slice, however many subscribers a topic has: the fixed cost of tiny slices adds up."""
+
+
+class _Backlog:
+    """The batches of one topic that wait."""
+
+    __slots__ = ("bytes", "records", "slices")
+
+    def __init__(self) -> None:
+        self.records: deque[Record] = deque()
+        self.bytes = 0
+        self.slices: classic.MessageSlices | None = None
+
+
+class ClassicDelivery:
+    """Send the batches of each topic to its classic subscribers.
+
+    Args:
+        topics: The subscribers.
+        counters: Counters of the node.
+        max_buffered_bytes: Bytes of batches of a topic that may wait; a reload sets another value.
+
+    Attributes:
+        max_buffered_bytes: See above.
+    """
+
+    def __init__(self, topics: Topics[Connection], counters: Counter[str], max_buffered_bytes: int) -> None:
+        self.max_buffered_bytes = max_buffered_bytes
+        self._topics, self._counters = topics, counters
+        self._backlogs: dict[str, _Backlog] = {}
+        # Topics whose turn comes, each once; a topic with a backlog that isn't here waits for `resume`.
+        self._turns: dict[str, None] = {}
+        self._next_turn: asyncio.Handle | None = None
+        self._settled: asyncio.Future[None] | None = None
+
+    def deliver(self, topic: str, records: Sequence[Record], data: Sequence[str] | None) -> None:
+        """Send batches to the subscribers of their topic, now or in turns.
+
+        Args:
+            topic: Topic of all batches; it has subscribers.
+            records: The batches.
+            data: Their messages if they are at hand, else None.
+        """
+        subscribers = self._topics.subscribers(topic)
+        backlog = self._backlogs.get(topic)
+        if backlog is None and data is not None:
+            slices = classic.MessageSlices(topic, data)
+            size = slices.count * slices.overhead + sum(len(record.packet) for record in records)
+            few = len(data) == 1 or size <= _slice_bytes(subscribers)
+            if few and not all(subscriber.congested for subscriber in subscribers):
+                self._send(slices, size, subscribers)
+                return
+        if backlog is None:
+            backlog = self._backlogs[topic] = _Backlog()
+            self.resume(topic)
+        elif backlog.bytes > self.max_buffered_bytes:
+            for subscriber in subscribers:
+                subscriber.fail(CloseCode.TRY_AGAIN_LATER)
+            self._forget(topic)
+            return
+        backlog.records.extend(records)
+        backlog.bytes += sum(record.size for record in records)
+
+    def resume(self, topic: str) -> None:
+        """Go on with a topic, one of whose subscribers reads again or is gone."""
+        if topic in self._backlogs:
+            self._turns[topic] = None
+            self._schedule()
+
+    async def settle(self) -> None:
+        """Send all that waits, and no longer at the pace of the subscribers; wait until it is sent."""
+        if self._backlogs:
+            self._settled = asyncio.get_running_loop().create_future()
+            for topic in self._backlogs:
+                self.resume(topic)
+            await self._settled
+
+    def _schedule(self) -> None:
+        if self._turns and self._next_turn is None:
+            self._next_turn = asyncio.get_running_loop().call_soon(self._turn)
+
+    def _turn(self) -> None:
+        """Send one slice."""
+        self._next_turn = None
+        if not self._turns:
+            return
+        topic = next(iter(self._turns))
+        del self._turns[topic]
+        backlog, subscribers = self._backlogs[topic], self._topics.subscribers(topic)
+        if not subscribers:
+            self._forget(topic)
+        elif self._settled is not None or not all(subscriber.congested for subscriber in subscribers):
+            if backlog.slices is None:
+                backlog.slices = classic.MessageSlices(topic, data_of(backlog.records[0]))
+            self._send(backlog.slices, _slice_bytes(subscribers), subscribers)
+            if backlog.slices.done:
+                backlog.slices = None
+                backlog.bytes -= backlog.records.popleft().size
+            if backlog.records:
+                self._turns[topic] = None
+            else:
+                self._forget(topic)
+        self._schedule()
+
+    def _send(self, slices: classic.MessageSlices, max_bytes: int, subscribers: list[Connection]) -> None:
+        messages = slices.next_slice(max_bytes)
+        frames = frame_texts(messages, masked=False)
+        reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
+        self._counters["deliveries"] += len(messages) * reached
+
+    def _forget(self, topic: str) -> None:
+        del self._backlogs[topic]
+        self._turns.pop(topic, None)
+        if not self._backlogs and self._settled is not None and not self._settled.done():
+            self._settled.set_result(None)
+
+
+def data_of(record: Record) -> list[str]:
+    """Return the messages of a batch in the log."""
+    deliver = v2.decode(record.packet)
+    assert isinstance(deliver, v2.Deliver)
+    return deliver.data
+
+
+def _slice_bytes(subscribers: Sequence[Connection]) -> int:
+    return min(SLICE_BYTES, max(MIN_SLICE_BYTES, TURN_BYTES // len(subscribers)))

@@ -341,3 +341,26 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
         await comes_back(client, messages, "news", "after")
     assert "link down" not in producer.log
     assert consumer.counters()["connections"] > 0
+
+
+@pytest.mark.parametrize("thawed_first", ["consumer", "producer"])
+async def test_what_stood_still_goes_on_with_its_connections(cluster: Cluster, thawed_first: str) -> None:
+    """A host is frozen with its nodes while pings are unanswered; no time that passes then counts."""
+    pings = {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.5}
+    await asyncio.to_thread(cluster.start, 1, 1, **pings)
+    (consumer,), (producer,) = cluster.consumers, cluster.producers
+    async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:
+        await client.publish("news", "before")
+        assert (await anext(messages)).data == "before"
+        for asked, asking in ((producer, consumer), (consumer, producer)):
+            # The one that still runs has pinged by then, and can't hear the answer.
+            asked.signal(signal.SIGSTOP)
+            await asyncio.sleep(1.3)
+            asking.signal(signal.SIGSTOP)
+            await asyncio.sleep(4.0)
+            for node in sorted([asked, asking], key=lambda node: node.role != thawed_first):
+                node.signal(signal.SIGCONT)
+                await asyncio.sleep(0.5)
+        await client.publish("news", "after")
+        assert (await anext(messages)).data == "after"
+    assert not any("4411" in node.log or "link down" in node.log for node in cluster.nodes)

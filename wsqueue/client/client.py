@@ -22,6 +22,7 @@ from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
 from ..errors import ConnectError, InvalidMessage, WindowFull
 from ..net.certificates import TlsContexts
+from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
 from ..protocol.v2 import MAX_NUMBER
 from .encoding import EncodedMessages, encode_messages, encode_topic
@@ -227,7 +228,7 @@ class Client:
         waiting = self._publisher.unconfirmed if self._publisher is not None else 0
         try:
             if finish is not None:
-                async with asyncio.timeout(seconds):
+                async with deadline(seconds):
                     await finish()
         except TimeoutError:
             assert self._publisher is not None

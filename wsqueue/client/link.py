@@ -14,6 +14,7 @@ from ..errors import AuthenticationError, ConnectError
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
 from ..net.link import Link
+from ..net.timers import deadline
 from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
 
@@ -58,17 +59,17 @@ class ClientLink(Link):
         """
         self.start()
         loop = asyncio.get_running_loop()
-        deadline: float | None = None
+        until: float | None = None
         try:
             while not self.ready:
                 self.raise_if_hopeless()
                 if self.connection is not None and self.connection.session.established:
                     # The connection is up and slow: that is backpressure, which has no deadline.
-                    deadline = None
-                elif deadline is None:
-                    deadline = loop.time() + seconds
+                    until = None
+                elif until is None:
+                    until = loop.time() + seconds
                 self._changed.clear()
-                async with asyncio.timeout_at(deadline):
+                async with deadline(None if until is None else until - loop.time()):
                     await self._changed.wait()
         except TimeoutError:
             raise ConnectError(self._failure_text()) from None

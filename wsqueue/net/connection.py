@@ -30,6 +30,7 @@ from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
+from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
 
 WRITE_HIGH_WATER = 16 * 1024
@@ -154,7 +155,7 @@ class Connection(asyncio.Protocol):
         self._keys: Keys | None = None
         self._on_lost = on_lost
         self._transport: asyncio.Transport | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._established = self._closing = False
         self.heard_at = 0.0
         self._pinged_at: float | None = None
@@ -195,7 +196,7 @@ class Connection(asyncio.Protocol):
             TimeoutError: The connection is not open within `hello_seconds`.
         """
         loop = asyncio.get_running_loop()
-        async with asyncio.timeout(self._limits.hello_seconds):
+        async with deadline(self._limits.hello_seconds):
             if address.socket:
                 await loop.create_unix_connection(lambda: self, address.socket)
             else:
@@ -515,10 +516,17 @@ class Connection(asyncio.Protocol):
         else:
             self.abort(CloseCode.PING_TIMEOUT)
 
+    def _keepalive_anew(self) -> None:
+        """Begin the keepalive anew after this process stood still: the peer may have answered in time."""
+        self.heard_at, self._pinged_at = monotonic(), None
+        self._keepalive()
+
     def _set_timer(self, delay: float, callback: Callable[[], None]) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(delay, callback)
+        # Any other deadline begins anew as it is.
+        late = self._keepalive_anew if callback == self._keepalive else None
+        self._timer = Timer(delay, callback, late)
 
 
 def peer_address(transport: asyncio.BaseTransport) -> Address | None:

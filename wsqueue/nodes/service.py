@@ -25,6 +25,7 @@ from ..monitoring.pages import ONLY_PAGES, Pages
 from ..monitoring.reporter import Reporter
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
+from ..net.timers import deadline
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..version import __version__
 from .connections import Connections
@@ -165,7 +166,7 @@ class Service:
         self._pages.stop()
         self.connections.announce_drain()
         try:
-            async with asyncio.timeout(self._config.limits.drain_seconds) as self._deadline:
+            async with deadline(self._config.limits.drain_seconds) as self._deadline:
                 await self.connections.close(_sends_messages)
                 await self.node.drain()
                 await self.connections.close(lambda _connection: True)

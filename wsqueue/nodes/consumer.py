@@ -41,7 +41,7 @@ from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from .classic_delivery import ClassicDelivery
-from .reader import Reader
+from .reader import ArchiveTurns, Reader
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -326,7 +326,7 @@ class SubscribeEndpoint(Handler):
         self._consumer = consumer
         self._topic = topic
         self._readers: dict[str, Reader] = {}
-        self._turn = asyncio.Lock()
+        self._turns = ArchiveTurns()
 
     def established(self, connection: Connection) -> None:
         """Subscribe a classic subscriber."""
@@ -386,7 +386,7 @@ class SubscribeEndpoint(Handler):
                 packet,
                 counters=consumer.counters,
                 behind=consumer.behind,
-                turn=self._turn,
+                turns=self._turns,
             )
             self._readers[packet.topic] = reader
             consumer.readers.subscribe(packet.topic, reader)

@@ -9,12 +9,11 @@ Subscribe ────┤                                ▼          caught up
                                           reading
 ```
 
-- starting (`_task`): a start by time waits for the archive, one reader of a connection at a time, as in
-  reading; every other start knows its offset at once.
+- starting (`_asking`): a start by time waits for the archive; every other start knows its offset at once.
 - behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
   until the reader is live or the connection is congested; then the connection's `writable` calls it again.
-- reading (`_task`): a chunk that is not in memory is read from the archive, by one reader of a connection at
-  a time.
+- reading (`_asking`): a chunk that is not in memory is read from the archive.
+- In both, `ArchiveTurns` lets one reader of a connection ask at a time, in one task, however many there are.
 - live: `_offset` is the topic's `next`, and `take` sends each batch as it is stored.
 
 `_offset` is the offset of the next message that the subscriber must be sent; all from it to the topic's
@@ -54,6 +53,31 @@ MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
 """Maximum bytes of one write to a live reader: more could overflow the write buffer, which closes it."""
 
 
+class ArchiveTurns:
+    """Let the readers of one connection ask the archive, one after another."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[Reader, None] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def ask(self, reader: Reader) -> None:
+        """Call `ask_archive` of a reader when it is its turn."""
+        self._waiting[reader] = None
+        if self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    def withdraw(self, reader: Reader) -> None:
+        """Forget a reader that has stopped."""
+        self._waiting.pop(reader, None)
+
+    async def _run(self) -> None:
+        while self._waiting:
+            reader = next(iter(self._waiting))
+            del self._waiting[reader]
+            await reader.ask_archive()
+        self._task = None
+
+
 class Reader:
     """Take one subscriber through the log of one topic.
 
@@ -63,21 +87,23 @@ class Reader:
         packet: The topic, and where to start.
         counters: Counters of the node.
         behind: Readers of all subscribers that fell behind; the reader adds and removes itself.
-        turn: Held by the one reader of the connection that asks the archive.
+        turns: Turns of the connection's readers at the archive.
     """
 
     __slots__ = (
+        "_asking",
         "_behind",
         "_connection",
         "_counters",
         "_exact",
         "_live",
         "_logs",
+        "_moment",
         "_next_turn",
         "_offset",
-        "_task",
+        "_stopped",
         "_topic",
-        "_turn",
+        "_turns",
     )
 
     def __init__(
@@ -88,21 +114,24 @@ class Reader:
         *,
         counters: Counter[str],
         behind: set[Reader],
-        turn: asyncio.Lock,
+        turns: ArchiveTurns,
     ) -> None:
         self._connection, self._logs, self._counters = connection, logs, counters
-        self._turn, self._behind = turn, behind
-        self._topic = packet.topic
+        self._turns, self._behind = turns, behind
+        topic_log = logs.reading(packet.topic, 1)
+        # As the log has it, so that it is in memory once.
+        self._topic = topic_log.name
         self._offset = 0
-        self._live = False
+        self._live = self._stopped = self._asking = False
+        # The Unix time to start at, until its offset is known.
+        self._moment: float | None = None
         # True if the subscriber asked for the message at the offset, or got the one before: then it is a gap
         # if the log no longer has it.
         self._exact = True
-        self._task: asyncio.Task[None] | None = None
         self._next_turn: asyncio.Handle | None = None
-        topic_log = logs.reading(packet.topic, 1)
-        if packet.start == "time" and packet.time is not None:
-            self._task = asyncio.create_task(self._begin_at(packet.time))
+        if packet.start == "time":
+            self._moment = packet.time
+            self._ask()
         elif packet.start == "earliest":
             self._exact = False
             self._begin(topic_log, logs.earliest(topic_log))
@@ -150,7 +179,7 @@ class Reader:
         """Send missing messages from the log, as many as the subscriber takes, in turns."""
         connection = self._connection
         chunks = 0
-        while not self._live and self._task is None and connection.sendable and not connection.congested:
+        while not self._live and not self._asking and connection.sendable and not connection.congested:
             if chunks == TURN_CHUNKS:
                 # A subscriber that reads as fast as this node writes must not keep all others waiting.
                 self._cancel_turn()
@@ -165,16 +194,15 @@ class Reader:
             elif self._logs.in_memory(topic_log, self._offset):
                 self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)
             else:
-                self._task = asyncio.create_task(self._read_archive(topic_log))
+                self._ask()
 
     def stop(self) -> None:
         """Stop; nothing more is sent."""
-        self._live = False
+        self._live, self._stopped = False, True
         self._behind.discard(self)
         self._logs.reading(self._topic, -1)
         self._cancel_turn()
-        if self._task is not None:
-            self._task.cancel()
+        self._turns.withdraw(self)
 
     def _cancel_turn(self) -> None:
         if self._next_turn is not None:
@@ -185,16 +213,28 @@ class Reader:
         self._offset = offset
         self._connection.send_packet(v2.Subscribed(self._topic, self._logs.id, offset, topic_log.next))
 
-    async def _begin_at(self, moment: float) -> None:
-        async with self._turn:
-            topic_log = self._logs.topic(self._topic)
-            try:
-                offset = await self._logs.offset_at(topic_log, moment)
-            except WsqueueError as error:
+    def _ask(self) -> None:
+        self._asking = True
+        self._turns.ask(self)
+
+    async def ask_archive(self) -> None:
+        """Find the start, or read the next chunk (`ArchiveTurns` calls this)."""
+        try:
+            if self._moment is not None:
+                await self._find_start(self._moment)
+            else:
+                await self._read_archive()
+        except WsqueueError as error:
+            if not self._stopped:
                 self._fail(error)
-                return
-        self._exact = False
-        self._task = None
+
+    async def _find_start(self, moment: float) -> None:
+        topic_log = self._logs.topic(self._topic)
+        offset = await self._logs.offset_at(topic_log, moment)
+        if self._stopped:
+            return
+        self._exact = self._asking = False
+        self._moment = None
         self._begin(topic_log, offset)
         self.catch_up()
 
@@ -208,22 +248,20 @@ class Reader:
         self._begin(topic_log, topic_log.next if beyond else self._logs.earliest(topic_log))
         self._tell_of_gap(None)
 
-    async def _read_archive(self, topic_log: TopicLog) -> None:
-        async with self._turn:
-            connection = self._connection
-            if connection.congested or not connection.sendable:
-                # Other readers of the connection have filled it; `writable` continues.
-                self._task = None
-                return
-            # Records that are committed while the archive is read may be missing in the result.
-            end = topic_log.next
-            try:
-                records = await self._logs.read(topic_log, self._offset, CHUNK_BYTES)
-            except WsqueueError as error:
-                self._fail(error)
-                return
-            self._task = None
-            self._send(topic_log, records, end)
+    async def _read_archive(self) -> None:
+        connection = self._connection
+        if connection.congested or not connection.sendable:
+            # Other readers of the connection have filled it; `writable` continues.
+            self._asking = False
+            return
+        topic_log = self._logs.topic(self._topic)
+        # Records that are committed while the archive is read may be missing in the result.
+        end = topic_log.next
+        records = await self._logs.read(topic_log, self._offset, CHUNK_BYTES)
+        if self._stopped:
+            return
+        self._asking = False
+        self._send(topic_log, records, end)
         self.catch_up()
 
     def _send(self, topic_log: TopicLog, records: Sequence[Record], end: int) -> None:

@@ -17,7 +17,7 @@ from wsqueue.log import ledger, sqlite
 from wsqueue.log.records import Record, StoreState, TopicState
 from wsqueue.log.store import AppendBatch, Outcome
 from wsqueue.nodes import reader
-from wsqueue.nodes.reader import Reader
+from wsqueue.nodes.reader import ArchiveTurns, Reader
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.frames import frame_texts
@@ -39,7 +39,7 @@ class Subscriber:
         self.connection = connection or FakeConnection()
         self.counters: Counter[str] = Counter()
         self.behind: set[Reader] = set()
-        shared: dict[str, Any] = {"counters": self.counters, "behind": self.behind, "turn": asyncio.Lock()}
+        shared: dict[str, Any] = {"counters": self.counters, "behind": self.behind, "turns": ArchiveTurns()}
         self.reader = Reader(self.connection, logs.store, packet, **shared)
         self.reader.catch_up()
 
@@ -523,8 +523,8 @@ class TestArchive:
             return 0
 
         self.archive.offset_at = offset_at  # type: ignore[method-assign]
-        packet, connection, turn = Subscribe("news", "time", time=0), FakeConnection(), asyncio.Lock()
-        shared: dict[str, Any] = {"counters": Counter(), "behind": set(), "turn": turn}
+        packet, connection = Subscribe("news", "time", time=0), FakeConnection()
+        shared: dict[str, Any] = {"counters": Counter(), "behind": set(), "turns": ArchiveTurns()}
         readers = [Reader(connection, logs.store, packet, **shared) for _ in range(9)]
         readers.pop().stop()
         await turns()

@@ -9,6 +9,7 @@ import signal
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -346,7 +347,7 @@ async def test_sighup_with_a_wrong_file_changes_nothing_and_with_a_right_one_app
 @pytest.mark.parametrize("thawed_first", ["consumer", "producer"])
 async def test_what_stood_still_goes_on_with_its_connections(cluster: Cluster, thawed_first: str) -> None:
     """A host is frozen with its nodes while pings are unanswered; no time that passes then counts."""
-    pings = {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.5}
+    pings: dict[str, Any] = {"ping_interval_seconds": 1.0, "ping_timeout_seconds": 1.5}
     await asyncio.to_thread(cluster.start, 1, 1, **pings)
     (consumer,), (producer,) = cluster.consumers, cluster.producers
     async with asyncio.timeout(60), cluster.client() as client, client.subscribe("news") as messages:

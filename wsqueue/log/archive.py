@@ -220,7 +220,7 @@ class Archive:
     def _tidy(self, *, idle: bool) -> None:
         try:
             self._database.tidy(idle=idle)
-        except (sqlite3.Error, MemoryError) as error:
+        except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
             self._complain(reason_of(error))
         else:
             self._complaint = ""

@@ -100,6 +100,9 @@ class DatabaseFile(ABC):
                 sync_directory(self.file.parent.parent)
             schema.check(self._writer, durable=self._durable)
             return self._survey()
+        except UnicodeDecodeError:
+            # SQLite quotes the file in its message, and Python cannot decode that.
+            raise Damaged("its schema is no text") from None
         except sqlite3.Error as error:
             raise schema.failure(self.file, error) from None
 
@@ -146,7 +149,7 @@ class DatabaseFile(ABC):
     def _reading(self) -> Iterator[sqlite3.Connection]:
         try:
             yield self._connections[1]
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:
             raise WsqueueError(f"{self.file}: cannot be read: {reason_of(error)}") from None
 
     def _close_connections(self) -> None:

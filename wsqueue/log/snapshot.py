@@ -99,7 +99,7 @@ def _read(file: Path) -> tuple[StoreState, list[Record]]:
     try:
         state = database.load()
         return state, database.records()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise Damaged(str(error)) from None
     finally:
         database.close()

@@ -715,6 +715,19 @@ async def test_records_that_contradict_each_other_are_set_aside(tmp_path: Path) 
         assert len(names(directory, "*.corrupt-*Z")) == 1, statement
 
 
+async def test_a_file_that_spoils_the_message_of_its_error_is_set_aside(tmp_path: Path) -> None:
+    async with opened(tmp_path):
+        pass
+    file = tmp_path / FILE_NAME
+    content = file.read_bytes()
+    # SQLite quotes this in its error, and Python can't decode it.
+    file.write_bytes(content.replace(b"CREATE TABLE number", b"CREATE \xe0\xe0\xe0\xe0\xe0 number"))
+    assert file.read_bytes() != content
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {}
+    assert len(names(tmp_path, "*.corrupt-*Z")) == 1
+
+
 def damage(file: Path, dice: random.Random) -> range:
     """Spoil some bytes of a file, and return which."""
     data = bytearray(file.read_bytes())

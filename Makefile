@@ -11,6 +11,9 @@ RUNS := $(VENV)/.runs
 TOPIC ?= news
 PORT ?= 8000
 SCHEDULES ?= 1000
+# All targets.
+TARGET ?=
+SECONDS ?= 600
 # Number of processes that share the tests, as tests/conftest.py divides them.
 WORKERS ?= 3
 # In the order of their addresses in ansible/inventory/lab/hosts.yml.
@@ -53,6 +56,10 @@ test: $(READY) lint ## Run the linters and all tests, with branch coverage
 .PHONY: test-faults
 test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour on two cores (SCHEDULES=1000): docs/faults.md
 	$(BIN)/python -m tests.faults --schedules $(SCHEDULES)
+
+.PHONY: fuzz
+fuzz: $(READY) ## Fuzz what reads bytes from peers and disks, ten minutes each (TARGET=session SECONDS=600)
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
 
 .PHONY: bench
 bench: $(READY) ## Compare wsqueue with NATS, Redis and a plain asyncio server, in 20 minutes: docs/performance.md
@@ -104,4 +111,4 @@ lab-down: ## End the test hosts
 
 .PHONY: clean
 clean: lab-down ## Remove all files that the other targets made
-	rm -rf $(VENV) .artifacts .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .artifacts .fuzz .lab dist site .coverage .coverage.* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -36,7 +36,7 @@ from wsqueue.protocol.framing import (
 )
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, MessagesReceived, Session
-from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
+from wsqueue.protocol.upgrade import ONLY_GET, ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from .raw_peer import request_of
@@ -195,11 +195,16 @@ class Library:
     def _take_opening(self, event: LibraryEvent) -> list[Flat]:
         if isinstance(event, Request):
             assert isinstance(self._protocol, ServerProtocol)
-            page = self._answer_request(event.path)
+            known = event.method in ("GET", "HEAD")
+            page = self._answer_request(event.path) if known else ONLY_GET
             if page is None:
                 response = self._protocol.accept(event)
             else:
                 response = self._protocol.reject(page.status, page.text)
+                for name, value in page.headers.items():
+                    response.headers[name] = value
+            if event.method == "HEAD":
+                response.body = b""
             self._protocol.send_response(response)
             if not self.open:
                 self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)

@@ -1,0 +1,27 @@
+"""Fuzz one target in this process: `python -m tests.fuzz.run TARGET`, and flags and folders for libFuzzer."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+import atheris
+
+from .mutator import mutate
+
+WITH_JSON = {"packets", "reports", "session"}
+"""Targets whose inputs hold JSON objects."""
+
+
+def main() -> None:
+    """Fuzz until libFuzzer ends this process."""
+    name = sys.argv[1]
+    with atheris.instrument_imports(include=["wsqueue"]):
+        target = importlib.import_module(f"tests.fuzz.targets.{name}")
+    mutator = {"custom_mutator": mutate} if name in WITH_JSON else {}
+    atheris.Setup([f"fuzz {name}", *sys.argv[2:]], target.check, **mutator)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

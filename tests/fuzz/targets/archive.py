@@ -1,0 +1,198 @@
+"""The file of a log: whatever its bytes are, opening it goes on, sets it aside or says why not.
+
+The first byte chooses how the rest changes a good archive: it replaces the file, it changes some bytes of the
+file or of its write-ahead log, or it changes rows, so that SQLite finds nothing wrong.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import itertools
+import logging
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from wsqueue.config.model import Retention
+from wsqueue.errors import WsqueueError
+from wsqueue.log.archive import FILE_NAME
+from wsqueue.log.sqlite import SqliteStore
+from wsqueue.log.store import AppendBatch, Outcome
+
+WORDS = (
+    b"SQLite format 3\0",
+    b"wsqu",
+    b"\xff\xff\xff\xff",
+    b"\x0d\0",
+    b"\x0a\0",
+    b"\x05\0",
+    b"\x37\x7f\x06\x82",
+)
+
+MEMORY = Path("/dev/shm")  # noqa: S108 - a directory of its own is made in it
+"""Where files are not written to a disk."""
+
+PLACE = Path(tempfile.mkdtemp(prefix="wsqueue-fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+RUNNER = asyncio.Runner()
+PAGE_BYTES = 16 * 1024
+
+TABLES = {
+    "archive": ("id", "floor"),
+    "topic": ("id", "name", "next"),
+    "record": ("id", "topic", "offset", "count", "time", "publisher", "number", "packet"),
+    "number": ("id", "topic", "publisher", "number"),
+}
+NUMBERS = (-1, 0, 1, 2, 2**31, 2**53 - 1, 2**53, 2**62, 2**63 - 2, 2**63 - 1, -(2**63))
+
+
+def check(data: bytes) -> None:
+    """Change a good archive, open it, and use it."""
+    if not data:
+        return
+    logging.getLogger("wsqueue").disabled = True  # it says each time that a file is set aside
+    directory = PLACE / "log"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    way, changes = data[0] % 4, data[1:]
+    if way == 0:
+        (directory / FILE_NAME).write_bytes(changes)
+    else:
+        for name, content in good_files().items():
+            if way == 2 or name == FILE_NAME:
+                (directory / name).write_bytes(content)
+    if way == 1:
+        change_bytes(directory / FILE_NAME, changes)
+    elif way == 2:
+        change_bytes(directory / f"{FILE_NAME}-wal", changes)
+    elif way == 3:
+        change_rows(directory / FILE_NAME, changes)
+    RUNNER.run(use(directory))
+
+
+async def use(directory: Path) -> None:
+    """Open the archive, publish, read, close, and find the same when it is opened again."""
+    outcomes: list[Outcome] = []
+    retention = Retention(mode="sqlite", directory=str(directory), max_age_seconds=3600.0)
+    store = SqliteStore(retention, outcomes.extend, lambda: 1000.0)
+    try:
+        await store.open()
+    except WsqueueError as error:
+        check_error(error, directory)
+        return
+    sent = [AppendBatch(topic, ["again"], "p", number) for topic in ("news", "new") for number in (1, 7)]
+    store.append(sent)
+    await store.settle()
+    assert [outcome.batch for outcome in outcomes] == sent
+    stored = [outcome.record for outcome in outcomes if outcome.record is not None]
+    for topic in ("news", "sport", "new"):
+        log = store.topic(topic)
+        earliest = store.earliest(log)
+        assert earliest <= log.next
+        try:
+            records = await store.read(log, earliest, 2**20)
+            await store.offset_at(log, 5.0)
+        except WsqueueError as error:
+            check_error(error, directory)
+            continue
+        for one, following in itertools.pairwise(records):
+            assert one.end <= following.offset
+    await store.close()
+    other = SqliteStore(retention, outcomes.extend, lambda: 1000.0)
+    await other.open()
+    assert other.id == store.id, "what was opened once is set aside now"
+    for record in stored:
+        assert other.topic(record.topic).next >= record.end
+    await other.close()
+
+
+def check_error(error: WsqueueError, directory: Path) -> None:
+    """Check that an error names the place."""
+    assert str(directory) in str(error)
+    assert len(str(error).splitlines()) == 1, repr(str(error))
+
+
+def change_bytes(file: Path, changes: bytes) -> None:
+    """Change runs of bytes: a page, a place in it (in its header, as a rule), a length, and the bytes."""
+    content = bytearray(file.read_bytes())
+    position = 0
+    while position + 4 <= len(changes) and content:
+        page, place, more, length = changes[position : position + 4]
+        run = changes[position + 4 : position + 4 + length % 8 + 1]
+        start = (page * PAGE_BYTES + place + 256 * (more if place > 127 else 0)) % len(content)
+        content[start : start + len(run)] = run
+        if more == 255 and place <= 127:
+            del content[start:]
+        position += 4 + len(run)
+    file.write_bytes(content)
+
+
+def change_rows(file: Path, changes: bytes) -> None:
+    """Change values: a table, a column, a row, a kind of value, and the value."""
+    connection = sqlite3.connect(file, isolation_level=None)
+    for position in range(0, len(changes) - 4, 5):
+        table, column, row, kind, value = changes[position : position + 5]
+        name, columns = list(TABLES.items())[table % len(TABLES)]
+        new: object = NUMBERS[value % len(NUMBERS)]
+        if kind % 8 == 1:
+            new = float(value) if value else float("inf")
+        elif kind % 8 == 2:
+            new = changes[position : position + value]
+        elif kind % 8 == 3:
+            new = value
+        try:
+            place = f"rowid = (SELECT rowid FROM {name} LIMIT 1 OFFSET {row % 8})"  # noqa: S608 - our own names
+            if kind % 8 == 4:
+                connection.execute(f"DELETE FROM {name} WHERE {place}")  # noqa: S608
+            else:
+                cast = "CAST(? AS TEXT)" if kind % 8 == 2 and kind & 8 else "?"
+                query = f'UPDATE {name} SET "{columns[column % len(columns)]}" = {cast} WHERE {place}'  # noqa: S608
+                connection.execute(query, (new,))
+        except (sqlite3.Error, OverflowError):
+            pass
+    connection.close()
+
+
+@functools.cache
+def good_files() -> Mapping[str, bytes]:
+    """Return an archive and its write-ahead log, as a crash leaves them."""
+    directory = PLACE / "good"
+
+    async def write() -> dict[str, bytes]:
+        for batches in (
+            [AppendBatch("news", [f"old {number}"], "p", number) for number in range(1, 4)],
+            [
+                AppendBatch("sport", ["a", "b"], "q", 5),
+                AppendBatch("news", ["x" * 20_000]),
+                AppendBatch("n", ["y"]),
+            ],
+        ):
+            retention = Retention(mode="sqlite", directory=str(directory), max_age_seconds=3600.0)
+            store = SqliteStore(retention, lambda _outcomes: None, lambda: 1000.0)
+            await store.open()
+            store.append(batches)
+            await store.settle()
+            names = (FILE_NAME, f"{FILE_NAME}-wal")
+            files = {name: (directory / name).read_bytes() for name in names}
+            await store.close()
+        return files
+
+    return RUNNER.run(write())
+
+
+def seeds() -> Iterator[bytes]:
+    """Yield changes of each sort."""
+    yield b"\x00"
+    yield b"\x00SQLite format 3\0" + bytes(84)
+    yield b"\x00no archive"
+    for way in (1, 2):
+        yield bytes([way])
+        yield bytes([way, 0, 16, 0, 1, 0x40, 0])
+        yield bytes([way, 0, 100, 0, 0, 0x0D, 2, 1, 0, 3, 0, 0, 0, 9])
+        yield bytes([way, 1, 5, 255, 0, 0])
+    for table in range(4):
+        for column in range(8):
+            yield bytes([3, table, column, 0, 0, 9, table, column, 1, 2, 4])
+        yield bytes([3, table, 0, 0, 4, 0])

@@ -18,8 +18,8 @@ Subscribe ────┤                                ▼          caught up
 
 `_offset` is the offset of the next message that the subscriber must be sent; all from it to the topic's
 `next` are missing. If the log no longer has the message at `_offset`, the reader skips to the first that it
-has, and tells the subscriber of the gap. Before it has sent a message it starts there instead, without a gap,
-unless the subscriber asked for that very offset (`_exact`).
+has, and tells the subscriber of the gap. Before it has sent a message or was live, it starts there instead,
+without a gap, unless the subscriber asked for that very offset (`_exact`).
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class Reader:
         self._live = self._stopped = self._asking = False
         # The Unix time to start at, until its offset is known.
         self._moment: float | None = None
-        # True if the subscriber asked for the message at the offset, or got the one before: then it is a gap
-        # if the log no longer has it.
+        # True if the subscriber asked for the message at the offset, or has got all before it: then it is a
+        # gap if the log no longer has it.
         self._exact = True
         self._next_turn: asyncio.Handle | None = None
         if packet.start == "time":
@@ -189,7 +189,7 @@ class Reader:
             topic_log = self._logs.topic(self._topic)
             if self._offset >= topic_log.next:
                 # The archive may have committed more than it has reported; `take` will find the hole.
-                self._live = True
+                self._live = self._exact = True
                 self._behind.discard(self)
             elif self._logs.in_memory(topic_log, self._offset):
                 self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)

@@ -234,6 +234,23 @@ class TestFallingBehind:
         assert (subscriber.behind, subscriber.reader.missing) == (set(), 0)
         assert subscriber.took() == [Gap("news", 3, 2), deliver(3, "2"), deliver(4, "3")]
 
+    @pytest.mark.parametrize("start", [EARLIEST, Subscribe("news", "offset", "another", 0)])
+    @pytest.mark.parametrize("first", [[], ["a"]], ids=["nothing", "a message"])
+    def test_it_has_a_right_to_all_that_comes_to_an_empty_log(
+        self, start: Subscribe, first: list[str]
+    ) -> None:
+        """Once it was live, there is nothing before the beginning any more."""
+        subscriber = Subscriber(published(max_messages_per_topic=2), start)
+        for data in first:
+            assert subscriber.publish(data)
+        subscriber.took()
+        subscriber.connection.is_congested = True
+        for data in "wxyz":
+            subscriber.publish(data)
+        subscriber.writable()
+        last = len(first) + 2
+        assert subscriber.took() == [Gap("news", last, 2), deliver(last, "y"), deliver(last + 1, "z")]
+
     def test_it_reads_no_more_at_a_time_than_it_takes(self) -> None:
         logs = Logs()
         for _ in range(10):

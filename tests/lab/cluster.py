@@ -1,0 +1,200 @@
+"""A cluster on hosts of a lab, deployed with the playbooks."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import ssl
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from ..support import control_node
+from ..support.labs import OwnLab
+from ..support.waiting import wait_until
+
+HOSTS = ("consumer1", "consumer2", "producer1", "demo1")
+CONSUMERS = (("consumer1", 10001), ("consumer1", 10003), ("consumer2", 10001))
+PRODUCERS = (("producer1", 10002), ("producer1", 10004))
+NODES = [("consumer", *node) for node in CONSUMERS] + [("producer", *node) for node in PRODUCERS]
+OLD, NEW = "0.1.0", "0.1.1"
+VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
+KEPT = ("kept/0", "kept/1", "kept/2")
+"""Topics of each consumer."""
+
+# The values come in this program, on standard input: so they are in no command line and no environment.
+SEARCH = """
+import glob, os, stat, subprocess
+values = [value.encode()[::-1] for value in REVERSED]
+def shows(data):
+    return any(value in data for value in values)
+def look(kind, path):
+    try:
+        with open(path, "rb") as file:
+            if shows(file.read()):
+                print(kind, path)
+    except OSError:
+        pass
+for kind in ("environ", "cmdline"):
+    for path in glob.glob(f"/proc/[0-9]*/{kind}"):
+        look(kind, path)
+for top in ("/etc", "/opt", "/run", "/var", "/tmp"):
+    for directory, _, names in os.walk(top):
+        for name in names:
+            path = os.path.join(directory, name)
+            mode = os.lstat(path).st_mode
+            if stat.S_ISREG(mode) and mode & stat.S_IROTH:
+                look("file", path)
+if shows(subprocess.run(["journalctl", "--all", "-o", "json"], stdout=subprocess.PIPE).stdout):
+    print("journal")
+"""
+
+PAGE = """
+import ssl, urllib.request
+context = ssl._create_unverified_context()
+print(urllib.request.urlopen("{}", timeout=5, context=context).read().decode())
+"""
+
+
+class Cluster:
+    """A lab, its inventory, and all that Ansible has printed."""
+
+    def __init__(self, lab: OwnLab, directory: Path) -> None:
+        self.lab, self.directory = lab, directory
+        self.psk, self.node_psk, self.passphrase = (secrets.token_urlsafe(32) for _ in range(3))
+        self.outputs: list[str] = []
+        self.zipapps: dict[str, Path] = {}
+
+    @property
+    def tls(self) -> Path:
+        """Return where the certificates are on this machine."""
+        return self.directory / "tls"
+
+    @property
+    def secrets(self) -> list[str]:
+        """Return all secrets: keys, and a line of each private key."""
+        files = [*self.tls.glob("*.key"), self.tls / "ca" / "ca.key"]
+        assert len(files) == 4
+        return [
+            self.psk,
+            self.node_psk,
+            self.passphrase,
+            *(file.read_text().splitlines()[1] for file in files),
+        ]
+
+    def inventory(self, name: str, **changes: Any) -> Path:
+        """Write the inventory, with other variables for all hosts or, as `host__variable`, for one."""
+        hosts: dict[str, dict[str, Any]] = {host: {"ansible_host": self.lab.address(host)} for host in HOSTS}
+        hosts["consumer1"]["wsqueue_consumer_ports"] = [10001, 10003]
+        hosts["producer1"]["wsqueue_producer_ports"] = [10002, 10004]
+        variables: dict[str, Any] = self.lab.variables | {
+            "wsqueue_psk": self.psk,
+            "wsqueue_node_psk": self.node_psk,
+            "wsqueue_tls": True,
+            "wsqueue_tls_directory": str(self.tls),
+            "wsqueue_ca_passphrase": self.passphrase,
+            "wsqueue_consumer_retention": {"mode": "sqlite"},
+            "wsqueue_release_zipapp": str(self.zipapps[OLD]),
+        }
+        groups: dict[str, list[str]] = {
+            "consumers": ["consumer1", "consumer2"],
+            "producers": ["producer1"],
+            "demo": ["demo1"],
+        }
+        for key, value in changes.items():
+            host, _, variable = key.rpartition("__")
+            if key in groups:
+                groups[key] = value
+            else:
+                (hosts[host] if host else variables)[variable] = value
+        children = {
+            group: {"hosts": {host: hosts[host] for host in names}} for group, names in groups.items()
+        }
+        path = self.directory / name / "hosts.yml"
+        path.parent.mkdir(exist_ok=True)
+        # JSON is YAML. Variables of all are localhost's too, so site.yml builds no zipapp in dist/.
+        path.write_text(json.dumps({"all": {"children": children, "vars": variables}}))
+        path.chmod(0o600)
+        return path
+
+    def try_to_play(
+        self, playbook: str, *arguments: str, inventory: Path | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        file = inventory or self.directory / "good" / "hosts.yml"
+        result = control_node.try_to_run("ansible-playbook", "-i", file, playbook, *arguments)
+        self.outputs.append(result.stdout)
+        return result
+
+    def play(self, playbook: str, *arguments: str) -> str:
+        start = time.monotonic()
+        result = self.try_to_play(playbook, *arguments)
+        print(f"{playbook} {' '.join(arguments)}: {time.monotonic() - start:.0f} s")
+        assert result.returncode == 0, result.stdout[-20_000:]
+        return result.stdout
+
+    def verify(self, seconds: float = 30) -> None:
+        """Wait until all checks pass on the demo host: links need some seconds to come back."""
+
+        def verified() -> bool:
+            result = self.lab.try_to("ssh", "demo1", "wsqueue verify")
+            return result.returncode == 0 and VERIFIED.search(result.stdout) is not None
+
+        wait_until(verified, "all checks pass", seconds)
+
+    def property(self, node: tuple[str, str, int], name: str) -> str:
+        kind, host, port = node
+        return self.lab.ssh(host, f"systemctl show -P {name} wsqueue-{kind}@{port}")
+
+    def open(self, host: str, port: int, path: str) -> int:
+        """Ask a node for a page, from this machine, and return the status."""
+        with urllib.request.urlopen(
+            f"https://{self.lab.address(host)}:{port}{path}",
+            timeout=5,
+            context=ssl.create_default_context(cafile=str(self.tls / "ca.pem")),
+        ) as answer:
+            return int(answer.status)
+
+    def page(self, host: str, port: int, path: str) -> str:
+        """Return a page of a node, as its own host sees it; the certificate is for another address."""
+        return self.lab.ssh(host, "python3 -", stdin=PAGE.format(f"https://127.0.0.1:{port}{path}"))
+
+    def is_ready(self, host: str, port: int) -> bool:
+        try:
+            return self.open(host, port, "/readyz") == 200
+        except (OSError, urllib.error.URLError):
+            return False
+
+    def wait_until_ready(self, seconds: float = 30) -> None:
+        wait_until(
+            lambda: all(self.is_ready(host, port) for _, host, port in NODES), "all nodes are ready", seconds
+        )
+
+    def nodes_seen_by(self, host: str, port: int) -> list[dict[str, Any]]:
+        """Return a node's knowledge of all nodes, [] until all have answered."""
+        nodes: list[dict[str, Any]] = json.loads(self.page(host, port, "/cluster.json"))["nodes"]
+        return nodes if all(node["report"] and not node["problem"] for node in nodes) else []
+
+    def found(self, host: str, *values: str) -> list[str]:
+        """Return where one of the values can be seen on a host."""
+        reversed_values = repr([value[::-1] for value in values])
+        return self.lab.ssh(host, "python3 -", stdin=SEARCH.replace("REVERSED", reversed_values)).splitlines()
+
+
+def recap(output: str) -> dict[str, dict[str, int]]:
+    """Return the numbers of Ansible's last table, for each host."""
+    table = output.rpartition("PLAY RECAP")[2]
+    return {
+        line.split()[0]: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", line)}
+        for line in table.splitlines()
+        if " ok=" in line
+    }
+
+
+def assert_nothing_changed(output: str) -> None:
+    counts = recap(output)
+    assert set(HOSTS) <= set(counts)
+    assert {host: one["changed"] for host, one in counts.items()} == dict.fromkeys(counts, 0)

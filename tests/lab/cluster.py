@@ -10,6 +10,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,17 @@ class Cluster:
         return path
 
     def try_to_play(
-        self, playbook: str, *arguments: str, inventory: Path | None = None
+        self,
+        playbook: str,
+        *arguments: str,
+        inventory: Path | None = None,
+        variables: Mapping[str, str] | None = None,
     ) -> subprocess.CompletedProcess[str]:
+        """Run a playbook; the variables are those of its environment."""
         file = inventory or self.directory / "good" / "hosts.yml"
-        result = control_node.try_to_run("ansible-playbook", "-i", file, playbook, *arguments)
+        result = control_node.try_to_run(
+            "ansible-playbook", "-i", file, playbook, *arguments, variables=variables
+        )
         self.outputs.append(result.stdout)
         return result
 

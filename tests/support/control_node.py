@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.support.paths import ROOT
@@ -12,7 +13,11 @@ from .labs import BIN
 
 
 def try_to_run(
-    program: str, *arguments: str | Path, collections: Path | None = None, timeout: float | None = None
+    program: str,
+    *arguments: str | Path,
+    collections: Path | None = None,
+    timeout: float | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Run one of Ansible's programs with the project's settings, and return its output.
 
@@ -21,6 +26,7 @@ def try_to_run(
         arguments: Its arguments.
         collections: Use the collections there, and nothing of this clone.
         timeout: Seconds after which it is killed.
+        variables: More variables of the environment.
     """
     environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
     environment |= {"ANSIBLE_NOCOLOR": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -29,6 +35,7 @@ def try_to_run(
     else:
         environment["ANSIBLE_COLLECTIONS_PATH"] = str(collections)
     environment.pop("FORCE_COLOR", None)
+    environment |= variables or {}
     return subprocess.run(
         [BIN / program, *arguments],
         cwd=ROOT if collections is None else collections,

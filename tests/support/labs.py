@@ -95,6 +95,17 @@ class OwnLab:
         self.try_to("ssh", host, "systemctl reboot")
         wait_until(lambda: self.boot_id(host) not in {before, ""}, f"{host} is up again", seconds)
 
+    def inside(self, host: str, *command: str) -> list[str]:
+        """Return the command that runs another inside a host, without ssh."""
+        root = f"--directory={self.directory}/hosts/{host}/root"
+        [nspawn] = [
+            path.parent
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if root in path.read_bytes().decode(errors="replace").split("\0")
+        ]
+        init = (nspawn / "task" / nspawn.name / "children").read_text().split()[0]
+        return ["nsenter", f"--target={init}", "--mount", "--pid", "--uts", "--ipc", "--net", *command]
+
     def popen(self, host: str, command: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
             [SCRIPT, "ssh", host, command],

@@ -187,17 +187,25 @@ def key_list(value: str | Iterable[str]) -> list[str]:
     return list(dict.fromkeys(line for line in lines if line))
 
 
-def keys_to_write(wanted: Sequence[str], deployed: Sequence[str], step: str, wait: bool = False) -> list[str]:
+def keys_to_write(
+    wanted: Sequence[str],
+    deployed: Sequence[str],
+    step: str,
+    elsewhere: Sequence[str] = (),
+    wait: bool = False,
+) -> list[str]:
     """Return the keys that a host gets, of which it uses the first and accepts all.
 
-    While keys change, first all hosts accept the new keys, then all use them, then the old keys go. So in no
-    step does a host use a key that another host doesn't accept.
+    While keys change, first all hosts accept all keys that any host has, then all use the new ones, then the
+    old keys go. So in no step does a host use a key that another host doesn't accept, even if hosts have
+    different keys because an earlier change broke off.
 
     Args:
         wanted: The keys in the inventory.
         deployed: The keys on the host.
         step: "accept", "use" or "only"; "" where keys don't change.
-        wait: On a host that has no such key, write none before the last step.
+        elsewhere: The keys on all hosts.
+        wait: Write none before the last step where no host has such a key.
 
     Raises:
         ValueError: There is no such step.
@@ -206,10 +214,10 @@ def keys_to_write(wanted: Sequence[str], deployed: Sequence[str], step: str, wai
         return list(wanted)
     if step not in ("accept", "use"):
         raise ValueError(f"wsqueue_key_step is {step!r}; expected accept, use, only or nothing")
-    if wait and not deployed:
+    if wait and not deployed and not elsewhere:
         return []
-    both = [*deployed, *wanted] if step == "accept" else [*wanted, *deployed]
-    return list(dict.fromkeys(both))
+    own = [*deployed, *wanted] if step == "accept" else [*wanted, *deployed]
+    return list(dict.fromkeys([*own, *elsewhere]))
 
 
 def key_problem(hosts: Sequence[Mapping[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 import wsqueue
+from wsqueue.log.records import StoreState
+from wsqueue.log.snapshot import SNAPSHOT_NAME, write_snapshot
 
 from ..support.commands import Result, run, running
 from ..support.config_files import SECRET, config_with_key
@@ -19,7 +22,18 @@ from ..support.toml import write_toml
 pytestmark = pytest.mark.timeout(120)
 
 COMMANDS = (
-    *("consumer", "producer", "check-config", "demo", "publish", "subscribe", "verify", "local", "bench"),
+    *(
+        "consumer",
+        "producer",
+        "check-config",
+        "kept",
+        "demo",
+        "publish",
+        "subscribe",
+        "verify",
+        "local",
+        "bench",
+    ),
     *("top", "doctor", "completion", "man"),
 )
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
@@ -166,6 +180,27 @@ def test_the_key_is_not_on_a_command_line_nor_in_an_output(standing_cluster: Clu
     for output in outputs:
         for secret in (standing_cluster.secret, "another key"):
             assert secret not in output.stdout + output.stderr
+
+
+def test_kept_messages_and_orphans_are_counted(tmp_path: Path) -> None:
+    write_snapshot(tmp_path / SNAPSHOT_NAME, StoreState(id="0", topics={}, numbers={}), [])
+    assert run("kept", tmp_path) == (0, "0 messages of 0 topics\n", "")
+    counted = run("kept", "--json", "--number", "2", "--of", "3", tmp_path)
+    assert json.loads(counted.stdout) == {"topics": 0, "messages": 0}
+    for wrong in (["--number", "4", "--of", "3"], ["--number", "1"], ["--of", "1"]):
+        result = run("kept", *wrong, tmp_path)
+        assert (result.code, "expected --number N and --of COUNT together" in result.stderr) == (2, True)
+    (tmp_path / SNAPSHOT_NAME).unlink()
+    assert_refused(run("kept", tmp_path), 1, str(tmp_path), "there is no file of messages")
+
+
+def test_values_are_checked_without_the_files_that_they_name(tmp_path: Path) -> None:
+    file = tmp_path / "node.toml"
+    file.write_text('psk_file = "nowhere"\n' + CONSUMER)
+    assert_refused(run("check-config", file), 3, "nowhere")
+    assert run("check-config", "--values-only", file).code == 0
+    file.write_text('psk_file = "nowhere"\nmax = 1\n' + CONSUMER)
+    assert_refused(run("check-config", "--values-only", file), 3, "node.toml:2: max: unknown key")
 
 
 def test_no_command_needs_a_home_or_a_locale(standing_cluster: Cluster) -> None:

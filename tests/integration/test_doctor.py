@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,14 @@ import pytest
 
 from wsqueue.config.model import ClientConfig
 from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.protocol.routing import router
 from wsqueue.tools import doctor
 from wsqueue.tools.doctor import host
 from wsqueue.tools.doctor.findings import Finding
 
 from ..support.certificates import Authority
 from ..support.ports import free_port
+from ..support.stores import Logs, batch, limits
 
 SECRET = "correct horse battery staple"
 (FINGERPRINT,) = PreSharedKey(SECRET).fingerprints()
@@ -190,6 +193,32 @@ class TestFiles:
         huge = table.replace("1048576", str(2**40)) + 'directory = "more"\n'
         found, _ = await check(configuration(tmp_path, CONSUMER + huge))
         assert any(f"{tmp_path}/more has " in text and "1.0 TiB" in text for _, _, text in bad(found))
+
+    async def test_kept_topics_that_belong_to_another_consumer(self, tmp_path: Path) -> None:
+        logs = Logs(config=limits(mode="sqlite", directory=tmp_path / "logs"))
+        await logs.store.open()
+        # One topic of each of two consumers.
+        topics = {router(2)(topic): topic for topic in "ab"}
+        await logs.stored(*(batch(1, topic=topics[index], count=2 + index) for index in (0, 1)))
+        port = free_port()
+        text = (
+            f'role = "consumer"\nlisten = ["127.0.0.1:{port}"]\nplain = true\n'
+            '[retention]\nmode = "sqlite"\ndirectory = "logs"\nmax_bytes = 1048576\n'
+            "[monitoring]\nconsumers = "
+        )
+        own, other = f"127.0.0.1:{port}", f"192.0.2.1:{port}"
+        for consumers, orphans in (
+            ([own, other], "3 messages of 1 topic"),
+            ([other, own], "2 messages of 1 topic"),
+        ):
+            found, _ = await check(configuration(tmp_path, text + json.dumps(consumers)))
+            [finding] = [one for one in found if " keeps" in one.text]
+            assert finding.state == "warning"
+            assert orphans in finding.text
+        for consumers, count in (([own], 1), ([other], 0)):
+            found, _ = await check(configuration(tmp_path, text + json.dumps(consumers)))
+            assert [one.state for one in found if " keeps" in one.text] == ["ok"] * count
+        await logs.store.close()
 
     async def test_a_demo_file_leads_to_its_cluster(self, tmp_path: Path) -> None:
         _, clusters = await check(configuration(tmp_path, DEMO))

@@ -19,6 +19,7 @@ COMMANDS = (
     node.consumer,
     node.producer,
     node.check_config,
+    node.kept,
     messages.demo,
     messages.publish,
     messages.subscribe,

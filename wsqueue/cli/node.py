@@ -1,8 +1,9 @@
-"""The commands that run a node, and the one that checks a configuration file."""
+"""The commands that run a node, check its configuration, and count what it keeps."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from pathlib import Path
 
 import click
 
@@ -11,12 +12,15 @@ from ..config import model
 from ..config.check import config_warnings
 from ..config.keys import load_psk
 from ..config.load import load_any_config, load_config
-from ..errors import ConfigError
+from ..errors import ConfigError, StorageError
+from ..log.kept import kept_in
 from ..net.certificates import TlsContexts
 from ..nodes import service
 from ..nodes.consumer import Consumer
 from ..nodes.node import Node
 from ..nodes.producer import Producer
+from ..protocol.routing import router
+from ..report.text import number as numbered
 from ..tools.terminal import json_line, printable
 from .common import ExitCode, complete_file
 
@@ -59,7 +63,8 @@ def producer(file: str) -> None:
     is_flag=True,
     help="Print one JSON object with the role, the warnings and the problem.",
 )
-def check_config(file: str, *, as_json: bool) -> None:
+@click.option("--values-only", is_flag=True, help="Don't open the key and the certificates that FILE names.")
+def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
     """Check the configuration FILE, its certificates and its key.
 
     The key is checked if FILE has a psk_file. The exit code is 3 if something is wrong.
@@ -68,12 +73,15 @@ def check_config(file: str, *, as_json: bool) -> None:
     Examples:
       wsqueue check-config /etc/wsqueue/producer-10002.toml
       wsqueue check-config --json demo.toml | jq -r .problem
+      wsqueue check-config --values-only /dev/stdin < for-another-host.toml
     """
     try:
         checked = load_any_config(file)
-        if checked.psk_file is not None:
-            load_psk(checked)
-        warnings = config_warnings(checked) + TlsContexts(checked).warnings(datetime.now(UTC))
+        warnings = config_warnings(checked)
+        if not values_only:
+            if checked.psk_file is not None:
+                load_psk(checked)
+            warnings += TlsContexts(checked).warnings(datetime.now(UTC))
     except ConfigError as error:
         if not as_json:
             raise
@@ -89,6 +97,44 @@ def check_config(file: str, *, as_json: bool) -> None:
     for sentence in warnings:
         click.echo(f"Warning: {printable(sentence)}", err=True)
     click.echo(f"{printable(file)}: a good configuration of role {role}")
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option(
+    "--number", type=click.IntRange(1), metavar="N", help="Number of the consumer in a list of consumers."
+)
+@click.option(
+    "--of", "consumers", type=click.IntRange(1), metavar="COUNT", help="Number of consumers in that list."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def kept(directory: Path, *, number: int | None, consumers: int | None, as_json: bool) -> None:
+    """Count the messages that a consumer keeps in DIRECTORY.
+
+    With --number and --of, count only the orphans: messages of topics that belong to another consumer if this
+    one is number N in a list of COUNT consumers. Clients with that list look for them elsewhere.
+
+    The consumer may run meanwhile. With retention "memory" it has a file only while it does not run. Without
+    a file the exit code is 1.
+
+    \b
+    Examples:
+      wsqueue kept /var/lib/wsqueue/consumer-10001
+      wsqueue kept --number 2 --of 3 /var/lib/wsqueue/consumer-10001
+    """
+    if (number is None) != (consumers is None) or (number or 0) > (consumers or 0):
+        raise click.UsageError("expected --number N and --of COUNT together, and N at most COUNT")
+    if number is None or consumers is None:
+        found = kept_in(directory)
+    else:
+        consumer_of, own = router(consumers), number - 1
+        found = kept_in(directory, lambda topic: consumer_of(topic) != own)
+    if found is None:
+        raise StorageError(f"{directory}: there is no file of messages; the consumer may keep them in memory")
+    if as_json:
+        click.echo(json_line(found))
+        return
+    click.echo(f"{numbered(found.messages, 'message')} of {numbered(found.topics, 'topic')}")
 
 
 def _run_node(file: str, kind: type[Node]) -> None:

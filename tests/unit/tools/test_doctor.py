@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from wsqueue.config.model import ClientConfig, ConsumerConfig, Limits, ProducerConfig, Retention, Tls
+from wsqueue.log.kept import Kept
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.report.report import Cluster, ClusterNode, LinkStatus, NodeWarning, Report, WarningCode
 from wsqueue.report.warnings import NO_REPORTS, OTHER_KEY
@@ -223,6 +224,13 @@ class TestBounds:
             assert doctor.files_finding(node, Limits(), allowed, "The node").state == state
         for free, state in ((100, "ok"), (99, "warning")):
             assert doctor.space_finding(node, log, 100, free).state == state
+
+    def test_of_kept_topics_of_others(self) -> None:
+        assert doctor.orphans_finding("node.toml", Kept(0, 0), 2, 3).state == "ok"
+        orphans = doctor.orphans_finding("node.toml", Kept(44, 1234), 2, 3)
+        assert orphans.state == "warning"
+        assert "1,234 messages of 44 topics that belong to other consumers" in orphans.text
+        assert "number 2 of 3 consumers" in orphans.text
 
 
 def test_the_ends_of_the_certificates_of_each_file(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import msgspec
 
 from ...config import model
 from ...config.model import ConsumerConfig, Limits, NodeConfig, ProducerConfig
+from ...log.kept import Kept
 from ...net.certificates import EXPIRY_WARNING
 from ...nodes.limits import open_files_wanted
 from ...report.report import Cluster, ClusterNode, NodeWarning, WarningCode
@@ -305,6 +306,27 @@ def files_finding(subject: str, limits: Limits, allowed: int, process: str) -> F
             "Raise LimitNOFILE of its unit (for a shell: ulimit -n), or lower max_connections.",
         )
     return Finding("ok", subject, f"{process} may have {many} open files, and needs {wanted:,}.")
+
+
+def orphans_finding(subject: str, orphans: Kept, place: int, consumers: int) -> Finding:
+    """Judge what a consumer keeps of topics that belong to others.
+
+    Args:
+        subject: The subject of the finding.
+        orphans: The topics of others that have messages here, and these messages.
+        place: Number of the consumer in the list of consumers.
+        consumers: Length of that list.
+    """
+    where = f"as number {place} of {number(consumers, 'consumer')}"
+    if not orphans.topics:
+        return Finding("ok", subject, f"All topics that it keeps belong to it, {where}.")
+    return Finding(
+        "warning",
+        subject,
+        f"It keeps {number(orphans.messages, 'message')} of {number(orphans.topics, 'topic')} that belong to"
+        f" other consumers, {where}: clients look for them there.",
+        "Read them with a client that has the list of consumers of that time, or let them grow old.",
+    )
 
 
 def space_finding(subject: str, directory: Path, room: int, free: int) -> Finding:

@@ -21,17 +21,19 @@ import msgspec
 import psutil
 
 from ...config import model
-from ...config.addresses import Address
+from ...config.addresses import Address, parse_address
 from ...config.check import config_warnings
 from ...config.keys import load_keys, load_psk
 from ...config.load import load_any_config
 from ...config.model import ClientConfig, Config, ConsumerConfig, NodeConfig
-from ...errors import ConfigError
+from ...errors import ConfigError, StorageError
+from ...log.kept import kept_in
 from ...net.certificates import TlsContexts
 from ...net.handshake import shake_hands
 from ...net.tls import openssl_words
 from ...nodes.listener import somebody_listens
 from ...protocol.keys import PreSharedKey
+from ...protocol.routing import router
 from ...report.text import join, number
 from .cluster import ANSWER_SECONDS, Say, ask
 from .findings import (
@@ -40,6 +42,7 @@ from .findings import (
     files_finding,
     memory_bound,
     memory_finding,
+    orphans_finding,
     renew,
     space_finding,
 )
@@ -190,6 +193,9 @@ async def _node_file_findings(file: str, checked: NodeConfig, say: Say) -> Async
     if isinstance(checked, ConsumerConfig):
         for finding in _retention_findings(file, checked, pid):
             yield finding
+        say(f"looking at the topics of {file}")
+        if (orphans := await asyncio.to_thread(_orphans_finding, file, checked, pid)) is not None:
+            yield orphans
 
 
 async def _listener_finding(file: str, checked: NodeConfig, address: Address, pid: int | None) -> Finding:
@@ -279,6 +285,29 @@ def _retention_findings(file: str, checked: ConsumerConfig, pid: int | None) -> 
         taken = 0
     room = max(0, retention.max_bytes - taken)
     yield space_finding(file, directory, room, system.f_bavail * system.f_frsize)
+
+
+def _orphans_finding(file: str, checked: ConsumerConfig, pid: int | None) -> Finding | None:
+    """Look for kept messages of topics that belong to another consumer, because the list has changed."""
+    consumers = [parse_address(entry, "") for entry in checked.monitoring.consumers]
+    ports = {address.port for address in checked.listeners}
+    own = [place for place, at in enumerate(consumers) if at.port in ports and _is_of_this_host(at)]
+    directory = checked.retention.directory or _state_directory(pid)
+    if len(own) != 1 or directory is None:
+        return None
+    consumer_of = router(len(consumers))
+    try:
+        kept = kept_in(Path(directory), lambda topic: consumer_of(topic) != own[0])
+    except StorageError as error:
+        return Finding("problem", file, f"{error}.", "Run this as root, or as the user of the node.")
+    return orphans_finding(file, kept, own[0] + 1, len(consumers)) if kept is not None else None
+
+
+def _is_of_this_host(address: Address) -> bool:
+    """Return True if an interface of this host has the address."""
+    with contextlib.suppress(OSError):
+        return not address.socket and _bindable(msgspec.structs.replace(address, port=0))
+    return False
 
 
 def _pid_of(file: Path, role: str) -> int | None:

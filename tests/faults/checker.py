@@ -5,6 +5,9 @@ which each publisher published on the topic, and no gap. With `memory` the same 
 a gap that was announced to that subscriber on that topic after its consumer had ended uncleanly. A message
 that was not acknowledged comes once or not at all. If the size of a log is limited, gaps that say exactly how
 many messages are gone excuse them with either retention.
+
+The classic protocol promises less. A message that a producer has is lost if that producer ends or the disk is
+full, and nobody is told. A classic subscriber gets the messages that are published while it is connected.
 """
 
 from __future__ import annotations
@@ -35,12 +38,14 @@ class Life(msgspec.Struct, frozen=True):
         topics: To which it subscribed.
         records: Its history.
         killed: Whether it was ended before it could get everything.
+        live: Whether it gets only messages that are published later, as one connection of a classic peer.
     """
 
     name: str
     topics: Sequence[str]
     records: Sequence[Record]
     killed: bool = False
+    live: bool = False
 
 
 class Verdict(msgspec.Struct):
@@ -93,6 +98,7 @@ def check(
     unclean: Mapping[str, Sequence[Span]] | None = None,
     full: Mapping[str, Sequence[Span]] | None = None,
     *,
+    ends: Mapping[str, Sequence[float]] | None = None,
     all_kept: bool = True,
 ) -> Verdict:
     """Return the verdict on all histories of one schedule.
@@ -103,9 +109,10 @@ def check(
         retention: The mode of the consumers.
         unclean: The unclean ends of the consumer of each topic.
         full: When the disk of that was full.
+        ends: When each producer ended, in whatever way.
         all_kept: Whether the logs keep all messages, so that none goes for want of room.
     """
-    check = _Check(published, retention, unclean or {}, full or {})
+    check = _Check(published, retention, unclean or {}, full or {}, ends or {})
     check.all_kept = all_kept
     return check.verdict_on(lives)
 
@@ -117,6 +124,7 @@ class _Check:
         retention: Retention,
         unclean: Mapping[str, Sequence[Span]],
         full: Mapping[str, Sequence[Span]],
+        ends: Mapping[str, Sequence[float]],
     ) -> None:
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
@@ -141,7 +149,14 @@ class _Check:
         # In the order of each publisher, by topic.
         self.owed: dict[str, list[Identity]] = defaultdict(list)
         for identity in sorted(self.acknowledged):
-            self.owed[self.acknowledged[identity].topic].append(identity)
+            record, began = self.acknowledged[identity], self.attempted[identity].at
+            # A producer tells a classic publisher nothing of messages that it loses later.
+            given_up = record.producer and (
+                any(began < end for end in ends.get(record.producer, ()))
+                or any(began < end for _, end in full.get(record.topic, ()))
+            )
+            if not given_up:
+                self.owed[record.topic].append(identity)
         self.delivered: set[Identity] = set()
         self.logged: dict[tuple[str, str, int], Identity] = {}
 
@@ -287,7 +302,8 @@ class _LifeCheck:
         """Count the messages owed to this subscriber, and excuse those that can lie in its gaps."""
         missing: dict[Identity, list[_Gap]] = {}
         for identity in self.check.owed[topic]:
-            if identity not in self.places:
+            before = self.life.live and self.check.attempted[identity].at <= self.subscribed
+            if identity not in self.places and not before:
                 missing[identity] = []
         if not missing:
             return

@@ -16,14 +16,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from tests.support.certificates import Authority
 from tests.support.paths import ROOT
 from tests.support.toml import write_toml
 from wsqueue.errors import WsqueueError
+from wsqueue.log.archive import FILE_NAME
 from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
 
 from .checker import Span
 from .proxy import Condition, Link, Way
-from .schedule import Fault, Schedule
+from .schedule import CHANGES, Fault, Schedule
 
 LIMITS = {
     "hello_seconds": 2.0,
@@ -57,6 +59,18 @@ FAKETIME = (
 )
 """Where distributions put it: a time namespace has no clock of the day, and the machine's own must stay."""
 
+CERTIFICATE_DAYS = 1000
+"""Longer than any step of a clock."""
+
+READING = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection.execute("BEGIN")
+connection.execute("SELECT count(*) FROM record").fetchall()
+sys.stdin.read()
+"""
+"""A program that looks into a log, and keeps its transaction open until its input ends."""
+
 DEFECTS = ("Traceback (most recent call last)", "internal error", "Exception ignored")
 """Texts that only a node with a defect logs."""
 
@@ -87,6 +101,11 @@ class Cluster(Protocol):
         """Return when the disk of each consumer was full."""
         ...
 
+    @property
+    def ends(self) -> Mapping[str, Sequence[float]]:
+        """Return when each node ended, in whatever way, before all ended."""
+        ...
+
     async def start(self) -> None:
         """Start everything, and return once it serves."""
         ...
@@ -115,12 +134,16 @@ class LoopbackCluster:
             name: _Node(name, directory, self._listens)
             for name in workload.consumer_names + workload.producer_names
         }
-        clients = workload.publisher_names + workload.subscriber_names
+        clients = workload.all_publisher_names + workload.all_subscriber_names
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
         self.full: dict[str, list[Span]] = {name: [] for name in workload.consumer_names}
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._mounted: list[Path] = []
+        self._authority = Authority(directory, days=CERTIFICATE_DAYS) if workload.tls else None
+        self._settings: dict[str, dict[str, object]] = {}
+        self._node_keys = [secrets.token_urlsafe(24)]
+        self._client_keys = [secrets.token_urlsafe(24)]
         self._faketime = next((file for file in FAKETIME if os.path.exists(file)), None)  # noqa: PTH110 - no I/O wait
         self._actions: dict[str, Callable[[Fault], Awaitable[None]]] = {
             "kill": self._kill,
@@ -128,6 +151,10 @@ class LoopbackCluster:
             "restart": self._restart,
             "reload": self._reload,
             "stop": self._pause,
+            "freeze": self._freeze,
+            "limits": self._change_limits,
+            "rotate": self._rotate,
+            "reader": self._read,
             "cut": self._cut,
             "reset": self._reset,
             "tear": self._tear,
@@ -144,15 +171,19 @@ class LoopbackCluster:
         """Return when each consumer ended without a chance to save anything."""
         return {name: node.unclean for name, node in self.nodes.items()}
 
+    @property
+    def ends(self) -> dict[str, list[float]]:
+        """Return when each node ended, in whatever way, before all ended."""
+        return {name: node.ends for name, node in self.nodes.items()}
+
     async def start(self) -> None:
         """Start everything, and return once it serves.
 
         Raises:
             WsqueueError: A node did not start in time.
         """
-        psk = self.directory / "psk"
-        psk.touch(mode=0o600)
-        psk.write_text(secrets.token_urlsafe(24))
+        write_secret(self.directory / "psk", self._client_keys)
+        self._write_keys()
         for link in self.links.values():
             await link.start()
         self._write_configurations()
@@ -197,40 +228,46 @@ class LoopbackCluster:
 
     def _write_configurations(self) -> None:
         workload = self.schedule.workload
-        common = {"local": True, "psk_file": "psk"}
+        scheme = "wss://" if workload.tls else ""
+        common: dict[str, object] = {"local": True, "psk_file": "psk"}
+        of_nodes = common | {
+            "psk_file": "psk-of-clients",
+            "node_psk_file": "psk-of-nodes",
+            "listen": [f"{scheme}127.0.0.1:0"],
+        }
+        if self._authority is not None:
+            common["tls"] = {"ca": self._authority.file.name}
 
         def addresses(name: str, others: Sequence[str], endpoint: str) -> list[str]:
-            return [self.links[f"{name}>{other}"].address + endpoint for other in others]
+            return [scheme + self.links[f"{name}>{other}"].address + endpoint for other in others]
+
+        def certificate(name: str) -> dict[str, object]:
+            if self._authority is None:
+                return {}
+            self._authority.issue(name, days=CERTIFICATE_DAYS)
+            return {
+                "tls": {"certificate": f"{name}.pem", "key": f"{name}.key", "ca": self._authority.file.name}
+            }
 
         for name in workload.consumer_names:
-            write_toml(
-                self.nodes[name].config_file,
-                {
-                    **common,
-                    "role": "consumer",
-                    "listen": ["127.0.0.1:0"],
-                    "retention": retention_of(self.schedule) | {"directory": f"{name}.retention"},
-                },
-                LIMITS,
-            )
+            retention = retention_of(self.schedule) | {"directory": f"{name}.retention"}
+            self._settings[name] = of_nodes | certificate(name) | {"role": "consumer", "retention": retention}
+            write_toml(self.nodes[name].config_file, self._settings[name], LIMITS)
             (self.directory / f"{name}.retention").mkdir()
         for name in workload.producer_names:
             consumers = addresses(name, workload.consumer_names, "/producer")
-            write_toml(
-                self.nodes[name].config_file,
-                common | {"role": "producer", "listen": ["127.0.0.1:0"], "consumers": consumers},
-                LIMITS,
-            )
+            self._settings[name] = of_nodes | certificate(name) | {"role": "producer", "consumers": consumers}
+            write_toml(self.nodes[name].config_file, self._settings[name], LIMITS)
         # Whoever publishes never asks a consumer, and who subscribes no producer; but a file has both.
         nowhere = {"producers": ["127.0.0.1:9/produce"], "consumers": ["127.0.0.1:9/subscribe"]}
-        for name in workload.publisher_names:
+        for name in workload.all_publisher_names:
             producers = addresses(name, workload.producer_names, "/produce")
             write_toml(
                 self.client_files[name],
                 common | {"role": "demo"} | nowhere | {"producers": producers},
                 LIMITS,
             )
-        for name in workload.subscriber_names:
+        for name in workload.all_subscriber_names:
             consumers = addresses(name, workload.consumer_names, "/subscribe")
             write_toml(
                 self.client_files[name],
@@ -266,7 +303,7 @@ class LoopbackCluster:
 
     def _listens(self, name: str, address: str) -> None:
         """Lead the links of a node to where it listens now, if anywhere."""
-        host, _, port = address.rpartition(":")
+        host, _, port = address.removeprefix("wss://").rpartition(":")
         for link in self.links.values():
             if link.name.endswith(f">{name}"):
                 link.upstream = (host, int(port)) if address else None
@@ -298,16 +335,73 @@ class LoopbackCluster:
         node.wanted.set()
 
     async def _reload(self, fault: Fault) -> None:
-        node = self.nodes[fault.target]
-        # One that is ending has no handler any more, and one that is starting none yet.
-        if node.serves and node.wanted.is_set():
-            node.signal(signal.SIGHUP)
+        self.nodes[fault.target].reload()
 
     async def _pause(self, fault: Fault) -> None:
         node = self.nodes[fault.target]
         node.signal(signal.SIGSTOP)
         await asyncio.sleep(fault.seconds)
         node.signal(signal.SIGCONT)
+
+    async def _freeze(self, fault: Fault) -> None:
+        """Stop a node for longer than the watchdog waits, which may then kill it."""
+        node = self.nodes[fault.target]
+        node.signal(signal.SIGSTOP)
+        await asyncio.sleep(fault.amount or fault.seconds)
+        if fault.amount and node.wanted.is_set():
+            node.wanted.clear()
+            await node.kill()
+            node.wanted.set()
+        node.signal(signal.SIGCONT)
+
+    async def _change_limits(self, fault: Fault) -> None:
+        """Lower or raise limits, and a while later set them as they were; a reload tells the node."""
+        node, changed = self.nodes[fault.target], dict(CHANGES[int(fault.amount)])
+        for limits, seconds in (({**LIMITS, **changed}, fault.seconds), (LIMITS, 0)):
+            new = node.config_file.with_suffix(".new")
+            write_toml(new, self._settings[node.name], limits)
+            new.replace(node.config_file)
+            node.reload()
+            await asyncio.sleep(seconds)
+
+    async def _rotate(self, fault: Fault) -> None:
+        """Give the nodes another key in three steps, and clients one that they need not use."""
+        steps: list[Callable[[list[str], str], list[str]]] = [
+            lambda keys, new: [keys[0], new],
+            lambda keys, new: [new, keys[0]],
+            lambda _keys, new: [new],
+        ]
+        new, old = secrets.token_urlsafe(24), self._node_keys
+        for_clients = secrets.token_urlsafe(24)
+        for step in steps:
+            self._node_keys = step(old, new)
+            # The clients of this schedule have the first key for good.
+            self._client_keys = [self._client_keys[0], for_clients]
+            self._write_keys()
+            for node in self.nodes.values():
+                node.reload()
+            await asyncio.sleep(fault.seconds / len(steps))
+
+    def _write_keys(self) -> None:
+        write_secret(self.directory / "psk-of-clients", self._client_keys[::-1])
+        write_secret(self.directory / "psk-of-nodes", self._node_keys)
+
+    async def _read(self, fault: Fault) -> None:
+        """Let another program hold a transaction on the log of a consumer."""
+        file = self.directory / f"{fault.target}.retention" / FILE_NAME
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            *("-c", READING, str(file)),
+            stdin=asyncio.subprocess.PIPE,
+            # There may be no table yet, or the node may hold the file alone for a moment.
+            stderr=asyncio.subprocess.DEVNULL,
+        )
+        await asyncio.sleep(fault.seconds)
+        if fault.amount:
+            await process.communicate(b"")
+        elif process.returncode is None:
+            process.kill()
+        await process.wait()
 
     async def _cut(self, fault: Fault) -> None:
         conditions = self.conditions_of(fault)
@@ -379,7 +473,9 @@ class _Node:
         self.wanted.set()
         self.may_fail = False
         self.unclean: list[Span] = []
+        self.ends: list[float] = []
         self.problems: list[str] = []
+        self._stale = False
         self._listens = listens
         self._environment: dict[str, str] = {}
         self._node: LocalNode | None = None
@@ -429,6 +525,14 @@ class _Node:
         if self._node is not None:
             self._node.signal(number)
 
+    def reload(self) -> None:
+        """Let it read its configuration again, as soon as it can."""
+        # One that is ending has no handler any more, and one that is starting none yet.
+        if self.serves and self.wanted.is_set():
+            self.signal(signal.SIGHUP)
+        else:
+            self._stale = True
+
     async def kill(self) -> None:
         """End it as `kill -9` does, unless it has ended."""
         node = self._node
@@ -463,12 +567,14 @@ class _Node:
     async def _run_again_and_again(self, show: Callable[[str, str], None]) -> None:
         while True:
             await self.wanted.wait()
-            began, may_fail = time.monotonic(), self.may_fail
+            began, may_fail, self._stale = time.monotonic(), self.may_fail, False
             node = self._node = await self._spawn(show)
             try:
                 await node.started()
                 self._listens(self.name, node.address)
                 self._serving.set()
+                if self._stale:
+                    self.reload()
                 await asyncio.shield(node.ended)
             except WsqueueError:
                 # It did not start; why, its log says.
@@ -477,6 +583,7 @@ class _Node:
             finally:
                 self._serving.clear()
                 self._listens(self.name, "")
+            self.ends.append(time.monotonic())
             if self.wanted.is_set():
                 self.unclean.append((began, time.monotonic()))
                 if not may_fail and not self.may_fail:
@@ -508,6 +615,14 @@ def retention_of(schedule: Schedule) -> dict[str, object]:
 def ways_of(fault: Fault) -> list[Way]:
     """Return the directions of a link to which a fault is done."""
     return ["up", "down"] if fault.direction == "both" else [fault.direction]
+
+
+def write_secret(file: Path, keys: Sequence[str]) -> None:
+    """Write a file of keys, at once for whoever reads it."""
+    new = file.with_suffix(".new")
+    new.touch(mode=0o600)
+    new.write_text("".join(f"{key}\n" for key in keys))
+    new.replace(file)
 
 
 def set_clock(file: Path, seconds: float) -> None:

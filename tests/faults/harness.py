@@ -7,9 +7,9 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import get_args
 
 import msgspec
 
@@ -20,7 +20,7 @@ from wsqueue.protocol.routing import router
 from .checker import Life, Verdict, check
 from .cluster import Cluster
 from .schedule import Fault, Schedule
-from .workers import Job, Record, read_history
+from .workers import Job, Record, Role, read_history
 
 SUBSCRIBE_SECONDS = 30.0
 """How long the first subscribers may take, on a busy machine."""
@@ -84,14 +84,14 @@ class Worker:
 
     def __init__(self, schedule: Schedule, name: str, config: Path, directory: Path) -> None:
         self.name, self.directory, self.lives = name, directory, 0
-        self.role: Literal["publisher", "subscriber"] = (
-            "publisher" if name.startswith("publisher") else "subscriber"
-        )
+        self.role: Role = next(role for role in get_args(Role) if name.startswith(role))
         self.process: asyncio.subprocess.Process | None = None
         workload = schedule.workload
         topics = workload.topics
         if self.role == "subscriber":
             topics = workload.subscriptions[workload.subscriber_names.index(name)]
+        elif self.role == "classic-subscriber":
+            topics = workload.classic_subscriptions[workload.classic_subscriber_names.index(name)]
         self._job = Job(
             name=name,
             role=self.role,
@@ -152,7 +152,7 @@ class Harness:
         workload = schedule.workload
         self.publishers, self.subscribers = (
             [Worker(schedule, name, cluster.client_files[name], directory) for name in names]
-            for names in (workload.publisher_names, workload.subscriber_names)
+            for names in (workload.all_publisher_names, workload.all_subscriber_names)
         )
 
     @contextlib.asynccontextmanager
@@ -215,22 +215,21 @@ class Harness:
         published: list[Record] = []
         for publisher in self.publishers:
             published += read_history(publisher.history_file(1))
-        lives = [
-            Life(
-                name=f"{subscriber.name} (life {life})" if subscriber.lives > 1 else subscriber.name,
-                topics=subscriber.topics,
-                records=read_history(subscriber.history_file(life)),
-                killed=life < subscriber.lives,
-            )
-            for subscriber in self.subscribers
-            for life in range(1, subscriber.lives + 1)
-        ]
+        lives = [life for subscriber in self.subscribers for life in lives_of(subscriber)]
         workload = self.schedule.workload
         consumer_of = router(workload.consumers)
         owners = {topic: workload.consumer_names[consumer_of(topic)] for topic in workload.topics}
         unclean = {topic: self.cluster.unclean.get(owner, []) for topic, owner in owners.items()}
         full = {topic: self.cluster.full.get(owner, []) for topic, owner in owners.items()}
-        return check(published, lives, self.schedule.retention, unclean, full, all_kept=not workload.kept)
+        return check(
+            published,
+            lives,
+            self.schedule.retention,
+            unclean,
+            full,
+            ends=self.cluster.ends,
+            all_kept=not workload.kept,
+        )
 
     async def _apply(self, fault: Fault) -> None:
         await asyncio.sleep(fault.at)
@@ -252,4 +251,26 @@ class Harness:
             if status:
                 self.cluster.problems.append(
                     f"{worker.name} failed with status {status}: see {worker.name}.log"
+                )
+
+
+def lives_of(subscriber: Worker) -> Iterator[Life]:
+    """Yield the lives of a subscriber; each connection of a classic one is a life."""
+    for number in range(1, subscriber.lives + 1):
+        name = f"{subscriber.name} (life {number})" if subscriber.lives > 1 else subscriber.name
+        records, killed = read_history(subscriber.history_file(number)), number < subscriber.lives
+        if subscriber.role == "subscriber":
+            yield Life(name, subscriber.topics, records, killed)
+            continue
+        for topic in subscriber.topics:
+            connections = [
+                one.connection for one in records if one.event == "subscribed" and one.topic == topic
+            ]
+            for connection in connections:
+                yield Life(
+                    f"{name}, connection {connection}",
+                    [topic],
+                    [one for one in records if one.connection == connection],
+                    killed or connection != connections[-1],
+                    live=True,
                 )

@@ -118,6 +118,7 @@ class LabCluster:
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
         self.unclean: Mapping[str, list[Span]] = {name: [] for name in self.nodes}
         self.full: Mapping[str, list[Span]] = {}
+        self.ends: Mapping[str, list[float]] = {}
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._began = ""
@@ -129,6 +130,7 @@ class LabCluster:
             "reload": self._reload,
             "reboot": self._reboot,
             "stop": self._pause,
+            "freeze": self._freeze,
             "cut": self._cut,
             "reset": self._reset_connections,
             "loss": self._lose,
@@ -252,6 +254,17 @@ class LabCluster:
         await self.lab.ssh(_host(fault.target), f"systemctl kill --signal STOP {unit}")
         await asyncio.sleep(fault.seconds)
         await self.lab.ssh(_host(fault.target), f"systemctl kill --signal CONT {unit}")
+
+    async def _freeze(self, fault: Fault) -> None:
+        """Stop a node for longer than systemd's watchdog waits."""
+        began, before = time.monotonic(), await self._pid(fault.target)
+        await self._pause(fault)
+        await self._wait_until_ready([fault.target])
+        if await self._pid(fault.target) != before:
+            self.unclean[fault.target].append((began, time.monotonic()))
+
+    async def _pid(self, node: str) -> str:
+        return await self.lab.ssh(_host(node), f"systemctl show --property MainPID {_unit(node)}")
 
     async def _cut(self, fault: Fault) -> None:
         async with self._rules(fault, "drop"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -17,6 +17,10 @@ Kind = Literal[
     "restart",
     "reload",
     "stop",
+    "freeze",
+    "limits",
+    "rotate",
+    "reader",
     "cut",
     "reset",
     "tear",
@@ -31,10 +35,33 @@ Kind = Literal[
 
 Backend = Literal["local", "lab"]
 
-LAB_KINDS: tuple[Kind, ...] = ("kill", "restart", "reload", "reboot", "stop", "cut", "reset", "loss", "slow")
+LAB_KINDS: tuple[Kind, ...] = (
+    *("kill", "restart", "reload", "reboot", "stop", "freeze", "cut", "reset", "loss", "slow"),
+)
 """Faults that can be done to hosts from outside."""
 
+SQLITE_KINDS = frozenset({"disk full", "reader"})
+"""Faults of a file that a log in memory has not."""
+
+FREEZE_SECONDS = 15.0
+"""Longer than the watchdog of systemd waits, WatchdogSec=10."""
+
+WATCHDOG_SECONDS = 10.0
+
+CHANGES: tuple[Mapping[str, float], ...] = (
+    {"max_connections": 3},
+    {"max_held_bytes": 1},
+    {"max_held_bytes": 2**30, "max_buffered_bytes": 2**26},
+    {"max_buffered_bytes": 2 * 1024 * 1024},
+    {"ping_interval_seconds": 0.2, "ping_timeout_seconds": 0.2},
+    {"hello_seconds": 0.05},
+)
+"""Limits that are lowered or raised for a while."""
+
 LOCAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "reboot")
+
+ALL_NODES = "all nodes"
+"""Target of a fault that is done to the whole cluster."""
 
 Direction = Literal["both", "up", "down"]
 """Up is from who connects to who listens."""
@@ -54,9 +81,11 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: The kind of fault.
         target: A process as `consumer-1`, or a link between two as `producer-1>consumer-1`; a link's fault
             with a process for its target is done to all links of that process.
-        amount: Of `interrupt`, the seconds from SIGTERM to SIGKILL; of `tear`, the bytes that still pass; of
-            `loss`, the share of reads that are late as by a retransmission; of `delay`, the seconds; of
-            `slow`, bytes a second; of `clock`, the seconds by which it is set.
+        amount: Of `interrupt`, the seconds from SIGTERM to SIGKILL; of `freeze`, those to the watchdog's
+            SIGKILL, 0 without one; of `limits`, the index in `CHANGES`; of `reader`, 0 if SIGKILL ends it; of
+            `tear`, the bytes that still pass; of `loss`, the share of reads that are late as by a
+            retransmission; of `delay`, the seconds; of `slow`, bytes a second; of `clock`, the seconds by
+            which it is set.
         direction: Of a link's fault.
     """
 
@@ -87,6 +116,9 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         sizes: Bytes of data in a message, one of these.
         seconds: How long they publish.
         kept: Messages that the log of a topic keeps, 0 for all: who is away for long gets a gap.
+        tls: Whether all connections are encrypted, and nodes have certificates.
+        classic_publishers: How many publishers speak the classic protocol.
+        classic_subscriptions: The topics of each subscriber that speaks the classic protocol.
     """
 
     consumers: int
@@ -99,6 +131,9 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sizes: list[int]
     seconds: float
     kept: int = 0
+    tls: bool = False
+    classic_publishers: int = 0
+    classic_subscriptions: list[list[str]] = []
 
     @property
     def consumer_names(self) -> list[str]:
@@ -121,14 +156,34 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _names("subscriber", len(self.subscriptions))
 
     @property
+    def classic_publisher_names(self) -> list[str]:
+        """Return the names of the classic publishers."""
+        return _names("classic-publisher", self.classic_publishers)
+
+    @property
+    def classic_subscriber_names(self) -> list[str]:
+        """Return the names of the classic subscribers."""
+        return _names("classic-subscriber", len(self.classic_subscriptions))
+
+    @property
+    def all_publisher_names(self) -> list[str]:
+        """Return the names of the publishers of both protocols."""
+        return self.publisher_names + self.classic_publisher_names
+
+    @property
+    def all_subscriber_names(self) -> list[str]:
+        """Return the names of the subscribers of both protocols."""
+        return self.subscriber_names + self.classic_subscriber_names
+
+    @property
     def links(self) -> list[str]:
         """Return the names of the links, `who connects>who listens`."""
         return [
             f"{one}>{other}"
             for some, others in (
-                (self.publisher_names, self.producer_names),
+                (self.all_publisher_names, self.producer_names),
                 (self.producer_names, self.consumer_names),
-                (self.subscriber_names, self.consumer_names),
+                (self.all_subscriber_names, self.consumer_names),
             )
             for one in some
             for other in others
@@ -175,16 +230,22 @@ def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Bac
     workload = _workload(rng, seconds)
     kinds = LOCAL_KINDS
     if backend == "lab":
-        workload = msgspec.structs.replace(workload, consumers=2, producers=2)
+        workload = msgspec.structs.replace(
+            workload, consumers=2, producers=2, tls=False, classic_publishers=0, classic_subscriptions=[]
+        )
         kinds = LAB_KINDS
-    allowed = [kind for kind in kinds if retention == "sqlite" or kind != "disk full"]
+    allowed = [kind for kind in kinds if retention == "sqlite" or kind not in SQLITE_KINDS]
     faults: list[Fault] = []
     for _ in range(rng.randint(2, 7)):
-        fault = _DRAW[rng.choice(allowed)](rng, workload)
+        kind = rng.choice(allowed)
+        if kind == "freeze" and rng.random() < 0.75:
+            # It takes longer than all others together.
+            kind = "stop"
+        fault = _DRAW[kind](rng, workload)
         if backend == "lab" and fault.kind in HITS_A_LINK:
             fault = msgspec.structs.replace(fault, target=rng.choice(_between_hosts(workload)))
         faults.append(fault)
-        if fault.kind in HITS_THE_PROCESS and rng.random() < 0.2:
+        if fault.kind in HITS_THE_PROCESS - {"freeze"} and rng.random() < 0.2:
             # As when a power failure or an update takes two at once.
             faults.append(msgspec.structs.replace(fault, target=rng.choice(_nodes(workload))))
     return Schedule(seed, retention, workload, _without_clashes(faults))
@@ -194,6 +255,9 @@ def _workload(rng: random.Random, seconds: float) -> Workload:
     topics = rng.sample(TOPICS, rng.randint(1, 5))
     window = rng.choice([1, 1, 8, 64])
     large = rng.random() < 0.25
+    tls = rng.random() < 0.3
+    # By itself, a node takes no classic peer over TLS.
+    classic = not tls and rng.random() < 0.5
     return Workload(
         consumers=rng.choice([1, 2, 2, 3]),
         producers=rng.choice([1, 2, 2]),
@@ -208,6 +272,9 @@ def _workload(rng: random.Random, seconds: float) -> Workload:
         sizes=[40, 100_000, 1000] if large else [40, 40, 1000],
         seconds=seconds,
         kept=rng.choice([0, 0, 0, 0, 20, 100]),
+        tls=tls,
+        classic_publishers=int(classic),
+        classic_subscriptions=[rng.sample(topics, rng.randint(1, len(topics)))] if classic else [],
     )
 
 
@@ -237,7 +304,7 @@ def _process_fault(kind: Kind, shortest: float, longest: float) -> Callable[[ran
     def draw(rng: random.Random, workload: Workload) -> Fault:
         targets = _nodes(workload)
         if kind in {"kill", "stop"} and rng.random() < 0.25:
-            targets = workload.subscriber_names + (workload.publisher_names if kind == "stop" else [])
+            targets = workload.all_subscriber_names + (workload.all_publisher_names if kind == "stop" else [])
         return Fault(
             at=_begin(rng, workload),
             seconds=round(rng.uniform(shortest, longest), 3),
@@ -274,7 +341,41 @@ def _clock(rng: random.Random, workload: Workload) -> Fault:
         seconds=round(rng.uniform(0.2, 2), 3),
         kind="clock",
         target=rng.choice(_nodes(workload)),
-        amount=rng.choice([-86_400.0, -3600.0, -2.0, 2.0, 3600.0, 86_400.0 * 400]),
+        amount=rng.choice([-1, 1]) * rng.choice([2.0, 3600.0, 86_400.0, 86_400.0 * 300]),
+    )
+
+
+def _freeze(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=FREEZE_SECONDS,
+        kind="freeze",
+        target=rng.choice(_nodes(workload)),
+        amount=rng.choice([0.0, WATCHDOG_SECONDS]),
+    )
+
+
+def _limits(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=round(rng.uniform(0.2, 2), 3),
+        kind="limits",
+        target=rng.choice(_nodes(workload)),
+        amount=float(rng.randrange(len(CHANGES))),
+    )
+
+
+def _rotate(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(_begin(rng, workload), round(rng.uniform(0.3, 2.5), 3), "rotate", ALL_NODES)
+
+
+def _reader(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=round(rng.uniform(0.3, 3), 3),
+        kind="reader",
+        target=rng.choice(workload.consumer_names),
+        amount=float(rng.randrange(2)),
     )
 
 
@@ -294,6 +395,10 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "reload": _process_fault("reload", 0.0, 0.0),
     # The longest is longer than a ping and its timeout.
     "stop": _process_fault("stop", 0.05, 3.0),
+    "freeze": _freeze,
+    "limits": _limits,
+    "rotate": _rotate,
+    "reader": _reader,
     "cut": _link_fault("cut", lambda _: 0, 3.0),
     "reset": _link_fault("reset", lambda _: 0, 0, ("both",)),
     "tear": _link_fault("tear", lambda rng: int(2000 ** rng.random()), 2.0, ("up", "down")),
@@ -306,7 +411,7 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "reboot": _process_fault("reboot", 0.0, 0.0),
 }
 
-HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "reboot"})
+HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "freeze", "reboot"})
 """A process can have only one of these at a time."""
 
 HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})

@@ -6,18 +6,24 @@ They write their records as JSON lines, each at once, so that a history survives
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
 import sys
 import time
+import tomllib
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import uvloop
+from websockets.asyncio.client import connect
+from websockets.exceptions import WebSocketException
 
 import wsqueue
+from tests.support.classic_peer import Peer, hash_of, subscribe_path
 
 OPEN_SECONDS = 6.0
 """How long the clients wait for a node that does not answer: longer than most faults."""
@@ -32,14 +38,16 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         event: Of a publisher `attempted`, `acknowledged`, `refused` or `failed`; of a subscriber
             `subscribed`, `delivered`, `damaged` (no publisher sent this text) or `gap`; of
-            both `error`.
+            both `error`. For a classic publisher, a message is acknowledged when its producer has it.
         at: By a clock that all processes of this machine share.
-        publisher: Of the message.
+        publisher: Of the message; a classic one is another on each connection, which alone keeps an order.
         number: Of the message, counted by its publisher over all topics.
         topic: Of the message or gap.
         offset: Of the delivery.
         log: Of the delivery: offsets of other logs cannot be compared.
         missed: Of a gap; None when nobody knows.
+        connection: Of a classic peer: a subscriber's is for one topic.
+        producer: To which a classic publisher has sent the message.
         text: Whatever helps to understand an `error`, `refused`, `failed` or `damaged`.
     """
 
@@ -53,7 +61,12 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     offset: int = -1
     log: str = ""
     missed: int | None = None
+    connection: int = 0
+    producer: str = ""
     text: str = ""
+
+
+Role = Literal["publisher", "subscriber", "classic-publisher", "classic-subscriber"]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -61,7 +74,7 @@ class Job(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Of the worker, in every record.
-        role: Publisher or subscriber.
+        role: Publisher or subscriber, and whether it speaks the classic protocol.
         config: The configuration of its client.
         history: File to which records are appended.
         topics: To publish or subscribe.
@@ -73,7 +86,7 @@ class Job(msgspec.Struct, frozen=True):
     """
 
     name: str
-    role: Literal["publisher", "subscriber"]
+    role: Role
     config: str
     history: str
     topics: list[str]
@@ -98,6 +111,10 @@ def parse(data: str) -> tuple[str, int] | None:
         return None
     publisher, number, size = fields[0], int(fields[1]), int(fields[2])
     return (publisher, number) if data == message(publisher, number, size) else None
+
+
+ENDS = (OSError, TimeoutError, EOFError, WebSocketException)
+"""Exceptions by which a connection ends."""
 
 
 class History:
@@ -183,6 +200,106 @@ async def subscribe(job: Job) -> None:
                 await asyncio.sleep(PAUSE_SECONDS)
 
 
+class Classic:
+    """A classic peer: who it is, and where the nodes are."""
+
+    def __init__(self, job: Job) -> None:
+        config = Path(job.config)
+        settings = tomllib.loads(config.read_text())
+        self.key = (config.parent / settings["psk_file"]).read_text().splitlines()[0]
+        self.producers: list[str] = settings["producers"]
+        self.consumers: list[str] = settings["consumers"]
+        self.history = History(Path(job.history))
+        self.connections = 0
+
+    @contextlib.asynccontextmanager
+    async def connected(self, address: str) -> AsyncIterator[Peer]:
+        """Connect and say hello."""
+        self.connections += 1
+        async with connect(
+            f"ws://{address}", proxy=None, open_timeout=OPEN_SECONDS, ping_interval=None, close_timeout=1
+        ) as socket:
+            peer = Peer(socket, self.key, "document")
+            async with asyncio.timeout(OPEN_SECONDS):
+                await peer.hello()
+                # A node answers a ping after all that came before it, so that it has seen our answer too.
+                await (await socket.ping())
+            yield peer
+
+    def note(self, error: Exception) -> None:
+        """Write down why a connection has ended, or never began."""
+        self.history.write(Record("error", time.monotonic(), text=f"{type(error).__name__}: {error}"))
+
+
+async def publish_classic(job: Job) -> None:
+    """Publish for some time at some rate, on one connection after another."""
+    rng, peer = random.Random(f"{job.seed} {job.name}"), Classic(job)
+    clock = asyncio.get_running_loop().time
+    number, due = 0, clock()
+    end = due + job.seconds
+    while clock() < end:
+        which = peer.connections % len(peer.producers)
+        producer = f"producer-{which + 1}"
+        name = f"{job.name}.{peer.connections + 1}"
+        waiting: list[Record] = []
+        try:
+            async with peer.connected(peer.producers[which]) as connected:
+                while clock() < end:
+                    topic = rng.choice(job.topics)
+                    record = Record("attempted", time.monotonic(), name, number, topic, producer=producer)
+                    waiting.append(record)
+                    peer.history.write(record)
+                    await connected.publish(topic, message(name, number, rng.choice(job.sizes)))
+                    number += 1
+                    # Time that was lost is not made up for.
+                    due = max(due + 1 / job.rate, clock())
+                    if len(waiting) == job.window or due >= end:
+                        async with asyncio.timeout(OPEN_SECONDS):
+                            await (await connected.socket.ping())
+                        settle(peer.history, waiting, "acknowledged")
+                    await asyncio.sleep(due - clock())
+        except ENDS as error:
+            peer.note(error)
+        settle(peer.history, waiting, "failed")
+        await asyncio.sleep(PAUSE_SECONDS)
+
+
+def settle(history: History, waiting: list[Record], event: Literal["acknowledged", "failed"]) -> None:
+    """Write the outcome of messages, and wait for them no more."""
+    for record in waiting:
+        history.write(msgspec.structs.replace(record, event=event, at=time.monotonic()))
+    waiting.clear()
+
+
+async def subscribe_classic(job: Job) -> None:
+    """Write down all messages, until killed: a connection for each topic, again when it ends."""
+    peer = Classic(job)
+
+    async def hear(topic: str) -> None:
+        address = peer.consumers[hash_of(topic) % len(peer.consumers)].removesuffix("/subscribe")
+        while True:
+            connection = peer.connections + 1
+            try:
+                async with peer.connected(address + subscribe_path(topic)) as connected:
+                    known = Record("subscribed", time.monotonic(), topic=topic, connection=connection)
+                    peer.history.write(known)
+                    while True:
+                        peer.history.write(_record_of_packet(await connected.receive(), connection))
+            except ENDS as error:
+                peer.note(error)
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    await asyncio.gather(*map(hear, job.topics))
+
+
+def _record_of_packet(packet: dict[str, Any], connection: int) -> Record:
+    now, topic, data = time.monotonic(), packet["s"], packet["d"]
+    found = parse(data)
+    if found is None:
+        return Record("damaged", now, topic=topic, connection=connection, text=data[:200])
+    return Record("delivered", now, *found, topic, connection=connection)
+
+
 def _record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
     now = time.monotonic()
     if isinstance(item, wsqueue.Gap):
@@ -197,7 +314,13 @@ def _record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
 def main() -> None:
     """Do the job in the file that the command line names."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
-    uvloop.run(publish(job) if job.role == "publisher" else subscribe(job))
+    work = {
+        "publisher": publish,
+        "subscriber": subscribe,
+        "classic-publisher": publish_classic,
+        "classic-subscriber": subscribe_classic,
+    }
+    uvloop.run(work[job.role](job))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,6 +29,8 @@ class Story:
         self.killed: set[str] = set()
         self.unclean: dict[str, list[Span]] = {}
         self.full: dict[str, list[Span]] = {}
+        self.ends: dict[str, list[float]] = {}
+        self.live: set[str] = set()
         self._numbers: dict[str, int] = {}
         self.subscribe(*subscribers)
 
@@ -35,15 +38,16 @@ class Story:
         self.now += 1
         return self.now
 
-    def attempt(self, publisher: str = "p", topic: str = TOPIC) -> Self:
+    def attempt(self, publisher: str = "p", topic: str = TOPIC, producer: str = "") -> Self:
+        """Begin to publish, as a classic publisher if its producer is named."""
         number = self._numbers[publisher] = self._numbers.get(publisher, -1) + 1
-        self.published.append(Record("attempted", self.tick(), publisher, number, topic))
+        self.published.append(Record("attempted", self.tick(), publisher, number, topic, producer=producer))
         return self
 
     def settle(self, event: Kind, index: int = -1) -> Self:
         """Tell its publisher how an attempt, the last if none is given, has ended."""
         attempt = [record for record in self.published if record.event == "attempted"][index]
-        self.published.append(Record(event, self.tick(), attempt.publisher, attempt.number, attempt.topic))
+        self.published.append(msgspec.structs.replace(attempt, event=event, at=self.tick()))
         return self
 
     def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> Self:
@@ -76,13 +80,27 @@ class Story:
         self.full[topic] = [span or (self.tick(), self.tick())]
         return self
 
+    def end(self, producer: str) -> Self:
+        self.ends.setdefault(producer, []).append(self.tick())
+        return self
+
+    def connect(self, *names: str) -> Self:
+        """Subscribe as a connection of a classic subscriber does."""
+        self.live.update(names)
+        return self.subscribe(*names)
+
     def kill(self, name: str = "s") -> Self:
         self.killed.add(name)
         return self
 
     def check(self, retention: Retention = "sqlite", *, all_kept: bool = True) -> Verdict:
-        lives = [Life(name, self.topics, told, name in self.killed) for name, told in self.lives.items()]
-        return check(self.published, lives, retention, self.unclean, self.full, all_kept=all_kept)
+        lives = [
+            Life(name, self.topics, told, name in self.killed, name in self.live)
+            for name, told in self.lives.items()
+        ]
+        return check(
+            self.published, lives, retention, self.unclean, self.full, ends=self.ends, all_kept=all_kept
+        )
 
     def gives(
         self,
@@ -275,6 +293,38 @@ class TestGaps:
         Story().publish(2).crash().subscribe("s").publish().deliver(2).gives(memory="", sqlite="lost 2")
         # It gets the messages published since.
         Story().crash().publish(2).subscribe("s").deliver(1).gives(memory="lost 1")
+
+
+class TestClassic:
+    """The classic protocol promises less, and the checker demands that."""
+
+    def test_a_message_that_its_producer_has_comes_unless_the_producer_ends(self) -> None:
+        story = Story("s").attempt(producer="producer-1").settle("acknowledged").gives("lost 1")
+        story.end("producer-2").gives("lost 1").end("producer-1").gives("")
+        # One that is published to the next producer is owed again.
+        story.attempt(producer="producer-1").settle("acknowledged").gives("lost 1")
+
+    def test_nobody_tells_of_a_full_disk(self) -> None:
+        Story("s").fill().attempt(producer="producer-1").settle("acknowledged").gives("lost 1")
+        Story("s").attempt(producer="producer-1").settle("acknowledged").fill().gives("")
+        Story("s").attempt(producer="producer-1").settle("acknowledged").fill("sport").gives("lost 1")
+
+    def test_it_comes_once_and_in_order_and_only_where_it_was_published(self) -> None:
+        story = Story("s").attempt(producer="producer-1").settle("failed")
+        story.attempt(producer="producer-1").settle("failed").end("producer-1").gives("")
+        story.deliver(0, 0, 1).gives("duplicated 1")
+        Story("s").attempt(producer="p").attempt(producer="p").settle("failed").settle("failed", 0).deliver(
+            1, 0
+        ).gives("out_of_order 1")
+        Story("s").attempt(producer="p").settle("failed").deliver(0, topic="sport").gives("unexpected 1")
+
+    def test_a_connection_gets_what_is_published_while_it_lasts(self) -> None:
+        story = Story().publish().connect("s").publish(2).deliver(1).gives("lost 1").deliver(2).gives("")
+        story.kill().connect("t").gives("").publish().gives("lost 1").deliver(3, to="t").gives("")
+        # What was published before it may come too, and then once.
+        Story().attempt().connect("s").settle("acknowledged").deliver(0).gives("").deliver(0).gives(
+            "duplicated 1"
+        )
 
 
 class TestLogsOfLimitedSize:

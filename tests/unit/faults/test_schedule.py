@@ -9,13 +9,22 @@ import msgspec
 import pytest
 
 from ...faults import schedule
-from ...faults.schedule import HITS_THE_PROCESS, LAB_KINDS, LOCAL_KINDS, Retention
+from ...faults.schedule import (
+    ALL_NODES,
+    CHANGES,
+    FREEZE_SECONDS,
+    HITS_THE_PROCESS,
+    LAB_KINDS,
+    LOCAL_KINDS,
+    SQLITE_KINDS,
+    Retention,
+)
 
 SEEDS = range(300)
 KNOWN = [
-    "0.20 s: delay 0.3 consumer-2 for 1.27 s",
-    "1.37 s: disk full consumer-1 for 0.94 s",
-    "3.18 s: tear 378 up subscriber-1>consumer-1 for 0.88 s",
+    "0.24 s: loss 0.1191 consumer-1 for 0.28 s",
+    "0.80 s: kill producer-1 for 1.02 s",
+    "3.54 s: reset publisher-1>producer-1 for 0.00 s",
 ]
 RETENTIONS: tuple[Retention, ...] = ("memory", "sqlite")
 
@@ -53,14 +62,16 @@ def test_every_fault_hits_something_while_messages_flow() -> None:
         processes = (
             workload.consumer_names
             + workload.producer_names
-            + workload.publisher_names
-            + workload.subscriber_names
+            + workload.all_publisher_names
+            + workload.all_subscriber_names
         )
         assert one.faults
         for fault in one.faults:
-            assert fault.target in processes + workload.links
+            assert fault.target in [*processes, *workload.links, ALL_NODES]
+            assert (fault.target == ALL_NODES) == (fault.kind == "rotate")
             assert 0 < fault.at < workload.seconds
-            assert 0 <= fault.seconds <= 3
+            assert 0 <= fault.seconds <= (FREEZE_SECONDS if fault.kind == "freeze" else 3)
+            assert fault.kind != "limits" or CHANGES[int(fault.amount)]
         assert one.faults == sorted(one.faults, key=lambda fault: fault.at)
 
 
@@ -69,10 +80,28 @@ def test_all_faults_occur() -> None:
     assert kinds == set(LOCAL_KINDS)
 
 
-def test_only_sqlite_has_a_disk_to_fill() -> None:
+def test_only_sqlite_has_a_file() -> None:
     for one in all_schedules():
         if one.retention == "memory":
-            assert all(fault.kind != "disk full" for fault in one.faults)
+            assert not {fault.kind for fault in one.faults} & SQLITE_KINDS
+
+
+def test_clocks_step_by_days_both_ways() -> None:
+    steps = {fault.amount for one in all_schedules() for fault in one.faults if fault.kind == "clock"}
+    assert steps >= {86_400.0, -86_400.0}
+
+
+def test_some_clusters_have_certificates_and_some_have_classic_peers() -> None:
+    workloads = [one.workload for one in all_schedules()]
+    for some in (
+        [workload for workload in workloads if workload.tls],
+        [workload for workload in workloads if workload.classic_publishers],
+    ):
+        assert len(workloads) / 5 < len(some) < len(workloads) / 2
+    for workload in workloads:
+        # A node takes no classic peer over TLS, unless it is told to.
+        assert not (workload.tls and workload.classic_publishers)
+        assert all(set(topics) <= set(workload.topics) for topics in workload.classic_subscriptions)
 
 
 def test_a_process_is_hit_once_at_a_time() -> None:

@@ -1,0 +1,167 @@
+"""Filters that compare what is on the hosts with what the inventory wants.
+
+All are plain functions over strings, lists and mappings.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+TLS = "wss://"
+
+
+class FilterModule:
+    """The class that Ansible looks for."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        """Return all filters by name."""
+        functions = (
+            deployed_consumers,
+            kept,
+            looks,
+            moved_percent,
+            orphans_sentence,
+            tls_changes,
+            unknown_instances,
+            waits_only_for,
+        )
+        return {function.__name__: function for function in functions}
+
+
+# --- The list of consumers ---
+
+
+def deployed_consumers(text: str) -> list[str]:
+    """Return host:port of all consumers, as the configuration of a node has them.
+
+    Args:
+        text: The configuration, "" for none.
+
+    Raises:
+        ValueError: It is no TOML.
+    """
+    try:
+        settings = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(
+            f"a configuration in /etc/wsqueue is damaged ({error}): restore or remove it"
+        ) from None
+    if "consumers" in settings:
+        return [address.removesuffix("/producer") for address in settings["consumers"]]
+    consumers: list[str] = settings.get("monitoring", {}).get("consumers", [])
+    return consumers
+
+
+def moved_percent(old: Sequence[str], new: Sequence[str]) -> int:
+    """Return how many percent of the topics get another consumer, rounded up; 0 without an old list.
+
+    Args:
+        old: host:port of all consumers before, with or without wss:// and a path.
+        new: The same, afterwards.
+    """
+    if not old or not new:
+        return 0
+    before, after = ([_place(address) for address in addresses] for addresses in (old, new))
+    # hash % len(before) and hash % len(after) repeat together after this number of hashes.
+    period = math.lcm(len(before), len(after))
+    moved = sum(before[number % len(before)] != after[number % len(after)] for number in range(period))
+    return math.ceil(100 * moved / period)
+
+
+def tls_changes(old: Sequence[str], new: Sequence[str]) -> bool:
+    """Return True if the links get or lose TLS."""
+    with_tls = [any(address.startswith(TLS) for address in addresses) for addresses in (old, new)]
+    return bool(old) and with_tls[0] != with_tls[1]
+
+
+def _place(address: str) -> str:
+    return address.removeprefix(TLS).partition("/")[0]
+
+
+# --- Kept messages ---
+
+
+def looks(
+    files: Iterable[str], places: Mapping[int | str, str], consumers: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the name of each consumer on a host, and the arguments of `wsqueue kept` that count its orphans.
+
+    Args:
+        files: Paths of configurations, as /etc/wsqueue/consumer-10001.toml.
+        places: The host:port of each port that the inventory has; all that others keep becomes orphaned.
+        consumers: host:port of all consumers.
+    """
+    numbers = {str(port): consumers.index(place) + 1 for port, place in places.items() if place in consumers}
+    found = []
+    for file in files:
+        name = file.rpartition("/")[2].removesuffix(".toml")
+        arguments = [f"/var/lib/wsqueue/{name}"]
+        if number := numbers.get(name.rpartition("-")[2]):
+            arguments += ["--number", str(number), "--of", str(len(consumers))]
+        found.append({"name": name, "arguments": arguments})
+    return found
+
+
+def kept(results: Iterable[Mapping[str, Any]], host: str) -> list[dict[str, Any]]:
+    """Return what `wsqueue kept --json` has counted, as `orphans_sentence` takes it.
+
+    Args:
+        results: Results of a loop over what `looks` has returned.
+        host: Name of the host.
+    """
+    return [
+        {"name": f"{result['item']['name']} of {host}"}
+        | (json.loads(result["stdout"]) if result["rc"] == 0 else {})
+        for result in results
+        if "rc" in result
+    ]
+
+
+def orphans_sentence(looks: Iterable[Mapping[str, Any]]) -> str:
+    """Return a sentence about kept messages that no client would look for where they are.
+
+    Args:
+        looks: Of each instance that was looked at: its `name`, and `topics` and `messages`, or neither where
+            its files don't say what it keeps.
+    """
+    known = [look for look in looks if "messages" in look]
+    unknown = [look["name"] for look in looks if "messages" not in look]
+    messages, topics = (sum(int(look[key]) for look in known) for key in ("messages", "topics"))
+    sentence = f"{messages:,} kept messages of {topics:,} topics would be where no client looks for them"
+    places = [f"{look['messages']:,} at {look['name']}" for look in known if look["messages"]]
+    if places:
+        sentence += f" ({', '.join(places)})"
+    if unknown:
+        sentence += f"; what {', '.join(unknown)} would lose is not known, because its messages are in memory"
+    return sentence
+
+
+# --- Instances ---
+
+
+def waits_only_for(answer: str, dead: Iterable[str]) -> bool:
+    """Return True if an instance is not ready only because it has no link to nodes that are known to be down.
+
+    Args:
+        answer: What it answers at /readyz.
+        dead: host:port of these nodes.
+    """
+    match = re.fullmatch(r"not ready: no link to (.+)", answer.strip())
+    return match is not None and {_place(address) for address in match[1].split(", ")} <= set(dead)
+
+
+def unknown_instances(files: Iterable[str], wanted: Mapping[str, Iterable[int | str]]) -> list[str]:
+    """Return the instances on a host that the inventory does not have, e.g. consumer-10001.
+
+    Args:
+        files: Paths of configurations, as /etc/wsqueue/consumer-10001.toml.
+        wanted: The ports of each kind.
+    """
+    known = {f"{kind}-{port}" for kind, ports in wanted.items() for port in ports}
+    names = (re.fullmatch(r".*/((?:consumer|producer)-\d+)\.toml", file) for file in files)
+    return sorted(match[1] for match in names if match and match[1] not in known)

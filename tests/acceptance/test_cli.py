@@ -194,6 +194,17 @@ def test_kept_messages_and_orphans_are_counted(tmp_path: Path) -> None:
     assert_refused(run("kept", tmp_path), 1, str(tmp_path), "there is no file of messages")
 
 
+def test_verify_leaves_out_a_node_that_is_known_to_be_down(standing_cluster: Cluster) -> None:
+    demo = standing_cluster.demo_file
+    down, up = (node.address for node in standing_cluster.consumers[:2])
+    shown = json.loads(run("verify", "--json", "--without", down, "--config", demo).stdout)
+    names = " ".join(check["name"] for check in shown["checks"])
+    assert (shown["failed"], down in names, up in names) == (0, False, True)
+    for wrong, words in (("192.0.2.1:1", "is no node of the configuration"), ("x", "is not an address")):
+        result = run("verify", "--without", wrong, "--config", demo)
+        assert (result.code, words in result.stderr) == (2, True)
+
+
 def test_values_are_checked_without_the_files_that_they_name(tmp_path: Path) -> None:
     file = tmp_path / "node.toml"
     file.write_text('psk_file = "nowhere"\n' + CONSUMER)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import click
 
 from ..config import model
+from ..config.addresses import parse_address
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig
@@ -23,8 +25,14 @@ from .messages import run_demo
 @click.command()
 @click.option("--junit", metavar="FILE", type=click.Path(path_type=Path), help="Write a JUnit XML report.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object with all checks.")
+@click.option(
+    "--without",
+    metavar="ADDRESS",
+    multiple=True,
+    help="Leave out the node at host:port, which is known to be down; may be given several times.",
+)
 @config_option
-def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
+def verify(junit: Path | None, *, as_json: bool, without: tuple[str, ...], config_file: str) -> None:
     """Run the end-to-end tests against a cluster.
 
     Every node must answer, a random message must come back unmodified through every producer and every
@@ -34,8 +42,10 @@ def verify(junit: Path | None, *, as_json: bool, config_file: str) -> None:
     Examples:
       wsqueue verify --junit report.xml
       wsqueue verify --json | jq -r '.checks[] | select(.problem != "") | .name'
+      wsqueue verify --without 192.0.2.7:10001
     """
-    run(_verify(load_config(config_file, ClientConfig), junit, as_json=as_json))
+    settings = load_config(config_file, ClientConfig)
+    run(_verify(settings, junit, as_json=as_json, without=_known_nodes(without, settings)))
 
 
 @click.command()
@@ -96,10 +106,31 @@ def local(
     )
 
 
-async def _verify(settings: ClientConfig, junit: Path | None, *, as_json: bool = False) -> None:
+def _known_nodes(texts: Sequence[str], settings: ClientConfig) -> set[tuple[str, int]]:
+    """Return host and port of each address, which must be one of the cluster's."""
+    known = {(node.host, node.port) for node in settings.produce_addresses + settings.subscribe_addresses}
+    found = set()
+    for text in texts:
+        try:
+            address = parse_address(text)
+        except ValueError as error:
+            raise click.BadParameter(f"{text} is not an address: {error}", param_hint="--without") from None
+        if (address.host, address.port) not in known:
+            raise click.BadParameter(f"{text} is no node of the configuration", param_hint="--without")
+        found.add((address.host, address.port))
+    return found
+
+
+async def _verify(
+    settings: ClientConfig,
+    junit: Path | None,
+    *,
+    as_json: bool = False,
+    without: Collection[tuple[str, int]] = (),
+) -> None:
     checks = []
     with progress_line() as say:
-        async for check in run_checks(settings, load_psk(settings), say):
+        async for check in run_checks(settings, load_psk(settings), say, without):
             checks.append(check)
             say("")
             if not as_json:

@@ -10,7 +10,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -40,7 +40,10 @@ class Check(msgspec.Struct, frozen=True):
 
 
 async def verify(
-    config: ClientConfig, psk: PreSharedKey, began: Callable[[str], None] = lambda _name: None
+    config: ClientConfig,
+    psk: PreSharedKey,
+    began: Callable[[str], None] = lambda _name: None,
+    without: Collection[tuple[str, int]] = (),
 ) -> AsyncIterator[Check]:
     """Run all checks, one after the other, and yield the result of each.
 
@@ -48,25 +51,36 @@ async def verify(
         config: Configuration of a client of the cluster.
         psk: Pre-shared key of the client.
         began: Called with the name of each check when it begins.
+        without: Host and port of each node that is known to be down.
 
     Raises:
         ConfigError: A certificate cannot be used.
     """
     tls = TlsContexts(config)
-    producers, consumers = config.produce_addresses, config.subscribe_addresses
-    topics = [_topic_of(index, len(consumers)) for index in range(len(consumers))]
-    endpoints = [(producer, producer) for producer in producers]
-    for consumer, topic in zip(consumers, topics, strict=True):
+    producers = [
+        (address, entry)
+        for address, entry in zip(config.produce_addresses, config.producers, strict=True)
+        if (address.host, address.port) not in without
+    ]
+    # The list decides which topics belong to a consumer, also when one in it is down.
+    count = len(config.consumers)
+    consumers = [
+        (consumer, _topic_of(index, count))
+        for index, consumer in enumerate(config.subscribe_addresses)
+        if (consumer.host, consumer.port) not in without
+    ]
+    endpoints = [(producer, producer) for producer, _ in producers]
+    for consumer, topic in consumers:
         endpoints.append((consumer, consumer.with_path(f"{consumer.path}/{topic}")))
     for shown, endpoint in endpoints:
         began(name := f"{shown} answers")
         yield await _check(name, _reachable(endpoint, psk, config, tls))
-    for consumer, topic in zip(consumers, topics, strict=True):
-        for index, producer in enumerate(producers):
-            through = msgspec.structs.replace(config, producers=[config.producers[index]])
+    for consumer, topic in consumers:
+        for producer, entry in producers:
+            through = msgspec.structs.replace(config, producers=[entry])
             began(name := f"a message comes back through {producer} and {consumer}")
             yield await _check(name, _round_trip(through, psk, topic, tls))
-    for consumer in consumers:
+    for consumer, _ in consumers:
         link = consumer.with_path(consumer.path.removesuffix("/subscribe") + "/producer")
         endpoints.append((link, link))
     for shown, endpoint in endpoints:

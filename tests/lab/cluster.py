@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from wsqueue.protocol.routing import router
+
 from ..support import control_node
 from ..support.labs import OwnLab
 from ..support.waiting import wait_until
@@ -105,6 +107,7 @@ class Cluster:
             "consumers": ["consumer1", "consumer2"],
             "producers": ["producer1"],
             "demo": ["demo1"],
+            "dead": [],
         }
         for key, value in changes.items():
             host, _, variable = key.rpartition("__")
@@ -152,6 +155,17 @@ class Cluster:
             return result.returncode == 0 and VERIFIED.search(result.stdout) is not None
 
         wait_until(verified, "all checks pass", seconds)
+
+    def consumer_of(self, topic: str) -> tuple[str, int]:
+        """Return the consumer to which a topic belongs."""
+        return CONSUMERS[router(len(CONSUMERS))(topic)]
+
+    def running_version(self, node: tuple[str, str, int]) -> str:
+        """Return the version that the running process of a node has logged."""
+        pid = self.property(node, "MainPID")
+        started = self.lab.ssh(node[1], f"journalctl --no-pager -o cat _PID={pid} | grep '^started '")
+        [*_, version] = re.findall(r"\bversion=(\S+)", started)
+        return str(version)
 
     def property(self, node: tuple[str, str, int], name: str) -> str:
         kind, host, port = node

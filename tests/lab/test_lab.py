@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
-from ..support.labs import OwnLab
+from ..support.labs import OwnLab, command_line
 from ..support.waiting import wait_until
 
 HOSTS = ("alpha", "beta")
@@ -39,23 +39,6 @@ class Lab(OwnLab):
             *(command_line(path) for path in Path("/proc").glob("[0-9]*/cmdline")),
         ]
         return [str(one) for one in found if self.bridge in str(one) or str(self.directory) in str(one)]
-
-    def nspawn(self, host: str) -> int:
-        """Return the process id of the host's nspawn."""
-        root = f"--directory={self.directory}/hosts/{host}/root"
-        [process] = [
-            int(path.parent.name)
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if root in command_line(path).split()
-        ]
-        return process
-
-
-def command_line(path: Path) -> str:
-    try:
-        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return ""
 
 
 @pytest.fixture(scope="module")

@@ -104,6 +104,9 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
         "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),
         "is not valid for '192.0.2.1'": cluster.inventory("address", consumer2__wsqueue_address="192.0.2.1"),
         "cp399-x86_64.pyz is not for": cluster.inventory("python", wsqueue_release_zipapp=str(other)),
+        "producers of producer1 could not use their configuration: limits.max_held_bytes": cluster.inventory(
+            "limits", producer1__wsqueue_producer_limits={"max_held_bytes": -1}
+        ),
     }
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda path: cluster.try_to_play("site.yml", inventory=path), wrong.values()))
@@ -332,10 +335,8 @@ class Sampler:
 
 
 def assert_all_run(cluster: Cluster, version: str) -> None:
-    for kind, host, port in NODES:
-        pid = cluster.property((kind, host, port), "MainPID")
-        started = cluster.lab.ssh(host, f"journalctl --no-pager -o cat _PID={pid} | grep '^started '")
-        assert f"version={version}" in started.splitlines()[-1].split()
+    for node in NODES:
+        assert cluster.running_version(node) == version
     assert cluster.lab.ssh("demo1", "wsqueue --version") == f"wsqueue {version}"
 
 

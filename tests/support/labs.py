@@ -95,15 +95,20 @@ class OwnLab:
         self.try_to("ssh", host, "systemctl reboot")
         wait_until(lambda: self.boot_id(host) not in {before, ""}, f"{host} is up again", seconds)
 
+    def nspawn(self, host: str) -> int:
+        """Return the process id of the host's nspawn."""
+        root = f"--directory={self.directory}/hosts/{host}/root"
+        [process] = [
+            int(path.parent.name)
+            for path in Path("/proc").glob("[0-9]*/cmdline")
+            if root in command_line(path).split()
+        ]
+        return process
+
     def inside(self, host: str, *command: str) -> list[str]:
         """Return the command that runs another inside a host, without ssh."""
-        root = f"--directory={self.directory}/hosts/{host}/root"
-        [nspawn] = [
-            path.parent
-            for path in Path("/proc").glob("[0-9]*/cmdline")
-            if root in path.read_bytes().decode(errors="replace").split("\0")
-        ]
-        init = (nspawn / "task" / nspawn.name / "children").read_text().split()[0]
+        nspawn = self.nspawn(host)
+        init = Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split()[0]
         return ["nsenter", f"--target={init}", "--mount", "--pid", "--uts", "--ipc", "--net", *command]
 
     def popen(self, host: str, command: str) -> subprocess.Popen[str]:
@@ -115,6 +120,14 @@ class OwnLab:
             stderr=subprocess.STDOUT,
             text=True,
         )
+
+
+def command_line(path: Path) -> str:
+    """Return the words of a file /proc/PID/cmdline, "" if the process has ended."""
+    try:
+        return path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def skip_if_the_lab_cannot_run(result: subprocess.CompletedProcess[str]) -> None:

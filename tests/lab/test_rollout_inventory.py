@@ -1,0 +1,122 @@
+"""The inventory changes: nothing is lost unasked, and a dead host does not stop the others.
+
+The tests build on each other, in the order of this file.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ..support.waiting import wait_until
+from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster
+
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+
+PREFLIGHT = "ansible/playbooks/preflight.yml"
+MOVE = ("-e", "wsqueue_move_topics=true")
+RETIRE = ("-e", '{"wsqueue_retired": ["consumer-10003"]}')
+
+
+def refused(cluster: Cluster, inventory: Path, *arguments: str) -> str:
+    """Return the output of a preflight that fails, in one line; no host is changed."""
+    result = cluster.try_to_play(PREFLIGHT, *arguments, inventory=inventory)
+    assert result.returncode != 0, result.stdout[-10_000:]
+    assert "\nchanged: " not in result.stdout
+    return " ".join(result.stdout.split())
+
+
+@pytest.fixture(scope="module")
+def administrator(deployed: Cluster) -> Iterator[dict[str, str]]:
+    """Return the variables with which Ansible becomes root as a user who must give a password."""
+    password = secrets.token_urlsafe(12)
+    for host in HOSTS:
+        deployed.lab.ssh(
+            host,
+            "useradd --create-home --groups sudo admin && chpasswd"
+            " && install -D -o admin -m 600 /root/.ssh/authorized_keys /home/admin/.ssh/authorized_keys",
+            stdin=f"admin:{password}\n",
+        )
+    yield {"ansible_user": "admin", "ansible_become_password": password}
+    for host in HOSTS:
+        # Ansible keeps a connection open.
+        deployed.lab.ssh(host, "loginctl terminate-user admin; sleep 1; userdel --force --remove admin")
+
+
+def test_topics_do_not_move_unasked(deployed: Cluster, administrator: dict[str, str]) -> None:
+    more = deployed.inventory("more", consumer2__wsqueue_consumer_ports=[10001, 10005], **administrator)
+    told = refused(deployed, more)
+    assert "75% of the topics move to another consumer" in told
+    # The topics that the tests publish, one at each consumer, and more.
+    assert "kept messages of" in told
+    assert "at consumer-10001 of consumer2" in told
+    output = deployed.try_to_play(PREFLIGHT, *MOVE, inventory=more)
+    assert output.returncode == 0, output.stdout[-10_000:]
+    assert "WARNING: the list of consumers changes" in output.stdout
+
+
+def test_tls_and_the_release_do_not_change_together(deployed: Cluster, administrator: dict[str, str]) -> None:
+    version = deployed.lab.ssh("demo1", "wsqueue --version").split()[-1]
+    other = deployed.zipapps[NEW if version == OLD else OLD]
+    plain = deployed.inventory("plain", wsqueue_tls=False, wsqueue_plain=True, **administrator)
+    assert "wsqueue_tls and the release change together" in refused(
+        deployed, plain, "-e", f"wsqueue_release_zipapp={other}"
+    )
+
+
+def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Cluster) -> None:
+    fewer = deployed.inventory("fewer", consumer1__wsqueue_consumer_ports=[10001])
+    told = refused(deployed, fewer)
+    assert "consumer1 has consumer-10003, which this inventory does not have" in told
+    # Also topics move.
+    told = refused(deployed, fewer, *RETIRE)
+    assert "67% of the topics move to another consumer" in told
+    assert "at consumer-10003 of consumer1" in told
+
+    output = deployed.try_to_play("site.yml", *RETIRE, *MOVE, inventory=fewer).stdout
+    assert VERIFIED.search(output), output[-10_000:]
+    assert deployed.lab.ssh("consumer1", "ls /etc/wsqueue/consumer-*") == "/etc/wsqueue/consumer-10001.toml"
+    assert deployed.property(("consumer", "consumer1", 10003), "ActiveState") == "inactive"
+    kept = deployed.lab.ssh("consumer1", "ls /var/lib/wsqueue/consumer-10003/archive.sqlite")
+    assert kept.endswith("archive.sqlite")
+
+    release = "PYTHONPATH=/opt/wsqueue/current/site-packages python3 -m wsqueue"
+    found = deployed.lab.ssh("consumer2", f"{release} doctor /etc/wsqueue/consumer-10001.toml || true")
+    assert "that belong to other consumers, as number 2 of 2 consumers" in found
+
+    # With the instance, its topics come back.
+    assert VERIFIED.search(deployed.play("site.yml", *MOVE))
+    kept = deployed.lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
+    assert sorted(kept.splitlines()) == [f"{topic}: this is {topic}" for topic in KEPT]
+
+
+def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
+    lab = deployed.lab
+    topic = KEPT[[deployed.consumer_of(topic) for topic in KEPT].index(("consumer2", 10001))]
+    os.kill(lab.nspawn("consumer2"), signal.SIGKILL)
+    wait_until(lambda: "broken" in lab.run("status"), "consumer2 is broken", 10)
+    version = lab.ssh("demo1", "wsqueue --version").split()[-1]
+    version = NEW if version == OLD else OLD
+    release = ("-e", f"wsqueue_release_zipapp={deployed.zipapps[version]}")
+
+    dead = deployed.inventory("dead", dead=["consumer2"])
+    output = deployed.try_to_play("site.yml", *release, inventory=dead).stdout
+    assert VERIFIED.search(output), output[-10_000:]
+    for node in (("consumer", "consumer1", 10001), ("producer", "producer1", 10002)):
+        assert deployed.running_version(node) == version
+    # The other topics have all that they need; that of the dead consumer waits in a producer.
+    waiting = lab.popen("demo1", f"wsqueue publish {topic} 'it waits'")
+
+    # A fresh host with the same name and address, at the same place of the list.
+    lab.up()
+    deployed.play("ansible/playbooks/ca.yml")
+    assert VERIFIED.search(deployed.play("site.yml", *release))
+    assert waiting.wait(timeout=30) == 0
+    kept = lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
+    others = [f"{other}: this is {other}" for other in KEPT if other != topic]
+    assert sorted(kept.splitlines()) == sorted([*others, f"{topic}: it waits"])

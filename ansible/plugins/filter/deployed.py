@@ -1,4 +1,4 @@
-"""Filters that compare what is on the hosts with what the inventory wants.
+"""Filters that compare the hosts with the inventory.
 
 All are plain functions over strings, lists and mappings.
 """
@@ -108,10 +108,10 @@ def looks(
 
 
 def kept(results: Iterable[Mapping[str, Any]], host: str) -> list[dict[str, Any]]:
-    """Return what `wsqueue kept --json` has counted, as `orphans_sentence` takes it.
+    """Return the counts of `wsqueue kept --json`, as `orphans_sentence` takes them.
 
     Args:
-        results: Results of a loop over what `looks` has returned.
+        results: Results of a loop over the items of `looks`.
         host: Name of the host.
     """
     return [
@@ -127,7 +127,7 @@ def orphans_sentence(looks: Iterable[Mapping[str, Any]]) -> str:
 
     Args:
         looks: Of each instance that was looked at: its `name`, and `topics` and `messages`, or neither where
-            its files don't say what it keeps.
+            its files don't tell.
     """
     known = [look for look in looks if "messages" in look]
     unknown = [look["name"] for look in looks if "messages" not in look]
@@ -137,7 +137,7 @@ def orphans_sentence(looks: Iterable[Mapping[str, Any]]) -> str:
     if places:
         sentence += f" ({', '.join(places)})"
     if unknown:
-        sentence += f"; what {', '.join(unknown)} would lose is not known, because its messages are in memory"
+        sentence += f"; the messages of {', '.join(unknown)} are in memory, and not counted"
     return sentence
 
 
@@ -148,7 +148,7 @@ def waits_only_for(answer: str, dead: Iterable[str]) -> bool:
     """Return True if an instance is not ready only because it has no link to nodes that are known to be down.
 
     Args:
-        answer: What it answers at /readyz.
+        answer: Its answer at /readyz.
         dead: host:port of these nodes.
     """
     match = re.fullmatch(r"not ready: no link to (.+)", answer.strip())

@@ -1,4 +1,4 @@
-"""Filters that compare what is on the hosts with what the inventory wants."""
+"""Filters that compare the hosts with the inventory."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ class TestKeptMessages:
         items.append({"item": {"name": "consumer-5"}, "skipped": True})
         assert deployed.orphans_sentence(deployed.kept(items, "c1")) == (
             "1,234 kept messages of 4 topics would be where no client looks for them"
-            " (1,200 at consumer-1 of c1, 34 at consumer-2 of c1); what consumer-4 of c1 would lose is not"
-            " known, because its messages are in memory"
+            " (1,200 at consumer-1 of c1, 34 at consumer-2 of c1);"
+            " the messages of consumer-4 of c1 are in memory, and not counted"
         )
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsqueue.config.model import Limits, Retention
+from wsqueue.log.index_budget import topic_bytes
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 FILE = DOCS / "sizing.md"
@@ -25,8 +26,8 @@ NODE_MIB = 48
 SUBSCRIBER_KIB = 6
 """An idle subscriber that speaks v2, as docs/configuration.md has it."""
 
-TOPIC_BYTES = 1012
-"""A topic without messages, as docs/configuration.md has it."""
+TOPIC_BYTES = topic_bytes("x" * 128)
+"""A topic without messages, whose name is long."""
 
 BOOKKEEPING_BYTES = 100
 """Overhead of a producer for each message that it holds, as in docs/configuration.md."""

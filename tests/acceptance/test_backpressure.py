@@ -11,6 +11,7 @@ import contextlib
 import functools
 import itertools
 import json
+import os
 import signal
 import struct
 import sys
@@ -19,6 +20,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import pytest
 from websockets.frames import Opcode
@@ -32,7 +34,7 @@ from wsqueue.client.inbox import MAX_WAITING_CHARACTERS, MAX_WAITING_MESSAGES
 from wsqueue.client.outbox import WINDOW_BYTES, WINDOW_MESSAGES
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits, Retention
 from wsqueue.log.archive import MAX_GROUP_BYTES
-from wsqueue.log.ledger import MAX_EMPTY_TOPICS
+from wsqueue.log.ledger import MAX_EMPTY_TOPICS, MAX_TOPICS
 from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.schema import CACHE_KIB
 from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
@@ -60,10 +62,9 @@ WORK_BYTES = 8 * MIB  # The work itself: one read in all its forms, and the free
 STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB  # An unproved peer: its bytes, and the connection.
 SMALL_BATCHES_BYTES = 512 * KIB  # Overhead of the batches of one read if each is as small as can be.
 REFUSED_BYTES = 300  # Record of a refused batch in a producer.
-IDLE_TOPIC_BYTES = 500  # Record of an empty topic, or of a publisher on a topic, without the name.
 MESSAGE_BYTES = 150  # Overhead of Python for a short message.
 TLS_BYTES = 64 * KIB  # Overhead of a connection with TLS, as tests/integration/test_tls.py measures it.
-TOPIC_BYTES = 300  # Overhead of a topic in the cache of the routes, without its characters.
+TOPIC_BYTES = 300  # Overhead of a topic in the cache of the routes or in a log on disk.
 CHARACTERS_BYTES = 4 * MAX_CACHED_CHARACTERS  # A character may take 4 bytes in Python.
 FAR_TOO_MUCH_BYTES = 1024 * MIB  # A test that failed must not fill the memory of the machine.
 
@@ -98,8 +99,10 @@ class Bounds:
         self.link_down_at_worst = self.link_down + limits.max_held_bytes
         # Batches that one consumer refused, in a producer.
         self.refused = MAX_REFUSED * REFUSED_BYTES
-        # Topics without messages, and publishers' last batches, in a consumer.
-        self.idle_topics = (MAX_EMPTY_TOPICS + MAX_NUMBERS) * (CHARACTERS_BYTES + IDLE_TOPIC_BYTES)
+        # Topics without messages, subscriptions, and publishers' last batches, in a consumer.
+        self.index = limits.max_index_bytes
+        # Topics that a log on disk knows, without and with messages.
+        self.file_topics = (MAX_EMPTY_TOPICS + MAX_TOPICS) * (CHARACTERS_BYTES + 2 * TOPIC_BYTES)
         # A log on disk.
         self.disk = CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
         # Unconfirmed messages of a client as JSON, with spare room in their buffers.
@@ -333,7 +336,7 @@ def test_the_bounds_are_documented() -> None:
     bounds = Bounds(Limits())
     computed = [
         *(IDLE_BYTES + WORK_BYTES, bounds.feeding, bounds.slow_reader, bounds.slow_subscriber),
-        *(Retention().max_bytes, bounds.disk, bounds.idle_topics, STRANGER_BYTES, TLS_BYTES),
+        *(Retention().max_bytes, bounds.disk, bounds.index, bounds.file_topics, STRANGER_BYTES, TLS_BYTES),
         *(bounds.link_down_at_worst, bounds.link_slow, bounds.refused),
         *(bounds.cached_topics, bounds.counted_topics),
         *(4 * (MAX_WAITING_CHARACTERS + bounds.one_read), bounds.window),
@@ -693,7 +696,7 @@ async def test_a_flood_whose_answers_are_not_read(
         growth = Growth(node.pid)
         for begin in itertools.count(step=1000):
             await send_all(raw, frames(begin))
-            growth.check(bounds.slow_reader + bounds.idle_topics // 4 * (path == "/subscribe"))
+            growth.check(bounds.slow_reader + bounds.index * (path == "/subscribe"))
             if raw.writer.transport.is_closing():
                 break
         await asyncio.to_thread(node.wait_logged, r"connection closed .*1013")
@@ -741,23 +744,6 @@ async def test_messages_that_never_end(cluster: Cluster) -> None:
         # They count: one byte more is too much.
         raws[0].send_frame(Opcode.CONT, b"x" * bounds.limits.max_message_bytes)
         assert (await raws[0].close_frame())[0] == 1009
-
-
-async def test_empty_messages_are_not_longer_in_memory_as_classic_ones(cluster: Cluster) -> None:
-    consumer, producer, bounds = await started(cluster)
-    topic = "x" * bounds.limits.max_topic_bytes
-    count = bounds.limits.max_message_bytes // 4
-    batch = publish_of(1, topic, *[""] * count)
-    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
-        (stopped,) = await peers.established(consumer, f"/subscribe/{topic}")
-        stop_reading(stopped)
-        (raw,) = await FLOODS[1].opened(peers, producer, 1)
-        growth = Growth(consumer.pid)
-        await send_all(raw, text_frame(json.dumps(batch, separators=(",", ":")).encode()))
-        await asyncio.to_thread(consumer.wait_logged, r"connection closed .*1013")
-        assert consumer.counters()["messages_in"] == count
-        # As it came, decoded, and in the log.
-        growth.check(bounds.slow_reader + 8 * bounds.limits.max_message_bytes)
 
 
 # Subscribers of a log.
@@ -817,7 +803,7 @@ async def test_a_log_that_is_full_does_not_grow(cluster: Cluster, mode: str) -> 
 async def test_publishers_and_topics_without_end(cluster: Cluster, mode: str) -> None:
     retention = {"mode": mode, **SMALL_LOG}
     consumer, producer, bounds = await started(cluster, 1, retention, max_topic_bytes=100)
-    log = bounds.disk if mode == "sqlite" else SMALL_LOG["max_bytes"]
+    log = bounds.disk + bounds.file_topics if mode == "sqlite" else SMALL_LOG["max_bytes"]
     publishers, topics = MAX_NUMBERS * 3 // 2, CACHED_TOPICS * 3
     async with asyncio.timeout(100), Peers(cluster.secret) as peers:
         (link,) = await peers.speaking(consumer, "/producer")
@@ -830,11 +816,64 @@ async def test_publishers_and_topics_without_end(cluster: Cluster, mode: str) ->
             forwards = (forward_of(1, "news", "", publisher=f"{number:022}") for number in numbers)
             await send_all(link, b"".join(text_frame(json.dumps(one).encode()) for one in forwards))
         await wait_taken(consumer, publishers)
-        growths[1].check(bounds.idle_topics // 2 + log)
+        growths[1].check(bounds.index // 2 + log)
         for begin in range(0, topics, 1024):
             # One character beyond the basic plane, and Python takes 4 bytes for each.
             frames = (message_frame(f"😀{number:096}", "") for number in range(begin, begin + 1024))
             await send_all(raw, b"".join(frames))
         await wait_taken(consumer, publishers + topics)
         growths[0].check(bounds.cached_topics + bounds.link_slow)
-        growths[1].check(bounds.idle_topics + log)
+        growths[1].check(bounds.index + log)
+
+
+async def test_subscriptions_without_end_are_bounded_and_given_back(cluster: Cluster) -> None:
+    """Clients that subscribe to all they can make room for others, and then leave no memory behind."""
+    consumer, _, bounds = await started(cluster, max_index_bytes=16 * MIB)
+    subscribed = 0
+    async with peers_and_others(cluster, "news") as (_, others_go_on):
+        growth = Growth(consumer.pid)
+        for _ in range(2):
+            async with asyncio.timeout(90), Peers(cluster.secret) as peers:
+                for raw in await peers.speaking(consumer, *["/subscribe"] * 8):
+                    packets = (
+                        {"t": "subscribe", "topic": f"{subscribed + number} {'é' * 100}"}
+                        for number in range(9000)
+                    )
+                    subscribed += 9000
+                    await send_all(raw, b"".join(text_frame(json.dumps(one).encode()) for one in packets))
+                await asyncio.to_thread(consumer.wait_logged, "connection closed .*4415")
+                await others_go_on()
+            await asyncio.to_thread(consumer.wait_open, 2)
+            growth.check(bounds.index + 8 * MIB)
+        await others_go_on()
+    left = memory_bytes(consumer.pid, "VmRSS")
+    assert left < IDLE_BYTES + WORK_BYTES + bounds.index // 2, f"{left / MIB:.1f} MiB are left"
+
+
+@pytest.mark.parametrize("kind", ["control characters", "letters"])
+async def test_a_batch_of_tiny_messages_on_a_long_topic_takes_little(cluster: Cluster, kind: str) -> None:
+    """Not even where classic subscribers and a classic consumer get a message each for two bytes of it."""
+    consumer, producer, bounds = await started(cluster, 1, SMALL_LOG, max_topic_bytes=1024)
+    topic = ("\x01" if kind == "control characters" else "x") * 1024
+    batch = publish_of(1, topic, *[""] * 345_000)
+    frame = text_frame(json.dumps(batch, separators=(",", ":")).encode())
+    assert len(frame) > bounds.limits.max_message_bytes * 95 // 100
+    async with asyncio.timeout(100), Peers(cluster.secret) as peers:
+        path = f"/subscribe/{quote(topic)}"
+        for raw in await peers.established(consumer, *[path] * 20):
+            stop_reading(raw)
+        (raw,) = await FLOODS[1].opened(peers, producer, 1)
+        growths = [Growth(node.pid) for node in (producer, consumer)]
+        await send_all(raw, frame)
+        await wait_taken(consumer, 345_000)
+        growths[0].check(32 * MIB)
+        # The log, and what each of the subscribers has not read.
+        growths[1].check(32 * MIB + SMALL_LOG["max_bytes"] + 20 * 2 * CONGESTED_BYTES)
+        seconds = [cpu_seconds(node.pid) for node in (producer, consumer)]
+        assert max(seconds) < 3.0, seconds
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process (proc(5))."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

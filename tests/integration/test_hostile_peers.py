@@ -20,6 +20,7 @@ from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.raw_peer import RawServer, RawSocket
 from ..support.strategies import cut
 from ..support.waiting import eventually, soon
+from ..support.wire import Raw
 
 pytestmark = pytest.mark.anyio
 
@@ -82,6 +83,8 @@ async def test_a_bad_hello_is_refused(nodes: Nodes, log: Log, endpoint: str, nam
 @pytest.mark.parametrize("name", LATE)
 async def test_a_bad_packet_ends_the_connection(nodes: Nodes, log: Log, endpoint: str, name: str) -> None:
     attack, code, reason = LATE[name]
+    if endpoint == "/producer" and name in ("oversize", "long topic"):
+        pytest.skip("a producer passes on what others send")
     async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
         node = bystanders.node(endpoint)
         async with RawSocket.opened(node.address, endpoint) as raw:
@@ -94,6 +97,48 @@ async def test_a_bad_packet_ends_the_connection(nodes: Nodes, log: Log, endpoint
         await eventually(lambda: log.lines("connection closed ", logging.WARNING), "it is logged")
         assert [reason in line for line in log.lines("connection closed ", logging.WARNING)] == [True]
         assert not [name for name in node.counters if name.startswith("refused_")]
+        await bystanders.are_served()
+
+
+DROPPED: dict[str, bytes] = {
+    "too long": message_of("news", "x" * 5000).encode(),
+    "one byte too long": message_of("news", "x" * (4097 - len(message_of("news", "")))).encode(),
+    "long topic": message_of("ñ" * 17, "").encode(),
+    "lone surrogate": b'{"t":"m","d":"\\ud83d","s":"news"}',
+    "lone surrogate in the topic": b'{"s":"\\udc00","t":"m","d":"x"}',
+    "no text": b'{"t":"m","d":7,"s":"news"}',
+    "no topic": b'{"t":"m","d":"x"}',
+}
+
+
+@pytest.mark.parametrize("name", DROPPED)
+@pytest.mark.parametrize("pieces", [1, 7])
+async def test_a_classic_producer_goes_on_when_a_client_of_it_sends_a_bad_message(
+    nodes: Nodes, log: Log, name: str, pieces: int
+) -> None:
+    """An original producer passes on what it gets, and never comes back when it is closed."""
+    async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+        consumer = bystanders.consumer
+        client = nodes.client([bystanders.producer], [consumer])
+        async with RawSocket.established(consumer.address, "/producer", KEY) as raw, client:
+            subscription = client.subscribe("news")
+            async with subscription as messages:
+                texts_of = [
+                    message_of("news", "first").encode(),
+                    DROPPED[name],
+                    message_of("news", "last").encode(),
+                ]
+                stream = b"".join(Raw(text, key=b"abcd").render(masked=True) for text in texts_of)
+                size = -(-len(stream) // pieces)
+                for begin in range(0, len(stream), size):
+                    raw.writer.write(stream[begin : begin + size])
+                    await raw.writer.drain()
+                    await asyncio.sleep(0.01)
+                raw.send_frame(Opcode.PING, b"still here")
+                assert await raw.until(Opcode.PONG) == b"still here"
+                assert [(await anext(messages)).data for _ in range(2)] == ["first", "last"]
+        assert consumer.counters["dropped_invalid"] == 1
+        assert len(log.lines("message dropped ", logging.WARNING)) == 1
         await bystanders.are_served()
 
 

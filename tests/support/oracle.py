@@ -32,6 +32,7 @@ from wsqueue.protocol.framing import (
     Item,
     PongReceived,
     RequestReceived,
+    TooLong,
     Upgraded,
 )
 from wsqueue.protocol.keys import Role
@@ -305,7 +306,7 @@ class Twins:
         assert [] not in items
         flat: list[Flat] = []
         for item in items:
-            assert not isinstance(item, RequestReceived)
+            assert not isinstance(item, RequestReceived | TooLong)
             flat += item if isinstance(item, list) else [item]
         assert all(type(item) is bytes for item in flat if not isinstance(item, Upgraded | PongReceived))
         assert flat == self.library.receive_data(data)

@@ -26,10 +26,11 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Bound everything that a peer could make grow; docs/configuration.md gives the reasons."""
 
     max_message_bytes: ByteCount = 1024 * 1024
-    max_topic_bytes: TopicBytes = 1024
+    max_topic_bytes: TopicBytes = 256
     max_connections: ConnectionLimit = 16_000
     max_buffered_bytes: ByteCount = 4 * 1024 * 1024
     max_held_bytes: ByteCount = 64 * 1024 * 1024
+    max_index_bytes: ByteCount = 96 * 1024 * 1024
     hello_seconds: Seconds = 3.0
     close_seconds: Seconds = 3.0
     ping_interval_seconds: Seconds = 20.0

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from ..config.model import Retention
+from .index_budget import UNLIMITED, IndexBudget, topic_bytes
 from .records import TOPIC_OVERHEAD_BYTES
 
 MAX_TOPICS = 100_000
@@ -58,8 +59,10 @@ class Ledger(Generic[Topic]):
 
     Args:
         limits: Limits of the log; they may be replaced at any time.
+        budget: Counts the memory of empty topics without readers; None if only their number is bounded.
 
     Attributes:
+        budget: See above.
         topics: All topics that are remembered, by name.
         empty: Names of those without messages and readers; those that were so for longest come first.
         filled: Number of topics with messages.
@@ -67,8 +70,9 @@ class Ledger(Generic[Topic]):
         floor: Offset at which unknown topics begin.
     """
 
-    def __init__(self, limits: Retention) -> None:
+    def __init__(self, limits: Retention, budget: IndexBudget | None = None) -> None:
         self.limits = limits
+        self.budget = budget or IndexBudget(UNLIMITED)
         self.topics: dict[str, Topic] = {}
         self.empty: OrderedDict[str, None] = OrderedDict()
         self.filled = self.bytes = self.floor = 0
@@ -76,7 +80,7 @@ class Ledger(Generic[Topic]):
     def know(self, topic: Topic) -> None:
         """Remember a topic without messages."""
         self.topics[topic.name] = topic
-        self.empty[topic.name] = None
+        self._note(topic)
 
     def hold(self, topic: Topic, more: int) -> None:
         """Count readers of a topic; with readers, it is not forgotten."""
@@ -89,7 +93,7 @@ class Ledger(Generic[Topic]):
             topic.first = offset
             self.filled += 1
             self.bytes += TOPIC_OVERHEAD_BYTES
-            self.empty.pop(topic.name, None)
+            self._leave(topic)
         topic.next = offset + count
         topic.messages = messages = topic.messages + count
         topic.bytes = size_of_all = topic.bytes + size
@@ -115,8 +119,8 @@ class Ledger(Generic[Topic]):
 
     @property
     def crowded(self) -> bool:
-        """Return True if there are too many empty topics."""
-        return len(self.empty) > MAX_EMPTY_TOPICS
+        """Return True if there are too many empty topics, or no room for them."""
+        return len(self.empty) > MAX_EMPTY_TOPICS or (self.budget.full and bool(self.empty))
 
     def must_drop(self, time: float, now: float) -> bool:
         """Return True if the oldest record must be dropped.
@@ -141,20 +145,35 @@ class Ledger(Generic[Topic]):
         forgotten: list[Topic] = []
         tries = FORGET_TRIES
         while self.crowded and tries:
-            name, _ = self.empty.popitem(last=False)
-            topic = self.topics[name]
+            topic = self.topics[next(iter(self.empty))]
             if needed(topic):
-                self.empty[name] = None
+                self.empty.move_to_end(topic.name)
                 tries -= 1
                 continue
-            self.floor = max(self.floor, topic.next)
-            del self.topics[name]
+            self._drop(topic)
             forgotten.append(topic)
         return forgotten
+
+    def forget_unused(self, topic: Topic) -> None:
+        """Forget an empty topic at once if a new one of its name would be the same."""
+        if topic.name in self.empty and topic.next <= self.floor:
+            self._drop(topic)
+
+    def _drop(self, topic: Topic) -> None:
+        self._leave(topic)
+        self.floor = max(self.floor, topic.next)
+        del self.topics[topic.name]
 
     def _note(self, topic: Topic) -> None:
         """Note whether a topic is empty."""
         if topic.messages or topic.readers:
-            self.empty.pop(topic.name, None)
-        else:
-            self.empty.setdefault(topic.name)
+            self._leave(topic)
+        elif topic.name not in self.empty:
+            self.empty[topic.name] = None
+            self.budget.used += topic_bytes(topic.name)
+
+    def _leave(self, topic: Topic) -> None:
+        """Count a topic no more among those that are empty."""
+        if topic.name in self.empty:
+            del self.empty[topic.name]
+            self.budget.used -= topic_bytes(topic.name)

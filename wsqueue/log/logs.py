@@ -8,6 +8,8 @@ It has no await and no thread. Three tables grow with the topics:
 | `_order` | the topic of each record in memory, oldest first | twice the records, and 1,000 |
 | `_numbers` | the last number of each (topic, publisher), least recently used first | `records.MAX_NUMBERS` |
 
+`index` counts the bytes of empty topics and of numbers, and bounds them with the consumer's subscriptions.
+
 A record that its topic drops out of turn stays in `_order`; `TopicLog.dropped` counts such entries until they
 come to the front.
 """
@@ -22,6 +24,7 @@ from collections.abc import Callable
 from ..config.model import Retention
 from ..protocol import v2
 from ..protocol.v2 import RefusalCode
+from .index_budget import IndexBudget
 from .ledger import Ledger
 from .records import MAX_NUMBERS, Record, StoreState
 from .store import AppendBatch, Done, Outcome, Store
@@ -53,7 +56,8 @@ class TopicLogs(Store):
     ) -> None:
         self.id = secrets.token_hex(8)
         self._config, self._done, self._clock = config, done, clock
-        self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config))
+        self.index = IndexBudget()
+        self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
         self._order: deque[TopicLog] = deque()
         self._records = 0
         self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
@@ -73,13 +77,15 @@ class TopicLogs(Store):
             floor = self._ledger.floor
             log = TopicLog(name, floor, floor)
             self._ledger.know(log)
-            self._ledger.forget(self._needed)
+            self._ledger.forget(lambda one: one is log or self._needed(one))
         return log
 
     def reading(self, name: str, more: int) -> TopicLog:
         """Return the log of a topic that has more readers, or fewer; with readers, it is not forgotten."""
         log = self.topic(name)
         self._ledger.hold(log, more)
+        if not self._needed(log):
+            self._ledger.forget_unused(log)
         self._ledger.forget(self._needed)
         return log
 
@@ -104,6 +110,10 @@ class TopicLogs(Store):
         """Return the limits of the records in memory."""
         return config
 
+    def _empty_topics_budget(self) -> IndexBudget | None:
+        """Return the budget that bounds empty topics; None if only their number is bounded."""
+        return self.index
+
     def _needed(self, log: TopicLog) -> bool:
         """Return True if an empty topic must not be forgotten now."""
         return log.assigned != log.next
@@ -112,6 +122,8 @@ class TopicLogs(Store):
         """Go on where a log ended that was kept."""
         self.id, self._ledger.floor = state.id, state.floor
         self._numbers.update(state.numbers)
+        for numbered, _ in self._numbers:
+            self.index.add_number(numbered, 1)
         for name, topic in state.topics.items():
             self._ledger.know(TopicLog(name, 0, topic.next))
 
@@ -135,10 +147,13 @@ class TopicLogs(Store):
         if batch.publisher:
             # With the topic as the log has it, so that it is in memory once.
             key = (log.name, batch.publisher)
+            if before is None:
+                self.index.add_number(log.name, 1)
             self._numbers[key] = batch.number
             self._numbers.move_to_end(key)
-            if len(self._numbers) > MAX_NUMBERS:
-                self._numbers.popitem(last=False)
+            while len(self._numbers) > MAX_NUMBERS or self.index.numbers_full:
+                (forgotten, _), _ = self._numbers.popitem(last=False)
+                self.index.add_number(forgotten, -1)
         packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
         log.time = max(log.time, self._clock())
         record = Record(

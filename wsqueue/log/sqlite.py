@@ -26,6 +26,7 @@ from ..journal import log
 from ..report.report import HistogramStatus, LogStatus
 from .archive import Archive
 from .files import state_directory
+from .index_budget import IndexBudget
 from .logs import TopicLogs
 from .records import Record
 from .store import AppendBatch, Done, Outcome
@@ -178,6 +179,10 @@ class SqliteStore(TopicLogs):
         """Return the limits of the records in memory, which are those of the archive but for their size."""
         return msgspec.structs.replace(config, max_bytes=min(CACHE_BYTES, config.max_bytes))
 
+    def _empty_topics_budget(self) -> IndexBudget | None:
+        """Return None: a topic that is empty in memory is needed as long as the archive knows it."""
+        return None
+
     def _needed(self, log: TopicLog) -> bool:
         """Return True if an empty topic waits for the archive, or the archive knows it."""
         return log.assigned != log.next or self._archive.first(log.name) is not None
@@ -208,7 +213,10 @@ class SqliteStore(TopicLogs):
             self.topic(outcome.record.topic).assigned = outcome.record.offset
             if outcome.batch.publisher:
                 # Not forgotten, because then the next batch would pass for the first.
-                self._numbers[outcome.batch.topic, outcome.batch.publisher] = before or 0
+                key = outcome.batch.topic, outcome.batch.publisher
+                if key not in self._numbers:
+                    self.index.add_number(outcome.batch.topic, 1)
+                self._numbers[key] = before or 0
         outcomes: list[Outcome] = []
         for outcome, _ in self._pending:
             batch = outcome.batch

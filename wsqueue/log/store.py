@@ -42,6 +42,7 @@ import msgspec
 from ..config.model import Retention
 from ..protocol.v2 import RefusalCode
 from ..report.report import HistogramStatus, LogStatus
+from .index_budget import IndexBudget
 from .records import Record
 from .topic import TopicLog
 
@@ -93,9 +94,11 @@ class Store(ABC):
 
     Attributes:
         id: Id of the logs; offsets of logs with another id mean nothing here.
+        index: Counts the memory of what is remembered by topic.
     """
 
     id: str
+    index: IndexBudget
 
     @abstractmethod
     async def open(self) -> None:

@@ -232,6 +232,12 @@ METRICS = (
         lambda report: [((reason,), report.counters.get(f"lost_{reason}", 0)) for reason in LOST_REASONS],
     ),
     _counter(
+        "wsqueue_messages_dropped_total",
+        "consumer",
+        "dropped_invalid",
+        "Messages of classic producers that cannot be taken: they are too long or not UTF-8.",
+    ),
+    _counter(
         "wsqueue_batches_repeated_total",
         "consumer",
         "repeats",

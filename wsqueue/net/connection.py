@@ -339,7 +339,8 @@ class Connection(asyncio.Protocol):
             self.session.respond(answer)
             return []
         self.handler = answer
-        return self.session.accept(self._keys.nodes if answer.peer_is_node else self._keys.clients)
+        node = answer.peer_is_node
+        return self.session.accept(self._keys.nodes if node else self._keys.clients, drops_bad_messages=node)
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""

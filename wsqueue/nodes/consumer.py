@@ -37,11 +37,12 @@ from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.frames import frame_texts
 from ..protocol.framing import HttpResponse, PongReceived
-from ..protocol.session import Event, HelloDone, MessagesReceived
+from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from .classic_delivery import ClassicDelivery
 from .reader import ArchiveTurns, Reader
+from .subscribers import Subscribers
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -81,6 +82,7 @@ class Consumer:
         topics: Classic subscribers.
         readers: Subscriptions of v2 subscribers.
         classic: Sends messages to the classic subscribers.
+        subscribers: The connections of all subscribers, and what their subscriptions take.
         behind: The readers that have not been sent all that is stored because they are slow.
     """
 
@@ -98,6 +100,8 @@ class Consumer:
         self._monitoring = config.monitoring
         store = SqliteStore if config.retention.mode == "sqlite" else MemoryStore
         self.logs: Store = store(config.retention, self._done)
+        self.logs.index.limit = config.limits.max_index_bytes
+        self.subscribers = Subscribers(self.logs.index)
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
@@ -157,6 +161,7 @@ class Consumer:
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self.classic.max_buffered_bytes = config.limits.max_buffered_bytes
+        self.logs.index.limit = config.limits.max_index_bytes
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)
 
@@ -290,6 +295,9 @@ class ProducerEndpoint(Handler):
                 batches += [
                     AppendBatch(event.topic, data) for data in event.batches(consumer.max_message_bytes)
                 ]
+            elif isinstance(event, MessageDropped):
+                consumer.counters["dropped_invalid"] += 1
+                log(logger, logging.WARNING, "message dropped", peer=connection.peer, reason=event.reason)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
@@ -327,6 +335,7 @@ class SubscribeEndpoint(Handler):
         self._topic = topic
         self._readers: dict[str, Reader] = {}
         self._turns = ArchiveTurns()
+        self._refused = False
 
     def established(self, connection: Connection) -> None:
         """Subscribe a classic subscriber."""
@@ -336,6 +345,8 @@ class SubscribeEndpoint(Handler):
             connection.fail(CloseCode.UNEXPECTED_PACKET, "the classic endpoint is /subscribe/TOPIC")
             return
         self._consumer.topics.subscribe(self._topic, connection)
+        self._consumer.subscribers.add(self, connection, self._topic)
+        self._consumer.subscribers.relieve()
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Subscribe and unsubscribe; close the connection on any other packet."""
@@ -361,9 +372,17 @@ class SubscribeEndpoint(Handler):
         if self._topic is not None:
             self._consumer.topics.unsubscribe(self._topic, connection)
             self._consumer.classic.resume(self._topic)
+        self._consumer.subscribers.remove(self)
         self._drop_readers()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
             self._consumer.counters["slow_subscribers"] += 1
+
+    def refuse(self, connection: Connection) -> None:
+        """End all subscriptions, because this connection has the most and there is no room for more."""
+        self._refused = True
+        reason = f"there is no room for more, and this connection has the most: {len(self._readers)}"
+        connection.fail(CloseCode.TOO_MANY_SUBSCRIPTIONS, reason)
+        self._drop_readers()
 
     def _drop_readers(self) -> None:
         """Unsubscribe from all topics, some in each turn of the loop."""
@@ -374,12 +393,16 @@ class SubscribeEndpoint(Handler):
 
     def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
         consumer = self._consumer
+        if self._refused:
+            return
         if consumer.too_long(packet.topic):
             connection.fail(CloseCode.TOPIC_TOO_LONG, f"at most {consumer.max_topic_bytes} bytes")
         elif len(self._readers) >= MAX_TOPICS_PER_CONNECTION:
             connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {MAX_TOPICS_PER_CONNECTION}")
         else:
             self._unsubscribe(packet.topic)
+            # First, so that empty topics make room.
+            consumer.subscribers.add(self, connection, packet.topic)
             reader = Reader(
                 connection,
                 consumer.logs,
@@ -388,12 +411,14 @@ class SubscribeEndpoint(Handler):
                 behind=consumer.behind,
                 turns=self._turns,
             )
-            self._readers[packet.topic] = reader
-            consumer.readers.subscribe(packet.topic, reader)
+            self._readers[reader.topic] = reader
+            consumer.readers.subscribe(reader.topic, reader)
             reader.catch_up()
+            consumer.subscribers.relieve()
 
     def _unsubscribe(self, topic: str) -> None:
         reader = self._readers.pop(topic, None)
         if reader is not None:
             self._consumer.readers.unsubscribe(topic, reader)
+            self._consumer.subscribers.end_one(self, topic)
             reader.stop()

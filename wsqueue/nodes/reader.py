@@ -146,6 +146,11 @@ class Reader:
         return self._connection
 
     @property
+    def topic(self) -> str:
+        """Return the topic, as its log has it."""
+        return self._topic
+
+    @property
     def missing(self) -> int:
         """Return the number of stored messages that the subscriber has not been sent."""
         return max(0, self._logs.topic(self._topic).next - self._offset)

@@ -6,6 +6,7 @@ The source is "What the original nodes put on the wire" (docs/protocol.md).
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, cast
 
@@ -15,6 +16,9 @@ from .close import CloseCode, PeerError
 
 MAX_ONCE = 2**31 - 2
 """The largest challenge that the original nodes draw; the smallest is 1, because they take 0 as absent."""
+
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+"""A surrogate in JSON, which is wrong without its other half; `\\u0000` is as long and never wrong."""
 
 MAX_DETAIL_CHARACTERS = 100
 """Longest text of msgspec that an error quotes: it names a key or a tag in full, and the peer chose it."""
@@ -53,6 +57,10 @@ class Message(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False, for
     topic: str = msgspec.field(name="s")
 
 
+class _AnyMessage(msgspec.Struct, tag_field="t", tag="m", frozen=True, gc=False):
+    """A message, whatever its fields are."""
+
+
 class Subscribe(msgspec.Struct, tag_field="t", tag="s", frozen=True, forbid_unknown_fields=True):
     """Ask for a topic; defined by the original protocol and never used by it."""
 
@@ -70,6 +78,7 @@ Packet = Hello | Message | Subscribe | Unsubscribe
 _decoder = msgspec.json.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
 _message_decoder = msgspec.json.Decoder(Message | Hello)
+_any_message_decoder = msgspec.json.Decoder(_AnyMessage | Hello)
 DECODE_ERRORS = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """All exceptions that the decoder raises."""
 _encoder = msgspec.json.Encoder()
@@ -110,6 +119,15 @@ def decode_messages(payloads: Sequence[bytes]) -> tuple[list[Message], list[str]
         return messages, [message.topic for message in messages]
     except (*DECODE_ERRORS, AttributeError):  # a hello has no topic
         return None
+
+
+def is_any_message(payload: bytes) -> bool:
+    """Return True if a payload is a message whose only fault is in its fields, as a lone surrogate is."""
+    try:
+        packet = _any_message_decoder.decode(SURROGATE.sub(rb"\\u0000", payload))
+    except DECODE_ERRORS:
+        return False
+    return isinstance(packet, _AnyMessage)
 
 
 def topic_too_long(topic: str, max_bytes: int) -> bool:

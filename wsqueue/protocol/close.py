@@ -49,6 +49,7 @@ class CloseCode(enum.IntEnum):
     CLASSIC_REFUSED = 4412, "this end does not speak the classic protocol", False
     TOO_MANY_TOPICS = 4413, "too many topics on one connection", False
     ALTERED = 4414, "the connection is altered on its way", False
+    TOO_MANY_SUBSCRIPTIONS = 4415, "too many subscriptions on this node", True
 
 
 UNREACHABLE = 0

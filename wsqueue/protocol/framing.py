@@ -37,10 +37,13 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, Event, Protocol, Side
 
 from .close import CloseCode, Closed
-from .frames import MAX_HEADER_BYTES, cut_texts, frame_size, frame_texts
+from .frames import MAX_HEADER_BYTES, TEXT_AND_FIN, cut_texts, frame_size, frame_texts
 
 MAX_REASON_BYTES = 123
 """Length of a close frame's reason: 125 bytes without the close code (RFC 6455 section 5.5)."""
+
+MAX_SKIPPED_BYTES = 2**30
+"""Longest text that is skipped: far above what the library of the original nodes takes, 100 MiB."""
 
 MAX_HEAD_LINES = 130
 """Lines of a request or response: the first, the 128 headers that the library takes, and an empty one."""
@@ -111,7 +114,13 @@ class PongReceived(msgspec.Struct, frozen=True):
     data: bytes
 
 
-Item = list[bytes] | RequestReceived | Upgraded | PongReceived
+class TooLong(msgspec.Struct, frozen=True):
+    """Report a text message that was skipped because it is too long, with the size of its frame."""
+
+    bytes: int
+
+
+Item = list[bytes] | RequestReceived | Upgraded | PongReceived | TooLong
 """An item of a read: the payloads of consecutive text messages, or one of the rare events.
 
 A payload may not be UTF-8; the decoders of packets find that out.
@@ -125,6 +134,7 @@ class Framing:
 
     Attributes:
         masked: True if this end masks its frames, as an initiator must.
+        skips_long: True if texts that are too long are skipped and reported; else they end the connection.
     """
 
     __slots__ = (
@@ -137,8 +147,10 @@ class Framing:
         "_max_message_bytes",
         "_needed",
         "_protocol",
+        "_skipping",
         "_tail",
         "_writes",
+        "skips_long",
     )
 
     masked: ClassVar[bool]
@@ -156,6 +168,9 @@ class Framing:
         self._lacking = 0
         self._fragments = bytearray()
         self._in_fragments = False
+        # Bytes of a frame that are still to be skipped.
+        self._skipping = 0
+        self.skips_long = False
 
     def allow_more(self, more_bytes: int) -> None:
         """Raise the limit of messages from now on, or lower it if `more_bytes` is negative."""
@@ -213,6 +228,10 @@ class Framing:
         items: list[Item] = []
         if self._failure is not None:
             return items
+        if self._skipping:
+            skipped = min(self._skipping, len(data))
+            self._skipping -= skipped
+            data = data[skipped:]
         position = self._read_head(data, items) if self._protocol is not None else 0
         while self._tail and self._needed - len(self._tail) <= len(data) - position:
             middle = position + self._needed - len(self._tail)
@@ -319,7 +338,21 @@ class Framing:
                     self._tail += memoryview(data)[position:]
                     self._needed = needed
                     return
+                if self.skips_long and (skipped := self._skip_long(data, position, items)):
+                    position = skipped
+                    continue
             position = self._hand_over(data, position, items)
+
+    def _skip_long(self, data: bytes, position: int, items: list[Item]) -> int:
+        """Skip a text that is too long for `cut_texts`; return where to go on, 0 if it is another frame."""
+        size = frame_size(data[position : position + MAX_HEADER_BYTES])
+        text = data[position] == TEXT_AND_FIN and bool(data[position + 1] & 0x80) is not self.masked
+        if size is None or not text or size > MAX_SKIPPED_BYTES:
+            return 0
+        items.append(TooLong(size))
+        end = position + size
+        self._skipping = max(0, end - len(data))
+        return min(end, len(data))
 
     @property
     def _fast(self) -> bool:

@@ -16,7 +16,7 @@ import msgspec
 from . import classic, v2
 from .close import CloseCode, Closed, PeerError
 from .frames import frame_texts
-from .framing import Framing, HttpResponse, Item, PongReceived, RequestReceived, Upgraded
+from .framing import Framing, HttpResponse, Item, PongReceived, RequestReceived, TooLong, Upgraded
 from .hello import ClassicHandshake
 from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
@@ -59,7 +59,17 @@ class MessagesReceived(msgspec.Struct):
         yield data[begin:]
 
 
-Event = RequestReceived | HelloDone | MessagesReceived | PongReceived | v2.Packet
+class MessageDropped(msgspec.Struct, frozen=True):
+    """Report a classic message that cannot be taken; the session goes on.
+
+    Attributes:
+        reason: Why, in a few words that quote no message.
+    """
+
+    reason: str
+
+
+Event = RequestReceived | HelloDone | MessagesReceived | MessageDropped | PongReceived | v2.Packet
 
 
 class Session:
@@ -81,6 +91,7 @@ class Session:
     __slots__ = (
         "_allow_classic",
         "_done",
+        "_drops",
         "_framing",
         "_handshake",
         "_hello_begun",
@@ -113,6 +124,7 @@ class Session:
         self._max_topic_bytes = max_topic_bytes
         self._hello_bytes = 0
         self._request: RequestReceived | None = None
+        self._drops = False
 
     @classmethod
     def acceptor(
@@ -198,8 +210,13 @@ class Session:
             self._hello_bytes += len(data)
         return self._take(items)
 
-    def accept(self, psk: PreSharedKey) -> list[Event]:
+    def accept(self, psk: PreSharedKey, *, drops_bad_messages: bool = False) -> list[Event]:
         """Open the WebSocket that was requested, for a peer that must know a key.
+
+        Args:
+            psk: The key.
+            drops_bad_messages: True if the peer passes on the messages of others, so that a bad classic
+                message is not its fault: a `MessageDropped` reports it, and the session goes on.
 
         Returns:
             The events in the bytes that came behind the request.
@@ -212,7 +229,7 @@ class Session:
                 HttpResponse(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
             )
             return []
-        self._request, self._psk = None, psk
+        self._request, self._psk, self._drops = None, psk, drops_bad_messages
         return self._take(framing.accept())
 
     def respond(self, page: HttpResponse) -> None:
@@ -253,6 +270,9 @@ class Session:
                     self._receive_texts(item, events)
                 elif isinstance(item, Upgraded):
                     self._begin_hello(item)
+                elif isinstance(item, TooLong):
+                    reason = f"{item.bytes} bytes are more than max_message_bytes"
+                    events.append(MessageDropped(reason))
                 else:
                     if isinstance(item, RequestReceived):
                         self._request = item
@@ -281,14 +301,24 @@ class Session:
             events += groups
             return
         for payload in payloads:
-            packet = classic.decode(payload)
-            if isinstance(packet, classic.Hello):
-                self._refuse_second_hello(payload)
-            if not isinstance(packet, classic.Message):
-                raise PeerError(CloseCode.UNEXPECTED_PACKET)
-            if self._too_long(packet.topic):
-                raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
-            events.append(MessagesReceived(packet.topic, [packet], [payload]))
+            try:
+                packet = self._take_message(payload)
+            except PeerError as error:
+                if not (self._drops and classic.is_any_message(payload)):
+                    raise
+                events.append(MessageDropped(error.reason))
+            else:
+                events.append(MessagesReceived(packet.topic, [packet], [payload]))
+
+    def _take_message(self, payload: bytes) -> classic.Message:
+        packet = classic.decode(payload)
+        if isinstance(packet, classic.Hello):
+            self._refuse_second_hello(payload)
+        if not isinstance(packet, classic.Message):
+            raise PeerError(CloseCode.UNEXPECTED_PACKET)
+        if self._too_long(packet.topic):
+            raise PeerError(CloseCode.TOPIC_TOO_LONG, f"at most {self._max_topic_bytes} bytes")
+        return packet
 
     def _group_messages(self, payloads: list[bytes]) -> Iterable[MessagesReceived] | None:
         """Return messages by topic, or None if any is wrong: decoding them one by one tells which."""
@@ -360,6 +390,7 @@ class Session:
             raise
         self._send_hello(answer)
         self._done = handshake.done
+        self._framing.skips_long = self._drops and handshake.done and isinstance(handshake, ClassicHandshake)
         self.v2 = handshake.done and isinstance(handshake, V2Handshake)
 
     def _refuse_second_hello(self, payload: bytes) -> None:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS, is_utf8
+from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS, SURROGATE, is_utf8
 from .close import CloseCode, PeerError
 
 SUBPROTOCOL = "wsqueue.v2"
@@ -316,7 +316,6 @@ _decoder = msgspec.json.Decoder(Packet)
 _head_decoder = msgspec.json.Decoder(ForwardHead | PublishHead)
 # No other field can hold this separator unescaped.
 _DATA = re.compile(rb',\s*"data"\s*:')
-_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _encoder = msgspec.json.Encoder()
 
 
@@ -347,7 +346,7 @@ def _without_data(payload: bytes) -> Forward | Publish | None:
     separator = _DATA.search(payload)
     heads = [payload[: separator.start()] + b"}"] if separator is not None else []
     # As long as the surrogate, and an escaped backslash before it stays one.
-    neutral = _SURROGATE.sub(rb"\\u0000", payload)
+    neutral = SURROGATE.sub(rb"\\u0000", payload)
     for decoder, text in [*((_head_decoder, head) for head in heads), (_decoder, neutral)]:
         try:
             packet = decoder.decode(text)

@@ -31,7 +31,7 @@ def test_a_command_has_its_help_its_examples_and_its_options() -> None:
 
 
 def test_a_key_has_its_type_its_bounds_its_default_and_its_meaning() -> None:
-    line = "| `max_topic_bytes` | integer from 1 to 2,600 | `1024` | a topic in UTF-8, at most 2600"
+    line = "| `max_topic_bytes` | integer from 1 to 2,600 | `256` | a topic in UTF-8, because nodes"
     assert line in PAGES["configuration.md"]
 
 

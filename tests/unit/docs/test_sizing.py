@@ -41,7 +41,6 @@ def test_the_bounds_are_those_of_the_configuration() -> None:
     node = next(mib for what, _, mib in bounds if what.startswith("a node itself"))
     assert float(node) == sizing.NODE_MIB
     assert f"a v2 subscriber {sizing.SUBSCRIBER_KIB} KiB with its first topic" in CONFIGURATION
-    assert f" · {sizing.TOPIC_BYTES:,} bytes" in CONFIGURATION
     assert f"{sizing.BOOKKEEPING_BYTES} bytes are added per message" in CONFIGURATION
 
 

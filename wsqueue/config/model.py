@@ -29,6 +29,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_topic_bytes: TopicBytes = 256
     max_connections: ConnectionLimit = 16_000
     max_buffered_bytes: ByteCount = 4 * 1024 * 1024
+    max_total_buffered_bytes: ByteCount = 256 * 1024 * 1024
     max_held_bytes: ByteCount = 64 * 1024 * 1024
     max_index_bytes: ByteCount = 96 * 1024 * 1024
     hello_seconds: Seconds = 3.0
@@ -47,6 +48,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         if self.max_buffered_bytes < self.max_message_bytes + READ_MARGIN_BYTES:
             least = f"max_message_bytes + {READ_MARGIN_BYTES}"
             raise ValueError(f"expected max_buffered_bytes to be at least {least}")
+        if self.max_total_buffered_bytes < self.max_buffered_bytes:
+            raise ValueError("expected max_total_buffered_bytes to be at least max_buffered_bytes")
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -30,6 +30,7 @@ from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
+from .buffers import COUNTED_BYTES, Buffers
 from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
 
@@ -103,6 +104,7 @@ class Connection(asyncio.Protocol):
         on_lost: Called last, when the connection is gone.
         tls: The TLS stream, if there is one; the deadline of the hello covers the TLS handshake too.
         traffic: Counts the bytes of this and other connections, without the overhead of TLS.
+        buffers: Counts the bytes that wait in this and other connections; None if nothing bounds their sum.
 
     Attributes:
         heard_at: Time of the latest read (monotonic), 0 before the first.
@@ -110,7 +112,9 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_buffers",
         "_closing",
+        "_counted",
         "_endpoint",
         "_eof_due",
         "_established",
@@ -143,11 +147,13 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, Closed], None] | None = None,
         tls: TlsStream | None = None,
         traffic: Traffic | None = None,
+        buffers: Buffers | None = None,
     ) -> None:
         self.session = session
         self.handler = handler
         self.peer = ""
         self._traffic = traffic or Traffic()
+        self._buffers, self._counted = buffers, False
         self.from_this_host = False
         self._writing_paused = False
         self._limits = limits
@@ -176,6 +182,7 @@ class Connection(asyncio.Protocol):
         on_lost: Callable[[Connection, Closed], None],
         tls: TlsStream | None = None,
         traffic: Traffic | None = None,
+        buffers: Buffers | None = None,
     ) -> Connection:
         """Return a connection that waits for a request, to be answered by `endpoint`."""
         limits = config.limits
@@ -184,7 +191,7 @@ class Connection(asyncio.Protocol):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = cls(session, limits, on_lost=on_lost, tls=tls, traffic=traffic)
+        connection = cls(session, limits, on_lost=on_lost, tls=tls, traffic=traffic, buffers=buffers)
         connection._endpoint, connection._keys = endpoint, keys
         return connection
 
@@ -318,6 +325,9 @@ class Connection(asyncio.Protocol):
         if not self.session.quiet:
             self._end_if_failed()
             self._check_buffer()
+        elif self._counted or not events:
+            # The beginning of a long message, or its end.
+            self._count()
 
     def _receive_hello(self, events: list[Event]) -> list[Event]:
         """Take the events of a read before the hello was done; return those for the handler.
@@ -357,6 +367,8 @@ class Connection(asyncio.Protocol):
         """Write the waiting data (asyncio calls this)."""
         self._writing_paused = False
         self._write_waiting()
+        if self._counted:
+            self._count()
         if self.handler is not None and not self.congested:
             self.handler.writable(self)
 
@@ -366,6 +378,8 @@ class Connection(asyncio.Protocol):
             self._timer.cancel()
         self._transport = None
         self._drop_waiting()
+        if self._counted and self._buffers is not None:
+            self._buffers.count(self, 0)
         code = UNREACHABLE if self._problem and not self._established else CloseCode.ABNORMAL
         reason = self._problem or str(exc or CloseCode.ABNORMAL.reason)
         lost = Closed(code, reason, by_peer=True)
@@ -474,14 +488,25 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_buffer(self) -> None:
-        if self.buffered_bytes <= self._limits.max_buffered_bytes:
-            return
-        if self._closing:
-            self.abort(CloseCode.TRY_AGAIN_LATER)
-            return
-        # The peer would not read the waiting data in time, and it would have to be kept until then.
+        if self.buffered_bytes > self._limits.max_buffered_bytes:
+            self.give_up()
+        elif self._counted or self._writing_paused:
+            self._count()
+
+    def give_up(self, reason: str = "") -> None:
+        """End the connection, and drop what waits: the peer would not read it in time."""
         self._drop_waiting()
-        self.fail(CloseCode.TRY_AGAIN_LATER)
+        if self._closing:
+            self.abort(CloseCode.TRY_AGAIN_LATER, reason)
+        else:
+            self.fail(CloseCode.TRY_AGAIN_LATER, reason)
+
+    def _count(self) -> None:
+        """Count what waits in this connection, to be written or for the rest of a message."""
+        waiting = self.buffered_bytes + self.session.unfinished_bytes
+        self._counted = waiting > COUNTED_BYTES
+        if self._buffers is not None:
+            self._buffers.count(self, waiting)
 
     def _hello_late(self) -> None:
         self.fail(CloseCode.HELLO_TIMEOUT)

@@ -19,10 +19,12 @@ are closed when those take more than that.
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ..log.records import Record
+from ..net.buffers import Buffers
 from ..net.connection import Connection
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode
@@ -40,14 +42,17 @@ MIN_SLICE_BYTES = 16 * 1024
 
 
 class _Backlog:
-    """The batches of one topic that wait."""
+    """The batches of one topic that wait.
 
-    __slots__ = ("bytes", "records", "slices")
+    Args:
+        give_up: Ends the topic's subscribers.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, give_up: Callable[[str], None]) -> None:
         self.records: deque[Record] = deque()
         self.bytes = 0
         self.slices: classic.MessageSlices | None = None
+        self.give_up = give_up
 
 
 class ClassicDelivery:
@@ -57,13 +62,20 @@ class ClassicDelivery:
         topics: The subscribers.
         counters: Counters of the node.
         max_buffered_bytes: Bytes of batches of a topic that may wait; a reload sets another value.
+        buffers: Counts the bytes of all batches that wait, with those that wait in connections.
 
     Attributes:
         max_buffered_bytes: See above.
     """
 
-    def __init__(self, topics: Topics[Connection], counters: Counter[str], max_buffered_bytes: int) -> None:
-        self.max_buffered_bytes = max_buffered_bytes
+    def __init__(
+        self,
+        topics: Topics[Connection],
+        counters: Counter[str],
+        max_buffered_bytes: int,
+        buffers: Buffers,
+    ) -> None:
+        self.max_buffered_bytes, self._buffers = max_buffered_bytes, buffers
         self._topics, self._counters = topics, counters
         self._backlogs: dict[str, _Backlog] = {}
         # Topics whose turn comes, each once; a topic with a backlog that isn't here waits for `resume`.
@@ -89,15 +101,14 @@ class ClassicDelivery:
                 self._send(slices, size, subscribers)
                 return
         if backlog is None:
-            backlog = self._backlogs[topic] = _Backlog()
+            backlog = self._backlogs[topic] = _Backlog(functools.partial(self._give_up, topic))
             self.resume(topic)
         elif backlog.bytes > self.max_buffered_bytes:
-            for subscriber in subscribers:
-                subscriber.fail(CloseCode.TRY_AGAIN_LATER)
-            self._forget(topic)
+            self._give_up(topic)
             return
         backlog.records.extend(records)
         backlog.bytes += sum(record.size for record in records)
+        self._buffers.count(backlog, backlog.bytes)
 
     def resume(self, topic: str) -> None:
         """Go on with a topic, one of whose subscribers reads again or is gone."""
@@ -134,6 +145,7 @@ class ClassicDelivery:
             if backlog.slices.done:
                 backlog.slices = None
                 backlog.bytes -= backlog.records.popleft().size
+                self._buffers.count(backlog, backlog.bytes)
             if backlog.records:
                 self._turns[topic] = None
             else:
@@ -146,8 +158,14 @@ class ClassicDelivery:
         reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
         self._counters["deliveries"] += len(messages) * reached
 
+    def _give_up(self, topic: str, reason: str = "") -> None:
+        """Close the subscribers of a topic, all of which are slow, and drop what waits for them."""
+        self._forget(topic)
+        for subscriber in self._topics.subscribers(topic):
+            subscriber.fail(CloseCode.TRY_AGAIN_LATER, reason)
+
     def _forget(self, topic: str) -> None:
-        del self._backlogs[topic]
+        self._buffers.count(self._backlogs.pop(topic), 0)
         self._turns.pop(topic, None)
         if not self._backlogs and self._settled is not None and not self._settled.done():
             self._settled.set_result(None)

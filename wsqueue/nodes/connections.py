@@ -12,6 +12,7 @@ from ..config.keys import Keys
 from ..config.model import NodeConfig
 from ..journal import log
 from ..monitoring.reporter import Reporter
+from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Traffic
 from ..protocol import v2
@@ -35,6 +36,7 @@ class Connections(Collection[Connection]):
         members: An empty set; the reporter may read it too.
         counters: Counters of the node.
         traffic: Counts the bytes of all connections of the node.
+        buffers: Counts the bytes that wait in them.
         reporter: Is told of peers that were refused.
 
     Attributes:
@@ -42,10 +44,16 @@ class Connections(Collection[Connection]):
     """
 
     def __init__(
-        self, members: set[Connection], counters: Counter[str], traffic: Traffic, reporter: Reporter
+        self,
+        members: set[Connection],
+        counters: Counter[str],
+        traffic: Traffic,
+        buffers: Buffers,
+        reporter: Reporter,
     ) -> None:
         self.draining = False
         self._traffic = traffic
+        self._buffers = buffers
         self._members, self._counters, self._reporter = members, counters, reporter
         self._closing: tuple[set[Connection], asyncio.Future[None]] | None = None
 
@@ -72,7 +80,13 @@ class Connections(Collection[Connection]):
             return _Dropped()
         stream = tls.accept() if listener.address.tls else None
         connection = Connection.accept(
-            listener.endpoint, keys, config, on_lost=self._lost, tls=stream, traffic=self._traffic
+            listener.endpoint,
+            keys,
+            config,
+            on_lost=self._lost,
+            tls=stream,
+            traffic=self._traffic,
+            buffers=self._buffers,
         )
         self._members.add(connection)
         self._counters["connections"] += 1

@@ -31,6 +31,7 @@ from ..journal import log
 from ..log.memory import MemoryStore
 from ..log.sqlite import SqliteStore
 from ..log.store import AppendBatch, Outcome, Store
+from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
@@ -94,7 +95,8 @@ class Consumer:
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
-        self.classic = ClassicDelivery(self.topics, counters, config.limits.max_buffered_bytes)
+        self.buffers = Buffers(config.limits.max_total_buffered_bytes)
+        self.classic = ClassicDelivery(self.topics, counters, config.limits.max_buffered_bytes, self.buffers)
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
@@ -161,6 +163,7 @@ class Consumer:
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self.classic.max_buffered_bytes = config.limits.max_buffered_bytes
+        self.buffers.limit = config.limits.max_total_buffered_bytes
         self.logs.index.limit = config.limits.max_index_bytes
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 from ..config.keys import Keys
 from ..config.model import NodeConfig
+from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Handler, Traffic
 from ..protocol.framing import HttpResponse
@@ -19,6 +20,7 @@ class Node(Protocol):
 
     role: str
     traffic: Traffic
+    buffers: Buffers
     top_topics: TopTopics
     config_type: ClassVar[type[NodeConfig]]
     counters: Counter[str]

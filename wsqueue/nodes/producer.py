@@ -12,6 +12,7 @@ from typing import ClassVar
 from ..config.addresses import Address
 from ..config.keys import Keys
 from ..config.model import NodeConfig, ProducerConfig
+from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic
@@ -50,6 +51,7 @@ class Producer(Handler):
     def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
         self.counters = counters
         self.traffic = Traffic()
+        self.buffers = Buffers(config.limits.max_total_buffered_bytes)
         self.top_topics = TopTopics()
         self._confirm_seconds = Histogram()
         self._psk, self._config, self._tls = keys.nodes, config, tls
@@ -95,6 +97,7 @@ class Producer(Handler):
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
         self._psk, self._config, self._tls = keys.nodes, config, tls
+        self.buffers.limit = config.limits.max_total_buffered_bytes
         for link in self.links:
             link.reconfigure(self._psk, config, tls)
         if not changed:

@@ -73,7 +73,9 @@ class Service:
             connections=accepted,
         )
         self.reporter.not_ready = self._not_ready
-        self.connections = Connections(accepted, self._counters, self.node.traffic, self.reporter)
+        self.connections = Connections(
+            accepted, self._counters, self.node.traffic, self.node.buffers, self.reporter
+        )
         self.listeners = Listeners(self._accept, self.endpoint)
         self._status_endpoint = StatusEndpoint(self.reporter)
         self._pages = Pages(self.reporter)

@@ -190,6 +190,11 @@ class Framing:
         return self._protocol is None and not self._writes and self._failure is None
 
     @property
+    def unfinished_bytes(self) -> int:
+        """Return the bytes that came of a message whose end has not."""
+        return len(self._tail) + len(self._fragments)
+
+    @property
     def closing(self) -> bool:
         """Return True if the TCP connection should end soon; if it doesn't, abort it."""
         return self._protocol is not None and self._protocol.close_expected()
@@ -277,6 +282,7 @@ class Framing:
     def fail(self, code: CloseCode, reason: str) -> None:
         """End the connection at once, unless it has ended; nothing more is read from it."""
         self._failure = self.closed or Closed(code, reason, by_peer=False)
+        self._tail, self._fragments = bytearray(), bytearray()
         library = self._library()
         if library.state in (OPEN, CLOSING):
             library.fail(code, _short(reason))

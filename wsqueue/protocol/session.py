@@ -186,6 +186,11 @@ class Session:
         return self._framing.quiet
 
     @property
+    def unfinished_bytes(self) -> int:
+        """Return the bytes that came of a message whose end has not."""
+        return self._framing.unfinished_bytes
+
+    @property
     def closing(self) -> bool:
         """Return True if the TCP connection should end soon; if it doesn't, abort it."""
         return self._framing.closing

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from wsqueue.log.records import Record
+from wsqueue.net.buffers import Buffers
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.classic_delivery import SLICE_BYTES, ClassicDelivery, data_of
 from wsqueue.nodes.topics import Topics
@@ -54,7 +55,8 @@ class Delivery:
         for subscriber in self.subscribers:
             self.topics.subscribe(TOPIC, subscriber)
         self.counters: Counter[str] = Counter()
-        self.delivery = ClassicDelivery(self.topics, self.counters, max_buffered_bytes)
+        self.buffers = Buffers(2**30)
+        self.delivery = ClassicDelivery(self.topics, self.counters, max_buffered_bytes, self.buffers)
         self.next = 0
 
     def publish(self, *data: str, at_hand: bool = True) -> None:
@@ -141,6 +143,25 @@ async def test_batches_that_wait_for_slow_subscribers_are_bounded() -> None:
     assert [subscriber.failed for subscriber in one.subscribers] == [CloseCode.TRY_AGAIN_LATER] * 2
     await one.turns()
     assert one.counters["deliveries"] == 0
+
+
+async def test_what_waits_counts_with_what_waits_in_connections() -> None:
+    one = Delivery(2)
+    for subscriber in one.subscribers:
+        subscriber.is_congested = True
+    one.publish("x" * 100_000)
+    assert one.buffers.bytes > 100_000
+    one.subscribers[0].is_congested = False
+    one.delivery.resume(TOPIC)
+    await one.turns()
+    assert (len(one.subscribers[1].came), one.buffers.bytes) == (1, 0)
+    one.subscribers[0].is_congested = True
+    one.buffers.limit = 150_000
+    one.publish("x" * 100_000)
+    one.publish("x" * 100_000)
+    assert [subscriber.failed for subscriber in one.subscribers] == [CloseCode.TRY_AGAIN_LATER] * 2
+    assert one.buffers.bytes == 0
+    await one.turns()
 
 
 async def test_a_drain_waits_for_all_and_for_no_slow_subscriber() -> None:

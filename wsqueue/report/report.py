@@ -7,7 +7,7 @@ field that is added gets a default, and a field with a few known values may have
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,6 +22,9 @@ MAX_TOPIC_CHARACTERS = 200
 
 LOST_REASONS = ("in_flight", "held", "refused", "full")
 """Reasons why classic messages are lost; each has a counter `lost_<reason>`."""
+
+UnixTime = Annotated[float, msgspec.Meta(ge=0, lt=253_402_300_800)]
+"""A time that has a date: before the year 10,000."""
 
 LinkState = Literal["up", "down"]
 ConnectionState = Literal["hello", "open", "closing"]
@@ -210,7 +213,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     not_ready: str = ""
     psk_fingerprints: list[str] = []
     certificate_sha256: str = ""
-    certificate_ends: float | None = None
+    certificate_ends: UnixTime | None = None
     loop_lag_seconds: float = 0.0
     max_connections: int = 0
     connections: list[ConnectionCount] = []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import secrets
 import shutil
@@ -452,14 +453,14 @@ class LoopbackCluster:
         if directory in self._mounted:
             filler, node = directory / "filler", self.nodes[fault.target]
             began = time.monotonic()
-            node.may_fail = True
+            node.full_until = math.inf
             await asyncio.to_thread(fill, filler)
             try:
                 await asyncio.sleep(fault.seconds)
             finally:
                 filler.unlink(missing_ok=True)
-                node.may_fail = False
-                self.full[fault.target].append((began, time.monotonic()))
+                node.full_until = time.monotonic()
+                self.full[fault.target].append((began, node.full_until))
 
 
 class _Node:
@@ -471,7 +472,7 @@ class _Node:
         self.clock_file = directory / f"{name}.clock"
         self.wanted = asyncio.Event()
         self.wanted.set()
-        self.may_fail = False
+        self.full_until = 0.0
         self.unclean: list[Span] = []
         self.ends: list[float] = []
         self.problems: list[str] = []
@@ -567,7 +568,7 @@ class _Node:
     async def _run_again_and_again(self, show: Callable[[str, str], None]) -> None:
         while True:
             await self.wanted.wait()
-            began, may_fail, self._stale = time.monotonic(), self.may_fail, False
+            began, self._stale = time.monotonic(), False
             node = self._node = await self._spawn(show)
             try:
                 await node.started()
@@ -586,7 +587,7 @@ class _Node:
             self.ends.append(time.monotonic())
             if self.wanted.is_set():
                 self.unclean.append((began, time.monotonic()))
-                if not may_fail and not self.may_fail:
+                if began > self.full_until:
                     self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
                 await asyncio.sleep(AGAIN_SECONDS)
 

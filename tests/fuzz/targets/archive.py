@@ -39,12 +39,6 @@ PLACE = Path(tempfile.mkdtemp(prefix="wsqueue-fuzz-", dir=MEMORY if MEMORY.is_di
 RUNNER = asyncio.Runner()
 PAGE_BYTES = 16 * 1024
 
-TABLES = {
-    "archive": ("id", "floor"),
-    "topic": ("id", "name", "next"),
-    "record": ("id", "topic", "offset", "count", "time", "publisher", "number", "packet"),
-    "number": ("id", "topic", "publisher", "number"),
-}
 NUMBERS = (-1, 0, 1, 2, 2**31, 2**53 - 1, 2**53, 2**62, 2**63 - 2, 2**63 - 1, -(2**63))
 
 
@@ -100,12 +94,18 @@ async def use(directory: Path) -> None:
         for one, following in itertools.pairwise(records):
             assert one.end <= following.offset
     await store.close()
+    aside = set_aside(directory)
     other = SqliteStore(retention, outcomes.extend, lambda: 1000.0)
     await other.open()
-    assert other.id == store.id, "what was opened once is set aside now"
+    assert set_aside(directory) == aside, "a file that could be used is set aside"
     for record in stored:
         assert other.topic(record.topic).next >= record.end
     await other.close()
+
+
+def set_aside(directory: Path) -> set[Path]:
+    """Return the damaged files."""
+    return set(directory.glob("*.corrupt-*"))
 
 
 def check_error(error: WsqueueError, directory: Path) -> None:
@@ -132,9 +132,14 @@ def change_bytes(file: Path, changes: bytes) -> None:
 def change_rows(file: Path, changes: bytes) -> None:
     """Change values: a table, a column, a row, a kind of value, and the value."""
     connection = sqlite3.connect(file, isolation_level=None)
+    query = "SELECT name FROM sqlite_schema WHERE type = 'table' ORDER BY name"
+    tables = [
+        (name, [column for _, column, *_ in connection.execute(f"PRAGMA table_info({name})")])
+        for (name,) in connection.execute(query).fetchall()
+    ]
     for position in range(0, len(changes) - 4, 5):
         table, column, row, kind, value = changes[position : position + 5]
-        name, columns = list(TABLES.items())[table % len(TABLES)]
+        name, columns = tables[table % len(tables)]
         new: object = NUMBERS[value % len(NUMBERS)]
         if kind % 8 == 1:
             new = float(value) if value else float("inf")

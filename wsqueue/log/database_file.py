@@ -99,12 +99,15 @@ class DatabaseFile(ABC):
                 sync_directory(self.file.parent)
                 sync_directory(self.file.parent.parent)
             schema.check(self._writer, durable=self._durable)
-            return self._survey()
+            state = self._survey()
         except UnicodeDecodeError:
             # SQLite quotes the file in its message, and Python cannot decode that.
             raise Damaged("its schema is no text") from None
         except sqlite3.Error as error:
             raise schema.failure(self.file, error) from None
+        if not state.in_bounds:
+            raise Damaged("it has an offset that no message can have")
+        return state
 
     def _connect(self) -> None:
         fresh = not self.file.exists() or not self.file.stat().st_size

@@ -9,6 +9,11 @@ from __future__ import annotations
 
 import msgspec
 
+from ..protocol.v2 import MAX_NUMBER
+
+MAX_OFFSET = MAX_NUMBER // 2
+"""Largest offset that is taken from a file: no log comes near it, and one that did could still go on."""
+
 RECORD_OVERHEAD_BYTES = 300
 """Bytes that a record counts besides its packet: its Python objects and their places in queues."""
 
@@ -78,3 +83,11 @@ class StoreState(msgspec.Struct, kw_only=True):
     topics: dict[str, TopicState]
     numbers: dict[tuple[str, str], int]
     floor: int = 0
+
+    @property
+    def in_bounds(self) -> bool:
+        """Return True if subscribers can be told of all offsets."""
+        offsets = [self.floor]
+        for topic in self.topics.values():
+            offsets += (topic.first, topic.next)
+        return min(offsets) >= 0 and max(offsets) <= MAX_OFFSET

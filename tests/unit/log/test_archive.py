@@ -728,6 +728,26 @@ async def test_a_file_that_spoils_the_message_of_its_error_is_set_aside(tmp_path
     assert len(names(tmp_path, "*.corrupt-*Z")) == 1
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        'UPDATE record SET "offset" = -1 WHERE "offset" = 0',
+        "UPDATE record SET count = 9223372036854775807",
+        "INSERT INTO topic (name, next) VALUES ('b', 9007199254740991)",
+        "UPDATE archive SET floor = -1",
+    ],
+)
+async def test_a_file_with_offsets_that_no_message_can_have_is_set_aside(
+    tmp_path: Path, statement: str
+) -> None:
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    execute(tmp_path, statement)
+    async with opened(tmp_path) as one:
+        assert one.state.topics == {}
+    assert len(names(tmp_path, "*.corrupt-*Z")) == 1
+
+
 def damage(file: Path, dice: random.Random) -> range:
     """Spoil some bytes of a file, and return which."""
     data = bytearray(file.read_bytes())

@@ -3,11 +3,16 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
+# What runs here takes no modules and no settings of Python from the user's environment; PYTHON chooses one.
+unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES)))
+
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The environment without developers' tools, so that a first try starts sooner.
+# The environment without developers' tools, so that a first try starts sooner, and with what a deployment needs.
 RUNS := $(VENV)/.runs
+DEPLOYS := $(VENV)/.deploys
+SETUP := scripts/setup scripts/pip pyproject.toml constraints.txt
 TOPIC ?= news
 PORT ?= 8000
 SCHEDULES ?= 1000
@@ -25,12 +30,20 @@ help: ## List the targets
 
 .PHONY: setup
 setup: $(READY) ## Make the virtual environment .venv with everything in it
+	@echo "$(VENV) has $$($(BIN)/python -I --version); to have another Python, remove it and set PYTHON."
 
-$(READY): scripts/setup pyproject.toml constraints.txt
+$(READY): $(SETUP)
 	scripts/setup $(VENV) '.[dev]'
+	touch $(RUNS) $(DEPLOYS) $@
+
+.PHONY: setup-deploy
+setup-deploy: $(DEPLOYS) ## Make .venv with what a control node needs to deploy, and no developers' tools
+
+$(DEPLOYS): $(SETUP)
+	scripts/setup $(VENV) '.[deploy]'
 	touch $(RUNS) $@
 
-$(RUNS): scripts/setup pyproject.toml constraints.txt
+$(RUNS): $(SETUP)
 	scripts/setup $(VENV) .
 	touch $@
 
@@ -75,11 +88,11 @@ docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(PORT)
 
 .PHONY: zipapp
-zipapp: $(READY) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy
-	@scripts/zipapp $(VENV)
+zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy (PYTHON=python3.13)
+	@$(BIN)/python -I scripts/zipapp $(PYTHON)
 
 .PHONY: collection
-collection: $(READY) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
+collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
 	@scripts/collection $(VENV)
 
 .PHONY: lint

@@ -1,10 +1,12 @@
-"""The zipapp runs by itself, and the same source gives the same bytes."""
+"""The zipapp runs by itself, and what is in it depends on its sources and on nothing else."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -15,22 +17,77 @@ from wsqueue.version import __version__
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-SOURCES = ("wsqueue", "scripts", "pyproject.toml", "constraints.txt", "README.md", "LICENSE")
+SOURCES = ("wsqueue", "scripts", "pyproject.toml", "constraints.txt", "LICENSE")
+PIP_CONF = """
+[global]
+user = true
+require-virtualenv = true
+quiet = 3
+[install]
+target = /nowhere
+no-deps = true
+"""
 
 
-@pytest.fixture(scope="module")
-def zipapps(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Build two, each in a directory of its own, which is in no git checkout."""
-    found = []
-    for name in ("first", "second place"):
-        directory = tmp_path_factory.mktemp(name)
+class Clone:
+    """A copy of what a zipapp is made of."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
         for source in SOURCES:
             copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
             copy(ROOT / source, directory / source)
-        subprocess.run([directory / "scripts" / "zipapp", Path(sys.prefix)], check=True, timeout=100)
-        (zipapp,) = (directory / "dist").iterdir()
-        found.append(zipapp)
-    return found
+
+    def build(self, umask: int = 0o022, environment: Mapping[str, str] | None = None) -> Path:
+        """Build the zipapp; in another environment than that of this test, if one is given."""
+        command: list[str | Path] = [sys.executable, "-I", self.directory / "scripts" / "zipapp"]
+        told: subprocess.CompletedProcess[str] = subprocess.run(
+            command,
+            check=True,
+            timeout=200,
+            umask=umask,
+            env=os.environ | (environment or {}),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        return self.directory / told.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    return Clone(tmp_path_factory.mktemp("first"))
+
+
+@pytest.fixture(scope="module")
+def zipapp(clone: Clone) -> Path:
+    return clone.build()
+
+
+def hostile(directory: Path) -> dict[str, str]:
+    """Return settings of a user that must not matter, with a home directory that has some too."""
+    config = directory / ".config" / "pip" / "pip.conf"
+    config.parent.mkdir(parents=True)
+    config.write_text(PIP_CONF)
+    modules = directory / "modules"
+    for name in ("zipfile", "sitecustomize", "tomllib"):
+        modules.mkdir(exist_ok=True)
+        (modules / f"{name}.py").write_text("raise RuntimeError('a module of the user')")
+    pip = dict.fromkeys(("USER", "REQUIRE_VIRTUALENV", "NO_DEPS", "DRY_RUN", "PRE"), "1")
+    pip |= dict.fromkeys(("TARGET", "PREFIX", "ROOT", "CONSTRAINT", "PYTHON", "PLATFORM"), "/nowhere")
+    python = {
+        "PYTHONPATH": str(modules),
+        "PYTHONHOME": "/nowhere",
+        "PYTHONOPTIMIZE": "2",
+        "PYTHONWARNINGS": "error",
+    }
+    others = {
+        "HOME": str(directory),
+        "TZ": "Asia/Kathmandu",
+        "LC_ALL": "C",
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
+    return {f"PIP_{name}": value for name, value in pip.items()} | python | others
 
 
 def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
@@ -51,24 +108,94 @@ def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
     return result.stdout
 
 
-def test_the_same_source_gives_the_same_bytes(zipapps: list[Path]) -> None:
-    first, second = zipapps
-    assert first.name == second.name
-    assert first.read_bytes() == second.read_bytes()
+def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) -> None:
+    """Neither the place, nor git's history, umask, locale, time zone, and settings of a user."""
+    clone = Clone(tmp_path / "second place")
+    (clone.directory / "README.md").write_text("A document.")
+    (clone.directory / "wsqueue" / "__pycache__").mkdir(exist_ok=True)
+    (clone.directory / "wsqueue" / "__pycache__" / "old.cpython-311.pyc").write_text("compiled")
+    git = ["git", "-C", str(clone.directory), "-c", "user.name=a", "-c", "user.email=a@example.com"]
+    for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Begin"]):
+        subprocess.run([*git, *command], check=True)
+    second = clone.build(0o077, hostile(tmp_path / "home"))
+    assert second.name == zipapp.name
+    assert second.read_bytes() == zipapp.read_bytes()
 
 
-def test_every_command_is_there(zipapps: list[Path]) -> None:
-    assert run(zipapps[0], "--version") == f"wsqueue {__version__}\n"
-    text = run(zipapps[0], "--help")
+def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> None:
+    content, made = zipapp.read_bytes(), zipapp.stat().st_mtime_ns
+    (clone.directory / "constraints.txt").touch()
+    clone.build()
+    assert zipapp.stat().st_mtime_ns == made
+    # Put back with its old time, as a copy or a checkout may.
+    source = clone.directory / "wsqueue" / "version.py"
+    text, times = source.read_text(), (source.stat().st_atime_ns, source.stat().st_mtime_ns)
+    source.write_text(f"{text}\n# Another line.\n")
+    os.utime(source, ns=times)
+    clone.build()
+    assert zipapp.read_bytes() != content
+    source.write_text(text)
+    clone.build()
+    assert zipapp.read_bytes() == content
+
+
+def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:
+    variables = hostile(tmp_path)
+    config = tmp_path / ".config" / "pip" / "pip.conf"
+    config.write_text(
+        f"{PIP_CONF}index-url = https://packages.example.com/simple\nproxy = http://p.example.com\n"
+    )
+    variables |= {
+        "PIP_PROXY": "http://proxy.example.com:3128",
+        "PIP_EXTRA_INDEX_URL": "https://a.example.com",
+    }
+    told = subprocess.run(
+        [sys.executable, "-I", ROOT / "scripts" / "pip", "config", "list"],
+        env={key: value for key, value in os.environ.items() if not key.startswith("PIP_")} | variables,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    kept = dict(line.split("=", 1) for line in told.stdout.splitlines())
+    assert kept[":env:.index-url"] == "'https://packages.example.com/simple'"
+    assert kept[":env:.proxy"] == "'http://proxy.example.com:3128'"
+    assert kept[":env:.extra-index-url"] == "'https://a.example.com'"
+    names = {name.rpartition(".")[2] for name in kept}
+    assert not names & {
+        "user",
+        "target",
+        "prefix",
+        "root",
+        "require-virtualenv",
+        "no-deps",
+        "constraint",
+        "quiet",
+        "pre",
+    }
+    assert all(name.startswith(":env:.") for name in kept)
+
+
+@pytest.mark.parametrize("python", ["python9", "/bin/false"])
+def test_a_python_that_cannot_be_used_is_said(clone: Clone, python: str) -> None:
+    command = [sys.executable, "-I", str(clone.directory / "scripts" / "zipapp"), python]
+    told = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    assert told.stderr.startswith("The zipapp ")
+    assert "Traceback" not in told.stderr
+
+
+def test_every_command_is_there(zipapp: Path) -> None:
+    assert run(zipapp, "--version") == f"wsqueue {__version__}\n"
+    text = run(zipapp, "--help")
     for command in main.commands:
         assert command in text
-        assert "Usage:" in run(zipapps[0], command, "--help")
+        assert "Usage:" in run(zipapp, command, "--help")
 
 
-def test_a_cluster_runs_from_it(zipapps: list[Path]) -> None:
-    output = run(zipapps[0], "local", "--port", "0", "--demo", "news", stdin="hello there\n")
+def test_a_cluster_runs_from_it(zipapp: Path) -> None:
+    output = run(zipapp, "local", "--port", "0", "--demo", "news", stdin="hello there\n")
     assert "14 checks, 0 failed\nhello there\n" in output
 
 
-def test_a_bench_runs_from_it(zipapps: list[Path]) -> None:
-    assert "\nlost " in run(zipapps[0], "bench", "--duration", "0.2", "--warm-up", "0")
+def test_a_bench_runs_from_it(zipapp: Path) -> None:
+    assert "\nlost " in run(zipapp, "bench", "--duration", "0.2", "--warm-up", "0")

@@ -102,6 +102,7 @@ class Cluster:
             "wsqueue_ca_passphrase": self.passphrase,
             "wsqueue_consumer_retention": {"mode": "sqlite"},
             "wsqueue_release_zipapp": str(self.zipapps[OLD]),
+            "wsqueue_release_other_sources": True,
         }
         groups: dict[str, list[str]] = {
             "consumers": ["consumer1", "consumer2"],

@@ -103,6 +103,11 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
         "has no host in the group consumers": cluster.inventory("none", consumers=[]),
         "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),
         "is not valid for '192.0.2.1'": cluster.inventory("address", consumer2__wsqueue_address="192.0.2.1"),
+        "holds other code than this clone, so consumer1 would not": cluster.inventory(
+            "sources",
+            wsqueue_release_zipapp=str(cluster.zipapps[NEW]),
+            wsqueue_release_other_sources=False,
+        ),
         "cp399-x86_64.pyz is not for": cluster.inventory("python", wsqueue_release_zipapp=str(other)),
         "producers of producer1 could not use their configuration: limits.max_held_bytes": cluster.inventory(
             "limits", producer1__wsqueue_producer_limits={"max_held_bytes": -1}

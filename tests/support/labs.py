@@ -139,11 +139,12 @@ def build(directory: Path, version: str) -> Path:
     """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
     for name in ("wsqueue", "scripts"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "constraints.txt", "README.md", "LICENSE", "CHANGELOG.md"):
+    for name in ("pyproject.toml", "constraints.txt", "LICENSE"):
         shutil.copy(ROOT / name, directory / name)
     file = directory / "wsqueue" / "version.py"
     file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
-    built = subprocess.run(
-        [directory / "scripts" / "zipapp", ROOT / ".venv"], stdout=subprocess.PIPE, text=True, check=True
+    command: list[str | Path] = [BIN / "python", "-I", directory / "scripts" / "zipapp"]
+    built: subprocess.CompletedProcess[str] = subprocess.run(
+        command, stdout=subprocess.PIPE, text=True, check=True
     )
     return directory / built.stdout.strip()

@@ -1,0 +1,72 @@
+"""The sources of a release, and what a zipapp says of its own.
+
+It uses the standard library only, because Ansible's control node uses it too, as a plugin of the collection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tomllib
+import zipfile
+from pathlib import Path
+
+ENTRY = "sources"
+"""Name of the file in a zipapp that has the hash of the sources."""
+
+FILES = ("constraints.txt", "LICENSE", "scripts/pip", "scripts/sources.py", "scripts/zipapp")
+"""Files that decide what is in a zipapp, besides those of the package and its list of dependencies."""
+
+
+def package_files(clone: Path) -> list[Path]:
+    """Return the files of the package, in an order that is the same everywhere."""
+    found = (path for path in (clone / "wsqueue").rglob("*") if path.is_file())
+    files = [path for path in found if path.suffix != ".pyc" and not path.name.startswith(".")]
+    return sorted(files, key=lambda path: path.relative_to(clone).parts)
+
+
+def dependencies(clone: Path) -> list[str]:
+    """Return the dependencies of the package, without their versions in constraints.txt."""
+    project = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return list(project["dependencies"])
+
+
+def version(clone: Path) -> str:
+    """Return the version of the package.
+
+    Raises:
+        ValueError: Its file has none.
+    """
+    text = (clone / "wsqueue" / "version.py").read_text(encoding="utf-8")
+    if match := re.search(r'^__version__ = "(.+)"', text, re.MULTILINE):
+        return match[1]
+    raise ValueError(f"{clone}/wsqueue/version.py has no version")
+
+
+def sources_hash(clone: Path) -> str:
+    """Return a hash of everything in a clone that decides what is in a zipapp, as 64 hexadecimal digits.
+
+    Documents, tests and git's history have no part in it, nor have the Python and the machine of the zipapp.
+    """
+    total = hashlib.sha256(json.dumps(dependencies(clone)).encode())
+    for path in [*package_files(clone), *(clone / name for name in FILES)]:
+        name = path.relative_to(clone).as_posix().encode()
+        total.update(hashlib.sha256(name).digest() + hashlib.sha256(path.read_bytes()).digest())
+    return total.hexdigest()
+
+
+def zipapp_facts(zipapp: str | Path) -> dict[str, str]:
+    """Return the hash of the `content` of a zipapp, and that of its `sources`; "" where it has none.
+
+    The hash of the content is not that of the file, whose compression depends on the machine.
+    """
+    facts = {"content": "", "sources": ""}
+    try:
+        with zipfile.ZipFile(zipapp) as archive:
+            facts["content"] = str(json.loads(archive.read("environment.json"))["build_id"])
+            facts["sources"] = archive.read(ENTRY).decode()
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        # Another file, or a zipapp of an older version, which did not say so.
+        pass
+    return facts

@@ -1,0 +1,118 @@
+"""Which zipapp a host gets: that of the sources in the clone, and no other unless asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from scripts import sources
+from tests.support.paths import ROOT
+from wsqueue.version import __version__
+
+from ..support import control_node
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+TAG = "import sys; print(f'cp{sys.version_info[0]}{sys.version_info[1]}')"
+LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
+PLAYBOOK = """
+- hosts: all
+  gather_facts: false
+  tasks:
+    - ansible.builtin.import_role: {name: wsqueue, tasks_from: preflight_release}
+    - ansible.builtin.debug: {msg: "content {{ wsqueue_release_facts.content }}"}
+"""
+
+
+def name_for(python: str) -> str:
+    """Return the name of the zipapp for a Python."""
+    told = subprocess.run([python, "-I", "-c", TAG], stdout=subprocess.PIPE, text=True, check=True).stdout
+    return f"wsqueue-{__version__}-{told.strip()}-{os.uname().machine}.pyz"
+
+
+def zipapp(directory: Path, sources: str, content: str = "0" * 64) -> Path:
+    """Write a file that tells its sources, and holds nothing."""
+    directory.mkdir()
+    # As the roles do, which run the services with it.
+    file = directory / name_for("/usr/bin/python3")
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("environment.json", json.dumps({"build_id": content}))
+        archive.writestr("sources", sources)
+    return file
+
+
+def inventory(directory: Path, hosts: dict[str, dict[str, object]]) -> Path:
+    file = directory / "hosts.json"
+    groups = {"consumers": {"hosts": {name: LOCAL | its for name, its in hosts.items()}}}
+    file.write_text(json.dumps({"all": {"children": groups}}))
+    return file
+
+
+def check(directory: Path, hosts: dict[str, dict[str, object]]) -> tuple[bool, str]:
+    """Check the zipapps of some hosts, and return whether they are good, and what is shown."""
+    playbook = directory / "check.yml"
+    playbook.write_text(PLAYBOOK)
+    result = control_node.try_to_run("ansible-playbook", "-i", inventory(directory, hosts), playbook)
+    return result.returncode == 0, " ".join(result.stdout.split())
+
+
+def test_each_zipapp_is_compared_with_the_sources_of_the_clone(tmp_path: Path) -> None:
+    current = str(zipapp(tmp_path / "current", sources.sources_hash(ROOT)))
+    stale = str(zipapp(tmp_path / "stale", "another hash"))
+    good, shown = check(tmp_path, {"c1": {"wsqueue_release_zipapp": current}})
+    assert good, shown
+    # Only the file of the second host is stale.
+    hosts: dict[str, dict[str, object]] = {
+        "c1": {"wsqueue_release_zipapp": current},
+        "c2": {"wsqueue_release_zipapp": stale},
+    }
+    good, shown = check(tmp_path, hosts)
+    assert not good
+    assert f"{stale} holds other code than this clone, so c2 would not get what you see here" in shown
+    assert "c1 would not" not in shown
+    for host in hosts.values():
+        host["wsqueue_release_other_sources"] = True
+    good, shown = check(tmp_path, hosts)
+    assert good, shown
+
+
+def test_a_damaged_zipapp_is_refused(tmp_path: Path) -> None:
+    file = zipapp(tmp_path / "damaged", "")
+    file.write_bytes(file.read_bytes()[:100])
+    good, shown = check(tmp_path, {"c1": {"wsqueue_release_zipapp": str(file)}})
+    assert not good
+    assert "is damaged, or not from `make zipapp`; build it again." in shown
+
+
+def test_with_a_limit_too_the_release_is_built_from_the_sources(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    shutil.copytree(ROOT / "wsqueue", clone / "wsqueue", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("ansible", "scripts"):
+        shutil.copytree(ROOT / name, clone / name, symlinks=True)
+    for name in ("Makefile", "ansible.cfg", "constraints.txt", "pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, clone / name)
+    for name in ("collections", "systemd"):
+        shutil.copytree(ROOT / name, clone / name, symlinks=True)
+    (clone / ".venv").symlink_to(ROOT / ".venv")
+    for path in ("Makefile", "constraints.txt", "pyproject.toml", "scripts/setup", "scripts/pip"):
+        # Older than the virtual environment, so that make doesn't make that again.
+        os.utime(clone / path, (0, 0))
+    hosts = inventory(tmp_path, {"c1": {}, "c2": {}})
+    playbook = clone / "ansible" / "playbooks" / "preflight.yml"
+
+    def content() -> str:
+        control_node.try_to_run("ansible-playbook", "-i", hosts, playbook, "--limit", "c2")
+        with zipfile.ZipFile(clone / "dist" / name_for(sys.executable)) as archive:
+            return archive.read("site-packages/wsqueue/version.py").decode()
+
+    version = clone / "wsqueue" / "version.py"
+    assert content() == version.read_text()
+    version.write_text(f"{version.read_text()}\n# Another line.\n")
+    assert content() == version.read_text()

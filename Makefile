@@ -115,7 +115,7 @@ constraints: ## Pin the newest versions of all dependencies in constraints.txt
 	scripts/pin
 
 .PHONY: lab
-lab: ## Boot six test hosts with real systemd on this machine, for ansible/inventory/lab (as root)
+lab: $(DEPLOYS) ## Boot six test hosts with real systemd on this machine, for ansible/inventory/lab (as root)
 	scripts/lab up $(LAB_HOSTS)
 
 .PHONY: lab-down

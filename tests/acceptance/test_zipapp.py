@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.hostile_environment import PIP_CONF, hostile_environment
 from tests.support.paths import ROOT
 from wsqueue.cli.main import main
 from wsqueue.version import __version__
@@ -18,15 +19,6 @@ from wsqueue.version import __version__
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
 SOURCES = ("wsqueue", "scripts", "pyproject.toml", "constraints.txt", "LICENSE")
-PIP_CONF = """
-[global]
-user = true
-require-virtualenv = true
-quiet = 3
-[install]
-target = /nowhere
-no-deps = true
-"""
 
 
 class Clone:
@@ -64,32 +56,6 @@ def zipapp(clone: Clone) -> Path:
     return clone.build()
 
 
-def hostile(directory: Path) -> dict[str, str]:
-    """Return settings of a user that must not matter, with a home directory that has some too."""
-    config = directory / ".config" / "pip" / "pip.conf"
-    config.parent.mkdir(parents=True)
-    config.write_text(PIP_CONF)
-    modules = directory / "modules"
-    for name in ("zipfile", "sitecustomize", "tomllib"):
-        modules.mkdir(exist_ok=True)
-        (modules / f"{name}.py").write_text("raise RuntimeError('a module of the user')")
-    pip = dict.fromkeys(("USER", "REQUIRE_VIRTUALENV", "NO_DEPS", "DRY_RUN", "PRE"), "1")
-    pip |= dict.fromkeys(("TARGET", "PREFIX", "ROOT", "CONSTRAINT", "PYTHON", "PLATFORM"), "/nowhere")
-    python = {
-        "PYTHONPATH": str(modules),
-        "PYTHONHOME": "/nowhere",
-        "PYTHONOPTIMIZE": "2",
-        "PYTHONWARNINGS": "error",
-    }
-    others = {
-        "HOME": str(directory),
-        "TZ": "Asia/Kathmandu",
-        "LC_ALL": "C",
-        "SOURCE_DATE_EPOCH": "1700000000",
-    }
-    return {f"PIP_{name}": value for name, value in pip.items()} | python | others
-
-
 def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
     # With the interpreter outside the virtual environment, which has nothing of ours.
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
@@ -117,7 +83,7 @@ def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) 
     git = ["git", "-C", str(clone.directory), "-c", "user.name=a", "-c", "user.email=a@example.com"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Begin"]):
         subprocess.run([*git, *command], check=True)
-    second = clone.build(0o077, hostile(tmp_path / "home"))
+    second = clone.build(0o077, hostile_environment(tmp_path / "home"))
     assert second.name == zipapp.name
     assert second.read_bytes() == zipapp.read_bytes()
 
@@ -140,7 +106,7 @@ def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> 
 
 
 def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:
-    variables = hostile(tmp_path)
+    variables = hostile_environment(tmp_path)
     config = tmp_path / ".config" / "pip" / "pip.conf"
     config.write_text(
         f"{PIP_CONF}index-url = https://packages.example.com/simple\nproxy = http://p.example.com\n"

@@ -11,11 +11,18 @@ from pathlib import Path
 
 from ..errors import ConfigError, StorageError, WsqueueError
 from . import schema
-from .files import DISK_ERRORS, Damaged, lock_file, reason_of, set_aside, sync_directory
+from .files import (
+    DISK_ERRORS,
+    LOCK_NAME,
+    Damaged,
+    check_rights,
+    lock_file,
+    reason_of,
+    set_aside,
+    sync_directory,
+)
 from .records import StoreState
 from .schema import PAGE_BYTES
-
-LOCK_NAME = "lock"
 
 CHECKPOINT_BYTES = 8 * 1024 * 1024
 """Move this much at once from the write-ahead log: pages that changed several times are moved once."""
@@ -67,6 +74,7 @@ class DatabaseFile(ABC):
         directory = self.file.parent
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            check_rights(directory)
             self._lock = lock_file(directory / LOCK_NAME)
             try:
                 return self.load()

@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 MAX_SET_ASIDE = 3
 """Damaged files that are kept to be looked at: each can be as large as the archive."""
 
+LOCK_NAME = "lock"
+
 SIDE_FILES = ("", "-wal", "-shm", "-journal")
 """Ends of the names of the files that SQLite makes of one."""
 
@@ -58,9 +60,26 @@ def make_directory(directory: Path) -> None:
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_rights(directory)
     except OSError as error:
         problem = f"cannot make the directory: {error.strerror}"
         raise ConfigError(problem, file=str(directory), key="retention.directory") from None
+
+
+def check_rights(directory: Path) -> None:
+    """Refuse a directory in which a file of a log belongs to another user, as after root has put it back.
+
+    Raises:
+        ConfigError: A file there cannot be read and written; the error says how to change that.
+    """
+    # Others may lie there too, such as the lost+found of a disk of its own.
+    for file in sorted([*directory.glob("*.sqlite*"), *directory.glob(LOCK_NAME)]):
+        if not os.access(file, os.R_OK | os.W_OK):
+            problem = (
+                "the node may not read and write it: expected that the user of the node owns all files here,"
+                f" as after `chown -R --reference={directory} {directory}` by root"
+            )
+            raise ConfigError(problem, file=str(file))
 
 
 def lock_file(file: Path) -> int:

@@ -640,6 +640,25 @@ async def test_a_directory_that_cannot_be_used(tmp_path: Path) -> None:
         await Opened(tmp_path, limits()).archive.open()
 
 
+async def test_files_that_belong_to_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after root has put copies back; other things may lie there, such as a disk's lost+found."""
+    async with opened(tmp_path) as one:
+        await one.add(record("a", 0))
+    (tmp_path / "lost+found").mkdir()
+    others = {"lost+found"}
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path).name not in others)
+    async with opened(tmp_path):
+        pass
+    others.add(FILE_NAME)
+    with pytest.raises(ConfigError) as caught:
+        await Opened(tmp_path, limits()).archive.open()
+    assert caught.value.file == str(tmp_path / FILE_NAME)
+    assert caught.value.problem == (
+        "the node may not read and write it: expected that the user of the node owns all files here,"
+        f" as after `chown -R --reference={tmp_path} {tmp_path}` by root"
+    )
+
+
 @pytest.mark.parametrize(
     ("pragma", "problem"),
     [

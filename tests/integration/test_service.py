@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import socket
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from wsqueue.errors import ConfigError, ListenError
+from wsqueue.errors import ConfigError, ListenError, StorageError
+from wsqueue.log.snapshot import SNAPSHOT_NAME
+from wsqueue.log.store import AppendBatch
 from wsqueue.nodes import connections
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.producer import Producer
@@ -320,6 +323,49 @@ async def test_an_exception_that_nothing_caught_is_logged(nodes: Nodes, log: Log
     (record,) = [record for record in log.records if record.levelno >= logging.ERROR]
     assert record.exc_info is not None
     log.records.clear()
+
+
+async def test_a_damaged_log_ends_the_node_and_the_next_start_begins_anew(nodes: Nodes, log: Log) -> None:
+    directory = nodes.directory / "log"
+    settings: dict[str, Any] = {"retention": {"mode": "sqlite", "directory": str(directory)}}
+    address = f"127.0.0.1:{(port := free_port())}"
+    consumer = nodes.made(Consumer, port, **settings)
+    producer = await nodes.producer([address])
+    async with soon(), nodes.client([producer], [address]) as client:
+        async with running(consumer):
+            await client.publish("news", "before")
+            consumer.service.stop()
+        with contextlib.closing(sqlite3.connect(directory / "archive.sqlite")) as other, other:
+            # As after a crash, on a disk that lies.
+            other.execute("UPDATE archive SET clean = 0")
+            other.execute("UPDATE record SET count = 0")
+        consumer.service = Service(consumer.file, Consumer)
+        with pytest.raises(StorageError, match="archive is damaged, and is set aside: its records do not"):
+            await consumer.service.run()
+        assert len(list(directory.glob("archive.sqlite.corrupt-*Z"))) == 1
+        consumer.service = Service(consumer.file, Consumer)
+        async with running(consumer):
+            await client.publish("news", "after")
+            async with client.subscribe("news", start="earliest", follow=False) as messages:
+                assert [message.data async for message in messages] == ["after"]
+            consumer.service.stop()
+    assert len(log.lines("archive set aside ", logging.ERROR)) == 1
+    log.records.clear()
+
+
+async def test_a_snapshot_is_written_though_the_drain_is_cut_short(nodes: Nodes, log: Log) -> None:
+    class SlowToClose(Consumer):
+        async def drain(self) -> None:
+            await asyncio.Event().wait()
+
+    settings: dict[str, Any] = {"retention": {"directory": str(nodes.directory / "log")}}
+    consumer = nodes.made(SlowToClose, free_port(), drain_seconds=0.05, **settings)
+    async with soon():
+        await consumer.start()
+        consumer.consumer.logs.append([AppendBatch("news", ["kept"])])
+        await consumer.service.drain()
+    assert log.lines("drain cut short")
+    assert (nodes.directory / "log" / SNAPSHOT_NAME).exists()
 
 
 def test_run_serves_until_it_is_told_to_stop(tmp_path: Path, log: Log) -> None:

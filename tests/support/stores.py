@@ -124,13 +124,14 @@ class FakeArchive:
         *,
         committed: Callable[[list[Record]], None],
         failed: Callable[[list[Record], str], None],
+        damaged: Callable[[str], None],
         clock: Callable[[], float],
     ) -> None:
-        self._committed, self._failed = committed, failed
+        self._committed, self._failed, self.damaged = committed, failed, damaged
         self.queue: deque[Record] = deque()
         self.stored: list[Record] = []
         self.limits = limits
-        self.pending_bytes = self.bytes = self.trims = 0
+        self.pending_bytes = self.bytes = self.trims = self.unchecked = 0
         self.free_bytes = 5_000_000
         self.last_commit_seconds = 0.25
         self.commit_seconds = Histogram()

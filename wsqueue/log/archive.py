@@ -9,11 +9,15 @@ The event loop only queues. The writer takes the queue as one group, deletes rec
 beside it, commits, and only then tells the loop: records that are told as committed survive a power cut. When
 a commit fails, the writer stands still until the loop has taken all of the queue back, because queued records
 may come after failed ones. Without records, the writer wakes when `trim` is called, to trim and to tidy.
+
+A file that was not closed cleanly is checked in small steps, between the reads of subscribers. When the
+check, a read or a commit finds damage, the writer ends, `damaged` is called, and `close` sets the file aside.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import sqlite3
 import threading
@@ -22,13 +26,18 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from ..config.model import Retention
+from ..errors import WsqueueError
 from ..journal import log
 from ..report.stats import Histogram
 from .database import Database
-from .files import reason_of
+from .files import Damaged, reason_of, set_aside
 from .records import Record, StoreState
+from .schema import is_damage
+
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +55,8 @@ class Archive:
         limits: Limits of the log.
         committed: Called with records, in the order of `append`, once they survive a power cut.
         failed: Called with all records that are not committed, and the reason in one sentence.
+        damaged: Called with a sentence when the file is damaged: nothing is committed any more, and the
+            caller must close the archive.
         clock: Returns the Unix time.
 
     Attributes:
@@ -60,12 +71,13 @@ class Archive:
         *,
         committed: Callable[[list[Record]], None],
         failed: Callable[[list[Record], str], None],
+        damaged: Callable[[str], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.last_commit_seconds = 0.0
         self.commit_seconds = Histogram()
         self._free_bytes = -1
-        self._committed, self._failed = committed, failed
+        self._committed, self._failed, self._on_damage = committed, failed, damaged
         self._database = Database(directory / FILE_NAME, limits, clock=clock)
         self._reader = ThreadPoolExecutor(1, "archive-reader")
         self._queue: deque[Record] = deque()
@@ -73,7 +85,8 @@ class Archive:
         # Guards the queue and the three flags; it is never held while anything waits for the disk.
         self._wake = threading.Condition()
         self._failing = self._closing = self._trimming = False
-        self._complaint = ""
+        self._complaint = self._damage = ""
+        self._checking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
 
@@ -86,6 +99,11 @@ class Archive:
     def bytes(self) -> int:
         """Return the bytes of all records, as the limits count them."""
         return self._database.ledger.bytes
+
+    @property
+    def unchecked(self) -> int:
+        """Return about how many records must still be checked because the file was not closed cleanly."""
+        return self._database.unchecked
 
     @property
     def free_bytes(self) -> int:
@@ -108,6 +126,8 @@ class Archive:
             raise
         self._loop = loop
         threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
+        if self._database.unchecked:
+            self._checking = loop.create_task(self._check())
         return state
 
     def first(self, topic: str) -> int | None:
@@ -149,8 +169,7 @@ class Archive:
         Raises:
             WsqueueError: The file cannot be read.
         """
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._reader, self._database.read, topic, offset, max_bytes)
+        return await self._ask(functools.partial(self._database.read, topic, offset, max_bytes))
 
     async def offset_at(self, topic: str, time: float) -> int | None:
         """Return the offset of a topic's first record that is not older than a time, None without one.
@@ -158,19 +177,61 @@ class Archive:
         Raises:
             WsqueueError: The file cannot be read.
         """
-        assert self._loop is not None
-        return await self._loop.run_in_executor(self._reader, self._database.offset_at, topic, time)
+        return await self._ask(functools.partial(self._database.offset_at, topic, time))
 
     async def close(self) -> None:
-        """Commit the queue, move all into the one file, and end the threads."""
+        """Commit the queue, move all into the one file, and end the threads; set a damaged file aside."""
         if self._loop is None or self._closing:
             return
+        if self._checking is not None:
+            self._checking.cancel()
         with self._wake:
             self._closing = True
             self._wake.notify()
         await self._ended.wait()
         await self._loop.run_in_executor(self._reader, self._database.close)
+        if self._damage:
+            await self._loop.run_in_executor(self._reader, set_aside, self._database.file, self._damage)
         self._reader.shutdown(wait=False)
+
+    async def _ask(self, question: Callable[[], Result]) -> Result:
+        """Return what the reader thread finds.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        assert self._loop is not None
+        try:
+            return await self._loop.run_in_executor(self._reader, question)
+        except Damaged as damaged:
+            self._found_damage(str(damaged))
+            raise WsqueueError(f"{self._database.file}: cannot be read: {damaged}") from None
+
+    async def _check(self) -> None:
+        """Check the file in small steps, and rest for as long as each took."""
+        database = self._database
+        began = time.monotonic()
+        log(logger, logging.INFO, "checking archive", file=database.file, records=database.unchecked)
+        while database.unchecked:
+            step_began = time.monotonic()
+            try:
+                await self._ask(database.check)
+            except WsqueueError as error:
+                if not self._damage:
+                    log(logger, logging.ERROR, "archive not checked", reason=error)
+                return
+            await asyncio.sleep(time.monotonic() - step_began)
+        seconds = f"{time.monotonic() - began:.1f}"
+        log(logger, logging.INFO, "archive checked", file=database.file, seconds=seconds)
+
+    def _found_damage(self, reason: str) -> None:
+        """Stop writing, and say so, once."""
+        if self._damage:
+            return
+        self._damage = reason
+        with self._wake:
+            self._wake.notify()
+        self._on_damage(f"{self._database.file}: the archive is damaged, and is set aside: {reason}")
 
     def _write(self) -> None:
         """Commit group after group, until the archive is closed; this is the writer thread."""
@@ -182,6 +243,9 @@ class Archive:
                 self._database.commit(group)
             except Exception as error:  # noqa: BLE001 - a commit may fail for any reason
                 reason = reason_of(error)
+                if is_damage(error):
+                    self._tell(self._found_damage, reason)
+                    break
                 self._database.roll_back()
                 if not group:
                     self._complain(reason)
@@ -203,6 +267,8 @@ class Archive:
             timeout = 0 if self._database.behind else None
             self._wake.wait_for(self._has_work, timeout)
             self._trimming = False
+            if self._damage:
+                return None
             if self._failing:
                 return []
             group: list[Record] = []
@@ -214,13 +280,15 @@ class Archive:
 
     def _has_work(self) -> bool:
         # After a failure the whole queue belongs to it, until the loop has taken it away.
-        work = self._queue or self._closing or self._trimming
+        work = self._queue or self._closing or self._trimming or self._damage
         return bool(work) and not self._failing
 
     def _tidy(self, *, idle: bool) -> None:
         try:
             self._database.tidy(idle=idle)
         except (sqlite3.Error, UnicodeDecodeError, MemoryError) as error:
+            if is_damage(error):
+                self._tell(self._found_damage, reason_of(error))
             self._complain(reason_of(error))
         else:
             self._complaint = ""

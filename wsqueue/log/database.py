@@ -14,22 +14,27 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..config.model import Retention
-from . import queries
+from . import queries, schema
 from .database_file import DatabaseFile
 from .file_ledger import FileLedger, FileTopic
 from .files import Damaged
-from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Record, StoreState, TopicState
+from .records import MAX_NUMBERS, Record, StoreState, TopicState
 from .schema import PAGE_BYTES
 
 NUMBERS_SLACK = 1000
 """Numbers beyond `MAX_NUMBERS` before the oldest go, because finding those takes a walk over all."""
 
-TRIM_RECORDS = 100_000
-"""Records that one step trims, so that appends don't wait seconds for it: more than a group can have."""
+TRIM_RECORDS = 10_000
+"""Records that one step trims, so that appends wait some 50 ms for it: more than a group can have."""
 
-COMMIT_PAGES = 4
-"""Pages that any commit writes, however little it holds: the last of records, numbers and their indices."""
+CHECK_RECORDS = 5_000
+"""Records that one step checks, so that subscribers wait some 20 ms for it."""
 
+CHECK_BYTES = 4 * 1024 * 1024
+"""Bytes of packets after which a step of the check ends, for the same reason."""
+
+COMMIT_PAGES = 5
+"""Pages that any commit writes, however little it holds: of topics, records, numbers and their indices."""
 
 RESTORED_AT_ONCE = 20_000
 """Records that one transaction restores."""
@@ -37,6 +42,7 @@ RESTORED_AT_ONCE = 20_000
 _INSERT_RECORD = """
 INSERT INTO record (topic, "offset", count, time, publisher, number, packet) VALUES (?, ?, ?, ?, ?, ?, ?)
 """
+_WRITE_TOPIC = "INSERT OR REPLACE INTO topic (id, name, first, next, bytes) VALUES (?, ?, ?, ?, ?)"
 _INSERT_NUMBER = "INSERT OR REPLACE INTO number (topic, publisher, number) VALUES (?, ?, ?)"
 _DELETE_OLD_NUMBERS = """
 DELETE FROM number WHERE id <= (SELECT id FROM number ORDER BY id DESC LIMIT 1 OFFSET ?)
@@ -74,36 +80,61 @@ class Database(DatabaseFile):
         self.behind = True
         self._crowded: set[str] = set()  # names of topics that may exceed their limits
         self._last_id = self._new_numbers = 0
+        self._clean = True  # the file says so
+        self._checked = self._last_unchecked = 0
 
     def _survey(self) -> StoreState:
-        """Count the records of the file."""
+        """Take over what the file says of its topics; the records are not looked at."""
         writer = self._writer
         ledger = self.ledger = FileLedger(self.limits)
-        identities = writer.execute("SELECT id, floor FROM archive").fetchall()
+        identities = writer.execute("SELECT id, floor, clean FROM archive").fetchall()
         if len(identities) != 1 or len(identities[0][0]) != 16:
             raise Damaged("it has no id")
-        identity, ledger.floor = identities[0]
-        topics: dict[int, FileTopic] = {}
-        for id_, name, next_ in writer.execute("SELECT id, name, next FROM topic ORDER BY id"):
-            topics[id_] = FileTopic(id_, name, next_)
-            ledger.know(topics[id_])
+        identity, ledger.floor, clean = identities[0]
+        for id_, name, first, next_, size in writer.execute("SELECT * FROM topic ORDER BY id"):
+            if name in ledger.topics:
+                raise Damaged("it has a topic twice")
+            if not 0 <= first <= next_ or (first < next_) != (size > 0):
+                raise Damaged("the offsets of a topic contradict its size")
+            topic = FileTopic(id_, name, next_)
+            topic.first, topic.bytes = first, size
+            ledger.know(topic)
             self._last_id = id_
-        if len(ledger.topics) != len(topics):
-            raise Damaged("it has a topic twice")
-        rows = writer.execute('SELECT topic, "offset", count, length(packet) FROM record ORDER BY id')
-        for id_, offset, count, length in rows:
-            topic = topics.get(id_)
-            if topic is None or count < 1 or (topic.messages and offset < topic.next):
-                raise Damaged("its records do not follow each other")
-            ledger.add(topic, offset, count, length + RECORD_OVERHEAD_BYTES)
         ledger.begin()
         self._crowded = {name for name, topic in ledger.topics.items() if ledger.exceeds(topic)}
-        return StoreState(
+        state = StoreState(
             id=identity,
             topics={name: TopicState(topic.first, topic.next) for name, topic in ledger.topics.items()},
             numbers=queries.numbers(writer),
             floor=ledger.floor,
         )
+        newest = schema.count(writer, "SELECT ifnull(max(id), 0) FROM record")
+        self._clean, self._checked, self._last_unchecked = bool(clean), 0, 0 if clean else newest
+        return state
+
+    @property
+    def unchecked(self) -> int:
+        """Return about how many records must still be checked because the file was not closed cleanly."""
+        return self._last_unchecked - self._checked
+
+    def check(self) -> None:
+        """Check some of the records that were there when the file was opened.
+
+        Raises:
+            Damaged: The file contradicts itself.
+            WsqueueError: It cannot be read.
+        """
+        with self._reading() as connection:
+            last = queries.check_records(connection, self._checked, CHECK_RECORDS, CHECK_BYTES)
+        self._checked = self._last_unchecked if last is None else min(last, self._last_unchecked)
+
+    def close(self) -> None:
+        """Mark the file as closed cleanly, unless it has to be checked; move all into it, and unlock it."""
+        if not self._clean and not self.unchecked:
+            # If that fails, the next start checks the file.
+            with contextlib.suppress(sqlite3.Error):
+                self._writer.execute("UPDATE archive SET clean = TRUE")
+        super().close()
 
     def first(self, name: str) -> int | None:
         """Return the offset of a topic's first record, its next without any, None if it is not remembered.
@@ -127,12 +158,11 @@ class Database(DatabaseFile):
         room = self._trim(group)
         self._insert(ids, group)
         self._forget()
-        # The next offset of the other topics follows from their records.
-        self._writer.executemany(
-            "UPDATE topic SET next = ? WHERE id = ?",
-            [(topic.next, topic.id) for topic in self._touched() if not topic.messages],
-        )
+        self._write_topics()
+        if self._clean:
+            self._writer.execute("UPDATE archive SET clean = FALSE")
         self._writer.execute("COMMIT")
+        self._clean = False
         self.behind = not room
         self._crowded = {topic.name for topic in self._touched() if self.behind and ledger.exceeds(topic)}
         ledger.begin()
@@ -164,7 +194,7 @@ class Database(DatabaseFile):
         for name, topic in state.topics.items():
             if name not in topics:
                 self._know(name, topic.next)
-        self._insert_topics()
+        self._write_topics()
         writer.execute("DELETE FROM number")
         writer.executemany(
             _INSERT_NUMBER,
@@ -224,7 +254,6 @@ class Database(DatabaseFile):
         return topic.id
 
     def _insert(self, ids: Sequence[int], group: Sequence[Record]) -> None:
-        self._insert_topics()
         topics = self.ledger.topics
         self._writer.executemany(
             _INSERT_RECORD,
@@ -246,12 +275,12 @@ class Database(DatabaseFile):
             self._writer.execute(_DELETE_OLD_NUMBERS, (MAX_NUMBERS,))
             self._new_numbers = 0
 
-    def _insert_topics(self) -> None:
-        """Write the new topics of this transaction."""
+    def _write_topics(self) -> None:
+        """Write the topics that this transaction has changed, so that no start must count their records."""
         topics = self.ledger.topics
-        new = [topics[name] for name, before in self.ledger.before.items() if before is None]
+        changed = [topics[name] for name in self.ledger.before if name in topics]
         self._writer.executemany(
-            "INSERT INTO topic VALUES (?, ?, ?)", [(topic.id, topic.name, topic.next) for topic in new]
+            _WRITE_TOPIC, [(topic.id, topic.name, topic.first, topic.next, topic.bytes) for topic in changed]
         )
 
     def _touched(self) -> list[FileTopic]:

@@ -50,7 +50,7 @@ class DatabaseFile(ABC):
 
     @abstractmethod
     def _survey(self) -> StoreState:
-        """Count the records of the file, from nothing.
+        """Take over what the file says of its topics.
 
         Raises:
             Damaged: It contradicts itself.
@@ -93,7 +93,7 @@ class DatabaseFile(ABC):
             raise
 
     def load(self) -> StoreState:
-        """Open the file or begin a new one, and count its records.
+        """Open the file or begin a new one.
 
         Raises:
             Damaged: It contradicts itself.
@@ -106,7 +106,11 @@ class DatabaseFile(ABC):
             if schema.identify(self._writer, self.file, durable=self._durable):
                 sync_directory(self.file.parent)
                 sync_directory(self.file.parent.parent)
-            schema.check(self._writer, durable=self._durable)
+            if self._durable:
+                schema.make_durable(self._writer)
+            else:
+                # It will be read as a whole anyway, and what is damaged must not be taken over.
+                schema.check(self._writer)
             state = self._survey()
         except UnicodeDecodeError:
             # SQLite quotes the file in its message, and Python cannot decode that.
@@ -161,6 +165,8 @@ class DatabaseFile(ABC):
         try:
             yield self._connections[1]
         except (sqlite3.Error, UnicodeDecodeError) as error:
+            if schema.is_damage(error):
+                raise Damaged(reason_of(error)) from None
             raise WsqueueError(f"{self.file}: cannot be read: {reason_of(error)}") from None
 
     def _close_connections(self) -> None:

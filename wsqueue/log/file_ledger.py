@@ -20,8 +20,8 @@ class FileTopic(TopicCounts):
         self.id = id
 
 
-Kept: TypeAlias = tuple[FileTopic, int, int, int, float]
-"""A record that a ledger counts: its topic, the offset after it, its messages, its bytes, its Unix time."""
+Kept: TypeAlias = tuple[FileTopic, int, int, float]
+"""A record that a ledger counts: its topic, the offset after it, its bytes, its Unix time."""
 
 
 class FileLedger(Ledger[FileTopic]):
@@ -41,7 +41,7 @@ class FileLedger(Ledger[FileTopic]):
         self._totals = self.bytes, self.filled, self.floor
 
     def know(self, topic: FileTopic) -> None:
-        """Remember a topic without messages."""
+        """Remember a topic, and count what it has."""
         self.before.setdefault(topic.name, None)
         super().know(topic)
 
@@ -51,11 +51,11 @@ class FileLedger(Ledger[FileTopic]):
             self._save(topic)
         return super().add(topic, offset, count, size)
 
-    def drop(self, topic: FileTopic, end: int, count: int, size: int) -> None:
+    def drop(self, topic: FileTopic, end: int, size: int) -> None:
         """Count the first record of a topic no more, which ends before the offset `end`."""
         if topic.name not in self.before:
             self._save(topic)
-        super().drop(topic, end, count, size)
+        super().drop(topic, end, size)
 
     def forget(self, needed: Callable[[FileTopic], bool]) -> list[FileTopic]:
         """Forget empty topics when there are too many, those first that were empty for longest."""
@@ -71,10 +71,10 @@ class FileLedger(Ledger[FileTopic]):
             records: Its records, oldest first.
         """
         dropped = 0
-        for _, end, count, size, _ in records:
+        for _, end, size, _ in records:
             if not self.exceeds(topic) or end == topic.next:
                 break
-            self.drop(topic, end, count, size)
+            self.drop(topic, end, size)
             dropped += 1
         return dropped
 
@@ -87,10 +87,10 @@ class FileLedger(Ledger[FileTopic]):
             now: Unix time.
         """
         dropped = 0
-        for topic, end, count, size, time in records:
+        for topic, end, size, time in records:
             if not self.must_drop(time, now):
                 break
-            self.drop(topic, end, count, size)
+            self.drop(topic, end, size)
             dropped += 1
         return dropped
 

@@ -41,8 +41,6 @@ def reason_of(error: Exception) -> str:
     if code == sqlite3.SQLITE_IOERR:
         name = getattr(error, "sqlite_errorname", "")
         return f"the disk cannot be read or written, or the file must not grow ({name})"
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return "the archive is damaged; the node's next start sets it aside"
     return str(error) or type(error).__name__
 
 

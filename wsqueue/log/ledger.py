@@ -38,17 +38,21 @@ class TopicCounts:
         name: Name of the topic.
         first: Offset of the first message that is kept here; `next` when there is none.
         next: Offset of the message that will be stored next.
-        messages: Number of messages that are kept here.
         bytes: Bytes of the records that are kept here.
         readers: Number of readers; with readers, the topic is not forgotten.
     """
 
-    __slots__ = ("bytes", "first", "messages", "name", "next", "readers")
+    __slots__ = ("bytes", "first", "name", "next", "readers")
 
     def __init__(self, name: str, next_offset: int) -> None:
         self.name = name
         self.first = self.next = next_offset
-        self.bytes = self.messages = self.readers = 0
+        self.bytes = self.readers = 0
+
+    @property
+    def messages(self) -> int:
+        """Return the number of messages that are kept here."""
+        return self.next - self.first
 
 
 Topic = TypeVar("Topic", bound=TopicCounts)
@@ -78,8 +82,11 @@ class Ledger(Generic[Topic]):
         self.filled = self.bytes = self.floor = 0
 
     def know(self, topic: Topic) -> None:
-        """Remember a topic without messages."""
+        """Remember a topic, and count what it has."""
         self.topics[topic.name] = topic
+        if topic.messages:
+            self.filled += 1
+            self.bytes += topic.bytes + TOPIC_OVERHEAD_BYTES
         self._note(topic)
 
     def hold(self, topic: Topic, more: int) -> None:
@@ -89,25 +96,24 @@ class Ledger(Generic[Topic]):
 
     def add(self, topic: Topic, offset: int, count: int, size: int) -> bool:
         """Count a record at the end of its topic; return True if the topic exceeds its limits."""
-        if not topic.messages:
+        if topic.first == topic.next:
             topic.first = offset
             self.filled += 1
             self.bytes += TOPIC_OVERHEAD_BYTES
             self._leave(topic)
-        topic.next = offset + count
-        topic.messages = messages = topic.messages + count
+        topic.next = end = offset + count
+        messages = end - topic.first
         topic.bytes = size_of_all = topic.bytes + size
         self.bytes += size
         limits = self.limits
         return messages > limits.max_messages_per_topic or size_of_all > limits.max_bytes_per_topic
 
-    def drop(self, topic: Topic, end: int, count: int, size: int) -> None:
+    def drop(self, topic: Topic, end: int, size: int) -> None:
         """Count the first record of a topic no more, which ends before the offset `end`."""
         topic.first = end
-        topic.messages -= count
         topic.bytes -= size
         self.bytes -= size
-        if not topic.messages:
+        if end == topic.next:
             self.filled -= 1
             self.bytes -= TOPIC_OVERHEAD_BYTES
             self._note(topic)

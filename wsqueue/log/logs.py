@@ -55,6 +55,7 @@ class TopicLogs(Store):
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.id = secrets.token_hex(8)
+        self.on_damage: Callable[[str], None] = lambda _reason: None
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
@@ -182,7 +183,7 @@ class TopicLogs(Store):
     def _drop_first(self, log: TopicLog) -> None:
         record = log.records.popleft()
         self._records -= 1
-        self._ledger.drop(log, record.end, record.count, record.size)
+        self._ledger.drop(log, record.end, record.size)
         if not log.records:
             log.records = NO_RECORDS
 

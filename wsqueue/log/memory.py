@@ -13,6 +13,9 @@ from .snapshot import SNAPSHOT_NAME, take_snapshot, write_snapshot
 from .store import AppendBatch, Outcome
 from .topic import TopicLog
 
+TAKEN_AT_ONCE = 10_000
+"""Records that are taken from a snapshot at once, so that the event loop can tell the service manager."""
+
 
 class MemoryStore(TopicLogs):
     """Keep the logs of all topics in memory."""
@@ -32,8 +35,10 @@ class MemoryStore(TopicLogs):
         if snapshot is not None:
             state, records = snapshot
             self._take_over(state)
-            for record in records:
+            for number, record in enumerate(records):
                 self._keep(record)
+                if not number % TAKEN_AT_ONCE:
+                    await asyncio.sleep(0)
             self.trim()
 
     async def close(self) -> None:

@@ -7,6 +7,7 @@ import sqlite3
 from collections.abc import Generator, Iterable, Mapping
 
 from .file_ledger import FileTopic, Kept
+from .files import Damaged
 from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Record
 
 _ALL_RECORDS = """
@@ -20,10 +21,10 @@ WHERE topic = ?1 AND "offset" >=
 ORDER BY "offset"
 """
 _FIRST_RECORDS = """
-SELECT "offset", count, length(packet) FROM record WHERE topic = ? ORDER BY "offset" LIMIT ?
+SELECT "offset" + count, length(packet) FROM record WHERE topic = ? ORDER BY "offset" LIMIT ?
 """
 _OLDEST_RECORDS = """
-SELECT name, "offset", count, time, length(packet)
+SELECT name, "offset" + count, time, length(packet)
 FROM record CROSS JOIN topic ON topic.id = record.topic ORDER BY record.id LIMIT ?
 """
 _ENDS = """
@@ -33,6 +34,23 @@ SELECT (SELECT "offset" FROM record WHERE topic = ?1 ORDER BY "offset" LIMIT 1),
 _TIME_AFTER = """
 SELECT "offset", count, time FROM record WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT 1
 """
+_CHECKED = """
+SELECT id, length(packet),
+    count < 1 OR typeof(substr(packet, -1)) <> 'blob'
+    OR NOT EXISTS (SELECT 1 FROM topic WHERE topic.id = record.topic)
+    OR NOT EXISTS (
+        SELECT 1 FROM record AS found INDEXED BY record_position
+        WHERE found.topic = record.topic AND found."offset" = record."offset" AND found.id = record.id
+    )
+    OR ifnull((
+        SELECT before."offset" + before.count > record."offset" FROM record AS before
+        WHERE before.topic = record.topic AND before."offset" < record."offset"
+        ORDER BY before."offset" DESC LIMIT 1
+    ), 0)
+FROM record WHERE id > ? ORDER BY id LIMIT ?
+"""
+"""The last byte of a packet is only found through all of its pages."""
+
 _NUMBERS = """
 SELECT name, publisher, number FROM (SELECT * FROM number ORDER BY id DESC LIMIT ?) AS newest
 JOIN topic ON topic.id = newest.topic ORDER BY newest.id
@@ -95,18 +113,46 @@ def offset_at(connection: sqlite3.Connection, topic: int, moment: float) -> int 
     return found
 
 
+def check_records(connection: sqlite3.Connection, after: int, records: int, max_bytes: int) -> int | None:
+    """Check records against the index, their topic and the record before; return the id of the last one.
+
+    Args:
+        connection: Connection to the file.
+        after: Id of the record before.
+        records: Maximum number of records.
+        max_bytes: Bytes after which no further packet is read.
+
+    Returns:
+        None when there are no more.
+
+    Raises:
+        Damaged: A record contradicts something.
+        sqlite3.Error: The file cannot be read.
+    """
+    last: int | None = None
+    size = 0
+    with contextlib.closing(connection.execute(_CHECKED, (after, records))) as rows:
+        for last, length, wrong in rows:  # noqa: B007 - the last one counts
+            if wrong:
+                raise Damaged("its records do not follow each other")
+            size += length
+            if size > max_bytes:
+                break
+    return last
+
+
 def first_records(
     connection: sqlite3.Connection, topic: FileTopic, limit: int, coming: Iterable[Record]
 ) -> Generator[Kept, None, None]:
     """Yield the first records of a topic, at most `limit` from the file, then those that come."""
     left = limit
     with contextlib.closing(connection.execute(_FIRST_RECORDS, (topic.id, limit))) as rows:
-        for offset, count, length in rows:
-            yield (topic, offset + count, count, length + RECORD_OVERHEAD_BYTES, 0.0)
+        for end, length in rows:
+            yield (topic, end, length + RECORD_OVERHEAD_BYTES, 0.0)
             left -= 1
     if left:
         for record in coming:
-            yield (topic, record.end, record.count, record.size, record.time)
+            yield (topic, record.end, record.size, record.time)
 
 
 def oldest_records(
@@ -115,11 +161,11 @@ def oldest_records(
     """Yield the oldest records of all topics, as `first_records` does."""
     left = limit
     with contextlib.closing(connection.execute(_OLDEST_RECORDS, (limit,))) as rows:
-        for name, offset, count, moment, length in rows:
-            yield (topics[name], offset + count, count, length + RECORD_OVERHEAD_BYTES, moment)
+        for name, end, moment, length in rows:
+            yield (topics[name], end, length + RECORD_OVERHEAD_BYTES, moment)
             left -= 1
     if left:
         for record in coming:
             topic = topics[record.topic]
             if record.offset >= topic.first:
-                yield (topic, record.end, record.count, record.size, record.time)
+                yield (topic, record.end, record.size, record.time)

@@ -5,8 +5,8 @@ from the front; one narrow index finds them by topic and offset.
 
 | table | holds |
 |---|---|
-| `archive` | one row: the id of the logs, and the floor, where unknown topics begin |
-| `topic` | each topic that is remembered; `next` counts only while the topic has no records |
+| `archive` | one row: the id of the logs; the floor, where unknown topics begin; whether the end was clean |
+| `topic` | each topic that is remembered, its offsets and the bytes of its records, as of each commit |
 | `record` | the records of all topics; a later id came later |
 | `number` | the last number of each (topic, publisher); a later id was used later |
 """
@@ -23,8 +23,8 @@ from .files import Damaged, reason_of
 APPLICATION_ID = 0x77737175
 """Says in the header of the file that it is a wsqueue's: `wsqu`."""
 
-VERSION = 1
-"""Version of the schema; a file of another version is never touched."""
+VERSION = 2
+"""Version of the schema; a file of an older one is set aside, and one of a newer one never touched."""
 
 PAGE_BYTES = 16 * 1024
 """A batch of some 50 KB is 4 pages: half the work of SQLite's 4 KiB, which would make it 13."""
@@ -39,8 +39,11 @@ BUSY_SECONDS = 5.0
 """How long to wait for another program that looks into the file, e.g. `sqlite3`."""
 
 SCHEMA = f"""
-CREATE TABLE archive (id TEXT NOT NULL, floor INTEGER NOT NULL) STRICT;
-CREATE TABLE topic (id INTEGER PRIMARY KEY, name TEXT NOT NULL, next INTEGER NOT NULL) STRICT;
+CREATE TABLE archive (id TEXT NOT NULL, floor INTEGER NOT NULL, clean INTEGER NOT NULL) STRICT;
+CREATE TABLE topic (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, first INTEGER NOT NULL, next INTEGER NOT NULL,
+    bytes INTEGER NOT NULL
+) STRICT;
 CREATE TABLE record (
     id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, "offset" INTEGER NOT NULL, count INTEGER NOT NULL,
     time REAL NOT NULL, publisher TEXT NOT NULL, number INTEGER NOT NULL, packet BLOB NOT NULL
@@ -56,6 +59,9 @@ PRAGMA user_version = {VERSION};
 
 SETTINGS_ERRORS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
 """Errors that say nothing against the file, and don't pass by themselves."""
+
+DAMAGE_ERRORS = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
+"""Errors that say that the file contradicts itself."""
 
 PASSING_ERRORS = frozenset(
     (
@@ -94,7 +100,8 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
     """Make sure that the file is a wsqueue's; make the tables of a new one, and return True for that.
 
     Raises:
-        ConfigError: The file is another program's, or another version's.
+        ConfigError: The file is another program's, or a newer version's.
+        Damaged: The file is an older version's.
     """
     identity = [count(connection, f"PRAGMA {name}") for name in ("application_id", "user_version")]
     if identity == [0, 0] and not count(connection, "SELECT count(*) FROM sqlite_schema"):
@@ -102,13 +109,15 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if durable else 'OFF'}")
         connection.executescript(f"BEGIN; {SCHEMA}")
-        connection.execute("INSERT INTO archive VALUES (?, 0)", (secrets.token_hex(8),))
+        connection.execute("INSERT INTO archive VALUES (?, 0, 1)", (secrets.token_hex(8),))
         connection.execute("COMMIT")
         return True
     if identity[0] != APPLICATION_ID:
         problem = "it belongs to another program; expected a directory of its own"
         raise ConfigError(problem, file=str(file))
-    if identity[1] != VERSION:
+    if identity[1] < VERSION:
+        raise Damaged(f"it has version {identity[1]}, and this version of wsqueue reads version {VERSION}")
+    if identity[1] > VERSION:
         problem = (
             f"it has version {identity[1]}, not {VERSION}; run the wsqueue that wrote it or move it away"
         )
@@ -116,8 +125,8 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
     return False
 
 
-def check(connection: sqlite3.Connection, *, durable: bool) -> None:
-    """Check the whole file.
+def check(connection: sqlite3.Connection) -> None:
+    """Check the whole file; this takes a minute for a gigabyte.
 
     Raises:
         Damaged: It contradicts itself.
@@ -126,8 +135,17 @@ def check(connection: sqlite3.Connection, *, durable: bool) -> None:
     problem = text(connection, "PRAGMA integrity_check(1)")
     if problem != "ok":
         raise Damaged(problem)
+
+
+def make_durable(connection: sqlite3.Connection) -> None:
+    """Make sure that the file has a write-ahead log and can be written.
+
+    Raises:
+        Damaged: It contradicts itself.
+        sqlite3.Error: It cannot be written.
+    """
     # A copy that another program made has no write-ahead log.
-    if durable and text(connection, "PRAGMA journal_mode = WAL") != "wal":
+    if text(connection, "PRAGMA journal_mode = WAL") != "wal":
         raise Damaged("it has no write-ahead log")
     # The file can be written, as was seen, but its header may say that it must not be.
     connection.execute("BEGIN IMMEDIATE")
@@ -143,6 +161,11 @@ def failure(file: Path, error: sqlite3.Error) -> Exception:
     if code in PASSING_ERRORS:
         return StorageError(f"{file}: {problem}")
     return Damaged(str(error))
+
+
+def is_damage(error: BaseException) -> bool:
+    """Return True for an error which says that the file contradicts itself."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE_ERRORS
 
 
 def text(connection: sqlite3.Connection, query: str) -> str:

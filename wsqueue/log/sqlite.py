@@ -61,6 +61,7 @@ class SqliteStore(TopicLogs):
             config,
             committed=self._committed,
             failed=self._failed,
+            damaged=self._damaged,
             clock=clock,
         )
         self._failing = ""
@@ -169,6 +170,7 @@ class SqliteStore(TopicLogs):
             commit_seconds=archive.last_commit_seconds,
             free_bytes=archive.free_bytes,
             failing=self._failing,
+            unchecked=archive.unchecked,
         )
 
     def commit_seconds(self) -> HistogramStatus | None:
@@ -201,6 +203,11 @@ class SqliteStore(TopicLogs):
                 self._keep(outcome.record)
             outcomes.append(outcome)
         self._tell(outcomes)
+
+    def _damaged(self, reason: str) -> None:
+        """Say that the archive can be used no more (the archive calls this)."""
+        self._failing = reason
+        self.on_damage(reason)
 
     def _failed(self, records: list[Record], reason: str) -> None:
         """Take back all that could not be written, and refuse it (the archive calls this)."""

@@ -95,10 +95,13 @@ class Store(ABC):
     Attributes:
         id: Id of the logs; offsets of logs with another id mean nothing here.
         index: Counts the memory of what is remembered by topic.
+        on_damage: Called with a sentence when what is kept turns out to be damaged. The caller must close the
+            store, without waiting for outcomes; a new one then begins without it.
     """
 
     id: str
     index: IndexBudget
+    on_damage: Callable[[str], None]
 
     @abstractmethod
     async def open(self) -> None:

@@ -20,13 +20,13 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 from urllib.parse import unquote
 
 from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
-from ..errors import WsqueueError
+from ..errors import StorageError, WsqueueError
 from ..journal import log
 from ..log.memory import MemoryStore
 from ..log.sqlite import SqliteStore
@@ -91,6 +91,7 @@ class Consumer:
     config_type: ClassVar[type[NodeConfig]] = ConsumerConfig
 
     def __init__(self, config: ConsumerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
+        self.on_failure: Callable[[WsqueueError], None] = lambda _error: None
         self.counters = counters
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
@@ -104,10 +105,12 @@ class Consumer:
         self.logs: Store = store(config.retention, self._done)
         self.logs.index.limit = config.limits.max_index_bytes
         self.subscribers = Subscribers(self.logs.index)
+        self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return the handler of a path: `/producer`, `/subscribe` or `/subscribe/<percent-encoded topic>`."""
@@ -174,15 +177,13 @@ class Consumer:
         await self.classic.settle()
 
     async def stop(self) -> None:
-        """Close the logs of the topics."""
+        """Close the logs of the topics; that goes on when it is cancelled, and another call waits for it."""
         if self._trimming is None:
             return
         self._trimming.cancel()
-        self._trimming = None
-        try:
-            await self.logs.close()
-        except WsqueueError as error:
-            log(logger, logging.ERROR, "snapshot failed", reason=error)
+        if self._closing is None:
+            self._closing = asyncio.create_task(self._close())
+        await asyncio.shield(self._closing)
 
     def abort(self) -> None:
         """Do nothing: a consumer opens no connection."""
@@ -234,6 +235,12 @@ class Consumer:
             self.counters["deliveries"] += count * reached
         if not subscribers and not readers:
             self.counters["without_subscriber"] += count
+
+    async def _close(self) -> None:
+        try:
+            await self.logs.close()
+        except WsqueueError as error:
+            log(logger, logging.ERROR, "snapshot failed", reason=error)
 
     async def _trim(self) -> None:
         while True:

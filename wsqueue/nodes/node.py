@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from typing import Any, ClassVar, Protocol
 
 from ..config.keys import Keys
 from ..config.model import NodeConfig
+from ..errors import WsqueueError
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Handler, Traffic
@@ -16,9 +18,14 @@ from ..report.stats import TopTopics
 
 
 class Node(Protocol):
-    """A producer or a consumer, without its listeners and pages."""
+    """A producer or a consumer, without its listeners and pages.
+
+    Attributes:
+        on_failure: Called when the node cannot go on and must be aborted and stopped.
+    """
 
     role: str
+    on_failure: Callable[[WsqueueError], None]
     traffic: Traffic
     buffers: Buffers
     top_topics: TopTopics

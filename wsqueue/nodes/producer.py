@@ -7,11 +7,13 @@ import base64
 import hashlib
 import secrets
 from collections import Counter
+from collections.abc import Callable
 from typing import ClassVar
 
 from ..config.addresses import Address
 from ..config.keys import Keys
 from ..config.model import NodeConfig, ProducerConfig
+from ..errors import WsqueueError
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
@@ -49,6 +51,7 @@ class Producer(Handler):
     peer_sends_messages = True
 
     def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
+        self.on_failure: Callable[[WsqueueError], None] = lambda _error: None
         self.counters = counters
         self.traffic = Traffic()
         self.buffers = Buffers(config.limits.max_total_buffered_bytes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import signal
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from ..config.check import config_warnings
 from ..config.keys import load_keys
 from ..config.load import load_config
 from ..config.model import NodeConfig
-from ..errors import ConfigError, ListenError
+from ..errors import ConfigError, ListenError, WsqueueError
 from ..journal import log
 from ..monitoring.endpoint import StatusEndpoint
 from ..monitoring.pages import ONLY_PAGES, Pages
@@ -32,7 +34,7 @@ from .connections import Connections
 from .limits import allow_open_files, keep_freed_memory
 from .listener import Listener, Listeners
 from .node import Node
-from .systemd import Notifier
+from .systemd import EXTEND_SECONDS, MAX_EXTENDED_SECONDS, Notifier
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,8 @@ class Service:
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._notifier = Notifier()
+        self._failure: WsqueueError | None = None
+        self.node.on_failure = self._fail
 
     @property
     def addresses(self) -> list[Address]:
@@ -94,10 +98,12 @@ class Service:
 
         Raises:
             ListenError: A listener cannot be opened.
+            StorageError: The disk of the node is full, does not work or has damaged its log.
         """
         reload_wanted = asyncio.Event()
         self._handle_signals(reload_wanted)
-        await self.start()
+        async with self._more_time("starting"):
+            await self.start()
         loop = asyncio.get_running_loop()
         reloading, *others = (
             loop.create_task(self._reload_on(reload_wanted)),
@@ -107,9 +113,12 @@ class Service:
         await self._stopping.wait()
         reloading.cancel()
         self._notifier.stopping()
-        await self.drain()
+        async with self._more_time("stopping"):
+            await (self.drain() if self._failure is None else self.abort())
         for task in others:
             task.cancel()
+        if self._failure is not None:
+            raise self._failure
 
     async def start(self) -> None:
         """Begin to work, then listen.
@@ -175,12 +184,18 @@ class Service:
                 await self.node.stop()
         except TimeoutError:
             log(logger, logging.WARNING, "drain cut short", connections=len(self.connections))
-            self.connections.abort()
-            self.node.abort()
-            await self.node.stop()
+            await self.abort()
         self._deadline = None
         self._log_counters()
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
+
+    async def abort(self) -> None:
+        """Cut all connections, and stop; peers send again what was not confirmed."""
+        self.listeners.close()
+        self._pages.stop()
+        self.connections.abort()
+        self.node.abort()
+        await self.node.stop()
 
     def endpoint(
         self, listener: Listener, connection: Connection, request: RequestReceived
@@ -237,6 +252,28 @@ class Service:
         while True:
             await asyncio.sleep(self._notifier.interval_seconds)
             self._notifier.alive(self._status())
+
+    @contextlib.asynccontextmanager
+    async def _more_time(self, doing: str) -> AsyncIterator[None]:
+        """Ask the service manager for more time while a start or a stop takes long, and say so."""
+        asking = asyncio.create_task(self._ask_for_time(doing))
+        try:
+            yield
+        finally:
+            asking.cancel()
+
+    async def _ask_for_time(self, doing: str) -> None:
+        began = time.monotonic()
+        while (seconds := time.monotonic() - began) < MAX_EXTENDED_SECONDS:
+            if seconds >= EXTEND_SECONDS:
+                log(logger, logging.INFO, "more time needed", doing=doing, seconds=f"{seconds:.0f}")
+                self._notifier.extend(f"{doing} for {seconds:.0f} seconds")
+            await asyncio.sleep(EXTEND_SECONDS)
+
+    def _fail(self, error: WsqueueError) -> None:
+        """End the node, which cannot go on."""
+        self._failure = error
+        self._stopping.set()
 
     def _not_ready(self) -> str:
         return "draining" if self._stopping.is_set() else self.node.not_ready()

@@ -9,6 +9,12 @@ import socket
 STATUS_SECONDS = 10.0
 """Maximum age of the status that `systemctl status` shows."""
 
+EXTEND_SECONDS = 10.0
+"""Time between two requests for more time, less than the units give (15 seconds to stop, 30 to start)."""
+
+MAX_EXTENDED_SECONDS = 3600.0
+"""Time after which no more is asked for: a start or a stop that takes longer hangs."""
+
 
 class Notifier:
     """Send messages to the service manager; do nothing if there is none.
@@ -32,6 +38,10 @@ class Notifier:
     def stopping(self) -> None:
         """Report that the service drains."""
         self._send("STOPPING=1")
+
+    def extend(self, status: str) -> None:
+        """Ask for more time to start or to stop, and report the status in one line."""
+        self._send(f"EXTEND_TIMEOUT_USEC={int(3 * EXTEND_SECONDS * 1_000_000)}", f"STATUS={status}")
 
     def alive(self, status: str) -> None:
         """Feed the watchdog, and report the status in one line."""

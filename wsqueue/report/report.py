@@ -137,6 +137,7 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
         commit_seconds: Duration of the last commit; 0 with memory.
         free_bytes: Free space of the logs' file system; -1 where there is none.
         failing: Why nothing can be stored now, "" when it can.
+        unchecked: Records that are still to be checked after an unclean stop.
     """
 
     mode: str
@@ -147,6 +148,7 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
     commit_seconds: float = 0.0
     free_bytes: int = -1
     failing: str = ""
+    unchecked: int = 0
 
 
 class HistogramStatus(msgspec.Struct, frozen=True):

@@ -131,7 +131,8 @@ class FakeArchive:
         self.queue: deque[Record] = deque()
         self.stored: list[Record] = []
         self.limits = limits
-        self.pending_bytes = self.bytes = self.trims = self.unchecked = 0
+        self.pending_bytes = self.bytes = self.trims = self.unchecked = self.wal_bytes = 0
+        self.held_seconds = 0.0
         self.free_bytes = 5_000_000
         self.last_commit_seconds = 0.25
         self.commit_seconds = Histogram()

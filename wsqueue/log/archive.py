@@ -86,6 +86,7 @@ class Archive:
         self._wake = threading.Condition()
         self._failing = self._closing = self._trimming = False
         self._complaint = self._damage = ""
+        self._held = False
         self._checking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()
@@ -99,6 +100,17 @@ class Archive:
     def bytes(self) -> int:
         """Return the bytes of all records, as the limits count them."""
         return self._database.ledger.bytes
+
+    @property
+    def wal_bytes(self) -> int:
+        """Return the bytes of the write-ahead log that have not been moved into the file."""
+        return self._database.wal_bytes
+
+    @property
+    def held_seconds(self) -> float:
+        """Return the time for which another process has kept them from being moved, 0 if none does."""
+        since = self._database.held_since
+        return 0.0 if since is None else time.monotonic() - since
 
     @property
     def unchecked(self) -> int:
@@ -292,6 +304,17 @@ class Archive:
             self._complain(reason_of(error))
         else:
             self._complaint = ""
+            self._say_if_held()
+
+    def _say_if_held(self) -> None:
+        """Log that another process holds the write-ahead log, and that it no longer does."""
+        database = self._database
+        held = database.held_since is not None
+        if held and not self._held:
+            log(logger, logging.WARNING, "archive held", file=database.file, wal_bytes=database.wal_bytes)
+        elif self._held and not held:
+            log(logger, logging.INFO, "archive released", file=database.file)
+        self._held = held
 
     def _complain(self, reason: str) -> None:
         """Log why the file cannot be trimmed or tidied, once until it can be again."""

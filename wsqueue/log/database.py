@@ -152,6 +152,7 @@ class Database(DatabaseFile):
         """
         ledger = self.ledger
         self._use_limits()
+        self._check_room(ledger.limits.max_bytes)
         ids = [self._expect(record) for record in group]
         self._writer.execute("BEGIN IMMEDIATE")
         # Before the group is written: a full file does not grow, and no record is written only to go at once.
@@ -177,7 +178,7 @@ class Database(DatabaseFile):
                 self._writer.execute("ROLLBACK")
             # When only the sync failed, all of the transaction lies in the write-ahead log, where a start
             # after a crash would find it. To empty the log also makes room on a disk that is full.
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            self._empty_wal()
 
     def restore(self, state: StoreState, records: Iterable[Record]) -> None:
         """Write all of a log into a file that is new.

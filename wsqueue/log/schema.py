@@ -33,10 +33,10 @@ CACHE_KIB = 16 * 1024
 """Holds all pages of a group, so that none is written twice."""
 
 MAX_WAL_BYTES = 64 * 1024 * 1024
-"""A longer write-ahead log waits for the reader to pause, and then begins again."""
+"""A longer write-ahead log waits for our own reader to pause, and then begins again."""
 
 BUSY_SECONDS = 5.0
-"""How long to wait for another program that looks into the file, e.g. `sqlite3`."""
+"""How long a commit waits for another program that writes to the file; nothing waits for one that reads."""
 
 SCHEMA = f"""
 CREATE TABLE archive (id TEXT NOT NULL, floor INTEGER NOT NULL, clean INTEGER NOT NULL) STRICT;

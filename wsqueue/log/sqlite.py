@@ -171,6 +171,8 @@ class SqliteStore(TopicLogs):
             free_bytes=archive.free_bytes,
             failing=self._failing,
             unchecked=archive.unchecked,
+            wal_bytes=archive.wal_bytes,
+            held_seconds=archive.held_seconds,
         )
 
     def commit_seconds(self) -> HistogramStatus | None:

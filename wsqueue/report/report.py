@@ -37,6 +37,7 @@ WarningCode = Literal[
     "link_down",
     "link_slow",
     "log_failing",
+    "log_held",
     "log_nearly_full",
     "loop_lag",
     "node_unreachable",
@@ -138,6 +139,8 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
         free_bytes: Free space of the logs' file system; -1 where there is none.
         failing: Why nothing can be stored now, "" when it can.
         unchecked: Records that are still to be checked after an unclean stop.
+        wal_bytes: Bytes of SQLite's write-ahead log.
+        held_seconds: Time for which another process has kept that log from being emptied, 0 if none does.
     """
 
     mode: str
@@ -149,6 +152,8 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
     free_bytes: int = -1
     failing: str = ""
     unchecked: int = 0
+    wal_bytes: int = 0
+    held_seconds: float = 0.0
 
 
 class HistogramStatus(msgspec.Struct, frozen=True):

@@ -46,6 +46,8 @@ ADVICE: dict[WarningCode, str] = {
     "link_down": "See whether it runs and can be reached; topics of other consumers are not affected.",
     "link_slow": "See the loop lag, the CPU time and the log of that consumer.",
     "log_failing": "Make room on the file system of the log, or see the kernel's messages about the disk.",
+    "log_held": "End that process, which `fuser -v archive.sqlite` names in the directory of the log; above"
+    " max_bytes of [retention], messages are refused.",
     "log_nearly_full": "Make room, or lower max_bytes of [retention].",
     "loop_lag": "The host is short of CPU time or memory, or its disk is stuck.",
     "many_connections": "Raise max_connections and LimitNOFILE, or add a node.",
@@ -117,6 +119,13 @@ def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
 def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
     if log.failing:
         yield warning("log_failing", f"Messages cannot be stored, and are refused: {log.failing}.")
+    if log.held_seconds:
+        seconds = number(round(log.held_seconds), "second")
+        yield warning(
+            "log_held",
+            f"The write-ahead log of the archive has {amount(log.wal_bytes)} and cannot be emptied,"
+            f" because another process has been reading the archive for {seconds}.",
+        )
     room = log.limit_bytes - log.bytes
     if 0 <= log.free_bytes < room:
         yield warning("log_nearly_full", log_room("The file system of the log", log.free_bytes, room))

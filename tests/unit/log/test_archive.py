@@ -316,20 +316,85 @@ async def test_small_commits_do_not_fill_the_disk(
     assert size(tmp_path / FILE_NAME, "-wal") < 3 * 10**6
 
 
-async def test_a_log_that_a_reader_holds_begins_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 0)
-    monkeypatch.setattr(schema, "MAX_WAL_BYTES", 10**6)
-    monkeypatch.setattr(schema, "BUSY_SECONDS", 0.01)
-    async with opened(tmp_path) as one:
+class TestAnotherProcessThatReads:
+    """It keeps the write-ahead log from being emptied, and nothing waits for it."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 0)
+        monkeypatch.setattr(schema, "MAX_WAL_BYTES", 10**6)
+        monkeypatch.setattr(database_file, "HELD_BYTES", 3 * 10**6)
+        # A test in which anything waits for the other process does not end.
+        monkeypatch.setattr(schema, "BUSY_SECONDS", 3600)
+
+    async def test_it_is_said_and_the_log_begins_again_when_it_has_ended(
+        self, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level("INFO", logger="wsqueue")
+        async with opened(tmp_path) as one:
+            await one.add(big("a", 0))
+            assert one.archive.held_seconds == 0
+            with other_program(tmp_path, "BEGIN", "SELECT count(*) FROM record"):
+                await one.add_big(range(1, 20))
+                assert one.archive.held_seconds > 0
+                assert one.archive.wal_bytes > 10**6
+            assert one.failures == []
+            grown = size(tmp_path / FILE_NAME, "-wal")
+            await one.add_big(range(20, 40))
+            assert size(tmp_path / FILE_NAME, "-wal") <= grown
+            assert (one.archive.held_seconds, one.archive.wal_bytes) == (0, 0)
+        events = [line.message.partition(" file=")[0] for line in caplog.records]
+        assert events == ["archive held", "archive released"]
+
+    async def test_its_end_is_seen_without_a_commit(self, one: Opened, tmp_path: Path) -> None:
         await one.add(big("a", 0))
         with other_program(tmp_path, "BEGIN", "SELECT count(*) FROM record"):
             await one.add_big(range(1, 20))
-        assert one.failures == []
-        grown = size(tmp_path / FILE_NAME, "-wal")
-        await one.add_big(range(20, 40))
-        assert size(tmp_path / FILE_NAME, "-wal") <= grown
+        while one.archive.held_seconds:
+            one.archive.trim()
+            await asyncio.sleep(0.001)
+        assert one.archive.wal_bytes == 0
+
+    async def test_it_may_read_as_much_as_the_log_may_have(self, tmp_path: Path) -> None:
+        """Above that, messages are refused, until it has ended."""
+        for most, expected in ((10**6, 3 * 10**6), (5 * 10**6, 5 * 10**6)):
+            directory = tmp_path / str(most)
+            async with opened(directory, limits(max_bytes=most)) as one:
+                await one.add(big("a", 0))
+                with other_program(directory, "BEGIN", "SELECT count(*) FROM record"):
+                    for offset in range(1, 100):
+                        await one.add(big("a", offset))
+                        if one.failures:
+                            break
+                (_, reason) = one.failures[0]
+                assert "another process has been reading" in reason
+                assert "its write-ahead log has grown to" in reason
+                assert expected < size(directory / FILE_NAME, "-wal") < expected + 10**6
+                # Once it has ended, all goes on.
+                failed = one.failures[0][0][0]
+                await one.add(failed)
+                assert len(one.failures) == 1
+                assert one.committed[-1] is failed
+
+    async def test_a_full_disk_does_not_wait_for_it(self, one: Opened, tmp_path: Path) -> None:
+        await one.add(big("a", 0))
+        with other_program(tmp_path, "BEGIN", "SELECT count(*) FROM record"), full(one):
+            await one.add_big(range(1, 20))
+        assert {reason for _, reason in one.failures} == {"the disk is full"}
+
+
+async def test_what_is_trimmed_does_not_fill_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pages that it changes are counted too."""
+    monkeypatch.setattr(database, "TRIM_RECORDS", 50)
+    monkeypatch.setattr(database_file, "CHECKPOINT_BYTES", 500_000)
+    async with opened(tmp_path) as one:
+        for topic in range(50):
+            await one.add(*(record(f"{topic}", offset) for offset in range(100)))
+    async with opened(tmp_path, limits(max_messages_per_topic=1)) as one:
+        await one.trimmed(**{str(topic): [99] for topic in range(50)})
+        assert size(tmp_path / FILE_NAME, "-wal") < 2 * 10**6
 
 
 async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

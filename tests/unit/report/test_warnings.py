@@ -109,6 +109,13 @@ class TestNode:
         assert [warning.code for warning in found] == ["log_nearly_full"] * warned
         assert not found or " left, and the log may grow by 3.9 KiB." in found[0].text
 
+    def test_a_log_that_another_process_reads(self) -> None:
+        held = replaced(LOG, wal_bytes=385 * 2**20, held_seconds=65.4)
+        assert only(warnings(log=held), "log_held") == (
+            "The write-ahead log of the archive has 385 MiB and cannot be emptied,"
+            " because another process has been reading the archive for 65 seconds."
+        )
+
     @pytest.mark.parametrize(
         ("counter", "text", "advice"),
         [

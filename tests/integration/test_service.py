@@ -10,8 +10,10 @@ import os
 import signal
 import socket
 import sqlite3
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from wsqueue.errors import ConfigError, ListenError, StorageError
 from wsqueue.log.snapshot import SNAPSHOT_NAME
 from wsqueue.log.store import AppendBatch
 from wsqueue.nodes import connections
+from wsqueue.nodes import consumer as consumer_module
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
@@ -351,6 +354,38 @@ async def test_a_damaged_log_ends_the_node_and_the_next_start_begins_anew(nodes:
             consumer.service.stop()
     assert len(log.lines("archive set aside ", logging.ERROR)) == 1
     log.records.clear()
+
+
+@pytest.mark.parametrize("set_by", [86_400.0, -86_400.0])
+async def test_a_clock_that_is_set_changes_neither_times_nor_what_is_kept(
+    nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch, set_by: float
+) -> None:
+    jumped = 0.0
+    system = SimpleNamespace(
+        time=lambda: time.time() + jumped,
+        clock_gettime=time.clock_gettime,
+        CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
+    )
+    monkeypatch.setattr(consumer_module, "time", system)
+    monkeypatch.setattr(consumer_module, "TRIM_SECONDS", 0.01)
+    consumer, producer = await nodes.cluster()
+
+    def ahead() -> float:
+        log_status = consumer.service.reporter.report().log
+        assert log_status is not None
+        return log_status.clock_seconds
+
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        await client.publish("news", "before")
+        jumped = set_by
+        await eventually(lambda: abs(ahead() + set_by) < 10, "the report says so")
+        await client.publish("news", "after")
+        logs = consumer.consumer.logs
+        before, after = await logs.read(logs.topic("news"), 0, 2**20)
+        assert 0 <= after.time - before.time < 60
+        jumped = 0.0
+        await eventually(lambda: log.lines("clock agrees"), "it is over")
+    assert len(log.lines("system clock was set ahead_seconds=", logging.WARNING)) == 1
 
 
 async def test_a_snapshot_is_written_though_the_drain_is_cut_short(nodes: Nodes, log: Log) -> None:

@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import logging
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from ..config.model import Retention
+from ..journal import log
 from . import queries, schema
 from .database_file import DatabaseFile
 from .file_ledger import FileLedger, FileTopic
 from .files import Damaged
 from .records import MAX_NUMBERS, Record, StoreState, TopicState
 from .schema import PAGE_BYTES
+
+logger = logging.getLogger(__name__)
 
 NUMBERS_SLACK = 1000
 """Numbers beyond `MAX_NUMBERS` before the oldest go, because finding those takes a walk over all."""
@@ -109,6 +113,7 @@ class Database(DatabaseFile):
             floor=ledger.floor,
         )
         newest = schema.count(writer, "SELECT ifnull(max(id), 0) FROM record")
+        self._date_back(newest)
         self._clean, self._checked, self._last_unchecked = bool(clean), 0, 0 if clean else newest
         return state
 
@@ -135,6 +140,23 @@ class Database(DatabaseFile):
             with contextlib.suppress(sqlite3.Error):
                 self._writer.execute("UPDATE archive SET clean = TRUE")
         super().close()
+
+    def _date_back(self, newest: int) -> None:
+        """Give the time of this start to all records with a later one: they came when a clock was ahead.
+
+        No record is newer than those after it then, so that the first ones are always the oldest.
+        """
+        writer, now = self._writer, self._clock()
+        before, ahead = newest + 1, 0.0
+        while before:
+            writer.execute("BEGIN IMMEDIATE")
+            before, latest = queries.date_back(writer, before, CHECK_RECORDS, now)
+            writer.execute("COMMIT")
+            ahead = max(ahead, latest - now)
+            self.tidy(idle=False)
+        if ahead:
+            seconds = f"{ahead:.3f}"
+            log(logger, logging.WARNING, "messages dated back", file=self.file, ahead_seconds=seconds)
 
     def first(self, name: str) -> int | None:
         """Return the offset of a topic's first record, its next without any, None if it is not remembered.

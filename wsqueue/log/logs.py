@@ -128,13 +128,14 @@ class TopicLogs(Store):
         for name, topic in state.topics.items():
             self._ledger.know(TopicLog(name, 0, topic.next))
 
-    def _admit(self, batch: AppendBatch, before: int | None) -> Outcome:
+    def _admit(self, batch: AppendBatch, before: int | None, now: float) -> Outcome:
         """Give a batch its place in the log, unless it is there or one is missing before it.
 
         Args:
             batch: The batch.
             before: Number of the publisher's last batch on the topic, None when the publisher is new here (or
                 has been forgotten), and so may begin with any number.
+            now: Unix time.
         """
         if batch.problem is not None:
             return Outcome(batch, code=batch.problem, reason=PROBLEMS[batch.problem])
@@ -156,7 +157,7 @@ class TopicLogs(Store):
                 (forgotten, _), _ = self._numbers.popitem(last=False)
                 self.index.add_number(forgotten, -1)
         packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
-        log.time = max(log.time, self._clock())
+        log.time = max(log.time, now)
         record = Record(
             log.name, log.assigned, len(batch.data), log.time, batch.publisher, batch.number, packet
         )

@@ -31,7 +31,7 @@ class MemoryStore(TopicLogs):
         if directory is None:
             return
         make_directory(directory)
-        snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT_NAME)
+        snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT_NAME, self._clock)
         if snapshot is not None:
             state, records = snapshot
             self._take_over(state)
@@ -70,8 +70,9 @@ class MemoryStore(TopicLogs):
     def append(self, batches: Sequence[AppendBatch]) -> None:
         """Store batches, or find out that they were stored before, or refuse them; tell the outcomes."""
         outcomes: list[Outcome] = []
+        now = self._clock()
         for batch in batches:
-            outcome = self._admit(batch, self._numbers.get((batch.topic, batch.publisher)))
+            outcome = self._admit(batch, self._numbers.get((batch.topic, batch.publisher)), now)
             if outcome.record is not None:
                 self._keep(outcome.record)
             outcomes.append(outcome)

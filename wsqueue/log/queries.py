@@ -51,6 +51,11 @@ FROM record WHERE id > ? ORDER BY id LIMIT ?
 """
 """The last byte of a packet is only found through all of its pages."""
 
+_NEWEST_RECORDS = """
+SELECT min(id), count(*), max(time)
+FROM (SELECT id, time FROM record WHERE id < ? ORDER BY id DESC LIMIT ?) AS newest
+"""
+_DATE_BACK = "UPDATE record SET time = ?1 WHERE id >= ?2 AND id < ?3 AND time > ?1"
 _NUMBERS = """
 SELECT name, publisher, number FROM (SELECT * FROM number ORDER BY id DESC LIMIT ?) AS newest
 JOIN topic ON topic.id = newest.topic ORDER BY newest.id
@@ -139,6 +144,25 @@ def check_records(connection: sqlite3.Connection, after: int, records: int, max_
             if size > max_bytes:
                 break
     return last
+
+
+def date_back(connection: sqlite3.Connection, before: int, records: int, now: float) -> tuple[int, float]:
+    """Give the time `now` to the newest records that have a later one.
+
+    Args:
+        connection: Connection to the file.
+        before: Id of the record after them.
+        records: Maximum number of records.
+        now: Unix time.
+
+    Returns:
+        The id of the first of them, 0 when there cannot be more before it, and the latest time found.
+    """
+    ((first, count, latest),) = connection.execute(_NEWEST_RECORDS, (before, records)).fetchall()
+    if not count or latest <= now:
+        return 0, now
+    changed = connection.execute(_DATE_BACK, (now, first, before)).rowcount
+    return first if changed == count else 0, latest
 
 
 def first_records(

@@ -11,7 +11,8 @@ import contextlib
 import math
 import os
 import sqlite3
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from ..config.model import Retention
@@ -66,8 +67,14 @@ def _write(file: Path, state: StoreState, records: Iterable[Record]) -> None:
         os.fsync(stream.fileno())
 
 
-def take_snapshot(file: Path) -> tuple[StoreState, list[Record]] | None:
+def take_snapshot(
+    file: Path, clock: Callable[[], float] = time.time
+) -> tuple[StoreState, list[Record]] | None:
     """Read a snapshot and remove it; return None if there is none. A damaged one is set aside.
+
+    Args:
+        file: The snapshot.
+        clock: Returns the Unix time; no record is newer.
 
     Raises:
         ConfigError: It cannot be read or removed, or is another program's.
@@ -75,7 +82,7 @@ def take_snapshot(file: Path) -> tuple[StoreState, list[Record]] | None:
     """
     try:
         try:
-            snapshot = _read(file)
+            snapshot = _read(file, clock)
         except FileNotFoundError:
             return None
         except Damaged as damaged:
@@ -91,11 +98,11 @@ def take_snapshot(file: Path) -> tuple[StoreState, list[Record]] | None:
     return snapshot
 
 
-def _read(file: Path) -> tuple[StoreState, list[Record]]:
+def _read(file: Path, clock: Callable[[], float]) -> tuple[StoreState, list[Record]]:
     with file.open("rb") as stream:
         if stream.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
             raise Damaged("it is no snapshot of this version")
-    database = Database(file, UNLIMITED, durable=False)
+    database = Database(file, UNLIMITED, durable=False, clock=clock)
     try:
         state = database.load()
         return state, database.records()

@@ -104,9 +104,10 @@ class SqliteStore(TopicLogs):
         """Hand batches to the archive; tell at once the outcomes that need not wait for it."""
         outcomes: list[Outcome] = []
         records: list[Record] = []
+        now = self._clock()
         for batch in batches:
             before = self._numbers.get((batch.topic, batch.publisher))
-            outcome = self._admit(batch, before)
+            outcome = self._admit(batch, before, now)
             if outcome.record is not None:
                 records.append(outcome.record)
             elif not self._pending:

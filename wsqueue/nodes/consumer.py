@@ -19,15 +19,19 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 from urllib.parse import unquote
 
+import msgspec
+
 from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import StorageError, WsqueueError
 from ..journal import log
+from ..log.clock import SteadyClock
 from ..log.memory import MemoryStore
 from ..log.sqlite import SqliteStore
 from ..log.store import AppendBatch, Outcome, Store
@@ -41,6 +45,7 @@ from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
+from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .reader import ArchiveTurns, Reader
 from .subscribers import Subscribers
@@ -101,8 +106,10 @@ class Consumer:
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
+        self._clock = SteadyClock(_monotonic(), time.time())
+        self._clock_ahead = 0.0
         store = SqliteStore if config.retention.mode == "sqlite" else MemoryStore
-        self.logs: Store = store(config.retention, self._done)
+        self.logs: Store = store(config.retention, self._done, lambda: self._clock.read(_monotonic()))
         self.logs.index.limit = config.limits.max_index_bytes
         self.subscribers = Subscribers(self.logs.index)
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
@@ -154,7 +161,7 @@ class Consumer:
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
                 for connection, missing in slow.items()
             ],
-            log=self.logs.log_status(),
+            log=msgspec.structs.replace(self.logs.log_status(), clock_seconds=self._clock_ahead),
         )
 
     def status(self) -> str:
@@ -244,8 +251,24 @@ class Consumer:
 
     async def _trim(self) -> None:
         while True:
+            self._correct_clock()
             await asyncio.sleep(TRIM_SECONDS)
             self.logs.trim()
+
+    def _correct_clock(self) -> None:
+        """Let the clock of the log follow the system's, and say when they begin to differ or to agree."""
+        before, ahead = self._clock_ahead, self._clock.correct(_monotonic(), time.time())
+        self._clock_ahead = ahead
+        differed, differs = abs(before) > MAX_CLOCK_SECONDS, abs(ahead) > MAX_CLOCK_SECONDS
+        if differs and not differed:
+            log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")
+        elif differed and not differs:
+            log(logger, logging.INFO, "clock agrees with the system's again")
+
+
+def _monotonic() -> float:
+    """Return seconds that nobody sets; they go on while the host sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 def _data(outcomes: Sequence[Outcome]) -> list[str] | None:

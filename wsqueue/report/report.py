@@ -36,6 +36,7 @@ WarningCode = Literal[
     "keys_differ",
     "link_down",
     "link_slow",
+    "log_clock",
     "log_failing",
     "log_held",
     "log_nearly_full",
@@ -140,6 +141,7 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
         failing: Why nothing can be stored now, "" when it can.
         unchecked: Records that are still to be checked after an unclean stop.
         wal_bytes: Bytes of SQLite's write-ahead log.
+        clock_seconds: By how much the clock that dates messages is ahead of the system's.
         held_seconds: Time for which another process has kept that log from being emptied, 0 if none does.
     """
 
@@ -154,6 +156,7 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
     unchecked: int = 0
     wal_bytes: int = 0
     held_seconds: float = 0.0
+    clock_seconds: float = 0.0
 
 
 class HistogramStatus(msgspec.Struct, frozen=True):

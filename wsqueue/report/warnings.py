@@ -45,6 +45,7 @@ ADVICE: dict[WarningCode, str] = {
     "keys_differ": "This is normal while keys are rotated; otherwise put the same key file on all hosts.",
     "link_down": "See whether it runs and can be reached; topics of other consumers are not affected.",
     "link_slow": "See the loop lag, the CPU time and the log of that consumer.",
+    "log_clock": "It is corrected slowly, to drop none too early; a restart takes the system's time.",
     "log_failing": "Make room on the file system of the log, or see the kernel's messages about the disk.",
     "log_held": "End that process, which `fuser -v archive.sqlite` names in the directory of the log; above"
     " max_bytes of [retention], messages are refused.",
@@ -125,6 +126,13 @@ def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
             "log_held",
             f"The write-ahead log of the archive has {amount(log.wal_bytes)} and cannot be emptied,"
             f" because another process has been reading the archive for {seconds}.",
+        )
+    if abs(log.clock_seconds) > MAX_CLOCK_SECONDS:
+        seconds = number(round(abs(log.clock_seconds)), "second")
+        yield warning(
+            "log_clock",
+            f"New messages are dated {seconds} {'ahead of' if log.clock_seconds > 0 else 'behind'} the"
+            " system's clock, which has been set since the start.",
         )
     room = log.limit_bytes - log.bytes
     if 0 <= log.free_bytes < room:

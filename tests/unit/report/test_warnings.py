@@ -109,6 +109,14 @@ class TestNode:
         assert [warning.code for warning in found] == ["log_nearly_full"] * warned
         assert not found or " left, and the log may grow by 3.9 KiB." in found[0].text
 
+    @pytest.mark.parametrize(
+        ("ahead", "words"), [(3600.2, "3,600 seconds ahead of"), (-5.9, "6 seconds behind"), (4.9, "")]
+    )
+    def test_a_clock_that_was_set(self, ahead: float, words: str) -> None:
+        found = warnings(log=replaced(LOG, clock_seconds=ahead))
+        assert [warning.code for warning in found] == ["log_clock"] * bool(words)
+        assert not found or f"are dated {words} the system's clock, which has been set" in found[0].text
+
     def test_a_log_that_another_process_reads(self) -> None:
         held = replaced(LOG, wal_bytes=385 * 2**20, held_seconds=65.4)
         assert only(warnings(log=held), "log_held") == (

@@ -21,6 +21,8 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
+import msgspec
+
 from ..config.model import Retention
 from ..protocol import v2
 from ..protocol.v2 import RefusalCode
@@ -65,7 +67,9 @@ class TopicLogs(Store):
 
     def reconfigure(self, limits: Retention) -> None:
         """Use other limits from now on; mode and directory stay those of the start."""
-        self._config = limits
+        self._config = msgspec.structs.replace(
+            limits, mode=self._config.mode, directory=self._config.directory
+        )
         self._ledger.limits = self._memory_limits(limits)
         for log in list(self._ledger.topics.values()):
             self._trim_topic(log)

@@ -61,6 +61,7 @@ class Reporter:
     Attributes:
         addresses: Where the node listens, set by the service.
         not_ready: Returns why the node is not ready, "" when it is.
+        restart_needed: Sentences about keys whose values hold only after a restart, set by the service.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Reporter:
         self._encoded = b""
         self.addresses: list[Address] = []
         self.not_ready: Callable[[], str] = str
+        self.restart_needed: list[str] = []
 
     def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use another configuration from now on."""
@@ -148,6 +150,7 @@ class Reporter:
             time=time.time(),
             uptime_seconds=now - self._started,
             not_ready=self.not_ready(),
+            restart_needed=self.restart_needed,
             psk_fingerprints=self._fingerprints,
             certificate_sha256=self._tls.own_binding.hex(),
             certificate_ends=certificate_ends.timestamp() if certificate_ends is not None else None,

@@ -106,6 +106,7 @@ class Consumer:
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
+        self._retention = config.retention
         self._clock = SteadyClock(_monotonic(), time.time())
         self._clock_ahead = 0.0
         store = SqliteStore if config.retention.mode == "sqlite" else MemoryStore
@@ -168,8 +169,8 @@ class Consumer:
         """Return the status in a few words."""
         return f"topics with subscribers: {len(self.topics)} classic, {len(self.readers)} v2"
 
-    def reload(self, config: ConsumerConfig, keys: Keys, tls: TlsContexts) -> None:
-        """Use a new configuration from now on."""
+    def reload(self, config: ConsumerConfig, keys: Keys, tls: TlsContexts) -> list[str]:
+        """Use a new configuration from now on; a log stays where it is until a restart."""
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self.classic.max_buffered_bytes = config.limits.max_buffered_bytes
@@ -177,6 +178,15 @@ class Consumer:
         self.logs.index.limit = config.limits.max_index_bytes
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)
+        old, new = self._retention, config.retention
+        return [
+            f"{key} is {there or 'not set'} in the configuration and {here or 'not set'} until a restart"
+            for key, here, there in (
+                ("retention.mode", old.mode, new.mode),
+                ("retention.directory", old.directory, new.directory),
+            )
+            if here != there
+        ]
 
     async def drain(self) -> None:
         """Wait until all received messages are stored, and have been sent to subscribers."""

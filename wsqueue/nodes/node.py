@@ -64,8 +64,12 @@ class Node(Protocol):
         """Return the status in a few words."""
         ...
 
-    def reload(self, config: Any, keys: Keys, tls: TlsContexts) -> None:  # noqa: ANN401 - as above
-        """Use a new configuration from now on."""
+    def reload(self, config: Any, keys: Keys, tls: TlsContexts) -> list[str]:  # noqa: ANN401 - as above
+        """Use a new configuration from now on.
+
+        Returns:
+            A sentence about each key whose new value holds only after a restart.
+        """
         ...
 
     async def drain(self) -> None:

@@ -95,7 +95,7 @@ class Producer(Handler):
         up = sum(link.connection is not None for link in self.links)
         return f"{up} of {len(self.links)} links up"
 
-    def reload(self, config: ProducerConfig, keys: Keys, tls: TlsContexts) -> None:
+    def reload(self, config: ProducerConfig, keys: Keys, tls: TlsContexts) -> list[str]:
         """Use a new configuration: keep the links that stay, and route all held batches anew."""
         old = {link.addresses[0]: link for link in self.links}
         changed = config.links != [link.addresses[0] for link in self.links]
@@ -103,20 +103,11 @@ class Producer(Handler):
         self.buffers.limit = config.limits.max_total_buffered_bytes
         for link in self.links:
             link.reconfigure(self._psk, config, tls)
-        if not changed:
-            return
-        self.links = []
-        for address in config.links:
-            self.links.append(old.pop(address) if address in old else self._link(address))
-        self._route = router(len(self.links))
-        held = [batch for link in old.values() for batch in link.take_all()]
-        held += [batch for link in self.links for batch in link.take_waiting()]
-        for link in old.values():
-            self._retire(link)
-        for batch in held:
-            self.links[self._route(batch.topic)].hold([batch])
+        if changed:
+            self._change_links(config, old)
         for link in self.links:
             link.resume()
+        return []
 
     async def drain(self) -> None:
         """Wait until the consumers have confirmed or refused all batches."""
@@ -225,6 +216,18 @@ class Producer(Handler):
             traffic=self.traffic,
             confirm_seconds=self._confirm_seconds,
         )
+
+    def _change_links(self, config: ProducerConfig, old: dict[Address, ConsumerLink]) -> None:
+        self.links = []
+        for address in config.links:
+            self.links.append(old.pop(address) if address in old else self._link(address))
+        self._route = router(len(self.links))
+        held = [batch for link in old.values() for batch in link.take_all()]
+        held += [batch for link in self.links for batch in link.take_waiting()]
+        for link in old.values():
+            self._retire(link)
+        for batch in held:
+            self.links[self._route(batch.topic)].hold([batch])
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

@@ -157,7 +157,9 @@ class Service:
             return
         self._config, self._keys, self._tls = new, keys, tls
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
-        self.node.reload(new, keys, tls)
+        self.reporter.restart_needed = self.node.reload(new, keys, tls)
+        for sentence in self.reporter.restart_needed:
+            log(logger, logging.WARNING, "restart needed", reason=sentence)
         self._configure_monitoring()
         self._check_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)

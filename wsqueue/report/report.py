@@ -45,6 +45,7 @@ WarningCode = Literal[
     "many_connections",
     "messages_lost",
     "publishers_paused",
+    "restart_needed",
     "subscriber_slow",
     "version_differs",
 ]
@@ -196,6 +197,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         time: Unix time at the node.
         uptime_seconds: Time since the node began to listen.
         not_ready: Why the node doesn't do all of its work, "" when it does.
+        restart_needed: Sentences about keys of the configuration whose values hold only after a restart.
         psk_fingerprints: Fingerprints of its keys for clients, in their order (docs/monitoring.md).
         certificate_sha256: SHA-256 of its certificate in hexadecimal; "" without a certificate.
         certificate_ends: Unix time at which the first of its certificates ends; None without a certificate.
@@ -221,6 +223,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     time: float = 0.0
     uptime_seconds: float = 0.0
     not_ready: str = ""
+    restart_needed: list[str] = []
     psk_fingerprints: list[str] = []
     certificate_sha256: str = ""
     certificate_ends: UnixTime | None = None

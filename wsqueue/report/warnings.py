@@ -55,6 +55,7 @@ ADVICE: dict[WarningCode, str] = {
     "messages_lost": "The counters lost_… say how; messages that are published with v2 are sent again.",
     "node_unreachable": "See whether it runs (`systemctl status`), and whether it can be reached from here.",
     "publishers_paused": "They resume by themselves when the consumer has caught up.",
+    "restart_needed": "Restart the node (`systemctl restart`), or put the old value back and reload it.",
     "subscriber_slow": "They go on from the log, and miss messages that it drops before they are read;"
     " a classic subscriber is closed at max_buffered_bytes.",
     "version_differs": "This is normal during an update; otherwise run `ansible-playbook site.yml` again.",
@@ -86,6 +87,7 @@ def node_warnings(report: Report, recent: Recent) -> list[NodeWarning]:
     found: list[NodeWarning] = []
     if report.not_ready == "draining":
         found.append(warning("draining", "The node is about to stop and accepts no more connections."))
+    found += [warning("restart_needed", f"{sentence}.") for sentence in report.restart_needed]
     for link in report.links:
         found += _link_warnings(link)
     if report.log is not None:

@@ -147,12 +147,13 @@ class Database(DatabaseFile):
         No record is newer than those after it then, so that the first ones are always the oldest.
         """
         writer, now = self._writer, self._clock()
-        before, ahead = newest + 1, 0.0
-        while before:
+        last, ahead = newest, 0.0
+        records = 1  # nearly always, the newest record alone shows that there is nothing to do
+        while last > 0:
             writer.execute("BEGIN IMMEDIATE")
-            before, latest = queries.date_back(writer, before, CHECK_RECORDS, now)
+            last, latest = queries.date_back(writer, last, records, now)
             writer.execute("COMMIT")
-            ahead = max(ahead, latest - now)
+            ahead, records = max(ahead, latest - now), CHECK_RECORDS
             self.tidy(idle=False)
         if ahead:
             seconds = f"{ahead:.3f}"

@@ -37,7 +37,10 @@ SELECT "offset", count, time FROM record WHERE topic = ? AND "offset" >= ? ORDER
 _CHECKED = """
 SELECT id, length(packet),
     count < 1 OR typeof(substr(packet, -1)) <> 'blob'
-    OR NOT EXISTS (SELECT 1 FROM topic WHERE topic.id = record.topic)
+    OR NOT EXISTS (
+        SELECT 1 FROM topic WHERE topic.id = record.topic
+        AND topic.first <= record."offset" AND record."offset" + record.count <= topic.next
+    )
     OR NOT EXISTS (
         SELECT 1 FROM record AS found INDEXED BY record_position
         WHERE found.topic = record.topic AND found."offset" = record."offset" AND found.id = record.id
@@ -53,9 +56,9 @@ FROM record WHERE id > ? ORDER BY id LIMIT ?
 
 _NEWEST_RECORDS = """
 SELECT min(id), count(*), max(time)
-FROM (SELECT id, time FROM record WHERE id < ? ORDER BY id DESC LIMIT ?) AS newest
+FROM (SELECT id, time FROM record WHERE id <= ? ORDER BY id DESC LIMIT ?) AS newest
 """
-_DATE_BACK = "UPDATE record SET time = ?1 WHERE id >= ?2 AND id < ?3 AND time > ?1"
+_DATE_BACK = "UPDATE record SET time = ?1 WHERE id BETWEEN ?2 AND ?3 AND time > ?1"
 _NUMBERS = """
 SELECT name, publisher, number FROM (SELECT * FROM number ORDER BY id DESC LIMIT ?) AS newest
 JOIN topic ON topic.id = newest.topic ORDER BY newest.id
@@ -146,23 +149,23 @@ def check_records(connection: sqlite3.Connection, after: int, records: int, max_
     return last
 
 
-def date_back(connection: sqlite3.Connection, before: int, records: int, now: float) -> tuple[int, float]:
+def date_back(connection: sqlite3.Connection, last: int, records: int, now: float) -> tuple[int, float]:
     """Give the time `now` to the newest records that have a later one.
 
     Args:
         connection: Connection to the file.
-        before: Id of the record after them.
+        last: Id of the last of them.
         records: Maximum number of records.
         now: Unix time.
 
     Returns:
-        The id of the first of them, 0 when there cannot be more before it, and the latest time found.
+        The id before them, 0 when there cannot be more, and the latest time found.
     """
-    ((first, count, latest),) = connection.execute(_NEWEST_RECORDS, (before, records)).fetchall()
+    ((first, count, latest),) = connection.execute(_NEWEST_RECORDS, (last, records)).fetchall()
     if not count or latest <= now:
         return 0, now
-    changed = connection.execute(_DATE_BACK, (now, first, before)).rowcount
-    return first if changed == count else 0, latest
+    changed = connection.execute(_DATE_BACK, (now, first, last)).rowcount
+    return first - 1 if changed == count else 0, latest
 
 
 def first_records(

@@ -63,6 +63,9 @@ SETTINGS_ERRORS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
 DAMAGE_ERRORS = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB))
 """Errors that say that the file contradicts itself."""
 
+TAKEN_ERRORS = frozenset((sqlite3.SQLITE_CONSTRAINT_UNIQUE, sqlite3.SQLITE_CONSTRAINT_PRIMARYKEY))
+"""Errors that say that a place has a record which it cannot have, as the file says elsewhere."""
+
 PASSING_ERRORS = frozenset(
     (
         sqlite3.SQLITE_FULL,
@@ -165,7 +168,11 @@ def failure(file: Path, error: sqlite3.Error) -> Exception:
 
 def is_damage(error: BaseException) -> bool:
     """Return True for an error which says that the file contradicts itself."""
-    return getattr(error, "sqlite_errorcode", 0) & 0xFF in DAMAGE_ERRORS
+    if isinstance(error, UnicodeDecodeError):
+        # SQLite quotes the file in its message, and Python cannot decode that.
+        return True
+    code = getattr(error, "sqlite_errorcode", 0)
+    return code in TAKEN_ERRORS or code & 0xFF in DAMAGE_ERRORS
 
 
 def text(connection: sqlite3.Connection, query: str) -> str:

@@ -952,9 +952,9 @@ async def test_a_file_that_spoils_the_message_of_its_error_is_set_aside(tmp_path
 @pytest.mark.parametrize(
     "statement",
     [
-        'UPDATE record SET "offset" = -1 WHERE "offset" = 0',
-        "UPDATE record SET count = 9223372036854775807",
-        "INSERT INTO topic (name, next) VALUES ('b', 9007199254740991)",
+        "UPDATE topic SET first = -1",
+        "UPDATE topic SET next = 9223372036854775807",
+        "INSERT INTO topic VALUES (7, 'b', 9007199254740991, 9007199254740991, 0)",
         "UPDATE archive SET floor = -1",
     ],
 )

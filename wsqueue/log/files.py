@@ -73,9 +73,10 @@ def check_rights(directory: Path) -> None:
     # Others may lie there too, such as the lost+found of a disk of its own.
     for file in sorted([*directory.glob("*.sqlite*"), *directory.glob(LOCK_NAME)]):
         if not os.access(file, os.R_OK | os.W_OK):
+            # The last slash leads through systemd's link to the directory.
             problem = (
                 "the node may not read and write it: expected that the user of the node owns all files here,"
-                f" as after `chown -R --reference={directory} {directory}` by root"
+                f" as after `chown -R --reference={directory} {directory}/` by root"
             )
             raise ConfigError(problem, file=str(file))
 

@@ -739,7 +739,7 @@ async def test_files_that_belong_to_another_user(tmp_path: Path, monkeypatch: py
     assert caught.value.file == str(tmp_path / FILE_NAME)
     assert caught.value.problem == (
         "the node may not read and write it: expected that the user of the node owns all files here,"
-        f" as after `chown -R --reference={tmp_path} {tmp_path}` by root"
+        f" as after `chown -R --reference={tmp_path} {tmp_path}/` by root"
     )
 
 

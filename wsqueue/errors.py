@@ -9,6 +9,7 @@
     ├── InvalidMessage       the caller's message cannot be sent (also a ValueError)
     ├── PublishError         the consumer refused messages permanently; carries the code
     ├── WindowFull           too many messages are unconfirmed
+    ├── OwnerError           the caller is not the process or event loop of the client (also a RuntimeError)
     ├── GapError             messages are gone before a subscriber got them; carries their number
     ├── PeerError            the peer broke the protocol; carries the close code
     └── ConnectError         no node answered
@@ -59,6 +60,10 @@ class PublishError(WsqueueError):
 
 class WindowFull(WsqueueError):  # noqa: N818 - reads best where it is raised
     """Say that too many messages are unconfirmed to publish more without waiting."""
+
+
+class OwnerError(WsqueueError, RuntimeError):
+    """Say that a client is used in another process, thread or event loop than the one that first used it."""
 
 
 class GapError(WsqueueError):

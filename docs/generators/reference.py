@@ -41,6 +41,7 @@ NAMES = {
         "InvalidMessage",
         "PublishError",
         "WindowFull",
+        "OwnerError",
         "GapError",
     ),
     "Settings": ("ClientConfig", "Limits", "Tls", "PreSharedKey", "Order", "CloseCode"),

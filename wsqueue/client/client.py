@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, overload
@@ -26,7 +27,9 @@ from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
 from ..protocol.v2 import MAX_NUMBER
 from .encoding import EncodedMessages, encode_messages, encode_topic
+from .feed import Feed
 from .link import ClientSettings
+from .owner import Owner
 from .publisher import PublisherLink
 from .subscription import Subscription
 from .values import Gap, Message, Position, Start
@@ -81,14 +84,22 @@ def connect(
 
 
 class Client:
-    """Publish and subscribe; made by `connect`."""
+    """Publish and subscribe; made by `connect`.
+
+    A client belongs to the event loop that uses it first, and so to one thread of one process. A client that
+    is dropped without `close` closes its publishing connection by itself once all messages are confirmed.
+    """
 
     def __init__(
         self, config: ClientConfig, psk: PreSharedKey, *, tls: TlsContexts, open_seconds: float
     ) -> None:
-        self._settings = ClientSettings(config=config, psk=psk, tls=tls, open_seconds=open_seconds)
+        self._owner = Owner()
+        self._settings = ClientSettings(
+            config=config, psk=psk, tls=tls, open_seconds=open_seconds, owner=self._owner
+        )
         self._publisher: PublisherLink | None = None
-        self._subscriptions: set[Subscription[Any]] = set()
+        # A feed lives as long as its subscription, and then until its connections are closed.
+        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
         self._closed = False
 
     @property
@@ -108,6 +119,7 @@ class Client:
             PublishError: The consumer refused the messages, for example because its disk is full.
             ConnectError: No producer answers; the messages may have been stored.
             AuthenticationError: The producers have another key.
+            OwnerError: The client was first used in another process, thread or event loop.
             RuntimeError: The client was closed.
         """
         messages = self._encode(topic, data)
@@ -121,6 +133,7 @@ class Client:
         Raises:
             InvalidMessage: As for `publish`.
             WindowFull: Too many messages are unconfirmed; `drain` waits until there is room.
+            OwnerError: As for `publish`.
             RuntimeError: The client was closed.
         """
         messages = self._encode(topic, data)
@@ -134,8 +147,11 @@ class Client:
 
         Raises:
             ConnectError: No producer answers.
+            OwnerError: As for `publish`.
         """
-        await self._publishing().drain()
+        self._owner.check()
+        if self._publisher is not None:
+            await self._publisher.drain()
 
     async def flush(self) -> None:
         """Wait until all messages that were published before are confirmed.
@@ -143,7 +159,9 @@ class Client:
         Raises:
             PublishError: A message that was published without waiting was refused.
             ConnectError: No producer answers, or none did for a message published without waiting.
+            OwnerError: As for `publish`.
         """
+        self._owner.check()
         if self._publisher is not None:
             await self._publisher.flush()
 
@@ -177,8 +195,11 @@ class Client:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
             ValueError: The start is an offset or a position, and there are several topics, or no message can
                 have that offset.
+            OwnerError: As for `publish`; but a client that was never used may be outside of an event loop.
             RuntimeError: The client was closed.
         """
+        if not self._owner.free:
+            self._owner.check()
         self._check_open()
         if not topics:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
@@ -189,16 +210,9 @@ class Client:
         offset = start.offset if isinstance(start, Position) else start
         if isinstance(offset, int) and not 0 <= offset <= MAX_NUMBER:
             raise ValueError(f"{offset} is not an offset: expected 0 to {MAX_NUMBER}")
-        subscription: Subscription[Any] = Subscription(
-            dict.fromkeys(topics),
-            self._settings,
-            start=start,
-            follow=follow,
-            on_gap=on_gap,
-            when_closed=self._subscriptions.discard,
-        )
-        self._subscriptions.add(subscription)
-        return subscription
+        feed = Feed(dict.fromkeys(topics), self._settings, start)
+        self._feeds.add(feed)
+        return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
 
     async def close(self, *, confirm: bool = True) -> None:
         """Close every connection, after all published messages are confirmed.
@@ -209,14 +223,18 @@ class Client:
         Raises:
             PublishError: As for `flush`.
             ConnectError: As for `flush`, or not all messages are confirmed within `open_seconds`.
+            OwnerError: As for `publish`.
         """
+        self._owner.check()
         link = self._publisher
         await self._close(None if link is None else link.flush if confirm else link.all_sent)
 
     async def __aenter__(self) -> Self:
+        self._owner.check()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        self._owner.check()
         # After an exception, don't wait for confirmations.
         await self._close(self._publisher.flush if self._publisher is not None and kind is None else None)
 
@@ -235,7 +253,7 @@ class Client:
             left = self._publisher.unconfirmed or waiting
             raise ConnectError(f"{left} messages were not confirmed") from None
         finally:
-            closing = [subscription.close() for subscription in list(self._subscriptions)]
+            closing = [feed.close() for feed in list(self._feeds)]
             if self._publisher is not None:
                 closing.append(self._publisher.stop())
             await asyncio.gather(*closing)
@@ -244,7 +262,8 @@ class Client:
         if self._publisher is None:
             addresses = self._settings.config.produce_addresses
             first = random.randrange(len(addresses))  # noqa: S311 - to spread the load
-            self._publisher = PublisherLink(addresses[first:] + addresses[:first], self._settings)
+            link = self._publisher = PublisherLink(addresses[first:] + addresses[:first], self._settings)
+            weakref.finalize(self, self._owner.call, link.drop).atexit = False
         return self._publisher
 
     def _check_open(self) -> None:
@@ -252,5 +271,6 @@ class Client:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
     def _encode(self, topic: str, data: Sequence[str]) -> EncodedMessages:
+        self._owner.check()
         self._check_open()
         return encode_messages(topic, data, self._settings.config.limits)

@@ -41,6 +41,7 @@ class Feed:
 
     def __init__(self, topics: Iterable[str], settings: ClientSettings, start: Start) -> None:
         self._settings = settings
+        self._closing: asyncio.Task[None] | None = None
         self.inbox = Inbox()
         self._changed = asyncio.Event()
         self._links = list(self._make_links(topics, start))
@@ -81,11 +82,20 @@ class Feed:
         self._changed.clear()
         await self._changed.wait()
 
+    async def stop(self) -> None:
+        """Give the connections back; `start` goes on at the same positions."""
+        await asyncio.gather(*(link.stop() for link in self._links))
+
     async def close(self) -> None:
         """Unsubscribe; the messages that have arrived stay."""
         self.inbox.close()
-        await asyncio.gather(*(link.stop() for link in self._links))
+        await self.stop()
         self._changed.set()
+
+    def drop(self) -> None:
+        """Close, because the application has dropped its subscription."""
+        if not self.inbox.closed:
+            self._closing = asyncio.get_running_loop().create_task(self.close())
 
     def put(self, items: Sequence[Message | Gap]) -> None:
         """Add items that a link has received."""

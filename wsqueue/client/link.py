@@ -17,6 +17,7 @@ from ..net.link import Link
 from ..net.timers import deadline
 from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
+from .owner import Owner
 
 
 class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -27,12 +28,14 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
         psk: The pre-shared key of clients.
         tls: Contexts for connections to wss:// addresses.
         open_seconds: How long to wait for a node that does not answer.
+        owner: The process and the event loop that use the client.
     """
 
     config: ClientConfig
     psk: PreSharedKey
     tls: TlsContexts
     open_seconds: float
+    owner: Owner
 
 
 class ClientLink(Link):
@@ -42,6 +45,8 @@ class ClientLink(Link):
 
     def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
         super().__init__(addresses, settings.psk, settings.config, settings.tls)
+        self._owner = settings.owner
+        self._owner.add(self)
         self._changed = asyncio.Event()
         self._was_up = False
 
@@ -49,6 +54,11 @@ class ClientLink(Link):
     def ready(self) -> bool:
         """Return True if the connection can be used."""
         return self.open
+
+    def start(self) -> None:
+        """Start connecting, unless the link is started or belongs to another process."""
+        if not self._owner.forked:
+            super().start()
 
     async def wait_open(self, seconds: float) -> None:
         """Wait until the connection is ready.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import logging
 import secrets
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..config.addresses import Address
 from ..errors import ConnectError, PublishError, WsqueueError
+from ..journal import log
 from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES
@@ -19,6 +21,8 @@ from ..protocol.session import Event
 from .encoding import EncodedMessages
 from .link import ClientLink, ClientSettings
 from .outbox import BATCH_BYTES, Outbox, OutgoingBatch
+
+logger = logging.getLogger(__name__)
 
 CLIENT_CLOSED = "the client was closed"
 
@@ -52,6 +56,7 @@ class PublisherLink(ClientLink):
         self._turn = asyncio.Lock()
         self._guard: asyncio.Task[None] | None = None
         self._stopped = False
+        self._finishing: asyncio.Task[None] | None = None
 
     @property
     def in_flight(self) -> int:
@@ -118,6 +123,11 @@ class PublisherLink(ClientLink):
         while not self._outbox.sent_up_to(last):
             await self._until_changed()
         self._raise_error()
+
+    def drop(self) -> None:
+        """Close once all messages are confirmed, because the application has dropped its client."""
+        if not self._stopped:
+            self._finishing = asyncio.get_running_loop().create_task(self._finish())
 
     async def stop(self) -> None:
         """Close the connection, and stay down; unconfirmed messages fail."""
@@ -205,6 +215,23 @@ class PublisherLink(ClientLink):
             for future in batch.waiters:
                 if not future.done():
                     future.set_result(None)
+
+    async def _finish(self) -> None:
+        waiting = self.unconfirmed
+        try:
+            async with asyncio.timeout(self._open_seconds):
+                await self.flush()
+        except (WsqueueError, TimeoutError) as error:
+            count = self.unconfirmed or waiting
+            log(
+                logger,
+                logging.WARNING,
+                "client dropped",
+                unconfirmed=count,
+                reason=error or "no answer in time",
+            )
+        finally:
+            await self.stop()
 
     def _fail(self, batch: Batch, error: WsqueueError) -> None:
         if batch.unwatched:

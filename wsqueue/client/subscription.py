@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Generic, Literal, Self, cast
+import weakref
+from typing import Generic, Literal, Self, cast
 
-from ..errors import GapError
+from ..errors import ConnectError, GapError
 from .feed import Feed
-from .link import ClientSettings
-from .values import Gap, Item, Start
+from .owner import Owner
+from .values import Gap, Item
 
 
 class Subscription(Generic[Item]):
@@ -17,24 +17,24 @@ class Subscription(Generic[Item]):
     Use it in `async for`, or first in `async with` to be sure that it has subscribed. It reconnects by itself
     and continues at its position; messages that have been dropped from the log by then are a gap. A consumer
     that only speaks classic keeps no log, so messages published during an interruption are missed.
+
+    It has connections from its first use until `close`, the end of `async with` or of the iteration, or until
+    nothing refers to it any more, as after a `break` out of `async for message in client.subscribe(...)`.
+    After a `ConnectError` it has none until the iteration goes on.
     """
 
-    def __init__(
-        self,
-        topics: Iterable[str],
-        settings: ClientSettings,
-        *,
-        start: Start,
-        follow: bool,
-        on_gap: Literal["raise", "yield"],
-        when_closed: Callable[[Subscription[Any]], None],
-    ) -> None:
-        self._follow, self._on_gap, self._when_closed = follow, on_gap, when_closed
-        self._feed = Feed(topics, settings, start)
+    def __init__(self, feed: Feed, owner: Owner, *, follow: bool, on_gap: Literal["raise", "yield"]) -> None:
+        self._feed, self._owner = feed, owner
+        self._follow, self._on_gap = follow, on_gap
+        weakref.finalize(self, owner.call, feed.drop).atexit = False
 
     async def close(self) -> None:
-        """Unsubscribe, and end the iteration after the messages that have already arrived."""
-        self._when_closed(self)
+        """Unsubscribe, and end the iteration after the messages that have already arrived.
+
+        Raises:
+            OwnerError: The caller is another process, thread or event loop than that of the client.
+        """
+        self._owner.check()
         await self._feed.close()
 
     async def __aenter__(self) -> Self:
@@ -43,7 +43,9 @@ class Subscription(Generic[Item]):
         Raises:
             ConnectError: A consumer does not answer.
             AuthenticationError: A consumer has another key.
+            OwnerError: The caller is another process, thread or event loop than that of the client.
         """
+        self._owner.check()
         try:
             await self._feed.wait_open()
         except BaseException:
@@ -64,15 +66,30 @@ class Subscription(Generic[Item]):
             GapError: Messages are gone, with `on_gap="raise"`; the iteration can go on.
             ConnectError: A consumer does not answer, or refuses the subscription for good.
             AuthenticationError: A consumer has another key.
+            OwnerError: The caller is another process, thread or event loop than that of the client.
         """
+        self._owner.check()
         inbox = self._feed.inbox
-        if not inbox and not inbox.closed:
-            self._feed.start()
-        while not inbox:
-            if inbox.closed or (not self._follow and self._feed.at_end):
-                raise StopAsyncIteration
-            await self._feed.until_changed()
+        if not inbox:
+            await self._until_filled()
         item = inbox.take()
         if isinstance(item, Gap) and self._on_gap == "raise":
             raise GapError(item.topic, item.missed)
         return cast("Item", item)
+
+    async def _until_filled(self) -> None:
+        """Wait for an item; at the end, and after an error, give the connections back."""
+        feed = self._feed
+        if not feed.inbox.closed:
+            feed.start()
+        while not feed.inbox:
+            if feed.inbox.closed:
+                raise StopAsyncIteration
+            if not self._follow and feed.at_end:
+                await feed.close()
+                raise StopAsyncIteration
+            try:
+                await feed.until_changed()
+            except ConnectError:
+                await feed.stop()
+                raise

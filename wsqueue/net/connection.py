@@ -19,6 +19,8 @@ Session ── data_to_send ── _flush ────────────�
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import ClassVar, cast
@@ -277,6 +279,19 @@ class Connection(asyncio.Protocol):
         self.session.fail(code, reason)
         if self._transport is not None:
             self._transport.abort()
+
+    def detach(self) -> None:
+        """Let go of the peer without a word, in a process that got the connection by a fork.
+
+        Both processes share the socket, which belongs to the parent. Here a dead one takes its place, so that
+        nothing is read from it, written to it or shut down, whatever becomes of this copy.
+        """
+        if self._transport is not None:
+            descriptor = self._transport.get_extra_info("socket").fileno()
+            dead, other = socket.socketpair()
+            with dead, other:
+                if descriptor >= 0:
+                    os.dup2(dead.fileno(), descriptor, inheritable=False)
 
     def pause_reading(self) -> None:
         """Stop reading, so that the peer has to stop sending; calls nest."""

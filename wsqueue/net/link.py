@@ -24,6 +24,7 @@ stopped --start--> connecting --established--> proving --received--> up
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Sequence
@@ -156,6 +157,14 @@ class Link(Handler):
             self.connection.abort(CloseCode.GOING_AWAY)
         if self._task is not None:
             self._task.cancel()
+
+    def detach(self) -> None:
+        """Let go of the connection without a word to the peer, in a process that got it by a fork."""
+        if self._attempt is not None:
+            self._attempt.detach()
+        if self._task is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended
+                self._task.cancel()
 
     def delay_seconds(self, rounds: int) -> float:
         """Return the time before the next attempt, after some rounds through all addresses failed."""

@@ -13,6 +13,7 @@ from wsqueue import ConnectError, PublishError
 from wsqueue.client import outbox as outbox_module
 from wsqueue.client.encoding import EncodedMessages, encode_messages
 from wsqueue.client.link import ClientSettings
+from wsqueue.client.owner import Owner
 from wsqueue.client.publisher import PublisherLink
 from wsqueue.config.model import ClientConfig, Limits
 from wsqueue.net.certificates import TlsContexts
@@ -51,7 +52,7 @@ class Link(PublisherLink):
 
     def __init__(self, open_seconds: float = 60.0) -> None:
         psk, tls = PreSharedKey("key"), TlsContexts(CONFIG)
-        settings = ClientSettings(config=CONFIG, psk=psk, tls=tls, open_seconds=open_seconds)
+        settings = ClientSettings(config=CONFIG, psk=psk, tls=tls, open_seconds=open_seconds, owner=Owner())
         super().__init__(CONFIG.produce_addresses, settings)
 
     def start(self) -> None:

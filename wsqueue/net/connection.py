@@ -33,6 +33,7 @@ from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
 from .buffers import COUNTED_BYTES, Buffers
+from .dial import dial
 from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
 
@@ -209,7 +210,7 @@ class Connection(asyncio.Protocol):
             if address.socket:
                 await loop.create_unix_connection(lambda: self, address.socket)
             else:
-                await loop.create_connection(lambda: self, address.host, address.port)
+                await loop.create_connection(lambda: self, sock=await dial(address.host, address.port))
 
     @property
     def established(self) -> bool:

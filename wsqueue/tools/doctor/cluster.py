@@ -12,6 +12,7 @@ from ...config.addresses import Address
 from ...config.model import ClientConfig
 from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
 from ...net.certificates import TlsContexts, certificate_end
+from ...net.dial import dial
 from ...net.tls import openssl_words
 from ...protocol.keys import PreSharedKey
 from ...report.report import Cluster
@@ -21,7 +22,7 @@ from .findings import Finding, cluster_findings
 Say = Callable[[str], None]
 
 ANSWER_SECONDS = 3.0
-"""Maximum time to resolve a name, and until a host answers."""
+"""Maximum time to resolve a name and connect, and then until a host answers."""
 
 
 async def check_cluster(settings: ClientConfig, psk: PreSharedKey, say: Say) -> AsyncIterator[Finding]:
@@ -74,14 +75,18 @@ async def ask(
 async def _shown_certificate(address: Address, settings: ClientConfig) -> datetime | str:
     """Return the end of the certificate that a node shows, or the reason why it is not known."""
     try:
-        return await asyncio.to_thread(_handshake, address, settings)
+        async with asyncio.timeout(ANSWER_SECONDS):
+            plain = await dial(address.host, address.port)
+        return await asyncio.to_thread(_handshake, plain, address.host, settings)
+    except TimeoutError:
+        return "no answer in time"
     except ssl.SSLError as error:
         return openssl_words(error)
     except OSError as error:
         return error.strerror or str(error)
 
 
-def _handshake(address: Address, settings: ClientConfig) -> datetime:
+def _handshake(plain: socket.socket, host: str, settings: ClientConfig) -> datetime:
     # No verification, because only a date is read, and untrusted certificates have one too. The connections
     # of the monitor verify.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -89,10 +94,8 @@ def _handshake(address: Address, settings: ClientConfig) -> datetime:
     context.verify_mode = ssl.CERT_NONE
     if settings.tls.certificate is not None:
         context.load_cert_chain(settings.tls.certificate, settings.tls.key)
-    with (
-        socket.create_connection((address.host, address.port), ANSWER_SECONDS) as plain,
-        context.wrap_socket(plain, server_hostname=address.host) as connection,
-    ):
+    plain.settimeout(ANSWER_SECONDS)
+    with plain, context.wrap_socket(plain, server_hostname=host) as connection:
         certificate = connection.getpeercert(binary_form=True)
     assert certificate is not None
     return certificate_end(certificate)

@@ -17,6 +17,11 @@ _TCP = re.compile(
 )
 _UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
+_ZONE = re.compile(r"(wss://)?\[[0-9a-fA-F:.]+%")
+
+NO_ZONE = (
+    "expected a host name or an address without a zone: `%` and what follows mean nothing to other hosts"
+)
 
 MAX_SOCKET_PATH_BYTES = 107
 """Maximum length of a socket path, of unix(7); uvloop would silently cut a longer path."""
@@ -82,6 +87,8 @@ def parse_address(text: str, endpoint: str = "") -> Address:
         address = Address(
             host=host, port=int(match["port"]), path=match["path"] or "", tls=match["tls"] is not None
         )
+    elif _ZONE.match(text):
+        raise ValueError(NO_ZONE)
     else:
         raise ValueError(expected_form(endpoint))
     path_right = address.path.endswith(endpoint) if endpoint else not address.path

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.config.addresses import Address, expected_form, parse_address
+from wsqueue.config.addresses import NO_ZONE, Address, expected_form, parse_address
 
 from ...support.session_pair import many
 
@@ -64,7 +64,7 @@ def test_two_spellings_of_one_address() -> None:
         *("node\n:1", "node:\u0661", "user@node:1", "node#x:1", "node?x:1", "node[:1", "node/x:1"),
         *("ws://node:1", "http://node:1", "//node:1", "tcp:node:1", "::1:1", "2001:db8::7:80"),
         *("[::1]", "[::1]:", "[::1", "::1]:1", "[]:1", "[node]:1", "[127.0.0.1]:1", "[::g]:1", "[:::]:1"),
-        *("[1:2:3:4:5:6:7:8:9]:1", "[fe80::1%eth0]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1", "a..b:1"),
+        *("[1:2:3:4:5:6:7:8:9]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1", "a..b:1"),
         *("unix:", "unix:run/q", "unix:/", "unix:/run/q:", "unix:/run\0q", "UNIX:/run/q", "unix:/run/q:/x"),
         *("unix:/" + "x" * 107, "unix:/" + "ñ" * 54, "x" * 64 + ":1", "node:1/", "node:1/x", "node:1?x"),
     ],
@@ -72,6 +72,13 @@ def test_two_spellings_of_one_address() -> None:
 def test_no_listener(text: str) -> None:
     with pytest.raises(ValueError, match=r"^expected .*(host:port|at most 107 bytes)"):
         parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["[fe80::1%eth0]:1", "wss://[fe80::1%2]:1", "[ff02::1%eth0.5]:1/produce"])
+@pytest.mark.parametrize("endpoint", ["", "/produce"])
+def test_a_zone(text: str, endpoint: str) -> None:
+    with pytest.raises(ValueError, match="expected a host name or an address without a zone"):
+        parse_address(text, endpoint)
 
 
 @pytest.mark.parametrize(
@@ -131,4 +138,9 @@ def test_any_text_is_an_address_or_refused_with_what_is_expected(text: str, endp
     assert problem(form.format(text), endpoint) in ("", *EXPECTED)
 
 
-EXPECTED = [expected_form(""), expected_form("/producer"), "expected a socket path of at most 107 bytes"]
+EXPECTED = [
+    expected_form(""),
+    expected_form("/producer"),
+    NO_ZONE,
+    "expected a socket path of at most 107 bytes",
+]

@@ -49,7 +49,16 @@ NAMES = {
 """All that `wsqueue` exports, in the order of the page."""
 
 METHODS = {
-    "Client": ("publish", "publish_nowait", "drain", "flush", "subscribe", "close", "lost_in_flight"),
+    "Client": (
+        "publish",
+        "publish_nowait",
+        "drain",
+        "flush",
+        "subscribe",
+        "close",
+        "confirmed",
+        "lost_in_flight",
+    ),
     "Subscription": ("__aenter__", "__anext__", "close"),
 }
 """Names for applications; the rest is for the other modules of wsqueue."""

@@ -82,7 +82,9 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Cancel the current task on SIGINT, SIGTERM or SIGHUP, so that it can end the processes it has started.
+    """Cancel the current task on SIGINT, SIGTERM or SIGHUP, so that it can end what it has begun.
+
+    A signal that whoever started the command ignores, as `nohup` does, stays ignored.
 
     Raises:
         click.exceptions.Exit: A signal came; the exit code is 128 plus its number.
@@ -96,7 +98,8 @@ def ended_by_signals() -> Iterator[None]:
 
     loop, this = asyncio.get_running_loop(), cast("asyncio.Task[None]", asyncio.current_task())
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        loop.add_signal_handler(number, end, number)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            loop.add_signal_handler(number, end, number)
     try:
         yield
     except asyncio.CancelledError:

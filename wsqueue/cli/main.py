@@ -50,7 +50,8 @@ class _Commands(click.Group):
         try:
             return super().invoke(ctx)
         except WsqueueError as error:
-            click.echo(f"Error: {printable(str(error))}", err=True)
+            text = "; ".join([str(error), *getattr(error, "__notes__", ())])
+            click.echo(f"Error: {printable(text)}", err=True)
             raise click.exceptions.Exit(_exit_code(error)) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Awaitable
 from datetime import datetime
 from typing import Any, cast
 
@@ -11,13 +12,15 @@ import click
 import msgspec
 
 from ..client import client
+from ..client.subscription import Subscription
 from ..client.values import Gap, Message, Position, Start
 from ..config.load import load_config
 from ..config.model import ClientConfig
+from ..errors import InvalidMessage, WsqueueError
 from ..protocol.v2 import MAX_NUMBER
 from ..tools import demo as demo_tool
-from ..tools.terminal import for_each_line, json_line, to_stdout
-from .common import config_option, fail, run
+from ..tools.terminal import for_each_line, json_line, to_stdout, until_first_ends, until_reader_gone
+from .common import config_option, ended_by_signals, fail, run
 
 
 class _Start(click.ParamType[Any, Any]):
@@ -78,8 +81,10 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     """Publish DATA on TOPIC, or each line of standard input.
 
     Without DATA, or with -, each line of standard input is a message. The command ends when the consumer
-    of TOPIC has stored all messages. A producer that only speaks the classic protocol confirms nothing, so
-    messages may be lost when a connection to it breaks; their number is printed, and the exit code is 1.
+    of TOPIC has stored all messages. If it ends earlier, because of a line that cannot be published, an
+    error or a signal, it first waits for the lines that it has read, and says how many are stored. A
+    producer that only speaks the classic protocol confirms nothing, so messages may be lost when a
+    connection to it breaks; their number is printed, and the exit code is 1.
 
     \b
     Examples:
@@ -150,7 +155,11 @@ def subscribe(
 async def run_demo(settings: ClientConfig, topic: str) -> None:
     """Run the demo on a topic until it ends; exit with 1 if messages did not come back."""
     async with client.connect(settings) as connected:
-        missing = await demo_tool.demo(connected, topic, settings.limits.max_message_bytes)
+        try:
+            missing = await demo_tool.demo(connected, topic, settings.limits.max_message_bytes)
+        finally:
+            # Whatever ends it, what was read is published.
+            await connected.close()
     if missing:
         click.echo(f"{missing} messages did not come back.", err=True)
         fail()
@@ -158,20 +167,55 @@ async def run_demo(settings: ClientConfig, topic: str) -> None:
 
 async def _publish(settings: ClientConfig, topic: str, data: str, *, confirm: bool) -> None:
     connected = client.connect(settings)
-
-    async def publish_line(line: str) -> None:
-        await connected.drain()
-        connected.publish_nowait(topic, line)
-
-    async with connected:
-        if data != "-":
-            await publish_line(data)
-        else:
-            await for_each_line(settings.limits.max_message_bytes, publish_line)
-        await connected.close(confirm=confirm)
+    # A signal ends the reading; another one ends the waiting for confirmations too.
+    with ended_by_signals():
+        async with connected:
+            if data == "-":
+                await _publish_lines(connected, topic, settings.limits.max_message_bytes, confirm=confirm)
+            else:
+                connected.publish_nowait(topic, data)
+                await connected.close(confirm=confirm)
     if connected.lost_in_flight:
         click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
         fail()
+
+
+async def _publish_lines(connected: client.Client, topic: str, max_bytes: int, *, confirm: bool) -> None:
+    """Publish standard input; whatever ends it, wait for what was published, and say what became of it."""
+    count = 0
+
+    async def publish_line(line: str) -> None:
+        nonlocal count
+        await connected.drain()
+        connected.publish_nowait(topic, line)
+        count += 1
+
+    problems = [
+        problem
+        for step in (for_each_line(max_bytes, publish_line), connected.close(confirm=confirm))
+        if (problem := await _problem_of(step)) is not None
+    ]
+    if not problems:
+        return
+    first, *others = problems
+    lines = f"the {count} lines before it" if isinstance(first, InvalidMessage) else f"{count} lines"
+    done = "; ".join([f"{connected.confirmed} of {lines} are confirmed", *filter(None, map(str, others))])
+    if isinstance(first, asyncio.CancelledError):
+        click.echo(f"Interrupted: {done}.", err=True)
+    first.add_note(done)
+    raise first
+
+
+async def _problem_of(step: Awaitable[None]) -> WsqueueError | asyncio.CancelledError | None:
+    """Return the error of a step, or that a signal has ended it, so that the next step can be taken."""
+    try:
+        await step
+    except WsqueueError as error:
+        return error
+    except asyncio.CancelledError as error:
+        cast("asyncio.Task[None]", asyncio.current_task()).uncancel()
+        return error
+    return None
 
 
 async def _subscribe(
@@ -185,22 +229,27 @@ async def _subscribe(
     seconds: float | None,
 ) -> None:
     left = count
+
+    async def show(messages: Subscription[Message | Gap]) -> None:
+        nonlocal left
+        async for message in messages:
+            if isinstance(message, Gap) and not as_json:
+                click.echo(demo_tool.gap_text(message), err=True)
+                continue
+            # Without `color`, click would remove escape sequences from the message.
+            click.echo(_line(message, as_json, len(topics)), color=True)
+            if left is not None and not isinstance(message, Gap):
+                left -= 1
+                if not left:
+                    return
+
     try:
         async with (
             asyncio.timeout(seconds),
             client.connect(settings) as connected,
             connected.subscribe(*topics, start=start, follow=follow, on_gap="yield") as messages,
         ):
-            async for message in messages:
-                if isinstance(message, Gap) and not as_json:
-                    click.echo(demo_tool.gap_text(message), err=True)
-                    continue
-                # Without `color`, click would remove escape sequences from the message.
-                click.echo(_line(message, as_json, len(topics)), color=True)
-                if left is not None and not isinstance(message, Gap):
-                    left -= 1
-                    if not left:
-                        return
+            await until_first_ends(show(messages), until_reader_gone())
     except TimeoutError:
         if left:
             click.echo(f"{left} of {count} messages did not come within {seconds:g} seconds.", err=True)

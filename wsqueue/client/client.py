@@ -107,6 +107,11 @@ class Client:
         """Return how many messages may be lost that went to producers that only speak classic."""
         return self._publisher.lost_in_flight if self._publisher is not None else 0
 
+    @property
+    def confirmed(self) -> int:
+        """Return how many messages are confirmed so far, or went to producers that only speak classic."""
+        return self._publisher.confirmed if self._publisher is not None else 0
+
     async def publish(self, topic: str, *data: str) -> None:
         """Publish messages, and wait until the consumer of the topic has confirmed them.
 

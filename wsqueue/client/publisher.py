@@ -40,11 +40,12 @@ class PublisherLink(ClientLink):
 
     Attributes:
         lost_in_flight: Number of messages that may be lost on connections to classic producers.
+        confirmed: Number of messages that are confirmed, or that went to a classic producer.
     """
 
     def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
         super().__init__(addresses, settings)
-        self.lost_in_flight = 0
+        self.lost_in_flight = self.confirmed = 0
         self._classic: ClassicSender | None = None
         self._open_seconds = settings.open_seconds
         self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
@@ -212,6 +213,7 @@ class PublisherLink(ClientLink):
 
     def _release(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
+            self.confirmed += len(batch.data)
             for future in batch.waiters:
                 if not future.done():
                     future.set_result(None)

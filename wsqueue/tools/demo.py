@@ -6,13 +6,12 @@ import asyncio
 import contextlib
 import sys
 from collections import Counter
-from collections.abc import Coroutine
-from typing import Any
 
 from ..client.client import Client
 from ..client.subscription import Subscription
 from ..client.values import Gap, Message
-from .terminal import for_each_line, printable, to_stdout
+from ..errors import WsqueueError
+from .terminal import for_each_line, printable, to_stdout, until_first_ends, until_reader_gone
 
 RETURN_SECONDS = 5.0
 """Maximum time until the next line comes back: a healthy cluster needs milliseconds."""
@@ -35,7 +34,7 @@ async def demo(client: Client, topic: str, max_line_bytes: int) -> int:
         if sys.stdin.isatty() and sys.stdout.isatty():
             await _on_terminal(client, topic, messages)
             return 0
-        return await _on_pipe(client, topic, messages, max_line_bytes)
+        return await _Pipe(client, topic, messages, max_line_bytes).run()
 
 
 async def _on_terminal(client: Client, topic: str, messages: Subscription[Message | Gap]) -> None:
@@ -62,67 +61,67 @@ async def _on_terminal(client: Client, topic: str, messages: Subscription[Messag
 
     print(f"Subscribed to {printable(topic)}. Type a line to publish it; Ctrl-D ends.")
     with patch_stdout():
-        await _until_first_ends(prompt(), show())
+        await until_first_ends(prompt(), show())
 
 
-async def _on_pipe(
-    client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int
-) -> int:
-    missing: Counter[str] = Counter()
-    count = 0
-    came_back = asyncio.Event()
+class _Pipe:
+    """Publish standard input, and print what comes back."""
 
-    async def publish() -> None:
-        await for_each_line(max_line_bytes, publish_line)
-        await at_most_missing(0)
+    def __init__(
+        self, client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int
+    ) -> None:
+        self._client, self._topic, self._messages = client, topic, messages
+        self._max_line_bytes = max_line_bytes
+        self._missing: Counter[str] = Counter()
+        self._count = self._published = 0
+        self._came_back = asyncio.Event()
 
-    async def publish_line(line: str) -> None:
-        nonlocal count
-        await at_most_missing(MAX_MISSING_LINES - 1)
-        await client.drain()
-        client.publish_nowait(topic, line)
-        missing[line] += 1
-        count += 1
+    async def run(self) -> int:
+        """Return how many lines did not come back."""
+        with contextlib.suppress(TimeoutError):
+            await until_first_ends(self._publish(), self._show(), until_reader_gone())
+        return self._count
 
-    async def at_most_missing(limit: int) -> None:
-        while count > limit:
-            came_back.clear()
+    async def _publish(self) -> None:
+        try:
+            await for_each_line(self._max_line_bytes, self._publish_line)
+        except WsqueueError as error:
+            with contextlib.suppress(TimeoutError):
+                await self._at_most_missing(0)
+            back = self._published - self._count
+            error.add_note(f"{back} of the {self._published} lines before it have come back")
+            raise
+        await self._at_most_missing(0)
+
+    async def _publish_line(self, line: str) -> None:
+        await self._at_most_missing(MAX_MISSING_LINES - 1)
+        await self._client.drain()
+        self._client.publish_nowait(self._topic, line)
+        self._missing[line] += 1
+        self._count += 1
+        self._published += 1
+
+    async def _at_most_missing(self, limit: int) -> None:
+        while self._count > limit:
+            self._came_back.clear()
             async with asyncio.timeout(RETURN_SECONDS):
-                await came_back.wait()
+                await self._came_back.wait()
 
-    async def show() -> None:
-        nonlocal count
-        async for message in messages:
+    async def _show(self) -> None:
+        async for message in self._messages:
             if isinstance(message, Gap):
                 print(gap_text(message), file=sys.stderr)
                 continue
             print(to_stdout(message.data), flush=True)
-            if missing[message.data]:
-                count -= 1
-            missing[message.data] -= 1
-            if missing[message.data] <= 0:
-                del missing[message.data]
-            came_back.set()
-
-    with contextlib.suppress(TimeoutError):
-        await _until_first_ends(publish(), show())
-    return count
+            if self._missing[message.data]:
+                self._count -= 1
+            self._missing[message.data] -= 1
+            if self._missing[message.data] <= 0:
+                del self._missing[message.data]
+            self._came_back.set()
 
 
 def gap_text(gap: Gap) -> str:
     """Return a gap in words."""
     count = "Some messages" if gap.missed is None else f"{gap.missed} messages"
     return f"{count} of {printable(gap.topic)} are gone."
-
-
-async def _until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
-    """Run coroutines until one ends, cancel the others, and raise its exception."""
-    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    for task in done:
-        task.result()

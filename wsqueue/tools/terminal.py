@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 import re
+import stat
 import sys
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import NoReturn
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -25,10 +27,11 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ufffe\uffff]")
 
 
 def prepare_standard_files() -> None:
-    """Make sure that standard input, output and error are open and can express any text.
+    """Make sure that standard input, output and error are open, and that text is written as UTF-8.
 
-    If the parent process has closed them, the event loop's own files would get their numbers, and Python has
-    None in place of their streams.
+    In another encoding a message might come out changed, and nobody would notice in a pipe. If the parent
+    process has closed a file, one of the event loop's own would get its number, and Python has None in place
+    of its stream.
     """
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
@@ -38,7 +41,7 @@ def prepare_standard_files() -> None:
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(descriptor, "r" if descriptor == STDIN else "w", closefd=False))
     for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+        stream.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
 
 
 async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
@@ -62,6 +65,39 @@ async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]
             _refuse(f"line {number + 1} of standard input has more than {max_bytes} bytes")
     if rest:
         await _handle(rest, number + 1, max_bytes, handle)
+
+
+async def until_reader_gone() -> NoReturn:
+    """Wait until nobody reads standard output any more, as after `| head -n 1`; for ever if it is no pipe.
+
+    Raises:
+        BrokenPipeError: The reader has gone, as the next write would find out.
+    """
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    pipe = stat.S_ISFIFO(os.fstat(STDOUT).st_mode)
+    if pipe:
+        # Nothing can be read from this end of a pipe, so that the loop only sees the error of the other end.
+        loop.add_reader(STDOUT, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        if pipe:
+            loop.remove_reader(STDOUT)
+    raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+async def until_first_ends(*coroutines: Coroutine[Any, Any, None]) -> None:
+    """Run coroutines until one ends, cancel the others, and raise its exception."""
+    tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    for task in done:
+        task.result()
 
 
 def discard_output() -> None:

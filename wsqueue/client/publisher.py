@@ -15,6 +15,7 @@ from ..journal import log
 from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection
 from ..net.link import SLICE_BYTES
+from ..net.timers import deadline
 from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.session import Event
@@ -221,7 +222,7 @@ class PublisherLink(ClientLink):
     async def _finish(self) -> None:
         waiting = self.unconfirmed
         try:
-            async with asyncio.timeout(self._open_seconds):
+            async with deadline(self._open_seconds):
                 await self.flush()
         except (WsqueueError, TimeoutError) as error:
             count = self.unconfirmed or waiting

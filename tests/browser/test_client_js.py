@@ -14,6 +14,7 @@ import pytest
 from playwright.async_api import Page
 
 from tests.support.certificates import Authority, digest_of
+from tests.support.dropping_proxy import DroppingProxy
 from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
 from tests.support.paths import DATA
 from tests.support.ports import free_port
@@ -265,6 +266,52 @@ async def test_over_tls_a_proof_names_the_certificate(nodes: Nodes, tabs: Tabs, 
     assert await js(page, "outcome(subscribe('news').ready)") == "ConnectError 0"
     await new_client(page, [consumer], [producer], channelBinding={consumer.address: "00" * 32})
     assert await js(page, "outcome(subscribe('news').ready)") == "ConnectError 4414"
+
+
+@pytest.mark.timeout(150)
+async def test_a_network_that_drops_everything_is_noticed(nodes: Nodes, tabs: Tabs) -> None:
+    """Neither end is told: the client asks after a silence, and publishes through another producer."""
+    consumer = await nodes.consumer()
+    producers = [await nodes.producer([consumer]) for _ in range(2)]
+    for producer in producers:
+        await producer.ready()
+    page = await tabs.with_client()
+    async with (
+        DroppingProxy(consumer.address).running() as to_consumer,
+        DroppingProxy(producers[0].address).running() as to_producer,
+    ):
+        places = [to_producer.address, producers[1].address]
+        options = {"psk": KEY, "consumers": [to_consumer.address], "producers": places}
+        await page.evaluate("Math.random = () => 0")  # the first producer is used
+        await page.evaluate(NEW_CLIENT, options)
+        await js(page, "subscribe('news').ready")
+        await js(page, "client.publish('news', 'before')")
+        to_consumer.dropping = to_producer.dropping = True
+        await js(page, "window.publishing = outcome(client.publish('news', 'meanwhile')); 0")
+        silent = "states.filter((state) => state.state === 'down').map(({ role, code }) => `${role} ${code}`)"
+        await page.wait_for_function(f"new Set({silent}).size === 2", timeout=90_000)
+        assert set(await js(page, silent)) == {"consumer 4411", "producer 4411"}
+        assert await js(page, "publishing") == "done"
+        to_consumer.dropping = False
+        # What comes back is noticed at once, too, because the browser says so.
+        await js(page, "dispatchEvent(new Event('online'))")
+        assert await data(page, 2) == ["before", "meanwhile"]
+        await js(page, "client.close()")
+
+
+async def test_a_node_that_is_there_is_asked_and_kept(tabs: Tabs) -> None:
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
+        await js(page, "subscribe('news'); 0")
+        raw = await server.speaking(KEY)
+        assert await raw.packet() == {"t": "subscribe", "topic": "news", "start": "latest"}
+        for event in ("online", "pageshow", "focus"):
+            await js(page, "(event) => dispatchEvent(new Event(event))", event)
+            assert await raw.packet() == {"t": "ask_alive"}
+            raw.send({"t": "alive"})
+        await js(page, "client.close()")
+        await raw.answer_close()
 
 
 async def test_what_is_refused(nodes: Nodes, tabs: Tabs) -> None:

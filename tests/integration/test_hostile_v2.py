@@ -48,6 +48,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "deliver": {"t": "deliver", "topic": "news", "offset": 0, "publisher": "", "number": 0, "data": ["x"]},
     "gap": {"t": "gap", "topic": "news", "offset": 0, "missed": 1},
     "draining": {"t": "draining", "retry_seconds": 1.0},
+    "alive": {"t": "alive"},
 }
 """One packet of each kind."""
 

@@ -56,6 +56,8 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Draining, st.floats(0, 3600)),
     st.builds(v2.AskReport),
     st.builds(v2.NodeReport, st.dictionaries(utf8_text, numbers).map(msgspec.json.encode).map(msgspec.Raw)),
+    st.builds(v2.AskAlive),
+    st.builds(v2.Alive),
 )
 """Packets of v2, each kind as often as any other."""
 

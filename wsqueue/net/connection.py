@@ -534,7 +534,7 @@ class Connection(asyncio.Protocol):
         """Ping after an interval of silence, and give the peer up if the ping goes unanswered.
 
         While reading is paused the peer's bytes wait unread, so its silence proves nothing. Its own pings go
-        unanswered meanwhile, so pings of this end show that it lives.
+        unanswered meanwhile, so pings of this end show that it lives, or `alive` if the peer sees no pings.
         """
         if self._closing:
             return
@@ -544,6 +544,8 @@ class Connection(asyncio.Protocol):
             self.heard_at, self._pinged_at = now, None
             if not self._writing_paused:
                 self.ping()
+                if self.session.asked_alive:
+                    self.send_packet(v2.Alive())
             self._set_timer(min(interval, timeout) / 2, self._keepalive)
             return
         if self._pinged_at is not None and self.heard_at >= self._pinged_at:

@@ -26,6 +26,11 @@ from .v2 import SUBPROTOCOL
 MAX_HELLO_BYTES = 64 * 1024
 """Most bytes from a peer until it has proved itself: a request with cookies, and two packets of 100 bytes."""
 
+ALIVE = v2.encode(v2.Alive())
+
+OWN_PACKETS = (*v2.HELLO_PACKETS, v2.AskAlive)
+"""Packets of v2 that the session deals with itself."""
+
 
 class HelloDone(msgspec.Struct, frozen=True):
     """Report that both ends have proved themselves."""
@@ -86,6 +91,7 @@ class Session:
     Attributes:
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
         v2: True if the peer speaks v2; known when the hello is done.
+        asked_alive: True if the peer has asked whether this end is there, because it cannot ping.
     """
 
     __slots__ = (
@@ -101,6 +107,7 @@ class Session:
         "_psk",
         "_request",
         "_role",
+        "asked_alive",
         "channel_binding",
         "v2",
     )
@@ -116,7 +123,7 @@ class Session:
         max_topic_bytes: int,
     ) -> None:
         self.channel_binding = b""
-        self.v2 = self._done = self._hello_begun = False
+        self.v2 = self.asked_alive = self._done = self._hello_begun = False
         self._framing = framing
         self._role, self._psk, self._order = role, psk, order
         self._allow_classic = allow_classic
@@ -294,8 +301,13 @@ class Session:
         if self.v2:
             for payload in payloads:
                 packet = v2.decode(payload)
-                if isinstance(packet, v2.HELLO_PACKETS):
-                    self._refuse_second_hello(payload)
+                if isinstance(packet, OWN_PACKETS):
+                    if not isinstance(packet, v2.AskAlive):
+                        self._refuse_second_hello(payload)
+                    elif self._role is Role.ACCEPTOR:
+                        self.asked_alive = True
+                        self._framing.send_text(ALIVE)
+                        continue
                 events.append(packet)
         elif payloads:
             self._receive_messages(payloads, events)

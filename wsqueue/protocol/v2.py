@@ -287,6 +287,14 @@ class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True, forbi
     report: msgspec.Raw
 
 
+class AskAlive(msgspec.Struct, tag_field="t", tag="ask_alive", frozen=True, forbid_unknown_fields=True):
+    """Ask whether the node is there, for clients that cannot send pings, such as browsers."""
+
+
+class Alive(msgspec.Struct, tag_field="t", tag="alive", frozen=True, forbid_unknown_fields=True):
+    """Answer an `AskAlive`; who has asked gets it unasked too while the node does not read from it."""
+
+
 HelloPacket = Challenge | Proof
 HELLO_PACKETS = (Challenge, Proof)
 Packet = (
@@ -306,6 +314,8 @@ Packet = (
     | Draining
     | AskReport
     | NodeReport
+    | AskAlive
+    | Alive
 )
 
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)

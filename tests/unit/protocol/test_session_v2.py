@@ -210,6 +210,21 @@ def assert_that_they_understand_each_other(pair: Pair) -> None:
     assert pair.exchange() == ([PongReceived(b"12345678")], [PongReceived(b"12345678")])
 
 
+def test_an_acceptor_says_that_it_is_there() -> None:
+    """A script in a browser cannot ping; the answer needs nothing of who takes the packets."""
+    pair = Pair(initiator=initiate(offer_v2=True))
+    pair.exchange()
+    initiator, acceptor = pair.ends(Role.INITIATOR)
+    before = acceptor.asked_alive
+    asked = initiator.frame([v2.encode(v2.AskAlive()), v2.encode(v2.Unsubscribe("news"))])
+    assert acceptor.receive_data(asked) == [v2.Unsubscribe("news")]
+    assert (before, acceptor.asked_alive) == (False, True)
+    assert pair.exchange() == ([], [v2.Alive()])
+    # It says so to nobody who could have pinged.
+    assert initiator.receive_data(acceptor.frame([v2.encode(v2.AskAlive())])) == [v2.AskAlive()]
+    assert pair.exchange() == ([], [])
+
+
 class TestHello:
     """Packets of a peer before both ends have proved themselves."""
 
@@ -295,7 +310,7 @@ class TestPackets:
     @few
     @given(packets=st.lists(V2_PACKETS, max_size=5), places=st.lists(st.integers(0), max_size=4))
     def test_any_packets_cut_anywhere(self, role: Role, packets: list[Packet], places: list[int]) -> None:
-        sent = [one for one in packets if not isinstance(one, v2.Challenge | v2.Proof)]
+        sent = [one for one in packets if not isinstance(one, v2.Challenge | v2.Proof | v2.AskAlive)]
         pair = Pair(initiator=initiate(offer_v2=True))
         pair.exchange()
         sender, receiver = pair.ends(role)

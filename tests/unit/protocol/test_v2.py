@@ -83,6 +83,8 @@ def pass_on(payload: bytes) -> bytes:
         (v2.Draining(2.5), '{"t":"draining","retry_seconds":2.5}'),
         (v2.AskReport(), '{"t":"ask_report"}'),
         (v2.NodeReport(msgspec.Raw(b'{"role":"consumer"}')), '{"t":"report","report":{"role":"consumer"}}'),
+        (v2.AskAlive(), '{"t":"ask_alive"}'),
+        (v2.Alive(), '{"t":"alive"}'),
     ],
 )
 def test_exact_bytes_that_are_sent(packet: v2.Packet, payload: str) -> None:

@@ -14,11 +14,16 @@ export const MAX_PUBLISHERS = 1000;
 // Maximum length of messages that wait until the peer has proved that it knows the key.
 export const MAX_EARLY_CHARACTERS = 1024 * 1024;
 export const HELLO_SECONDS = 10;
+// v2: silence after which the node is asked whether it is there, and the time that it has to answer.
+export const SILENCE_SECONDS = 20;
+export const ANSWER_SECONDS = 10;
 // Time without a producer after which unconfirmed messages fail.
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
 export const RECONNECT_MAX_SECONDS = 5;
 
+// Events of a window after which connections may have gone unnoticed: another network, the end of a sleep.
+const WAKING_EVENTS = ["online", "pageshow", "focus"];
 const MAX_ONCE = 2 ** 31 - 2;
 const NONCE_BYTES = 32;
 const MAX_CLOSE_REASON_BYTES = 123;
@@ -265,8 +270,34 @@ class Connection {
     this.resolve({ opened: this.opened, ...closed });
   }
 
+  /** Ask the node whether it is there, because a browser cannot ping; without an answer, give it up. */
+  check(again = false) {
+    if (!this.up || !this.link.client.v2) return;
+    const asked = Date.now();
+    const unsent = this.socket.bufferedAmount;
+    clearTimeout(this.timer);
+    this.send('{"t":"ask_alive"}');
+    this.timer = setTimeout(() => {
+      // A page that slept has not had the time to hear the answer, and timers of hidden pages are always late.
+      const late = Date.now() - asked > 2 * ANSWER_SECONDS * 1000 && !again;
+      if (this.heardAt >= asked) this.#watch();
+      else if (late || this.socket.bufferedAmount < unsent) this.check(late);
+      else this.fail(4411, "no answer to a question");
+    }, ANSWER_SECONDS * 1000);
+  }
+
+  #watch() {
+    const seconds = SILENCE_SECONDS - (Date.now() - this.heardAt) / 1000;
+    clearTimeout(this.timer);
+    this.timer = setTimeout(
+      () => (Date.now() - this.heardAt < SILENCE_SECONDS * 1000 ? this.#watch() : this.check()),
+      Math.max(0, seconds) * 1000,
+    );
+  }
+
   #message(data) {
     if (this.over) return;
+    this.heardAt = Date.now();
     if (typeof data !== "string") this.fail(4400, "packets are text messages, not binary");
     else if (this.up) this.#packet(data);
     else {
@@ -287,6 +318,7 @@ class Connection {
         else if ((await this.hello.receive(parsed(data))) && !this.over) {
           this.up = true;
           clearTimeout(this.timer);
+          if (this.link.client.v2) this.#watch();
           this.link.established(this);
         }
       }
@@ -298,7 +330,8 @@ class Connection {
 
   #packet(data) {
     try {
-      this.link.received(parsed(data));
+      const packet = parsed(data);
+      if (packet.t !== "alive") this.link.received(packet);
     } catch (error) {
       this.#fault(error);
     }
@@ -340,6 +373,12 @@ class Link {
     this.stopped = true;
     this.wake?.();
     this.connection?.fail(1000, "done");
+  }
+
+  /** Find out at once whether the connection is still there, or try at once to get one. */
+  check() {
+    this.connection?.check();
+    this.wake?.();
   }
 
   send(packet) {
@@ -727,6 +766,9 @@ export class WsqueueClient {
   #links = new Map();
   #options;
   #closed = false;
+  #check = () => {
+    for (const link of [this.#publisher, ...this.#links.values()]) link?.check();
+  };
 
   constructor(options) {
     const { consumers = [], producers = [], psk, protocol = "v2", helloOrder = "document" } = options;
@@ -756,6 +798,7 @@ export class WsqueueClient {
     list.forEach((item) => text(item, "the data"));
     if (!list.length) throw new WsqueueError("no data to publish");
     if (!this.producers.length) throw new ConnectError("no producer is known");
+    this.#listen();
     this.#publisher ??= new PublisherLink(
       this,
       this.producers.map((address) => locate(address, "/produce")),
@@ -785,6 +828,7 @@ export class WsqueueClient {
       const suffix = this.v2 ? "" : `/${encodeURIComponent(topic)}`;
       link = new SubscriberLink(this, locate(subscription.consumer, "/subscribe", suffix));
       this.#links.set(name, link);
+      this.#listen();
     }
     link.add(subscription);
     return subscription;
@@ -797,6 +841,7 @@ export class WsqueueClient {
       for (const subscription of [...link.subscriptions.values()]) subscription.close();
     }
     this.#publisher?.stop();
+    for (const event of WAKING_EVENTS) globalThis.removeEventListener?.(event, this.#check);
   }
 
   /** Return the address of the consumer of a topic. */
@@ -830,6 +875,10 @@ export class WsqueueClient {
       throw new WsqueueError(`channelBinding lacks the SHA-256 of the certificate of ${address}`);
     }
     return Uint8Array.from(hex.match(/../g), (pair) => parseInt(pair, 16));
+  }
+
+  #listen() {
+    for (const event of WAKING_EVENTS) globalThis.addEventListener?.(event, this.#check);
   }
 
   // A v2 connection has all topics of a consumer, a classic connection has one topic.

@@ -36,8 +36,24 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
         return str(file) if together else nodeid
 
 
-# A shell starts background jobs with SIGINT ignored, and processes that a test starts would inherit that.
-signal.signal(signal.SIGINT, signal.default_int_handler)
+def forget_how_this_was_started() -> None:
+    """Undo what processes that the tests start would inherit from whoever started the tests.
+
+    A shell starts background jobs with SIGINT ignored, `nohup` ignores SIGHUP, others block signals, close
+    standard input, or have a umask with which configurations and keys get other permissions.
+    """
+    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
+        if number != signal.SIGPIPE and signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    os.umask(0o022)
+    try:
+        os.fstat(0)
+    except OSError:
+        os.open(os.devnull, os.O_RDONLY)  # gets the lowest free number
+
+
+forget_how_this_was_started()
 
 
 @pytest.hookimpl(optionalhook=True)

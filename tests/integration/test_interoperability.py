@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+from datetime import UTC, datetime
 
 import pytest
 from websockets.asyncio.client import connect
 
 import wsqueue
+from wsqueue.client.values import Start
 
 from ..support.classic_peer import (
     ORDERS,
@@ -20,7 +22,8 @@ from ..support.classic_peer import (
     connected,
     serving,
 )
-from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
+from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
+from ..support.ports import free_port
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -164,6 +167,42 @@ async def test_all_subscribers_hear_all_producers_whenever_those_connected(nodes
             assert [await first.data(1), await second.data(1)] == [["late"], ["late"]]
             await second_publisher.publish("sport", "other")
             assert await other.messages(1) == [("sport", "other")]
+
+
+async def test_a_link_to_a_classic_consumer_that_is_made_again_is_warned_of(nodes: Nodes, log: Log) -> None:
+    """Subscribers of an original consumer may hear nothing more of it, and nothing else says so."""
+    port = free_port()
+    async with soon():
+        consumer = IndependentConsumer(KEY, "document")
+        async with serving(consumer.handle, port) as address:
+            producer = await nodes.producer([address])
+            await producer.ready()
+            assert log.lines("classic link made again") == []
+        async with serving(consumer.handle, port):
+            (line,) = await eventually(lambda: log.lines("classic link made again"), "it is logged")
+            assert line.startswith(f"classic link made again peer={address}/producer advice=")
+            await producer.ready()
+            assert [link.link_status().remade for link in producer.links] == [1]
+            ours = await nodes.consumer()
+            other = await nodes.producer([ours])
+            await other.ready()
+            await ours.crash()
+            await ours.restart()
+            assert len(log.lines("classic link made again")) == 1
+
+
+@pytest.mark.parametrize("start", ["earliest", 7, wsqueue.Position("log", 7), datetime.now(UTC)])
+async def test_a_classic_consumer_keeps_nothing_to_begin_with(nodes: Nodes, start: Start) -> None:
+    consumer = IndependentConsumer(KEY, "document")
+    async with soon(), serving(consumer.handle) as address, nodes.client([address], [address]) as client:
+        for _ in range(2):
+            with pytest.raises(wsqueue.ConnectError, match=r"classic.*can only begin with the next message"):
+                async with client.subscribe("news", start=start):
+                    pass
+        with pytest.raises(wsqueue.ConnectError, match=r"classic.*can only begin with the next message"):
+            await anext(client.subscribe("news", start=start))
+        async with client.subscribe("news"):
+            assert len(consumer.subscribers["news"]) == 1
 
 
 async def test_a_subscriber_that_is_gone_is_forgotten(nodes: Nodes) -> None:

@@ -16,9 +16,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from urllib.parse import quote
 
 from ..config.addresses import Address
+from ..errors import ConnectError
 from ..net.connection import Connection
 from ..protocol import v2
-from ..protocol.close import Closed
+from ..protocol.close import CloseCode, Closed
 from ..protocol.routing import topic_hash
 from ..protocol.session import Event
 from .inbox import Inbox
@@ -153,6 +154,7 @@ class SubscriberLink(ClientLink):
             address = consumer.with_path(f"{consumer.path}/{quote(topics[0], safe='')}")
         super().__init__([address], settings)
         self._consumer, self._start, self._feed = consumer, start, feed
+        self._unable = ""
         self._positions = Positions(topics, start)
 
     @property
@@ -170,12 +172,34 @@ class SubscriberLink(ClientLink):
         assert self.connection is not None
         if self.v2:
             self.connection.send([v2.encode(request) for request in self._positions.requests()])
+        elif self._start != "latest":
+            self._unable = (
+                f"{self.addresses[0]}: it only speaks the classic protocol and keeps no messages, so that a"
+                " subscription there can only begin with the next message"
+            )
+            self.connection.close(CloseCode.NORMAL)
         else:
             self._feed.add_links(self._consumer, self._positions.keep_first(), self._start)
         if self._was_up:
             # A link that reconnects while the application is stuck must not add a read each time.
             self._feed.inbox.pause_if_full(self.connection)
         super().up()
+
+    @property
+    def gives_up(self) -> bool:
+        """Return True if the consumer cannot do what is asked."""
+        return bool(self._unable) or super().gives_up
+
+    def raise_if_hopeless(self) -> None:
+        """Raise if trying longer would not help.
+
+        Raises:
+            ConnectError: The consumer keeps no messages to begin with, or as for every link.
+            AuthenticationError: As for every link.
+        """
+        if self._unable:
+            raise ConnectError(self._unable)
+        super().raise_if_hopeless()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Let go of a connection."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from time import monotonic
 
 from ..config.addresses import Address
 from ..config.model import ClientConfig, ProducerConfig
+from ..journal import log
 from ..net.certificates import TlsContexts
 from ..net.classic_sender import ClassicSender
 from ..net.connection import Connection, Traffic
@@ -21,6 +23,8 @@ from ..protocol.session import Event, HelloDone
 from ..report.report import LinkStatus
 from ..report.stats import Histogram
 from .link_queue import ForwardBatch, LinkQueue, Origin
+
+logger = logging.getLogger(__name__)
 
 TURN_SLICES = 8
 """Slices that are sent in one go: 2 MiB take a few milliseconds."""
@@ -60,6 +64,8 @@ class ConsumerLink(Link):
         self.queue = LinkQueue(config.limits, counters, confirm_seconds)
         self._classic: ClassicSender | None = None
         self._next_turn: asyncio.Handle | None = None
+        self._classic_before = False
+        self._remade = 0
         self._emptied = asyncio.Event()
         self._emptied.set()
 
@@ -81,6 +87,7 @@ class ConsumerLink(Link):
             held_messages=self.queue.held_messages,
             held_bytes=self.queue.held_bytes,
             paused_publishers=self.queue.blocked,
+            remade=self._remade,
         )
 
     def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | ClientConfig, tls: TlsContexts) -> None:
@@ -147,6 +154,7 @@ class ConsumerLink(Link):
         self._classic = None if self.v2 else ClassicSender(self.connection)
         self.queue.connected(v2=self.v2)
         self._send_held()
+        self._note_remade()
 
     def writable(self, connection: Connection) -> None:
         """Send the batches that were held."""
@@ -187,6 +195,19 @@ class ConsumerLink(Link):
         self._pass_on()
         if queue.sendable:
             self._send_held()
+
+    def _note_remade(self) -> None:
+        """Warn of a link that the present subscribers of an original consumer are not attached to."""
+        if self._classic is not None and self._classic_before:
+            self._remade += 1
+            log(
+                logger,
+                logging.WARNING,
+                "classic link made again",
+                peer=self.addresses[0],
+                advice="subscribers of an original consumer hear this producer once they subscribe anew",
+            )
+        self._classic_before = self._classic is not None
 
     def _send_held(self) -> None:
         """Send what the consumer takes, a turn at a time, so that other peers get theirs between."""

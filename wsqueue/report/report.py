@@ -35,6 +35,7 @@ WarningCode = Literal[
     "hello_refused",
     "keys_differ",
     "link_down",
+    "link_remade",
     "link_slow",
     "log_clock",
     "log_failing",
@@ -44,6 +45,7 @@ WarningCode = Literal[
     "node_unreachable",
     "many_connections",
     "messages_lost",
+    "no_report",
     "publishers_paused",
     "restart_needed",
     "subscriber_slow",
@@ -93,6 +95,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
         held_messages: Messages that wait for the consumer or its confirmation.
         held_bytes: Size of these messages.
         paused_publishers: Publishers that the producer doesn't read from because it holds too much.
+        remade: Times that a link to a consumer that only speaks classic came up again.
     """
 
     address: str
@@ -103,6 +106,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     held_messages: int = 0
     held_bytes: int = 0
     paused_publishers: int = 0
+    remade: int = 0
 
 
 class TopicStatus(msgspec.Struct, frozen=True):

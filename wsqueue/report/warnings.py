@@ -12,7 +12,7 @@ import msgspec
 
 from ..protocol.close import CloseCode
 from .report import LOST_REASONS, ClusterNode, LinkStatus, LogStatus, NodeWarning, Report, WarningCode
-from .text import amount, join, number
+from .text import age_in_words, amount, join, number
 
 MAX_LAG_SECONDS = 0.5
 """Delay of the event loop above which peers notice it."""
@@ -25,6 +25,9 @@ MANY_REFUSALS = 5
 
 MAX_CLOCK_SECONDS = 5.0
 """Maximum difference between clocks: a larger one is no delay of the network."""
+
+REMADE_SECONDS = 3600.0
+"""Time for which a producer warns of a link to a classic consumer that came up again; it can't know more."""
 
 MAX_NAMED = 3
 """Maximum number of subscribers or nodes that a sentence names."""
@@ -44,6 +47,7 @@ ADVICE: dict[WarningCode, str] = {
     "hello_refused": "See `hello refused` in the journal for the reason.",
     "keys_differ": "This is normal while keys are rotated; otherwise put the same key file on all hosts.",
     "link_down": "See whether it runs and can be reached; topics of other consumers are not affected.",
+    "link_remade": "Let the subscribers there subscribe anew, or replace the consumer by one that speaks v2.",
     "link_slow": "See the loop lag, the CPU time and the log of that consumer.",
     "log_clock": "It is corrected slowly, to drop none too early; a restart takes the system's time.",
     "log_failing": "Make room on the file system of the log, or see the kernel's messages about the disk.",
@@ -53,6 +57,7 @@ ADVICE: dict[WarningCode, str] = {
     "loop_lag": "The host is short of CPU time or memory, or its disk is stuck.",
     "many_connections": "Raise max_connections and LimitNOFILE, or add a node.",
     "messages_lost": "The counters lost_… say how; messages that are published with v2 are sent again.",
+    "no_report": "Update that node, unless it is an original one: wsqueue cannot tell how it is.",
     "node_unreachable": "See whether it runs (`systemctl status`), and whether it can be reached from here.",
     "publishers_paused": "They resume by themselves when the consumer has caught up.",
     "restart_needed": "Restart the node (`systemctl restart`), or put the old value back and reload it.",
@@ -113,6 +118,13 @@ def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
     elif link.paused_publishers:
         yield warning(
             "link_slow", f"Consumer {link.address} takes messages slower than they come; {waiting}."
+        )
+    elif link.remade and link.seconds < REMADE_SECONDS:
+        yield warning(
+            "link_remade",
+            f"The link to consumer {link.address}, which only speaks classic, came up again"
+            f" {age_in_words(link.seconds)} ago. Subscribers of an original consumer may hear nothing more"
+            " of this producer until they subscribe anew.",
         )
     if link.paused_publishers:
         paused = number(link.paused_publishers, "publisher is", "publishers are")
@@ -228,9 +240,7 @@ def unreachable_warning(subject: str, problem: str) -> NodeWarning:
         problem: Why it doesn't answer.
     """
     if problem in NO_REPORTS:
-        return warning(
-            "node_unreachable", f"{subject} cannot be asked for a report: {problem}.", "Update that node."
-        )
+        return warning("no_report", f"{subject} cannot be asked for a report: {problem}.")
     advice = ""
     if problem == OTHER_KEY:
         advice = "Compare it with what `wsqueue doctor FILE` says on that host, and put the same key on both."

@@ -73,6 +73,15 @@ class TestNode:
             " 12 messages wait for it (3.0 KiB)."
         )
 
+    def test_a_link_to_a_classic_consumer_that_came_up_again(self) -> None:
+        remade = replaced(LINK, protocol="classic", seconds=62.0, remade=1)
+        assert only(warnings(links=[remade]), "link_remade") == (
+            "The link to consumer 192.0.2.1:1/producer, which only speaks classic, came up again 62 seconds"
+            " ago. Subscribers of an original consumer may hear nothing more of this producer until they"
+            " subscribe anew."
+        )
+        assert warnings(links=[replaced(remade, seconds=3601.0)]) == []
+
     @pytest.mark.parametrize(("link", "code"), [(DOWN, "link_down"), (LINK, "link_slow")])
     def test_a_link_that_pauses_publishers(self, link: LinkStatus, code: str) -> None:
         paused = replaced(link, held_messages=1000, held_bytes=2 * 1024 * 1024, paused_publishers=2)
@@ -213,6 +222,7 @@ class TestCluster:
     def test_a_node_that_has_no_reports(self, problem: str) -> None:
         (warning,) = cluster_warnings([node(problem=problem)])
         assert warning.text == f"consumer 192.0.2.1:1 cannot be asked for a report: {problem}."
+        assert warning.code == "no_report"
         assert "Update" in warning.advice
 
     def test_the_last_report_of_a_node_that_does_not_answer_does_not_count(self) -> None:

@@ -22,7 +22,7 @@ from wsqueue.report.report import (
     SlowPeer,
     TopicStatus,
 )
-from wsqueue.report.warnings import cluster_warnings
+from wsqueue.report.warnings import ONLY_CLASSIC, cluster_warnings
 from wsqueue.tools.top import ClusterSnapshot, print_text
 from wsqueue.tools.top.screen import NO_LIMIT, screen
 from wsqueue.tools.top.snapshot import Rates, Sampler, top_topics
@@ -174,6 +174,12 @@ class TestWhatIsShown:
         # Nodes with problems come first.
         states = [re.sub(" {2,}", "|", line).split("|")[2] for line in lines[nodes_at + 1 : nodes_at + 4]]
         assert states == ["down", "not ready", "ready"]
+
+    def test_a_node_that_works_without_reports_is_not_down(self) -> None:
+        lines = shown(snapshot(consumer(1), dead(2, "consumer", ONLY_CLASSIC))).split("\n")
+        (at,) = (index for index, line in enumerate(lines) if line.startswith("ROLE"))
+        states = [re.sub(" {2,}", "|", line).split("|")[2] for line in lines[at + 1 : at + 3]]
+        assert states == ["no report", "ready"]
 
     def test_slow_subscribers(self) -> None:
         slow = [SlowPeer("198.51.100.9:5001", "v2", 270_000, 91_234), SlowPeer("[::9]:7", "classic", 9, 0)]

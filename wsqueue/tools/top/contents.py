@@ -11,6 +11,7 @@ from rich.text import Text
 
 from ...report.report import ClusterNode, LinkStatus, NodeWarning, Report, SlowPeer
 from ...report.text import age, amount, duration, number, rate
+from ...report.warnings import NO_REPORTS
 from ..terminal import one_line
 from .snapshot import ClusterSnapshot, NodeSnapshot, Rates
 from .table import CONSOLE, GAP, Column, Table
@@ -158,7 +159,9 @@ def nodes(snapshot: ClusterSnapshot, width: int) -> Table:
 def _node(node: NodeSnapshot) -> list[str | Text]:
     report, rates = node.report, node.rates
     if report is None or node.problem:
-        return [node.role, node.address, Text("down", style="bold red"), *["-"] * 9]
+        silent = node.problem in NO_REPORTS
+        state = Text("no report", style="yellow") if silent else Text("down", style="bold red")
+        return [node.role, node.address, state, *["-"] * 9]
     return [
         node.role,
         node.address,

@@ -277,5 +277,6 @@ class Client:
 
     def _encode(self, topic: str, data: Sequence[str]) -> EncodedMessages:
         self._owner.check()
-        self._check_open()
+        if self._closed:
+            self._check_open()
         return encode_messages(topic, data, self._settings.config.limits)

@@ -17,6 +17,7 @@ import contextlib
 import os
 import weakref
 from collections.abc import Callable
+from threading import get_ident
 from typing import Protocol
 
 from ..errors import OwnerError
@@ -39,6 +40,7 @@ class Owner:
     def __init__(self) -> None:
         self.forked = False
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._links: weakref.WeakSet[Inherited] = weakref.WeakSet()
         _owners.add(self)
 
@@ -53,12 +55,9 @@ class Owner:
         Raises:
             OwnerError: The client belongs to another process or another event loop.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            loop = None
-        if loop is None or loop is not self._loop:
-            self._take(loop)
+        # In the thread of a loop that runs, no other can run. `get_running_loop` would cost a system call.
+        if get_ident() != self._thread or self._loop is None or not self._loop.is_running():
+            self._take()
 
     def add(self, link: Inherited) -> None:
         """Remember a link, so that a forked process lets go of it."""
@@ -73,11 +72,15 @@ class Owner:
     def after_fork(self) -> None:
         """Leave everything to the parent process; called in the child."""
         if self._loop is not None:
-            self._loop, self.forked = None, True
+            self._loop, self._thread, self.forked = None, 0, True
             for link in list(self._links):
                 link.detach()
 
-    def _take(self, loop: asyncio.AbstractEventLoop | None) -> None:
+    def _take(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            loop = None
         if self.forked:
             raise OwnerError(
                 "the client was used before this process was forked, and belongs to the parent process: make"
@@ -88,8 +91,8 @@ class Owner:
                 "the client is used outside of an event loop: call it from a coroutine, or from another"
                 " thread through asyncio.run_coroutine_threadsafe()"
             )
-        if self._loop is None:
-            self._loop = loop
+        if self._loop is None or self._loop is loop:
+            self._loop, self._thread = loop, get_ident()
         elif self._loop.is_closed():
             raise OwnerError(
                 "the event loop that the client belongs to has ended: make another client with"

@@ -192,13 +192,13 @@ class PublisherLink(ClientLink):
             # Messages that are published in the same turn of the event loop share batches.
             self._sending_scheduled = True
             asyncio.get_running_loop().call_soon(self._number_and_send)
-        self._keep_guard()
         return batches
 
     def _number_and_send(self) -> None:
         self._sending_scheduled = False
         self._outbox.number_all()
         self._send()
+        self._keep_guard()
 
     def _send(self) -> None:
         while self.open and (batches := self._outbox.take(SLICE_BYTES)):

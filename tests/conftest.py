@@ -42,8 +42,9 @@ def forget_how_this_was_started() -> None:
     A shell starts background jobs with SIGINT ignored, `nohup` ignores SIGHUP, others block signals, close
     standard input, or have a umask with which configurations and keys get other permissions.
     """
-    for number in set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP}:
-        if number != signal.SIGPIPE and signal.getsignal(number) is signal.SIG_IGN:
+    # Python itself ignores SIGPIPE and SIGXFSZ, and gives processes that it starts the default again.
+    for number in set(signal.Signals) - {signal.SIGPIPE, signal.SIGXFSZ}:
+        if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     os.umask(0o022)

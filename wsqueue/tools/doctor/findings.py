@@ -265,7 +265,7 @@ def memory_bound(checked: NodeConfig) -> int:
     bound = 48 * MIB
     if isinstance(checked, ConsumerConfig):
         bound += checked.retention.max_bytes if checked.retention.mode == "memory" else 130 * MIB
-        bound += 200_000 * 1012
+        bound += 200_000 * 1112
     elif isinstance(checked, ProducerConfig):
         bound += len(checked.consumers) * (2 * limits.max_held_bytes + 2 * read + 50_000 * 300)
         bound += 65_536 * 812

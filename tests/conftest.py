@@ -37,7 +37,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
 
 
 def forget_how_this_was_started() -> None:
-    """Undo what processes that the tests start would inherit from whoever started the tests.
+    """Undo whatever processes that the tests start would inherit from who started the tests.
 
     A shell starts background jobs with SIGINT ignored, `nohup` ignores SIGHUP, others block signals, close
     standard input, or have a umask with which configurations and keys get other permissions.

@@ -139,7 +139,7 @@ def test_an_owner_error_is_a_runtime_error() -> None:
 
 
 def in_a_child(work: Callable[[], str]) -> str:
-    """Return what a function returns in a forked process."""
+    """Return the result of a function in a forked process."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:

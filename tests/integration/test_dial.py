@@ -23,7 +23,7 @@ from ..support.waiting import soon
 
 pytestmark = pytest.mark.anyio
 
-NAME = "several.example"
+NAME = "localhost"
 LIVE = "127.0.0.1"
 DEAD = ["::1", "127.0.0.2"]
 
@@ -135,8 +135,9 @@ async def test_all_that_all_addresses_said(nodes: Nodes, addresses: list[str]) -
             await client.publish("news", "1")
 
 
-async def test_a_name_that_is_unknown(nodes: Nodes) -> None:
+async def test_a_name_that_is_unknown(nodes: Nodes, addresses: list[str]) -> None:
     consumer = await nodes.consumer()
-    async with soon(), nodes.client(["nowhere.invalid:1"], [consumer]) as client:
+    addresses.append("nowhere.invalid")
+    async with soon(), nodes.client([f"{NAME}:1"], [consumer]) as client:
         with pytest.raises(wsqueue.ConnectError, match=r"1/produce: .*([Nn]ame|resolution)"):
             await client.publish("news", "1")

@@ -5,12 +5,11 @@ Bytes move through `Connection` like this; TLS is there only if its address has 
 ```
 transport ── data_received ──> TlsStream ──> Session ──> events ──> Handler
 Handler ── send, send_packet ──> Session.frame ──┐
-Session ── data_to_send ── _flush ───────────────┴─> _write ──> TlsStream ──> transport
-                                                       └─> _waiting ── resume_writing ──┘
+Session ── data_to_send ── _flush ───────────────┴─> WriteBuffer ──> TlsStream ──> transport
 ```
 
-- The loop's write buffer holds up to 16 KiB. While it is full (`_writing_paused`), whole frames wait in
-  `_waiting`, unencrypted. Nothing is written past them, and the stream ends after them (`_eof_due`).
+- The loop's write buffer holds up to 16 KiB. While it is full, whole frames wait in the `WriteBuffer`,
+  unencrypted. Nothing is written past them, and the stream ends after them.
 - `_pauses` counts the calls of `pause_reading` that aren't undone. While it isn't 0, nothing is read.
 - `_established` is True once the hello was done, `_closing` once the connection has to end.
 - `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
@@ -36,21 +35,10 @@ from .buffers import COUNTED_BYTES, Buffers
 from .dial import dial
 from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
-
-WRITE_HIGH_WATER = 16 * 1024
-"""Bytes in the loop's write buffer above which further writes wait here, where they take less memory."""
-
-CONGESTED_BYTES = 256 * 1024
-"""Bytes that wait for a peer from which on it is congested: about as much as a socket takes in one go."""
-
-HELD_OVERHEAD_BYTES = 100
-"""Memory of a waiting write besides its bytes (an object and a list entry), so that limits are honest."""
+from .write_buffer import CONGESTED_BYTES, WriteBuffer
 
 TLS_BEGIN = b"\x16\x03"
 """First bytes of a TLS connection: the type of the record, and 3 for its version; no request has them."""
-
-SMALL_WRITE_BYTES = 4 * 1024
-"""Average size below which waiting writes are joined: the loop takes 850 bytes more for each write."""
 
 
 class Handler:
@@ -119,7 +107,6 @@ class Connection(asyncio.Protocol):
         "_closing",
         "_counted",
         "_endpoint",
-        "_eof_due",
         "_established",
         "_keys",
         "_limits",
@@ -131,9 +118,7 @@ class Connection(asyncio.Protocol):
         "_tls",
         "_traffic",
         "_transport",
-        "_waiting",
-        "_waiting_bytes",
-        "_writing_paused",
+        "_writes",
         "from_this_host",
         "handler",
         "heard_at",
@@ -158,7 +143,6 @@ class Connection(asyncio.Protocol):
         self._traffic = traffic or Traffic()
         self._buffers, self._counted = buffers, False
         self.from_this_host = False
-        self._writing_paused = False
         self._limits = limits
         self._endpoint: Endpoint | None = None
         self._keys: Keys | None = None
@@ -169,11 +153,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = 0.0
         self._pinged_at: float | None = None
         self._pauses = 0
-        # Whole frames, held back while writing is paused; subscribers of a topic share the same bytes.
-        self._waiting: list[bytes] = []
-        self._waiting_bytes = 0
-        self._eof_due = False
         self._tls, self._problem = tls, ""
+        self._writes = WriteBuffer(tls)
 
     @classmethod
     def accept(
@@ -220,9 +201,7 @@ class Connection(asyncio.Protocol):
     @property
     def buffered_bytes(self) -> int:
         """Return the bytes that wait in this process to be written."""
-        if self._transport is None:
-            return 0
-        return self._transport.get_write_buffer_size() + self._waiting_bytes
+        return self._writes.size
 
     @property
     def sendable(self) -> bool:
@@ -233,7 +212,7 @@ class Connection(asyncio.Protocol):
     @property
     def congested(self) -> bool:
         """Return True if the peer reads slower than we write; `Handler.writable` is called after it."""
-        return self._writing_paused and self.buffered_bytes >= CONGESTED_BYTES
+        return self._writes.full and self._writes.size >= CONGESTED_BYTES
 
     def send(self, payloads: Sequence[bytes]) -> None:
         """Write messages in one go; they are dropped if the session is ending."""
@@ -249,7 +228,8 @@ class Connection(asyncio.Protocol):
         """
         if not self.sendable:
             return False
-        self._write(frames)
+        self._traffic.bytes_out += len(frames)
+        self._writes.write(frames)
         self._check_buffer()
         return True
 
@@ -311,7 +291,7 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the hello (asyncio calls this)."""
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=WRITE_HIGH_WATER)
+        self._writes.attach(self._transport)
         address = peer_address(transport)
         self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
         self._set_timer(self._limits.hello_seconds, self._hello_late)
@@ -377,12 +357,12 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """Note that the peer reads slower than we write (asyncio calls this)."""
-        self._writing_paused = True
+        self._writes.full = True
 
     def resume_writing(self) -> None:
         """Write the waiting data (asyncio calls this)."""
-        self._writing_paused = False
-        self._write_waiting()
+        self._writes.full = False
+        self._writes.write_waiting()
         if self._counted:
             self._count()
         if self.handler is not None and not self.congested:
@@ -392,8 +372,8 @@ class Connection(asyncio.Protocol):
         """Drop the transport and all waiting data (asyncio calls this)."""
         if self._timer is not None:
             self._timer.cancel()
-        self._transport = None
-        self._drop_waiting()
+        self._transport = self._writes.transport = None
+        self._writes.drop()
         if self._counted and self._buffers is not None:
             self._buffers.count(self, 0)
         code = UNREACHABLE if self._problem and not self._established else CloseCode.ABNORMAL
@@ -429,7 +409,7 @@ class Connection(asyncio.Protocol):
         """End the connection because of a problem below the session, with a last answer to the peer."""
         assert self._transport is not None
         self._problem = problem
-        self._drop_waiting()
+        self._writes.drop()
         self._transport.write(answer)
         self._transport.close()
         self._closing = True
@@ -450,52 +430,13 @@ class Connection(asyncio.Protocol):
             # Joined, because a read can hold very many pings.
             data = b"".join(writes)
             if data:
-                self._write(data)
+                self._traffic.bytes_out += len(data)
+                self._writes.write(data)
             if not writes[-1]:
-                self._eof_due = True
-                self._write_waiting()
+                self._writes.write_eof()
         if self.session.closing and not self._closing:
             self._closing = True
             self._set_timer(self._limits.close_seconds, self._close_late)
-
-    def _write(self, data: bytes) -> None:
-        assert self._transport is not None
-        self._traffic.bytes_out += len(data)
-        if self._writing_paused:
-            self._waiting.append(data)
-            self._waiting_bytes += len(data) + HELD_OVERHEAD_BYTES
-        elif self._tls is not None:
-            self._transport.write(self._tls.send(data))
-        else:
-            self._transport.write(data)
-
-    def _write_waiting(self) -> None:
-        transport, waiting = self._transport, self._waiting
-        while waiting and transport is not None and not self._writing_paused:
-            size = count = 0
-            while count < len(waiting) and size < CONGESTED_BYTES:
-                size += len(waiting[count])
-                count += 1
-            batch = waiting[:count]
-            del waiting[:count]
-            self._waiting_bytes -= size + HELD_OVERHEAD_BYTES * count
-            if self._tls is not None:
-                transport.write(self._tls.send(b"".join(batch)))
-            elif size < count * SMALL_WRITE_BYTES:
-                transport.write(b"".join(batch))
-            else:
-                transport.writelines(batch)
-        if self._eof_due and not waiting and transport is not None:
-            self._eof_due = False
-            if self._tls is not None:
-                # The TCP stream stays open, so that the peer can end its direction of TLS.
-                transport.write(self._tls.end())
-            else:
-                transport.write_eof()
-
-    def _drop_waiting(self) -> None:
-        self._waiting.clear()
-        self._waiting_bytes = 0
 
     def _end_if_failed(self) -> None:
         """Send the bytes that are due; if no WebSocket is open to carry a close code, just end."""
@@ -504,14 +445,14 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_buffer(self) -> None:
-        if self.buffered_bytes > self._limits.max_buffered_bytes:
+        if self._writes.size > self._limits.max_buffered_bytes:
             self.give_up()
-        elif self._counted or self._writing_paused:
+        elif self._counted or self._writes.full:
             self._count()
 
     def give_up(self, reason: str = "") -> None:
         """End the connection, and drop what waits: the peer would not read it in time."""
-        self._drop_waiting()
+        self._writes.drop()
         if self._closing:
             self.abort(CloseCode.TRY_AGAIN_LATER, reason)
         else:
@@ -519,7 +460,7 @@ class Connection(asyncio.Protocol):
 
     def _count(self) -> None:
         """Count what waits in this connection, to be written or for the rest of a message."""
-        waiting = self.buffered_bytes + self.session.unfinished_bytes
+        waiting = self._writes.size + self.session.unfinished_bytes
         self._counted = waiting > COUNTED_BYTES
         if self._buffers is not None:
             self._buffers.count(self, waiting)
@@ -542,7 +483,7 @@ class Connection(asyncio.Protocol):
         interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
         if self._pauses:
             self.heard_at, self._pinged_at = now, None
-            if not self._writing_paused:
+            if not self._writes.full:
                 self.ping()
                 if self.session.asked_alive:
                     self.send_packet(v2.Alive())

@@ -38,7 +38,7 @@ from wsqueue.log.ledger import MAX_EMPTY_TOPICS, MAX_TOPICS
 from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.schema import CACHE_KIB
 from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
-from wsqueue.net.connection import CONGESTED_BYTES
+from wsqueue.net.write_buffer import CONGESTED_BYTES
 from wsqueue.nodes.limits import SPARE_CONNECTIONS
 from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES

@@ -18,8 +18,9 @@ from wsqueue.config.check import check_addresses
 from wsqueue.config.model import ClientConfig, Tls
 from wsqueue.errors import ConfigError, ConnectError
 from wsqueue.net.certificates import TlsContexts
-from wsqueue.net.connection import WRITE_HIGH_WATER, Connection
+from wsqueue.net.connection import Connection
 from wsqueue.net.tls import TlsStream
+from wsqueue.net.write_buffer import WRITE_HIGH_WATER
 from wsqueue.tools.bench.cluster import bench_cluster
 from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.verify import verify

@@ -46,7 +46,7 @@ class FakeConnection(Connection):
     def send_frames(self, frames: bytes) -> bool:
         if not self.sendable:
             return False
-        payloads, position, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31)
+        payloads, position, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31, max_frames=2**31)
         assert position == len(frames)
         self.packets += map(v2.decode, payloads)
         if self.room is not None:

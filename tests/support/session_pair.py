@@ -118,6 +118,14 @@ def answer_of(once: int, secret: str = SECRET, order: Order = Order.DOCUMENT) ->
     return classic_peer.answer_of(once, secret, order.value)
 
 
+def receive_all(session: Session, data: bytes) -> list[Event]:
+    """Return the events in all turns that some bytes take."""
+    events = session.receive_data(data)
+    while session.behind:
+        events += session.receive_data(b"")
+    return events
+
+
 class Pair:
     """Join an initiator and an acceptor."""
 
@@ -222,7 +230,7 @@ class RawPeer:
 
     def send_bytes(self, data: bytes) -> list[Event]:
         """Send bytes as they are, and carry bytes both ways until both are silent."""
-        events = self.session.receive_data(data)
+        events = receive_all(self.session, data)
         return events + self.exchange()
 
     def text(self, payload: bytes) -> bytes:
@@ -271,7 +279,7 @@ def _deliver(writes: list[bytes], session: Session) -> list[Event]:
     events: list[Event] = []
     for data in writes:
         if data:
-            events += session.receive_data(data)
+            events += receive_all(session, data)
         else:
             session.receive_eof()
     return events

@@ -4,13 +4,19 @@ Bytes move through `Connection` like this; TLS is there only if its address has 
 
 ```
 transport ── data_received ──> TlsStream ──> Session ──> events ──> Handler
+                  └─> _unread ── _take_turn ──┘
 Handler ── send, send_packet ──> Session.frame ──┐
 Session ── data_to_send ── _flush ───────────────┴─> WriteBuffer ──> TlsStream ──> transport
 ```
 
 - The loop's write buffer holds up to 16 KiB. While it is full, whole frames wait in the `WriteBuffer`,
   unencrypted. Nothing is written past them, and the stream ends after them.
-- `_pauses` counts the calls of `pause_reading` that aren't undone. While it isn't 0, nothing is read.
+- `_pauses` counts the calls of `pause_reading` that aren't undone. While it isn't 0, nothing is read, and
+  nothing is taken of what was read before.
+- A turn of the loop takes at most `TURN_BYTES` of a connection, and what the session takes at a time. The
+  rest waits in `_unread` (as it came from the network) and in the session (`behind`). While it waits, `_turn`
+  is the call that goes on with it, and the transport does not read (`_reading`), so that the end of the
+  stream, too, comes after the rest.
 - `_established` is True once the hello was done, `_closing` once the connection has to end.
 - `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
 """
@@ -36,6 +42,18 @@ from .dial import dial
 from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
 from .write_buffer import CONGESTED_BYTES, WriteBuffer
+
+TURN_BYTES = 64 * 1024
+"""Bytes of a connection that a turn of the loop takes: uvloop reads up to 8 MB of one before the next."""
+
+BURDEN_PER_SECOND = 20_000
+"""Control frames and tiny fragments that a peer may send in a second before it is read slower.
+
+A classic link sends ten pings a second. So many take 2 % of a core, as tiny fragments 10 %.
+"""
+
+BURDEN_BURST_SECONDS = 0.5
+"""Time for which a peer that was silent may send more of them."""
 
 TLS_BEGIN = b"\x16\x03"
 """First bytes of a TLS connection: the type of the record, and 3 for its version; no request has them."""
@@ -104,6 +122,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_buffers",
+        "_burden_paid",
         "_closing",
         "_counted",
         "_endpoint",
@@ -114,10 +133,13 @@ class Connection(asyncio.Protocol):
         "_pauses",
         "_pinged_at",
         "_problem",
+        "_reading",
         "_timer",
         "_tls",
         "_traffic",
         "_transport",
+        "_turn",
+        "_unread",
         "_writes",
         "from_this_host",
         "handler",
@@ -153,6 +175,11 @@ class Connection(asyncio.Protocol):
         self.heard_at = 0.0
         self._pinged_at: float | None = None
         self._pauses = 0
+        self._reading = True
+        self._turn: asyncio.Handle | None = None
+        self._unread = b""
+        # The time at which all control frames so far are paid for.
+        self._burden_paid = 0.0
         self._tls, self._problem = tls, ""
         self._writes = WriteBuffer(tls)
 
@@ -278,14 +305,14 @@ class Connection(asyncio.Protocol):
         """Stop reading, so that the peer has to stop sending; calls nest."""
         self._pauses += 1
         if self._pauses == 1 and self._transport is not None and not self._transport.is_closing():
-            self._transport.pause_reading()
+            self._go_on()
             self._keepalive()
 
     def resume_reading(self) -> None:
         """Undo one `pause_reading`."""
         self._pauses -= 1
         if self._pauses == 0 and self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+            self._go_on()
             self._keepalive()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -303,12 +330,54 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes (asyncio calls this)."""
         first, self.heard_at = not self.heard_at, monotonic()
-        if self._tls is not None:
-            self._receive_tls(self._tls, data)
-        elif first and data.startswith(TLS_BEGIN):
+        if first and self._tls is None and data.startswith(TLS_BEGIN):
             self._refuse("it speaks TLS, and no TLS is spoken here", NO_TLS_ANSWER)
+        elif len(data) > TURN_BYTES or self._unread:
+            self._unread += data
+            if self._turn is None:
+                self._take_turn()
+        elif self._tls is not None:
+            self._receive_tls(self._tls, data)
         else:
             self._receive(data)
+
+    def _take_turn(self) -> None:
+        """Take the next part of what was read."""
+        self._turn = None
+        if self._pauses or self._transport is None or self._transport.is_closing():
+            return
+        self.heard_at = monotonic()
+        if self.session.behind:
+            self._receive(b"")
+        else:
+            data, self._unread = self._unread[:TURN_BYTES], self._unread[TURN_BYTES:]
+            if self._tls is not None:
+                self._receive_tls(self._tls, data)
+            else:
+                self._receive(data)
+        if self._tls is not None:
+            self._end_tls(self._tls)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Read on; or, if a part of what was read waits, take it in another turn."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if self._turn is None and not self._pauses:
+            loop = asyncio.get_running_loop()
+            delay = self._burden_paid - monotonic() if self._burden_paid else 0.0
+            if delay > 0:
+                self._turn = loop.call_later(delay, self._take_turn)
+            elif self._unread or self.session.behind:
+                self._turn = loop.call_soon(self._take_turn)
+        reading = not self._pauses and self._turn is None
+        if reading != self._reading:
+            self._reading = reading
+            if reading:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
 
     def _receive(self, data: bytes) -> None:
         self._traffic.bytes_in += len(data)
@@ -321,6 +390,10 @@ class Connection(asyncio.Protocol):
         if not self.session.quiet:
             self._end_if_failed()
             self._check_buffer()
+            if burden := self.session.take_burden():
+                begin = max(self._burden_paid, self.heard_at - BURDEN_BURST_SECONDS)
+                self._burden_paid = begin + burden / BURDEN_PER_SECOND
+            self._go_on()
         elif self._counted or not events:
             # The beginning of a long message, or its end.
             self._count()
@@ -370,8 +443,10 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop the transport and all waiting data (asyncio calls this)."""
-        if self._timer is not None:
-            self._timer.cancel()
+        for call in (self._timer, self._turn):
+            if call is not None:
+                call.cancel()
+        self._unread = b""
         self._transport = self._writes.transport = None
         self._writes.drop()
         if self._counted and self._buffers is not None:
@@ -394,8 +469,12 @@ class Connection(asyncio.Protocol):
             self._check_buffer()
         if plain:
             self._receive(plain)
+        self._end_tls(tls)
+
+    def _end_tls(self, tls: TlsStream) -> None:
+        """End the connection if its TLS stream has ended, and all of it has been taken."""
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self.session.behind:
             return
         if tls.problem:
             self._refuse(tls.problem, b"")
@@ -460,7 +539,7 @@ class Connection(asyncio.Protocol):
 
     def _count(self) -> None:
         """Count what waits in this connection, to be written or for the rest of a message."""
-        waiting = self._writes.size + self.session.unfinished_bytes
+        waiting = self._writes.size + self.session.unfinished_bytes + len(self._unread)
         self._counted = waiting > COUNTED_BYTES
         if self._buffers is not None:
             self._buffers.count(self, waiting)

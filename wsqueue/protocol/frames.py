@@ -1,8 +1,9 @@
-"""The frame codec: texts to frames, and plain frames to texts (RFC 6455 section 5)."""
+"""The frame codec: texts and pongs to frames, plain frames to texts and pings (RFC 6455 section 5)."""
 
 from __future__ import annotations
 
 import functools
+import itertools
 import operator
 import secrets
 import struct
@@ -15,6 +16,12 @@ except ImportError:  # pragma: no cover - a platform without the compiled extens
 
 TEXT_AND_FIN = 0x81
 """The first byte of an unfragmented text message."""
+
+PING_AND_FIN, PONG_AND_FIN = 0x89, 0x8A
+"""The first bytes of a ping and of a pong."""
+
+MAX_CONTROL_BYTES = 125
+"""Longest payload of a control frame (RFC 6455 section 5.5)."""
 
 MAX_HEADER_BYTES = 14
 """Most bytes of a header: two, eight of a long length, four of a masking key (RFC 6455 section 5.2)."""
@@ -78,6 +85,14 @@ def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
     return b"".join(map(operator.add, map(header, lengths), bodies))
 
 
+def frame_pong(payload: bytes, *, masked: bool) -> bytes:
+    """Return the pong frame that answers a ping with this payload."""
+    if not masked:
+        return struct.pack("!BB", PONG_AND_FIN, len(payload)) + payload
+    (key,) = _masking_keys(1)
+    return struct.pack("!BB", PONG_AND_FIN, 0x80 | len(payload)) + key + apply_mask(payload, key)
+
+
 def _masking_keys(count: int) -> list[bytes]:
     """Return fresh random keys (RFC 6455 section 5.3), from a stock."""
     if count > len(_drawn_keys):
@@ -107,8 +122,8 @@ def text_header(length: int, mask_bit: int) -> bytes:
     return struct.pack("!BBQ", TEXT_AND_FIN, mask_bit | 127, length)
 
 
-def cut_texts(  # noqa: C901 - one function, because a call takes as long as half a turn of the loop
-    data: bytes, position: int, *, masked: bool, max_message_bytes: int
+def cut_texts(  # noqa: C901, PLR0911, PLR0912 - one function, because a call takes as long as half a turn of the loop
+    data: bytes, position: int, *, masked: bool, max_message_bytes: int, max_frames: int
 ) -> tuple[list[bytes], int, int]:
     """Cut plain frames off: text, whole, unfragmented and within the limit (RFC 6455 section 5.2).
 
@@ -121,16 +136,20 @@ def cut_texts(  # noqa: C901 - one function, because a call takes as long as hal
         position: Index at which a frame begins.
         masked: True for frames that an acceptor reads.
         max_message_bytes: Length of the longest payload.
+        max_frames: Number of frames after which it ends.
 
     Returns:
         The payloads; the index of the first frame that was not cut; and the number of bytes from there on
-        that it needs to be cut, or 0 if it is no plain frame.
+        that it needs to be cut, or 0 if it is no plain frame or there were `max_frames`.
     """
     payloads: list[bytes] = []
     end = len(data)
     mask_bit, key_bytes = (0x80, 4) if masked else (0, 0)
     previous = None
-    while end - position >= 2:
+    frames = iter(range(max_frames))
+    for _ in frames:
+        if end - position < 2:
+            return payloads, position, 2
         if data[position] != TEXT_AND_FIN:
             return payloads, position, 0
         start = position + 2
@@ -150,7 +169,7 @@ def cut_texts(  # noqa: C901 - one function, because a call takes as long as hal
         if end < after:
             return payloads, position, after - position
         if length == previous and (count := (end - position) // (size := after - position)) >= MIN_RUN:
-            count = min(count, MAX_RUN)
+            count = min(count, MAX_RUN, max_frames - len(payloads))
             for offset in range(header_bytes):
                 column = data[position + offset : position + count * size : size]
                 count -= len(column.lstrip(column[:1]))
@@ -161,11 +180,47 @@ def cut_texts(  # noqa: C901 - one function, because a call takes as long as hal
                 payloads += [apply_mask(payload, key) for key, payload in run]
             else:
                 payloads += [payload for _, payload in run]
+            # All frames of the run count.
+            next(itertools.islice(frames, count - 1, count - 1), None)
         else:
             payload = data[start:after]
             payloads.append(apply_mask(payload, data[start - 4 : start]) if masked else payload)
         position, previous = after, length
-    return payloads, position, 2
+    return payloads, position, 0
+
+
+def cut_controls(
+    data: bytes, position: int, *, masked: bool, max_message_bytes: int, max_frames: int
+) -> tuple[list[bytes], int]:
+    """Cut off the pings, or the pongs, that follow each other, up to one that breaks a rule or is not whole.
+
+    Args:
+        data: Bytes that were read.
+        position: Index at which a frame begins.
+        masked: True for frames that an acceptor reads.
+        max_message_bytes: Length of the longest payload, unless that of control frames is shorter.
+        max_frames: Number of frames after which it ends.
+
+    Returns:
+        The payloads, and the index of the first frame that was not cut.
+    """
+    payloads: list[bytes] = []
+    end = len(data)
+    first = data[position]
+    mask_bit, header_bytes = (0x80, 6) if masked else (0, 2)
+    longest = min(MAX_CONTROL_BYTES, max_message_bytes)
+    if first not in (PING_AND_FIN, PONG_AND_FIN):
+        return payloads, position
+    while end - position >= header_bytes and data[position] == first and len(payloads) < max_frames:
+        length = data[position + 1] ^ mask_bit
+        start = position + header_bytes
+        after = start + length
+        if length > longest or end < after:
+            break
+        payload = data[start:after]
+        payloads.append(apply_mask(payload, data[start - 4 : start]) if masked and length else payload)
+        position = after
+    return payloads, position
 
 
 @functools.lru_cache(CACHED_SIZES)

@@ -2,7 +2,8 @@
 
 The library does the opening handshake, fragments, control frames, the close handshake and every protocol
 error. Plain frames (whole, unfragmented text within the limit), of which there are millions, take the fast
-lane around it (`cut_texts`). The library is given whole frames before the fast lane goes on.
+lane around it (`cut_texts`), and so do pings and pongs (`cut_controls`), which a peer may send in masses.
+The library is given whole frames before the fast lane goes on.
 
 Bytes move through `Framing` like this:
 
@@ -12,6 +13,10 @@ read ──┬──────────────────────
        │  plain frames
        ├──> cut_texts ─────────────────────────────> texts
        │       └─ the last, incomplete one ──> _tail ──> cut_texts, when it has _needed bytes
+       │  whole pings and pongs
+       ├──> cut_controls ──────────────────────────> PongReceived; pongs ──> _writes
+       │  frames behind turn_frames
+       ├──> _rest ──> the next call
        │  any other frame
        └──> _head, until the header is whole, then _lacking bytes
                      └─────────────────> library ──> PongReceived
@@ -26,6 +31,8 @@ send_text, library.data_to_send ──> _writes ──> data_to_send
   handshake, inside a frame that is not plain, between fragments, from the first close frame on. A connection
   at rest does without its 4 KiB.
 - `_failure` is set when this end refuses the peer. Nothing is read after that.
+- A call takes `turn_frames` frames, so that it takes a few milliseconds at most, whatever the peer sends. The
+  bytes behind them are in `_rest` until the next call.
 """
 
 from __future__ import annotations
@@ -37,13 +44,31 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, Event, Protocol, Side
 
 from .close import CloseCode, Closed
-from .frames import MAX_HEADER_BYTES, TEXT_AND_FIN, cut_texts, frame_size, frame_texts
+from .frames import (
+    MAX_HEADER_BYTES,
+    PING_AND_FIN,
+    TEXT_AND_FIN,
+    cut_controls,
+    cut_texts,
+    frame_pong,
+    frame_size,
+    frame_texts,
+)
 
 MAX_REASON_BYTES = 123
 """Length of a close frame's reason: 125 bytes without the close code (RFC 6455 section 5.5)."""
 
 MAX_SKIPPED_BYTES = 2**30
 """Longest text that is skipped: far above what the library of the original nodes takes, 100 MiB."""
+
+TURN_FRAMES = 512
+"""Frames that are taken at a time: 64 KiB of short messages, and of any packets a few milliseconds."""
+
+LIBRARY_FRAMES = 8
+"""Frames for which a frame counts that the library takes: it takes 20 to 40 µs."""
+
+FULL_FRAGMENT_BYTES = 1024
+"""Size from which on a fragment is no burden, because there are few in a read."""
 
 MAX_HEAD_LINES = 130
 """Lines of a request or response: the first, the 128 headers that the library takes, and an empty one."""
@@ -135,9 +160,11 @@ class Framing:
     Attributes:
         masked: True if this end masks its frames, as an initiator must.
         skips_long: True if texts that are too long are skipped and reported; else they end the connection.
+        turn_frames: Frames that a call of `receive_data` takes.
     """
 
     __slots__ = (
+        "_burden",
         "_failure",
         "_fragments",
         "_head",
@@ -147,10 +174,13 @@ class Framing:
         "_max_message_bytes",
         "_needed",
         "_protocol",
+        "_rest",
+        "_rest_at",
         "_skipping",
         "_tail",
         "_writes",
         "skips_long",
+        "turn_frames",
     )
 
     masked: ClassVar[bool]
@@ -171,6 +201,9 @@ class Framing:
         # Bytes of a frame that are still to be skipped.
         self._skipping = 0
         self.skips_long = False
+        self._rest, self._rest_at = b"", 0
+        self._burden = 0
+        self.turn_frames = TURN_FRAMES
 
     def allow_more(self, more_bytes: int) -> None:
         """Raise the limit of messages from now on, or lower it if `more_bytes` is negative."""
@@ -186,8 +219,22 @@ class Framing:
 
     @property
     def quiet(self) -> bool:
-        """Return True if there is nothing to send and the connection isn't closing, as after most reads."""
-        return self._protocol is None and not self._writes and self._failure is None
+        """Return True if nothing is to be done after a read, as after most reads.
+
+        There is nothing to send, no rest and no burden, and the connection isn't closing.
+        """
+        return (
+            self._protocol is None
+            and not self._writes
+            and self._failure is None
+            and not self._burden
+            and not self._rest
+        )
+
+    @property
+    def behind(self) -> bool:
+        """Return True if there are bytes that the latest call did not take: call `receive_data` again."""
+        return bool(self._rest)
 
     @property
     def unfinished_bytes(self) -> int:
@@ -228,16 +275,31 @@ class Framing:
         received, ended = self._protocol.close_rcvd, self._protocol.state is CLOSED
         return ended and received is not None and received.code in (CloseCode.NORMAL, CloseCode.GOING_AWAY)
 
+    def take_burden(self) -> int:
+        """Return the number of control frames and tiny fragments since the last call.
+
+        They carry no message, so that a peer that sends many of them keeps this end busy for nothing.
+        """
+        burden, self._burden = self._burden, 0
+        return burden
+
     def receive_data(self, data: bytes) -> list[Item]:
-        """Take bytes from the network; return the items that are complete."""
+        """Take bytes from the network; return the items that are complete in the first `turn_frames` frames.
+
+        The bytes behind those wait until the next call, which may bring no others: see `behind`.
+        """
         items: list[Item] = []
+        begin = 0
+        if self._rest:
+            data, begin = (self._rest + data, self._rest_at) if data else (self._rest, self._rest_at)
+            self._rest = b""
         if self._failure is not None:
             return items
         if self._skipping:
             skipped = min(self._skipping, len(data))
             self._skipping -= skipped
             data = data[skipped:]
-        position = self._read_head(data, items) if self._protocol is not None else 0
+        position = begin or (self._read_head(data, items) if self._protocol is not None else 0)
         while self._tail and self._needed - len(self._tail) <= len(data) - position:
             middle = position + self._needed - len(self._tail)
             frame = bytes(self._tail) + data[position:middle]
@@ -331,22 +393,37 @@ class Framing:
         return position
 
     def _read_frames(self, data: bytes, position: int, items: list[Item]) -> None:
+        left = self.turn_frames
         while position < len(data) and self._failure is None:
+            if left <= 0:
+                self._rest, self._rest_at = data, position
+                return
             if self._fast:
                 payloads, position, needed = cut_texts(
-                    data, position, masked=not self.masked, max_message_bytes=self._max_message_bytes
+                    data,
+                    position,
+                    masked=not self.masked,
+                    max_message_bytes=self._max_message_bytes,
+                    max_frames=left,
                 )
                 if payloads:
                     _add(items, payloads)
-                if position == len(data):
-                    return
+                    left -= len(payloads)
                 if needed:
-                    self._tail += memoryview(data)[position:]
-                    self._needed = needed
+                    if position < len(data):
+                        self._tail += memoryview(data)[position:]
+                        self._needed = needed
                     return
-                if self.skips_long and (skipped := self._skip_long(data, position, items)):
-                    position = skipped
+                if left <= 0:
                     continue
+                if self.skips_long and (skipped := self._skip_long(data, position, items)):
+                    position, left = skipped, left - 1
+                    continue
+                count, position = self._take_controls(data, position, items, left)
+                if count:
+                    left -= count
+                    continue
+            left -= LIBRARY_FRAMES
             position = self._hand_over(data, position, items)
 
     def _skip_long(self, data: bytes, position: int, items: list[Item]) -> int:
@@ -359,6 +436,30 @@ class Framing:
         end = position + size
         self._skipping = max(0, end - len(data))
         return min(end, len(data))
+
+    def _take_controls(self, data: bytes, position: int, items: list[Item], count: int) -> tuple[int, int]:
+        """Take at most `count` pings or pongs from a position on; return how many, and where they end.
+
+        The library has to see to all others.
+        """
+        if self._protocol is not None:
+            # What it has to send goes first, and it may be at rest now.
+            self._settle()
+            if self._protocol is not None:
+                return 0, position
+        payloads, after = cut_controls(
+            data,
+            position,
+            masked=not self.masked,
+            max_message_bytes=self._max_message_bytes,
+            max_frames=count,
+        )
+        if payloads and data[position] == PING_AND_FIN:
+            self._writes += [frame_pong(payload, masked=self.masked) for payload in payloads]
+        else:
+            items += map(PongReceived, payloads)
+        self._burden += len(payloads)
+        return len(payloads), after
 
     @property
     def _fast(self) -> bool:
@@ -394,6 +495,8 @@ class Framing:
                 _add(items, item)
 
     def _take_frame(self, frame: Frame) -> Item | None:
+        if len(frame.data) < FULL_FRAGMENT_BYTES:
+            self._burden += LIBRARY_FRAMES
         if frame.opcode in (Opcode.TEXT, Opcode.CONT):
             self._fragments += frame.data
             self._in_fragments = not frame.fin

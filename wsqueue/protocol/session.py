@@ -16,7 +16,17 @@ import msgspec
 from . import classic, v2
 from .close import CloseCode, Closed, PeerError
 from .frames import frame_texts
-from .framing import Framing, HttpResponse, Item, PongReceived, RequestReceived, TooLong, Upgraded
+from .framing import (
+    LIBRARY_FRAMES,
+    TURN_FRAMES,
+    Framing,
+    HttpResponse,
+    Item,
+    PongReceived,
+    RequestReceived,
+    TooLong,
+    Upgraded,
+)
 from .hello import ClassicHandshake
 from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
@@ -30,6 +40,10 @@ ALIVE = v2.encode(v2.Alive())
 
 OWN_PACKETS = (*v2.HELLO_PACKETS, v2.AskAlive)
 """Packets of v2 that the session deals with itself."""
+
+
+MAX_HELLO_BURDEN = 4 * LIBRARY_FRAMES
+"""Pings and pongs from a peer until it has proved itself, 32; a tiny fragment counts as eight of them."""
 
 
 class HelloDone(msgspec.Struct, frozen=True):
@@ -101,6 +115,7 @@ class Session:
         "_framing",
         "_handshake",
         "_hello_begun",
+        "_hello_burden",
         "_hello_bytes",
         "_max_topic_bytes",
         "_order",
@@ -129,7 +144,9 @@ class Session:
         self._allow_classic = allow_classic
         self._handshake: ClassicHandshake | V2Handshake | None = None
         self._max_topic_bytes = max_topic_bytes
-        self._hello_bytes = 0
+        self._hello_bytes = self._hello_burden = 0
+        # More are not due yet, and a stranger's frames are not worth the time.
+        framing.turn_frames = MAX_HELLO_BURDEN
         self._request: RequestReceived | None = None
         self._drops = False
 
@@ -189,13 +206,21 @@ class Session:
 
     @property
     def quiet(self) -> bool:
-        """Return True if there is nothing to send and the connection isn't closing, as after most reads."""
+        """Return True if nothing is to be done after a read, as after most reads.
+
+        There is nothing to send, no rest and no burden, and the connection isn't closing.
+        """
         return self._framing.quiet
 
     @property
     def unfinished_bytes(self) -> int:
         """Return the bytes that came of a message whose end has not."""
         return self._framing.unfinished_bytes
+
+    @property
+    def behind(self) -> bool:
+        """Return True if there are bytes that the latest call did not take: call `receive_data` again."""
+        return self._framing.behind
 
     @property
     def closing(self) -> bool:
@@ -215,12 +240,17 @@ class Session:
     def receive_data(self, data: bytes) -> list[Event]:
         """Take bytes from the network; return the events in them, in order.
 
-        A `RequestReceived` comes alone: answer it with `accept` or `respond`.
+        A `RequestReceived` comes alone: answer it with `accept` or `respond`. A call takes a bounded number
+        of frames, and keeps the bytes behind them for the next one, which may bring no others: see `behind`.
         """
         items = self._framing.receive_data(data)
         if not self._done:
             self._hello_bytes += len(data)
         return self._take(items)
+
+    def take_burden(self) -> int:
+        """Return the number of control frames and tiny fragments since the last call."""
+        return self._framing.take_burden()
 
     def accept(self, psk: PreSharedKey, *, drops_bad_messages: bool = False) -> list[Event]:
         """Open the WebSocket that was requested, for a peer that must know a key.
@@ -290,7 +320,7 @@ class Session:
                         self._request = item
                     events.append(item)
             if not self._done:
-                self._check_hello_bytes()
+                self._check_hello()
         except PeerError as error:
             self._framing.refuse(error.code, error.reason)
         return events
@@ -408,6 +438,8 @@ class Session:
         self._send_hello(answer)
         self._done = handshake.done
         self._framing.skips_long = self._drops and handshake.done and isinstance(handshake, ClassicHandshake)
+        if self._done:
+            self._framing.turn_frames = TURN_FRAMES
         self.v2 = handshake.done and isinstance(handshake, V2Handshake)
 
     def _refuse_second_hello(self, payload: bytes) -> None:
@@ -415,9 +447,14 @@ class Session:
         self._handshake.receive_payload(payload)
         raise AssertionError("a hello that is done takes no more packets")
 
-    def _check_hello_bytes(self) -> None:
-        if self._hello_bytes > MAX_HELLO_BYTES and self._request is None and self.closed is None:
+    def _check_hello(self) -> None:
+        self._hello_burden += self._framing.take_burden()
+        if self._request is not None or self.closed is not None:
+            return
+        if self._hello_bytes > MAX_HELLO_BYTES:
             raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
+        if self._hello_burden > MAX_HELLO_BURDEN:
+            raise PeerError(CloseCode.EARLY_DATA, "too many control frames or tiny fragments")
 
     def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:
         if packet is not None:

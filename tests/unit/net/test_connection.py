@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,13 +11,14 @@ from websockets.frames import Opcode
 
 from wsqueue.config.keys import Keys
 from wsqueue.config.model import ConsumerConfig
-from wsqueue.net.connection import Connection, Handler
-from wsqueue.protocol.close import Closed
-from wsqueue.protocol.framing import HttpResponse, RequestReceived
+from wsqueue.net.connection import BURDEN_BURST_SECONDS, BURDEN_PER_SECOND, TURN_BYTES, Connection, Handler
+from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.protocol.frames import cut_controls
+from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse, RequestReceived
 from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import Event, HelloDone, Session
 
-from ...support.session_pair import PSK, RawPeer, initiate, received
+from ...support.session_pair import PSK, RawPeer, initiate, message, received
 
 pytestmark = pytest.mark.anyio
 
@@ -30,6 +32,15 @@ class FakeTransport(asyncio.Transport):
         super().__init__()
         self.written = b""
         self.ended = False
+        self.reading = True
+
+    def pause_reading(self) -> None:
+        assert self.reading
+        self.reading = False
+
+    def resume_reading(self) -> None:
+        assert not self.reading
+        self.reading = True
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -57,6 +68,7 @@ class Recorder(Handler):
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.on_received: Callable[[], None] | None = None
         self.events: list[Event] = []
 
     def established(self, connection: Connection) -> None:
@@ -65,6 +77,8 @@ class Recorder(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         self.calls.append("received")
         self.events += events
+        if self.on_received is not None:
+            self.on_received()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         self.calls.append("lost")
@@ -148,3 +162,178 @@ async def test_the_handler_hears_of_the_loss_before_the_owner() -> None:
     accepted.connection.connection_lost(None)
     assert handler.calls[-1] == "lost"
     assert accepted.closed == [Closed(1006, "connection lost", by_peer=True)]
+
+
+class Turns:
+    """A connection with a peer that has proved itself, and what it takes in each turn of the loop."""
+
+    def __init__(self) -> None:
+        self.handler = Recorder()
+        self.accepted = Accepted(self.handler)
+        self.connection, self.transport = self.accepted.connection, self.accepted.transport
+        self.peer = initiate()
+        self.accepted.exchange(self.peer)
+        self.frames = RawPeer(Role.ACCEPTOR)
+        self.handler.events.clear()
+
+    def receive(self, data: bytes) -> None:
+        """Take a read, as the loop does: no other comes while reading is paused."""
+        assert self.transport.reading
+        self.connection.data_received(data)
+
+    async def next(self) -> list[tuple[str, str]]:
+        """Let the loop turn once; return the messages that it brings."""
+        self.handler.events.clear()
+        await asyncio.sleep(0)
+        return received(self.handler.events)
+
+    async def settle(self) -> list[list[tuple[str, str]]]:
+        """Let the loop turn until everything is taken; return the messages of each turn."""
+        turns = [received(self.handler.events)]
+        while not self.transport.reading:
+            turns.append(await self.next())
+        return turns
+
+
+def messages(count: int, size: int) -> list[tuple[str, str]]:
+    return [(f"{number}".ljust(size, "x"), "news") for number in range(count)]
+
+
+def frames_of(peer: Session, wanted: list[tuple[str, str]]) -> bytes:
+    return peer.frame([message(*one) for one in wanted])
+
+
+async def test_a_turn_takes_64_kib_of_a_connection() -> None:
+    turns = Turns()
+    wanted = messages(240, 1000)
+    turns.receive(frames_of(turns.peer, wanted))
+    assert not turns.transport.reading
+    taken = await turns.settle()
+    assert [one for turn in taken for one in turn] == wanted
+    assert len(taken) == 4
+    assert max(map(len, taken)) <= TURN_BYTES // 1000
+
+
+@pytest.mark.parametrize("size", [1, 10])
+async def test_a_turn_takes_a_bounded_number_of_frames(size: int) -> None:
+    turns = Turns()
+    wanted = [(f"{number}", f"topic {number}") for number in range(1800)]
+    data = frames_of(turns.peer, wanted)
+    assert len(data) <= 2 * TURN_BYTES
+    turns.receive(data[:size])
+    turns.receive(data[size:])
+    taken = await turns.settle()
+    assert sorted(one for turn in taken for one in turn) == sorted(wanted)
+    # One more, which had begun in the read before.
+    assert max(map(len, taken)) <= TURN_FRAMES + 1
+
+
+async def test_a_pong_comes_after_the_messages_before_its_ping_and_in_the_turn_of_the_ping() -> None:
+    turns = Turns()
+    before, after = messages(100, 1000), messages(50, 1000)
+    pings = [turns.frames.frame(Opcode.PING, b"%d" % number) for number in range(600)]
+    data = frames_of(turns.peer, before) + b"".join(pings) + frames_of(turns.peer, after)
+    turns.receive(data)
+    seen: list[tuple[str, str]] = []
+    pongs: list[bytes] = []
+    for turn in range(100):
+        seen += received(turns.handler.events) if turn == 0 else await turns.next()
+        new = pongs_in(turns.transport)
+        assert not new or seen[: len(before)] == before
+        assert len(seen) == len(before) or len(pongs + new) == len(pings) or not new
+        pongs += new
+        if turns.transport.reading:
+            break
+    assert seen == before + after
+    assert pongs == [b"%d" % number for number in range(600)]
+
+
+def pongs_in(transport: FakeTransport) -> list[bytes]:
+    """Return the pongs that were written since the last call."""
+    data, transport.written = transport.written, b""
+    pongs, position = [], 0
+    while position < len(data):
+        payloads, after = cut_controls(data, position, masked=False, max_message_bytes=125, max_frames=1)
+        assert after > position
+        pongs += payloads
+        position = after
+    return pongs
+
+
+async def test_pauses_nest_in_the_middle_of_a_read() -> None:
+    turns = Turns()
+    wanted = messages(240, 1000)
+    turns.receive(frames_of(turns.peer, wanted))
+    seen = received(turns.handler.events)
+    turns.connection.pause_reading()
+    turns.connection.pause_reading()
+    assert [await turns.next() for _ in range(3)] == [[], [], []]
+    turns.connection.resume_reading()
+    assert [await turns.next() for _ in range(3)] == [[], [], []]
+    assert not turns.transport.reading
+    turns.connection.resume_reading()
+    assert not turns.transport.reading
+    for turn in (await turns.settle())[1:]:
+        seen += turn
+    assert seen == wanted
+
+
+async def test_a_handler_that_pauses_gets_nothing_more() -> None:
+    turns = Turns()
+    turns.handler.on_received = turns.connection.pause_reading
+    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    first = len(received(turns.handler.events))
+    assert 0 < first <= TURN_BYTES // 1000
+    assert await turns.next() == await turns.next() == []
+    turns.connection.resume_reading()
+    assert 0 < len(await turns.next()) <= TURN_BYTES // 1000
+    assert not turns.transport.reading
+
+
+async def test_nothing_is_taken_after_a_failure_in_the_middle_of_a_read() -> None:
+    turns = Turns()
+    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    turns.connection.fail(CloseCode.UNEXPECTED_PACKET)
+    assert [await turns.next() for _ in range(5)] == [[]] * 5
+
+
+async def test_nothing_is_taken_after_the_loss_in_the_middle_of_a_read() -> None:
+    turns = Turns()
+    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    turns.transport.ended = True
+    turns.connection.connection_lost(None)
+    assert [await turns.next() for _ in range(5)] == [[]] * 5
+    assert turns.handler.calls[-1] == "lost"
+
+
+async def test_messages_behind_a_close_of_this_end_are_still_taken() -> None:
+    turns = Turns()
+    wanted = messages(240, 1000)
+    turns.receive(frames_of(turns.peer, wanted))
+    seen = received(turns.handler.events)
+    turns.connection.close(CloseCode.GOING_AWAY)
+    for turn in (await turns.settle())[1:]:
+        seen += turn
+    assert seen == wanted
+
+
+@pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
+async def test_a_peer_that_floods_with_control_frames_is_read_slowly(
+    opcode: Opcode, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr("wsqueue.net.connection.monotonic", lambda: now)
+    turns = Turns()
+    frame = turns.frames.frame(opcode, b"")
+    burst = int(BURDEN_PER_SECOND * BURDEN_BURST_SECONDS)
+    for _ in range(5):
+        # So many are welcome, again and again.
+        turns.receive(frame * 1000)
+        await turns.settle()
+        now += 1000 / BURDEN_PER_SECOND
+    for count in range(burst // TURN_FRAMES + 1):
+        assert turns.transport.reading, count
+        turns.connection.data_received(frame * TURN_FRAMES)
+    # It is for the clock to go on, and turns without delay bring nothing more.
+    assert [await turns.next() for _ in range(3)] == [[]] * 3
+    assert not turns.transport.reading

@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import MAX_RUN
-from wsqueue.protocol.framing import HttpResponse, PongReceived
+from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse, PongReceived
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, MessagesReceived
 
 from ...support.oracle import LIMIT, PATH, REQUEST, RESPONSE, Act, Flat, LibrarySession, Twins, state, written
-from ...support.session_pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message
+from ...support.session_pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message, receive_all
 from ...support.wire import (
     BINARY,
     BINARY_FIRST,
@@ -45,9 +45,16 @@ uncovered = pytest.mark.usefixtures("uncovered")
 
 
 def compare(
-    role: Role, chunks: Sequence[Chunk], how: Cut, acts: Sequence[tuple[int, Act]] = (), limit: int = LIMIT
+    role: Role,
+    chunks: Sequence[Chunk],
+    how: Cut,
+    acts: Sequence[tuple[int, Act]] = (),
+    *,
+    limit: int = LIMIT,
+    turn_frames: int = TURN_FRAMES,
 ) -> list[Flat]:
     twins = Twins.opened(role, limit)
+    twins.framing.turn_frames = turn_frames
     return twins.feed(cut(render(chunks, masked=twins.masked), how), acts)
 
 
@@ -169,6 +176,14 @@ class TestCorners:
         others: list[Cut] = [BYTEWISE, Every(2), Every(3), *map(Inside, range(1, 16))]
         for how in others:
             assert compare(role, chunks, how) == whole
+
+    @corners
+    @pytest.mark.parametrize("turn_frames", [1, 2, 7, 8, 9])
+    def test_in_short_turns(self, role: Role, chunks: list[Chunk], turn_frames: int) -> None:
+        around = [Raw(b"0", PONG), Run(20, 4), *chunks, Run(20, 4)]
+        for how in (WHOLE, Every(7), BYTEWISE):
+            whole = compare(role, around, how)
+            assert compare(role, around, how, turn_frames=turn_frames) == whole
 
     @corners
     def test_between_runs(self, role: Role, chunks: list[Chunk]) -> None:
@@ -504,7 +519,7 @@ class SessionTwins:
         self.oracle = LibrarySession(twins.library, MAX_TOPIC_BYTES)
 
     def receive(self, data: bytes) -> list[Event]:
-        events = self.session.receive_data(data)
+        events = receive_all(self.session, data)
         expected = self.oracle.receive_data(data)
         assert by_topic(events) == by_topic(expected)
         library = self.oracle.library
@@ -603,7 +618,7 @@ class TestSessions:
 
     def test_one_event_for_each_topic_of_a_read(self, role: Role) -> None:
         twins = SessionTwins(role)
-        texts = [Raw(message(f"{number}", TOPICS[number % 7])) for number in range(700)]
+        texts = [Raw(message(f"{number}", TOPICS[number % 7])) for number in range(TURN_FRAMES - 2)]
         events = twins.receive(b"".join(render(texts, masked=twins.masked)))
         assert [event.topic for event in events if isinstance(event, MessagesReceived)] == TOPICS[:7]
 

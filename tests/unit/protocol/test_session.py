@@ -12,8 +12,16 @@ from websockets.frames import Opcode
 from tests.support.strategies import cut
 from wsqueue.protocol import classic
 from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.protocol.framing import LIBRARY_FRAMES
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
-from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, MessagesReceived, Session
+from wsqueue.protocol.session import (
+    MAX_HELLO_BURDEN,
+    MAX_HELLO_BYTES,
+    Event,
+    HelloDone,
+    MessagesReceived,
+    Session,
+)
 
 from ...support import wire
 from ...support.raw_peer import request_of
@@ -214,16 +222,50 @@ class TestHello:
 
     @both_roles
     @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
-    def test_what_a_peer_may_send_before_it_has_proved_itself_is_bounded(
-        self, role: Role, opcode: Opcode
+    @pytest.mark.parametrize("at_once", [True, False])
+    def test_a_peer_may_send_few_control_frames_before_it_has_proved_itself(
+        self, role: Role, opcode: Opcode, at_once: bool
     ) -> None:
         peer = RawPeer.opened(role)
-        flood = peer.frame(opcode, b"x" * 100) * 500
-        assert len(flood) < MAX_HELLO_BYTES
-        peer.send_bytes(flood)
+        frames = [peer.frame(opcode, b"x" * 100)] * MAX_HELLO_BURDEN
+        for data in [b"".join(frames)] if at_once else frames:
+            peer.send_bytes(data)
         assert peer.session.closed is None
-        peer.send_bytes(flood)
+        peer.send_bytes(frames[0])
         assert_ended(peer.session, CloseCode.EARLY_DATA)
+        pings = MAX_HELLO_BURDEN + 1 if opcode is Opcode.PING else 0
+        assert len(peer.pongs) == pings
+
+    @both_roles
+    def test_a_flood_of_control_frames_is_not_answered(self, role: Role) -> None:
+        peer = RawPeer.opened(role)
+        peer.send_bytes(peer.frame(Opcode.PING, b"") * 10_000)
+        assert_ended(peer.session, CloseCode.EARLY_DATA)
+        assert len(peer.pongs) <= 2 * MAX_HELLO_BURDEN
+
+    @both_roles
+    def test_a_peer_may_send_few_tiny_fragments_before_it_has_proved_itself(self, role: Role) -> None:
+        peer = RawPeer.opened(role)
+        fragments = [
+            peer.frame(Opcode.TEXT, b"{", fin=False),
+            *[peer.frame(Opcode.CONT, b" ", fin=False)] * (MAX_HELLO_BURDEN // LIBRARY_FRAMES - 1),
+        ]
+        peer.send_bytes(b"".join(fragments))
+        assert peer.session.closed is None
+        peer.send_bytes(peer.frame(Opcode.CONT, b" ", fin=False))
+        assert_ended(peer.session, CloseCode.EARLY_DATA)
+
+    @pytest.mark.parametrize(
+        ("session", "first_line"),
+        [(accept(), b"GET / HTTP/1.1\r\n"), (initiate(), b"HTTP/1.1 101 Switching Protocols\r\n")],
+        ids=["acceptor", "initiator"],
+    )
+    def test_the_bytes_of_a_hello_are_bounded(self, session: Session, first_line: bytes) -> None:
+        header = b"Cookie: " + b"x" * 4000 + b"\r\n"
+        session.receive_data(first_line + header * (MAX_HELLO_BYTES // len(header)))
+        assert session.closed is None
+        session.receive_data(header)
+        assert_ended(session, CloseCode.EARLY_DATA)
 
     @both_roles
     def test_the_bound_ends_with_the_hello(self, role: Role) -> None:

@@ -123,6 +123,8 @@ class NodesWire:
                 raise ConnectError(f"no node answers: {address}: it closed the connection during the hello")
             heard = (heard + data)[-len(token) :]
             session.receive_data(data)
+            while session.behind:
+                session.receive_data(b"")
             if session.established and not asked:
                 session.ping(token)
                 asked = True

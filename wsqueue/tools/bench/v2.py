@@ -6,6 +6,7 @@ import base64
 import re
 import secrets
 import socket
+import sys
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -134,6 +135,8 @@ class Packets:
 
     def __init__(self, max_message_bytes: int) -> None:
         self._framing = _OpenFraming(max_message_bytes + v2.OVERHEAD_BYTES)
+        # Nobody else waits for a turn.
+        self._framing.turn_frames = sys.maxsize
 
     def take(self, data: bytes) -> list[bytes]:
         """Return the payloads of all complete packets.

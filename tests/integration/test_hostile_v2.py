@@ -137,6 +137,20 @@ class TestBatches:
             await stack.aclose()
             await producer.crash()
 
+    async def test_a_count_is_believed_when_the_data_has_shown_it(self, nodes: Nodes) -> None:
+        async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+            consumer, producer = bystanders.consumer, bystanders.producer
+            before = consumer.counters["messages_in"], producer.counters["messages_in"]
+            async with V2Socket.speaking(consumer.address, "/producer", KEY) as raw:
+                raw.send(forward_of(1, "news", "x", count=LARGEST))
+                assert (await raw.next("refused"))["code"] == "invalid"
+            async with V2Socket.speaking(producer.address, "/produce", KEY) as raw:
+                raw.send(new_secret())
+                raw.send(publish_of(1, "news", "x", count=LARGEST))
+                assert (await raw.next("refused"))["code"] == "invalid"
+            assert (consumer.counters["messages_in"], producer.counters["messages_in"]) == before
+            await bystanders.are_served()
+
     async def test_a_batch_that_no_consumer_takes_is_refused_by_the_producer(self, nodes: Nodes) -> None:
         async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
             async with V2Socket.speaking(bystanders.producer.address, "/produce", KEY) as raw:

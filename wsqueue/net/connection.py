@@ -49,7 +49,7 @@ TURN_BYTES = 64 * 1024
 BURDEN_PER_SECOND = 20_000
 """Control frames and tiny fragments that a peer may send in a second before it is read slower.
 
-A classic link sends ten pings a second. So many take 2 % of a core, as tiny fragments 10 %.
+A classic link sends ten pings a second. This number takes 2 % of a core, as tiny fragments 10 %.
 """
 
 BURDEN_BURST_SECONDS = 0.5

@@ -316,12 +316,14 @@ class ProducerEndpoint(Handler):
         for event in events:
             if type(event) is v2.Forward:
                 number = self._received[connection] = self._received[connection] + 1
-                consumer.counters["messages_in"] += event.count
                 problem: v2.RefusalCode | None = None
+                # The count is what the publisher says, and counts for nothing unless it is right.
                 if len(event.data) != event.count:
                     problem = "invalid"
-                elif consumer.too_long(event.topic):
-                    problem = "topic_too_long"
+                else:
+                    consumer.counters["messages_in"] += event.count
+                    if consumer.too_long(event.topic):
+                        problem = "topic_too_long"
                 batches.append(
                     AppendBatch(
                         event.topic,

@@ -184,7 +184,8 @@ class Producer(Handler):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None
-        if not len(packet.data):
+        if not packets_v2.may_hold(packet.data, packet.count):
+            # It has no data at all, or a count that would be in the numbers of this node before it is refused.
             connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_DATA))
             return None
         payload = packets_v2.encode(

@@ -378,6 +378,14 @@ def encode(packet: Packet | RawForward) -> bytes:
     return _encoder.encode(packet)
 
 
+def may_hold(data: msgspec.Raw, count: int) -> bool:
+    """Return True if there is room for `count` strings in the data of a `Publish`, which nobody has read.
+
+    A string takes three bytes at least: two quotation marks, and a comma or a bracket.
+    """
+    return count <= (memoryview(data).nbytes - 1) // 3
+
+
 def join_data(strings: Sequence[bytes]) -> msgspec.Raw:
     """Return the data of a `Publish`: a JSON list of strings that are JSON already."""
     return msgspec.Raw(b"[%b]" % b",".join(strings))

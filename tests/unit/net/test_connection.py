@@ -327,7 +327,7 @@ async def test_a_peer_that_floods_with_control_frames_is_read_slowly(
     frame = turns.frames.frame(opcode, b"")
     burst = int(BURDEN_PER_SECOND * BURDEN_BURST_SECONDS)
     for _ in range(5):
-        # So many are welcome, again and again.
+        # A thousand at once are welcome, again and again.
         turns.receive(frame * 1000)
         await turns.settle()
         now += 1000 / BURDEN_PER_SECOND

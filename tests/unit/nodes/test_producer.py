@@ -155,3 +155,26 @@ class TestPublishers:
         secrets = [base64.b64encode(bytes([number] * 32)).decode() for number in range(50)]
         ids = [self.produced(self.publisher(secret), PUBLISH)[0][0] for secret in secrets]
         assert len(set(ids)) == 50
+
+
+@pytest.mark.parametrize("count", [2, 3, v2.MAX_NUMBER])
+@pytest.mark.parametrize("data", [["x"], [], [""], {"a": 1}, 1])
+def test_a_count_that_cannot_be_true_changes_no_number(producer: Producer, count: int, data: object) -> None:
+    connection = publisher_of(producer)
+    raw = msgspec.Raw(msgspec.json.encode(data))
+    producer.received(connection, [v2.Publish(7, 0, TOPICS[0], count, raw)])
+    refused = v2.Refused(7, "invalid", v2.INVALID_DATA)
+    if count > len(bytes(raw)) // 3:
+        assert connection.take() == [refused]
+    assert producer.counters["messages_in"] <= len(bytes(raw)) // 3
+    assert sum(topic.messages_per_second for topic in producer.facts(1.0).top_topics) <= len(bytes(raw)) // 3
+    assert sum(link.held_messages for link in producer.facts(0.0).links) <= len(bytes(raw)) // 3
+
+
+@pytest.mark.parametrize("count", [1, 2, 1000])
+def test_the_shortest_data_of_a_count_is_taken(producer: Producer, count: int) -> None:
+    connection = publisher_of(producer)
+    data = msgspec.Raw(msgspec.json.encode([""] * count))
+    producer.received(connection, [v2.Publish(1, 0, TOPICS[0], count, data)])
+    assert connection.take() == []
+    assert producer.counters["messages_in"] == count

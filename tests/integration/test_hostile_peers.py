@@ -162,7 +162,7 @@ async def test_a_hello_has_a_deadline(nodes: Nodes, log: Log, endpoint: str) -> 
                 while not node.counters["refused_4408"]:
                     raw.send_frame(Opcode.PING)
                     await raw.writer.drain()
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.1)
             await closed_with(raw, 4408, "the hello took too long")
         await eventually(lambda: node.counters["refused_4408"] == 1, "it is counted")
         assert len(log.lines("hello refused ", logging.WARNING)) == 1

@@ -185,7 +185,7 @@ class Producer(Handler):
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None
         if not packets_v2.may_hold(packet.data, packet.count):
-            # It has no data at all, or a count that would be in the numbers of this node before it is refused.
+            # It has no data at all, or a count that would be in this node's numbers before it is refused.
             connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_DATA))
             return None
         payload = packets_v2.encode(

@@ -37,7 +37,7 @@ class Subscriber(FakeConnection):
     def send_frames(self, frames: bytes) -> bool:
         if not self.sendable:
             return False
-        payloads, end, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31)
+        payloads, end, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31, max_frames=2**31)
         assert end == len(frames)
         packets = list(map(json.loads, payloads))
         assert all(packet["s"] == TOPIC and packet["t"] == "m" for packet in packets)

@@ -39,7 +39,7 @@ from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.schema import CACHE_KIB
 from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
 from wsqueue.net.write_buffer import CONGESTED_BYTES
-from wsqueue.nodes.limits import SPARE_CONNECTIONS
+from wsqueue.nodes.limits import LINK_CONNECTIONS
 from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
 from wsqueue.protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
@@ -103,7 +103,7 @@ class Bounds:
         # Whatever waits in all connections.
         self.all_buffers = limits.max_total_buffered_bytes
         # Connections at rest, with TLS.
-        self.at_rest = (limits.max_connections + SPARE_CONNECTIONS) * 26 * KIB
+        self.at_rest = (limits.max_connections + limits.max_strangers + LINK_CONNECTIONS) * 26 * KIB
         # Topics without messages, subscriptions, and publishers' last batches, in a consumer.
         self.index = limits.max_index_bytes
         # Topics that a log on disk knows, without and with messages.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
+import socket
 import ssl
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from websockets.frames import Frame, Opcode
 from wsqueue.config.addresses import Address
 from wsqueue.config.model import Tls
 from wsqueue.monitoring import pages as pages_module
+from wsqueue.monitoring.pages import OTHER_SITE
 from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import Cluster, ClusterNode, Report
 from wsqueue.version import __version__
@@ -40,11 +42,13 @@ async def answer(
     *,
     method: str = "GET",
     host: str | None = "localhost",
+    origin: str | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> tuple[int, dict[str, str], str]:
     """Return status, headers (names in lower case) and body of a page."""
     async with RawSocket.open(address, tls=tls) as raw:
         line = "" if host is None else f"Host: {host}\r\n"
+        line += "" if origin is None else f"Origin: {origin}\r\n"
         raw.writer.write(f"{method} {path} HTTP/1.1\r\n{line}\r\n".encode())
         head, _, body = (await raw.reader.read()).decode().partition("\r\n\r\n")
     first, *lines = head.split("\r\n")
@@ -121,10 +125,10 @@ class TestAudience:
 
     @pytest.mark.usefixtures("far")
     async def test_all(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer(monitoring={"pages": "all"})
+        consumer = await nodes.consumer(monitoring={"pages": "all"}, hosts=["Status.example"])
         async with soon():
             for path in PAGES:
-                assert (await answer(consumer.address, path, host="anything.example"))[0] == 200
+                assert (await answer(consumer.address, path, host="status.example:80"))[0] == 200
 
     async def test_none(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(monitoring={"pages": "none"})
@@ -152,6 +156,105 @@ class TestAudience:
             assert await http_get(consumer.address, "/healthz") == (200, "ok\n")
 
 
+class TestSites:
+    """What a page of another site gets, whatever its browser can reach."""
+
+    @pytest.mark.parametrize("pages", ["all", "loopback", "listener"])
+    async def test_a_name_that_leads_here(self, nodes: Nodes, pages: str) -> None:
+        """The pages are not shown by a name that is not the cluster's (DNS rebinding)."""
+        own = f"127.0.0.1:{free_port()}"
+        listener = {"listen": [own], "pages": "none"} if pages == "listener" else {"pages": pages}
+        others = {"consumers": ["wss://consumer2.example:1"], "producers": ["wss://[2001:db8::7]:1"]}
+        consumer = await nodes.consumer(monitoring=listener | others, hosts=["queue.example"])
+        address = own if pages == "listener" else consumer.address
+        known = [
+            None,
+            "localhost:1",
+            "127.0.0.1",
+            "[::1]:1",
+            "192.0.2.1:1",
+            "queue.example",
+            "QUEUE.example:1",
+        ]
+        known += ["consumer2.example:9", socket.gethostname()]
+        async with soon():
+            for host in known:
+                for path in PAGES:
+                    status, _, body = await answer(address, path, host=host)
+                    assert (status, len(body) > 100) == (200, True), host
+            for host in (
+                "evil.example",
+                "evil.example:10001",
+                "queue.example.evil.example",
+                "[evil.example]",
+            ):
+                for path in PAGES[1:]:
+                    status, _, body = await answer(address, path, host=host)
+                    assert (status, "`hosts`" in body) == (403, True)
+                assert (await answer(address, "/", host=host))[2] == f"wsqueue consumer {__version__}\n"
+                assert (await answer(address, "/healthz", host=host))[::2] == (200, "ok\n")
+
+    async def test_a_page_of_another_site_opens_no_websocket(self, nodes: Nodes) -> None:
+        consumer, producer = await nodes.cluster(
+            hosts=["queue.example"],
+            origins=["https://app.example.com", "http://intranet.example:8080", "null"],
+        )
+        foreign = [
+            "http://evil.example",
+            "https://app.example.com.evil.example",
+            "https://app.example.com:444",
+        ]
+        foreign += [
+            "http://app.example.com",
+            "http://192.0.2.1",
+            "http://localhost.evil.example",
+            "file://",
+            "",
+        ]
+        foreign += ["http://[", "http://evil.example, http://localhost"]
+        own = [
+            "http://127.0.0.1:1",
+            "http://localhost:3000",
+            "https://app.example.com",
+            "HTTPS://App.example.com",
+        ]
+        own += ["http://intranet.example:8080", "null", "http://queue.example:20001"]
+        places = [(consumer, "/producer"), (consumer, "/subscribe"), (consumer, "/subscribe/news")]
+        places += [(producer, "/produce"), (consumer, "/status"), (producer, "/status")]
+        async with soon():
+            for node, path in places:
+                for origin in foreign:
+                    async with RawSocket.open(node.address) as raw:
+                        raw.writer.write(request_of(path, offer_of("wsqueue.v2"), f"Origin: {origin}"))
+                        assert await raw.page() == (403, OTHER_SITE.text)
+                for origin in own:
+                    async with RawSocket.open(node.address) as raw:
+                        raw.writer.write(request_of(path, offer_of("wsqueue.v2"), f"Origin: {origin}"))
+                        assert (await raw.reader.readline()).startswith(b"HTTP/1.1 101 "), origin
+            for path in ("/", "/healthz", "/readyz", "/metrics", "/nothing"):
+                assert (await answer(consumer.address, path, origin="http://evil.example"))[0] == 403
+
+    async def test_a_name_that_leads_here_opens_no_websocket(self, nodes: Nodes) -> None:
+        """The site has this name in both headers, so that its origin is that of the node."""
+        consumer = await nodes.consumer()
+        for host, status in (("evil.example:10001", 403), ("192.0.2.1:10001", 101)):
+            async with soon(), RawSocket.open(consumer.address) as raw:
+                request = request_of("/subscribe/news", f"Origin: http://{host}")
+                raw.writer.write(request.replace(b"Host: node", b"Host: " + host.encode()))
+                assert (await raw.reader.readline()).split()[1] == str(status).encode()
+
+    @pytest.mark.usefixtures("far")
+    async def test_a_stranger_is_not_told_the_addresses_of_consumers(self, nodes: Nodes) -> None:
+        down = f"127.0.0.1:{free_port()}"
+        producer = await nodes.producer([down])
+        async with soon():
+            assert await http_get(producer.address, "/readyz") == (503, "not ready\n")
+            producer.write(monitoring={"pages": "all"})
+            await producer.service.reload()
+            status, body = await http_get(producer.address, "/readyz")
+            assert (status, down in body) == (503, True)
+
+
 class TestListeners:
     """Listeners that serve only the pages."""
 
@@ -161,7 +264,7 @@ class TestListeners:
         consumer = await nodes.consumer(monitoring={"listen": [address], "pages": "none"})
         async with soon():
             for path in PAGES:
-                status, headers, body = await answer(address, path, host="status.example.com")
+                status, headers, body = await answer(address, path)
                 assert (status, len(body) > 100) == (200, True)
                 assert headers["cache-control"] == "no-store"
             assert await http_get(address, "/healthz") == (200, "ok\n")
@@ -280,7 +383,7 @@ class TestRequests:
 
     async def test_a_full_node_still_shows_its_pages(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(max_connections=1)
-        async with soon(), V2Socket.speaking(consumer.address, "/producer", KEY):
+        async with soon(), V2Socket.speaking(consumer.address, "/subscribe", KEY):
             report = await report_of(consumer)
             assert [warning.code for warning in report.warnings] == ["many_connections"]
             assert (await http_get(consumer.address, "/status"))[0] == 503
@@ -497,7 +600,8 @@ class TestCluster:
         consumer = await nodes.consumer(max_connections=1)
         producer = await nodes.producer([consumer])
         await producer.ready()
-        cluster = await cluster_when(producer, problems)
+        async with V2Socket.speaking(consumer.address, "/subscribe", KEY):
+            cluster = await cluster_when(producer, problems)
         assert "(max_connections)" in problems(cluster)[consumer.address]
 
     async def test_it_goes_by_the_latest_configuration(self, nodes: Nodes) -> None:

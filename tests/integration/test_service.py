@@ -95,6 +95,9 @@ async def test_a_request_that_the_page_of_a_peer_gets_with_a_query(nodes: Nodes)
         await consumer.subscribed("news")
 
 
+FULL = (503, "This node has all the connections that it may have.\n")
+
+
 async def test_connections_are_limited_and_health_still_answers(nodes: Nodes, log: Log) -> None:
     consumer = await nodes.consumer(max_connections=2)
     async with (
@@ -102,29 +105,82 @@ async def test_connections_are_limited_and_health_still_answers(nodes: Nodes, lo
         connected(consumer.url("/subscribe/news"), KEY),
         connected(consumer.url("/subscribe/news"), KEY),
     ):
-        full = (503, "This node has all the connections that it may have.\n")
         for number in (1, 2, 3):
-            assert await http_get(consumer.address, "/producer") == full
+            assert await http_get(consumer.address, "/subscribe/news") == FULL
             assert consumer.counters["connections_refused"] == number
         assert (await http_get(consumer.address, "/healthz"))[0] == 200
         assert (await http_get(consumer.address, "/readyz"))[0] == 200
+        # Producers have places of their own.
+        async with connected(consumer.url("/producer"), KEY):
+            pass
     await eventually(lambda: not consumer.connections, "they are gone")
-    async with soon(), connected(consumer.url("/producer"), KEY):
+    async with soon(), connected(consumer.url("/subscribe/news"), KEY):
         pass
 
 
-async def test_far_too_many_connections_are_dropped(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SPARE_CONNECTIONS", 2)
+async def test_links_are_limited(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "LINK_CONNECTIONS", 1)
+    consumer = await nodes.consumer()
+    async with soon(), connected(consumer.url("/producer"), KEY):
+        assert await http_get(consumer.address, "/producer") == FULL
+        async with connected(consumer.url("/subscribe/news"), KEY):
+            pass
+
+
+async def test_the_last_place_is_taken_during_a_hello(nodes: Nodes) -> None:
     consumer = await nodes.consumer(max_connections=1)
+    async with (
+        soon(),
+        RawSocket.opened(consumer.address, "/subscribe/news") as late,
+        connected(consumer.url("/subscribe/news"), KEY),
+    ):
+        await late.hello(KEY)
+        code, reason = await late.close_frame()
+        assert (code, reason) == (1013, "this node has all the connections that it may have")
+        assert consumer.subscribers("news") == 1
+    await eventually(lambda: consumer.counters["refused_1013"] == 1, "it is counted")
+
+
+STRANGERS = [b"", b"GET /healthz HTTP/1.1\r\nHost: x\r\n", b"\x16"]
+
+
+@pytest.mark.parametrize("socket", ["127.0.0.1:0", "unix"])
+@pytest.mark.parametrize("begin", STRANGERS, ids=["silent", "half a request", "half a record"])
+async def test_strangers_keep_nobody_out(nodes: Nodes, log: Log, begin: bytes, socket: str) -> None:
+    """Far more of them than there are places come, and stay until they are dropped."""
+    listen = f"unix:{nodes.directory}/node.sock" if socket == "unix" else socket
+    consumer = await nodes.consumer(
+        listen=["127.0.0.1:0", listen] if socket == "unix" else [listen],
+        max_connections=5,
+        max_strangers=20,
+        hello_seconds=60.0,
+    )
+    address = str(consumer.service.addresses[-1])
     async with soon(), contextlib.AsyncExitStack() as stack:
-        await stack.enter_async_context(connected(consumer.url("/producer"), KEY))
-        for _ in range(2):
-            await stack.enter_async_context(RawSocket.open(consumer.address))
-        await eventually(lambda: len(consumer.connections) == 3, "they are accepted")
-        async with RawSocket.open(consumer.address) as dropped:
-            await dropped.end()
-        assert consumer.counters["connections_refused"] == 1
-        assert len(consumer.connections) == 3
+        before = await stack.enter_async_context(RawSocket.established(address, "/subscribe/news", KEY))
+        link = await stack.enter_async_context(RawSocket.established(address, "/producer", KEY))
+        for _ in range(100):
+            stranger = await stack.enter_async_context(RawSocket.open(address))
+            stranger.writer.write(begin)
+        await eventually(lambda: consumer.counters["strangers_dropped"] >= 80, "the pool is full")
+        assert len(consumer.connections) <= 22
+        # Each comes in on one of a few attempts at most: one place of twenty is drawn for each that comes.
+        for path in ("/subscribe/news", "/producer"):
+            await stack.enter_async_context(RawSocket.established(address, path, KEY))
+        async with RawSocket.open(address) as probe:
+            probe.writer.write(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert await probe.page() == (200, "ok\n")
+        link.publish("news", "still here")
+        packet = await before.packet()
+        assert packet["d"] == "still here"
+        (warning,) = [
+            warning
+            for warning in consumer.service.reporter.report().warnings
+            if warning.code == "strangers_dropped"
+        ]
+        assert "had not proved themselves were dropped in the last minute" in warning.text
+        (line,) = log.lines("strangers dropped ", logging.WARNING)
+        assert "count=1 max_strangers=20" in line
 
 
 async def test_a_client_that_does_not_close_after_a_page_is_dropped(nodes: Nodes) -> None:
@@ -527,7 +583,7 @@ async def test_new_limits_are_for_new_connections(nodes: Nodes) -> None:
     async with soon(), connected(consumer.url("/subscribe/12345"), KEY):
         consumer.write(max_topic_bytes=4, max_connections=1)
         await consumer.service.reload()
-        assert (await http_get(consumer.address, "/producer"))[0] == 503
+        assert (await http_get(consumer.address, "/subscribe/1234"))[0] == 503
     await eventually(lambda: not consumer.connections, "it is gone")
     assert (await http_get(consumer.address, "/subscribe/12345"))[0] == 400
 

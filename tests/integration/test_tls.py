@@ -297,15 +297,17 @@ class TestStrangers:
 
     async def test_a_stalled_handshake(self, nodes: Nodes, authority: Authority, log: Log) -> None:
         tls = table(authority.issue("node"))
-        consumer = await nodes.consumer(listen=WSS, tls=tls, hello_seconds=0.3, max_connections=1)
+        consumer = await nodes.consumer(
+            listen=WSS, tls=tls, hello_seconds=0.3, max_connections=1, max_strangers=3
+        )
         async with (
             soon(),
             RawSocket.open(consumer.address) as silent,
             RawSocket.open(consumer.address) as slow,
         ):
             slow.writer.write(b"\x16\x03\x01\x02\x00\x01")
-            await eventually(lambda: len(consumer.connections) == 2, "they count as connections")
-            assert (await http_get(consumer.address, "/producer", authority.context()))[0] == 503
+            await eventually(lambda: len(consumer.connections) == 2, "they count as strangers")
+            assert (await http_get(consumer.address, "/healthz", authority.context()))[0] == 200
             await silent.end()
             await slow.end()
         await eventually(lambda: consumer.counters["refused_4408"] == 2, "they are counted")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ipaddress
 import operator
+import re
 
 import msgspec
 
@@ -10,6 +12,9 @@ from ..errors import ConfigError
 from ..protocol.routing import unbalanced
 from .addresses import Address, expected_form, parse_address
 from .model import ClientConfig, Config, NodeConfig, ProducerConfig
+
+_NAME = re.compile(r"[0-9A-Za-z._-]+")
+_ORIGIN = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?|null")
 
 
 def check_addresses(config: Config) -> None:
@@ -40,6 +45,30 @@ def check_addresses(config: Config) -> None:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:
                 raise ConfigError(f"{entry!r} {problem}", key=f"{key}[{index}]")
+
+
+def check_sites(config: NodeConfig) -> None:
+    """Check the names and origins that browsers may use.
+
+    Raises:
+        ConfigError: One has not the form that a browser sends; the error names the key.
+    """
+    for index, host in enumerate(config.hosts):
+        if not _NAME.fullmatch(host) and not _is_ipv6(host):
+            expected = "expected a name or an IP address, without port and brackets"
+            raise ConfigError(f"{host!r} is not a host: {expected}", key=f"hosts[{index}]")
+    for index, origin in enumerate(config.origins):
+        if not _ORIGIN.fullmatch(origin):
+            expected = "expected https://host, with :port where a browser shows one, or null"
+            raise ConfigError(f"{origin!r} is not an origin: {expected}", key=f"origins[{index}]")
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def config_warnings(config: Config) -> list[str]:

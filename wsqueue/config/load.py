@@ -13,7 +13,7 @@ import tomli
 
 from ..errors import ConfigError
 from ..protocol.keys import Order
-from .check import check_addresses
+from .check import check_addresses, check_sites
 from .files import read_text
 from .model import (
     ClientConfig,
@@ -22,6 +22,7 @@ from .model import (
     Limits,
     LogLevel,
     Monitoring,
+    NodeConfig,
     PageAudience,
     ProducerConfig,
     Retention,
@@ -93,6 +94,8 @@ def load_any_config(file: str | Path) -> Config:
     try:
         config = msgspec.convert(document, ConsumerConfig | ProducerConfig | ClientConfig)
         check_addresses(config)
+        if isinstance(config, NodeConfig):
+            check_sites(config)
     except msgspec.ValidationError as error:
         key, problem = _explain(str(error))
     except ConfigError as error:

@@ -28,6 +28,7 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     max_message_bytes: ByteCount = 1024 * 1024
     max_topic_bytes: TopicBytes = 256
     max_connections: ConnectionLimit = 16_000
+    max_strangers: ConnectionLimit = 2_000
     max_buffered_bytes: ByteCount = 4 * 1024 * 1024
     max_total_buffered_bytes: ByteCount = 256 * 1024 * 1024
     max_held_bytes: ByteCount = 64 * 1024 * 1024
@@ -149,6 +150,8 @@ class NodeConfig(Config, frozen=True, kw_only=True):
     plain: bool = False
     log_level: LogLevel = "info"
     node_psk_file: str | None = None
+    hosts: list[str] = []
+    origins: list[str] = []
     monitoring: Monitoring = Monitoring()
 
     @property

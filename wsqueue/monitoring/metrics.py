@@ -193,6 +193,12 @@ METRICS = (
         "connections_refused",
         "Connections refused because there were too many.",
     ),
+    _counter(
+        "wsqueue_strangers_dropped_total",
+        "both",
+        "strangers_dropped",
+        "Peers dropped before they had proved themselves, because there were too many.",
+    ),
     MetricDescription(
         "wsqueue_hellos_refused_total",
         "counter",

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import re
 import time
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from ..report.report import FRESH_SECONDS, Report
 from ..version import __version__
 from .cluster import ClusterMonitor
 from .reporter import Reporter
+from .sites import Sites
 
 IDLE_SECONDS = 15.0
 """Time for which the other nodes are still asked after the last request: a status page asks every second."""
@@ -42,7 +42,12 @@ ONLY_PAGES = HttpResponse(404, f"Not found: there are {', '.join(HEALTH + PAGES)
 FORBIDDEN = HttpResponse(
     403,
     "You may not see the pages of this node: see `pages` and `listen` of [monitoring]"
-    " in its configuration, or come from its own host, for example through ssh -L, to http://localhost.\n",
+    " in its configuration, or come from its own host, for example through ssh -L, to http://localhost."
+    " If you come by a name that the node does not know, add it to `hosts`.\n",
+)
+
+OTHER_SITE = HttpResponse(
+    403, "A page of another site may not use this node: see `origins` in its configuration.\n"
 )
 
 
@@ -54,7 +59,12 @@ class Pages:
 
     Args:
         reporter: Reporter of the node.
+
+    Attributes:
+        sites: Knows which sites may use the node.
     """
+
+    sites: Sites
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
@@ -64,6 +74,7 @@ class Pages:
     def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use another configuration from now on."""
         self._config, self._keys, self._tls = config, keys, tls
+        self.sites = Sites(config)
         self.stop()
 
     def stop(self) -> None:
@@ -72,15 +83,21 @@ class Pages:
             self._cluster.stop()
             self._cluster = None
 
-    def allowed(self, connection: Connection, host: str) -> bool:
-        """Return True if a peer may see the pages at the node's own addresses.
+    def allowed(self, connection: Connection, host: str, *, pages_only: bool) -> bool:
+        """Return True if a peer may see the pages.
 
-        A page of another site, in a browser on this host, sends requests from this host too. The browser
-        doesn't let it read the answers, unless DNS resolves the site's name to this host (DNS rebinding);
-        then the request names that site as its `Host`.
+        A page of another site, in a browser that can reach this node, sends requests too. The browser doesn't
+        let it read the answers, unless DNS resolves the site's name to this host (DNS rebinding); then the
+        request names that site as its `Host`.
+
+        Args:
+            connection: Connection of the peer.
+            host: The `Host` of the request.
+            pages_only: True at a listener that serves only the pages, to all peers that reach it.
         """
         pages = self._config.monitoring.pages
-        return pages == "all" or (pages == "loopback" and connection.from_this_host and _no_other_site(host))
+        here = pages_only or pages == "all" or (pages == "loopback" and connection.from_this_host)
+        return here and self.sites.trusts_host(host)
 
     def answer(self, path: str, *, all_pages: bool) -> HttpResponse | None:
         """Return the page of a path, None if there is none.
@@ -93,7 +110,9 @@ class Pages:
             return HttpResponse(200, "ok\n")
         if path == "/readyz":
             reason = self._reporter.not_ready()
-            return HttpResponse(503, f"not ready: {reason}\n") if reason else HttpResponse(200, "ready\n")
+            # It names the consumers' addresses.
+            told = f": {reason}" if all_pages else ""
+            return HttpResponse(503, f"not ready{told}\n") if reason else HttpResponse(200, "ready\n")
         if path in PAGES and all_pages:
             return self._page(path)
         if path == "/":
@@ -168,18 +187,6 @@ class _ClusterWatch:
                 self.monitor.ask()
         finally:
             await self.monitor.stop()
-
-
-def _no_other_site(host: str) -> bool:
-    """Return True if the `Host` of a request is `localhost` or an IP address, which need no DNS."""
-    name = re.sub(r":[0-9]*$", "", host)
-    if name.lower() in ("", "localhost"):
-        return True
-    try:
-        ipaddress.ip_address(name.strip("[]"))
-    except ValueError:
-        return False
-    return True
 
 
 def _origins(addresses: Sequence[Address]) -> Iterator[str]:

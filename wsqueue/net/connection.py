@@ -85,6 +85,20 @@ class Handler:
         """Forget a connection, whether or not it was ever established."""
 
 
+class Owner:
+    """Keep the connections that an acceptor has accepted; a method that isn't overridden does nothing."""
+
+    def opened(self, connection: Connection) -> None:
+        """Take a connection whose peer is a stranger yet."""
+
+    def admits(self, connection: Connection) -> bool:
+        """Return True if a peer that has proved itself may stay; its handler is known."""
+        return True
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Forget a connection; called last."""
+
+
 class Traffic:
     """Count the bytes of several connections, without those that TLS adds.
 
@@ -110,13 +124,15 @@ class Connection(asyncio.Protocol):
         session: The protocol.
         limits: Deadlines and buffer sizes.
         handler: It takes the events; an acceptor gets it from its endpoint.
-        on_lost: Called last, when the connection is gone.
+        owner: It keeps the connection, if there is an owner.
         tls: The TLS stream, if there is one; the deadline of the hello covers the TLS handshake too.
         traffic: Counts the bytes of this and other connections, without the overhead of TLS.
         buffers: Counts the bytes that wait in this and other connections; None if nothing bounds their sum.
 
     Attributes:
         heard_at: Time of the latest read (monotonic), 0 before the first.
+        peer: Address of the peer, known once it is connected; `unix` for a unix socket.
+        peer_host: Host of that address, "" for a unix socket.
         from_this_host: True if the peer is on loopback or a unix socket; known once it is connected.
     """
 
@@ -129,7 +145,7 @@ class Connection(asyncio.Protocol):
         "_established",
         "_keys",
         "_limits",
-        "_on_lost",
+        "_owner",
         "_pauses",
         "_pinged_at",
         "_problem",
@@ -145,6 +161,7 @@ class Connection(asyncio.Protocol):
         "handler",
         "heard_at",
         "peer",
+        "peer_host",
         "session",
     )
 
@@ -154,21 +171,21 @@ class Connection(asyncio.Protocol):
         limits: Limits,
         *,
         handler: Handler | None = None,
-        on_lost: Callable[[Connection, Closed], None] | None = None,
+        owner: Owner | None = None,
         tls: TlsStream | None = None,
         traffic: Traffic | None = None,
         buffers: Buffers | None = None,
     ) -> None:
         self.session = session
         self.handler = handler
-        self.peer = ""
+        self.peer = self.peer_host = ""
         self._traffic = traffic or Traffic()
         self._buffers, self._counted = buffers, False
         self.from_this_host = False
         self._limits = limits
         self._endpoint: Endpoint | None = None
         self._keys: Keys | None = None
-        self._on_lost = on_lost
+        self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
         self._established = self._closing = False
@@ -190,7 +207,7 @@ class Connection(asyncio.Protocol):
         keys: Keys,
         config: Config,
         *,
-        on_lost: Callable[[Connection, Closed], None],
+        owner: Owner,
         tls: TlsStream | None = None,
         traffic: Traffic | None = None,
         buffers: Buffers | None = None,
@@ -202,7 +219,7 @@ class Connection(asyncio.Protocol):
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
-        connection = cls(session, limits, on_lost=on_lost, tls=tls, traffic=traffic, buffers=buffers)
+        connection = cls(session, limits, owner=owner, tls=tls, traffic=traffic, buffers=buffers)
         connection._endpoint, connection._keys = endpoint, keys
         return connection
 
@@ -321,7 +338,10 @@ class Connection(asyncio.Protocol):
         self._writes.attach(self._transport)
         address = peer_address(transport)
         self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
+        self.peer_host = address.host if address is not None else ""
         self._set_timer(self._limits.hello_seconds, self._hello_late)
+        if self._owner is not None:
+            self._owner.opened(self)
         if self._tls is not None:
             self.session.channel_binding = self._tls.channel_binding
             self._transport.write(self._tls.data_to_send())
@@ -457,8 +477,8 @@ class Connection(asyncio.Protocol):
         closed = self.session.closed or lost
         if self.handler is not None:
             self.handler.lost(self, closed)
-        if self._on_lost is not None:
-            self._on_lost(self, closed)
+        if self._owner is not None:
+            self._owner.lost(self, closed)
 
     def _receive_tls(self, tls: TlsStream, data: bytes) -> None:
         plain = tls.receive(data)
@@ -495,6 +515,9 @@ class Connection(asyncio.Protocol):
         self._set_timer(self._limits.close_seconds, self._close_late)
 
     def _establish(self) -> None:
+        if self._owner is not None and not self._owner.admits(self):
+            self.fail(CloseCode.TRY_AGAIN_LATER, "this node has all the connections that it may have")
+            return
         self._established = True
         # The answer of the hello goes out before anything that the handler writes.
         self._flush()

@@ -1,43 +1,52 @@
-"""The connections that a node accepts: their limit, how they are closed, and how each end is logged."""
+"""The connections that a node accepts: their limits, how they are closed, and how each end is logged."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from typing import cast
 
 from ..config.keys import Keys
-from ..config.model import NodeConfig
+from ..config.model import Limits, NodeConfig
 from ..journal import log
 from ..monitoring.reporter import Reporter
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
-from ..net.connection import Connection, Traffic
+from ..net.connection import Connection, Handler, Owner, Traffic
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
-from .limits import SPARE_CONNECTIONS
+from .limits import LINK_CONNECTIONS
 from .listener import Listener
+from .strangers import Strangers, source_of
 
 logger = logging.getLogger(__name__)
 
 RECONNECTS_PER_SECOND = 2000.0
 """Number of clients that are asked to come back per second after a restart: a node can greet more."""
 
+DROPPED_LOG_SECONDS = 10.0
+"""Time between two log lines about strangers that were dropped: there may be thousands in a second."""
+
 MAX_RETRY_SECONDS = 60.0
 """The longest time over which clients are asked to come back."""
 
 
-class Connections(Collection[Connection]):
+class Connections(Collection[Connection], Owner):
     """The connections that a node has accepted and that are not gone yet.
+
+    Strangers, producers and all others have a limit each, so that none can keep another kind out. A stranger
+    is a peer that has not proved itself yet; so is one that asks for a page.
 
     Args:
         members: An empty set; the reporter may read it too.
         counters: Counters of the node.
         traffic: Counts the bytes of all connections of the node.
-        buffers: Counts the bytes that wait in them.
         reporter: Is told of peers that were refused.
+        buffers: Counts the bytes that wait in them.
+        limits: Limits of the node; a reload sets others.
 
     Attributes:
         draining: True while the node drains: then the end of a connection is nothing unusual.
@@ -48,10 +57,17 @@ class Connections(Collection[Connection]):
         members: set[Connection],
         counters: Counter[str],
         traffic: Traffic,
-        buffers: Buffers,
         reporter: Reporter,
+        *,
+        buffers: Buffers,
+        limits: Limits,
     ) -> None:
         self.draining = False
+        self.limits = limits
+        self._strangers: Strangers[Connection] = Strangers()
+        self._producers: set[Connection] = set()
+        self._dropped = 0
+        self._dropped_logged = -DROPPED_LOG_SECONDS
         self._traffic = traffic
         self._buffers = buffers
         self._members, self._counters, self._reporter = members, counters, reporter
@@ -73,9 +89,8 @@ class Connections(Collection[Connection]):
         self, listener: Listener, config: NodeConfig, keys: Keys, tls: TlsContexts
     ) -> asyncio.Protocol:
         """Return the protocol of a new transport: a connection, or one that drops it."""
-        full = len(self._members) >= config.limits.max_connections + SPARE_CONNECTIONS
         # A reload opens listeners before it uses their certificate, and closes them after.
-        if full or (listener.address.tls and not tls.accepts):
+        if listener.address.tls and not tls.accepts:
             self._counters["connections_refused"] += 1
             return _Dropped()
         stream = tls.accept() if listener.address.tls else None
@@ -83,7 +98,7 @@ class Connections(Collection[Connection]):
             listener.endpoint,
             keys,
             config,
-            on_lost=self._lost,
+            owner=self,
             tls=stream,
             traffic=self._traffic,
             buffers=self._buffers,
@@ -91,6 +106,30 @@ class Connections(Collection[Connection]):
         self._members.add(connection)
         self._counters["connections"] += 1
         return connection
+
+    def full(self, handler: Handler) -> bool:
+        """Return True if there is no room for another peer of a handler's kind."""
+        if handler.peer_is_node:
+            return len(self._producers) >= LINK_CONNECTIONS
+        others = len(self._members) - len(self._strangers) - len(self._producers)
+        return others >= self.limits.max_connections
+
+    def opened(self, connection: Connection) -> None:
+        """Take a stranger; drop one by chance if there are too many."""
+        if len(self._strangers) >= self.limits.max_strangers:
+            self._drop(self._strangers.draw())
+        self._strangers.add(connection, source_of(connection.peer_host))
+
+    def admits(self, connection: Connection) -> bool:
+        """Return True if a peer that has proved itself may stay."""
+        handler = connection.handler
+        assert handler is not None
+        if self.full(handler):
+            return False
+        self._strangers.remove(connection)
+        if handler.peer_is_node:
+            self._producers.add(connection)
+        return True
 
     def announce_drain(self) -> None:
         """Tell the peers that speak v2 to go elsewhere, or to come back after a random time."""
@@ -115,14 +154,37 @@ class Connections(Collection[Connection]):
         for connection in self:
             connection.abort(CloseCode.GOING_AWAY)
 
-    def _lost(self, connection: Connection, closed: Closed) -> None:
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        """Forget a connection."""
         self._members.discard(connection)
+        self._producers.discard(connection)
+        dropped = not self._strangers.remove(connection) and not connection.established
         if self._closing is not None:
             closing, gone = self._closing
             closing.discard(connection)
             if not closing and not gone.done():
                 gone.set_result(None)
-        self._log_end(connection, closed)
+        if not dropped:
+            self._log_end(connection, closed)
+
+    def _drop(self, stranger: Connection) -> None:
+        """Drop a stranger because there are too many of them."""
+        self._strangers.remove(stranger)
+        self._counters["strangers_dropped"] += 1
+        self._reporter.refused("strangers_dropped", stranger.peer)
+        self._dropped += 1
+        now = time.monotonic()
+        if now - self._dropped_logged >= DROPPED_LOG_SECONDS:
+            log(
+                logger,
+                logging.WARNING,
+                "strangers dropped",
+                count=self._dropped,
+                max_strangers=self.limits.max_strangers,
+                peer=stranger.peer,
+            )
+            self._dropped, self._dropped_logged = 0, now
+        stranger.abort(CloseCode.TRY_AGAIN_LATER)
 
     def _log_end(self, connection: Connection, closed: Closed) -> None:
         if connection.established:

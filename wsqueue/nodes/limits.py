@@ -11,8 +11,8 @@ from ..journal import log
 
 logger = logging.getLogger(__name__)
 
-SPARE_CONNECTIONS = 100
-"""Connections beyond `max_connections` that may ask for a health page, or be told that the node is full."""
+LINK_CONNECTIONS = 256
+"""Connections of producers beyond `max_connections`, so that no client keeps them out: two for 128."""
 
 SPARE_FILES = 200
 """Open files beyond the connections: listeners, links, the event loop's own."""
@@ -26,7 +26,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 def open_files_wanted(limits: Limits) -> int:
     """Return the number of open files that a node needs."""
-    return limits.max_connections + SPARE_CONNECTIONS + SPARE_FILES
+    return limits.max_connections + limits.max_strangers + LINK_CONNECTIONS + SPARE_FILES
 
 
 def allow_open_files(limits: Limits) -> None:

@@ -23,7 +23,7 @@ from ..config.model import NodeConfig
 from ..errors import ConfigError, ListenError, WsqueueError
 from ..journal import log
 from ..monitoring.endpoint import StatusEndpoint
-from ..monitoring.pages import ONLY_PAGES, Pages
+from ..monitoring.pages import ONLY_PAGES, OTHER_SITE, Pages
 from ..monitoring.reporter import Reporter
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
@@ -76,7 +76,12 @@ class Service:
         )
         self.reporter.not_ready = self._not_ready
         self.connections = Connections(
-            accepted, self._counters, self.node.traffic, self.node.buffers, self.reporter
+            accepted,
+            self._counters,
+            self.node.traffic,
+            self.reporter,
+            buffers=self.node.buffers,
+            limits=self._config.limits,
         )
         self.listeners = Listeners(self._accept, self.endpoint)
         self._status_endpoint = StatusEndpoint(self.reporter)
@@ -204,16 +209,17 @@ class Service:
     ) -> Handler | HttpResponse:
         """Return the handler of a request, or the page that answers it."""
         path = request.path.partition("?")[0]
-        all_pages = listener.pages_only or self._pages.allowed(connection, request.host)
+        if not self._pages.sites.trusts_origin(request.origin, request.host):
+            return OTHER_SITE
+        all_pages = self._pages.allowed(connection, request.host, pages_only=listener.pages_only)
         page = self._pages.answer(path, all_pages=all_pages)
         if page is not None or listener.pages_only:
             return page or ONLY_PAGES
-        if len(self.connections) > self._config.limits.max_connections:
+        answer = self._status_endpoint if path == STATUS else self.node.endpoint(path)
+        if isinstance(answer, Handler) and self.connections.full(answer):
             self._counters["connections_refused"] += 1
             return HttpResponse(503, "This node has all the connections that it may have.\n")
-        if path == STATUS:
-            return self._status_endpoint
-        return self.node.endpoint(path)
+        return answer
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:
         # With the key and the certificate of the latest reload.
@@ -226,6 +232,7 @@ class Service:
     def _configure_monitoring(self) -> None:
         for part in (self.reporter, self._pages):
             part.configure(self._config, self._keys, self._tls)
+        self.connections.limits = self._config.limits
 
     def _check_limits(self) -> None:
         for sentence in config_warnings(self._config) + self._tls.warnings(datetime.now(UTC)):

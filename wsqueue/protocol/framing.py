@@ -112,11 +112,13 @@ class RequestReceived(msgspec.Struct, frozen=True):
         path: Path and query, as they were sent.
         host: The `Host` headers, "" if there are none: the name by which the peer calls this node.
         offers_subprotocol: True if the peer offers the subprotocol of this end.
+        origin: The `Origin` headers, None if there are none: the site whose page sends the request.
     """
 
     path: str
     host: str
     offers_subprotocol: bool
+    origin: str | None = None
 
 
 class Upgraded(msgspec.Struct, frozen=True):
@@ -238,8 +240,9 @@ class Framing:
 
     @property
     def unfinished_bytes(self) -> int:
-        """Return the bytes that came of a message whose end has not."""
-        return len(self._tail) + len(self._fragments)
+        """Return the bytes that came of a message whose end has not, and those for the next turn."""
+        waiting = len(self._rest) - self._rest_at if self._rest else 0
+        return len(self._tail) + len(self._fragments) + waiting
 
     @property
     def closing(self) -> bool:

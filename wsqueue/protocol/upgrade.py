@@ -108,7 +108,8 @@ class ServerFraming(Framing):
             return None
         names = re.split(r"[\s,]+", _offered(event))
         host = ", ".join(event.headers.get_all("Host"))
-        return RequestReceived(event.path, host, self._subprotocol in names)
+        origin = ", ".join(event.headers.get_all("Origin")) if "Origin" in event.headers else None
+        return RequestReceived(event.path, host, self._subprotocol in names, origin)
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST

@@ -48,6 +48,7 @@ WarningCode = Literal[
     "no_report",
     "publishers_paused",
     "restart_needed",
+    "strangers_dropped",
     "subscriber_slow",
     "version_differs",
 ]

@@ -61,6 +61,8 @@ ADVICE: dict[WarningCode, str] = {
     "node_unreachable": "See whether it runs (`systemctl status`), and whether it can be reached from here.",
     "publishers_paused": "They resume by themselves when the consumer has caught up.",
     "restart_needed": "Restart the node (`systemctl restart`), or put the old value back and reload it.",
+    "strangers_dropped": "Let only your own networks reach the port; if these were clients that came back"
+    " together, raise max_strangers.",
     "subscriber_slow": "They go on from the log, and miss messages that it drops before they are read;"
     " a classic subscriber is closed at max_buffered_bytes.",
     "version_differs": "This is normal during an update; otherwise run `ansible-playbook site.yml` again.",
@@ -161,6 +163,14 @@ def log_room(place: str, free: int, room: int) -> str:
 def _refusal_warnings(recent: Recent) -> Iterator[NodeWarning]:
     for counter, peer in recent.refused_peers.items():
         count = recent.counters[counter]
+        if counter == "strangers_dropped" and count:
+            one, several = "peer that had not proved itself was", "peers that had not proved themselves were"
+            yield warning(
+                "strangers_dropped",
+                f"{number(count, one, several)} dropped in the last minute, because there were too many;"
+                f" the last from {peer}.",
+            )
+            continue
         if count < MANY_REFUSALS:
             continue
         times = f"{number(count, 'time')} in the last minute, the last from {peer}"
@@ -211,7 +221,10 @@ def _lost_warnings(report: Report) -> Iterator[NodeWarning]:
 def _load_warnings(report: Report) -> Iterator[NodeWarning]:
     if report.loop_lag_seconds > MAX_LAG_SECONDS:
         yield warning("loop_lag", f"The event loop was late by up to {report.loop_lag_seconds:.1f} seconds.")
-    count = sum(kind.count for kind in report.connections)
+    # Strangers and producers have limits of their own.
+    count = sum(
+        kind.count for kind in report.connections if kind.state != "hello" and kind.role != "producer"
+    )
     if count > NEARLY_FULL * report.max_connections:
         yield warning(
             "many_connections", f"{count} of at most {report.max_connections} connections are taken."

@@ -141,6 +141,29 @@ class TestKeys:
         assert (error.key, error.line) == ("limits", 3)
 
 
+class TestSites:
+    @pytest.mark.parametrize("entry", ["", "a:80", "[::1]", "http://a", "a b"])
+    def test_hosts_that_are_refused(self, file: ConfigFile, entry: str) -> None:
+        error = file.refusal(f'{CONSUMER}hosts = ["localhost", "{entry}"]\n')
+        assert (error.key, error.line) == ("hosts[1]", 3)
+        assert "is not a host: expected a name or an IP address" in error.problem
+
+    @pytest.mark.parametrize(
+        "entry", ["", "*", "a.example", "https://a/", "https://a/b", "ws://a", "http://a:b"]
+    )
+    def test_origins_that_are_refused(self, file: ConfigFile, entry: str) -> None:
+        error = file.refusal(f'{CONSUMER}origins = ["https://a", "{entry}"]\n')
+        assert (error.key, error.line) == ("origins[1]", 3)
+        assert "is not an origin: expected https://host, with :port" in error.problem
+
+    def test_taken(self, file: ConfigFile) -> None:
+        hosts = ["Node_1.example", "192.0.2.1", "2001:db8::7"]
+        origins = ["https://a", "http://[::1]:80", "null"]
+        config = file.load(f"{CONSUMER}hosts = {hosts}\norigins = {origins}\n")
+        assert isinstance(config, ConsumerConfig)
+        assert (config.hosts, config.origins) == (hosts, origins)
+
+
 class TestLines:
     """The line is right however the file is laid out."""
 

@@ -11,7 +11,14 @@ from websockets.frames import Opcode
 
 from wsqueue.config.keys import Keys
 from wsqueue.config.model import ConsumerConfig
-from wsqueue.net.connection import BURDEN_BURST_SECONDS, BURDEN_PER_SECOND, TURN_BYTES, Connection, Handler
+from wsqueue.net.connection import (
+    BURDEN_BURST_SECONDS,
+    BURDEN_PER_SECOND,
+    TURN_BYTES,
+    Connection,
+    Handler,
+    Owner,
+)
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import cut_controls
 from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse, RequestReceived
@@ -84,25 +91,29 @@ class Recorder(Handler):
         self.calls.append("lost")
 
 
-class Accepted:
+class Accepted(Owner):
     """A connection whose endpoint gives the answers that a test wants."""
 
     def __init__(self, answer: Handler | HttpResponse) -> None:
         config = ConsumerConfig(listen=["127.0.0.1:1"], allow_classic=True)
         self.requests: list[RequestReceived] = []
         self.closed: list[Closed] = []
+        self.full = False
         self.transport = FakeTransport()
 
         def endpoint(_connection: Connection, request: RequestReceived) -> Handler | HttpResponse:
             self.requests.append(request)
             return answer
 
-        def on_lost(_connection: Connection, closed: Closed) -> None:
-            self.closed.append(closed)
-
         keys = Keys(nodes=PSK, clients=CLIENTS)
-        self.connection = Connection.accept(endpoint, keys, config, on_lost=on_lost)
+        self.connection = Connection.accept(endpoint, keys, config, owner=self)
         self.connection.connection_made(self.transport)
+
+    def admits(self, connection: Connection) -> bool:
+        return not self.full
+
+    def lost(self, connection: Connection, closed: Closed) -> None:
+        self.closed.append(closed)
 
     def exchange(self, peer: Session) -> None:
         """Carry bytes both ways until both are silent."""
@@ -153,6 +164,16 @@ async def test_a_handler_gets_no_events_before_the_hello_is_done() -> None:
     assert (handler.calls, handler.events) == (["established", "received"], [HelloDone()])
     accepted.connection.data_received(peer.frame([b'{"t":"m","d":"x","s":"news"}']))
     assert received(handler.events) == [("x", "news")]
+
+
+async def test_a_peer_that_the_owner_does_not_admit_is_closed_and_its_handler_gets_nothing() -> None:
+    handler = Recorder()
+    accepted = Accepted(handler)
+    accepted.full = True
+    accepted.exchange(peer := initiate(offer_v2=True))
+    reason = "this node has all the connections that it may have"
+    assert peer.closed == Closed(CloseCode.TRY_AGAIN_LATER, reason, by_peer=True)
+    assert handler.calls == []
 
 
 async def test_the_handler_hears_of_the_loss_before_the_owner() -> None:

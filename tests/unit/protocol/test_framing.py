@@ -107,6 +107,22 @@ class TestFraming:
         request = "\r\n".join(["GET /x?y HTTP/1.1", *lines, "", ""]).encode()
         assert server.receive_data(request) == [RequestReceived("/x?y", host, offers_subprotocol=False)]
 
+    @pytest.mark.parametrize(
+        ("lines", "origin"),
+        [
+            ([], None),
+            (["Origin: "], ""),
+            (["oRIGIN: https://a.example "], "https://a.example"),
+            (["Origin: https://a.example", "Origin: null"], "https://a.example, null"),
+        ],
+    )
+    def test_a_request_says_which_site_it_comes_from(self, lines: list[str], origin: str | None) -> None:
+        server = ServerFraming(1000, SUBPROTOCOL)
+        request = "\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode()
+        (event,) = server.receive_data(request)
+        assert isinstance(event, RequestReceived)
+        assert event.origin == origin
+
     @pytest.mark.parametrize("accepted", [True, False])
     def test_what_is_behind_a_request_waits_for_the_answer(self, accepted: bool) -> None:
         server, client = ServerFraming(1000, SUBPROTOCOL), ClientFraming("::1", 8080, "/producer", 1000)

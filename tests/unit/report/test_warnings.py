@@ -103,6 +103,21 @@ class TestNode:
             "1 classic message was lost since the start.",
         ]
 
+    @pytest.mark.parametrize(
+        ("count", "peers"),
+        [
+            (1, "1 peer that had not proved itself was"),
+            (2000, "2,000 peers that had not proved themselves were"),
+        ],
+    )
+    def test_strangers_that_were_dropped(self, count: int, peers: str) -> None:
+        recent = Recent(Counter(strangers_dropped=count), {"strangers_dropped": "192.0.2.9:7"})
+        (found,) = node_warnings(WELL, recent)
+        assert (found.code, found.text) == (
+            "strangers_dropped",
+            f"{peers} dropped in the last minute, because there were too many; the last from 192.0.2.9:7.",
+        )
+
     def test_a_log_that_fails(self) -> None:
         text = only(warnings(log=replaced(LOG, failing="the disk is full")), "log_failing")
         assert text == "Messages cannot be stored, and are refused: the disk is full."
@@ -181,7 +196,11 @@ class TestNode:
     def test_many_connections(self) -> None:
         nine = [ConnectionCount("subscriber", "open", "v2", 9)]
         assert warnings(connections=nine) == []
-        text = only(warnings(connections=[*nine, ConnectionCount("", "hello", "", 1)]), "many_connections")
+        others = [ConnectionCount("", "hello", "", 90), ConnectionCount("producer", "open", "v2", 90)]
+        assert warnings(connections=nine + others) == []
+        text = only(
+            warnings(connections=[*nine, ConnectionCount("monitor", "open", "v2", 1)]), "many_connections"
+        )
         assert text == "10 of at most 10 connections are taken."
 
     def test_certificates(self) -> None:

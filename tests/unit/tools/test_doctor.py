@@ -220,7 +220,7 @@ class TestBounds:
         node, log = "node.toml", Path("/var/log")
         for bounds, state in (([400, 400], "ok"), ([400, 401], "warning")):
             assert doctor.memory_finding(bounds, 1000).state == state
-        for allowed, state in ((-1, "ok"), (16_300, "ok"), (16_299, "warning")):
+        for allowed, state in ((-1, "ok"), (18_456, "ok"), (18_455, "warning")):
             assert doctor.files_finding(node, Limits(), allowed, "The node").state == state
         for free, state in ((100, "ok"), (99, "warning")):
             assert doctor.space_finding(node, log, 100, free).state == state

@@ -404,7 +404,10 @@
         );
         times.update(history.window());
         times.element.hidden = report.log?.mode === "memory";
-        const open = report.connections.reduce((sum, kind) => sum + kind.count, 0);
+        // Strangers and producers have limits of their own.
+        const open = report.connections
+          .filter((kind) => kind.state !== "hello" && kind.role !== "producer")
+          .reduce((sum, kind) => sum + kind.count, 0);
         connections.update(
           report.connections.map((kind) => [
             kind.role || "pages, new connections",

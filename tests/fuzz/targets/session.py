@@ -12,7 +12,14 @@ import json
 from collections.abc import Iterator
 
 from tests.fuzz.held import held_bytes
-from tests.support.session_pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, Pair, accept, initiate
+from tests.support.session_pair import (
+    MAX_MESSAGE_BYTES,
+    MAX_TOPIC_BYTES,
+    Pair,
+    accept,
+    initiate,
+    receive_all,
+)
 from tests.support.wire import WHOLE, Every, Raw, cut
 from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode
@@ -56,7 +63,7 @@ class Watched:
     def feed(self, data: bytes) -> bytes:
         """Feed a read, check the events, and return the answer."""
         ended = self.session.closed
-        events = self.session.receive_data(data)
+        events = receive_all(self.session, data)
         self.fed += len(data)
         assert not (ended and events), f"{events[0]} after {ended}"
         for event in events:

@@ -1,1 +1,1 @@
-"""Floods: what a peer may do to a node, measured: `python -m tests.floods --help`."""
+"""Measure floods of a node by its peers: `python -m tests.floods --help`."""

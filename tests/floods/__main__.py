@@ -220,7 +220,7 @@ def row(name: str, bystander: Bystander, cpu: float, lag: float, mib: float) -> 
     help="The checkout whose nodes are flooded, to compare versions.",
 )
 def main(names: tuple[str, ...], seconds: float, tree: Path) -> None:
-    """Flood nodes on loopback, and print what others notice: a table with a row for each flood.
+    """Flood nodes on loopback, and print how others fare: a table with a row for each flood.
 
     A bystander publishes and receives a message every 10 ms; newcomers connect again until they are in.
     """

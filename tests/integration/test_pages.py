@@ -157,7 +157,7 @@ class TestAudience:
 
 
 class TestSites:
-    """What a page of another site gets, whatever its browser can reach."""
+    """Pages of other sites, in a browser that reaches the nodes."""
 
     @pytest.mark.parametrize("pages", ["all", "loopback", "listener"])
     async def test_a_name_that_leads_here(self, nodes: Nodes, pages: str) -> None:

@@ -714,7 +714,7 @@ async def test_warnings(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch)
     await nodes.producer([f"unix:/{number}" for number in range(31)])
     assert wanted == [(500, 500)]
     (line,) = log.lines("too few open files allowed ", logging.WARNING)
-    assert "allowed=500 wanted=16300" in line
+    assert "allowed=500 wanted=18456" in line
     assert len(log.lines("unwise configuration ", logging.WARNING)) == 1
 
 

@@ -186,7 +186,7 @@ async def test_the_handler_hears_of_the_loss_before_the_owner() -> None:
 
 
 class Turns:
-    """A connection with a peer that has proved itself, and what it takes in each turn of the loop."""
+    """A connection with a peer that has proved itself, in turns of the loop."""
 
     def __init__(self) -> None:
         self.handler = Recorder()

@@ -183,7 +183,7 @@ def test_the_key_is_not_on_a_command_line_nor_in_an_output(standing_cluster: Clu
 
 
 def test_kept_messages_and_orphans_are_counted(tmp_path: Path) -> None:
-    write_snapshot(tmp_path / SNAPSHOT_NAME, StoreState(id="0", topics={}, numbers={}), [])
+    write_snapshot(tmp_path / SNAPSHOT_NAME, StoreState(epochs=[], topics={}, numbers={}), [])
     assert run("kept", tmp_path) == (0, "0 messages of 0 topics\n", "")
     counted = run("kept", "--json", "--number", "2", "--of", "3", tmp_path)
     assert json.loads(counted.stdout) == {"topics": 0, "messages": 0}

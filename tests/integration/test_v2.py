@@ -6,8 +6,11 @@ import asyncio
 import contextlib
 import itertools
 import json
+import shutil
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +22,7 @@ from wsqueue.client.publisher import PublisherLink
 from wsqueue.client.values import Start
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link
+from wsqueue.nodes import consumer as consumer_module
 from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
@@ -406,6 +410,81 @@ class TestLogs:
                 item = await anext(subscription)
                 assert isinstance(item, wsqueue.Message)
                 assert (item.data, item.offset) == ("after", 0)
+
+    @MODES
+    async def test_a_directory_that_is_put_back_from_a_copy_is_a_gap(self, nodes: Nodes, mode: str) -> None:
+        consumer = await nodes.consumer(port=free_port(), **kept(nodes, mode))
+        producer = await nodes.producer([consumer])
+        log, copy = nodes.directory / "log", nodes.directory / "copy"
+        async with soon(), nodes.client([producer], [consumer]) as client:
+            await client.publish("news", *(f"{number}" for number in range(100)))
+            shared = [message async for message in client.subscribe("news", start="earliest", follow=False)]
+            await consumer.stop()
+            shutil.copytree(log, copy)
+            await consumer.restart()
+            await client.publish("news", *(f"lost {number}" for number in range(100)))
+            lost = [message async for message in client.subscribe("news", start=100, follow=False)]
+            await consumer.stop()
+            shutil.rmtree(log)
+            shutil.copytree(copy, log)
+            await consumer.restart()
+            new = [f"new {number}" for number in range(150)]
+            await client.publish("news", *new)
+            start = lost[-1].after
+            items = [
+                item async for item in client.subscribe("news", start=start, follow=False, on_gap="yield")
+            ]
+            assert items[0] == wsqueue.Gap("news", None)
+            assert [item.data for item in items if isinstance(item, wsqueue.Message)][-150:] == new
+            # Who had read only what is still there goes on.
+            assert await all_of(client, "news", shared[-1].after) == new
+            assert await all_of(client, "news", shared[41].after) == [f"{n}" for n in range(42, 100)] + new
+
+    async def test_a_machine_that_may_have_been_set_back_begins_an_epoch(
+        self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        set_by = 0.0
+        system = SimpleNamespace(
+            time=lambda: time.time() + set_by,
+            clock_gettime=time.clock_gettime,
+            CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
+        )
+        monkeypatch.setattr(consumer_module, "time", system)
+        monkeypatch.setattr(consumer_module, "TRIM_SECONDS", 0.01)
+        consumer, producer = await nodes.cluster()
+        logs = consumer.consumer.logs
+
+        def behind() -> float:
+            log_status = consumer.service.reporter.report().log
+            assert log_status is not None
+            return -log_status.clock_seconds
+
+        async with (
+            soon(),
+            nodes.client([producer], [consumer]) as client,
+            client.subscribe("news") as messages,
+        ):
+            await client.publish("news", "a", "b")
+            before = [await anext(messages) for _ in range(2)]
+            set_by = 3.0
+            await eventually(lambda: behind() > 2, "the step is seen")
+            await client.publish("news", "c")
+            assert (await anext(messages)).log == before[-1].log, "so little is not worth it"
+            set_by += 3600.0
+            await eventually(lambda: logs.id != before[-1].log, "an epoch begins")
+            await client.publish("news", "d", "e")
+            after = [await anext(messages) for _ in range(2)]
+            assert after[-1].log == logs.id
+            assert [message.data for message in [*before, *after]] == ["a", "b", "d", "e"]
+            # Positions of either go on without a gap; one that was lost with the machine's future doesn't.
+            assert await all_of(client, "news", before[-1].after) == ["c", "d", "e"]
+            assert await all_of(client, "news", after[0].after) == ["e"]
+            lost = wsqueue.Position(before[-1].log, 4)
+            items = client.subscribe("news", start=lost, follow=False, on_gap="yield")
+            found = [item async for item in items]
+            assert found[0] == wsqueue.Gap("news", None)
+            assert [item.data for item in found if isinstance(item, wsqueue.Message)] == ["d", "e"]
+        assert logs.epochs.current.number == 2
 
     async def test_an_absent_subscriber_gets_what_it_missed(self, nodes: Nodes) -> None:
         consumer, producer = await nodes.cluster()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from wsqueue.config.model import Retention
 from wsqueue.log.memory import MemoryStore
-from wsqueue.log.records import Record, StoreState
+from wsqueue.log.records import Epoch, Record, StoreState
 from wsqueue.log.sqlite import SqliteStore
 from wsqueue.log.store import AppendBatch, Outcome, Store
 from wsqueue.protocol import v2
@@ -115,7 +115,7 @@ class FakeArchive:
     """An archive that commits and fails when the test says so."""
 
     opened: FakeArchive
-    state = StoreState(id="0123456789abcdef", topics={}, numbers={})
+    state = StoreState(epochs=[], topics={}, numbers={})
 
     def __init__(
         self,
@@ -130,6 +130,7 @@ class FakeArchive:
         self._committed, self._failed, self.damaged = committed, failed, damaged
         self.queue: deque[Record] = deque()
         self.stored: list[Record] = []
+        self.epochs: list[Epoch] = []
         self.limits = limits
         self.pending_bytes = self.bytes = self.trims = self.unchecked = self.wal_bytes = 0
         self.held_seconds = 0.0
@@ -161,6 +162,9 @@ class FakeArchive:
                 return record.offset
         return self.state.topics[topic].first if topic in self.state.topics else None
 
+    def begin_epoch(self, epoch: Epoch) -> None:
+        self.epochs.append(epoch)
+
     def trim(self) -> None:
         self.trims += 1
 
@@ -179,7 +183,7 @@ class Archived(Logs):
     @classmethod
     async def opened(cls, state: StoreState | None = None) -> Archived:
         logs = cls(config=limits(mode="sqlite", directory=Path("/nowhere")))
-        FakeArchive.state = state or StoreState(id="0123456789abcdef", topics={}, numbers={})
+        FakeArchive.state = state or StoreState(epochs=[], topics={}, numbers={})
         await logs.store.open()
         logs.archive = FakeArchive.opened
         return logs

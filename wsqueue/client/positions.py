@@ -6,7 +6,7 @@
 | delivered | the connection is lost | asked for on the next connection, at the position where it was |
 
 A topic begins at the start that the application chose, until a consumer has answered once. From then on its
-position is the id of the log and the offset of the next message.
+position is the id of the log's epoch and the offset of the next message.
 
 A consumer that has forgotten a publisher may store a batch twice. So the number of the last batch of each
 publisher on each topic is kept, and a batch that is not after it is dropped.
@@ -33,7 +33,7 @@ class TopicPosition(msgspec.Struct):
 
     Attributes:
         start: Where to begin, used until `log` is known.
-        log: The id of the log, "" before the first answer.
+        log: The id of the log's epoch, "" before the first answer.
         offset: Offset of the next message.
         end: Offset after the last message that was published before the consumer answered.
         delivered: True once the consumer has answered on this connection.

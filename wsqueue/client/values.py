@@ -12,7 +12,7 @@ class Position(msgspec.Struct, frozen=True):
     """Name a place in a log: a subscription can begin there.
 
     Attributes:
-        log: The id of the log; offsets of another log mean nothing.
+        log: The id of the log's epoch in which the position was read; offsets alone mean little.
         offset: Offset of the next message.
     """
 
@@ -29,7 +29,7 @@ class Message(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         topic: The topic that it was published on.
         data: The data that was published.
-        log: The id of the log that keeps it; "" from a consumer without a log.
+        log: The id of the epoch of the log in which it was read; "" from a consumer without a log.
         offset: Its place in that log.
     """
 
@@ -49,7 +49,8 @@ class Gap(msgspec.Struct, frozen=True):
 
     Attributes:
         topic: Their topic.
-        missed: How many there were; None if that is unknown, because a consumer crashed with its log.
+        missed: How many there were; None if that is unknown, because a consumer lost its log, or
+            went on with an older copy.
     """
 
     topic: str

@@ -34,7 +34,7 @@ from ..journal import log
 from ..report.stats import Histogram
 from .database import Database
 from .files import Damaged, reason_of, set_aside
-from .records import Record, StoreState
+from .records import Epoch, Record, StoreState
 from .schema import is_damage
 
 Result = TypeVar("Result")
@@ -162,6 +162,11 @@ class Archive:
             self._queue.extend(records)
             self._wake.notify()
 
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Have the writer keep an epoch, before any record that is appended later."""
+        self._database.begin_epoch(epoch)
+        self.trim()
+
     def trim(self) -> None:
         """Have the writer trim and tidy when nothing comes: records get too old by themselves."""
         with self._wake:
@@ -190,6 +195,14 @@ class Archive:
             WsqueueError: The file cannot be read.
         """
         return await self._ask(functools.partial(self._database.offset_at, topic, time))
+
+    async def epoch_end(self, topic: str, epoch: int) -> int | None:
+        """Return the offset at which an epoch ends in a topic, None if no record shows it.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        return await self._ask(functools.partial(self._database.epoch_end, topic, epoch))
 
     async def close(self) -> None:
         """Commit the queue, move all into the one file, and end the threads; set a damaged file aside."""
@@ -278,7 +291,7 @@ class Archive:
         with self._wake:
             timeout = 0 if self._database.behind else None
             self._wake.wait_for(self._has_work, timeout)
-            self._trimming = False
+            trimming, self._trimming = self._trimming, False
             if self._damage:
                 return None
             if self._failing:
@@ -288,7 +301,8 @@ class Archive:
             while self._queue and size < MAX_GROUP_BYTES:
                 group.append(self._queue.popleft())
                 size += group[-1].size
-            return None if self._closing and not group else group
+            # A commit that was asked for comes before the end: it may have an epoch to write.
+            return None if self._closing and not group and not trimming else group
 
     def _has_work(self) -> bool:
         # After a failure the whole queue belongs to it, until the loop has taken it away.

@@ -18,9 +18,10 @@ from ..config.model import Retention
 from ..journal import log
 from . import queries, schema
 from .database_file import DatabaseFile
+from .epochs import MAX_EPOCHS
 from .file_ledger import FileLedger, FileTopic
 from .files import Damaged
-from .records import MAX_NUMBERS, Record, StoreState, TopicState
+from .records import MAX_NUMBERS, MAX_OFFSET, Epoch, Record, StoreState, TopicState
 from .schema import PAGE_BYTES
 
 logger = logging.getLogger(__name__)
@@ -44,9 +45,15 @@ RESTORED_AT_ONCE = 20_000
 """Records that one transaction restores."""
 
 _INSERT_RECORD = """
-INSERT INTO record (topic, "offset", count, time, publisher, number, packet) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT INTO record (topic, "offset", count, time, publisher, number, packet, epoch)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
-_WRITE_TOPIC = "INSERT OR REPLACE INTO topic (id, name, first, next, bytes) VALUES (?, ?, ?, ?, ?)"
+_TOPICS = "SELECT id, name, first, next, bytes, epoch FROM topic ORDER BY id"
+_WRITE_TOPIC = """
+INSERT OR REPLACE INTO topic (id, name, first, next, bytes, epoch) VALUES (?, ?, ?, ?, ?, ?)
+"""
+_INSERT_EPOCH = "INSERT OR IGNORE INTO epoch VALUES (?, ?, ?)"
+_DELETE_OLD_EPOCHS = "DELETE FROM epoch WHERE number <= ?"
 _INSERT_NUMBER = "INSERT OR REPLACE INTO number (topic, publisher, number) VALUES (?, ?, ?)"
 _DELETE_OLD_NUMBERS = """
 DELETE FROM number WHERE id <= (SELECT id FROM number ORDER BY id DESC LIMIT 1 OFFSET ?)
@@ -86,35 +93,46 @@ class Database(DatabaseFile):
         self._last_id = self._new_numbers = 0
         self._clean = True  # the file says so
         self._checked = self._last_unchecked = 0
+        self._new_epochs: list[Epoch] = []
 
     def _survey(self) -> StoreState:
         """Take over what the file says of its topics; the records are not looked at."""
         writer = self._writer
         ledger = self.ledger = FileLedger(self.limits)
-        identities = writer.execute("SELECT id, floor, clean FROM archive").fetchall()
-        if len(identities) != 1 or len(identities[0][0]) != 16:
-            raise Damaged("it has no id")
-        identity, ledger.floor, clean = identities[0]
-        for id_, name, first, next_, size in writer.execute("SELECT * FROM topic ORDER BY id"):
+        rows = writer.execute("SELECT floor, clean FROM archive").fetchall()
+        if len(rows) != 1:
+            raise Damaged("it has no floor")
+        ledger.floor, clean = rows[0]
+        epochs = queries.epochs(writer)
+        newest_epoch = epochs[-1].number if epochs else 0
+        if epochs and not (epochs[0].number > 0 and newest_epoch <= MAX_OFFSET):
+            raise Damaged("it has an epoch with a number that none can have")
+        for id_, name, first, next_, size, epoch in writer.execute(_TOPICS):
             if name in ledger.topics:
                 raise Damaged("it has a topic twice")
             if not 0 <= first <= next_ or (first < next_) != (size > 0):
                 raise Damaged("the offsets of a topic contradict its size")
-            topic = FileTopic(id_, name, next_)
+            if not 0 <= epoch <= newest_epoch:
+                raise Damaged("a topic has an epoch that the file does not have")
+            topic = FileTopic(id_, name, next_, epoch)
             topic.first, topic.bytes = first, size
             ledger.know(topic)
             self._last_id = id_
         ledger.begin()
         self._crowded = {name for name, topic in ledger.topics.items() if ledger.exceeds(topic)}
         state = StoreState(
-            id=identity,
-            topics={name: TopicState(topic.first, topic.next) for name, topic in ledger.topics.items()},
+            epochs=epochs,
+            topics={
+                name: TopicState(topic.first, topic.next, topic.epoch)
+                for name, topic in ledger.topics.items()
+            },
             numbers=queries.numbers(writer),
             floor=ledger.floor,
         )
-        newest = schema.count(writer, "SELECT ifnull(max(id), 0) FROM record")
-        self._date_back(newest)
-        self._clean, self._checked, self._last_unchecked = bool(clean), 0, 0 if clean else newest
+        newest_record = schema.count(writer, "SELECT ifnull(max(id), 0) FROM record")
+        self._date_back(newest_record)
+        self._clean, self._checked = bool(clean), 0
+        self._last_unchecked = 0 if clean else newest_record
         return state
 
     @property
@@ -167,6 +185,10 @@ class Database(DatabaseFile):
         topic = self.ledger.topics.get(name)
         return None if topic is None else topic.first
 
+    def begin_epoch(self, epoch: Epoch) -> None:
+        """Have the next commit write an epoch; any thread may call this."""
+        self._new_epochs.append(epoch)
+
     def commit(self, group: Sequence[Record]) -> None:
         """Write a group and trim, all or nothing.
 
@@ -180,6 +202,8 @@ class Database(DatabaseFile):
         self._writer.execute("BEGIN IMMEDIATE")
         # Before the group is written: a full file does not grow, and no record is written only to go at once.
         room = self._trim(group)
+        epochs = list(self._new_epochs)
+        self._insert_epochs(epochs)
         self._insert(ids, group)
         self._forget()
         self._write_topics()
@@ -187,6 +211,7 @@ class Database(DatabaseFile):
             self._writer.execute("UPDATE archive SET clean = FALSE")
         self._writer.execute("COMMIT")
         self._clean = False
+        del self._new_epochs[: len(epochs)]
         self.behind = not room
         self._crowded = {topic.name for topic in self._touched() if self.behind and ledger.exceeds(topic)}
         ledger.begin()
@@ -214,10 +239,11 @@ class Database(DatabaseFile):
             self.commit(group)
         writer, topics = self._writer, self.ledger.topics
         writer.execute("BEGIN IMMEDIATE")
-        writer.execute("UPDATE archive SET id = ?, floor = ?", (state.id, state.floor))
+        writer.execute("UPDATE archive SET floor = ?", (state.floor,))
+        self._insert_epochs(state.epochs)
         for name, topic in state.topics.items():
             if name not in topics:
-                self._know(name, topic.next)
+                self._know(name, topic.next, topic.epoch)
         self._write_topics()
         writer.execute("DELETE FROM number")
         writer.executemany(
@@ -255,6 +281,14 @@ class Database(DatabaseFile):
         with self._reading() as connection:
             return queries.offset_at(connection, topic.id, moment)
 
+    def epoch_end(self, name: str, epoch: int) -> int | None:
+        """Return the offset at which an epoch ends in a topic, None if no record shows it."""
+        topic = self.ledger.topics.get(name)
+        if topic is None:
+            return None
+        with self._reading() as connection:
+            return queries.epoch_end(connection, topic.id, epoch)
+
     def _use_limits(self) -> None:
         """Take other limits over: any topic may exceed them."""
         ledger = self.ledger
@@ -262,19 +296,20 @@ class Database(DatabaseFile):
             ledger.limits = self.limits
             self._crowded = {name for name, topic in ledger.topics.items() if ledger.exceeds(topic)}
 
-    def _know(self, name: str, next_offset: int) -> FileTopic:
+    def _know(self, name: str, next_offset: int, epoch: int) -> FileTopic:
         self._last_id += 1
-        topic = FileTopic(self._last_id, name, next_offset)
+        topic = FileTopic(self._last_id, name, next_offset, epoch)
         self.ledger.know(topic)
         return topic
 
     def _expect(self, record: Record) -> int:
         """Count a record that is to be written, and return the id of its topic."""
         name, offset = record.topic, record.offset
-        topic = self.ledger.topics.get(name) or self._know(name, 0)
+        topic = self.ledger.topics.get(name) or self._know(name, 0, record.epoch)
         if offset < topic.next or record.count < 1:
             raise ValueError(f"offset {offset} of topic {name!r} was there before: the next is {topic.next}")
         self.ledger.add(topic, offset, record.count, record.size)
+        topic.epoch = record.epoch
         return topic.id
 
     def _insert(self, ids: Sequence[int], group: Sequence[Record]) -> None:
@@ -282,7 +317,7 @@ class Database(DatabaseFile):
         self._writer.executemany(
             _INSERT_RECORD,
             [
-                (id_, one.offset, one.count, one.time, one.publisher, one.number, one.packet)
+                (id_, one.offset, one.count, one.time, one.publisher, one.number, one.packet, one.epoch)
                 for id_, one in zip(ids, group, strict=True)
                 if one.offset >= topics[one.topic].first
             ],
@@ -304,8 +339,15 @@ class Database(DatabaseFile):
         topics = self.ledger.topics
         changed = [topics[name] for name in self.ledger.before if name in topics]
         self._writer.executemany(
-            _WRITE_TOPIC, [(topic.id, topic.name, topic.first, topic.next, topic.bytes) for topic in changed]
+            _WRITE_TOPIC,
+            [(topic.id, topic.name, topic.first, topic.next, topic.bytes, topic.epoch) for topic in changed],
         )
+
+    def _insert_epochs(self, epochs: Sequence[Epoch]) -> None:
+        if epochs:
+            rows = [(epoch.number, epoch.id, epoch.restored) for epoch in epochs]
+            self._writer.executemany(_INSERT_EPOCH, rows)
+            self._writer.execute(_DELETE_OLD_EPOCHS, (epochs[-1].number - MAX_EPOCHS,))
 
     def _touched(self) -> list[FileTopic]:
         """Return topics that this transaction has changed, or that may exceed their limits."""

@@ -11,13 +11,13 @@ from .ledger import Ledger, TopicCounts
 
 
 class FileTopic(TopicCounts):
-    """Count the records of a topic in the file, where the topic has an id."""
+    """Count the records of a topic in the file, where the topic has an id, and its last record an epoch."""
 
-    __slots__ = ("id",)
+    __slots__ = ("epoch", "id")
 
-    def __init__(self, id: int, name: str, next_offset: int) -> None:  # noqa: A002 - the column's name
+    def __init__(self, id: int, name: str, next_offset: int, epoch: int) -> None:  # noqa: A002 - the column
         super().__init__(name, next_offset)
-        self.id = id
+        self.id, self.epoch = id, epoch
 
 
 Kept: TypeAlias = tuple[FileTopic, int, int, float]

@@ -16,7 +16,6 @@ come to the front.
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -26,6 +25,7 @@ import msgspec
 from ..config.model import Retention
 from ..protocol import v2
 from ..protocol.v2 import RefusalCode
+from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
 from .records import MAX_NUMBERS, Record, StoreState
@@ -56,7 +56,8 @@ class TopicLogs(Store):
         done: Done,
         clock: Callable[[], float] = time.time,
     ) -> None:
-        self.id = secrets.token_hex(8)
+        self.epochs = Epochs()
+        self.epochs.begin()
         self.on_damage: Callable[[str], None] = lambda _reason: None
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
@@ -94,6 +95,10 @@ class TopicLogs(Store):
         self._ledger.forget(self._needed)
         return log
 
+    def begin_epoch(self) -> None:
+        """Begin another epoch: what was read until now may not be what these logs have."""
+        self.epochs.begin()
+
     def trim(self) -> None:
         """Drop records above the limits."""
         ledger, order, now = self._ledger, self._order, self._clock()
@@ -125,12 +130,13 @@ class TopicLogs(Store):
 
     def _take_over(self, state: StoreState) -> None:
         """Go on where a log ended that was kept."""
-        self.id, self._ledger.floor = state.id, state.floor
+        self.epochs, self._ledger.floor = Epochs(state.epochs), state.floor
         self._numbers.update(state.numbers)
         for numbered, _ in self._numbers:
             self.index.add_number(numbered, 1)
         for name, topic in state.topics.items():
-            self._ledger.know(TopicLog(name, 0, topic.next))
+            self._ledger.know(TopicLog(name, 0, topic.next, topic.epoch))
+        self.begin_epoch()
 
     def _admit(self, batch: AppendBatch, before: int | None, now: float) -> Outcome:
         """Give a batch its place in the log, unless it is there or one is missing before it.
@@ -163,7 +169,14 @@ class TopicLogs(Store):
         packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
         log.time = max(log.time, now)
         record = Record(
-            log.name, log.assigned, len(batch.data), log.time, batch.publisher, batch.number, packet
+            log.name,
+            log.assigned,
+            len(batch.data),
+            log.time,
+            batch.publisher,
+            batch.number,
+            packet,
+            self.epochs.current.number,
         )
         log.assigned = record.end
         return Outcome(batch, record)
@@ -174,6 +187,7 @@ class TopicLogs(Store):
         if not log.messages:
             log.records = deque()
         log.records.append(record)
+        log.epoch = record.epoch
         self._order.append(log)
         self._records += 1
         if self._ledger.add(log, record.offset, record.count, record.size):

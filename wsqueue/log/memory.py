@@ -52,8 +52,8 @@ class MemoryStore(TopicLogs):
         if directory is None or not topics:
             return
         state = StoreState(
-            id=self.id,
-            topics={name: TopicState(log.first, log.next) for name, log in topics.items()},
+            epochs=self.epochs.known(),
+            topics={name: TopicState(log.first, log.next, log.epoch) for name, log in topics.items()},
             numbers=dict(self._numbers),
             floor=self._ledger.floor,
         )
@@ -95,6 +95,10 @@ class MemoryStore(TopicLogs):
     async def offset_at(self, log: TopicLog, moment: float) -> int:
         """Return the offset of the first record that is not older than a Unix time, `next` if all are."""
         return log.offset_at(moment)
+
+    async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
+        """Return the offset at which an epoch of these logs ends in a topic, None if nothing shows it."""
+        return log.epoch_end(epoch)
 
     def log_status(self) -> LogStatus:
         """Return the status of the logs for reports."""

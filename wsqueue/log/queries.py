@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 from collections.abc import Generator, Iterable, Mapping
+from typing import Literal
 
 from .file_ledger import FileTopic, Kept
 from .files import Damaged
-from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Record
+from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Epoch, Record
 
 _ALL_RECORDS = """
-SELECT name, "offset", count, time, publisher, number, packet
+SELECT name, "offset", count, time, publisher, number, packet, record.epoch
 FROM record CROSS JOIN topic ON topic.id = record.topic ORDER BY record.id
 """
 _RECORDS_FROM = """
-SELECT "offset", count, time, publisher, number, packet FROM record
+SELECT "offset", count, time, publisher, number, packet, epoch FROM record
 WHERE topic = ?1 AND "offset" >=
     ifnull((SELECT max("offset") FROM record WHERE topic = ?1 AND "offset" <= ?2), ?2)
 ORDER BY "offset"
@@ -31,8 +32,8 @@ _ENDS = """
 SELECT (SELECT "offset" FROM record WHERE topic = ?1 ORDER BY "offset" LIMIT 1),
     (SELECT "offset" + count FROM record WHERE topic = ?1 ORDER BY "offset" DESC LIMIT 1)
 """
-_TIME_AFTER = """
-SELECT "offset", count, time FROM record WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT 1
+_VALUE_AFTER = """
+SELECT "offset", count, {column} FROM record WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT 1
 """
 _CHECKED = """
 SELECT id, length(packet),
@@ -40,13 +41,15 @@ SELECT id, length(packet),
     OR NOT EXISTS (
         SELECT 1 FROM topic WHERE topic.id = record.topic
         AND topic.first <= record."offset" AND record."offset" + record.count <= topic.next
+        AND record.epoch <= topic.epoch
     )
     OR NOT EXISTS (
         SELECT 1 FROM record AS found INDEXED BY record_position
         WHERE found.topic = record.topic AND found."offset" = record."offset" AND found.id = record.id
     )
     OR ifnull((
-        SELECT before."offset" + before.count > record."offset" FROM record AS before
+        SELECT before."offset" + before.count > record."offset" OR before.epoch > record.epoch
+        FROM record AS before
         WHERE before.topic = record.topic AND before."offset" < record."offset"
         ORDER BY before."offset" DESC LIMIT 1
     ), 0)
@@ -74,6 +77,12 @@ def numbers(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
     """Return the newest numbers, least recently used first."""
     rows = connection.execute(_NUMBERS, (MAX_NUMBERS,))
     return {(name, publisher): number for name, publisher, number in rows}
+
+
+def epochs(connection: sqlite3.Connection) -> list[Epoch]:
+    """Return the epochs, oldest first."""
+    rows = connection.execute("SELECT id, number, restored FROM epoch ORDER BY number")
+    return [Epoch(id_, number, bool(restored)) for id_, number, restored in rows]
 
 
 def records_from(
@@ -104,15 +113,30 @@ def records_from(
 
 
 def offset_at(connection: sqlite3.Connection, topic: int, moment: float) -> int | None:
-    """Return the offset of a topic's first record that is not older, None without one, by bisection."""
+    """Return the offset of a topic's first record that is not older, None without one."""
+    return _first_not_below(connection, topic, "time", moment)
+
+
+def epoch_end(connection: sqlite3.Connection, topic: int, epoch: int) -> int | None:
+    """Return the offset of a topic's first record of a later epoch, None without any record before it."""
+    end = _first_not_below(connection, topic, "epoch", epoch + 1)
+    (first, _) = connection.execute(_ENDS, (topic,)).fetchall()[0]
+    return None if end == first else end
+
+
+def _first_not_below(
+    connection: sqlite3.Connection, topic: int, column: Literal["time", "epoch"], bound: float
+) -> int | None:
+    """Return the offset of a topic's first record with a value not below a bound, by bisection."""
     (low, high) = connection.execute(_ENDS, (topic,)).fetchall()[0]
     if low is None:
         return None
+    query = _VALUE_AFTER.format(column=column)
     found: int | None = None
     while low < high:
         middle = (low + high) // 2
-        rows = connection.execute(_TIME_AFTER, (topic, middle)).fetchall()
-        if rows and rows[0][2] < moment:
+        rows = connection.execute(query, (topic, middle)).fetchall()
+        if rows and rows[0][2] < bound:
             low = rows[0][0] + rows[0][1]
             continue
         high = middle

@@ -36,6 +36,7 @@ class Record(msgspec.Struct, gc=False):
         number: Number of the batch, rising with each batch of that publisher on that topic; 0 without
             publisher.
         packet: The packet that delivers the messages, as JSON.
+        epoch: Number of the epoch in which it came, never falling.
     """
 
     topic: str
@@ -45,6 +46,7 @@ class Record(msgspec.Struct, gc=False):
     publisher: str
     number: int
     packet: bytes
+    epoch: int = 0
 
     @property
     def end(self) -> int:
@@ -57,29 +59,45 @@ class Record(msgspec.Struct, gc=False):
         return len(self.packet) + RECORD_OVERHEAD_BYTES
 
 
+class Epoch(msgspec.Struct, frozen=True):
+    """Hold a stretch of a log's history: it ends where the next one begins.
+
+    Attributes:
+        id: 16 hexadecimal digits, chosen at random.
+        number: Its number in this log, from 1 on.
+        restored: Whether messages may be missing before it, because the log was restored from a backup.
+    """
+
+    id: str
+    number: int
+    restored: bool = False
+
+
 class TopicState(msgspec.Struct):
     """Say which offsets a topic has in a store.
 
     Attributes:
         first: Offset of the first message that is kept; `next` when there is none.
         next: Offset of the message that will be stored next.
+        epoch: Number of the epoch of the last message before `next`, 0 without one.
     """
 
     first: int
     next: int
+    epoch: int = 0
 
 
 class StoreState(msgspec.Struct, kw_only=True):
     """Hold the state of a store when it is opened.
 
     Attributes:
-        id: 16 hexadecimal digits; offsets of a log with another id mean nothing here.
+        epochs: The epochs that are remembered, oldest first.
         topics: Offsets of each topic that is remembered.
         numbers: Last batch number of each (topic, publisher), least recently used first.
         floor: Offset at which topics begin that are not in `topics`: above all offsets of forgotten topics.
     """
 
-    id: str
+    epochs: list[Epoch]
     topics: dict[str, TopicState]
     numbers: dict[tuple[str, str], int]
     floor: int = 0

@@ -5,15 +5,15 @@ from the front; one narrow index finds them by topic and offset.
 
 | table | holds |
 |---|---|
-| `archive` | one row: the id of the logs; the floor, where unknown topics begin; whether the end was clean |
-| `topic` | each topic that is remembered, its offsets and the bytes of its records, as of each commit |
+| `archive` | one row: the floor, where unknown topics begin; whether the end was clean |
+| `epoch` | the epochs that are remembered |
+| `topic` | each topic that is remembered, its offsets, bytes and last epoch, as of each commit |
 | `record` | the records of all topics; a later id came later |
 | `number` | the last number of each (topic, publisher); a later id was used later |
 """
 
 from __future__ import annotations
 
-import secrets
 import sqlite3
 from pathlib import Path
 
@@ -39,14 +39,16 @@ BUSY_SECONDS = 5.0
 """How long a commit waits for another program that writes to the file; nothing waits for one that reads."""
 
 SCHEMA = f"""
-CREATE TABLE archive (id TEXT NOT NULL, floor INTEGER NOT NULL, clean INTEGER NOT NULL) STRICT;
+CREATE TABLE archive (floor INTEGER NOT NULL, clean INTEGER NOT NULL) STRICT;
+CREATE TABLE epoch (number INTEGER PRIMARY KEY, id TEXT NOT NULL, restored INTEGER NOT NULL) STRICT;
 CREATE TABLE topic (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, first INTEGER NOT NULL, next INTEGER NOT NULL,
-    bytes INTEGER NOT NULL
+    bytes INTEGER NOT NULL, epoch INTEGER NOT NULL
 ) STRICT;
 CREATE TABLE record (
     id INTEGER PRIMARY KEY, topic INTEGER NOT NULL, "offset" INTEGER NOT NULL, count INTEGER NOT NULL,
-    time REAL NOT NULL, publisher TEXT NOT NULL, number INTEGER NOT NULL, packet BLOB NOT NULL
+    time REAL NOT NULL, publisher TEXT NOT NULL, number INTEGER NOT NULL, packet BLOB NOT NULL,
+    epoch INTEGER NOT NULL
 ) STRICT;
 CREATE UNIQUE INDEX record_position ON record (topic, "offset");
 CREATE TABLE number (
@@ -112,7 +114,7 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if durable else 'OFF'}")
         connection.executescript(f"BEGIN; {SCHEMA}")
-        connection.execute("INSERT INTO archive VALUES (?, 0, 1)", (secrets.token_hex(8),))
+        connection.execute("INSERT INTO archive VALUES (0, 1)")
         connection.execute("COMMIT")
         return True
     if identity[0] != APPLICATION_ID:

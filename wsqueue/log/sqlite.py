@@ -159,6 +159,20 @@ class SqliteStore(TopicLogs):
         found = await self._archive.offset_at(log.name, moment)
         return end if found is None else found
 
+    async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
+        """Return the offset at which an epoch of these logs ends in a topic, None if nothing shows it.
+
+        Raises:
+            WsqueueError: The archive cannot be read.
+        """
+        end = log.epoch_end(epoch)
+        return await self._archive.epoch_end(log.name, epoch) if end is None else end
+
+    def begin_epoch(self) -> None:
+        """Begin another epoch, which the archive keeps before any record of it."""
+        super().begin_epoch()
+        self._archive.begin_epoch(self.epochs.current)
+
     def log_status(self) -> LogStatus:
         """Return the status of the logs for reports."""
         archive = self._archive

@@ -42,6 +42,7 @@ import msgspec
 from ..config.model import Retention
 from ..protocol.v2 import RefusalCode
 from ..report.report import HistogramStatus, LogStatus
+from .epochs import Epochs
 from .index_budget import IndexBudget
 from .records import Record
 from .topic import TopicLog
@@ -93,15 +94,20 @@ class Store(ABC):
     """Keep the logs of all topics of a consumer.
 
     Attributes:
-        id: Id of the logs; offsets of logs with another id mean nothing here.
+        epochs: The epochs of the logs; a position names the one in which it was read.
         index: Counts the memory of what is remembered by topic.
         on_damage: Called with a sentence when what is kept turns out to be damaged. The caller must close the
             store, without waiting for outcomes; a new one then begins without it.
     """
 
-    id: str
+    epochs: Epochs
     index: IndexBudget
     on_damage: Callable[[str], None]
+
+    @property
+    def id(self) -> str:
+        """Return the id of the epoch that positions which are read now are of."""
+        return self.epochs.current.id
 
     @abstractmethod
     async def open(self) -> None:
@@ -181,6 +187,25 @@ class Store(ABC):
         Raises:
             WsqueueError: The records cannot be read.
         """
+
+    @abstractmethod
+    async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
+        """Return the offset at which an epoch of these logs ends in a topic.
+
+        Args:
+            log: Log of the topic.
+            epoch: Number of the epoch.
+
+        Returns:
+            None if no message is kept that shows it: the epoch ended before the first that is kept.
+
+        Raises:
+            WsqueueError: The records cannot be read.
+        """
+
+    @abstractmethod
+    def begin_epoch(self) -> None:
+        """Begin another epoch: what was read until now may not be what these logs have."""
 
     @abstractmethod
     def trim(self) -> None:

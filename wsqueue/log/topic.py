@@ -39,17 +39,19 @@ class TopicLog(TopicCounts):
         records: Records in memory, without holes from `first` to `next`.
         time: Unix time of the newest record.
         dropped: Records that were dropped and still have an entry in the order of all records.
+        epoch: Number of the epoch of the last message before `next`, 0 without one.
     """
 
-    __slots__ = ("assigned", "dropped", "records", "start", "time")
+    __slots__ = ("assigned", "dropped", "epoch", "records", "start", "time")
 
-    def __init__(self, name: str, start: int, next_offset: int) -> None:
+    def __init__(self, name: str, start: int, next_offset: int, epoch: int = 0) -> None:
         super().__init__(name, next_offset)
         self.start = start
         self.assigned = next_offset
         self.records = NO_RECORDS
         self.time = 0.0
         self.dropped = 0
+        self.epoch = epoch
 
     def read(self, offset: int, max_bytes: int) -> list[Record]:
         """Return records in memory from the one that holds an offset, or the first after it."""
@@ -69,3 +71,10 @@ class TopicLog(TopicCounts):
         """Return the offset of the first record in memory that is not older, `next` if all are."""
         index = bisect.bisect_left(self.records, moment, key=operator.attrgetter("time"))
         return self.records[index].offset if index < len(self.records) else self.next
+
+    def epoch_end(self, epoch: int) -> int | None:
+        """Return the offset at which an epoch ends, None if no record in memory shows it."""
+        if self.epoch <= epoch:
+            return self.next
+        index = bisect.bisect_right(self.records, epoch, key=operator.attrgetter("epoch"))
+        return self.records[index].offset if index else None

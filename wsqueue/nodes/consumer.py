@@ -266,9 +266,16 @@ class Consumer:
             self.logs.trim()
 
     def _correct_clock(self) -> None:
-        """Let the clock of the log follow the system's, and say when they begin to differ or to agree."""
+        """Let the clock of the log follow the system's, and say when they begin to differ or to agree.
+
+        When the system's was set, the machine may be one that was set back: the logs begin an epoch.
+        """
         before, ahead = self._clock_ahead, self._clock.correct(_monotonic(), time.time())
         self._clock_ahead = ahead
+        if abs(ahead - before) > MAX_CLOCK_SECONDS:
+            self.logs.begin_epoch()
+            for reader in self.readers.all_subscribers():
+                reader.name_epoch()
         differed, differs = abs(before) > MAX_CLOCK_SECONDS, abs(ahead) > MAX_CLOCK_SECONDS
         if differs and not differed:
             log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")

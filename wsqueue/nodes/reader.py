@@ -9,7 +9,8 @@ Subscribe ────┤                                ▼          caught up
                                           reading
 ```
 
-- starting (`_asking`): a start by time waits for the archive; every other start knows its offset at once.
+- starting (`_asking`, `_find`): a start by time, or at a position of an earlier epoch, may wait for the
+  archive; every other start knows its offset at once.
 - behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
   until the reader is live or the connection is congested; then the connection's `writable` calls it again.
 - reading (`_asking`): a chunk that is not in memory is read from the archive.
@@ -27,7 +28,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import msgspec
 
@@ -96,9 +98,9 @@ class Reader:
         "_connection",
         "_counters",
         "_exact",
+        "_find",
         "_live",
         "_logs",
-        "_moment",
         "_next_turn",
         "_offset",
         "_stopped",
@@ -123,22 +125,27 @@ class Reader:
         self._topic = topic_log.name
         self._offset = 0
         self._live = self._stopped = self._asking = False
-        # The Unix time to start at, until its offset is known.
-        self._moment: float | None = None
+        # Finds the offset to start at, until it has.
+        self._find: Callable[[TopicLog], Awaitable[None]] | None = None
         # True if the subscriber asked for the message at the offset, or has got all before it: then it is a
         # gap if the log no longer has it.
         self._exact = True
         self._next_turn: asyncio.Handle | None = None
-        if packet.start == "time":
-            self._moment = packet.time
+        if packet.start == "time" and packet.time is not None:
+            self._find = partial(self._begin_at, packet.time)
             self._ask()
         elif packet.start == "earliest":
             self._exact = False
             self._begin(topic_log, logs.earliest(topic_log))
         elif packet.offset is None:
             self._begin(topic_log, topic_log.next)
-        else:
+        elif packet.log in (None, logs.id):
             self._resume(topic_log, packet.log, packet.offset)
+        elif (epoch := logs.epochs.number(packet.log)) is None:
+            self._begin_after_gap(topic_log, 0)
+        else:
+            self._find = partial(self._resume_in, epoch, packet.offset)
+            self._ask()
 
     @property
     def connection(self) -> Connection:
@@ -201,6 +208,11 @@ class Reader:
             else:
                 self._ask()
 
+    def name_epoch(self) -> None:
+        """Tell the subscriber of another epoch, so that its position is one of that."""
+        if self._find is None:
+            self._begin(self._logs.topic(self._topic), self._offset)
+
     def stop(self) -> None:
         """Stop; nothing more is sent."""
         self._live, self._stopped = False, True
@@ -225,32 +237,53 @@ class Reader:
     async def ask_archive(self) -> None:
         """Find the start, or read the next chunk (`ArchiveTurns` calls this)."""
         try:
-            if self._moment is not None:
-                await self._find_start(self._moment)
+            if self._find is not None:
+                await self._find(self._logs.topic(self._topic))
+                self._find = None
+                self._asking = False
+                if not self._stopped:
+                    self.catch_up()
             else:
                 await self._read_archive()
         except WsqueueError as error:
             if not self._stopped:
                 self._fail(error)
 
-    async def _find_start(self, moment: float) -> None:
-        topic_log = self._logs.topic(self._topic)
+    async def _begin_at(self, moment: float, topic_log: TopicLog) -> None:
         offset = await self._logs.offset_at(topic_log, moment)
-        if self._stopped:
-            return
-        self._exact = self._asking = False
-        self._moment = None
-        self._begin(topic_log, offset)
-        self.catch_up()
+        if not self._stopped:
+            self._exact = False
+            self._begin(topic_log, offset)
 
     def _resume(self, topic_log: TopicLog, log_id: str | None, offset: int) -> None:
-        if log_id in (None, self._logs.id) and topic_log.start <= offset <= topic_log.next:
+        """Go on in the epoch of now."""
+        if topic_log.start <= offset <= topic_log.next:
             self._begin(topic_log, offset)
+        else:
+            # The subscriber has read messages that this log lost, or a part of it that is no longer known.
+            beyond = offset > topic_log.next and log_id is not None
+            self._begin_after_gap(topic_log, topic_log.next if beyond else 0)
+
+    async def _resume_in(self, epoch: int, offset: int, topic_log: TopicLog) -> None:
+        """Go on in an earlier epoch, as far as this log has the messages that were read in it."""
+        end = await self._logs.epoch_end(topic_log, epoch)
+        if self._stopped:
             return
-        # The subscriber has read another log, or a part of this one that is no longer known.
+        if end is None:
+            # All that is known: nothing was read before the first offset, and what is gone is a gap anyway.
+            shared = offset == 0 or offset < self._logs.earliest(topic_log)
+            end = 0
+        else:
+            shared = offset <= end
+        if shared and offset >= topic_log.start and epoch >= self._logs.epochs.restored:
+            self._begin(topic_log, offset)
+        else:
+            self._begin_after_gap(topic_log, min(offset, end))
+
+    def _begin_after_gap(self, topic_log: TopicLog, offset: int) -> None:
+        """Begin at an offset, or the first that is kept, and tell that nobody knows how much was missed."""
         self._exact = False
-        beyond = offset > topic_log.next and log_id == self._logs.id
-        self._begin(topic_log, topic_log.next if beyond else self._logs.earliest(topic_log))
+        self._begin(topic_log, max(offset, self._logs.earliest(topic_log)))
         self._tell_of_gap(None)
 
     async def _read_archive(self) -> None:

@@ -182,7 +182,7 @@ class Subscribe(
         topic: Any topic.
         start: First message to deliver: the next one that is published, the earliest one that is kept, the
             one at `offset` (in the log `log`, if that is given), or the first one not older than `time`.
-        log: Id of the log that `offset` is from.
+        log: Id of the log's epoch in which `offset` was read.
         offset: Offset of the next message that is wanted.
         time: Unix time in seconds.
     """
@@ -210,7 +210,7 @@ class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True, f
 
     Attributes:
         topic: Topic of the subscription.
-        log: Id of the log that the offsets are from.
+        log: Id of the log's epoch, which positions that are read from now on name.
         offset: Offset of the first message that will be delivered.
         end: Offset of the next message to be published; all before it were published already.
     """
@@ -259,7 +259,7 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True, forbid_unknown_
     Attributes:
         topic: Topic of the subscription.
         offset: Offset of the first message after the gap.
-        missed: Number of messages that are gone, None if the log that knew is gone with them.
+        missed: Number of messages that are gone, None if this log does not know them.
     """
 
     topic: str

@@ -26,7 +26,14 @@ from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.log import archive, database, database_file, ledger, schema
 from wsqueue.log.archive import FILE_NAME, Archive
 from wsqueue.log.database import Database
-from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record, StoreState, TopicState
+from wsqueue.log.records import (
+    RECORD_OVERHEAD_BYTES,
+    TOPIC_OVERHEAD_BYTES,
+    Epoch,
+    Record,
+    StoreState,
+    TopicState,
+)
 from wsqueue.log.schema import APPLICATION_ID
 
 from ...support.stores import limits
@@ -47,8 +54,9 @@ def record(
     publisher: str = "",
     number: int = 0,
     packet: bytes = PACKET,
+    epoch: int = 0,
 ) -> Record:
-    return Record(topic, offset, count, at, publisher, number, packet)
+    return Record(topic, offset, count, at, publisher, number, packet, epoch)
 
 
 class Opened:
@@ -58,7 +66,7 @@ class Opened:
         self.archive = Archive(
             directory, kept, committed=self._committed, failed=self._failed, damaged=self._damaged
         )
-        self.state = StoreState(id="", topics={}, numbers={})
+        self.state = StoreState(epochs=[], topics={}, numbers={})
         self.connections: list[sqlite3.Connection] = []
         self.groups: list[list[Record]] = []
         self.failures: list[tuple[list[Record], str]] = []
@@ -251,13 +259,13 @@ async def test_what_was_committed_is_there_again(tmp_path: Path) -> None:
     async with opened(tmp_path) as one:
         await one.add(record("news", 0, 5, publisher="p", number=3), record("sport", 0))
         await one.add(record("news", 5, publisher="q", number=1), record("news", 6, publisher="p", number=4))
-        identity = one.state.id
-        assert len(bytes.fromhex(identity)) == 8
+        assert one.state.epochs == []
+        one.archive.begin_epoch(Epoch("0123456789abcdef", 1))
         assert (one.state.topics, one.state.numbers) == ({}, {})
     assert names(tmp_path) == [FILE_NAME, "lock"]
     async with opened(tmp_path) as one:
         assert one.state == StoreState(
-            id=identity,
+            epochs=[Epoch("0123456789abcdef", 1)],
             topics={"news": TopicState(0, 7), "sport": TopicState(0, 1)},
             numbers={("news", "q"): 1, ("news", "p"): 4},
         )
@@ -765,15 +773,12 @@ async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str
 async def test_a_damaged_file_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with opened(tmp_path) as one:
         await one.add(record("a", 0))
-    identities = {one.state.id}
     for round_ in range(5):
         (tmp_path / FILE_NAME).write_text("no database, whatever it is\n" * (100 + round_))
         async with opened(tmp_path) as one:
             assert one.state.topics == {}
-            identities.add(one.state.id)
             await one.add(record("a", 0))
             assert await one.offsets("a") == [0]
-    assert len(identities) == 6
     aside = [tmp_path / name for name in names(tmp_path, "*.corrupt-*Z")]
     assert [size(file) // 28 for file in aside] == [102, 103, 104], "the newest are kept"
     events = [line for line in caplog.records if line.message.startswith("archive set aside")]
@@ -796,13 +801,16 @@ async def test_an_emptied_file_is_set_aside_with_its_log(tmp_path: Path) -> None
 
 async def test_records_that_contradict_each_other_are_found_after_an_unclean_stop(tmp_path: Path) -> None:
     async with opened(tmp_path / "first") as one:
-        await one.add(*(record("a", offset, 10) for offset in range(0, 50, 10)))
+        one.archive.begin_epoch(Epoch("0123456789abcdef", 1))
+        await one.add(*(record("a", offset, 10, epoch=1) for offset in range(0, 50, 10)))
         await one.add(big("b", 0))
     for index, statement in enumerate(
         (
             'UPDATE record SET "offset" = 11 WHERE "offset" = 20',
             "UPDATE record SET count = 0",
             "UPDATE record SET topic = 7 WHERE id = 3",
+            "UPDATE record SET epoch = 2 WHERE id = 3",
+            "UPDATE record SET epoch = 0 WHERE id = 3",
             "DELETE FROM topic WHERE name = 'a'",
         )
     ):
@@ -914,16 +922,22 @@ async def test_an_archive_of_an_older_version_is_set_aside(
 
 async def test_a_topic_table_that_contradicts_itself_is_set_aside_at_the_start(tmp_path: Path) -> None:
     async with opened(tmp_path) as one:
-        await one.add(*(record("a", offset, 10) for offset in range(0, 50, 10)))
+        one.archive.begin_epoch(Epoch("0123456789abcdef", 1))
+        await one.add(*(record("a", offset, 10, epoch=1) for offset in range(0, 50, 10)))
     for index, statement in enumerate(
         (
             "UPDATE topic SET first = 51",
             "UPDATE topic SET first = -1",
             "UPDATE topic SET bytes = 0",
-            "INSERT INTO topic VALUES (7, 'a', 0, 0, 0)",
+            "UPDATE topic SET epoch = -1",
+            "UPDATE topic SET epoch = 2",
+            "DELETE FROM epoch",
+            "UPDATE epoch SET number = -1",
+            "UPDATE epoch SET number = 9007199254740992",
+            "INSERT INTO topic VALUES (7, 'a', 0, 0, 0, 0)",
             "UPDATE topic SET name = CAST(x'ff' AS TEXT)",
             "DELETE FROM archive",
-            "INSERT INTO archive VALUES ('0123456789abcdef', 0, 1)",
+            "INSERT INTO archive VALUES (0, 1)",
             "DROP TABLE number",
         )
     ):
@@ -954,7 +968,7 @@ async def test_a_file_that_spoils_the_message_of_its_error_is_set_aside(tmp_path
     [
         "UPDATE topic SET first = -1",
         "UPDATE topic SET next = 9223372036854775807",
-        "INSERT INTO topic VALUES (7, 'b', 9007199254740991, 9007199254740991, 0)",
+        "INSERT INTO topic VALUES (7, 'b', 9007199254740991, 9007199254740991, 0, 0)",
         "UPDATE archive SET floor = -1",
     ],
 )

@@ -115,7 +115,7 @@ async def test_numbers_have_half_of_it(logs: Logs) -> None:
 
 async def test_a_failed_commit_and_a_restart_count_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sqlite, "Archive", FakeArchive)
-    state = StoreState(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={("news", "p"): 3})
+    state = StoreState(epochs=[], topics={"news": TopicState(0, 4)}, numbers={("news", "p"): 3})
     logs = await Archived.opened(state)
     index, each = logs.store.index, NUMBER_BYTES + name_bytes("news")
     assert index.numbers == each

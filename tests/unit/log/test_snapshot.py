@@ -12,12 +12,12 @@ import pytest
 
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.log import database, files, snapshot
-from wsqueue.log.records import Record, StoreState, TopicState
+from wsqueue.log.records import Epoch, Record, StoreState, TopicState
 from wsqueue.log.snapshot import take_snapshot, write_snapshot
 
 STATE = StoreState(
-    id="0123456789abcdef",
-    topics={"a": TopicState(3, 50), "": TopicState(9, 9), "\0ñ🙂": TopicState(0, 9)},
+    epochs=[Epoch("0123456789abcdef", 3), Epoch("f" * 16, 4, restored=True)],
+    topics={"a": TopicState(3, 50, 4), "": TopicState(9, 9, 2), "\0ñ🙂": TopicState(0, 9, 3)},
     numbers={("a", "q"): 3, ("\0ñ🙂", "p"): 9, ("a", "p"): 2**62, ("", "p"): 1},
     floor=12,
 )
@@ -25,8 +25,8 @@ STATE = StoreState(
 
 def records(count: int = 47) -> list[Record]:
     """Return records of one topic, and one of another with the same time in the middle."""
-    kept = [Record("a", 3 + index, 1, 1000.0, "p", index, b"x" * 100) for index in range(count)]
-    kept.insert(count // 2, Record("\0ñ🙂", 0, 9, 1000.0, "", 0, b"\0\xff"))
+    kept = [Record("a", 3 + index, 1, 1000.0, "p", index, b"x" * 100, 4) for index in range(count)]
+    kept.insert(count // 2, Record("\0ñ🙂", 0, 9, 1000.0, "", 0, b"\0\xff", 3))
     return kept
 
 
@@ -39,7 +39,7 @@ def test_a_snapshot_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(database, "RESTORED_AT_ONCE", at_once)
     file = tmp_path / "snapshot"
     assert take_snapshot(file) is None
-    write_snapshot(file, StoreState(id="f" * 16, topics={}, numbers={}), [])
+    write_snapshot(file, StoreState(epochs=[], topics={}, numbers={}), [])
     write_snapshot(file, STATE, records())
     assert file.stat().st_mode & 0o777 == 0o600
     assert names(tmp_path) == ["snapshot"]

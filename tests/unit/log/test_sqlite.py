@@ -12,7 +12,7 @@ import pytest
 from wsqueue.config.model import Retention
 from wsqueue.errors import ConfigError
 from wsqueue.log import ledger, sqlite
-from wsqueue.log.records import TOPIC_OVERHEAD_BYTES, StoreState, TopicState
+from wsqueue.log.records import TOPIC_OVERHEAD_BYTES, Epoch, StoreState, TopicState
 from wsqueue.log.sqlite import SqliteStore
 from wsqueue.log.store import AppendBatch
 from wsqueue.report.report import LogStatus
@@ -37,11 +37,13 @@ class TestSqliteStore:
             await logs.open()
 
     async def test_it_goes_on_where_the_archive_ends(self) -> None:
+        known = Epoch("f" * 16, 7)
         state = StoreState(
-            id="f" * 16, topics={"news": TopicState(3, 9)}, numbers={("news", "p"): 4}, floor=5
+            epochs=[known], topics={"news": TopicState(3, 9)}, numbers={("news", "p"): 4}, floor=5
         )
         logs = await Archived.opened(state)
-        assert logs.store.id == "f" * 16
+        assert (logs.store.epochs.number(known.id), logs.store.epochs.current.number) == (7, 8)
+        assert logs.archive.epochs == [logs.store.epochs.current]
         log = logs.store.topic("news")
         assert (logs.store.earliest(log), log.first, log.next) == (3, 9, 9)
         assert not logs.store.in_memory(log, 8)

@@ -283,12 +283,13 @@ class TestRestart:
     async def test_it_goes_on_where_it_was(self, mode: str, tmp_path: Path) -> None:
         async with running(mode, tmp_path, max_messages_per_topic=3) as logs:
             await logs.stored(batch(3, count=2), batch(4), batch(5, topic="ñ\0🙂", publisher="q"), batch(6))
-            log_id, status = logs.store.id, logs.store.log_status()
+            epoch, status = logs.store.epochs.current, logs.store.log_status()
             records = {
                 topic: await logs.store.read(logs.store.topic(topic), 0, 2**40) for topic in ("news", "ñ\0🙂")
             }
         async with running(mode, tmp_path, max_messages_per_topic=3) as logs:
-            assert logs.store.id == log_id
+            assert logs.store.id != epoch.id
+            assert logs.store.epochs.number(epoch.id) == epoch.number
             assert msgspec.structs.replace(logs.store.log_status(), commit_seconds=0, free_bytes=0) == (
                 msgspec.structs.replace(status, commit_seconds=0, free_bytes=0)
             )

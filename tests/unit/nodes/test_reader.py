@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from wsqueue.errors import WsqueueError
 from wsqueue.log import ledger, sqlite
-from wsqueue.log.records import Record, StoreState, TopicState
+from wsqueue.log.records import Epoch, Record, StoreState, TopicState
 from wsqueue.log.store import AppendBatch, Outcome
 from wsqueue.nodes import reader
 from wsqueue.nodes.reader import ArchiveTurns, Reader
@@ -75,6 +75,7 @@ def deliver(offset: int, *data: str) -> Deliver:
 
 
 Packets = list[Packet]
+BEFORE = Epoch("0123456789abcdef", 1)
 EARLIEST = Subscribe("news", "earliest")
 ABC, D, EF = deliver(0, "a", "b", "c"), deliver(3, "d"), deliver(4, "e", "f")
 
@@ -548,9 +549,11 @@ class TestArchive:
         assert connection.take().count(subscribed(logs, 0, 3)) == 8
 
     async def test_it_goes_on_after_a_restart(self) -> None:
-        state = StoreState(id="0123456789abcdef", topics={"news": TopicState(0, 4)}, numbers={})
+        state = StoreState(epochs=[BEFORE], topics={"news": TopicState(0, 4, 1)}, numbers={})
         logs = await Archived.opened(state)
-        subscriber = Subscriber(logs, Subscribe("news", "offset", state.id, 4))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", BEFORE.id, 4))
+        await turns()
         assert subscriber.took() == [subscribed(logs, 4, 4)]
-        subscriber = Subscriber(logs, Subscribe("news", "offset", state.id, 5))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", BEFORE.id, 5))
+        await turns()
         assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]

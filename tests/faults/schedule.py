@@ -44,9 +44,10 @@ SQLITE_KINDS = frozenset({"disk full", "reader"})
 """Faults of a file that a log in memory has not."""
 
 FREEZE_SECONDS = 15.0
-"""Longer than the watchdog of systemd waits, WatchdogSec=10."""
+"""Longer than the watchdog of a schedule waits, if it has one."""
 
 WATCHDOG_SECONDS = 10.0
+"""Less than the two minutes of the units, which a schedule does not last."""
 
 CHANGES: tuple[Mapping[str, float], ...] = (
     {"max_connections": 3},

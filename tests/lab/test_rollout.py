@@ -35,7 +35,8 @@ from .cluster import (
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
-HUNG_SECONDS = 20
+WATCHDOG = "[Service]\nWatchdogSec=10\n"
+"""Ends a node sooner after it hangs than the deployed two minutes."""
 
 # Publishes numbered messages until standard input ends, subscribes to them, and prints counts as JSON.
 LOAD = """
@@ -223,23 +224,45 @@ def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:
     assert told.returncode == 3, told.stdout + told.stderr
 
 
-@pytest.mark.parametrize(
-    ("node", "sent", "seconds"),
-    [(NODES[1], "KILL", 10), (NODES[2], "STOP", HUNG_SECONDS)],
-    ids=["killed", "hung"],
-)
-def test_a_node_that_is_killed_or_hangs_is_started_again(
-    deployed: Cluster, node: tuple[str, str, int], sent: str, seconds: float
-) -> None:
+def assert_it_starts_again(cluster: Cluster, node: tuple[str, str, int], sent: str, seconds: float) -> None:
     _, host, port = node
-    pid, restarts = deployed.property(node, "MainPID"), int(deployed.property(node, "NRestarts"))
-    deployed.lab.ssh(host, f"kill -{sent} {pid}")
+    pid, restarts = cluster.property(node, "MainPID"), int(cluster.property(node, "NRestarts"))
+    cluster.lab.ssh(host, f"kill -{sent} {pid}")
     wait_until(
-        lambda: deployed.property(node, "MainPID") not in {"0", pid} and deployed.is_ready(host, port),
+        lambda: cluster.property(node, "MainPID") not in {"0", pid} and cluster.is_ready(host, port),
         "the node is ready again",
         seconds,
     )
-    assert int(deployed.property(node, "NRestarts")) == restarts + 1
+    assert int(cluster.property(node, "NRestarts")) == restarts + 1
+    cluster.verify()
+
+
+def test_a_node_that_is_killed_is_started_again(deployed: Cluster) -> None:
+    assert_it_starts_again(deployed, NODES[1], "KILL", 10)
+
+
+def test_a_node_that_hangs_is_started_again(deployed: Cluster) -> None:
+    node = NODES[2]
+    kind, host, port = node
+    unit = f"wsqueue-{kind}@{port}"
+    assert deployed.property(node, "WatchdogUSec") == "2min"
+    directory = f"/run/systemd/system/{unit}.service.d"
+    deployed.lab.ssh(
+        host,
+        f"mkdir -p {directory} && cat >{directory}/watchdog.conf"
+        f" && systemctl daemon-reload && systemctl restart {unit}",
+        stdin=WATCHDOG,
+    )
+    try:
+        deployed.verify()
+        assert_it_starts_again(deployed, node, "STOP", 20)
+    finally:
+        deployed.lab.ssh(
+            host,
+            # It must not stay hung for the tests that follow.
+            f"rm -r {directory} && systemctl daemon-reload && systemctl kill --signal=CONT {unit}"
+            f" && systemctl restart {unit}",
+        )
     deployed.verify()
 
 

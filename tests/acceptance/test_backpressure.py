@@ -39,11 +39,17 @@ from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.schema import CACHE_KIB
 from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
 from wsqueue.net.write_buffer import CONGESTED_BYTES
-from wsqueue.nodes.limits import LINK_CONNECTIONS
+from wsqueue.nodes.bounds import (
+    CHARACTERS_BYTES,
+    IDLE_BYTES,
+    REFUSED_BYTES,
+    STRANGER_BYTES,
+    TOPIC_BYTES,
+    WORK_BYTES,
+)
 from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
-from wsqueue.protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
-from wsqueue.protocol.session import MAX_HELLO_BYTES
+from wsqueue.protocol.routing import CACHED_TOPICS
 from wsqueue.protocol.v2 import OVERHEAD_BYTES
 from wsqueue.report.stats import MAX_COUNTED_TOPICS
 
@@ -58,15 +64,9 @@ pytestmark += [pytest.mark.usefixtures("uncovered")]
 KIB, MIB = 1024, 1024 * 1024
 
 UVLOOP_READ_BYTES = 256_000  # Size of a read of uvloop.
-IDLE_BYTES = 40 * MIB  # A process that is idle: Python and its modules.
-WORK_BYTES = 8 * MIB  # The work itself: one read in all its forms, and the free memory that malloc keeps.
-STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB  # An unproved peer: its bytes, and the connection.
 SMALL_BATCHES_BYTES = 512 * KIB  # Overhead of the batches of one read if each is as small as can be.
-REFUSED_BYTES = 300  # Record of a refused batch in a producer.
 MESSAGE_BYTES = 150  # Overhead of Python for a short message.
 TLS_BYTES = 64 * KIB  # Overhead of a connection with TLS, as tests/integration/test_tls.py measures it.
-TOPIC_BYTES = 300  # Overhead of a topic in the cache of the routes or in a log on disk.
-CHARACTERS_BYTES = 4 * MAX_CACHED_CHARACTERS  # A character may take 4 bytes in Python.
 FAR_TOO_MUCH_BYTES = 1024 * MIB  # A test that failed must not fill the memory of the machine.
 
 FED, OTHER = topic_of(0, 2), topic_of(1, 2)  # Topics of the first and of the second of two consumers.
@@ -102,8 +102,6 @@ class Bounds:
         self.refused = MAX_REFUSED * REFUSED_BYTES
         # Whatever waits in all connections.
         self.all_buffers = limits.max_total_buffered_bytes
-        # Connections at rest, with TLS.
-        self.at_rest = (limits.max_connections + limits.max_strangers + LINK_CONNECTIONS) * 26 * KIB
         # Topics without messages, subscriptions, and publishers' last batches, in a consumer.
         self.index = limits.max_index_bytes
         # Topics that a log on disk knows, without and with messages.
@@ -348,17 +346,6 @@ def test_the_bounds_are_documented() -> None:
     ]
     documented = [float(row[-1].replace(",", "")) for row in rows("docs/configuration.md", "Memory bounds")]
     assert documented == [round(bound / MIB, 1) for bound in computed]
-
-
-def test_the_worst_case_is_documented_and_fits_a_host_of_2_gib() -> None:
-    bounds = Bounds(Limits())
-    node = IDLE_BYTES + WORK_BYTES + bounds.all_buffers + bounds.at_rest
-    consumer = node + bounds.index + Retention().max_bytes
-    producer = node + 2 * (bounds.link_down_at_worst + bounds.refused) + bounds.cached_topics
-    text = " ".join(Path("docs/configuration.md").read_text().split())
-    assert f"{consumer / MIB:,.0f} MiB for a consumer with its log in memory" in text
-    assert f"{producer / MIB:,.0f} MiB for a producer with two consumers" in text
-    assert max(consumer + bounds.disk + bounds.file_topics, producer) < 1536 * MIB
 
 
 # A consumer that does not read.

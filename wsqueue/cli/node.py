@@ -16,10 +16,12 @@ from ..errors import ConfigError, StorageError
 from ..log.kept import kept_in
 from ..net.certificates import TlsContexts
 from ..nodes import service
+from ..nodes.bounds import memory_bound
 from ..nodes.consumer import Consumer
 from ..nodes.node import Node
 from ..nodes.producer import Producer
 from ..protocol.routing import router
+from ..report.text import amount
 from ..report.text import number as numbered
 from ..tools.terminal import json_line, printable
 from .common import ExitCode, complete_file
@@ -61,7 +63,7 @@ def producer(file: str) -> None:
     "--json",
     "as_json",
     is_flag=True,
-    help="Print one JSON object with the role, the warnings and the problem.",
+    help="Print one JSON object with the role, the most memory that it takes, the warnings and the problem.",
 )
 @click.option("--values-only", is_flag=True, help="Don't open the key and the certificates that FILE names.")
 def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
@@ -86,17 +88,23 @@ def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
         if not as_json:
             raise
         wrong = {"file": error.file, "line": error.line, "key": error.key}
-        click.echo(
-            json_line({"file": file, "role": None, "warnings": [], "problem": str(error), "at": wrong})
-        )
+        click.echo(json_line(_checked(file, problem=str(error), at=wrong)))
         raise click.exceptions.Exit(ExitCode.WRONG_CONFIG) from None
     role = model.role_of(type(checked))
+    memory = memory_bound(checked) if isinstance(checked, model.NodeConfig) else None
     if as_json:
-        click.echo(json_line({"file": file, "role": role, "warnings": warnings, "problem": None, "at": None}))
+        click.echo(json_line(_checked(file, role=role, memory_bytes=memory, warnings=warnings)))
         return
     for sentence in warnings:
         click.echo(f"Warning: {printable(sentence)}", err=True)
-    click.echo(f"{printable(file)}: a good configuration of role {role}")
+    needs = f", which takes at most {amount(memory)} of memory" if memory is not None else ""
+    click.echo(f"{printable(file)}: a good configuration of role {role}{needs}")
+
+
+def _checked(file: str, **found: object) -> dict[str, object]:
+    """Return the answer of `check-config --json`, in which all keys are always there."""
+    answer: dict[str, object] = {"file": file, "role": None, "memory_bytes": None}
+    return answer | {"warnings": [], "problem": None, "at": None} | found
 
 
 @click.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import ssl
@@ -28,6 +29,8 @@ OLD, NEW = "0.1.0", "0.1.1"
 VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
 KEPT = ("kept/0", "kept/1", "kept/2")
 """Topics of each consumer."""
+WHOLE = bool(os.environ.get("WSQUEUE_WHOLE_LAB"))
+"""Whether tests run that would make `make test` last too long."""
 
 # The values come in this program, on standard input: so they are in no command line and no environment.
 SEARCH = """

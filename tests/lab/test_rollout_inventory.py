@@ -1,6 +1,7 @@
 """The inventory changes: nothing is lost unasked, and a dead host does not stop the others.
 
-The tests build on each other, in the order of this file.
+The tests build on each other, in the order of this file. Those that deploy again run only with
+WSQUEUE_WHOLE_LAB=1 in the environment.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ from pathlib import Path
 import pytest
 
 from ..support.waiting import wait_until
-from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster
+from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, WHOLE, Cluster
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PREFLIGHT = "ansible/playbooks/preflight.yml"
 MOVE = ("-e", "wsqueue_move_topics=true")
 RETIRE = ("-e", '{"wsqueue_retired": ["consumer-10003"]}')
+
+needs_time = pytest.mark.skipif(not WHOLE, reason="takes long: WSQUEUE_WHOLE_LAB=1 is not in the environment")
 
 
 def refused(cluster: Cluster, inventory: Path, *arguments: str) -> str:
@@ -69,6 +72,7 @@ def test_tls_and_the_release_do_not_change_together(deployed: Cluster, administr
     )
 
 
+@needs_time
 def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Cluster) -> None:
     fewer = deployed.inventory("fewer", consumer1__wsqueue_consumer_ports=[10001])
     told = refused(deployed, fewer)
@@ -95,6 +99,7 @@ def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Clu
     assert sorted(kept.splitlines()) == [f"{topic}: this is {topic}" for topic in KEPT]
 
 
+@needs_time
 def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
     lab = deployed.lab
     topic = KEPT[[deployed.consumer_of(topic) for topic in KEPT].index(("consumer2", 10001))]

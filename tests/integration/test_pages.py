@@ -315,7 +315,8 @@ class TestListeners:
 
 class TestRequests:
     async def test_headers(self, nodes: Nodes) -> None:
-        consumer = await nodes.consumer(monitoring={"producers": ["wss://p1.example:7", "p2.example:8"]})
+        producers = ["wss://p1.example:7", "p2.example:8"]
+        consumer = await nodes.consumer(plain=True, monitoring={"producers": producers})
         types = ["text/html; charset=utf-8", "application/json", "application/json"]
         types += ["text/plain; version=0.0.4; charset=utf-8", "text/javascript; charset=utf-8"]
         async with soon():
@@ -347,7 +348,7 @@ class TestRequests:
 
     async def test_a_page_of_a_node_whose_peers_have_names_that_are_not_ascii(self, nodes: Nodes) -> None:
         consumers = ["日本.example:1", "wss://Ñandú.example:2", "a;b:3", "a'b:4", "a*b:5"]
-        consumer = await nodes.consumer(monitoring={"consumers": consumers})
+        consumer = await nodes.consumer(plain=True, monitoring={"consumers": consumers})
         async with soon():
             status, headers, _ = await answer(consumer.address, "/")
             assert status == 200

@@ -29,7 +29,7 @@ from ..support.waiting import eventually, soon
 pytestmark = pytest.mark.anyio
 
 TOPICS = ["news", "orders/eu/42", "a b", "日本語 😀", "", "100%", "%2F"]
-TOPICS += ["?#&=+;@:", "../x", '"\\\x00\n', "x" * 1024]
+TOPICS += ["?#&=+;@:", "../x", '"\\\x00\n', "x" * 256]
 
 both_orders = pytest.mark.parametrize("order", ORDERS)
 

@@ -20,7 +20,7 @@ from ..support.certificates import Authority
 from ..support.classic_peer import connected
 from ..support.nodes import KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
-from ..support.raw_peer import RawSocket, http_get
+from ..support.raw_peer import http_get
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -41,6 +41,7 @@ CHANGES: dict[str, Any] = {
     "limits.max_message_bytes": 1000,
     "limits.max_topic_bytes": 10,
     "limits.max_connections": 10,
+    "limits.max_strangers": 10,
     "limits.max_buffered_bytes": 5_000_000,
     "limits.max_total_buffered_bytes": 5_000_000,
     "limits.max_held_bytes": 1000,
@@ -53,6 +54,8 @@ CHANGES: dict[str, Any] = {
     "limits.drain_seconds": 1.5,
     "listen": ["127.0.0.1:0", "127.0.0.2:0"],
     "log_level": "debug",
+    "hosts": ["wsqueue.example"],
+    "origins": ["https://app.example"],
     "monitoring.listen": ["127.0.0.3:0"],
     "monitoring.pages": "none",
     "monitoring.consumers": ["127.0.0.1:1"],
@@ -155,10 +158,10 @@ async def _page_of_a_topic(node: RunningNode) -> object:
     return (await http_get(node.address, "/subscribe/123456789"))[0]
 
 
-async def _page_beside_another_connection(node: RunningNode) -> object:
-    async with RawSocket.open(node.address):
-        await eventually(lambda: len(node.connections) >= 1, "it is there")
-        return (await http_get(node.address, "/nothing"))[0]
+async def _page_beside_a_subscriber(node: RunningNode) -> object:
+    async with connected(node.subscribe_url("a"), KEY):
+        await node.subscribed("a")
+        return (await http_get(node.address, "/subscribe/b"))[0]
 
 
 async def _kept(node: RunningNode) -> object:
@@ -173,7 +176,7 @@ async def _kept(node: RunningNode) -> object:
     ("key", "value", "observe", "seen"),
     [
         ("limits.max_topic_bytes", 8, _page_of_a_topic, (426, 400)),
-        ("limits.max_connections", 1, _page_beside_another_connection, (404, 503)),
+        ("limits.max_connections", 1, _page_beside_a_subscriber, (426, 503)),
         ("retention.max_messages_per_topic", 2, _kept, ([5, 5], [2, 2])),
         ("retention.max_bytes_per_topic", 500, _kept, ([5, 5], [1, 1])),
         ("retention.max_bytes", 1700, _kept, ([5, 5], [0, 1])),

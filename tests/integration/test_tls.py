@@ -483,8 +483,10 @@ class TestSlowReaders:
             slow.writer.transport.pause_reading()  # type: ignore[attr-defined]
             data = [f"{number:{1 + number % 7 * 9000}}" for number in range(400)]
             await producer.publish("news", *data)
-            await eventually(lambda: consumer.counters["deliveries"] == 400, "all is written")
-            assert any(connection.buffered_bytes > WRITE_HIGH_WATER for connection in consumer.connections)
+            await eventually(
+                lambda: any(one.buffered_bytes > WRITE_HIGH_WATER for one in consumer.connections),
+                "more is written than the loop takes",
+            )
             slow.writer.transport.resume_reading()  # type: ignore[attr-defined]
             assert [(await slow.packet())["d"] for _ in data] == data
 

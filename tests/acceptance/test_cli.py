@@ -34,7 +34,7 @@ COMMANDS = (
         "local",
         "bench",
     ),
-    *("top", "doctor", "completion", "man"),
+    *("top", "doctor", "backup", "restore", "completion", "man"),
 )
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
 PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:0"]\nconsumers = ["192.0.2.7:10001/producer"]\n'

@@ -12,7 +12,7 @@ from .. import journal
 from ..errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from ..tools.terminal import discard_output, prepare_standard_files, printable
 from ..version import __version__
-from . import bench, cluster, messages, node, shell, watch
+from . import bench, cluster, logs, messages, node, shell, watch
 from .common import COMPLETE_VARIABLE, ExitCode
 
 COMMANDS = (
@@ -23,6 +23,8 @@ COMMANDS = (
     messages.demo,
     messages.publish,
     messages.subscribe,
+    logs.backup,
+    logs.restore,
     cluster.verify,
     cluster.local,
     bench.bench,

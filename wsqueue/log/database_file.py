@@ -11,18 +11,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..errors import ConfigError, StorageError, WsqueueError
+from ..errors import WsqueueError
 from ..report.text import amount, number
 from . import schema
 from .files import (
-    DISK_ERRORS,
-    LOCK_NAME,
     Damaged,
     check_rights,
-    lock_file,
+    lock_directory,
     reason_of,
     set_aside,
     sync_directory,
+    unusable,
 )
 from .records import StoreState
 from .schema import PAGE_BYTES
@@ -86,7 +85,7 @@ class DatabaseFile(ABC):
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             check_rights(directory)
-            self._lock = lock_file(directory / LOCK_NAME)
+            self._lock = lock_directory(directory)
             try:
                 return self.load()
             except Damaged as damaged:
@@ -95,10 +94,7 @@ class DatabaseFile(ABC):
                 return self.load()
         except OSError as error:
             self.close()
-            problem = f"cannot keep messages here: {error.strerror or error}"
-            if error.errno in DISK_ERRORS:
-                raise StorageError(f"{directory}: {problem}") from None
-            raise ConfigError(problem, file=str(directory)) from None
+            raise unusable(directory, error) from None
         except BaseException:
             self.close()
             raise

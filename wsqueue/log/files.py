@@ -12,15 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..config.model import Retention
-from ..errors import ConfigError
+from ..errors import ConfigError, StorageError, WsqueueError
 from ..journal import log
 
 logger = logging.getLogger(__name__)
 
+LOCK_NAME = "lock"
+"""The file in a directory of logs that a process locks."""
+
 MAX_SET_ASIDE = 3
 """Damaged files that are kept to be looked at: each can be as large as the archive."""
-
-LOCK_NAME = "lock"
 
 SIDE_FILES = ("", "-wal", "-shm", "-journal")
 """Ends of the names of the files that SQLite makes of one."""
@@ -81,15 +82,28 @@ def check_rights(directory: Path) -> None:
             raise ConfigError(problem, file=str(file))
 
 
-def lock_file(file: Path) -> int:
-    """Open a file that no other process has locked, and lock it."""
-    lock = os.open(file, os.O_RDWR | os.O_CREAT, 0o600)
+def unusable(directory: Path, error: OSError) -> WsqueueError:
+    """Return the exception for a directory that cannot be used: with other settings, or at another time."""
+    problem = f"cannot keep messages here: {error.strerror or error}"
+    if error.errno in DISK_ERRORS:
+        return StorageError(f"{directory}: {problem}")
+    return ConfigError(problem, file=str(directory))
+
+
+def lock_directory(directory: Path) -> int:
+    """Lock a directory against other processes, until the descriptor that is returned is closed.
+
+    Raises:
+        ConfigError: Another process has locked it.
+        OSError: It cannot be used.
+    """
+    lock = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(lock)
         problem = "another process uses it; expected a directory of its own for each node"
-        raise ConfigError(problem, file=str(file.parent)) from None
+        raise ConfigError(problem, file=str(directory)) from None
     return lock
 
 
@@ -102,13 +116,19 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def set_aside(file: Path, reason: str) -> None:
-    """Rename a damaged file, and remove the oldest damaged files above `MAX_SET_ASIDE`."""
+def rename_log(file: Path, ending: str) -> Path:
+    """Rename a file with all that SQLite has made of it, and return its new name."""
+    aside = Path(f"{file}.{ending}")
     # By these names SQLite finds the files that belong to the renamed one.
-    aside = f"{file}.corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
     for side in SIDE_FILES:
         with contextlib.suppress(FileNotFoundError):
             Path(f"{file}{side}").rename(f"{aside}{side}")
+    return aside
+
+
+def set_aside(file: Path, reason: str) -> None:
+    """Rename a damaged file, and remove the oldest damaged files above `MAX_SET_ASIDE`."""
+    aside = rename_log(file, f"corrupt-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     for old in sorted(file.parent.glob(f"{file.name}.corrupt-*Z"))[:-MAX_SET_ASIDE]:
         for side in SIDE_FILES:
             Path(f"{old}{side}").unlink(missing_ok=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 
 from ..report.report import HistogramStatus, LogStatus
-from .files import make_directory, state_directory
+from .files import lock_directory, make_directory, state_directory, unusable
 from .logs import TopicLogs
 from .records import Record, StoreState, TopicState
 from .snapshot import SNAPSHOT_NAME, take_snapshot, write_snapshot
@@ -18,7 +19,12 @@ TAKEN_AT_ONCE = 10_000
 
 
 class MemoryStore(TopicLogs):
-    """Keep the logs of all topics in memory."""
+    """Keep the logs of all topics in memory.
+
+    A process that has a directory locks it, so that no other takes its snapshot or overwrites it.
+    """
+
+    _lock: int | None = None
 
     async def open(self) -> None:
         """Take the snapshot that the last clean stop left.
@@ -31,7 +37,15 @@ class MemoryStore(TopicLogs):
         if directory is None:
             return
         make_directory(directory)
-        snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT_NAME, self._clock)
+        try:
+            self._lock = lock_directory(directory)
+        except OSError as error:
+            raise unusable(directory, error) from None
+        try:
+            snapshot = await asyncio.to_thread(take_snapshot, directory / SNAPSHOT_NAME, self._clock)
+        except BaseException:
+            self._unlock()
+            raise
         if snapshot is not None:
             state, records = snapshot
             self._take_over(state)
@@ -49,15 +63,23 @@ class MemoryStore(TopicLogs):
         """
         directory = state_directory(self._config)
         topics = self._ledger.topics
-        if directory is None or not topics:
-            return
-        state = StoreState(
-            epochs=self.epochs.known(),
-            topics={name: TopicState(log.first, log.next, log.epoch) for name, log in topics.items()},
-            numbers=dict(self._numbers),
-            floor=self._ledger.floor,
-        )
-        await asyncio.to_thread(write_snapshot, directory / SNAPSHOT_NAME, state, self._all_records())
+        try:
+            if directory is None or not topics:
+                return
+            state = StoreState(
+                epochs=self.epochs.known(),
+                topics={name: TopicState(log.first, log.next, log.epoch) for name, log in topics.items()},
+                numbers=dict(self._numbers),
+                floor=self._ledger.floor,
+            )
+            await asyncio.to_thread(write_snapshot, directory / SNAPSHOT_NAME, state, self._all_records())
+        finally:
+            self._unlock()
+
+    def _unlock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     @property
     def congested(self) -> bool:

@@ -655,7 +655,7 @@ async def test_a_disk_without_room_is_no_wrong_configuration(
     def write(_file: Path) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(database_file, "lock_file", write)
+    monkeypatch.setattr(database_file, "lock_directory", write)
     with pytest.raises(StorageError, match="cannot keep messages here: No space left on device"):
         await Opened(tmp_path, limits()).archive.open()
 

@@ -64,7 +64,8 @@ class MemoryStore(TopicLogs):
         directory = state_directory(self._config)
         topics = self._ledger.topics
         try:
-            if directory is None or not topics:
+            # A snapshot without messages keeps the epochs: else all positions would look like those of another log.
+            if directory is None:
                 return
             state = StoreState(
                 epochs=self.epochs.known(),

@@ -354,7 +354,9 @@ class TestDemo:
         await connect(page, "news")
 
     async def test_a_page_without_cryptography_says_what_to_do(self, nodes: Nodes, tabs: Tabs) -> None:
-        _, producer = await cluster(nodes, pages="all", hosts=["node.example"])
+        _, producer = await cluster(nodes, pages="all")
+        producer.write(hosts=["node.example"])
+        await producer.service.reload()
         page = await tabs.open(page_of(producer).replace("127.0.0.1", "node.example"))
         await say_connect(page, "news")
         await page.get_by_text("Open this page over https, or through a tunnel: ssh -L").wait_for()

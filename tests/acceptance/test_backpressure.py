@@ -88,7 +88,7 @@ class Bounds:
         self.one_read = limits.max_message_bytes + READ_MARGIN_BYTES
         # A peer that sends: a read of the smallest batches takes most.
         self.feeding = self.one_read + SMALL_BATCHES_BYTES
-        # A peer that reads slowly; classic subscribers of one topic share it, and what is being written to them.
+        # A peer that reads slowly; classic subscribers of one topic share it. With slices on their way.
         self.slow_reader = limits.max_buffered_bytes + self.one_read + 4 * CONGESTED_BYTES
         # A v2 subscriber that reads slowly: the rest is in the log.
         frames = max(MAX_FRAMES_BYTES, CHUNK_BYTES + limits.max_message_bytes + OVERHEAD_BYTES)

@@ -64,7 +64,7 @@ class MemoryStore(TopicLogs):
         directory = state_directory(self._config)
         topics = self._ledger.topics
         try:
-            # A snapshot without messages keeps the epochs: else all positions would look like those of another log.
+            # Without messages it keeps the epochs: else positions would look like those of another log.
             if directory is None:
                 return
             state = StoreState(

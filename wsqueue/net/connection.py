@@ -561,8 +561,13 @@ class Connection(asyncio.Protocol):
             self.fail(CloseCode.TRY_AGAIN_LATER, reason)
 
     def _count(self) -> None:
-        """Count what waits in this connection, to be written or for the rest of a message."""
+        """Count what waits in this connection, to be written or for the rest of a message.
+
+        A link between nodes has everybody's messages, and must not be cut because others read slowly.
+        """
         waiting = self._writes.size + self.session.unfinished_bytes + len(self._unread)
+        if self.handler is not None and self.handler.peer_is_node:
+            waiting = 0
         self._counted = waiting > COUNTED_BYTES
         if self._buffers is not None:
             self._buffers.count(self, waiting)

@@ -139,18 +139,25 @@ class ClassicDelivery:
         if not subscribers:
             self._forget(topic)
         elif self._settled is not None or not all(subscriber.congested for subscriber in subscribers):
-            if backlog.slices is None:
-                backlog.slices = classic.MessageSlices(topic, data_of(backlog.records[0]))
-            self._send(backlog.slices, _slice_bytes(subscribers), subscribers)
-            if backlog.slices.done:
-                backlog.slices = None
-                backlog.bytes -= backlog.records.popleft().size
-                self._buffers.count(backlog, backlog.bytes)
-            if backlog.records:
-                self._turns[topic] = None
-            else:
-                self._forget(topic)
+            self._send_slice(topic, backlog, subscribers)
         self._schedule()
+
+    def _send_slice(self, topic: str, backlog: _Backlog, subscribers: list[Connection]) -> None:
+        if backlog.slices is None:
+            backlog.slices = classic.MessageSlices(topic, data_of(backlog.records[0]))
+        self._send(backlog.slices, _slice_bytes(subscribers), subscribers)
+        if topic not in self._backlogs:
+            # With these bytes more waited than may, and most of it was here.
+            return
+        self._turns[topic] = None
+        if backlog.slices.done:
+            backlog.slices = None
+            backlog.bytes -= backlog.records.popleft().size
+            if not backlog.records:
+                self._forget(topic)
+                return
+            # The last step, because it gives the backlog up if a reload has lowered the limit.
+            self._buffers.count(backlog, backlog.bytes)
 
     def _send(self, slices: classic.MessageSlices, max_bytes: int, subscribers: list[Connection]) -> None:
         messages = slices.next_slice(max_bytes)

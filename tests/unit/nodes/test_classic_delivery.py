@@ -24,6 +24,7 @@ pytestmark = pytest.mark.anyio
 MANY = [str(number) for number in range(20_000)]
 """Messages that are several slices long on the topic below, where each is repeated."""
 TOPIC = "\x01" * 20
+OTHER = "other"
 
 
 class Subscriber(FakeConnection):
@@ -40,7 +41,7 @@ class Subscriber(FakeConnection):
         payloads, end, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31, max_frames=2**31)
         assert end == len(frames)
         packets = list(map(json.loads, payloads))
-        assert all(packet["s"] == TOPIC and packet["t"] == "m" for packet in packets)
+        assert all(packet["s"] in (TOPIC, OTHER) and packet["t"] == "m" for packet in packets)
         self.came += [packet["d"] for packet in packets]
         self.writes.append(len(frames))
         return True
@@ -59,12 +60,12 @@ class Delivery:
         self.delivery = ClassicDelivery(self.topics, self.counters, max_buffered_bytes, self.buffers)
         self.next = 0
 
-    def publish(self, *data: str, at_hand: bool = True) -> None:
-        packet = v2.encode(v2.Deliver(TOPIC, self.next, "", 0, list(data)))
-        record = Record(TOPIC, self.next, len(data), 0.0, "", 0, packet)
+    def publish(self, *data: str, topic: str = TOPIC, at_hand: bool = True) -> None:
+        packet = v2.encode(v2.Deliver(topic, self.next, "", 0, list(data)))
+        record = Record(topic, self.next, len(data), 0.0, "", 0, packet)
         self.next = record.end
         assert data_of(record) == list(data)
-        self.delivery.deliver(TOPIC, [record], list(data) if at_hand else None)
+        self.delivery.deliver(topic, [record], list(data) if at_hand else None)
 
     def lose(self, subscriber: Subscriber) -> None:
         subscriber.failed = CloseCode.GOING_AWAY
@@ -162,6 +163,43 @@ async def test_what_waits_counts_with_what_waits_in_connections() -> None:
     assert [subscriber.failed for subscriber in one.subscribers] == [CloseCode.TRY_AGAIN_LATER] * 2
     assert one.buffers.bytes == 0
     await one.turns()
+
+
+class Unread(Subscriber):
+    """A subscriber that keeps what it gets waiting, and so counts it."""
+
+    def __init__(self, buffers: Buffers) -> None:
+        super().__init__()
+        self.buffers = buffers
+
+    def send_frames(self, frames: bytes) -> bool:
+        written = super().send_frames(frames)
+        self.buffers.count(self, sum(self.writes))
+        return written
+
+
+@pytest.mark.parametrize("when", ["sending", "sent"])
+async def test_a_backlog_that_is_given_up_in_its_turn_holds_up_no_other_topic(when: str) -> None:
+    one = Delivery(0)
+    # Its first slice brings all above the limit, or a reload has lowered the limit meanwhile.
+    unread = Unread(one.buffers) if when == "sending" else Subscriber()
+    another = Subscriber()
+    one.topics.subscribe(TOPIC, unread)
+    one.topics.subscribe(OTHER, another)
+    for _ in range(20):
+        one.publish("x" * 100_000, at_hand=False)
+    one.publish(*MANY, topic=OTHER)
+    one.buffers.limit = one.buffers.bytes if when == "sending" else 500_000
+    await one.turns()
+    assert unread.failed is CloseCode.TRY_AGAIN_LATER
+    assert another.came == MANY
+    assert one.buffers.bytes == sum(unread.writes) * (when == "sending")
+    # Nothing is left of it.
+    one.topics.unsubscribe(TOPIC, unread)
+    late = Subscriber()
+    one.topics.subscribe(TOPIC, late)
+    one.publish("new")
+    assert late.came == ["new"]
 
 
 async def test_a_drain_waits_for_all_and_for_no_slow_subscriber() -> None:

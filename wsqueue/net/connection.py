@@ -356,10 +356,8 @@ class Connection(asyncio.Protocol):
             self._unread += data
             if self._turn is None:
                 self._take_turn()
-        elif self._tls is not None:
-            self._receive_tls(self._tls, data)
         else:
-            self._receive(data)
+            self._take(data)
 
     def _take_turn(self) -> None:
         """Take the next part of what was read."""
@@ -369,15 +367,19 @@ class Connection(asyncio.Protocol):
         self.heard_at = monotonic()
         if self.session.behind:
             self._receive(b"")
+            if self._tls is not None:
+                self._end_tls(self._tls)
         else:
             data, self._unread = self._unread[:TURN_BYTES], self._unread[TURN_BYTES:]
-            if self._tls is not None:
-                self._receive_tls(self._tls, data)
-            else:
-                self._receive(data)
-        if self._tls is not None:
-            self._end_tls(self._tls)
+            self._take(data)
         self._go_on()
+
+    def _take(self, data: bytes) -> None:
+        """Take bytes as they came from the network."""
+        if self._tls is not None:
+            self._receive_tls(self._tls, data)
+        else:
+            self._receive(data)
 
     def _go_on(self) -> None:
         """Read on; or, if a part of what was read waits, take it in another turn."""

@@ -107,6 +107,12 @@ def lock_directory(directory: Path) -> int:
     return lock
 
 
+def sync_file(file: Path) -> None:
+    """Wait until the content of a file is on the disk."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
 def sync_directory(directory: Path) -> None:
     """Make the names in a directory survive a power cut."""
     descriptor = os.open(directory, os.O_RDONLY)

@@ -4,26 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from ..errors import StorageError
+from . import schema
 from .archive import FILE_NAME
 from .files import reason_of
-from .schema import APPLICATION_ID, VERSION, count
 from .snapshot import SNAPSHOT_NAME
 
-PAGE_TOPICS = 1000
-"""Topics of one read: each takes milliseconds, so that the consumer's write-ahead log needn't grow."""
-
-_TOPICS = """
-SELECT id, name,
-    (SELECT "offset" FROM record WHERE topic = topic.id ORDER BY "offset" LIMIT 1),
-    (SELECT "offset" + count FROM record WHERE topic = topic.id ORDER BY "offset" DESC LIMIT 1)
-FROM topic WHERE id > ? ORDER BY id LIMIT ?
-"""
+_TOPICS = "SELECT name, next - first FROM topic WHERE first < next"
 
 
 class Kept(msgspec.Struct, frozen=True):
@@ -60,16 +52,9 @@ def kept_in(directory: Path, chosen: Callable[[str], bool] = lambda _topic: True
     return Kept(topics, messages)
 
 
-def _messages(file: Path) -> Iterator[tuple[str, int]]:
-    """Yield each topic that has messages, and their number."""
-    address = f"{file.absolute().as_uri()}?mode=ro"
-    with contextlib.closing(sqlite3.connect(address, uri=True)) as connection:
-        identity = [count(connection, f"PRAGMA {name}") for name in ("application_id", "user_version")]
-        if identity != [APPLICATION_ID, VERSION]:
-            raise StorageError(f"{file}: it is no archive of version {VERSION}")
-        last = -1
-        while rows := connection.execute(_TOPICS, (last, PAGE_TOPICS)).fetchall():
-            for _, name, first, end in rows:
-                if end is not None:
-                    yield name, end - first
-            last = rows[-1][0]
+def _messages(file: Path) -> list[tuple[str, int]]:
+    """Return each topic that has messages, and their number."""
+    with contextlib.closing(schema.open_beside(file)) as connection:
+        if schema.identity(connection) != (schema.APPLICATION_ID, schema.VERSION):
+            raise StorageError(f"{file}: it is no archive of version {schema.VERSION}")
+        return connection.execute(_TOPICS).fetchall()

@@ -101,6 +101,22 @@ def connect(file: Path, *, durable: bool) -> sqlite3.Connection:
     return connection
 
 
+def open_beside(file: Path, *, writable: bool = False) -> sqlite3.Connection:
+    """Connect to a file that is there, beside a consumer that may use it.
+
+    Args:
+        file: The file; it is never made.
+        writable: Whether it may be changed.
+    """
+    address = f"{file.absolute().as_uri()}?mode={'rw' if writable else 'ro'}"
+    return sqlite3.connect(address, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+
+
+def identity(connection: sqlite3.Connection) -> tuple[int, int]:
+    """Return whose file it is, and the version of its schema."""
+    return count(connection, "PRAGMA application_id"), count(connection, "PRAGMA user_version")
+
+
 def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bool:
     """Make sure that the file is a wsqueue's; make the tables of a new one, and return True for that.
 
@@ -108,8 +124,8 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
         ConfigError: The file is another program's, or a newer version's.
         Damaged: The file is an older version's.
     """
-    identity = [count(connection, f"PRAGMA {name}") for name in ("application_id", "user_version")]
-    if identity == [0, 0] and not count(connection, "SELECT count(*) FROM sqlite_schema"):
+    application, version = identity(connection)
+    if (application, version) == (0, 0) and not count(connection, "SELECT count(*) FROM sqlite_schema"):
         connection.execute(f"PRAGMA page_size = {PAGE_BYTES}")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
         connection.execute(f"PRAGMA journal_mode = {'WAL' if durable else 'OFF'}")
@@ -117,15 +133,13 @@ def identify(connection: sqlite3.Connection, file: Path, *, durable: bool) -> bo
         connection.execute("INSERT INTO archive VALUES (0, 1)")
         connection.execute("COMMIT")
         return True
-    if identity[0] != APPLICATION_ID:
+    if application != APPLICATION_ID:
         problem = "it belongs to another program; expected a directory of its own"
         raise ConfigError(problem, file=str(file))
-    if identity[1] < VERSION:
-        raise Damaged(f"it has version {identity[1]}, and this version of wsqueue reads version {VERSION}")
-    if identity[1] > VERSION:
-        problem = (
-            f"it has version {identity[1]}, not {VERSION}; run the wsqueue that wrote it or move it away"
-        )
+    if version < VERSION:
+        raise Damaged(f"it has version {version}, and this version of wsqueue reads version {VERSION}")
+    if version > VERSION:
+        problem = f"it has version {version}, not {VERSION}; run the wsqueue that wrote it or move it away"
         raise ConfigError(problem, file=str(file))
     return False
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable
@@ -18,7 +17,7 @@ from pathlib import Path
 from ..config.model import Retention
 from ..errors import ConfigError, StorageError, WsqueueError
 from .database import Database
-from .files import DISK_ERRORS, Damaged, reason_of, set_aside, sync_directory
+from .files import DISK_ERRORS, Damaged, reason_of, set_aside, sync_directory, sync_file
 from .records import Record, StoreState
 
 SNAPSHOT_NAME = "snapshot.sqlite3"
@@ -63,8 +62,7 @@ def _write(file: Path, state: StoreState, records: Iterable[Record]) -> None:
         database.restore(state, records)
     finally:
         database.close()
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
+    sync_file(file)
 
 
 def take_snapshot(

@@ -16,7 +16,6 @@ import stat
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import quote
 
 import msgspec
 
@@ -34,6 +33,7 @@ from ..log.files import (
     rename_log,
     state_directory,
     sync_directory,
+    sync_file,
 )
 from ..log.snapshot import SNAPSHOT_NAME, SQLITE_MAGIC
 
@@ -100,7 +100,7 @@ def back_up(what: Path, target: Path, *, replace: bool, say: Say) -> Content:
             _check(copy, source, say)
             content = _content(copy)
         part.chmod(mode)
-        _sync(part)
+        sync_file(part)
         if replace:
             part.rename(target)
         else:
@@ -144,7 +144,7 @@ def restore(
             copy.execute("INSERT INTO epoch VALUES (?, ?, ?)", (epoch.number, epoch.id, int(epoch.restored)))
             content = _content(copy)
         _give(part, directory)
-        _sync(part)
+        sync_file(part)
         aside = None
         if file.exists():
             aside = rename_log(file, f"replaced-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
@@ -223,8 +223,7 @@ def _expect_log(file: Path) -> None:
     if not _is_log(file):
         raise WsqueueError(f"{file}: it is no log of wsqueue: it does not begin as a file of SQLite")
     with _explained(file, "cannot read it"), _opened(file) as log:
-        application = schema.count(log, "PRAGMA application_id")
-        version = schema.count(log, "PRAGMA user_version")
+        application, version = schema.identity(log)
     if application != schema.APPLICATION_ID:
         raise WsqueueError(f"{file}: it is no log of wsqueue: it belongs to another program")
     if version != schema.VERSION:
@@ -237,15 +236,11 @@ def _expect_log(file: Path) -> None:
 @contextlib.contextmanager
 def _opened(file: Path, *, writable: bool = False) -> Iterator[sqlite3.Connection]:
     """Open a file that is there."""
-    name = f"file:{quote(str(file.absolute()))}?mode={'rw' if writable else 'ro'}"
-    connection = sqlite3.connect(name, uri=True, timeout=schema.BUSY_SECONDS, isolation_level=None)
-    try:
+    with contextlib.closing(schema.open_beside(file, writable=writable)) as connection:
         if writable:
             # It is synced as a whole, and thrown away if anything fails.
             connection.execute("PRAGMA synchronous = OFF")
         yield connection
-    finally:
-        connection.close()
 
 
 @contextlib.contextmanager
@@ -326,11 +321,6 @@ def _give(file: Path, directory: Path) -> None:
         os.chown(file, owner.st_uid, owner.st_gid)
 
 
-def _sync(file: Path) -> None:
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
-
-
 @contextlib.contextmanager
 def _explained(file: Path, what: str) -> Iterator[None]:
     """Turn errors of the system and of SQLite into sentences."""
@@ -339,9 +329,6 @@ def _explained(file: Path, what: str) -> Iterator[None]:
     except OSError as error:
         raise WsqueueError(f"{file}: {what}: {error.strerror}") from None
     except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-        if code == sqlite3.SQLITE_INTERRUPT:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT:
             raise KeyboardInterrupt from None
-        # What happens to the log of a node when that is damaged does not happen here.
-        reason = str(error) if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB) else reason_of(error)
-        raise WsqueueError(f"{file}: {what}: {reason}") from None
+        raise WsqueueError(f"{file}: {what}: {reason_of(error)}") from None

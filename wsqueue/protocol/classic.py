@@ -154,9 +154,12 @@ def encode(packet: Packet) -> bytes:
     return _encoder.encode(packet)
 
 
+_HEAD, _TAIL = b'{"t":"m","d":', b',"s":%b}'
+
+
 def join_message(data: bytes, topic: bytes) -> bytes:
     """Return the message that has these JSON strings, as `encode` writes it."""
-    return b'{"t":"m","d":%b,"s":%b}' % (data, topic)
+    return _HEAD + data + _TAIL % topic
 
 
 MESSAGE_OVERHEAD_BYTES = len(join_message(b"", b""))
@@ -221,6 +224,3 @@ class MessageSlices:
         self.built += len(texts)
         tail = self._tail
         return [_HEAD + text + tail for text in texts]
-
-
-_HEAD, _TAIL = b'{"t":"m","d":', b',"s":%b}'

@@ -35,6 +35,15 @@ TOPIC_BYTES = 300
 CHARACTERS_BYTES = 4 * MAX_CACHED_CHARACTERS
 """Memory of the characters of a topic of up to 128, which may take 4 bytes each in Python."""
 
+DISK_BYTES = CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES
+"""Memory of a log on disk: caches, the data that waits to be written, and SQLite's own."""
+
+FILE_TOPICS_BYTES = (MAX_EMPTY_TOPICS + MAX_TOPICS) * (CHARACTERS_BYTES + 2 * TOPIC_BYTES)
+"""Memory of the topics that a log on disk knows."""
+
+ROUTES_BYTES = CACHED_TOPICS * (CHARACTERS_BYTES + TOPIC_BYTES)
+"""Memory of the consumers of the topics that a producer saw last."""
+
 
 def memory_bound(config: NodeConfig) -> int:
     """Return the most bytes of memory that a node takes, whatever its peers do.
@@ -46,17 +55,26 @@ def memory_bound(config: NodeConfig) -> int:
     strangers = limits.max_strangers * (STRANGER_BYTES + RESTING_BYTES)
     node = IDLE_BYTES + WORK_BYTES + limits.max_total_buffered_bytes + connections * RESTING_BYTES + strangers
     if isinstance(config, ConsumerConfig):
-        return node + limits.max_index_bytes + _log_bytes(config)
+        in_memory = config.retention.mode == "memory"
+        log = config.retention.max_bytes if in_memory else DISK_BYTES + FILE_TOPICS_BYTES
+        return node + limits.max_index_bytes + log
     assert isinstance(config, ProducerConfig)
-    routes = CACHED_TOPICS * (CHARACTERS_BYTES + TOPIC_BYTES)
-    return node + routes + len(config.consumers) * _link_bytes(limits)
+    return node + _links_bytes(config)
 
 
-def _log_bytes(config: ConsumerConfig) -> int:
-    if config.retention.mode == "memory":
-        return config.retention.max_bytes
-    topics = (MAX_EMPTY_TOPICS + MAX_TOPICS) * (CHARACTERS_BYTES + 2 * TOPIC_BYTES)
-    return CACHE_BYTES + PENDING_BYTES + 2 * CACHE_KIB * KIB + 2 * MAX_GROUP_BYTES + topics
+def friendly_bound(config: NodeConfig) -> int:
+    """Return the most bytes of memory that a node takes whose peers mean no harm: logs and held messages."""
+    bound = IDLE_BYTES + WORK_BYTES
+    if isinstance(config, ConsumerConfig):
+        on_disk = config.retention.mode == "sqlite"
+        return bound + (DISK_BYTES if on_disk else config.retention.max_bytes) + FILE_TOPICS_BYTES
+    assert isinstance(config, ProducerConfig)
+    return bound + _links_bytes(config)
+
+
+def _links_bytes(config: ProducerConfig) -> int:
+    """Return the memory of a producer's routes, and of its links if all consumers are down."""
+    return ROUTES_BYTES + len(config.consumers) * _link_bytes(config.limits)
 
 
 def _link_bytes(limits: Limits) -> int:

@@ -13,6 +13,7 @@ from tests.support.paths import ROOT
 from wsqueue.config.model import ClientConfig, ConsumerConfig, Limits, ProducerConfig, Retention, Tls
 from wsqueue.log.kept import Kept
 from wsqueue.net.certificates import TlsContexts
+from wsqueue.nodes.bounds import friendly_bound
 from wsqueue.report.report import Cluster, ClusterNode, LinkStatus, NodeWarning, Report, WarningCode
 from wsqueue.report.warnings import NO_REPORTS, OTHER_KEY
 from wsqueue.tools.doctor import findings as doctor
@@ -207,14 +208,14 @@ class TestBounds:
         known = mib("in a consumer, topics of up to 128")
         consumer = ConsumerConfig(listen=["127.0.0.1:0"])
         logs = mib("in a consumer, the log in memory")
-        assert doctor.memory_bound(consumer) / MIB == pytest.approx(48 + logs + known, abs=1)
+        assert friendly_bound(consumer) / MIB == pytest.approx(48 + logs + known, abs=1)
         on_disk = ConsumerConfig(listen=["127.0.0.1:0"], retention=Retention(mode="sqlite", max_bytes=2**40))
         logs = mib("in a consumer, the log on disk")
-        assert doctor.memory_bound(on_disk) / MIB == pytest.approx(48 + logs + known, abs=1)
+        assert friendly_bound(on_disk) / MIB == pytest.approx(48 + logs + known, abs=1)
         producer = ProducerConfig(listen=["127.0.0.1:0"], consumers=["a:1/producer", "b:1/producer"])
         each = mib("in a producer, each consumer that is dow") + mib("in a producer, each consumer: batches")
         topics = mib("in a producer, the consumers of the topi")
-        assert doctor.memory_bound(producer) / MIB == pytest.approx(48 + 2 * each + topics, abs=1)
+        assert friendly_bound(producer) / MIB == pytest.approx(48 + 2 * each + topics, abs=1)
 
     def test_of_the_host(self) -> None:
         node, log = "node.toml", Path("/var/log")

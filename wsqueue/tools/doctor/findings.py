@@ -9,8 +9,7 @@ from typing import Literal
 
 import msgspec
 
-from ...config import model
-from ...config.model import ConsumerConfig, Limits, NodeConfig, ProducerConfig
+from ...config.model import Limits
 from ...log.kept import Kept
 from ...net.certificates import EXPIRY_WARNING
 from ...nodes.limits import open_files_wanted
@@ -34,8 +33,6 @@ URGENT = timedelta(days=3)
 
 MEMORY_SHARE = 0.8
 """Share of the memory of the host that nodes may take; the rest is for the system."""
-
-MIB = 1024 * 1024
 
 PROBLEMS: frozenset[WarningCode] = frozenset({"link_down", "log_failing", "node_unreachable"})
 """Codes of warnings that say that something does not work."""
@@ -256,20 +253,6 @@ def renew(state: Verdict) -> str:
     if state == "ok":
         return ""
     return ADVICE["certificate_expires"]
-
-
-def memory_bound(checked: NodeConfig) -> int:
-    """Return the most memory that a node takes with friendly peers, as in docs/configuration.md."""
-    limits = checked.limits
-    read = limits.max_message_bytes + model.READ_MARGIN_BYTES
-    bound = 48 * MIB
-    if isinstance(checked, ConsumerConfig):
-        bound += checked.retention.max_bytes if checked.retention.mode == "memory" else 130 * MIB
-        bound += 200_000 * 1112
-    elif isinstance(checked, ProducerConfig):
-        bound += len(checked.consumers) * (2 * limits.max_held_bytes + 2 * read + 50_000 * 300)
-        bound += 65_536 * 812
-    return bound
 
 
 def memory_finding(bounds: Sequence[int], total: int) -> Finding:

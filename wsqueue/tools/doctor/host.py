@@ -31,6 +31,7 @@ from ...log.kept import kept_in
 from ...net.certificates import TlsContexts
 from ...net.handshake import shake_hands
 from ...net.tls import openssl_words
+from ...nodes.bounds import friendly_bound
 from ...nodes.listener import somebody_listens
 from ...protocol.keys import PreSharedKey
 from ...protocol.routing import router
@@ -40,7 +41,6 @@ from .findings import (
     Finding,
     expiry,
     files_finding,
-    memory_bound,
     memory_finding,
     orphans_finding,
     renew,
@@ -82,7 +82,7 @@ async def check_files(files: Sequence[str], clusters: list[ClientConfig], say: S
         async for finding in _peer_findings(file, checked, say):
             yield finding
         if isinstance(checked, NodeConfig):
-            bounds.append(memory_bound(checked))
+            bounds.append(friendly_bound(checked))
             async for finding in _node_file_findings(file, checked, say):
                 yield finding
     if bounds:

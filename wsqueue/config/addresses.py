@@ -53,16 +53,25 @@ class Address(msgspec.Struct, frozen=True):
     @property
     def loopback(self) -> bool:
         """Return True if only this host can reach the address."""
-        if self.socket or self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return bool(self.socket) or is_loopback(self.host)
 
     def with_path(self, path: str) -> Address:
         """Return the same place with another path."""
         return msgspec.structs.replace(self, path=path)
+
+
+def is_ip(host: str) -> bool:
+    """Return True if a host is an IP address, without brackets, and not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def is_loopback(host: str) -> bool:
+    """Return True if a name or an IP address leads to the host that uses it."""
+    return host == "localhost" or (is_ip(host) and ipaddress.ip_address(host).is_loopback)
 
 
 def parse_address(text: str, endpoint: str = "") -> Address:

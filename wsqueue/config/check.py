@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import operator
 import re
 
@@ -10,7 +9,7 @@ import msgspec
 
 from ..errors import ConfigError
 from ..protocol.routing import unbalanced
-from .addresses import Address, expected_form, parse_address
+from .addresses import Address, expected_form, is_ip, parse_address
 from .model import ClientConfig, Config, NodeConfig, ProducerConfig
 
 _NAME = re.compile(r"[0-9A-Za-z._-]+")
@@ -54,21 +53,13 @@ def check_sites(config: NodeConfig) -> None:
         ConfigError: One has not the form that a browser sends; the error names the key.
     """
     for index, host in enumerate(config.hosts):
-        if not _NAME.fullmatch(host) and not _is_ipv6(host):
+        if not _NAME.fullmatch(host) and not is_ip(host):
             expected = "expected a name or an IP address, without port and brackets"
             raise ConfigError(f"{host!r} is not a host: {expected}", key=f"hosts[{index}]")
     for index, origin in enumerate(config.origins):
         if not _ORIGIN.fullmatch(origin):
             expected = "expected https://host, with :port where a browser shows one, or null"
             raise ConfigError(f"{origin!r} is not an origin: {expected}", key=f"origins[{index}]")
-
-
-def _is_ipv6(host: str) -> bool:
-    try:
-        ipaddress.IPv6Address(host)
-    except ValueError:
-        return False
-    return True
 
 
 def config_warnings(config: Config) -> list[str]:

@@ -6,11 +6,11 @@ whose name is made to lead to a node (DNS rebinding) has that name in both.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 import socket
 from urllib.parse import urlsplit
 
+from ..config.addresses import is_ip, is_loopback
 from ..config.model import NodeConfig
 
 
@@ -33,7 +33,7 @@ class Sites:
         The first two need no DNS. Without the header the request is not of a browser.
         """
         name = name_in(host)
-        return name in ("", "localhost") or name in self._names or _is_ip(name)
+        return name in ("", "localhost") or name in self._names or is_ip(name)
 
     def trusts_origin(self, origin: str | None, host: str) -> bool:
         """Return True if the site that sent a request may use this node.
@@ -54,7 +54,7 @@ class Sites:
             return False
         if parts.scheme not in ("http", "https") or not name:
             return False
-        if name in self._names or _is_loopback(name):
+        if name in self._names or is_loopback(name):
             return True
         return name == name_in(host) and self.trusts_host(host)
 
@@ -62,15 +62,3 @@ class Sites:
 def name_in(host: str) -> str:
     """Return the name or IP address in a `Host`, without its port and brackets."""
     return re.sub(r":[0-9]*$", "", host).strip("[]").lower()
-
-
-def _is_ip(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
-
-
-def _is_loopback(name: str) -> bool:
-    return name == "localhost" or (_is_ip(name) and ipaddress.ip_address(name).is_loopback)

@@ -19,7 +19,7 @@ from wsqueue.protocol.routing import topic_hash
 from wsqueue.tools.demo import MAX_MISSING_LINES
 
 from ..support.commands import SECONDS, Running, Terminal, run, running, shell
-from ..support.processes import Cluster
+from ..support.processes import Cluster, Node
 from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
@@ -99,12 +99,7 @@ def test_publish_lines_as_they_come(tmp_path: Path, config: str, topic: str) -> 
 
 
 def test_publish_fails_when_it_cannot_be_confirmed(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.start(1, 1)
-    (producer,) = cluster.producers
-    with running(tmp_path, "publish", "--config", cluster.demo_file, "news") as publisher:
-        publisher.type("arrives\n")
-        wait_until(lambda: producer.counters()["messages_in"] == 1, "the first line arrives")
-        producer.signal(signal.SIGSTOP)
+    with publishing_to_nobody(cluster, tmp_path) as (publisher, producer):
         publisher.type("one\ntwo\nthree\n")
         producer.kill()
         assert publisher.end() == 4
@@ -121,15 +116,9 @@ def test_publish_fails_when_it_cannot_be_confirmed(cluster: Cluster, tmp_path: P
 def test_publish_that_is_ended_by_a_signal_waits_for_what_it_has_read(
     cluster: Cluster, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
-    cluster.start(1, 1)
-    (producer,) = cluster.producers
-    with running(tmp_path, "publish", "--config", cluster.demo_file, "news") as publisher:
-        publisher.type("arrives\n")
-        wait_until(lambda: producer.counters()["messages_in"] == 1, "the first line arrives")
-        producer.signal(signal.SIGSTOP)
+    with publishing_to_nobody(cluster, tmp_path) as (publisher, producer):
         publisher.type("".join(f"{line}\n" for line in range(1000)))
-        wait_until(lambda: unread_by(publisher) == 0, "it has read them")
-        time.sleep(0.3)  # the thread that reads hands them over
+        wait_until_read(publisher)
         publisher.process.send_signal(number)
         producer.signal(signal.SIGCONT)
         assert publisher.process.wait(SECONDS) == code  # with standard input still open
@@ -139,20 +128,32 @@ def test_publish_that_is_ended_by_a_signal_waits_for_what_it_has_read(
 
 
 def test_publish_ends_at_the_second_signal_whatever_it_waits_for(cluster: Cluster, tmp_path: Path) -> None:
+    with publishing_to_nobody(cluster, tmp_path) as (publisher, _producer):
+        publisher.type("one\ntwo\n")
+        wait_until_read(publisher)
+        for _ in range(2):
+            publisher.process.send_signal(signal.SIGTERM)
+            time.sleep(0.5)
+        assert publisher.end(None) == 143
+        assert publisher.stderr == "Interrupted: 1 of 3 lines are confirmed.\n"
+
+
+@contextmanager
+def publishing_to_nobody(cluster: Cluster, tmp_path: Path) -> Iterator[tuple[Running, Node]]:
+    """Run `publish`, whose producer is stopped once it has got the first line."""
     cluster.start(1, 1)
     (producer,) = cluster.producers
     with running(tmp_path, "publish", "--config", cluster.demo_file, "news") as publisher:
         publisher.type("arrives\n")
         wait_until(lambda: producer.counters()["messages_in"] == 1, "the first line arrives")
         producer.signal(signal.SIGSTOP)
-        publisher.type("one\ntwo\n")
-        wait_until(lambda: unread_by(publisher) == 0, "it has read them")
-        time.sleep(0.3)  # the thread that reads hands them over
-        for _ in range(2):
-            publisher.process.send_signal(signal.SIGTERM)
-            time.sleep(0.5)
-        assert publisher.end(None) == 143
-        assert publisher.stderr == "Interrupted: 1 of 3 lines are confirmed.\n"
+        yield publisher, producer
+
+
+def wait_until_read(command: Running) -> None:
+    """Wait until a command has taken all lines from its standard input."""
+    wait_until(lambda: unread_by(command) == 0, "it has read them")
+    time.sleep(0.3)  # the thread that reads hands them over
 
 
 def unread_by(command: Running) -> int:

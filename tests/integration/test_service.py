@@ -10,10 +10,8 @@ import os
 import signal
 import socket
 import sqlite3
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,7 +22,6 @@ from wsqueue.errors import ConfigError, ListenError, StorageError
 from wsqueue.log.snapshot import SNAPSHOT_NAME
 from wsqueue.log.store import AppendBatch
 from wsqueue.nodes import connections
-from wsqueue.nodes import consumer as consumer_module
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
@@ -33,6 +30,7 @@ from ..support.classic_peer import RefusedError, connected, topic_of
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket, http_get
+from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -416,14 +414,7 @@ async def test_a_damaged_log_ends_the_node_and_the_next_start_begins_anew(nodes:
 async def test_a_clock_that_is_set_changes_neither_times_nor_what_is_kept(
     nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch, set_by: float
 ) -> None:
-    jumped = 0.0
-    system = SimpleNamespace(
-        time=lambda: time.time() + jumped,
-        clock_gettime=time.clock_gettime,
-        CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
-    )
-    monkeypatch.setattr(consumer_module, "time", system)
-    monkeypatch.setattr(consumer_module, "TRIM_SECONDS", 0.01)
+    system = SystemClock(monkeypatch)
     consumer, producer = await nodes.cluster()
 
     def ahead() -> float:
@@ -433,13 +424,13 @@ async def test_a_clock_that_is_set_changes_neither_times_nor_what_is_kept(
 
     async with soon(), nodes.client([producer], [consumer]) as client:
         await client.publish("news", "before")
-        jumped = set_by
+        system.set_by = set_by
         await eventually(lambda: abs(ahead() + set_by) < 10, "the report says so")
         await client.publish("news", "after")
         logs = consumer.consumer.logs
         before, after = await logs.read(logs.topic("news"), 0, 2**20)
         assert 0 <= after.time - before.time < 60
-        jumped = 0.0
+        system.set_by = 0.0
         await eventually(lambda: log.lines("clock agrees"), "it is over")
     assert len(log.lines("system clock was set ahead_seconds=", logging.WARNING)) == 1
 

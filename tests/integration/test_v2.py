@@ -7,10 +7,8 @@ import contextlib
 import itertools
 import json
 import shutil
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +20,6 @@ from wsqueue.client.publisher import PublisherLink
 from wsqueue.client.values import Start
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link
-from wsqueue.nodes import consumer as consumer_module
 from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
@@ -32,6 +29,7 @@ from ..support.classic_peer import topic_of
 from ..support.nodes import KEY, Nodes, RunningNode
 from ..support.ports import free_port
 from ..support.raw_v2_peer import V2Server, V2Socket, public_id_of
+from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -443,14 +441,7 @@ class TestLogs:
     async def test_a_machine_that_may_have_been_set_back_begins_an_epoch(
         self, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        set_by = 0.0
-        system = SimpleNamespace(
-            time=lambda: time.time() + set_by,
-            clock_gettime=time.clock_gettime,
-            CLOCK_BOOTTIME=time.CLOCK_BOOTTIME,
-        )
-        monkeypatch.setattr(consumer_module, "time", system)
-        monkeypatch.setattr(consumer_module, "TRIM_SECONDS", 0.01)
+        system = SystemClock(monkeypatch)
         consumer, producer = await nodes.cluster()
         logs = consumer.consumer.logs
 
@@ -466,11 +457,11 @@ class TestLogs:
         ):
             await client.publish("news", "a", "b")
             before = [await anext(messages) for _ in range(2)]
-            set_by = 3.0
+            system.set_by = 3.0
             await eventually(lambda: behind() > 2, "the step is seen")
             await client.publish("news", "c")
             assert (await anext(messages)).log == before[-1].log, "so little is not worth it"
-            set_by += 3600.0
+            system.set_by += 3600.0
             await eventually(lambda: logs.id != before[-1].log, "an epoch begins")
             await client.publish("news", "d", "e")
             after = [await anext(messages) for _ in range(2)]

@@ -3,13 +3,13 @@ SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
 
-# What runs here takes no modules and no settings of Python from the user's environment; PYTHON chooses one.
+# The programs that run here take no modules and no settings of Python from the user's environment; PYTHON chooses one.
 unexport $(filter-out PYTHON,$(filter PYTHON%,$(.VARIABLES)))
 
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-# The environment without developers' tools, so that a first try starts sooner, and with what a deployment needs.
+# The environment without developers' tools, so that a first try starts sooner, and with all that a deployment needs.
 RUNS := $(VENV)/.runs
 DEPLOYS := $(VENV)/.deploys
 SETUP := scripts/setup scripts/pip pyproject.toml constraints.txt
@@ -37,7 +37,7 @@ $(READY): $(SETUP)
 	touch $(RUNS) $(DEPLOYS) $@
 
 .PHONY: setup-deploy
-setup-deploy: $(DEPLOYS) ## Make .venv with what a control node needs to deploy, and no developers' tools
+setup-deploy: $(DEPLOYS) ## Make .venv with all that a control node needs to deploy, and no developers' tools
 
 $(DEPLOYS): $(SETUP)
 	scripts/setup $(VENV) '.[deploy]'
@@ -71,7 +71,7 @@ test-faults: $(READY) ## Run 1,000 random schedules of faults, in about an hour 
 	$(BIN)/python -m tests.faults --schedules $(SCHEDULES)
 
 .PHONY: fuzz
-fuzz: $(READY) ## Fuzz what reads bytes from peers and disks, ten minutes each (TARGET=session SECONDS=600)
+fuzz: $(READY) ## Fuzz all that reads bytes from peers and disks, ten minutes each (TARGET=session SECONDS=600)
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
 
 .PHONY: bench

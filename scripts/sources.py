@@ -1,4 +1,4 @@
-"""The sources of a release, and what a zipapp says of its own.
+"""The sources of a release, and the hash of them in a zipapp.
 
 It uses the standard library only, because Ansible's control node uses it too, as a plugin of the collection.
 """
@@ -16,7 +16,7 @@ ENTRY = "sources"
 """Name of the file in a zipapp that has the hash of the sources."""
 
 FILES = ("constraints.txt", "LICENSE", "scripts/pip", "scripts/sources.py", "scripts/zipapp")
-"""Files that decide what is in a zipapp, besides those of the package and its list of dependencies."""
+"""Files that decide the content of a zipapp, besides those of the package and its list of dependencies."""
 
 
 def package_files(clone: Path) -> list[Path]:
@@ -45,7 +45,7 @@ def version(clone: Path) -> str:
 
 
 def sources_hash(clone: Path) -> str:
-    """Return a hash of everything in a clone that decides what is in a zipapp, as 64 hexadecimal digits.
+    """Return a hash of everything in a clone that decides the content of a zipapp, as 64 hexadecimal digits.
 
     Documents, tests and git's history have no part in it, nor have the Python and the machine of the zipapp.
     """

@@ -82,7 +82,7 @@ def run(coroutine: Coroutine[Any, Any, None]) -> None:
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Cancel the current task on SIGINT, SIGTERM or SIGHUP, so that it can end what it has begun.
+    """Cancel the current task on SIGINT, SIGTERM or SIGHUP, so that it can end all that it has begun.
 
     A signal that whoever started the command ignores, as `nohup` does, stays ignored.
 

@@ -14,18 +14,18 @@ from .common import complete_file, progress_line
 
 
 @click.command()
-@click.argument("what", metavar="LOG", shell_complete=complete_file)
+@click.argument("log", metavar="LOG", shell_complete=complete_file)
 @click.argument("target", shell_complete=complete_file)
 @click.option("--replace", is_flag=True, help="Replace TARGET if it is there.")
-def backup(what: str, target: str, *, replace: bool) -> None:
+def backup(log: str, target: str, *, replace: bool) -> None:
     """Copy the log of a consumer to the file TARGET; the consumer goes on meanwhile.
 
     LOG is the configuration of the consumer, the directory of its log, or the file of the log. The backup
     holds all messages of one moment, and which batches were stored. It is checked, and is there as a whole or
     not at all. Only its owner may read it.
 
-    A consumer with the retention mode memory has its log in memory; what can be copied is the file that it
-    leaves when it is stopped.
+    A consumer with the retention mode memory has its log in memory; only the file that it leaves when it is
+    stopped can be copied.
 
     \b
     Examples:
@@ -33,7 +33,7 @@ def backup(what: str, target: str, *, replace: bool) -> None:
       wsqueue backup /var/lib/wsqueue/consumer-10001 /backup/$(hostname)-10001-$(date +%F).sqlite
     """
     with progress_line() as say:
-        content = tool.back_up(Path(what), Path(target), replace=replace, say=say)
+        content = tool.back_up(Path(log), Path(target), replace=replace, say=say)
     click.echo(f"{printable(target)}: {content}")
 
 
@@ -51,7 +51,7 @@ def restore(backup: str, where: str, *, mode: RetentionMode | None, replace: boo
 
     PLACE is the configuration of the consumer, or the directory of its log. The log that it gets says that
     messages after the backup may be missing, so that all subscribers that come back are told of a gap; they
-    go on where they were, as far as the backup reaches. Publishers send again what was not confirmed.
+    go on where they were, as far as the backup reaches. Publishers send unconfirmed messages again.
 
     \b
     Examples:

@@ -158,7 +158,7 @@ async def run_demo(settings: ClientConfig, topic: str) -> None:
         try:
             missing = await demo_tool.demo(connected, topic, settings.limits.max_message_bytes)
         finally:
-            # Whatever ends it, what was read is published.
+            # Whatever ends it, all lines that were read are published.
             await connected.close()
     if missing:
         click.echo(f"{missing} messages did not come back.", err=True)
@@ -181,7 +181,7 @@ async def _publish(settings: ClientConfig, topic: str, data: str, *, confirm: bo
 
 
 async def _publish_lines(connected: client.Client, topic: str, max_bytes: int, *, confirm: bool) -> None:
-    """Publish standard input; whatever ends it, wait for what was published, and say what became of it."""
+    """Publish standard input; whatever ends it, wait for the lines before, and say how many are stored."""
     count = 0
 
     async def publish_line(line: str) -> None:

@@ -1,4 +1,4 @@
-"""The commands that run a node, check its configuration, and count what it keeps."""
+"""The commands that run a node, check its configuration, and count its messages."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ class SubscriberLink(ClientLink):
 
     @property
     def gives_up(self) -> bool:
-        """Return True if the consumer cannot do what is asked."""
+        """Return True if the consumer cannot begin where it is asked to."""
         return bool(self._unable) or super().gives_up
 
     def raise_if_hopeless(self) -> None:

@@ -24,7 +24,7 @@ from ..errors import OwnerError
 
 
 class Inherited(Protocol):
-    """What holds a connection, which a fork leaves to the parent process."""
+    """The holder of a connection, which a fork leaves to the parent process."""
 
     def detach(self) -> None:
         """Let go of the connection without a word to the peer."""

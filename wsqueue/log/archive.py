@@ -220,7 +220,7 @@ class Archive:
         self._reader.shutdown(wait=False)
 
     async def _ask(self, question: Callable[[], Result]) -> Result:
-        """Return what the reader thread finds.
+        """Return the answer of the reader thread.
 
         Raises:
             WsqueueError: The file cannot be read.

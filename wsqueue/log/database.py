@@ -96,7 +96,7 @@ class Database(DatabaseFile):
         self._new_epochs: list[Epoch] = []
 
     def _survey(self) -> StoreState:
-        """Take over what the file says of its topics; the records are not looked at."""
+        """Take over the state of the topics from the file; the records are not looked at."""
         writer = self._writer
         ledger = self.ledger = FileLedger(self.limits)
         rows = writer.execute("SELECT floor, clean FROM archive").fetchall()

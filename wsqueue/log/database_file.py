@@ -60,7 +60,7 @@ class DatabaseFile(ABC):
 
     @abstractmethod
     def _survey(self) -> StoreState:
-        """Take over what the file says of its topics.
+        """Take over the state of the topics from the file.
 
         Raises:
             Damaged: It contradicts itself.
@@ -116,7 +116,7 @@ class DatabaseFile(ABC):
             if self._durable:
                 schema.make_durable(self._writer)
             else:
-                # It will be read as a whole anyway, and what is damaged must not be taken over.
+                # It will be read as a whole anyway, and damaged records must not be taken over.
                 schema.check(self._writer)
             state = self._survey()
         except UnicodeDecodeError:
@@ -149,13 +149,13 @@ class DatabaseFile(ABC):
             if free > max(pages // 2, SHRINK_PAGES):
                 writer.execute(f"PRAGMA incremental_vacuum({SHRINK_PAGES})").fetchall()
                 self._uncheckpointed += SHRINK_PAGES * PAGE_BYTES
-        # What trimming changes isn't counted, but lets the file of the write-ahead log grow.
+        # Pages that trimming changes aren't counted, but let the file of the write-ahead log grow.
         written = max(self._uncheckpointed, _size(self._wal) - self._wal_size)
         if written > (0 if idle else CHECKPOINT_BYTES) or (idle and self.held_since is not None):
             self._checkpoint()
 
     def _checkpoint(self) -> None:
-        """Move commits out of the write-ahead log, as far as nobody reads what was there before them.
+        """Move commits out of the write-ahead log, as far as nobody reads the state before them.
 
         That never waits, because another process may read for hours. When all is moved, the write-ahead log
         begins anew with the next commit.

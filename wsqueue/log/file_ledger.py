@@ -41,7 +41,7 @@ class FileLedger(Ledger[FileTopic]):
         self._totals = self.bytes, self.filled, self.floor
 
     def know(self, topic: FileTopic) -> None:
-        """Remember a topic, and count what it has."""
+        """Remember a topic, and count its records."""
         self.before.setdefault(topic.name, None)
         super().know(topic)
 

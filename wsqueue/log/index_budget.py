@@ -1,4 +1,4 @@
-"""The memory of what is remembered by topic, in one budget of bytes.
+"""The memory of all that is remembered by topic, in one budget of bytes.
 
 A consumer remembers empty topics, subscriptions, and the last batch of each publisher on each topic. Peers
 choose how many and how long they are. Topics with messages are not here, because the limits of the log count
@@ -24,7 +24,7 @@ DEFAULT_BYTES = 96 * 1024 * 1024
 
 
 class IndexBudget:
-    """Count bytes against a limit; what is above it has to go, or to be refused.
+    """Count bytes against a limit; anything above it has to go, or to be refused.
 
     Attributes:
         limit: Bytes that all may take; a reload sets another value.

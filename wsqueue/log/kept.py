@@ -1,4 +1,4 @@
-"""Count what a consumer keeps in its files, beside the consumer that uses them."""
+"""Count the messages that a consumer keeps in its files, beside the consumer that uses them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Kept(msgspec.Struct, frozen=True):
 
 
 def kept_in(directory: Path, chosen: Callable[[str], bool] = lambda _topic: True) -> Kept | None:
-    """Return what the files in a directory keep of some topics, None if there is no file of messages.
+    """Return the number of messages of some topics in a directory, None if there is no file of messages.
 
     A consumer that keeps its messages in memory has a file only while it doesn't run.
 

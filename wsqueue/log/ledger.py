@@ -82,7 +82,7 @@ class Ledger(Generic[Topic]):
         self.filled = self.bytes = self.floor = 0
 
     def know(self, topic: Topic) -> None:
-        """Remember a topic, and count what it has."""
+        """Remember a topic, and count its records."""
         self.topics[topic.name] = topic
         if topic.messages:
             self.filled += 1

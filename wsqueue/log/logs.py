@@ -96,7 +96,7 @@ class TopicLogs(Store):
         return log
 
     def begin_epoch(self) -> None:
-        """Begin another epoch: what was read until now may not be what these logs have."""
+        """Begin another epoch: messages that were read until now may not be in these logs."""
         self.epochs.begin()
 
     def trim(self) -> None:

@@ -95,8 +95,8 @@ class Store(ABC):
 
     Attributes:
         epochs: The epochs of the logs; a position names the one in which it was read.
-        index: Counts the memory of what is remembered by topic.
-        on_damage: Called with a sentence when what is kept turns out to be damaged. The caller must close the
+        index: Counts the memory of all that is remembered by topic.
+        on_damage: Called with a sentence when the store turns out to be damaged. The caller must close the
             store, without waiting for outcomes; a new one then begins without it.
     """
 
@@ -205,7 +205,7 @@ class Store(ABC):
 
     @abstractmethod
     def begin_epoch(self) -> None:
-        """Begin another epoch: what was read until now may not be what these logs have."""
+        """Begin another epoch: messages that were read until now may not be in these logs."""
 
     @abstractmethod
     def trim(self) -> None:

@@ -12,11 +12,11 @@ Session ── data_to_send ── _flush ────────────�
 - The loop's write buffer holds up to 16 KiB. While it is full, whole frames wait in the `WriteBuffer`,
   unencrypted. Nothing is written past them, and the stream ends after them.
 - `_pauses` counts the calls of `pause_reading` that aren't undone. While it isn't 0, nothing is read, and
-  nothing is taken of what was read before.
-- A turn of the loop takes at most `TURN_BYTES` of a connection, and what the session takes at a time. The
-  rest waits in `_unread` (as it came from the network) and in the session (`behind`). While it waits, `_turn`
-  is the call that goes on with it, and the transport does not read (`_reading`), so that the end of the
-  stream, too, comes after the rest.
+  nothing is taken of bytes that were read before.
+- A turn of the loop takes at most `TURN_BYTES` of a connection, and as many frames as the session takes at
+  a time. The rest waits in `_unread` (as it came from the network) and in the session (`behind`). While it
+  waits, `_turn` is the call that goes on with it, and the transport does not read (`_reading`), so that the
+  end of the stream, too, comes after the rest.
 - `_established` is True once the hello was done, `_closing` once the connection has to end.
 - `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
 """
@@ -360,7 +360,7 @@ class Connection(asyncio.Protocol):
             self._take(data)
 
     def _take_turn(self) -> None:
-        """Take the next part of what was read."""
+        """Take the next part of the bytes that were read."""
         self._turn = None
         if self._pauses or self._transport is None or self._transport.is_closing():
             return
@@ -382,7 +382,7 @@ class Connection(asyncio.Protocol):
             self._receive(data)
 
     def _go_on(self) -> None:
-        """Read on; or, if a part of what was read waits, take it in another turn."""
+        """Read on; or, if bytes that were read wait, take them in another turn."""
         transport = self._transport
         if transport is None or transport.is_closing():
             return
@@ -555,7 +555,7 @@ class Connection(asyncio.Protocol):
             self._count()
 
     def give_up(self, reason: str = "") -> None:
-        """End the connection, and drop what waits: the peer would not read it in time."""
+        """End the connection, and drop all that waits: the peer would not read it in time."""
         self._writes.drop()
         if self._closing:
             self.abort(CloseCode.TRY_AGAIN_LATER, reason)
@@ -563,7 +563,7 @@ class Connection(asyncio.Protocol):
             self.fail(CloseCode.TRY_AGAIN_LATER, reason)
 
     def _count(self) -> None:
-        """Count what waits in this connection, to be written or for the rest of a message.
+        """Count the bytes that wait in this connection, to be written or for the rest of a message.
 
         A link between nodes has everybody's messages, and must not be cut because others read slowly.
         """

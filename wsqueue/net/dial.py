@@ -75,7 +75,7 @@ def alternate_families(addresses: Iterable[AddressInfo]) -> list[AddressInfo]:
 
 
 async def _attempt(address: AddressInfo) -> socket.socket | OSError:
-    """Return a socket that is connected to one address, or what the system says."""
+    """Return a socket that is connected to one address, or the system's error."""
     family, kind, protocol, _, place = address
     try:
         connection = socket.socket(family, kind, protocol)

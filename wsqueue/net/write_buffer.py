@@ -1,4 +1,4 @@
-"""What a connection has still to write, in plaintext: the loop's own buffer is kept small."""
+"""The bytes that a connection has still to write, in plaintext: the loop's own buffer is kept small."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class WriteBuffer:
     """Write to a transport, and keep whole frames back while its buffer is full.
 
     Args:
-        tls: Encrypts what is written, if there is TLS.
+        tls: Encrypts all that is written, if there is TLS.
 
     Attributes:
         transport: The transport while there is one.
@@ -70,7 +70,7 @@ class WriteBuffer:
         self.write_waiting()
 
     def write_waiting(self) -> None:
-        """Write what waits, as far as there is room."""
+        """Write the frames that wait, as far as there is room."""
         transport, frames = self.transport, self._frames
         while frames and transport is not None and not self.full:
             size = count = 0
@@ -95,6 +95,6 @@ class WriteBuffer:
                 transport.write_eof()
 
     def drop(self) -> None:
-        """Forget what waits."""
+        """Forget the frames that wait."""
         self._frames.clear()
         self._bytes = 0

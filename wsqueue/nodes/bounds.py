@@ -24,7 +24,7 @@ RESTING_BYTES = 26 * KIB
 """Memory of a connection at rest, 20 KiB of it for TLS."""
 
 STRANGER_BYTES = MAX_HELLO_BYTES * 9 // 8 + 32 * KIB
-"""Memory of a connection whose peer has not proved itself: what it may send, and the connection."""
+"""Memory of a connection whose peer has not proved itself: the bytes that it may send, and the connection."""
 
 REFUSED_BYTES = 300
 """Memory of a refused batch in a producer."""

@@ -7,13 +7,13 @@ deliver ──┬── little, and someone reads ──────────
            resume │  └─ all its subscribers are congested: the topic waits
 ```
 
-A classic message repeats its topic, so that a batch of 1 MiB can take hundreds. What is much is built a
-slice at a time, one slice in a turn of the loop, and the batches wait as they are meanwhile. Batches of a
+A classic message repeats its topic, so that a batch of 1 MiB can take hundreds. Long batches are built a
+slice at a time, one slice in a turn of the loop, and wait as they are meanwhile. Batches of a
 topic stay in order: while it has a backlog, new ones join it.
 
-The fastest subscriber of a topic sets the pace. What a slower one doesn't take waits in its connection, which
-is closed when that is more than `max_buffered_bytes`. If all of them are slow, the batches wait here, and all
-are closed when those take more than that.
+The fastest subscriber of a topic sets the pace. Bytes that a slower one doesn't take wait in its
+connection, which is closed when they are more than `max_buffered_bytes`. If all of them are slow, the batches
+wait here, and all are closed when those take more than that.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class ClassicDelivery:
         self._counters["deliveries"] += len(messages) * reached
 
     def _give_up(self, topic: str, reason: str = "") -> None:
-        """Close the subscribers of a topic, all of which are slow, and drop what waits for them."""
+        """Close the subscribers of a topic, all of which are slow, and drop all that waits for them."""
         self._forget(topic)
         for subscriber in self._topics.subscribers(topic):
             subscriber.fail(CloseCode.TRY_AGAIN_LATER, reason)

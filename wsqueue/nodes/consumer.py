@@ -88,7 +88,7 @@ class Consumer:
         topics: Classic subscribers.
         readers: Subscriptions of v2 subscribers.
         classic: Sends messages to the classic subscribers.
-        subscribers: The connections of all subscribers, and what their subscriptions take.
+        subscribers: The connections of all subscribers, and the memory of their subscriptions.
         behind: The readers that have not been sent all that is stored because they are slow.
     """
 
@@ -324,7 +324,7 @@ class ProducerEndpoint(Handler):
             if type(event) is v2.Forward:
                 number = self._received[connection] = self._received[connection] + 1
                 problem: v2.RefusalCode | None = None
-                # The count is what the publisher says, and counts for nothing unless it is right.
+                # The publisher says the count, which counts for nothing unless it is right.
                 if len(event.data) != event.count:
                     problem = "invalid"
                 else:
@@ -413,7 +413,7 @@ class SubscribeEndpoint(Handler):
                 return
 
     def writable(self, connection: Connection) -> None:
-        """Let the readers continue in their logs, and what waits for classic subscribers."""
+        """Let the readers continue in their logs, and the batches that wait for classic subscribers."""
         if self._topic is not None:
             self._consumer.classic.resume(self._topic)
         for reader in list(self._readers.values()):

@@ -210,7 +210,7 @@ class ConsumerLink(Link):
         self._classic_before = self._classic is not None
 
     def _send_held(self) -> None:
-        """Send what the consumer takes, a turn at a time, so that other peers get theirs between."""
+        """Send as much as the consumer takes, a turn at a time, so that other peers get theirs between."""
         queue = self.queue
         for _ in range(TURN_SLICES):
             if not queue.sendable or not self.open:

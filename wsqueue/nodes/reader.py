@@ -270,7 +270,7 @@ class Reader:
         if self._stopped:
             return
         if end is None:
-            # All that is known: nothing was read before the first offset, and what is gone is a gap anyway.
+            # All that is known: nothing was read before the first offset, and lost messages are a gap anyway.
             shared = offset == 0 or offset < self._logs.earliest(topic_log)
             end = 0
         else:

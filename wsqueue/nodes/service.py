@@ -197,7 +197,7 @@ class Service:
         log(logger, logging.INFO, "stopped", seconds=f"{time.monotonic() - began:.3f}")
 
     async def abort(self) -> None:
-        """Cut all connections, and stop; peers send again what was not confirmed."""
+        """Cut all connections, and stop; peers send unconfirmed messages again."""
         self.listeners.close()
         self._pages.stop()
         self.connections.abort()

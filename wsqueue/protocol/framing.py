@@ -59,7 +59,7 @@ MAX_REASON_BYTES = 123
 """Length of a close frame's reason: 125 bytes without the close code (RFC 6455 section 5.5)."""
 
 MAX_SKIPPED_BYTES = 2**30
-"""Longest text that is skipped: far above what the library of the original nodes takes, 100 MiB."""
+"""Longest text that is skipped: far above the 100 MiB that the library of the original nodes takes."""
 
 TURN_FRAMES = 512
 """Frames that are taken at a time: 64 KiB of short messages, and of any packets a few milliseconds."""
@@ -446,7 +446,7 @@ class Framing:
         The library has to see to all others.
         """
         if self._protocol is not None:
-            # What it has to send goes first, and it may be at rest now.
+            # Frames that it has to send go first, and it may be at rest now.
             self._settle()
             if self._protocol is not None:
                 return 0, position

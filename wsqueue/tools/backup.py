@@ -53,7 +53,7 @@ Say = Callable[[str], None]
 
 
 class Content(msgspec.Struct, frozen=True):
-    """Say what a log holds.
+    """Count the content of a log.
 
     Attributes:
         topics: Number of topics that it remembers.
@@ -70,20 +70,20 @@ class Content(msgspec.Struct, frozen=True):
         return text if self.newest is None else f"{text}, the newest of {self.newest:%Y-%m-%d %H:%M:%S} UTC"
 
 
-def back_up(what: Path, target: Path, *, replace: bool, say: Say) -> Content:
+def back_up(place: Path, target: Path, *, replace: bool, say: Say) -> Content:
     """Copy a log as it is at one moment; a consumer may go on with it.
 
     Args:
-        what: A consumer's configuration, the directory of its log, or the file of the log.
+        place: A consumer's configuration, the directory of its log, or the file of the log.
         target: File of the backup.
         replace: Whether a file that is there may be replaced.
         say: Shows the progress.
 
     Raises:
         ConfigError: The configuration is wrong, or does not say where the log is.
-        WsqueueError: There is no log, or the backup cannot be written, or is not what it should be.
+        WsqueueError: There is no log, or the backup cannot be written, or is damaged.
     """
-    source = _find_log(what)
+    source = _find_log(place)
     _expect_log(source)
     if target.is_dir():
         raise WsqueueError(f"{target}: it is a directory; expected the name of a file to be made")
@@ -123,7 +123,7 @@ def restore(
         say: Shows the progress.
 
     Returns:
-        What the log holds now, and the new name of the one that was there.
+        The content of the log now, and the new name of the one that was there.
 
     Raises:
         ConfigError: The configuration is wrong, or the directory cannot be used, or a consumer uses it.
@@ -153,20 +153,20 @@ def restore(
     return content, aside
 
 
-def _find_log(what: Path) -> Path:
+def _find_log(place: Path) -> Path:
     """Return the file of the log that a configuration, a directory or a file stands for."""
-    if what.is_dir():
-        found = [what / name for name in NAMES.values() if (what / name).exists()]
+    if place.is_dir():
+        found = [place / name for name in NAMES.values() if (place / name).exists()]
         if len(found) > 1:
             raise WsqueueError(
-                f"{what}: it has the logs of both modes; expected {' or '.join(map(str, found))}"
+                f"{place}: it has the logs of both modes; expected {' or '.join(map(str, found))}"
             )
         if found:
             return found[0]
-        raise WsqueueError(f"{what}: there is no {' and no '.join(NAMES.values())}; {_WITHOUT_SNAPSHOT}")
-    if _is_log(what):
-        return what
-    directory, mode = _directory_of(what)
+        raise WsqueueError(f"{place}: there is no {' and no '.join(NAMES.values())}; {_WITHOUT_SNAPSHOT}")
+    if _is_log(place):
+        return place
+    directory, mode = _directory_of(place)
     file = directory / NAMES[mode]
     if mode == "memory" and not file.exists():
         raise WsqueueError(f"{file}: there is no such file; {_WITHOUT_SNAPSHOT}")
@@ -276,7 +276,7 @@ def _check(copy: sqlite3.Connection, source: Path, say: Say) -> None:
     """Check the whole of a copy.
 
     Raises:
-        WsqueueError: It contradicts itself, and so does what was copied, or the disk damages it.
+        WsqueueError: It contradicts itself, as the log that was copied does, or the disk damages it.
     """
     say("checking the copy")
     copy.set_progress_handler(lambda: 0, CHECK_INSTRUCTIONS)
@@ -322,13 +322,13 @@ def _give(file: Path, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(file: Path, what: str) -> Iterator[None]:
+def _explained(file: Path, problem: str) -> Iterator[None]:
     """Turn errors of the system and of SQLite into sentences."""
     try:
         yield
     except OSError as error:
-        raise WsqueueError(f"{file}: {what}: {error.strerror}") from None
+        raise WsqueueError(f"{file}: {problem}: {error.strerror}") from None
     except sqlite3.Error as error:
         if getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_INTERRUPT:
             raise KeyboardInterrupt from None
-        raise WsqueueError(f"{file}: {what}: {reason_of(error)}") from None
+        raise WsqueueError(f"{file}: {problem}: {reason_of(error)}") from None

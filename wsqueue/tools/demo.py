@@ -65,7 +65,7 @@ async def _on_terminal(client: Client, topic: str, messages: Subscription[Messag
 
 
 class _Pipe:
-    """Publish standard input, and print what comes back."""
+    """Publish standard input, and print the messages that come back."""
 
     def __init__(
         self, client: Client, topic: str, messages: Subscription[Message | Gap], max_line_bytes: int

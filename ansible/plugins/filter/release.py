@@ -1,4 +1,4 @@
-"""Filters that say what a zipapp holds, and what a clone would put into one."""
+"""Filters that tell the sources of a zipapp, and those that a clone would put into one."""
 
 from __future__ import annotations
 

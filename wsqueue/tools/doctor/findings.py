@@ -292,7 +292,7 @@ def files_finding(subject: str, limits: Limits, allowed: int, process: str) -> F
 
 
 def orphans_finding(subject: str, orphans: Kept, place: int, consumers: int) -> Finding:
-    """Judge what a consumer keeps of topics that belong to others.
+    """Judge the messages that a consumer keeps of topics that belong to others.
 
     Args:
         subject: The subject of the finding.

@@ -133,7 +133,7 @@ class Connection(asyncio.Protocol):
         heard_at: Time of the latest read (monotonic), 0 before the first.
         peer: Address of the peer, known once it is connected; `unix` for a unix socket.
         peer_host: Host of that address, "" for a unix socket.
-        from_this_host: True if the peer is on loopback or a unix socket; known once it is connected.
+        from_this_host: True if the peer is on this host; known once it is connected.
     """
 
     __slots__ = (
@@ -337,8 +337,10 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         self._writes.attach(self._transport)
         address = peer_address(transport)
-        self.peer, self.from_this_host = str(address or "unix"), address is None or address.loopback
-        self.peer_host = address.host if address is not None else ""
+        self.peer, self.peer_host = str(address or "unix"), address.host if address is not None else ""
+        # A host that connects to itself by its own name has one address at both ends.
+        own = transport.get_extra_info("sockname")
+        self.from_this_host = address is None or address.loopback or address.host == own[0]
         self._set_timer(self._limits.hello_seconds, self._hello_late)
         if self._owner is not None:
             self._owner.opened(self)

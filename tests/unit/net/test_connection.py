@@ -35,8 +35,8 @@ CLIENTS = PreSharedKey("the key of clients")
 class FakeTransport(asyncio.Transport):
     """Keep the bytes that are written."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, extra: dict[str, Any] | None = None) -> None:
+        super().__init__(extra)
         self.written = b""
         self.ended = False
         self.reading = True
@@ -94,12 +94,12 @@ class Recorder(Handler):
 class Accepted(Owner):
     """A connection whose endpoint gives the answers that a test wants."""
 
-    def __init__(self, answer: Handler | HttpResponse) -> None:
+    def __init__(self, answer: Handler | HttpResponse, extra: dict[str, Any] | None = None) -> None:
         config = ConsumerConfig(listen=["127.0.0.1:1"], allow_classic=True)
         self.requests: list[RequestReceived] = []
         self.closed: list[Closed] = []
         self.full = False
-        self.transport = FakeTransport()
+        self.transport = FakeTransport(extra)
 
         def endpoint(_connection: Connection, request: RequestReceived) -> Handler | HttpResponse:
             self.requests.append(request)
@@ -358,3 +358,19 @@ async def test_a_peer_that_floods_with_control_frames_is_read_slowly(
     # It is for the clock to go on, and turns without delay bring nothing more.
     assert [await turns.next() for _ in range(3)] == [[]] * 3
     assert not turns.transport.reading
+
+
+@pytest.mark.parametrize(
+    ("peer", "own", "here"),
+    [
+        (("127.0.0.2", 5), ("127.0.0.1", 10001), True),
+        (("192.0.2.7", 5), ("192.0.2.7", 10001), True),
+        (("2001:db8::7", 5, 0, 0), ("2001:db8::7", 10001, 0, 0), True),
+        (("192.0.2.8", 5), ("192.0.2.7", 10001), False),
+        ("", "/run/socket", True),
+    ],
+)
+async def test_a_peer_on_this_host_is_known_by_its_address(peer: object, own: object, here: bool) -> None:
+    """Also by the address at which others reach this host, as a playbook asks its own nodes over TLS."""
+    accepted = Accepted(Recorder(), {"peername": peer, "sockname": own})
+    assert accepted.connection.from_this_host is here

@@ -14,13 +14,13 @@ publisher on each topic is kept, and a batch that is not after it is dropped.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterable
 from datetime import datetime
 
 import msgspec
 
 from ..protocol import v2
+from ..protocol.repeats import Repeats
 from ..protocol.session import Event, MessagesReceived
 from .values import Gap, Message, Position, Start
 
@@ -52,7 +52,7 @@ class Positions:
     def __init__(self, topics: Iterable[str], start: Start) -> None:
         self._start = start
         self._topics = {topic: TopicPosition(start) for topic in topics}
-        self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._repeats = Repeats()
 
     @property
     def delivered(self) -> bool:
@@ -108,13 +108,11 @@ class Positions:
         return [Message(event.topic, data, log, offset + index) for index, data in enumerate(event.data)]
 
     def _is_repeat(self, event: v2.Deliver) -> bool:
-        key = (event.topic, event.publisher)
-        if event.number <= self._numbers.get(key, 0):
+        if event.number <= (self._repeats.last(event.topic, event.publisher) or 0):
             return True
-        self._numbers[key] = event.number
-        self._numbers.move_to_end(key)
-        if len(self._numbers) > MAX_REMEMBERED_NUMBERS:
-            self._numbers.popitem(last=False)
+        self._repeats.remember(event.topic, event.publisher, event.number)
+        if self._repeats.pairs > MAX_REMEMBERED_NUMBERS:
+            self._repeats.forget()
         return False
 
 

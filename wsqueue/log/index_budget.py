@@ -7,14 +7,13 @@ them, nor are those that a log on disk knows, whose number is bounded.
 
 from __future__ import annotations
 
+from ..protocol.repeats import name_bytes
+
 TOPIC_BYTES = 350
 """Memory of a topic without messages besides its name: its log, and its entries in tables."""
 
 SUBSCRIPTION_BYTES = 850
 """Memory of a subscription besides the topic's name: its reader, the topic's log, their entries in tables."""
-
-NUMBER_BYTES = 300
-"""Memory of a publisher's last batch on a topic: its key, its number, its entry in a table."""
 
 UNLIMITED = 2**63
 """The limit of a budget that only counts."""
@@ -48,9 +47,8 @@ class IndexBudget:
         """Return True if the last batches take more than their half, so that other things keep theirs."""
         return self.numbers > self.limit // 2
 
-    def add_number(self, topic: str, count: int) -> None:
-        """Count one more (1) or one fewer (-1) publisher's last batch on a topic."""
-        size = count * (NUMBER_BYTES + name_bytes(topic))
+    def add_numbers(self, size: int) -> None:
+        """Count more bytes, or fewer, for the last batches of publishers."""
         self.numbers += size
         self.used += size
 
@@ -63,8 +61,3 @@ def topic_bytes(name: str) -> int:
 def subscription_bytes(name: str) -> int:
     """Return the bytes that a subscription to a topic counts."""
     return SUBSCRIPTION_BYTES + name_bytes(name)
-
-
-def name_bytes(name: str) -> int:
-    """Return the most bytes that a string takes: a character up to 4, and as many in UTF-8 beside it."""
-    return 80 + (len(name) if name.isascii() else 8 * len(name))

@@ -6,7 +6,7 @@ It has no await and no thread. Three tables grow with the topics:
 |---|---|---|
 | `_ledger` | all topics, empty ones in the order of forgetting | `ledger.MAX_TOPICS`, `MAX_EMPTY_TOPICS` |
 | `_order` | the topic of each record in memory, oldest first | twice the records, and 1,000 |
-| `_numbers` | the last number of each (topic, publisher), least recently used first | `records.MAX_NUMBERS` |
+| `_repeats` | the last number of each (topic, publisher) | `records.MAX_NUMBERS` |
 
 `index` counts the bytes of empty topics and of numbers, and bounds them with the consumer's subscriptions.
 
@@ -17,13 +17,14 @@ come to the front.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 
 import msgspec
 
 from ..config.model import Retention
 from ..protocol import v2
+from ..protocol.repeats import Repeats
 from ..protocol.v2 import RefusalCode
 from .epochs import Epochs
 from .index_budget import IndexBudget
@@ -64,7 +65,7 @@ class TopicLogs(Store):
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
         self._order: deque[TopicLog] = deque()
         self._records = 0
-        self._numbers: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._repeats = Repeats()
 
     def reconfigure(self, limits: Retention) -> None:
         """Use other limits from now on; mode and directory stay those of the start."""
@@ -131,9 +132,8 @@ class TopicLogs(Store):
     def _take_over(self, state: StoreState) -> None:
         """Go on where a log ended that was kept."""
         self.epochs, self._ledger.floor = Epochs(state.epochs), state.floor
-        self._numbers.update(state.numbers)
-        for numbered, _ in self._numbers:
-            self.index.add_number(numbered, 1)
+        for (topic_name, publisher), number in state.numbers.items():
+            self._remember(topic_name, publisher, number)
         for name, topic in state.topics.items():
             self._ledger.know(TopicLog(name, 0, topic.next, topic.epoch))
         self.begin_epoch()
@@ -158,14 +158,7 @@ class TopicLogs(Store):
         log = self._ledger.topics.get(batch.topic) or self.topic(batch.topic)
         if batch.publisher:
             # With the topic as the log has it, so that it is in memory once.
-            key = (log.name, batch.publisher)
-            if before is None:
-                self.index.add_number(log.name, 1)
-            self._numbers[key] = batch.number
-            self._numbers.move_to_end(key)
-            while len(self._numbers) > MAX_NUMBERS or self.index.numbers_full:
-                (forgotten, _), _ = self._numbers.popitem(last=False)
-                self.index.add_number(forgotten, -1)
+            self._remember(log.name, batch.publisher, batch.number)
         packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
         log.time = max(log.time, now)
         record = Record(
@@ -180,6 +173,14 @@ class TopicLogs(Store):
         )
         log.assigned = record.end
         return Outcome(batch, record)
+
+    def _remember(self, topic: str, publisher: str, number: int) -> None:
+        """Remember the last batch of a publisher on a topic, and forget others that there is no room for."""
+        repeats, index = self._repeats, self.index
+        if more := repeats.remember(topic, publisher, number):
+            index.add_numbers(more)
+            while repeats.pairs > MAX_NUMBERS or (index.numbers_full and repeats.pairs):
+                index.add_numbers(-repeats.forget())
 
     def _keep(self, record: Record) -> None:
         """Keep a record that is stored, the newest of all, in memory."""

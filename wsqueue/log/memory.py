@@ -70,7 +70,7 @@ class MemoryStore(TopicLogs):
             state = StoreState(
                 epochs=self.epochs.known(),
                 topics={name: TopicState(log.first, log.next, log.epoch) for name, log in topics.items()},
-                numbers=dict(self._numbers),
+                numbers=dict(self._repeats),
                 floor=self._ledger.floor,
             )
             await asyncio.to_thread(write_snapshot, directory / SNAPSHOT_NAME, state, self._all_records())
@@ -95,7 +95,7 @@ class MemoryStore(TopicLogs):
         outcomes: list[Outcome] = []
         now = self._clock()
         for batch in batches:
-            outcome = self._admit(batch, self._numbers.get((batch.topic, batch.publisher)), now)
+            outcome = self._admit(batch, self._repeats.last(batch.topic, batch.publisher), now)
             if outcome.record is not None:
                 self._keep(outcome.record)
             outcomes.append(outcome)

@@ -63,8 +63,15 @@ FROM (SELECT id, time FROM record WHERE id <= ? ORDER BY id DESC LIMIT ?) AS new
 """
 _DATE_BACK = "UPDATE record SET time = ?1 WHERE id BETWEEN ?2 AND ?3 AND time > ?1"
 _NUMBERS = """
-SELECT name, publisher, number FROM (SELECT * FROM number ORDER BY id DESC LIMIT ?) AS newest
-JOIN topic ON topic.id = newest.topic ORDER BY newest.id
+SELECT name, publisher, number FROM number JOIN topic ON topic.id = number.topic ORDER BY number.id
+"""
+# The publisher with most topics forgets the one that it used least recently, again and again.
+_FORGET_NUMBERS = """
+DELETE FROM number WHERE id IN (
+    SELECT id
+    FROM (SELECT id, row_number() OVER (PARTITION BY publisher ORDER BY id DESC) AS rank FROM number)
+    ORDER BY rank, id DESC LIMIT -1 OFFSET ?
+)
 """
 
 
@@ -74,9 +81,15 @@ def all_records(connection: sqlite3.Connection) -> list[Record]:
 
 
 def numbers(connection: sqlite3.Connection) -> dict[tuple[str, str], int]:
-    """Return the newest numbers, least recently used first."""
-    rows = connection.execute(_NUMBERS, (MAX_NUMBERS,))
-    return {(name, publisher): number for name, publisher, number in rows}
+    """Return the numbers, least recently used first."""
+    return {(name, publisher): number for name, publisher, number in connection.execute(_NUMBERS)}
+
+
+def forget_numbers(connection: sqlite3.Connection) -> None:
+    """Forget numbers beyond `MAX_NUMBERS`, as `protocol.repeats` does."""
+    ((count,),) = connection.execute("SELECT count(*) FROM number")
+    if count > MAX_NUMBERS:
+        connection.execute(_FORGET_NUMBERS, (MAX_NUMBERS,))
 
 
 def epochs(connection: sqlite3.Connection) -> list[Epoch]:

@@ -21,7 +21,7 @@ TOPIC_OVERHEAD_BYTES = 1200
 """Bytes that a topic with messages counts besides its records: its log, its deque, its entries in tables."""
 
 MAX_NUMBERS = 100_000
-"""Pairs of topic and publisher whose last batch is remembered: 30 MiB; those used least recently go first."""
+"""Pairs of topic and publisher whose last batch is remembered: 30 MiB with few publishers."""
 
 
 class Record(msgspec.Struct, gc=False):

@@ -106,7 +106,7 @@ class SqliteStore(TopicLogs):
         records: list[Record] = []
         now = self._clock()
         for batch in batches:
-            before = self._numbers.get((batch.topic, batch.publisher))
+            before = self._repeats.last(batch.topic, batch.publisher)
             outcome = self._admit(batch, before, now)
             if outcome.record is not None:
                 records.append(outcome.record)
@@ -237,14 +237,11 @@ class SqliteStore(TopicLogs):
             self.topic(outcome.record.topic).assigned = outcome.record.offset
             if outcome.batch.publisher:
                 # Not forgotten, because then the next batch would pass for the first.
-                key = outcome.batch.topic, outcome.batch.publisher
-                if key not in self._numbers:
-                    self.index.add_number(outcome.batch.topic, 1)
-                self._numbers[key] = before or 0
+                self._remember(outcome.batch.topic, outcome.batch.publisher, before or 0)
         outcomes: list[Outcome] = []
         for outcome, _ in self._pending:
             batch = outcome.batch
-            last = self._numbers.get((batch.topic, batch.publisher), 0)
+            last = self._repeats.last(batch.topic, batch.publisher) or 0
             stored = bool(batch.publisher) and batch.number <= last
             refused = outcome.code is not None
             outcomes.append(outcome if stored or refused else Outcome(batch, None, "full", reason))

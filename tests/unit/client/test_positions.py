@@ -103,6 +103,14 @@ def test_the_publishers_that_were_heard_last_are_remembered(monkeypatch: pytest.
     assert len(positions.receive([deliver(0, "again", publisher="b", number=1)])) == 1
 
 
+def test_a_publisher_on_many_topics_is_forgotten_before_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(positions_module, "MAX_REMEMBERED_NUMBERS", 3)
+    positions = subscribed(*"abcdef")
+    quiet = deliver(0, "x", topic="a", publisher="quiet", number=1)
+    positions.receive([quiet, *(deliver(0, "x", topic=name, publisher="many", number=1) for name in "bcdef")])
+    assert positions.receive([quiet]) == []
+
+
 def test_packets_of_other_topics_are_ignored() -> None:
     positions = subscribed("news")
     other: list[Event] = [

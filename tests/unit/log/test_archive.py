@@ -23,7 +23,7 @@ import pytest
 
 from wsqueue.config.model import Retention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
-from wsqueue.log import archive, database, database_file, ledger, schema
+from wsqueue.log import archive, database, database_file, ledger, queries, schema
 from wsqueue.log.archive import FILE_NAME, Archive
 from wsqueue.log.database import Database
 from wsqueue.log.records import (
@@ -406,7 +406,7 @@ async def test_what_is_trimmed_does_not_fill_the_disk(
 
 
 async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "MAX_NUMBERS", 10)
+    monkeypatch.setattr(queries, "MAX_NUMBERS", 10)
     monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
     async with opened(tmp_path) as one:
         for offset in range(30):
@@ -415,8 +415,27 @@ async def test_the_newest_numbers_are_kept(tmp_path: Path, monkeypatch: pytest.M
         rows = one.writer.execute("SELECT count(*) FROM number").fetchone()[0]
         assert rows <= 15
     async with opened(tmp_path) as one:
-        expected = {("a", f"p{index}"): index for index in range(21, 30)}
-        assert one.state.numbers == expected | {("b", "often"): 29}
+        numbers = one.state.numbers
+        assert list(numbers.items())[-9:] == [
+            *((("a", f"p{index}"), index) for index in range(22, 30)),
+            (("b", "often"), 29),
+        ]
+
+
+async def test_the_numbers_of_a_publisher_that_floods_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "MAX_NUMBERS", 10)
+    monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
+    async with opened(tmp_path) as one:
+        await one.add(*(record("a", offset, publisher=f"p{offset}", number=1) for offset in range(4)))
+        for number in range(50):
+            await one.add(record(f"topic {number}", 0, publisher="flood", number=1))
+    async with opened(tmp_path) as one:
+        numbers = list(one.state.numbers)
+        assert numbers[:4] == [("a", f"p{index}") for index in range(4)]
+        assert numbers[4:] == [(f"topic {number}", "flood") for number in range(50 - len(numbers[4:]), 50)]
+        assert len(numbers) <= 15
 
 
 async def test_topics_are_forgotten_and_their_offsets_are_not_used_again(

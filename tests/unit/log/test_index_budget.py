@@ -10,9 +10,7 @@ from hypothesis import strategies as st
 
 from wsqueue.log import sqlite
 from wsqueue.log.index_budget import (
-    NUMBER_BYTES,
     IndexBudget,
-    name_bytes,
     subscription_bytes,
     topic_bytes,
 )
@@ -20,6 +18,7 @@ from wsqueue.log.records import StoreState, TopicState
 from wsqueue.log.store import AppendBatch
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.subscribers import Subscribers
+from wsqueue.protocol.repeats import NUMBER_BYTES, PUBLISHER_BYTES, name_bytes
 
 from ...support.fake_connection import FakeConnection
 from ...support.stores import Archived, FakeArchive, Logs
@@ -96,7 +95,7 @@ async def test_topics_of_an_archive_are_not_in_its_way(monkeypatch: pytest.Monke
 
 
 async def test_numbers_have_half_of_it(logs: Logs) -> None:
-    index, each = logs.store.index, NUMBER_BYTES + name_bytes("news")
+    index, each = logs.store.index, PUBLISHER_BYTES + NUMBER_BYTES + name_bytes("news")
     index.limit = 2 * 10 * each
 
     def batches(*numbers: int) -> list[AppendBatch]:
@@ -117,7 +116,7 @@ async def test_a_failed_commit_and_a_restart_count_the_same(monkeypatch: pytest.
     monkeypatch.setattr(sqlite, "Archive", FakeArchive)
     state = StoreState(epochs=[], topics={"news": TopicState(0, 4)}, numbers={("news", "p"): 3})
     logs = await Archived.opened(state)
-    index, each = logs.store.index, NUMBER_BYTES + name_bytes("news")
+    index, each = logs.store.index, PUBLISHER_BYTES + NUMBER_BYTES + name_bytes("news")
     assert index.numbers == each
     logs.append(AppendBatch("news", ["x"], "q", 1), AppendBatch("news", ["x"], "p", 4))
     assert index.numbers == 2 * each

@@ -149,6 +149,18 @@ class TestNumbers:
             again = [batch(5, publisher=name) for name in "acb"]
             assert await self.codes(running_logs, *again) == ["a repeat", "a repeat", "stored"]
 
+    async def test_a_flood_of_one_publisher_does_not_make_others_strangers(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(logs, "MAX_NUMBERS", 10)
+        async with running(mode) as running_logs:
+            quiet, again = ([batch(5, publisher=name) for name in "abc"] for _ in range(2))
+            await running_logs.stored(*quiet)
+            for number in range(100):
+                flood = AppendBatch(f"topic {number}", ["x"], "flood", 1)
+                assert await self.codes(running_logs, flood) == ["stored"]
+            assert await self.codes(running_logs, *again) == ["a repeat"] * 3
+
 
 class TestLimits:
     """The limit that is reached first drops the oldest messages."""

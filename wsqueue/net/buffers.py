@@ -17,7 +17,10 @@ class Holder(Protocol):
     """A connection."""
 
     def give_up(self, reason: str) -> None:
-        """Drop all that waits, and end."""
+        """Drop all that waits, and end; count again if a part cannot be dropped now.
+
+        It is called again when others can't make room for that part.
+        """
 
 
 class Buffers:
@@ -31,12 +34,13 @@ class Buffers:
         bytes: Bytes in all connections.
     """
 
-    __slots__ = ("_waiting", "bytes", "limit")
+    __slots__ = ("_giving_up", "_waiting", "bytes", "limit")
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.bytes = 0
         self._waiting: dict[Holder, int] = {}
+        self._giving_up = False
 
     def count(self, connection: Holder, waiting: int) -> None:
         """Note how many bytes wait in a connection now."""
@@ -46,7 +50,13 @@ class Buffers:
         else:
             waiting = 0
         self.bytes += waiting - before
-        while self.bytes > self.limit:
-            worst = max(self._waiting, key=self._waiting.__getitem__)
-            self.bytes -= self._waiting.pop(worst)
-            worst.give_up("all connections together have too much waiting, and this one has the most")
+        if self._giving_up:
+            return
+        self._giving_up = True
+        try:
+            while self.bytes > self.limit:
+                worst = max(self._waiting, key=self._waiting.__getitem__)
+                self.bytes -= self._waiting.pop(worst)
+                worst.give_up("all connections together have too much waiting, and this one has the most")
+        finally:
+            self._giving_up = False

@@ -557,12 +557,17 @@ class Connection(asyncio.Protocol):
             self._count()
 
     def give_up(self, reason: str = "") -> None:
-        """End the connection, and drop all that waits: the peer would not read it in time."""
+        """End the connection, and drop all that waits: the peer would not read it in time.
+
+        The rest of a frame of which the loop has written a part must come before the close frame, and goes
+        only when the connection is given up again.
+        """
         self._writes.drop()
         if self._closing:
             self.abort(CloseCode.TRY_AGAIN_LATER, reason)
         else:
             self.fail(CloseCode.TRY_AGAIN_LATER, reason)
+            self._count()
 
     def _count(self) -> None:
         """Count the bytes that wait in this connection, to be written or for the rest of a message.

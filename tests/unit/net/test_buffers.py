@@ -38,6 +38,42 @@ def test_the_connection_with_the_most_is_given_up() -> None:
     assert buffers.bytes == 0
 
 
+class Stubborn(Peer):
+    """A connection that keeps a part of what waits until it is given up again."""
+
+    def __init__(self, buffers: Buffers, part: int) -> None:
+        super().__init__(buffers)
+        self.part, self.times = part, 0
+
+    def give_up(self, reason: str) -> None:
+        self.times += 1
+        if self.times == 1:
+            self.wait(self.part)
+
+
+def test_a_part_that_cannot_be_dropped_counts_until_there_is_no_room_for_it() -> None:
+    buffers = Buffers(10 * COUNTED_BYTES)
+    peers = [Stubborn(buffers, 2 * COUNTED_BYTES) for _ in range(1000)]
+    for peer in peers:
+        peer.wait(4 * COUNTED_BYTES)
+        assert buffers.bytes <= buffers.limit
+    # Each is failed once, and then aborted for the sake of others.
+    assert {peer.times for peer in peers[:-5]} == {2}
+    left = [peer for peer in peers if peer.times < 2]
+    assert buffers.bytes == sum((4 - 2 * peer.times) * COUNTED_BYTES for peer in left)
+
+
+def test_all_are_given_up_at_once_when_the_limit_falls() -> None:
+    buffers = Buffers(10_000 * COUNTED_BYTES)
+    peers = [Stubborn(buffers, 2 * COUNTED_BYTES) for _ in range(2500)]
+    for peer in peers:
+        peer.wait(4 * COUNTED_BYTES)
+    buffers.limit = 0
+    peers[0].wait(4 * COUNTED_BYTES)
+    assert buffers.bytes == 0
+    assert {peer.times for peer in peers} == {2}
+
+
 def test_what_is_written_or_gone_counts_no_more_and_little_never_does() -> None:
     buffers = Buffers(10 * COUNTED_BYTES)
     peers = [Peer(buffers) for _ in range(1000)]

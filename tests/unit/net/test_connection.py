@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import pytest
 from websockets.frames import Opcode
 
 from wsqueue.config.keys import Keys
 from wsqueue.config.model import ConsumerConfig
+from wsqueue.net.buffers import Buffers
 from wsqueue.net.connection import (
     BURDEN_BURST_SECONDS,
     BURDEN_PER_SECOND,
@@ -40,6 +42,7 @@ class FakeTransport(asyncio.Transport):
         self.written = b""
         self.ended = False
         self.reading = True
+        self.unwritten = 0
 
     def pause_reading(self) -> None:
         assert self.reading
@@ -65,7 +68,7 @@ class FakeTransport(asyncio.Transport):
         pass
 
     def get_write_buffer_size(self) -> int:
-        return 0
+        return self.unwritten
 
 
 class Recorder(Handler):
@@ -94,7 +97,12 @@ class Recorder(Handler):
 class Accepted(Owner):
     """A connection whose endpoint gives the answers that a test wants."""
 
-    def __init__(self, answer: Handler | HttpResponse, extra: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        answer: Handler | HttpResponse,
+        extra: dict[str, Any] | None = None,
+        buffers: Buffers | None = None,
+    ) -> None:
         config = ConsumerConfig(listen=["127.0.0.1:1"], allow_classic=True)
         self.requests: list[RequestReceived] = []
         self.closed: list[Closed] = []
@@ -106,7 +114,7 @@ class Accepted(Owner):
             return answer
 
         keys = Keys(nodes=PSK, clients=CLIENTS)
-        self.connection = Connection.accept(endpoint, keys, config, owner=self)
+        self.connection = Connection.accept(endpoint, keys, config, owner=self, buffers=buffers)
         self.connection.connection_made(self.transport)
 
     def admits(self, connection: Connection) -> bool:
@@ -183,6 +191,27 @@ async def test_the_handler_hears_of_the_loss_before_the_owner() -> None:
     accepted.connection.connection_lost(None)
     assert handler.calls[-1] == "lost"
     assert accepted.closed == [Closed(1006, "connection lost", by_peer=True)]
+
+
+async def test_the_rest_of_a_frame_counts_until_the_connection_is_aborted_for_it() -> None:
+    handler = Recorder()
+    handler.peer_is_node = False  # type: ignore[misc]
+    buffers = Buffers(1_000_000)
+    accepted = Accepted(handler, buffers=buffers)
+    accepted.exchange(initiate(CLIENTS))
+    accepted.transport.unwritten = 900_000
+    accepted.connection.pause_writing()
+    accepted.connection.send_frames(b"x" * 200_000)
+    # The frame is dropped; the close frame comes behind the rest of the one that is being written.
+    assert accepted.connection.session.closed == Closed(CloseCode.TRY_AGAIN_LATER, mock.ANY, by_peer=False)
+    assert 900_000 <= buffers.bytes < 901_000
+    open_before = not accepted.transport.ended
+    buffers.limit = 800_000
+    buffers.count(mock.Mock(), 0)
+    assert (open_before, accepted.transport.ended) == (True, True)
+    assert buffers.bytes == 0
+    accepted.connection.connection_lost(None)
+    assert buffers.bytes == 0
 
 
 class Turns:

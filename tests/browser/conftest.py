@@ -14,12 +14,13 @@ from tests.support.nodes import Nodes
 from ..support.chromium import WAIT_MILLISECONDS, Tabs, launch
 
 
-@pytest.fixture(scope="session")
+# Not of the session: later tests of other directories in this process want a loop of their own kind.
+@pytest.fixture(scope="package")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 async def browser(anyio_backend: object) -> AsyncIterator[Browser]:
     expect.set_options(timeout=WAIT_MILLISECONDS)
     async with async_playwright() as playwright:

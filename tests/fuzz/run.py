@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import sys
 
 import atheris
@@ -16,6 +17,8 @@ WITH_JSON = {"packets", "reports", "session"}
 def main() -> None:
     """Fuzz until libFuzzer ends this process."""
     name = sys.argv[1]
+    # Otherwise each input that is refused would be a line.
+    logging.disable()
     with atheris.instrument_imports(include=["wsqueue"]):
         target = importlib.import_module(f"tests.fuzz.targets.{name}")
     mutator = {"custom_mutator": mutate} if name in WITH_JSON else {}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
-import logging
 import shutil
 import sqlite3
 import tempfile
@@ -46,7 +45,6 @@ def check(data: bytes) -> None:
     """Change a good archive, open it, and use it."""
     if not data:
         return
-    logging.getLogger("wsqueue").disabled = True  # it says each time that a file is set aside
     directory = PLACE / "log"
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()

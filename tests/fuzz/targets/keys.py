@@ -5,7 +5,6 @@ The first byte chooses the file or the variable, and whether the cluster is loca
 
 from __future__ import annotations
 
-import logging
 import os
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +30,6 @@ def check(data: bytes) -> None:
         return
     options, content = data[0], data[1:]
     local, variable = bool(options & 1), bool(options & 2)
-    logging.getLogger("wsqueue.config.keys").disabled = True  # it says each time that a variable is unwise
     config = ClientConfig(producers=[], consumers=[], local=local, psk_file=None if variable else str(FILE))
     if variable:
         if b"\0" in content:

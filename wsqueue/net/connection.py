@@ -133,7 +133,6 @@ class Connection(asyncio.Protocol):
         heard_at: Time of the latest read (monotonic), 0 before the first.
         peer: Address of the peer, known once it is connected; `unix` for a unix socket.
         peer_host: Host of that address, "" for a unix socket.
-        from_this_host: True if the peer is on this host; known once it is connected.
     """
 
     __slots__ = (
@@ -157,7 +156,6 @@ class Connection(asyncio.Protocol):
         "_turn",
         "_unread",
         "_writes",
-        "from_this_host",
         "handler",
         "heard_at",
         "peer",
@@ -181,7 +179,6 @@ class Connection(asyncio.Protocol):
         self.peer = self.peer_host = ""
         self._traffic = traffic or Traffic()
         self._buffers, self._counted = buffers, False
-        self.from_this_host = False
         self._limits = limits
         self._endpoint: Endpoint | None = None
         self._keys: Keys | None = None
@@ -241,6 +238,16 @@ class Connection(asyncio.Protocol):
     def established(self) -> bool:
         """Return True if the hello was ever done on this connection."""
         return self._established
+
+    @property
+    def from_this_host(self) -> bool:
+        """Return True if the peer is connected, and on this host."""
+        if self._transport is None:
+            return False
+        address = peer_address(self._transport)
+        # A host that connects to itself by its own name has one address at both ends.
+        own = self._transport.get_extra_info("sockname")
+        return address is None or address.loopback or address.host == own[0]
 
     @property
     def buffered_bytes(self) -> int:
@@ -338,9 +345,6 @@ class Connection(asyncio.Protocol):
         self._writes.attach(self._transport)
         address = peer_address(transport)
         self.peer, self.peer_host = str(address or "unix"), address.host if address is not None else ""
-        # A host that connects to itself by its own name has one address at both ends.
-        own = transport.get_extra_info("sockname")
-        self.from_this_host = address is None or address.loopback or address.host == own[0]
         self._set_timer(self._limits.hello_seconds, self._hello_late)
         if self._owner is not None:
             self._owner.opened(self)

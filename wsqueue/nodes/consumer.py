@@ -266,7 +266,7 @@ class Consumer:
             self.logs.trim()
 
     def _correct_clock(self) -> None:
-        """Let the clock of the log follow the system's, and say when they begin to differ or to agree.
+        """Let the clock of the log follow the system's, and say when that is set, and when they agree again.
 
         When the system's was set, the machine may be one that was set back: the logs begin an epoch.
         """
@@ -276,10 +276,8 @@ class Consumer:
             self.logs.begin_epoch()
             for reader in self.readers.all_subscribers():
                 reader.name_epoch()
-        differed, differs = abs(before) > MAX_CLOCK_SECONDS, abs(ahead) > MAX_CLOCK_SECONDS
-        if differs and not differed:
             log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")
-        elif differed and not differs:
+        if abs(before) > MAX_CLOCK_SECONDS >= abs(ahead):
             log(logger, logging.INFO, "clock agrees with the system's again")
 
 

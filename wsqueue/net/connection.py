@@ -43,8 +43,11 @@ from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
 from .write_buffer import CONGESTED_BYTES, WriteBuffer
 
-TURN_BYTES = 64 * 1024
-"""Bytes of a connection that a turn of the loop takes: uvloop reads up to 8 MB of one before the next."""
+TURN_BYTES = 256 * 1024
+"""Bytes of a connection that a turn of the loop takes: a read of the loop, which takes less than 1 ms."""
+
+FULL_READ_BYTES = 250_000
+"""Size from which on the loop's buffer was full: then uvloop would read 31 times more before other peers."""
 
 BURDEN_PER_SECOND = 20_000
 """Control frames and tiny fragments that a peer may send in a second before it is read slower.
@@ -364,9 +367,13 @@ class Connection(asyncio.Protocol):
                 self._take_turn()
         else:
             self._take(data)
+            if len(data) >= FULL_READ_BYTES and self._turn is None:
+                # Other peers come first.
+                self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
+                self._go_on()
 
     def _take_turn(self) -> None:
-        """Take the next part of the bytes that were read."""
+        """Take the next part of the bytes that were read, and read on behind the last."""
         self._turn = None
         if self._pauses or self._transport is None or self._transport.is_closing():
             return
@@ -375,7 +382,7 @@ class Connection(asyncio.Protocol):
             self._receive(b"")
             if self._tls is not None:
                 self._end_tls(self._tls)
-        else:
+        elif self._unread:
             data, self._unread = self._unread[:TURN_BYTES], self._unread[TURN_BYTES:]
             self._take(data)
         self._go_on()

@@ -62,7 +62,10 @@ MAX_SKIPPED_BYTES = 2**30
 """Longest text that is skipped: far above the 100 MiB that the library of the original nodes takes."""
 
 TURN_FRAMES = 512
-"""Frames that are taken at a time: 64 KiB of short messages, and of any packets a few milliseconds."""
+"""Frames that are taken at a time: of any packets a few milliseconds."""
+
+TURN_CLASSIC_FRAMES = 2048
+"""The same of a classic peer, which sends messages only, and each in a frame: 4 ms."""
 
 LIBRARY_FRAMES = 8
 """Frames for which a frame counts that the library takes: it takes 20 to 40 µs."""

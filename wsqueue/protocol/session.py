@@ -18,6 +18,7 @@ from .close import CloseCode, Closed, PeerError
 from .frames import frame_texts
 from .framing import (
     LIBRARY_FRAMES,
+    TURN_CLASSIC_FRAMES,
     TURN_FRAMES,
     Framing,
     HttpResponse,
@@ -439,7 +440,8 @@ class Session:
         self._done = handshake.done
         self._framing.skips_long = self._drops and handshake.done and isinstance(handshake, ClassicHandshake)
         if self._done:
-            self._framing.turn_frames = TURN_FRAMES
+            is_classic = isinstance(handshake, ClassicHandshake)
+            self._framing.turn_frames = TURN_CLASSIC_FRAMES if is_classic else TURN_FRAMES
         self.v2 = handshake.done and isinstance(handshake, V2Handshake)
 
     def _refuse_second_hello(self, payload: bytes) -> None:

@@ -23,7 +23,7 @@ from wsqueue.net.connection import (
 )
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import cut_controls
-from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse, RequestReceived
+from wsqueue.protocol.framing import TURN_CLASSIC_FRAMES, HttpResponse, RequestReceived
 from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import Event, HelloDone, Session
 
@@ -253,9 +253,9 @@ def frames_of(peer: Session, wanted: list[tuple[str, str]]) -> bytes:
     return peer.frame([message(*one) for one in wanted])
 
 
-async def test_a_turn_takes_64_kib_of_a_connection() -> None:
+async def test_a_turn_takes_one_read_of_a_connection() -> None:
     turns = Turns()
-    wanted = messages(240, 1000)
+    wanted = messages(960, 1000)
     turns.receive(frames_of(turns.peer, wanted))
     assert not turns.transport.reading
     taken = await turns.settle()
@@ -264,10 +264,22 @@ async def test_a_turn_takes_64_kib_of_a_connection() -> None:
     assert max(map(len, taken)) <= TURN_BYTES // 1000
 
 
+async def test_others_come_first_after_a_read_that_filled_the_buffer() -> None:
+    turns = Turns()
+    wanted = messages(230, 1000)
+    turns.receive(frames_of(turns.peer, wanted))
+    assert (received(turns.handler.events), turns.transport.reading) == (wanted, True)
+    turns.handler.events.clear()
+    wanted = messages(248, 1000)
+    turns.receive(frames_of(turns.peer, wanted))
+    assert (received(turns.handler.events), turns.transport.reading) == (wanted, False)
+    assert (await turns.next(), turns.transport.reading) == ([], True)
+
+
 @pytest.mark.parametrize("size", [1, 10])
 async def test_a_turn_takes_a_bounded_number_of_frames(size: int) -> None:
     turns = Turns()
-    wanted = [(f"{number}", f"topic {number}") for number in range(1800)]
+    wanted = [(f"{number}", f"topic {number}") for number in range(7200)]
     data = frames_of(turns.peer, wanted)
     assert len(data) <= 2 * TURN_BYTES
     turns.receive(data[:size])
@@ -275,12 +287,12 @@ async def test_a_turn_takes_a_bounded_number_of_frames(size: int) -> None:
     taken = await turns.settle()
     assert sorted(one for turn in taken for one in turn) == sorted(wanted)
     # One more, which had begun in the read before.
-    assert max(map(len, taken)) <= TURN_FRAMES + 1
+    assert max(map(len, taken)) <= TURN_CLASSIC_FRAMES + 1
 
 
 async def test_a_pong_comes_after_the_messages_before_its_ping_and_in_the_turn_of_the_ping() -> None:
     turns = Turns()
-    before, after = messages(100, 1000), messages(50, 1000)
+    before, after = messages(400, 1000), messages(200, 1000)
     pings = [turns.frames.frame(Opcode.PING, b"%d" % number) for number in range(600)]
     data = frames_of(turns.peer, before) + b"".join(pings) + frames_of(turns.peer, after)
     turns.receive(data)
@@ -312,7 +324,7 @@ def pongs_in(transport: FakeTransport) -> list[bytes]:
 
 async def test_pauses_nest_in_the_middle_of_a_read() -> None:
     turns = Turns()
-    wanted = messages(240, 1000)
+    wanted = messages(960, 1000)
     turns.receive(frames_of(turns.peer, wanted))
     seen = received(turns.handler.events)
     turns.connection.pause_reading()
@@ -331,7 +343,7 @@ async def test_pauses_nest_in_the_middle_of_a_read() -> None:
 async def test_a_handler_that_pauses_gets_nothing_more() -> None:
     turns = Turns()
     turns.handler.on_received = turns.connection.pause_reading
-    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    turns.receive(frames_of(turns.peer, messages(960, 1000)))
     first = len(received(turns.handler.events))
     assert 0 < first <= TURN_BYTES // 1000
     assert await turns.next() == await turns.next() == []
@@ -342,14 +354,14 @@ async def test_a_handler_that_pauses_gets_nothing_more() -> None:
 
 async def test_nothing_is_taken_after_a_failure_in_the_middle_of_a_read() -> None:
     turns = Turns()
-    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    turns.receive(frames_of(turns.peer, messages(960, 1000)))
     turns.connection.fail(CloseCode.UNEXPECTED_PACKET)
     assert [await turns.next() for _ in range(5)] == [[]] * 5
 
 
 async def test_nothing_is_taken_after_the_loss_in_the_middle_of_a_read() -> None:
     turns = Turns()
-    turns.receive(frames_of(turns.peer, messages(240, 1000)))
+    turns.receive(frames_of(turns.peer, messages(960, 1000)))
     turns.transport.ended = True
     turns.connection.connection_lost(None)
     assert [await turns.next() for _ in range(5)] == [[]] * 5
@@ -358,7 +370,7 @@ async def test_nothing_is_taken_after_the_loss_in_the_middle_of_a_read() -> None
 
 async def test_messages_behind_a_close_of_this_end_are_still_taken() -> None:
     turns = Turns()
-    wanted = messages(240, 1000)
+    wanted = messages(960, 1000)
     turns.receive(frames_of(turns.peer, wanted))
     seen = received(turns.handler.events)
     turns.connection.close(CloseCode.GOING_AWAY)
@@ -381,9 +393,9 @@ async def test_a_peer_that_floods_with_control_frames_is_read_slowly(
         turns.receive(frame * 1000)
         await turns.settle()
         now += 1000 / BURDEN_PER_SECOND
-    for count in range(burst // TURN_FRAMES + 1):
+    for count in range(burst // TURN_CLASSIC_FRAMES + 1):
         assert turns.transport.reading, count
-        turns.connection.data_received(frame * TURN_FRAMES)
+        turns.connection.data_received(frame * TURN_CLASSIC_FRAMES)
     # It is for the clock to go on, and turns without delay bring nothing more.
     assert [await turns.next() for _ in range(3)] == [[]] * 3
     assert not turns.transport.reading

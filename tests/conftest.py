@@ -23,15 +23,16 @@ settings.load_profile("any machine")
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no types
     """Say which tests stay together, in their order, where several processes share them (`make test`).
 
-    Those on lab hosts build on each other and take longest: one process begins with them, while another does
-    the rest. The tests of a module on real processes share a cluster, those in a browser the browser, and
-    those of the roles and the site share files that take long to make.
+    Those on lab hosts build on each other and take longest: one process begins with them, another with those
+    that have hosts of their own, while a third does the rest. The tests of a module on real processes share a
+    cluster, those in a browser the browser, and those of the roles and the site share files that take long to
+    make.
     """
 
     def _split_scope(self, nodeid: str) -> str:
         file = PurePath(nodeid.partition("::")[0])
         if file.parent.name == "lab":
-            return "lab"
+            return "lab" if file.name.startswith("test_rollout") else "other labs"
         together = file.parent.name in {"acceptance", "ansible", "browser", "docs"}
         return str(file) if together else nodeid
 

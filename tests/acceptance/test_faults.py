@@ -20,7 +20,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
-SCHEDULES = 12
+SCHEDULES = 8
 GOOD = re.compile(
     r"^\d+ schedules with \d+ faults, 0 bad: .* lost 0, duplicated 0, unexpected 0, out of order 0,",
     re.MULTILINE,

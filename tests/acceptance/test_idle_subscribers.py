@@ -1,4 +1,4 @@
-"""Ten thousand subscribers, classic ones and others, come and go, and the consumer's memory does not grow."""
+"""Thousands of subscribers, classic and v2, come and go, and the consumer's memory does not grow."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from ..support.processes import Cluster, Node, allow_open_files
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(290), pytest.mark.usefixtures("uncovered")]
 
-SUBSCRIBERS = 10_000
+SUBSCRIBERS = 5_000
 WAVES = 3
 AT_ONCE = 200
-OPEN_FILES = 10_500  # Open files of the process: the subscribers, and those of Python and the test runner.
+OPEN_FILES = 5_500  # Open files of the process: the subscribers, and those of Python and the test runner.
 MAX_GROWTH = 1.10
 # Memory for an idle subscriber, as docs/configuration.md has it.
 MAX_CLASSIC_BYTES, MAX_V2_BYTES = 5 * 1024, 7 * 1024

@@ -12,7 +12,7 @@ import pytest
 from ..support.paths import ROOT
 from .targets import CORPUS, NAMES, inputs, module
 
-SECONDS = 4
+SECONDS = 2
 
 MAX_CORPUS_BYTES = 300 * 1024
 """Size of all inputs in the repository; `make fuzz` keeps the others beside it."""

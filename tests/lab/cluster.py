@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from wsqueue.protocol.routing import router
 
 from ..support import control_node
@@ -29,8 +31,11 @@ OLD, NEW = "0.1.0", "0.1.1"
 VERIFIED = re.compile(r"\b(\d+) checks, 0 failed")
 KEPT = ("kept/0", "kept/1", "kept/2")
 """Topics of each consumer."""
-WHOLE = bool(os.environ.get("WSQUEUE_WHOLE_LAB"))
-"""Whether tests run that would make `make test` last too long."""
+needs_time = pytest.mark.skipif(
+    not os.environ.get("WSQUEUE_WHOLE_LAB"),
+    reason="would make `make test` last too long: WSQUEUE_WHOLE_LAB=1 is not in the environment",
+)
+"""Marks tests that run only when they are asked for."""
 
 # The values come in this program, on standard input: so they are in no command line and no environment.
 SEARCH = """

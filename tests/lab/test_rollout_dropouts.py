@@ -1,46 +1,20 @@
 """A host drops out at each step of a playbook: the play stops, and running it again converges.
 
-With WSQUEUE_WHOLE_LAB=1 in the environment all steps are tried, which takes an hour; else one of them.
+These tests take an hour, and run with WSQUEUE_WHOLE_LAB=1 in the environment. Without it, test_rollout tries
+one of the steps.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import NamedTuple
 
 import pytest
 
-from tests.support.paths import ROOT
-
-from .cluster import HOSTS, NEW, OLD, VERIFIED, WHOLE, Cluster
+from .cluster import HOSTS, NEW, OLD, VERIFIED, Cluster, needs_time
+from .dropouts import Step, play_until_a_host_drops_out
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
-
-STOP_SSH = "systemctl stop ssh.service; systemctl kill --signal=KILL 'session-*.scope'"
-"""Also those connections end that Ansible has kept open."""
-
-
-class Step(NamedTuple):
-    """The moment at which a host drops out: when a play, or a task in it, begins.
-
-    Attributes:
-        playbook: The playbook.
-        play: Name of the play.
-        times: Number of the play among all of that name, where each batch of hosts counts.
-        host: The host.
-        task: Beginning of the name of the task, "" for the beginning of the play.
-    """
-
-    playbook: str
-    play: str
-    times: int
-    host: str
-    task: str = ""
 
 
 def reloads(playbook: str, number: int) -> list[Step]:
@@ -85,34 +59,14 @@ ALL = [
     Step("site.yml", "Deploy the demo hosts", 1, "demo1"),
     Step("site.yml", "Run the demo tests", 1, "demo1"),
 ]
-HALF_ROTATED = Step(ROTATE_PSK, "Reload the consumers", 4, "consumer2")
-"""A host before this one uses the new key already."""
-
-
-@contextmanager
-def dropping(cluster: Cluster, step: Step) -> Iterator[dict[str, str]]:
-    """Return the environment in which Ansible stops the host's sshd; at the end it runs again."""
-    command = cluster.lab.inside(step.host, "sh", "-c", STOP_SSH)
-    when = {"play": step.play, "task": step.task, "times": step.times, "command": command}
-    try:
-        yield {
-            "ANSIBLE_CALLBACK_PLUGINS": str(ROOT / "tests" / "lab" / "plugins"),
-            "ANSIBLE_CALLBACKS_ENABLED": "dropout",
-            "DROPOUT": json.dumps(when),
-        }
-    finally:
-        subprocess.run(cluster.lab.inside(step.host, "systemctl", "start", "ssh.service"), check=True)
 
 
 def version_of(cluster: Cluster) -> str:
     return cluster.lab.ssh("demo1", "wsqueue --version").split()[-1]
 
 
-@pytest.mark.parametrize(
-    "step",
-    ALL if WHOLE else [HALF_ROTATED],
-    ids=lambda step: "-".join(re.findall(r"\w+", " ".join(map(str, step)))),
-)
+@needs_time
+@pytest.mark.parametrize("step", ALL, ids=lambda step: "-".join(re.findall(r"\w+", " ".join(map(str, step)))))
 def test_the_play_stops_and_running_it_again_converges(deployed: Cluster, step: Step) -> None:
     version = version_of(deployed)
     if step.playbook == "site.yml":
@@ -122,17 +76,7 @@ def test_the_play_stops_and_running_it_again_converges(deployed: Cluster, step: 
         deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
         deployed.inventory("good")
 
-    with dropping(deployed, step) as variables:
-        broken = deployed.try_to_play(step.playbook, *arguments, variables=variables)
-    assert broken.returncode != 0, broken.stdout[-10_000:]
-    sections = re.split(r"^(?=TASK |PLAY |RUNNING HANDLER )", broken.stdout, flags=re.MULTILINE)
-    [lost, *_] = [
-        index for index, section in enumerate(sections) if f"fatal: [{step.host}]: UNREACHABLE!" in section
-    ]
-    after = "".join(sections[lost + 1 :])
-    assert "\nchanged: " not in after, after
-    assert set(re.findall(r"^PLAY \[(.*?)\]", after, re.MULTILINE)) <= {step.play}
-
+    play_until_a_host_drops_out(deployed, step, *arguments)
     output = deployed.play(step.playbook, *arguments)
     assert VERIFIED.search(output)
     for host in HOSTS:

@@ -15,15 +15,13 @@ from pathlib import Path
 import pytest
 
 from ..support.waiting import wait_until
-from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, WHOLE, Cluster
+from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster, needs_time
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
 PREFLIGHT = "ansible/playbooks/preflight.yml"
 MOVE = ("-e", "wsqueue_move_topics=true")
 RETIRE = ("-e", '{"wsqueue_retired": ["consumer-10003"]}')
-
-needs_time = pytest.mark.skipif(not WHOLE, reason="takes long: WSQUEUE_WHOLE_LAB=1 is not in the environment")
 
 
 def refused(cluster: Cluster, inventory: Path, *arguments: str) -> str:

@@ -315,6 +315,31 @@ async def test_a_node_that_is_there_is_asked_and_kept(tabs: Tabs) -> None:
         await raw.answer_close()
 
 
+async def test_a_gap_that_the_connection_did_not_bring_is_asked_for_again(tabs: Tabs) -> None:
+    """As the Python client: see tests/unit/client/test_positions.py."""
+    tabs.tolerate("WebSocket connection to")
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
+        await js(page, "subscribe('news', { from: { log: 'log', offset: 2 } }); 0")
+        asked = {"t": "subscribe", "topic": "news", "start": "offset", "log": "log", "offset": 2}
+        restored = {"t": "subscribed", "topic": "news", "log": "restored", "offset": 1, "end": 1}
+        raw = await server.speaking(KEY)
+        assert await raw.packet() == asked
+        raw.send(restored)
+        raw.writer.close()
+        raw = await server.speaking(KEY)
+        assert await raw.packet() == asked
+        raw.send(restored)
+        raw.send({"t": "gap", "topic": "news", "offset": 1, "missed": None})
+        await page.wait_for_function("gaps.length === 1")
+        raw.writer.close()
+        raw = await server.speaking(KEY)
+        assert await raw.packet() == asked | {"log": "restored", "offset": 1}
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
 async def test_what_is_refused(nodes: Nodes, tabs: Tabs) -> None:
     consumer, producer = await nodes.cluster(max_topic_bytes=8)
     page = await tabs.with_client()

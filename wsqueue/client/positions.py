@@ -6,7 +6,9 @@
 | delivered | the connection is lost | asked for on the next connection, at the position where it was |
 
 A topic begins at the start that the application chose, until a consumer has answered once. From then on its
-position is the id of the log's epoch and the offset of the next message.
+position is the id of the log's epoch and the offset of the next message. A position that was asked for stays
+until a message or a gap has come, because a connection that breaks between `subscribed` and a gap must not
+hide the gap.
 
 A consumer that has forgotten a publisher may store a batch twice. So the number of the last batch of each
 publisher on each topic is kept, and a batch that is not after it is dropped.
@@ -37,6 +39,7 @@ class TopicPosition(msgspec.Struct):
         offset: Offset of the next message.
         end: Offset after the last message that was published before the consumer answered.
         delivered: True once the consumer has answered on this connection.
+        asked: The position that was asked for, while only the answer has come.
     """
 
     start: Start
@@ -44,6 +47,7 @@ class TopicPosition(msgspec.Struct):
     offset: int = 0
     end: int = 0
     delivered: bool = False
+    asked: Position | None = None
 
 
 class Positions:
@@ -90,10 +94,13 @@ class Positions:
                 items += [Message(message.topic, message.data) for message in event.messages]
             elif isinstance(event, v2.Subscribed) and event.topic in self._topics:
                 topic = self._topics[event.topic]
+                start = _start_of(topic)
+                topic.asked = start if isinstance(start, Position) else None
                 topic.log, topic.offset, topic.end = event.log, event.offset, event.end
                 topic.delivered = True
             elif isinstance(event, v2.Gap) and event.topic in self._topics:
-                self._topics[event.topic].offset = event.offset
+                topic = self._topics[event.topic]
+                topic.offset, topic.asked = event.offset, None
                 items.append(Gap(event.topic, event.missed))
         return items
 
@@ -101,7 +108,7 @@ class Positions:
         topic = self._topics.get(event.topic)
         if topic is None:
             return []
-        topic.offset = event.offset + len(event.data)
+        topic.offset, topic.asked = event.offset + len(event.data), None
         if event.publisher and self._is_repeat(event):
             return []
         log, offset = topic.log, event.offset
@@ -116,8 +123,14 @@ class Positions:
         return False
 
 
+def _start_of(topic: TopicPosition) -> Start:
+    if topic.asked is not None:
+        return topic.asked
+    return Position(topic.log, topic.offset) if topic.log else topic.start
+
+
 def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
-    start = Position(topic.log, topic.offset) if topic.log else topic.start
+    start = _start_of(topic)
     if isinstance(start, Position):
         return v2.Subscribe(name, "offset", log=start.log, offset=start.offset)
     if isinstance(start, int):

@@ -64,6 +64,28 @@ def test_a_gap_moves_the_position() -> None:
     assert positions.requests() == [v2.Subscribe("news", "offset", log="log", offset=10)]
 
 
+def test_a_gap_that_the_connection_did_not_bring_is_asked_for_again() -> None:
+    """The consumer tells of a gap after its answer, and only who asks for the position before it."""
+    positions = subscribed("news")
+    positions.receive([deliver(0, "a", "b")])
+    for epoch in ("restored", "restored again"):
+        positions.connection_lost()
+        assert positions.requests() == [v2.Subscribe("news", "offset", log="log", offset=2)]
+        assert positions.receive([v2.Subscribed("news", epoch, 1, 1)]) == []
+    assert positions.at_end
+    assert positions.receive([v2.Gap("news", 1, None)]) == [Gap("news", None)]
+    positions.connection_lost()
+    assert positions.requests() == [v2.Subscribe("news", "offset", log="restored again", offset=1)]
+
+
+def test_a_message_is_as_good_as_a_gap() -> None:
+    positions = Positions(["news"], Position("log", 2))
+    positions.receive([v2.Subscribed("news", "later", 2, 3)])
+    assert positions.requests() == [v2.Subscribe("news", "offset", log="log", offset=2)]
+    positions.receive([deliver(2, "c")])
+    assert positions.requests() == [v2.Subscribe("news", "offset", log="later", offset=3)]
+
+
 def test_all_topics_must_be_delivered_and_reach_their_end() -> None:
     positions = Positions(["news", "sport"], "earliest")
     assert not positions.delivered

@@ -673,6 +673,8 @@ class Subscription {
   #callback;
   #options;
   #numbers = new Map();
+  // The position that was asked for, while only the answer has come: a gap may be on its way.
+  #asked = null;
 
   constructor(client, topic, callback, options) {
     this.#client = client;
@@ -696,8 +698,9 @@ class Subscription {
 
   from() {
     this.begun = false;
-    if (this.position) {
-      const { log, offset } = this.position;
+    const position = this.#asked ?? this.position;
+    if (position) {
+      const { log, offset } = position;
       return log ? { start: "offset", log, offset } : { start: "offset", offset };
     }
     const { from = "latest" } = this.#options;
@@ -707,16 +710,21 @@ class Subscription {
 
   begin(log, offset) {
     this.begun = true;
-    if (log) this.position = { log, offset };
+    if (log) {
+      this.#asked ??= this.position;
+      this.position = { log, offset };
+    }
     this.resolve();
   }
 
   gap(offset, missed) {
+    this.#asked = null;
     if (this.position) this.position = { log: this.position.log, offset };
     this.#tell(this.#options.onGap, { topic: this.topic, missed });
   }
 
   take({ offset, publisher, number, data }) {
+    this.#asked = null;
     this.position = { log: this.position.log, offset: offset + data.length };
     if (publisher) {
       // A batch that was stored twice is delivered once.

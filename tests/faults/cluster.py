@@ -347,6 +347,9 @@ class LoopbackCluster:
     async def _freeze(self, fault: Fault) -> None:
         """Stop a node for longer than the watchdog waits, which may then kill it."""
         node = self.nodes[fault.target]
+        if not node.serves:
+            # It would be taken for one that does not start.
+            return
         node.signal(signal.SIGSTOP)
         await asyncio.sleep(fault.amount or fault.seconds)
         if fault.amount and node.wanted.is_set():

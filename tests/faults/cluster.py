@@ -116,7 +116,7 @@ class Cluster(Protocol):
         ...
 
     async def heal(self) -> None:
-        """Undo all that is left of any fault."""
+        """Undo all that is left of any fault, and return once everything serves again."""
         ...
 
     async def stop(self) -> None:
@@ -198,12 +198,13 @@ class LoopbackCluster:
         await self._actions[fault.kind](fault)
 
     async def heal(self) -> None:
-        """Undo all that is left of any fault."""
+        """Undo all that is left of any fault, and return once everything serves again."""
         for link in self.links.values():
             link.heal()
         for node in self.nodes.values():
             node.signal(signal.SIGCONT)
             node.wanted.set()
+        await asyncio.gather(*(node.serving() for node in self.nodes.values()))
 
     async def stop(self) -> None:
         """End everything, and look for defects."""

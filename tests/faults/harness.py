@@ -154,6 +154,8 @@ class Harness:
             [Worker(schedule, name, cluster.client_files[name], directory) for name in names]
             for names in (workload.all_publisher_names, workload.all_subscriber_names)
         )
+        config = cluster.client_files[workload.publisher_names[0]]
+        self.closing = Worker(schedule, "closing-publisher", config, directory)
 
     @contextlib.asynccontextmanager
     async def clients(self) -> AsyncIterator[None]:
@@ -167,9 +169,14 @@ class Harness:
             await asyncio.gather(*(worker.kill() for worker in self.workers))
 
     @property
+    def all_publishers(self) -> list[Worker]:
+        """Return the publishers, and the one that publishes at the end."""
+        return [*self.publishers, self.closing]
+
+    @property
     def workers(self) -> list[Worker]:
         """Return all of them."""
-        return self.publishers + self.subscribers
+        return self.all_publishers + self.subscribers
 
     async def wait_subscribed(self) -> None:
         """Return once all subscribers have subscribed, or will not."""
@@ -184,7 +191,10 @@ class Harness:
                 await asyncio.sleep(POLL_SECONDS / 2)
 
     async def do_harm(self) -> None:
-        """Start the publishers, and do each fault at its time; return when all are undone."""
+        """Start the publishers, and do each fault at its time; when all are undone, publish on each topic.
+
+        A subscriber that has the last message of a topic has come back from whatever was done to it.
+        """
         for publisher in self.publishers:
             await publisher.start()
         async with asyncio.TaskGroup() as tasks:
@@ -193,6 +203,7 @@ class Harness:
         await self.cluster.heal()
         for worker in self.workers:
             worker.signal(signal.SIGCONT)
+        await self.closing.start()
 
     async def wait_for_all(self) -> None:
         """Return when every message has its outcome and every subscriber its messages, or after a time."""
@@ -202,18 +213,18 @@ class Harness:
             now = sum(file.stat().st_size for file in self.directory.glob("*.jsonl"))
             if now != size:
                 size, changed = now, time.monotonic()
-            publishing = any(one.process and one.process.returncode is None for one in self.publishers)
+            publishing = any(one.process and one.process.returncode is None for one in self.all_publishers)
             if not publishing and not self.verdict().lost:
                 await asyncio.sleep(SETTLE_SECONDS)
                 return
-        for publisher in self.publishers:
+        for publisher in self.all_publishers:
             if publisher.process is not None and publisher.process.returncode is None:
                 self.cluster.problems.append(f"{publisher.name} does not come to an end")
 
     def verdict(self) -> Verdict:
         """Check the histories so far."""
         published: list[Record] = []
-        for publisher in self.publishers:
+        for publisher in self.all_publishers:
             published += read_history(publisher.history_file(1))
         lives = [life for subscriber in self.subscribers for life in lives_of(subscriber)]
         workload = self.schedule.workload

@@ -66,7 +66,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
 
 
-Role = Literal["publisher", "subscriber", "classic-publisher", "classic-subscriber"]
+Role = Literal["publisher", "subscriber", "closing-publisher", "classic-publisher", "classic-subscriber"]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -74,7 +74,8 @@ class Job(msgspec.Struct, frozen=True):
 
     Attributes:
         name: Of the worker, in every record.
-        role: Publisher or subscriber, and whether it speaks the classic protocol.
+        role: Publisher or subscriber, and whether it speaks the classic protocol. A closing publisher
+            publishes one message on each topic.
         config: The configuration of its client.
         history: File to which records are appended.
         topics: To publish or subscribe.
@@ -162,13 +163,14 @@ async def publish(job: Job) -> None:
             history.write(outcome)
             window.release()
 
-        due, number = clock(), 0
+        due = clock()
         end = due + job.seconds
-        while clock() < end:
+        by_chance = iter(lambda: rng.choice(job.topics) if clock() < end else None, None)
+        topics = job.topics if job.role == "closing-publisher" else by_chance
+        for number, topic in enumerate(topics):
             await window.acquire()
             # Tasks start in the order in which they are made, so this is the order of publishing.
-            tasks.create_task(one(number, rng.choice(job.topics)))
-            number += 1
+            tasks.create_task(one(number, topic))
             # Time that was lost is not made up for.
             due = max(due + 1 / job.rate, clock())
             await asyncio.sleep(due - clock())
@@ -317,6 +319,7 @@ def main() -> None:
     work = {
         "publisher": publish,
         "subscriber": subscribe,
+        "closing-publisher": publish,
         "classic-publisher": publish_classic,
         "classic-subscriber": subscribe_classic,
     }

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
@@ -86,6 +87,17 @@ def test_a_loss_is_seen_and_kept_for_a_replay(tmp_path: Path, monkeypatch: pytes
     assert schedule.read(Path(match[1])) == one_kill("sqlite")
     kept = {file.name for file in Path(match[1]).parent.iterdir()}
     assert {"consumer-1.log", "producer-1.log", "publisher-1.1.jsonl", "subscriber-1.1.jsonl"} <= kept
+
+
+@pytest.mark.anyio
+async def test_a_log_that_is_put_back_from_a_backup_is_announced(tmp_path: Path) -> None:
+    one = one_kill("sqlite")
+    faults = [Fault(0.1, 0.0, "backup", "consumer-1"), Fault(1.5, 0.2, "restore", "consumer-1")]
+    one = msgspec.structs.replace(one, faults=faults)
+    cluster = LoopbackCluster(one, tmp_path)
+    outcome = await run(one, cluster, tmp_path)
+    assert outcome.good
+    assert len(cluster.restores["consumer-1"]) == outcome.verdict.gaps == 1
 
 
 @pytest.mark.anyio

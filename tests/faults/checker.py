@@ -6,8 +6,12 @@ a gap that was announced to that subscriber on that topic after its consumer had
 that was not acknowledged comes once or not at all. If the size of a log is limited, gaps that say exactly how
 many messages are gone excuse them with either retention.
 
+When a log is restored from a backup, the messages of which it heard after the backup may be missing, and no
+others. Each subscriber is told of a gap before anything new comes from the restored log.
+
 The classic protocol promises less. A message that a producer has is lost if that producer ends or the disk is
-full, and nobody is told. A classic subscriber gets the messages that are published while it is connected.
+full, and nobody is told; nor is anybody of a restored log. A classic subscriber gets the messages that are
+published while it is connected.
 """
 
 from __future__ import annotations
@@ -28,6 +32,18 @@ Identity = tuple[str, int]
 
 Span = tuple[float, float]
 """The times between which something happened."""
+
+
+class Restore(msgspec.Struct, frozen=True):
+    """Hold when a log went back to an older copy.
+
+    Attributes:
+        copied: When the copy was begun, which has all that was stored before.
+        ended: The times between which the consumer ended, after which the log that it had got nothing more.
+    """
+
+    copied: float
+    ended: Span
 
 
 class Life(msgspec.Struct, frozen=True):
@@ -59,7 +75,8 @@ class Verdict(msgspec.Struct):
         delivered: Messages that came to at least one subscriber.
         lost: Acknowledged messages that a subscriber did not get, counted for each subscriber.
         duplicated: Deliveries beyond the first, counted for each subscriber.
-        unexpected: Deliveries that no publisher published there, and gaps without a reason.
+        unexpected: Deliveries that no publisher published there, gaps without a reason, and deliveries from a
+            restored log without a gap.
         out_of_order: Deliveries before which a later one had come.
         gaps: Gaps announced.
         violations: Sentences, not all when they are many.
@@ -99,6 +116,7 @@ def check(
     full: Mapping[str, Sequence[Span]] | None = None,
     *,
     ends: Mapping[str, Sequence[float]] | None = None,
+    restores: Mapping[str, Sequence[Restore]] | None = None,
     all_kept: bool = True,
 ) -> Verdict:
     """Return the verdict on all histories of one schedule.
@@ -110,9 +128,10 @@ def check(
         unclean: The unclean ends of the consumer of each topic.
         full: When the disk of that was full.
         ends: When each producer ended, in whatever way.
+        restores: When the log of each topic was restored.
         all_kept: Whether the logs keep all messages, so that none goes for want of room.
     """
-    check = _Check(published, retention, unclean or {}, full or {}, ends or {})
+    check = _Check(published, retention, unclean or {}, full or {}, ends=ends or {}, restores=restores or {})
     check.all_kept = all_kept
     return check.verdict_on(lives)
 
@@ -124,11 +143,13 @@ class _Check:
         retention: Retention,
         unclean: Mapping[str, Sequence[Span]],
         full: Mapping[str, Sequence[Span]],
+        *,
         ends: Mapping[str, Sequence[float]],
+        restores: Mapping[str, Sequence[Restore]],
     ) -> None:
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
-        self.retention, self.unclean, self.all_kept = retention, unclean, True
+        self.retention, self.unclean, self.restores, self.all_kept = retention, unclean, restores, True
         self.told = Counter[str]()
         self.violations: list[str] = []
         settled: set[Identity] = set()
@@ -169,7 +190,9 @@ class _Check:
             self.violations.append(f"{sort}: and more")
 
     def check_refusals(self, refused: Mapping[Identity, Record], full: Mapping[str, Sequence[Span]]) -> None:
-        """Check that each refused message met a full disk, or followed one that had and was not yet known to.
+        """Check that each refused message has a reason, or followed one that had and was not yet known to.
+
+        A full disk is a reason, and so is a message before it that was lost by a restore.
 
         Args:
             refused: By identity, the records that say so.
@@ -180,10 +203,29 @@ class _Check:
             record, began = refused[identity], self.attempted[identity].at
             owner = record.publisher, record.topic
             met = any(begin < record.at and began < end for begin, end in full.get(record.topic, ()))
-            if met or began <= known.get(owner, -1.0):
+            if met or self.comes_after_lost(record) or began <= known.get(owner, -1.0):
                 known[owner] = max(record.at, known.get(owner, -1.0))
             else:
                 self.tell("refused", f"{_name(identity)} on {record.topic!r}, {record.text}")
+
+    def comes_after_lost(self, refused: Record) -> bool:
+        """Return True if a message was under way with one before it that a restored log lost."""
+        began = self.attempted[refused.publisher, refused.number].at
+        return refused.text.startswith("after_refused") and any(
+            restore.ended[0] < refused.at and self.may_lose(restore, (refused.publisher, number))
+            for restore in self.restores.get(refused.topic, ())
+            for number in range(refused.number)
+            if (before := self.acknowledged.get((refused.publisher, number))) is not None
+            and before.topic == refused.topic
+            and before.at > began
+        )
+
+    def may_lose(self, restore: Restore, identity: Identity) -> bool:
+        """Return True if an acknowledged message may have been stored after a copy, and before the end."""
+        record = self.acknowledged[identity]
+        # A classic publisher is told so before the message is stored.
+        stored_later = record.producer or record.at > restore.copied
+        return bool(stored_later) and self.attempted[identity].at < restore.ended[1]
 
     def verdict_on(self, lives: Sequence[Life]) -> Verdict:
         """Return the verdict, having looked at each life."""
@@ -227,7 +269,8 @@ class _LifeCheck:
         self.gaps = 0
         self.places: dict[Identity, int] = {}
         self.highest: dict[tuple[str, str], int] = {}
-        self.offsets: dict[tuple[str, str], int] = {}
+        # By topic, the offset of the last message; after a gap of unknown size, any may come.
+        self.offsets: dict[str, int] = {}
         # By topic, how many messages the gaps since the last delivery say that are gone.
         self.announced: dict[str, float] = defaultdict(float)
         self.gaps_of: dict[str, list[_Gap]] = defaultdict(list)
@@ -262,6 +305,8 @@ class _LifeCheck:
         self.places[identity] = index
         if record.log:
             self.check_offset(record, identity, what)
+        if not self.life.live:
+            self.check_told(record.topic, attempted.at, what)
         highest = self.highest.get((record.publisher, record.topic), -1)
         if record.number < highest:
             self.tell("out of order", f"{what} after {record.publisher}/{highest}")
@@ -269,28 +314,44 @@ class _LifeCheck:
 
     def check_offset(self, record: Record, identity: Identity, what: str) -> None:
         """Check that a log has one message at an offset, and hands them out one after another."""
-        before = self.offsets.get((record.topic, record.log), -1)
+        before = self.offsets.get(record.topic, -1)
         missing = record.offset - before - 1
         announced = self.announced.pop(record.topic, 0)
+        # A message that was sent again to a log that had lost it is stored twice, and taken once.
+        twice = self.check.unclean if self.check.retention == "memory" else self.check.restores
         if missing < 0:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
-        # A message that was sent again to a log that had died is stored twice, and taken once.
-        elif before >= 0 and missing != announced and not self.check.unclean.get(record.topic):
+        elif before >= 0 and missing != announced and not twice.get(record.topic):
             gap = f" and a gap of {announced:g}" if announced else ""
             self.tell("unexpected", f"{what} with offset {record.offset} right after {before}{gap}")
-        self.offsets[record.topic, record.log] = record.offset
+        self.offsets[record.topic] = record.offset
         known = self.check.logged.setdefault((record.topic, record.log, record.offset), identity)
         if known != identity:
             self.tell("unexpected", f"{what} with the offset {record.offset} of {_name(known)}")
 
+    def check_told(self, topic: str, attempted: float, what: str) -> None:
+        """Check that a message which only a restored log can have comes after a gap."""
+        told = [gap.at for gap in self.gaps_of[topic] if gap.left == float("inf")]
+        for restore in self.check.restores.get(topic, ()):
+            began, ended = restore.ended
+            if self.subscribed < began and ended < attempted and not any(began < at for at in told):
+                self.tell("unexpected", f"{what} without a gap, though the log was restored at {ended:.3f}")
+
     def take_gap(self, index: int, record: Record) -> None:
         self.gaps += 1
-        left = float("inf") if record.missed is None else record.missed
-        self.announced[record.topic] += left
+        if record.missed is None:
+            left = float("inf")
+            self.offsets.pop(record.topic, None)
+        else:
+            left = record.missed
+            self.announced[record.topic] += left
         before = self.gaps_of[record.topic]
         crash = self.check.all_kept or record.missed is None
-        ends = [end for end in self.check.unclean.get(record.topic, ()) if end[0] < record.at]
-        possible = self.check.retention == "memory" and sum(gap.crash for gap in before) < len(ends)
+        reasons = [begin for begin, _ in self.check.unclean.get(record.topic, ())]
+        if self.check.retention == "sqlite":
+            restores = self.check.restores.get(record.topic, ()) if record.missed is None else ()
+            reasons = [restore.ended[0] for restore in restores]
+        possible = sum(gap.crash for gap in before) < sum(reason < record.at for reason in reasons)
         if record.topic not in self.life.topics or (crash and not possible):
             self.tell(
                 "unexpected", f"a gap of {record.missed} on {record.topic!r}, where nothing can be gone"
@@ -344,6 +405,12 @@ class _LifeCheck:
         """Return True if the message may have gone with the consumer that ended before this gap."""
         after, before = bounds
         attempted = self.check.attempted[identity]
+        if any(
+            self.check.may_lose(restore, identity) and restore.ended[0] < gap.at
+            for restore in self.check.restores.get(attempted.topic, ())
+        ):
+            # Earlier messages may come after the gap: the rest of the copy.
+            return gap.index < before
         ends = self.check.unclean.get(attempted.topic, ())
         # Later messages may have gone for want of room before this subscriber came back.
         crashed = not self.check.all_kept or any(attempted.at < end[1] and end[0] < gap.at for end in ends)
@@ -355,7 +422,10 @@ class _LifeCheck:
         if not self.check.all_kept and attempted.at < self.subscribed and bounds[0] < 0:
             return True
         if self.check.retention != "memory":
-            return False
+            return any(
+                self.check.may_lose(restore, identity) and restore.ended[0] < self.subscribed
+                for restore in self.check.restores.get(attempted.topic, ())
+            )
         ends = self.check.unclean.get(attempted.topic, ())
         return any(attempted.at < end[1] and end[0] < self.subscribed for end in ends)
 

@@ -24,7 +24,7 @@ from wsqueue.errors import WsqueueError
 from wsqueue.log.archive import FILE_NAME
 from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
 
-from .checker import Span
+from .checker import Restore, Span
 from .proxy import Condition, Link, Way
 from .schedule import CHANGES, Fault, Schedule
 
@@ -103,6 +103,11 @@ class Cluster(Protocol):
         ...
 
     @property
+    def restores(self) -> Mapping[str, Sequence[Restore]]:
+        """Return when the log of each consumer was restored."""
+        ...
+
+    @property
     def ends(self) -> Mapping[str, Sequence[float]]:
         """Return when each node ended, in whatever way, before all ended."""
         ...
@@ -138,9 +143,13 @@ class LoopbackCluster:
         clients = workload.all_publisher_names + workload.all_subscriber_names
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
         self.full: dict[str, list[Span]] = {name: [] for name in workload.consumer_names}
+        self.restores: dict[str, list[Restore]] = {name: [] for name in workload.consumer_names}
         self.problems: list[str] = []
         self.notes: list[str] = []
         self._mounted: list[Path] = []
+        # When the backup of a consumer was begun, if it has one; one at a time is made or put back.
+        self._copied: dict[str, float] = {}
+        self._copying = {name: asyncio.Lock() for name in workload.consumer_names}
         self._authority = Authority(directory, days=CERTIFICATE_DAYS) if workload.tls else None
         self._settings: dict[str, dict[str, object]] = {}
         self._node_keys = [secrets.token_urlsafe(24)]
@@ -165,6 +174,8 @@ class LoopbackCluster:
             "slow": self._slow,
             "clock": self._set_clock,
             "disk full": self._fill,
+            "backup": self._back_up,
+            "restore": self._restore,
         }
 
     @property
@@ -335,6 +346,51 @@ class LoopbackCluster:
             self.problems.append(f"{node.name} ended with status {node.status} after SIGTERM")
         await asyncio.sleep(fault.seconds)
         node.wanted.set()
+
+    async def _back_up(self, fault: Fault) -> None:
+        """Copy the log of a consumer, which goes on meanwhile."""
+        node = self.nodes[fault.target]
+        async with self._copying[fault.target]:
+            began = time.monotonic()
+            if await self._command("backup", str(node.config_file), str(self._backup_of(node))):
+                self._copied[fault.target] = began
+            elif node.full_until < began:
+                self.problems.append(f"the log of {node.name} was not copied: see commands.log")
+
+    async def _restore(self, fault: Fault) -> None:
+        """End a consumer, and put the last copy in the place of its log."""
+        node = self.nodes[fault.target]
+        async with self._copying[fault.target]:
+            if fault.target not in self._copied or not node.serves or not node.wanted.is_set():
+                return
+            node.wanted.clear()
+            began = time.monotonic()
+            node.signal(signal.SIGTERM)
+            if not await node.has_ended(fault.amount):
+                await node.kill()
+            ended = began, time.monotonic()
+            if await self._command("restore", str(self._backup_of(node)), str(node.config_file)):
+                self.restores[fault.target].append(Restore(self._copied[fault.target], ended))
+            elif node.full_until < began:
+                self.problems.append(f"the log of {node.name} was not restored: see commands.log")
+            await asyncio.sleep(fault.seconds)
+            node.wanted.set()
+
+    def _backup_of(self, node: _Node) -> Path:
+        return self.directory / f"{node.name}.backup"
+
+    async def _command(self, *arguments: str) -> bool:
+        """Run a command of `wsqueue` that replaces a file, and return True if it has."""
+        with (self.directory / "commands.log").open("ab") as log:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *("-m", "wsqueue", *arguments, "--replace"),
+                cwd=ROOT,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        return not await process.wait()
 
     async def _reload(self, fault: Fault) -> None:
         self.nodes[fault.target].reload()

@@ -193,7 +193,8 @@ class Harness:
     async def do_harm(self) -> None:
         """Start the publishers, and do each fault at its time; when all are undone, publish on each topic.
 
-        A subscriber that has the last message of a topic has come back from whatever was done to it.
+        A subscriber that has the last message of a topic has come back from whatever was done to it, and has
+        been told of a restored log.
         """
         for publisher in self.publishers:
             await publisher.start()
@@ -232,6 +233,7 @@ class Harness:
         owners = {topic: workload.consumer_names[consumer_of(topic)] for topic in workload.topics}
         unclean = {topic: self.cluster.unclean.get(owner, []) for topic, owner in owners.items()}
         full = {topic: self.cluster.full.get(owner, []) for topic, owner in owners.items()}
+        restores = {topic: self.cluster.restores.get(owner, []) for topic, owner in owners.items()}
         return check(
             published,
             lives,
@@ -239,6 +241,7 @@ class Harness:
             unclean,
             full,
             ends=self.cluster.ends,
+            restores=restores,
             all_kept=not workload.kept,
         )
 

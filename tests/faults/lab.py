@@ -19,7 +19,7 @@ from wsqueue.errors import WsqueueError
 from wsqueue.version import __version__
 
 from ..support.toml import write_toml
-from .checker import Span
+from .checker import Restore, Span
 from .cluster import DEFECTS, LIMITS, retention_of
 from .schedule import HITS_A_LINK, Fault, Schedule
 
@@ -118,6 +118,7 @@ class LabCluster:
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
         self.unclean: Mapping[str, list[Span]] = {name: [] for name in self.nodes}
         self.full: Mapping[str, list[Span]] = {}
+        self.restores: Mapping[str, list[Restore]] = {}
         self.ends: Mapping[str, list[float]] = {}
         self.problems: list[str] = []
         self.notes: list[str] = []

@@ -30,6 +30,8 @@ Kind = Literal[
     "slow",
     "clock",
     "disk full",
+    "backup",
+    "restore",
     "reboot",
 ]
 
@@ -40,7 +42,7 @@ LAB_KINDS: tuple[Kind, ...] = (
 )
 """Faults that can be done to hosts from outside."""
 
-SQLITE_KINDS = frozenset({"disk full", "reader"})
+SQLITE_KINDS = frozenset({"disk full", "reader", "backup", "restore"})
 """Faults of a file that a log in memory has not."""
 
 FREEZE_SECONDS = 15.0
@@ -82,9 +84,9 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kind: The kind of fault.
         target: A process as `consumer-1`, or a link between two as `producer-1>consumer-1`; a link's fault
             with a process for its target is done to all links of that process.
-        amount: Of `interrupt`, the seconds from SIGTERM to SIGKILL; of `freeze`, those to the watchdog's
-            SIGKILL, 0 without one; of `limits`, the index in `CHANGES`; of `reader`, 0 if SIGKILL ends it; of
-            `tear`, the bytes that still pass; of `loss`, the share of reads that are late as by a
+        amount: Of `interrupt` and `restore`, the seconds from SIGTERM to SIGKILL; of `freeze`, those to the
+            watchdog's SIGKILL, 0 without one; of `limits`, the index in `CHANGES`; of `reader`, 0 if SIGKILL
+            ends it; of `tear`, the bytes that still pass; of `loss`, the share of reads that are late as by a
             retransmission; of `delay`, the seconds; of `slow`, bytes a second; of `clock`, the seconds by
             which it is set.
         direction: Of a link's fault.
@@ -229,7 +231,7 @@ def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Bac
     """
     rng = random.Random(f"{seed} {retention} {seconds} {backend}")
     workload = _workload(rng, seconds)
-    kinds = LOCAL_KINDS
+    kinds = tuple(kind for kind in LOCAL_KINDS if kind in _DRAW)
     if backend == "lab":
         workload = msgspec.structs.replace(
             workload, consumers=2, producers=2, tls=False, classic_publishers=0, classic_subscriptions=[]
@@ -246,7 +248,9 @@ def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Bac
         if backend == "lab" and fault.kind in HITS_A_LINK:
             fault = msgspec.structs.replace(fault, target=rng.choice(_between_hosts(workload)))
         faults.append(fault)
-        if fault.kind in HITS_THE_PROCESS - {"freeze"} and rng.random() < 0.2:
+        if fault.kind == "restore":
+            faults.append(_backup(rng, fault))
+        elif fault.kind in HITS_THE_PROCESS - {"freeze"} and rng.random() < 0.2:
             # As when a power failure or an update takes two at once.
             faults.append(msgspec.structs.replace(fault, target=rng.choice(_nodes(workload))))
     return Schedule(seed, retention, workload, _without_clashes(faults))
@@ -389,6 +393,21 @@ def _disk_full(rng: random.Random, workload: Workload) -> Fault:
     )
 
 
+def _restore(rng: random.Random, workload: Workload) -> Fault:
+    return Fault(
+        at=_begin(rng, workload),
+        seconds=round(rng.uniform(0, 1), 3),
+        kind="restore",
+        target=rng.choice(workload.consumer_names),
+        amount=rng.choice([0.0, 0.1, 3.0]),
+    )
+
+
+def _backup(rng: random.Random, restore: Fault) -> Fault:
+    """Return the fault that makes the copy which another puts back."""
+    return Fault(round(rng.uniform(0.05, restore.at), 3), 0.0, "backup", restore.target)
+
+
 _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "kill": _process_fault("kill", 0.0, 1.5),
     "interrupt": _process_fault("interrupt", 0.0, 1.0),
@@ -409,10 +428,12 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "slow": _link_fault("slow", lambda rng: rng.choice([2000, 20_000]), 2.0),
     "clock": _clock,
     "disk full": _disk_full,
+    # With each comes a backup.
+    "restore": _restore,
     "reboot": _process_fault("reboot", 0.0, 0.0),
 }
 
-HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "stop", "freeze", "reboot"})
+HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "restore", "stop", "freeze", "reboot"})
 """A process can have only one of these at a time."""
 
 HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})
@@ -426,6 +447,7 @@ def _without_clashes(faults: Sequence[Fault]) -> list[Fault]:
         what = (fault.target, "process" if fault.kind in HITS_THE_PROCESS else fault.kind)
         if fault.at >= busy_until.get(what, 0.0):
             # A process needs a moment to begin again.
-            busy_until[what] = fault.at + fault.seconds + fault.amount * (fault.kind == "interrupt") + 0.3
+            ending = fault.amount if fault.kind in {"interrupt", "restore"} else 0.0
+            busy_until[what] = fault.at + fault.seconds + ending + 0.3
             kept.append(fault)
     return kept

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ...faults.checker import SHOWN, Life, Span, Verdict, check
+from ...faults.checker import SHOWN, Life, Restore, Span, Verdict, check
 from ...faults.schedule import Retention
 from ...faults.workers import Record, message, parse
 
@@ -30,6 +30,8 @@ class Story:
         self.unclean: dict[str, list[Span]] = {}
         self.full: dict[str, list[Span]] = {}
         self.ends: dict[str, list[float]] = {}
+        self.copied = 0.0
+        self.restores: dict[str, list[Restore]] = {}
         self.live: set[str] = set()
         self._numbers: dict[str, int] = {}
         self.subscribe(*subscribers)
@@ -44,10 +46,10 @@ class Story:
         self.published.append(Record("attempted", self.tick(), publisher, number, topic, producer=producer))
         return self
 
-    def settle(self, event: Kind, index: int = -1) -> Self:
+    def settle(self, event: Kind, index: int = -1, text: str = "") -> Self:
         """Tell its publisher how an attempt, the last if none is given, has ended."""
         attempt = [record for record in self.published if record.event == "attempted"][index]
-        self.published.append(msgspec.structs.replace(attempt, event=event, at=self.tick()))
+        self.published.append(msgspec.structs.replace(attempt, event=event, at=self.tick(), text=text))
         return self
 
     def publish(self, count: int = 1, publisher: str = "p", topic: str = TOPIC) -> Self:
@@ -67,8 +69,8 @@ class Story:
             self.lives[to].append(Record("delivered", self.tick(), by, number, topic, index, log))
         return self
 
-    def gap(self, missed: int | None = None, topic: str = TOPIC) -> Self:
-        self.lives["s"].append(Record("gap", self.tick(), topic=topic, missed=missed))
+    def gap(self, missed: int | None = None, topic: str = TOPIC, to: str = "s") -> Self:
+        self.lives[to].append(Record("gap", self.tick(), topic=topic, missed=missed))
         return self
 
     def crash(self, topic: str = TOPIC) -> Self:
@@ -78,6 +80,16 @@ class Story:
     def fill(self, topic: str = TOPIC, span: Span | None = None) -> Self:
         """Let the disk be full for a second, or in a span."""
         self.full[topic] = [span or (self.tick(), self.tick())]
+        return self
+
+    def copy(self) -> Self:
+        """Make a copy of each log."""
+        self.copied = self.tick()
+        return self
+
+    def restore(self, topic: str = TOPIC) -> Self:
+        """Put the last copy in the place of a log."""
+        self.restores.setdefault(topic, []).append(Restore(self.copied, (self.tick(), self.tick())))
         return self
 
     def end(self, producer: str) -> Self:
@@ -99,7 +111,14 @@ class Story:
             for name, told in self.lives.items()
         ]
         return check(
-            self.published, lives, retention, self.unclean, self.full, ends=self.ends, all_kept=all_kept
+            self.published,
+            lives,
+            retention,
+            self.unclean,
+            self.full,
+            ends=self.ends,
+            restores=self.restores,
+            all_kept=all_kept,
         )
 
     def gives(
@@ -222,8 +241,11 @@ def test_offsets_of_a_log_rise_without_holes() -> None:
     # A message that is stored twice leaves a hole.
     story = Story("s").publish(3).deliver(0, 1, log="a").crash().gap()
     story.deliver(2, log="b", offset=2).gives(memory="")
-    # Another log begins again.
-    Story("s").publish(2).deliver(0, log="a", offset=9).deliver(1, log="b", offset=1).gives("")
+    # Another log begins again, behind a gap; another epoch goes on.
+    story = Story("s").publish(2).deliver(0, log="a", offset=9)
+    story.crash().gap().deliver(1, log="b", offset=1).gives(memory="")
+    Story("s").publish(2).deliver(0, log="a", offset=9).deliver(1, log="b", offset=1).gives("out_of_order 1")
+    Story("s").publish(2).deliver(0, log="a", offset=9).deliver(1, log="b", offset=10).gives("")
 
 
 class TestRefusals:
@@ -293,6 +315,102 @@ class TestGaps:
         Story().publish(2).crash().subscribe("s").publish().deliver(2).gives(memory="", sqlite="lost 2")
         # It gets the messages published since.
         Story().crash().publish(2).subscribe("s").deliver(1).gives(memory="lost 1")
+
+
+class TestRestores:
+    """The log has p/0 when it is copied, then p/1 and p/2, and p/3 when it is restored."""
+
+    @staticmethod
+    def restored(*subscribers: str) -> Story:
+        story = Story(*subscribers).publish().copy().publish(2)
+        for name in subscribers:
+            story.deliver(0, 1, to=name, log="a")
+        return story.restore().publish()
+
+    def test_each_subscriber_is_told_before_it_gets_anything_new(self) -> None:
+        story = self.restored("s", "t").gap().deliver(3, log="b", offset=1)
+        story.gap(to="t").deliver(3, to="t", log="b", offset=1).gives(sqlite="")
+        story = self.restored("s", "t").gap().deliver(3, log="b", offset=1)
+        story.deliver(3, to="t", log="b", offset=2).gives(sqlite="lost 1, unexpected 1")
+        assert story.check().violations == [
+            "unexpected: t: p/3 on 'news' without a gap, though the log was restored at 15.000",
+            "lost: t: p/2 on 'news', acknowledged at 9.000",
+        ]
+
+    def test_one_gap_tells_of_several_restores_unless_something_came_between(self) -> None:
+        self.restored("s").restore().publish().gap().deliver(4).gives(sqlite="")
+        story = self.restored("s").gap().deliver(3).restore().publish().deliver(4)
+        story.gives(sqlite="unexpected 1")
+        self.restored("s").gap().deliver(3).restore().publish().gap().deliver(4).gives(sqlite="")
+        self.restored("s").gap().gap().deliver(3).gives(sqlite="unexpected 1")
+
+    def test_one_that_had_not_read_all_of_the_copy_gets_the_rest_after_the_gap(self) -> None:
+        story = Story("s").publish(2).copy().publish().deliver(0, log="a").restore().publish()
+        story.gap().deliver(1, log="b", offset=1).deliver(3, log="b", offset=2).gives(sqlite="")
+
+    def test_no_other_message_comes_at_a_position_that_was_read_without_a_gap(self) -> None:
+        story = self.restored("s").deliver(2, log="a", offset=2)
+        story.attempt("q").settle("failed").deliver(0, by="q", log="b", offset=1)
+        story.gives(sqlite="lost 1, unexpected 1, out_of_order 1")
+        story = self.restored("s").deliver(2, log="a", offset=2).gap()
+        story.deliver(3, log="b", offset=1).gives(sqlite="")
+
+    def test_nothing_comes_twice(self) -> None:
+        self.restored("s").gap().deliver(0, 1, 3).gives(sqlite="duplicated 2")
+
+    def test_a_gap_needs_a_restore_of_its_topic_before_it_and_no_known_size(self) -> None:
+        Story("s").gap().copy().restore().gives(sqlite="unexpected 1")
+        Story("s").copy().restore("sport").gap().gives(sqlite="unexpected 1")
+        Story("s").copy().restore().gap(1).gives(sqlite="unexpected 1")
+        Story("s").crash().copy().restore().gap().gap().gives(sqlite="unexpected 1")
+
+    def test_what_was_confirmed_before_the_copy_or_published_after_the_restore_must_come(self) -> None:
+        story = Story("s").publish().copy().publish().restore().publish().gap()
+        story.gives(sqlite="lost 2").deliver(2).gives(sqlite="lost 1")
+        # These may have been stored between the two.
+        Story("s").attempt().copy().settle("acknowledged").restore().gap().gives(sqlite="")
+        Story("s").copy().attempt().restore().settle("acknowledged").gap().gives(sqlite="")
+
+    def test_only_a_gap_after_the_restore_and_before_later_messages_excuses(self) -> None:
+        self.restored("s").deliver(3).gap().gives(sqlite="lost 1, unexpected 1")
+        Story("s", "t").copy().publish().restore().gap().gives(sqlite="lost 1")
+        Story("s").copy().publish().restore("sport").gives(sqlite="lost 1")
+
+    def test_one_that_comes_after_the_restore_is_told_of_none(self) -> None:
+        story = Story().publish().copy().publish().restore().subscribe("s").publish().deliver(0, 2)
+        story.gives(sqlite="")
+        Story().copy().restore().publish().subscribe("s").gives(sqlite="lost 1")
+
+    def test_classic_peers_are_not_told(self) -> None:
+        story = Story().copy().connect("s").publish().kill().restore().connect("t").publish()
+        story.deliver(1, to="t").gives(sqlite="")
+        # A message may have waited at its producer while the copy was made.
+        story = Story("s").attempt(producer="producer-1").settle("acknowledged").copy().restore().gap()
+        story.gives(sqlite="").attempt(producer="producer-1").settle("acknowledged").gives(sqlite="lost 1")
+
+    def test_a_batch_behind_a_lost_one_that_was_under_way_is_refused(self) -> None:
+        text = "after_refused: batch 1 of the publisher did not come before it"
+        story = Story("s").copy().attempt().attempt().settle("acknowledged", 0).restore().gap()
+        story.settle("refused", 1, text).gives(sqlite="")
+        # Nor can one that was under way with it have been stored.
+        story = Story("s").copy().attempt().attempt().attempt().settle("acknowledged", 0).restore().gap()
+        story.settle("refused", 1, text).settle("refused", 2, text).gives(sqlite="")
+        Story("s").copy().attempt().attempt().settle("acknowledged", 0).restore().gap().settle(
+            "refused", 1, "full: there is no room"
+        ).gives(sqlite="refused 1")
+        Story("s").copy().publish().attempt().restore().gap().settle("refused", text=text).gives(
+            sqlite="refused 1"
+        )
+        Story("s").attempt().attempt().settle("acknowledged", 0).deliver(0).copy().restore().gap().settle(
+            "refused", 1, text
+        ).gives(sqlite="refused 1")
+
+    def test_a_hole_is_excused_only_where_a_message_may_have_been_stored_twice(self) -> None:
+        story = self.restored("s").gap().publish().deliver(3, log="b", offset=1)
+        story.deliver(4, log="b", offset=3).gives(sqlite="")
+        Story("s").publish(2).copy().restore("sport").deliver(0, log="a").deliver(1, log="a", offset=2).gives(
+            sqlite="unexpected 1"
+        )
 
 
 class TestClassic:

@@ -86,6 +86,16 @@ def test_only_sqlite_has_a_file() -> None:
             assert not {fault.kind for fault in one.faults} & SQLITE_KINDS
 
 
+def test_with_each_restore_comes_a_backup_before_it() -> None:
+    for one in all_schedules():
+        copied = set[str]()
+        for fault in one.faults:
+            assert fault.kind not in {"backup", "restore"} or fault.target in one.workload.consumer_names
+            assert fault.kind != "restore" or fault.target in copied
+            if fault.kind == "backup":
+                copied.add(fault.target)
+
+
 def test_clocks_step_by_days_both_ways() -> None:
     steps = {fault.amount for one in all_schedules() for fault in one.faults if fault.kind == "clock"}
     assert steps >= {86_400.0, -86_400.0}

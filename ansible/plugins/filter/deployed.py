@@ -10,9 +10,19 @@ import math
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 TLS = "wss://"
+
+BACKUP_NAME = re.compile(r"(?:.*-)?(consumer-[0-9]+)(?:-[0-9A-Za-z]+)?\.sqlite")
+"""The name of a backup: the host, which may have any name, the instance, and the time."""
+
+SQLITE_MAGIC = b"SQLite format 3\0"
+SQLITE_HEADER_BYTES = 100
+SQLITE_APPLICATION = slice(68, 72)
+APPLICATION_ID = b"wsqu"
+"""What the header of a log of wsqueue says, the same as in wsqueue/log/schema.py."""
 
 
 class FilterModule:
@@ -21,7 +31,10 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         """Return all filters by name."""
         functions = (
+            backups,
+            backups_problem,
             deployed_consumers,
+            deployed_retention,
             kept,
             looks,
             moved_percent,
@@ -45,12 +58,7 @@ def deployed_consumers(text: str) -> list[str]:
     Raises:
         ValueError: It is no TOML.
     """
-    try:
-        settings = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(
-            f"a configuration in /etc/wsqueue is damaged ({error}): restore or remove it"
-        ) from None
+    settings = _settings(text)
     if "consumers" in settings:
         return [address.removesuffix("/producer") for address in settings["consumers"]]
     consumers: list[str] = settings.get("monitoring", {}).get("consumers", [])
@@ -77,6 +85,20 @@ def tls_changes(old: Sequence[str], new: Sequence[str]) -> bool:
     """Return True if the links get or lose TLS."""
     with_tls = [any(address.startswith(TLS) for address in addresses) for addresses in (old, new)]
     return bool(old) and with_tls[0] != with_tls[1]
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """Return the settings in a configuration.
+
+    Raises:
+        ValueError: It is no TOML.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(
+            f"a configuration in /etc/wsqueue is damaged ({error}): restore or remove it"
+        ) from None
 
 
 def _place(address: str) -> str:
@@ -139,6 +161,56 @@ def orphans_sentence(looks: Iterable[Mapping[str, Any]]) -> str:
     if unknown:
         sentence += f"; the messages of {', '.join(unknown)} are in memory, and not counted"
     return sentence
+
+
+# --- Backups ---
+
+
+def deployed_retention(text: str) -> str:
+    """Return where a consumer keeps messages: the mode of the retention in its configuration.
+
+    Raises:
+        ValueError: It is no TOML.
+    """
+    mode: str = _settings(text).get("retention", {}).get("mode", "memory")
+    return mode
+
+
+def backups(files: Iterable[str]) -> list[dict[str, str]]:
+    """Return the `file` and the `instance` of each backup, as the names of the files say it.
+
+    Args:
+        files: Paths of files, as backups/web1-consumer-10001-20261130T070102Z.sqlite.
+    """
+    matches = [(file, BACKUP_NAME.fullmatch(file.rpartition("/")[2])) for file in files]
+    return [{"file": file, "instance": match[1]} for file, match in matches if match]
+
+
+def backups_problem(files: Sequence[str]) -> str:
+    """Return why files on the control node cannot be restored, "" if they can be.
+
+    Args:
+        files: Their paths.
+    """
+    instances = {backup["file"]: backup["instance"] for backup in backups(files)}
+    for file in files:
+        if file not in instances:
+            return (
+                f"the name of {file} does not say which consumer it is of; expected a name such as "
+                "web1-consumer-10001-20261130T070102Z.sqlite"
+            )
+        try:
+            with Path(file).open("rb") as stream:
+                header = stream.read(SQLITE_HEADER_BYTES)
+        except OSError as error:
+            return f"{file} cannot be read: {error.strerror}"
+        if not header.startswith(SQLITE_MAGIC) or header[SQLITE_APPLICATION] != APPLICATION_ID:
+            return f"{file} is no backup of wsqueue; expected a file that backup.yml or `wsqueue backup` made"
+    for instance in instances.values():
+        several = [file for file in files if instances[file] == instance]
+        if len(several) > 1:
+            return f"{' and '.join(several)} are all of {instance}; expected one file for each consumer"
+    return ""
 
 
 # --- Instances ---

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from tests.support.paths import ROOT
+from wsqueue.log import schema
 from wsqueue.protocol.routing import router
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -136,3 +140,48 @@ def test_instances_that_the_inventory_does_not_have() -> None:
     wanted = {"consumer": ["10001"], "producer": [10002]}
     assert deployed.unknown_instances(files, wanted) == ["consumer-10003", "producer-10001"]
     assert deployed.unknown_instances(files[:1], wanted) == []
+
+
+class TestBackups:
+    @pytest.mark.parametrize(
+        ("text", "mode"),
+        [
+            (CONSUMER, "memory"),
+            (CONSUMER + "[retention]\nmax_bytes = 1\n", "memory"),
+            (CONSUMER + '[retention]\nmode = "sqlite"\n', "sqlite"),
+        ],
+    )
+    def test_are_of_consumers_whose_configuration_says_sqlite(self, text: str, mode: str) -> None:
+        assert deployed.deployed_retention(text) == mode
+
+    def test_are_not_of_consumers_whose_configuration_is_damaged(self) -> None:
+        with pytest.raises(ValueError, match="restore or remove it"):
+            deployed.deployed_retention(CONSUMER + "[retention\n")
+
+    def test_have_the_instance_in_their_name(self) -> None:
+        names = {
+            "b/web1-consumer-10001-20261130T070102Z.sqlite": "consumer-10001",
+            "b/consumer-5-consumer-10003-20261130T070102Z.sqlite": "consumer-10003",
+            "b/web-1.example.com-consumer-10003-20261130T070102Z.sqlite": "consumer-10003",
+            "consumer-10001.sqlite": "consumer-10001",
+        }
+        assert deployed.backups(names) == [{"file": file, "instance": name} for file, name in names.items()]
+        assert (
+            deployed.backups(["b/web1-producer-1.sqlite", "b/web1-consumer-1.sqlite.part", "consumer-1"])
+            == []
+        )
+
+    def test_are_known_by_their_header(self, tmp_path: Path) -> None:
+        files = [tmp_path / name for name in ("consumer-1.sqlite", "consumer-2.sqlite", "consumer-3.sqlite")]
+        for file, application in zip(files, (schema.APPLICATION_ID, 1), strict=False):
+            with contextlib.closing(sqlite3.connect(file)) as log:
+                log.executescript(f"PRAGMA application_id = {application}; CREATE TABLE some (value);")
+        files[2].write_bytes(b"")
+        good, foreign, empty = map(str, files)
+        assert deployed.backups_problem([good]) == ""
+        for bad in (foreign, empty):
+            told = deployed.backups_problem([good, bad])
+            assert told.startswith(f"{bad} is no backup of wsqueue; expected")
+        directory = tmp_path / "consumer-4.sqlite"
+        directory.mkdir()
+        assert "cannot be read: Is a directory" in deployed.backups_problem([str(directory)])

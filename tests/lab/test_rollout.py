@@ -394,6 +394,20 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     assert result["overtaken"] == []
 
 
+def test_a_rollback_to_a_damaged_release_is_refused(deployed: Cluster) -> None:
+    file = "/opt/wsqueue/previous/site-packages/wsqueue/version.py"
+    deployed.lab.ssh("consumer2", f"cp -p {file} /tmp/version.py && echo '# damaged' >>{file}")
+    try:
+        result = deployed.try_to_play("ansible/playbooks/rollback.yml")
+    finally:
+        deployed.lab.ssh("consumer2", f"cp -p /tmp/version.py {file}")
+    assert result.returncode != 0
+    assert "\nchanged: " not in result.stdout
+    assert "on consumer2 is damaged (./site-packages/wsqueue/version.py: FAILED)" in " ".join(
+        result.stdout.split()
+    )
+
+
 def test_a_rollback(deployed: Cluster) -> None:
     output = deployed.play("ansible/playbooks/rollback.yml")
     assert VERIFIED.search(output)

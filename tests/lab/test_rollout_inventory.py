@@ -101,6 +101,21 @@ def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Clu
 
 
 @needs_time
+def test_a_key_of_the_nodes_that_the_inventory_gives_up_goes_from_the_hosts(deployed: Cluster) -> None:
+    version = deployed.lab.ssh("demo1", "wsqueue --version").split()[-1]
+    release = ("-e", f"wsqueue_release_zipapp={deployed.zipapps[version]}")
+    deployed.inventory("good", wsqueue_node_psk="")
+    assert VERIFIED.search(deployed.play("ansible/playbooks/rotate_psk.yml", *release))
+    for host in HOSTS[:3]:
+        assert deployed.lab.try_to("ssh", host, "ls /etc/wsqueue/node_psk").returncode != 0
+        assert deployed.found(host, deployed.node_psk) == []
+    deployed.inventory("good")
+    assert VERIFIED.search(deployed.play("ansible/playbooks/rotate_psk.yml", *release))
+    for host in HOSTS[:3]:
+        assert deployed.lab.ssh(host, "cat /etc/wsqueue/node_psk") == deployed.node_psk
+
+
+@needs_time
 def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
     lab = deployed.lab
     topic = KEPT[[deployed.consumer_of(topic) for topic in KEPT].index(("consumer2", 10001))]

@@ -108,7 +108,8 @@ class Cluster:
             "wsqueue_tls": True,
             "wsqueue_tls_directory": str(self.tls),
             "wsqueue_ca_passphrase": self.passphrase,
-            "wsqueue_consumer_retention": {"mode": "sqlite"},
+            # Room for all that is published while a slow machine rolls out.
+            "wsqueue_consumer_retention": {"mode": "sqlite", "max_bytes": 2**30},
             "wsqueue_release_zipapp": str(self.zipapps[OLD]),
             "wsqueue_release_other_sources": True,
         }

@@ -677,13 +677,12 @@ LONG_PINGS = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
 @pytest.mark.parametrize(
     ("path", "v2", "frames", "changes"),
     [
-        ("/produce", False, lambda _: 10_000 * PING, SMALL),
         ("/produce", False, lambda _: LONG_PINGS, {}),
         ("/subscribe/news", False, lambda _: LONG_PINGS, {}),
         ("/produce", True, lambda _: FLOODS[1].frames(1000), {"max_topic_bytes": 5}),
         ("/subscribe", True, subscriptions, {}),
     ],
-    ids=["empty pings", "pings of a publisher", "pings of a subscriber", "refused batches", "subscriptions"],
+    ids=["pings of a publisher", "pings of a subscriber", "refused batches", "subscriptions"],
 )
 async def test_a_flood_whose_answers_are_not_read(
     cluster: Cluster, path: str, v2: bool, frames: Callable[[int], bytes], changes: dict[str, Any]

@@ -1,6 +1,7 @@
-"""`molecule test`: each role by itself, twice and verified, on a host of its own.
+"""Molecule: each role by itself, and verified, on a host of its own.
 
-The scenario `site` is for trying things by hand: test_rollout covers it, and more.
+With WSQUEUE_WHOLE_LAB=1 in the environment it is `molecule test`, which applies the roles twice and kills the
+nodes as well, as test_rollout does. The scenario `site` is for trying things by hand: test_rollout covers it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import pytest
 from tests.support.paths import ROOT
 
 from ..support.labs import BIN, OwnLab
+from .cluster import needs_time
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -38,17 +40,23 @@ def scenario(tmp_path: Path) -> Iterator[str]:
         probe.down()
 
 
-def test_molecule(scenario: str) -> None:
+# Otherwise `converge` may believe that the host of a run before is still there.
+STEPS = ["destroy", "converge", "verify"]
+
+
+@pytest.mark.parametrize("commands", [STEPS, pytest.param(["test"], marks=needs_time)])
+def test_molecule(scenario: str, commands: list[str]) -> None:
     environment = os.environ | {"PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "PY_COLORS": "0"}
-    result = subprocess.run(
-        ["molecule", "test", "-s", scenario],
-        cwd=ROOT,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout[-20_000:]
+    for command in commands:
+        result = subprocess.run(
+            ["molecule", command, "-s", scenario],
+            cwd=ROOT,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stdout[-20_000:]
     assert "checks, 0 failed" in result.stdout

@@ -1,4 +1,4 @@
-"""What backup.yml and restore.yml refuse before they change anything, without a host."""
+"""Runs that backup.yml and restore.yml refuse before they change anything, without a host."""
 
 from __future__ import annotations
 

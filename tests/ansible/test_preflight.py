@@ -57,7 +57,7 @@ def inventory(directory: Path, hosts: dict[str, Any], **variables: Any) -> Path:
 @pytest.mark.parametrize("file", PLAYBOOKS, ids=lambda file: str(file.stem))
 def test_each_play_ends_the_run_when_a_host_fails_or_is_lost(file: Path) -> None:
     for play in yaml.safe_load(file.read_text()):
-        # Plays that remove things or back them up do what they can.
+        # Plays that remove things or back them up go on with the other hosts.
         if (
             "hosts" not in play
             or play["hosts"] == "localhost"

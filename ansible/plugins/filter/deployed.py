@@ -22,7 +22,7 @@ SQLITE_MAGIC = b"SQLite format 3\0"
 SQLITE_HEADER_BYTES = 100
 SQLITE_APPLICATION = slice(68, 72)
 APPLICATION_ID = b"wsqu"
-"""What the header of a log of wsqueue says, the same as in wsqueue/log/schema.py."""
+"""The application in the header of a log of wsqueue, the same as in wsqueue/log/schema.py."""
 
 
 class FilterModule:

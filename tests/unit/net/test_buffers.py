@@ -39,7 +39,7 @@ def test_the_connection_with_the_most_is_given_up() -> None:
 
 
 class Stubborn(Peer):
-    """A connection that keeps a part of what waits until it is given up again."""
+    """A connection that keeps a part of its waiting bytes until it is given up again."""
 
     def __init__(self, buffers: Buffers, part: int) -> None:
         super().__init__(buffers)

@@ -30,7 +30,7 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import ClassVar, cast
 
-from ..config.addresses import Address
+from ..config.addresses import Address, is_loopback
 from ..config.keys import Keys
 from ..config.model import Config, Limits
 from ..protocol import v2
@@ -247,10 +247,9 @@ class Connection(asyncio.Protocol):
         """Return True if the peer is connected, and on this host."""
         if self._transport is None:
             return False
-        address = peer_address(self._transport)
         # A host that connects to itself by its own name has one address at both ends.
         own = self._transport.get_extra_info("sockname")
-        return address is None or address.loopback or address.host == own[0]
+        return not self.peer_host or is_loopback(self.peer_host) or self.peer_host == own[0]
 
     @property
     def buffered_bytes(self) -> int:

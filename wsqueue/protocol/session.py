@@ -438,11 +438,10 @@ class Session:
             raise
         self._send_hello(answer)
         self._done = handshake.done
-        self._framing.skips_long = self._drops and handshake.done and isinstance(handshake, ClassicHandshake)
         if self._done:
-            is_classic = isinstance(handshake, ClassicHandshake)
-            self._framing.turn_frames = TURN_CLASSIC_FRAMES if is_classic else TURN_FRAMES
-        self.v2 = handshake.done and isinstance(handshake, V2Handshake)
+            self.v2 = isinstance(handshake, V2Handshake)
+            self._framing.skips_long = self._drops and not self.v2
+            self._framing.turn_frames = TURN_FRAMES if self.v2 else TURN_CLASSIC_FRAMES
 
     def _refuse_second_hello(self, payload: bytes) -> None:
         assert self._handshake is not None

@@ -291,6 +291,10 @@ def _nodes(workload: Workload) -> list[str]:
     return workload.consumer_names + workload.producer_names
 
 
+def _consumers(workload: Workload) -> list[str]:
+    return workload.consumer_names
+
+
 def _between_hosts(workload: Workload) -> list[str]:
     """Return the links of which both ends are nodes, and the nodes: the clients share one host."""
     return _nodes(workload) + [link for link in workload.links if link.startswith("producer")]
@@ -316,6 +320,25 @@ def _process_fault(kind: Kind, shortest: float, longest: float) -> Callable[[ran
             kind=kind,
             target=rng.choice(targets),
             amount=round(rng.uniform(0, 0.15), 3) if kind == "interrupt" else 0.0,
+        )
+
+    return draw
+
+
+def _node_fault(
+    kind: Kind,
+    shortest: float,
+    longest: float,
+    targets: Callable[[Workload], list[str]],
+    amount: Callable[[random.Random], float] = lambda _rng: 0.0,
+) -> Callable[[random.Random, Workload], Fault]:
+    def draw(rng: random.Random, workload: Workload) -> Fault:
+        return Fault(
+            at=_begin(rng, workload),
+            seconds=round(rng.uniform(shortest, longest), 3),
+            kind=kind,
+            target=rng.choice(targets(workload)),
+            amount=amount(rng),
         )
 
     return draw
@@ -360,47 +383,8 @@ def _freeze(rng: random.Random, workload: Workload) -> Fault:
     )
 
 
-def _limits(rng: random.Random, workload: Workload) -> Fault:
-    return Fault(
-        at=_begin(rng, workload),
-        seconds=round(rng.uniform(0.2, 2), 3),
-        kind="limits",
-        target=rng.choice(_nodes(workload)),
-        amount=float(rng.randrange(len(CHANGES))),
-    )
-
-
 def _rotate(rng: random.Random, workload: Workload) -> Fault:
     return Fault(_begin(rng, workload), round(rng.uniform(0.3, 2.5), 3), "rotate", ALL_NODES)
-
-
-def _reader(rng: random.Random, workload: Workload) -> Fault:
-    return Fault(
-        at=_begin(rng, workload),
-        seconds=round(rng.uniform(0.3, 3), 3),
-        kind="reader",
-        target=rng.choice(workload.consumer_names),
-        amount=float(rng.randrange(2)),
-    )
-
-
-def _disk_full(rng: random.Random, workload: Workload) -> Fault:
-    return Fault(
-        at=_begin(rng, workload),
-        seconds=round(rng.uniform(0.2, 1.5), 3),
-        kind="disk full",
-        target=rng.choice(workload.consumer_names),
-    )
-
-
-def _restore(rng: random.Random, workload: Workload) -> Fault:
-    return Fault(
-        at=_begin(rng, workload),
-        seconds=round(rng.uniform(0, 1), 3),
-        kind="restore",
-        target=rng.choice(workload.consumer_names),
-        amount=rng.choice([0.0, 0.1, 3.0]),
-    )
 
 
 def _backup(rng: random.Random, restore: Fault) -> Fault:
@@ -416,9 +400,9 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     # The longest is longer than a ping and its timeout.
     "stop": _process_fault("stop", 0.05, 3.0),
     "freeze": _freeze,
-    "limits": _limits,
+    "limits": _node_fault("limits", 0.2, 2, _nodes, lambda rng: float(rng.randrange(len(CHANGES)))),
     "rotate": _rotate,
-    "reader": _reader,
+    "reader": _node_fault("reader", 0.3, 3, _consumers, lambda rng: float(rng.randrange(2))),
     "cut": _link_fault("cut", lambda _: 0, 3.0),
     "reset": _link_fault("reset", lambda _: 0, 0, ("both",)),
     "tear": _link_fault("tear", lambda rng: int(2000 ** rng.random()), 2.0, ("up", "down")),
@@ -427,9 +411,9 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "delay": _link_fault("delay", lambda rng: rng.choice([0.005, 0.05, 0.3]), 2.0),
     "slow": _link_fault("slow", lambda rng: rng.choice([2000, 20_000]), 2.0),
     "clock": _clock,
-    "disk full": _disk_full,
+    "disk full": _node_fault("disk full", 0.2, 1.5, _consumers),
     # With each comes a backup.
-    "restore": _restore,
+    "restore": _node_fault("restore", 0, 1, _consumers, lambda rng: rng.choice([0.0, 0.1, 3.0])),
     "reboot": _process_fault("reboot", 0.0, 0.0),
 }
 

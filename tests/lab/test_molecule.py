@@ -6,8 +6,6 @@ nodes as well, as test_rollout does. The scenario `site` is for trying things by
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,7 +13,8 @@ import pytest
 
 from tests.support.paths import ROOT
 
-from ..support.labs import BIN, OwnLab
+from ..support import control_node
+from ..support.labs import OwnLab
 from .cluster import needs_time
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -46,19 +45,8 @@ STEPS = ["destroy", "converge", "verify"]
 
 @pytest.mark.parametrize("commands", [STEPS, pytest.param(["test"], marks=needs_time)])
 def test_molecule(scenario: str, commands: list[str]) -> None:
-    # Coverage of its code would tell nothing, and take time.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
-    environment |= {"PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "PY_COLORS": "0"}
+    colors = {"NO_COLOR": "1", "PY_COLORS": "0"}
     for command in commands:
-        result = subprocess.run(
-            ["molecule", command, "-s", scenario],
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            check=False,
-        )
+        result = control_node.try_to_run("molecule", command, "-s", scenario, variables=colors)
         assert result.returncode == 0, result.stdout[-20_000:]
     assert "checks, 0 failed" in result.stdout

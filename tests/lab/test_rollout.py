@@ -14,11 +14,14 @@ import ssl
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
+from ..support.labs import OwnLab
 from ..support.waiting import wait_until
 from .cluster import (
     CONSUMERS,
@@ -277,33 +280,21 @@ def test_a_reboot(deployed: Cluster) -> None:
     deployed.verify()
 
 
-class Load:
-    """Publish and subscribe on the demo host, from `with` to its end."""
-
-    def __init__(self, cluster: Cluster) -> None:
-        self._lab = cluster.lab
-        self.result: dict[str, Any] = {}
-
-    def __enter__(self) -> Load:
-        # The real path, which stays when the link moves.
-        release = self._lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
-        self._lab.ssh("demo1", "cat >/tmp/load.py", stdin=LOAD)
-        command = f"PYTHONPATH={release}/site-packages exec python3 /tmp/load.py"
-        self._process = self._lab.popen("demo1", command)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "started\n"
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        try:
-            if kind is None:
-                assert self._process.poll() is None
-                shown, _ = self._process.communicate(timeout=60)
-                assert self._process.returncode == 0, shown
-                self.result = json.loads(shown)
-        finally:
-            self._process.kill()
-            self._process.wait()
+@contextmanager
+def load(lab: OwnLab) -> Iterator[dict[str, Any]]:
+    """Publish and subscribe on the demo host, and yield the result, which is empty until the block ends."""
+    # The real path, which stays when the link moves.
+    release = lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
+    lab.ssh("demo1", "cat >/tmp/load.py", stdin=LOAD)
+    result: dict[str, Any] = {}
+    with lab.running("demo1", f"PYTHONPATH={release}/site-packages exec python3 /tmp/load.py") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        yield result
+        assert process.poll() is None
+        shown, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, shown
+        result |= json.loads(shown)
 
 
 def served(cluster: Cluster) -> list[str]:
@@ -321,12 +312,12 @@ def test_keys_and_certificates_change_under_load_though_a_host_drops_out(deploye
     since = deployed.lab.ssh("producer1", "sleep 1; date +%s")
     deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
     deployed.inventory("good")
-    with Load(deployed) as load:
+    with load(deployed.lab) as result:
         play_until_a_host_drops_out(deployed, HALF_ROTATED)
         output = deployed.play(HALF_ROTATED.playbook, "ansible/playbooks/rotate_tls.yml", "-vvv")
     assert output.count("TASK [wsqueue_demo : Check that all of them passed]") == 4
-    assert load.result["received"] == load.result["published"]
-    assert load.result["duplicates"] == 0
+    assert result["received"] == result["published"]
+    assert result["duplicates"] == 0
     assert not set(served(deployed)) & set(certificates)
     keys = deployed.lab.ssh("producer1", "cat /etc/wsqueue/psk /etc/wsqueue/node_psk")
     assert keys == deployed.psk + deployed.node_psk
@@ -376,7 +367,7 @@ def assert_all_run(cluster: Cluster, version: str) -> None:
 
 
 def test_a_rolling_update_under_load(deployed: Cluster) -> None:
-    with Load(deployed) as load, Sampler(deployed) as sampler:
+    with load(deployed.lab) as result, Sampler(deployed) as sampler:
         output = deployed.play("site.yml", "-e", f"wsqueue_release_zipapp={deployed.zipapps[NEW]}")
     assert VERIFIED.search(output)
     assert_all_run(deployed, NEW)
@@ -385,7 +376,6 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     # Each was seen to be away, so seeing no two says something.
     assert frozenset().union(*sampler.samples) == frozenset(CONSUMERS)
 
-    result = load.result
     published = sum(result["published"].values())
     print(f"published {published}; samples {len(sampler.samples)}")
     assert published > 5000

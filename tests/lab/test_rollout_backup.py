@@ -53,8 +53,8 @@ def test_backups_are_made_while_consumers_run_and_a_lost_log_is_restored(deploye
 
     release = lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
     lab.ssh("demo1", "cat >/tmp/reader.py", stdin=READER)
-    reader = lab.popen("demo1", f"PYTHONPATH={release}/site-packages exec python3 /tmp/reader.py {topic}")
-    try:
+    command = f"PYTHONPATH={release}/site-packages exec python3 /tmp/reader.py {topic}"
+    with lab.running("demo1", command) as reader:
         assert reader.stdout is not None
         assert reader.stdout.readline() == "before the backup\n"
         lab.ssh("demo1", f"wsqueue publish {topic} 'after the backup'")
@@ -82,9 +82,6 @@ def test_backups_are_made_while_consumers_run_and_a_lost_log_is_restored(deploye
         assert reader.stdout.readline() == "gap of None\n"
         lab.ssh("demo1", f"wsqueue publish {topic} 'after the restore'")
         assert reader.stdout.readline() == "after the restore\n"
-    finally:
-        reader.kill()
-        reader.wait()
     kept = lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {topic}")
     assert kept.splitlines() == ["before the backup", "after the restore"]
     assert not [output for output in deployed.outputs for secret in deployed.secrets if secret in output]

@@ -131,13 +131,12 @@ def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
     for node in (("consumer", "consumer1", 10001), ("producer", "producer1", 10002)):
         assert deployed.running_version(node) == version
     # The other topics have all that they need; that of the dead consumer waits in a producer.
-    waiting = lab.popen("demo1", f"wsqueue publish {topic} 'it waits'")
-
-    # A fresh host with the same name and address, at the same place of the list.
-    lab.up()
-    deployed.play("ansible/playbooks/ca.yml")
-    assert VERIFIED.search(deployed.play("site.yml", *release))
-    assert waiting.wait(timeout=30) == 0
+    with lab.running("demo1", f"wsqueue publish {topic} 'it waits'") as waiting:
+        # A fresh host with the same name and address, at the same place of the list.
+        lab.up()
+        deployed.play("ansible/playbooks/ca.yml")
+        assert VERIFIED.search(deployed.play("site.yml", *release))
+        assert waiting.wait(timeout=30) == 0
     kept = lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
     others = [f"{other}: this is {other}" for other in KEPT if other != topic]
     assert sorted(kept.splitlines()) == sorted([*others, f"{topic}: it waits"])

@@ -6,7 +6,8 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -111,15 +112,21 @@ class OwnLab:
         init = Path(f"/proc/{nspawn}/task/{nspawn}/children").read_text().split()[0]
         return ["nsenter", f"--target={init}", "--mount", "--pid", "--uts", "--ipc", "--net", *command]
 
-    def popen(self, host: str, command: str) -> subprocess.Popen[str]:
-        return subprocess.Popen(
+    @contextmanager
+    def running(self, host: str, command: str) -> Iterator[subprocess.Popen[str]]:
+        """Run a command over ssh beside the test, and end it with the block."""
+        with subprocess.Popen(
             [SCRIPT, "ssh", host, command],
             env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-        )
+        ) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
 
 
 def command_line(path: Path) -> str:

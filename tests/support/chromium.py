@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +15,6 @@ from tests.support.paths import ROOT
 from wsqueue.monitoring.web.page import client_js
 
 CHROMIUM = Path("/usr/bin/chromium")
-INSTALL = ["apt-get", "install", "-qq", "-y", "--no-install-recommends", "chromium"]
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -43,19 +40,10 @@ Scheme = Literal["light", "dark"]
 
 def installed() -> Path:
     """Return Chromium, which Debian's package brings; without it and root, skip the test."""
-    # Several processes may share the tests.
-    with (Path(tempfile.gettempdir()) / "wsqueue-chromium.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        return _installed()
-
-
-def _installed() -> Path:
     if not CHROMIUM.exists():
         if os.geteuid() != 0 or shutil.which("apt-get") is None:
-            pytest.skip(f"needs Debian's Chromium: {' '.join(INSTALL)} (as root)")
-        environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        subprocess.run(["apt-get", "update", "-qq"], check=False, stdout=subprocess.DEVNULL)
-        subprocess.run(INSTALL, check=True, stdout=subprocess.DEVNULL, env=environment)
+            pytest.skip("needs Debian's package chromium, or root to install it")
+        subprocess.run([ROOT / "scripts" / "apt-install", "chromium"], check=True)
     return CHROMIUM
 
 

@@ -554,8 +554,17 @@ class Connection(asyncio.Protocol):
             self._closing = True
             self._set_timer(self._limits.close_seconds, self._close_late)
 
-    def _end_if_failed(self) -> None:
-        """Send the bytes that are due; if no WebSocket is open to carry a close code, just end."""
+    def _end_if_failed(self, *, late: bool = False) -> None:
+        """Send the bytes that are due; if no WebSocket is open to carry a close code, just end.
+
+        A stranger that floods this end would come again at once, so that it is only closed when the hello is
+        `late`; until then it is not read.
+        """
+        if self.session.overrun and not late:
+            if not self._pauses:
+                self._pauses = 1
+                self._go_on()
+            return
         self._flush()
         if self.session.closed is not None and not self._closing and self._transport is not None:
             self._transport.abort()
@@ -592,7 +601,12 @@ class Connection(asyncio.Protocol):
             self._buffers.count(self, waiting)
 
     def _hello_late(self) -> None:
-        self.fail(CloseCode.HELLO_TIMEOUT)
+        self.session.fail(CloseCode.HELLO_TIMEOUT, CloseCode.HELLO_TIMEOUT.reason)
+        if self.session.overrun:
+            # The peer must be able to read the close code, and answer it.
+            self._pauses = 0
+            self._go_on()
+        self._end_if_failed(late=True)
 
     def _close_late(self) -> None:
         self.abort(CloseCode.ABNORMAL)

@@ -350,7 +350,7 @@ class Framing:
     def fail(self, code: CloseCode, reason: str) -> None:
         """End the connection at once, unless it has ended; nothing more is read from it."""
         self._failure = self.closed or Closed(code, reason, by_peer=False)
-        self._tail, self._fragments = bytearray(), bytearray()
+        self._tail, self._fragments, self._rest = bytearray(), bytearray(), b""
         library = self._library()
         if library.state in (OPEN, CLOSING):
             library.fail(code, _short(reason))

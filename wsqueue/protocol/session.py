@@ -146,8 +146,8 @@ class Session:
         self._handshake: ClassicHandshake | V2Handshake | None = None
         self._max_topic_bytes = max_topic_bytes
         self._hello_bytes = self._hello_burden = 0
-        # More are not due yet, and a stranger's frames are not worth the time.
-        framing.turn_frames = MAX_HELLO_BURDEN
+        # One more than are due, and a stranger's frames are not worth the time.
+        framing.turn_frames = MAX_HELLO_BURDEN + 1
         self._request: RequestReceived | None = None
         self._drops = False
 
@@ -199,6 +199,11 @@ class Session:
     def allows_classic(self) -> bool:
         """Return True if the peer may speak the classic protocol."""
         return self._allow_classic if self._allow_classic is not None else not self.channel_binding
+
+    @property
+    def overrun(self) -> bool:
+        """Return True if the session ended because of the control frames of a peer that proved nothing."""
+        return self._hello_burden > MAX_HELLO_BURDEN
 
     @property
     def established(self) -> bool:
@@ -454,7 +459,7 @@ class Session:
             return
         if self._hello_bytes > MAX_HELLO_BYTES:
             raise PeerError(CloseCode.EARLY_DATA, f"more than {MAX_HELLO_BYTES} bytes")
-        if self._hello_burden > MAX_HELLO_BURDEN:
+        if self.overrun:
             raise PeerError(CloseCode.EARLY_DATA, "too many control frames or tiny fragments")
 
     def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:

@@ -11,7 +11,7 @@ import pytest
 from websockets.frames import Opcode
 
 from wsqueue.config.keys import Keys
-from wsqueue.config.model import ConsumerConfig
+from wsqueue.config.model import ConsumerConfig, Limits
 from wsqueue.net.buffers import Buffers
 from wsqueue.net.connection import (
     BURDEN_BURST_SECONDS,
@@ -28,6 +28,7 @@ from wsqueue.protocol.keys import PreSharedKey, Role
 from wsqueue.protocol.session import Event, HelloDone, Session
 
 from ...support.session_pair import PSK, RawPeer, initiate, message, received
+from ...support.waiting import eventually
 
 pytestmark = pytest.mark.anyio
 
@@ -102,8 +103,9 @@ class Accepted(Owner):
         answer: Handler | HttpResponse,
         extra: dict[str, Any] | None = None,
         buffers: Buffers | None = None,
+        limits: Limits | None = None,
     ) -> None:
-        config = ConsumerConfig(listen=["127.0.0.1:1"], allow_classic=True)
+        config = ConsumerConfig(listen=["127.0.0.1:1"], allow_classic=True, limits=limits or Limits())
         self.requests: list[RequestReceived] = []
         self.closed: list[Closed] = []
         self.full = False
@@ -399,6 +401,27 @@ async def test_a_peer_that_floods_with_control_frames_is_read_slowly(
     # It is for the clock to go on, and turns without delay bring nothing more.
     assert [await turns.next() for _ in range(3)] == [[]] * 3
     assert not turns.transport.reading
+
+
+async def test_a_stranger_that_floods_is_not_read_and_closed_when_its_hello_is_late() -> None:
+    accepted = Accepted(Recorder(), limits=Limits(hello_seconds=0.05))
+    connection, transport = accepted.connection, accepted.transport
+    peer = initiate()
+    connection.data_received(b"".join(peer.data_to_send()))
+    transport.written = b""
+    pings = RawPeer(Role.ACCEPTOR).frame(Opcode.PING, b"x" * 100) * 1000
+    connection.data_received(pings)
+    # Neither answered nor closed: it would send as much on another connection.
+    assert (transport.reading, transport.ended, transport.written) == (False, False, b"")
+    assert connection.session.unfinished_bytes == 0
+    await eventually(lambda: transport.written, "the close frame is written")
+    # It is read again, so that it can answer the close frame; nothing of that is looked at.
+    assert transport.reading
+    assert connection.session.closed == Closed(CloseCode.EARLY_DATA, mock.ANY, by_peer=False)
+    connection.data_received(pings)
+    assert connection.session.unfinished_bytes == 0
+    connection.connection_lost(None)
+    assert [closed.code for closed in accepted.closed] == [CloseCode.EARLY_DATA]
 
 
 @pytest.mark.parametrize(

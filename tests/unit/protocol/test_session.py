@@ -231,6 +231,7 @@ class TestHello:
         for data in [b"".join(frames)] if at_once else frames:
             peer.send_bytes(data)
         assert peer.session.closed is None
+        assert not peer.session.overrun
         peer.send_bytes(frames[0])
         assert_ended(peer.session, CloseCode.EARLY_DATA)
         pings = MAX_HELLO_BURDEN + 1 if opcode is Opcode.PING else 0
@@ -241,7 +242,8 @@ class TestHello:
         peer = RawPeer.opened(role)
         peer.send_bytes(peer.frame(Opcode.PING, b"") * 10_000)
         assert_ended(peer.session, CloseCode.EARLY_DATA)
-        assert len(peer.pongs) <= 2 * MAX_HELLO_BURDEN
+        assert len(peer.pongs) == MAX_HELLO_BURDEN + 1
+        assert peer.session.overrun
 
     @both_roles
     def test_a_peer_may_send_few_tiny_fragments_before_it_has_proved_itself(self, role: Role) -> None:

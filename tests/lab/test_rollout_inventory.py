@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from wsqueue.protocol.routing import topic_hash
+
 from ..support.waiting import wait_until
 from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster, needs_time
 
@@ -30,6 +32,17 @@ def refused(cluster: Cluster, inventory: Path, *arguments: str) -> str:
     assert result.returncode != 0, result.stdout[-10_000:]
     assert "\nchanged: " not in result.stdout
     return " ".join(result.stdout.split())
+
+
+# Publishes a message, however long it waits.
+PUBLISHER = """
+import asyncio, sys
+import wsqueue
+async def main():
+    async with wsqueue.connect("/etc/wsqueue/demo.toml") as client:
+        await client.publish(sys.argv[1], "it waits")
+asyncio.run(main())
+"""
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +88,13 @@ def test_tls_and_the_release_do_not_change_together(deployed: Cluster, administr
 
 @needs_time
 def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Cluster) -> None:
+    # Of consumer2 as number 3 of 3, and of consumer1 as number 1 of 2.
+    moves = next(
+        topic
+        for topic in map("moves/{}".format, range(99))
+        if deployed.consumer_of(topic)[0] == "consumer2" and topic_hash(topic) % 2 == 0
+    )
+    deployed.lab.ssh("demo1", f"wsqueue publish {moves} 'it moves'")
     fewer = deployed.inventory("fewer", consumer1__wsqueue_consumer_ports=[10001])
     told = refused(deployed, fewer)
     assert "consumer1 has consumer-10003, which this inventory does not have" in told
@@ -131,12 +151,17 @@ def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
     for node in (("consumer", "consumer1", 10001), ("producer", "producer1", 10002)):
         assert deployed.running_version(node) == version
     # The other topics have all that they need; that of the dead consumer waits in a producer.
-    with lab.running("demo1", f"wsqueue publish {topic} 'it waits'") as waiting:
+    # The real path, which stays when the link moves.
+    release_there = lab.ssh("demo1", "readlink -f /opt/wsqueue/current")
+    lab.ssh("demo1", "cat >/tmp/publisher.py", stdin=PUBLISHER)
+    command = f"PYTHONPATH={release_there}/site-packages exec python3 /tmp/publisher.py {topic}"
+    with lab.running("demo1", command) as waiting:
         # A fresh host with the same name and address, at the same place of the list.
         lab.up()
         deployed.play("ansible/playbooks/ca.yml")
         assert VERIFIED.search(deployed.play("site.yml", *release))
-        assert waiting.wait(timeout=30) == 0
+        shown, _ = waiting.communicate(timeout=60)
+        assert waiting.returncode == 0, shown
     kept = lab.ssh("demo1", f"wsqueue subscribe --from earliest --no-follow {' '.join(KEPT)}")
     others = [f"{other}: this is {other}" for other in KEPT if other != topic]
     assert sorted(kept.splitlines()) == sorted([*others, f"{topic}: it waits"])

@@ -73,8 +73,7 @@ def test_publish_an_argument(tmp_path: Path, config: str, topic: str) -> None:
 
 @pytest.mark.parametrize("dash", [[], ["-"]])
 def test_publish_each_line(tmp_path: Path, config: str, topic: str, dash: list[str]) -> None:
-    envelope = len(json.dumps({"t": "m", "d": "", "s": topic}, separators=(",", ":")))
-    longest = "x" * (MAX_MESSAGE_BYTES - envelope)
+    longest = "x" * (MAX_MESSAGE_BYTES - len(topic))
     lines = ["", "", "one", "", "  a\tb \r inside\x00\x0b\x0c", "ñ 日本\u2028\u0085😀", longest]
     lines += [f"{number} {'x' * (number % 500)}" for number in range(20_000)]
     text = "".join(f"{line}\n" for line in lines).encode() + b"one\r\nthe last\r\r"

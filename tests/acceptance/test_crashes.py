@@ -72,6 +72,7 @@ class Traffic:
             if isinstance(item, Gap):
                 self.came[item.topic].append(None)
                 continue
+            assert isinstance(item.data, str)
             publisher, number = item.data.split()
             self.came[item.topic].append((publisher, int(number)))
             self.times.append(time.monotonic())

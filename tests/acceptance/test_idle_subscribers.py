@@ -13,8 +13,8 @@ import pytest
 
 from tests.support.classic_peer import answer_of
 from tests.support.raw_peer import offer_of, request_of
-from tests.support.raw_v2_peer import SUBPROTOCOL, new_nonce, proof_of
-from tests.support.wire import Raw
+from tests.support.raw_v2_peer import SUBPROTOCOL, data_of, decoded, encoded, new_nonce, proof_of
+from tests.support.wire import BINARY, TEXT, Raw
 
 from ..support.processes import Cluster, Node, allow_open_files
 
@@ -30,8 +30,13 @@ MAX_CLASSIC_BYTES, MAX_V2_BYTES = 5 * 1024, 7 * 1024
 
 
 def masked_text(packet: dict[str, object]) -> bytes:
-    """Return a text frame of less than 126 bytes, masked with zeros (RFC 6455 section 5.2)."""
+    """Return a text frame, masked with zeros (RFC 6455 section 5.2)."""
     return Raw(json.dumps(packet, separators=(",", ":")).encode(), key=bytes(4)).render(masked=True)
+
+
+def masked_binary(packet: dict[str, object]) -> bytes:
+    """Return a binary frame, masked with zeros."""
+    return Raw(encoded(packet), BINARY, key=bytes(4)).render(masked=True)
 
 
 class Subscriber:
@@ -66,10 +71,14 @@ class Subscriber:
 
     async def read(self) -> dict[str, Any]:
         """Return the next packet, of less than 126 bytes."""
-        opcode, length = await self._reader.readexactly(2)
-        assert opcode == 0x81
-        packet: dict[str, Any] = json.loads(await self._reader.readexactly(length))
+        packet: dict[str, Any] = json.loads(await self.read_frame(TEXT))
         return packet
+
+    async def read_frame(self, first: int) -> bytes:
+        """Return the payload of the next frame, of less than 126 bytes."""
+        found, length = await self._reader.readexactly(2)
+        assert found == first
+        return await self._reader.readexactly(length)
 
     async def close(self, *, politely: bool = True) -> None:
         """Close with the WebSocket's handshake, or drop the connection."""
@@ -93,7 +102,7 @@ class V2Subscriber(Subscriber):
         challenge, nonce = await self.read(), new_nonce()
         nonces = challenge["nonce"], nonce
         writer.write(
-            masked_text(
+            masked_binary(
                 {
                     "t": "proof",
                     "proof": proof_of(secret, "initiator", *nonces, path),
@@ -103,15 +112,19 @@ class V2Subscriber(Subscriber):
             )
         )
         assert await self.read() == {"t": "proof", "proof": proof_of(secret, "acceptor", *nonces, path)}
-        writer.write(masked_text({"t": "subscribe", "topic": self.topic}))
+        writer.write(masked_binary({"t": "subscribe", "topic": self.topic}))
         assert (await self.read())["t"] == "subscribed"
 
     async def message(self) -> str:
         """Return the next message."""
         packet = await self.read()
         assert (packet["t"], packet["topic"]) == ("deliver", self.topic)
-        (data,) = packet["data"]
+        (data,) = data_of(packet)
         return str(data)
+
+    async def read(self) -> dict[str, Any]:
+        """Return the next packet, of less than 126 bytes."""
+        return decoded(await self.read_frame(BINARY))
 
 
 async def for_all(

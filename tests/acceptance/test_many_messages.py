@@ -6,7 +6,7 @@ import asyncio
 import random
 import secrets
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 
 import pytest
@@ -56,22 +56,36 @@ def random_topics(rng: random.Random) -> list[str]:
     return list(topics)
 
 
-class Texts:
-    """Make text of an exact size out of a pool: drawing each character would take minutes."""
+class Data:
+    """Make text of an exact size out of a pool: drawing each character would take minutes; and bytes."""
 
     def __init__(self, rng: random.Random) -> None:
         self._rng = rng
         self._pool = random_text(rng, POOL_BYTES // 2).encode()[:POOL_BYTES]
 
-    def of_size(self, size: int) -> str:
+    def of_size(self, size: int) -> str | bytes:
+        """Return any bytes, or three times as often text."""
+        return self._text(size) if self._rng.randrange(4) else self._rng.randbytes(size)
+
+    def _text(self, size: int) -> str:
         begin = self._rng.randrange(len(self._pool) - size)
         # Characters that the slice cuts are dropped at both ends, and made up for.
         text = self._pool[begin : begin + size].decode(errors="ignore")
         return text + "x" * (size - len(text.encode()))
 
-    def of_random_size(self) -> str:
-        """Return text with a size from 0 to 64 KiB, as often below 256 bytes as above."""
+    def of_random_size(self) -> str | bytes:
+        """Return data with a size from 0 to 64 KiB, as often below 256 bytes as above."""
         return self.of_size(round((MAX_DATA_BYTES + 1) ** self._rng.random()) - 1)
+
+    def headers(self) -> dict[str, str]:
+        """Return a few headers, but mostly none."""
+        count = max(0, self._rng.randrange(24) - 20)
+        return {f"name {number}": random_text(self._rng, self._rng.randrange(8)) for number in range(count)}
+
+
+def fingerprint(data: str | bytes, headers: Mapping[str, str]) -> int:
+    """Return a hash of a message; a text and its bytes have the same, but for their types."""
+    return hash((type(data), data, *sorted(headers.items())))
 
 
 def is_interleaving(merged: Sequence[int], parts: Sequence[Sequence[int]]) -> bool:
@@ -98,7 +112,7 @@ def test_the_check_of_the_order_sees_what_is_wrong() -> None:
 
 
 class Traffic:
-    """Publish, subscribe, and keep a hash of each message by topic."""
+    """Publish, subscribe, and keep the fingerprint of each message by topic."""
 
     def __init__(self) -> None:
         self.published = self.delivered = 0
@@ -112,23 +126,24 @@ class Traffic:
 
     async def publish(self, publisher: int, client: Client, seed: str, topics: Sequence[str]) -> None:
         rng = random.Random(f"{seed} {publisher}")
-        texts = Texts(rng)
+        made = Data(rng)
         for index in range(MESSAGES // PRODUCERS + (publisher < MESSAGES % PRODUCERS)):
             # The smallest and the largest size are there for sure.
-            data = texts.of_size((0, MAX_DATA_BYTES)[index % 2]) if index < 4 else texts.of_random_size()
+            data = made.of_size((0, MAX_DATA_BYTES)[index % 2]) if index < 4 else made.of_random_size()
+            headers = made.headers()
             topic = rng.choice(topics)
             await self.at_most_missing(WINDOW)
-            self.sent[publisher][topic].append(hash(data))
+            self.sent[publisher][topic].append(fingerprint(data, headers))
             self.published += 1
             await client.drain()
-            client.publish_nowait(topic, data)
+            client.publish_nowait(topic, data, headers=headers)
         await client.flush()
         assert client.lost_in_flight == 0
 
     async def receive(self, subscriber: int, messages: Subscription[Message]) -> None:
         came = self.came[subscriber]
         async for message in messages:
-            came[message.topic].append(hash(message.data))
+            came[message.topic].append(fingerprint(message.data, message.headers))
             self.delivered += 1
             self._progress.set()
 

@@ -5,69 +5,37 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import msgspec
 import pytest
-from playwright.async_api import Page
+from websockets.frames import Opcode
 
 from tests.support.certificates import Authority, digest_of
 from tests.support.dropping_proxy import DroppingProxy
-from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
+from tests.support.nodes import KEY, OTHER_KEY, Nodes
 from tests.support.paths import DATA
 from tests.support.ports import free_port
-from tests.support.raw_v2_peer import V2Server, V2Socket, new_nonce, proof_of, publish_of
+from tests.support.raw_v2_peer import (
+    V2Server,
+    V2Socket,
+    deliver_of,
+    messages_of,
+    new_nonce,
+    proof_of,
+    publish_of,
+)
 from tests.support.waiting import eventually, soon
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.chromium import Tabs
+from .client import NEW_CLIENT, data, js, new_client
 
 pytestmark = pytest.mark.anyio
 
 VECTORS = json.loads((DATA / "vectors.json").read_text())
 WSS = ["wss://127.0.0.1:0"]
 TEXTS = ["hello", "", "ñ 日本 😀 \x00 \"'\\</script>", "y" * 70_000]
-
-# The page keeps the arguments of all callbacks.
-NEW_CLIENT = """(options) => {
-  window.states = [];
-  window.errors = [];
-  window.gaps = [];
-  window.got = [];
-  window.client = new wsqueue.WsqueueClient({
-    ...options,
-    onState: (state) => states.push(state),
-    onError: (error) => errors.push(`${error.name} ${error.code}`),
-  });
-  window.subscribe = (topic, options = {}) => client.subscribe(
-    topic, (message) => got.push(message), { onGap: (gap) => gaps.push(gap), ...options });
-  window.outcome = (promise) => promise.then(() => "done", (error) => `${error.name} ${error.code}`);
-}"""
-
-
-async def new_client(
-    page: Page, consumers: Sequence[RunningNode], producers: Sequence[RunningNode | str], **options: Any
-) -> None:
-    addresses = {
-        "consumers": [str(getattr(node, "address", node)) for node in consumers],
-        "producers": [str(getattr(node, "address", node)) for node in producers],
-    }
-    await page.evaluate(NEW_CLIENT, {"psk": KEY, **addresses, **options})
-
-
-async def js(page: Page, script: str, argument: Any = None) -> Any:
-    """Return the value of a script in the page, within the usual time."""
-    async with soon():
-        return await page.evaluate(script, argument)
-
-
-async def data(page: Page, count: int) -> list[str]:
-    """Return the data of the received messages, once there are `count`."""
-    await page.wait_for_function("(count) => got.length >= count", arg=count)
-    received: list[str] = await js(page, "got.map((message) => message.data)")
-    return received
 
 
 async def test_the_hash_is_that_of_the_nodes(tabs: Tabs) -> None:
@@ -347,6 +315,10 @@ async def test_what_is_refused(nodes: Nodes, tabs: Tabs) -> None:
     assert await js(page, "outcome(client.publish('too long a topic', '1'))") == "PublishError topic_too_long"
     assert await js(page, "outcome(client.publish('news', '\\ud800'))") == "WsqueueError 0"
     assert await js(page, "outcome(client.publish('news', 7))") == "TypeError undefined"
+    assert await js(page, "outcome(client.publish('news', []))") == "WsqueueError 0"
+    assert await js(page, "outcome(client.publish('news', ['1', null]))") == "TypeError undefined"
+    too_long = "outcome(client.publish('news', new Uint8Array(2 ** 21)))"
+    assert await js(page, too_long) == "PublishError invalid"
     assert await js(page, "outcome(client.publish('news', '2'))") == "done"
     assert (
         await js(page, "subscribe('news'), outcome(Promise.try(() => subscribe('news')))") == "WsqueueError 0"
@@ -366,3 +338,213 @@ async def test_the_window_is_full(tabs: Tabs) -> None:
     assert await js(page, waiting) == "WindowFull 0"
     await js(page, "client.close()")
     assert await js(page, "client.close()") is None
+
+
+# One character of each length in UTF-8 and in UTF-16, and those that decoders treat in their own way.
+CHARACTERS = (
+    "\x00\x01\n\r\x7f\x80\xff\u07ff\u0800\u2028\ud7ff\ue000\ufeff\ufffd\ufffe\uffff\U00010000\U0010ffff"
+)
+
+
+def any_text(rng: random.Random, length: int) -> str:
+    """Return a text of characters of all planes."""
+    points = (rng.choice([rng.randrange(0x110000), ord(rng.choice(CHARACTERS))]) for _ in range(length))
+    return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
+
+
+async def test_all_texts_arrive_as_they_were(nodes: Nodes, tabs: Tabs) -> None:
+    rng = random.Random(17)
+    texts = [CHARACTERS, *CHARACTERS, *("\ufeff" + one for one in CHARACTERS), "\ufeff\ufeff", ""]
+    texts += [any_text(rng, length) for length in range(200)]
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "subscribe('news').ready")
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        async with client.subscribe("news") as messages:
+            await js(page, "(texts) => client.publish('news', texts)", texts)
+            assert [(await anext(messages)).data for _ in texts] == texts
+        await client.publish("news", *texts)
+    assert await data(page, 2 * len(texts)) == texts * 2
+
+
+HEADERS = {"content-type": "image/png", "\ufeff\N{GRINNING FACE}": "\x00\ufeff", "__proto__": "", "t": "x"}
+
+MIXED = """() => {
+  const all = Uint8Array.from({ length: 256 }, (_, index) => index);
+  const bytes = new Uint8Array([0, 1, 2, 3]);
+  const publishing = [
+    client.publish('news', ['a', 'b', all, new Uint8Array(), 'c', all.buffer, bytes.subarray(1, 3)]),
+    client.publish('news', 'd'),
+  ];
+  bytes.fill(9);
+  return Promise.all(publishing).then(() => 0);
+}"""
+
+
+async def test_bytes_and_texts_arrive_in_their_order(nodes: Nodes, tabs: Tabs) -> None:
+    whole = bytes(range(256))
+    expected: list[str | bytes] = ["a", "b", whole, b"", "c", whole, b"\x01\x02", "d"]
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "subscribe('news').ready")
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        async with client.subscribe("news") as messages:
+            await js(page, MIXED)
+            assert [(await anext(messages)).data for _ in expected] == expected
+        await client.publish("news", *expected)
+    assert await data(page, 2 * len(expected)) == expected * 2
+    assert await js(page, "got.map(({ offset }) => offset)") == list(range(2 * len(expected)))
+    # Each message has bytes of its own, which the application may give away.
+    assert await js(page, "new Set(got.map(({ data }) => data.buffer).filter(Boolean)).size") == 8
+
+
+async def test_headers_arrive(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "subscribe('news').ready")
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        async with client.subscribe("news") as messages:
+            keep = "(entries) => { window.own = Object.fromEntries(entries); }"
+            await js(page, keep, [[name, value] for name, value in HEADERS.items()])
+            await js(page, "client.publish('news', ['a', new Uint8Array([1])], { headers: own })")
+            await js(page, "client.publish('news', 'none')")
+            await js(page, "client.publish('news', 'none', { headers: {} })")
+            got = [await anext(messages) for _ in range(4)]
+            assert [dict(one.headers) for one in got] == [HEADERS, HEADERS, {}, {}]
+            assert [one.data for one in got] == ["a", b"\x01", "none", "none"]
+        await client.publish("news", "a", b"\x01", headers=HEADERS)
+        await client.publish("news", "none")
+    await data(page, 7)
+    found = await js(page, "got.map(({ headers }) => Object.entries(headers))")
+    assert [dict(entries) for entries in found] == [HEADERS, HEADERS, {}, {}, HEADERS, HEADERS, {}]
+
+
+LONGEST = """client.publish('news', '', { headers: Object.fromEntries(
+  Array.from('abcdefghijklmnop', (name) => ['😀'.repeat(63) + name, 'x'.repeat(1024)]),
+) })"""
+
+WRONG_HEADERS = {
+    "Object.fromEntries(Array.from({ length: 17 }, (_, index) => [`h${index}`, '']))": "WsqueueError 0",
+    "{ '': 'x' }": "WsqueueError 0",
+    "{ ['x'.repeat(65)]: 'x' }": "WsqueueError 0",
+    "{ x: 'x'.repeat(1025) }": "WsqueueError 0",
+    "{ x: '\\ud800' }": "WsqueueError 0",
+    "{ '\\udfff': 'x' }": "WsqueueError 0",
+    "{ x: 1 }": "TypeError undefined",
+    "{ x: null }": "TypeError undefined",
+    "null": "TypeError undefined",
+    "'x'": "TypeError undefined",
+    "['x']": "TypeError undefined",
+    "new Map([['x', 'y']])": "TypeError undefined",
+    "new Headers({ x: 'y' })": "TypeError undefined",
+}
+
+
+async def test_headers_have_limits(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    assert await js(page, f"outcome({LONGEST})") == "done"
+    for headers, outcome in WRONG_HEADERS.items():
+        script = f"outcome(client.publish('news', '', {{ headers: {headers} }}))"
+        assert await js(page, script) == outcome, headers
+    assert consumer.counters["messages_in"] == 1
+
+
+async def test_the_packets_of_bytes_and_headers(tabs: Tabs) -> None:
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await new_client(page, [], [server.address])
+        await js(page, "window.publish = (...all) => void outcome(client.publish(...all)); 0")
+        await js(page, "publish('news', ['1', new Uint8Array([255, 0])], { headers: { x: 'y' } })")
+        await js(page, "publish('news', ['2', new Uint8Array()])")
+        raw = await server.speaking(KEY)
+        secret = (await raw.next("publisher"))["secret"]
+        assert isinstance(secret, bytes)
+        assert len(secret) == 32
+        own = [{"x": "y"}]
+        assert [await raw.next("publish") for _ in range(4)] == [
+            publish_of(1, "news", messages=messages_of("1", headers=own)),
+            publish_of(2, "news", after=1, messages=messages_of(b"\xff\x00", headers=own)),
+            publish_of(3, "news", "2", after=2),
+            publish_of(4, "news", b"", after=3),
+        ]
+        await js(page, "publish('sport', '3'), publish('sport', '4', { headers: { x: '' } })")
+        both = messages_of("3", "4", headers=[None, {"x": ""}])
+        assert await raw.next("publish") == publish_of(5, "sport", messages=both)
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+async def test_a_text_that_is_no_utf_8_comes_as_bytes(tabs: Tabs) -> None:
+    broken = [b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
+    messages = messages_of(*broken)
+    del messages["text"]
+    halves = messages_of("\N{EURO SIGN}")
+    halves["sizes"] = [1, 2]
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
+        await js(page, "subscribe('news'); 0")
+        raw = await server.speaking(KEY)
+        await raw.next("subscribe")
+        raw.send({"t": "subscribed", "topic": "news", "log": "log", "offset": 0, "end": 0})
+        raw.send(deliver_of(0, "news", "first"))
+        raw.send(deliver_of(1, "news", messages=messages))
+        raw.send(deliver_of(6, "news", messages=halves))
+        raw.send(deliver_of(8, "news", "last"))
+        assert await data(page, 9) == ["first", *broken, b"\xe2", b"\x82\xac", "last"]
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+async def test_classic_takes_texts_without_headers(nodes: Nodes, tabs: Tabs) -> None:
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer], protocol="classic")
+    await js(page, "subscribe('news').ready")
+    await consumer.subscribed("news")
+    for wrong in ("new Uint8Array(1)", "['a', new ArrayBuffer(1)]", "'a', { headers: { x: 'y' } }"):
+        assert await js(page, f"outcome(client.publish('news', {wrong}))") == "PublishError invalid"
+    await js(page, "client.publish('news', 'a', { headers: {} })")
+    assert await data(page, 1) == ["a"]
+    assert await js(page, "got[0].headers") == {}
+
+
+async def test_an_original_node_that_takes_the_subprotocol_is_named(tabs: Tabs) -> None:
+    """Its library selects any subprotocol; the first message shows that it does not speak it."""
+    page = await tabs.with_client()
+    async with soon(), V2Server() as server:
+        await new_client(page, [], [server.address])
+        await js(page, "window.ended = client.publish('news', '1').catch((error) => error); 0")
+        raw = await server.next()
+        assert isinstance(raw, V2Socket)
+        await raw.upgrade("wsqueue.v2")
+        raw.send_frame(Opcode.TEXT, b'{"t":"h","o":7}')
+        assert await raw.close_frame() == (4412, 'it speaks classic: pass protocol: "classic"')
+        await raw.abort()
+        assert await js(page, "ended.then(({ name, code }) => [name, code])") == ["ConnectError", 4412]
+        assert 'it speaks classic: pass protocol: "classic"' in await js(page, "ended.then(String)")
+
+
+async def test_messages_of_the_other_type_are_refused(tabs: Tabs) -> None:
+    page = await tabs.with_client()
+    wrong = (4400, "packets of v2 are binary messages, classic ones are texts")
+    async with soon(), V2Server() as server:
+        await new_client(page, [], [server.address])
+        await js(page, "outcome(client.publish('news', '1')); 0")
+        raw = await server.speaking(KEY)
+        raw.send_frame(Opcode.TEXT, b'{"t":"alive"}')
+        assert await raw.close_frame() == wrong
+        await raw.abort()
+        await js(page, "client.close()")
+        await new_client(page, [], [server.address], protocol="classic")
+        await js(page, "outcome(client.publish('news', '1')); 0")
+        classic = await server.next()
+        await classic.upgrade()
+        classic.send_frame(Opcode.BINARY, b"\x81\xa1t\xa1h")
+        assert await classic.close_frame() == wrong
+        await js(page, "client.close()")

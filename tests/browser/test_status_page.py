@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import itertools
 import re
+import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,34 @@ CONTRASTS = """() => {
   return found;
 }"""
 
+
+# Files as the user drops or pastes them.
+HAND_OVER = """([name, files]) => {
+  const transfer = new DataTransfer();
+  for (const [name, type, bytes] of files) {
+    transfer.items.add(new File([new Uint8Array(bytes)], name, { type }));
+  }
+  const options = { bubbles: true, cancelable: true };
+  const event = name === 'paste'
+    ? new ClipboardEvent(name, { ...options, clipboardData: transfer })
+    : new DragEvent(name, { ...options, dataTransfer: transfer });
+  return document.getElementById('arrived-title').dispatchEvent(event);
+}"""
+
+# The addresses of the pictures that came and of those whose bytes were given back.
+WATCH_PICTURES = """() => {
+  window.made = [];
+  window.revoked = [];
+  const { createObjectURL, revokeObjectURL } = URL;
+  URL.createObjectURL = (blob) => {
+    made.push(createObjectURL.call(URL, blob));
+    return made.at(-1);
+  };
+  URL.revokeObjectURL = (url) => {
+    revoked.push(url);
+    revokeObjectURL.call(URL, url);
+  };
+}"""
 
 # The outline of the element that has the focus.
 OUTLINE = """() => {
@@ -122,6 +152,23 @@ async def connect(page: Page, topic: str) -> None:
 async def publish(page: Page, message: str) -> None:
     await page.get_by_label("Message", exact=True).fill(message)
     await page.get_by_role("button", name="Publish").click()
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a picture of one color."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack("!I", len(data)) + kind + data + struct.pack("!I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack("!IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    rows = zlib.compress((b"\x00" + b"\x0f\x6e\x84" * width) * height)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+async def shown_picture(page: Page, width: int, index: int = 0) -> None:
+    """Wait for a picture in the list of messages, of a width in pixels of its own."""
+    loaded = "([index, width]) => document.querySelectorAll('#arrived img')[index]?.naturalWidth === width"
+    await page.wait_for_function(loaded, arg=[index, width])
 
 
 async def said(page: Page, text: str) -> None:
@@ -397,3 +444,133 @@ class TestDemo:
         await switch(page)
         text = "This node knows no other nodes. Name them in the table [monitoring]"
         await page.get_by_text(text).wait_for()
+
+
+class TestPictures:
+    async def test_a_picture_goes_from_one_tab_to_another(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        one = await tabs.open(page_of(producer))
+        other = await tabs.open(page_of(consumers[0]), scheme="dark", width=NARROW, height=800)
+        chooser = one.get_by_label("Picture", exact=True)
+        assert await chooser.is_disabled()
+        await connect(one, "news")
+        await connect(other, "news")
+        picture = png(1600, 1200)
+        await chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": picture})
+        await one.get_by_text("Stored and confirmed in").wait_for()
+        assert await chooser.input_value() == ""
+        for page in (one, other):
+            await shown_picture(page, 1600)
+            image = page.locator("#arrived img")
+            alternative = await image.get_attribute("alt")
+            assert alternative == f"Picture, {len(picture):,} bytes, image/png"
+            address = await image.get_attribute("src")
+            assert address is not None
+            assert address.startswith("blob:")
+            box = await image.bounding_box()
+            assert box is not None
+            assert box["height"] <= 12 * 16
+            assert await overflow(page) <= 0
+            assert await low_contrasts(page) == []
+            assert await nameless(page) == []
+        # It has grown after it was added, and the list was at its end.
+        at_end = (
+            "(({ scrollHeight, scrollTop, clientHeight }) => scrollHeight - scrollTop - clientHeight < 2)"
+        )
+        await one.wait_for_function(f"{at_end}(document.getElementById('arrived'))")
+        await publish(one, "and a text")
+        await other.locator("#arrived").get_by_text("and a text").wait_for()
+        await screenshot(one, "picture-light")
+        await screenshot(other, "picture-dark-narrow")
+
+    async def test_pictures_are_dropped_and_pasted(self, nodes: Nodes, tabs: Tabs) -> None:
+        _, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        first = ["a.png", "image/png", list(png(3, 4))]
+        # Not connected: the browser does not leave the page for the file, and nothing is published.
+        assert not await page.evaluate(HAND_OVER, ["drop", [first]])
+        assert not await page.evaluate(HAND_OVER, ["dragover", [first]])
+        await connect(page, "news")
+        await page.evaluate(HAND_OVER, ["drop", [first]])
+        await shown_picture(page, 3)
+        await page.evaluate(HAND_OVER, ["paste", [["b.png", "image/png", list(png(5, 6))]]])
+        await shown_picture(page, 5, 1)
+        # A text that is pasted into a field is left to the browser.
+        assert await page.evaluate(HAND_OVER, ["paste", []])
+        assert await page.locator("#arrived li").count() == 2
+
+    async def test_files_that_are_not_published(self, nodes: Nodes, tabs: Tabs) -> None:
+        _, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await connect(page, "news")
+        svg = f"<svg xmlns='http://www.w3.org/2000/svg'>{MARKUP}</svg>".encode()
+        for kind in ("image/svg+xml", "text/html", "image/PNG;x", ""):
+            await page.evaluate(HAND_OVER, ["drop", [[MARKUP, kind, list(svg)]]])
+            await page.get_by_text(f"{MARKUP} is no PNG, JPEG, GIF or WebP.").wait_for()
+            await page.evaluate("document.getElementById('demo-status').textContent = ''")
+        chooser = page.get_by_label("Picture", exact=True)
+        long = bytes(4 * 1024 * 1024 + 1)
+        await chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": long})
+        await page.get_by_text("The picture has 4.0 MiB, expected at most 4.0 MiB.").wait_for()
+        # The nodes have a limit of their own.
+        await chooser.set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": long[::2]})
+        await page.get_by_text("That did not work: ").wait_for()
+        assert await page.locator("#arrived li").count() == 0
+        await publish(page, "It goes on.")
+        await page.locator("#arrived").get_by_text("It goes on.").wait_for()
+
+    async def test_all_else_is_shown_as_text(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await page.evaluate(WATCH_PICTURES)
+        await connect(page, "news")
+        svg = f"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script>{MARKUP}</svg>"
+        arrived = page.locator("#arrived")
+        async with nodes.client([producer], consumers) as client:
+            for kind in ("image/svg+xml", "text/html", MARKUP, "image/png2", "application/octet-stream"):
+                await client.publish("news", svg.encode(), headers={"content-type": kind})
+                await arrived.get_by_text(f"{len(svg)} bytes, {kind}", exact=True).wait_for()
+            await client.publish("news", b"x")
+            await arrived.get_by_text("1 byte", exact=True).wait_for()
+            await client.publish("news", bytes(2000), headers={"__proto__": "image/png"})
+            await arrived.get_by_text("2,000 bytes", exact=True).wait_for()
+            # A text is no picture, whatever its headers say.
+            await client.publish("news", svg, headers={"content-type": "image/png"})
+            await arrived.get_by_text(svg, exact=True).wait_for()
+            assert await page.evaluate("made") == []
+            # These bytes are no picture either.
+            await client.publish("news", svg.encode(), headers={"content-type": "image/png"})
+            await arrived.get_by_text(f"{len(svg)} bytes, image/png", exact=True).wait_for()
+            await client.publish("news", png(7, 8), headers={"content-type": " IMAGE/PNG ; x=y"})
+            await shown_picture(page, 7)
+        assert await page.locator("img, svg script").count() == 1
+        made = await page.evaluate("made")
+        assert await page.evaluate("revoked") == made[:1]
+        assert len(made) == 2
+
+    async def test_pictures_that_leave_the_page_give_their_bytes_back(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumers, producer = await cluster(nodes)
+        page = await tabs.open(page_of(producer))
+        await page.evaluate(WATCH_PICTURES)
+        await connect(page, "news")
+        headers = {"content-type": "image/png"}
+        entries = "document.querySelectorAll('#arrived li').length"
+        async with nodes.client([producer], consumers) as client:
+            await client.publish("news", png(3, 4), png(5, 6), headers=headers)
+            await shown_picture(page, 5, 1)
+            await client.publish("news", *map(str, range(199)))
+            await page.locator("#arrived").get_by_text("198", exact=True).wait_for()
+            await shown_picture(page, 5)
+            assert await page.evaluate(f"[{entries}, made.length, revoked.length]") == [200, 2, 1]
+            # There is room for 32 MiB.
+            large = png(1, 1) + bytes(1_000_000)
+            for number in range(1, 35):
+                await client.publish("news", large, headers=headers)
+                await page.wait_for_function("(count) => made.length === count", arg=2 + number)
+                if number == 33:
+                    assert await page.evaluate(f"[{entries}, revoked.length]") == [200, 2]
+            assert await page.evaluate(f"[{entries}, revoked.length]") == [33, 3]
+        await page.get_by_role("button", name="Disconnect").click()
+        await connect(page, "sport")
+        assert await page.evaluate(entries) == 0
+        assert await page.evaluate("revoked") == await page.evaluate("made")

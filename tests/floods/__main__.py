@@ -105,7 +105,7 @@ class Bystander:
 
     async def publish(self, client: wsqueue.Client) -> None:
         """Publish for ever, and wait for each confirmation and delivery."""
-        received: asyncio.Queue[str] = asyncio.Queue()
+        received: asyncio.Queue[str | bytes] = asyncio.Queue()
 
         async def subscribe() -> None:
             async with client.subscribe("bystander") as messages:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import resource
 import socket
 import struct
@@ -15,7 +14,15 @@ from multiprocessing.synchronize import Event
 from websockets.frames import Frame, Opcode
 
 from ..support.raw_peer import offer_of, request_of
-from ..support.raw_v2_peer import SUBPROTOCOL, new_nonce, new_secret, proof_of, publish_of
+from ..support.raw_v2_peer import (
+    SUBPROTOCOL,
+    decoded,
+    encoded,
+    new_nonce,
+    new_secret,
+    proof_of,
+    publish_of,
+)
 
 FLOOD_BYTES = 8 * 1024 * 1024
 """Bytes of a flood by one peer that has the key."""
@@ -37,8 +44,8 @@ def frame(opcode: Opcode, payload: bytes = b"", *, fin: bool = True) -> bytes:
     return Frame(opcode, payload, fin).serialize(mask=True)
 
 
-def text(packet: object) -> bytes:
-    return frame(Opcode.TEXT, json.dumps(packet, separators=(",", ":")).encode())
+def binary(packet: object) -> bytes:
+    return frame(Opcode.BINARY, encoded(packet))
 
 
 def connect(address: str) -> socket.socket:
@@ -71,10 +78,10 @@ def speak(address: str, path: str, key: str) -> socket.socket:
     head = b""
     while not head.endswith(b"\r\n\r\n"):
         head += sock.recv(1)
-    challenge, nonce = json.loads(read_frame(sock)), new_nonce()
+    challenge, nonce = decoded(read_frame(sock)), new_nonce()
     proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
-    sock.sendall(text({"t": "proof", "proof": proof, "nonce": nonce}))
-    read_frame(sock)
+    sock.sendall(binary({"t": "proof", "proof": proof, "nonce": nonce, "path": path}))
+    assert decoded(read_frame(sock))["t"] == "proof"
     return sock
 
 
@@ -116,7 +123,7 @@ def same(one: bytes) -> Callable[[], Iterator[bytes]]:
 
 
 def fragments() -> Iterator[bytes]:
-    yield frame(Opcode.TEXT, b"", fin=False)
+    yield frame(Opcode.BINARY, b"", fin=False)
     yield from same(frame(Opcode.CONT, b"", fin=False))()
 
 
@@ -125,7 +132,7 @@ def subscriptions(**fields: object) -> Callable[[], Iterator[bytes]]:
         number = 0
         while True:
             number += 1
-            yield text({"t": "subscribe", "topic": f"{number % 1000}", **fields})
+            yield binary({"t": "subscribe", "topic": f"{number % 1000}", **fields})
 
     return frames
 
@@ -134,7 +141,7 @@ def tiny_batches() -> Iterator[bytes]:
     number = 0
     while True:
         number += 1
-        yield text(publish_of(number, f"{number % 1000}", ""))
+        yield binary(publish_of(number, f"{number % 1000}", ""))
 
 
 def open_connection(address: str) -> socket.socket:
@@ -214,7 +221,7 @@ ATTACKS: dict[str, tuple[str, Attack]] = {
     "fragments": ("consumer", with_key("/subscribe", fragments)),
     "subscribe": ("consumer", with_key("/subscribe", subscriptions())),
     "start=time": ("consumer", with_key("/subscribe", subscriptions(start="time", time=1))),
-    "tiny batches": ("producer", with_key("/produce", tiny_batches, text(new_secret()))),
+    "tiny batches": ("producer", with_key("/produce", tiny_batches, binary(new_secret()))),
     "strangers' pings": ("consumer", stranger_controls),
     "half-open": ("consumer", half_open(b"")),
     "half a request": ("consumer", half_open(b"GET / HTTP/1.1\r\nHost: x\r\n")),

@@ -1,4 +1,4 @@
-"""Changes of the JSON in an input: bytes changed by chance would seldom get past the first brace."""
+"""Changes of the JSON and MessagePack in an input: bytes changed by chance would seldom get far in them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import re
 from typing import Any
 
 import atheris
+import msgspec
 
-OBJECT = re.compile(rb"\{[^\n]*\}")
-"""An object on a line of its own, or behind bytes that choose something."""
+OBJECT = re.compile(rb"\{[^\n\xc1]*\}")
+"""A JSON object on a line of its own, behind bytes that choose something, or in `session.BETWEEN`."""
+
+MAP = re.compile(rb"[\x81-\x8f][\xa0-\xbf][^\xc1]*", re.DOTALL)
+"""The same for a map of MessagePack with a few short strings as keys."""
 
 VALUES: tuple[Any, ...] = (
     *(
@@ -36,31 +40,76 @@ VALUES: tuple[Any, ...] = (
 )
 """Values at the edges of types, and beyond."""
 
+PACKED_VALUES: tuple[Any, ...] = (
+    *(value for value in VALUES if value != 2**64),
+    *(
+        b"",
+        b"\xff",
+        bytes(32),
+        b"a" * 300,
+        2**64 - 1,
+        float("nan"),
+        msgspec.msgpack.Ext(-1, bytes(4)),
+        {1: b"\0"},
+    ),
+    *(
+        {"sizes": [1], "data": b"a"},
+        {"sizes": [1], "data": b"\xff", "text": False},
+        [{"k": "v"}],
+        [None],
+        [0, 1],
+    ),
+)
+"""The same of MessagePack."""
+
 MOST_CHANGES = 4
 
 
 def mutate(data: bytes, max_size: int, seed: int) -> bytes:
-    """Return an input with changes in its JSON, or whatever libFuzzer makes of it."""
+    """Return an input with changes in one of its documents, or whatever libFuzzer makes of it."""
     rng = random.Random(seed)
-    found = list(OBJECT.finditer(data))
+    found = [*OBJECT.finditer(data), *MAP.finditer(data)]
     if not found or rng.random() < 0.3:
         return bytes(atheris.Mutate(data, max_size))
     place = rng.choice(found)
-    try:
-        document = json.loads(place[0])
-    except (ValueError, RecursionError):
+    changed = changed_json(place[0], rng) if place.re is OBJECT else changed_map(place[0], rng)
+    if changed is None:
         return bytes(atheris.Mutate(data, max_size))
+    return (data[: place.start()] + changed + data[place.end() :])[:max_size]
+
+
+def changed_json(text: bytes, rng: random.Random) -> bytes | None:
+    """Return an object with changes, None if it is none."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
     for _ in range(rng.randint(1, MOST_CHANGES)):
-        change(document, rng)
-    text = json.dumps(document, ensure_ascii=rng.random() < 0.5)
+        change(document, rng, VALUES)
+    changed = json.dumps(document, ensure_ascii=rng.random() < 0.5)
     if rng.random() < 0.1:
         # The same key twice, which decoders take differently.
-        text = text.replace("{", json.dumps({rng.choice("tdsoa"): rng.choice(VALUES)})[:-1] + ",", 1)
-    new = data[: place.start()] + text.encode(errors="surrogatepass") + data[place.end() :]
-    return new[:max_size]
+        changed = changed.replace("{", json.dumps({rng.choice("tdsoa"): rng.choice(VALUES)})[:-1] + ",", 1)
+    return changed.encode(errors="surrogatepass")
 
 
-def change(document: Any, rng: random.Random) -> None:
+def changed_map(payload: bytes, rng: random.Random) -> bytes | None:
+    """Return a map with changes, None if it is none, or has become none."""
+    try:
+        document = msgspec.msgpack.decode(payload)
+        for _ in range(rng.randint(1, MOST_CHANGES)):
+            change(document, rng, PACKED_VALUES)
+        changed = msgspec.msgpack.encode(document)
+        again = msgspec.msgpack.encode(rng.choice([*document, "x"]))
+        again += msgspec.msgpack.encode(rng.choice(PACKED_VALUES))
+    except (msgspec.DecodeError, UnicodeError, ValueError, TypeError, OverflowError, RecursionError):
+        return None
+    if rng.random() < 0.1 and 0x80 <= changed[0] < 0x8F:
+        changed = bytes([changed[0] + 1]) + rng.choice([again + changed[1:], changed[1:] + again])
+    return changed
+
+
+def change(document: Any, rng: random.Random, values: tuple[Any, ...]) -> None:
     """Change one place of a document: set, remove, rename or repeat something."""
     inside = [document]
     for value in inside:
@@ -70,21 +119,26 @@ def change(document: Any, rng: random.Random) -> None:
     keys = list(where) if isinstance(where, dict) else list(range(len(where)))
     if not keys:
         if isinstance(where, list):
-            where.append(copy.deepcopy(rng.choice(VALUES)))
+            where.append(copy.deepcopy(rng.choice(values)))
         return
     key, way = rng.choice(keys), rng.random()
     if way < 0.5:
-        where[key] = copy.deepcopy(rng.choice(VALUES))
+        where[key] = copy.deepcopy(rng.choice(values))
     elif way < 0.65:
         del where[key]
     elif isinstance(where, list):
         where.insert(key, copy.deepcopy(where[key]))
     elif way < 0.8:
         where[rng.choice([*keys, "x", ""])] = where.pop(key)
-    elif isinstance(where[key], str) and where[key]:
-        position = rng.randrange(len(where[key]))
-        where[key] = (
-            where[key][:position] + rng.choice(["", "\x00", "é", "\ud800"]) + where[key][position + 1 :]
-        )
+    elif isinstance(where[key], str | bytes) and where[key]:
+        where[key] = with_another_character(where[key], rng)
     elif isinstance(where[key], int | float):
         where[key] += rng.choice([-1, 1, 0.5])
+
+
+def with_another_character(text: str | bytes, rng: random.Random) -> str | bytes:
+    """Return a string in which something has taken the place of a character, or of a byte."""
+    place = rng.randrange(len(text))
+    if isinstance(text, bytes):
+        return text[:place] + rng.choice([b"", b"\x00", b"\xc3", b"\xff"]) + text[place + 1 :]
+    return text[:place] + rng.choice(["", "\x00", "é", "\ud800"]) + text[place + 1 :]

@@ -10,8 +10,8 @@ import atheris
 
 from .mutator import mutate
 
-WITH_JSON = {"packets", "reports", "session"}
-"""Targets whose inputs hold JSON objects."""
+STRUCTURED = {"packets", "reports", "session"}
+"""Targets whose inputs hold JSON objects or maps of MessagePack."""
 
 
 def main() -> None:
@@ -21,7 +21,7 @@ def main() -> None:
     logging.disable()
     with atheris.instrument_imports(include=["wsqueue"]):
         target = importlib.import_module(f"tests.fuzz.targets.{name}")
-    mutator = {"custom_mutator": mutate} if name in WITH_JSON else {}
+    mutator = {"custom_mutator": mutate} if name in STRUCTURED else {}
     atheris.Setup([f"fuzz {name}", *sys.argv[2:]], target.check, **mutator)
     atheris.Fuzz()
 

@@ -247,12 +247,21 @@ async def test_a_refusal_for_good_ends_a_subscription(nodes: Nodes) -> None:
 
 async def test_the_largest_message(nodes: Nodes) -> None:
     consumer, producer = await nodes.cluster()
-    topic = "t" * 256
-    data = "x" * (1024 * 1024 - len('{"t":"m","d":"","s":""}') - len(topic))
+    topic, headers = "t" * 256, {"n" * 64: "\U0001f642" * 1024}
+    room = 1024 * 1024 - len(topic)
+    room_besides_headers = room - 64 - 4 * 1024
     async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe(topic) as messages:
         await consumer.subscribed(topic)
-        await client.publish(topic, data)
-        assert (await anext(messages)).data == data
+        for one, size in (("x", 1), ("\x01", 1), ("ñ", 2), (b"\xff", 1)):
+            await client.publish(topic, one * (room // size))
+            assert (await anext(messages)).data == one * (room // size)
+            with pytest.raises(wsqueue.InvalidMessage):
+                await client.publish(topic, one * (room // size + 1))
+        await client.publish(topic, bytes(room_besides_headers), headers=headers)
+        message = await anext(messages)
+        assert (message.data, message.headers) == (bytes(room_besides_headers), headers)
+        with pytest.raises(wsqueue.InvalidMessage):
+            await client.publish(topic, bytes(room_besides_headers + 1), headers=headers)
 
 
 BACKLOG = [*(f"{number:10}" for number in range(1100)), *(f"{number:10000}" for number in range(1100, 2500))]
@@ -284,7 +293,7 @@ async def test_a_consumer_is_lost_while_reading_is_paused(nodes: Nodes) -> None:
         await consumer.crash()
         await consumer.restart()
         await client.publish("news", "after")
-        received: list[str] = []
+        received: list[str | bytes] = []
         gaps: list[int | None] = []
         while received[-1:] != ["after"]:
             try:

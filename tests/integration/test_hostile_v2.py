@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 from typing import Any
 
+import msgspec
 import pytest
 from websockets.frames import Opcode
 
@@ -16,7 +16,18 @@ from wsqueue.nodes import consumer as consumer_module
 
 from ..support.classic_peer import IndependentConsumer, serving
 from ..support.nodes import KEY, Log, Nodes
-from ..support.raw_v2_peer import V2Server, V2Socket, forward_of, new_nonce, new_secret, publish_of
+from ..support.raw_v2_peer import (
+    V2Server,
+    V2Socket,
+    data_of,
+    deliver_of,
+    encoded,
+    forward_of,
+    messages_of,
+    new_nonce,
+    new_secret,
+    publish_of,
+)
 from ..support.waiting import eventually, soon
 from .test_hostile_peers import Bystanders, closed_with
 
@@ -45,7 +56,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "subscribed": {"t": "subscribed", "topic": "news", "log": "x", "offset": 0, "end": 0},
     "unsubscribe": {"t": "unsubscribe", "topic": "news"},
     "unsubscribed": {"t": "unsubscribed", "topic": "news"},
-    "deliver": {"t": "deliver", "topic": "news", "offset": 0, "publisher": "", "number": 0, "data": ["x"]},
+    "deliver": deliver_of(0, "news", "x"),
     "gap": {"t": "gap", "topic": "news", "offset": 0, "missed": 1},
     "draining": {"t": "draining", "retry_seconds": 1.0},
     "alive": {"t": "alive"},
@@ -91,18 +102,119 @@ async def test_every_packet_that_an_endpoint_does_not_take_ends_the_connection(
         assert not [name for name in node.counters if name.startswith("refused_")]
 
 
+@at_every_endpoint
+@pytest.mark.parametrize(
+    "payload",
+    [
+        b"",
+        b"\xc1",
+        b"\x80",
+        b"\xa9ask_alive",
+        b"\x91" * 2000 + b"\x90",
+        encoded(publish_of(1, "news", messages=msgspec.Raw(b"\x91" * 2000 + b"\x90"))),
+        encoded(forward_of(1, "news", messages=msgspec.Raw(b"\x91" * 2000 + b"\x90"))),
+        encoded({"t": "publish", "number": 1, "after": 0, "topic": "news"}),
+        encoded({"t": "forward", "publisher": "p", "number": 1, "after": 0, "topic": "news"}),
+        b'{"t":"ask_alive"}',
+        encoded({"t": "ask_alive"})[:-1],
+        encoded({"t": "ask_alive"}) + b"\0",
+        encoded({"t": b"ask_alive"}),
+        encoded({"t": "ask_alive?"}),
+        encoded({b"t": "ask_alive"}),
+        encoded({"t": msgspec.Raw(b"\xa2\xff\xfe")}),
+        encoded({"t": msgspec.msgpack.Ext(5, b"ask_alive")}),
+    ],
+)
+async def test_bytes_that_are_no_packet_end_the_connection(
+    nodes: Nodes, endpoint: str, payload: bytes
+) -> None:
+    async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+        async with V2Socket.speaking(bystanders.node(endpoint).address, endpoint, KEY) as raw:
+            raw.send_frame(Opcode.BINARY, payload)
+            await closed_with(raw, 4400, "not a valid packet: ")
+        await bystanders.are_served()
+
+
+@at_every_endpoint
+@pytest.mark.parametrize("hello_done", [False, True])
+async def test_a_text_ends_the_connection(nodes: Nodes, endpoint: str, hello_done: bool) -> None:
+    way = V2Socket.speaking if hello_done else V2Socket.upgraded
+    key = (KEY,) if hello_done else ()
+    async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+        async with way(bystanders.node(endpoint).address, endpoint, *key) as raw:
+            raw.send_frame(Opcode.TEXT, b'{"t":"ask_alive"}')
+            await closed_with(raw, 1003, "packets of v2 are binary messages, classic ones are texts")
+        await bystanders.are_served()
+
+
+async def test_unknown_fields_change_nothing(nodes: Nodes) -> None:
+    """A peer of a newer version may know more."""
+    more = {"new": [{"in": msgspec.msgpack.Ext(7, b"x")}], "newer": None, "messages2": b"x"}
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        V2Socket.speaking(consumer.address, "/subscribe", KEY) as subscriber,
+        V2Socket.speaking(producer.address, "/produce", KEY) as raw,
+    ):
+        subscriber.send({"t": "subscribe", "topic": "news"} | more)
+        await subscriber.next("subscribed")
+        raw.send(more | new_secret())
+        raw.send(publish_of(1, "news", "x", messages=more | messages_of("x")) | more)
+        await raw.confirmed(1)
+        packet = await subscriber.next("deliver")
+        assert (data_of(packet), set(packet["messages"])) == (["x"], {"sizes", "data"})
+
+
+def raw_messages(**changes: object) -> bytes:
+    """Return one good message with some fields that differ, as it travels; None leaves a field out."""
+    fields = messages_of("x") | changes
+    return encoded({name: value for name, value in fields.items() if value is not None})
+
+
+POISON = {
+    "nothing": encoded(None),
+    "a number": encoded(1),
+    "a text": encoded("x"),
+    "a list": encoded(["x"]),
+    "an empty map": encoded({}),
+    "numbers for names": encoded({1: [1], 2: b"x"}),
+    "another type": encoded(msgspec.msgpack.Ext(5, b"x")),
+    "nested deeply": b"\x91" * 200 + b"\x90",
+    "no sizes": raw_messages(sizes=None),
+    "no data": raw_messages(data=None),
+    "no messages": raw_messages(sizes=[], data=b""),
+    "sizes of nothing": raw_messages(sizes=[]),
+    "too few bytes": raw_messages(sizes=[2]),
+    "too many bytes": raw_messages(sizes=[0]),
+    "too many messages": raw_messages(sizes=[1, 1]),
+    "a huge size": raw_messages(sizes=[2**64 - 1]),
+    "a negative size": raw_messages(sizes=[2, -1]),
+    "half a size": raw_messages(sizes=[0.5, 0.5]),
+    "sizes that are texts": raw_messages(sizes=["1"]),
+    "a single size": raw_messages(sizes=1),
+    "data that is a text": raw_messages(data="x"),
+    "data that is a list": raw_messages(data=[120]),
+    "data of no known kind": raw_messages(text=0),
+    "headers of nobody": raw_messages(headers=[]),
+    "headers of others": raw_messages(headers=[None, {"id": "1"}]),
+    "headers that are no list": raw_messages(headers={"id": "1"}),
+    "headers that are no map": raw_messages(headers=["id"]),
+    "too many headers": raw_messages(headers=[{f"{number}": "" for number in range(17)}]),
+    "a header without a name": raw_messages(headers=[{"": "x"}]),
+    "a long name of a header": raw_messages(headers=[{"n" * 65: "x"}]),
+    "a long header": raw_messages(headers=[{"id": "x" * 1025}]),
+    "a header that is a number": raw_messages(headers=[{"id": 1}]),
+    "a header of bytes": raw_messages(headers=[{"id": b"1"}]),
+    "a header that is no UTF-8": raw_messages(headers=[{"id": msgspec.Raw(b"\xa1\xff")}]),
+    "a header with a lone surrogate": raw_messages(headers=[{"id": msgspec.Raw(b"\xa3\xed\xa0\x80")}]),
+}
+
+
 class TestBatches:
-    @pytest.mark.parametrize(
-        ("name", "data"),
-        [
-            *(("no list", b"{}"), ("null", b"null"), ("null in it", b"[null]"), ("too many", b'["a","b"]')),
-            *(("nested deeply", b"[" * 2000 + b"]" * 2000), ("lone surrogate", b'["\\ud800"]')),
-            *(("bad UTF-8", b'["\xff"]'), ("no JSON", b'["x", NaN'), ("bad escape", b'["\\x"]')),
-        ],
-    )
+    @pytest.mark.parametrize("name", POISON)
     @pytest.mark.parametrize("classic", [False, True])
     async def test_a_poison_batch_is_refused_alone(
-        self, nodes: Nodes, log: Log, name: str, data: bytes, classic: bool
+        self, nodes: Nodes, log: Log, name: str, classic: bool
     ) -> None:
         """Others publish before it and after it, through the same link, in the same turn."""
         async with soon(), contextlib.AsyncExitStack() as stack:
@@ -122,8 +234,7 @@ class TestBatches:
             raw.send(publish_of(1, "news", "good"))
             await raw.confirmed(1)
             assert (await anext(subscriber)).data == "good"
-            poison = json.dumps(publish_of(2, "news", "x")).encode().replace(b'["x"]', data)
-            raw.send_frame(Opcode.TEXT, poison)
+            raw.send(publish_of(2, "news", messages=msgspec.Raw(POISON[name])))
             raw.send(publish_of(3, "news", "good again"))
             publishing = asyncio.create_task(client.publish("news", "of another"))
             refused = await raw.next("refused")
@@ -137,18 +248,34 @@ class TestBatches:
             await stack.aclose()
             await producer.crash()
 
-    async def test_a_count_is_believed_when_the_data_has_shown_it(self, nodes: Nodes) -> None:
+    @pytest.mark.parametrize("sizes", [[LARGEST], [1] * 1000, [2**64 - 1] * 100])
+    async def test_sizes_are_believed_when_the_data_has_shown_them(
+        self, nodes: Nodes, sizes: list[int]
+    ) -> None:
         async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
             consumer, producer = bystanders.consumer, bystanders.producer
             before = consumer.counters["messages_in"], producer.counters["messages_in"]
             async with V2Socket.speaking(consumer.address, "/producer", KEY) as raw:
-                raw.send(forward_of(1, "news", "x", count=LARGEST))
+                raw.send(forward_of(1, "news", messages=messages_of("x") | {"sizes": sizes}))
                 assert (await raw.next("refused"))["code"] == "invalid"
             async with V2Socket.speaking(producer.address, "/produce", KEY) as raw:
                 raw.send(new_secret())
-                raw.send(publish_of(1, "news", "x", count=LARGEST))
+                raw.send(publish_of(1, "news", messages=messages_of("x") | {"sizes": sizes}))
                 assert (await raw.next("refused"))["code"] == "invalid"
             assert (consumer.counters["messages_in"], producer.counters["messages_in"]) == before
+            await bystanders.are_served()
+
+    async def test_a_producer_that_forwards_poison_is_refused_these_batches(self, nodes: Nodes) -> None:
+        async with soon(), Bystanders.of(nodes, **LIMITS) as bystanders:
+            consumer = bystanders.consumer
+            async with V2Socket.speaking(consumer.address, "/producer", KEY) as raw:
+                for position, name in enumerate(POISON):
+                    raw.send(forward_of(position + 1, "news", messages=msgspec.Raw(POISON[name])))
+                    raw.send(forward_of(position + 1, "sport", "good"))
+                    refused = await raw.next("refused")
+                    assert (name, refused["number"], refused["code"]) == (name, 2 * position + 1, "invalid")
+                    await raw.confirmed(2 * position + 2)
+            assert consumer.counters["batches_refused_invalid"] == len(POISON)
             await bystanders.are_served()
 
     async def test_a_batch_that_no_consumer_takes_is_refused_by_the_producer(self, nodes: Nodes) -> None:
@@ -220,7 +347,7 @@ class TestConsumers:
                 await consumer.abort()
                 # The batch is not lost by it.
                 again = await server.speaking(KEY)
-                assert (await again.next("forward"))["data"] == ["1"]
+                assert data_of(await again.next("forward")) == ["1"]
                 again.send({"t": "ack", "numbers": [[1, 1]]})
                 await raw.confirmed(1)
                 # Answers that come twice change nothing.
@@ -235,6 +362,20 @@ class TestConsumers:
 
 
 class TestClients:
+    @pytest.mark.parametrize("name", ["a list", "no messages", "too few bytes", "headers of others"])
+    async def test_a_client_leaves_a_consumer_that_delivers_poison(self, nodes: Nodes, name: str) -> None:
+        async with soon(), V2Server() as server, nodes.client([server.address], [server.address]) as client:
+            waiting = asyncio.ensure_future(anext(client.subscribe("news")))
+            consumer = await server.speaking(KEY)
+            await consumer.next("subscribe")
+            consumer.send(GOOD["subscribed"])
+            consumer.send(deliver_of(0, "news", messages=msgspec.Raw(POISON[name])))
+            code, reason = await consumer.close_frame()
+            assert (code, reason[:20]) == (4400, "not a valid packet: ")
+            await consumer.abort()
+            with pytest.raises(wsqueue.ConnectError, match="not a valid packet"):
+                await waiting
+
     async def test_a_client_ignores_what_it_did_not_ask_for(self, nodes: Nodes) -> None:
         async with soon(), V2Server() as server, nodes.client([server.address], [server.address]) as client:
             publishing = asyncio.create_task(client.publish("news", "1"))

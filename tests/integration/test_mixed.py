@@ -83,9 +83,10 @@ class TestMixedTopics:
                 publish_v2(), publisher.publish("news", *(f"classic {number}" for number in range(count)))
             )
             received = [(await anext(messages)).data for _ in range(2 * count)]
-            assert await heard == received
+            texts = await heard
+            assert texts == received
             for kind in ("v2", "classic"):
-                numbers = [int(data.split()[1]) for data in received if data.startswith(kind)]
+                numbers = [int(text.split()[1]) for text in texts if text.startswith(kind)]
                 assert numbers == list(range(count))
 
     async def test_classic_messages_survive_a_link_that_is_cut(self, nodes: Nodes) -> None:

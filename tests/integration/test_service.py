@@ -27,6 +27,7 @@ from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
 
 from ..support.classic_peer import RefusedError, connected, topic_of
+from ..support.messages import packed
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket, http_get
@@ -444,7 +445,7 @@ async def test_a_snapshot_is_written_though_the_drain_is_cut_short(nodes: Nodes,
     consumer = nodes.made(SlowToClose, free_port(), drain_seconds=0.05, **settings)
     async with soon():
         await consumer.start()
-        consumer.consumer.logs.append([AppendBatch("news", ["kept"])])
+        consumer.consumer.logs.append([AppendBatch("news", packed("kept"))])
         await consumer.service.drain()
     assert log.lines("drain cut short")
     assert (nodes.directory / "log" / SNAPSHOT_NAME).exists()

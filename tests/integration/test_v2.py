@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import shutil
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -28,7 +27,7 @@ from wsqueue.protocol.session import Event
 from ..support.classic_peer import topic_of
 from ..support.nodes import KEY, Nodes, RunningNode
 from ..support.ports import free_port
-from ..support.raw_v2_peer import V2Server, V2Socket, public_id_of
+from ..support.raw_v2_peer import V2Server, V2Socket, data_of, public_id_of
 from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
@@ -48,7 +47,7 @@ def kept(nodes: Nodes, mode: str = "memory", **limits: int) -> dict[str, Any]:
     return {"retention": {"mode": mode, "directory": f"{nodes.directory}/log", **limits}}
 
 
-async def all_of(client: wsqueue.Client, topic: str, start: Start = "earliest") -> list[str]:
+async def all_of(client: wsqueue.Client, topic: str, start: Start = "earliest") -> list[str | bytes]:
     """Return the data of all that a consumer keeps of a topic."""
     return [message.data async for message in client.subscribe(topic, start=start, follow=False)]
 
@@ -61,7 +60,7 @@ class TestConfirms:
             async with nodes.client([producer], [server.address]) as client:
                 publishing = asyncio.create_task(client.publish("news", "1", "2"))
                 forward = await consumer.next("forward")
-                assert (forward["topic"], forward["count"], forward["data"]) == ("news", 2, ["1", "2"])
+                assert (forward["topic"], data_of(forward)) == ("news", ["1", "2"])
                 flushing = asyncio.create_task(client.flush())
                 assert await asyncio.wait({publishing, flushing}, timeout=0.1) == (
                     set(),
@@ -347,7 +346,7 @@ class TestLogs:
         async with soon(), nodes.client([producer], consumers) as client:
             for topic in topics[1:]:
                 await client.publish(topic, *(f"{topic} {number}" for number in range(3000)))
-            received: dict[str, list[str]] = {topic: [] for topic in topics}
+            received: dict[str, list[str | bytes]] = {topic: [] for topic in topics}
             async for message in client.subscribe(*topics, topics[0], start="earliest", follow=False):
                 received[message.topic].append(message.data)
             assert received == {topics[0]: []} | {
@@ -608,15 +607,15 @@ class TestSlowSubscribers:
             received: list[int] = []
             missed = offset = 0
             while received[-1:] != [count - 1]:
-                packet = json.loads((await slow.frame())[1])
+                packet = await slow.packet()
                 if packet["t"] == "gap":
                     missed += packet["missed"]
                     offset += packet["missed"]
                     assert packet["offset"] == offset
                 else:
                     assert packet["offset"] == offset
-                    offset += len(packet["data"])
-                    received += map(int, packet["data"])
+                    offset += len(data_of(packet))
+                    received += map(int, data_of(packet))
             assert received == sorted(set(received))
             assert 0 < missed == count - len(received)
 

@@ -88,7 +88,7 @@ def test_tls_and_the_release_do_not_change_together(deployed: Cluster, administr
 
 @needs_time
 def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Cluster) -> None:
-    # Of consumer2 as number 3 of 3, and of consumer1 as number 1 of 2.
+    # It belongs to consumer2 as number 3 of 3, and to consumer1 as number 1 of 2.
     moves = next(
         topic
         for topic in map("moves/{}".format, range(99))

@@ -97,7 +97,9 @@ class Peer:
 
     async def receive(self) -> dict[str, Any]:
         """Return the next packet."""
-        packet: dict[str, Any] = json.loads(await self.socket.recv())
+        text = await self.socket.recv()
+        assert isinstance(text, str)
+        packet: dict[str, Any] = json.loads(text)
         return packet
 
     async def publish(self, topic: str, *data: str) -> None:

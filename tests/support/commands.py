@@ -103,6 +103,10 @@ class Running:
         return self._out.read_text(errors="replace")
 
     @property
+    def stdout_bytes(self) -> bytes:
+        return self._out.read_bytes()
+
+    @property
     def stderr(self) -> str:
         return self._err.read_text()
 

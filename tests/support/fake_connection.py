@@ -8,9 +8,18 @@ from wsqueue.config.model import Limits
 from wsqueue.net.connection import Connection
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.frames import cut_texts
+from wsqueue.protocol.frames import BINARY_AND_FIN, cut_messages, frame_messages
 
 from .session_pair import accept
+
+
+def payloads_of(frames: bytes, first: int) -> list[bytes]:
+    """Return the payloads of frames of an acceptor, all of which begin with the same byte."""
+    payloads, end, _ = cut_messages(
+        frames, 0, first=first, masked=False, max_message_bytes=2**31, max_frames=2**31
+    )
+    assert end == len(frames)
+    return payloads
 
 
 class FakeConnection(Connection):
@@ -41,14 +50,12 @@ class FakeConnection(Connection):
         return self.is_congested or (self.room is not None and self.room <= 0)
 
     def send(self, payloads: Sequence[bytes]) -> None:
-        self.send_frames(self.session.frame(payloads))
+        self.send_frames(frame_messages(payloads, masked=False, binary=True))
 
     def send_frames(self, frames: bytes) -> bool:
         if not self.sendable:
             return False
-        payloads, position, _ = cut_texts(frames, 0, masked=False, max_message_bytes=2**31, max_frames=2**31)
-        assert position == len(frames)
-        self.packets += map(v2.decode, payloads)
+        self.packets += map(v2.decode, payloads_of(frames, BINARY_AND_FIN))
         if self.room is not None:
             self.room -= len(frames)
         return True

@@ -20,10 +20,11 @@ from websockets.protocol import CLOSED, CLOSING, OPEN
 from websockets.protocol import Event as LibraryEvent
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
+from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 from websockets.utils import accept_key
 
-from wsqueue.protocol import classic
+from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
@@ -40,12 +41,12 @@ from wsqueue.protocol.session import Event, MessagesReceived, Session
 from wsqueue.protocol.upgrade import ONLY_GET, ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
-from .raw_peer import request_of
+from .raw_peer import offer_of, request_of
 
 HOST, PORT, PATH = "node.example", 10001, "/producer"
-OPENED = Upgraded(PATH, "", None)
 END = b"the end of the stream"
 BYTES = [bytes([number]) for number in range(256)]
+V2 = Subprotocol(SUBPROTOCOL)
 
 REQUEST = request_of(PATH).removesuffix(b"\r\n")
 """A request without the empty line that ends it."""
@@ -53,7 +54,7 @@ RESPONSE = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 LIMIT = 300
 
 Flat = bytes | Upgraded | PongReceived
-"""Output, text by text."""
+"""Output, message by message."""
 
 
 class AnsweringFraming(ServerFraming):
@@ -89,6 +90,7 @@ class Library:
         max_message_bytes: Larger messages close the connection with 1009.
         request: Bytes that the framing next to it has sent, if any; an initiator's key is random.
         answer_request: From the path of a request to a page, or None to upgrade.
+        offers_v2: True if an initiator offers v2; an acceptor selects it whenever it is offered.
     """
 
     def __init__(
@@ -97,15 +99,24 @@ class Library:
         max_message_bytes: int,
         request: bytes,
         answer_request: Callable[[str], HttpResponse | None],
+        *,
+        offers_v2: bool,
     ) -> None:
         self._answer_request = answer_request
+        self._offered = SUBPROTOCOL if offers_v2 else ""
+        # The type of messages, None while the acceptor's first message will decide it.
+        self._type: Opcode | None = Opcode.TEXT
         self._failure: Closed | None = None
         self._fragments = b""
         self._protocol: ClientProtocol | ServerProtocol
         if role is Role.ACCEPTOR:
-            self._protocol = ServerProtocol(max_size=max_message_bytes)
+            self._protocol = ServerProtocol(max_size=max_message_bytes, select_subprotocol=_select)
         else:
-            client = ClientProtocol(parse_uri(f"ws://{HOST}:{PORT}{PATH}"), max_size=max_message_bytes)
+            client = ClientProtocol(
+                parse_uri(f"ws://{HOST}:{PORT}{PATH}"),
+                max_size=max_message_bytes,
+                subprotocols=[V2] if offers_v2 else None,
+            )
             client.key = key_of(request)
             client.send_request(client.connect())
             self._protocol = client
@@ -157,9 +168,11 @@ class Library:
     def data_to_send(self) -> list[bytes]:
         return self._protocol.data_to_send()
 
-    def send_text(self, payload: bytes) -> None:
-        if self.open:
+    def send_message(self, payload: bytes) -> None:
+        if self.open and self._type is Opcode.TEXT:
             self._protocol.send_text(payload)
+        elif self.open:
+            self._protocol.send_binary(payload)
 
     def send_ping(self, data: bytes = b"") -> None:
         if self.open:
@@ -182,20 +195,27 @@ class Library:
     def _take(self, event: LibraryEvent) -> list[Flat]:
         if not isinstance(event, Frame):
             return self._take_opening(event)
-        if event.opcode in (Opcode.TEXT, Opcode.CONT):
-            self._fragments += event.data
-            if event.fin:
-                payload, self._fragments = self._fragments, b""
-                return [payload]
-        elif event.opcode is Opcode.BINARY:
-            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
-        elif event.opcode is Opcode.PONG:
+        if event.opcode is Opcode.PONG:
             return [PongReceived(bytes(event.data))]
-        return []
+        if event.opcode in (Opcode.TEXT, Opcode.BINARY):
+            self._type = self._type or event.opcode
+            if event.opcode is not self._type:
+                self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
+                return []
+        elif event.opcode is not Opcode.CONT:
+            return []
+        self._fragments += event.data
+        if not event.fin:
+            return []
+        payload, self._fragments = self._fragments, b""
+        return [payload]
 
     def _take_opening(self, event: LibraryEvent) -> list[Flat]:
+        path, initiates = PATH, True
         if isinstance(event, Request):
             assert isinstance(self._protocol, ServerProtocol)
+            path, initiates = event.path, False
+            self._offered = ", ".join(event.headers.get_all("Sec-WebSocket-Protocol"))
             known = event.method in ("GET", "HEAD")
             page = self._answer_request(event.path) if known else ONLY_GET
             if page is None:
@@ -209,7 +229,11 @@ class Library:
             self._protocol.send_response(response)
             if not self.open:
                 self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-        return [OPENED] if self.open else []
+        if not self.open:
+            return []
+        if self._protocol.subprotocol is not None:
+            self._type = None if initiates else Opcode.BINARY
+        return [Upgraded(path, self._offered, self._protocol.subprotocol)]
 
 
 class LibrarySession:
@@ -217,18 +241,23 @@ class LibrarySession:
 
     Args:
         library: Its WebSocket, open.
-        max_topic_bytes: A message with a longer topic ends the session.
+        role: Which end.
+        max_topic_bytes: A classic message with a longer topic ends the session.
+        speaks_v2: True if packets are those of v2.
     """
 
-    def __init__(self, library: Library, max_topic_bytes: int) -> None:
+    def __init__(self, library: Library, role: Role, max_topic_bytes: int, *, speaks_v2: bool) -> None:
         self.library = library
-        self._max_topic_bytes = max_topic_bytes
+        self._role, self._max_topic_bytes = role, max_topic_bytes
+        self._speaks_v2 = speaks_v2
 
     def receive_data(self, data: bytes) -> list[Event]:
         events: list[Event] = []
         try:
             for item in self.library.receive_data(data):
-                if isinstance(item, bytes):
+                if isinstance(item, bytes) and self._speaks_v2:
+                    events += self._packets(item)
+                elif isinstance(item, bytes):
                     message = self._message(item)
                     events.append(MessagesReceived(message.topic, [message], [item]))
                 elif isinstance(item, PongReceived):
@@ -236,6 +265,17 @@ class LibrarySession:
         except PeerError as error:
             self.library.refuse(error.code, error.reason)
         return events
+
+    def _packets(self, payload: bytes) -> list[Event]:
+        packet = v2.decode(payload)
+        if isinstance(packet, v2.Challenge):
+            raise PeerError(CloseCode.SECOND_CHALLENGE)
+        if isinstance(packet, v2.Proof):
+            raise PeerError(CloseCode.SECOND_ANSWER)
+        if isinstance(packet, v2.AskAlive) and self._role is Role.ACCEPTOR:
+            self.library.send_message(v2.encode(v2.Alive()))
+            return []
+        return [packet]
 
     def _message(self, payload: bytes) -> classic.Message:
         packet = classic.decode(payload)
@@ -267,6 +307,12 @@ class Twins:
         role: Of both.
         limit: The largest message.
         answer_request: To which paths the acceptor answers with a page.
+        binary: True if the initiator offers v2, and the acceptor selects it.
+
+    Attributes:
+        masked: True if these ends receive masked frames.
+        head: The request or the response that opens the WebSocket, without the empty line behind it.
+        upgraded: Reported when it is open.
     """
 
     def __init__(
@@ -274,27 +320,31 @@ class Twins:
         role: Role,
         limit: int = LIMIT,
         answer_request: Callable[[str], HttpResponse | None] = upgrade,
+        *,
+        binary: bool = False,
     ) -> None:
         self.masked = role is Role.ACCEPTOR
+        self.upgraded = Upgraded(PATH, SUBPROTOCOL, SUBPROTOCOL) if binary else Upgraded(PATH, "", None)
         self.framing: Framing
         if role is Role.ACCEPTOR:
             self.framing = AnsweringFraming(answer_request, limit, SUBPROTOCOL)
         else:
-            self.framing = ClientFraming(HOST, PORT, PATH, limit)
+            self.framing = ClientFraming(HOST, PORT, PATH, limit, [SUBPROTOCOL] if binary else [])
         request = b"".join(self.framing.data_to_send())
-        self.library = Library(role, limit, request, answer_request)
+        self.library = Library(role, limit, request, answer_request, offers_v2=binary)
         assert b"".join(self.library.data_to_send()) == request
         if self.masked:
             self.head = REQUEST
         else:
             self.head = RESPONSE + f"Sec-WebSocket-Accept: {accept_key(key_of(request))}\r\n".encode()
+        if binary:
+            self.head += offer_of(SUBPROTOCOL).encode() + b"\r\n"
         self.ended = False
 
     @classmethod
-    def opened(cls, role: Role, limit: int = LIMIT) -> Twins:
-        twins = cls(role, limit)
-        assert twins.receive(twins.head + b"\r\n") == [OPENED]
-        twins.head = b""
+    def opened(cls, role: Role, limit: int = LIMIT, *, binary: bool = False) -> Twins:
+        twins = cls(role, limit, binary=binary)
+        assert twins.receive(twins.head + b"\r\n") == [twins.upgraded]
         return twins
 
     def receive(self, data: bytes) -> list[Flat]:
@@ -312,7 +362,7 @@ class Twins:
     def _receive_turn(self, data: bytes) -> list[Flat]:
         items = self.framing.receive_data(data)
         lists = [isinstance(item, list) for item in items]
-        assert (True, True) not in itertools.pairwise(lists), "texts that follow each other are one item"
+        assert (True, True) not in itertools.pairwise(lists), "messages that follow each other are one item"
         assert [] not in items
         flat: list[Flat] = []
         for item in items:
@@ -351,6 +401,10 @@ class Twins:
         self.act(Act("receive_eof"))
         self.act(Act("receive_eof"))
         return items
+
+
+def _select(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
+    return V2 if V2 in offered else None
 
 
 def key_of(request: bytes) -> str:

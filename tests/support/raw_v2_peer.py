@@ -6,11 +6,11 @@ import base64
 import contextlib
 import hashlib
 import hmac
-import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
+import msgspec
 from websockets.frames import Opcode
 
 from .raw_peer import RawServer, RawSocket
@@ -21,22 +21,22 @@ SUBPROTOCOL = "wsqueue.v2"
 def proof_of(
     key: str,
     prover: str,
-    acceptor_nonce: str,
-    initiator_nonce: str,
+    acceptor_nonce: bytes,
+    initiator_nonce: bytes,
     path: str,
     *,
     offered: str = SUBPROTOCOL,
     channel_binding: bytes = b"",
-) -> str:
+) -> bytes:
     """Return the proof of one end, as the protocol has it."""
-    texts = (f"wsqueue.v2 {prover}", acceptor_nonce, initiator_nonce, path, offered)
-    parts = [*(text.encode() for text in texts), channel_binding]
+    label = f"wsqueue.v2 {prover}".encode()
+    parts = (label, acceptor_nonce, initiator_nonce, path.encode(), offered.encode(), channel_binding)
     claim = b"".join(len(part).to_bytes(4) + part for part in parts)
-    return base64.b64encode(hmac.new(key.encode(), claim, hashlib.sha256).digest()).decode()
+    return hmac.new(key.encode(), claim, hashlib.sha256).digest()
 
 
-def new_nonce() -> str:
-    return base64.b64encode(secrets.token_bytes(32)).decode()
+def new_nonce() -> bytes:
+    return secrets.token_bytes(32)
 
 
 def new_secret() -> dict[str, Any]:
@@ -44,25 +44,71 @@ def new_secret() -> dict[str, Any]:
     return {"t": "publisher", "secret": new_nonce()}
 
 
-def public_id_of(secret: str) -> str:
+def public_id_of(secret: bytes) -> str:
     """Return the public id of a publisher."""
-    digest = hashlib.sha256(base64.b64decode(secret)).digest()
+    digest = hashlib.sha256(secret).digest()
     return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
-def publish_of(number: int, topic: str, *data: str, after: int = 0, **changes: Any) -> dict[str, Any]:
-    return {
+def encoded(packet: object) -> bytes:
+    """Return a packet as it travels."""
+    return msgspec.msgpack.encode(packet)
+
+
+def decoded(payload: bytes) -> dict[str, Any]:
+    """Return the packet in the payload of a binary message."""
+    packet = msgspec.msgpack.decode(payload)
+    assert isinstance(packet, dict)
+    return packet
+
+
+def messages_of(*data: str | bytes, headers: Sequence[dict[str, str] | None] = ()) -> dict[str, Any]:
+    """Return the field `messages` of a packet; all data is `str`, or all is `bytes`."""
+    raw = [one.encode() if isinstance(one, str) else one for one in data]
+    fields: dict[str, Any] = {"sizes": list(map(len, raw)), "data": b"".join(raw)}
+    if any(isinstance(one, bytes) for one in data):
+        assert not any(isinstance(one, str) for one in data)
+        fields["text"] = False
+    if headers:
+        fields["headers"] = list(headers)
+    return fields
+
+
+def data_of(packet: dict[str, Any]) -> list[str | bytes]:
+    """Return the messages of a packet that publishes, forwards or delivers a batch."""
+    fields, begin = packet["messages"], 0
+    found: list[str | bytes] = []
+    for size in fields["sizes"]:
+        raw = fields["data"][begin : begin + size]
+        found.append(raw.decode() if fields.get("text", True) else raw)
+        begin += size
+    assert begin == len(fields["data"])
+    return found
+
+
+def publish_of(number: int, topic: str, *data: str | bytes, after: int = 0, **changes: Any) -> dict[str, Any]:
+    """Return a packet that publishes a batch; `changes` are fields that differ."""
+    fields = {
         "t": "publish",
         "number": number,
         "after": after,
         "topic": topic,
-        "count": len(data),
-        "data": list(data),
-    } | changes
+        "messages": messages_of(*data),
+    }
+    return fields | changes
 
 
-def forward_of(number: int, topic: str, *data: str, publisher: str = "p", **changes: Any) -> dict[str, Any]:
+def forward_of(
+    number: int, topic: str, *data: str | bytes, publisher: str = "p", **changes: Any
+) -> dict[str, Any]:
+    """Return a packet that forwards a batch; `changes` are fields that differ."""
     return publish_of(number, topic, *data) | {"t": "forward", "publisher": publisher} | changes
+
+
+def deliver_of(offset: int, topic: str, *data: str | bytes, **changes: Any) -> dict[str, Any]:
+    """Return a packet that delivers a batch; `changes` are fields that differ."""
+    fields = {"t": "deliver", "topic": topic, "offset": offset, "publisher": "", "number": 0}
+    return fields | {"messages": messages_of(*data)} | changes
 
 
 class V2Socket(RawSocket):
@@ -87,6 +133,16 @@ class V2Socket(RawSocket):
         async with cls.upgraded(address, path, receive_buffer=receive_buffer) as raw:
             await raw.prove(key, path)
             yield raw
+
+    def send(self, packet: dict[str, Any]) -> None:
+        """Send a packet."""
+        self.send_frame(Opcode.BINARY, encoded(packet))
+
+    async def packet(self) -> dict[str, Any]:
+        """Return the next packet; fail if the next frame is none."""
+        opcode, payload = await self.frame()
+        assert opcode is Opcode.BINARY, (opcode, payload)
+        return decoded(payload)
 
     async def prove(self, key: str, path: str) -> None:
         """Do the hello of an initiator."""
@@ -123,20 +179,21 @@ class V2Socket(RawSocket):
             if opcode is Opcode.PING:
                 self.send_frame(Opcode.PONG, payload)
                 continue
-            assert opcode is Opcode.TEXT, (opcode, payload)
-            packet: dict[str, Any] = json.loads(payload)
+            assert opcode is Opcode.BINARY, (opcode, payload)
+            packet = decoded(payload)
             assert packet["t"] == kind, packet
             return packet
 
-    async def delivered(self, count: int) -> list[str]:
+    async def delivered(self, count: int) -> list[str | bytes]:
         """Return the data of the next messages, each of which has the offset after the one before."""
-        data: list[str] = []
+        data: list[str | bytes] = []
         following: int | None = None
         while len(data) < count:
             packet = await self.next("deliver")
             assert following in (None, packet["offset"])
-            following = packet["offset"] + len(packet["data"])
-            data += packet["data"]
+            found = data_of(packet)
+            following = packet["offset"] + len(found)
+            data += found
         return data
 
     async def confirmed(self, *numbers: int) -> None:

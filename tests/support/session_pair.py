@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from typing import ClassVar
 
 from hypothesis import settings
 from websockets.client import ClientProtocol
@@ -164,17 +165,20 @@ class RawPeer:
 
     Attributes:
         session: The session under test.
-        texts: The payloads of the text messages that it has sent.
+        opcode: Of messages, both ways.
+        messages: The payloads of the messages that it has sent.
         pongs: The data of the pongs that it has sent.
         ended: Whether it has half-closed the connection.
     """
+
+    opcode: ClassVar[Opcode] = Opcode.TEXT
 
     def __init__(
         self, role: Role, session: Session | None = None, subprotocols: list[Subprotocol] | None = None
     ) -> None:
         self.role = role
         self.session = session or (accept() if role is Role.ACCEPTOR else initiate())
-        self.texts: list[bytes] = []
+        self.messages: list[bytes] = []
         self.pongs: list[bytes] = []
         self.ended = False
         self.masked = role is Role.ACCEPTOR
@@ -192,7 +196,7 @@ class RawPeer:
         """Return a peer whose WebSocket is open and that has the session's challenge."""
         peer = cls(role, session)
         assert peer.exchange() == []
-        assert len(peer.texts) == 1
+        assert len(peer.messages) == 1
         return peer
 
     @classmethod
@@ -205,14 +209,14 @@ class RawPeer:
 
     @property
     def challenged_with(self) -> int:
-        once = json.loads(self.texts[0])["o"]
+        once = json.loads(self.messages[0])["o"]
         assert isinstance(once, int)
         return once
 
     @property
     def answers(self) -> list[str]:
         """Return the answers that the session has given."""
-        return [packet["a"] for packet in map(json.loads, self.texts) if packet.get("a") is not None]
+        return [packet["a"] for packet in map(json.loads, self.messages) if packet.get("a") is not None]
 
     @property
     def close_received(self) -> Close | None:
@@ -225,8 +229,8 @@ class RawPeer:
         return self.send(json.dumps({"t": "h", "a": answer_of(self.challenged_with, secret, order)}).encode())
 
     def send(self, *payloads: bytes) -> list[Event]:
-        """Send text messages in one piece, and carry bytes both ways until both are silent."""
-        return self.send_bytes(b"".join(map(self.text, payloads)))
+        """Send messages in one piece, and carry bytes both ways until both are silent."""
+        return self.send_bytes(b"".join(self.frame(self.opcode, payload) for payload in payloads))
 
     def send_bytes(self, data: bytes) -> list[Event]:
         """Send bytes as they are, and carry bytes both ways until both are silent."""
@@ -269,8 +273,9 @@ class RawPeer:
         for event in self._protocol.events_received():
             if isinstance(event, Request) and isinstance(self._protocol, ServerProtocol):
                 self._protocol.send_response(self._protocol.accept(event))
-            elif isinstance(event, Frame) and event.opcode is Opcode.TEXT:
-                self.texts.append(bytes(event.data))
+            elif isinstance(event, Frame) and event.opcode in (Opcode.TEXT, Opcode.BINARY):
+                assert event.opcode is self.opcode
+                self.messages.append(bytes(event.data))
             elif isinstance(event, Frame) and event.opcode is Opcode.PONG:
                 self.pongs.append(bytes(event.data))
 

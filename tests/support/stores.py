@@ -14,6 +14,8 @@ from wsqueue.log.store import AppendBatch, Outcome, Store
 from wsqueue.protocol import v2
 from wsqueue.report.stats import Histogram
 
+from .messages import packed
+
 
 class Clock:
     """Tell the time that a test sets."""
@@ -76,8 +78,8 @@ class Logs:
         await self.store.settle()
         return self.outcomes[known:]
 
-    def publish(self, topic: str, *data: str) -> Record:
-        (outcome,) = self.append(AppendBatch(topic, list(data)))
+    def publish(self, topic: str, *data: str | bytes) -> Record:
+        (outcome,) = self.append(AppendBatch(topic, packed(*data)))
         assert outcome.record is not None
         return outcome.record
 
@@ -102,7 +104,8 @@ class Logs:
 def batch(
     number: int, after: int = 0, *, topic: str = "news", publisher: str = "p", count: int = 1
 ) -> AppendBatch:
-    return AppendBatch(topic, [f"{number}.{index}" for index in range(count)], publisher, number, after)
+    texts = [f"{number}.{index}" for index in range(count)]
+    return AppendBatch(topic, packed(*texts), publisher, number, after)
 
 
 def delivered(record: Record) -> v2.Deliver:

@@ -12,12 +12,17 @@ TEXT, TEXT_FIRST, CONT, CONT_LAST = 0x81, 0x01, 0x00, 0x80
 BINARY, BINARY_FIRST, CLOSE, PING, PONG = 0x82, 0x02, 0x88, 0x89, 0x8A
 
 
+SWAPPED = TEXT ^ BINARY
+"""The bits in which the opcodes of texts and of binary messages differ."""
+
+
 class Raw(NamedTuple):
     """A frame, right or wrong.
 
     Attributes:
         payload: Before it is masked.
-        first: The first byte: FIN bit, reserved bits and opcode.
+        first: The first byte: FIN bit, reserved bits and opcode. Where messages are binary, the opcodes of
+            texts and of binary messages swap their roles.
         form: In how many bytes the length follows the second byte: 0, 2 or 8, or None for the fewest.
         wrong: Mask it when it must not be masked, and the other way round.
         key: To mask with.
@@ -31,14 +36,15 @@ class Raw(NamedTuple):
     key: bytes = b"\x9a\x01\xf3\x55"
     declared: int | None = None
 
-    def render(self, *, masked: bool) -> bytes:
+    def render(self, *, masked: bool, binary: bool = False) -> bytes:
         masked ^= self.wrong
+        swaps = binary and self.first & 0x0F in (TEXT_FIRST, BINARY_FIRST)
         length = len(self.payload) if self.declared is None else self.declared
         form = self.form
         if form is None or (form == 0 and length > 125) or (form == 2 and length > 65_535):
             form = 0 if length < 126 else 2 if length < 65_536 else 8
         code = {0: length, 2: 126, 8: 127}[form]
-        header = bytes([self.first, 0x80 * masked | code]) + length.to_bytes(8)[8 - form :]
+        header = bytes([self.first ^ SWAPPED * swaps, 0x80 * masked | code]) + length.to_bytes(8)[8 - form :]
         return header + (self.key + apply_mask(self.payload, self.key) if masked else self.payload)
 
 
@@ -59,14 +65,15 @@ class Run(NamedTuple):
 Chunk = Raw | Run | bytes
 
 
-def render(chunks: Sequence[Chunk], *, masked: bool) -> list[bytes]:
-    """Return the frames of a stream one by one."""
+def render(chunks: Sequence[Chunk], *, masked: bool, binary: bool = False) -> list[bytes]:
+    """Return the frames of a stream one by one; `binary` says of which type its messages are."""
     frames: list[bytes] = []
     for chunk in chunks:
         if isinstance(chunk, Run):
-            frames += [frame.render(masked=masked) for frame in chunk.frames()]
+            frames += [frame.render(masked=masked, binary=binary) for frame in chunk.frames()]
         else:
-            frames.append(chunk if isinstance(chunk, bytes) else chunk.render(masked=masked))
+            frame = chunk if isinstance(chunk, bytes) else chunk.render(masked=masked, binary=binary)
+            frames.append(frame)
     return frames
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import re
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
+from pathlib import Path
 from typing import Any, cast
 
 import click
@@ -19,7 +21,15 @@ from ..config.model import ClientConfig
 from ..errors import InvalidMessage, WsqueueError
 from ..protocol.v2 import MAX_NUMBER
 from ..tools import demo as demo_tool
-from ..tools.terminal import for_each_line, json_line, to_stdout, until_first_ends, until_reader_gone
+from ..tools.terminal import (
+    all_bytes,
+    for_each_line,
+    json_line,
+    text_of,
+    to_stdout,
+    until_first_ends,
+    until_reader_gone,
+)
 from .common import config_option, ended_by_signals, fail, run
 
 
@@ -50,6 +60,62 @@ class _Start(click.ParamType[Any, Any]):
             )
 
 
+class _Header(click.ParamType[Any, Any]):
+    """A header of a message, as it is written on the command line."""
+
+    name = "header"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, str]:
+        name, equals, text = value.partition("=")
+        if not equals:
+            self.fail(f"{value!r} is not a header: expected NAME=VALUE", param, ctx)
+        return name, text
+
+
+class _Source(msgspec.Struct, frozen=True):
+    """Hold where the messages come from that are published.
+
+    Attributes:
+        data: A message, or `-` for standard input.
+        file: A file that is one message of bytes.
+        as_bytes: True if standard input is one message of bytes.
+    """
+
+    data: str
+    file: Path | None
+    as_bytes: bool
+
+    @property
+    def is_lines(self) -> bool:
+        """Return True if each line of standard input is a message."""
+        return self.data == "-" and self.file is None and not self.as_bytes
+
+    async def message(self, max_bytes: int) -> str | bytes:
+        """Return the one message.
+
+        Raises:
+            InvalidMessage: It is too long.
+            WsqueueError: It cannot be read.
+        """
+        if self.as_bytes:
+            return await all_bytes(max_bytes)
+        if self.file is None:
+            return self.data
+        try:
+            with self.file.open("rb") as stream:
+                data = stream.read(max_bytes + 1)
+        except OSError as error:
+            raise WsqueueError(f"{self.file}: {error.strerror}") from None
+        if len(data) > max_bytes:
+            raise InvalidMessage(f"{self.file} has more than {max_bytes} bytes")
+        return data
+
+
 @click.command()
 @click.argument("topic")
 @config_option
@@ -71,16 +137,42 @@ def demo(topic: str, config_file: str) -> None:
 @click.argument("topic")
 @click.argument("data", default="-")
 @click.option(
+    "--file",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Publish this file as one message of bytes.",
+)
+@click.option(
+    "--bytes", "as_bytes", is_flag=True, help="Publish all of standard input as one message of bytes."
+)
+@click.option(
+    "--header",
+    "headers",
+    type=_Header(),
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="Give each message a header; may be repeated.",
+)
+@click.option(
     "--confirm/--no-confirm",
     default=True,
     show_default=True,
     help="Wait until all messages are stored, or only until a producer has read them.",
 )
 @config_option
-def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
+def publish(
+    *,
+    topic: str,
+    data: str,
+    file: Path | None,
+    as_bytes: bool,
+    headers: tuple[tuple[str, str], ...],
+    confirm: bool,
+    config_file: str,
+) -> None:
     """Publish DATA on TOPIC, or each line of standard input.
 
-    Without DATA, or with -, each line of standard input is a message. The command ends when the consumer
+    Without DATA, or with -, each line of standard input is a message. These are texts; --file and --bytes
+    publish bytes, and subscribers get them as bytes. The command ends when the consumer
     of TOPIC has stored all messages. If it ends earlier, because of a line that cannot be published, an
     error or a signal, it first waits for the lines that it has read, and says how many are stored. A
     producer that only speaks the classic protocol confirms nothing, so messages may be lost when a
@@ -90,8 +182,13 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     Examples:
       wsqueue publish news 'hello there'
       tail -F app.log | wsqueue publish logs
+      wsqueue publish --file cat.png --header content-type=image/png pictures
+      tar -c docs | wsqueue publish --bytes backups
     """
-    run(_publish(load_config(config_file, ClientConfig), topic, data, confirm=confirm))
+    if (data != "-") + (file is not None) + as_bytes > 1:
+        raise click.UsageError("DATA, --file and --bytes each say what to publish: expected one of them.")
+    settings = load_config(config_file, ClientConfig)
+    run(_publish(settings, topic, _Source(data, file, as_bytes), dict(headers), confirm=confirm))
 
 
 @click.command()
@@ -117,6 +214,9 @@ def publish(topic: str, data: str, confirm: bool, config_file: str) -> None:
     is_flag=True,
     help="Print each message and each gap as one line of JSON.",
 )
+@click.option(
+    "--raw", "as_raw", is_flag=True, help="Print the data of each message as it is, and nothing between."
+)
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",
@@ -131,25 +231,31 @@ def subscribe(
     start: Start,
     follow: bool,
     as_json: bool,
+    as_raw: bool,
     count: int | None,
     timeout: float | None,
     config_file: str,
 ) -> None:
     """Print the messages of each TOPIC, one a line.
 
-    With several topics, each line begins with the topic. After a lost connection the command resumes where
-    it was. If messages in between are no longer stored, it says so on standard error.
+    With several topics, each line begins with the topic. Bytes that are no UTF-8 are shown with escapes;
+    --raw prints them as they are, and --json has them in data_base64. After a lost connection the command
+    resumes where it was. If messages in between are no longer stored, it says so on standard error.
 
     \b
     Examples:
       wsqueue subscribe news
       wsqueue subscribe --from earliest --no-follow news
       wsqueue subscribe --json --count 10 --timeout 60 news sport
+      wsqueue subscribe --raw --count 1 pictures > cat.png
     """
+    if as_json and as_raw:
+        raise click.UsageError("--json and --raw are two forms of output: expected one of them.")
     if isinstance(start, int | Position) and len(set(topics)) > 1:
         raise click.UsageError("an offset belongs to one topic, but several topics are given.")
     settings = load_config(config_file, ClientConfig)
-    run(_subscribe(settings, topics, start, follow=follow, as_json=as_json, count=count, seconds=timeout))
+    form = _json_line if as_json else _raw if as_raw else _line if len(topics) == 1 else _line_with_topic
+    run(_subscribe(settings, topics, start, follow=follow, form=form, count=count, seconds=timeout))
 
 
 async def run_demo(settings: ClientConfig, topic: str) -> None:
@@ -165,29 +271,34 @@ async def run_demo(settings: ClientConfig, topic: str) -> None:
         fail()
 
 
-async def _publish(settings: ClientConfig, topic: str, data: str, *, confirm: bool) -> None:
+async def _publish(
+    settings: ClientConfig, topic: str, source: _Source, headers: dict[str, str], *, confirm: bool
+) -> None:
+    max_bytes = settings.limits.max_message_bytes
     connected = client.connect(settings)
     # A signal ends the reading; another one ends the waiting for confirmations too.
     with ended_by_signals():
         async with connected:
-            if data == "-":
-                await _publish_lines(connected, topic, settings.limits.max_message_bytes, confirm=confirm)
+            if source.is_lines:
+                await _publish_lines(connected, topic, max_bytes, headers, confirm=confirm)
             else:
-                connected.publish_nowait(topic, data)
+                connected.publish_nowait(topic, await source.message(max_bytes), headers=headers)
                 await connected.close(confirm=confirm)
     if connected.lost_in_flight:
         click.echo(f"Up to {connected.lost_in_flight} messages were lost.", err=True)
         fail()
 
 
-async def _publish_lines(connected: client.Client, topic: str, max_bytes: int, *, confirm: bool) -> None:
+async def _publish_lines(
+    connected: client.Client, topic: str, max_bytes: int, headers: dict[str, str], *, confirm: bool
+) -> None:
     """Publish standard input; whatever ends it, wait for the lines before, and say how many are stored."""
     count = 0
 
     async def publish_line(line: str) -> None:
         nonlocal count
         await connected.drain()
-        connected.publish_nowait(topic, line)
+        connected.publish_nowait(topic, line, headers=headers)
         count += 1
 
     problems = [
@@ -224,7 +335,7 @@ async def _subscribe(
     start: Start,
     *,
     follow: bool,
-    as_json: bool,
+    form: Callable[[Message | Gap], bytes | str],
     count: int | None,
     seconds: float | None,
 ) -> None:
@@ -233,11 +344,12 @@ async def _subscribe(
     async def show(messages: Subscription[Message | Gap]) -> None:
         nonlocal left
         async for message in messages:
-            if isinstance(message, Gap) and not as_json:
+            if isinstance(message, Gap) and form is not _json_line:
                 click.echo(demo_tool.gap_text(message), err=True)
                 continue
+            shown = form(message)
             # Without `color`, click would remove escape sequences from the message.
-            click.echo(_line(message, as_json, len(topics)), color=True)
+            click.echo(shown, nl=isinstance(shown, str), color=True)
             if left is not None and not isinstance(message, Gap):
                 left -= 1
                 if not left:
@@ -256,10 +368,31 @@ async def _subscribe(
             fail()
 
 
-def _line(message: Message | Gap, as_json: bool, topics: int) -> str:
-    if isinstance(message, Gap) or as_json:
-        fields = msgspec.structs.asdict(message)
-        if not fields.get("log", True):
-            del fields["log"], fields["offset"]  # a classic consumer has no log
+def _json_line(message: Message | Gap) -> str:
+    fields = msgspec.structs.asdict(message)
+    if isinstance(message, Gap):
         return json_line(fields)
-    return to_stdout(message.data if topics == 1 else f"{message.topic}: {message.data}")
+    if isinstance(message.data, bytes):
+        fields = {"topic": message.topic, "data_base64": base64.b64encode(message.data).decode(), **fields}
+        del fields["data"]
+    if not message.log:
+        del fields["log"], fields["offset"]  # a classic consumer has no log
+    fields["headers"] = dict(message.headers)
+    if not message.headers:
+        del fields["headers"]
+    return json_line(fields)
+
+
+def _raw(message: Message | Gap) -> bytes:
+    assert isinstance(message, Message)
+    return message.data.encode() if isinstance(message.data, str) else message.data
+
+
+def _line(message: Message | Gap) -> str:
+    assert isinstance(message, Message)
+    return to_stdout(text_of(message.data))
+
+
+def _line_with_topic(message: Message | Gap) -> str:
+    assert isinstance(message, Message)
+    return to_stdout(f"{message.topic}: {text_of(message.data)}")

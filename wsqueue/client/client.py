@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -112,27 +112,32 @@ class Client:
         """Return how many messages are confirmed so far, or went to producers that only speak classic."""
         return self._publisher.confirmed if self._publisher is not None else 0
 
-    async def publish(self, topic: str, *data: str) -> None:
+    async def publish(self, topic: str, *data: str | bytes, headers: Mapping[str, str] | None = None) -> None:
         """Publish messages, and wait until the consumer of the topic has confirmed them.
+
+        A `str` arrives as a `str`, `bytes` arrive as `bytes`. Each message has the headers.
 
         Until then they are sent again after each interruption, through any producer; the consumer stores
         them once. A producer that only speaks classic confirms nothing: `lost_in_flight` counts the messages
         that may be lost there.
 
         Raises:
-            InvalidMessage: The topic or a message is longer than the nodes accept, or is not text.
+            InvalidMessage: The topic, a message or a header is longer than the nodes accept, or a message is
+                neither text nor bytes.
             PublishError: The consumer refused the messages, for example because its disk is full.
             ConnectError: No producer answers; the messages may have been stored.
             AuthenticationError: The producers have another key.
             OwnerError: The client was first used in another process, thread or event loop.
             RuntimeError: The client was closed.
         """
-        messages = self._encode(topic, data)
+        messages = self._encode(topic, data, headers)
         link = self._publishing()
         await link.drain()
         await asyncio.shield(link.publish(messages))
 
-    def publish_nowait(self, topic: str, *data: str) -> None:
+    def publish_nowait(
+        self, topic: str, *data: str | bytes, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Publish messages without waiting; `flush` waits for all of them and raises their errors.
 
         Raises:
@@ -141,7 +146,7 @@ class Client:
             OwnerError: As for `publish`.
             RuntimeError: The client was closed.
         """
-        messages = self._encode(topic, data)
+        messages = self._encode(topic, data, headers)
         link = self._publishing()
         if link.full:
             raise WindowFull("too many unconfirmed messages: await client.drain() first")
@@ -275,8 +280,10 @@ class Client:
         if self._closed:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
-    def _encode(self, topic: str, data: Sequence[str]) -> EncodedMessages:
+    def _encode(
+        self, topic: str, data: Sequence[str | bytes], headers: Mapping[str, str] | None
+    ) -> EncodedMessages:
         self._owner.check()
         if self._closed:
             self._check_open()
-        return encode_messages(topic, data, self._settings.config.limits)
+        return encode_messages(topic, data, self._settings.config.limits, headers)

@@ -32,7 +32,8 @@ from typing import Generic, TypeVar
 import msgspec
 
 from ..protocol import classic, v2
-from .encoding import EncodedMessages
+from ..protocol.packed import Packed, pack
+from .encoding import EncodedMessage, EncodedMessages
 
 WINDOW_BYTES = 16 * 1024 * 1024
 """Unconfirmed bytes above which nothing is published: more than a fast network and disk have under way."""
@@ -50,9 +51,10 @@ class OutgoingBatch(msgspec.Struct, Generic[Waiter], kw_only=True, eq=False):
     """Hold messages of one topic until they are confirmed, refused or failed.
 
     Attributes:
-        topic: The topic as text, and `topic_json` as JSON.
-        data: The messages as JSON strings.
-        size: Bytes in the window: those of the classic form of each message.
+        topic: The topic.
+        text: True if the messages are texts, False if they are bytes.
+        messages: The messages.
+        size: Bytes in the window: no fewer than its packet has.
         number: Number of the batch, 0 while it is forming.
         after: The number of the batch before it on the topic that was outstanding then, else 0.
         waiters: The caller's objects, one for each `add` that is to be told when the batch is done.
@@ -60,8 +62,8 @@ class OutgoingBatch(msgspec.Struct, Generic[Waiter], kw_only=True, eq=False):
     """
 
     topic: str
-    topic_json: bytes
-    data: list[bytes] = msgspec.field(default_factory=list)
+    text: bool = True
+    messages: list[EncodedMessage] = msgspec.field(default_factory=list)
     size: int = 0
     number: int = 0
     after: int = 0
@@ -70,12 +72,26 @@ class OutgoingBatch(msgspec.Struct, Generic[Waiter], kw_only=True, eq=False):
 
     def packet(self) -> bytes:
         """Return the packet of v2 that publishes the batch; it is the same each time."""
-        data = v2.join_data(self.data)
-        return v2.encode(v2.Publish(self.number, self.after, self.topic, len(self.data), data))
+        return v2.encode(v2.Publish(self.number, self.after, self.topic, self._packed()))
+
+    def classic_problem(self, max_message_bytes: int) -> str:
+        """Return why a producer that only speaks classic cannot take the batch, "" if it can."""
+        packed = self._packed()
+        if not packed.text or packed.headers:
+            return "a producer that only speaks classic takes texts without headers"
+        if not classic.MessageSlices(self.topic, packed, max_message_bytes).skips_none():
+            return f"in the classic form, a message has more than {max_message_bytes} bytes"
+        return ""
 
     def classic_payloads(self) -> list[bytes]:
         """Return the messages in classic form."""
-        return [classic.join_message(data, self.topic_json) for data in self.data]
+        topic = self.topic
+        return [classic.encode(classic.Message(message.data.decode(), topic)) for message in self.messages]
+
+    def _packed(self) -> Packed:
+        headers = [message.headers for message in self.messages]
+        data = [message.data for message in self.messages]
+        return pack(data, text=self.text, headers=headers if any(headers) else None)
 
 
 class Outbox(Generic[Waiter]):
@@ -107,25 +123,25 @@ class Outbox(Generic[Waiter]):
 
         The window is checked by the caller, because one call may exceed it.
         """
-        topic, overhead = messages.topic, messages.overhead
+        topic = messages.topic
         batch = self._forming.get(topic)
         batches: list[OutgoingBatch[Waiter]] = []
-        for data in messages.data:
-            size = len(data) + overhead
-            if batch is not None and batch.size + size > self._batch_bytes:
+        for message in messages.messages:
+            size, text = message.size, message.text
+            if batch is not None and (batch.size + size > self._batch_bytes or batch.text is not text):
                 self._number(batch)
                 batch = None
             if batch is None:
-                batch = self._forming[topic] = OutgoingBatch(topic=topic, topic_json=messages.topic_json)
+                batch = self._forming[topic] = OutgoingBatch(topic=topic, text=text)
             if not batches or batches[-1] is not batch:
                 batches.append(batch)
-            batch.data.append(data)
+            batch.messages.append(message)
             batch.size += size
             self._bytes += size
             if batch.size >= self._batch_bytes:
                 self._number(batch)
                 batch = None
-        self.unconfirmed += len(messages.data)
+        self.unconfirmed += len(messages.messages)
         return batches
 
     def number_all(self) -> int:
@@ -193,5 +209,5 @@ class Outbox(Generic[Waiter]):
             if not numbers:
                 del self._topics[batch.topic]
             self._bytes -= batch.size
-            self.unconfirmed -= len(batch.data)
+            self.unconfirmed -= len(batch.messages)
         return batch

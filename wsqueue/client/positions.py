@@ -24,7 +24,7 @@ import msgspec
 from ..protocol import v2
 from ..protocol.repeats import Repeats
 from ..protocol.session import Event, MessagesReceived
-from .values import Gap, Message, Position, Start
+from .values import NO_HEADERS, Gap, Message, Position, Start
 
 MAX_REMEMBERED_NUMBERS = 10_000
 """Pairs of topic and publisher whose last batch is remembered: 2 MiB."""
@@ -108,11 +108,15 @@ class Positions:
         topic = self._topics.get(event.topic)
         if topic is None:
             return []
-        topic.offset, topic.asked = event.offset + len(event.data), None
+        topic.offset, topic.asked = event.offset + event.messages.count, None
         if event.publisher and self._is_repeat(event):
             return []
-        log, offset = topic.log, event.offset
-        return [Message(event.topic, data, log, offset + index) for index, data in enumerate(event.data)]
+        name, log, packed = event.topic, topic.log, event.messages
+        data = enumerate(packed.unpack(), event.offset)
+        if packed.headers is None:
+            return [Message(name, one, log, offset) for offset, one in data]
+        both = zip(data, packed.headers, strict=True)
+        return [Message(name, one, log, offset, headers or NO_HEADERS) for (offset, one), headers in both]
 
     def _is_repeat(self, event: v2.Deliver) -> bool:
         if event.number <= (self._repeats.last(event.topic, event.publisher) or 0):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import logging
 import secrets
 from collections.abc import Iterable, Sequence
@@ -49,9 +48,10 @@ class PublisherLink(ClientLink):
         self.lost_in_flight = self.confirmed = 0
         self._classic: ClassicSender | None = None
         self._open_seconds = settings.open_seconds
-        self._secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
+        self._secret = secrets.token_bytes(v2.NONCE_BYTES)
         # No batch may be longer than a single message could be.
-        batch_bytes = min(BATCH_BYTES, settings.config.limits.max_message_bytes)
+        self._max_message_bytes = settings.config.limits.max_message_bytes
+        batch_bytes = min(BATCH_BYTES, self._max_message_bytes)
         self._outbox: Outbox[asyncio.Future[None]] = Outbox(batch_bytes=batch_bytes)
         self._error: WsqueueError | None = None
         self._sending_scheduled = False
@@ -206,15 +206,22 @@ class PublisherLink(ClientLink):
             if self._classic is None:
                 self.connection.send([batch.packet() for batch in batches])
                 continue
-            self._classic.send([payload for batch in batches for payload in batch.classic_payloads()])
-            # A classic producer confirms nothing.
             for batch in batches:
-                self._release(self._outbox.acknowledge(batch.number, batch.number))
+                self._send_classic(self._classic, batch)
         self.notify()
+
+    def _send_classic(self, sender: ClassicSender, batch: Batch) -> None:
+        """Send a batch to a classic producer, which confirms nothing; fail one that it cannot take."""
+        if problem := batch.classic_problem(self._max_message_bytes):
+            self._outbox.refuse(batch.number)
+            self._fail(batch, PublishError("invalid", problem))
+            return
+        sender.send(batch.classic_payloads())
+        self._release(self._outbox.acknowledge(batch.number, batch.number))
 
     def _release(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
-            self.confirmed += len(batch.data)
+            self.confirmed += len(batch.messages)
             for future in batch.waiters:
                 if not future.done():
                     future.set_result(None)

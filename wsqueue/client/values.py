@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
+from types import MappingProxyType
 from typing import Literal, TypeVar
 
 import msgspec
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+"""The headers of a message that has none."""
 
 
 class Position(msgspec.Struct, frozen=True):
@@ -28,15 +33,17 @@ class Message(msgspec.Struct, frozen=True, gc=False):
 
     Attributes:
         topic: The topic that it was published on.
-        data: The data that was published.
+        data: The data that was published: a `str` or `bytes`, as it was published.
         log: The id of the epoch of the log in which it was read; "" from a consumer without a log.
         offset: Its place in that log.
+        headers: The headers that were published with it.
     """
 
     topic: str
-    data: str
+    data: str | bytes
     log: str = ""
     offset: int = 0
+    headers: Mapping[str, str] = NO_HEADERS
 
     @property
     def after(self) -> Position:

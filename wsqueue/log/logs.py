@@ -34,7 +34,7 @@ from .store import AppendBatch, Done, Outcome, Store
 from .topic import NO_RECORDS, TopicLog
 
 PROBLEMS: dict[RefusalCode, str] = {
-    "invalid": v2.INVALID_DATA,
+    "invalid": v2.INVALID_MESSAGES,
     "topic_too_long": "the topic has more than max_topic_bytes",
 }
 
@@ -159,16 +159,16 @@ class TopicLogs(Store):
         if batch.publisher:
             # With the topic as the log has it, so that it is in memory once.
             self._remember(log.name, batch.publisher, batch.number)
-        packet = v2.encode(v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.data))
+        deliver = v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.messages)
         log.time = max(log.time, now)
         record = Record(
             log.name,
             log.assigned,
-            len(batch.data),
+            batch.messages.count,
             log.time,
             batch.publisher,
             batch.number,
-            packet,
+            v2.encode(deliver),
             self.epochs.current.number,
         )
         log.assigned = record.end

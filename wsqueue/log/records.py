@@ -35,7 +35,7 @@ class Record(msgspec.Struct, gc=False):
         publisher: Public id of the publisher; "" for a classic publisher.
         number: Number of the batch, rising with each batch of that publisher on that topic; 0 without
             publisher.
-        packet: The packet that delivers the messages, as JSON.
+        packet: The packet that delivers the messages, as it travels.
         epoch: Number of the epoch in which it came, never falling.
     """
 

@@ -23,6 +23,7 @@ import msgspec
 from ..config.model import Retention
 from ..errors import ConfigError
 from ..journal import log
+from ..protocol.packed import NOTHING
 from ..report.report import HistogramStatus, LogStatus
 from .archive import Archive
 from .files import state_directory
@@ -115,7 +116,7 @@ class SqliteStore(TopicLogs):
                 continue
             self._pending.append((outcome, before))
             # The messages are in the packet, where they take far less.
-            batch.data = []
+            batch.messages = NOTHING
         if records:
             self._settled.clear()
             self._archive.append(records)

@@ -40,6 +40,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..config.model import Retention
+from ..protocol.packed import Packed
 from ..protocol.v2 import RefusalCode
 from ..report.report import HistogramStatus, LogStatus
 from .epochs import Epochs
@@ -53,7 +54,7 @@ class AppendBatch(msgspec.Struct, gc=False):
 
     Attributes:
         topic: Name of the topic of all messages.
-        data: The messages.
+        messages: The messages.
         publisher: Public id of the publisher; "" for a classic publisher.
         number: Number that the publisher gave to the batch; 0 for a classic publisher.
         after: Number of the publisher's batch before, if that need not be here yet, else 0.
@@ -62,7 +63,7 @@ class AppendBatch(msgspec.Struct, gc=False):
     """
 
     topic: str
-    data: list[str]
+    messages: Packed
     publisher: str = ""
     number: int = 0
     after: int = 0
@@ -134,7 +135,8 @@ class Store(ABC):
     def append(self, batches: Sequence[AppendBatch]) -> None:
         """Store batches, or find out that they were stored before, or refuse them.
 
-        The outcomes may be told before this returns. Batches lose their messages while they wait for a disk.
+        The outcomes may be told before this returns. Batches lose their messages while they wait for a disk,
+        because the records have them.
         """
 
     @property

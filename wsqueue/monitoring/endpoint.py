@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from ..net.connection import Connection, Handler
 from ..protocol import v2
 from ..protocol.close import CloseCode
@@ -35,7 +33,7 @@ class StatusEndpoint(Handler):
             if not connection.sendable:
                 return
             if isinstance(event, v2.AskReport):
-                connection.send_packet(v2.NodeReport(msgspec.Raw(self._reporter.encoded())))
+                connection.send_packet(v2.NodeReport(self._reporter.encoded()))
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return

@@ -244,6 +244,12 @@ METRICS = (
         "Messages of classic producers that cannot be taken: they are too long or not UTF-8.",
     ),
     _counter(
+        "wsqueue_messages_skipped_for_classic_total",
+        "consumer",
+        "skipped_for_classic",
+        "Messages that classic subscribers could not take: bytes that are not UTF-8, or too long.",
+    ),
+    _counter(
         "wsqueue_batches_repeated_total",
         "consumer",
         "repeats",

@@ -121,7 +121,7 @@ class Pages:
 
     def _page(self, path: str) -> HttpResponse:
         if path == "/status.json":
-            return HttpResponse(200, self._reporter.encoded().decode(), JSON, HEADERS)
+            return HttpResponse(200, self._reporter.encoded(), JSON, HEADERS)
         if path == "/cluster.json":
             return HttpResponse(200, self._cluster_json(), JSON, HEADERS)
         if path == "/metrics":

@@ -81,7 +81,7 @@ class Reporter:
         self._counters_before: deque[Counter[str]] = deque([Counter()], RECENT_WINDOWS + 1)
         self._refused_peers: dict[str, str] = {}
         self._made: tuple[float, Report] | None = None
-        self._encoded = b""
+        self._encoded = ""
         self.addresses: list[Address] = []
         self.not_ready: Callable[[], str] = str
         self.restart_needed: list[str] = []
@@ -123,13 +123,13 @@ class Reporter:
         """Return the report of the node, at most `FRESH_SECONDS` old."""
         now = time.monotonic()
         if self._made is None or now - self._made[0] >= FRESH_SECONDS:
-            self._made, self._encoded = (now, self._make(now)), b""
+            self._made, self._encoded = (now, self._make(now)), ""
         return self._made[1]
 
-    def encoded(self) -> bytes:
+    def encoded(self) -> str:
         """Return the report as JSON, encoded once per report."""
         report = self.report()
-        self._encoded = self._encoded or msgspec.json.encode(report)
+        self._encoded = self._encoded or msgspec.json.encode(report).decode()
         return self._encoded
 
     def _make(self, now: float) -> Report:

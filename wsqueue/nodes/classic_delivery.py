@@ -11,6 +11,9 @@ A classic message repeats its topic, so that a batch of 1 MiB can take hundreds.
 slice at a time, one slice in a turn of the loop, and wait as they are meanwhile. Batches of a
 topic stay in order: while it has a backlog, new ones join it.
 
+Classic messages are texts. A message of bytes that are no UTF-8, or whose classic form is longer than
+`max_message_bytes`, is skipped and counted; the first one of a topic is logged (`_warned`).
+
 The fastest subscriber of a topic sets the pace. Bytes that a slower one doesn't take wait in its
 connection, which is closed when they are more than `max_buffered_bytes`. If all of them are slow, the batches
 wait here, and all are closed when those take more than that.
@@ -20,16 +23,21 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import logging
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 
+from ..config.model import Limits
+from ..journal import log
 from ..log.records import Record
 from ..net.buffers import Buffers
 from ..net.connection import Connection
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode
-from ..protocol.frames import frame_texts
+from ..protocol.frames import frame_messages
 from .topics import Topics
+
+logger = logging.getLogger(__name__)
 
 SLICE_BYTES = 256 * 1024
 """Most bytes that are framed at a time: about as many as a socket takes; one message may have more."""
@@ -39,6 +47,10 @@ TURN_BYTES = 8 * 1024 * 1024
 
 MIN_SLICE_BYTES = 16 * 1024
 """Least bytes of a slice, however many subscribers a topic has: the fixed cost of tiny slices adds up."""
+
+
+MAX_WARNED_TOPICS = 1000
+"""Topics that were warned of; when there are more, each is warned of once more."""
 
 
 class _Backlog:
@@ -61,21 +73,22 @@ class ClassicDelivery:
     Args:
         topics: The subscribers.
         counters: Counters of the node.
-        max_buffered_bytes: Bytes of batches of a topic that may wait; a reload sets another value.
+        limits: Of the bytes of a message, and of those that may wait for a topic; a reload sets others.
         buffers: Counts the bytes of all batches that wait, with those that wait in connections.
 
     Attributes:
-        max_buffered_bytes: See above.
+        limits: See above.
     """
 
     def __init__(
         self,
         topics: Topics[Connection],
         counters: Counter[str],
-        max_buffered_bytes: int,
+        limits: Limits,
         buffers: Buffers,
     ) -> None:
-        self.max_buffered_bytes, self._buffers = max_buffered_bytes, buffers
+        self.limits, self._buffers = limits, buffers
+        self._warned: set[str] = set()
         self._topics, self._counters = topics, counters
         self._backlogs: dict[str, _Backlog] = {}
         # Topics whose turn comes, each once; a topic with a backlog that isn't here waits for `resume`.
@@ -83,27 +96,31 @@ class ClassicDelivery:
         self._next_turn: asyncio.Handle | None = None
         self._settled: asyncio.Future[None] | None = None
 
-    def deliver(self, topic: str, records: Sequence[Record], data: Sequence[str] | None) -> None:
+    def deliver(self, topic: str, records: Sequence[Record]) -> None:
         """Send batches to the subscribers of their topic, now or in turns.
 
         Args:
             topic: Topic of all batches; it has subscribers.
             records: The batches.
-            data: Their messages if they are at hand, else None.
         """
         subscribers = self._topics.subscribers(topic)
         backlog = self._backlogs.get(topic)
-        if backlog is None and data is not None:
-            slices = classic.MessageSlices(topic, data)
-            size = slices.count * slices.overhead + sum(len(record.packet) for record in records)
-            few = len(data) == 1 or size <= _slice_bytes(subscribers)
+        if backlog is None:
+            count = sum(record.count for record in records)
+            size = count * classic.message_overhead(topic) + sum(len(record.packet) for record in records)
+            few = count == 1 or size <= _slice_bytes(subscribers)
             if few and not all(subscriber.congested for subscriber in subscribers):
-                self._send(slices, size, subscribers)
+                messages: list[bytes] = []
+                for slices in map(self._slices, records):
+                    # A few times as much at most: control characters take six bytes in JSON.
+                    while not slices.done:
+                        messages += self._next(topic, slices, SLICE_BYTES)
+                self._send(messages, subscribers)
                 return
         if backlog is None:
             backlog = self._backlogs[topic] = _Backlog(functools.partial(self._give_up, topic))
             self.resume(topic)
-        elif backlog.bytes > self.max_buffered_bytes:
+        elif backlog.bytes > self.limits.max_buffered_bytes:
             self._give_up(topic)
             return
         backlog.records.extend(records)
@@ -144,8 +161,8 @@ class ClassicDelivery:
 
     def _send_slice(self, topic: str, backlog: _Backlog, subscribers: list[Connection]) -> None:
         if backlog.slices is None:
-            backlog.slices = classic.MessageSlices(topic, data_of(backlog.records[0]))
-        self._send(backlog.slices, _slice_bytes(subscribers), subscribers)
+            backlog.slices = self._slices(backlog.records[0])
+        self._send(self._next(topic, backlog.slices, _slice_bytes(subscribers)), subscribers)
         if topic not in self._backlogs:
             # With these bytes more waited than may, and most of it was here.
             return
@@ -159,11 +176,32 @@ class ClassicDelivery:
             # The last step, because it gives the backlog up if a reload has lowered the limit.
             self._buffers.count(backlog, backlog.bytes)
 
-    def _send(self, slices: classic.MessageSlices, max_bytes: int, subscribers: list[Connection]) -> None:
+    def _next(self, topic: str, slices: classic.MessageSlices, max_bytes: int) -> list[bytes]:
+        before = slices.skipped
         messages = slices.next_slice(max_bytes)
-        frames = frame_texts(messages, masked=False)
+        if slices.skipped > before:
+            self._counters["skipped_for_classic"] += slices.skipped - before
+            self._warn(topic)
+        return messages
+
+    def _send(self, messages: list[bytes], subscribers: list[Connection]) -> None:
+        frames = frame_messages(messages, masked=False, binary=False)
         reached = sum(subscriber.send_frames(frames) for subscriber in subscribers)
         self._counters["deliveries"] += len(messages) * reached
+
+    def _slices(self, record: Record) -> classic.MessageSlices:
+        deliver = v2.decode(record.packet)
+        assert isinstance(deliver, v2.Deliver)
+        return classic.MessageSlices(record.topic, deliver.messages, self.limits.max_message_bytes)
+
+    def _warn(self, topic: str) -> None:
+        """Say that a topic has messages which its classic subscribers don't get, once."""
+        if topic not in self._warned:
+            if len(self._warned) >= MAX_WARNED_TOPICS:
+                self._warned.clear()
+            self._warned.add(topic)
+            reason = "not UTF-8, or longer than max_message_bytes in the classic form"
+            log(logger, logging.WARNING, "skipped for classic", topic=topic, reason=reason)
 
     def _give_up(self, topic: str, reason: str = "") -> None:
         """Close the subscribers of a topic, all of which are slow, and drop all that waits for them."""
@@ -176,13 +214,6 @@ class ClassicDelivery:
         self._turns.pop(topic, None)
         if not self._backlogs and self._settled is not None and not self._settled.done():
             self._settled.set_result(None)
-
-
-def data_of(record: Record) -> list[str]:
-    """Return the messages of a batch in the log."""
-    deliver = v2.decode(record.packet)
-    assert isinstance(deliver, v2.Deliver)
-    return deliver.data
 
 
 def _slice_bytes(subscribers: Sequence[Connection]) -> int:

@@ -40,8 +40,9 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
-from ..protocol.frames import frame_texts
+from ..protocol.frames import frame_messages
 from ..protocol.framing import HttpResponse, PongReceived
+from ..protocol.packed import pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
@@ -102,7 +103,7 @@ class Consumer:
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
         self.buffers = Buffers(config.limits.max_total_buffered_bytes)
-        self.classic = ClassicDelivery(self.topics, counters, config.limits.max_buffered_bytes, self.buffers)
+        self.classic = ClassicDelivery(self.topics, counters, config.limits, self.buffers)
         self.traffic = Traffic()
         self.top_topics = TopTopics()
         self._monitoring = config.monitoring
@@ -173,7 +174,7 @@ class Consumer:
         """Use a new configuration from now on; a log stays where it is until a restart."""
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
-        self.classic.max_buffered_bytes = config.limits.max_buffered_bytes
+        self.classic.limits = config.limits
         self.buffers.limit = config.limits.max_total_buffered_bytes
         self.logs.index.limit = config.limits.max_index_bytes
         self._monitoring = config.monitoring
@@ -245,9 +246,9 @@ class Consumer:
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:
-            self.classic.deliver(topic, records, _data(outcomes))
+            self.classic.deliver(topic, records)
         if readers:
-            frames = frame_texts([record.packet for record in records], masked=False)
+            frames = frame_messages([record.packet for record in records], masked=False, binary=True)
             reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
             self.counters["deliveries"] += count * reached
         if not subscribers and not readers:
@@ -286,18 +287,6 @@ def _monotonic() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-def _data(outcomes: Sequence[Outcome]) -> list[str] | None:
-    """Return the messages of stored batches; None if they waited for a disk: their records have them."""
-    if len(outcomes) == 1:
-        return outcomes[0].batch.data or None
-    data: list[str] = []
-    for outcome in outcomes:
-        if not outcome.batch.data:
-            return None
-        data += outcome.batch.data
-    return data
-
-
 class ProducerEndpoint(Handler):
     """Serve `/producer`: one handler for all producers."""
 
@@ -322,17 +311,16 @@ class ProducerEndpoint(Handler):
             if type(event) is v2.Forward:
                 number = self._received[connection] = self._received[connection] + 1
                 problem: v2.RefusalCode | None = None
-                # The publisher says the count, which counts for nothing unless it is right.
-                if len(event.data) != event.count:
+                if not event.messages.whole:
                     problem = "invalid"
                 else:
-                    consumer.counters["messages_in"] += event.count
+                    consumer.counters["messages_in"] += event.messages.count
                     if consumer.too_long(event.topic):
                         problem = "topic_too_long"
                 batches.append(
                     AppendBatch(
                         event.topic,
-                        event.data,
+                        event.messages,
                         event.publisher,
                         event.number,
                         event.after,
@@ -342,9 +330,8 @@ class ProducerEndpoint(Handler):
                 )
             elif type(event) is MessagesReceived:
                 consumer.counters["messages_in"] += len(event.messages)
-                batches += [
-                    AppendBatch(event.topic, data) for data in event.batches(consumer.max_message_bytes)
-                ]
+                parts = event.batches(consumer.max_message_bytes)
+                batches += [AppendBatch(event.topic, pack_texts(data)) for data in parts]
             elif isinstance(event, MessageDropped):
                 consumer.counters["dropped_invalid"] += 1
                 log(logger, logging.WARNING, "message dropped", peer=connection.peer, reason=event.reason)

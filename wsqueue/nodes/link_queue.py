@@ -32,6 +32,7 @@ from ..config.model import READ_MARGIN_BYTES, Limits
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import Closed
+from ..protocol.packed import Packed
 from ..report.stats import Histogram
 
 if TYPE_CHECKING:
@@ -295,11 +296,17 @@ class LinkQueue:
         """Return the messages of a batch, None if it was refused instead."""
         if self._refused_after(batch):
             return None
-        data = forwarded_data(batch.payload)
-        if len(data) != batch.count:
-            self._refuse(batch, "invalid", packets_v2.INVALID_DATA)
+        messages = forwarded_messages(batch.payload)
+        if not messages.text or messages.headers or not messages.is_utf8:
+            self._refuse(batch, "invalid", "the consumer speaks classic, which has texts and no headers")
             return None
-        return classic.MessageSlices(batch.topic, data)
+        max_bytes = self.limits.max_message_bytes
+        slices = classic.MessageSlices(batch.topic, messages, max_bytes)
+        if not slices.skips_none():
+            reason = f"a message has more than {max_bytes} bytes in the classic form of the consumer"
+            self._refuse(batch, "too_long", reason)
+            return None
+        return slices
 
     def _refused_after(self, batch: ForwardBatch) -> bool:
         """Refuse a batch whose predecessor was refused; return True if it was."""
@@ -404,9 +411,9 @@ class LinkQueue:
         batch = self._waiting[0]
         if batch.origin is None and begun.built:
             publisher, number, after, topic = batch.publisher, batch.number, batch.after, batch.topic
-            data = begun.rest
-            payload = packets_v2.encode(packets_v2.Forward(publisher, number, after, topic, len(data), data))
-            rest = ForwardBatch(publisher, number, after, topic, len(data), payload, None)
+            messages = begun.rest
+            payload = packets_v2.encode(packets_v2.Forward(publisher, number, after, topic, messages))
+            rest = ForwardBatch(publisher, number, after, topic, messages.count, payload, None)
             self._waiting_bytes += rest.size - batch.size
             self._waiting[0] = rest
             if batch is self._timed:
@@ -430,8 +437,8 @@ class LinkQueue:
             self._refusals.append((batch.origin, refused))
 
 
-def forwarded_data(payload: bytes) -> list[str]:
-    """Return the messages of a packet that forwards a batch; none if its data is invalid."""
+def forwarded_messages(payload: bytes) -> Packed:
+    """Return the messages of a packet that forwards a batch."""
     forward = packets_v2.decode(payload)
     assert isinstance(forward, packets_v2.Forward)
-    return forward.data
+    return forward.messages

@@ -21,12 +21,13 @@ from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import HttpResponse, PongReceived
+from ..protocol.packed import pack_texts
 from ..protocol.routing import router
 from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .consumer_link import ConsumerLink
-from .link_queue import ForwardBatch, Origin, forwarded_data
+from .link_queue import ForwardBatch, Origin
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -142,7 +143,7 @@ class Producer(Handler):
                 batches = by_link.setdefault(self._route(event.topic), [])
                 batches += [self._classic(event.topic, data) for data in event.batches(max_bytes)]
             elif isinstance(event, packets_v2.Publisher) and not origin.id:
-                origin.id = public_id(base64.b64decode(event.secret))
+                origin.id = public_id(event.secret)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
@@ -184,27 +185,22 @@ class Producer(Handler):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None
-        if not packets_v2.may_hold(packet.data, packet.count):
-            # It has no data at all, or a count that would be in this node's numbers before it is refused.
-            connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_DATA))
+        messages = packet.messages
+        if not messages.whole:
+            connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_MESSAGES))
             return None
-        payload = packets_v2.encode(
-            packets_v2.RawForward(publisher, number, packet.after, topic, packet.count, packet.data)
-        )
-        too_long = len(payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES
-        if len(payload) > limits.max_message_bytes and not too_long:
-            # A message that is too long for classic subscribers would end their connections.
-            too_long = classic.any_too_long(topic, forwarded_data(payload), limits.max_message_bytes)
-        if too_long:
+        payload = packets_v2.encode(packets_v2.Forward(publisher, number, packet.after, topic, messages))
+        if len(payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return ForwardBatch(publisher, number, packet.after, topic, packet.count, payload, origin)
+        return ForwardBatch(publisher, number, packet.after, topic, messages.count, payload, origin)
 
     def _classic(self, topic: str, data: list[str]) -> ForwardBatch:
         """Return a batch of classic messages."""
         self._number += 1
-        payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, len(data), data))
+        messages = pack_texts(data)
+        payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, messages))
         return ForwardBatch(self._id, self._number, 0, topic, len(data), payload, None)
 
     def _link(self, address: Address) -> ConsumerLink:

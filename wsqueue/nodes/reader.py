@@ -41,7 +41,7 @@ from ..log.topic import TopicLog
 from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.close import CloseCode
-from ..protocol.frames import frame_texts
+from ..protocol.frames import frame_messages
 
 logger = logging.getLogger(__name__)
 
@@ -319,7 +319,7 @@ class Reader:
             packets[0] = _from_offset(records[0], self._offset)
             count = records[-1].end - self._offset
             self._offset = records[-1].end
-            if self._connection.send_frames(frame_texts(packets, masked=False)):
+            if self._connection.send_frames(frame_messages(packets, masked=False, binary=True)):
                 self._counters["deliveries"] += count
 
     def _fail(self, error: WsqueueError) -> None:
@@ -340,5 +340,5 @@ def _from_offset(record: Record, offset: int) -> bytes:
         return record.packet
     deliver = v2.decode(record.packet)
     assert isinstance(deliver, v2.Deliver)
-    rest = deliver.data[offset - record.offset :]
-    return v2.encode(msgspec.structs.replace(deliver, offset=offset, data=rest))
+    rest = deliver.messages.behind(offset - record.offset)
+    return v2.encode(msgspec.structs.replace(deliver, offset=offset, messages=rest))

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, cast
 
 import msgspec
 
 from .close import CloseCode, PeerError
+from .packed import Packed
 
 MAX_ONCE = 2**31 - 2
 """The largest challenge that the original nodes draw; the smallest is 1, because they take 0 as absent."""
@@ -165,62 +166,85 @@ def join_message(data: bytes, topic: bytes) -> bytes:
 MESSAGE_OVERHEAD_BYTES = len(join_message(b"", b""))
 """Bytes of a message besides its two JSON strings."""
 
+
+def message_overhead(topic: str) -> int:
+    """Return the bytes of each message of a topic besides its data."""
+    return MESSAGE_OVERHEAD_BYTES + len(encode_string(topic))
+
+
 MAX_BYTES_PER_CHARACTER = 6
 """Most bytes that a character takes in a JSON string: a control character becomes `\\u0001`."""
 
 
-def any_too_long(topic: str, data: Iterable[str], max_bytes: int) -> bool:
-    """Return True if any of some messages of a topic has more than `max_bytes`; none is built to be measured.
-
-    Raises:
-        UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
-    """
-    room = max_bytes - MESSAGE_OVERHEAD_BYTES - len(encode_string(topic))
-    # Few messages can be so long that their length has to be computed.
-    characters = (room - 2) // MAX_BYTES_PER_CHARACTER
-    return any(len(text) > characters and len(encode_string(text)) > room for text in data)
-
-
 class MessageSlices:
-    """Build the messages of a topic a slice at a time: they can be far longer than the batch that has them.
+    """Build the messages of a batch a slice at a time: they can be far longer than the batch that has them.
 
-    A topic is repeated in each message, and a batch of 1 MiB can have 350,000 messages.
+    A topic is repeated in each message, and a batch of 1 MiB can have a million messages. A message that is
+    no text, or is too long in the classic form, is skipped.
 
     Args:
         topic: Topic of all messages.
-        data: Their data, in order.
+        messages: The messages.
+        max_message_bytes: Length of the longest message.
 
     Attributes:
-        count: Number of messages.
-        built: Number of messages in the slices so far.
-        overhead: Bytes of each message besides its data.
+        count: Number of messages in the batch.
+        built: Number of messages that were built or skipped so far.
+        skipped: Number of those that were skipped.
     """
 
-    __slots__ = ("_data", "_tail", "built", "count", "overhead")
+    __slots__ = ("_begin", "_messages", "_overhead", "_room", "_tail", "built", "count", "skipped")
 
-    def __init__(self, topic: str, data: Sequence[str]) -> None:
-        self.count, self.built = len(data), 0
-        self._data = data
+    def __init__(self, topic: str, messages: Packed, max_message_bytes: int) -> None:
+        self.count, self.built, self.skipped = messages.count, 0, 0
+        self._messages, self._begin = messages, 0
         self._tail = _TAIL % encode_string(topic)
-        self.overhead = len(_HEAD) + len(self._tail)
+        self._overhead = len(_HEAD) + len(self._tail)
+        # Bytes that the data of a message may have as JSON.
+        self._room = max_message_bytes - self._overhead
 
     @property
     def done(self) -> bool:
-        """Return True if all messages have been built."""
+        """Return True if all messages have been built or skipped."""
         return self.built >= self.count
 
     @property
-    def rest(self) -> list[str]:
-        """Return the data of the messages that have not been built."""
-        return list(self._data[self.built :])
+    def rest(self) -> Packed:
+        """Return the messages that have not been built."""
+        return self._messages.part(self.built, self.count, self._begin)
+
+    def skips_none(self) -> bool:
+        """Return True if all messages are texts, and none is too long."""
+        messages = self._messages
+        if not messages.is_utf8:
+            return False
+        ends = itertools.accumulate(messages.sizes)
+        long = [
+            (end - size, end)
+            for size, end in zip(messages.sizes, ends, strict=True)
+            if self._may_exceed(size)
+        ]
+        return all(
+            len(encode_string(str(messages.data[begin:end], "utf-8"))) <= self._room for begin, end in long
+        )
 
     def next_slice(self, max_bytes: int) -> list[bytes]:
-        """Return the next messages: at least one if there is one, and no other beyond `max_bytes`."""
-        most = max(1, max_bytes // self.overhead)
-        texts = list(map(encode_string, self._data[self.built : self.built + most]))
-        if len(texts) * self.overhead + sum(map(len, texts)) > max_bytes:
-            sizes = itertools.accumulate(len(text) + self.overhead for text in texts)
-            texts = texts[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, sizes)))]
-        self.built += len(texts)
+        """Return the next messages: no more than `max_bytes`, unless the first has more."""
+        part = self._messages.part(self.built, max(1, max_bytes // self._overhead), self._begin)
+        data = [None if text is None else encode_string(text) for text in part.texts()]
+        if self._may_exceed(max(part.sizes, default=0)):
+            data = [one if one is not None and len(one) <= self._room else None for one in data]
+        sizes = [self._overhead + len(one) if one is not None else 0 for one in data]
+        if sum(sizes) > max_bytes:
+            totals = itertools.accumulate(sizes)
+            data = data[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, totals)))]
+        self.built += len(data)
+        self._begin += sum(part.sizes[: len(data)])
         tail = self._tail
-        return [_HEAD + text + tail for text in texts]
+        built = [_HEAD + one + tail for one in data if one is not None]
+        self.skipped += len(data) - len(built)
+        return built
+
+    def _may_exceed(self, size: int) -> bool:
+        """Return True if a message of a size, in UTF-8, may be too long as JSON."""
+        return size * MAX_BYTES_PER_CHARACTER + 2 > self._room

@@ -31,7 +31,7 @@ class CloseCode(enum.IntEnum):
 
     NORMAL = 1000, "done", True
     GOING_AWAY = 1001, "going away", True
-    UNSUPPORTED_DATA = 1003, "packets are text messages, not binary", False
+    UNSUPPORTED_DATA = 1003, "packets of v2 are binary messages, classic ones are texts", False
     ABNORMAL = 1006, "connection lost", True
     INVALID_TEXT = 1007, "a text message is not valid UTF-8", False
     INTERNAL_ERROR = 1011, "internal error", True

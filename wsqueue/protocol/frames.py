@@ -1,4 +1,4 @@
-"""The frame codec: texts and pongs to frames, plain frames to texts and pings (RFC 6455 section 5)."""
+"""The frame codec: messages and pongs to frames, plain frames to messages and pings (RFC 6455 section 5)."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ try:
 except ImportError:  # pragma: no cover - a platform without the compiled extension
     from websockets.utils import apply_mask
 
-TEXT_AND_FIN = 0x81
-"""The first byte of an unfragmented text message."""
+TEXT_AND_FIN, BINARY_AND_FIN = 0x81, 0x82
+"""The first bytes of an unfragmented text message and of a binary one."""
 
 PING_AND_FIN, PONG_AND_FIN = 0x89, 0x8A
 """The first bytes of a ping and of a pong."""
@@ -50,23 +50,24 @@ _unpack_64 = struct.Struct("!Q").unpack_from
 _drawn_keys: list[bytes] = []
 
 
-def frame_texts(payloads: Sequence[bytes], *, masked: bool) -> bytes:
-    """Return unfragmented text frames for all payloads, joined for one write (RFC 6455 section 5.2).
+def frame_messages(payloads: Sequence[bytes], *, masked: bool, binary: bool) -> bytes:
+    """Return unfragmented frames for all payloads, joined for one write (RFC 6455 section 5.2).
 
     Args:
-        payloads: Texts in UTF-8.
+        payloads: Of binary messages, or texts in UTF-8.
         masked: True for frames of an initiator; each gets a key of its own.
+        binary: True for binary messages, False for texts.
     """
     if not payloads:
         return b""
+    header = _HEADERS[binary][masked]
     if len(payloads) == 1 and len(payloads[0]) <= CHEAP_COPY_BYTES:
         (payload,) = payloads
         if not masked:
-            return _plain_header(len(payload)) + payload
+            return header(len(payload)) + payload
         (key,) = _masking_keys(1)
-        return _masked_header(len(payload)) + key + apply_mask(payload, key)
+        return header(len(payload)) + key + apply_mask(payload, key)
     lengths = list(map(len, payloads))
-    header = _masked_header if masked else _plain_header
     keys: list[bytes] = []
     bodies: Iterable[bytes] = payloads
     if masked:
@@ -103,29 +104,35 @@ def _masking_keys(count: int) -> list[bytes]:
     return keys
 
 
-@functools.lru_cache(CACHED_SIZES)
-def _plain_header(length: int) -> bytes:
-    return text_header(length, 0)
+def message_header(first: int, mask_bit: int, length: int) -> bytes:
+    """Return the header of an unfragmented frame, without a masking key.
 
-
-@functools.lru_cache(CACHED_SIZES)
-def _masked_header(length: int) -> bytes:
-    return text_header(length, 0x80)
-
-
-def text_header(length: int, mask_bit: int) -> bytes:
-    """Return the header of an unfragmented text frame without a masking key; the mask bit is 0 or 0x80."""
+    Args:
+        first: The first byte.
+        mask_bit: 0x80 if a masking key follows, else 0.
+        length: Bytes of the payload.
+    """
     if length < 126:
-        return struct.pack("!BB", TEXT_AND_FIN, mask_bit | length)
+        return struct.pack("!BB", first, mask_bit | length)
     if length < 65_536:
-        return struct.pack("!BBH", TEXT_AND_FIN, mask_bit | 126, length)
-    return struct.pack("!BBQ", TEXT_AND_FIN, mask_bit | 127, length)
+        return struct.pack("!BBH", first, mask_bit | 126, length)
+    return struct.pack("!BBQ", first, mask_bit | 127, length)
 
 
-def cut_texts(  # noqa: C901, PLR0911, PLR0912 - one function, because a call takes as long as half a turn of the loop
-    data: bytes, position: int, *, masked: bool, max_message_bytes: int, max_frames: int
+_HEADERS = [
+    [
+        functools.lru_cache(CACHED_SIZES)(functools.partial(message_header, first, mask_bit))
+        for mask_bit in (0, 0x80)
+    ]
+    for first in (TEXT_AND_FIN, BINARY_AND_FIN)
+]
+"""The headers of frames by their length: of texts and of binary messages, each without a mask and with it."""
+
+
+def cut_messages(  # noqa: C901, PLR0911, PLR0912 - one function, because a call takes as long as half a turn of the loop
+    data: bytes, position: int, *, first: int, masked: bool, max_message_bytes: int, max_frames: int
 ) -> tuple[list[bytes], int, int]:
-    """Cut plain frames off: text, whole, unfragmented and within the limit (RFC 6455 section 5.2).
+    """Cut plain frames off: of one type, whole, unfragmented and within the limit (RFC 6455 section 5.2).
 
     This is the hot loop of a node. Messages of one size tend to follow each other: after two of a size,
     the headers of the next frames are compared column by column, and all frames with the same header are cut
@@ -134,6 +141,7 @@ def cut_texts(  # noqa: C901, PLR0911, PLR0912 - one function, because a call ta
     Args:
         data: Bytes that were read.
         position: Index at which a frame begins.
+        first: The first byte of plain frames: `TEXT_AND_FIN` or `BINARY_AND_FIN`.
         masked: True for frames that an acceptor reads.
         max_message_bytes: Length of the longest payload.
         max_frames: Number of frames after which it ends.
@@ -150,7 +158,7 @@ def cut_texts(  # noqa: C901, PLR0911, PLR0912 - one function, because a call ta
     for _ in frames:
         if end - position < 2:
             return payloads, position, 2
-        if data[position] != TEXT_AND_FIN:
+        if data[position] != first:
             return payloads, position, 0
         start = position + 2
         length = data[position + 1] ^ mask_bit

@@ -1,8 +1,9 @@
 """WebSocket messages out of bytes, and bytes out of messages, over websockets' Sans-I/O protocol.
 
 The library does the opening handshake, fragments, control frames, the close handshake and every protocol
-error. Plain frames (whole, unfragmented text within the limit), of which there are millions, take the fast
-lane around it (`cut_texts`), and so do pings and pongs (`cut_controls`), which a peer may send in masses.
+error. Plain frames (whole, unfragmented messages of the connection's type, within the limit), of which there
+are millions, take the fast lane around it (`cut_messages`), and so do pings and pongs (`cut_controls`), which
+a peer may send in masses.
 The library is given whole frames before the fast lane goes on.
 
 Bytes move through `Framing` like this:
@@ -11,8 +12,8 @@ Bytes move through `Framing` like this:
              head, line by line          (while the library's state is CONNECTING)
 read ──┬───────────────────────────────> library ──> RequestReceived, Upgraded
        │  plain frames
-       ├──> cut_texts ─────────────────────────────> texts
-       │       └─ the last, incomplete one ──> _tail ──> cut_texts, when it has _needed bytes
+       ├──> cut_messages ─────────────────────────────> messages
+       │       └─ the last, incomplete one ──> _tail ──> cut_messages, when it has _needed bytes
        │  whole pings and pongs
        ├──> cut_controls ──────────────────────────> PongReceived; pongs ──> _writes
        │  frames behind turn_frames
@@ -20,12 +21,14 @@ read ──┬──────────────────────
        │  any other frame
        └──> _head, until the header is whole, then _lacking bytes
                      └─────────────────> library ──> PongReceived
-                                             └─ fragments ──> _fragments ──> a text, with FIN
-send_text, library.data_to_send ──> _writes ──> data_to_send
+                                             └─ fragments ──> _fragments ──> a message, with FIN
+send_message, library.data_to_send ──> _writes ──> data_to_send
 ```
 
 - At most one frame is incomplete: it is either in `_tail`, or the library has a part of it and the framing
   knows how much of it is to come (`_head`, `_lacking`).
+- Messages are of one type: binary in v2, texts in classic (`binary`). The other type is refused, but an
+  acceptor's first message decides it (`_undecided`): it need not speak the protocol that it selected.
 - `_in_fragments` is True between the first fragment and the last. Only the library may read frames then.
 - `_protocol`, the library's object, exists while it has something to do (`_settle`): during the opening
   handshake, inside a frame that is not plain, between fragments, from the first close frame on. A connection
@@ -45,14 +48,15 @@ from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN, Event, Protoc
 
 from .close import CloseCode, Closed
 from .frames import (
+    BINARY_AND_FIN,
     MAX_HEADER_BYTES,
     PING_AND_FIN,
     TEXT_AND_FIN,
     cut_controls,
-    cut_texts,
+    cut_messages,
+    frame_messages,
     frame_pong,
     frame_size,
-    frame_texts,
 )
 
 MAX_REASON_BYTES = 123
@@ -151,9 +155,9 @@ class TooLong(msgspec.Struct, frozen=True):
 
 
 Item = list[bytes] | RequestReceived | Upgraded | PongReceived | TooLong
-"""An item of a read: the payloads of consecutive text messages, or one of the rare events.
+"""An item of a read: the payloads of consecutive messages, or one of the rare events.
 
-A payload may not be UTF-8; the decoders of packets find that out.
+A text may not be UTF-8; the decoders of packets find that out.
 """
 
 
@@ -164,6 +168,7 @@ class Framing:
 
     Attributes:
         masked: True if this end masks its frames, as an initiator must.
+        binary: True if messages are binary, False if they are texts.
         skips_long: True if texts that are too long are skipped and reported; else they end the connection.
         turn_frames: Frames that a call of `receive_data` takes.
     """
@@ -183,7 +188,9 @@ class Framing:
         "_rest_at",
         "_skipping",
         "_tail",
+        "_undecided",
         "_writes",
+        "binary",
         "skips_long",
         "turn_frames",
     )
@@ -205,7 +212,7 @@ class Framing:
         self._in_fragments = False
         # Bytes of a frame that are still to be skipped.
         self._skipping = 0
-        self.skips_long = False
+        self.skips_long = self.binary = self._undecided = False
         self._rest, self._rest_at = b"", 0
         self._burden = 0
         self.turn_frames = TURN_FRAMES
@@ -330,10 +337,10 @@ class Framing:
         writes, self._writes = self._writes, []
         return writes
 
-    def send_text(self, payload: bytes) -> None:
-        """Queue one text message, unless the connection is closing."""
+    def send_message(self, payload: bytes) -> None:
+        """Queue one message, unless the connection is closing."""
         if self.open:
-            self._writes.append(frame_texts([payload], masked=self.masked))
+            self._writes.append(frame_messages([payload], masked=self.masked, binary=self.binary))
 
     def send_ping(self, data: bytes = b"") -> None:
         """Queue a ping of at most 125 bytes, unless the connection is closing."""
@@ -405,9 +412,10 @@ class Framing:
                 self._rest, self._rest_at = data, position
                 return
             if self._fast:
-                payloads, position, needed = cut_texts(
+                payloads, position, needed = cut_messages(
                     data,
                     position,
+                    first=BINARY_AND_FIN if self.binary else TEXT_AND_FIN,
                     masked=not self.masked,
                     max_message_bytes=self._max_message_bytes,
                     max_frames=left,
@@ -415,6 +423,7 @@ class Framing:
                 if payloads:
                     _add(items, payloads)
                     left -= len(payloads)
+                    self._undecided = False
                 if needed:
                     if position < len(data):
                         self._tail += memoryview(data)[position:]
@@ -433,7 +442,7 @@ class Framing:
             position = self._hand_over(data, position, items)
 
     def _skip_long(self, data: bytes, position: int, items: list[Item]) -> int:
-        """Skip a text that is too long for `cut_texts`; return where to go on, 0 if it is another frame."""
+        """Skip a text that is too long to be cut; return where to go on, 0 if it is another frame."""
         size = frame_size(data[position : position + MAX_HEADER_BYTES])
         text = data[position] == TEXT_AND_FIN and bool(data[position + 1] & 0x80) is not self.masked
         if size is None or not text or size > MAX_SKIPPED_BYTES:
@@ -503,18 +512,24 @@ class Framing:
     def _take_frame(self, frame: Frame) -> Item | None:
         if len(frame.data) < FULL_FRAGMENT_BYTES:
             self._burden += LIBRARY_FRAMES
-        if frame.opcode in (Opcode.TEXT, Opcode.CONT):
+        if frame.opcode in (Opcode.TEXT, Opcode.BINARY) and not self._takes(frame.opcode is Opcode.BINARY):
+            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
+        elif frame.opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             self._fragments += frame.data
             self._in_fragments = not frame.fin
             if frame.fin:
                 payload = bytes(self._fragments)
                 self._fragments.clear()
                 return [payload]
-        elif frame.opcode is Opcode.BINARY:
-            self.refuse(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason)
         elif frame.opcode is Opcode.PONG:
             return PongReceived(bytes(frame.data))
         return None
+
+    def _takes(self, binary: bool) -> bool:
+        """Return True if messages of a type are taken; the first one of an acceptor decides it."""
+        if self._undecided:
+            self._undecided, self.binary = False, binary
+        return binary is self.binary
 
     def _take_opening(self, event: Event) -> RequestReceived | Upgraded | None:
         raise NotImplementedError

@@ -7,7 +7,6 @@ initiator sends its view of these values, so that the acceptor can tell another 
 
 from __future__ import annotations
 
-import base64
 import secrets
 
 import msgspec
@@ -44,12 +43,7 @@ class Context(msgspec.Struct, frozen=True):
     offered: str
     channel_binding: bytes
 
-    @property
-    def binding(self) -> str | None:
-        """Return the channel binding as it travels, None without TLS."""
-        return base64.b64encode(self.channel_binding).decode() if self.channel_binding else None
-
-    def check(self, path: str, binding: str | None) -> None:
+    def check(self, path: str, binding: bytes) -> None:
         """Compare with the path and the certificate that an initiator with the key has seen.
 
         A topic behind `/subscribe` may differ, because v2 takes topics from packets.
@@ -57,17 +51,16 @@ class Context(msgspec.Struct, frozen=True):
         Raises:
             PeerError: They differ: something on the way ends TLS or rewrites requests.
         """
-        if binding != self.binding:
+        if binding != self.channel_binding:
             seen = "another certificate" if binding else "no TLS"
             raise PeerError(CloseCode.ALTERED, f"the peer sees {seen} at its end")
         if _endpoint(path) != _endpoint(self.path):
             raise PeerError(CloseCode.ALTERED, f"{path[:24]} was asked for, {self.path[:24]} came")
 
-    def claim(self, prover: Role, acceptor_nonce: str, initiator_nonce: str) -> bytes:
+    def claim(self, prover: Role, acceptor_nonce: bytes, initiator_nonce: bytes) -> bytes:
         """Return the bytes that a proof signs: each part with its length, so that none passes for another."""
-        label = f"wsqueue.v2 {prover.value}"
-        texts = (label, acceptor_nonce, initiator_nonce, self.path, self.offered)
-        parts = (*map(str.encode, texts), self.channel_binding)
+        label, path, offered = map(str.encode, (f"wsqueue.v2 {prover.value}", self.path, self.offered))
+        parts = (label, acceptor_nonce, initiator_nonce, path, offered, self.channel_binding)
         return b"".join(len(part).to_bytes(4) + part for part in parts)
 
 
@@ -87,8 +80,8 @@ class V2Handshake:
 
     def __init__(self, role: Role, psk: PreSharedKey, context: Context) -> None:
         self._role, self._psk, self._context = role, psk, context
-        self._nonce = base64.b64encode(secrets.token_bytes(NONCE_BYTES)).decode()
-        self._peer_nonce = ""
+        self._nonce = secrets.token_bytes(NONCE_BYTES)
+        self._peer_nonce = b""
         self._secret = 0
         self._state = HelloState.NOTHING
         self.done = False
@@ -111,7 +104,7 @@ class V2Handshake:
         if isinstance(packet, Challenge):
             self._peer_nonce = packet.nonce
             context = self._context
-            answer = Proof(self._prove(), self._nonce, context.path, context.binding)
+            answer = Proof(self._prove(), self._nonce, context.path, context.channel_binding or None)
         elif self._role is Role.ACCEPTOR:
             answer = self._receive_initiators(packet)
         else:
@@ -144,16 +137,16 @@ class V2Handshake:
         if packet.nonce is None or packet.path is None:
             raise PeerError(CloseCode.INVALID_PACKET, "an initiator's proof has a nonce and a path")
         self._peer_nonce = packet.nonce
-        binding = base64.b64decode(packet.binding) if packet.binding else b""
+        binding = packet.binding or b""
         ours, self._context = self._context, Context(packet.path, self._context.offered, binding)
         self._verify(packet.proof)
-        ours.check(packet.path, packet.binding)
+        ours.check(packet.path, binding)
         return Proof(self._prove())
 
-    def _prove(self) -> str:
+    def _prove(self) -> bytes:
         return self._psk.prove(self._claim(self._role), self._secret)
 
-    def _verify(self, proof: str) -> None:
+    def _verify(self, proof: bytes) -> None:
         peer = Role.INITIATOR if self._role is Role.ACCEPTOR else Role.ACCEPTOR
         secret = self._psk.verify_proof(self._claim(peer), proof)
         # An initiator has proved with its first secret, and must know that the peer has the same one.

@@ -91,15 +91,13 @@ class PreSharedKey:
         }
         return next((found for found, match in matches.items() if match), None)
 
-    def prove(self, claim: bytes, index: int = 0) -> str:
-        """Return the base64 proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
-        return base64.b64encode(hmac.digest(self._secrets[index], claim, "sha256")).decode()
+    def prove(self, claim: bytes, index: int = 0) -> bytes:
+        """Return the proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
+        return hmac.digest(self._secrets[index], claim, "sha256")
 
-    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+    def verify_proof(self, claim: bytes, proof: bytes) -> int | None:
         """Return the index of the secret with which `proof` proves a claim, or None; in constant time."""
-        given = proof.encode()
         matches = [
-            hmac.compare_digest(self.prove(claim, index).encode(), given)
-            for index in range(len(self._secrets))
+            hmac.compare_digest(self.prove(claim, index), proof) for index in range(len(self._secrets))
         ]
         return matches.index(True) if True in matches else None

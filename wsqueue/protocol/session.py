@@ -15,7 +15,7 @@ import msgspec
 
 from . import classic, v2
 from .close import CloseCode, Closed, PeerError
-from .frames import frame_texts
+from .frames import frame_messages
 from .framing import (
     LIBRARY_FRAMES,
     TURN_CLASSIC_FRAMES,
@@ -296,7 +296,7 @@ class Session:
 
     def frame(self, payloads: Sequence[bytes]) -> bytes:
         """Return the payloads as frames of this end, for one write while `established`."""
-        return frame_texts(payloads, masked=self._framing.masked)
+        return frame_messages(payloads, masked=self._framing.masked, binary=self._framing.binary)
 
     def ping(self, data: bytes = b"") -> None:
         """Queue a ping of at most 125 bytes, unless the session is ending."""
@@ -342,7 +342,7 @@ class Session:
                         self._refuse_second_hello(payload)
                     elif self._role is Role.ACCEPTOR:
                         self.asked_alive = True
-                        self._framing.send_text(ALIVE)
+                        self._framing.send_message(ALIVE)
                         continue
                 events.append(packet)
         elif payloads:
@@ -416,19 +416,19 @@ class Session:
         for count, payload in enumerate(payloads, 1):
             if not self._hello_begun:
                 self._hello_begun = True
-                self._follow_an_acceptor_into_classic(payload)
+                self._follow_an_acceptor_into_classic()
             self._take_hello(payload)
             if self._done:
                 events.append(HelloDone())
                 return payloads[count:]
         return []
 
-    def _follow_an_acceptor_into_classic(self, payload: bytes) -> None:
-        """Begin the classic hello if the acceptor's first packet is a classic one, though it selected v2.
+    def _follow_an_acceptor_into_classic(self) -> None:
+        """Begin the classic hello if the acceptor's first packet is a text, though it selected v2.
 
         The library of the original nodes selects the first subprotocol, whatever it is.
         """
-        if self._role is Role.INITIATOR and isinstance(self._handshake, V2Handshake) and _is_classic(payload):
+        if isinstance(self._handshake, V2Handshake) and not self._framing.binary:
             self._framing.allow_more(-v2.OVERHEAD_BYTES)
             self._begin_classic_hello()
 
@@ -464,11 +464,5 @@ class Session:
 
     def _send_hello(self, packet: classic.Hello | v2.HelloPacket | None) -> None:
         if packet is not None:
-            self._framing.send_text(msgspec.json.encode(packet))
-
-
-def _is_classic(payload: bytes) -> bool:
-    try:
-        return isinstance(classic.decode(payload), classic.Hello)
-    except PeerError:
-        return False
+            payload = classic.encode(packet) if isinstance(packet, classic.Hello) else v2.encode(packet)
+            self._framing.send_message(payload)

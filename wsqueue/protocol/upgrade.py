@@ -88,6 +88,7 @@ class ServerFraming(Framing):
         if request.method == "HEAD":
             response.body = b""
         library.send_response(response)
+        self.binary = self.open and library.subprotocol is not None
         if not self.open:
             self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
             self._behind_request = b""
@@ -154,7 +155,10 @@ class ClientFraming(Framing):
     def _take_opening(self, event: Event) -> Upgraded | None:
         library = self._protocol
         assert isinstance(library, ClientProtocol)
-        return Upgraded(self._path, self._offered, library.subprotocol) if self.open else None
+        if not self.open:
+            return None
+        self.binary = self._undecided = library.subprotocol is not None
+        return Upgraded(self._path, self._offered, library.subprotocol)
 
     def _refusal(self, error: Exception) -> Closed:
         if isinstance(error, InvalidStatus):

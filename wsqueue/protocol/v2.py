@@ -1,34 +1,32 @@
-"""The packets of protocol v2: one JSON object in one WebSocket text message.
+"""The packets of protocol v2: one map of MessagePack in one binary WebSocket message.
 
-The source is docs/protocol.md, section "v2". Messages travel in batches: those of one publisher on one
+The source is docs/protocol.md, section "Version 2". Messages travel in batches: those of one publisher on one
 topic that are sent together, as one packet.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
 from typing import Annotated, Literal, get_args
 
 import msgspec
 
-from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS, SURROGATE, is_utf8
+from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS
 from .close import CloseCode, PeerError
+from .packed import NOTHING, Packed
 
 SUBPROTOCOL = "wsqueue.v2"
 """Subprotocol that an initiator offers and an acceptor selects (RFC 6455 section 1.9)."""
 
 MAX_NUMBER = 2**53 - 1
-"""The largest integer that every JSON implementation keeps exactly (RFC 8259 section 6)."""
+"""The largest integer that every implementation keeps exactly, those with floating-point numbers too."""
 
 OVERHEAD_BYTES = 4096
-"""Most bytes of a packet besides a message's own: other fields, which an encoder may write at length."""
+"""Most bytes of a packet besides its messages: other fields, sizes, and unknown fields of newer peers."""
 
 NONCE_BYTES = 32
 """Length of nonces, proofs and publisher secrets: 256 bits can't be guessed."""
 
-Secret = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9+/]{43}=$", max_length=44)]
-"""32 bytes in standard base64."""
+Secret = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 
 MAX_PATH_CHARACTERS = 8192
 """Characters of a path: as long as a request line can be (a limit of the WebSocket library)."""
@@ -44,18 +42,18 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 """Why a batch was not appended.
 
 - `full`: there is no room on the disk;
-- `invalid`: the data is not a list of `count` strings;
+- `invalid`: the messages are not what their sizes say;
 - `too_long`: the batch has more than `max_message_bytes`;
 - `topic_too_long`: the topic has more than `max_topic_bytes`;
 - `after_refused`: the batch that it names in `after` was refused, or never came.
 """
 
 
-INVALID_DATA = "the data is not a list of `count` strings in UTF-8"
+INVALID_MESSAGES = "`messages` has no messages, or not the bytes or headers that `sizes` says"
 """Reason of the refusal of a batch that is `invalid`."""
 
 
-class Challenge(msgspec.Struct, tag_field="t", tag="challenge", frozen=True, forbid_unknown_fields=True):
+class Challenge(msgspec.Struct, tag_field="t", tag="challenge", frozen=True):
     """Begin the hello (acceptor)."""
 
     nonce: Secret
@@ -66,7 +64,6 @@ class Proof(
     tag_field="t",
     tag="proof",
     frozen=True,
-    forbid_unknown_fields=True,
     omit_defaults=True,
 ):
     """Prove that this end knows the key.
@@ -81,7 +78,7 @@ class Proof(
     binding: Secret | None = None
 
 
-class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True, forbid_unknown_fields=True):
+class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True):
     """Name the publisher on this connection (client to producer).
 
     Its public id is a digest of the secret, so a subscriber that sees the id can't publish under it.
@@ -90,66 +87,52 @@ class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True, for
     secret: Secret
 
 
-class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_unknown_fields=True):
+class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
     """Publish a batch (client to producer).
 
     Attributes:
         number: Number of the batch, rising over all batches of the publisher.
         after: Number of its batch before on this topic, if that is not confirmed yet, else 0.
         topic: Topic of all messages.
-        count: Number of messages.
-        data: A JSON list of strings, passed on as it is; empty if it is no JSON.
+        messages: The messages; `NOTHING` if what came cannot be messages.
     """
 
     number: Number
     after: Offset
     topic: str
-    count: Number
-    data: msgspec.Raw
+    messages: Packed
 
 
-class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
+class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
     """Pass a batch on (producer to consumer), with the public id of its publisher."""
 
     publisher: PublicId
     number: Number
     after: Offset
     topic: str
-    count: Number
-    data: list[str]
+    messages: Packed
 
 
-class RawForward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
-    """A `Forward` whose data is not decoded; a producer sends it."""
+class _PublishHead(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
+    """A `Publish` whose messages are not decoded."""
+
+    number: Number
+    after: Offset
+    topic: str
+    messages: msgspec.Raw
+
+
+class _ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
+    """A `Forward` whose messages are not decoded."""
 
     publisher: PublicId
     number: Number
     after: Offset
     topic: str
-    count: Number
-    data: msgspec.Raw
+    messages: msgspec.Raw
 
 
-class ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True, forbid_unknown_fields=True):
-    """A `Forward` without its data."""
-
-    publisher: PublicId
-    number: Number
-    after: Offset
-    topic: str
-    count: Number
-
-
-class PublishHead(msgspec.Struct, tag_field="t", tag="publish", frozen=True, forbid_unknown_fields=True):
-    """A `Publish` without its data."""
-
-    number: Number
-    after: Offset
-    topic: str
-    count: Number
-
-
-class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_fields=True):
+class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True):
     """Confirm that batches are in the logs of their topics.
 
     Attributes:
@@ -160,7 +143,7 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True, forbid_unknown_
     numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
-class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True, forbid_unknown_fields=True):
+class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True):
     """Refuse one batch for good; the number is as in `Ack`."""
 
     number: Number
@@ -173,7 +156,6 @@ class Subscribe(
     tag_field="t",
     tag="subscribe",
     frozen=True,
-    forbid_unknown_fields=True,
     omit_defaults=True,
 ):
     """Ask for a topic (client to consumer).
@@ -205,7 +187,7 @@ class Subscribe(
             raise ValueError("`time` goes with the start `time`")
 
 
-class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True, forbid_unknown_fields=True):
+class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True):
     """Answer a `Subscribe` (consumer to client).
 
     Attributes:
@@ -221,21 +203,19 @@ class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True, f
     end: Offset
 
 
-class Unsubscribe(msgspec.Struct, tag_field="t", tag="unsubscribe", frozen=True, forbid_unknown_fields=True):
+class Unsubscribe(msgspec.Struct, tag_field="t", tag="unsubscribe", frozen=True):
     """Give a topic up (client to consumer)."""
 
     topic: str
 
 
-class Unsubscribed(
-    msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=True, forbid_unknown_fields=True
-):
+class Unsubscribed(msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=True):
     """Answer an `Unsubscribe`: nothing more of the topic comes (consumer to client)."""
 
     topic: str
 
 
-class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, forbid_unknown_fields=True):
+class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True):
     """Deliver a batch (consumer to client).
 
     Attributes:
@@ -243,17 +223,17 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, forbid_
         offset: Offset of the first message; each has the next.
         publisher: Public id; "" for a publisher that the consumer doesn't know.
         number: Number of the publisher's batch; 0 without a publisher.
-        data: The messages.
+        messages: The messages.
     """
 
     topic: str
     offset: Offset
     publisher: PublicId
     number: Offset
-    data: list[str]
+    messages: Packed
 
 
-class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True, forbid_unknown_fields=True):
+class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True):
     """Report that messages are gone which the subscriber has not got (consumer to client).
 
     Attributes:
@@ -267,31 +247,31 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True, forbid_unknown_
     missed: Number | None
 
 
-class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True, forbid_unknown_fields=True):
+class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True):
     """Announce that the node is about to stop: go elsewhere, or come back after a random part of the time."""
 
     retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
-class AskReport(msgspec.Struct, tag_field="t", tag="ask_report", frozen=True, forbid_unknown_fields=True):
+class AskReport(msgspec.Struct, tag_field="t", tag="ask_report", frozen=True):
     """Ask a node for its report (at `/status`)."""
 
 
-class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True, forbid_unknown_fields=True):
+class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True):
     """Answer an `AskReport`.
 
     Attributes:
-        report: A `wsqueue.report.report.Report`; nodes of other versions may send other fields.
+        report: A `wsqueue.report.report.Report` as JSON; nodes of other versions may send other fields.
     """
 
-    report: msgspec.Raw
+    report: str
 
 
-class AskAlive(msgspec.Struct, tag_field="t", tag="ask_alive", frozen=True, forbid_unknown_fields=True):
+class AskAlive(msgspec.Struct, tag_field="t", tag="ask_alive", frozen=True):
     """Ask whether the node is there, for clients that cannot send pings, such as browsers."""
 
 
-class Alive(msgspec.Struct, tag_field="t", tag="alive", frozen=True, forbid_unknown_fields=True):
+class Alive(msgspec.Struct, tag_field="t", tag="alive", frozen=True):
     """Answer an `AskAlive`; who has asked gets it unasked too while the node does not read from it."""
 
 
@@ -321,71 +301,49 @@ Packet = (
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 """All packets, in the order of docs/protocol.md."""
 
-_decoder = msgspec.json.Decoder(Packet)
+_decoder = msgspec.msgpack.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
-_head_decoder = msgspec.json.Decoder(ForwardHead | PublishHead)
-# No other field can hold this separator unescaped.
-_DATA = re.compile(rb',\s*"data"\s*:')
-_encoder = msgspec.json.Encoder()
+_head_decoder = msgspec.msgpack.Decoder(_ForwardHead | _PublishHead)
+_encoder = msgspec.msgpack.Encoder()
 
 
 def decode(payload: bytes) -> Packet:
-    """Decode the payload of one text message.
+    """Decode the payload of one binary message.
 
-    A `Publish` or `Forward` whose data is invalid is returned with no data, so that its batch can be refused
-    and others go on: in a `Forward`, that is the fault of a publisher, and not of the producer that sends it.
-    The data must be the last field for that, unless a lone surrogate is all that is wrong with it.
+    A `Publish` or `Forward` whose messages cannot be decoded is returned without any, so that its batch can
+    be refused and others go on: in a `Forward`, that is the fault of a publisher, and not of the producer
+    that sends it.
 
     Raises:
-        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and the reason, or
-            `CloseCode.INVALID_TEXT`. The text never quotes the payload, except for a short tag.
+        PeerError: The payload is not a packet; with `CloseCode.INVALID_PACKET` and the reason. The text never
+            quotes the payload, except for a short tag.
     """
     try:
         packet: Packet = _decoder.decode(payload)
     except DECODE_ERRORS as error:
-        if (batch := _without_data(payload)) is not None:
+        if (batch := _without_messages(payload)) is not None:
             return batch
-        if not is_utf8(payload):
-            raise PeerError(CloseCode.INVALID_TEXT) from None
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
+    if type(packet) is Deliver and not packet.messages.whole:
+        raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
     return packet
 
 
-def _without_data(payload: bytes) -> Forward | Publish | None:
-    """Return the batch whose data is wrong, None if more is wrong than that."""
-    separator = _DATA.search(payload)
-    heads = [payload[: separator.start()] + b"}"] if separator is not None else []
-    # As long as the surrogate, and an escaped backslash before it stays one.
-    neutral = SURROGATE.sub(rb"\\u0000", payload)
-    for decoder, text in [*((_head_decoder, head) for head in heads), (_decoder, neutral)]:
-        try:
-            packet = decoder.decode(text)
-        except DECODE_ERRORS:
-            continue
-        if isinstance(packet, ForwardHead | Forward):
-            return Forward(packet.publisher, packet.number, packet.after, packet.topic, packet.count, [])
-        if isinstance(packet, PublishHead | Publish):
-            return Publish(packet.number, packet.after, packet.topic, packet.count, msgspec.Raw(b""))
-    return None
+def _without_messages(payload: bytes) -> Forward | Publish | None:
+    """Return the batch whose messages are wrong, None if more is wrong than that."""
+    try:
+        head = _head_decoder.decode(payload)
+    except DECODE_ERRORS:
+        return None
+    if isinstance(head, _ForwardHead):
+        return Forward(head.publisher, head.number, head.after, head.topic, NOTHING)
+    return Publish(head.number, head.after, head.topic, NOTHING)
 
 
-def encode(packet: Packet | RawForward) -> bytes:
-    """Encode a packet as compact JSON in UTF-8.
+def encode(packet: Packet) -> bytes:
+    """Encode a packet.
 
     Raises:
         UnicodeEncodeError: A string holds a lone surrogate, which UTF-8 cannot express.
     """
     return _encoder.encode(packet)
-
-
-def may_hold(data: msgspec.Raw, count: int) -> bool:
-    """Return True if there is room for `count` strings in the data of a `Publish`, which nobody has read.
-
-    A string takes three bytes at least: two quotation marks, and a comma or a bracket.
-    """
-    return count <= (memoryview(data).nbytes - 1) // 3
-
-
-def join_data(strings: Sequence[bytes]) -> msgspec.Raw:
-    """Return the data of a `Publish`: a JSON list of strings that are JSON already."""
-    return msgspec.Raw(b"[%b]" % b",".join(strings))

@@ -11,7 +11,7 @@ from ..client.client import Client
 from ..client.subscription import Subscription
 from ..client.values import Gap, Message
 from ..errors import WsqueueError
-from .terminal import for_each_line, printable, to_stdout, until_first_ends, until_reader_gone
+from .terminal import for_each_line, printable, text_of, to_stdout, until_first_ends, until_reader_gone
 
 RETURN_SECONDS = 5.0
 """Maximum time until the next line comes back: a healthy cluster needs milliseconds."""
@@ -57,7 +57,7 @@ async def _on_terminal(client: Client, topic: str, messages: Subscription[Messag
             if isinstance(message, Gap):
                 print(gap_text(message))
             else:
-                print(printable(message.data))
+                print(printable(text_of(message.data)))
 
     print(f"Subscribed to {printable(topic)}. Type a line to publish it; Ctrl-D ends.")
     with patch_stdout():
@@ -112,12 +112,13 @@ class _Pipe:
             if isinstance(message, Gap):
                 print(gap_text(message), file=sys.stderr)
                 continue
-            print(to_stdout(message.data), flush=True)
-            if self._missing[message.data]:
+            data = text_of(message.data)
+            print(to_stdout(data), flush=True)
+            if self._missing[data]:
                 self._count -= 1
-            self._missing[message.data] -= 1
-            if self._missing[message.data] <= 0:
-                del self._missing[message.data]
+            self._missing[data] -= 1
+            if self._missing[data] <= 0:
+                del self._missing[data]
             self._came_back.set()
 
 

@@ -67,6 +67,21 @@ async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]
         await _handle(rest, number + 1, max_bytes, handle)
 
 
+async def all_bytes(max_bytes: int) -> bytes:
+    """Return all of standard input.
+
+    Raises:
+        InvalidMessage: It has more than `max_bytes`.
+        WsqueueError: It cannot be read.
+    """
+    data = b""
+    async for chunk in _chunks():
+        data += chunk
+        if len(data) > max_bytes:
+            raise InvalidMessage(f"standard input has more than {max_bytes} bytes")
+    return data
+
+
 async def until_reader_gone() -> NoReturn:
     """Wait until nobody reads standard output any more, as after `| head -n 1`; for ever if it is no pipe.
 
@@ -79,6 +94,8 @@ async def until_reader_gone() -> NoReturn:
     if pipe:
         # Nothing can be read from this end of a pipe, so that the loop only sees the error of the other end.
         loop.add_reader(STDOUT, gone.set)
+        # uvloop has made it non-blocking: what does not fit into the pipe would be dropped.
+        os.set_blocking(STDOUT, True)
     try:
         await gone.wait()
     finally:
@@ -105,6 +122,11 @@ def discard_output() -> None:
     descriptor = os.open(os.devnull, os.O_WRONLY)
     os.dup2(descriptor, STDOUT)
     os.close(descriptor)
+
+
+def text_of(data: str | bytes) -> str:
+    """Return the data of a message as text; bytes that are no UTF-8 become escapes."""
+    return data if isinstance(data, str) else data.decode(errors="backslashreplace")
 
 
 def printable(text: str) -> str:

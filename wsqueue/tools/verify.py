@@ -181,7 +181,7 @@ class _WrongAnswers(PreSharedKey):
         """Return in which order, and with which secret, the peer's answer is right, or None."""
         return self._right.verify(once, answer)
 
-    def verify_proof(self, claim: bytes, proof: str) -> int | None:
+    def verify_proof(self, claim: bytes, proof: bytes) -> int | None:
         """Return the secret that was used here when the peer's proof is right with any, or None."""
         return 0 if self._right.verify_proof(claim, proof) is not None else None
 

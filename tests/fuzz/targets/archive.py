@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tests.support.messages import packed
 from wsqueue.config.model import Retention
 from wsqueue.errors import WsqueueError
 from wsqueue.log.archive import FILE_NAME
@@ -79,7 +80,9 @@ async def use(directory: Path) -> None:
     except WsqueueError as error:
         check_error(error, directory)
         return
-    sent = [AppendBatch(topic, ["again"], "p", number) for topic in ("news", "new") for number in (1, 7)]
+    sent = [
+        AppendBatch(topic, packed("again"), "p", number) for topic in ("news", "new") for number in (1, 7)
+    ]
     store.append(sent)
     settled = asyncio.ensure_future(store.settle())
     while not damage and not (settled.done() and not store.log_status().unchecked):  # noqa: ASYNC110
@@ -185,11 +188,11 @@ def good_files() -> Mapping[str, bytes]:
 
     async def write() -> dict[str, bytes]:
         for batches in (
-            [AppendBatch("news", [f"old {number}"], "p", number) for number in range(1, 4)],
+            [AppendBatch("news", packed(f"old {number}"), "p", number) for number in range(1, 4)],
             [
-                AppendBatch("sport", ["a", "b"], "q", 5),
-                AppendBatch("news", ["x" * 20_000]),
-                AppendBatch("n", ["y"]),
+                AppendBatch("sport", packed("a", "b", headers=[{"k": "v"}, None]), "q", 5),
+                AppendBatch("news", packed("x" * 20_000)),
+                AppendBatch("n", packed(b"\xff", b"")),
             ],
         ):
             retention = Retention(mode="sqlite", directory=str(directory), max_age_seconds=3600.0)

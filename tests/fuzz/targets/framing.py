@@ -1,16 +1,20 @@
 """WebSocket framing: the fast lane and the library agree on any stream, cut anywhere.
 
-The first byte chooses the end, where the stream begins and a local action; the second the size of the reads.
+The first byte chooses the end, where the stream begins, a local action and the type of messages; the second
+the size of the reads.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from tests.fuzz.held import held_bytes
 from tests.support.oracle import LIMIT, Act, Twins
 from tests.support.session_pair import pages
 from tests.support.wire import (
+    BINARY,
+    BINARY_FIRST,
     CLOSE,
     CONT_LAST,
     PING,
@@ -34,8 +38,11 @@ WORDS = (
     b"GET ",
     b"Sec-WebSocket-",
     b"Upgrade: websocket",
+    b"Sec-WebSocket-Protocol: wsqueue.v2\r\n",
     b"\x81\x7e",
     b"\x81\xfe",
+    b"\x82\x7e",
+    b"\x82\xfe",
 )
 
 MAX_HELD_BYTES = 32 * 1024
@@ -43,7 +50,7 @@ MAX_HELD_BYTES = 32 * 1024
 
 ACTS: tuple[Act | None, ...] = (
     None,
-    Act("send_text", (b"text",)),
+    Act("send_message", (b"text",)),
     Act("send_ping", (b"ping",)),
     Act("close", (CloseCode.NORMAL, "done")),
 )
@@ -55,10 +62,11 @@ def check(data: bytes) -> None:
         return
     options, size, stream = data[0], data[1], data[2:]
     role = Role.INITIATOR if options & 1 else Role.ACCEPTOR
+    binary = bool(options & 32)
     if options & 2:
-        twins = Twins.opened(role)
+        twins = Twins.opened(role, binary=binary)
     else:
-        twins = Twins(role, answer_request=pages)
+        twins = Twins(role, answer_request=pages, binary=binary)
         if options & 4:
             stream = twins.head + stream
     act = ACTS[options >> 3 & 3]
@@ -70,19 +78,20 @@ def check(data: bytes) -> None:
 
 def seeds() -> Iterator[bytes]:
     """Yield openings and frames of all kinds."""
-    for role in Role:
+    for role, binary in itertools.product(Role, (False, True)):
         masked = role is Role.ACCEPTOR
-        opened = bytes([2 + (role is Role.INITIATOR), 3])
+        options = (role is Role.INITIATOR) + 32 * binary
         streams: list[list[Chunk]] = [
             [Run(12, 5), Raw(b"x" * LIMIT), Raw(b"", form=8)],
             [Raw(b"a", TEXT_FIRST), Raw(b"1", PING), Raw(b"2", PONG), Raw(b"b", CONT_LAST), Raw(b"c", TEXT)],
             [Raw(b"a"), Raw(b"\x03\xe8bye", CLOSE), Raw(b"late")],
             [Raw(b"ab", form=2), Raw(b"ab", form=8), Raw(b"x", declared=LIMIT + 1)],
+            [Raw(b"1", PING), Raw(b"a", BINARY), Run(12, 5), Raw(b"b", BINARY)],
+            [Raw(b"a", BINARY_FIRST), Raw(b"b", CONT_LAST), *[Raw(b"c", BINARY)] * 12, Raw(b"d")],
         ]
         for chunks in streams:
-            yield opened + b"".join(render(chunks, masked=masked))
-        yield (
-            bytes([4 + (role is Role.INITIATOR), 0]) + b"\r\n" + b"".join(render([Run(2, 2)], masked=masked))
-        )
+            yield bytes([2 + options, 3]) + b"".join(render(chunks, masked=masked, binary=binary))
+        frames = render([Run(2, 2)], masked=masked, binary=binary)
+        yield bytes([4 + options, 0]) + b"\r\n" + b"".join(frames)
     yield b"\x00\x00GET / HTTP/1.1\r\nHost: node\r\n\r\n"
     yield b"\x01\x07HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"

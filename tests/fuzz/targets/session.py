@@ -1,17 +1,19 @@
 """Sessions of both ends and protocols: a peer's fault never raises, and nothing comes after it.
 
 The first byte chooses the end, the protocol, how far an honest peer has come before, and whether the rest is
-bytes or the payloads of frames, one a line. An empty line is whatever the honest peer says next, so that the
-fuzzer gets through the hello without the key. The second byte is the size of the reads, the third how often
-all is sent.
+bytes or the payloads of frames, with `BETWEEN` between them, as messages of the right type or of the other.
+An empty payload is whatever the honest peer says next, so that the fuzzer gets through the hello without the
+key. The second byte is the size of the reads, the third how often all is sent.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
+import msgspec
+
 from tests.fuzz.held import held_bytes
+from tests.support.raw_v2_peer import deliver_of, encoded, forward_of, messages_of, publish_of
 from tests.support.session_pair import (
     MAX_MESSAGE_BYTES,
     MAX_TOPIC_BYTES,
@@ -25,14 +27,23 @@ from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.framing import PongReceived, RequestReceived
 from wsqueue.protocol.keys import Role
+from wsqueue.protocol.packed import Packed
 from wsqueue.protocol.session import MAX_HELLO_BYTES, Event, HelloDone, MessagesReceived, Session
 
+BETWEEN = b"\xc1"
+"""Stands between two payloads: UTF-8 never has this byte, and MessagePack only inside of values."""
+
+STRUCTS: tuple[type[msgspec.Struct], ...] = (*v2.PACKETS, Packed)
+NAMES = {
+    *(str(packet.__struct_config__.tag) for packet in v2.PACKETS),
+    *(name for struct in STRUCTS for name in struct.__struct_fields__),
+}
+"""Tags and fields of v2."""
+
 WORDS = (
-    *(b'{"t":"', b'"m"', b'"h"', b'"o":', b'"a":', b'"d":', b'"s":', b'"challenge"', b'"proof"', b'"nonce":'),
-    *(b'"publisher"', b'"secret":', b'"publish"', b'"forward"', b'"number":', b'"after":', b'"topic":'),
-    *(b'"count":', b',"data":', b'"ack"', b'"numbers":', b'"refused"', b'"subscribe"', b'"start":'),
-    *(b'"offset"', b'"log":', b'"time":', b'"subscribed"', b'"unsubscribe"', b'"deliver"', b'"gap"'),
-    *(b'"missed":', b'"draining"', b'"retry_seconds":', b'"ask_report"', b'"report":', b"\r\n\r\n"),
+    *(b'{"t":"', b'"m"', b'"h"', b'"o":', b'"a":', b'"d":', b'"s":', b"\r\n\r\n", BETWEEN),
+    *(b"\x81\xa1t", b"\x82\xa1t", b"\xc4\x20", b"\xc2", b"\xc3", b"\xc0"),
+    *map(encoded, sorted(NAMES)),
 )
 
 MAX_FED_BYTES = 128 * 1024
@@ -95,7 +106,9 @@ class Watched:
             assert all(batches)
         elif not isinstance(event, HelloDone):
             assert self.session.v2
+            assert isinstance(event, v2.PACKETS)
             assert not isinstance(event, v2.HELLO_PACKETS)
+            assert not isinstance(event, v2.Deliver) or event.messages.whole
 
     def drain(self) -> bytes:
         """Return the bytes to write, and check that nothing follows the end."""
@@ -125,14 +138,15 @@ def check(data: bytes) -> None:
     role = Role.INITIATOR if options & 1 else Role.ACCEPTOR
     session, honest = pair.ends(role)
     said = begin(pair, role, options >> 2 & 3)
+    # The type of the honest peer's messages, unless the other one was chosen.
+    binary = bool(options & 2) is not bool(options & 64)
     watched = Watched(session)
     watched.hellos = int(session.established)
     for _ in range(max(1, min(times % MOST_TIMES, MAX_FED_BYTES // (len(stream) or 1)))):
         if options & 16:
-            for line in stream.split(b"\n"):
-                read = said if not line else Raw(line).render(masked=role is Role.ACCEPTOR)
-                if not line:
-                    said = b""
+            for payload in stream.split(BETWEEN):
+                frame = Raw(payload).render(masked=role is Role.ACCEPTOR, binary=binary)
+                read, said = (frame, said) if payload else (said, b"")
                 for piece in cut([read], Every(size) if size else WHOLE):
                     answer = watched.feed(piece)
                     if answer and honest.closed is None:
@@ -176,31 +190,47 @@ def begin(pair: Pair, role: Role, state: int) -> bytes:
 
 def seeds() -> Iterator[bytes]:
     """Yield hellos and packets of both protocols, from both ends."""
-    lines = 16
-    secret = "A" * 43 + "="
+    payloads, other_type = 16, 64
+    secret = b"A" * 32
     messages = [{"t": "m", "d": f"data {number}", "s": topic} for number, topic in enumerate("aab")]
     packets = [
         *({"t": "publisher", "secret": secret}, {"t": "subscribe", "topic": "news", "start": "earliest"}),
-        {"t": "publish", "number": 1, "after": 0, "topic": "news", "count": 1, "data": ["text"]},
+        *(publish_of(1, "news", "text"), publish_of(2, "news", b"\xff", b"", after=1)),
+        publish_of(3, "news", messages=messages_of("ñ", "b", headers=[{"k": "v"}, None])),
+        publish_of(4, "news", messages={"sizes": [9], "data": b"broken"}),
         {"t": "subscribe", "topic": "news", "start": "offset", "log": "f" * 16, "offset": 3},
-        {"t": "forward", "publisher": "p", "number": 1, "after": 0, "topic": "n", "count": 1, "data": ["x"]},
+        {"t": "subscribe", "topic": "news", "start": "time", "time": 1.5},
+        *(forward_of(1, "n", "x"), forward_of(2, "n", messages=None)),
         *({"t": "ack", "numbers": [[1, 3], [5, 5]]}, {"t": "unsubscribe", "topic": "news"}),
-        {"t": "deliver", "topic": "news", "offset": 0, "publisher": "p", "number": 1, "data": ["a", "b"]},
+        *(deliver_of(0, "news", "a", "b", publisher="p", number=1), deliver_of(2, "news", b"\0")),
         *(
             {"t": "gap", "topic": "news", "offset": 5, "missed": None},
             {"t": "draining", "retry_seconds": 1.5},
         ),
         {"t": "subscribed", "topic": "news", "log": "f" * 16, "offset": 3, "end": 9},
-        {"t": "refused", "number": 1, "code": "full", "reason": "the disk is full"},
-        *({"t": "ask_report"}, {"t": "report", "report": {"id": "1"}}, {"t": "challenge", "nonce": secret}),
+        *({"t": "refused", "number": 1, "code": "full", "reason": "no room"}, {"t": "ask_alive", "new": [1]}),
+        *({"t": "ask_report"}, {"t": "report", "report": '{"id":"1"}'}, {"t": "challenge", "nonce": secret}),
     ]
+    classic_payloads = BETWEEN.join(map(msgspec.json.encode, messages))
+    v2_payloads = BETWEEN.join(map(encoded, packets))
+    assert v2_payloads.count(BETWEEN) == len(packets) - 1
     for role in (0, 1):
-        yield bytes([role + 8 + lines, 0, 1]) + b"\n".join(json.dumps(one).encode() for one in messages)
-        yield bytes([role + 2 + 8 + lines, 7, 1]) + b"\n".join(json.dumps(one).encode() for one in packets)
+        yield bytes([role + 8 + payloads, 0, 1]) + classic_payloads
+        yield bytes([role + 2 + 8 + payloads, 7, 1]) + v2_payloads
+        yield bytes([role + 8 + payloads + other_type, 0, 1]) + classic_payloads
+        yield bytes([role + 2 + 8 + payloads + other_type, 0, 1]) + v2_payloads
+        # An acceptor that has selected v2, and speaks classic.
+        hello = BETWEEN.join([b'{"t":"h","o":5}', b'{"t":"h","a":"x"}', classic_payloads])
+        yield bytes([role + 2 + 4 + payloads + other_type, 0, 1]) + hello
+        challenge = encoded({"t": "challenge", "nonce": secret})
+        proof = encoded({"t": "proof", "proof": secret, "nonce": secret, "path": "/producer"})
+        yield bytes([role + 2 + 4 + payloads, 0, 1]) + BETWEEN.join([challenge, proof])
         for version in (0, 2):
             for state in (0, 4):
-                yield bytes([role + version + state + lines, 0, 1]) + b"\n\n\n"
-            yield bytes([role + version + 4 + lines, 5, 1]) + b'\n{"t":"h","o":5}\n\n{"t":"h","a":"x"}\n\n'
-            yield bytes([role + version + 8 + 32, 3, 2]) + Raw(b'{"t":"ask_report"}').render(masked=not role)
+                yield bytes([role + version + state + payloads, 0, 1]) + BETWEEN * 3
+            hello = BETWEEN.join([b"", b'{"t":"h","o":5}', b"", b'{"t":"h","a":"x"}', b"", b""])
+            yield bytes([role + version + 4 + payloads, 5, 1]) + hello
+            asked = Raw(encoded({"t": "ask_report"})).render(masked=not role, binary=bool(version))
+            yield bytes([role + version + 8 + 32, 3, 2]) + asked
     yield b"\x00\x00\x01GET /producer HTTP/1.1\r\nHost: node\r\n\r\n"
     yield b"\x01\x00\x01HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"

@@ -38,8 +38,12 @@ def test_subscriptions_that_cannot_be(topics: tuple[str, ...], start: Start, pro
 
 async def test_a_client_that_was_never_used() -> None:
     async with client(max_message_bytes=100) as unused:
-        with pytest.raises(wsqueue.InvalidMessage, match="the message has 127 bytes as JSON, at most 100"):
+        with pytest.raises(
+            wsqueue.InvalidMessage, match="the message has 104 bytes with its topic and headers"
+        ):
             unused.publish_nowait("news", "x" * 100)
+        with pytest.raises(wsqueue.InvalidMessage, match="the name of a header has 0 characters"):
+            await unused.publish("news", b"x", headers={"": "x"})
         await unused.flush()
     assert unused.lost_in_flight == 0
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import pytest
 from hypothesis import settings
@@ -11,18 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from wsqueue.client import outbox as outbox_module
-from wsqueue.client.encoding import EncodedMessages, encode_messages
+from wsqueue.client.encoding import MESSAGE_BYTES, EncodedMessages, encode_messages
 from wsqueue.client.outbox import Outbox, OutgoingBatch
 from wsqueue.config.model import Limits
 from wsqueue.protocol import classic, v2
+from wsqueue.protocol.packed import Packed
 
 MANY_BYTES = 2**30
 TOPICS = ("news", "sport")
 Batch = OutgoingBatch[int]
 
 
-def encoded(topic: str, *data: str) -> EncodedMessages:
-    return encode_messages(topic, data, Limits())
+def encoded(topic: str, *data: str | bytes, headers: Mapping[str, str] | None = None) -> EncodedMessages:
+    return encode_messages(topic, data, Limits(), headers)
 
 
 def outbox_of(*topics: str) -> Outbox[int]:
@@ -33,19 +33,27 @@ def outbox_of(*topics: str) -> Outbox[int]:
     return outbox
 
 
-def publish(outbox: Outbox[int], topic: str, *data: str) -> None:
+def publish(outbox: Outbox[int], topic: str, *data: str | bytes) -> None:
     """Publish a batch of its own."""
     outbox.add(encoded(topic, *data))
     outbox.number_all()
 
 
-def packets(batches: list[Batch]) -> list[tuple[int, int, str, list[str]]]:
+def packets(batches: list[Batch]) -> list[tuple[int, int, str, list[str | bytes]]]:
     """Return number, after, topic and data of each packet that publishes a batch."""
     found = []
     for packet in [v2.decode(batch.packet()) for batch in batches]:
         assert isinstance(packet, v2.Publish)
-        found.append((packet.number, packet.after, packet.topic, json.loads(bytes(packet.data))))
+        found.append((packet.number, packet.after, packet.topic, packet.messages.unpack()))
     return found
+
+
+def messages_of(batch: Batch) -> Packed:
+    """Return the messages of the packet that publishes a batch."""
+    packet = v2.decode(batch.packet())
+    assert isinstance(packet, v2.Publish)
+    assert packet.messages.whole
+    return packet.messages
 
 
 def taken(outbox: Outbox[int], max_bytes: int = MANY_BYTES) -> list[int]:
@@ -67,27 +75,39 @@ def test_messages_of_a_topic_share_a_batch_until_it_is_numbered() -> None:
 
 
 def test_a_batch_ends_before_it_is_too_long() -> None:
-    size = len(classic.encode(classic.Message("x" * 10, "news")))
+    size = len("news") + 10 + MESSAGE_BYTES
     outbox: Outbox[int] = Outbox(batch_bytes=3 * size)
     outbox.add(encoded("news", *["x" * 10] * 4))
     outbox.add(encoded("news", "x" * 11, "x" * 100, "x"))
     outbox.number_all()
     batches = outbox.take(MANY_BYTES)
-    assert [len(batch.data) for batch in batches] == [3, 2, 1, 1]
+    assert [len(batch.messages) for batch in batches] == [3, 2, 1, 1]
     assert [batch.size for batch in batches] == [3 * size, 2 * size + 1, size + 90, size - 9]
+
+
+@pytest.mark.parametrize("headers", [None, {"a": ""}, {chr(1000 + name): "x" * 400 for name in range(16)}])
+@pytest.mark.parametrize("data", ["", b"\xff", "x" * 300, bytes(70_000)])
+def test_a_packet_is_not_longer_than_its_batch(data: str | bytes, headers: dict[str, str] | None) -> None:
+    """Or a producer would close the connection that sends it; its fields have room of their own."""
+    outbox: Outbox[int] = Outbox(batch_bytes=10_000)
+    outbox.add(encoded("", *[data] * 10_000, headers=headers))
+    outbox.number_all()
+    for batch in outbox.take(MANY_BYTES):
+        assert batch.size <= 10_000 or len(batch.messages) == 1
+        assert len(batch.packet()) <= batch.size + 200
 
 
 def test_add_returns_the_batches_that_hold_the_messages() -> None:
     outbox: Outbox[int] = Outbox(batch_bytes=100)
     (first,) = outbox.add(encoded("news", "1"))
-    batches = outbox.add(encoded("news", *["x" * 30] * 3))
+    batches = outbox.add(encoded("news", *["x" * 70] * 3))
     assert batches[0] is first
     outbox.number_all()
     assert [batch.number for batch in batches] == [1, 2, 3]
 
 
 def test_the_window_in_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
-    size = len(classic.encode(classic.Message("1", "news")))
+    size = len("news") + 1 + MESSAGE_BYTES
     monkeypatch.setattr(outbox_module, "WINDOW_BYTES", 3 * size)
     outbox: Outbox[int] = Outbox()
     publish(outbox, "news", "1", "2")
@@ -154,12 +174,65 @@ def test_all_fail() -> None:
     assert packets(outbox.take(MANY_BYTES)) == [(4, 0, "news", ["after the failure"])]
 
 
+def test_texts_and_bytes_are_in_batches_of_their_own() -> None:
+    outbox: Outbox[int] = Outbox()
+    (first,) = outbox.add(encoded("news", "a"))
+    batches = outbox.add(encoded("news", "b", b"c", b"d", "e"))
+    assert [batch is first for batch in batches] == [True, False, False]
+    outbox.add(encoded("sport", b"f"))
+    outbox.add(encoded("news", "g"))
+    outbox.number_all()
+    taken = outbox.take(MANY_BYTES)
+    assert packets(taken) == [
+        (1, 0, "news", ["a", "b"]),
+        (2, 1, "news", [b"c", b"d"]),
+        (3, 2, "news", ["e", "g"]),
+        (4, 0, "sport", [b"f"]),
+    ]
+    assert [messages_of(batch).text for batch in taken] == [batch.text for batch in taken]
+
+
+def test_headers_stay_with_their_messages() -> None:
+    outbox: Outbox[int] = Outbox()
+    outbox.add(encoded("news", "a"))
+    outbox.add(encoded("news", "b", "c", headers={"id": "1"}))
+    outbox.add(encoded("news", "d", headers={"id": "2", "type": "x"}))
+    outbox.add(encoded("sport", "e"))
+    outbox.number_all()
+    mixed, plain = map(messages_of, outbox.take(MANY_BYTES))
+    assert mixed.unpack() == ["a", "b", "c", "d"]
+    assert mixed.headers == [None, {"id": "1"}, {"id": "1"}, {"id": "2", "type": "x"}]
+    assert plain.headers is None
+
+
 def test_classic_messages() -> None:
     outbox: Outbox[int] = Outbox()
     publish(outbox, "ñ", "1", '"\n')
     (batch,) = outbox.take(MANY_BYTES)
     messages = [classic.Message(data, "ñ") for data in ("1", '"\n')]
     assert batch.classic_payloads() == list(map(classic.encode, messages))
+    assert batch.classic_problem(1000) == ""
+
+
+@pytest.mark.parametrize(
+    ("data", "headers", "problem"),
+    [
+        ("x" * 73, None, ""),
+        ("x" * 74, None, "in the classic form, a message has more than 100 bytes"),
+        # Six bytes each in JSON.
+        ("\0" * 13, None, "in the classic form, a message has more than 100 bytes"),
+        (b"x", None, "a producer that only speaks classic takes texts without headers"),
+        ("x", {"id": "1"}, "a producer that only speaks classic takes texts without headers"),
+    ],
+)
+def test_messages_that_a_classic_producer_cannot_take(
+    data: str | bytes, headers: dict[str, str] | None, problem: str
+) -> None:
+    outbox: Outbox[int] = Outbox()
+    outbox.add(encoded("news", data, headers=headers))
+    outbox.number_all()
+    (batch,) = outbox.take(MANY_BYTES)
+    assert batch.classic_problem(100) == problem
 
 
 class Consumer:
@@ -168,7 +241,7 @@ class Consumer:
     def __init__(self) -> None:
         self.last: dict[str, int] = {}
         self.numbers: set[int] = set()
-        self.stored: dict[str, list[str]] = {topic: [] for topic in TOPICS}
+        self.stored: dict[str, list[str | bytes]] = {topic: [] for topic in TOPICS}
 
     def receive(self, packet: v2.Publish, *, full: bool) -> bool:
         """Return True to confirm a batch, False to refuse it."""
@@ -180,7 +253,7 @@ class Consumer:
             return False
         self.last[packet.topic] = packet.number
         self.numbers.add(packet.number)
-        self.stored[packet.topic] += json.loads(bytes(packet.data))
+        self.stored[packet.topic] += packet.messages.unpack()
         return True
 
 
@@ -192,9 +265,9 @@ class Publishing(RuleBasedStateMachine):
         self.outbox: Outbox[int] = Outbox(batch_bytes=200)
         self.consumer = Consumer()
         self.count = 0
-        self.published: dict[str, list[str]] = {topic: [] for topic in TOPICS}
+        self.published: dict[str, list[str | bytes]] = {topic: [] for topic in TOPICS}
         self.bytes = 0
-        self.results: dict[str, str] = {}
+        self.results: dict[bytes, str] = {}
         self.topics: dict[str, set[int]] = {topic: set() for topic in TOPICS}
         # Batches that are neither confirmed nor refused, by number, as they were sent first.
         self.sent: dict[int, bytes] = {}
@@ -213,9 +286,15 @@ class Publishing(RuleBasedStateMachine):
             outbox_module.WINDOW_MESSAGES = 100_000
 
     @precondition(lambda self: not self.outbox.full)
-    @rule(topic=st.sampled_from(TOPICS), sizes=st.lists(st.integers(0, 250), min_size=1, max_size=4))
-    def publish(self, topic: str, sizes: list[int]) -> None:
-        data = [f"{self.count + index} {'x' * size}" for index, size in enumerate(sizes)]
+    @rule(
+        topic=st.sampled_from(TOPICS),
+        kinds=st.lists(st.tuples(st.integers(0, 250), st.booleans()), min_size=1, max_size=4),
+    )
+    def publish(self, topic: str, kinds: list[tuple[int, bool]]) -> None:
+        data: list[str | bytes] = []
+        for index, (size, is_text) in enumerate(kinds):
+            one = f"{self.count + index} {'x' * size}"
+            data.append(one if is_text else one.encode())
         self.count += len(data)
         self.published[topic] += data
         self.outbox.add(encoded(topic, *data))
@@ -230,7 +309,7 @@ class Publishing(RuleBasedStateMachine):
             payload = batch.packet()
             assert payload == self.sent.setdefault(batch.number, payload)
             assert batch.number > self.last_on_connection
-            assert len(batch.data) == 1 or batch.size <= 200
+            assert len(batch.messages) == 1 or batch.size <= 200
             self.last_on_connection = batch.number
             self.topics[batch.topic].add(batch.number)
             self.under_way.append(payload)
@@ -283,10 +362,9 @@ class Publishing(RuleBasedStateMachine):
     def note(self, batches: Iterable[Batch | None], result: str) -> None:
         for batch in filter(None, batches):
             self.sent.pop(batch.number, None)
-            for data in batch.data:
-                text = json.loads(data)
-                assert text not in self.results
-                self.results[text] = result
+            for message in batch.messages:
+                assert message.data not in self.results
+                self.results[message.data] = result
 
     @invariant()
     def all_are_counted(self) -> None:
@@ -311,7 +389,8 @@ class Publishing(RuleBasedStateMachine):
             self.note(done, "confirmed" if stored else "refused")
         assert self.outbox.done_up_to(self.outbox.number_all())
         assert len(self.results) == self.count
-        stored_data = {data for stored in self.consumer.stored.values() for data in stored}
+        all_stored = (data for stored in self.consumer.stored.values() for data in stored)
+        stored_data = {data if isinstance(data, bytes) else data.encode() for data in all_stored}
         for text, result in self.results.items():
             assert result == "failed" or (text in stored_data) == (result == "confirmed"), (text, result)
 

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tests.support.messages import packed
 from wsqueue.client import positions as positions_module
 from wsqueue.client.positions import Positions
 from wsqueue.client.values import Gap, Message, Position, Start
 from wsqueue.protocol import classic, v2
+from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.protocol.session import Event, MessagesReceived
 
 
@@ -20,8 +22,10 @@ def subscribed(*topics: str, offset: int = 0, end: int = 0) -> Positions:
     return positions
 
 
-def deliver(offset: int, *data: str, topic: str = "news", publisher: str = "", number: int = 0) -> v2.Deliver:
-    return v2.Deliver(topic, offset, publisher, number, list(data))
+def deliver(
+    offset: int, *data: str | bytes, topic: str = "news", publisher: str = "", number: int = 0
+) -> v2.Deliver:
+    return v2.Deliver(topic, offset, publisher, number, packed(*data))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +49,27 @@ def test_messages_have_their_place_in_the_log() -> None:
         Message("news", "b", "log", 4),
         Message("news", "c", "log", 5),
     ]
+
+
+def test_messages_come_as_they_were_published() -> None:
+    positions = subscribed("news")
+    headers: list[Headers | None] = [{"id": "1"}, None, {}]
+    batch = v2.Deliver("news", 2, "", 0, packed("c", "d", "e", headers=headers))
+    assert positions.receive([deliver(0, b"\xff", b""), batch]) == [
+        Message("news", b"\xff", "log", 0),
+        Message("news", b"", "log", 1),
+        Message("news", "c", "log", 2, {"id": "1"}),
+        Message("news", "d", "log", 3),
+        Message("news", "e", "log", 4),
+    ]
+
+
+def test_a_text_that_is_no_text_comes_as_bytes() -> None:
+    """No client of ours sends one, and no node looks."""
+    positions = subscribed("news")
+    batch = v2.Deliver("news", 0, "", 0, Packed([1, 1, 2], memoryview(b"a\xff\xc3\xb1")))
+    received = positions.receive([batch])
+    assert [item.data for item in received if isinstance(item, Message)] == ["a", b"\xff", "ñ"]
 
 
 def test_a_new_connection_continues_where_the_lost_one_was() -> None:

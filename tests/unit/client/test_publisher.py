@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
+from collections.abc import Mapping
 
 import pytest
 
 from tests.support.fake_connection import FakeConnection
+from tests.support.messages import packed
 from tests.support.session_pair import Pair
 from wsqueue import ConnectError, PublishError
 from wsqueue.client import outbox as outbox_module
@@ -38,10 +39,10 @@ class Producer(FakeConnection):
     def close(self, code: CloseCode, reason: str = "") -> None:
         self.closed_with = code
 
-    def published(self) -> list[tuple[int, list[str]]]:
+    def published(self) -> list[tuple[int, list[str | bytes]]]:
         """Return the number and the data of each batch that was sent since the last time."""
         return [
-            (packet.number, json.loads(bytes(packet.data)))
+            (packet.number, packet.messages.unpack())
             for packet in self.take()
             if isinstance(packet, v2.Publish)
         ]
@@ -68,8 +69,10 @@ class Link(PublisherLink):
         self.down(Closed(code, "lost", by_peer=True), 0)
 
 
-def message(*data: str, topic: str = "news") -> EncodedMessages:
-    return encode_messages(topic, data, Limits())
+def message(
+    *data: str | bytes, topic: str = "news", headers: Mapping[str, str] | None = None
+) -> EncodedMessages:
+    return encode_messages(topic, data, Limits(), headers)
 
 
 def ack(first: int, last: int | None = None) -> v2.Ack:
@@ -166,7 +169,7 @@ async def test_unconfirmed_batches_are_sent_again_by_the_same_publisher() -> Non
     link.publish_nowait(message("d"))
     await turn()
     second = link.connect()
-    assert second.take() == [hello, sent[0], sent[2], v2.Publish(4, 0, "news", 1, v2.join_data([b'"d"']))]
+    assert second.take() == [hello, sent[0], sent[2], v2.Publish(4, 0, "news", packed("d"))]
     link.received_events([ack(1), ack(3, 4)])
     await link.flush()
 

@@ -17,6 +17,7 @@ from wsqueue.log.sqlite import SqliteStore
 from wsqueue.log.store import AppendBatch
 from wsqueue.report.report import LogStatus
 
+from ...support.messages import packed
 from ...support.stores import Archived, FakeArchive, Logs, batch
 
 pytestmark = pytest.mark.anyio
@@ -170,7 +171,7 @@ class TestSqliteStore:
         monkeypatch.setattr(sqlite, "CACHE_BYTES", 2 * size + TOPIC_OVERHEAD_BYTES + 50)
         logs = await Archived.opened()
         for _ in range(5):
-            logs.append(AppendBatch("news", ["x" * 100]))
+            logs.append(AppendBatch("news", packed("x" * 100)))
             logs.archive.commit()
         log = logs.store.topic("news")
         assert logs.in_memory("news") == [3, 4]

@@ -19,8 +19,10 @@ from wsqueue.log import ledger, logs
 from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record
 from wsqueue.log.store import AppendBatch, Outcome
 from wsqueue.protocol import v2
+from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.report import LogStatus
 
+from ...support.messages import packed
 from ...support.stores import Clock, Logs, batch, delivered, limits
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("mode", ["memory", "sqlite"])]
@@ -31,8 +33,8 @@ SIZE = Logs().publish("a", "x" * 100).size
 class Running(Logs):
     """A store that is open."""
 
-    async def publish_all(self, topic: str, *data: str) -> Record:
-        (outcome,) = await self.stored(AppendBatch(topic, list(data)))
+    async def publish_all(self, topic: str, *data: str | bytes) -> Record:
+        (outcome,) = await self.stored(AppendBatch(topic, packed(*data)))
         assert outcome.record is not None
         return outcome.record
 
@@ -108,6 +110,26 @@ class TestOffsets:
                 assert {moment: await logs.store.offset_at(log, moment) for moment in expected} == expected
 
 
+async def test_texts_bytes_and_headers_are_kept_as_they_came(
+    mode: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsqueue.log.sqlite.CACHE_BYTES", 0)
+    headers: list[Headers | None] = [{"id": "ñ"}, None]
+    sent = [
+        packed("", "\U0001f642\0\uffff"),
+        packed(bytes(range(256)), b""),
+        packed("a", "b", headers=headers),
+        packed(b"\xff", b"b", headers=headers),
+        # No publisher of ours sends such a text.
+        Packed([1, 2], memoryview(b"\xff\xc3\xb1")),
+    ]
+    async with running(mode, tmp_path) as logs:
+        await logs.stored(*(AppendBatch("news", messages) for messages in sent))
+    async with running(mode, tmp_path) as logs:
+        records = await logs.store.read(logs.store.topic("news"), 0, 2**40)
+        assert [delivered(record).messages for record in records] == sent
+
+
 class TestNumbers:
     """A batch is stored once, and not before one that it comes after."""
 
@@ -157,7 +179,7 @@ class TestNumbers:
             quiet, again = ([batch(5, publisher=name) for name in "abc"] for _ in range(2))
             await running_logs.stored(*quiet)
             for number in range(100):
-                flood = AppendBatch(f"topic {number}", ["x"], "flood", 1)
+                flood = AppendBatch(f"topic {number}", packed("x"), "flood", 1)
                 assert await self.codes(running_logs, flood) == ["stored"]
             assert await self.codes(running_logs, *again) == ["a repeat"] * 3
 
@@ -175,7 +197,7 @@ class TestLimits:
 
     async def test_bytes_of_a_topic(self, mode: str) -> None:
         async with running(mode, max_bytes_per_topic=3 * SIZE) as logs:
-            await logs.stored(*(AppendBatch("a", ["x" * 100]) for _ in range(3)))
+            await logs.stored(*(AppendBatch("a", packed("x" * 100)) for _ in range(3)))
             assert await logs.kept("a") == [0, 1, 2]
             await logs.publish_all("a", "x" * 101)
             assert await logs.kept("a") == [2, 3]
@@ -245,7 +267,7 @@ class TestLimits:
 
     async def test_other_limits_hold_from_a_reload_on(self, mode: str) -> None:
         async with running(mode) as logs:
-            await logs.stored(*(AppendBatch(topic, ["x"]) for topic in "ababa"))
+            await logs.stored(*(AppendBatch(topic, packed("x")) for topic in "ababa"))
             logs.store.reconfigure(msgspec.structs.replace(logs.config, max_messages_per_topic=1))
             await logs.trimmed(a=[2], b=[1])
             logs.store.reconfigure(msgspec.structs.replace(logs.config, max_age_seconds=1))
@@ -315,7 +337,7 @@ class TestRestart:
 
     async def test_with_lower_limits_less_is_kept(self, mode: str, tmp_path: Path) -> None:
         async with running(mode, tmp_path) as logs:
-            await logs.stored(*(AppendBatch(topic, ["x" * 100]) for topic in "ab" * 5))
+            await logs.stored(*(AppendBatch(topic, packed("x" * 100)) for topic in "ab" * 5))
         async with running(mode, tmp_path, max_messages_per_topic=2) as logs:
             await logs.trimmed(a=[3, 4], b=[3, 4])
         async with running(mode, tmp_path, max_bytes=SIZE + TOPIC_OVERHEAD_BYTES) as logs:
@@ -436,11 +458,12 @@ class Model(RuleBasedStateMachine):
     )
     def append(self, many: list[tuple[str, str, int, int, int]]) -> None:
         batches = [
-            AppendBatch(topic, ["x" * 20 * count] * count, publisher, number if publisher else 0, after)
+            AppendBatch(topic, packed(*[one] * count), publisher, number if publisher else 0, after)
             for topic, publisher, number, after, count in many
+            for one in ["x" * 20 * count if count % 2 else b"\xff" * 20 * count]
         ]
-        data = [one.data for one in batches]
-        for outcome, expected in zip(self.run(self.logs.stored(*batches)), data, strict=True):
+        messages = [one.messages for one in batches]
+        for outcome, expected in zip(self.run(self.logs.stored(*batches)), messages, strict=True):
             self._expect(outcome, expected)
         if any(outcome.record for outcome in self.logs.outcomes[-len(batches) :]):
             self._trim()
@@ -465,7 +488,7 @@ class Model(RuleBasedStateMachine):
         for name in names:
             assert self.logs.store.topic(name).next >= self.used.get(name, 0)
 
-    def _expect(self, outcome: Outcome, data: list[str]) -> None:
+    def _expect(self, outcome: Outcome, messages: Packed) -> None:
         one, record = outcome.batch, outcome.record
         owner = one.topic, one.publisher
         last = self.last.get(owner)
@@ -480,8 +503,8 @@ class Model(RuleBasedStateMachine):
         assert record.offset >= self.used.get(one.topic, 0)
         if any(kept.topic == one.topic for kept in self.order):
             assert record.offset == self.used[one.topic]
-        assert record.count == len(data)
-        assert delivered(record) == v2.Deliver(one.topic, record.offset, one.publisher, one.number, data)
+        assert record.count == messages.count
+        assert delivered(record) == v2.Deliver(one.topic, record.offset, one.publisher, one.number, messages)
         if one.publisher:
             self.last[owner] = one.number
             self.unsure.discard(owner)

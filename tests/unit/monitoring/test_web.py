@@ -38,7 +38,7 @@ def test_the_policy_allows_the_parts_of_the_page_and_nothing_else() -> None:
         "default-src": ["'none'"],
         "script-src": [digest(script)],
         "style-src": [digest(style)],
-        "img-src": ["data:"],
+        "img-src": ["data:", "blob:"],
         "connect-src": ["'self'", "ws://127.0.0.1:10001", "wss:"],
         "base-uri": ["'none'"],
         "form-action": ["'none'"],

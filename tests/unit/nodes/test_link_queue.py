@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter, defaultdict
 from unittest import mock
 
@@ -14,9 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits
 from wsqueue.nodes import link_queue
 from wsqueue.nodes.link_queue import MAX_REASON_CHARACTERS, ForwardBatch, LinkQueue, Origin
-from wsqueue.protocol import v2
+from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, Closed
+from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.stats import Histogram
+
+from ...support.messages import packed
 
 SLICE, WINDOW, SLOW, HELD = 1500, 4000, 2500, 6000
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
@@ -27,18 +29,29 @@ Key = tuple[str, int]
 
 def batch(
     number: int,
-    *data: str,
+    *data: str | bytes,
     publisher: str = "p",
     topic: str = "news",
     after: int = 0,
     origin: Origin | None = None,
-    count: int | None = None,
+    headers: list[Headers | None] | None = None,
 ) -> ForwardBatch:
-    """Return a batch; one with another `count` than it has data is invalid."""
-    texts = list(data) or ["x"]
-    count = len(texts) if count is None else count
-    payload = v2.encode(v2.Forward(publisher, number, after, topic, count, texts))
-    return ForwardBatch(publisher, number, after, topic, count, payload, origin)
+    messages = packed(*data or ["x"], headers=headers)
+    payload = v2.encode(v2.Forward(publisher, number, after, topic, messages))
+    return ForwardBatch(publisher, number, after, topic, messages.count, payload, origin)
+
+
+def forwarded(payload: bytes) -> v2.Forward:
+    packet = v2.decode(payload)
+    assert isinstance(packet, v2.Forward)
+    return packet
+
+
+def said(payload: bytes) -> str:
+    """Return the data of a classic message."""
+    message = classic.decode(payload)
+    assert isinstance(message, classic.Message)
+    return message.data
 
 
 def refused(number: int, reason: str = "no room") -> v2.Refused:
@@ -72,23 +85,23 @@ class Machine(RuleBasedStateMachine):
         topic=st.sampled_from("ab"),
         counts=st.lists(st.integers(1, 3), min_size=1, max_size=4),
         chained=st.booleans(),
-        valid=st.sampled_from([True, True, True, False]),
+        is_text=st.sampled_from([True, True, True, False]),
     )
-    def publish(self, index: int, topic: str, counts: list[int], chained: bool, valid: bool) -> None:
-        """Publish batches; the last of the publishers is classic."""
+    def publish(self, index: int, topic: str, counts: list[int], chained: bool, is_text: bool) -> None:
+        """Publish batches; the last of the publishers is classic, and a classic consumer takes no bytes."""
         is_classic = index == len(self.origins) - 1
         batches = []
         for count in counts:
             after = self.numbers[index] if chained and not is_classic else 0
             number = self.numbers[index] = self.numbers[index] + 1
+            text = f"{index} {number}"
             made = batch(
                 number,
-                *[f"{index} {number}"] * count,
+                *[text if is_text or is_classic else text.encode()] * count,
                 publisher=str(index),
                 topic=topic,
                 after=after,
                 origin=None if is_classic else self.origins[index],
-                count=count if valid or is_classic else count + 1,
             )
             self.held[made.publisher, made.number] = made
             batches.append(made)
@@ -113,8 +126,8 @@ class Machine(RuleBasedStateMachine):
         whole: list[Key] = []
         for payload in self.queue.next_slice(size):
             position += 1
-            packet = json.loads(payload)
-            index, number = (packet["data"][0] if self.queue.v2 else packet["d"]).split()
+            data = forwarded(payload).messages.unpack()[0] if self.queue.v2 else said(payload)
+            index, number = (data if isinstance(data, str) else data.decode()).split()
             key = index, int(number)
             sent = self.held[key]
             assert (sent.publisher, sent.after) not in self.refused
@@ -314,8 +327,70 @@ class TestAnswers:
             queue.refuse(refused(queue.sent), 0.0)
         queue.answers()
         queue.hold([batch(number + 1, after=number, origin=origin) for number in (1, 11, 21)])
-        assert [json.loads(payload)["number"] for payload in queue.next_slice(2**40)] == [2]
+        assert [forwarded(payload).number for payload in queue.next_slice(2**40)] == [2]
         assert [packet.number for _, packet in queue.answers() if isinstance(packet, v2.Refused)] == [12, 22]
+
+
+class TestClassicConsumer:
+    """It takes texts without headers, each in a message of its own; the rest is refused here."""
+
+    LONGEST = 1000
+    ROOM = LONGEST - len(b'{"t":"m","d":"","s":"news"}')
+
+    @pytest.mark.parametrize(
+        ("messages", "code"),
+        [
+            (packed(b"x"), "invalid"),
+            (packed(b""), "invalid"),
+            (packed("x", headers=[{"id": "1"}]), "invalid"),
+            (packed("x", "y", headers=[None, {}]), "invalid"),
+            (Packed([1, 1], memoryview(b"a\xff")), "invalid"),
+            # It is text as a whole, but its messages are not.
+            (Packed([1, 1], memoryview("ñ".encode())), "invalid"),
+            (packed("x" * (ROOM + 1)), "too_long"),
+            (packed("a", "\0" * (ROOM // 6 + 1)), "too_long"),
+            (packed("a", '"' * (ROOM // 2 + 1), "b"), "too_long"),
+        ],
+    )
+    def test_a_batch_that_it_cannot_take_is_refused_alone(self, messages: Packed, code: str) -> None:
+        queue, origin = (
+            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram()),
+            Origin(None),
+        )
+        queue.connected(v2=False)
+        payload = v2.encode(v2.Forward("p", 2, 1, "news", messages))
+        wrong = ForwardBatch("p", 2, 1, "news", messages.count, payload, origin)
+        other = batch(1, "of another", publisher="q", origin=origin)
+        queue.hold([batch(1, "first", origin=origin), wrong, batch(3, "next", after=2, origin=origin), other])
+        assert list(map(said, queue.next_slice(2**40))) == ["first", "of another"]
+        first, second = [packet for _, packet in queue.answers()]
+        assert isinstance(first, v2.Refused)
+        assert isinstance(second, v2.Refused)
+        assert (first.number, first.code) == (2, code)
+        assert (second.number, second.code) == (3, "after_refused")
+        queue.confirm(2, 0.0)
+        assert list(queue.answers()) == [(origin, v2.Ack([(1, 1), (1, 1)]))]
+        assert queue.empty
+
+    def test_the_longest_that_it_takes(self) -> None:
+        queue, origin = (
+            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram()),
+            Origin(None),
+        )
+        queue.connected(v2=False)
+        texts = ["x" * self.ROOM, "\1" * (self.ROOM // 6), "", "ñ" * (self.ROOM // 2), "\ufeff\uffff"]
+        queue.hold([batch(1, *texts, origin=origin)])
+        payloads = queue.next_slice(2**40)
+        assert list(map(said, payloads)) == texts
+        assert max(map(len, payloads)) == self.LONGEST
+
+    @pytest.mark.parametrize("data", [b"\xff", "x" * 2000])
+    def test_a_consumer_of_v2_takes_them(self, data: str | bytes) -> None:
+        queue = LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram())
+        queue.connected(v2=True)
+        queue.hold([batch(1, data, headers=[{"id": "1"}], origin=Origin(None))])
+        (payload,) = queue.next_slice(2**40)
+        assert forwarded(payload).messages == packed(data, headers=[{"id": "1"}])
 
 
 class TestFull:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
+from typing import Any
 
-import msgspec
 import pytest
 
 from wsqueue.config.keys import Keys
@@ -16,10 +15,12 @@ from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes.producer import Producer
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
+from wsqueue.protocol.packed import Packed
 
 from ...support.classic_peer import topic_of
 from ...support.fake_connection import FakeConnection
-from ...support.raw_v2_peer import new_secret
+from ...support.messages import packed
+from ...support.raw_v2_peer import encoded, forward_of, new_secret, publish_of
 from ...support.session_pair import PSK
 
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
@@ -44,8 +45,7 @@ def publisher_of(producer: Producer) -> FakeConnection:
 
 
 def publish(producer: Producer, connection: FakeConnection, number: int, topic: str, size: int) -> None:
-    data = msgspec.Raw(msgspec.json.encode(["x" * size]))
-    producer.received(connection, [v2.Publish(number, 0, topic, 1, data)])
+    producer.received(connection, [v2.Publish(number, 0, topic, packed("x" * size))])
 
 
 def test_a_publisher_goes_on_when_no_link_is_full(producer: Producer) -> None:
@@ -86,95 +86,118 @@ def test_publishers_that_come_and_go_cannot_leave_any_number_of_batches(producer
     assert set(closed[:-1]) == {None}
 
 
-PUBLISH = b'{"t":"publish","number":1,"after":0,"topic":"news","count":1,"data":["x"]}'
+PUBLISH = publish_of(1, "news", "x")
+NONCE = bytes(range(32))
 
 
-NONCE = base64.b64encode(bytes(range(32))).decode()
+def publisher(secret: bytes) -> dict[str, Any]:
+    return {"t": "publisher", "secret": secret}
 
 
 class TestPublishers:
     """A subscriber that sees the public ids of publishers can't publish under them."""
 
     @staticmethod
-    def produced(*payloads: bytes) -> tuple[list[str], FakeConnection]:
-        """Return the publisher ids under which a producer forwards payloads, and the connection."""
+    def produced(*packets: dict[str, Any]) -> tuple[list[str], FakeConnection]:
+        """Return the publisher ids under which a producer forwards packets, and the connection."""
         config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
         producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
         connection = FakeConnection()
         producer.established(connection)
-        for payload in payloads:
-            producer.received(connection, [v2.decode(payload)])
+        for packet in packets:
+            producer.received(connection, [v2.decode(encoded(packet))])
         forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_waiting()))
         return [packet.publisher for packet in forwards if isinstance(packet, v2.Forward)], connection
 
-    @staticmethod
-    def publisher(secret: str) -> bytes:
-        return json.dumps({"t": "publisher", "secret": secret}).encode()
-
     def test_a_public_id_as_computed_by_other_code(self) -> None:
-        digest = hashlib.sha256(base64.b64decode(NONCE)).digest()
+        digest = hashlib.sha256(NONCE).digest()
         expected = base64.b64encode(digest[:16], b"-_").decode()[:22]
-        ids, connection = self.produced(self.publisher(NONCE), PUBLISH)
+        ids, connection = self.produced(publisher(NONCE), PUBLISH)
         assert ids == [expected]
         assert connection.failed is None
 
     def test_a_public_id_is_no_secret(self) -> None:
-        (seen,), _ = self.produced(self.publisher(NONCE), PUBLISH)
-        for guess in (seen, seen + "=" * 22, base64.b64encode(seen.encode().ljust(32)[:32]).decode()):
-            payload = self.publisher(guess)
-            try:
-                ids, _ = self.produced(payload, PUBLISH)
-            except PeerError:
-                continue
-            assert ids != [seen]
+        (seen,), _ = self.produced(publisher(NONCE), PUBLISH)
         digest = base64.urlsafe_b64decode(seen + "==")
-        for padding in (bytes(16), digest):
-            ids, _ = self.produced(self.publisher(base64.b64encode(digest + padding).decode()), PUBLISH)
+        for guess in (seen.encode(), seen.encode().ljust(32), digest, digest + bytes(16), digest * 2):
+            try:
+                ids, _ = self.produced(publisher(guess), PUBLISH)
+            except PeerError:
+                assert len(guess) != 32
+                continue
             assert len(ids) == 1
             assert ids != [seen]
 
     def test_a_publish_names_no_publisher(self) -> None:
-        with pytest.raises(PeerError, match="unknown field"):
-            v2.decode(PUBLISH.replace(b'"topic"', b'"publisher":"x","topic"'))
+        (own,), _ = self.produced(publisher(NONCE), PUBLISH)
+        ids, connection = self.produced(publisher(NONCE), PUBLISH | {"publisher": "x"})
+        assert (ids, connection.failed) == ([own], None)
 
     @pytest.mark.parametrize(
-        "payloads",
+        "packets",
         [
             (PUBLISH,),
-            (b'{"t":"publisher","secret":"%s"}' % NONCE.encode(),) * 2,
-            (PUBLISH.replace(b"publish", b"forward").replace(b'"topic"', b'"publisher":"x","topic"'),),
+            (PUBLISH | {"publisher": "x"},),
+            (publisher(NONCE),) * 2,
+            (forward_of(1, "news", "x"),),
         ],
-        ids=["without a publisher", "as two publishers", "as a producer"],
+        ids=["without a publisher", "with another's", "as two publishers", "as a producer"],
     )
-    def test_other_ways(self, payloads: tuple[bytes, ...]) -> None:
-        ids, connection = self.produced(*payloads)
+    def test_other_ways(self, packets: tuple[dict[str, Any], ...]) -> None:
+        ids, connection = self.produced(*packets)
         assert ids == []
         assert connection.failed is CloseCode.UNEXPECTED_PACKET
 
     def test_another_key_of_the_same_kind_is_another_publisher(self) -> None:
-        secrets = [base64.b64encode(bytes([number] * 32)).decode() for number in range(50)]
-        ids = [self.produced(self.publisher(secret), PUBLISH)[0][0] for secret in secrets]
+        secrets = [bytes([number] * 32) for number in range(50)]
+        ids = [self.produced(publisher(secret), PUBLISH)[0][0] for secret in secrets]
         assert len(set(ids)) == 50
 
 
-@pytest.mark.parametrize("count", [2, 3, v2.MAX_NUMBER])
-@pytest.mark.parametrize("data", [["x"], [], [""], {"a": 1}, 1])
-def test_a_count_that_cannot_be_true_changes_no_number(producer: Producer, count: int, data: object) -> None:
+@pytest.mark.parametrize(
+    "messages",
+    [
+        Packed([], memoryview(b"")),
+        Packed([], memoryview(b"x")),
+        Packed([2], memoryview(b"x")),
+        Packed([0], memoryview(b"x")),
+        Packed([1, 1], memoryview(b"x")),
+        Packed([v2.MAX_NUMBER], memoryview(b"x")),
+        Packed([2**64 - 1] * 100, memoryview(b"x")),
+        Packed([1], memoryview(b"x"), headers=[]),
+        Packed([1], memoryview(b"x"), headers=[None, None]),
+    ],
+)
+def test_sizes_that_cannot_be_true_change_no_number(producer: Producer, messages: Packed) -> None:
     connection = publisher_of(producer)
-    raw = msgspec.Raw(msgspec.json.encode(data))
-    producer.received(connection, [v2.Publish(7, 0, TOPICS[0], count, raw)])
-    refused = v2.Refused(7, "invalid", v2.INVALID_DATA)
-    if count > len(bytes(raw)) // 3:
-        assert connection.take() == [refused]
-    assert producer.counters["messages_in"] <= len(bytes(raw)) // 3
-    assert sum(topic.messages_per_second for topic in producer.facts(1.0).top_topics) <= len(bytes(raw)) // 3
-    assert sum(link.held_messages for link in producer.facts(0.0).links) <= len(bytes(raw)) // 3
+    producer.received(connection, [v2.Publish(7, 0, TOPICS[0], messages)])
+    assert connection.take() == [v2.Refused(7, "invalid", v2.INVALID_MESSAGES)]
+    assert producer.counters["messages_in"] == 0
+    assert sum(topic.messages_per_second for topic in producer.facts(1.0).top_topics) == 0
+    assert sum(link.held_messages for link in producer.facts(0.0).links) == 0
 
 
 @pytest.mark.parametrize("count", [1, 2, 1000])
-def test_the_shortest_data_of_a_count_is_taken(producer: Producer, count: int) -> None:
+@pytest.mark.parametrize("data", ["", b"", "\0", b"\xff" * 300])
+def test_many_messages_of_any_size_are_taken(producer: Producer, count: int, data: str | bytes) -> None:
     connection = publisher_of(producer)
-    data = msgspec.Raw(msgspec.json.encode([""] * count))
-    producer.received(connection, [v2.Publish(1, 0, TOPICS[0], count, data)])
+    producer.received(connection, [v2.Publish(1, 0, TOPICS[0], packed(*[data] * count))])
     assert connection.take() == []
     assert producer.counters["messages_in"] == count
+    (batch,) = producer.links[0].take_waiting()
+    forward = v2.decode(batch.payload)
+    assert isinstance(forward, v2.Forward)
+    assert (batch.count, forward.messages.unpack()) == (count, [data] * count)
+
+
+def test_a_batch_that_is_too_long_is_refused() -> None:
+    config = ProducerConfig(
+        listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"], limits=Limits(max_message_bytes=1000)
+    )
+    producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+    connection = publisher_of(producer)
+    most = 1000 + v2.OVERHEAD_BYTES
+    producer.received(connection, [v2.Publish(1, 0, "news", packed(bytes(1000)))])
+    assert connection.take() == []
+    producer.received(connection, [v2.Publish(2, 0, "news", packed(bytes(most)))])
+    assert connection.take() == [v2.Refused(2, "too_long", "the batch has more than 1000 bytes")]

@@ -20,10 +20,12 @@ from wsqueue.nodes import reader
 from wsqueue.nodes.reader import ArchiveTurns, Reader
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.frames import frame_messages
+from wsqueue.protocol.packed import Headers
 from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
 
 from ...support.fake_connection import FakeConnection
+from ...support.messages import packed
 from ...support.session_pair import few
 from ...support.stores import Archived, FakeArchive, Logs
 
@@ -43,16 +45,16 @@ class Subscriber:
         self.reader = Reader(self.connection, logs.store, packet, **shared)
         self.reader.catch_up()
 
-    def publish(self, *data: str) -> bool:
+    def publish(self, *data: str | bytes) -> bool:
         """Publish a batch as a consumer would, and return whether the reader was sent it."""
-        return self.deliver(self.logs.append(AppendBatch(self.topic, list(data))))
+        return self.deliver(self.logs.append(AppendBatch(self.topic, packed(*data))))
 
     def deliver(self, outcomes: list[Outcome]) -> bool:
         """Hand stored batches to the reader."""
         records = [
             one.record for one in outcomes if one.record is not None and one.record.topic == self.topic
         ]
-        frames = frame_texts([record.packet for record in records], masked=False)
+        frames = frame_messages([record.packet for record in records], masked=False, binary=True)
         return self.reader.take(records[0].offset, records[-1].end, frames)
 
     def took(self) -> list[Packet]:
@@ -70,8 +72,8 @@ def subscribed(logs: Logs, offset: int, end: int, topic: str = "news") -> Subscr
     return Subscribed(topic, logs.store.id, offset, end)
 
 
-def deliver(offset: int, *data: str) -> Deliver:
-    return Deliver("news", offset, "", 0, list(data))
+def deliver(offset: int, *data: str | bytes) -> Deliver:
+    return Deliver("news", offset, "", 0, packed(*data))
 
 
 Packets = list[Packet]
@@ -106,9 +108,26 @@ class TestStart:
 
     def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
         logs = Logs()
-        logs.append(AppendBatch("news", ["a", "b"], "p", 7))
+        logs.append(AppendBatch("news", packed("a", "b"), "p", 7))
         _, rest = Subscriber(logs, Subscribe("news", "offset", None, 1)).took()
-        assert v2.decode(v2.encode(rest)) == rest == Deliver("news", 1, "p", 7, ["b"])
+        assert v2.decode(v2.encode(rest)) == rest == Deliver("news", 1, "p", 7, packed("b"))
+
+    @pytest.mark.parametrize("offset", range(5))
+    @pytest.mark.parametrize("kind", ["bytes", "texts", "headers"])
+    def test_the_rest_of_a_batch_is_as_it_was_published(self, kind: str, offset: int) -> None:
+        texts = ["", "ñ", "\U0001f642\0", "", "\ufeff\uffff"]
+        data: list[str | bytes] = [*texts]
+        if kind == "bytes":
+            data = [b"", b"\xff\xfe", bytes(range(256)), b"", b"\xed\xa0\x80"]
+        headers: list[Headers | None] = [None, {"id": "1"}, {}, {"id": "ñ", "type": ""}, None]
+        of = headers if kind == "headers" else None
+        logs = Logs()
+        logs.append(AppendBatch("news", packed(*data, headers=of)))
+        _, rest = Subscriber(logs, Subscribe("news", "offset", None, offset)).took()
+        assert isinstance(rest, Deliver)
+        assert (rest.offset, rest.messages.unpack()) == (offset, data[offset:])
+        assert rest.messages.headers == (None if of is None else of[offset:])
+        assert rest.messages.whole
 
     @pytest.mark.parametrize(
         ("kept", "log", "offset", "start", "rest"),
@@ -352,7 +371,7 @@ class TestFallingBehind:
             else:
                 assert isinstance(one, Deliver)
                 assert one.offset == offset
-                offset += len(one.data)
+                offset += one.messages.count
         assert (offset, gaps) == (logs.store.topic("news").next, subscriber.counters["gaps"])
         assert subscriber.publish("last")
 
@@ -422,14 +441,14 @@ class TestArchive:
         assert isinstance(logs.archive, ReadableArchive)
         self.archive = logs.archive
         for letters in batches:
-            logs.append(AppendBatch("news", list(letters)))
+            logs.append(AppendBatch("news", packed(*letters)))
             logs.archive.commit()
             logs.clock.now += 10
         assert logs.in_memory("news") == []
         return logs
 
     def publish(self, subscriber: Subscriber, *data: str) -> bool:
-        subscriber.logs.append(AppendBatch("news", list(data)))
+        subscriber.logs.append(AppendBatch("news", packed(*data)))
         return self.commit(subscriber)
 
     def commit(self, subscriber: Subscriber, count: int | None = None) -> bool:
@@ -480,7 +499,7 @@ class TestArchive:
         """Its reader may find records that its writer has committed and not reported yet."""
         logs = await self.logs("ab")
         subscriber = Subscriber(logs, EARLIEST)
-        logs.append(AppendBatch("news", ["c"]), AppendBatch("news", ["d"]))
+        logs.append(AppendBatch("news", packed("c")), AppendBatch("news", packed("d")))
         self.archive.stored += self.archive.queue
         await turns()
         rest = [deliver(0, "a", "b"), deliver(2, "c"), D]

@@ -15,6 +15,7 @@ from wsqueue.log.store import AppendBatch
 from wsqueue.protocol import v2
 from wsqueue.protocol.v2 import Deliver, Gap, Subscribe, Subscribed
 
+from ...support.messages import packed
 from ...support.stores import Logs, limits
 from .test_reader import Subscriber
 
@@ -52,7 +53,7 @@ class World:
         """Publish messages that are unlike all others."""
         data = [f"{self._count + index}" for index in range(messages)]
         self._count += messages
-        await self.logs.stored(AppendBatch(topic, list(data)))
+        await self.logs.stored(AppendBatch(topic, packed(*data)))
         self.history[topic] += data
 
     def save(self, topic: str, offset: int | None = None) -> None:
@@ -73,7 +74,7 @@ class World:
         shutil.copytree(copied, self.log)
         self.history = {topic: list(data) for topic, data in history.items()}
 
-    async def resume(self, position: Position) -> tuple[int, list[int | None], list[str]]:
+    async def resume(self, position: Position) -> tuple[int, list[int | None], list[str | bytes]]:
         """Return where a subscriber goes on, the gaps that it is told, and the messages that it gets."""
         ask = Subscribe(position.topic, "offset", position.epoch, len(position.read))
         subscriber = Subscriber(self.logs, ask)
@@ -88,7 +89,7 @@ class World:
         starts = [packet.offset for packet in packets if isinstance(packet, Subscribed)]
         gaps = [packet.missed for packet in packets if isinstance(packet, Gap)]
         delivered = [packet for packet in packets if isinstance(packet, Deliver)]
-        got = [data for packet in delivered for data in packet.data]
+        got = [data for packet in delivered for data in packet.messages.unpack()]
         assert got == self.history[position.topic][end - len(got) :], "it gets all up to the end"
         return starts[-1], gaps, got
 
@@ -108,7 +109,7 @@ class World:
             assert start == max(same, earliest) or not known
         elif known and same >= earliest:
             assert (start, gaps) == (same, [])
-            assert position.read + got == now
+            assert [*position.read, *got] == now
         else:
             assert gaps, "what is gone, or not known, is told"
 

@@ -14,12 +14,14 @@ from wsqueue.protocol.classic import (
     Packet,
     Subscribe,
     Unsubscribe,
-    any_too_long,
     decode,
     decode_messages,
     encode,
+    encode_string,
+    message_overhead,
 )
 from wsqueue.protocol.close import CloseCode, PeerError
+from wsqueue.protocol.packed import pack, pack_texts
 
 from ...support.session_pair import many
 from ...support.strategies import json_values, utf8_text
@@ -270,25 +272,51 @@ def test_messages_survive_and_are_what_other_decoders_read(data: str, topic: str
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=30) | st.text('\x01é"a', max_size=30)
 
 
-@given(topic=TEXTS, data=st.lists(TEXTS, max_size=30), max_bytes=st.integers(1, 300))
-def test_messages_are_built_in_slices(topic: str, data: list[str], max_bytes: int) -> None:
-    slices = MessageSlices(topic, data)
+@many
+@given(
+    topic=TEXTS,
+    data=st.lists(TEXTS.map(str.encode), max_size=30)
+    | st.lists(TEXTS.map(str.encode) | st.binary(max_size=9)),
+    text=st.booleans(),
+    max_bytes=st.integers(1, 300),
+    max_message_bytes=st.integers(1, 200) | st.just(10_000),
+)
+def test_messages_are_built_in_slices(
+    topic: str, data: list[bytes], text: bool, max_bytes: int, max_message_bytes: int
+) -> None:
+    messages = pack(data, text=text)
+    all_built = [encode(Message(one, topic)) for one in messages.texts() if one is not None]
+    expected = [one for one in all_built if len(one) <= max_message_bytes]
+    slices = MessageSlices(topic, messages, max_message_bytes)
+    skips_none = len(expected) == len(data)
     assert slices.count == len(data)
+    assert slices.skips_none() is skips_none
     built: list[bytes] = []
     while not slices.done:
-        assert slices.rest == data[len(built) :]
+        before = slices.built
+        assert slices.rest == messages.behind(before)
         piece = slices.next_slice(max_bytes)
-        assert len(piece) == 1 or sum(map(len, piece)) <= max_bytes
+        assert slices.built > before
+        assert len(piece) <= 1 or sum(map(len, piece)) <= max_bytes
         built += piece
-        assert slices.built == len(built)
-        left = data[len(built) :]
-        if left:
-            following = len(encode(Message(left[0], topic)))
-            assert sum(map(len, piece)) + following > max_bytes
-    assert built == [encode(Message(text, topic)) for text in data]
+        assert slices.built - slices.skipped == len(built)
+        if skips_none and not slices.done:
+            assert sum(map(len, piece)) + len(expected[slices.built]) > max_bytes
+    assert built == expected
+    assert slices.skipped == len(data) - len(expected)
+    assert slices.rest.count == 0
 
 
-@given(topic=TEXTS, data=st.lists(TEXTS, max_size=5), max_bytes=st.integers(1, 300))
-def test_what_is_too_long_is_known_without_building_it(topic: str, data: list[str], max_bytes: int) -> None:
-    built = [encode(Message(text, topic)) for text in data]
-    assert any_too_long(topic, data, max_bytes) is any(len(one) > max_bytes for one in built)
+@pytest.mark.parametrize("data", ["a", "\x01", '"', "ñ", "\N{GRINNING FACE}", "a" * 100, "\x01" * 100])
+def test_a_message_is_skipped_if_it_is_too_long_by_one(data: str) -> None:
+    size = len(encode(Message(data, "news")))
+    for most, expected in ((size, [encode(Message(data, "news"))]), (size - 1, [])):
+        slices = MessageSlices("news", pack_texts([data]), most)
+        assert slices.skips_none() is bool(expected)
+        assert slices.next_slice(1) == expected
+        assert (slices.done, slices.skipped) == (True, 1 - len(expected))
+
+
+@given(topic=TEXTS, text=TEXTS)
+def test_a_message_takes_its_data_as_json_and_an_overhead(topic: str, text: str) -> None:
+    assert message_overhead(topic) + len(encode_string(text)) == len(encode(Message(text, topic)))

@@ -1,4 +1,8 @@
-"""The fast lane against the library: any stream, cut anywhere, gives the same items and answers."""
+"""The fast lane against the library: any stream, cut anywhere, gives the same items and answers.
+
+Streams are written down with texts as their messages. Where messages are binary, `render` swaps the types, so
+that a text stands for a message of the type that is taken, and a binary one for the other.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +13,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.frames import MAX_RUN
-from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse, PongReceived
+from wsqueue.protocol.framing import TURN_FRAMES, HttpResponse
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, MessagesReceived
+from wsqueue.protocol.v2 import OVERHEAD_BYTES
 
 from ...support.oracle import LIMIT, PATH, REQUEST, RESPONSE, Act, Flat, LibrarySession, Twins, state, written
+from ...support.raw_v2_peer import deliver_of, encoded
 from ...support.session_pair import MAX_MESSAGE_BYTES, MAX_TOPIC_BYTES, RawPeer, few, message, receive_all
+from ...support.strategies import V2_PACKETS
 from ...support.wire import (
     BINARY,
     BINARY_FIRST,
@@ -39,8 +47,10 @@ from ...support.wire import (
     cut,
     render,
 )
+from .test_session_v2 import V2Peer
 
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
+types = pytest.mark.parametrize("binary", [False, True], ids=["texts", "binary"])
 uncovered = pytest.mark.usefixtures("uncovered")
 
 
@@ -50,12 +60,13 @@ def compare(
     how: Cut,
     acts: Sequence[tuple[int, Act]] = (),
     *,
+    binary: bool,
     limit: int = LIMIT,
     turn_frames: int = TURN_FRAMES,
 ) -> list[Flat]:
-    twins = Twins.opened(role, limit)
+    twins = Twins.opened(role, limit, binary=binary)
     twins.framing.turn_frames = turn_frames
-    return twins.feed(cut(render(chunks, masked=twins.masked), how), acts)
+    return twins.feed(cut(render(chunks, masked=twins.masked, binary=binary), how), acts)
 
 
 CORNERS: dict[str, list[Chunk]] = {
@@ -84,8 +95,11 @@ CORNERS: dict[str, list[Chunk]] = {
         for byte in range(7)
     },
     "a length that looks like a header": [Raw(b"x" * 0x81, TEXT_FIRST), Raw(b"y" * 0x81, CONT_LAST)],
+    "a length that looks like a binary one": [Raw(b"x" * 0x82, TEXT_FIRST), Raw(b"y" * 0x82, CONT_LAST)],
     "a header that only seems to go on": [Run(3, 2), Raw(b"\x81\x02ab\x81\x02"), Run(3, 2)],
+    "a binary header that only seems to go on": [Run(3, 2), Raw(b"\x82\x02ab\x82\x02"), Run(3, 2)],
     "the header again in a payload": [Run(2, 5), Raw(b"\x81\x05\x81\x85\x81"), Run(2, 5)],
+    "a binary header again in a payload": [Run(2, 5), Raw(b"\x82\x05\x82\x85\x82"), Run(2, 5)],
     "fragments": [Raw(b"a", TEXT_FIRST), Raw(b"", CONT), Raw(b"b", CONT), Raw(b"c", CONT_LAST), Raw(b"d")],
     "an empty message in fragments": [Raw(b"", TEXT_FIRST), Raw(b"", CONT_LAST), Raw(), Raw(b"x")],
     "control frames between fragments": [
@@ -105,9 +119,21 @@ CORNERS: dict[str, list[Chunk]] = {
     "a stray continuation": [Raw(b"a"), Raw(b"b", CONT_LAST), Raw(b"c")],
     "a binary": [Run(2, 1), Raw(b"b", BINARY), Raw(b"late"), Raw(b"", PING), Raw(b"\x03\xe8", CLOSE)],
     "a binary and an error": [Raw(b"a"), Raw(b"b", BINARY), Raw(b"c", CONT_LAST)],
+    "a binary first": [Raw(b"b", BINARY), Raw(b"c", BINARY), Raw(b"late"), Raw(b"", PING)],
+    "a binary first, in fragments": [Raw(b"b", BINARY_FIRST), Raw(b"c", CONT_LAST), Raw(b"", BINARY), Raw()],
+    "a binary first, and more of one size": [
+        *(Raw(b"1", PING), *[Raw(b"b", BINARY)] * 20, Raw(b"2", PONG), Raw(b"c", BINARY), Raw(b"late")),
+    ],
+    "a binary first, behind control frames": [Raw(b"1", PING), Raw(b"2", PONG), Raw(b"", BINARY), Raw(b"a")],
+    "a text first, behind control frames": [Raw(b"1", PING), Raw(b"2", PONG), Raw(b"a"), Raw(b"", BINARY)],
+    "a binary first that is too large": [Raw(b"x" * (LIMIT + 1), BINARY), Raw(b"y" * (LIMIT + 1), BINARY)],
+    "a binary first with a reserved bit": [Raw(b"x", BINARY | 0x40), Raw(b"late"), Raw(b"late", BINARY)],
+    "a binary first that is wrongly masked": [Raw(b"x", BINARY, wrong=True), Raw(b"late")],
+    "a binary first that ends early": [Raw(b"x", BINARY, declared=9)],
+    "a continuation first": [Raw(b"x", CONT), Raw(b"late")],
     "a binary in fragments": [Raw(b"a"), Raw(b"b", BINARY_FIRST), Raw(b"c", CONT_LAST), Raw(b"late")],
     "a binary between fragments": [Raw(b"a", TEXT_FIRST), Raw(b"b", BINARY), Raw(b"c")],
-    "a binary that is too large": [Raw(b"x" * (LIMIT + 1), BINARY), Raw(b"late")],
+    "a binary that is too large": [Raw(b"a"), Raw(b"x" * (LIMIT + 1), BINARY), Raw(b"late")],
     "pings": [Raw(b"", PING), Raw(b"x" * 125, PING), Raw(b"a"), Raw(b"a", PING), Raw(b"b"), Raw(b"c")],
     "pongs": [Raw(b"a"), Raw(b"", PONG), Raw(b"b"), Raw(b"x" * 125, PONG), Raw(b"c"), Raw(b"d")],
     "a ping that is too long": [Raw(b"a"), Raw(b"x" * 126, PING), Raw(b"late")],
@@ -146,7 +172,7 @@ corners = pytest.mark.parametrize("chunks", CORNERS.values(), ids=CORNERS)
 
 
 ACTS = [
-    Act("send_text", (b"ours",)),
+    Act("send_message", (b"ours",)),
     Act("send_ping", (b"ours",)),
     Act("close", (CloseCode.GOING_AWAY, "bye")),
     Act("fail", (CloseCode.PING_TIMEOUT, "late")),
@@ -161,42 +187,48 @@ ACTS = [
 class TestCorners:
     """Each corner by itself, and with a run and itself around it."""
 
+    @types
     @corners
-    def test_in_two_pieces(self, role: Role, chunks: list[Chunk]) -> None:
-        whole = compare(role, chunks, WHOLE)
-        frames = render(chunks, masked=role is Role.ACCEPTOR)
+    def test_in_two_pieces(self, role: Role, binary: bool, chunks: list[Chunk]) -> None:
+        whole = compare(role, chunks, WHOLE, binary=binary)
+        frames = render(chunks, masked=role is Role.ACCEPTOR, binary=binary)
         starts = [*itertools.accumulate(map(len, frames), initial=0)]
         near = {start + offset for start in starts for offset in range(-2, 16)}
         for place in sorted(near & {*range(1, starts[-1])}):
-            assert compare(role, chunks, At([place])) == whole
+            assert compare(role, chunks, At([place]), binary=binary) == whole
 
+    @types
     @corners
-    def test_in_many_pieces(self, role: Role, chunks: list[Chunk]) -> None:
-        whole = compare(role, chunks, WHOLE)
+    def test_in_many_pieces(self, role: Role, binary: bool, chunks: list[Chunk]) -> None:
+        whole = compare(role, chunks, WHOLE, binary=binary)
         others: list[Cut] = [BYTEWISE, Every(2), Every(3), *map(Inside, range(1, 16))]
         for how in others:
-            assert compare(role, chunks, how) == whole
+            assert compare(role, chunks, how, binary=binary) == whole
 
     @corners
-    @pytest.mark.parametrize("turn_frames", [1, 2, 7, 8, 9])
-    def test_in_short_turns(self, role: Role, chunks: list[Chunk], turn_frames: int) -> None:
+    @pytest.mark.parametrize(
+        ("turn_frames", "binary"), [(1, False), (2, False), (7, False), (8, False), (9, False), (8, True)]
+    )
+    def test_in_short_turns(self, role: Role, binary: bool, chunks: list[Chunk], turn_frames: int) -> None:
         around = [Raw(b"0", PONG), Run(20, 4), *chunks, Run(20, 4)]
         for how in (WHOLE, Every(7), BYTEWISE):
-            whole = compare(role, around, how)
-            assert compare(role, around, how, turn_frames=turn_frames) == whole
+            whole = compare(role, around, how, binary=binary)
+            assert compare(role, around, how, binary=binary, turn_frames=turn_frames) == whole
 
+    @types
     @corners
-    def test_between_runs(self, role: Role, chunks: list[Chunk]) -> None:
+    def test_between_runs(self, role: Role, binary: bool, chunks: list[Chunk]) -> None:
         for how in (WHOLE, Every(7)):
-            compare(role, [Run(20, 4), *chunks, Run(20, 4)], how)
-            compare(role, [Raw(b"0", PONG), *chunks, Raw(b"0", PONG)], how)
-            compare(role, [*chunks, *chunks], how)
+            compare(role, [Run(20, 4), *chunks, Run(20, 4)], how, binary=binary)
+            compare(role, [Raw(b"0", PONG), *chunks, Raw(b"0", PONG)], how, binary=binary)
+            compare(role, [*chunks, *chunks], how, binary=binary)
 
 
 forms = st.sampled_from([None, None, None, 0, 2, 8])
 
 
 @both_roles
+@types
 class TestRest:
     """A connection at rest is quiet: it does without the library's protocol."""
 
@@ -218,18 +250,20 @@ class TestRest:
             ([Raw(b"\x03\xe8", CLOSE)], False),
         ],
     )
-    def test_what_is_kept(self, role: Role, chunks: list[Chunk], at_rest: bool) -> None:
+    def test_what_is_kept(self, role: Role, binary: bool, chunks: list[Chunk], at_rest: bool) -> None:
         for how in (WHOLE, BYTEWISE):
-            twins = Twins.opened(role)
-            for piece in cut(render(chunks, masked=twins.masked), how):
+            twins = Twins.opened(role, binary=binary)
+            # The first message of an acceptor says which type it sends.
+            for piece in cut(render([Raw(b"first"), *chunks], masked=twins.masked, binary=binary), how):
                 twins.receive(piece)
             assert twins.framing.quiet == at_rest
-            twins.act(Act("send_text", (b"x",)))
+            twins.act(Act("send_message", (b"x",)))
             twins.act(Act("send_ping", (b"x",)))
             assert twins.framing.quiet == at_rest
 
 
 @both_roles
+@types
 @uncovered
 class TestRuns:
     """Frames that are cut in one go."""
@@ -238,10 +272,10 @@ class TestRuns:
         "count", [1, 2, 3, *range(7, 11), MAX_RUN - 1, MAX_RUN, MAX_RUN + 1, 2 * MAX_RUN, 700]
     )
     @pytest.mark.parametrize("size", [0, 1, 4, 126])
-    def test_frames_of_one_size(self, role: Role, count: int, size: int) -> None:
+    def test_frames_of_one_size(self, role: Role, binary: bool, count: int, size: int) -> None:
         expected = [frame.payload for frame in Run(count, size).frames()]
         for how in (WHOLE, Every(997), Every((size + 6) * count - 1)):
-            assert compare(role, [Run(count, size)], how) == expected
+            assert compare(role, [Run(count, size)], how, binary=binary) == expected
 
     @few
     @given(
@@ -250,8 +284,8 @@ class TestRuns:
         ),
         size=st.integers(1, 5000),
     )
-    def test_runs_that_follow_each_other(self, role: Role, runs: list[Run], size: int) -> None:
-        items = compare(role, runs, Every(size))
+    def test_runs_that_follow_each_other(self, role: Role, binary: bool, runs: list[Run], size: int) -> None:
+        items = compare(role, runs, Every(size), binary=binary)
         assert items == [frame.payload for run in runs for frame in run.frames()]
 
 
@@ -276,7 +310,7 @@ first_bytes = st.sampled_from(
 sizes = st.integers(0, 6) | st.sampled_from(
     [0, 124, 125, 126, 127, 128, 255, 256, LIMIT - 1, LIMIT, LIMIT + 1]
 )
-payloads = st.binary(max_size=8) | sizes.map(lambda size: (b"\x81\x04ab\x81\x84" * size)[:size])
+payloads = st.binary(max_size=8) | sizes.map(lambda size: (b"\x81\x04ab\x82\x84\x82\x04" * size)[:size])
 keys = st.binary(min_size=4, max_size=4) | st.just(bytes(4))
 close_payloads = st.builds(
     lambda code, reason: code.to_bytes(2) + reason,
@@ -337,7 +371,7 @@ cuts: st.SearchStrategy[Cut] = st.one_of(
 codes = st.sampled_from([code for code in CloseCode if code is not CloseCode.ABNORMAL])
 reasons = st.sampled_from(["", "because", "ñ" * 100])
 acts = st.one_of(
-    st.builds(Act, st.just("send_text"), st.tuples(st.binary(max_size=130))),
+    st.builds(Act, st.just("send_message"), st.tuples(st.binary(max_size=130))),
     st.builds(Act, st.just("send_ping"), st.tuples(st.binary(max_size=125))),
     st.builds(Act, st.sampled_from(["close", "fail", "refuse"]), st.tuples(codes, reasons)),
     st.just(Act("fail", (CloseCode.ABNORMAL, "lost"))),
@@ -348,18 +382,19 @@ limits = st.sampled_from([LIMIT] * 6 + [0, 1, 4, 125, 126, 65_536])
 
 
 @both_roles
+@types
 class TestStreams:
     @few
     @given(chunks=streams, how=cuts, limit=limits)
-    def test_any(self, role: Role, chunks: list[Chunk], how: Cut, limit: int) -> None:
-        compare(role, chunks, how, limit=limit)
+    def test_any(self, role: Role, binary: bool, chunks: list[Chunk], how: Cut, limit: int) -> None:
+        compare(role, chunks, how, binary=binary, limit=limit)
 
     @few
     @given(chunks=streams, how=cuts, timed=timed_acts)
     def test_with_something_done_in_between(
-        self, role: Role, chunks: list[Chunk], how: Cut, timed: list[tuple[int, Act]]
+        self, role: Role, binary: bool, chunks: list[Chunk], how: Cut, timed: list[tuple[int, Act]]
     ) -> None:
-        compare(role, chunks, how, timed)
+        compare(role, chunks, how, timed, binary=binary)
 
     @few
     @given(
@@ -374,16 +409,16 @@ class TestStreams:
         ),
     )
     def test_mutations(
-        self, role: Role, chunks: list[Chunk], how: Cut, mutations: list[tuple[str, int, int]]
+        self, role: Role, binary: bool, chunks: list[Chunk], how: Cut, mutations: list[tuple[str, int, int]]
     ) -> None:
-        data = bytearray(b"".join(render(chunks, masked=role is Role.ACCEPTOR)))
+        data = bytearray(b"".join(render(chunks, masked=role is Role.ACCEPTOR, binary=binary)))
         for kind, place, value in mutations:
             place %= len(data) + 1  # noqa: PLW2901
             if kind == "insert":
                 data.insert(place, value)
             elif place < len(data):
                 data[place : place + 1] = bytes([data[place] ^ (value or 1)]) if kind == "flip" else b""
-        compare(role, [bytes(data)], how)
+        compare(role, [bytes(data)], how, binary=binary)
 
 
 @both_roles
@@ -400,20 +435,31 @@ class TestHeads:
     )
 
     def feed(
-        self, role: Role, head: Callable[[bytes], bytes], how: Cut, chunks: Sequence[Chunk] = FRAMES
+        self,
+        role: Role,
+        head: Callable[[bytes], bytes],
+        how: Cut,
+        chunks: Sequence[Chunk] = FRAMES,
+        *,
+        binary: bool,
     ) -> Closed | None:
-        twins = Twins(role, answer_request=lambda path: None if path == PATH else HttpResponse(404, "no\n"))
-        twins.feed(cut([head(twins.head), *render(chunks, masked=twins.masked)], how))
+        def answer(path: str) -> HttpResponse | None:
+            return None if path == PATH else HttpResponse(404, "no\n")
+
+        twins = Twins(role, answer_request=answer, binary=binary)
+        twins.feed(cut([head(twins.head), *render(chunks, masked=twins.masked, binary=binary)], how))
         return twins.framing.closed
 
+    @types
     @few
     @given(place=st.integers(0, 400), act=st.sampled_from(ACTS))
-    def test_with_something_done_in_between(self, role: Role, place: int, act: Act) -> None:
+    def test_with_something_done_in_between(self, role: Role, binary: bool, place: int, act: Act) -> None:
         for head in (b"\r\n", b"X: x\n\r\n"):
-            twins = Twins(role)
-            frames = render(self.FRAMES, masked=twins.masked)
+            twins = Twins(role, binary=binary)
+            frames = render(self.FRAMES, masked=twins.masked, binary=binary)
             twins.feed(cut([twins.head + head, *frames], At([place])), [(1 if place else 0, act)])
 
+    @types
     @pytest.mark.parametrize("dribbled", [100, 129, 130, 131])
     @pytest.mark.parametrize("path", [PATH, "/nowhere"])
     @pytest.mark.parametrize(
@@ -421,28 +467,31 @@ class TestHeads:
         [Raw(b"a"), Raw(b"abc", declared=9), Raw(b"1", PING), Raw(b"\x03\xe8", CLOSE), Raw(b"", BINARY)],
         ids=lambda last: f"{last.first:x}",
     )
-    def test_a_dribbled_head(self, role: Role, dribbled: int, path: str, last: Raw) -> None:
+    def test_a_dribbled_head(self, role: Role, binary: bool, dribbled: int, path: str, last: Raw) -> None:
         def head(upgrade: bytes) -> bytes:
             return upgrade.replace(PATH.encode(), path.encode()) + b"\r\n"
 
-        self.feed(role, head, At([*range(dribbled)]), [last])
-        self.feed(role, head, At([*range(dribbled)]), [*self.FRAMES, last, Raw(b"late")])
+        how = At([*range(dribbled)])
+        self.feed(role, head, how, [last], binary=binary)
+        self.feed(role, head, how, [*self.FRAMES, last, Raw(b"late")], binary=binary)
 
+    @types
     @pytest.mark.parametrize("count", [1, 123, 124, 125, 126, 200])
     @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(100)], ids=repr)
-    def test_many_headers(self, role: Role, count: int, how: Cut) -> None:
-        closed = self.feed(role, lambda head: head + b"X: x\r\n" * count + b"\r\n", how)
+    def test_many_headers(self, role: Role, binary: bool, count: int, how: Cut) -> None:
+        closed = self.feed(role, lambda head: head + b"X: x\r\n" * count + b"\r\n", how, binary=binary)
         assert closed is not None
-        headers = count + (5 if role is Role.ACCEPTOR else 3)
+        headers = count + (5 if role is Role.ACCEPTOR else 3) + binary
         assert (closed.code == CloseCode.ABNORMAL and closed.reason == "connection lost") == (headers <= 128)
 
     @pytest.mark.parametrize("size", [8187, 8188, 8189, 8190, 20_000])
     @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(4096)], ids=repr)
     @pytest.mark.parametrize("end", [b"\r\n\r\n", b"\n\r\n", b""], ids=["whole", "without CR", "endless"])
     def test_long_lines(self, role: Role, size: int, how: Cut, end: bytes) -> None:
-        self.feed(role, lambda head: head + b"X: " + b"x" * size + end, how)
-        self.feed(role, lambda _: b"GET /" + b"x" * size + end, how, [])
+        self.feed(role, lambda head: head + b"X: " + b"x" * size + end, how, binary=False)
+        self.feed(role, lambda _: b"GET /" + b"x" * size + end, how, [], binary=False)
 
+    @types
     @pytest.mark.parametrize(
         "head",
         [
@@ -454,24 +503,40 @@ class TestHeads:
             b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",
             RESPONSE + b"Sec-WebSocket-Accept: x\r\n\r\n",
             REQUEST.replace(b"13", b"12") + b"\r\n",
+            REQUEST + b"\r\n",
+            *(
+                REQUEST + b"Sec-WebSocket-Protocol: " + offers + b"\r\n\r\n"
+                for offers in (
+                    b"",
+                    b"wsqueue.v3",
+                    b"a, wsqueue.v2,b",
+                    b"wsqueue.v2, wsqueue.v2",
+                    b"WSQUEUE.V2",
+                )
+            ),
         ],
         ids=repr,
     )
     @pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(50)], ids=repr)
-    def test_another_head(self, role: Role, head: bytes, how: Cut) -> None:
-        self.feed(role, lambda _: head, how)
+    def test_another_head(self, role: Role, binary: bool, head: bytes, how: Cut) -> None:
+        self.feed(role, lambda _: head, how, binary=binary)
 
+    @types
     @few
     @given(
-        headers=st.lists(
-            st.sampled_from([b"X: x\r\n", b"Y:\r\n", b"Upgrade: no\r\n", b"bad\r\n", b"Z: z\n"])
-        ),
-        end=st.sampled_from([b"\r\n", b"\n", b"", b"\r"]),
+        lines=st.lists(
+            st.sampled_from(
+                [
+                    *(b"X: x\r\n", b"Y:\r\n", b"Upgrade: no\r\n", b"bad\r\n", b"Z: z\n"),
+                    *(b"Sec-WebSocket-Protocol: wsqueue.v2\r\n", b"Sec-WebSocket-Protocol: other\r\n"),
+                ]
+            )
+        ).flatmap(lambda lines: st.sampled_from([[*lines, end] for end in (b"\r\n", b"\n", b"", b"\r")])),
         chunks=broken,
         how=cuts | st.sampled_from([10, 128, 130, 140, 200]).map(lambda dribbled: At([*range(dribbled)])),
     )
-    def test_any(self, role: Role, headers: list[bytes], end: bytes, chunks: list[Chunk], how: Cut) -> None:
-        self.feed(role, lambda head: head + b"".join(headers) + end, how, chunks)
+    def test_any(self, role: Role, binary: bool, lines: list[bytes], chunks: list[Chunk], how: Cut) -> None:
+        self.feed(role, lambda head: head + b"".join(lines), how, chunks, binary=binary)
 
 
 TOPICS = [
@@ -508,15 +573,37 @@ FAULTS = {
 }
 
 
+V2_FAULTS = {
+    "nothing": (b"", CloseCode.INVALID_PACKET),
+    "an empty map": (b"\x80", CloseCode.INVALID_PACKET),
+    "no tag": (encoded({"topic": "x"}), CloseCode.INVALID_PACKET),
+    "another tag": (encoded({"t": "m", "d": "x", "s": "x"}), CloseCode.INVALID_PACKET),
+    "a classic message": (message("x"), CloseCode.INVALID_PACKET),
+    "no field": (encoded({"t": "unsubscribe"}), CloseCode.INVALID_PACKET),
+    "a topic that is no UTF-8": (b"\x82\xa1t\xabunsubscribe\xa5topic\xa1\xff", CloseCode.INVALID_PACKET),
+    "a part": (encoded({"t": "unsubscribe", "topic": "x"})[:-1], CloseCode.INVALID_PACKET),
+    "something behind it": (encoded({"t": "alive"}) + b"\xc0", CloseCode.INVALID_PACKET),
+    "deep": (b"\x81\xa1t" + b"\x91" * 4000, CloseCode.INVALID_PACKET),
+    "half a delivery": (
+        encoded(deliver_of(0, "x", messages={"sizes": [2], "data": b"a"})),
+        CloseCode.INVALID_PACKET,
+    ),
+    "a challenge": (encoded({"t": "challenge", "nonce": bytes(32)}), CloseCode.SECOND_CHALLENGE),
+    "a proof": (encoded({"t": "proof", "proof": bytes(32)}), CloseCode.SECOND_ANSWER),
+}
+
+
 class SessionTwins:
     """An established session, and the plain one over the library."""
 
-    def __init__(self, role: Role) -> None:
-        self.peer = RawPeer.established(role)
-        self.session = self.peer.session
-        twins = Twins.opened(role, MAX_MESSAGE_BYTES)
-        self.masked = twins.masked
-        self.oracle = LibrarySession(twins.library, MAX_TOPIC_BYTES)
+    def __init__(self, role: Role, *, binary: bool) -> None:
+        self.session = (V2Peer if binary else RawPeer).established(role).session
+        limit = MAX_MESSAGE_BYTES + OVERHEAD_BYTES * binary
+        twins = Twins.opened(role, limit, binary=binary)
+        self.masked, self.binary = twins.masked, binary
+        # The first message of an acceptor says which type it sends; here the hello has been.
+        assert twins.receive(Raw(b"first").render(masked=self.masked, binary=binary)) == [b"first"]
+        self.oracle = LibrarySession(twins.library, role, MAX_TOPIC_BYTES, speaks_v2=binary)
 
     def receive(self, data: bytes) -> list[Event]:
         events = receive_all(self.session, data)
@@ -530,7 +617,7 @@ class SessionTwins:
         return events
 
     def feed(self, chunks: Sequence[Chunk], how: Cut) -> list[Event]:
-        pieces = cut(render(chunks, masked=self.masked), how)
+        pieces = cut(render(chunks, masked=self.masked, binary=self.binary), how)
         events = [event for piece in pieces for event in self.receive(piece)]
         self.session.receive_eof()
         self.oracle.library.receive_eof()
@@ -541,20 +628,20 @@ class SessionTwins:
 Topics = dict[str, list[tuple[str, bytes]]]
 
 
-def by_topic(events: list[Event]) -> list[Topics | bytes]:
-    """Return the messages by topic, and the pongs between them."""
-    parts: list[Topics | bytes] = []
+def by_topic(events: list[Event]) -> list[Topics | Event]:
+    """Return classic messages by topic, and all other events between them."""
+    parts: list[Topics | Event] = []
     for event in events:
-        if isinstance(event, PongReceived):
-            parts.append(event.data)
-        elif isinstance(event, MessagesReceived):
-            assert {one.topic for one in event.messages} == {event.topic}
-            if not parts or not isinstance(parts[-1], dict):
-                parts.append({})
-            topics = parts[-1]
-            assert isinstance(topics, dict)
-            data = [one.data for one in event.messages]
-            topics.setdefault(event.topic, []).extend(zip(data, event.payloads, strict=True))
+        if not isinstance(event, MessagesReceived):
+            parts.append(event)
+            continue
+        assert {one.topic for one in event.messages} == {event.topic}
+        if not parts or not isinstance(parts[-1], dict):
+            parts.append({})
+        topics = parts[-1]
+        assert isinstance(topics, dict)
+        data = [one.data for one in event.messages]
+        topics.setdefault(event.topic, []).extend(zip(data, event.payloads, strict=True))
     return parts
 
 
@@ -596,7 +683,7 @@ class TestSessions:
         for place in range(others + 1):
             chunks = [*texts[:place], Raw(payload), *texts[place:]]
             for how in (WHOLE, BYTEWISE, Inside(5)):
-                twins = SessionTwins(role)
+                twins = SessionTwins(role, binary=False)
                 events = twins.feed(chunks, how)
                 received = [
                     one.data
@@ -614,10 +701,10 @@ class TestSessions:
     ) -> None:
         chunks = [Raw(message("x")), Raw(b"1", PING), Raw(b"2", PONG), Raw(payload), Raw(b"3", PING)]
         for end in (Raw(b"4", PONG), Raw(b"\x03\xe8", CLOSE), Raw(b"", BINARY), Raw(b"x", TEXT | 0x40)):
-            SessionTwins(role).feed([*chunks, end, Raw(message("late"))], WHOLE)
+            SessionTwins(role, binary=False).feed([*chunks, end, Raw(message("late"))], WHOLE)
 
     def test_one_event_for_each_topic_of_a_read(self, role: Role) -> None:
-        twins = SessionTwins(role)
+        twins = SessionTwins(role, binary=False)
         texts = [Raw(message(f"{number}", TOPICS[number % 7])) for number in range(TURN_FRAMES - 2)]
         events = twins.receive(b"".join(render(texts, masked=twins.masked)))
         assert [event.topic for event in events if isinstance(event, MessagesReceived)] == TOPICS[:7]
@@ -625,4 +712,54 @@ class TestSessions:
     @few
     @given(chunks=conversations, how=cuts)
     def test_any(self, role: Role, chunks: list[Chunk], how: Cut) -> None:
-        SessionTwins(role).feed(chunks, how)
+        SessionTwins(role, binary=False).feed(chunks, how)
+
+
+packets = st.builds(Raw, V2_PACKETS.map(v2.encode), st.just(TEXT), none, no, keys, none)
+packets_in_fragments: st.SearchStrategy[list[Chunk]] = st.builds(
+    lambda payload, place, ping: [
+        *(Raw(payload[:place], TEXT_FIRST), Raw(ping, PING), Raw(b"p", PONG), Raw(payload[place:], CONT_LAST))
+    ],
+    V2_PACKETS.map(v2.encode),
+    st.integers(0, 40),
+    st.binary(max_size=4),
+)
+v2_faults = ones(
+    st.sampled_from([Raw(payload) for payload, _ in V2_FAULTS.values()])
+    | st.sampled_from([Raw(b"b", BINARY), Raw(b"b", BINARY_FIRST), Raw(b"\x03\xe8", CLOSE)])
+    | st.just(Raw(b"x" * (MAX_MESSAGE_BYTES + OVERHEAD_BYTES + 1)))
+)
+v2_conversations = st.lists(
+    st.one_of(st.lists(ones(packets), max_size=9).map(flat), ones(controls), packets_in_fragments, v2_faults),
+    max_size=8,
+).map(flat)
+
+
+@both_roles
+@uncovered
+class TestV2Sessions:
+    @pytest.mark.parametrize(("payload", "code"), V2_FAULTS.values(), ids=V2_FAULTS)
+    @pytest.mark.parametrize("others", [0, 3])
+    def test_a_fault_at_any_place(self, role: Role, payload: bytes, code: CloseCode, others: int) -> None:
+        good = [v2.Unsubscribe(f"{number}") for number in range(others)]
+        frames = [Raw(v2.encode(packet)) for packet in good]
+        for place in range(others + 1):
+            for how in (WHOLE, BYTEWISE, Inside(5)):
+                twins = SessionTwins(role, binary=True)
+                assert twins.feed([*frames[:place], Raw(payload), *frames[place:]], how) == good[:place]
+                assert twins.session.closed is not None
+                assert twins.session.closed.code == code
+
+    @pytest.mark.parametrize(("payload", "code"), V2_FAULTS.values(), ids=V2_FAULTS)
+    def test_a_fault_in_one_read_with_control_frames(
+        self, role: Role, payload: bytes, code: CloseCode
+    ) -> None:
+        asked = Raw(v2.encode(v2.AskAlive()))
+        chunks = [asked, Raw(b"1", PING), Raw(b"2", PONG), asked, Raw(payload), Raw(b"3", PING), asked]
+        for end in (Raw(b"4", PONG), Raw(b"\x03\xe8", CLOSE), Raw(b"", BINARY), Raw(b"x", TEXT | 0x40)):
+            SessionTwins(role, binary=True).feed([*chunks, end, asked], WHOLE)
+
+    @few
+    @given(chunks=v2_conversations, how=cuts)
+    def test_any(self, role: Role, chunks: list[Chunk], how: Cut) -> None:
+        SessionTwins(role, binary=True).feed(chunks, how)

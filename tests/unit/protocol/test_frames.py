@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import Protocol
 
 from wsqueue.protocol import framing as framing_module
-from wsqueue.protocol.frames import MAX_RUN, cut_texts, frame_texts
+from wsqueue.protocol.frames import BINARY_AND_FIN, MAX_RUN, TEXT_AND_FIN, cut_messages, frame_messages
 from wsqueue.protocol.framing import TURN_FRAMES, Framing
 from wsqueue.protocol.keys import Role
 
@@ -23,52 +23,58 @@ from ...support.session_pair import few
 from ...support.wire import CONT, CONT_LAST, PING, TEXT, TEXT_FIRST, Chunk, Raw, Run, render
 
 masking = pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
+types = pytest.mark.parametrize("binary", [False, True], ids=["texts", "binary"])
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
 uncovered = pytest.mark.usefixtures("uncovered")
 payloads = st.binary(max_size=8) | st.sampled_from([124, 125, 126, 127, 300]).map(bytes)
 
 
-class TestFrameTexts:
+class TestFrameMessages:
     """Frames are written as the library writes them, to the byte."""
 
     @staticmethod
-    def compare(payloads: list[bytes], *, masked: bool) -> None:
-        ours = frame_texts(payloads, masked=masked)
+    def compare(payloads: list[bytes], *, masked: bool, binary: bool) -> None:
+        ours = frame_messages(payloads, masked=masked, binary=binary)
+        opcode = Opcode.BINARY if binary else Opcode.TEXT
         theirs = b""
         keys = set()
         for payload in payloads:
             place = len(theirs) + (2 if len(payload) < 126 else 4 if len(payload) < 65_536 else 10)
             keys.add(key := ours[place : place + 4])
             with mock.patch.object(secrets, "token_bytes", lambda size, key=key: key[:size]):
-                theirs += Frame(Opcode.TEXT, payload).serialize(mask=masked)
+                theirs += Frame(opcode, payload).serialize(mask=masked)
         assert ours == theirs
         # Two of 600 keys are the same once in 24,000 times, three never.
         assert not masked or len(keys) >= len(payloads) - 1
 
+    @types
     @masking
-    def test_nothing(self, masked: bool) -> None:
-        assert frame_texts([], masked=masked) == b""
+    def test_nothing(self, masked: bool, binary: bool) -> None:
+        assert frame_messages([], masked=masked, binary=binary) == b""
 
+    @types
     @masking
     @pytest.mark.parametrize(
         "sizes",
         [[0], [1], [125] * 3, [126] * 3, [126, 125], [65_535] * 2, [65_536, 0, 0], [70_000, 0, 127, 124]],
     )
-    def test_sizes(self, masked: bool, sizes: list[int]) -> None:
-        self.compare([bytes([number]) * size for number, size in enumerate(sizes, 97)], masked=masked)
+    def test_sizes(self, masked: bool, binary: bool, sizes: list[int]) -> None:
+        messages = [bytes([number]) * size for number, size in enumerate(sizes, 97)]
+        self.compare(messages, masked=masked, binary=binary)
 
+    @types
     @masking
     @few
     @given(
         payloads=st.lists(payloads, max_size=12) | st.lists(st.binary(min_size=3, max_size=3), max_size=600)
     )
-    def test_any(self, masked: bool, payloads: list[bytes]) -> None:
-        self.compare(payloads, masked=masked)
+    def test_any(self, masked: bool, binary: bool, payloads: list[bytes]) -> None:
+        self.compare(payloads, masked=masked, binary=binary)
 
     def test_no_key_is_used_again_by_another_batch(self) -> None:
         keys: list[bytes] = []
         for count in [*range(60), 1000, 1100, 1, 1, 2000]:
-            frames = frame_texts([bytes(8)] * count, masked=True)
+            frames = frame_messages([bytes(8)] * count, masked=True, binary=count % 2 == 0)
             keys += [frames[place + 2 : place + 6] for place in range(0, len(frames), 14)]
         # Random keys may be the same, but hardly ever three times here.
         assert len(set(keys)) >= len(keys) - 2
@@ -93,7 +99,7 @@ class Work:
     """Count the work of a framing, instead of its time.
 
     Attributes:
-        calls: Of `cut_texts`.
+        calls: Of `cut_messages`.
         looked: Bytes from its positions on, in all calls that could not go on where the last one was.
         handed: Calls and bytes that the library got.
     """
@@ -103,14 +109,12 @@ class Work:
         self.looked = 0
 
     def feed(self, framing: Framing, pieces: Iterator[bytes]) -> int:
-        """Feed a framing, and return how many texts came out."""
+        """Feed a framing, and return how many messages came out."""
         receive = Protocol.receive_data
         count = 0
 
-        def cut(data: bytes, position: int, *, masked: bool, max_message_bytes: int, max_frames: int) -> Any:
-            payloads, after, needed = cut_texts(
-                data, position, masked=masked, max_message_bytes=max_message_bytes, max_frames=max_frames
-            )
+        def cut(data: bytes, position: int, **rules: Any) -> Any:
+            payloads, after, needed = cut_messages(data, position, **rules)
             self.calls += 1
             self.looked += after - position + (len(data) - after if needed else 0)
             return payloads, after, needed
@@ -121,7 +125,7 @@ class Work:
             receive(protocol, data)
 
         with (
-            mock.patch.object(framing_module, "cut_texts", cut),
+            mock.patch.object(framing_module, "cut_messages", cut),
             mock.patch.object(Protocol, "receive_data", receive_data),
         ):
             for piece in pieces:
@@ -142,6 +146,14 @@ PATTERNS: dict[str, list[Chunk]] = {
         *[Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0a", form=8)] * 2,
         Raw(b"\x81\x7f\0\0\0\0\0\0\0\x0b" * 2, form=8),
     ],
+    "AAB whose payloads look like headers of binary messages": [
+        *[Raw(b"\x82\x02")] * 2,
+        Raw(b"\x82\x02\x82"),
+    ],
+    "AAB whose payloads look like long headers of binary messages": [
+        *[Raw(b"\x82\x7f\0\0\0\0\0\0\0\x0a", form=8)] * 2,
+        Raw(b"\x82\x7f\0\0\0\0\0\0\0\x0b" * 2, form=8),
+    ],
     "AB": [Raw(b""), Raw(b"x")],
     "one length in two forms": [Raw(b""), Raw(b"", form=2)],
     "one length in three forms": [Raw(b""), Raw(b"", form=2), Raw(b"", form=8)],
@@ -154,19 +166,51 @@ PATTERNS: dict[str, list[Chunk]] = {
 }
 
 
+@masking
+@pytest.mark.parametrize("first", [TEXT_AND_FIN, BINARY_AND_FIN], ids=["texts", "binary"])
+class TestCutMessages:
+    """Frames are cut off as long as they are of one type, and come out as they went in."""
+
+    @staticmethod
+    def cut(data: bytes, *, first: int, masked: bool) -> tuple[list[bytes], int, int]:
+        return cut_messages(
+            data, 0, first=first, masked=masked, max_message_bytes=1000, max_frames=TURN_FRAMES
+        )
+
+    @few
+    @given(
+        payloads=st.lists(payloads, max_size=12) | st.lists(st.binary(min_size=3, max_size=3), max_size=500)
+    )
+    def test_what_was_framed(self, masked: bool, first: int, payloads: list[bytes]) -> None:
+        frames = frame_messages(payloads, masked=masked, binary=first == BINARY_AND_FIN)
+        found, position, needed = self.cut(frames, first=first, masked=masked)
+        assert (found, position) == (payloads, len(frames))
+        assert needed == 2
+
+    @pytest.mark.parametrize("count", [0, 1, 2, 9, 300])
+    def test_up_to_the_other_type(self, masked: bool, first: int, count: int) -> None:
+        ours, others = (
+            frame_messages([b"abc"] * number, masked=masked, binary=(first == BINARY_AND_FIN) is same)
+            for number, same in ((count, True), (20, False))
+        )
+        found, position, needed = self.cut(ours + others, first=first, masked=masked)
+        assert (found, position, needed) == ([b"abc"] * count, len(ours), 0)
+
+
 @both_roles
 @uncovered
 class TestComplexity:
     """The work for each byte of a peer is bounded."""
 
+    @types
     @pytest.mark.parametrize("chunks", PATTERNS.values(), ids=PATTERNS)
-    def test_patterns(self, role: Role, chunks: list[Chunk]) -> None:
-        frames = render(chunks, masked=role is Role.ACCEPTOR)
+    def test_patterns(self, role: Role, chunks: list[Chunk], binary: bool) -> None:
+        frames = render(chunks, masked=role is Role.ACCEPTOR, binary=binary)
         works = []
         for count in (2000, 4000):
             stream = Counted(b"".join(frames) * count)
             work = Work()
-            work.feed(Twins.opened(role).framing, iter([stream]))
+            work.feed(Twins.opened(role, binary=binary).framing, iter([stream]))
             # A header has at most ten bytes without its key, and each of them is compared in a whole run.
             assert stream.work <= (10 * MAX_RUN + 50) * len(frames) * count
             assert work.handed <= len(stream)

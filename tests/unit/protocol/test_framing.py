@@ -7,7 +7,7 @@ import pytest
 from websockets.frames import Frame, Opcode
 
 from wsqueue.protocol.close import CloseCode, Closed
-from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.frames import frame_messages
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
     Framing,
@@ -21,8 +21,28 @@ from wsqueue.protocol.upgrade import ClientFraming, ServerFraming
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from ...support.oracle import AnsweringFraming
+from ...support.raw_peer import offer_of, request_of
+from ...support.wire import (
+    BINARY,
+    BYTEWISE,
+    CONT,
+    CONT_LAST,
+    PING,
+    PONG,
+    TEXT,
+    TEXT_FIRST,
+    WHOLE,
+    Chunk,
+    Cut,
+    Every,
+    Raw,
+    Run,
+    cut,
+    render,
+)
 
 OPENED = Upgraded("/producer", "", None)
+UNSUPPORTED = Closed(CloseCode.UNSUPPORTED_DATA, CloseCode.UNSUPPORTED_DATA.reason, by_peer=False)
 
 
 class Joined:
@@ -126,7 +146,7 @@ class TestFraming:
     @pytest.mark.parametrize("accepted", [True, False])
     def test_what_is_behind_a_request_waits_for_the_answer(self, accepted: bool) -> None:
         server, client = ServerFraming(1000, SUBPROTOCOL), ClientFraming("::1", 8080, "/producer", 1000)
-        frames = [frame_texts([text], masked=True) for text in (b"a", b"b", b"c")]
+        frames = [frame_messages([text], masked=True, binary=False) for text in (b"a", b"b", b"c")]
         ping = Frame(Opcode.PING, b"now").serialize(mask=True)
         (request,) = client.data_to_send()
         items = server.receive_data(request + frames[0] + frames[1][:3])
@@ -164,6 +184,19 @@ class TestFraming:
         assert body == b""
         assert joined.requests == ["/"]
 
+    @pytest.mark.parametrize("selects", [True, False])
+    def test_what_is_behind_a_request_is_of_the_type_that_the_answer_selects(self, selects: bool) -> None:
+        server = ServerFraming(1000, SUBPROTOCOL)
+        offers = [offer_of(SUBPROTOCOL)] * selects
+        frames = [
+            frame_messages([b"a", b"b"], masked=True, binary=binary) for binary in (selects, not selects)
+        ]
+        server.receive_data(request_of("/producer", *offers) + b"".join(frames))
+        assert not server.binary
+        assert server.accept()[1:] == [[b"a", b"b"]]
+        assert server.binary is selects
+        assert server.closed == UNSUPPORTED
+
     def test_a_message_that_has_begun_may_be_longer_too(self, joined: Joined) -> None:
         begun = Frame(Opcode.TEXT, b"x" * 1000, fin=False).serialize(mask=True)
         assert joined.server.receive_data(begun) == []
@@ -184,11 +217,12 @@ class TestFraming:
         assert joined.client.masked
         assert not joined.server.masked
         for sender, receiver in ((joined.client, joined.server), (joined.server, joined.client)):
-            assert receiver.receive_data(frame_texts([b"a", b""], masked=sender.masked)) == [[b"a", b""]]
+            frames = frame_messages([b"a", b""], masked=sender.masked, binary=False)
+            assert receiver.receive_data(frames) == [[b"a", b""]]
 
     def test_nothing_is_sent_before_it_is_open(self) -> None:
         joined = Joined()
-        joined.server.send_text(b"early")
+        joined.server.send_message(b"early")
         joined.server.send_ping()
         joined.server.close(CloseCode.NORMAL, "early")
         assert joined.server.data_to_send() == []
@@ -196,7 +230,7 @@ class TestFraming:
 
     def test_nothing_is_sent_after_the_close_frame(self, joined: Joined) -> None:
         joined.server.close(CloseCode.GOING_AWAY, "bye")
-        joined.server.send_text(b"late")
+        joined.server.send_message(b"late")
         joined.server.send_ping()
         joined.server.close(CloseCode.NORMAL, "again")
         assert joined.exchange() == ([], [])
@@ -226,3 +260,100 @@ class TestFraming:
         joined.client.receive_data(b"\xff" * 100)
         joined.server.receive_eof()
         assert capfd.readouterr() == ("", "")
+
+
+WHOLE_MESSAGE = [Raw(b"ab", TEXT)]
+IN_FRAGMENTS = [Raw(b"a", TEXT_FIRST), Raw(b"b", CONT_LAST)]
+WITH_CONTROLS = [
+    *(Raw(b"", TEXT_FIRST), Raw(b"1", PING), Raw(b"a", CONT), Raw(b"2", PONG), Raw(b"b", CONT_LAST)),
+]
+MESSAGES = [WHOLE_MESSAGE, IN_FRAGMENTS, WITH_CONTROLS]
+OPENINGS: list[list[Raw]] = [[], [Raw(b"1", PING)], [Raw(b"2", PONG), Raw(b"", PING), Raw(b"1", PING)]]
+
+
+def messages_in(items: list[Item]) -> list[bytes]:
+    return [payload for item in items if isinstance(item, list) for payload in item]
+
+
+@pytest.mark.parametrize("how", [WHOLE, BYTEWISE, Every(3)], ids=["whole", "bytewise", "in threes"])
+class TestTypes:
+    """Messages are binary where v2 was selected, else texts; an acceptor may have selected it blindly."""
+
+    @staticmethod
+    def joined(*, selected: bool) -> Joined:
+        joined = Joined(subprotocols=[SUBPROTOCOL] if selected else [])
+        joined.exchange()
+        return joined
+
+    @staticmethod
+    def feed(framing: Framing, chunks: Sequence[Chunk], how: Cut, *, binary: bool) -> list[bytes]:
+        """Feed frames whose messages are of a type, and return the messages that come out."""
+        frames = render(chunks, masked=not framing.masked, binary=binary)
+        return messages_in([item for piece in cut(frames, how) for item in framing.receive_data(piece)])
+
+    @pytest.mark.parametrize("selected", [True, False])
+    @pytest.mark.parametrize("before", OPENINGS)
+    @pytest.mark.parametrize("message", MESSAGES)
+    def test_an_acceptor_takes_the_type_of_the_protocol_that_it_selected(
+        self, selected: bool, before: list[Raw], message: list[Raw], how: Cut
+    ) -> None:
+        server = self.joined(selected=selected).server
+        assert self.feed(server, [*before, *message, Run(20, 3)], how, binary=selected)[0] == b"ab"
+        assert server.open
+        assert self.feed(server, [*message, Raw(b"late")], how, binary=not selected) == []
+        assert server.closed == UNSUPPORTED
+        # From the first message on.
+        server = self.joined(selected=selected).server
+        assert self.feed(server, [*before, *message], how, binary=not selected) == []
+        assert server.closed == UNSUPPORTED
+
+    @pytest.mark.parametrize("binary", [True, False])
+    @pytest.mark.parametrize("before", OPENINGS)
+    @pytest.mark.parametrize("first", MESSAGES)
+    @pytest.mark.parametrize("later", MESSAGES)
+    def test_the_first_message_of_an_acceptor_that_selected_v2_decides(
+        self, binary: bool, before: list[Raw], first: list[Raw], later: list[Raw], how: Cut
+    ) -> None:
+        joined = self.joined(selected=True)
+        client, server = joined.client, joined.server
+        run = [frame.payload for frame in Run(20, 3).frames()]
+        steps: list[tuple[list[bytes], Sequence[Chunk]]] = [
+            ([b"ab"], [*before, *first]),
+            ([b"ab"], later),
+            ([*run, b"ab"], [Run(20, 3), *later]),
+        ]
+        for expected, chunks in steps:
+            assert self.feed(client, chunks, how, binary=binary) == expected
+            assert client.binary is binary
+        client.data_to_send()
+        client.send_message(b"ours")
+        assert client.data_to_send()[0][0] == (BINARY if binary else TEXT)
+        assert self.feed(client, [*later, Raw(b"late")], how, binary=not binary) == []
+        assert client.closed == UNSUPPORTED
+        # The acceptor itself holds to its own selection.
+        assert server.binary
+
+    @pytest.mark.parametrize("message", MESSAGES)
+    def test_an_acceptor_that_selected_nothing_sends_texts(self, message: list[Raw], how: Cut) -> None:
+        client = self.joined(selected=False).client
+        assert self.feed(client, message, how, binary=True) == []
+        assert client.closed == UNSUPPORTED
+
+    @pytest.mark.parametrize("before", OPENINGS)
+    @pytest.mark.parametrize(
+        "wrong", [Raw(b"a", CONT), Raw(b"a", CONT_LAST), Raw(b"a", 0x83), Raw(b"a", TEXT | 0x40)]
+    )
+    def test_a_first_frame_that_breaks_the_rules_decides_nothing(
+        self, before: list[Raw], wrong: Raw, how: Cut
+    ) -> None:
+        client = self.joined(selected=True).client
+        assert self.feed(client, [*before, wrong, Raw(b"late")], how, binary=False) == []
+        assert client.closed is not None
+        assert (client.closed.code, client.closed.by_peer) == (1002, False)
+
+    def test_control_frames_decide_nothing(self, how: Cut) -> None:
+        client = self.joined(selected=True).client
+        assert self.feed(client, [Raw(b"1", PING), Raw(b"2", PONG)] * 3, how, binary=False) == []
+        assert client.binary
+        assert self.feed(client, [Raw(b"a"), Raw(b"b")], how, binary=False) == [b"a", b"b"]
+        assert not client.binary

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
+from typing import Any
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
 from wsqueue.protocol.hello import HelloState, HelloStep
 from wsqueue.protocol.hello_v2 import TRANSITIONS_V2, Context, V2Handshake
@@ -23,7 +24,7 @@ from ...support.session_pair import PATH, PSK, SECRET, Pair, accept, few, initia
 WRONG = PreSharedKey("another key")
 ROLES = list(Role)
 CONTEXT = Context(PATH, SUBPROTOCOL, b"")
-NONCE = base64.b64encode(bytes(range(32))).decode()
+NONCE = bytes(range(32))
 
 
 def name(value: object) -> str | None:
@@ -32,14 +33,14 @@ def name(value: object) -> str | None:
 
 def proof_of(
     role: Role,
-    acceptor_nonce: str,
-    initiator_nonce: str,
+    acceptor_nonce: bytes,
+    initiator_nonce: bytes,
     *,
     secret: str = SECRET,
     path: str = PATH,
     offered: str = SUBPROTOCOL,
     channel_binding: bytes = b"",
-) -> str:
+) -> bytes:
     """Return the right proof of one end, computed without our code."""
     return raw_v2_peer.proof_of(
         secret,
@@ -52,6 +53,13 @@ def proof_of(
     )
 
 
+def arrived(packet: HelloPacket) -> HelloPacket:
+    """Return a packet as it arrives."""
+    again = v2.decode(v2.encode(packet))
+    assert isinstance(again, v2.HELLO_PACKETS)
+    return again
+
+
 class End:
     """One end of a hello, with a peer that the test plays."""
 
@@ -62,7 +70,7 @@ class End:
         self._note(self.handshake.begin())
 
     @property
-    def nonce(self) -> str:
+    def nonce(self) -> bytes:
         """Return the nonce of this end, once it has sent it."""
         first = self.sent[0]
         assert first.nonce is not None
@@ -141,7 +149,7 @@ class TestStates:
         ],
     )
     def test_only_an_initiators_proof_has_more_and_has_all_of_it(
-        self, role: Role, fields: dict[str, str | None]
+        self, role: Role, fields: dict[str, Any]
     ) -> None:
         end = End(role)
         end.bring_to(HelloState.CHALLENGED)
@@ -155,7 +163,7 @@ class TestStates:
         for end in ends:
             end.bring_to(HelloState.CHALLENGED)
         assert len({end.nonce for end in ends}) == 100
-        assert {len(base64.b64decode(end.nonce, validate=True)) for end in ends} == {32}
+        assert {len(end.nonce) for end in ends} == {32}
 
 
 class TestProofs:
@@ -175,13 +183,13 @@ class TestProofs:
         end = End(role, PreSharedKey(secret), Context(path, offered, channel_binding))
         end.bring_to(HelloState.CHALLENGED)
 
-        def proof(prover: Role) -> str:
+        def proof(prover: Role) -> bytes:
             nonces = (end.nonce, NONCE) if role is Role.ACCEPTOR else (NONCE, end.nonce)
             return proof_of(
                 prover, *nonces, secret=secret, path=path, offered=offered, channel_binding=channel_binding
             )
 
-        binding = base64.b64encode(channel_binding).decode() or None
+        binding = channel_binding or None
         if role is Role.ACCEPTOR:
             theirs = Proof(proof(Role.INITIATOR), NONCE, path, binding)
             assert end.receive(theirs) == Proof(proof(Role.ACCEPTOR))
@@ -191,15 +199,50 @@ class TestProofs:
         assert end.handshake.done
 
     @few
-    @given(st.lists(st.text("ab", max_size=3), min_size=8, max_size=8), st.binary(max_size=2))
-    def test_no_two_agreements_have_the_same_claim(self, texts: list[str], channel_binding: bytes) -> None:
+    @given(
+        st.lists(st.text("ab", max_size=3), min_size=4, max_size=4),
+        st.lists(st.text("ab", max_size=3).map(str.encode), min_size=4, max_size=4),
+        st.binary(max_size=2),
+    )
+    def test_no_two_agreements_have_the_same_claim(
+        self, texts: list[str], nonces: list[bytes], channel_binding: bytes
+    ) -> None:
         """However their parts run into each other."""
         one = Context(texts[0], texts[1], channel_binding)
         two = Context(texts[2], texts[3], b"")
-        same = (one, texts[4], texts[5]) == (two, texts[6], texts[7])
-        claims = [one.claim(role, texts[4], texts[5]) for role in ROLES]
+        same = (one, *nonces[:2]) == (two, *nonces[2:])
+        claims = [one.claim(role, nonces[0], nonces[1]) for role in ROLES]
         assert claims[0] != claims[1]
-        assert (claims[0] == two.claim(ROLES[0], texts[6], texts[7])) == same
+        assert (claims[0] == two.claim(ROLES[0], nonces[2], nonces[3])) == same
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_a_nonce_and_a_binding_are_any_bytes(self, role: Role) -> None:
+        """As they travel: nothing reads them as text."""
+        peers_nonce, binding = b"\xff\0\n" * 10 + b"\x80=", bytes(range(224, 256))
+        end = End(role, context=Context(PATH, SUBPROTOCOL, binding))
+        if role is Role.INITIATOR:
+            end.receive(arrived(Challenge(peers_nonce)))
+            nonces = (peers_nonce, end.nonce)
+            proof = Proof(proof_of(Role.ACCEPTOR, *nonces, channel_binding=binding))
+            assert arrived(end.sent[0]) == end.sent[0]
+        else:
+            nonces = (end.nonce, peers_nonce)
+            proof = Proof(
+                proof_of(Role.INITIATOR, *nonces, channel_binding=binding), peers_nonce, PATH, binding
+            )
+        end.receive(arrived(proof))
+        assert end.handshake.done
+
+    @pytest.mark.parametrize("role", ROLES, ids=name)
+    def test_any_bit_of_a_proof_counts(self, role: Role) -> None:
+        for place in range(256):
+            end = End(role)
+            end.bring_to(HelloState.CHALLENGED)
+            right = end.right_proof()
+            wrong = bytearray(right.proof)
+            wrong[place // 8] ^= 1 << place % 8
+            assert end.refusal(msgspec.structs.replace(right, proof=bytes(wrong))) is CloseCode.WRONG_ANSWER
+            assert not end.handshake.done
 
     @pytest.mark.parametrize("role", ROLES, ids=name)
     @pytest.mark.parametrize(
@@ -217,7 +260,7 @@ class TestProofs:
         """RFC 4231 section 4.3, test case 2."""
         vector = "5bdcc146bf60754e6a042426089575c75a003f089d2739839dec58b964ec3843"
         proof = PreSharedKey("Jefe").prove(b"what do ya want for nothing?")
-        assert base64.b64decode(proof).hex() == vector
+        assert proof.hex() == vector
 
 
 class TestProxies:
@@ -388,15 +431,13 @@ class TestAttacks:
     def test_a_man_in_the_middle_who_changes_what_the_initiator_says(self, field: str) -> None:
         """He makes it equal to what the acceptor sees, and can't make the proof that belongs to it."""
         end = End(Role.ACCEPTOR, context=Context(PATH, SUBPROTOCOL, b"c" * 32))
-        binding = base64.b64encode((b"d" if field == "binding" else b"c") * 32).decode()
+        binding = (b"d" if field == "binding" else b"c") * 32
         path = "/produce" if field == "path" else PATH
-        digest = base64.b64decode(binding)
-        proof = proof_of(Role.INITIATOR, end.nonce, NONCE, path=path, channel_binding=digest)
+        proof = proof_of(Role.INITIATOR, end.nonce, NONCE, path=path, channel_binding=binding)
         said = Proof(proof, NONCE, path, binding)
         assert end.refusal(said) is CloseCode.ALTERED
-        seen = base64.b64encode(b"c" * 32).decode()
         again = End(Role.ACCEPTOR, context=Context(PATH, SUBPROTOCOL, b"c" * 32))
-        assert again.refusal(Proof(proof, NONCE, PATH, seen)) is CloseCode.WRONG_ANSWER
+        assert again.refusal(Proof(proof, NONCE, PATH, b"c" * 32)) is CloseCode.WRONG_ANSWER
 
     def test_a_refusal_says_nothing_about_the_key(self) -> None:
         wire = Wire(None, initiate(WRONG, offer_v2=True))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import hashlib
+import hmac
 import json
 import pickle
 import traceback
@@ -50,6 +52,33 @@ def test_answers_as_computed_by_other_code(once: int, secret: str, order: Order)
 )
 def test_a_wrong_answer_of_any_form_is_only_wrong(answer: str) -> None:
     assert PreSharedKey(VECTORS[0]["psk"]).verify(VECTORS[0]["once"], answer) is None
+
+
+class TestProofs:
+    @few
+    @given(st.binary(max_size=100), st.text(st.characters(exclude_categories=["Cs"])))
+    def test_as_computed_by_other_code(self, claim: bytes, secret: str) -> None:
+        proof = PreSharedKey(secret).prove(claim)
+        assert proof == hmac.new(secret.encode(), claim, hashlib.sha256).digest()
+        assert PreSharedKey(secret).verify_proof(claim, proof) == 0
+        assert PreSharedKey(secret).verify_proof(claim + b"\0", proof) is None
+        assert PreSharedKey(secret + "x").verify_proof(claim, proof) is None
+
+    def test_each_of_several_keys(self) -> None:
+        psk = PreSharedKey("one", "two", "three")
+        for index, secret in enumerate(("one", "two", "three")):
+            proof = PreSharedKey(secret).prove(b"claim")
+            assert psk.prove(b"claim", index) == proof
+            assert psk.verify_proof(b"claim", proof) == index
+
+    @pytest.mark.parametrize(
+        "change", [lambda proof: proof[:-1], lambda proof: proof + b"\0", bytes.hex, len]
+    )
+    def test_a_wrong_proof_of_any_length_is_only_wrong(self, change: Any) -> None:
+        changed = change(PSK.prove(b"claim"))
+        wrong = changed if isinstance(changed, bytes) else str(changed).encode()
+        assert PSK.verify_proof(b"claim", wrong) is None
+        assert PSK.verify_proof(b"claim", b"") is None
 
 
 class TestHidden:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import base64
 import itertools
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,11 +17,13 @@ from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.framing import PongReceived
 from wsqueue.protocol.keys import Role
-from wsqueue.protocol.session import Event, HelloDone, Session
+from wsqueue.protocol.packed import NOTHING, pack, pack_texts
+from wsqueue.protocol.session import MAX_HELLO_BURDEN, Event, HelloDone, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 
 from ...support.oracle import parse_frames
 from ...support.raw_peer import offer_of, request_of
+from ...support.raw_v2_peer import encoded, forward_of, publish_of
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
     PATH,
@@ -34,23 +36,25 @@ from ...support.session_pair import (
     message,
     received,
 )
-from ...support.strategies import V2_PACKETS, cut, same
+from ...support.strategies import V2_PACKETS, cut
 from .test_hello_v2 import proof_of
 from .test_session import TOO_BIG, assert_ended, feed
 
 both_roles = pytest.mark.parametrize("role", list(Role), ids=lambda role: role.value)
 
-NONCE = base64.b64encode(b"n" * 32).decode()
+NONCE = b"n" * 32
 UPGRADE_REQUIRED = 426
 
 
 def packet(tag: str, **fields: Any) -> bytes:
-    """Return a packet as most encoders write it, without white space."""
-    return json.dumps({"t": tag} | fields, separators=(",", ":")).encode()
+    """Return a packet, made without our encoder."""
+    return encoded({"t": tag} | fields)
 
 
 class V2Peer(RawPeer):
     """Stand opposite a session of v2, and play the hello as the protocol's description has it."""
+
+    opcode = Opcode.BINARY
 
     def __init__(self, role: Role, session: Session | None = None) -> None:
         session = session or (initiate(offer_v2=True) if role is Role.INITIATOR else accept())
@@ -65,10 +69,10 @@ class V2Peer(RawPeer):
         return peer
 
     @property
-    def nonce(self) -> str:
+    def nonce(self) -> bytes:
         """Return the nonce that the session has sent."""
-        nonce = json.loads(self.texts[0])["nonce"]
-        assert isinstance(nonce, str)
+        nonce = msgspec.msgpack.decode(self.messages[0])["nonce"]
+        assert isinstance(nonce, bytes)
         return nonce
 
     def hello(self) -> list[bytes]:
@@ -174,13 +178,75 @@ class TestMixes:
         assert_ended(node.initiator, TOO_BIG)
 
     @both_roles
-    def test_a_classic_hello_is_no_way_back_from_v2(self, role: Role) -> None:
+    @pytest.mark.parametrize(
+        ("opcode", "code"),
+        [(Opcode.TEXT, CloseCode.UNSUPPORTED_DATA), (Opcode.BINARY, CloseCode.INVALID_PACKET)],
+        ids=["text", "binary"],
+    )
+    def test_a_classic_hello_is_no_way_back_from_v2(
+        self, role: Role, opcode: Opcode, code: CloseCode
+    ) -> None:
         """Only the first packet of an acceptor decides."""
         peer = V2Peer(role)
         if role is Role.INITIATOR:
             peer.send(packet("challenge", nonce=NONCE))
+        assert peer.send_bytes(peer.frame(opcode, b'{"t":"h","o":1}')) == []
+        assert_ended(peer.session, code)
+
+    def test_a_classic_hello_in_a_binary_message_is_no_way_into_classic(self) -> None:
+        peer = V2Peer(Role.INITIATOR)
         assert peer.send(b'{"t":"h","o":1}') == []
         assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    @pytest.mark.parametrize(
+        ("payload", "code"),
+        [
+            *(
+                (payload, CloseCode.INVALID_PACKET)
+                for payload in (b"", b"{}", b"alive", b'{"t":"challenge"}')
+            ),
+            *((payload, CloseCode.INVALID_TEXT) for payload in (packet("challenge", nonce=NONCE), b"\xff")),
+        ],
+    )
+    def test_a_first_text_is_never_of_v2(self, payload: bytes, code: CloseCode) -> None:
+        node = EchoingNode(initiate(offer_v2=True))
+        head = node.answer.partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
+        assert node.initiator.receive_data(head + RawPeer(Role.INITIATOR).text(payload)) == []
+        assert_ended(node.initiator, code)
+
+    @pytest.mark.parametrize("in_fragments", [False, True])
+    @pytest.mark.parametrize("pings", [0, 2])
+    def test_a_first_text_is_known_by_its_beginning(self, in_fragments: bool, pings: int) -> None:
+        node = EchoingNode(initiate(offer_v2=True))
+        initiator = node.initiator
+        raw = RawPeer(Role.INITIATOR, initiator)
+        head, _, challenge = node.answer.partition(b"\r\n\r\n")
+        ((_, _, payload),) = parse_frames(challenge, masked=False)
+        frames = [raw.frame(Opcode.PING, b"early")] * pings
+        if in_fragments:
+            frames += [raw.frame(Opcode.TEXT, payload[:1], fin=False), raw.frame(Opcode.PING, b"between")]
+            frames += [raw.frame(Opcode.CONT, payload[1:])]
+        else:
+            frames.append(challenge)
+        node.answer = head + b"\r\n\r\n" + b"".join(frames)
+        at_node, at_initiator = node.exchange()
+        assert (at_node[-1], at_initiator) == (HelloDone(), [HelloDone()])
+        assert at_node[:-1] == [PongReceived(b"early")] * pings + [PongReceived(b"between")] * in_fragments
+        assert not initiator.v2
+        assert_that_they_understand_each_other(Pair(node.session, initiator))
+        assert initiator.receive_data(raw.frame(Opcode.BINARY, message("late"))) == []
+        assert_ended(initiator, CloseCode.UNSUPPORTED_DATA)
+
+    @pytest.mark.parametrize("pings", [0, 2])
+    def test_a_first_challenge_of_v2_may_come_in_fragments(self, pings: int) -> None:
+        peer = V2Peer(Role.INITIATOR)
+        payload = packet("challenge", nonce=NONCE)
+        data = peer.frame(Opcode.PING, b"early") * pings + peer.frame(Opcode.BINARY, payload[:5], fin=False)
+        assert peer.send_bytes(data + peer.frame(Opcode.PING, b"between")) == []
+        assert peer.send_bytes(peer.frame(Opcode.CONT, payload[5:])) == []
+        assert peer.pongs == [b"early"] * pings + [b"between"]
+        assert peer.send(packet("proof", proof=proof_of(Role.ACCEPTOR, NONCE, peer.nonce))) == [HelloDone()]
+        assert peer.session.v2
 
     def test_a_classic_peer_that_answers_before_it_challenges(self) -> None:
         """An initiator must take that from an acceptor that has selected v2 without knowing it."""
@@ -191,6 +257,7 @@ class TestMixes:
         assert initiator.receive_data(head) == []
         assert initiator.receive_data(raw.text(b'{"t":"h","o":5}')) == []
         frames = parse_frames(b"".join(initiator.data_to_send()), masked=True)
+        assert [frame[0] for frame in frames] == [Opcode.TEXT] * 2
         challenge, answer = (json.loads(frame[2]) for frame in frames)
         assert answer == {"t": "h", "a": answer_of(5)}
         payload = json.dumps({"t": "h", "a": answer_of(challenge["o"])}).encode()
@@ -243,7 +310,7 @@ class TestHello:
         request = request_of(PATH, offer_of(SUBPROTOCOL))
         # It cannot know the nonce, so it is wrong, but for the right reason.
         events = session.receive_data(
-            request + raw.text(packet("proof", proof=NONCE, nonce=NONCE, path=PATH))
+            request + raw.frame(Opcode.BINARY, packet("proof", proof=NONCE, nonce=NONCE, path=PATH))
         )
         assert events == []
         assert_ended(session, CloseCode.WRONG_ANSWER)
@@ -253,14 +320,15 @@ class TestHello:
         "early",
         [
             packet("publisher", secret=NONCE),
-            packet("publish", number=1, after=0, topic="x", count=1, data=["x"]),
-            packet("forward", publisher="x", number=1, after=0, topic="x", count=1, data=["x"]),
-            packet("forward", publisher="x", number=1, after=0, topic="x", count=1, data=None),
+            encoded(publish_of(1, "x", "x")),
+            encoded(forward_of(1, "x", "x")),
+            encoded(publish_of(1, "x", messages=None)),
+            encoded(forward_of(1, "x", messages=None)),
             packet("subscribe", topic="x"),
             packet("ack", numbers=[[1, 1]]),
             packet("draining", retry_seconds=0),
         ],
-        ids=lambda payload: payload[:20].decode(),
+        ids=range(8),
     )
     @pytest.mark.parametrize("with_hello", [True, False])
     def test_early_data(self, role: Role, early: bytes, with_hello: bool) -> None:
@@ -272,19 +340,42 @@ class TestHello:
 
     @both_roles
     @pytest.mark.parametrize(
-        ("payload", "code"),
+        "payload",
         [
-            (b"{}", CloseCode.INVALID_PACKET),
-            (b"\xff", CloseCode.INVALID_TEXT),
-            (message("early"), CloseCode.INVALID_PACKET),
-            (packet("proof", proof="x"), CloseCode.INVALID_PACKET),
+            *(b"", b"\x80", b"\xff", b"{}", b"\xc1", message("early"), packet("proof", proof=b"x")),
+            *(
+                packet("proof", proof="A" * 43 + "="),
+                packet("challenge", nonce=NONCE)[:-1],
+                encoded(["proof"]),
+            ),
         ],
+        ids=repr,
     )
-    def test_what_is_no_packet(self, role: Role, payload: bytes, code: CloseCode) -> None:
+    def test_what_is_no_packet(self, role: Role, payload: bytes) -> None:
         peer = V2Peer(role)
         hello = peer.hello()
         assert peer.send(payload, *hello) == []
-        assert_ended(peer.session, code)
+        assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    @both_roles
+    @pytest.mark.parametrize("opcode", [Opcode.PING, Opcode.PONG])
+    def test_a_peer_may_send_few_control_frames_before_its_first_packet(
+        self, role: Role, opcode: Opcode
+    ) -> None:
+        for more in (0, 1):
+            peer = V2Peer(role)
+            peer.send_bytes(peer.frame(opcode, b"x" * 100) * (MAX_HELLO_BURDEN + more))
+            if more:
+                assert_ended(peer.session, CloseCode.EARLY_DATA)
+            else:
+                assert [event for payload in peer.hello() for event in peer.send(payload)] == [HelloDone()]
+
+    @both_roles
+    def test_a_text_instead_of_the_last_packet(self, role: Role) -> None:
+        peer = V2Peer(role)
+        hello = peer.hello()
+        assert peer.send_bytes(b"".join(map(peer.text, hello))) == []
+        assert_ended(peer.session, CloseCode.UNSUPPORTED_DATA)
 
     @both_roles
     @pytest.mark.parametrize("tag", ["challenge", "proof"])
@@ -318,8 +409,7 @@ class TestPackets:
         events = feed(receiver, cut(frames, places))
         assert len(events) == len(sent)
         for event, one in zip(events, sent, strict=True):
-            assert not isinstance(event, HelloDone | PongReceived)
-            assert same(event, one)  # type: ignore[arg-type]
+            assert event == one
         assert receiver.established
 
     @few
@@ -339,30 +429,61 @@ class TestPackets:
 
     @both_roles
     def test_packets_before_a_bad_one_are_delivered_and_those_after_it_are_not(self, role: Role) -> None:
-        for bad, code in ((b"{}", CloseCode.INVALID_PACKET), (b"\xff", CloseCode.INVALID_TEXT)):
+        for bad in (b"\x80", b"\xff", b"", b"{}", packet("deliver", topic="x"), packet("alive") + b"\xc0"):
             peer = V2Peer.established(role)
             one, two = packet("unsubscribe", topic="1"), packet("unsubscribe", topic="2")
             assert peer.send(one, bad, two) == [v2.Unsubscribe("1")]
-            assert_ended(peer.session, code)
+            assert_ended(peer.session, CloseCode.INVALID_PACKET)
             assert peer.send(two) == []
 
     @both_roles
-    def test_a_forward_with_bad_data_does_not_end_the_connection(self, role: Role) -> None:
+    @pytest.mark.parametrize("in_fragments", [False, True])
+    def test_a_text_is_refused_where_it_comes(self, role: Role, in_fragments: bool) -> None:
         peer = V2Peer.established(role)
-        bad = packet("forward", publisher="x", number=1, after=0, topic="x", count=3, data={})
-        assert peer.send(bad, bad) == [v2.Forward("x", 1, 0, "x", 3, [])] * 2
+        one, two = (peer.frame(Opcode.BINARY, packet("unsubscribe", topic=topic)) for topic in "12")
+        bad = peer.frame(Opcode.TEXT, packet("unsubscribe", topic="x"), fin=not in_fragments)
+        assert peer.send_bytes(one + bad + two) == [v2.Unsubscribe("1")]
+        assert_ended(peer.session, CloseCode.UNSUPPORTED_DATA)
+        assert peer.close_received is not None
+        assert peer.close_received.code == CloseCode.UNSUPPORTED_DATA
+
+    @both_roles
+    def test_a_batch_with_broken_messages_does_not_end_the_connection(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        bad = [encoded(batch(7, "x", messages={"sizes": [1]})) for batch in (forward_of, publish_of)]
+        expected = [v2.Forward("p", 7, 0, "x", NOTHING), v2.Publish(7, 0, "x", NOTHING)]
+        assert peer.send(*bad, *bad) == expected * 2
         assert peer.session.established
+
+    @both_roles
+    def test_what_is_delivered_must_be_whole(self, role: Role) -> None:
+        peer = V2Peer.established(role)
+        fields = {"topic": "x", "offset": 0, "publisher": "", "number": 0}
+        good, bad = (
+            packet("deliver", **fields, messages={"sizes": [1], "data": data}) for data in (b"a", b"")
+        )
+        assert peer.send(good, bad, good) == [v2.Deliver("x", 0, "", 0, pack_texts(["a"]))]
+        assert_ended(peer.session, CloseCode.INVALID_PACKET)
+
+    @both_roles
+    def test_messages_of_any_bytes_pass_the_masks(self, role: Role) -> None:
+        pair = Pair(initiator=initiate(offer_v2=True))
+        pair.exchange()
+        sender, receiver = pair.ends(role)
+        sent = v2.Deliver("x", 0, "", 0, pack([bytes(range(256)), b"", b"\xff" * 999], text=False))
+        (event,) = receiver.receive_data(sender.frame([v2.encode(sent)]))
+        assert event == sent
 
     @both_roles
     @pytest.mark.parametrize("in_fragments", [False, True])
     def test_the_largest_packet(self, role: Role, in_fragments: bool) -> None:
         peer = V2Peer.established(role)
-        empty = len(packet("unsubscribe", topic=""))
-        topic = "x" * (MAX_MESSAGE_BYTES + OVERHEAD_BYTES - empty)
+        most = MAX_MESSAGE_BYTES + OVERHEAD_BYTES
+        topic = "x" * (2 * most - len(packet("unsubscribe", topic="x" * most)))
         for longer in ("", "x"):
             payload = packet("unsubscribe", topic=topic + longer)
             first = len(payload) if not in_fragments else 100
-            data = peer.frame(Opcode.TEXT, payload[:first], fin=not in_fragments)
+            data = peer.frame(Opcode.BINARY, payload[:first], fin=not in_fragments)
             if in_fragments:
                 data += peer.frame(Opcode.CONT, payload[first:])
             assert peer.send_bytes(data) == ([] if longer else [v2.Unsubscribe(topic)])
@@ -395,7 +516,10 @@ class TestAcceptorsAnswer:
         session.receive_data(request_of(path, *map(offer_of, offers)))
         head, _, frames = b"".join(session.data_to_send()).partition(b"\r\n\r\n")
         assert b"Sec-WebSocket-Protocol: wsqueue.v2\r\n" in head + b"\r\n"
-        nonce = json.loads(parse_frames(frames, masked=False)[0][2])["nonce"]
+        ((opcode, _, challenge),) = parse_frames(frames, masked=False)
+        assert opcode == Opcode.BINARY
+        nonce = msgspec.msgpack.decode(challenge)["nonce"]
         proof = proof_of(Role.INITIATOR, nonce, NONCE, path=path, offered=", ".join(offers))
         payload = packet("proof", proof=proof, nonce=NONCE, path=path)
-        assert session.receive_data(RawPeer(Role.ACCEPTOR).text(payload)) == [HelloDone()]
+        frame = RawPeer(Role.ACCEPTOR).frame(Opcode.BINARY, payload)
+        assert session.receive_data(frame) == [HelloDone()]

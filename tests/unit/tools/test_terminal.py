@@ -7,7 +7,14 @@ import sys
 import pytest
 
 from wsqueue.report.report import TopicStatus
-from wsqueue.tools.terminal import json_line, one_line, prepare_standard_files, printable, to_stdout
+from wsqueue.tools.terminal import (
+    json_line,
+    one_line,
+    prepare_standard_files,
+    printable,
+    text_of,
+    to_stdout,
+)
 
 
 def test_printable() -> None:
@@ -35,6 +42,13 @@ def test_json_cannot_steer_a_terminal_either() -> None:
     assert line.isprintable()
     assert "日本" in line
     assert json.loads(line) == {"topics": [{"topic": topic, "messages_per_second": 1.5}]}
+
+
+def test_data_as_text() -> None:
+    for text in ("", "ñ 日本 😀\x1b\0", "\\xff"):
+        assert text_of(text) == text_of(text.encode()) == text
+    assert text_of(b"a\xffb\xc3") == "a\\xffb\\xc3"
+    assert text_of(b"\xed\xa0\x80") == "\\xed\\xa0\\x80"
 
 
 class Screen(io.StringIO):

@@ -12,7 +12,11 @@ export const SOCKET_BYTES = 1024 * 1024;
 export const MAX_TOPICS = 1000;
 export const MAX_PUBLISHERS = 1000;
 // Maximum length of messages that wait until the peer has proved that it knows the key.
-export const MAX_EARLY_CHARACTERS = 1024 * 1024;
+export const MAX_EARLY_BYTES = 1024 * 1024;
+// Headers of a message, and the characters of their names and values.
+export const MAX_HEADERS = 16;
+export const MAX_HEADER_NAME_CHARACTERS = 64;
+export const MAX_HEADER_VALUE_CHARACTERS = 1024;
 export const HELLO_SECONDS = 10;
 // v2: silence after which the node is asked whether it is there, and the time that it has to answer.
 export const SILENCE_SECONDS = 20;
@@ -27,7 +31,12 @@ const WAKING_EVENTS = ["online", "pageshow", "focus"];
 const MAX_ONCE = 2 ** 31 - 2;
 const NONCE_BYTES = 32;
 const MAX_CLOSE_REASON_BYTES = 123;
-const SECRET = /^[A-Za-z0-9+/]{43}=$/;
+const WRONG_TYPE = "packets of v2 are binary messages, classic ones are texts";
+// MessagePack: maximum depth of lists and maps in each other, and the numbers of 1, 2, 4 and 8 bytes.
+const MAX_DEPTH = 16;
+const UINTS = ["Uint8", "Uint16", "Uint32", "BigUint64"];
+const INTS = ["Int8", "Int16", "Int32", "BigInt64"];
+const FLOATS = ["", "", "Float32", "Float64"];
 // Close codes after which a retry would end the same way, and codes that refuse published data.
 const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414]);
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
@@ -50,8 +59,11 @@ export class PublishError extends WsqueueError {}
 export class WindowFull extends WsqueueError {}
 
 const utf8 = new TextEncoder();
+// A decoder drops a byte order mark unless it is told to ignore its meaning.
+const fromUtf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes));
 const random = (count) => crypto.getRandomValues(new Uint8Array(count));
+const isSecret = (value) => value instanceof Uint8Array && value.length === NONCE_BYTES;
 const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
 const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
 
@@ -59,6 +71,139 @@ function text(value, name) {
   if (typeof value !== "string") throw new TypeError(`${name} is not a string`);
   if (/\p{Surrogate}/u.test(value))
     throw new WsqueueError(`${name} has a lone surrogate, which UTF-8 lacks`);
+  return value;
+}
+
+/** Return byte arrays one behind the other, as one. */
+function join(parts) {
+  const joined = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    joined.set(part, at);
+    at += part.length;
+  }
+  return joined;
+}
+
+/** Return a value as MessagePack: null, booleans, numbers, strings, Uint8Arrays, arrays and objects. */
+export function pack(value) {
+  let bytes = new Uint8Array(256);
+  let view = new DataView(bytes.buffer);
+  let end = 0;
+
+  function room(count) {
+    end += count;
+    if (end > bytes.length) {
+      bytes = join([bytes, new Uint8Array(2 * end - bytes.length)]);
+      view = new DataView(bytes.buffer);
+    }
+    return end - count;
+  }
+
+  function write(kinds, index, number) {
+    const at = room(1 << index);
+    view[`set${kinds[index]}`](at, index === 3 && kinds !== FLOATS ? BigInt(number) : number);
+  }
+
+  // A size or a number: in one byte with its kind if it is below the limit, else behind a code.
+  function head(size, kind, limit, code, least = 0) {
+    if (size < limit) return write(UINTS, 0, kind | size);
+    const index = size < 2 ** 8 ? least : size < 2 ** 16 ? 1 : size < 2 ** 32 ? 2 : 3;
+    write(UINTS, 0, code + index);
+    return write(UINTS, index, size);
+  }
+
+  function block(data, kind, limit, code) {
+    head(data.length, kind, limit, code);
+    const at = room(data.length);
+    bytes.set(data, at);
+  }
+
+  function put(one) {
+    if (one === null) write(UINTS, 0, 0xc0);
+    else if (typeof one === "boolean") write(UINTS, 0, one ? 0xc3 : 0xc2);
+    else if (typeof one === "string") block(utf8.encode(one), 0xa0, 32, 0xd9);
+    else if (one instanceof Uint8Array) block(one, 0, 0, 0xc4);
+    else if (Number.isSafeInteger(one) && one >= 0) head(one, 0, 0x80, 0xcc);
+    else if (typeof one === "number") {
+      const whole = Number.isSafeInteger(one);
+      write(UINTS, 0, whole ? 0xd3 : 0xcb);
+      write(whole ? INTS : FLOATS, 3, one);
+    } else {
+      const list = Array.isArray(one);
+      const items = list ? one : Object.entries(one);
+      head(items.length, list ? 0x90 : 0x80, 16, list ? 0xdb : 0xdd, 1);
+      for (const item of list ? items : items.flat()) put(item);
+    }
+  }
+
+  put(value);
+  return bytes.slice(0, end);
+}
+
+/** Return the value of MessagePack that fills a Uint8Array; it throws if that is anything else. */
+export function unpack(bytes) {
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  let at = 0;
+
+  function read(kinds, index) {
+    const number = Number(view[`get${kinds[index]}`](at));
+    at += 1 << index;
+    return number;
+  }
+
+  function whole(kinds, index) {
+    const number = read(kinds, index);
+    if (!Number.isSafeInteger(number)) throw new RangeError("a number is too large");
+    return number;
+  }
+
+  // Each item takes a byte or more, so a size that cannot be true ends here.
+  function sized(size, least = 1) {
+    if (size * least > bytes.length - at) throw new RangeError("the end is missing");
+    return size;
+  }
+
+  function block(size) {
+    at += sized(size);
+    return bytes.subarray(at - size, at);
+  }
+
+  const string = (size) => fromUtf8.decode(block(size));
+  const list = (size, depth) => Array.from({ length: sized(size) }, () => take(depth));
+  const map = (size, depth) =>
+    Object.fromEntries(Array.from({ length: sized(size, 2) }, () => [key(), take(depth)]));
+
+  function key() {
+    const name = take(MAX_DEPTH);
+    if (typeof name !== "string") throw new TypeError("a key is not a string");
+    return name;
+  }
+
+  function take(depth) {
+    const code = bytes[at];
+    at += 1;
+    if (code < 0x80) return code;
+    if (code >= 0xe0) return code - 0x100;
+    if (code >= 0xa0 && code < 0xc0) return string(code & 31);
+    const index = code & 3;
+    if (code === 0xc0) return null;
+    if (code === 0xc2 || code === 0xc3) return code === 0xc3;
+    if (code >= 0xc4 && code <= 0xc6) return block(read(UINTS, index));
+    if (code === 0xca || code === 0xcb) return read(FLOATS, index);
+    if (code >= 0xcc && code <= 0xcf) return whole(UINTS, index);
+    if (code >= 0xd0 && code <= 0xd3) return whole(INTS, index);
+    if (code >= 0xd9 && code <= 0xdb) return string(read(UINTS, index - 1));
+    if (depth === MAX_DEPTH) throw new RangeError("it is too deep");
+    if (code < 0x90) return map(code & 15, depth + 1);
+    if (code < 0xa0) return list(code & 15, depth + 1);
+    if (code === 0xdc || code === 0xdd) return list(read(UINTS, index + 1), depth + 1);
+    if (code === 0xde || code === 0xdf) return map(read(UINTS, index - 1), depth + 1);
+    throw new TypeError("it has a type that packets lack");
+  }
+
+  const value = take(0);
+  if (at !== bytes.length) throw new RangeError("there is more behind it");
   return value;
 }
 
@@ -99,42 +244,37 @@ class Key {
   }
 
   async prove(claim) {
-    return base64(new Uint8Array(await crypto.subtle.sign("HMAC", await this.#imported(), claim)));
+    return new Uint8Array(await crypto.subtle.sign("HMAC", await this.#imported(), claim));
   }
 
   async proves(claim, proof) {
-    const bytes = Uint8Array.from(atob(proof), (character) => character.charCodeAt(0));
-    return crypto.subtle.verify("HMAC", await this.#imported(), bytes, claim);
+    return crypto.subtle.verify("HMAC", await this.#imported(), proof, claim);
   }
 
   async answer(once, order) {
     const challenge = utf8.encode(once.toString(16));
     const parts = order === "reversed" ? [this.#bytes, challenge] : [challenge, this.#bytes];
-    const joined = new Uint8Array(challenge.length + this.#bytes.length);
-    joined.set(parts[0]);
-    joined.set(parts[1], parts[0].length);
-    return base64(new Uint8Array(await crypto.subtle.digest("SHA-256", joined)));
+    return base64(new Uint8Array(await crypto.subtle.digest("SHA-256", join(parts))));
   }
 }
 
 /** Return the claim that a proof of v2 signs: each part after its length. */
 function claimOf(role, acceptorNonce, initiatorNonce, target, binding) {
-  const texts = [`wsqueue.v2 ${role}`, acceptorNonce, initiatorNonce, target, SUBPROTOCOL];
-  const parts = [...texts.map((part) => utf8.encode(part)), binding];
-  const claim = new Uint8Array(parts.reduce((sum, part) => sum + 4 + part.length, 0));
-  let at = 0;
-  for (const part of parts) {
-    new DataView(claim.buffer).setUint32(at, part.length);
-    claim.set(part, at + 4);
-    at += 4 + part.length;
-  }
-  return claim;
+  const [label, path, offered] = [`wsqueue.v2 ${role}`, target, SUBPROTOCOL].map((part) => utf8.encode(part));
+  const parts = [label, acceptorNonce, initiatorNonce, path, offered, binding];
+  return join(
+    parts.flatMap((part) => {
+      const length = new Uint8Array(4);
+      new DataView(length.buffer).setUint32(0, part.length);
+      return [length, part];
+    }),
+  );
 }
 
 /** The hello of v2: prove, and verify. `receive` returns true when both ends have proved themselves. */
 class HelloV2 {
   constructor(key, place, binding, send) {
-    Object.assign(this, { key, place, binding, send, nonce: base64(random(NONCE_BYTES)), challenge: null });
+    Object.assign(this, { key, place, binding, send, nonce: random(NONCE_BYTES), challenge: null });
   }
 
   begin() {}
@@ -142,17 +282,18 @@ class HelloV2 {
   async receive(packet) {
     if (packet.t === "challenge") {
       if (this.challenge !== null) throw fault(4404);
-      if (!SECRET.test(packet.nonce)) throw fault(4400, "not a valid packet");
+      if (!isSecret(packet.nonce)) throw fault(4400, "not a valid packet");
       this.challenge = packet.nonce;
       const proof = await this.key.prove(this.#claim("initiator"));
-      const binding = this.binding.length ? { binding: base64(this.binding) } : {};
+      const binding = this.binding.length ? { binding: this.binding } : {};
       this.send({ t: "proof", proof, nonce: this.nonce, path: this.place.target, ...binding });
       return false;
     }
     if (packet.t !== "proof") throw fault(4402);
     if (this.challenge === null) throw fault(4409);
-    if (!SECRET.test(packet.proof) || Object.keys(packet).length !== 2) throw fault(4400, "not a valid packet");
-    if (!(await this.key.proves(this.#claim("acceptor"), packet.proof))) {
+    const { proof, nonce, path, binding } = packet;
+    if (!isSecret(proof) || nonce || path || binding) throw fault(4400, "not a valid packet");
+    if (!(await this.key.proves(this.#claim("acceptor"), proof))) {
       throw fault(4401, "wrong answer: the pre-shared keys differ");
     }
     return true;
@@ -213,14 +354,15 @@ class Connection {
       up: false,
       opened: false,
       over: false,
+      heardAt: 0,
       early: [],
-      earlyCharacters: 0,
+      earlyBytes: 0,
     });
     this.ended = new Promise((resolve) => {
       this.resolve = resolve;
     });
     const { client } = link;
-    const send = (packet) => this.send(JSON.stringify(packet));
+    const send = (packet) => this.send(client.encode(packet));
     this.hello = client.v2
       ? new HelloV2(client.key, place, binding, send)
       : new HelloClassic(client.key, client.helloOrder, send);
@@ -233,6 +375,7 @@ class Connection {
       this.#end({ code: 0, reason: `the browser refuses: ${error.message}`, byPeer: false, forGood: true });
       return;
     }
+    this.socket.binaryType = "arraybuffer";
     this.timer = setTimeout(() => this.fail(4408, "the hello took too long"), HELLO_SECONDS * 1000);
     this.socket.onopen = () => {
       this.opened = true;
@@ -276,7 +419,7 @@ class Connection {
     const asked = Date.now();
     const unsent = this.socket.bufferedAmount;
     clearTimeout(this.timer);
-    this.send('{"t":"ask_alive"}');
+    this.send(pack({ t: "ask_alive" }));
     this.timer = setTimeout(() => {
       // A page that slept has not had the time to hear the answer, and timers of hidden pages are always late.
       const late = Date.now() - asked > 2 * ANSWER_SECONDS * 1000 && !again;
@@ -297,13 +440,17 @@ class Connection {
 
   #message(data) {
     if (this.over) return;
+    const first = !this.heardAt;
     this.heardAt = Date.now();
-    if (typeof data !== "string") this.fail(4400, "packets are text messages, not binary");
-    else if (this.up) this.#packet(data);
+    if ((typeof data === "string") === this.link.client.v2) {
+      // The original nodes select any subprotocol, and then speak classic.
+      if (first && this.link.client.v2) this.fail(4412, 'it speaks classic: pass protocol: "classic"');
+      else this.fail(4400, WRONG_TYPE);
+    } else if (this.up) this.#packet(data);
     else {
       // Messages that arrive while the hello is verified wait, in their order.
-      this.earlyCharacters += data.length;
-      if (this.earlyCharacters > MAX_EARLY_CHARACTERS) this.fail(4402, "too much before the hello was done");
+      this.earlyBytes += data.length ?? data.byteLength;
+      if (this.earlyBytes > MAX_EARLY_BYTES) this.fail(4402, "too much before the hello was done");
       this.early.push(data);
       if (!this.working) this.#work();
     }
@@ -346,11 +493,11 @@ class Connection {
 function parsed(data) {
   let packet = null;
   try {
-    packet = JSON.parse(data);
+    packet = typeof data === "string" ? JSON.parse(data) : unpack(new Uint8Array(data));
   } catch {
     // Refused below.
   }
-  if (packet === null || typeof packet.t !== "string") throw fault(4400, "not a valid packet");
+  if (typeof packet?.t !== "string") throw fault(4400, "not a valid packet");
   return packet;
 }
 
@@ -382,7 +529,7 @@ class Link {
   }
 
   send(packet) {
-    if (this.connection?.up) this.connection.send(JSON.stringify(packet));
+    if (this.connection?.up) this.connection.send(this.client.encode(packet));
   }
 
   say(state, place, more = {}) {
@@ -464,12 +611,82 @@ class Link {
 
 const forGood = (closed) => Boolean(closed && (closed.forGood || FOR_GOOD.has(closed.code)));
 
+/** Return a message to publish: its data, whether that is a text, its bytes, its headers and its size. */
+function messageOf(topic, data, headers) {
+  const isText = typeof data === "string";
+  if (!isText && !(data instanceof Uint8Array || data instanceof ArrayBuffer))
+    throw new TypeError("the data is neither a string nor a Uint8Array nor an ArrayBuffer");
+  // A copy, because the caller may go on to use the array.
+  const bytes = isText ? utf8.encode(text(data, "the data")) : join([new Uint8Array(data)]);
+  const texts = [topic, ...Object.entries(headers ?? {}).flat()];
+  const size = texts.reduce((sum, one) => sum + utf8.encode(one).length, bytes.length);
+  return { data, isText, bytes, headers, size };
+}
+
+/** Return a copy of headers that nodes take, null if there are none. */
+function headersOf(headers) {
+  if (typeof headers !== "object" || headers === null || Symbol.iterator in headers)
+    throw new TypeError("headers is not an object of strings");
+  const entries = Object.entries(headers);
+  if (entries.length > MAX_HEADERS) throw new WsqueueError(`more than ${MAX_HEADERS} headers`);
+  for (const [name, value] of entries) {
+    const length = [...text(name, "the name of a header")].length;
+    if (length < 1 || length > MAX_HEADER_NAME_CHARACTERS)
+      throw new WsqueueError(`the name of a header has not 1 to ${MAX_HEADER_NAME_CHARACTERS} characters`);
+    if ([...text(value, `the header ${name}`)].length > MAX_HEADER_VALUE_CHARACTERS)
+      throw new WsqueueError(`the header ${name} has more than ${MAX_HEADER_VALUE_CHARACTERS} characters`);
+  }
+  return entries.length ? Object.fromEntries(entries) : null;
+}
+
+/** Return the messages of a batch, all texts or all bytes, as they travel. */
+function packed(messages) {
+  const parts = messages.map(({ bytes }) => bytes);
+  const headers = messages.map((message) => message.headers);
+  return {
+    sizes: parts.map((part) => part.length),
+    data: join(parts),
+    ...(messages[0].isText ? {} : { text: false }),
+    ...(headers.some(Boolean) ? { headers } : {}),
+  };
+}
+
+/** Return the messages of a batch that was delivered, each with its data and headers. */
+function messagesOf({ sizes, data, text: isText = true, headers = null }) {
+  const check = (right) => {
+    if (!right) throw fault(4400, "not the messages of a batch");
+  };
+  check(Array.isArray(sizes) && sizes.length);
+  check(sizes.every((size) => Number.isSafeInteger(size) && size >= 0));
+  check(data instanceof Uint8Array && data.length === sizes.reduce((sum, size) => sum + size, 0));
+  check(typeof isText === "boolean");
+  check(headers === null || (Array.isArray(headers) && headers.length === sizes.length));
+  let end = 0;
+  return sizes.map((size, index) => {
+    const own = headers?.[index] ?? {};
+    check(Object.getPrototypeOf(own) === Object.prototype);
+    check(Object.values(own).every((value) => typeof value === "string"));
+    end += size;
+    const bytes = data.subarray(end - size, end);
+    return { data: isText ? textOf(bytes) : bytes.slice(), headers: own };
+  });
+}
+
+/** Return bytes as a text, or as they are if they are none. */
+function textOf(bytes) {
+  try {
+    return fromUtf8.decode(bytes);
+  } catch {
+    return bytes.slice();
+  }
+}
+
 /** Publishes through any producer, and sends unconfirmed batches again after a reconnect. */
 class PublisherLink extends Link {
   constructor(client, places) {
     super(client, "producer", places);
     this.at = Math.floor(Math.random() * places.length);
-    this.secret = base64(random(NONCE_BYTES));
+    this.secret = random(NONCE_BYTES);
     this.number = 0;
     this.forming = new Map();
     this.outstanding = new Map();
@@ -478,26 +695,27 @@ class PublisherLink extends Link {
     this.messages = this.bytes = 0;
   }
 
-  publish(topic, data) {
-    if (this.messages + data.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
+  publish(topic, messages) {
+    if (this.messages + messages.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
       throw new WindowFull("too many unconfirmed messages: await earlier calls of publish first");
     }
     const waiting = [];
-    for (const item of data) {
-      const size = utf8.encode(item).length + 2;
+    for (const message of messages) {
+      const { size, isText } = message;
       let batch = this.forming.get(topic);
-      if (batch && batch.size + size > BATCH_BYTES) {
+      if (batch && (batch.size + size > BATCH_BYTES || batch.isText !== isText)) {
         this.#number(batch);
         batch = undefined;
       }
       if (!batch) {
-        batch = { topic, data: [], size: 0 };
+        batch = { topic, isText, messages: [], count: 0, size: 0 };
         batch.confirmed = new Promise((resolve, reject) => Object.assign(batch, { resolve, reject }));
         batch.confirmed.catch(() => {});
         this.forming.set(topic, batch);
         queueMicrotask(() => this.#flush());
       }
-      batch.data.push(item);
+      batch.messages.push(message);
+      batch.count += 1;
       batch.size += size;
       this.bytes += size;
       this.messages += 1;
@@ -516,15 +734,15 @@ class PublisherLink extends Link {
   #number(batch) {
     this.forming.delete(batch.topic);
     this.number += 1;
-    const { topic, data } = batch;
+    const { topic, messages } = batch;
     const numbers = this.outstandingOf.get(topic) ?? new Set();
     this.outstandingOf.set(topic, numbers);
     const after = numbers.has(numbers.last) ? numbers.last : ([...numbers].at(-1) ?? 0);
     numbers.last = this.number;
-    const packet = { t: "publish", number: this.number, after, topic, count: data.length, data };
     batch.payloads = this.client.v2
-      ? [JSON.stringify(packet)]
-      : data.map((item) => JSON.stringify({ t: "m", d: item, s: topic }));
+      ? [pack({ t: "publish", number: this.number, after, topic, messages: packed(messages) })]
+      : messages.map(({ data }) => JSON.stringify({ t: "m", d: data, s: topic }));
+    batch.messages = null;
     numbers.add(this.number);
     this.outstanding.set(this.number, batch);
     this.unsent.push(this.number);
@@ -598,7 +816,7 @@ class PublisherLink extends Link {
     numbers.delete(number);
     if (!numbers.size) this.outstandingOf.delete(batch.topic);
     this.bytes -= batch.size;
-    this.messages -= batch.data.length;
+    this.messages -= batch.count;
     if (error) batch.reject(error);
     else batch.resolve();
   }
@@ -655,8 +873,10 @@ class SubscriberLink extends Link {
   }
 
   received(packet) {
-    if (packet.t === "m") this.subscriptions.get(packet.s)?.deliver([text(packet.d, "the data")]);
-    else if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
+    if (packet.t === "m") {
+      const message = { data: text(packet.d, "the data"), headers: {} };
+      this.subscriptions.get(packet.s)?.deliver([message]);
+    } else if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
     else {
       const subscription = this.subscriptions.get(packet.topic);
       if (!subscription) return;
@@ -723,9 +943,11 @@ class Subscription {
     this.#tell(this.#options.onGap, { topic: this.topic, missed });
   }
 
-  take({ offset, publisher, number, data }) {
+  take({ offset, publisher, number, messages: batch }) {
+    if (!Number.isSafeInteger(offset)) throw fault(4400, "not a valid packet");
+    const messages = messagesOf(batch);
     this.#asked = null;
-    this.position = { log: this.position.log, offset: offset + data.length };
+    this.position = { log: this.position.log, offset: offset + messages.length };
     if (publisher) {
       // A batch that was stored twice is delivered once.
       if (number <= (this.#numbers.get(publisher) ?? 0)) return;
@@ -733,13 +955,13 @@ class Subscription {
       this.#numbers.set(publisher, number);
       if (this.#numbers.size > MAX_PUBLISHERS) this.#numbers.delete(this.#numbers.keys().next().value);
     }
-    this.deliver(data, this.position.log, offset);
+    this.deliver(messages, this.position.log, offset);
   }
 
-  deliver(data, log = "", offset = 0) {
-    for (const [index, item] of data.entries()) {
+  deliver(messages, log = "", offset = 0) {
+    for (const [index, message] of messages.entries()) {
       if (this.closed) return;
-      this.#tell(this.#callback, { topic: this.topic, data: item, log, offset: offset + index });
+      this.#tell(this.#callback, { topic: this.topic, ...message, log, offset: offset + index });
     }
   }
 
@@ -798,13 +1020,18 @@ export class WsqueueClient {
     this.consumers.forEach((address) => locate(address, "/subscribe"));
   }
 
-  /** Publish a string, or a list of them; in v2 the promise resolves once they are in the log. */
-  async publish(topic, data) {
+  /**
+   * Publish a string, a Uint8Array or an ArrayBuffer, or a list of them, each with the headers, an object of
+   * strings. In v2 the promise resolves once they are in the log; classic has neither bytes nor headers.
+   */
+  async publish(topic, data, { headers = {} } = {}) {
     this.#checkOpen();
     text(topic, "the topic");
-    const list = Array.isArray(data) ? data : [data];
-    list.forEach((item) => text(item, "the data"));
+    const checked = headersOf(headers);
+    const list = (Array.isArray(data) ? data : [data]).map((item) => messageOf(topic, item, checked));
     if (!list.length) throw new WsqueueError("no data to publish");
+    if (!this.v2 && (checked || !list.every(({ isText }) => isText)))
+      throw new PublishError("the classic protocol carries texts without headers", "invalid");
     if (!this.producers.length) throw new ConnectError("no producer is known");
     this.#listen();
     this.#publisher ??= new PublisherLink(
@@ -815,7 +1042,7 @@ export class WsqueueClient {
   }
 
   /**
-   * Call back with { topic, data, log, offset } for each message of a topic, and return a Subscription.
+   * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
    * from: "latest", "earliest", an offset, a position { log, offset } or a Date (v2).
    */
   subscribe(topic, callback, options = {}) {
@@ -858,6 +1085,10 @@ export class WsqueueClient {
   }
 
   // The classes above use the methods below.
+
+  encode(packet) {
+    return this.v2 ? pack(packet) : JSON.stringify(packet);
+  }
 
   forget(subscription) {
     const name = this.#linkOf(subscription.topic);

@@ -16,6 +16,9 @@ from collections.abc import Sequence
 import msgspec
 
 _ORIGIN = re.compile(r"wss?://[^\s;,'\"/?#]+:[0-9]{1,5}")
+_FOR_READERS = re.compile(r"^ *(?://.*\n|/\*\*(?s:.*?)\*/\n)?", re.MULTILINE)
+"""Indentation and comments, an eighth of script and style; none of their strings goes over a line's end."""
+
 _SOURCE = re.compile(r"wss?://[A-Za-z0-9.-]+:[0-9]+")
 """An origin that a policy can name (CSP level 3, section 2.3.1): no IPv6 address, and no underscore."""
 
@@ -50,7 +53,7 @@ def status_page(connect: Sequence[str]) -> StatusPage:
         "default-src": "'none'",
         "script-src": _digest(script),
         "style-src": _digest(style),
-        "img-src": "data:",
+        "img-src": "data: blob:",
         "connect-src": " ".join(["'self'", *dict.fromkeys(map(_connect_source, connect))]),
         "base-uri": "'none'",
         "form-action": "'none'",
@@ -73,9 +76,13 @@ def client_js() -> str:
 @functools.cache
 def _parts() -> tuple[str, str, str]:
     """Return the page, and its style and script as they stand in it."""
-    style, script = _read("status.css"), client_js() + _read("status.js")
+    style, script = map(_lean, (_read("status.css"), client_js() + _read("status.js")))
     html = _read("status.html").replace("{{style}}", style).replace("{{script}}", script)
     return html, style, script
+
+
+def _lean(code: str) -> str:
+    return _FOR_READERS.sub("", code)
 
 
 def _read(name: str) -> str:

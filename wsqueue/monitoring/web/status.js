@@ -7,7 +7,11 @@
   const CHART_SECONDS = 120;
   const CHART_MIN_SECONDS = 20;
   const MAX_SAMPLES = 150;
+  // Entries of the list of messages, and the bytes of their data.
   const MAX_ARRIVED = 200;
+  const MAX_ARRIVED_BYTES = 32 * 1024 * 1024;
+  // Not SVG, which is a document that can hold scripts and links.
+  const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
   const SVG = "http://www.w3.org/2000/svg";
 
   const $ = (id) => document.getElementById(id);
@@ -738,7 +742,7 @@
   function enter(next) {
     phase = next;
     for (const id of ["topic", "key"]) $(id).readOnly = phase !== "off";
-    for (const id of ["message", "publish-button"]) $(id).disabled = phase !== "on";
+    for (const id of ["message", "publish-button", "picture"]) $(id).disabled = phase !== "on";
     say($("connect-button"), { off: "Connect", connecting: "Cancel", on: "Disconnect" }[phase]);
     $("connect-button").classList.toggle("quiet", phase !== "off");
     $("demo-facts").hidden = phase === "off" || !client;
@@ -751,14 +755,48 @@
     enter("off");
   }
 
-  function arrived(text, kind = "") {
+  let arrivedBytes = 0;
+
+  function arrived(content, size = 0) {
     const list = $("arrived");
     const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-    list.append(make("li", {}, make("time", {}, clock(new Date())), make("span", { class: kind }, text)));
-    while (list.children.length > MAX_ARRIVED) list.firstChild.remove();
+    const entry = make("li", {}, make("time", {}, clock(new Date())), content);
+    entry.size = size;
+    arrivedBytes += size;
+    list.append(entry);
+    const full = () => list.children.length > MAX_ARRIVED || arrivedBytes > MAX_ARRIVED_BYTES;
+    while (full() && list.firstChild !== entry) leave(list.firstChild);
     list.hidden = false;
     $("arrived-empty").hidden = true;
-    if (atEnd) list.scrollTop = list.scrollHeight;
+    const toEnd = () => {
+      list.scrollTop = list.scrollHeight;
+    };
+    if (atEnd) {
+      toEnd();
+      content.addEventListener("load", toEnd);
+    }
+  }
+
+  function leave(entry) {
+    arrivedBytes -= entry.size;
+    const picture = entry.querySelector("img");
+    if (picture) URL.revokeObjectURL(picture.src);
+    entry.remove();
+  }
+
+  function received({ data, headers }) {
+    if (typeof data === "string") return arrived(make("span", {}, data), data.length);
+    const type = headers["content-type"] ?? "";
+    const text = make("span", {}, [count(data.length, "byte"), type].filter(Boolean).join(", "));
+    const kind = PICTURES.find((picture) => picture === type.split(";")[0].trim().toLowerCase());
+    if (!kind) return arrived(text, data.length);
+    const src = URL.createObjectURL(new Blob([data], { type: kind }));
+    const picture = make("img", { src, alt: `Picture, ${text.textContent}`, decoding: "async" });
+    picture.addEventListener("error", () => {
+      URL.revokeObjectURL(src);
+      picture.replaceWith(text);
+    });
+    return arrived(picture, data.length);
   }
 
   async function connect() {
@@ -868,10 +906,12 @@
     showPlaces();
     enter("connecting");
     tell("Connecting …");
-    $("arrived").replaceChildren();
-    await client.subscribe(topic, (message) => arrived(message.data), {
-      onGap: ({ missed }) =>
-        arrived(`${missed === null ? "Some messages" : count(missed, "message")} are gone.`, "gap"),
+    for (const entry of [...$("arrived").children]) leave(entry);
+    await client.subscribe(topic, received, {
+      onGap: ({ missed }) => {
+        const messages = missed === null ? "Some messages" : count(missed, "message");
+        arrived(make("span", { class: "gap" }, `${messages} are gone.`));
+      },
     }).ready;
     enter("on");
     $("arrived-empty").textContent = `Nothing yet on ${topic}.`;
@@ -891,12 +931,38 @@
     event.preventDefault();
     const text = $("message").value;
     $("message").value = "";
+    publish(text);
+  });
+
+  async function publish(data, options) {
     const begun = performance.now();
     try {
-      await client.publish(topic, text);
+      await client.publish(topic, data, options);
       tell(`Stored and confirmed in ${brief((performance.now() - begun) / 1000)}.`, "ok");
     } catch (error) {
       if (client) failed(error);
     }
+  }
+
+  // Files that were chosen, dropped or pasted: only the first one.
+  async function publishPicture([file]) {
+    if (!file || phase !== "on") return;
+    const { type, size } = file;
+    if (!PICTURES.includes(type)) tell(`${file.name} is no PNG, JPEG, GIF or WebP.`, "bad");
+    else if (size > WINDOW_BYTES)
+      tell(`The picture has ${bytes(size)}, expected at most ${bytes(WINDOW_BYTES)}.`, "bad");
+    else publish(await file.arrayBuffer(), { headers: { "content-type": type } });
+  }
+
+  $("picture").addEventListener("change", async () => {
+    await publishPicture($("picture").files);
+    $("picture").value = "";
+  });
+  document.addEventListener("paste", (event) => publishPicture(event.clipboardData.files));
+  // Without this the browser would leave the page for the file.
+  $("try").addEventListener("dragover", (event) => event.preventDefault());
+  $("try").addEventListener("drop", (event) => {
+    event.preventDefault();
+    publishPicture(event.dataTransfer.files);
   });
 }

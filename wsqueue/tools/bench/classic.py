@@ -6,7 +6,7 @@ from websockets.frames import Close, Frame, Opcode
 
 from ...errors import WsqueueError
 from ...protocol import classic
-from ...protocol.frames import MAX_HEADER_BYTES, TEXT_AND_FIN, frame_size, frame_texts
+from ...protocol.frames import MAX_HEADER_BYTES, TEXT_AND_FIN, frame_messages, frame_size
 from .messages import Messages
 from .nodes import NodesWire
 from .workload import Load
@@ -26,11 +26,11 @@ class ClassicWire(NodesWire):
 
     def published(self, topic: str, data: bytes) -> bytes:
         """Return a masked frame."""
-        return frame_texts([_payload(topic, data)], masked=True)
+        return frame_messages([_payload(topic, data)], masked=True, binary=False)
 
     def delivered(self, topic: str, data: bytes) -> bytes:
         """Return an unmasked frame."""
-        return frame_texts([_payload(topic, data)], masked=False)
+        return frame_messages([_payload(topic, data)], masked=False, binary=False)
 
     def unwrapper(self, topic: str, load: Load) -> ClassicUnwrapper:
         """Return an unwrapper that removes control frames."""

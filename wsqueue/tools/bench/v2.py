@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import re
 import secrets
 import socket
 import sys
@@ -14,8 +12,9 @@ from websockets.protocol import CLIENT, OPEN, Protocol
 
 from ...errors import ConnectError, WsqueueError, why
 from ...protocol import v2
-from ...protocol.frames import frame_size, frame_texts, text_header
+from ...protocol.frames import BINARY_AND_FIN, frame_messages, frame_size, message_header
 from ...protocol.framing import Framing
+from ...protocol.packed import Packed
 from .messages import SEND_BYTES
 from .nodes import OPEN_SECONDS, NodesWire
 from .workload import Load
@@ -24,11 +23,6 @@ Answer = TypeVar("Answer", v2.Subscribed, v2.Unsubscribed)
 
 _NO_KEY = b"\0\0\0\0"
 """A mask that costs nothing here and as much as any other at a node; `messages` says why that is allowed."""
-
-_DELIVER = re.compile(
-    rb'\{"t":"deliver","topic":"([^"]*)","offset":(\d+),"publisher":"[^"]*","number":\d+,"data":\['
-)
-"""The beginning of a batch, as a consumer of wsqueue writes it."""
 
 
 class V2Wire(NodesWire):
@@ -39,8 +33,7 @@ class V2Wire(NodesWire):
     def open_publisher(self, number: int) -> socket.socket:
         """Return a connection to a producer, for a publisher of its own."""
         connection = super().open_publisher(number)
-        secret = base64.b64encode(secrets.token_bytes(v2.NONCE_BYTES)).decode()
-        _send(connection, v2.Publisher(secret))
+        _send(connection, v2.Publisher(secrets.token_bytes(v2.NONCE_BYTES)))
         return connection
 
     def open_subscriber(self, topic: str) -> socket.socket:
@@ -60,13 +53,12 @@ class V2Wire(NodesWire):
         return Batches(load, self._limits.max_message_bytes)
 
     def delivered(self, topic: str, data: bytes) -> bytes:
-        """Return data as an item of a JSON list, with the comma behind it."""
-        return b'"%b",' % data
+        """Return the data as it is: messages of a batch follow each other."""
+        return data
 
     def unwrapper(self, topic: str, load: Load) -> Deliveries:
-        """Return an unwrapper that extracts the items from the packets of a topic."""
-        record = self.delivered(topic, load.filler)
-        return Deliveries(topic, len(record), self._limits.max_message_bytes)
+        """Return an unwrapper that extracts the messages from the packets of a topic."""
+        return Deliveries(topic, self._limits.max_message_bytes)
 
     def _subscribe(self, topic: str) -> tuple[socket.socket, v2.Subscribed]:
         connection = super().open_subscriber(topic)
@@ -88,11 +80,12 @@ class Batches:
 
     def __init__(self, load: Load, max_message_bytes: int) -> None:
         self._load, self._topics = load, load.topic_names
-        record = b'"%b",' % load.filler
-        self._size = len(record)
-        self.batch = load.batch or max(1, min(SEND_BYTES, max_message_bytes) // self._size)
+        self._size = load.size
+        # A size takes up to five bytes.
+        self.batch = load.batch or max(1, min(SEND_BYTES, max_message_bytes) // (self._size + 5))
         self.unconfirmed = 0
-        self._block = memoryview(record * self.batch)
+        self._sizes = [self._size] * self.batch
+        self._block = memoryview(load.filler * self.batch)
         self._publishers = [Confirmations(self, max_message_bytes) for _ in range(load.publishers)]
 
     def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> bytes:
@@ -102,9 +95,8 @@ class Batches:
         for begin in range(min(count, topics)):
             numbers = range(begin, count, topics)
             topic = self._topics[(first + begin) % topics]
-            head, data = confirmations.head(topic, len(numbers)), self._data(numbers, due_ns)
-            length = len(head) + len(data) + len(b"]}")
-            parts += (text_header(length, 0x80), _NO_KEY, head, data, b"]}")
+            payload = confirmations.packet(topic, self._messages(numbers, due_ns))
+            parts += (message_header(BINARY_AND_FIN, 0x80, len(payload)), _NO_KEY, payload)
         self.unconfirmed += count
         return b"".join(parts)
 
@@ -112,18 +104,19 @@ class Batches:
         """Return the unwrapper that takes the confirmations of a publisher."""
         return self._publishers[publisher]
 
-    def _data(self, numbers: range, due_ns: Mapping[int, int]) -> memoryview:
-        """Return the items of the messages with these indexes, without the last comma."""
-        size = self._size
-        plain = self._block[: len(numbers) * size - 1]
+    def _messages(self, numbers: range, due_ns: Mapping[int, int]) -> Packed:
+        """Return the messages with these indexes."""
+        size, count = self._size, len(numbers)
+        sizes = self._sizes if count == self.batch else self._sizes[:count]
+        plain = self._block[: count * size]
         stamped = [number for number in due_ns if number in numbers]
         if not stamped:
-            return plain
+            return Packed(sizes, plain)
         data = bytearray(plain)
         for number in stamped:
-            at = numbers.index(number) * size + 1
-            data[at : at + self._load.size] = self._load.stamped(due_ns[number])
-        return memoryview(data)
+            at = numbers.index(number) * size
+            data[at : at + size] = self._load.stamped(due_ns[number])
+        return Packed(sizes, memoryview(data))
 
 
 class Packets:
@@ -172,17 +165,12 @@ class Confirmations(Packets):
         self._last: dict[str, int] = {}
         self._counts: dict[int, int] = {}
 
-    def head(self, topic: str, count: int) -> bytes:
-        """Return the beginning of the next batch."""
+    def packet(self, topic: str, messages: Packed) -> bytes:
+        """Return the packet of the next batch."""
         after, self._number = self._last.get(topic, 0), self._number + 1
         self._last[topic] = self._number
-        self._counts[self._number] = count
-        return b'{"t":"publish","number":%d,"after":%d,"topic":"%b","count":%d,"data":[' % (
-            self._number,
-            after,
-            topic.encode(),
-            count,
-        )
+        self._counts[self._number] = messages.count
+        return v2.encode(v2.Publish(self._number, after, topic, messages))
 
     def unwrap(self, data: bytes) -> bytes:
         """Take the packets of a producer, and return nothing.
@@ -210,42 +198,38 @@ class Confirmations(Packets):
 
 
 class Deliveries(Packets):
-    """Extract the items from the packets that deliver batches, and check that none is missing.
+    """Extract the messages from the packets that deliver batches, and check that none is missing.
 
     Args:
         topic: The topic of the connection.
-        record_bytes: Length of an item with its quotes and a comma.
         max_message_bytes: Limit of the nodes.
     """
 
-    def __init__(self, topic: str, record_bytes: int, max_message_bytes: int) -> None:
+    def __init__(self, topic: str, max_message_bytes: int) -> None:
         super().__init__(max_message_bytes)
-        self._topic, self._record_bytes = topic.encode(), record_bytes
+        self._topic = topic
         self._next: int | None = None
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the items, each with a comma.
+        """Return the messages, one behind the other.
 
         Raises:
             WsqueueError: The node has closed, left messages out, or sent an unexpected packet.
         """
-        parts: list[bytes | memoryview] = []
+        parts: list[memoryview] = []
         for payload in self.take(data):
-            head = _DELIVER.match(payload)
-            if head is None or head[1] != self._topic:
-                self._take_other(payload)
+            packet = v2.decode(payload)
+            if not isinstance(packet, v2.Deliver) or packet.topic != self._topic:
+                self._take_other(packet, payload)
                 continue
-            offset, begin = int(head[2]), head.end()
+            offset = packet.offset
             if self._next not in (None, offset):
                 raise WsqueueError(f"offset {offset} came instead of {self._next}")
-            count, odd = divmod(len(payload) - begin - 1, self._record_bytes)
-            # Messages of other clients may have any length; `Records` will refuse them.
-            self._next = None if odd else offset + count
-            parts += (memoryview(payload)[begin:-2], b",")
+            self._next = offset + packet.messages.count
+            parts.append(packet.messages.data)
         return b"".join(parts)
 
-    def _take_other(self, payload: bytes) -> None:
-        packet = v2.decode(payload)
+    def _take_other(self, packet: v2.Packet, payload: bytes) -> None:
         if isinstance(packet, v2.Gap):
             raise WsqueueError(f"{packet.missed or 'some'} messages before offset {packet.offset} are gone")
         if not isinstance(packet, v2.Subscribed | v2.Draining):
@@ -262,10 +246,11 @@ class _OpenFraming(Framing):
 
     def __init__(self, max_message_bytes: int) -> None:
         super().__init__(Protocol(CLIENT, state=OPEN, max_size=max_message_bytes), max_message_bytes)
+        self.binary = True
 
 
 def _frame(packet: v2.Packet) -> bytes:
-    return frame_texts([v2.encode(packet)], masked=True)
+    return frame_messages([v2.encode(packet)], masked=True, binary=True)
 
 
 def _send(connection: socket.socket, packet: v2.Packet) -> None:

@@ -13,7 +13,7 @@ from tests.support.strategies import cut
 from wsqueue.config.addresses import parse_address
 from wsqueue.config.model import Limits
 from wsqueue.errors import WsqueueError
-from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.frames import frame_messages
 from wsqueue.protocol.keys import Order, PreSharedKey
 from wsqueue.tools.bench.classic import ClassicUnwrapper, ClassicWire
 from wsqueue.tools.bench.records import Records, Template
@@ -110,9 +110,9 @@ class TestRecords:
             records.take(record, 0)
 
 
-TEXT = frame_texts([b'{"t":"m","d":"hello","s":"news"}'], masked=False)
-LONG = frame_texts([b"x" * 200], masked=False)
-HUGE = frame_texts([b"y" * 70_000], masked=False)
+TEXT = frame_messages([b'{"t":"m","d":"hello","s":"news"}'], masked=False, binary=False)
+LONG = frame_messages([b"x" * 200], masked=False, binary=False)
+HUGE = frame_messages([b"y" * 70_000], masked=False, binary=False)
 
 
 class TestClassicUnwrapper:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,8 +13,10 @@ from websockets.protocol import OPEN, SERVER, Protocol
 from tests.support.strategies import cut
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol import v2
-from wsqueue.protocol.frames import frame_texts
+from wsqueue.protocol.close import PeerError
+from wsqueue.protocol.frames import frame_messages
 from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.protocol.packed import pack, pack_texts
 from wsqueue.tools.bench.messages import SEND_BYTES
 from wsqueue.tools.bench.records import Records, Template
 from wsqueue.tools.bench.report import Latencies
@@ -37,6 +38,7 @@ def published(frames: bytes) -> list[v2.Publish]:
     found = []
     for event in library.events_received():
         assert isinstance(event, Frame)
+        assert event.opcode is Opcode.BINARY
         packet = v2.decode(bytes(event.data))
         assert isinstance(packet, v2.Publish)
         found.append(packet)
@@ -44,11 +46,11 @@ def published(frames: bytes) -> list[v2.Publish]:
 
 
 def sent(*packets: v2.Packet) -> bytes:
-    return frame_texts([v2.encode(packet) for packet in packets], masked=False)
+    return frame_messages([v2.encode(packet) for packet in packets], masked=False, binary=True)
 
 
 def deliver(offset: int, *data: bytes, topic: str = TOPIC) -> v2.Deliver:
-    return v2.Deliver(topic, offset, "", 0, [one.decode() for one in data])
+    return v2.Deliver(topic, offset, "", 0, pack(data, text=True))
 
 
 class TestBatches:
@@ -76,9 +78,7 @@ class TestBatches:
             packets = published(publishing.make(publisher, first, count, due_ns))
             assert [packet.topic for packet in packets] == list(expected)
             for packet in packets:
-                texts = expected[packet.topic]
-                assert packet.data == msgspec.Raw(msgspec.json.encode(texts))
-                assert packet.count == len(texts)
+                assert packet.messages == pack_texts(expected[packet.topic])
                 numbers[publisher] += 1
                 assert (packet.number, packet.after) == (numbers[publisher], last[publisher, packet.topic])
                 last[publisher, packet.topic] = packet.number
@@ -88,10 +88,19 @@ class TestBatches:
     @pytest.mark.parametrize("size", [MIN_SIZE, 100, 1000, 200_000])
     def test_a_batch_is_what_64_kib_hold_or_what_was_asked_for(self, size: int) -> None:
         batch = WIRE.publishing(Load(size=size)).batch
-        assert batch == max(1, SEND_BYTES // (size + 3))
+        assert batch == max(1, SEND_BYTES // (size + 5))
         assert WIRE.publishing(Load(size=size, batch=3)).batch == 3
-        (packet,) = published(WIRE.publishing(Load(size=size)).make(0, 0, batch, {}))
-        assert packet.count == batch
+        frames = WIRE.publishing(Load(size=size)).make(0, 0, batch, {})
+        assert len(frames) <= SEND_BYTES + 200 or batch == 1
+        (packet,) = published(frames)
+        assert (packet.messages.count, packet.messages.whole) == (batch, True)
+
+    def test_a_node_that_speaks_no_v2(self) -> None:
+        unwrapper = WIRE.publishing(Load()).unwrapper(0)
+        with pytest.raises(PeerError, match="not a valid packet"):
+            unwrapper.unwrap(Frame(Opcode.BINARY, b"{}").serialize(mask=False))
+        with pytest.raises(WsqueueError, match="1003"):
+            unwrapper.unwrap(Frame(Opcode.TEXT, v2.encode(v2.Draining(0))).serialize(mask=False))
 
     @given(places)
     def test_confirmations_are_counted_wherever_they_are_cut(self, at: list[int]) -> None:

@@ -1,0 +1,51 @@
+"""A client in a page, and the values of its callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from playwright.async_api import Page
+
+from tests.support.nodes import KEY, RunningNode
+from tests.support.waiting import soon
+
+# The page keeps the arguments of all callbacks.
+NEW_CLIENT = """(options) => {
+  window.states = [];
+  window.errors = [];
+  window.gaps = [];
+  window.got = [];
+  window.client = new wsqueue.WsqueueClient({
+    ...options,
+    onState: (state) => states.push(state),
+    onError: (error) => errors.push(`${error.name} ${error.code}`),
+  });
+  window.subscribe = (topic, options = {}) => client.subscribe(
+    topic, (message) => got.push(message), { onGap: (gap) => gaps.push(gap), ...options });
+  window.shown = (data) => (typeof data === 'string' ? data : { bytes: Array.from(data) });
+  window.outcome = (promise) => promise.then(() => "done", (error) => `${error.name} ${error.code}`);
+}"""
+
+
+async def new_client(
+    page: Page, consumers: Sequence[RunningNode], producers: Sequence[RunningNode | str], **options: Any
+) -> None:
+    addresses = {
+        "consumers": [str(getattr(node, "address", node)) for node in consumers],
+        "producers": [str(getattr(node, "address", node)) for node in producers],
+    }
+    await page.evaluate(NEW_CLIENT, {"psk": KEY, **addresses, **options})
+
+
+async def js(page: Page, script: str, argument: Any = None) -> Any:
+    """Return the value of a script in the page, within the usual time."""
+    async with soon():
+        return await page.evaluate(script, argument)
+
+
+async def data(page: Page, count: int) -> list[str | bytes]:
+    """Return the data of the received messages, once there are `count`."""
+    await page.wait_for_function("(count) => got.length >= count", arg=count)
+    received = await js(page, "got.map((message) => shown(message.data))")
+    return [one if isinstance(one, str) else bytes(one["bytes"]) for one in received]

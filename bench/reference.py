@@ -34,6 +34,22 @@ PSK = PreSharedKey(os.environ.get("REFERENCE_PSK", ""))
 subscribers: defaultdict[str, set[Connection]] = defaultdict(set)
 
 
+def challenge(handshake: ClassicHandshake) -> str:
+    """Return the first packet of a hello."""
+    return json.dumps({"t": "h", "o": handshake.once})
+
+
+def answer(handshake: ClassicHandshake, text: str | bytes) -> str | None:
+    """Take a packet of a hello, and return the answer once it may be sent.
+
+    Raises:
+        PeerError: The peer does not know the key.
+    """
+    packet = json.loads(text)
+    found = handshake.receive(Hello(once=packet.get("o"), answer=packet.get("a")))
+    return None if found is None else json.dumps({"t": "h", "a": found.answer})
+
+
 async def prove(websocket: Connection, role: Role) -> None:
     """Do the hello.
 
@@ -41,12 +57,11 @@ async def prove(websocket: Connection, role: Role) -> None:
         PeerError: The peer does not know the key.
     """
     handshake = ClassicHandshake(role, PSK)
-    await websocket.send(json.dumps({"t": "h", "o": handshake.once}))
+    await websocket.send(challenge(handshake))
     while not handshake.done:
-        packet = json.loads(await websocket.recv())
-        answer = handshake.receive(Hello(once=packet.get("o"), answer=packet.get("a")))
-        if answer is not None:
-            await websocket.send(json.dumps({"t": "h", "a": answer.answer}))
+        reply = answer(handshake, await websocket.recv())
+        if reply is not None:
+            await websocket.send(reply)
 
 
 async def consume(websocket: ServerConnection) -> None:

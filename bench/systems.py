@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import importlib.util
 import json
 import os
 import platform
@@ -14,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -80,10 +82,10 @@ async def wsqueue(
 
 
 @contextlib.asynccontextmanager
-async def reference(consumers: int = 1) -> AsyncIterator[Running]:
-    """Run a producer and consumers of `bench.reference`."""
+async def reference(consumers: int = 1, *, module: str = "bench.reference") -> AsyncIterator[Running]:
+    """Run a producer and consumers of `bench.reference`, or of a module that is started in the same way."""
     secret = secrets.token_urlsafe(24)
-    command = (sys.executable, "-m", "bench.reference")
+    command = (sys.executable, "-m", module)
     async with contextlib.AsyncExitStack() as stack:
         nodes: dict[str, int] = {}
 
@@ -144,6 +146,7 @@ class System:
         start: Starts the system, if possible with a number of consumers or for a replay.
         workloads: Workloads at which it is measured.
         program: Name of a command that must be installed; None if nothing must be.
+        package: Name of a Python package that must be installed; None if nothing must be.
         batches: True if messages travel together, so that their different sizes do not matter.
     """
 
@@ -151,6 +154,7 @@ class System:
     start: Callable[..., AbstractAsyncContextManager[Running]]
     workloads: Sequence[str]
     program: str | None = None
+    package: str | None = None
     batches: bool = False
 
 
@@ -169,6 +173,12 @@ SYSTEMS = {
         "wsqueue, classic", functools.partial(wsqueue, protocol="classic"), (*_FLOODS, COMMON)
     ),
     "reference": System("reference", reference, _COMPARED),
+    "reference-picows": System(
+        "reference, picows",
+        functools.partial(reference, module="bench.reference_picows"),
+        _COMPARED,
+        package="picows",
+    ),
     "nats": System("NATS", nats, _COMPARED, "nats-server"),
     # The way of publishing to NATS matters for workloads in which publishing is much of the work.
     "nats-frames": System(
@@ -178,23 +188,38 @@ SYSTEMS = {
 }
 
 
+INSTALL = {
+    "nats-server": "make setup",
+    "picows": "make setup",
+    "redis-server": "on Debian and Ubuntu: apt-get install redis-server",
+}
+"""How to get the programs and packages that systems need."""
+
+
 def check_installed(systems: Iterable[str]) -> None:
     """Check that systems can be started on this machine.
 
     Raises:
         WsqueueError: One cannot; it says how to get it.
     """
-    programs = {SYSTEMS[name].program for name in systems}
-    missing = sorted(program for program in programs if program is not None and _find(program) is None)
+    found = [SYSTEMS[name] for name in systems]
+    missing = {system.program for system in found if system.program and _find(system.program) is None}
+    missing |= {system.package for system in found if system.package and not _has(system.package)}
     if missing:
-        raise WsqueueError(f"servers are missing; on Debian and Ubuntu: apt-get install {' '.join(missing)}")
+        raise WsqueueError(
+            f"not installed: {', '.join(f'{name} ({INSTALL[name]})' for name in sorted(missing))}"
+        )
 
 
-def versions(systems: Iterable[str]) -> dict[str, str]:
+def versions(names: Iterable[str]) -> dict[str, str]:
     """Return the versions of all systems and libraries."""
     found = {"Python": platform.python_version()}
     found |= {name: metadata.version(name) for name in ("wsqueue", "websockets", "uvloop", "msgspec")}
-    for program in sorted({SYSTEMS[name].program or "" for name in systems} - {""}):
+    systems = [SYSTEMS[name] for name in names]
+    found |= {
+        system.package: metadata.version(system.package) for system in systems if system.package is not None
+    }
+    for program in sorted({system.program for system in systems if system.program is not None}):
         output = subprocess.run([_program(program), "--version"], capture_output=True, text=True, check=True)
         match = re.search(r"v=?(\d+\.\d+\.\d+)", output.stdout)
         found[program] = match[1] if match else output.stdout.strip()
@@ -202,8 +227,14 @@ def versions(systems: Iterable[str]) -> dict[str, str]:
 
 
 def _find(program: str) -> str | None:
-    # Debian installs nats-server in a directory that is only in the PATH of root.
-    return shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    # A server from a Python package is beside the interpreter, which needn't be in the PATH; Debian installs
+    # nats-server in a directory that is only in the PATH of root.
+    folders = sysconfig.get_path("scripts"), os.environ.get("PATH", os.defpath), "/usr/sbin"
+    return shutil.which(program, path=os.pathsep.join(folders))
+
+
+def _has(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
 
 
 def _program(program: str) -> str:

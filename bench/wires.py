@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import re
 import secrets
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -26,11 +27,42 @@ TIMEOUT_SECONDS = 20.0
 ENDLESS_FRAME_BYTES = 2**62
 """Length of a frame that no run can fill."""
 
+MAX_HEAD_BYTES = 1024
+"""Bytes among which there must be a whole head: all that servers send are shorter."""
+
+STREAM = "bench"
+"""The stream of JetStream that stores all topics: their names have no dots, and all other subjects do."""
+
+CONFIRMATIONS = b"bench.confirmations"
+"""The subject of JetStream's confirmations."""
+
 TEXT, BINARY, PING, PONG = 0x81, 0x82, 0x89, 0x8A
 """The first bytes of unfragmented frames (RFC 6455 section 5.2)."""
 
+# A confirmation, or another answer.
+_JETSTREAM_CONFIRMATION = re.compile(
+    rb'MSG [!-~]+ 1 \d+\r\n\{"stream":"bench","seq":(?P<number>\d+)\}\r\n'
+    rb"|(?P<refusal>-ERR[^\r]*|MSG [^\r]*\r\n[^\r]*)\r\n"
+)
+_XADD_REPLY = re.compile(rb"\$\d+\r\n\d+-\d+\r\n|(?P<refusal>-[^\r]*)\r\n")
+
 _PING_LINE = re.compile(rb"(?<=\r\n)PING\r\n")
 _PING_BEGUN = re.compile(rb"(?<=\r\n)P(?:I(?:N(?:G\r?)?)?)?\Z")
+
+
+class LimitedLoad(Load, frozen=True, kw_only=True):
+    """A load of which only so many messages are on their way at a time.
+
+    Attributes:
+        most: Number of these messages; None for as many as any other load has.
+    """
+
+    most: int | None = None
+
+    def window(self, record_bytes: int) -> int:
+        """Return the number of messages by which publishers may be ahead of the slowest subscriber."""
+        window = super().window(record_bytes)
+        return window if self.most is None else min(window, self.most)
 
 
 @runtime_checkable
@@ -137,15 +169,127 @@ class TextUnwrapper:
 
 
 class Passed:
-    """The unwrapper of a protocol that only sends records: Redis over TCP."""
+    """The unwrapper of a protocol without frames and pings: Redis over TCP."""
 
     def unwrap(self, data: bytes) -> bytes:
-        """Return the data, which are all records."""
+        """Return the data as they are."""
         return data
 
     def replies(self) -> bytes:
         """Return no bytes: the server expects no replies."""
         return b""
+
+
+class Heads:
+    """Replace the heads of records, which vary, by bytes that do not; data and a line break follow each head.
+
+    Args:
+        inner: Removes frames and pings.
+        head: Matches a head. Its group `kept` is the part that stays, and `size` the bytes of data; or
+            `refusal` is an error with which the server answers instead.
+    """
+
+    def __init__(self, inner: Unwrapper, head: re.Pattern[bytes]) -> None:
+        self._inner, self._head = inner, head
+        self._begun = b""
+        self._remaining = 0
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Return the records in the bytes that were read; incomplete ones too.
+
+        Raises:
+            WsqueueError: The server has closed, refused a command, or sent a head that is not known.
+        """
+        data, position = self._begun + self._inner.unwrap(data), 0
+        self._begun = b""
+        parts = []
+        while position < len(data):
+            if self._remaining == 0:
+                head = self._head.match(data, position)
+                if head is None:
+                    self._begun = data[position:]
+                    break
+                if head["refusal"]:
+                    raise WsqueueError(f"the server refuses: {head['refusal']!r}")
+                kept, self._remaining = self._take(head)
+                parts.append(kept)
+                position = head.end()
+            payload = data[position : position + self._remaining]
+            position += len(payload)
+            self._remaining -= len(payload)
+            parts.append(payload)
+        if len(self._begun) > MAX_HEAD_BYTES:
+            raise WsqueueError(f"the server sent unexpected bytes: {self._begun[:200]!r}")
+        return b"".join(parts)
+
+    def replies(self) -> bytes:
+        """Return the pongs for the pings so far, once."""
+        return self._inner.replies()
+
+    def _take(self, head: re.Match[bytes]) -> tuple[bytes, int]:
+        """Return the bytes that stay, and the number of those that follow."""
+        return head["kept"], int(head["size"]) + len(b"\r\n")
+
+
+class ConfirmedMessages(Messages):
+    """Messages that the system confirms one by one.
+
+    Args:
+        published: Returns the bytes that publish data on a topic; see `Messages`.
+        load: The load.
+        inner: Makes an unwrapper that removes frames and pings from a publisher's connection.
+        confirmation: Matches a confirmation. If it has a group `number`, it counts up on each connection.
+
+    Attributes:
+        unconfirmed: Number of messages that were made and are not confirmed.
+    """
+
+    def __init__(
+        self,
+        published: Callable[[str, bytes], bytes],
+        load: Load,
+        inner: Callable[[], Unwrapper],
+        confirmation: re.Pattern[bytes],
+    ) -> None:
+        super().__init__(published, load)
+        self._inner, self._confirmation = inner, confirmation
+        self.unconfirmed = 0
+
+    def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> memoryview:
+        """Return the bytes of messages (see `Publishing`)."""
+        self.unconfirmed += count
+        return super().make(publisher, first, count, due_ns)
+
+    def unwrapper(self, publisher: int) -> Confirmations:
+        """Return the unwrapper that takes the confirmations on a publisher's connection."""
+        return Confirmations(self, self._inner(), self._confirmation)
+
+
+class Confirmations(Heads):
+    """Count the confirmations on a publisher's connection: heads without data.
+
+    Args:
+        messages: Counts the unconfirmed messages.
+        inner: Removes frames and pings.
+        confirmation: Matches a confirmation (see `ConfirmedMessages`).
+    """
+
+    def __init__(
+        self, messages: ConfirmedMessages, inner: Unwrapper, confirmation: re.Pattern[bytes]
+    ) -> None:
+        super().__init__(inner, confirmation)
+        self._messages = messages
+        self._number = 0
+
+    def _take(self, head: re.Match[bytes]) -> tuple[bytes, int]:
+        if head.lastgroup == "number":
+            before, self._number = self._number, int(head["number"])
+            if self._number <= before:
+                raise WsqueueError(f"the server confirmed message {self._number} after {before}")
+        if self._messages.unconfirmed == 0:
+            raise WsqueueError("the server confirmed more messages than were published")
+        self._messages.unconfirmed -= 1
+        return b"", 0
 
 
 @dataclass(frozen=True)
@@ -188,9 +332,78 @@ class RedisWire:
         """Return the record of a message."""
         return _resp(b"message", topic.encode(), data)
 
-    def unwrapper(self, topic: str, load: Load) -> Passed:
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
         """Return the unwrapper of a subscriber's connection."""
         return Passed()
+
+
+class RedisStreamWire(RedisWire):
+    """Append to a Redis stream for each topic, one message a command, and read them from it.
+
+    The server confirms each message with its id. A subscriber asks for all messages after the last one that
+    it has, and waits if there are none.
+    """
+
+    def open_publisher(self, number: int) -> socket.socket:
+        """Return a connection on which commands append, and the server replies."""
+        with _connecting(self.host, self.port) as connection:
+            pass
+        return connection
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection that waits for messages, after it has deleted those of earlier runs."""
+        with _connecting(self.host, self.port) as connection:
+            connection.sendall(_resp(b"DEL", topic.encode()))
+            _read_until(connection, b"\r\n")
+            connection.sendall(_xread(topic, b"0-0"))
+        return connection
+
+    def publishing(self, load: Load) -> ConfirmedMessages:
+        """Return the maker of the bytes that publishers write, which also counts confirmations."""
+        return ConfirmedMessages(self.published, load, Passed, _XADD_REPLY)
+
+    def published(self, topic: str, data: bytes) -> bytes:
+        """Return the command that appends a message."""
+        return _resp(b"XADD", topic.encode(), b"*", b"d", data)
+
+    def delivered(self, topic: str, data: bytes) -> bytes:
+        """Return the fields of a message, without its id."""
+        return _resp(b"d", data)
+
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
+        """Return the unwrapper of a subscriber's connection."""
+        return Entries(topic)
+
+
+class Entries(Heads):
+    """Remove the ids from the entries of a Redis stream, and ask for more.
+
+    Args:
+        topic: The topic.
+    """
+
+    def __init__(self, topic: str) -> None:
+        reply = rb"\*1\r\n\*2\r\n\$\d+\r\n%b\r\n\*(?P<count>\d+)\r\n" % re.escape(topic.encode())
+        entry = rb"\*2\r\n\$\d+\r\n(?P<id>[\d-]+)\r\n(?P<kept>\*2\r\n\$1\r\nd\r\n\$(?P<size>\d+)\r\n)"
+        super().__init__(Passed(), re.compile(rb"%b|%b|(?P<refusal>-[^\r]*)\r\n" % (reply, entry)))
+        self._topic = topic
+        self._left = 0
+        self._id = b""
+
+    def replies(self) -> bytes:
+        """Return the command that reads the entries after those of a reply, once it is complete."""
+        if self._left or self._remaining or not self._id:
+            return b""
+        command, self._id = _xread(self._topic, self._id), b""
+        return command
+
+    def _take(self, head: re.Match[bytes]) -> tuple[bytes, int]:
+        if head["count"]:
+            self._left = int(head["count"])
+            return b"", 0
+        self._left -= 1
+        self._id = head["id"]
+        return super()._take(head)
 
 
 @dataclass(frozen=True)
@@ -207,7 +420,7 @@ class NatsWire:
 
     host: str
     port: int
-    frame_each: bool
+    frame_each: bool = False
 
     def open_publisher(self, number: int) -> socket.socket:
         """Return a connection that is ready to publish."""
@@ -230,12 +443,15 @@ class NatsWire:
         """Return the record of a message, without a frame."""
         return b"MSG %b 1 %d\r\n%b\r\n" % (topic.encode(), len(data), data)
 
-    def unwrapper(self, topic: str, load: Load) -> NatsUnwrapper:
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
         """Return the unwrapper of a subscriber's connection."""
         return NatsUnwrapper(framed=self.frame_each)
 
-    def _open(self, commands: bytes) -> socket.socket:
-        """Upgrade, connect and send commands; return when the server has executed them."""
+    def _open(self, commands: bytes, question: bytes = b"") -> socket.socket:
+        """Upgrade, connect and send commands; return when the server has executed them.
+
+        A question is a command to which the server sends an object in JSON, which must not be an error.
+        """
         key = base64.b64encode(secrets.token_bytes(16)).decode()
         request = (
             f"GET / HTTP/1.1\r\nHost: {self.host}:{self.port}\r\n"
@@ -256,9 +472,66 @@ class NatsWire:
                 connection.sendall(header + commands)
             # No message is published on the topic yet, so none follows the answer.
             answer = _read_until(connection, b"PONG\r\n")
-            if b"-ERR" in answer:
-                raise ConnectError(f"the server answers {answer[:200]!r}")
+            if question:
+                connection.sendall(question)
+                answer += _read_until(connection, b"}\r\n")
+            if b"-ERR" in answer or b'"error":' in answer:
+                raise ConnectError(f"the server answers {answer[-200:]!r}")
         return connection
+
+
+class JetStreamWire(NatsWire):
+    """Publish to a stream of NATS JetStream, one message a publish, and subscribe to the stored messages.
+
+    The publishers share the subscription to the confirmations, because all of them write the same bytes.
+    """
+
+    def create_stream(self) -> None:
+        """Create the stream."""
+        config = {"name": STREAM, "subjects": ["*"], "storage": "file", "num_replicas": 1}
+        self._ask(f"STREAM.CREATE.{STREAM}", config).close()
+
+    def open_publisher(self, number: int) -> socket.socket:
+        """Return a connection that is ready to publish, and gets confirmations."""
+        return self._open(b"SUB %b publishers 1\r\n" % CONFIRMATIONS)
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection to which the server pushes messages of a topic that it stores from now on."""
+        inbox = f"bench.deliveries.{secrets.token_hex(8)}"
+        consumer = {
+            "deliver_subject": inbox,
+            "deliver_policy": "new",
+            "ack_policy": "none",
+            "filter_subject": topic,
+            "mem_storage": True,
+        }
+        body = {"stream_name": STREAM, "config": consumer}
+        return self._ask(f"CONSUMER.CREATE.{STREAM}", body, f"SUB {inbox} 1\r\n".encode())
+
+    def publishing(self, load: Load) -> ConfirmedMessages:
+        """Return the maker of the bytes that publishers write, which also counts confirmations."""
+        return ConfirmedMessages(
+            self.published, load, lambda: NatsUnwrapper(framed=False), _JETSTREAM_CONFIRMATION
+        )
+
+    def published(self, topic: str, data: bytes) -> bytes:
+        """Return the command that publishes a message and wants a confirmation."""
+        return b"PUB %b %b %d\r\n%b\r\n" % (topic.encode(), CONFIRMATIONS, len(data), data)
+
+    def delivered(self, topic: str, data: bytes) -> bytes:
+        """Return the size of a message and the message: the part of the record that does not vary."""
+        return b"%d\r\n%b\r\n" % (len(data), data)
+
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
+        """Return the unwrapper of a subscriber's connection, which removes its position in the stream."""
+        head = rb"MSG %b 1 [!-~]+ (?P<kept>(?P<size>\d+)\r\n)|(?P<refusal>-ERR[^\r]*)\r\n"
+        return Heads(NatsUnwrapper(framed=False), re.compile(head % re.escape(topic.encode())))
+
+    def _ask(self, subject: str, body: Mapping[str, object], commands: bytes = b"") -> socket.socket:
+        """Return a connection on which JetStream has done a request, after these commands."""
+        inbox, data = f"bench.answers.{secrets.token_hex(8)}", json.dumps(body)
+        question = f"PUB $JS.API.{subject} {inbox} {len(data)}\r\n{data}\r\n"
+        return self._open(commands + f"SUB {inbox} 2\r\n".encode(), question.encode())
 
 
 class NatsUnwrapper:
@@ -373,6 +646,11 @@ def _expect(connection: socket.socket, wanted: bytes) -> None:
 
 def _resp(*words: bytes) -> bytes:
     return b"*%d\r\n" % len(words) + b"".join(map(_bulk, words))
+
+
+def _xread(topic: str, after: bytes) -> bytes:
+    """Return the command that reads all entries of a stream after one, and waits for the first."""
+    return _resp(b"XREAD", b"BLOCK", b"0", b"STREAMS", topic.encode(), after)
 
 
 def _bulk(word: bytes) -> bytes:

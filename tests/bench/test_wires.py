@@ -11,7 +11,7 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from bench.wires import Mixed, NatsWire, RedisWire, TextUnwrapper
+from bench.wires import JetStreamWire, LimitedLoad, Mixed, NatsWire, RedisStreamWire, RedisWire, TextUnwrapper
 from tests.support.strategies import cut
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
@@ -22,7 +22,9 @@ from wsqueue.tools.bench.workload import Load
 
 NATS = NatsWire("127.0.0.1", 1, frame_each=False)
 NATS_FRAMES = NatsWire("127.0.0.1", 1, frame_each=True)
+JETSTREAM = JetStreamWire("127.0.0.1", 1)
 REDIS = RedisWire("127.0.0.1", 1)
+STREAMS = RedisStreamWire("127.0.0.1", 1)
 CLASSIC = ClassicWire([Address("127.0.0.1", 1)], [Address("127.0.0.1", 2)], PreSharedKey("key"))
 
 TOPICS = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
@@ -110,7 +112,131 @@ def test_redis_publishes_and_delivers(topic: str, data: bytes, reads: list[int])
     assert unwrap(REDIS.unwrapper("a", Load()), cut(record, reads)) == (record, b"")
 
 
-@pytest.mark.parametrize("wire", [NATS, NATS_FRAMES, REDIS, Mixed(NATS, (16, 30))])
+def jetstream_confirmation(number: int) -> bytes:
+    answer = b'{"stream":"bench","seq":%d}' % number
+    return b"MSG bench.confirmations 1 %d\r\n%b\r\n" % (len(answer), answer)
+
+
+@given(messages=st.lists(st.tuples(DATA, st.integers(0, 2)), max_size=8), frame_ends=CUTS, reads=CUTS)
+def test_jetstream_delivers_what_it_stores_however_it_is_cut(
+    messages: list[tuple[bytes, int]], frame_ends: list[int], reads: list[int]
+) -> None:
+    lines = b"".join(
+        b"PING\r\n" * pings
+        + b"MSG a.b 1 $JS.ACK.bench.name.1.%d.%d.1796043834349413273.0 %d\r\n%b\r\n"
+        % (number, number, len(data), data)
+        for number, (data, pings) in enumerate(messages)
+    )
+    stream = b"".join(of_server(Opcode.BINARY, part) for part in cut(lines, frame_ends))
+    found, replies = unwrap(JETSTREAM.unwrapper("a.b", Load()), cut(stream, reads))
+    assert found == b"".join(JETSTREAM.delivered("a.b", data) for data, _ in messages)
+    assert replies == b"PONG\r\n" * sum(pings for _, pings in messages)
+
+
+@given(topic=TOPICS, data=DATA)
+def test_jetstream_and_streams_are_published_to(topic: str, data: bytes) -> None:
+    command = f"PUB {topic} bench.confirmations {len(data)}\r\n".encode() + data + b"\r\n"
+    assert JETSTREAM.published(topic, data) == command
+    words = b"$%d\r\n%b\r\n$1\r\n*\r\n$1\r\nd\r\n$%d\r\n%b\r\n" % (
+        *(len(topic), topic.encode()),
+        *(len(data), data),
+    )
+    assert STREAMS.published(topic, data) == b"*5\r\n$4\r\nXADD\r\n" + words
+
+
+@given(numbers=st.sets(st.integers(1, 10**9), max_size=20), frame_ends=CUTS, reads=CUTS)
+def test_confirmations_of_jetstream_are_counted_however_they_are_cut(
+    numbers: set[int], frame_ends: list[int], reads: list[int]
+) -> None:
+    publishing = JETSTREAM.publishing(Load())
+    publishing.make(0, 0, len(numbers) + 1, {})
+    lines = b"PING\r\n".join(map(jetstream_confirmation, sorted(numbers)))
+    stream = b"".join(of_server(Opcode.BINARY, part) for part in cut(lines, frame_ends))
+    records, replies = unwrap(publishing.unwrapper(0), cut(stream, reads))
+    assert (records, replies) == (b"", b"PONG\r\n" * (len(numbers) - 1))
+    assert publishing.unconfirmed == 1
+
+
+@given(ids=st.lists(st.tuples(st.integers(0, 10**13), st.integers(0, 10**4)), max_size=20), reads=CUTS)
+def test_confirmations_of_redis_are_counted_however_they_are_cut(
+    ids: list[tuple[int, int]], reads: list[int]
+) -> None:
+    publishing = STREAMS.publishing(Load())
+    publishing.make(0, 0, len(ids) + 1, {})
+    replies = [f"{milliseconds}-{number}" for milliseconds, number in ids]
+    stream = "".join(f"${len(reply)}\r\n{reply}\r\n" for reply in replies).encode()
+    assert unwrap(publishing.unwrapper(0), cut(stream, reads)) == (b"", b"")
+    assert publishing.unconfirmed == 1
+
+
+@given(replies=st.lists(st.tuples(st.lists(DATA, min_size=1, max_size=4), CUTS), max_size=4))
+def test_the_next_entries_are_asked_for_once_a_reply_is_whole(
+    replies: list[tuple[list[bytes], list[int]]],
+) -> None:
+    unwrapper = STREAMS.unwrapper("a.b", Load())
+    number = 0
+    for messages, reads in replies:
+        stream = b"*1\r\n*2\r\n$3\r\na.b\r\n*%d\r\n" % len(messages)
+        for data in messages:
+            number += 1
+            entry = f"1796043834349-{number}"
+            fields = b"*2\r\n$1\r\nd\r\n$%d\r\n%b\r\n" % (len(data), data)
+            stream += f"*2\r\n${len(entry)}\r\n{entry}\r\n".encode() + fields
+        *begin, last = cut(stream, reads)
+        records, early = unwrap(unwrapper, begin)
+        more, command = unwrap(unwrapper, [last])
+        assert records + more == b"".join(STREAMS.delivered("a.b", data) for data in messages)
+        assert early == b""
+        assert command.startswith(
+            b"*6\r\n$5\r\nXREAD\r\n$5\r\nBLOCK\r\n$1\r\n0\r\n$7\r\nSTREAMS\r\n$3\r\na.b\r\n"
+        )
+        assert command.endswith(b"\r\n1796043834349-%d\r\n" % number)
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (jetstream_confirmation(7) * 2, "confirmed message 7 after 7"),
+        (b"".join(map(jetstream_confirmation, range(1, 4))), "more messages than were published"),
+        (b'MSG bench.confirmations 1 20\r\n{"error":{"code":503}}\r\n', "refuses: .*503"),
+        (b'MSG bench.confirmations 1 43\r\n{"stream":"bench","seq":7,"duplicate":true}\r\n', "duplicate"),
+        (b"-ERR 'Maximum Payload Violation'\r\n", "refuses: .*Payload"),
+        (b"MSG bench.confirmations 1 " + b"9" * 1024, "unexpected bytes"),
+    ],
+)
+def test_jetstream_does_not_confirm(stream: bytes, error: str) -> None:
+    publishing = JETSTREAM.publishing(Load())
+    publishing.make(0, 0, 2, {})
+    with pytest.raises(WsqueueError, match=error):
+        publishing.unwrapper(0).unwrap(of_server(Opcode.BINARY, stream))
+
+
+@pytest.mark.parametrize(
+    ("stream", "error"),
+    [
+        (b"$15\r\n1796043834349-0\r\n" * 3, "more messages than were published"),
+        (b"$15\r\n1796043834349-0\r\n-OOM command not allowed\r\n", "refuses: b'-OOM command not allowed'"),
+        (b"+OK\r\n" * 300, "unexpected bytes"),
+    ],
+)
+def test_redis_does_not_confirm(stream: bytes, error: str) -> None:
+    publishing = STREAMS.publishing(Load())
+    publishing.make(0, 0, 2, {})
+    with pytest.raises(WsqueueError, match=error):
+        publishing.unwrapper(0).unwrap(stream)
+
+
+def test_a_subscriber_of_a_stream_is_refused() -> None:
+    with pytest.raises(WsqueueError, match="refuses: b'-WRONGTYPE'"):
+        STREAMS.unwrapper("a", Load()).unwrap(b"-WRONGTYPE\r\n")
+
+
+def test_a_limited_load() -> None:
+    assert LimitedLoad(most=64).window(100) == 64
+    assert LimitedLoad(most=64).window(65_536) == LimitedLoad().window(65_536) == Load().window(65_536) == 16
+
+
+@pytest.mark.parametrize("wire", [NATS, NATS_FRAMES, JETSTREAM, REDIS, STREAMS, Mixed(NATS, (16, 30))])
 @given(topic=TOPICS, data=DATA)
 def test_the_length_depends_only_on_the_lengths(
     wire: NatsWire | RedisWire | Mixed, topic: str, data: bytes

@@ -36,12 +36,16 @@ from .results import (
     HALF,
     IDLE,
     LATENCY_BYTES,
+    MANY,
+    MANY_PUBLISHERS,
+    MANY_TOPICS,
     MIXED,
     MIXED_SIZES,
     ONE,
     PAYLOADS,
     REPLAY,
     SCALING,
+    STORED,
     TOPICS,
     Figure,
     Results,
@@ -67,7 +71,7 @@ IDLE_AHEAD = 20
 
 SPARE_FILES = 200
 
-WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY)
+WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY, STORED, *MANY)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class Plan:
         idle: Number of subscribers whose memory is measured.
         consumers: Numbers of consumers of wsqueue, to measure how it scales.
         replay: Messages that a subscriber reads from the log.
+        stored: Payloads of messages that are confirmed once they are stored.
+        many: Workloads with many publishers.
+        publishers: Number of these publishers.
         settle: Seconds between the last subscriber and the look at the memory.
     """
 
@@ -94,6 +101,9 @@ class Plan:
     idle: int
     consumers: Sequence[int]
     replay: int
+    stored: Sequence[int]
+    many: Sequence[str]
+    publishers: int
     settle: float
 
 
@@ -106,6 +116,9 @@ FULL = Plan(
     idle=10_000,
     consumers=(1, 2, 4),
     replay=2_000_000,
+    stored=(LATENCY_BYTES, LARGE_BYTES),
+    many=tuple(MANY),
+    publishers=MANY_PUBLISHERS,
     settle=1.0,
 )
 QUICK = Plan(
@@ -117,6 +130,9 @@ QUICK = Plan(
     idle=200,
     consumers=(1, 2),
     replay=20_000,
+    stored=(LATENCY_BYTES,),
+    many=tuple(MANY)[:1],
+    publishers=100,
     settle=0.1,
 )
 
@@ -209,6 +225,19 @@ class Comparison:
             yield Case(SCALING, self._systems(SCALING), load, consumers=consumers)
         load = Load(size=LATENCY_BYTES, count=plan.replay, replay=True)
         yield Case(REPLAY, self._systems(REPLAY), load)
+        for payload in plan.stored:
+            load = Load(size=payload, duration=plan.seconds, warm_up=plan.warm_up)
+            yield Case(STORED, self._systems(STORED), load)
+        for workload in plan.many:
+            load = Load(
+                publishers=plan.publishers,
+                topics=MANY_TOPICS,
+                size=LATENCY_BYTES,
+                rate=MANY[workload],
+                duration=plan.rate_seconds,
+                warm_up=plan.warm_up,
+            )
+            yield Case(workload, self._systems(workload), load)
 
     def _systems(self, workload: str) -> list[str]:
         return [
@@ -268,7 +297,7 @@ async def flood(case: Case, system: str) -> Figure:
     Raises:
         WsqueueError: The system failed, or messages were not confirmed.
     """
-    load = case.load
+    load = SYSTEMS[system].load(case.load)
     async with _started(case, system) as (wire, nodes):
         # One message of the load is then several messages.
         mixed = None
@@ -415,7 +444,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str, str], bool]:
 def main(quick: bool, only: tuple[str, ...], output: Path | None, tables: bool) -> None:
     """Measure wsqueue and other systems on this machine, and write results, tables and plots.
 
-    A whole run takes about 20 minutes, in which nothing else should run here.
+    A whole run takes about half an hour, in which nothing else should run here.
     """
     wanted = _matcher(only)
     keep = output is not None or not (only or quick)

@@ -17,7 +17,12 @@ from .systems import SYSTEMS
 COLORS = dict(
     zip(
         SYSTEMS,
-        ("#d62728", "#8c1a1b", "#f4a3a4", "#7f7f7f", "#c7c7c7", "#1f77b4", "#9ecae1", "#2ca02c"),
+        (
+            *("#d62728", "#8c1a1b", "#5f0f10", "#f4a3a4"),
+            *("#7f7f7f", "#c7c7c7"),
+            *("#1f77b4", "#9ecae1", "#0b4f8a", "#08306b"),
+            *("#2ca02c", "#155d15"),
+        ),
         strict=True,
     )
 )

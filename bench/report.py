@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -15,10 +15,14 @@ from .results import (
     HALF,
     IDLE,
     LATENCY_BYTES,
+    MANY,
+    MANY_PUBLISHERS,
+    MANY_TOPICS,
     MIXED,
     ONE,
     REPLAY,
     SCALING,
+    STORED,
     TITLES,
     Figure,
     Results,
@@ -31,8 +35,12 @@ WORKLOADS = {
     COMMON: f"at {COMMON_RATE:,} messages/s",
     IDLE: "idle subscribers",
     REPLAY: "replay",
+    **{
+        workload: f"{MANY_PUBLISHERS:,} publishers, {MANY_TOPICS} topics, {rate:,} messages/s"
+        for workload, rate in MANY.items()
+    },
 }
-CLASSIC, SQLITE = "wsqueue-classic", "wsqueue-sqlite"
+CLASSIC, SQLITE, SQLITE_SINGLE = "wsqueue-classic", "wsqueue-sqlite", "wsqueue-sqlite-1"
 
 
 def size(payload: int) -> str:
@@ -288,7 +296,8 @@ _QUANTILES = [Number(f"{name} ms", _quantile(index)) for index, name in enumerat
 COMPARED = {
     **dict.fromkeys(TITLES, (_CPU, Number("deliveries/s", lambda figure: figure.deliveries, high=True))),
     HALF: _QUANTILES,
-    COMMON: (_CPU, *_QUANTILES),
+    **dict.fromkeys((COMMON, *MANY), (_CPU, *_QUANTILES)),
+    STORED: (_CPU, Number("messages/s", lambda figure: figure.messages, high=True)),
     IDLE: (Number("KiB each", lambda figure: figure.idle_bytes / 1024),),
 }
 """The numbers by which systems are compared, by workload."""
@@ -298,7 +307,7 @@ def losses(results: Results) -> str:
     """List every number in which another system is better than wsqueue, the largest factor first."""
     rows: list[tuple[float, Sequence[str]]] = []
     for ours in results.figures:
-        if ours.system != "wsqueue":
+        if ours.system not in ((SQLITE, SQLITE_SINGLE) if ours.workload == STORED else ("wsqueue",)):
             continue
         peers = [
             figure
@@ -333,6 +342,8 @@ def _factor(number: Number, ours: Figure, theirs: Figure) -> float:
 def _workload(figure: Figure) -> str:
     if figure.workload in TITLES:
         return f"{TITLES[figure.workload]}, {size(figure.payload)}"
+    if figure.workload == STORED:
+        return f"stored, {size(figure.payload)}: {SYSTEMS[figure.system].title}"
     return WORKLOADS[figure.workload]
 
 
@@ -344,12 +355,7 @@ def cpu(results: Results) -> str:
 
 def rates(results: Results) -> str:
     """Show deliveries per second and the CPU time of the load generator, by workload, payload and system."""
-
-    def cell(figure: Figure) -> str:
-        share = figure.load_cpu / ((figure.load_cpu + figure.cpu) or 1)
-        return f"{_rate(figure.deliveries)} ({share:.0%})"
-
-    tables = _by_payload(results, cell)
+    tables = _by_payload(results, lambda figure: _rate_and_share(figure, figure.deliveries))
     return tables and f"{tables}\n\n{_plot('deliveries', 'Deliveries a second by workload and by system')}"
 
 
@@ -373,8 +379,21 @@ def nodes(results: Results) -> str:
 
 def latency(results: Results) -> str:
     """Show latencies at half of the highest rate of each system, and at a common rate."""
+    tables = _latencies_of(results, (HALF, COMMON))
+    if results.systems(COMMON):
+        tables += f"\n\n{_plot('latency', f'Latency at {COMMON_RATE:,} messages/s by system')}"
+    return tables
+
+
+def many(results: Results) -> str:
+    """Show latencies with many publishers and topics."""
+    return _latencies_of(results, MANY)
+
+
+def _latencies_of(results: Results, workloads: Iterable[str]) -> str:
+    """Return a table of latencies for each workload."""
     tables = []
-    for workload in (HALF, COMMON):
+    for workload in workloads:
         rows = []
         for system in results.systems(workload):
             figure = results.find(workload, system)
@@ -391,9 +410,29 @@ def latency(results: Results) -> str:
                 "CPU µs/message",
             )
             tables.append(_table(head, rows))
-    if results.systems(COMMON):
-        tables.append(_plot("latency", f"Latency at {COMMON_RATE:,} messages/s by system"))
     return "\n\n".join(tables)
+
+
+def stored(results: Results) -> str:
+    """Show confirmed messages per second, and the CPU times, by system and payload."""
+    payloads = results.payloads(STORED)
+    numbers: tuple[tuple[str, Callable[[Figure], str]], ...] = (
+        ("messages/s", lambda figure: _rate_and_share(figure, figure.messages)),
+        ("CPU µs/message", lambda figure: _number(figure.cpu)),
+    )
+    rows = [
+        (
+            SYSTEMS[system].title,
+            *(
+                _cell(results.find(STORED, system, payload), cell)
+                for payload in payloads
+                for _, cell in numbers
+            ),
+        )
+        for system in results.systems(STORED)
+    ]
+    head = ("confirmed", *(f"{size(payload)}: {name}" for payload in payloads for name, _ in numbers))
+    return _table(head, rows) if rows else ""
 
 
 def idle(results: Results) -> str:
@@ -462,9 +501,11 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "nodes": nodes,
     "rates": rates,
     "latency": latency,
+    "many": many,
     "idle": idle,
     "scaling": scaling,
     "v2": v2,
+    "stored": stored,
 }
 """The sections that a run writes, by the name in their markers."""
 
@@ -477,16 +518,22 @@ def _by_payload(results: Results, cell: Callable[[Figure], str]) -> str:
         rows = []
         for payload in results.payloads(workload):
             figures = [results.find(workload, system, payload) for system in systems]
-            rows.append(
-                (size(payload), *("–" if figure is None else _measured(figure, cell) for figure in figures))
-            )
+            rows.append((size(payload), *(_cell(figure, cell) for figure in figures)))
         if rows:
             tables.append(_table((title, *(SYSTEMS[system].title for system in systems)), rows))
     return "\n\n".join(tables)
 
 
-def _measured(figure: Figure, cell: Callable[[Figure], str]) -> str:
+def _cell(figure: Figure | None, cell: Callable[[Figure], str]) -> str:
+    if figure is None:
+        return "–"
     return cell(figure) if figure.messages else "failed"
+
+
+def _rate_and_share(figure: Figure, rate: float) -> str:
+    """Return a rate, and in brackets the load generator's share of the CPU time."""
+    share = figure.load_cpu / ((figure.load_cpu + figure.cpu) or 1)
+    return f"{_rate(rate)} ({share:.0%})"
 
 
 def _plot(name: str, text: str) -> str:

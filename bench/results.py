@@ -17,9 +17,16 @@ COMMON_RATE = 50_000
 ONE, FAN_OUT, TOPICS = "1-1", "1-100", "100x10"
 """Workloads without a rate."""
 
-HALF, COMMON, IDLE, SCALING, REPLAY = "half", "common", "idle", "scaling", "replay"
-"""The other workloads: latency at half of the highest rate of a system, latency at `COMMON_RATE`, idle
-subscribers, more consumers, and replays of stored messages."""
+HALF, COMMON, IDLE, SCALING, REPLAY, STORED = "half", "common", "idle", "scaling", "replay", "stored"
+"""Other workloads: latency at half of the highest rate of a system, latency at `COMMON_RATE`, idle
+subscribers, more consumers, replays of stored messages, and messages that are stored before they are
+confirmed."""
+
+MANY = {"many-2k": 2_000, "many-20k": 20_000}
+"""Workloads with many publishers and topics, and the messages per second of all publishers together."""
+
+MANY_PUBLISHERS, MANY_TOPICS = 2_000, 200
+"""The publishers and the topics of these workloads; each topic has one subscriber."""
 
 TITLES = {ONE: "1→1", FAN_OUT: "1→100", TOPICS: "100 × 1→10"}
 """Titles of the workloads without a rate, in tables."""

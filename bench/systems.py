@@ -25,6 +25,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
+import msgspec
+
 from wsqueue.config.addresses import Address
 from wsqueue.config.load import load_config
 from wsqueue.config.model import ClientConfig, RetentionMode
@@ -36,8 +38,8 @@ from wsqueue.tools.bench.wire import Wire
 from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.local import LocalCluster
 
-from .results import COMMON, FAN_OUT, HALF, IDLE, ONE, REPLAY, SCALING, TOPICS
-from .wires import NatsWire, RedisWire
+from .results import COMMON, FAN_OUT, HALF, IDLE, MANY, ONE, REPLAY, SCALING, STORED, TOPICS
+from .wires import JetStreamWire, LimitedLoad, NatsWire, RedisStreamWire, RedisWire
 
 Found = TypeVar("Found")
 
@@ -51,6 +53,10 @@ POLL_SECONDS = 0.02
 
 MAX_PAYLOAD_BYTES = 1024 * 1024
 """The same as the default of wsqueue, far above the largest message that is measured."""
+
+SYNCED_WINDOW = 64
+"""Messages on their way to JetStream if it syncs each by itself. With more it is no faster, but it confirms
+none before it has synced all that wait, which on a slow disk takes longer than the load generator does."""
 
 
 @dataclass(frozen=True)
@@ -109,32 +115,51 @@ async def reference(consumers: int = 1, *, module: str = "bench.reference") -> A
 
 
 @contextlib.asynccontextmanager
-async def nats(*, frame_each: bool = False) -> AsyncIterator[Running]:
-    """Run a NATS server for clients over WebSockets."""
+async def nats(*, frame_each: bool = False, jetstream: str | None = None) -> AsyncIterator[Running]:
+    """Run a NATS server for clients over WebSockets.
+
+    Args:
+        frame_each: See `NatsWire`.
+        jetstream: Settings of JetStream; None to store nothing.
+    """
     with TemporaryDirectory(prefix="bench-nats-") as directory:
-        file = _write_nats_config(directory)
+        file = _write_nats_config(directory, jetstream)
         async with _process(_program("nats-server"), "--config", file) as process:
             ports = Path(directory, f"nats-server_{process.pid}.ports")
             port = await _until(lambda: _websocket_port(ports), process, "nats-server")
-            yield Running(NatsWire("127.0.0.1", port, frame_each), {"nats-server": process.pid})
+            wire = NatsWire("127.0.0.1", port, frame_each)
+            if jetstream is not None:
+                wire = JetStreamWire("127.0.0.1", port)
+                wire.create_stream()
+            yield Running(wire, {"nats-server": process.pid})
 
 
 @contextlib.asynccontextmanager
-async def redis() -> AsyncIterator[Running]:
-    """Run a Redis server without persistence, and with unlimited buffers for slow subscribers."""
+async def redis(*, streams: bool = False) -> AsyncIterator[Running]:
+    """Run a Redis server with unlimited buffers for slow subscribers.
+
+    Args:
+        streams: True to write streams into a file, and to sync it before a reply; False for pub/sub, without
+            a file. The file is never rewritten: a child process would do that, whose time is not measured.
+    """
     port = _free_port()
-    settings = {
-        "bind": "127.0.0.1",
-        "port": str(port),
-        "save": "",
-        "appendonly": "no",
-        "client-output-buffer-limit": "pubsub 1gb 512mb 60",
-        "maxclients": "15000",
-    }
-    arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    async with _process(_program("redis-server"), *arguments) as process:
-        await _until(lambda: _listens(port), process, "redis-server")
-        yield Running(RedisWire("127.0.0.1", port), {"redis-server": process.pid})
+    wire = RedisStreamWire if streams else RedisWire
+    with TemporaryDirectory(prefix="bench-redis-") as directory:
+        settings = {
+            "bind": "127.0.0.1",
+            "port": str(port),
+            "dir": directory,
+            "save": "",
+            "appendonly": "yes" if streams else "no",
+            "appendfsync": "always",
+            "auto-aof-rewrite-percentage": "0",
+            "client-output-buffer-limit": "pubsub 1gb 512mb 60",
+            "maxclients": "15000",
+        }
+        arguments = [word for key, value in settings.items() for word in (f"--{key}", value)]
+        async with _process(_program("redis-server"), *arguments) as process:
+            await _until(lambda: _listens(port), process, "redis-server")
+            yield Running(wire("127.0.0.1", port), {"redis-server": process.pid})
 
 
 @dataclass(frozen=True)
@@ -148,6 +173,8 @@ class System:
         program: Name of a command that must be installed; None if nothing must be.
         package: Name of a Python package that must be installed; None if nothing must be.
         batches: True if messages travel together, so that their different sizes do not matter.
+        batch: Maximum number of messages of a batch; None for as many as fit.
+        window: Maximum number of messages on their way if there is no rate; None for as many as others have.
     """
 
     title: str
@@ -156,21 +183,34 @@ class System:
     program: str | None = None
     package: str | None = None
     batches: bool = False
+    batch: int | None = None
+    window: int | None = None
+
+    def load(self, load: Load) -> Load:
+        """Return a load as this system gets it."""
+        return LimitedLoad(**msgspec.structs.asdict(load) | {"batch": self.batch, "most": self.window})
 
 
 _FLOODS = (ONE, FAN_OUT, TOPICS)
 _COMPARED = (*_FLOODS, HALF, COMMON, IDLE)
 
 SYSTEMS = {
-    "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY), batches=True),
+    "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY, *MANY), batches=True),
     "wsqueue-sqlite": System(
         "wsqueue, sqlite",
         functools.partial(wsqueue, mode="sqlite"),
-        (*_FLOODS, COMMON, REPLAY),
+        (*_FLOODS, COMMON, REPLAY, STORED),
         batches=True,
     ),
+    "wsqueue-sqlite-1": System(
+        "wsqueue, sqlite, one a batch",
+        functools.partial(wsqueue, mode="sqlite"),
+        (STORED,),
+        batches=True,
+        batch=1,
+    ),
     "wsqueue-classic": System(
-        "wsqueue, classic", functools.partial(wsqueue, protocol="classic"), (*_FLOODS, COMMON)
+        "wsqueue, classic", functools.partial(wsqueue, protocol="classic"), (*_FLOODS, COMMON, *MANY)
     ),
     "reference": System("reference", reference, _COMPARED),
     "reference-picows": System(
@@ -179,12 +219,25 @@ SYSTEMS = {
         _COMPARED,
         package="picows",
     ),
-    "nats": System("NATS", nats, _COMPARED, "nats-server"),
+    "nats": System("NATS", nats, (*_COMPARED, *MANY), "nats-server"),
     # The way of publishing to NATS matters for workloads in which publishing is much of the work.
     "nats-frames": System(
         "NATS, a frame each", functools.partial(nats, frame_each=True), (ONE,), "nats-server"
     ),
+    "nats-jetstream": System(
+        "NATS JetStream, synced every 2 min", functools.partial(nats, jetstream=""), (STORED,), "nats-server"
+    ),
+    "nats-jetstream-sync": System(
+        "NATS JetStream, always synced",
+        functools.partial(nats, jetstream="sync_interval: always"),
+        (STORED,),
+        "nats-server",
+        window=SYNCED_WINDOW,
+    ),
     "redis": System("Redis", redis, _COMPARED, "redis-server"),
+    "redis-streams": System(
+        "Redis Streams, always synced", functools.partial(redis, streams=True), (STORED,), "redis-server"
+    ),
 }
 
 
@@ -271,14 +324,16 @@ async def _process(
             await process.wait()
 
 
-def _write_nats_config(directory: str) -> str:
+def _write_nats_config(directory: str, jetstream: str | None) -> str:
     file = Path(directory, "nats.conf")
+    stored = "" if jetstream is None else f'jetstream {{ store_dir: "{directory}", {jetstream} }}'
     file.write_text(
         f"""
         listen: "127.0.0.1:-1"
         max_payload: {MAX_PAYLOAD_BYTES}
         ports_file_dir: "{directory}"
         websocket {{ listen: "127.0.0.1:-1", no_tls: true, compression: false }}
+        {stored}
         """
     )
     return str(file)

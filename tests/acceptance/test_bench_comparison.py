@@ -11,7 +11,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from bench.results import COMMON, REPLAY, Results
+from bench.results import COMMON, MANY, REPLAY, Results
 from bench.systems import SYSTEMS, check_installed
 from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
@@ -48,18 +48,19 @@ def is_installed(system: str) -> bool:
 def test_a_quick_comparison(tmp_path: Path) -> None:
     wanted = ["wsqueue/*", "reference/1-1"]
     # One workload of each other is enough to see that other systems are in the tables.
-    wanted += [name for name in ("nats/1-1", "nats/common", "redis/1-1") if is_installed(name.split("/")[0])]
-    only = [word for pattern in wanted for word in ("--only", pattern)]
+    wanted += [name for name in ("nats/1-1", "redis/1-1") if is_installed(name.split("/")[0])]
+    stored = "wsqueue-sqlite/stored"
+    only = [word for pattern in (*wanted, stored) for word in ("--only", pattern)]
     done = compare("--quick", *only, "--output", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     results = Results.read(tmp_path / "results.json")
     assert {(figure.lost, figure.failed) for figure in results.figures} == {(0, 0)}
-    for pattern in wanted:
+    for pattern in (*wanted, stored):
         system, workload = pattern.split("/")
         figures = [figure for figure in results.figures if figure.system == system]
         assert workload in ("*", *(figure.workload for figure in figures))
-        # The reference is too slow for the common rate, and a short replay takes less than a clock tick.
-        measured = [figure for figure in figures if figure.workload not in {COMMON, REPLAY}]
+        # The reference is too slow for the common rate, and few messages take less than a clock tick.
+        measured = [figure for figure in figures if figure.workload not in {COMMON, REPLAY, *MANY}]
         assert all(figure.cpu or figure.idle_bytes for figure in measured)
 
     text = (tmp_path / "performance.md").read_text()
@@ -69,6 +70,8 @@ def test_a_quick_comparison(tmp_path: Path) -> None:
     for title in titles:
         assert title in sections["cpu"]
         assert f"\n| {title} | " in sections["nodes"]
+    assert "\n| wsqueue, sqlite | " in sections["stored"]
+    assert "\n| wsqueue | " in sections["many"]
     assert sections["goals"].count("reached") + sections["goals"].count("missed") >= 2
     for name in re.findall(r"\]\(performance/(\w+\.svg)\)", text):
         file = tmp_path / "performance" / name

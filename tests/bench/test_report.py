@@ -14,10 +14,12 @@ from bench.results import (
     FAN_OUT,
     HALF,
     IDLE,
+    MANY,
     MIXED,
     ONE,
     REPLAY,
     SCALING,
+    STORED,
     Figure,
     Results,
     combine,
@@ -146,6 +148,62 @@ def test_what_confirmations_and_logs_cost() -> None:
     ]
     verdicts = [row.rpartition(": ")[2] for row in report.goals(results).splitlines()[7:]]
     assert verdicts == ["aim reached |", "goal reached |", "**missed** |", "goal reached |", "**missed** |"]
+
+
+def test_confirmations_from_the_disk() -> None:
+    numbers: dict[str, Any] = {"cpu": 3.0, "load_cpu": 1.0}
+    results = results_of(
+        figure_of(STORED, "wsqueue-sqlite", messages=400.0, **numbers),
+        figure_of(STORED, "wsqueue-sqlite-1", messages=100.0, **numbers),
+        figure_of(STORED, "redis-streams", messages=200.0, **numbers),
+        figure_of(STORED, "wsqueue-sqlite", 65_536, messages=50.0, **numbers),
+        Figure(STORED, "redis-streams", 65_536, failed=3),
+    )
+    head, *rows = report.stored(results).splitlines()
+    assert head.split(" | ") == [
+        "| confirmed",
+        *("100 B: messages/s", "100 B: CPU µs/message"),
+        *("64 KiB: messages/s", "64 KiB: CPU µs/message |"),
+    ]
+    assert rows == [
+        "| --- | --- | --- | --- | --- |",
+        "| wsqueue, sqlite | 400 (25%) | 3 | 50 (25%) | 3 |",
+        "| wsqueue, sqlite, one a batch | 100 (25%) | 3 | – | – |",
+        "| Redis Streams, always synced | 200 (25%) | 3 | failed | failed |",
+    ]
+    assert report.losses(results).splitlines()[2:] == [
+        "| stored, 100 B: wsqueue, sqlite, one a batch | messages/s | 100"
+        " | Redis Streams, always synced 200 (2×) |",
+    ]
+
+
+def test_many_publishers() -> None:
+    slow, fast = MANY
+    results = results_of(
+        figure_of(slow, "wsqueue", messages=2000.0, cpu=40.0, latency=(1.0, 2.0, 3.0)),
+        figure_of(slow, "nats", messages=2000.0, cpu=20.0, latency=(2.0, 3.0, 4.0)),
+        Figure(fast, "nats", 100, failed=3),
+    )
+    head = "messages/s | p50 ms | p99 ms | p99.9 ms | CPU µs/message |"
+    line = "| --- | --- | --- | --- | --- | --- |"
+    assert report.many(results).splitlines() == [
+        f"| 2,000 publishers, 200 topics, 2,000 messages/s | {head}",
+        line,
+        "| wsqueue | 2,000 | 1 | 2 | 3 | 40 |",
+        "| NATS | 2,000 | 2 | 3 | 4 | 20 |",
+        "",
+        f"| 2,000 publishers, 200 topics, 20,000 messages/s | {head}",
+        line,
+        "| NATS | – | – | – | – | – |",
+    ]
+    assert report.losses(results).splitlines()[2:] == [
+        "| 2,000 publishers, 200 topics, 2,000 messages/s | CPU µs/message | 40 | NATS 20 (2×) |"
+    ]
+
+
+def test_results_without_the_newest_workloads() -> None:
+    results = results_of(figure_of(ONE, "wsqueue", cpu=1.0))
+    assert (report.stored(results), report.many(results)) == ("", "")
 
 
 def test_wsqueue_loses_nowhere() -> None:

@@ -36,7 +36,7 @@ INSTALLED = [
 @pytest.mark.parametrize("name", INSTALLED)
 async def test_a_system_delivers_all_messages(name: str) -> None:
     async with SYSTEMS[name].start() as system:
-        load = Load(topics=3, subscribers=2, count=300, warm_up=0)
+        load = SYSTEMS[name].load(Load(topics=3, subscribers=2, count=300, warm_up=0))
         report = await run_load(system.wire, load, system.nodes)
         assert (report.sent, report.received, report.lost) == (300, 600, 0)
         assert report.nodes.keys() == system.nodes.keys()

@@ -51,7 +51,7 @@ _PING_BEGUN = re.compile(rb"(?<=\r\n)P(?:I(?:N(?:G\r?)?)?)?\Z")
 
 
 class LimitedLoad(Load, frozen=True, kw_only=True):
-    """A load of which only so many messages are on their way at a time.
+    """A load of which at most a given number of messages is on its way at a time.
 
     Attributes:
         most: Number of these messages; None for as many as any other load has.

@@ -37,8 +37,8 @@ class Subscribers:
     def __init__(self, index: IndexBudget) -> None:
         self._index = index
         self._held: dict[Holder, _Held] = {}
-        # The connection whose subscriptions are being ended, until all of them are.
-        self._refused: Holder | None = None
+        # The connections whose subscriptions are being ended, until all of them are.
+        self._refused: set[Holder] = set()
 
     def add(self, holder: Holder, connection: Connection, topic: str) -> None:
         """Count a subscription of a connection that is about to begin."""
@@ -49,10 +49,15 @@ class Subscribers:
         self._index.used += subscription_bytes(topic)
 
     def relieve(self) -> None:
-        """Refuse the connection that has the most if there is no room for all."""
-        if self._index.full and self._refused is None and self._held:
-            self._refused = max(self._held, key=lambda one: self._held[one].bytes)
-            self._refused.refuse(self._held[self._refused].connection)
+        """Refuse the connection that has the most, and the next, until there is room for those that stay."""
+        held, index = self._held, self._index
+        while index.full and index.used - sum(held[one].bytes for one in self._refused) > index.limit:
+            staying = held.keys() - self._refused
+            if not staying:
+                return
+            most = max(staying, key=lambda one: held[one].bytes)
+            self._refused.add(most)
+            most.refuse(held[most].connection)
 
     def end_one(self, holder: Holder, topic: str) -> None:
         """Count one subscription of a connection no more."""
@@ -68,5 +73,4 @@ class Subscribers:
         held = self._held.pop(holder, None)
         if held is not None:
             self._index.used -= held.bytes
-        if holder is self._refused:
-            self._refused = None
+        self._refused.discard(holder)

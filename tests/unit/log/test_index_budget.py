@@ -147,6 +147,21 @@ class Holder:
         self.count = 0
 
 
+async def test_no_more_is_added_while_the_subscriptions_of_others_end() -> None:
+    index = IndexBudget(10 * EACH)
+    subscribers = Subscribers(index)
+    holders = [Holder(subscribers) for _ in range(8)]
+    for _ in range(50):
+        for holder in holders:
+            if not holder.refused:
+                holder.subscribe(1)
+        # Those that are being ended keep all that they have for a while; the others fit in.
+        assert sum(holder.count for holder in holders if not holder.refused) <= 10
+    for holder in holders:
+        subscribers.remove(holder)
+    assert index.used == 0
+
+
 async def test_the_connection_with_the_most_subscriptions_makes_room() -> None:
     index = IndexBudget(10 * EACH)
     subscribers = Subscribers(index)

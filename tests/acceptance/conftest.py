@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,3 +28,14 @@ def standing_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Clust
         yield made
     finally:
         made.stop()
+
+
+@pytest.fixture
+def config(standing_cluster: Cluster) -> str:
+    """Return the option that names the configuration."""
+    return f"--config={standing_cluster.demo_file}"
+
+
+@pytest.fixture
+def topic() -> str:
+    return f"topic {secrets.token_hex(4)}"

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import random
-import secrets
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,23 +13,11 @@ from typing import Any
 import pytest
 
 from ..support.commands import SECONDS, Terminal, run, running, shell
-from ..support.processes import Cluster
 from .test_cli_messages import ESCAPED, ESCAPES, MAX_MESSAGE_BYTES, subscribed, wait_until_read
 
 pytestmark = pytest.mark.timeout(120)
 
 ANY_BYTES = bytes(range(256))
-
-
-@pytest.fixture
-def config(standing_cluster: Cluster) -> str:
-    """Return the option that names the configuration."""
-    return f"--config={standing_cluster.demo_file}"
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"topic {secrets.token_hex(4)}"
 
 
 def stored(config: str, topic: str) -> list[dict[str, Any]]:

@@ -29,17 +29,6 @@ ESCAPES = "\x1b[31mred\x07\x7f\x9b1m"
 ESCAPED = r"\x1b[31mred\x07\x7f\x9b1m"
 
 
-@pytest.fixture
-def config(standing_cluster: Cluster) -> str:
-    """Return the option that names the configuration."""
-    return f"--config={standing_cluster.demo_file}"
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"topic {secrets.token_hex(4)}"
-
-
 @contextmanager
 def subscribed(directory: Path, config: str, *arguments: str, links: int = 1) -> Iterator[Running]:
     """Run `subscribe`, which has subscribed already."""

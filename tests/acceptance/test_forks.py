@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import subprocess
 import sys
 from pathlib import Path
@@ -75,11 +74,6 @@ fork(drop)
 fork(lambda: loop.close() or "closed")
 loop.run_until_complete(end())
 """
-
-
-@pytest.fixture
-def topic() -> str:
-    return f"topic {secrets.token_hex(4)}"
 
 
 def python(cluster: Cluster, directory: Path, program: str, topic: str) -> list[str]:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
+from playwright.async_api import Page
 from websockets.frames import Opcode
 
+import wsqueue
 from tests.support.certificates import Authority, digest_of
 from tests.support.dropping_proxy import DroppingProxy
 from tests.support.nodes import KEY, OTHER_KEY, Nodes
@@ -352,18 +356,26 @@ def any_text(rng: random.Random, length: int) -> str:
     return "".join(chr(point) for point in points if not 0xD800 <= point < 0xE000)
 
 
-async def test_all_texts_arrive_as_they_were(nodes: Nodes, tabs: Tabs) -> None:
-    rng = random.Random(17)
-    texts = [CHARACTERS, *CHARACTERS, *("\ufeff" + one for one in CHARACTERS), "\ufeff\ufeff", ""]
-    texts += [any_text(rng, length) for length in range(200)]
+@contextlib.asynccontextmanager
+async def both_clients(
+    nodes: Nodes, tabs: Tabs
+) -> AsyncIterator[tuple[Page, wsqueue.Client, wsqueue.Subscription[wsqueue.Message]]]:
+    """Return a page whose client has subscribed to `news`, and a Python client that has too."""
     consumer, producer = await nodes.cluster()
     page = await tabs.with_client()
     await new_client(page, [consumer], [producer])
     await js(page, "subscribe('news').ready")
-    async with soon(), nodes.client([producer], [consumer]) as client:
-        async with client.subscribe("news") as messages:
-            await js(page, "(texts) => client.publish('news', texts)", texts)
-            assert [(await anext(messages)).data for _ in texts] == texts
+    async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
+        yield page, client, messages
+
+
+async def test_all_texts_arrive_as_they_were(nodes: Nodes, tabs: Tabs) -> None:
+    rng = random.Random(17)
+    texts = [CHARACTERS, *CHARACTERS, *("\ufeff" + one for one in CHARACTERS), "\ufeff\ufeff", ""]
+    texts += [any_text(rng, length) for length in range(200)]
+    async with both_clients(nodes, tabs) as (page, client, messages):
+        await js(page, "(texts) => client.publish('news', texts)", texts)
+        assert [(await anext(messages)).data for _ in texts] == texts
         await client.publish("news", *texts)
     assert await data(page, 2 * len(texts)) == texts * 2
 
@@ -385,14 +397,9 @@ MIXED = """() => {
 async def test_bytes_and_texts_arrive_in_their_order(nodes: Nodes, tabs: Tabs) -> None:
     whole = bytes(range(256))
     expected: list[str | bytes] = ["a", "b", whole, b"", "c", whole, b"\x01\x02", "d"]
-    consumer, producer = await nodes.cluster()
-    page = await tabs.with_client()
-    await new_client(page, [consumer], [producer])
-    await js(page, "subscribe('news').ready")
-    async with soon(), nodes.client([producer], [consumer]) as client:
-        async with client.subscribe("news") as messages:
-            await js(page, MIXED)
-            assert [(await anext(messages)).data for _ in expected] == expected
+    async with both_clients(nodes, tabs) as (page, client, messages):
+        await js(page, MIXED)
+        assert [(await anext(messages)).data for _ in expected] == expected
         await client.publish("news", *expected)
     assert await data(page, 2 * len(expected)) == expected * 2
     assert await js(page, "got.map(({ offset }) => offset)") == list(range(2 * len(expected)))
@@ -401,20 +408,15 @@ async def test_bytes_and_texts_arrive_in_their_order(nodes: Nodes, tabs: Tabs) -
 
 
 async def test_headers_arrive(nodes: Nodes, tabs: Tabs) -> None:
-    consumer, producer = await nodes.cluster()
-    page = await tabs.with_client()
-    await new_client(page, [consumer], [producer])
-    await js(page, "subscribe('news').ready")
-    async with soon(), nodes.client([producer], [consumer]) as client:
-        async with client.subscribe("news") as messages:
-            keep = "(entries) => { window.own = Object.fromEntries(entries); }"
-            await js(page, keep, [[name, value] for name, value in HEADERS.items()])
-            await js(page, "client.publish('news', ['a', new Uint8Array([1])], { headers: own })")
-            await js(page, "client.publish('news', 'none')")
-            await js(page, "client.publish('news', 'none', { headers: {} })")
-            got = [await anext(messages) for _ in range(4)]
-            assert [dict(one.headers) for one in got] == [HEADERS, HEADERS, {}, {}]
-            assert [one.data for one in got] == ["a", b"\x01", "none", "none"]
+    async with both_clients(nodes, tabs) as (page, client, messages):
+        keep = "(entries) => { window.own = Object.fromEntries(entries); }"
+        await js(page, keep, [[name, value] for name, value in HEADERS.items()])
+        await js(page, "client.publish('news', ['a', new Uint8Array([1])], { headers: own })")
+        await js(page, "client.publish('news', 'none')")
+        await js(page, "client.publish('news', 'none', { headers: {} })")
+        got = [await anext(messages) for _ in range(4)]
+        assert [dict(one.headers) for one in got] == [HEADERS, HEADERS, {}, {}]
+        assert [one.data for one in got] == ["a", b"\x01", "none", "none"]
         await client.publish("news", "a", b"\x01", headers=HEADERS)
         await client.publish("news", "none")
     await data(page, 7)

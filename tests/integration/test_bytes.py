@@ -297,7 +297,7 @@ class TestClassicPeers:
 
 
 class TestClassicNodes:
-    """Nodes that only speak classic: what they cannot take is refused, and all else goes on."""
+    """Nodes that only speak classic: messages that they cannot take are refused, and all others go on."""
 
     @contextlib.asynccontextmanager
     async def mixed(
@@ -344,7 +344,7 @@ class TestClassicNodes:
             await client.publish(theirs_topic, *TEXTS)
             found = [await anext(subscription) for _ in TEXTS]
             assert [message.data for message in found] == TEXTS
-            # What comes behind bytes in the same call is refused, so that no hole is left.
+            # Messages behind bytes in the same call are refused, so that no hole is left.
             with pytest.raises(wsqueue.PublishError, match="classic"):
                 await client.publish(theirs_topic, "before", b"bytes", "behind")
             client.publish_nowait(theirs_topic, "next")

@@ -297,16 +297,17 @@ class LinkQueue:
         if self._refused_after(batch):
             return None
         messages = forwarded_messages(batch.payload)
-        if not messages.text or messages.headers or not messages.is_utf8:
-            self._refuse(batch, "invalid", "the consumer speaks classic, which has texts and no headers")
-            return None
         max_bytes = self.limits.max_message_bytes
         slices = classic.MessageSlices(batch.topic, messages, max_bytes)
-        if not slices.skips_none():
+        plain = messages.text and not messages.headers
+        if plain and slices.skips_none():
+            return slices
+        if plain and messages.is_utf8:
             reason = f"a message has more than {max_bytes} bytes in the classic form of the consumer"
             self._refuse(batch, "too_long", reason)
-            return None
-        return slices
+        else:
+            self._refuse(batch, "invalid", "the consumer speaks classic, which has texts and no headers")
+        return None
 
     def _refused_after(self, batch: ForwardBatch) -> bool:
         """Refuse a batch whose predecessor was refused; return True if it was."""

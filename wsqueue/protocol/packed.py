@@ -110,7 +110,7 @@ class Packed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
 
 
 NOTHING = Packed([], memoryview(b""))
-"""No messages: what is left of a batch that was broken, or that is in the log."""
+"""No messages, in the place of those that were broken, or that are in the log."""
 
 
 def pack(messages: Sequence[bytes], *, text: bool, headers: list[Headers | None] | None = None) -> Packed:

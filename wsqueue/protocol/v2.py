@@ -42,7 +42,7 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 """Why a batch was not appended.
 
 - `full`: there is no room on the disk;
-- `invalid`: the messages are not what their sizes say;
+- `invalid`: the messages do not have their sizes;
 - `too_long`: the batch has more than `max_message_bytes`;
 - `topic_too_long`: the topic has more than `max_topic_bytes`;
 - `after_refused`: the batch that it names in `after` was refused, or never came.
@@ -94,7 +94,7 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
         number: Number of the batch, rising over all batches of the publisher.
         after: Number of its batch before on this topic, if that is not confirmed yet, else 0.
         topic: Topic of all messages.
-        messages: The messages; `NOTHING` if what came cannot be messages.
+        messages: The messages; `NOTHING` if others came than a batch can have.
     """
 
     number: Number

@@ -94,7 +94,7 @@ async def until_reader_gone() -> NoReturn:
     if pipe:
         # Nothing can be read from this end of a pipe, so that the loop only sees the error of the other end.
         loop.add_reader(STDOUT, gone.set)
-        # uvloop has made it non-blocking: what does not fit into the pipe would be dropped.
+        # uvloop has made it non-blocking, so that bytes which do not fit into the pipe would be dropped.
         os.set_blocking(STDOUT, True)
     try:
         await gone.wait()

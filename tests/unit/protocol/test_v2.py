@@ -394,7 +394,7 @@ ODD_MESSAGES: list[dict[str, Any]] = [
     {"sizes": [1], "data": b"x", "headers": [None, None]},
     {"sizes": [1], "data": b"x", "text": False, "headers": [{"k": "v"}] * 2},
 ]
-"""Values that can be messages, and are not what their sizes say."""
+"""Values that can be messages, but do not have their sizes."""
 
 broken = pytest.mark.parametrize("messages", BROKEN_MESSAGES, ids=shown)
 odd = pytest.mark.parametrize("messages", ODD_MESSAGES, ids=shown)
@@ -402,7 +402,7 @@ batch_of = pytest.mark.parametrize("batch_of", [publish_of, forward_of], ids=["p
 
 
 def batch_with(messages: Packed, *, forward: bool) -> v2.Publish | v2.Forward:
-    """Return what `batch_of(7, "news", after=3)` is, with other messages."""
+    """Return the packet `batch_of(7, "news", after=3)` with other messages."""
     return v2.Forward("p", 7, 3, "news", messages) if forward else v2.Publish(7, 3, "news", messages)
 
 

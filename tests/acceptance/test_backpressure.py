@@ -47,7 +47,12 @@ from wsqueue.nodes.bounds import (
     TOPIC_BYTES,
     WORK_BYTES,
 )
-from wsqueue.nodes.link_queue import BATCH_OVERHEAD_BYTES, LINK_WINDOW_BYTES, MAX_REFUSED, SLOW_LINK_BYTES
+from wsqueue.nodes.link_queue import (
+    LINK_WINDOW_BYTES,
+    MAX_REFUSED,
+    NUMBER_BYTES,
+    SLOW_LINK_BYTES,
+)
 from wsqueue.nodes.reader import CHUNK_BYTES, MAX_FRAMES_BYTES
 from wsqueue.protocol.routing import CACHED_TOPICS
 from wsqueue.protocol.v2 import OVERHEAD_BYTES
@@ -237,8 +242,8 @@ class Flood:
 
     def __init__(self, *, v2: bool, size: int) -> None:
         self.v2, self._data = v2, "x" * size
-        # The packet of a batch has the data, and the overhead that is counted for it.
-        self.bytes = size + (BATCH_OVERHEAD_BYTES if v2 else 3)
+        # The data of a batch, and the overhead that is counted for each in a chain.
+        self.bytes = size + (NUMBER_BYTES if v2 else 3)
 
     def __str__(self) -> str:
         return f"{'v2' if self.v2 else 'classic'} {self.bytes}"

@@ -459,7 +459,9 @@ class LoopbackCluster:
         )
         await asyncio.sleep(fault.seconds)
         if fault.amount:
-            await process.communicate(b"")
+            # It may have ended, and its pipe with it.
+            assert process.stdin is not None
+            process.stdin.close()
         elif process.returncode is None:
             process.kill()
         await process.wait()

@@ -11,14 +11,13 @@ import msgspec
 import pytest
 
 from wsqueue.config.model import ConsumerConfig, ProducerConfig, Tls
-from wsqueue.log.store import AppendBatch
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.node import Node
 from wsqueue.nodes.producer import Producer
 
 from ..support.certificates import Authority
 from ..support.classic_peer import connected
-from ..support.messages import packed
+from ..support.messages import append_one, packed
 from ..support.nodes import KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
 from ..support.raw_peer import http_get
@@ -167,7 +166,7 @@ async def _page_beside_a_subscriber(node: RunningNode) -> object:
 
 async def _kept(node: RunningNode) -> object:
     logs = node.consumer.logs
-    logs.append([AppendBatch(f"{number % 2}", packed(f"{number}")) for number in range(10)])
+    logs.append([append_one(f"{number % 2}", packed(f"{number}")) for number in range(10)])
     logs.trim()
     await logs.settle()
     return [len(await logs.read(logs.topic(topic), 0, 2**20)) for topic in "01"]
@@ -200,7 +199,7 @@ async def test_lower_limits_trim_what_is_kept(nodes: Nodes, mode: str) -> None:
     retention: dict[str, Any] = {"mode": mode, "directory": str(nodes.directory / "log")}
     consumer = await nodes.consumer(retention=retention)
     logs = consumer.consumer.logs
-    logs.append([AppendBatch("news", packed(str(number))) for number in range(1000)])
+    logs.append([append_one("news", packed(str(number))) for number in range(1000)])
     await logs.settle()
     log_status = logs.log_status()
     consumer.write(retention=retention | {"max_messages_per_topic": 10})

@@ -20,14 +20,13 @@ from websockets.frames import Frame, Opcode
 
 from wsqueue.errors import ConfigError, ListenError, StorageError
 from wsqueue.log.snapshot import SNAPSHOT_NAME
-from wsqueue.log.store import AppendBatch
 from wsqueue.nodes import connections
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.producer import Producer
 from wsqueue.nodes.service import Service, run
 
 from ..support.classic_peer import RefusedError, connected, topic_of
-from ..support.messages import packed
+from ..support.messages import append_one, packed
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
 from ..support.raw_peer import RawServer, RawSocket, http_get
@@ -445,7 +444,7 @@ async def test_a_snapshot_is_written_though_the_drain_is_cut_short(nodes: Nodes,
     consumer = nodes.made(SlowToClose, free_port(), drain_seconds=0.05, **settings)
     async with soon():
         await consumer.start()
-        consumer.consumer.logs.append([AppendBatch("news", packed("kept"))])
+        consumer.consumer.logs.append([append_one("news", packed("kept"))])
         await consumer.service.drain()
     assert log.lines("drain cut short")
     assert (nodes.directory / "log" / SNAPSHOT_NAME).exists()

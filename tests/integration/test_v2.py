@@ -27,7 +27,7 @@ from wsqueue.protocol.session import Event
 from ..support.classic_peer import topic_of
 from ..support.nodes import KEY, Nodes, RunningNode
 from ..support.ports import free_port
-from ..support.raw_v2_peer import V2Server, V2Socket, data_of, public_id_of
+from ..support.raw_v2_peer import V2Server, V2Socket, data_of, forward_of, public_id_of
 from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
@@ -146,8 +146,9 @@ class TestResends:
                 # It has passed these on, and vanishes before it could say so.
                 async with V2Socket.speaking(consumer.address, "/producer", KEY) as link:
                     for batch in taken:
-                        publisher = public_id_of(secret)
-                        link.send(dict(batch) | {"t": "forward", "publisher": publisher})
+                        number, topic, messages = batch["number"], batch["topic"], batch["messages"]
+                        fields = {"publisher": public_id_of(secret), "after": batch["after"]}
+                        link.send(forward_of(number, topic, messages=messages, **fields))
                     await link.confirmed(1, 2)
                 await first.abort()
                 await client.flush()

@@ -102,13 +102,35 @@ def forward_of(
     number: int, topic: str, *data: str | bytes, publisher: str = "p", **changes: Any
 ) -> dict[str, Any]:
     """Return a packet that forwards a batch; `changes` are fields that differ."""
-    return publish_of(number, topic, *data) | {"t": "forward", "publisher": publisher} | changes
+    fields = {
+        "t": "forward",
+        "publisher": publisher,
+        "numbers": [number],
+        "after": 0,
+        "topic": topic,
+        **_counted(data, changes),
+    }
+    return fields | changes
 
 
 def deliver_of(offset: int, topic: str, *data: str | bytes, **changes: Any) -> dict[str, Any]:
     """Return a packet that delivers a batch; `changes` are fields that differ."""
-    fields = {"t": "deliver", "topic": topic, "offset": offset, "publisher": "", "number": 0}
-    return fields | {"messages": messages_of(*data)} | changes
+    fields = {
+        "t": "deliver",
+        "topic": topic,
+        "offset": offset,
+        "publisher": "",
+        "numbers": [0],
+        **_counted(data, changes),
+    }
+    return fields | changes
+
+
+def _counted(data: Sequence[str | bytes], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the messages of one batch, and their count as far as that is known."""
+    messages = changes.get("messages", messages_of(*data))
+    sizes = messages.get("sizes") if isinstance(messages, dict) else None
+    return {"counts": [len(sizes) if sizes and isinstance(sizes, list) else 1], "messages": messages}
 
 
 class V2Socket(RawSocket):

@@ -10,11 +10,11 @@ from wsqueue.config.model import Retention
 from wsqueue.log.memory import MemoryStore
 from wsqueue.log.records import Epoch, Record, StoreState
 from wsqueue.log.sqlite import SqliteStore
-from wsqueue.log.store import AppendBatch, Outcome, Store
+from wsqueue.log.store import AppendChain, Outcome, Store
 from wsqueue.protocol import v2
 from wsqueue.report.stats import Histogram
 
-from .messages import packed
+from .messages import append_one, packed
 
 
 class Clock:
@@ -65,13 +65,13 @@ class Logs:
         store = SqliteStore if self.config.mode == "sqlite" else MemoryStore
         self.store: Store = store(self.config, self._done, self.clock)
 
-    def append(self, *batches: AppendBatch) -> list[Outcome]:
+    def append(self, *batches: AppendChain) -> list[Outcome]:
         """Append batches, and return the outcomes that were told meanwhile."""
         known = len(self.outcomes)
         self.store.append(batches)
         return self.outcomes[known:]
 
-    async def stored(self, *batches: AppendBatch) -> list[Outcome]:
+    async def stored(self, *batches: AppendChain) -> list[Outcome]:
         """Append batches, and return the outcomes once they are settled."""
         known = len(self.outcomes)
         self.store.append(batches)
@@ -79,14 +79,14 @@ class Logs:
         return self.outcomes[known:]
 
     def publish(self, topic: str, *data: str | bytes) -> Record:
-        (outcome,) = self.append(AppendBatch(topic, packed(*data)))
+        (outcome,) = self.append(append_one(topic, packed(*data)))
         assert outcome.record is not None
         return outcome.record
 
-    def outcome_of(self, which: AppendBatch) -> str:
+    def outcome_of(self, which: AppendChain) -> str:
         """Return what became of a batch, "" when nothing has been told."""
         for outcome in self.outcomes:
-            if outcome.batch is which:
+            if outcome.chain is which:
                 stored = f"stored at {outcome.record.offset}" if outcome.record is not None else "a repeat"
                 return outcome.code or stored
         return ""
@@ -103,9 +103,9 @@ class Logs:
 
 def batch(
     number: int, after: int = 0, *, topic: str = "news", publisher: str = "p", count: int = 1
-) -> AppendBatch:
+) -> AppendChain:
     texts = [f"{number}.{index}" for index in range(count)]
-    return AppendBatch(topic, packed(*texts), publisher, number, after)
+    return append_one(topic, packed(*texts), publisher, number, after)
 
 
 def delivered(record: Record) -> v2.Deliver:

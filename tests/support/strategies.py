@@ -65,12 +65,25 @@ def batches(draw: st.DrawFn) -> Packed:
     return pack(messages, text=text, headers=draw(st.none() | of_each))
 
 
+@st.composite
+def chains(draw: st.DrawFn, numbers: st.SearchStrategy[int]) -> tuple[list[int], list[int], Packed]:
+    """Draw the numbers, counts and messages of batches that travel as one."""
+    messages = draw(batches())
+    ends = sorted(draw(st.sets(st.integers(1, messages.count), max_size=3)) | {messages.count})
+    counts = [end - begin for begin, end in zip([0, *ends], ends, strict=False)]
+    found = draw(st.sets(numbers, min_size=len(ends), max_size=len(ends)))
+    return sorted(found), counts, messages
+
+
 V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Challenge, secrets),
     st.builds(v2.Proof, secrets, st.none() | secrets, st.none() | utf8_text, st.none() | secrets),
     st.builds(v2.Publisher, secrets),
     st.builds(v2.Publish, numbers, offsets, utf8_text, batches()),
-    st.builds(v2.Forward, utf8_text, numbers, offsets, utf8_text, batches()),
+    st.builds(
+        lambda publisher, after, topic, chain: v2.Forward(publisher, chain[0], after, topic, *chain[1:]),
+        *(utf8_text, offsets, utf8_text, chains(numbers)),
+    ),
     st.builds(v2.Ack, st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3)),
     st.builds(
         v2.Refused,
@@ -84,7 +97,10 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Subscribed, utf8_text, logs, offsets, offsets),
     st.builds(v2.Unsubscribe, utf8_text),
     st.builds(v2.Unsubscribed, utf8_text),
-    st.builds(v2.Deliver, utf8_text, offsets, utf8_text, offsets, batches()),
+    st.builds(
+        lambda topic, offset, publisher, chain: v2.Deliver(topic, offset, publisher, *chain),
+        *(utf8_text, offsets, utf8_text, chains(offsets)),
+    ),
     st.builds(v2.Gap, utf8_text, offsets, st.none() | numbers),
     st.builds(v2.Draining, st.floats(0, 3600)),
     st.builds(v2.AskReport),

@@ -11,11 +11,13 @@ until a message or a gap has come, because a connection that breaks between `sub
 hide the gap.
 
 A consumer that has forgotten a publisher may store a batch twice. So the number of the last batch of each
-publisher on each topic is kept, and a batch that is not after it is dropped.
+publisher on each topic is kept, and a batch that is not after it is dropped, alone or at the front of its
+chain.
 """
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from datetime import datetime
 
@@ -109,8 +111,12 @@ class Positions:
         if topic is None:
             return []
         topic.offset, topic.asked = event.offset + event.messages.count, None
-        if event.publisher and self._is_repeat(event):
-            return []
+        if event.publisher:
+            repeats = self._repeated_messages(event)
+            if repeats == event.messages.count:
+                return []
+            if repeats:
+                event = event.behind(repeats)
         name, log, packed = event.topic, topic.log, event.messages
         data = enumerate(packed.unpack(), event.offset)
         if packed.headers is None:
@@ -118,13 +124,16 @@ class Positions:
         both = zip(data, packed.headers, strict=True)
         return [Message(name, one, log, offset, headers or NO_HEADERS) for (offset, one), headers in both]
 
-    def _is_repeat(self, event: v2.Deliver) -> bool:
-        if event.number <= (self._repeats.last(event.topic, event.publisher) or 0):
-            return True
-        self._repeats.remember(event.topic, event.publisher, event.number)
+    def _repeated_messages(self, event: v2.Deliver) -> int:
+        """Return the number of messages of the first batches, those that came before; note the others."""
+        numbers = event.numbers
+        last = self._repeats.last(event.topic, event.publisher) or 0
+        if numbers[-1] <= last:
+            return event.messages.count
+        self._repeats.remember(event.topic, event.publisher, numbers[-1])
         if self._repeats.pairs > MAX_REMEMBERED_NUMBERS:
             self._repeats.forget()
-        return False
+        return sum(event.counts[: bisect.bisect_right(numbers, last)]) if numbers[0] <= last else 0
 
 
 def _start_of(topic: TopicPosition) -> Start:

@@ -16,6 +16,7 @@ come to the front.
 
 from __future__ import annotations
 
+import bisect
 import time
 from collections import deque
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
 from .records import MAX_NUMBERS, Record, StoreState
-from .store import AppendBatch, Done, Outcome, Store
+from .store import AppendChain, Done, Outcome, Store
 from .topic import NO_RECORDS, TopicLog
 
 PROBLEMS: dict[RefusalCode, str] = {
@@ -138,41 +139,47 @@ class TopicLogs(Store):
             self._ledger.know(TopicLog(name, 0, topic.next, topic.epoch))
         self.begin_epoch()
 
-    def _admit(self, batch: AppendBatch, before: int | None, now: float) -> Outcome:
-        """Give a batch its place in the log, unless it is there or one is missing before it.
+    def _admit(self, chain: AppendChain, before: int | None, now: float) -> Outcome:
+        """Give batches their place in the log, but those that are there, unless one is missing before them.
 
         Args:
-            batch: The batch.
+            chain: The batches.
             before: Number of the publisher's last batch on the topic, None when the publisher is new here (or
                 has been forgotten), and so may begin with any number.
             now: Unix time.
         """
-        if batch.problem is not None:
-            return Outcome(batch, code=batch.problem, reason=PROBLEMS[batch.problem])
-        if batch.publisher:
-            if before is not None and batch.number <= before:
-                return Outcome(batch)
-            if before is not None and batch.after > before:
-                reason = f"batch {batch.after} of the publisher did not come before it"
-                return Outcome(batch, code="after_refused", reason=reason)
-        log = self._ledger.topics.get(batch.topic) or self.topic(batch.topic)
-        if batch.publisher:
+        if chain.problem is not None:
+            return Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem])
+        publisher, numbers, counts, messages = chain.publisher, chain.numbers, chain.counts, chain.messages
+        repeats = 0
+        if publisher and before is not None:
+            if numbers[0] <= before:
+                repeats = bisect.bisect_right(numbers, before)
+                if repeats == len(numbers):
+                    return Outcome(chain, repeats)
+                messages = messages.behind(sum(counts[:repeats]))
+                numbers, counts = numbers[repeats:], counts[repeats:]
+            elif chain.after > before:
+                reason = f"batch {chain.after} of the publisher did not come before it"
+                return Outcome(chain, code="after_refused", reason=reason)
+        log = self._ledger.topics.get(chain.topic) or self.topic(chain.topic)
+        if publisher:
             # With the topic as the log has it, so that it is in memory once.
-            self._remember(log.name, batch.publisher, batch.number)
-        deliver = v2.Deliver(batch.topic, log.assigned, batch.publisher, batch.number, batch.messages)
+            self._remember(log.name, publisher, numbers[-1])
+        deliver = v2.Deliver(chain.topic, log.assigned, publisher, numbers, counts, messages)
         log.time = max(log.time, now)
         record = Record(
             log.name,
             log.assigned,
-            batch.messages.count,
+            messages.count,
             log.time,
-            batch.publisher,
-            batch.number,
+            publisher,
+            numbers[-1],
             v2.encode(deliver),
             self.epochs.current.number,
         )
         log.assigned = record.end
-        return Outcome(batch, record)
+        return Outcome(chain, repeats, record)
 
     def _remember(self, topic: str, publisher: str, number: int) -> None:
         """Remember the last batch of a publisher on a topic, and forget others that there is no room for."""

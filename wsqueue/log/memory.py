@@ -11,7 +11,7 @@ from .files import lock_directory, make_directory, state_directory, unusable
 from .logs import TopicLogs
 from .records import Record, StoreState, TopicState
 from .snapshot import SNAPSHOT_NAME, take_snapshot, write_snapshot
-from .store import AppendBatch, Outcome
+from .store import AppendChain, Outcome
 from .topic import TopicLog
 
 TAKEN_AT_ONCE = 10_000
@@ -90,12 +90,12 @@ class MemoryStore(TopicLogs):
     async def settle(self) -> None:
         """Return at once: all outcomes have been told."""
 
-    def append(self, batches: Sequence[AppendBatch]) -> None:
+    def append(self, chains: Sequence[AppendChain]) -> None:
         """Store batches, or find out that they were stored before, or refuse them; tell the outcomes."""
         outcomes: list[Outcome] = []
         now = self._clock()
-        for batch in batches:
-            outcome = self._admit(batch, self._repeats.last(batch.topic, batch.publisher), now)
+        for chain in chains:
+            outcome = self._admit(chain, self._repeats.last(chain.topic, chain.publisher), now)
             if outcome.record is not None:
                 self._keep(outcome.record)
             outcomes.append(outcome)

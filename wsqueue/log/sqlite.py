@@ -12,6 +12,7 @@ the records before them.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
 from collections import deque
@@ -30,7 +31,7 @@ from .files import state_directory
 from .index_budget import IndexBudget
 from .logs import TopicLogs
 from .records import Record
-from .store import AppendBatch, Done, Outcome
+from .store import AppendChain, Done, Outcome
 from .topic import TopicLog
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ PENDING_BYTES = 32 * 1024 * 1024
 """Bytes that may wait for the disk; above it, no more is read from the producers."""
 
 PENDING_OVERHEAD_BYTES = 600
-"""Bytes of a batch that waits besides its record, so that the limit is honest."""
+"""Bytes of a chain that waits besides its record, so that the limit is honest."""
 
 
 class SqliteStore(TopicLogs):
@@ -101,14 +102,14 @@ class SqliteStore(TopicLogs):
         """Wait until nothing waits for the disk."""
         await self._settled.wait()
 
-    def append(self, batches: Sequence[AppendBatch]) -> None:
+    def append(self, chains: Sequence[AppendChain]) -> None:
         """Hand batches to the archive; tell at once the outcomes that need not wait for it."""
         outcomes: list[Outcome] = []
         records: list[Record] = []
         now = self._clock()
-        for batch in batches:
-            before = self._repeats.last(batch.topic, batch.publisher)
-            outcome = self._admit(batch, before, now)
+        for chain in chains:
+            before = self._repeats.last(chain.topic, chain.publisher)
+            outcome = self._admit(chain, before, now)
             if outcome.record is not None:
                 records.append(outcome.record)
             elif not self._pending:
@@ -116,7 +117,7 @@ class SqliteStore(TopicLogs):
                 continue
             self._pending.append((outcome, before))
             # The messages are in the packet, where they take far less.
-            batch.messages = NOTHING
+            chain.messages = NOTHING
         if records:
             self._settled.clear()
             self._archive.append(records)
@@ -236,16 +237,17 @@ class SqliteStore(TopicLogs):
             if outcome.record is None:
                 continue
             self.topic(outcome.record.topic).assigned = outcome.record.offset
-            if outcome.batch.publisher:
+            if outcome.chain.publisher:
                 # Not forgotten, because then the next batch would pass for the first.
-                self._remember(outcome.batch.topic, outcome.batch.publisher, before or 0)
+                self._remember(outcome.chain.topic, outcome.chain.publisher, before or 0)
         outcomes: list[Outcome] = []
         for outcome, _ in self._pending:
-            batch = outcome.batch
-            last = self._repeats.last(batch.topic, batch.publisher) or 0
-            stored = bool(batch.publisher) and batch.number <= last
-            refused = outcome.code is not None
-            outcomes.append(outcome if stored or refused else Outcome(batch, None, "full", reason))
+            chain, numbers = outcome.chain, outcome.chain.numbers
+            last = self._repeats.last(chain.topic, chain.publisher) or 0
+            stored = bisect.bisect_right(numbers, last) if chain.publisher else 0
+            if outcome.code is None and stored < len(numbers):
+                outcome = Outcome(chain, stored, code="full", reason=reason)  # noqa: PLW2901 - the fate changed
+            outcomes.append(outcome)
         self._pending.clear()
         self._tell(outcomes)
 

@@ -8,7 +8,7 @@ Promises of a store:
 
 - A batch gets its offsets when it is appended. It is stored once, however often it comes, and not before the
   batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
-- Outcomes come in the order of the batches, once each. Producers need that order: an ack or a refusal
+- Outcomes come in the order of the chains, once each. Producers need that order: an ack or a refusal
   confirms all batches of its connection before it.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
 - Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
@@ -49,46 +49,50 @@ from .records import Record
 from .topic import TopicLog
 
 
-class AppendBatch(msgspec.Struct, gc=False):
-    """Hold messages of one publisher on one topic that came together.
+class AppendChain(msgspec.Struct, gc=False):
+    """Hold batches of one publisher on one topic, each after the one before, that came together.
 
     Attributes:
-        topic: Name of the topic of all messages.
-        messages: The messages.
         publisher: Public id of the publisher; "" for a classic publisher.
-        number: Number that the publisher gave to the batch; 0 for a classic publisher.
+        numbers: Numbers that the publisher gave to the batches, rising; 0 for a classic publisher.
         after: Number of the publisher's batch before, if that need not be here yet, else 0.
-        source: Any object that the consumer needs to confirm the batch; the store hands it back.
-        problem: Why the batch cannot be stored, None when it can.
+        topic: Name of the topic of all messages.
+        counts: Number of messages of each batch.
+        messages: The messages of all batches.
+        source: Any object that the consumer needs to confirm the batches; the store hands it back.
+        problem: Why the batches cannot be stored, None when they can.
     """
 
+    publisher: str
+    numbers: list[int]
+    after: int
     topic: str
+    counts: list[int]
     messages: Packed
-    publisher: str = ""
-    number: int = 0
-    after: int = 0
     source: object = None
     problem: RefusalCode | None = None
 
 
 class Outcome(msgspec.Struct, gc=False):
-    """Tell the fate of a batch.
+    """Tell the fate of a chain: its first batches are repeats, and all others are stored, or all are refused.
 
     Attributes:
-        batch: The batch.
-        record: Its record in the log; None when the batch is a repeat, or is refused.
-        code: Why it is refused, None when it is not.
+        chain: The chain.
+        repeats: How many of its batches are repeats.
+        record: The record of the others in the log; None when there are none, or they are refused.
+        code: Why they are refused, None when they are not.
         reason: The same in words.
     """
 
-    batch: AppendBatch
+    chain: AppendChain
+    repeats: int = 0
     record: Record | None = None
     code: RefusalCode | None = None
     reason: str = ""
 
 
 Done: TypeAlias = Callable[[list[Outcome]], None]
-"""Takes outcomes of batches, in the order of the batches."""
+"""Takes outcomes of chains, in the order of the chains."""
 
 
 class Store(ABC):
@@ -132,11 +136,11 @@ class Store(ABC):
         """Use other limits from now on; mode and directory stay those of the start."""
 
     @abstractmethod
-    def append(self, batches: Sequence[AppendBatch]) -> None:
+    def append(self, chains: Sequence[AppendChain]) -> None:
         """Store batches, or find out that they were stored before, or refuse them.
 
-        The outcomes may be told before this returns. Batches lose their messages while they wait for a disk,
-        because the records have them.
+        The batches of a chain that were not stored before become one record. The outcomes may be told before
+        this returns. Chains lose their messages while they wait for a disk, because the records have them.
         """
 
     @property

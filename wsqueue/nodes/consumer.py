@@ -34,7 +34,7 @@ from ..journal import log
 from ..log.clock import SteadyClock
 from ..log.memory import MemoryStore
 from ..log.sqlite import SqliteStore
-from ..log.store import AppendBatch, Outcome, Store
+from ..log.store import AppendChain, Outcome, Store
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
@@ -67,12 +67,12 @@ TRIM_SECONDS = 10.0
 
 
 class Source:
-    """Where a batch came from: its number on the connection of a producer."""
+    """Where a chain came from: the position of its first batch on the connection of a producer."""
 
-    __slots__ = ("connection", "number")
+    __slots__ = ("connection", "position")
 
-    def __init__(self, connection: Connection, number: int) -> None:
-        self.connection, self.number = connection, number
+    def __init__(self, connection: Connection, position: int) -> None:
+        self.connection, self.position = connection, position
 
 
 class Consumer:
@@ -217,17 +217,20 @@ class Consumer:
         for outcome in outcomes:
             if outcome.record is not None:
                 stored.setdefault(outcome.record.topic, []).append(outcome)
-            if not isinstance(source := outcome.batch.source, Source):
+            if not isinstance(source := outcome.chain.source, Source):
                 continue
-            connection, number = source.connection, source.number
-            if (code := outcome.code) is not None:
+            connection, position, code = source.connection, source.position, outcome.code
+            end = position + len(outcome.chain.numbers)
+            confirmed = end if code is None else position + outcome.repeats
+            self.counters["repeats"] += outcome.repeats
+            if confirmed > position:
+                acks[connection] = (acks[connection][0] if connection in acks else position, confirmed - 1)
+            if code is not None:
                 if connection in acks:
                     connection.send_packet(v2.Ack([acks.pop(connection)]))
-                self.counters[f"batches_refused_{code}"] += 1
-                connection.send_packet(v2.Refused(number, code, outcome.reason))
-                continue
-            self.counters["repeats"] += outcome.record is None
-            acks[connection] = (acks[connection][0] if connection in acks else number, number)
+                self.counters[f"batches_refused_{code}"] += end - confirmed
+                for refused in range(confirmed, end):
+                    connection.send_packet(v2.Refused(refused, code, outcome.reason))
         for topic, group in stored.items():
             self._deliver(topic, group)
         for connection, numbers in acks.items():
@@ -306,40 +309,44 @@ class ProducerEndpoint(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Store the batches of a read; `_done` delivers and confirms them."""
         consumer = self._consumer
-        batches: list[AppendBatch] = []
+        chains: list[AppendChain] = []
         for event in events:
             if type(event) is v2.Forward:
-                number = self._received[connection] = self._received[connection] + 1
+                before = self._received[connection]
+                self._received[connection] = before + len(event.numbers)
                 problem: v2.RefusalCode | None = None
-                if not event.messages.whole:
+                if not event.whole:
                     problem = "invalid"
                 else:
                     consumer.counters["messages_in"] += event.messages.count
                     if consumer.too_long(event.topic):
                         problem = "topic_too_long"
-                batches.append(
-                    AppendBatch(
-                        event.topic,
-                        event.messages,
+                chains.append(
+                    AppendChain(
                         event.publisher,
-                        event.number,
+                        event.numbers,
                         event.after,
-                        Source(connection, number),
+                        event.topic,
+                        event.counts,
+                        event.messages,
+                        Source(connection, before + 1),
                         problem,
                     )
                 )
             elif type(event) is MessagesReceived:
                 consumer.counters["messages_in"] += len(event.messages)
                 parts = event.batches(consumer.max_message_bytes)
-                batches += [AppendBatch(event.topic, pack_texts(data)) for data in parts]
+                chains += [
+                    AppendChain("", [0], 0, event.topic, [len(data)], pack_texts(data)) for data in parts
+                ]
             elif isinstance(event, MessageDropped):
                 consumer.counters["dropped_invalid"] += 1
                 log(logger, logging.WARNING, "message dropped", peer=connection.peer, reason=event.reason)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
-        if batches:
-            consumer.logs.append(batches)
+        if chains:
+            consumer.logs.append(chains)
             if consumer.logs.congested and connection not in self._paused:
                 self._paused.add(connection)
                 connection.pause_reading()

@@ -22,7 +22,7 @@ from ..protocol.keys import PreSharedKey
 from ..protocol.session import Event, HelloDone
 from ..report.report import LinkStatus
 from ..report.stats import Histogram
-from .link_queue import ForwardBatch, LinkQueue, Origin
+from .link_queue import ForwardChain, LinkQueue, Origin
 
 logger = logging.getLogger(__name__)
 
@@ -95,40 +95,40 @@ class ConsumerLink(Link):
         super().reconfigure(psk, config, tls)
         self.queue.limits = config.limits
 
-    def forward(self, batches: Sequence[ForwardBatch], publisher: Origin, publishers: int) -> None:
+    def forward(self, chains: Sequence[ForwardChain], publisher: Origin, publishers: int) -> None:
         """Send batches now or hold them, and stop reading from the publisher when too much is held.
 
         When far too much is held, the publisher is closed with 1013, and the batches are lost.
 
         Args:
-            batches: All batches of one read.
+            chains: All batches of one read.
             publisher: The publisher that sent them, which is connected.
             publishers: Number of connected publishers.
         """
         queue, connection = self.queue, publisher.connection
         assert connection is not None
         if queue.overfull(publishers):
-            self._counters["lost_full"] += sum(batch.count for batch in batches if batch.origin is None)
+            self._counters["lost_full"] += sum(chain.count for chain in chains if chain.origin is None)
             connection.fail(CloseCode.TRY_AGAIN_LATER, "too much is held for the consumer of this topic")
             return
-        queue.hold(batches, connection.heard_at)
+        queue.hold(chains, connection.heard_at)
         self._emptied.clear()
         self._send_held()
         if queue.block(publisher):
             connection.pause_reading()
 
-    def hold(self, batches: Sequence[ForwardBatch]) -> None:
+    def hold(self, chains: Sequence[ForwardChain]) -> None:
         """Keep batches that another link held, until `resume`."""
-        self.queue.hold(batches)
+        self.queue.hold(chains)
         self._emptied.clear()
 
-    def take_waiting(self) -> list[ForwardBatch]:
+    def take_waiting(self) -> list[ForwardChain]:
         """Give up the batches that wait, and resume their publishers."""
         taken = self.queue.take_waiting()
         self._pass_on()
         return taken
 
-    def take_all(self) -> list[ForwardBatch]:
+    def take_all(self) -> list[ForwardChain]:
         """Give up all batches that a consumer may get again, and resume their publishers."""
         taken = self.queue.take_all()
         self._pass_on()

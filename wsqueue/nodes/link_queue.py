@@ -1,6 +1,7 @@
 """The batches of a link on their way to a consumer; no I/O and no clock.
 
-Each batch is in one of two deques until the consumer has confirmed or refused it:
+Batches of one publisher on one topic that came together travel as a chain, in one packet. Each chain is in
+one of two deques until the consumer has confirmed or refused all of its batches:
 
                 next_slice()                 confirm()
     hold() ──► waiting ─────► unconfirmed ──────────────► an `Ack` in answers()
@@ -9,10 +10,13 @@ Each batch is in one of two deques until the consumer has confirmed or refused i
                   └────────────────┘
                     disconnected()
 
-- `next_slice` takes batches from the front of `waiting` only, and `disconnected` puts the unconfirmed ones
+- `next_slice` takes chains from the front of `waiting` only, and `disconnected` puts the unconfirmed batches
   back there in their order. So the batches of a publisher on a topic never overtake each other.
 - A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`.
-- A classic consumer gets classic messages at most once: `disconnected` drops and counts them instead.
+- A consumer may confirm the first batches of a chain and refuse the others. What it has answered is not sent
+  again.
+- A classic consumer gets one batch at a time, since it may not take each of a chain. It gets classic messages
+  at most once: `disconnected` drops and counts them instead.
 - `block` notes each publisher that must stop while too much is held, and `released` returns it exactly once
   when less is held, unless `forget` came before.
 - The owner sends `answers()` and resumes `released()` after each call that changes the queue.
@@ -32,7 +36,6 @@ from ..config.model import READ_MARGIN_BYTES, Limits
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import Closed
-from ..protocol.packed import Packed
 from ..report.stats import Histogram
 
 if TYPE_CHECKING:
@@ -44,8 +47,11 @@ LINK_WINDOW_BYTES = 16 * 1024 * 1024
 MAX_REFUSED = 50_000
 """Maximum number of refused batches that are remembered: as many as are under way when they are small."""
 
-BATCH_OVERHEAD_BYTES = 300
-"""Memory that a batch takes besides its payload; it counts for the limits."""
+CHAIN_OVERHEAD_BYTES = 250
+"""Memory that a chain takes besides its payload and numbers; it counts for the limits."""
+
+NUMBER_BYTES = 50
+"""Memory that a batch of a chain takes besides its part of the payload; it counts, too."""
 
 MAX_REASON_CHARACTERS = 200
 """Length to which the reason of a refusal is cut: the packet takes no more."""
@@ -72,35 +78,74 @@ class Origin:
         self.id = ""
 
 
-class ForwardBatch(msgspec.Struct, gc=False):
-    """Messages of one publisher on one topic, on their way to a consumer.
+class ForwardChain(msgspec.Struct, gc=False):
+    """Batches of one publisher on one topic, each after the one before, on their way to a consumer.
 
     Attributes:
-        publisher: Public id of the publisher that numbered the batch.
-        number: Number of the batch.
+        publisher: Public id of the publisher that numbered the batches.
+        numbers: Numbers of the batches.
         after: Number of the publisher's batch before, 0 where the order does not matter.
         topic: Topic of all messages.
         count: Number of messages.
         payload: The packet that forwards them.
         origin: The publisher that waits for an answer, None for classic messages.
-        position: Number that the consumer confirms the batch with: in v2 how many batches were sent on the
-            connection up to this one; for a classic consumer, how many messages. 0 before it is sent.
-        size: Bytes that the batch takes while it is held.
+        position: Number that the consumer confirms the last batch with: in v2 how many batches were sent on
+            the connection up to this one; for a classic consumer, how many messages. 0 before it is sent.
+        answered: How many of its batches are confirmed or refused: the first ones.
+        size: Bytes that the chain takes while it is held.
     """
 
     publisher: str
-    number: int
+    numbers: list[int]
     after: int
     topic: str
     count: int
     payload: bytes
     origin: Origin | None
     position: int = 0
+    answered: int = 0
     size: int = 0
 
     def __post_init__(self) -> None:
-        """Compute the size once; it is read four times per batch."""
-        self.size = len(self.payload) + BATCH_OVERHEAD_BYTES
+        """Note the size, which is asked for several times."""
+        self.size = len(self.payload) + CHAIN_OVERHEAD_BYTES + NUMBER_BYTES * len(self.numbers)
+
+    @property
+    def unanswered(self) -> list[int]:
+        """Return the numbers of the batches that are neither confirmed nor refused."""
+        return self.numbers[self.answered :] if self.answered else self.numbers
+
+    def rest(self) -> ForwardChain:
+        """Return the batches that are neither confirmed nor refused."""
+        return self._part(_decoded(self.payload), self.answered, len(self.numbers)) if self.answered else self
+
+    def singles(self) -> list[ForwardChain]:
+        """Return each batch as a chain of its own."""
+        forward = _decoded(self.payload)
+        return [self._part(forward, index, index + 1) for index in range(len(self.numbers))]
+
+    def _part(self, forward: packets_v2.Forward, begin: int, end: int) -> ForwardChain:
+        counts = forward.counts[begin:end]
+        messages = forward.messages
+        first = sum(forward.counts[:begin])
+        part = messages.part(first, sum(counts), sum(messages.sizes[:first]))
+        after = forward.numbers[begin - 1] if begin else forward.after
+        numbers = forward.numbers[begin:end]
+        packet = packets_v2.Forward(forward.publisher, numbers, after, forward.topic, counts, part)
+        return forward_chain(packet, self.origin)
+
+
+def forward_chain(packet: packets_v2.Forward, origin: Origin | None) -> ForwardChain:
+    """Return the chain that a packet forwards, for the publisher that waits for an answer."""
+    return ForwardChain(
+        packet.publisher,
+        packet.numbers,
+        packet.after,
+        packet.topic,
+        packet.messages.count,
+        packets_v2.encode(packet),
+        origin,
+    )
 
 
 _count_of = operator.attrgetter("count")
@@ -127,8 +172,8 @@ class LinkQueue:
         self.v2 = self.awaited = False
         self.sent = self._confirmed = 0
         self._connected = False
-        self._waiting: deque[ForwardBatch] = deque()
-        self._unconfirmed: deque[ForwardBatch] = deque()
+        self._waiting: deque[ForwardChain] = deque()
+        self._unconfirmed: deque[ForwardChain] = deque()
         self._waiting_bytes = self._unconfirmed_bytes = self._held_at_reload = 0
         # The messages of the first batch that waits, while a classic consumer has got a part of them.
         self._begun: classic.MessageSlices | None = None
@@ -139,7 +184,7 @@ class LinkQueue:
         self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
         self._blocked: set[Origin] = set()
         self._counters, self._confirm_seconds = counters, confirm_seconds
-        self._timed: ForwardBatch | None = None
+        self._timed: ForwardChain | None = None
         self._timed_since = 0.0
 
     @property
@@ -189,17 +234,17 @@ class LinkQueue:
         one_read = limits.max_message_bytes + READ_MARGIN_BYTES
         return excess >= publishers * one_read + self._held_at_reload
 
-    def hold(self, batches: Sequence[ForwardBatch], read_at: float | None = None) -> None:
+    def hold(self, chains: Sequence[ForwardChain], read_at: float | None = None) -> None:
         """Add batches at the end.
 
         Args:
-            batches: Batches, in their order.
+            chains: Chains of batches, in their order.
             read_at: When they were read (monotonic), None when they come from another link.
         """
         if read_at is not None and self._timed is None and read_at - self._timed_since >= TIMING_SECONDS:
-            self._timed, self._timed_since = batches[-1], read_at
-        self._waiting.extend(batches)
-        self._waiting_bytes += sum([batch.size for batch in batches])
+            self._timed, self._timed_since = chains[-1], read_at
+        self._waiting.extend(chains)
+        self._waiting_bytes += sum([chain.size for chain in chains])
 
     def block(self, publisher: Origin) -> bool:
         """Return True if a publisher must stop now; `released` will return it."""
@@ -235,10 +280,10 @@ class LinkQueue:
         self._connected, self.v2, self.sent, self._confirmed = True, v2, 0, 0
 
     def next_slice(self, slice_bytes: int) -> list[bytes]:
-        """Return the payloads to send next, and move batches that are sent whole to the unconfirmed.
+        """Return the payloads to send next, and move chains that are sent whole to the unconfirmed.
 
         Args:
-            slice_bytes: Size of a slice. It ends with the batch that brings it there, or with the last one.
+            slice_bytes: Size of a slice. It ends with the chain that brings it there, or with the last one.
                 For a classic consumer, which may get a part of a batch, a message may end it too.
         """
         return self._next_packets(slice_bytes) if self.v2 else self._next_messages(slice_bytes)
@@ -249,16 +294,16 @@ class LinkQueue:
         position = self.sent
         size = messages = 0
         while waiting and size < slice_bytes:
-            batch = waiting.popleft()
-            self._waiting_bytes -= batch.size
-            if self._refused_after(batch):
+            chain = waiting.popleft()
+            self._waiting_bytes -= chain.size
+            if self._refused_after(chain):
                 continue
-            payloads.append(batch.payload)
-            position += 1
-            batch.position = position
-            unconfirmed.append(batch)
-            size += batch.size
-            messages += batch.count
+            payloads.append(chain.payload)
+            position += len(chain.numbers)
+            chain.position = position
+            unconfirmed.append(chain)
+            size += chain.size
+            messages += chain.count
         self.sent = position
         self._unconfirmed_bytes += size
         self._counters["forwarded"] += messages
@@ -269,12 +314,13 @@ class LinkQueue:
         size = built = 0
         self.awaited = False
         while self._waiting and max(size, built) < slice_bytes:
-            batch = self._waiting[0]
+            self._divide_first()
+            chain = self._waiting[0]
             if self._begun is None:
-                self._begun = self._begin(batch)
+                self._begun = self._begin(chain)
                 if self._begun is None:
                     self._waiting.popleft()
-                    self._waiting_bytes -= batch.size
+                    self._waiting_bytes -= chain.size
                     continue
             messages = self._begun.next_slice(slice_bytes - built)
             payloads += messages
@@ -282,38 +328,50 @@ class LinkQueue:
             if self._begun.done:
                 self._begun = None
                 self._waiting.popleft()
-                self._waiting_bytes -= batch.size
-                batch.position = self.sent + len(payloads)
-                self.awaited |= batch.origin is not None
-                self._unconfirmed.append(batch)
-                size += batch.size
+                self._waiting_bytes -= chain.size
+                chain.position = self.sent + len(payloads)
+                self.awaited |= chain.origin is not None
+                self._unconfirmed.append(chain)
+                size += chain.size
         self.sent += len(payloads)
         self._unconfirmed_bytes += size
         self._counters["forwarded"] += len(payloads)
         return payloads
 
-    def _begin(self, batch: ForwardBatch) -> classic.MessageSlices | None:
+    def _divide_first(self) -> None:
+        """Let each batch of the first chain that waits be a chain of its own."""
+        first = self._waiting[0]
+        if len(first.numbers) == 1:
+            return
+        singles = first.singles()
+        self._waiting.popleft()
+        self._waiting.extendleft(reversed(singles))
+        self._waiting_bytes += sum(single.size for single in singles) - first.size
+        if first is self._timed:
+            self._timed = singles[-1]
+
+    def _begin(self, chain: ForwardChain) -> classic.MessageSlices | None:
         """Return the messages of a batch, None if it was refused instead."""
-        if self._refused_after(batch):
+        if self._refused_after(chain):
             return None
-        messages = forwarded_messages(batch.payload)
+        messages = _decoded(chain.payload).messages
         max_bytes = self.limits.max_message_bytes
-        slices = classic.MessageSlices(batch.topic, messages, max_bytes)
+        slices = classic.MessageSlices(chain.topic, messages, max_bytes)
         plain = messages.text and not messages.headers
         if plain and slices.skips_none():
             return slices
         if plain and messages.is_utf8:
             reason = f"a message has more than {max_bytes} bytes in the classic form of the consumer"
-            self._refuse(batch, "too_long", reason)
+            self._refuse(chain, "too_long", reason)
         else:
-            self._refuse(batch, "invalid", "the consumer speaks classic, which has texts and no headers")
+            self._refuse(chain, "invalid", "the consumer speaks classic, which has texts and no headers")
         return None
 
-    def _refused_after(self, batch: ForwardBatch) -> bool:
-        """Refuse a batch whose predecessor was refused; return True if it was."""
-        if not batch.after or (batch.publisher, batch.after) not in self._refused:
+    def _refused_after(self, chain: ForwardChain) -> bool:
+        """Refuse a chain whose predecessor was refused; return True if it was."""
+        if not chain.after or (chain.publisher, chain.after) not in self._refused:
             return False
-        self._refuse(batch, "after_refused", "a batch before it was refused")
+        self._refuse(chain, "after_refused", "a batch before it was refused")
         return True
 
     def confirm(self, position: int, now: float) -> None:
@@ -327,18 +385,32 @@ class LinkQueue:
             self._confirm_seconds.observe(now - self._timed_since)
             self._timed = None
         self._confirmed = max(self._confirmed, position)
-        unconfirmed, acks = self._unconfirmed, self._acks
+        unconfirmed = self._unconfirmed
         while unconfirmed and unconfirmed[0].position <= position:
-            batch = unconfirmed.popleft()
-            self._unconfirmed_bytes -= batch.size
-            if (origin := batch.origin) is None:
-                continue
-            number = batch.number
-            ranges = acks.setdefault(origin, [])
-            if ranges and ranges[-1][1] == number - 1:
-                ranges[-1] = (ranges[-1][0], number)
+            chain = unconfirmed.popleft()
+            self._unconfirmed_bytes -= chain.size
+            self._confirm(chain, chain.unanswered)
+        if self.v2 and unconfirmed:
+            chain = unconfirmed[0]
+            answered = position - (chain.position - len(chain.numbers))
+            if answered > chain.answered:
+                self._confirm(chain, chain.numbers[chain.answered : answered])
+                chain.answered = answered
+
+    def _confirm(self, chain: ForwardChain, numbers: list[int]) -> None:
+        """Note that some batches of a chain are confirmed."""
+        if chain.origin is None:
+            return
+        ranges = self._acks.setdefault(chain.origin, [])
+        first, last = numbers[0], numbers[-1]
+        if last - first == len(numbers) - 1:
+            if ranges and ranges[-1][1] == first - 1:
+                ranges[-1] = (ranges[-1][0], last)
             else:
-                ranges.append((number, number))
+                ranges.append((first, last))
+        else:
+            # Numbers between may be those of batches on other topics.
+            ranges += zip(numbers, numbers, strict=True)
 
     def refuse(self, refused: packets_v2.Refused, now: float) -> None:
         """Refuse one batch, and confirm all before it.
@@ -348,10 +420,15 @@ class LinkQueue:
             now: When it was read (monotonic).
         """
         self.confirm(refused.number - 1, now)
-        if self._unconfirmed and self._unconfirmed[0].position == refused.number:
-            batch = self._unconfirmed.popleft()
-            self._unconfirmed_bytes -= batch.size
-            self._refuse(batch, refused.code, refused.reason)
+        if not self._unconfirmed:
+            return
+        chain = self._unconfirmed[0]
+        left = len(chain.numbers) - chain.answered
+        if chain.position - left + 1 == refused.number:
+            self._refuse(chain, refused.code, refused.reason, 1)
+            if left == 1:
+                self._unconfirmed.popleft()
+                self._unconfirmed_bytes -= chain.size
 
     def disconnected(self, closed: Closed) -> None:
         """Put the unconfirmed batches back to the front of the queue, for the next connection.
@@ -367,41 +444,41 @@ class LinkQueue:
             self._waiting.popleft()
             self._waiting_bytes -= begun.size
             self._refuse(begun, "invalid", f"the consumer does not take it: {closed.reason}")
-        again: list[ForwardBatch] = []
-        for batch in self._unconfirmed:
+        again: list[ForwardChain] = []
+        for chain in self._unconfirmed:
             if closed.data_refused:
-                self._refuse(batch, "invalid", f"the consumer does not take it: {closed.reason}")
-            elif batch.origin is None and not self.v2:
-                self._counters["lost_in_flight"] += batch.count
-                if batch is self._timed:
+                self._refuse(chain, "invalid", f"the consumer does not take it: {closed.reason}")
+            elif chain.origin is None and not self.v2:
+                self._counters["lost_in_flight"] += chain.count
+                if chain is self._timed:
                     self._timed = None
             else:
-                again.append(batch)
+                again.append(self._rest(chain))
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._waiting.extendleft(reversed(again))
-        self._waiting_bytes += sum(batch.size for batch in again)
+        self._waiting_bytes += sum(chain.size for chain in again)
 
-    def take_waiting(self) -> list[ForwardBatch]:
+    def take_waiting(self) -> list[ForwardChain]:
         """Remove the batches that wait, and return them; one that is sent in part stays."""
         begun = [self._waiting.popleft()] if self._begun is not None else []
         taken = list(self._waiting)
         self._waiting = deque(begun)
-        self._waiting_bytes = sum(batch.size for batch in begun)
+        self._waiting_bytes = sum(chain.size for chain in begun)
         self._timed = None
         return taken
 
-    def take_all(self) -> list[ForwardBatch]:
+    def take_all(self) -> list[ForwardChain]:
         """Remove all batches that a consumer may get again, and return them."""
-        taken: list[ForwardBatch] = []
+        taken: list[ForwardChain] = []
         self._give_up_begun()
         if self.v2:
-            taken += self._unconfirmed
+            taken += map(self._rest, self._unconfirmed)
             self._unconfirmed.clear()
             self._unconfirmed_bytes = 0
         return taken + self.take_waiting()
 
-    def _give_up_begun(self) -> ForwardBatch | None:
+    def _give_up_begun(self) -> ForwardChain | None:
         """Make a batch that a classic consumer got in part one that can be sent anew, and return it.
 
         All of it is sent again if its publisher waits for it, else the rest.
@@ -409,37 +486,50 @@ class LinkQueue:
         begun, self._begun = self._begun, None
         if begun is None:
             return None
-        batch = self._waiting[0]
-        if batch.origin is None and begun.built:
-            publisher, number, after, topic = batch.publisher, batch.number, batch.after, batch.topic
+        chain = self._waiting[0]
+        if chain.origin is None and begun.built:
             messages = begun.rest
-            payload = packets_v2.encode(packets_v2.Forward(publisher, number, after, topic, messages))
-            rest = ForwardBatch(publisher, number, after, topic, messages.count, payload, None)
-            self._waiting_bytes += rest.size - batch.size
+            packet = _decoded(chain.payload)
+            rest = forward_chain(
+                msgspec.structs.replace(packet, counts=[messages.count], messages=messages), None
+            )
+            self._waiting_bytes += rest.size - chain.size
             self._waiting[0] = rest
-            if batch is self._timed:
+            if chain is self._timed:
                 self._timed = rest
         return self._waiting[0]
+
+    def _rest(self, chain: ForwardChain) -> ForwardChain:
+        """Return the batches of a chain that were not answered."""
+        rest = chain.rest()
+        if chain is self._timed:
+            self._timed = rest
+        return rest
 
     def reloaded(self) -> None:
         """Note the bytes that other links or limits left here: no publisher is closed for them."""
         self._held_at_reload = self.held_bytes
 
-    def _refuse(self, batch: ForwardBatch, code: packets_v2.RefusalCode, reason: str) -> None:
-        if batch is self._timed:
+    def _refuse(
+        self, chain: ForwardChain, code: packets_v2.RefusalCode, reason: str, count: int | None = None
+    ) -> None:
+        """Note that the next batches of a chain are refused: `count` of them, or all that are left."""
+        if chain is self._timed:
             self._timed = None
-        self._refused[batch.publisher, batch.number] = None
-        if len(self._refused) > MAX_REFUSED:
-            self._refused.popitem(last=False)
-        if batch.origin is None:
-            self._counters["lost_refused"] += batch.count
-        else:
-            refused = packets_v2.Refused(batch.number, code, reason[:MAX_REASON_CHARACTERS])
-            self._refusals.append((batch.origin, refused))
+        numbers = chain.unanswered[:count]
+        chain.answered += len(numbers)
+        if chain.origin is None:
+            self._counters["lost_refused"] += chain.count
+        for number in numbers:
+            self._refused[chain.publisher, number] = None
+            if len(self._refused) > MAX_REFUSED:
+                self._refused.popitem(last=False)
+            if chain.origin is not None:
+                refused = packets_v2.Refused(number, code, reason[:MAX_REASON_CHARACTERS])
+                self._refusals.append((chain.origin, refused))
 
 
-def forwarded_messages(payload: bytes) -> Packed:
-    """Return the messages of a packet that forwards a batch."""
+def _decoded(payload: bytes) -> packets_v2.Forward:
     forward = packets_v2.decode(payload)
     assert isinstance(forward, packets_v2.Forward)
-    return forward.messages
+    return forward

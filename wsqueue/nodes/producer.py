@@ -26,8 +26,9 @@ from ..protocol.routing import router
 from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
+from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
 from .consumer_link import ConsumerLink
-from .link_queue import ForwardBatch, Origin
+from .link_queue import ForwardChain, Origin, forward_chain
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -117,7 +118,7 @@ class Producer(Handler):
     async def stop(self) -> None:
         """Close the links; classic messages that are still held are lost, and counted."""
         held = [batch for link in self.links for batch in link.take_all()]
-        self.counters["lost_held"] += sum(batch.count for batch in held if batch.origin is None)
+        self.counters["lost_held"] += sum(chain.count for chain in held if chain.origin is None)
         await asyncio.gather(*(link.stop() for link in (*self.links, *self._retired)))
 
     def abort(self) -> None:
@@ -132,32 +133,46 @@ class Producer(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
         origin = self._publishers[connection]
-        by_link: dict[int, list[ForwardBatch]] = {}
+        by_link: dict[int, list[Chain | ForwardChain]] = {}
+        open_chains: dict[str, Chain] = {}
         for event in events:
             if type(event) is packets_v2.Publish:
-                batch = self._numbered(connection, origin, event)
-                if batch is not None:
-                    by_link.setdefault(self._route(event.topic), []).append(batch)
+                topic = event.topic
+                if topic in open_chains and open_chains[topic].join(event):
+                    continue
+                chain = self._numbered(connection, origin, event)
+                if chain is not None:
+                    index = self._route(topic)
+                    by_link.setdefault(index, []).append(chain)
+                    if isinstance(chain, Chain) and self.links[index].queue.v2:
+                        open_chains[topic] = chain
+                    else:
+                        open_chains.pop(topic, None)
             elif type(event) is MessagesReceived:
                 max_bytes = self._config.limits.max_message_bytes
-                batches = by_link.setdefault(self._route(event.topic), [])
-                batches += [self._classic(event.topic, data) for data in event.batches(max_bytes)]
+                chains = by_link.setdefault(self._route(event.topic), [])
+                chains += [self._classic(event.topic, data) for data in event.batches(max_bytes)]
             elif isinstance(event, packets_v2.Publisher) and not origin.id:
                 origin.id = public_id(event.secret)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
+        for index, chains in by_link.items():
+            self._forward(index, chains, origin)
+
+    def _forward(self, index: int, chains: list[Chain | ForwardChain], origin: Origin) -> None:
+        """Forward all messages of one read that go through one link."""
+        forwarded = [chain.forward(origin) if isinstance(chain, Chain) else chain for chain in chains]
         counts = self.top_topics.counts
-        for index, batches in by_link.items():
-            messages = 0
-            for batch in batches:
-                messages += batch.count
-                try:
-                    counts[batch.topic] += batch.count
-                except KeyError:
-                    self.top_topics.count(batch.topic, batch.count)
-            self.counters["messages_in"] += messages
-            self.links[index].forward(batches, origin, len(self._publishers))
+        messages = 0
+        for chain in forwarded:
+            messages += chain.count
+            try:
+                counts[chain.topic] += chain.count
+            except KeyError:
+                self.top_topics.count(chain.topic, chain.count)
+        self.counters["messages_in"] += messages
+        self.links[index].forward(forwarded, origin, len(self._publishers))
 
     def writable(self, connection: Connection) -> None:
         """Do nothing: a publisher is only sent confirmations, refusals and pongs."""
@@ -173,8 +188,8 @@ class Producer(Handler):
 
     def _numbered(
         self, connection: Connection, origin: Origin, packet: packets_v2.Publish
-    ) -> ForwardBatch | None:
-        """Return the batch of a packet, None when it is refused here."""
+    ) -> Chain | ForwardChain | None:
+        """Return a batch as a chain, which others may join or not; None if it is refused here."""
         publisher = origin.id
         if not publisher:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
@@ -186,22 +201,27 @@ class Producer(Handler):
             connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
             return None
         messages = packet.messages
-        if not messages.whole:
+        if not packet.whole:
             connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_MESSAGES))
             return None
-        payload = packets_v2.encode(packets_v2.Forward(publisher, number, packet.after, topic, messages))
-        if len(payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:
+        max_bytes = min(MAX_CHAIN_BYTES, limits.max_message_bytes)
+        if messages.headers is None and packet_bytes(messages) <= max_bytes:
+            return Chain(packet, max_bytes)
+        forward = packets_v2.Forward(publisher, [number], packet.after, topic, [messages.count], messages)
+        chain = forward_chain(forward, origin)
+        if len(chain.payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
             connection.send_packet(packets_v2.Refused(number, "too_long", reason))
             return None
-        return ForwardBatch(publisher, number, packet.after, topic, messages.count, payload, origin)
+        return chain
 
-    def _classic(self, topic: str, data: list[str]) -> ForwardBatch:
+    def _classic(self, topic: str, data: list[str]) -> ForwardChain:
         """Return a batch of classic messages."""
         self._number += 1
         messages = pack_texts(data)
-        payload = packets_v2.encode(packets_v2.Forward(self._id, self._number, 0, topic, messages))
-        return ForwardBatch(self._id, self._number, 0, topic, len(data), payload, None)
+        return forward_chain(
+            packets_v2.Forward(self._id, [self._number], 0, topic, [len(data)], messages), None
+        )
 
     def _link(self, address: Address) -> ConsumerLink:
         return ConsumerLink(
@@ -223,8 +243,8 @@ class Producer(Handler):
         held += [batch for link in self.links for batch in link.take_waiting()]
         for link in old.values():
             self._retire(link)
-        for batch in held:
-            self.links[self._route(batch.topic)].hold([batch])
+        for chain in held:
+            self.links[self._route(chain.topic)].hold([chain])
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

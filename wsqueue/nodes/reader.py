@@ -31,8 +31,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
-import msgspec
-
 from ..errors import WsqueueError
 from ..journal import log
 from ..log.records import Record
@@ -340,5 +338,4 @@ def _from_offset(record: Record, offset: int) -> bytes:
         return record.packet
     deliver = v2.decode(record.packet)
     assert isinstance(deliver, v2.Deliver)
-    rest = deliver.messages.behind(offset - record.offset)
-    return v2.encode(msgspec.structs.replace(deliver, offset=offset, messages=rest))
+    return v2.encode(deliver.behind(offset - record.offset))

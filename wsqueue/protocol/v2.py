@@ -1,12 +1,14 @@
 """The packets of protocol v2: one map of MessagePack in one binary WebSocket message.
 
 The source is docs/protocol.md, section "Version 2". Messages travel in batches: those of one publisher on one
-topic that are sent together, as one packet.
+topic that are sent together. Between nodes and to subscribers, batches that follow each other travel as a
+chain, in one packet.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+import operator
+from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
 
@@ -34,6 +36,7 @@ MAX_PATH_CHARACTERS = 8192
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
+Counts: TypeAlias = Annotated[list[Number], msgspec.Meta(min_length=1)]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=200)]
@@ -49,7 +52,7 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 """
 
 
-INVALID_MESSAGES = "`messages` has no messages, or not the bytes or headers that `sizes` says"
+INVALID_MESSAGES = "`messages` has no messages, or others than its sizes, headers or counts say"
 """Reason of the refusal of a batch that is `invalid`."""
 
 
@@ -102,15 +105,35 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
     topic: str
     messages: Packed
 
+    @property
+    def whole(self) -> bool:
+        """Return True if there are messages, and all that belongs to them."""
+        return self.messages.whole
+
 
 class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
-    """Pass a batch on (producer to consumer), with the public id of its publisher."""
+    """Pass a chain of batches on (producer to consumer).
+
+    Attributes:
+        publisher: Public id of the publisher.
+        numbers: Number of each batch, rising; each comes after the one before it here.
+        after: Number of the publisher's batch before the first, as in its `Publish`.
+        topic: Topic of all messages.
+        counts: Number of messages of each batch.
+        messages: The messages of all batches; `NOTHING` if others came than they can have.
+    """
 
     publisher: PublicId
-    number: Number
+    numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
     after: Offset
     topic: str
+    counts: Counts
     messages: Packed
+
+    @property
+    def whole(self) -> bool:
+        """Return True if the batches have their messages, and the messages all that belongs to them."""
+        return self.messages.whole and sum(self.counts) == self.messages.count
 
 
 class _PublishHead(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
@@ -126,9 +149,10 @@ class _ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
     """A `Forward` whose messages are not decoded."""
 
     publisher: PublicId
-    number: Number
+    numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
     after: Offset
     topic: str
+    counts: Counts
     messages: msgspec.Raw
 
 
@@ -137,7 +161,8 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True):
 
     Attributes:
         numbers: Ranges of batches, each from its first to its last. From a producer: the publisher's
-            numbers. From a consumer: the position of the batch on this connection, from 1 on.
+            numbers, and none that is not confirmed. From a consumer: the position of the batch on this
+            connection, from 1 on, where a packet takes as many positions as it has batches.
     """
 
     numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
@@ -216,21 +241,40 @@ class Unsubscribed(msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=Tru
 
 
 class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True):
-    """Deliver a batch (consumer to client).
+    """Deliver a chain of batches (consumer to client).
 
     Attributes:
         topic: Topic of all messages.
         offset: Offset of the first message; each has the next.
         publisher: Public id; "" for a publisher that the consumer doesn't know.
-        number: Number of the publisher's batch; 0 without a publisher.
-        messages: The messages.
+        numbers: Number of each batch, rising; only 0 without a publisher.
+        counts: Number of messages of each batch.
+        messages: The messages of all batches.
     """
 
     topic: str
     offset: Offset
     publisher: PublicId
-    number: Offset
+    numbers: Annotated[list[Offset], msgspec.Meta(min_length=1)]
+    counts: Counts
     messages: Packed
+
+    @property
+    def whole(self) -> bool:
+        """Return True if the batches have their messages, and the messages all that belongs to them."""
+        return self.messages.whole and sum(self.counts) == self.messages.count
+
+    def behind(self, count: int) -> Deliver:
+        """Return the packet without its first messages, of which it has more."""
+        skipped, index = count, 0
+        while skipped >= self.counts[index]:
+            skipped -= self.counts[index]
+            index += 1
+        counts = [self.counts[index] - skipped, *self.counts[index + 1 :]]
+        messages = self.messages.behind(count)
+        return Deliver(
+            self.topic, self.offset + count, self.publisher, self.numbers[index:], counts, messages
+        )
 
 
 class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True):
@@ -324,9 +368,19 @@ def decode(payload: bytes) -> Packet:
         if (batch := _without_messages(payload)) is not None:
             return batch
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
-    if type(packet) is Deliver and not packet.messages.whole:
-        raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
+    if type(packet) is Forward or type(packet) is Deliver:
+        _check_chain(packet)
     return packet
+
+
+def _check_chain(packet: Forward | Deliver) -> None:
+    numbers, counts = packet.numbers, packet.counts
+    if len(numbers) != len(counts):
+        raise PeerError(CloseCode.INVALID_PACKET, "`numbers` and `counts` have different lengths")
+    if len(numbers) > 1 and not all(map(operator.lt, numbers, numbers[1:])):
+        raise PeerError(CloseCode.INVALID_PACKET, "`numbers` do not rise")
+    if type(packet) is Deliver and not packet.whole:
+        raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
 
 
 def _without_messages(payload: bytes) -> Forward | Publish | None:
@@ -336,7 +390,9 @@ def _without_messages(payload: bytes) -> Forward | Publish | None:
     except DECODE_ERRORS:
         return None
     if isinstance(head, _ForwardHead):
-        return Forward(head.publisher, head.number, head.after, head.topic, NOTHING)
+        forward = Forward(head.publisher, head.numbers, head.after, head.topic, head.counts, NOTHING)
+        _check_chain(forward)
+        return forward
     return Publish(head.number, head.after, head.topic, NOTHING)
 
 

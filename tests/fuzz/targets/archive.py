@@ -20,7 +20,9 @@ from wsqueue.config.model import Retention
 from wsqueue.errors import WsqueueError
 from wsqueue.log.archive import FILE_NAME
 from wsqueue.log.sqlite import SqliteStore
-from wsqueue.log.store import AppendBatch, Outcome
+from wsqueue.log.store import Outcome
+
+from ...support.messages import append_one
 
 WORDS = (
     b"SQLite format 3\0",
@@ -80,9 +82,7 @@ async def use(directory: Path) -> None:
     except WsqueueError as error:
         check_error(error, directory)
         return
-    sent = [
-        AppendBatch(topic, packed("again"), "p", number) for topic in ("news", "new") for number in (1, 7)
-    ]
+    sent = [append_one(topic, packed("again"), "p", number) for topic in ("news", "new") for number in (1, 7)]
     store.append(sent)
     settled = asyncio.ensure_future(store.settle())
     while not damage and not (settled.done() and not store.log_status().unchecked):  # noqa: ASYNC110
@@ -91,7 +91,7 @@ async def use(directory: Path) -> None:
         settled.cancel()
         await set_aside(store, directory)
         return
-    assert [outcome.batch for outcome in outcomes] == sent
+    assert [outcome.chain for outcome in outcomes] == sent
     stored = [outcome.record for outcome in outcomes if outcome.record is not None]
     for topic in ("news", "sport", "new"):
         log = store.topic(topic)
@@ -188,11 +188,11 @@ def good_files() -> Mapping[str, bytes]:
 
     async def write() -> dict[str, bytes]:
         for batches in (
-            [AppendBatch("news", packed(f"old {number}"), "p", number) for number in range(1, 4)],
+            [append_one("news", packed(f"old {number}"), "p", number) for number in range(1, 4)],
             [
-                AppendBatch("sport", packed("a", "b", headers=[{"k": "v"}, None]), "q", 5),
-                AppendBatch("news", packed("x" * 20_000)),
-                AppendBatch("n", packed(b"\xff", b"")),
+                append_one("sport", packed("a", "b", headers=[{"k": "v"}, None]), "q", 5),
+                append_one("news", packed("x" * 20_000)),
+                append_one("n", packed(b"\xff", b"")),
             ],
         ):
             retention = Retention(mode="sqlite", directory=str(directory), max_age_seconds=3600.0)

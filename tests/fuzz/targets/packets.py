@@ -16,6 +16,8 @@ from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.packed import pack
 
+from ...support.messages import deliver_one, forward_one
+
 WORDS = (
     *session.WORDS,
     *(rb"\ud800", rb"\u0000", b"\xf0\x9f\x98\x80", b"1e400", b"9007199254740992", b"null"),
@@ -85,10 +87,10 @@ def check_v2(payload: bytes) -> None:
     assert pack(parts, text=messages.text, headers=messages.headers) == messages
     behind = messages.behind(messages.count // 2)
     assert behind.unpack() == unpacked[messages.count // 2 :]
-    forward = v2.Forward("p", 1, 0, packet.topic, messages)
+    forward = forward_one("p", 1, 0, packet.topic, messages)
     assert v2.decode(v2.encode(forward)) == forward
     for some in (messages, behind):
-        deliver = v2.Deliver(packet.topic, 0, "p", 1, some)
+        deliver = deliver_one(packet.topic, 0, "p", 1, some)
         assert v2.decode(v2.encode(deliver)) == deliver
 
 

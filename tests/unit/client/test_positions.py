@@ -14,6 +14,8 @@ from wsqueue.protocol import classic, v2
 from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.protocol.session import Event, MessagesReceived
 
+from ...support.messages import deliver_one
+
 
 def subscribed(*topics: str, offset: int = 0, end: int = 0) -> Positions:
     """Return the positions in topics that a consumer delivers."""
@@ -25,7 +27,7 @@ def subscribed(*topics: str, offset: int = 0, end: int = 0) -> Positions:
 def deliver(
     offset: int, *data: str | bytes, topic: str = "news", publisher: str = "", number: int = 0
 ) -> v2.Deliver:
-    return v2.Deliver(topic, offset, publisher, number, packed(*data))
+    return deliver_one(topic, offset, publisher, number, packed(*data))
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_messages_have_their_place_in_the_log() -> None:
 def test_messages_come_as_they_were_published() -> None:
     positions = subscribed("news")
     headers: list[Headers | None] = [{"id": "1"}, None, {}]
-    batch = v2.Deliver("news", 2, "", 0, packed("c", "d", "e", headers=headers))
+    batch = deliver_one("news", 2, "", 0, packed("c", "d", "e", headers=headers))
     assert positions.receive([deliver(0, b"\xff", b""), batch]) == [
         Message("news", b"\xff", "log", 0),
         Message("news", b"", "log", 1),
@@ -67,7 +69,7 @@ def test_messages_come_as_they_were_published() -> None:
 def test_a_text_that_is_no_text_comes_as_bytes() -> None:
     """No client of ours sends one, and no node looks."""
     positions = subscribed("news")
-    batch = v2.Deliver("news", 0, "", 0, Packed([1, 1, 2], memoryview(b"a\xff\xc3\xb1")))
+    batch = deliver_one("news", 0, "", 0, Packed([1, 1, 2], memoryview(b"a\xff\xc3\xb1")))
     received = positions.receive([batch])
     assert [item.data for item in received if isinstance(item, Message)] == ["a", b"\xff", "ñ"]
 

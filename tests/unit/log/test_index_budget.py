@@ -15,13 +15,13 @@ from wsqueue.log.index_budget import (
     topic_bytes,
 )
 from wsqueue.log.records import StoreState, TopicState
-from wsqueue.log.store import AppendBatch
+from wsqueue.log.store import AppendChain
 from wsqueue.net.connection import Connection
 from wsqueue.nodes.subscribers import Subscribers
 from wsqueue.protocol.repeats import NUMBER_BYTES, PUBLISHER_BYTES, name_bytes
 
 from ...support.fake_connection import FakeConnection
-from ...support.messages import packed
+from ...support.messages import append_one, packed
 from ...support.stores import Archived, FakeArchive, Logs
 
 pytestmark = pytest.mark.anyio
@@ -35,7 +35,7 @@ async def logs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
     return await Archived.opened() if request.param == "sqlite" else Logs()
 
 
-async def store(logs: Logs, *batches: AppendBatch) -> None:
+async def store(logs: Logs, *batches: AppendChain) -> None:
     logs.append(*batches)
     if isinstance(logs, Archived):
         logs.archive.commit()
@@ -64,7 +64,7 @@ async def test_subscriptions_to_unused_topics_leave_nothing_behind(logs: Logs) -
 async def test_empty_topics_make_room_and_those_in_use_stay() -> None:
     logs = Logs()
     index = logs.store.index
-    logs.append(*(AppendBatch(f"{number}", packed("a")) for number in range(10)))
+    logs.append(*(append_one(f"{number}", packed("a")) for number in range(10)))
     assert index.used == 0
     logs.store.reading("0", 1)
     logs.clock.now += 10_000
@@ -88,7 +88,7 @@ async def test_topics_of_an_archive_are_not_in_its_way(monkeypatch: pytest.Monke
     monkeypatch.setattr(sqlite, "Archive", FakeArchive)
     logs = await Archived.opened()
     logs.store.index.limit = 0
-    await store(logs, *(AppendBatch(f"{number}", packed("a")) for number in range(10)))
+    await store(logs, *(append_one(f"{number}", packed("a")) for number in range(10)))
     logs.clock.now += 10_000
     logs.store.trim()
     assert not logs.store.index.full
@@ -99,8 +99,8 @@ async def test_numbers_have_half_of_it(logs: Logs) -> None:
     index, each = logs.store.index, PUBLISHER_BYTES + NUMBER_BYTES + name_bytes("news")
     index.limit = 2 * 10 * each
 
-    def batches(*numbers: int) -> list[AppendBatch]:
-        return [AppendBatch("news", packed("x"), f"p{number}", 1) for number in numbers]
+    def batches(*numbers: int) -> list[AppendChain]:
+        return [append_one("news", packed("x"), f"p{number}", 1) for number in numbers]
 
     await store(logs, *batches(*range(100)))
     assert index.numbers == index.used == 10 * each
@@ -119,7 +119,7 @@ async def test_a_failed_commit_and_a_restart_count_the_same(monkeypatch: pytest.
     logs = await Archived.opened(state)
     index, each = logs.store.index, PUBLISHER_BYTES + NUMBER_BYTES + name_bytes("news")
     assert index.numbers == each
-    logs.append(AppendBatch("news", packed("x"), "q", 1), AppendBatch("news", packed("x"), "p", 4))
+    logs.append(append_one("news", packed("x"), "q", 1), append_one("news", packed("x"), "p", 4))
     assert index.numbers == 2 * each
     logs.archive.fail()
     assert index.numbers == 2 * each

@@ -14,10 +14,10 @@ from wsqueue.errors import ConfigError
 from wsqueue.log import ledger, sqlite
 from wsqueue.log.records import TOPIC_OVERHEAD_BYTES, Epoch, StoreState, TopicState
 from wsqueue.log.sqlite import SqliteStore
-from wsqueue.log.store import AppendBatch
+from wsqueue.log.store import AppendChain
 from wsqueue.report.report import LogStatus
 
-from ...support.messages import packed
+from ...support.messages import append_one, packed
 from ...support.stores import Archived, FakeArchive, Logs, batch
 
 pytestmark = pytest.mark.anyio
@@ -171,7 +171,7 @@ class TestSqliteStore:
         monkeypatch.setattr(sqlite, "CACHE_BYTES", 2 * size + TOPIC_OVERHEAD_BYTES + 50)
         logs = await Archived.opened()
         for _ in range(5):
-            logs.append(AppendBatch("news", packed("x" * 100)))
+            logs.append(append_one("news", packed("x" * 100)))
             logs.archive.commit()
         log = logs.store.topic("news")
         assert logs.in_memory("news") == [3, 4]
@@ -202,7 +202,7 @@ class TestSqliteStore:
         """Two publishers send on two topics, again and again, while commits and failures come."""
         random = Random(seed)
         logs = await Archived.opened()
-        sent: list[AppendBatch] = []
+        sent: list[AppendChain] = []
         for _ in range(120):
             kind = random.random()
             if kind < 0.6:
@@ -224,7 +224,7 @@ class TestSqliteStore:
                 logs.archive.fail()
         logs.archive.commit()
         # All are told, in their order.
-        assert [id(outcome.batch) for outcome in logs.outcomes] == [id(one) for one in sent]
+        assert [id(outcome.chain) for outcome in logs.outcomes] == [id(one) for one in sent]
         for topic in "ab":
             stored = [outcome.record for outcome in logs.outcomes if outcome.record is not None]
             mine = [record for record in stored if record.topic == topic]
@@ -237,10 +237,10 @@ class TestSqliteStore:
         stored_by: set[tuple[str, str, int]] = set()
         highest: dict[tuple[str, str], int] = {}
         for outcome in logs.outcomes:
-            one = outcome.batch
+            one = outcome.chain
             if outcome.record is not None:
-                stored_by.add((one.topic, one.publisher, one.number))
-                highest[one.topic, one.publisher] = one.number
+                stored_by.add((one.topic, one.publisher, one.numbers[-1]))
+                highest[one.topic, one.publisher] = one.numbers[-1]
             elif outcome.code is None:
-                assert one.number <= highest[one.topic, one.publisher]
+                assert one.numbers[-1] <= highest[one.topic, one.publisher]
         assert stored_by

@@ -17,12 +17,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from wsqueue.log import ledger, logs
 from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record
-from wsqueue.log.store import AppendBatch, Outcome
-from wsqueue.protocol import v2
+from wsqueue.log.store import AppendChain, Outcome
 from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.report import LogStatus
 
-from ...support.messages import packed
+from ...support.messages import append_one, deliver_one, packed
 from ...support.stores import Clock, Logs, batch, delivered, limits
 
 pytestmark = [pytest.mark.anyio, pytest.mark.parametrize("mode", ["memory", "sqlite"])]
@@ -34,7 +33,7 @@ class Running(Logs):
     """A store that is open."""
 
     async def publish_all(self, topic: str, *data: str | bytes) -> Record:
-        (outcome,) = await self.stored(AppendBatch(topic, packed(*data)))
+        (outcome,) = await self.stored(append_one(topic, packed(*data)))
         assert outcome.record is not None
         return outcome.record
 
@@ -124,7 +123,7 @@ async def test_texts_bytes_and_headers_are_kept_as_they_came(
         Packed([1, 2], memoryview(b"\xff\xc3\xb1")),
     ]
     async with running(mode, tmp_path) as logs:
-        await logs.stored(*(AppendBatch("news", messages) for messages in sent))
+        await logs.stored(*(append_one("news", messages) for messages in sent))
     async with running(mode, tmp_path) as logs:
         records = await logs.store.read(logs.store.topic("news"), 0, 2**40)
         assert [delivered(record).messages for record in records] == sent
@@ -133,7 +132,7 @@ async def test_texts_bytes_and_headers_are_kept_as_they_came(
 class TestNumbers:
     """A batch is stored once, and not before one that it comes after."""
 
-    async def codes(self, logs: Logs, *batches: AppendBatch) -> list[str]:
+    async def codes(self, logs: Logs, *batches: AppendChain) -> list[str]:
         await logs.stored(*batches)
         return [logs.outcome_of(one).partition(" at ")[0] for one in batches]
 
@@ -179,7 +178,7 @@ class TestNumbers:
             quiet, again = ([batch(5, publisher=name) for name in "abc"] for _ in range(2))
             await running_logs.stored(*quiet)
             for number in range(100):
-                flood = AppendBatch(f"topic {number}", packed("x"), "flood", 1)
+                flood = append_one(f"topic {number}", packed("x"), "flood", 1)
                 assert await self.codes(running_logs, flood) == ["stored"]
             assert await self.codes(running_logs, *again) == ["a repeat"] * 3
 
@@ -197,7 +196,7 @@ class TestLimits:
 
     async def test_bytes_of_a_topic(self, mode: str) -> None:
         async with running(mode, max_bytes_per_topic=3 * SIZE) as logs:
-            await logs.stored(*(AppendBatch("a", packed("x" * 100)) for _ in range(3)))
+            await logs.stored(*(append_one("a", packed("x" * 100)) for _ in range(3)))
             assert await logs.kept("a") == [0, 1, 2]
             await logs.publish_all("a", "x" * 101)
             assert await logs.kept("a") == [2, 3]
@@ -267,7 +266,7 @@ class TestLimits:
 
     async def test_other_limits_hold_from_a_reload_on(self, mode: str) -> None:
         async with running(mode) as logs:
-            await logs.stored(*(AppendBatch(topic, packed("x")) for topic in "ababa"))
+            await logs.stored(*(append_one(topic, packed("x")) for topic in "ababa"))
             logs.store.reconfigure(msgspec.structs.replace(logs.config, max_messages_per_topic=1))
             await logs.trimmed(a=[2], b=[1])
             logs.store.reconfigure(msgspec.structs.replace(logs.config, max_age_seconds=1))
@@ -337,7 +336,7 @@ class TestRestart:
 
     async def test_with_lower_limits_less_is_kept(self, mode: str, tmp_path: Path) -> None:
         async with running(mode, tmp_path) as logs:
-            await logs.stored(*(AppendBatch(topic, packed("x" * 100)) for topic in "ab" * 5))
+            await logs.stored(*(append_one(topic, packed("x" * 100)) for topic in "ab" * 5))
         async with running(mode, tmp_path, max_messages_per_topic=2) as logs:
             await logs.trimmed(a=[3, 4], b=[3, 4])
         async with running(mode, tmp_path, max_bytes=SIZE + TOPIC_OVERHEAD_BYTES) as logs:
@@ -458,7 +457,7 @@ class Model(RuleBasedStateMachine):
     )
     def append(self, many: list[tuple[str, str, int, int, int]]) -> None:
         batches = [
-            AppendBatch(topic, packed(*[one] * count), publisher, number if publisher else 0, after)
+            append_one(topic, packed(*[one] * count), publisher, number if publisher else 0, after)
             for topic, publisher, number, after, count in many
             for one in ["x" * 20 * count if count % 2 else b"\xff" * 20 * count]
         ]
@@ -489,24 +488,28 @@ class Model(RuleBasedStateMachine):
             assert self.logs.store.topic(name).next >= self.used.get(name, 0)
 
     def _expect(self, outcome: Outcome, messages: Packed) -> None:
-        one, record = outcome.batch, outcome.record
+        one, record = outcome.chain, outcome.record
         owner = one.topic, one.publisher
         last = self.last.get(owner)
         if record is None:
             assert one.publisher
             assert last is not None
-            assert (one.after > last) if outcome.code == "after_refused" else (one.number <= last)
+            assert (one.after > last) if outcome.code == "after_refused" else (one.numbers[-1] <= last)
             return
-        assert not one.publisher or last is None or owner in self.unsure or one.number > last >= one.after
+        assert (
+            not one.publisher or last is None or owner in self.unsure or one.numbers[-1] > last >= one.after
+        )
         assert outcome.code is None
         # No offset is ever used twice, though the topic was forgotten.
         assert record.offset >= self.used.get(one.topic, 0)
         if any(kept.topic == one.topic for kept in self.order):
             assert record.offset == self.used[one.topic]
         assert record.count == messages.count
-        assert delivered(record) == v2.Deliver(one.topic, record.offset, one.publisher, one.number, messages)
+        assert delivered(record) == deliver_one(
+            one.topic, record.offset, one.publisher, one.numbers[-1], messages
+        )
         if one.publisher:
-            self.last[owner] = one.number
+            self.last[owner] = one.numbers[-1]
             self.unsure.discard(owner)
         self.used[one.topic] = record.end
         size = len(record.packet) + RECORD_OVERHEAD_BYTES

@@ -21,7 +21,7 @@ from wsqueue.protocol.frames import TEXT_AND_FIN
 from wsqueue.protocol.packed import Headers, Packed
 
 from ...support.fake_connection import FakeConnection, payloads_of
-from ...support.messages import packed
+from ...support.messages import deliver_one, packed
 
 pytestmark = pytest.mark.anyio
 
@@ -70,7 +70,7 @@ class Delivery:
         """Deliver batches, all at once."""
         records = []
         for messages in batches:
-            packet = v2.encode(v2.Deliver(topic, self.next, "", 0, messages))
+            packet = v2.encode(deliver_one(topic, self.next, "", 0, messages))
             records.append(Record(topic, self.next, messages.count, 0.0, "", 0, packet))
             self.next = records[-1].end
         self.delivery.deliver(topic, records)

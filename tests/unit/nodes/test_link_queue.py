@@ -12,13 +12,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits
 from wsqueue.nodes import link_queue
-from wsqueue.nodes.link_queue import MAX_REASON_CHARACTERS, ForwardBatch, LinkQueue, Origin
+from wsqueue.nodes.link_queue import MAX_REASON_CHARACTERS, ForwardChain, LinkQueue, Origin, forward_chain
 from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.stats import Histogram
 
-from ...support.messages import packed
+from ...support.messages import forward_one, packed
 
 SLICE, WINDOW, SLOW, HELD = 1500, 4000, 2500, 6000
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
@@ -35,10 +35,9 @@ def batch(
     after: int = 0,
     origin: Origin | None = None,
     headers: list[Headers | None] | None = None,
-) -> ForwardBatch:
+) -> ForwardChain:
     messages = packed(*data or ["x"], headers=headers)
-    payload = v2.encode(v2.Forward(publisher, number, after, topic, messages))
-    return ForwardBatch(publisher, number, after, topic, messages.count, payload, origin)
+    return forward_chain(forward_one(publisher, number, after, topic, messages), origin)
 
 
 def forwarded(payload: bytes) -> v2.Forward:
@@ -70,7 +69,7 @@ class Machine(RuleBasedStateMachine):
         self.origins = [Origin(None) for _ in range(4)]
         self.numbers = [0] * len(self.origins)
         self.paused: set[Origin] = set()
-        self.held: dict[Key, ForwardBatch] = {}
+        self.held: dict[Key, ForwardChain] = {}
         self.refused: set[Key] = set()
         # What was sent on this connection and is not confirmed, with the position at which it ends.
         self.connected, self.confirmed = False, 0
@@ -103,7 +102,7 @@ class Machine(RuleBasedStateMachine):
                 after=after,
                 origin=None if is_classic else self.origins[index],
             )
-            self.held[made.publisher, made.number] = made
+            self.held[made.publisher, number] = made
             batches.append(made)
         self.queue.hold(batches)
         if self.queue.block(self.origins[index]):
@@ -134,8 +133,8 @@ class Machine(RuleBasedStateMachine):
             before = self.begun[1] if self.begun is not None and self.begun[0] == key else 0
             if not before:
                 assert self.begun is None
-                assert sent.number > self.latest[sent.publisher, sent.topic]
-                self.latest[sent.publisher, sent.topic] = sent.number
+                assert key[1] > self.latest[sent.publisher, sent.topic]
+                self.latest[sent.publisher, sent.topic] = key[1]
             messages = sent.count if self.queue.v2 else 1
             self.expected["forwarded"] += messages
             self.begun = key, before + messages
@@ -188,7 +187,7 @@ class Machine(RuleBasedStateMachine):
         # What goes back to the queue may be sent again from its first batch on.
         for each in self.held.values():
             way = each.publisher, each.topic
-            self.latest[way] = min(self.latest[way], each.number - 1)
+            self.latest[way] = min(self.latest[way], each.numbers[0] - 1)
         self.settle(set(), refusals)
 
     @rule(all_of_it=st.booleans())
@@ -327,7 +326,7 @@ class TestAnswers:
             queue.refuse(refused(queue.sent), 0.0)
         queue.answers()
         queue.hold([batch(number + 1, after=number, origin=origin) for number in (1, 11, 21)])
-        assert [forwarded(payload).number for payload in queue.next_slice(2**40)] == [2]
+        assert [forwarded(payload).numbers for payload in queue.next_slice(2**40)] == [[2]]
         assert [packet.number for _, packet in queue.answers() if isinstance(packet, v2.Refused)] == [12, 22]
 
 
@@ -358,8 +357,7 @@ class TestClassicConsumer:
             Origin(None),
         )
         queue.connected(v2=False)
-        payload = v2.encode(v2.Forward("p", 2, 1, "news", messages))
-        wrong = ForwardBatch("p", 2, 1, "news", messages.count, payload, origin)
+        wrong = forward_chain(forward_one("p", 2, 1, "news", messages), origin)
         other = batch(1, "of another", publisher="q", origin=origin)
         queue.hold([batch(1, "first", origin=origin), wrong, batch(3, "next", after=2, origin=origin), other])
         assert list(map(said, queue.next_slice(2**40))) == ["first", "of another"]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from wsqueue.errors import WsqueueError
 from wsqueue.log import ledger, sqlite
 from wsqueue.log.records import Epoch, Record, StoreState, TopicState
-from wsqueue.log.store import AppendBatch, Outcome
+from wsqueue.log.store import Outcome
 from wsqueue.nodes import reader
 from wsqueue.nodes.reader import ArchiveTurns, Reader
 from wsqueue.protocol import v2
@@ -25,7 +25,7 @@ from wsqueue.protocol.packed import Headers
 from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
 
 from ...support.fake_connection import FakeConnection
-from ...support.messages import packed
+from ...support.messages import append_one, deliver_one, packed
 from ...support.session_pair import few
 from ...support.stores import Archived, FakeArchive, Logs
 
@@ -47,7 +47,7 @@ class Subscriber:
 
     def publish(self, *data: str | bytes) -> bool:
         """Publish a batch as a consumer would, and return whether the reader was sent it."""
-        return self.deliver(self.logs.append(AppendBatch(self.topic, packed(*data))))
+        return self.deliver(self.logs.append(append_one(self.topic, packed(*data))))
 
     def deliver(self, outcomes: list[Outcome]) -> bool:
         """Hand stored batches to the reader."""
@@ -73,7 +73,7 @@ def subscribed(logs: Logs, offset: int, end: int, topic: str = "news") -> Subscr
 
 
 def deliver(offset: int, *data: str | bytes) -> Deliver:
-    return Deliver("news", offset, "", 0, packed(*data))
+    return deliver_one("news", offset, "", 0, packed(*data))
 
 
 Packets = list[Packet]
@@ -108,9 +108,9 @@ class TestStart:
 
     def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
         logs = Logs()
-        logs.append(AppendBatch("news", packed("a", "b"), "p", 7))
+        logs.append(append_one("news", packed("a", "b"), "p", 7))
         _, rest = Subscriber(logs, Subscribe("news", "offset", None, 1)).took()
-        assert v2.decode(v2.encode(rest)) == rest == Deliver("news", 1, "p", 7, packed("b"))
+        assert v2.decode(v2.encode(rest)) == rest == deliver_one("news", 1, "p", 7, packed("b"))
 
     @pytest.mark.parametrize("offset", range(5))
     @pytest.mark.parametrize("kind", ["bytes", "texts", "headers"])
@@ -122,7 +122,7 @@ class TestStart:
         headers: list[Headers | None] = [None, {"id": "1"}, {}, {"id": "ñ", "type": ""}, None]
         of = headers if kind == "headers" else None
         logs = Logs()
-        logs.append(AppendBatch("news", packed(*data, headers=of)))
+        logs.append(append_one("news", packed(*data, headers=of)))
         _, rest = Subscriber(logs, Subscribe("news", "offset", None, offset)).took()
         assert isinstance(rest, Deliver)
         assert (rest.offset, rest.messages.unpack()) == (offset, data[offset:])
@@ -280,7 +280,7 @@ class TestFallingBehind:
         subscriber = Subscriber(logs, EARLIEST, connection)
         assert [type(packet) for packet in subscriber.took()] == [Subscribed, Deliver]
         for _ in range(4):
-            connection.room = reader.CHUNK_BYTES + 100
+            connection.room = reader.CHUNK_BYTES + 150
             subscriber.reader.catch_up()
             assert len(subscriber.took()) == 2
         assert not subscriber.publish("late")
@@ -441,14 +441,14 @@ class TestArchive:
         assert isinstance(logs.archive, ReadableArchive)
         self.archive = logs.archive
         for letters in batches:
-            logs.append(AppendBatch("news", packed(*letters)))
+            logs.append(append_one("news", packed(*letters)))
             logs.archive.commit()
             logs.clock.now += 10
         assert logs.in_memory("news") == []
         return logs
 
     def publish(self, subscriber: Subscriber, *data: str) -> bool:
-        subscriber.logs.append(AppendBatch("news", packed(*data)))
+        subscriber.logs.append(append_one("news", packed(*data)))
         return self.commit(subscriber)
 
     def commit(self, subscriber: Subscriber, count: int | None = None) -> bool:
@@ -499,7 +499,7 @@ class TestArchive:
         """Its reader may find records that its writer has committed and not reported yet."""
         logs = await self.logs("ab")
         subscriber = Subscriber(logs, EARLIEST)
-        logs.append(AppendBatch("news", packed("c")), AppendBatch("news", packed("d")))
+        logs.append(append_one("news", packed("c")), append_one("news", packed("d")))
         self.archive.stored += self.archive.queue
         await turns()
         rest = [deliver(0, "a", "b"), deliver(2, "c"), D]

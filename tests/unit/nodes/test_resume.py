@@ -11,11 +11,10 @@ from typing import Any
 import pytest
 
 from wsqueue.log import epochs
-from wsqueue.log.store import AppendBatch
 from wsqueue.protocol import v2
 from wsqueue.protocol.v2 import Deliver, Gap, Subscribe, Subscribed
 
-from ...support.messages import packed
+from ...support.messages import append_one, packed
 from ...support.stores import Logs, limits
 from .test_reader import Subscriber
 
@@ -53,7 +52,7 @@ class World:
         """Publish messages that are unlike all others."""
         data = [f"{self._count + index}" for index in range(messages)]
         self._count += messages
-        await self.logs.stored(AppendBatch(topic, packed(*data)))
+        await self.logs.stored(append_one(topic, packed(*data)))
         self.history[topic] += data
 
     def save(self, topic: str, offset: int | None = None) -> None:

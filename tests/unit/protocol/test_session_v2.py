@@ -21,9 +21,10 @@ from wsqueue.protocol.packed import NOTHING, pack, pack_texts
 from wsqueue.protocol.session import MAX_HELLO_BURDEN, Event, HelloDone, Session
 from wsqueue.protocol.v2 import OVERHEAD_BYTES, SUBPROTOCOL, Packet
 
+from ...support.messages import deliver_one, forward_one
 from ...support.oracle import parse_frames
 from ...support.raw_peer import offer_of, request_of
-from ...support.raw_v2_peer import encoded, forward_of, publish_of
+from ...support.raw_v2_peer import deliver_of, encoded, forward_of, publish_of
 from ...support.session_pair import (
     MAX_MESSAGE_BYTES,
     PATH,
@@ -451,18 +452,17 @@ class TestPackets:
     def test_a_batch_with_broken_messages_does_not_end_the_connection(self, role: Role) -> None:
         peer = V2Peer.established(role)
         bad = [encoded(batch(7, "x", messages={"sizes": [1]})) for batch in (forward_of, publish_of)]
-        expected = [v2.Forward("p", 7, 0, "x", NOTHING), v2.Publish(7, 0, "x", NOTHING)]
+        expected = [forward_one("p", 7, 0, "x", NOTHING), v2.Publish(7, 0, "x", NOTHING)]
         assert peer.send(*bad, *bad) == expected * 2
         assert peer.session.established
 
     @both_roles
     def test_what_is_delivered_must_be_whole(self, role: Role) -> None:
         peer = V2Peer.established(role)
-        fields = {"topic": "x", "offset": 0, "publisher": "", "number": 0}
         good, bad = (
-            packet("deliver", **fields, messages={"sizes": [1], "data": data}) for data in (b"a", b"")
+            encoded(deliver_of(0, "x", messages={"sizes": [1], "data": data})) for data in (b"a", b"")
         )
-        assert peer.send(good, bad, good) == [v2.Deliver("x", 0, "", 0, pack_texts(["a"]))]
+        assert peer.send(good, bad, good) == [deliver_one("x", 0, "", 0, pack_texts(["a"]))]
         assert_ended(peer.session, CloseCode.INVALID_PACKET)
 
     @both_roles
@@ -470,7 +470,7 @@ class TestPackets:
         pair = Pair(initiator=initiate(offer_v2=True))
         pair.exchange()
         sender, receiver = pair.ends(role)
-        sent = v2.Deliver("x", 0, "", 0, pack([bytes(range(256)), b"", b"\xff" * 999], text=False))
+        sent = deliver_one("x", 0, "", 0, pack([bytes(range(256)), b"", b"\xff" * 999], text=False))
         (event,) = receiver.receive_data(sender.frame([v2.encode(sent)]))
         assert event == sent
 

@@ -19,6 +19,7 @@ from wsqueue.protocol.classic import MAX_DETAIL_CHARACTERS
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.packed import NOTHING, Packed, pack, pack_texts
 
+from ...support.messages import deliver_one, forward_one
 from ...support.raw_v2_peer import deliver_of, encoded, forward_of, messages_of, publish_of
 from ...support.session_pair import many
 from ...support.strategies import V2_PACKETS, batches, msgpack_values, utf8_text
@@ -93,8 +94,8 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Publish(2, 1, "news", pack_texts(["a", "ñ"])), publish_of(2, "news", "a", "ñ", after=1)),
     (v2.Publish(2, 0, "", pack([b"\xff", b""], text=False)), publish_of(2, "", b"\xff", b"")),
     (
-        v2.Forward("p", 2, 1, "ñ", pack([b"a", b"b"], text=True, headers=[{"k": "v"}, None])),
-        {"t": "forward", "publisher": "p", "number": 2, "after": 1, "topic": "ñ"}
+        forward_one("p", 2, 1, "ñ", pack([b"a", b"b"], text=True, headers=[{"k": "v"}, None])),
+        {"t": "forward", "publisher": "p", "numbers": [2], "after": 1, "topic": "ñ", "counts": [2]}
         | {"messages": messages_of("a", "b", headers=[{"k": "v"}, None])},
     ),
     (v2.Ack([(1, 3), (7, 7)]), {"t": "ack", "numbers": [[1, 3], [7, 7]]}),
@@ -113,9 +114,9 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Unsubscribe("news"), {"t": "unsubscribe", "topic": "news"}),
     (v2.Unsubscribed("news"), {"t": "unsubscribed", "topic": "news"}),
     (
-        v2.Deliver("news", 3, "p", 2, pack([b"a", b""], text=False, headers=[None, {"k": ""}])),
+        deliver_one("news", 3, "p", 2, pack([b"a", b""], text=False, headers=[None, {"k": ""}])),
         deliver_of(
-            3, "news", publisher="p", number=2, messages=messages_of(b"a", b"", headers=[None, {"k": ""}])
+            3, "news", publisher="p", numbers=[2], messages=messages_of(b"a", b"", headers=[None, {"k": ""}])
         ),
     ),
     (v2.Gap("news", 3, 2), {"t": "gap", "topic": "news", "offset": 3, "missed": 2}),
@@ -228,8 +229,18 @@ class TestNumbers:
             {"t": "subscribed", "topic": "x", "log": "", "offset": number, "end": 1},
             {"t": "subscribed", "topic": "x", "log": "", "offset": 1, "end": number},
             *(publish_of(1, "x", "a") | {field: number} for field in ("number", "after")),
-            *(forward_of(1, "x", "a") | {field: number} for field in ("number", "after")),
-            *(deliver_of(1, "x", "a") | {field: number} for field in ("number", "offset")),
+            *(
+                forward_of(1, "x", "a") | {field: number}
+                for field in ("numbers", "after", "counts")
+                if number != [1]
+            ),
+            *(
+                deliver_of(1, "x", "a") | {field: number}
+                for field in ("numbers", "offset", "counts")
+                if number != [1]
+            ),
+            *(batch_of(1, "x", "a") | {"numbers": [number]} for batch_of in (forward_of, deliver_of)),
+            *(batch_of(1, "x", "a") | {"counts": [number]} for batch_of in (forward_of, deliver_of)),
         ):
             refusal(encoded(payload))
 
@@ -240,7 +251,7 @@ class TestNumbers:
         refusal(encoded({"t": "gap", "topic": "x", "offset": None, "missed": 1}))
         refusal(encoded(publish_of(0, "x", "a")))
         refusal(encoded(publish_of(1, "x", "a") | {"after": None}))
-        assert v2.decode(encoded(deliver_of(0, "x", "a", number=0))) == v2.Deliver("x", 0, "", 0, ONE)
+        assert v2.decode(encoded(deliver_of(0, "x", "a", numbers=[0]))) == deliver_one("x", 0, "", 0, ONE)
 
     @pytest.mark.parametrize("number", [1, 127, 128, 255, 256, 2**31, 2**32 - 1, 2**32, v2.MAX_NUMBER])
     def test_each_form_of_an_integer(self, number: int) -> None:
@@ -403,7 +414,7 @@ batch_of = pytest.mark.parametrize("batch_of", [publish_of, forward_of], ids=["p
 
 def batch_with(messages: Packed, *, forward: bool) -> v2.Publish | v2.Forward:
     """Return the packet `batch_of(7, "news", after=3)` with other messages."""
-    return v2.Forward("p", 7, 3, "news", messages) if forward else v2.Publish(7, 3, "news", messages)
+    return forward_one("p", 7, 3, "news", messages) if forward else v2.Publish(7, 3, "news", messages)
 
 
 def with_unknown(value: bytes) -> bytes:
@@ -424,7 +435,7 @@ class TestMessages:
         self, batch_of: Callable[..., dict[str, Any]], messages: object
     ) -> None:
         expected = batch_with(NOTHING, forward=batch_of is forward_of)
-        fields = batch_of(7, "news", after=3, messages=messages)
+        fields = batch_of(7, "news", after=3, counts=[1], messages=messages)
         assert v2.decode(encoded(fields)) == expected
         # Wherever the field is.
         assert v2.decode(encoded({"messages": messages} | fields)) == expected
@@ -437,7 +448,7 @@ class TestMessages:
     ) -> None:
         packet = v2.decode(encoded(batch_of(7, "news", after=3, messages=messages)))
         assert isinstance(packet, v2.Publish | v2.Forward)
-        assert not packet.messages.whole
+        assert not packet.whole
         same = Packed(
             messages["sizes"],
             memoryview(messages["data"]),
@@ -457,7 +468,8 @@ class TestMessages:
     @pytest.mark.parametrize(
         "changes",
         [
-            *({"after": -3}, {"after": 3.0}, {"number": 0}, {"number": 2**53}, {"number": "7"}, {"topic": 7}),
+            *({"after": -3}, {"after": 3.0}, {"topic": 7}),
+            *({"number": one, "numbers": [one]} for one in (0, 2**53, "7")),
             *({"topic": b"news"}, {"t": "backward"}, {"t": 7}, {"t": "ack"}, {"t": "deliver"}, {1: 2}),
             *({"publisher": 7}, {"publisher": "p" * 65}),
         ],
@@ -517,8 +529,8 @@ class TestMessages:
         packed = pack([b"\xff", b"\xed\xa0\x80"], text=text)
         for packet in (
             v2.Publish(1, 0, "x", packed),
-            v2.Forward("p", 1, 0, "x", packed),
-            v2.Deliver("x", 0, "", 0, packed),
+            forward_one("p", 1, 0, "x", packed),
+            deliver_one("x", 0, "", 0, packed),
         ):
             again = v2.decode(v2.encode(packet))
             assert again == packet
@@ -534,12 +546,12 @@ class TestMessages:
         payload = encoded(publish_of(7, "news", after=3, messages=fields))
         published = v2.decode(payload)
         assert isinstance(published, v2.Publish)
-        forward = v2.Forward("p", 7, 3, "news", published.messages)
+        forward = forward_one("p", 7, 3, "news", published.messages)
         forwarded = v2.decode(v2.encode(forward))
         assert forwarded == forward
         if published.messages.whole:
             assert len(v2.encode(published)) <= len(payload)
-            deliver = v2.Deliver("news", 5, "p", 7, published.messages)
+            deliver = deliver_one("news", 5, "p", 7, published.messages)
             assert v2.decode(v2.encode(deliver)) == deliver
 
     @pytest.mark.parametrize("closed", [True, False])
@@ -553,7 +565,7 @@ class TestMessages:
                 packet = is_taken_or_refused(payload)
                 if packet is not None:
                     assert isinstance(packet, v2.Publish)
-                    forward = v2.Forward("p", 7, 3, "news", packet.messages)
+                    forward = forward_one("p", 7, 3, "news", packet.messages)
                     assert decode_deeper(v2.encode(forward), 5) == forward
 
 
@@ -816,9 +828,9 @@ def test_arbitrary_values_raise_nothing_but_peer_error(value: Any) -> None:
     [
         v2.Unsubscribe("\udcff"),
         v2.NodeReport("\ud800"),
-        v2.Deliver("\ud800", 0, "", 0, ONE),
-        v2.Deliver("x", 0, "", 0, pack([b"a"], text=True, headers=[{"\ud800": ""}])),
-        v2.Deliver("x", 0, "", 0, pack([b"a"], text=True, headers=[{"k": "\udfff"}])),
+        deliver_one("\ud800", 0, "", 0, ONE),
+        deliver_one("x", 0, "", 0, pack([b"a"], text=True, headers=[{"\ud800": ""}])),
+        deliver_one("x", 0, "", 0, pack([b"a"], text=True, headers=[{"k": "\udfff"}])),
     ],
     ids=shown,
 )
@@ -835,13 +847,13 @@ def test_delivering_takes_little_more_than_forwarding() -> None:
         pack([b"\xff" * 300] * 300, text=False, headers=[{"k": "v"}] * 300),
     )
     for number, messages in itertools.product((1, v2.MAX_NUMBER), batches_of_all_kinds):
-        forwarded = v2.encode(v2.Forward("x" * 22, number, 0, "news", messages))
-        delivered = v2.encode(v2.Deliver("news", v2.MAX_NUMBER, "x" * 22, number, messages))
+        forwarded = v2.encode(forward_one("x" * 22, number, 0, "news", messages))
+        delivered = v2.encode(deliver_one("news", v2.MAX_NUMBER, "x" * 22, number, messages))
         assert len(delivered) <= len(forwarded) + 64
 
 
 def test_passing_on_takes_no_more_than_the_publisher_took_and_a_name() -> None:
     for messages in (pack_texts(["a"]), pack([b"\xff" * 300] * 300, text=False, headers=[None] * 300)):
         published = v2.encode(v2.Publish(1, 0, "news", messages))
-        forwarded = v2.encode(v2.Forward("x" * 22, 1, 0, "news", messages))
+        forwarded = v2.encode(forward_one("x" * 22, 1, 0, "news", messages))
         assert len(forwarded) <= len(published) + 64

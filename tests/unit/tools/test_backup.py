@@ -17,10 +17,9 @@ from wsqueue.errors import ConfigError, WsqueueError
 from wsqueue.log.archive import FILE_NAME
 from wsqueue.log.schema import PAGE_BYTES
 from wsqueue.log.snapshot import SNAPSHOT_NAME
-from wsqueue.log.store import AppendBatch
 from wsqueue.tools import backup as tool
 
-from ...support.messages import packed
+from ...support.messages import append_one, packed
 from ...support.stores import Logs, batch, limits
 
 pytestmark = pytest.mark.anyio
@@ -326,7 +325,7 @@ async def test_an_interrupt_leaves_nothing(tmp_path: Path, moment: str) -> None:
 async def test_a_full_disk(small_disk: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     log = tmp_path_factory.mktemp("log")
     async with running("sqlite", log) as logs:
-        await logs.stored(AppendBatch("news", packed("x" * 2_000_000)))
+        await logs.stored(append_one("news", packed("x" * 2_000_000)))
     with pytest.raises(WsqueueError, match="cannot write the backup: the disk "):
         back_up(log, small_disk / "backup")
     assert names(small_disk) == []

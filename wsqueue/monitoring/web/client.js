@@ -651,14 +651,26 @@ function packed(messages) {
   };
 }
 
-/** Return the messages of a batch that was delivered, each with its data and headers. */
+const sum = (values) => values.reduce((total, value) => total + value, 0);
+
+/** Return true if these are the rising numbers of batches, and how many of `count` messages each has. */
+function areBatches(numbers, counts, count) {
+  const whole = (list) => Array.isArray(list) && list.every(Number.isSafeInteger);
+  return (
+    whole(numbers) && whole(counts) && numbers.length === counts.length && sum(counts) === count &&
+    numbers.every((number, index) => number >= 0 && (!index || number > numbers[index - 1])) &&
+    counts.every((one) => one > 0)
+  );
+}
+
+/** Return the messages of a chain that was delivered, each with its data and headers. */
 function messagesOf({ sizes, data, text: isText = true, headers = null }) {
   const check = (right) => {
     if (!right) throw fault(4400, "not the messages of a batch");
   };
   check(Array.isArray(sizes) && sizes.length);
   check(sizes.every((size) => Number.isSafeInteger(size) && size >= 0));
-  check(data instanceof Uint8Array && data.length === sizes.reduce((sum, size) => sum + size, 0));
+  check(data instanceof Uint8Array && data.length === sum(sizes));
   check(typeof isText === "boolean");
   check(headers === null || (Array.isArray(headers) && headers.length === sizes.length));
   let end = 0;
@@ -943,19 +955,22 @@ class Subscription {
     this.#tell(this.#options.onGap, { topic: this.topic, missed });
   }
 
-  take({ offset, publisher, number, messages: batch }) {
-    if (!Number.isSafeInteger(offset)) throw fault(4400, "not a valid packet");
-    const messages = messagesOf(batch);
+  take({ offset, publisher, numbers, counts, messages: chain }) {
+    const messages = messagesOf(chain);
+    if (!Number.isSafeInteger(offset) || !areBatches(numbers, counts, messages.length))
+      throw fault(4400, "not a valid packet");
     this.#asked = null;
     this.position = { log: this.position.log, offset: offset + messages.length };
+    let repeats = 0;
     if (publisher) {
-      // A batch that was stored twice is delivered once.
-      if (number <= (this.#numbers.get(publisher) ?? 0)) return;
+      // A batch that was stored twice is delivered once; numbers rise, so that repeats come first.
+      const last = this.#numbers.get(publisher) ?? 0;
+      repeats = sum(counts.filter((_, index) => numbers[index] <= last));
       this.#numbers.delete(publisher);
-      this.#numbers.set(publisher, number);
+      this.#numbers.set(publisher, Math.max(last, numbers.at(-1)));
       if (this.#numbers.size > MAX_PUBLISHERS) this.#numbers.delete(this.#numbers.keys().next().value);
     }
-    this.deliver(messages, this.position.log, offset);
+    this.deliver(messages.slice(repeats), this.position.log, offset + repeats);
   }
 
   deliver(messages, log = "", offset = 0) {

@@ -23,6 +23,8 @@ from wsqueue.tools.bench.report import Latencies
 from wsqueue.tools.bench.v2 import V2Wire
 from wsqueue.tools.bench.workload import MIN_SIZE, Load
 
+from ....support.messages import deliver_one
+
 SECRET = "correct horse battery staple"
 WIRE = V2Wire([], [], PreSharedKey(SECRET))
 TOPIC = "bench-0000"
@@ -50,7 +52,7 @@ def sent(*packets: v2.Packet) -> bytes:
 
 
 def deliver(offset: int, *data: bytes, topic: str = TOPIC) -> v2.Deliver:
-    return v2.Deliver(topic, offset, "", 0, pack(data, text=True))
+    return deliver_one(topic, offset, "", 0, pack(data, text=True))
 
 
 class TestBatches:

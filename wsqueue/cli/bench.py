@@ -84,7 +84,8 @@ if TYPE_CHECKING:
     "--batch",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Send at most N messages at once; without it, all that are due, up to 64 KiB.",
+    help="Put at most N messages into a packet of v2, or into a classic write; without it, all that are due,"
+    " up to 64 KiB.",
 )
 @click.option(
     "--replay",

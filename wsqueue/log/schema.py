@@ -23,7 +23,7 @@ from .files import Damaged, reason_of
 APPLICATION_ID = 0x77737175
 """Says in the header of the file that it is a wsqueue's: `wsqu`."""
 
-VERSION = 3
+VERSION = 4
 """Version of the schema; a file of an older one is set aside, and one of a newer one never touched."""
 
 PAGE_BYTES = 16 * 1024

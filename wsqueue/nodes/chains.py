@@ -33,38 +33,44 @@ class Chain:
         max_bytes: Bytes that all batches may take in a packet.
     """
 
-    __slots__ = ("_after", "_counts", "_max_bytes", "_numbers", "_parts", "_size", "_text", "_topic")
+    __slots__ = ("_counts", "_data", "_first", "_last", "_left", "_numbers", "_sizes")
 
     def __init__(self, packet: Publish, max_bytes: int) -> None:
-        messages = packet.messages
-        self._topic, self._after, self._max_bytes = packet.topic, packet.after, max_bytes
-        self._numbers, self._counts = [packet.number], [len(messages.sizes)]
-        self._parts, self._text = [messages], messages.text
-        self._size = packet_bytes(messages)
+        self._first, self._last = packet, packet.number
+        self._left = max_bytes - packet_bytes(packet.messages)
+        # Fields of the other batches.
+        self._numbers: list[int] = []
+        self._counts: list[int] = []
+        self._sizes: list[int] = []
+        self._data: list[memoryview] = []
 
     def join(self, packet: Publish) -> bool:
         """Take one more batch on the topic; return False if it cannot join."""
-        messages, numbers = packet.messages, self._numbers
-        if not packet.number > packet.after == numbers[-1]:
+        messages, number = packet.messages, packet.number
+        if not number > packet.after == self._last:
             return False
-        if messages.text != self._text or messages.headers is not None or not messages.whole:
+        sizes, data = messages.sizes, messages.data
+        count, size = len(sizes), data.nbytes
+        # As `Packed.whole`, without the calls: this is done for each batch.
+        if not count or sum(sizes) != size or messages.headers is not None:
             return False
-        size = self._size + packet_bytes(messages)
-        if size > self._max_bytes:
+        left = self._left - size - SIZE_BYTES * count - BATCH_BYTES
+        if left < 0 or messages.text is not self._first.messages.text:
             return False
-        self._size = size
-        numbers.append(packet.number)
-        self._counts.append(len(messages.sizes))
-        self._parts.append(messages)
+        self._last, self._left = number, left
+        self._numbers.append(number)
+        self._counts.append(count)
+        self._sizes += sizes
+        self._data.append(data)
         return True
 
     def forward(self, origin: Origin) -> ForwardChain:
         """Return the chain on its way to a consumer."""
-        parts = self._parts
-        if len(parts) == 1:
-            messages = parts[0]
-        else:
-            sizes = [size for part in parts for size in part.sizes]
-            messages = Packed(sizes, memoryview(b"".join([part.data for part in parts])), self._text)
-        packet = Forward(origin.id, self._numbers, self._after, self._topic, self._counts, messages)
+        first = self._first
+        messages = first.messages
+        numbers, counts = [first.number, *self._numbers], [messages.count, *self._counts]
+        if self._numbers:
+            data = memoryview(b"".join([messages.data, *self._data]))
+            messages = Packed([*messages.sizes, *self._sizes], data, messages.text)
+        packet = Forward(origin.id, numbers, first.after, first.topic, counts, messages)
         return forward_chain(packet, origin)

@@ -231,6 +231,8 @@ class MessageSlices:
     def next_slice(self, max_bytes: int) -> list[bytes]:
         """Return the next messages: no more than `max_bytes`, unless the first has more."""
         part = self._messages.part(self.built, max(1, max_bytes // self._overhead), self._begin)
+        if not self._may_exceed(max(part.sizes, default=0)) and (whole := _without_escapes(part)):
+            return self._next_slices(part, whole, max_bytes)
         data = [None if text is None else encode_string(text) for text in part.texts()]
         if self._may_exceed(max(part.sizes, default=0)):
             data = [one if one is not None and len(one) <= self._room else None for one in data]
@@ -245,6 +247,27 @@ class MessageSlices:
         self.skipped += len(data) - len(built)
         return built
 
+    def _next_slices(self, part: Packed, whole: bytes, max_bytes: int) -> list[bytes]:
+        """Return the next messages as slices of one JSON string that has them all."""
+        sizes, each = part.sizes, self._overhead + 2  # with the quotes
+        if len(whole) + each * len(sizes) > max_bytes:
+            totals = itertools.accumulate(size + each for size in sizes)
+            sizes = sizes[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, totals)))]
+        begins = itertools.accumulate(sizes, initial=1)
+        self.built += len(sizes)
+        self._begin += sum(sizes)
+        head, tail = _HEAD + b'"', b'"' + self._tail
+        return [head + whole[begin : begin + size] + tail for begin, size in zip(begins, sizes, strict=False)]
+
     def _may_exceed(self, size: int) -> bool:
         """Return True if a message of a size, in UTF-8, may be too long as JSON."""
         return size * MAX_BYTES_PER_CHARACTER + 2 > self._room
+
+
+def _without_escapes(messages: Packed) -> bytes | None:
+    """Return all messages as one JSON string if they are ASCII and it is as they are; else None."""
+    try:
+        whole = encode_string(str(messages.data, "ascii"))
+    except UnicodeDecodeError:
+        return None
+    return whole if len(whole) == messages.data.nbytes + 2 else None

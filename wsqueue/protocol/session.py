@@ -39,7 +39,7 @@ MAX_HELLO_BYTES = 64 * 1024
 
 ALIVE = v2.encode(v2.Alive())
 
-OWN_PACKETS = (*v2.HELLO_PACKETS, v2.AskAlive)
+OWN_PACKETS = frozenset((*v2.HELLO_PACKETS, v2.AskAlive))
 """Packets of v2 that the session deals with itself."""
 
 
@@ -335,9 +335,8 @@ class Session:
         if not self._done:
             payloads = self._receive_hello(payloads, events)
         if self.v2:
-            for payload in payloads:
-                packet = v2.decode(payload)
-                if isinstance(packet, OWN_PACKETS):
+            for payload, packet in zip(payloads, v2.decode_all(payloads), strict=True):
+                if type(packet) in OWN_PACKETS:
                     if not isinstance(packet, v2.AskAlive):
                         self._refuse_second_hello(payload)
                     elif self._role is Role.ACCEPTOR:

@@ -8,6 +8,7 @@ chain, in one packet.
 from __future__ import annotations
 
 import operator
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Literal, TypeAlias, get_args
 
 import msgspec
@@ -90,7 +91,7 @@ class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True):
     secret: Secret
 
 
-class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
+class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True, gc=False):
     """Publish a batch (client to producer).
 
     Attributes:
@@ -111,7 +112,7 @@ class Publish(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
         return self.messages.whole
 
 
-class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
+class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, gc=False):
     """Pass a chain of batches on (producer to consumer).
 
     Attributes:
@@ -240,7 +241,7 @@ class Unsubscribed(msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=Tru
     topic: str
 
 
-class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True):
+class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, gc=False):
     """Deliver a chain of batches (consumer to client).
 
     Attributes:
@@ -345,6 +346,8 @@ Packet = (
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 """All packets, in the order of docs/protocol.md."""
 
+CHAINS: frozenset[type[msgspec.Struct]] = frozenset((Forward, Deliver))
+
 _decoder = msgspec.msgpack.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
 _head_decoder = msgspec.msgpack.Decoder(_ForwardHead | _PublishHead)
@@ -368,6 +371,25 @@ def decode(payload: bytes) -> Packet:
         if (batch := _without_messages(payload)) is not None:
             return batch
         raise PeerError(CloseCode.INVALID_PACKET, str(error)[:MAX_DETAIL_CHARACTERS]) from None
+    return _checked(packet)
+
+
+def decode_all(payloads: Sequence[bytes]) -> Iterable[Packet]:
+    """Decode the payloads of many binary messages, as `decode` does.
+
+    A packet that is wrong raises its error when the iterator comes to it, behind those before it.
+
+    Raises:
+        PeerError: As `decode`.
+    """
+    try:
+        packets: list[Packet] = list(map(_decoder.decode, payloads))
+    except DECODE_ERRORS:
+        return map(decode, payloads)
+    return packets if CHAINS.isdisjoint(map(type, packets)) else map(_checked, packets)
+
+
+def _checked(packet: Packet) -> Packet:
     if type(packet) is Forward or type(packet) is Deliver:
         _check_chain(packet)
     return packet

@@ -774,7 +774,7 @@ async def test_files_that_belong_to_another_user(tmp_path: Path, monkeypatch: py
     ("pragma", "problem"),
     [
         (f"application_id = {APPLICATION_ID + 1}", "it belongs to another program"),
-        ("user_version = 4", "it has version 4, not 3"),
+        ("user_version = 5", "it has version 5, not 4"),
     ],
 )
 async def test_a_file_that_is_not_ours_is_left_alone(tmp_path: Path, pragma: str, problem: str) -> None:
@@ -937,7 +937,7 @@ async def test_an_archive_of_an_older_version_is_set_aside(
     execute(tmp_path, f"PRAGMA user_version = {version}")
     async with opened(tmp_path) as one:
         assert one.state.topics == {}
-    assert f"it has version {version}, and this version of wsqueue reads version 3" in caplog.text
+    assert f"it has version {version}, and this version of wsqueue reads version 4" in caplog.text
 
 
 async def test_a_topic_table_that_contradicts_itself_is_set_aside_at_the_start(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def describe(load: Load) -> str:
         f"{load.rate:,g} messages/s" if load.rate is not None else "as fast as possible",
     ]
     if load.batch is not None:
-        parts.append(f"at most {load.batch:,} at once")
+        parts.append(f"at most {load.batch:,} in a packet")
     return ", ".join(parts)
 
 

@@ -82,21 +82,24 @@ class Batches:
         self._load, self._topics = load, load.topic_names
         self._size = load.size
         # A size takes up to five bytes.
-        self.batch = load.batch or max(1, min(SEND_BYTES, max_message_bytes) // (self._size + 5))
+        self.batch = max(1, min(SEND_BYTES, max_message_bytes) // (self._size + 5))
+        self._most = load.batch or self.batch
         self.unconfirmed = 0
-        self._sizes = [self._size] * self.batch
-        self._block = memoryview(load.filler * self.batch)
+        self._sizes = [self._size] * self._most
+        self._block = memoryview(load.filler * self._most)
         self._publishers = [Confirmations(self, max_message_bytes) for _ in range(load.publishers)]
 
     def make(self, publisher: int, first: int, count: int, due_ns: Mapping[int, int]) -> bytes:
-        """Return the bytes of messages (see `Publishing`): a packet for each topic."""
+        """Return the bytes of messages (see `Publishing`): a packet for each topic, or several."""
         topics, confirmations = len(self._topics), self._publishers[publisher]
         parts: list[bytes | memoryview] = []
         for begin in range(min(count, topics)):
-            numbers = range(begin, count, topics)
+            of_topic = range(begin, count, topics)
             topic = self._topics[(first + begin) % topics]
-            payload = confirmations.packet(topic, self._messages(numbers, due_ns))
-            parts += (message_header(BINARY_AND_FIN, 0x80, len(payload)), _NO_KEY, payload)
+            for at in range(0, len(of_topic), self._most):
+                numbers = of_topic[at : at + self._most]
+                payload = confirmations.packet(topic, self._messages(numbers, due_ns))
+                parts += (message_header(BINARY_AND_FIN, 0x80, len(payload)), _NO_KEY, payload)
         self.unconfirmed += count
         return b"".join(parts)
 
@@ -107,7 +110,7 @@ class Batches:
     def _messages(self, numbers: range, due_ns: Mapping[int, int]) -> Packed:
         """Return the messages with these indexes."""
         size, count = self._size, len(numbers)
-        sizes = self._sizes if count == self.batch else self._sizes[:count]
+        sizes = self._sizes if count == self._most else self._sizes[:count]
         plain = self._block[: count * size]
         stamped = [number for number in due_ns if number in numbers]
         if not stamped:

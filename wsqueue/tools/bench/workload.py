@@ -36,7 +36,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         duration: Seconds of the measured phase; used without `count`.
         count: Messages of the measured phase; None for as many as fit into `duration`.
         warm_up: Seconds before the measured phase.
-        batch: Maximum number of messages that a publisher sends at once; None for as many as fit 64 KiB.
+        batch: Maximum number of messages of a packet of v2, or of a write; None for as many as fit 64 KiB.
         replay: True to publish `count` messages before the measured phase, and to read them from the logs
             in it.
     """

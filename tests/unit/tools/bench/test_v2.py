@@ -88,14 +88,30 @@ class TestBatches:
         assert publishing.unconfirmed == first - 7
 
     @pytest.mark.parametrize("size", [MIN_SIZE, 100, 1000, 200_000])
-    def test_a_batch_is_what_64_kib_hold_or_what_was_asked_for(self, size: int) -> None:
+    def test_a_batch_is_what_64_kib_hold(self, size: int) -> None:
         batch = WIRE.publishing(Load(size=size)).batch
         assert batch == max(1, SEND_BYTES // (size + 5))
-        assert WIRE.publishing(Load(size=size, batch=3)).batch == 3
         frames = WIRE.publishing(Load(size=size)).make(0, 0, batch, {})
         assert len(frames) <= SEND_BYTES + 200 or batch == 1
         (packet,) = published(frames)
         assert (packet.messages.count, packet.messages.whole) == (batch, True)
+
+    def test_a_packet_has_no_more_messages_than_were_asked_for(self) -> None:
+        load = Load(topics=2, batch=3, rate=1.0)
+        publishing = WIRE.publishing(load)
+        assert publishing.batch == WIRE.publishing(Load()).batch
+        packets = published(publishing.make(0, 0, 14, {4: 7, 13: 9}))
+        counts = [(packet.topic, packet.number, packet.after, packet.messages.count) for packet in packets]
+        first, second = load.topic_names
+        assert counts == [
+            *((first, 1, 0, 3), (first, 2, 1, 3), (first, 3, 2, 1)),
+            *((second, 4, 0, 3), (second, 5, 4, 3), (second, 6, 5, 1)),
+        ]
+        stamped = [bytes(packet.messages.data) for packet in packets]
+        assert [data.count(load.stamped(7)) + 2 * data.count(load.stamped(9)) for data in stamped] == [
+            *(1, 0, 0),
+            *(0, 0, 2),
+        ]
 
     def test_a_node_that_speaks_no_v2(self) -> None:
         unwrapper = WIRE.publishing(Load()).unwrapper(0)

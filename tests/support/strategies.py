@@ -81,8 +81,10 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Publisher, secrets),
     st.builds(v2.Publish, numbers, offsets, utf8_text, batches()),
     st.builds(
-        lambda publisher, after, topic, chain: v2.Forward(publisher, chain[0], after, topic, *chain[1:]),
-        *(utf8_text, offsets, utf8_text, chains(numbers)),
+        lambda publisher, before, topic, chain: v2.Forward(
+            publisher, chain[0], max(0, chain[0][0] - before), topic, *chain[1:]
+        ),
+        *(utf8_text.filter(bool), numbers, utf8_text, chains(numbers)),
     ),
     st.builds(v2.Ack, st.lists(st.tuples(numbers, numbers), min_size=1, max_size=3)),
     st.builds(

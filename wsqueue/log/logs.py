@@ -149,6 +149,9 @@ class TopicLogs(Store):
             now: Unix time.
         """
         if chain.problem is not None:
+            if before is None and chain.problem == "invalid" and chain.publisher:
+                # Known from now on, so that no batch after this one passes for the first.
+                self._remember(chain.topic, chain.publisher, 0)
             return Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem])
         publisher, numbers, counts, messages = chain.publisher, chain.numbers, chain.counts, chain.messages
         repeats = 0

@@ -315,12 +315,12 @@ class ProducerEndpoint(Handler):
                 before = self._received[connection]
                 self._received[connection] = before + len(event.numbers)
                 problem: v2.RefusalCode | None = None
-                if not event.whole:
-                    problem = "invalid"
-                else:
+                if event.whole:
                     consumer.counters["messages_in"] += event.messages.count
-                    if consumer.too_long(event.topic):
-                        problem = "topic_too_long"
+                else:
+                    problem = "invalid"
+                if consumer.too_long(event.topic):
+                    problem = "topic_too_long"
                 chains.append(
                     AppendChain(
                         event.publisher,

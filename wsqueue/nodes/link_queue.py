@@ -69,13 +69,15 @@ class Origin:
     Attributes:
         connection: Its connection, None once that is lost.
         id: Public id, "" while the publisher has not sent its secret.
+        number: Number of the last batch that came on the connection.
     """
 
-    __slots__ = ("connection", "id")
+    __slots__ = ("connection", "id", "number")
 
     def __init__(self, connection: Connection | None) -> None:
         self.connection = connection
         self.id = ""
+        self.number = 0
 
 
 class ForwardChain(msgspec.Struct, gc=False):
@@ -245,6 +247,12 @@ class LinkQueue:
             self._timed, self._timed_since = chains[-1], read_at
         self._waiting.extend(chains)
         self._waiting_bytes += sum([chain.size for chain in chains])
+
+    def note_refused(self, publisher: str, number: int) -> None:
+        """Note that a batch was refused: those after it are refused, too."""
+        self._refused[publisher, number] = None
+        if len(self._refused) > MAX_REFUSED:
+            self._refused.popitem(last=False)
 
     def block(self, publisher: Origin) -> bool:
         """Return True if a publisher must stop now; `released` will return it."""
@@ -521,9 +529,7 @@ class LinkQueue:
         if chain.origin is None:
             self._counters["lost_refused"] += chain.count
         for number in numbers:
-            self._refused[chain.publisher, number] = None
-            if len(self._refused) > MAX_REFUSED:
-                self._refused.popitem(last=False)
+            self.note_refused(chain.publisher, number)
             if chain.origin is not None:
                 refused = packets_v2.Refused(number, code, reason[:MAX_REASON_CHARACTERS])
                 self._refusals.append((chain.origin, refused))

@@ -33,6 +33,9 @@ from .link_queue import ForwardChain, Origin, forward_chain
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
 
+OUT_OF_ORDER = "the numbers of batches do not rise, or `after` is not before the number"
+"""Reason for closing a publisher."""
+
 PUBLIC_ID_BYTES = 16
 """Length of a publisher's public id: short, and no other secret with the same id can be found."""
 
@@ -137,17 +140,14 @@ class Producer(Handler):
         open_chains: dict[str, Chain] = {}
         for event in events:
             if type(event) is packets_v2.Publish:
-                topic = event.topic
-                if topic in open_chains and open_chains[topic].join(event):
-                    continue
-                chain = self._numbered(connection, origin, event)
-                if chain is not None:
-                    index = self._route(topic)
-                    by_link.setdefault(index, []).append(chain)
-                    if isinstance(chain, Chain) and self.links[index].queue.v2:
-                        open_chains[topic] = chain
-                    else:
-                        open_chains.pop(topic, None)
+                if not origin.number < event.number > event.after:
+                    # Another batch with this number, or a later one, would pass for a repeat.
+                    connection.fail(CloseCode.INVALID_PACKET, OUT_OF_ORDER)
+                    break
+                origin.number = event.number
+                open_chain = open_chains.get(event.topic)
+                if open_chain is None or not open_chain.join(event):
+                    self._begin_chain(origin, event, by_link, open_chains)
             elif type(event) is MessagesReceived:
                 max_bytes = self._config.limits.max_message_bytes
                 chains = by_link.setdefault(self._route(event.topic), [])
@@ -159,6 +159,24 @@ class Producer(Handler):
                 break
         for index, chains in by_link.items():
             self._forward(index, chains, origin)
+
+    def _begin_chain(
+        self,
+        origin: Origin,
+        packet: packets_v2.Publish,
+        by_link: dict[int, list[Chain | ForwardChain]],
+        open_chains: dict[str, Chain],
+    ) -> None:
+        """Forward a batch that joins no chain, or refuse it; others may join it if its consumer speaks v2."""
+        chain = self._numbered(origin, packet)
+        if chain is None:
+            return
+        index = self._route(packet.topic)
+        by_link.setdefault(index, []).append(chain)
+        if isinstance(chain, Chain) and self.links[index].queue.v2:
+            open_chains[packet.topic] = chain
+        else:
+            open_chains.pop(packet.topic, None)
 
     def _forward(self, index: int, chains: list[Chain | ForwardChain], origin: Origin) -> None:
         """Forward all messages of one read that go through one link."""
@@ -186,23 +204,22 @@ class Producer(Handler):
         for link in self.links:
             link.forget(origin)
 
-    def _numbered(
-        self, connection: Connection, origin: Origin, packet: packets_v2.Publish
-    ) -> Chain | ForwardChain | None:
+    def _numbered(self, origin: Origin, packet: packets_v2.Publish) -> Chain | ForwardChain | None:
         """Return a batch as a chain, which others may join or not; None if it is refused here."""
         publisher = origin.id
         if not publisher:
-            connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
+            assert origin.connection is not None
+            origin.connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
             return None
         limits = self._config.limits
         topic, number = packet.topic, packet.number
         if classic.topic_too_long(topic, limits.max_topic_bytes):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
-            connection.send_packet(packets_v2.Refused(number, "topic_too_long", reason))
+            self._refuse(origin, packet, "topic_too_long", reason)
             return None
         messages = packet.messages
         if not packet.whole:
-            connection.send_packet(packets_v2.Refused(number, "invalid", packets_v2.INVALID_MESSAGES))
+            self._refuse(origin, packet, "invalid", packets_v2.INVALID_MESSAGES)
             return None
         max_bytes = min(MAX_CHAIN_BYTES, limits.max_message_bytes)
         if messages.headers is None and packet_bytes(messages) <= max_bytes:
@@ -211,9 +228,17 @@ class Producer(Handler):
         chain = forward_chain(forward, origin)
         if len(chain.payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
-            connection.send_packet(packets_v2.Refused(number, "too_long", reason))
+            self._refuse(origin, packet, "too_long", reason)
             return None
         return chain
+
+    def _refuse(
+        self, origin: Origin, packet: packets_v2.Publish, code: packets_v2.RefusalCode, reason: str
+    ) -> None:
+        """Refuse a batch, and those that come after it."""
+        assert origin.connection is not None
+        origin.connection.send_packet(packets_v2.Refused(packet.number, code, reason))
+        self.links[self._route(packet.topic)].queue.note_refused(origin.id, packet.number)
 
     def _classic(self, topic: str, data: list[str]) -> ForwardChain:
         """Return a batch of classic messages."""

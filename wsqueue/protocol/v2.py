@@ -40,6 +40,7 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 Counts: TypeAlias = Annotated[list[Number], msgspec.Meta(min_length=1)]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
+NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=200)]
 
 RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_refused"]
@@ -124,7 +125,7 @@ class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, gc=Fals
         messages: The messages of all batches; `NOTHING` if others came than they can have.
     """
 
-    publisher: PublicId
+    publisher: NamedPublicId
     numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
     after: Offset
     topic: str
@@ -149,7 +150,7 @@ class _PublishHead(msgspec.Struct, tag_field="t", tag="publish", frozen=True):
 class _ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
     """A `Forward` whose messages are not decoded."""
 
-    publisher: PublicId
+    publisher: NamedPublicId
     numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
     after: Offset
     topic: str
@@ -401,6 +402,8 @@ def _check_chain(packet: Forward | Deliver) -> None:
         raise PeerError(CloseCode.INVALID_PACKET, "`numbers` and `counts` have different lengths")
     if len(numbers) > 1 and not all(map(operator.lt, numbers, numbers[1:])):
         raise PeerError(CloseCode.INVALID_PACKET, "`numbers` do not rise")
+    if type(packet) is Forward and packet.after >= numbers[0]:
+        raise PeerError(CloseCode.INVALID_PACKET, "`after` is not before the first of `numbers`")
     if type(packet) is Deliver and not packet.whole:
         raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
 

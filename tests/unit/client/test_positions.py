@@ -179,3 +179,30 @@ def test_a_classic_connection_keeps_one_topic() -> None:
     packet = classic.Message("1", "a")
     received = positions.receive([MessagesReceived("a", [packet], [classic.encode(packet)])])
     assert received == [Message("a", "1")]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "counts", "expected"),
+    [
+        ([4, 5], [1, 1], ""),
+        ([2, 5, 6], [1, 1, 3], "cde"),
+        ([5, 6, 9], [2, 2, 1], "cde"),
+        ([1, 9], [4, 1], "e"),
+        ([7], [2], "ab"),
+    ],
+)
+def test_the_first_batches_of_a_chain_are_dropped_if_they_came_before(
+    numbers: list[int], counts: list[int], expected: str
+) -> None:
+    positions = subscribed("news")
+    first = v2.Deliver("news", 0, "p", [1, 2, 5], [1, 2, 1], packed(*"abcd"))
+    assert len(positions.receive([first])) == 4
+    again = v2.Deliver("news", 4, "p", numbers, counts, packed(*"abcde"[: sum(counts)]))
+    found = positions.receive([again])
+    end = 4 + sum(counts)
+    begin = end - len(expected)
+    assert found == [
+        Message("news", one, "log", offset) for offset, one in zip(range(begin, end), expected, strict=True)
+    ]
+    (request,) = positions.requests()
+    assert request.offset == end

@@ -160,6 +160,33 @@ class TestNumbers:
             # Even when a later one is there.
             assert (await logs.stored(wrong))[0].code == problem
 
+    async def test_behind_a_broken_batch_of_a_new_publisher_nothing_is_stored(self, mode: str) -> None:
+        async with running(mode) as logs:
+            wrong = msgspec.structs.replace(batch(1), problem="invalid")
+            outcomes = await logs.stored(wrong, batch(2, after=1), batch(3))
+            assert [outcome.code for outcome in outcomes] == ["invalid", "after_refused", None]
+
+    @pytest.mark.parametrize("before", range(7))
+    async def test_the_batches_of_a_chain_that_were_not_stored_are_stored_together(
+        self, mode: str, before: int
+    ) -> None:
+        """Whichever of them came before, alone or in other chains."""
+        texts = [str(number) for number in range(1, 7)]
+        chain = AppendChain("p", [1, 2, 4, 7], 0, "news", [2, 1, 1, 2], packed(*texts))
+        async with running(mode) as logs:
+            if before:
+                await logs.stored(batch(before))
+            (outcome,) = await logs.stored(chain)
+            repeats = sum(number <= before for number in (1, 2, 4))
+            skipped = sum([2, 1, 1][:repeats])
+            assert (outcome.repeats, outcome.code) == (repeats, None)
+            assert outcome.record is not None
+            deliver = delivered(outcome.record)
+            assert (deliver.numbers, deliver.counts) == ([1, 2, 4, 7][repeats:], [2, 1, 1, 2][repeats:])
+            assert deliver.messages.unpack() == texts[skipped:]
+            (again,) = await logs.stored(chain)
+            assert (again.repeats, again.record, again.code) == (4, None, None)
+
     async def test_the_numbers_of_quiet_publishers_are_forgotten(
         self, mode: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -1,4 +1,4 @@
-"""Batches that travel as one: what joins a chain, and what becomes of each batch on any way."""
+"""Batches that travel as one: the rules of joining, and the fate of each batch on any way."""
 
 from __future__ import annotations
 
@@ -34,6 +34,8 @@ from ...support.strategies import numbers
 
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
 TOPICS = ("a", "b")
+PUBLISHER = Origin(None)
+PUBLISHER.id = "p"
 
 
 def publish(number: int, after: int, *data: str | bytes) -> v2.Publish:
@@ -44,22 +46,22 @@ def merged(first: v2.Publish, *others: v2.Publish, max_bytes: int = MAX_CHAIN_BY
     """Return the packet of a chain that all of these join."""
     chain = Chain(first, max_bytes)
     assert all(map(chain.join, others))
-    forward = v2.decode(chain.forward(Origin(None)).payload)
+    forward = v2.decode(chain.forward(PUBLISHER).payload)
     assert isinstance(forward, v2.Forward)
     return forward
 
 
 class TestJoining:
     def test_a_batch_alone_is_a_chain(self) -> None:
-        assert merged(publish(7, 3, "a", "b")) == v2.Forward("", [7], 3, "news", [2], packed("a", "b"))
+        assert merged(publish(7, 3, "a", "b")) == v2.Forward("p", [7], 3, "news", [2], packed("a", "b"))
 
     def test_each_batch_comes_after_the_one_before(self) -> None:
         forward = merged(publish(7, 3, "a", "ñ"), publish(9, 7, ""), publish(10, 9, "b", "c"))
-        assert forward == v2.Forward("", [7, 9, 10], 3, "news", [2, 1, 2], packed("a", "ñ", "", "b", "c"))
+        assert forward == v2.Forward("p", [7, 9, 10], 3, "news", [2, 1, 2], packed("a", "ñ", "", "b", "c"))
 
     def test_batches_of_bytes(self) -> None:
         forward = merged(publish(1, 0, b"\xff"), publish(2, 1, b"", b"\0"))
-        assert forward == v2.Forward("", [1, 2], 0, "news", [1, 2], packed(b"\xff", b"", b"\0"))
+        assert forward == v2.Forward("p", [1, 2], 0, "news", [1, 2], packed(b"\xff", b"", b"\0"))
 
     @pytest.mark.parametrize(
         "other",
@@ -77,8 +79,8 @@ class TestJoining:
         assert not chain.join(other)
         # It is as it was, and others can join.
         assert chain.join(publish(8, 7, "c"))
-        assert v2.decode(chain.forward(Origin(None)).payload) == v2.Forward(
-            "", [7, 8], 3, "news", [1, 1], packed("a", "c")
+        assert v2.decode(chain.forward(PUBLISHER).payload) == v2.Forward(
+            "p", [7, 8], 3, "news", [1, 1], packed("a", "c")
         )
 
     def test_no_more_than_it_may_have(self) -> None:
@@ -243,7 +245,7 @@ class Merging(RuleBasedStateMachine):
         self.hear(link)
 
     def crash(self) -> None:
-        """Kill the consumer, and start it with what is on the disk."""
+        """Kill the consumer, and start it with all that is on the disk."""
         self.stored = FakeArchive.opened.stored
         topics = {record.topic: TopicState(0, record.end, record.epoch) for record in self.stored}
         known = {(record.topic, record.publisher): record.number for record in self.stored}

@@ -201,3 +201,48 @@ def test_a_batch_that_is_too_long_is_refused() -> None:
     assert connection.take() == []
     producer.received(connection, [v2.Publish(2, 0, "news", packed(bytes(most)))])
     assert connection.take() == [v2.Refused(2, "too_long", "the batch has more than 1000 bytes")]
+
+
+def answers_to(producer: Producer, *packets: v2.Packet) -> list[v2.Packet]:
+    """Return the answers to packets that come in one read, when the link can send."""
+    connection = publisher_of(producer)
+    producer.received(connection, list(packets))
+    for link in producer.links:
+        link.queue.connected(v2=True)
+        link.queue.next_slice(2**20)
+    refusals = [packet for link in producer.links for _, packet in link.queue.answers()]
+    return [*connection.take(), *refusals]
+
+
+@pytest.mark.parametrize(
+    ("topic", "broken", "code"),
+    [
+        ("news", Packed([2], memoryview(b"a")), "invalid"),
+        ("news", packed("x" * 2_000_000), "too_long"),
+        ("x" * 1000, packed("x"), "topic_too_long"),
+    ],
+)
+def test_batches_after_one_that_is_refused_here_are_refused(
+    producer: Producer, topic: str, broken: Packed, code: str
+) -> None:
+    """A consumer that does not know the publisher would take them, and leave a hole."""
+    good = packed("x")
+    batches = [
+        v2.Publish(1, 0, topic, broken),
+        v2.Publish(2, 1, topic, good),
+        v2.Publish(3, 2, topic, good),
+        v2.Publish(4, 0, "other", good),
+    ]
+    found = {one.number: one.code for one in answers_to(producer, *batches) if isinstance(one, v2.Refused)}
+    after = code if code == "topic_too_long" else "after_refused"
+    assert found == {1: code, 2: after, 3: after}
+
+
+@pytest.mark.parametrize(("number", "after"), [(5, 0), (4, 0), (1, 0), (6, 6), (6, 7)])
+def test_a_number_out_of_order_closes_the_publisher(producer: Producer, number: int, after: int) -> None:
+    """It would pass for a repeat, and be confirmed without being stored."""
+    connection = publisher_of(producer)
+    producer.received(connection, [v2.Publish(5, 0, "news", packed("x"))])
+    assert connection.failed is None
+    producer.received(connection, [v2.Publish(number, after, "news", packed("y"))])
+    assert connection.failed == CloseCode.INVALID_PACKET

@@ -1,0 +1,1 @@
+"""Conformance checks of protocol v2 that another implementation runs against itself: see `__main__`."""

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from pathlib import Path
+from typing import Literal
 
 import wsqueue
 from wsqueue import Client, Gap, PublishError
@@ -17,19 +19,21 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    key = (await asyncio.to_thread(open, psk_file)).read().strip()
-    client = wsqueue.connect(producers=[f"{producer}/produce"], consumers=[f"{consumer}/subscribe"], psk=key)
+    key = Path(psk_file).read_text().strip()  # noqa: ASYNC240 - nothing else runs yet
+    client = wsqueue.connect(
+        producers=[f"{producer}/produce"], consumers=[f"{consumer}/subscribe"], psk=key, open_seconds=0.5
+    )
     tasks: list[asyncio.Task[None]] = []
-    try:
+    async with client:
         while line := (await reader.readline()).decode().rstrip("\n"):
             command, topic, rest = line.split(" ", 2)
             work = publish(client, topic, rest) if command == "publish" else subscribe(client, topic, rest)
             tasks.append(asyncio.create_task(work))
             # Messages of one turn of the loop would share a batch.
             await asyncio.sleep(0.01)
-    finally:
         for task in tasks:
             task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def publish(client: Client, topic: str, data: str) -> None:
@@ -44,9 +48,8 @@ async def publish(client: Client, topic: str, data: str) -> None:
 
 async def subscribe(client: Client, topic: str, start: str) -> None:
     """Tell of messages and gaps."""
-    async for item in client.subscribe(
-        topic, start="earliest" if start == "earliest" else "latest", on_gap="yield"
-    ):
+    begin: Literal["earliest", "latest"] = "earliest" if start == "earliest" else "latest"
+    async for item in client.subscribe(topic, start=begin, on_gap="yield"):
         if isinstance(item, Gap):
             print("gap", "unknown" if item.missed is None else item.missed, flush=True)
         else:

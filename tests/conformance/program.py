@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 
-END_SECONDS = 5.0
+END_SECONDS = 2.0
 """Time for the program to end once its input has ended."""
 
 

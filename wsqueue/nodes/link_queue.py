@@ -518,9 +518,7 @@ class LinkQueue:
         """Note the bytes that other links or limits left here: no publisher is closed for them."""
         self._held_at_reload = self.held_bytes
 
-    def _refuse(
-        self, chain: ForwardChain, code: packets_v2.RefusalCode, reason: str, count: int | None = None
-    ) -> None:
+    def _refuse(self, chain: ForwardChain, code: str, reason: str, count: int | None = None) -> None:
         """Note that the next batches of a chain are refused: `count` of them, or all that are left."""
         if chain is self._timed:
             self._timed = None

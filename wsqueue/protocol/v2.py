@@ -54,6 +54,9 @@ RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_re
 """
 
 
+MAX_CODE_CHARACTERS = 32
+"""Length of the code of a refusal: a newer node may have others."""
+
 INVALID_MESSAGES = "`messages` has no messages, or others than its sizes, headers or counts say"
 """Reason of the refusal of a batch that is `invalid`."""
 
@@ -171,10 +174,13 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True):
 
 
 class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True):
-    """Refuse one batch for good; the number is as in `Ack`."""
+    """Refuse one batch for good; from a consumer it confirms all before. The number is as in `Ack`.
+
+    The code is a `RefusalCode`, or one of a newer node.
+    """
 
     number: Number
-    code: RefusalCode
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)]
     reason: Reason
 
 

@@ -1,0 +1,184 @@
+"""Our nodes and client, and independent ones, in any mix; and the conformance checks of both."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import random
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from wsqueue.protocol.packed import Headers
+
+from ..conformance.checks import CHECKS, Check, Subject
+from ..conformance.program import Program
+from ..independent import peer
+from ..support.nodes import KEY, Nodes, RunningNode, cut
+from ..support.raw_v2_peer import V2Server
+from ..support.waiting import soon
+
+pytestmark = pytest.mark.anyio
+
+Sent = tuple[str | bytes, dict[str, str]]
+
+MIXES = [
+    (client, producer, consumer)
+    for client in ("our", "their")
+    for producer in ("our", "their")
+    for consumer in ("our", "their")
+    if {client, producer, consumer} != {"our"}
+]
+
+
+class Node(Protocol):
+    """A node whose connections can be cut."""
+
+    address: str
+
+    def cut(self) -> None: ...
+
+
+class Ours:
+    def __init__(self, node: RunningNode) -> None:
+        self._node, self.address = node, node.address
+
+    def cut(self) -> None:
+        for connection in list(self._node.connections):
+            cut(connection)
+
+
+class Theirs:
+    def __init__(self, node: peer.Producer | peer.Consumer) -> None:
+        self._node, self.address = node, f"127.0.0.1:{node.port}"
+
+    def cut(self) -> None:
+        self._node.cut()
+
+
+@contextlib.asynccontextmanager
+async def consumer_of(kind: str, nodes: Nodes) -> AsyncIterator[Node]:
+    if kind == "our":
+        yield Ours(await nodes.consumer())
+        return
+    consumer = peer.Consumer([KEY], [KEY])
+    await consumer.start()
+    yield Theirs(consumer)
+    await consumer.stop()
+
+
+@contextlib.asynccontextmanager
+async def producer_of(kind: str, nodes: Nodes, consumer: str) -> AsyncIterator[Node]:
+    if kind == "our":
+        yield Ours(await nodes.producer([consumer]))
+        return
+    producer = peer.Producer([KEY], [f"ws://{consumer}"], KEY)
+    await producer.start()
+    yield Theirs(producer)
+    await producer.stop()
+
+
+async def our_client(
+    nodes: Nodes, producer: str, consumer: str, sent: list[Sent], cuts: asyncio.Event
+) -> list[Sent]:
+    async with nodes.client([producer], [consumer]) as client:
+        for data, headers in sent:
+            client.publish_nowait("news", data, headers=headers)
+            await asyncio.sleep(0)
+        cuts.set()
+        await client.flush()
+        received: list[Sent] = []
+        async for message in client.subscribe("news", start="earliest"):
+            received.append((message.data, dict(message.headers)))
+            if len(received) == len(sent):
+                return received
+    raise AssertionError
+
+
+async def their_client(producer: str, consumer: str, sent: list[Sent], cuts: asyncio.Event) -> list[Sent]:
+    client = peer.Client([f"ws://{producer}"], [f"ws://{consumer}"], KEY)
+    publishing: list[asyncio.Task[None]] = []
+    for data, headers in sent:
+        of_each: list[Headers | None] | None = [headers] if headers else None
+        publishing.append(asyncio.create_task(client.publish("news", [data], of_each)))
+        await asyncio.sleep(0)
+    cuts.set()
+    await asyncio.gather(*publishing)
+    received: list[Sent] = []
+    async with contextlib.aclosing(client.subscribe("news", "earliest")) as items:  # type: ignore[type-var]
+        async for item in items:
+            assert isinstance(item, peer.Message)
+            received.append((item.data, item.headers or {}))
+            if len(received) == len(sent):
+                break
+    await client.close()
+    return received
+
+
+@pytest.mark.parametrize(("client", "producer", "consumer"), MIXES, ids="-".join)
+async def test_any_mix_delivers_each_message_once_and_in_order(
+    client: str, producer: str, consumer: str, nodes: Nodes
+) -> None:
+    """Each message is a batch, and connections of both nodes are cut while they are under way."""
+    chance = random.Random(f"{client} {producer} {consumer}")
+    sent: list[Sent] = []
+    for number in range(300):
+        data: str | bytes = f"{number} ñ"
+        if chance.random() < 0.2:
+            data = f"{number} ".encode() + b"\xff\0"
+        sent.append((data, {"number": f"{number}"} if chance.random() < 0.1 else {}))
+    cuts = asyncio.Event()
+    async with (
+        soon(),
+        consumer_of(consumer, nodes) as last,
+        producer_of(producer, nodes, last.address) as first,
+    ):
+
+        async def cut_some() -> None:
+            await cuts.wait()
+            for _ in range(3):
+                await asyncio.sleep(0.02)
+                chance.choice([first, last]).cut()
+
+        cutting = asyncio.create_task(cut_some())
+        if client == "our":
+            received = await our_client(nodes, first.address, last.address, sent, cuts)
+        else:
+            received = await their_client(first.address, last.address, sent, cuts)
+        await cutting
+    assert received == sent
+
+
+def checks_of(*roles: str) -> pytest.MarkDecorator:
+    found = [(role, check) for role in roles for check in CHECKS[role]]
+    ids = [f"{role}-{check.__name__}" for role, check in found]
+    return pytest.mark.parametrize(("role", "check"), found, ids=ids)
+
+
+@pytest.mark.parametrize("whose", ["our", "their"])
+@checks_of("consumer", "producer")
+async def test_a_node_conforms(role: str, check: Check, whose: str, nodes: Nodes) -> None:
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        if role == "consumer":
+            node = await stack.enter_async_context(consumer_of(whose, nodes))
+            await check(Subject(KEY, node.address))
+        else:
+            server = await stack.enter_async_context(V2Server())
+            node = await stack.enter_async_context(producer_of(whose, nodes, server.address))
+            await check(Subject(KEY, node.address, consumer=server))
+
+
+@pytest.mark.parametrize("adapter", ["tests.conformance.adapter", "tests.independent.adapter"])
+@checks_of("client")
+async def test_a_client_conforms(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
+    key = tmp_path / "psk"
+    key.write_text(KEY)
+    key.chmod(0o600)
+    async with soon(), V2Server() as producer, V2Server() as consumer:
+        command = [sys.executable, "-m", adapter, producer.address, consumer.address, str(key)]
+        program = functools.partial(Program.running, command)
+        await check(Subject(KEY, producer=producer, consumer=consumer, program=program))

@@ -503,6 +503,29 @@ async def test_a_text_that_is_no_utf_8_comes_as_bytes(tabs: Tabs) -> None:
         await raw.answer_close()
 
 
+async def test_batches_of_a_chain_that_came_before_are_dropped(tabs: Tabs) -> None:
+    chains = [
+        (0, [1, 2, 5], [1, 2, 1], "abcd", "abcd"),
+        (4, [2, 5, 6], [1, 1, 2], "xxef", "ef"),
+        (8, [6], [1], "x", ""),
+        (9, [9], [2], "gh", "gh"),
+    ]
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
+        await js(page, "subscribe('news'); 0")
+        raw = await server.speaking(KEY)
+        await raw.next("subscribe")
+        raw.send({"t": "subscribed", "topic": "news", "log": "log", "offset": 0, "end": 0})
+        for offset, numbers, counts, sent, _ in chains:
+            fields = {"publisher": "p", "numbers": numbers, "counts": counts}
+            raw.send(deliver_of(offset, "news", *sent) | fields)
+        assert await data(page, 8) == list("abcdefgh")
+        assert await js(page, "got.map((one) => one.offset)") == [0, 1, 2, 3, 6, 7, 9, 10]
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
 async def test_classic_takes_texts_without_headers(nodes: Nodes, tabs: Tabs) -> None:
     consumer, producer = await nodes.cluster()
     page = await tabs.with_client()

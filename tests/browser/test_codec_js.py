@@ -281,6 +281,13 @@ DELIVERED = [
     *(encoded(deliver_of(0, "news", messages=messages)) for messages in MESSAGES),
     encoded(deliver_of(0, "news", "x") | {"offset": "0"}),
     encoded(deliver_of(0, "news", "x") | {"offset": None}),
+    *(
+        encoded(deliver_of(0, "news", "x", "y") | {"numbers": numbers, "counts": counts})
+        for numbers, counts in (
+            *(([2, 1], [1, 1]), ([1, 1], [1, 1]), ([1], [1]), ([1, 2], [2]), ([1, 2], [2, 0])),
+            *(([], []), (1, [2]), ([1], 2), (["1"], [2]), ([-1], [2]), ([1], [3])),
+        )
+    ),
     encoded(deliver_of(0, "news", "x"))[:-1],
     b"\xc1",
     b"\x91" * 100_000,

@@ -214,6 +214,7 @@ class TopicLogs(Store):
         record = log.records.popleft()
         self._records -= 1
         self._ledger.drop(log, record.end, record.size)
+        log.epoch_before = record.epoch
         if not log.records:
             log.records = NO_RECORDS
 

@@ -40,9 +40,10 @@ class TopicLog(TopicCounts):
         time: Unix time of the newest record.
         dropped: Records that were dropped and still have an entry in the order of all records.
         epoch: Number of the epoch of the last message before `next`, 0 without one.
+        epoch_before: Number of the epoch of the last message before `first`, 0 if it is not known.
     """
 
-    __slots__ = ("assigned", "dropped", "epoch", "records", "start", "time")
+    __slots__ = ("assigned", "dropped", "epoch", "epoch_before", "records", "start", "time")
 
     def __init__(self, name: str, start: int, next_offset: int, epoch: int = 0) -> None:
         super().__init__(name, next_offset)
@@ -52,6 +53,7 @@ class TopicLog(TopicCounts):
         self.time = 0.0
         self.dropped = 0
         self.epoch = epoch
+        self.epoch_before = 0
 
     def read(self, offset: int, max_bytes: int) -> list[Record]:
         """Return records in memory from the one that holds an offset, or the first after it."""
@@ -73,8 +75,8 @@ class TopicLog(TopicCounts):
         return self.records[index].offset if index < len(self.records) else self.next
 
     def epoch_end(self, epoch: int) -> int | None:
-        """Return the offset at which an epoch ends, None if no record in memory shows it."""
+        """Return the offset at which an epoch ends, None if no record in memory or before shows it."""
         if self.epoch <= epoch:
             return self.next
         index = bisect.bisect_right(self.records, epoch, key=operator.attrgetter("epoch"))
-        return self.records[index].offset if index else None
+        return self.records[index].offset if index or 0 < self.epoch_before <= epoch else None

@@ -576,3 +576,21 @@ class TestArchive:
         subscriber = Subscriber(logs, Subscribe("news", "offset", BEFORE.id, 5))
         await turns()
         assert subscriber.took() == [subscribed(logs, 4, 4), Gap("news", 4, None)]
+
+
+@pytest.mark.parametrize(("offset", "gaps"), [(1, [1]), (2, []), (3, [None])])
+@anyio
+async def test_an_epoch_whose_last_messages_were_just_dropped(offset: int, gaps: list[int | None]) -> None:
+    """Its end is known, so that a subscriber which has read all of it is told of no gap."""
+    logs = Logs(max_messages_per_topic=2)
+    logs.publish("news", "a")
+    logs.publish("news", "b")
+    before = logs.store.id
+    logs.store.begin_epoch()
+    logs.publish("news", "c")
+    logs.publish("news", "d")
+    subscriber = Subscriber(logs, Subscribe("news", "offset", before, offset))
+    await asyncio.sleep(0.01)
+    packets = subscriber.took()
+    assert [packet.missed for packet in packets if isinstance(packet, Gap)] == gaps
+    assert next(packet.offset for packet in packets if isinstance(packet, Deliver)) == 2

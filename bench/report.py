@@ -134,17 +134,35 @@ def _less_cpu(results: Results) -> tuple[float, str] | None:
     return ratio, f"{_number(ratio)}× less ({_number(ours.cpu)} µs against {_number(theirs.cpu)} µs)"
 
 
-def _cpu_of_nats(results: Results) -> tuple[float, str] | None:
-    ours = results.find(ONE, "wsqueue", 100)
-    variants = [results.find(ONE, system, 100) for system in ("nats", "nats-frames")]
-    # The cheaper way of publishing to NATS.
-    theirs = min(
-        (figure for figure in variants if figure and figure.cpu), key=lambda one: one.cpu, default=None
-    )
-    if ours is None or theirs is None or not ours.cpu:
-        return None
-    ratio = ours.cpu / theirs.cpu
-    return ratio, f"{_number(ratio)}× ({_number(ours.cpu)} µs against {_number(theirs.cpu)} µs)"
+def _cpu_of(
+    workload: str, payload: int, system: str, *others: str
+) -> Callable[[Results], tuple[float, str] | None]:
+    """Return a function that compares the CPU time of a system with the least of the others."""
+
+    def measure(results: Results) -> tuple[float, str] | None:
+        ours, *theirs = (
+            figure.cpu if (figure := results.find(workload, name, payload)) else 0.0
+            for name in (system, *others)
+        )
+        least = min(filter(None, theirs), default=0.0)
+        if not ours or not least:
+            return None
+        return ours / least, f"{_number(ours / least)}× ({_number(ours)} µs against {_number(least)} µs)"
+
+    return measure
+
+
+def _confirmed(system: str, other: str, payload: int) -> Callable[[Results], tuple[float, str] | None]:
+    """Return a function that compares how many messages two systems confirm from the disk."""
+
+    def measure(results: Results) -> tuple[float, str] | None:
+        ours, theirs = (results.find(STORED, name, payload) for name in (system, other))
+        if ours is None or theirs is None or not theirs.messages:
+            return None
+        ratio = ours.messages / theirs.messages
+        return ratio, f"{_number(ratio)}× ({_rate(ours.messages)}/s against {_rate(theirs.messages)}/s)"
+
+    return measure
 
 
 def _against_classic(system: str, workload: str) -> Callable[[Results], tuple[float, str] | None]:
@@ -211,11 +229,89 @@ GOALS = (
     ),
     Goal(
         f"{TITLES[ONE]}, 100 B: CPU of all nodes, against NATS over WebSockets",
-        "within 9×",
+        "within 0.4×",
+        "within 0.25×",
+        _cpu_of(ONE, 100, "wsqueue", "nats", "nats-frames"),
+        0.4,
+        0.25,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 100 B, one message a batch: CPU, against NATS with a frame each",
+        "within 6×",
+        "within 2×",
+        _cpu_of(ONE, 100, "wsqueue-1", "nats-frames"),
+        6,
+        2,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 1 KiB: CPU, against NATS",
+        "within 0.8×",
+        "within 0.5×",
+        _cpu_of(ONE, 1024, "wsqueue", "nats", "nats-frames"),
+        0.8,
+        0.5,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 64 KiB: CPU, against NATS",
+        "within 0.6×",
+        "within 0.4×",
+        _cpu_of(ONE, 65_536, "wsqueue", "nats", "nats-frames"),
+        0.6,
+        0.4,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 64 KiB: CPU, against Redis",
         "within 3×",
-        _cpu_of_nats,
-        9,
+        "within 2×",
+        _cpu_of(ONE, 65_536, "wsqueue", "redis"),
         3,
+        2,
+    ),
+    Goal(
+        f"{TITLES[FAN_OUT]}, 64 KiB: CPU, against the reference",
+        "within 0.6×",
+        "within 0.4×",
+        _cpu_of(FAN_OUT, 65_536, "wsqueue", "reference"),
+        0.6,
+        0.4,
+    ),
+    Goal(
+        f"{TITLES[ONE]}, 64 KiB: CPU with logs on the disk (sqlite), against memory",
+        "within 1.6×",
+        "within 1.3×",
+        _cpu_of(ONE, 65_536, SQLITE, "wsqueue"),
+        1.6,
+        1.3,
+    ),
+    Goal(
+        "confirmed from the disk, 100 B, one a batch: messages/s, against JetStream always synced",
+        "10×",
+        "20×",
+        _confirmed(SQLITE_SINGLE, "nats-jetstream-sync", 100),
+        10,
+        20,
+        True,
+    ),
+    Goal(
+        "confirmed from the disk, 64 KiB: messages/s, against JetStream always synced",
+        "1.2×",
+        "2×",
+        _confirmed(SQLITE_SINGLE, "nats-jetstream-sync", 65_536),
+        1.2,
+        2,
+        True,
+    ),
+    *(
+        Goal(
+            f"{WORKLOADS[workload]}: CPU, classic, against NATS",
+            "within 1.3×",
+            "equal or less",
+            _cpu_of(workload, LATENCY_BYTES, CLASSIC, "nats"),
+            1.3,
+            1,
+        )
+        for workload, rate in MANY.items()
+        if rate == max(MANY.values())
     ),
     Goal(f"{TITLES[FAN_OUT]}, 100 B: deliveries/s, against NATS", "2×", "4×", _more_deliveries, 2, 4, True),
     Goal(

@@ -196,6 +196,7 @@ _COMPARED = (*_FLOODS, HALF, COMMON, IDLE)
 
 SYSTEMS = {
     "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY, *MANY), batches=True),
+    "wsqueue-1": System("wsqueue, one a batch", wsqueue, (ONE,), batches=True, batch=1),
     "wsqueue-sqlite": System(
         "wsqueue, sqlite",
         functools.partial(wsqueue, mode="sqlite"),

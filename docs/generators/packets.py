@@ -57,10 +57,11 @@ def _type(kind: inspect.Type) -> str:  # noqa: C901, PLR0911 - one case for each
             return _sized("bin", "bytes", least, most)
         case inspect.LiteralType(values):
             return "string: " + ", ".join(f"`{value}`" for value in values)
-        case inspect.ListType(item, min_length=least):
+        case inspect.ListType(item, min_length=least, max_length=most):
             each = _type(item)
             each = f"({each})" if isinstance(item, inspect.UnionType) else each
-            return f"array of {each}" + (f"; at least {least}" if least else "")
+            length = f"{least} to {most}" if most else f"at least {least}" if least else ""
+            return f"array of {each}" + (f"; {length}" if length else "")
         case inspect.TupleType(items):
             return f"[{'; '.join(map(_type, items))}]"
         case inspect.DictType(key, value, max_length=most):

@@ -264,11 +264,12 @@ class Flood:
         frame = len(self.frames(1))
         return held // self.bytes + (kernel_limit("tcp_wmem") + kernel_limit("tcp_rmem")) // frame + 1
 
-    def frames(self, count: int) -> bytes:
-        """Return the frames that publish `count` messages."""
+    def frames(self, count: int, before: int = 0) -> bytes:
+        """Return the frames that publish `count` messages, after those of `before` messages."""
         if not self.v2:
             return message_frame(FED, self._data) * count
-        return packet_frames(publish_of(number + 1, FED, self._data, after=number) for number in range(count))
+        numbers = range(before, before + count)
+        return packet_frames(publish_of(number + 1, FED, self._data, after=number) for number in numbers)
 
 
 async def send_all(raw: RawSocket, data: bytes) -> None:
@@ -691,7 +692,7 @@ LONG_PINGS = 2000 * (struct.pack("!BB4x", 0x89, 0x80 | 125) + b"x" * 125)
     [
         ("/produce", False, lambda _: LONG_PINGS, {}),
         ("/subscribe/news", False, lambda _: LONG_PINGS, {}),
-        ("/produce", True, lambda _: FLOODS[1].frames(1000), {"max_topic_bytes": 5}),
+        ("/produce", True, lambda before: FLOODS[1].frames(1000, before), {"max_topic_bytes": 5}),
         ("/subscribe", True, subscriptions, {}),
     ],
     ids=["pings of a publisher", "pings of a subscriber", "refused batches", "subscriptions"],

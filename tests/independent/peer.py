@@ -34,6 +34,7 @@ MAX_NUMBER = 2**53 - 1
 OVERHEAD_BYTES = 4096
 FORWARD_OVERHEAD_BYTES = 4032
 MAX_CHAIN_BYTES = 65536
+MAX_CHAIN_BATCHES = 1024
 MAX_HELLO_BYTES = 65536
 WINDOW_BYTES = 16 * 2**20
 MAX_TOPICS_PER_CONNECTION = 10000
@@ -1085,6 +1086,7 @@ class _Link:
             and batch.number > last.number
             and batch.messages.text == last.messages.text
             and sum(each.size for each in chain) + batch.size <= min(MAX_CHAIN_BYTES, self.how[2])
+            and len(chain) < MAX_CHAIN_BATCHES
         )
 
     async def _receive(self, wire: Wire) -> None:

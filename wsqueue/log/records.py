@@ -25,7 +25,7 @@ MAX_NUMBERS = 100_000
 
 
 class Record(msgspec.Struct, gc=False):
-    """Hold one batch in the log of its topic: messages of one publisher that came together.
+    """Hold a chain in the log of its topic: batches of one publisher that came together.
 
     Attributes:
         topic: Name of the topic of all messages.
@@ -33,7 +33,7 @@ class Record(msgspec.Struct, gc=False):
         count: Number of messages, at least 1.
         time: Unix time in seconds, never falling within a topic.
         publisher: Public id of the publisher; "" for a classic publisher.
-        number: Number of the batch, rising with each batch of that publisher on that topic; 0 without
+        number: Number of the last batch, rising with each batch of that publisher on that topic; 0 without
             publisher.
         packet: The packet that delivers the messages, as it travels.
         epoch: Number of the epoch in which it came, never falling.

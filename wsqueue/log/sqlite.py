@@ -46,6 +46,10 @@ PENDING_OVERHEAD_BYTES = 600
 """Bytes of a chain that waits besides its record, so that the limit is honest."""
 
 
+PENDING_BATCH_BYTES = 50
+"""Bytes of a batch of such a chain: its number."""
+
+
 class SqliteStore(TopicLogs):
     """Keep the logs of all topics in a SQLite file, and the newest records in memory.
 
@@ -69,6 +73,7 @@ class SqliteStore(TopicLogs):
         self._failing = ""
         # Outcomes that wait for the archive, each with the publisher's number before.
         self._pending: deque[tuple[Outcome, int | None]] = deque()
+        self._pending_batches = 0
         self._settled = asyncio.Event()
         self._settled.set()
 
@@ -95,7 +100,7 @@ class SqliteStore(TopicLogs):
     @property
     def congested(self) -> bool:
         """Return True if too much waits for the disk."""
-        overhead = PENDING_OVERHEAD_BYTES * len(self._pending)
+        overhead = PENDING_OVERHEAD_BYTES * len(self._pending) + PENDING_BATCH_BYTES * self._pending_batches
         return self._archive.pending_bytes + overhead > PENDING_BYTES
 
     async def settle(self) -> None:
@@ -116,8 +121,9 @@ class SqliteStore(TopicLogs):
                 outcomes.append(outcome)
                 continue
             self._pending.append((outcome, before))
+            self._pending_batches += len(chain.numbers)
             # The messages are in the packet, where they take far less.
-            chain.messages = NOTHING
+            chain.messages, chain.counts = NOTHING, []
         if records:
             self._settled.clear()
             self._archive.append(records)
@@ -217,6 +223,7 @@ class SqliteStore(TopicLogs):
         left = len(records)
         while self._pending and (left or self._pending[0][0].record is None):
             outcome, _ = self._pending.popleft()
+            self._pending_batches -= len(outcome.chain.numbers)
             if outcome.record is not None:
                 left -= 1
                 self._keep(outcome.record)
@@ -249,6 +256,7 @@ class SqliteStore(TopicLogs):
                 outcome = Outcome(chain, stored, code="full", reason=reason)  # noqa: PLW2901 - the fate changed
             outcomes.append(outcome)
         self._pending.clear()
+        self._pending_batches = 0
         self._tell(outcomes)
 
     def _tell(self, outcomes: list[Outcome]) -> None:

@@ -7,13 +7,13 @@ messages of one kind. So a chain means its batches one after another (docs/proto
 from __future__ import annotations
 
 from ..protocol.packed import Packed
-from ..protocol.v2 import Forward, Publish
+from ..protocol.v2 import MAX_CHAIN_BATCHES, Forward, Publish
 from .link_queue import ForwardChain, Origin, forward_chain
 
 MAX_CHAIN_BYTES = 64 * 1024
 """Bytes of a chain, as our client's batches have: the cost of its packet is small then."""
 
-BATCH_BYTES = 16
+BATCH_FIELD_BYTES = 16
 """Most bytes that a batch takes in a packet besides its messages: its number and its count."""
 
 SIZE_BYTES = 5
@@ -22,7 +22,7 @@ SIZE_BYTES = 5
 
 def packet_bytes(messages: Packed) -> int:
     """Return the most bytes that a batch without headers takes in a packet."""
-    return messages.data.nbytes + SIZE_BYTES * len(messages.sizes) + BATCH_BYTES
+    return messages.data.nbytes + SIZE_BYTES * len(messages.sizes) + BATCH_FIELD_BYTES
 
 
 class Chain:
@@ -54,8 +54,10 @@ class Chain:
         # As `Packed.whole`, without the calls: this is done for each batch.
         if not count or sum(sizes) != size or messages.headers is not None:
             return False
-        left = self._left - size - SIZE_BYTES * count - BATCH_BYTES
+        left = self._left - size - SIZE_BYTES * count - BATCH_FIELD_BYTES
         if left < 0 or messages.text is not self._first.messages.text:
+            return False
+        if len(self._numbers) + 1 >= MAX_CHAIN_BATCHES:
             return False
         self._last, self._left = number, left
         self._numbers.append(number)

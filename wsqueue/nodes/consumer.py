@@ -229,8 +229,9 @@ class Consumer:
                 if connection in acks:
                     connection.send_packet(v2.Ack([acks.pop(connection)]))
                 self.counters[f"batches_refused_{code}"] += end - confirmed
-                for refused in range(confirmed, end):
-                    connection.send_packet(v2.Refused(refused, code, outcome.reason))
+                reason = outcome.reason[: v2.MAX_REASON_CHARACTERS]
+                refusals = [v2.Refused(refused, code, reason) for refused in range(confirmed, end)]
+                connection.send(list(map(v2.encode, refusals)))
         for topic, group in stored.items():
             self._deliver(topic, group)
         for connection, numbers in acks.items():

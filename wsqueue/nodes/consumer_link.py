@@ -22,7 +22,7 @@ from ..protocol.keys import PreSharedKey
 from ..protocol.session import Event, HelloDone
 from ..report.report import LinkStatus
 from ..report.stats import Histogram
-from .link_queue import ForwardChain, LinkQueue, Origin
+from .link_queue import ForwardChain, LinkQueue, Origin, RefusedBatches
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,11 @@ class ConsumerLink(Link):
         *,
         traffic: Traffic,
         confirm_seconds: Histogram,
+        refused: RefusedBatches,
     ) -> None:
         super().__init__([address], psk, config, tls, traffic)
         self._counters = counters
-        self.queue = LinkQueue(config.limits, counters, confirm_seconds)
+        self.queue = LinkQueue(config.limits, counters, confirm_seconds, refused)
         self._classic: ClassicSender | None = None
         self._next_turn: asyncio.Handle | None = None
         self._classic_before = False

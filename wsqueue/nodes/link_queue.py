@@ -36,6 +36,7 @@ from ..config.model import READ_MARGIN_BYTES, Limits
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import Closed
+from ..protocol.packed import Packed
 from ..report.stats import Histogram
 
 if TYPE_CHECKING:
@@ -45,16 +46,16 @@ LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """Unconfirmed bytes from which on no slice is sent: far above what a fast disk has under way."""
 
 MAX_REFUSED = 50_000
-"""Maximum number of refused batches that are remembered: as many as are under way when they are small."""
+"""Maximum number of refused chains that a producer remembers: as many as are under way if small."""
+
+MAX_ACK_RANGES = 1000
+"""Ranges of one confirmation: 22 KB, which any publisher takes, and more go in another packet."""
 
 CHAIN_OVERHEAD_BYTES = 250
 """Memory that a chain takes besides its payload and numbers; it counts for the limits."""
 
 NUMBER_BYTES = 50
 """Memory that a batch of a chain takes besides its part of the payload; it counts, too."""
-
-MAX_REASON_CHARACTERS = 200
-"""Length to which the reason of a refusal is cut: the packet takes no more."""
 
 TIMING_SECONDS = 0.005
 """Time between two batches that are timed: 200 a second are enough, and cost the others nothing."""
@@ -119,21 +120,26 @@ class ForwardChain(msgspec.Struct, gc=False):
 
     def rest(self) -> ForwardChain:
         """Return the batches that are neither confirmed nor refused."""
-        return self._part(_decoded(self.payload), self.answered, len(self.numbers)) if self.answered else self
+        if not self.answered:
+            return self
+        forward = _decoded(self.payload)
+        messages = forward.messages.behind(sum(forward.counts[: self.answered]))
+        return self._part(forward, self.answered, len(self.numbers), messages)
 
     def singles(self) -> list[ForwardChain]:
         """Return each batch as a chain of its own."""
-        forward = _decoded(self.payload)
-        return [self._part(forward, index, index + 1) for index in range(len(self.numbers))]
+        forward, first, begin = _decoded(self.payload), 0, 0
+        singles: list[ForwardChain] = []
+        for index, count in enumerate(forward.counts):
+            part = forward.messages.part(first, count, begin)
+            singles.append(self._part(forward, index, index + 1, part))
+            first, begin = first + count, begin + part.data.nbytes
+        return singles
 
-    def _part(self, forward: packets_v2.Forward, begin: int, end: int) -> ForwardChain:
-        counts = forward.counts[begin:end]
-        messages = forward.messages
-        first = sum(forward.counts[:begin])
-        part = messages.part(first, sum(counts), sum(messages.sizes[:first]))
+    def _part(self, forward: packets_v2.Forward, begin: int, end: int, messages: Packed) -> ForwardChain:
         after = forward.numbers[begin - 1] if begin else forward.after
-        numbers = forward.numbers[begin:end]
-        packet = packets_v2.Forward(forward.publisher, numbers, after, forward.topic, counts, part)
+        numbers, counts = forward.numbers[begin:end], forward.counts[begin:end]
+        packet = packets_v2.Forward(forward.publisher, numbers, after, forward.topic, counts, messages)
         return forward_chain(packet, self.origin)
 
 
@@ -153,6 +159,23 @@ def forward_chain(packet: packets_v2.Forward, origin: Origin | None) -> ForwardC
 _count_of = operator.attrgetter("count")
 
 
+class RefusedBatches:
+    """Remember which batches were refused, the latest of them, for all links of a producer."""
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+
+    def note(self, publisher: str, number: int) -> None:
+        """Note that a batch was refused."""
+        self._known[publisher, number] = None
+        if len(self._known) > MAX_REFUSED:
+            self._known.popitem(last=False)
+
+    def __contains__(self, batch: tuple[str, int]) -> bool:
+        """Return True if a batch was refused, given by the publisher's id and its number."""
+        return batch in self._known
+
+
 class LinkQueue:
     """Hold batches until a consumer has confirmed or refused them.
 
@@ -161,6 +184,8 @@ class LinkQueue:
         counters: Counters of the producer.
         confirm_seconds: Histogram of the time from reading a batch to its confirmation; one batch at a time
             is timed.
+        refused: The batches that were refused. Batches after them are refused here, because a consumer that
+            does not know the publisher would take them.
 
     Attributes:
         limits: See above.
@@ -169,7 +194,9 @@ class LinkQueue:
         awaited: True if a publisher waits for the confirmation of the latest slice of classic messages.
     """
 
-    def __init__(self, limits: Limits, counters: Counter[str], confirm_seconds: Histogram) -> None:
+    def __init__(
+        self, limits: Limits, counters: Counter[str], confirm_seconds: Histogram, refused: RefusedBatches
+    ) -> None:
         self.limits = limits
         self.v2 = self.awaited = False
         self.sent = self._confirmed = 0
@@ -181,9 +208,7 @@ class LinkQueue:
         self._begun: classic.MessageSlices | None = None
         self._acks: dict[Origin, list[tuple[int, int]]] = {}
         self._refusals: list[tuple[Origin, packets_v2.Packet]] = []
-        # Publisher and number. Batches after a refused one are refused here, because a consumer that has
-        # forgotten the publisher would take them.
-        self._refused: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._refused = refused
         self._blocked: set[Origin] = set()
         self._counters, self._confirm_seconds = counters, confirm_seconds
         self._timed: ForwardChain | None = None
@@ -248,12 +273,6 @@ class LinkQueue:
         self._waiting.extend(chains)
         self._waiting_bytes += sum([chain.size for chain in chains])
 
-    def note_refused(self, publisher: str, number: int) -> None:
-        """Note that a batch was refused: those after it are refused, too."""
-        self._refused[publisher, number] = None
-        if len(self._refused) > MAX_REFUSED:
-            self._refused.popitem(last=False)
-
     def block(self, publisher: Origin) -> bool:
         """Return True if a publisher must stop now; `released` will return it."""
         if not self.full or publisher in self._blocked:
@@ -280,7 +299,10 @@ class LinkQueue:
             return ()
         answers, self._refusals = self._refusals, []
         acks, self._acks = self._acks, {}
-        answers += [(origin, packets_v2.Ack(ranges)) for origin, ranges in acks.items()]
+        for origin, ranges in acks.items():
+            joined = _joined(ranges)
+            for at in range(0, len(joined), MAX_ACK_RANGES):
+                answers.append((origin, packets_v2.Ack(joined[at : at + MAX_ACK_RANGES])))
         return answers
 
     def connected(self, *, v2: bool) -> None:
@@ -462,6 +484,7 @@ class LinkQueue:
                     self._timed = None
             else:
                 again.append(self._rest(chain))
+                again[-1].position = 0
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._waiting.extendleft(reversed(again))
@@ -526,11 +549,25 @@ class LinkQueue:
         chain.answered += len(numbers)
         if chain.origin is None:
             self._counters["lost_refused"] += chain.count
-        for number in numbers:
-            self.note_refused(chain.publisher, number)
-            if chain.origin is not None:
-                refused = packets_v2.Refused(number, code, reason[:MAX_REASON_CHARACTERS])
-                self._refusals.append((chain.origin, refused))
+        # The others are followed by batches of this chain only.
+        self._refused.note(chain.publisher, numbers[-1])
+        if chain.origin is not None:
+            reason = reason[: packets_v2.MAX_REASON_CHARACTERS]
+            self._refusals += [(chain.origin, packets_v2.Refused(number, code, reason)) for number in numbers]
+
+
+def _joined(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Return ranges in their order, those that follow each other as one."""
+    if len(ranges) == 1:
+        return ranges
+    ranges.sort()
+    joined = ranges[:1]
+    for first, last in ranges[1:]:
+        if first == joined[-1][1] + 1:
+            joined[-1] = (joined[-1][0], last)
+        else:
+            joined.append((first, last))
+    return joined
 
 
 def _decoded(payload: bytes) -> packets_v2.Forward:

@@ -28,7 +28,7 @@ from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
 from .consumer_link import ConsumerLink
-from .link_queue import ForwardChain, Origin, forward_chain
+from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -63,6 +63,7 @@ class Producer(Handler):
         self.top_topics = TopTopics()
         self._confirm_seconds = Histogram()
         self._psk, self._config, self._tls = keys.nodes, config, tls
+        self._refused = RefusedBatches()
         self.links = [self._link(address) for address in config.links]
         self._route = router(len(self.links))
         self._publishers: dict[Connection, Origin] = {}
@@ -140,6 +141,9 @@ class Producer(Handler):
         open_chains: dict[str, Chain] = {}
         for event in events:
             if type(event) is packets_v2.Publish:
+                if not origin.id:
+                    connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
+                    break
                 if not origin.number < event.number > event.after:
                     # Another batch with this number, or a later one, would pass for a repeat.
                     connection.fail(CloseCode.INVALID_PACKET, OUT_OF_ORDER)
@@ -206,11 +210,6 @@ class Producer(Handler):
 
     def _numbered(self, origin: Origin, packet: packets_v2.Publish) -> Chain | ForwardChain | None:
         """Return a batch as a chain, which others may join or not; None if it is refused here."""
-        publisher = origin.id
-        if not publisher:
-            assert origin.connection is not None
-            origin.connection.fail(CloseCode.UNEXPECTED_PACKET, "a publisher says first who it is")
-            return None
         limits = self._config.limits
         topic, number = packet.topic, packet.number
         if classic.topic_too_long(topic, limits.max_topic_bytes):
@@ -224,7 +223,7 @@ class Producer(Handler):
         max_bytes = min(MAX_CHAIN_BYTES, limits.max_message_bytes)
         if messages.headers is None and packet_bytes(messages) <= max_bytes:
             return Chain(packet, max_bytes)
-        forward = packets_v2.Forward(publisher, [number], packet.after, topic, [messages.count], messages)
+        forward = packets_v2.Forward(origin.id, [number], packet.after, topic, [messages.count], messages)
         chain = forward_chain(forward, origin)
         if len(chain.payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:
             reason = f"the batch has more than {limits.max_message_bytes} bytes"
@@ -238,7 +237,7 @@ class Producer(Handler):
         """Refuse a batch, and those that come after it."""
         assert origin.connection is not None
         origin.connection.send_packet(packets_v2.Refused(packet.number, code, reason))
-        self.links[self._route(packet.topic)].queue.note_refused(origin.id, packet.number)
+        self._refused.note(origin.id, packet.number)
 
     def _classic(self, topic: str, data: list[str]) -> ForwardChain:
         """Return a batch of classic messages."""
@@ -257,6 +256,7 @@ class Producer(Handler):
             self._tls,
             traffic=self.traffic,
             confirm_seconds=self._confirm_seconds,
+            refused=self._refused,
         )
 
     def _change_links(self, config: ProducerConfig, old: dict[Address, ConsumerLink]) -> None:

@@ -20,6 +20,9 @@ from .packed import NOTHING, Packed
 SUBPROTOCOL = "wsqueue.v2"
 """Subprotocol that an initiator offers and an acceptor selects (RFC 6455 section 1.9)."""
 
+MAX_REASON_CHARACTERS = 200
+"""Length of the reason of a refusal; a longer one is cut."""
+
 MAX_NUMBER = 2**53 - 1
 """The largest integer that every implementation keeps exactly, those with floating-point numbers too."""
 
@@ -29,6 +32,9 @@ OVERHEAD_BYTES = 4096
 NONCE_BYTES = 32
 """Length of nonces, proofs and publisher secrets: 256 bits can't be guessed."""
 
+MAX_CHAIN_BATCHES = 1024
+"""Batches of a chain: a refusal of all is as many packets. Our producer has no more in a turn."""
+
 Secret = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 
 MAX_PATH_CHARACTERS = 8192
@@ -37,11 +43,12 @@ MAX_PATH_CHARACTERS = 8192
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
-Counts: TypeAlias = Annotated[list[Number], msgspec.Meta(min_length=1)]
+CHAIN = msgspec.Meta(min_length=1, max_length=MAX_CHAIN_BATCHES)
+Counts: TypeAlias = Annotated[list[Number], CHAIN]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
-Reason = Annotated[str, msgspec.Meta(max_length=200)]
+Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
 
 RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_refused"]
 """Why a batch was not appended.
@@ -129,7 +136,7 @@ class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, gc=Fals
     """
 
     publisher: NamedPublicId
-    numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
+    numbers: Annotated[list[Number], CHAIN]
     after: Offset
     topic: str
     counts: Counts
@@ -154,7 +161,7 @@ class _ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
     """A `Forward` whose messages are not decoded."""
 
     publisher: NamedPublicId
-    numbers: Annotated[list[Number], msgspec.Meta(min_length=1)]
+    numbers: Annotated[list[Number], CHAIN]
     after: Offset
     topic: str
     counts: Counts
@@ -263,7 +270,7 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, gc=Fals
     topic: str
     offset: Offset
     publisher: PublicId
-    numbers: Annotated[list[Offset], msgspec.Meta(min_length=1)]
+    numbers: Annotated[list[Offset], CHAIN]
     counts: Counts
     messages: Packed
 

@@ -160,7 +160,8 @@ class TestSqliteStore:
 
     async def test_very_many_small_batches_are_too_much_too(self) -> None:
         logs = await Archived.opened()
-        logs.archive.pending_bytes = sqlite.PENDING_BYTES - 100 * sqlite.PENDING_OVERHEAD_BYTES
+        each = sqlite.PENDING_OVERHEAD_BYTES + sqlite.PENDING_BATCH_BYTES
+        logs.archive.pending_bytes = sqlite.PENDING_BYTES - 100 * each
         for number in range(1, 102):
             assert not logs.store.congested
             logs.append(batch(number))

@@ -95,7 +95,7 @@ class TestJoining:
         many, counts, messages = chain
         if messages.headers is None:
             fields = len(v2.encode(v2.Forward("p", [1], 0, "news", [1], packed(""))))
-            counted = fields + packet_bytes(messages) + chains.BATCH_BYTES * len(many) + 16
+            counted = fields + packet_bytes(messages) + chains.BATCH_FIELD_BYTES * len(many) + 16
             assert len(v2.encode(v2.Forward("p", many, 0, "news", counts, messages))) <= counted
 
 

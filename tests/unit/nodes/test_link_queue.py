@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from wsqueue.config.model import READ_MARGIN_BYTES, Limits
 from wsqueue.nodes import link_queue
-from wsqueue.nodes.link_queue import MAX_REASON_CHARACTERS, ForwardChain, LinkQueue, Origin, forward_chain
+from wsqueue.nodes.link_queue import ForwardChain, LinkQueue, Origin, RefusedBatches, forward_chain
 from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.packed import Headers, Packed
@@ -65,7 +65,7 @@ class Machine(RuleBasedStateMachine):
         self.patch = mock.patch.multiple(link_queue, LINK_WINDOW_BYTES=WINDOW, SLOW_LINK_BYTES=SLOW)
         self.patch.start()
         self.counters: Counter[str] = Counter()
-        self.queue = LinkQueue(Limits(max_held_bytes=HELD), self.counters, Histogram())
+        self.queue = LinkQueue(Limits(max_held_bytes=HELD), self.counters, Histogram(), RefusedBatches())
         self.origins = [Origin(None) for _ in range(4)]
         self.numbers = [0] * len(self.origins)
         self.paused: set[Origin] = set()
@@ -295,7 +295,9 @@ TestMachine = Machine.TestCase
 
 def made(max_held_bytes: int = 2**40, times: Histogram | None = None, *, speaks_v2: bool = True) -> LinkQueue:
     """Return a queue whose consumer is connected."""
-    queue = LinkQueue(Limits(max_held_bytes=max_held_bytes), Counter(), times or Histogram())
+    queue = LinkQueue(
+        Limits(max_held_bytes=max_held_bytes), Counter(), times or Histogram(), RefusedBatches()
+    )
     queue.connected(v2=speaks_v2)
     return queue
 
@@ -310,7 +312,7 @@ class TestAnswers:
         queue.refuse(refused(5, reason="x" * 1000), 0.0)
         queue.confirm(6, 0.0)
         assert list(queue.answers()) == [
-            (first, v2.Refused(6, "full", "x" * MAX_REASON_CHARACTERS)),
+            (first, v2.Refused(6, "full", "x" * v2.MAX_REASON_CHARACTERS)),
             (first, v2.Ack([(1, 3), (5, 5)])),
             (second, v2.Ack([(1, 1)])),
         ]
@@ -353,7 +355,7 @@ class TestClassicConsumer:
     )
     def test_a_batch_that_it_cannot_take_is_refused_alone(self, messages: Packed, code: str) -> None:
         queue, origin = (
-            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram()),
+            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram(), RefusedBatches()),
             Origin(None),
         )
         queue.connected(v2=False)
@@ -372,7 +374,7 @@ class TestClassicConsumer:
 
     def test_the_longest_that_it_takes(self) -> None:
         queue, origin = (
-            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram()),
+            LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram(), RefusedBatches()),
             Origin(None),
         )
         queue.connected(v2=False)
@@ -384,7 +386,7 @@ class TestClassicConsumer:
 
     @pytest.mark.parametrize("data", [b"\xff", "x" * 2000])
     def test_a_consumer_of_v2_takes_them(self, data: str | bytes) -> None:
-        queue = LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram())
+        queue = LinkQueue(Limits(max_message_bytes=self.LONGEST), Counter(), Histogram(), RefusedBatches())
         queue.connected(v2=True)
         queue.hold([batch(1, data, headers=[{"id": "1"}], origin=Origin(None))])
         (payload,) = queue.next_slice(2**40)
@@ -477,3 +479,106 @@ class TestTimes:
         queue.next_slice(2**40)
         queue.confirm(queue.sent, 103.0)
         assert self.counted(times) == (1, 1.0)
+
+
+def chain(numbers: list[int], counts: list[int], *, origin: Origin, after: int = 0) -> ForwardChain:
+    """Return a chain whose messages are numbered over all batches."""
+    data = packed(*map(str, range(sum(counts))))
+    return forward_chain(v2.Forward("p", numbers, after, "news", counts, data), origin)
+
+
+class TestChains:
+    def test_positions_count_batches(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([chain([2, 3, 5], [1, 2, 1], origin=origin), chain([6], [1], after=5, origin=origin)])
+        queue.next_slice(2**40)
+        assert queue.sent == 4
+        queue.confirm(2, 0.0)
+        assert queue.answers() == [(origin, v2.Ack([(2, 3)]))]
+        queue.confirm(4, 0.0)
+        assert queue.answers() == [(origin, v2.Ack([(5, 6)]))]
+        assert queue.empty
+        assert queue.held_bytes == 0
+
+    def test_a_confirmation_has_no_number_between(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([chain([1, 3, 5, 6], [1] * 4, origin=origin)])
+        queue.next_slice(2**40)
+        queue.confirm(4, 0.0)
+        assert queue.answers() == [(origin, v2.Ack([(1, 1), (3, 3), (5, 6)]))]
+
+    def test_confirmations_of_topics_in_turns_become_one_range(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([chain([1, 3, 5], [1] * 3, origin=origin), chain([2, 4, 6], [1] * 3, origin=origin)])
+        queue.next_slice(2**40)
+        queue.confirm(6, 0.0)
+        assert queue.answers() == [(origin, v2.Ack([(1, 6)]))]
+
+    def test_many_ranges_come_in_several_packets(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(link_queue, "MAX_ACK_RANGES", 2)
+        queue, origin = made(), Origin(None)
+        queue.hold([chain([1, 3, 5, 7, 9], [1] * 5, origin=origin)])
+        queue.next_slice(2**40)
+        queue.confirm(5, 0.0)
+        expected = [[(1, 1), (3, 3)], [(5, 5), (7, 7)], [(9, 9)]]
+        assert queue.answers() == [(origin, v2.Ack(ranges)) for ranges in expected]
+
+    @pytest.mark.parametrize("confirmed", range(4))
+    def test_only_the_rest_is_sent_again(self, confirmed: int) -> None:
+        queue, origin = made(), Origin(None)
+        numbers, counts = [2, 3, 5, 9], [1, 3, 2, 1]
+        queue.hold([chain(numbers, counts, after=1, origin=origin)])
+        queue.next_slice(2**40)
+        queue.confirm(confirmed, 0.0)
+        queue.answers()
+        queue.disconnected(LOST)
+        queue.connected(v2=True)
+        (payload,) = queue.next_slice(2**40)
+        skipped = sum(counts[:confirmed])
+        after = [1, *numbers][confirmed]
+        data = packed(*map(str, range(skipped, 7)))
+        rest, counts = numbers[confirmed:], counts[confirmed:]
+        assert forwarded(payload) == v2.Forward("p", rest, after, "news", counts, data)
+        queue.confirm(4 - confirmed, 0.0)
+        ((_, answer),) = queue.answers()
+        assert isinstance(answer, v2.Ack)
+        assert [one for first, last in answer.numbers for one in range(first, last + 1)] == rest
+        assert queue.held_bytes == 0
+
+    def test_the_rest_behind_a_refused_batch_is_refused_when_it_is_sent_again(self) -> None:
+        queue, origin = made(), Origin(None)
+        queue.hold([chain([2, 3, 5], [1, 2, 1], origin=origin)])
+        queue.next_slice(2**40)
+        queue.refuse(refused(2), 0.0)
+        queue.disconnected(LOST)
+        queue.connected(v2=True)
+        assert queue.next_slice(2**40) == []
+        answers = [packet for _, packet in queue.answers()]
+        assert answers[-1] == v2.Ack([(2, 2)])
+        found = [(one.number, one.code) for one in answers if isinstance(one, v2.Refused)]
+        assert found == [(3, "full"), (5, "after_refused")]
+        assert queue.empty
+
+    def test_a_classic_consumer_gets_each_batch_alone(self) -> None:
+        queue, origin = made(speaks_v2=False), Origin(None)
+        long = "x" * 2_000_000
+        data = packed("a", "b", long, "c", "d")
+        queue.hold([forward_chain(v2.Forward("p", [1, 2, 4, 5], 0, "news", [2, 1, 1, 1], data), origin)])
+        assert list(map(said, queue.next_slice(2**40))) == ["a", "b"]
+        queue.confirm(2, 0.0)
+        answers = [packet for _, packet in queue.answers()]
+        assert answers[-1] == v2.Ack([(1, 1)])
+        found = [(one.number, one.code) for one in answers if isinstance(one, v2.Refused)]
+        assert found == [(2, "too_long"), (4, "after_refused"), (5, "after_refused")]
+        assert queue.empty
+
+    def test_refusals_are_known_to_all_links(self) -> None:
+        known, origin = RefusedBatches(), Origin(None)
+        first, second = (LinkQueue(Limits(), Counter(), Histogram(), known) for _ in range(2))
+        for queue in (first, second):
+            queue.connected(v2=True)
+        first.hold([batch(1, origin=origin)])
+        first.next_slice(2**40)
+        first.refuse(refused(1), 0.0)
+        second.hold([chain([2, 3], [1, 1], after=1, origin=origin)])
+        assert second.next_slice(2**40) == []

@@ -246,3 +246,12 @@ def test_a_number_out_of_order_closes_the_publisher(producer: Producer, number: 
     assert connection.failed is None
     producer.received(connection, [v2.Publish(number, after, "news", packed("y"))])
     assert connection.failed == CloseCode.INVALID_PACKET
+
+
+def test_nothing_behind_a_fault_of_a_publisher_is_taken(producer: Producer) -> None:
+    connection = FakeConnection()
+    producer.established(connection)
+    batches = [v2.Publish(number, 0, "news", packed("x")) for number in (1, 2)]
+    producer.received(connection, [batches[0], v2.Publisher(new_secret()["secret"]), batches[1]])
+    assert connection.failed == CloseCode.UNEXPECTED_PACKET
+    assert not any(link.queue.held_messages for link in producer.links)

@@ -806,6 +806,10 @@ class PublisherLink extends Link {
   received(packet) {
     if (packet.t === "ack") {
       for (const [first, last] of packet.numbers) {
+        if (first === last) {
+          this.#settle(first);
+          continue;
+        }
         // A range may be far longer than the list of unconfirmed batches.
         for (const number of this.outstanding.keys()) {
           if (number > last) break;

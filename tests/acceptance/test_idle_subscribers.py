@@ -70,14 +70,16 @@ class Subscriber:
         return self._writer
 
     async def read(self) -> dict[str, Any]:
-        """Return the next packet, of less than 126 bytes."""
+        """Return the next packet."""
         packet: dict[str, Any] = json.loads(await self.read_frame(TEXT))
         return packet
 
     async def read_frame(self, first: int) -> bytes:
-        """Return the payload of the next frame, of less than 126 bytes."""
+        """Return the payload of the next frame, of less than 64 KiB."""
         found, length = await self._reader.readexactly(2)
         assert found == first
+        if length == 126:
+            length = int.from_bytes(await self._reader.readexactly(2))
         return await self._reader.readexactly(length)
 
     async def close(self, *, politely: bool = True) -> None:
@@ -123,7 +125,7 @@ class V2Subscriber(Subscriber):
         return str(data)
 
     async def read(self) -> dict[str, Any]:
-        """Return the next packet, of less than 126 bytes."""
+        """Return the next packet."""
         return decoded(await self.read_frame(BINARY))
 
 

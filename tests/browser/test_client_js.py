@@ -481,6 +481,17 @@ async def test_the_packets_of_bytes_and_headers(tabs: Tabs) -> None:
         await raw.answer_close()
 
 
+async def subscribed_to(server: V2Server, tabs: Tabs) -> tuple[Page, V2Socket]:
+    """Return a page that has subscribed to a topic of a consumer, and its connection."""
+    page = await tabs.with_client()
+    await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
+    await js(page, "subscribe('news'); 0")
+    raw = await server.speaking(KEY)
+    await raw.next("subscribe")
+    raw.send({"t": "subscribed", "topic": "news", "log": "log", "offset": 0, "end": 0})
+    return page, raw
+
+
 async def test_a_text_that_is_no_utf_8_comes_as_bytes(tabs: Tabs) -> None:
     broken = [b"\xff", b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82"]
     messages = messages_of(*broken)
@@ -488,12 +499,7 @@ async def test_a_text_that_is_no_utf_8_comes_as_bytes(tabs: Tabs) -> None:
     halves = messages_of("\N{EURO SIGN}")
     halves["sizes"] = [1, 2]
     async with soon(), V2Server() as server:
-        page = await tabs.with_client()
-        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
-        await js(page, "subscribe('news'); 0")
-        raw = await server.speaking(KEY)
-        await raw.next("subscribe")
-        raw.send({"t": "subscribed", "topic": "news", "log": "log", "offset": 0, "end": 0})
+        page, raw = await subscribed_to(server, tabs)
         raw.send(deliver_of(0, "news", "first"))
         raw.send(deliver_of(1, "news", messages=messages))
         raw.send(deliver_of(6, "news", messages=halves))
@@ -511,12 +517,7 @@ async def test_batches_of_a_chain_that_came_before_are_dropped(tabs: Tabs) -> No
         (9, [9], [2], "gh", "gh"),
     ]
     async with soon(), V2Server() as server:
-        page = await tabs.with_client()
-        await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})
-        await js(page, "subscribe('news'); 0")
-        raw = await server.speaking(KEY)
-        await raw.next("subscribe")
-        raw.send({"t": "subscribed", "topic": "news", "log": "log", "offset": 0, "end": 0})
+        page, raw = await subscribed_to(server, tabs)
         for offset, numbers, counts, sent, _ in chains:
             fields = {"publisher": "p", "numbers": numbers, "counts": counts}
             raw.send(deliver_of(offset, "news", *sent) | fields)

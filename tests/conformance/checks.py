@@ -524,7 +524,7 @@ async def publishes_again(subject: Subject) -> None:
 
 
 async def leaves_a_draining_producer(subject: Subject) -> None:
-    """A publisher that is told of a drain sends what is not confirmed on another connection."""
+    """A publisher that is told of a drain sends unconfirmed batches again on another connection."""
     topic = new_topic()
     async with subject.running() as program:
         program.publish(topic, "a")

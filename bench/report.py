@@ -40,6 +40,9 @@ WORKLOADS = {
         for workload, rate in MANY.items()
     },
 }
+BUSIEST = max(MANY, key=MANY.__getitem__)
+"""The workload of many publishers with the most messages per second."""
+
 CLASSIC, SQLITE, SQLITE_SINGLE = "wsqueue-classic", "wsqueue-sqlite", "wsqueue-sqlite-1"
 
 
@@ -161,19 +164,6 @@ def _confirmed(system: str, other: str, payload: int) -> Callable[[Results], tup
             return None
         ratio = ours.messages / theirs.messages
         return ratio, f"{_number(ratio)}× ({_rate(ours.messages)}/s against {_rate(theirs.messages)}/s)"
-
-    return measure
-
-
-def _against_classic(system: str, workload: str) -> Callable[[Results], tuple[float, str] | None]:
-    """Return a function that compares the CPU time of a mode of wsqueue with the classic protocol."""
-
-    def measure(results: Results) -> tuple[float, str] | None:
-        ours, classic = (results.find(workload, name, LATENCY_BYTES) for name in (system, CLASSIC))
-        if ours is None or classic is None or not ours.cpu or not classic.cpu:
-            return None
-        ratio = ours.cpu / classic.cpu
-        return ratio, f"{_number(ratio)}× ({_number(ours.cpu)} µs against {_number(classic.cpu)} µs)"
 
     return measure
 
@@ -301,17 +291,13 @@ GOALS = (
         2,
         True,
     ),
-    *(
-        Goal(
-            f"{WORKLOADS[workload]}: CPU, classic, against NATS",
-            "within 1.3×",
-            "equal or less",
-            _cpu_of(workload, LATENCY_BYTES, CLASSIC, "nats"),
-            1.3,
-            1,
-        )
-        for workload, rate in MANY.items()
-        if rate == max(MANY.values())
+    Goal(
+        f"{WORKLOADS[BUSIEST]}: CPU, classic, against NATS",
+        "within 1.3×",
+        "equal or less",
+        _cpu_of(BUSIEST, LATENCY_BYTES, CLASSIC, "nats"),
+        1.3,
+        1,
     ),
     Goal(f"{TITLES[FAN_OUT]}, 100 B: deliveries/s, against NATS", "2×", "4×", _more_deliveries, 2, 4, True),
     Goal(
@@ -327,7 +313,7 @@ GOALS = (
         f"{TITLES[ONE]}, 100 B: CPU with confirmations, against classic",
         "within 1.3×",
         "less",
-        _against_classic("wsqueue", ONE),
+        _cpu_of(ONE, LATENCY_BYTES, "wsqueue", CLASSIC),
         1.3,
         1,
     ),
@@ -335,7 +321,7 @@ GOALS = (
         f"the same at {COMMON_RATE:,} messages/s, with small batches",
         "within 1.3×",
         "less",
-        _against_classic("wsqueue", COMMON),
+        _cpu_of(COMMON, LATENCY_BYTES, "wsqueue", CLASSIC),
         1.3,
         1,
     ),
@@ -343,7 +329,7 @@ GOALS = (
         f"{TITLES[ONE]}, 100 B: CPU with logs on the disk (sqlite), against classic",
         "within 3×",
         "less",
-        _against_classic(SQLITE, ONE),
+        _cpu_of(ONE, LATENCY_BYTES, SQLITE, CLASSIC),
         3,
         1,
     ),

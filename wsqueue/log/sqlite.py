@@ -45,7 +45,6 @@ PENDING_BYTES = 32 * 1024 * 1024
 PENDING_OVERHEAD_BYTES = 600
 """Bytes of a chain that waits besides its record, so that the limit is honest."""
 
-
 PENDING_BATCH_BYTES = 50
 """Bytes of a batch of such a chain: its number."""
 

@@ -13,8 +13,8 @@ one of two deques until the consumer has confirmed or refused all of its batches
 - `next_slice` takes chains from the front of `waiting` only, and `disconnected` puts the unconfirmed batches
   back there in their order. So the batches of a publisher on a topic never overtake each other.
 - A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`.
-- A consumer may confirm the first batches of a chain and refuse the others. What it has answered is not sent
-  again.
+- A consumer may confirm the first batches of a chain and refuse the others. Batches that it has answered are
+  not sent again.
 - A classic consumer gets one batch at a time, since it may not take each of a chain. It gets classic messages
   at most once: `disconnected` drops and counts them instead.
 - `block` notes each publisher that must stop while too much is held, and `released` returns it exactly once
@@ -434,10 +434,7 @@ class LinkQueue:
         ranges = self._acks.setdefault(chain.origin, [])
         first, last = numbers[0], numbers[-1]
         if last - first == len(numbers) - 1:
-            if ranges and ranges[-1][1] == first - 1:
-                ranges[-1] = (ranges[-1][0], last)
-            else:
-                ranges.append((first, last))
+            ranges.append((first, last))
         else:
             # Numbers between may be those of batches on other topics.
             ranges += zip(numbers, numbers, strict=True)
@@ -484,7 +481,6 @@ class LinkQueue:
                     self._timed = None
             else:
                 again.append(self._rest(chain))
-                again[-1].position = 0
         self._unconfirmed.clear()
         self._unconfirmed_bytes = 0
         self._waiting.extendleft(reversed(again))
@@ -531,8 +527,9 @@ class LinkQueue:
         return self._waiting[0]
 
     def _rest(self, chain: ForwardChain) -> ForwardChain:
-        """Return the batches of a chain that were not answered."""
+        """Return the batches of a chain that were not answered, as they wait to be sent."""
         rest = chain.rest()
+        rest.position = 0
         if chain is self._timed:
             self._timed = rest
         return rest

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, cast
 
 import msgspec
@@ -231,15 +231,15 @@ class MessageSlices:
     def next_slice(self, max_bytes: int) -> list[bytes]:
         """Return the next messages: no more than `max_bytes`, unless the first has more."""
         part = self._messages.part(self.built, max(1, max_bytes // self._overhead), self._begin)
-        if not self._may_exceed(max(part.sizes, default=0)) and (whole := _without_escapes(part)):
+        may_exceed = self._may_exceed(max(part.sizes, default=0))
+        if not may_exceed and (whole := _without_escapes(part)):
             return self._next_slices(part, whole, max_bytes)
         data = [None if text is None else encode_string(text) for text in part.texts()]
-        if self._may_exceed(max(part.sizes, default=0)):
+        if may_exceed:
             data = [one if one is not None and len(one) <= self._room else None for one in data]
         sizes = [self._overhead + len(one) if one is not None else 0 for one in data]
         if sum(sizes) > max_bytes:
-            totals = itertools.accumulate(sizes)
-            data = data[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, totals)))]
+            data = data[: _fitting(sizes, max_bytes)]
         self.built += len(data)
         self._begin += sum(part.sizes[: len(data)])
         tail = self._tail
@@ -251,8 +251,7 @@ class MessageSlices:
         """Return the next messages as slices of one JSON string that has them all."""
         sizes, each = part.sizes, self._overhead + 2  # with the quotes
         if len(whole) + each * len(sizes) > max_bytes:
-            totals = itertools.accumulate(size + each for size in sizes)
-            sizes = sizes[: max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, totals)))]
+            sizes = sizes[: _fitting((size + each for size in sizes), max_bytes)]
         begins = itertools.accumulate(sizes, initial=1)
         self.built += len(sizes)
         self._begin += sum(sizes)
@@ -262,6 +261,11 @@ class MessageSlices:
     def _may_exceed(self, size: int) -> bool:
         """Return True if a message of a size, in UTF-8, may be too long as JSON."""
         return size * MAX_BYTES_PER_CHARACTER + 2 > self._room
+
+
+def _fitting(sizes: Iterable[int], max_bytes: int) -> int:
+    """Return the number of the first sizes that add up to no more than `max_bytes`, and at least 1."""
+    return max(1, sum(1 for _ in itertools.takewhile(max_bytes.__ge__, itertools.accumulate(sizes))))
 
 
 def _without_escapes(messages: Packed) -> bytes | None:

@@ -43,8 +43,8 @@ MAX_PATH_CHARACTERS = 8192
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
-CHAIN = msgspec.Meta(min_length=1, max_length=MAX_CHAIN_BATCHES)
-Counts: TypeAlias = Annotated[list[Number], CHAIN]
+_CHAIN_LENGTH = msgspec.Meta(min_length=1, max_length=MAX_CHAIN_BATCHES)
+Counts: TypeAlias = Annotated[list[Number], _CHAIN_LENGTH]
 LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
@@ -136,7 +136,7 @@ class Forward(msgspec.Struct, tag_field="t", tag="forward", frozen=True, gc=Fals
     """
 
     publisher: NamedPublicId
-    numbers: Annotated[list[Number], CHAIN]
+    numbers: Annotated[list[Number], _CHAIN_LENGTH]
     after: Offset
     topic: str
     counts: Counts
@@ -161,7 +161,7 @@ class _ForwardHead(msgspec.Struct, tag_field="t", tag="forward", frozen=True):
     """A `Forward` whose messages are not decoded."""
 
     publisher: NamedPublicId
-    numbers: Annotated[list[Number], CHAIN]
+    numbers: Annotated[list[Number], _CHAIN_LENGTH]
     after: Offset
     topic: str
     counts: Counts
@@ -270,7 +270,7 @@ class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, gc=Fals
     topic: str
     offset: Offset
     publisher: PublicId
-    numbers: Annotated[list[Offset], CHAIN]
+    numbers: Annotated[list[Offset], _CHAIN_LENGTH]
     counts: Counts
     messages: Packed
 
@@ -360,7 +360,7 @@ Packet = (
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 """All packets, in the order of docs/protocol.md."""
 
-CHAINS: frozenset[type[msgspec.Struct]] = frozenset((Forward, Deliver))
+_CHAINS: frozenset[type[msgspec.Struct]] = frozenset((Forward, Deliver))
 
 _decoder = msgspec.msgpack.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
@@ -400,7 +400,7 @@ def decode_all(payloads: Sequence[bytes]) -> Iterable[Packet]:
         packets: list[Packet] = list(map(_decoder.decode, payloads))
     except DECODE_ERRORS:
         return map(decode, payloads)
-    return packets if CHAINS.isdisjoint(map(type, packets)) else map(_checked, packets)
+    return packets if _CHAINS.isdisjoint(map(type, packets)) else map(_checked, packets)
 
 
 def _checked(packet: Packet) -> Packet:

@@ -103,7 +103,10 @@ class TopicLogs(Store):
 
     def trim(self) -> None:
         """Drop records above the limits."""
-        ledger, order, now = self._ledger, self._order, self._clock()
+        self._trim(self._clock())
+
+    def _trim(self, now: float) -> None:
+        ledger, order = self._ledger, self._order
         while order:
             log = order[0]
             if log.dropped:

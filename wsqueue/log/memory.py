@@ -100,7 +100,7 @@ class MemoryStore(TopicLogs):
                 self._keep(outcome.record)
             outcomes.append(outcome)
         if outcomes:
-            self.trim()
+            self._trim(now)
             self._done(outcomes)
 
     def earliest(self, log: TopicLog) -> int:

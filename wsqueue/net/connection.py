@@ -365,7 +365,10 @@ class Connection(asyncio.Protocol):
             if self._turn is None:
                 self._take_turn()
         else:
-            self._take(data)
+            if self._tls is None:
+                self._receive(data)
+            else:
+                self._receive_tls(self._tls, data)
             if len(data) >= FULL_READ_BYTES and self._turn is None:
                 # Other peers come first.
                 self._turn = asyncio.get_running_loop().call_soon(self._take_turn)
@@ -570,7 +573,8 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _check_buffer(self) -> None:
-        if self._writes.size > self._limits.max_buffered_bytes:
+        # Until it is full, the loop's buffer has all that waits, which is less than any limit.
+        if self._writes.full and self._writes.size > self._limits.max_buffered_bytes:
             self.give_up()
         elif self._counted or self._writes.full:
             self._count()

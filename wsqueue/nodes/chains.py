@@ -30,14 +30,13 @@ class Chain:
 
     Args:
         packet: The first batch, which is whole and has no headers.
-        max_bytes: Bytes that all batches may take in a packet.
+        left: Bytes that the other batches may take in a packet.
     """
 
     __slots__ = ("_counts", "_data", "_first", "_last", "_left", "_numbers", "_sizes")
 
-    def __init__(self, packet: Publish, max_bytes: int) -> None:
-        self._first, self._last = packet, packet.number
-        self._left = max_bytes - packet_bytes(packet.messages)
+    def __init__(self, packet: Publish, left: int) -> None:
+        self._first, self._last, self._left = packet, packet.number, left
         # Fields of the other batches.
         self._numbers: list[int] = []
         self._counts: list[int] = []

@@ -66,13 +66,16 @@ TRIM_SECONDS = 10.0
 """Time between two searches for messages that are too old: a small part of any useful age."""
 
 
-class Source:
-    """Where a chain came from: the position of its first batch on the connection of a producer."""
+class Source(msgspec.Struct, gc=False):
+    """Where a chain came from.
 
-    __slots__ = ("connection", "position")
+    Attributes:
+        connection: The connection of a producer.
+        position: Position of its first batch there.
+    """
 
-    def __init__(self, connection: Connection, position: int) -> None:
-        self.connection, self.position = connection, position
+    connection: Connection
+    position: int
 
 
 class Consumer:

@@ -220,9 +220,9 @@ class Producer(Handler):
         if not packet.whole:
             self._refuse(origin, packet, "invalid", packets_v2.INVALID_MESSAGES)
             return None
-        max_bytes = min(MAX_CHAIN_BYTES, limits.max_message_bytes)
-        if messages.headers is None and packet_bytes(messages) <= max_bytes:
-            return Chain(packet, max_bytes)
+        left = min(MAX_CHAIN_BYTES, limits.max_message_bytes) - packet_bytes(messages)
+        if messages.headers is None and left >= 0:
+            return Chain(packet, left)
         forward = packets_v2.Forward(origin.id, [number], packet.after, topic, [messages.count], messages)
         chain = forward_chain(forward, origin)
         if len(chain.payload) > limits.max_message_bytes + packets_v2.OVERHEAD_BYTES - DELIVERY_BYTES:

@@ -404,12 +404,9 @@ def decode_all(payloads: Sequence[bytes]) -> Iterable[Packet]:
 
 
 def _checked(packet: Packet) -> Packet:
-    if type(packet) is Forward or type(packet) is Deliver:
-        _check_chain(packet)
-    return packet
-
-
-def _check_chain(packet: Forward | Deliver) -> None:
+    """Return a packet, whose chain is checked if it has one."""
+    if type(packet) is not Forward and type(packet) is not Deliver:
+        return packet
     numbers, counts = packet.numbers, packet.counts
     if len(numbers) != len(counts):
         raise PeerError(CloseCode.INVALID_PACKET, "`numbers` and `counts` have different lengths")
@@ -419,6 +416,7 @@ def _check_chain(packet: Forward | Deliver) -> None:
         raise PeerError(CloseCode.INVALID_PACKET, "`after` is not before the first of `numbers`")
     if type(packet) is Deliver and not packet.whole:
         raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
+    return packet
 
 
 def _without_messages(payload: bytes) -> Forward | Publish | None:
@@ -429,7 +427,7 @@ def _without_messages(payload: bytes) -> Forward | Publish | None:
         return None
     if isinstance(head, _ForwardHead):
         forward = Forward(head.publisher, head.numbers, head.after, head.topic, head.counts, NOTHING)
-        _check_chain(forward)
+        _checked(forward)
         return forward
     return Publish(head.number, head.after, head.topic, NOTHING)
 

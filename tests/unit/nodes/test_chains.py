@@ -42,9 +42,9 @@ def publish(number: int, after: int, *data: str | bytes) -> v2.Publish:
     return v2.Publish(number, after, "news", packed(*data))
 
 
-def merged(first: v2.Publish, *others: v2.Publish, max_bytes: int = MAX_CHAIN_BYTES) -> v2.Forward:
+def merged(first: v2.Publish, *others: v2.Publish) -> v2.Forward:
     """Return the packet of a chain that all of these join."""
-    chain = Chain(first, max_bytes)
+    chain = Chain(first, MAX_CHAIN_BYTES)
     assert all(map(chain.join, others))
     forward = v2.decode(chain.forward(PUBLISHER).payload)
     assert isinstance(forward, v2.Forward)
@@ -85,7 +85,7 @@ class TestJoining:
 
     def test_no_more_than_it_may_have(self) -> None:
         batches = [publish(number, number - 1, "x" * 100) for number in range(1, 5)]
-        chain = Chain(batches[0], 3 * packet_bytes(batches[0].messages))
+        chain = Chain(batches[0], 2 * packet_bytes(batches[0].messages))
         assert [chain.join(batch) for batch in batches[1:]] == [True, True, False]
 
     @given(chains_of(numbers))

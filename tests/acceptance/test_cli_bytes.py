@@ -99,7 +99,7 @@ def test_demo_prints_bytes_of_others(tmp_path: Path, config: str, topic: str) ->
 
 def test_headers_come_with_each_message(config: str, topic: str) -> None:
     value = 'ñ "a=b"\n=\x1b'
-    options = ["--header", f"one={value}", "--header", "two=", "--header", "ñ=first", "--header", "ñ=last"]
+    options = ["--header", f"one={value}", "--header", "two=", "--header", "ñ=last"]
     expected = {"one": value, "two": "", "ñ": "last"}
     assert run("publish", config, topic, "an argument", *options) == (0, "", "")
     assert run("publish", config, topic, *options, stdin=b"line 1\nline 2\n") == (0, "", "")
@@ -122,7 +122,8 @@ def test_headers_come_with_each_message(config: str, topic: str) -> None:
         (["n" * 65 + "="], "the name of a header has 65 characters, expected 1 to 64"),
         (["name=" + "x" * 1025], "the header name has 1025 characters, at most 1024"),
         ([f"{number}=" for number in range(17)], "the message has 17 headers, at most 16"),
-        (["name=\udcff"], "a header holds a lone surrogate, which UTF-8 lacks"),
+        (["name=\udcff"], "an argument is not UTF-8"),
+        (["name=1", "name=2"], "the header 'name' is there twice"),
     ],
 )
 def test_headers_that_cannot_be(config: str, topic: str, headers: list[str], complaint: str) -> None:
@@ -158,9 +159,12 @@ def test_options_that_do_not_go_together(
 def test_bytes_that_are_too_long(tmp_path: Path, config: str, topic: str) -> None:
     file = tmp_path / "data"
     for size, complaint in (
-        (MAX_MESSAGE_BYTES - len(topic) + 1, "1048577 bytes with its topic and headers, at most 1048576"),
-        (MAX_MESSAGE_BYTES + 1, f"has more than {MAX_MESSAGE_BYTES} bytes"),
-        (20 * MAX_MESSAGE_BYTES, f"has more than {MAX_MESSAGE_BYTES} bytes"),
+        (
+            MAX_MESSAGE_BYTES - len(topic) + 1,
+            "1048577 bytes with its topic and headers, and max_message_bytes is 1048576",
+        ),
+        (MAX_MESSAGE_BYTES + 1, f"has more than max_message_bytes ({MAX_MESSAGE_BYTES})"),
+        (20 * MAX_MESSAGE_BYTES, f"has more than max_message_bytes ({MAX_MESSAGE_BYTES})"),
     ):
         file.write_bytes(bytes(size))
         for result in (
@@ -171,10 +175,11 @@ def test_bytes_that_are_too_long(tmp_path: Path, config: str, topic: str) -> Non
             assert complaint in result.error
     # Nobody knows how long it is.
     result = run("publish", config, topic, "--file", "/dev/zero")
-    assert (result.code, result.error) == (2, f"Error: /dev/zero has more than {MAX_MESSAGE_BYTES} bytes")
+    assert result.code == 2
+    assert result.error == f"Error: /dev/zero has more than max_message_bytes ({MAX_MESSAGE_BYTES})"
     result = shell(f'$wsqueue publish "{config}" "{topic}" --bytes </dev/zero')
     assert result.code == 2
-    assert result.error == f"Error: standard input has more than {MAX_MESSAGE_BYTES} bytes"
+    assert result.error == f"Error: standard input has more than max_message_bytes ({MAX_MESSAGE_BYTES})"
     assert stored(config, topic) == []
 
 

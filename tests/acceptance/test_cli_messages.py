@@ -60,6 +60,14 @@ def test_publish_an_argument(tmp_path: Path, config: str, topic: str) -> None:
         assert sorted(json.loads(line)) == ["data", "log", "offset", "topic"]
 
 
+@pytest.mark.parametrize("arguments", [["hello"], ["-"], ["--bytes"]])
+def test_publish_without_confirmation(tmp_path: Path, config: str, topic: str, arguments: list[str]) -> None:
+    with subscribed(tmp_path, config, topic, "--count", "1") as subscriber:
+        assert run("publish", "--no-confirm", config, topic, *arguments, stdin=b"hello") == (0, "", "")
+        assert subscriber.end() == 0
+        assert subscriber.stdout == "hello\n"
+
+
 @pytest.mark.parametrize("dash", [[], ["-"]])
 def test_publish_each_line(tmp_path: Path, config: str, topic: str, dash: list[str]) -> None:
     longest = "x" * (MAX_MESSAGE_BYTES - len(topic))
@@ -168,7 +176,10 @@ def test_output_is_utf_8_whatever_the_locale_says(
     [
         (b"\xed\xa0\x80", "line 3 of standard input is not UTF-8"),
         (b"x" * (MAX_MESSAGE_BYTES + 1), "line 3 "),
-        (b"x" * (20 * MAX_MESSAGE_BYTES), "line 3 of standard input has more than 1048576 bytes"),
+        (
+            b"x" * (20 * MAX_MESSAGE_BYTES),
+            "line 3 of standard input has more than max_message_bytes (1048576)",
+        ),
     ],
 )
 def test_a_line_that_cannot_be_published_is_named(
@@ -217,8 +228,8 @@ def test_subscribe_to_several_topics(tmp_path: Path, config: str, topic: str) ->
 
 def test_an_argument_that_cannot_be_published(config: str) -> None:
     for topic, data, complaint in (
-        ("x" * 257, "hello", "the topic has 257 bytes, at most 256"),
-        ("news", "\udcff", "the data holds a lone surrogate"),
+        ("x" * 257, "hello", "the topic has 257 bytes, and max_topic_bytes is 256"),
+        ("news", "\udcff", "an argument is not UTF-8: --file and --bytes publish bytes of any kind"),
     ):
         result = run("publish", config, topic, data)
         assert (result.code, result.stdout) == (2, "")

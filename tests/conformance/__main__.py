@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import linecache
+import os
 import shlex
 import sys
 from collections.abc import Awaitable, Callable
@@ -12,6 +13,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import click
+
+from wsqueue.config.addresses import parse_address
 
 from ..support.raw_v2_peer import V2Server
 from .checks import CHECKS, Check, Subject
@@ -30,22 +33,50 @@ def main() -> None:
     """
 
 
+class _Address(click.ParamType[str, str]):
+    """The address of a node: `host:port`, `[ipv6]:port` or `unix:/path`."""
+
+    name = "address"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            address = parse_address(value)
+        except ValueError as error:
+            self.fail(f"{value!r} is not an address: {error}", param, ctx)
+        if address.tls:
+            self.fail(f"{value!r}: the checks do without TLS", param, ctx)
+        return value
+
+
+class _Key(click.Path):
+    """A file with the pre-shared key, which it reads."""
+
+    def convert(
+        self, value: str | os.PathLike[str], param: click.Parameter | None, ctx: click.Context | None
+    ) -> str:
+        file = super().convert(value, param, ctx)
+        try:
+            return Path(os.fsdecode(file)).read_text(encoding="utf-8").strip()
+        except UnicodeDecodeError:
+            self.fail(f"{value!r} is not UTF-8", param, ctx)
+
+
 key_file = click.option(
     "--psk-file",
+    "key",
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=_Key(exists=True, dir_okay=False),
     help="File with the pre-shared key.",
 )
 only = click.option("--only", default="", help="Run the checks whose names contain this.")
 
 
 @main.command()
-@click.argument("address")
+@click.argument("address", type=_Address())
 @key_file
 @only
-def consumer(address: str, psk_file: Path, only: str) -> None:
+def consumer(address: str, key: str, only: str) -> None:
     """Check the consumer at ADDRESS (host:port): the checks are its producers and subscribers."""
-    key = psk_file.read_text().strip()
 
     async def subject(_stack: AsyncExitStack) -> Subject:
         return Subject(key, address)
@@ -54,13 +85,12 @@ def consumer(address: str, psk_file: Path, only: str) -> None:
 
 
 @main.command()
-@click.argument("address")
+@click.argument("address", type=_Address())
 @click.option("--listen", required=True, type=int, help="Port of loopback at which its only consumer is.")
 @key_file
 @only
-def producer(address: str, listen: int, psk_file: Path, only: str) -> None:
+def producer(address: str, listen: int, key: str, only: str) -> None:
     """Check the producer at ADDRESS (host:port): the checks are its publishers and its only consumer."""
-    key = psk_file.read_text().strip()
 
     async def subject(stack: AsyncExitStack) -> Subject:
         return Subject(key, address, consumer=await stack.enter_async_context(V2Server(listen)))
@@ -78,13 +108,14 @@ def producer(address: str, listen: int, psk_file: Path, only: str) -> None:
 )
 @key_file
 @only
-def client(command: str, listen_producer: int, listen_consumer: int, psk_file: Path, only: str) -> None:
-    r"""Check the client that COMMAND starts: the checks are its only producer and its only consumer.
+def client(command: str, listen_producer: int, listen_consumer: int, key: str, only: str) -> None:
+    """Check the client that COMMAND starts: the checks are its only producer and its only consumer.
 
-    COMMAND is started for each check. It takes these lines on its standard input:
+    COMMAND is started for each check; it knows the addresses and the key, as from its configuration. It takes
+    these lines on its standard input:
 
     \b
-    publish TOPIC DATA      publish one text, as a batch of its own, and go on
+    publish TOPIC DATA      publish one text, as a batch of its own, and go on; DATA ends with the line
     subscribe TOPIC START   subscribe to a topic; START is earliest or latest
 
     and writes these lines, at once:
@@ -95,7 +126,6 @@ def client(command: str, listen_producer: int, listen_consumer: int, psk_file: P
     message OFFSET DATA     a message of the subscription
     gap MISSED              messages are missing; MISSED is their number, or "unknown"
     """
-    key = psk_file.read_text().strip()
 
     async def subject(stack: AsyncExitStack) -> Subject:
         servers = [
@@ -111,6 +141,8 @@ async def run(role: str, subject: Callable[[AsyncExitStack], Awaitable[Subject]]
     """Run the checks of a role, and print a line on each; return 1 if any fails."""
     failed = 0
     chosen = [check for check in CHECKS[role] if only in check.__name__]
+    if not chosen:
+        raise click.BadParameter(f"no check of a {role} has {only!r} in its name", param_hint="--only")
     for check in chosen:
         problem = await problem_of(check, subject)
         failed += bool(problem)
@@ -119,7 +151,7 @@ async def run(role: str, subject: Callable[[AsyncExitStack], Awaitable[Subject]]
         if problem:
             print(f"      {problem}", flush=True)
     print(f"{len(chosen) - failed} of {len(chosen)} checks passed")
-    return 1 if failed or not chosen else 0
+    return 1 if failed else 0
 
 
 async def problem_of(check: Check, subject: Callable[[AsyncExitStack], Awaitable[Subject]]) -> str:
@@ -131,6 +163,8 @@ async def problem_of(check: Check, subject: Callable[[AsyncExitStack], Awaitable
         return f"no answer within {CHECK_SECONDS:.0f} seconds"
     except asyncio.IncompleteReadError:
         return "the connection ended"
+    except ConnectionRefusedError as error:
+        return f"nothing listens: {error.strerror}"
     except (AssertionError, OSError, LookupError, ValueError) as error:
         line = error.__traceback__
         while line is not None and line.tb_next is not None:

@@ -14,7 +14,7 @@ import msgspec
 from ..config import model
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits
-from .common import ended_by_signals, fail, node_lines, run
+from .common import Amount, ended_by_signals, fail, node_lines, run
 
 if TYPE_CHECKING:
     from ..tools.bench.cluster import Protocol
@@ -67,13 +67,13 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--rate",
-    type=click.FloatRange(0, 10_000_000, min_open=True),
+    type=Amount(0, 10_000_000, min_open=True),
     metavar="N",
     help="Messages per second, and measure their latency; without it, as many as possible.",
 )
 @click.option(
     "--duration",
-    type=click.FloatRange(0, 86_400, min_open=True),
+    type=Amount(0, 86_400, min_open=True),
     metavar="SECONDS",
     help="Duration of the measurement.  [default: 5]",
 )
@@ -94,7 +94,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--warm-up",
-    type=click.FloatRange(0, 86_400),
+    type=Amount(0, 86_400),
     default=1.0,
     show_default=True,
     metavar="SECONDS",

@@ -85,7 +85,8 @@ def local(
 ) -> None:
     """Run a cluster on this machine until Ctrl-C.
 
-    Each node is a process of its own, and listens on loopback only.
+    Each node is a process of its own, and listens on loopback only. In the directory, the logs stay; the key
+    and the configuration files are written anew at each start.
 
     \b
     Examples:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import enum
 import itertools
+import math
 import shutil
 import signal
 import sys
@@ -60,6 +61,22 @@ COMPLETE_VARIABLE = "_WSQUEUE_COMPLETE"
 def complete_file(_context: click.Context, _parameter: click.Parameter, start: str) -> list[CompletionItem]:
     """Let the shell complete the name of a file."""
     return [CompletionItem(start, type="file")]
+
+
+class Amount(click.FloatRange):
+    """A number in a range; `nan`, which no range has, is refused too."""
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> float:
+        """Return the number."""
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail(f"{value!r} is not a valid float.", param, ctx)
+        return number
 
 
 config_option = click.option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
@@ -30,7 +31,7 @@ from ..tools.terminal import (
     until_first_ends,
     until_reader_gone,
 )
-from .common import config_option, ended_by_signals, fail, run
+from .common import Amount, config_option, ended_by_signals, fail, run
 
 
 class _Start(click.ParamType[Any, Any]):
@@ -47,7 +48,12 @@ class _Start(click.ParamType[Any, Any]):
         if value in ("latest", "earliest"):
             return cast("Start", value)
         match = re.fullmatch(r"(?:([0-9A-Za-z_-]{1,64}):)?([0-9]{1,16})", value)
-        if match and (offset := int(match[2])) <= MAX_NUMBER:
+        # A time such as 2026-11-25T12:00 looks like an id and an offset, too.
+        if (
+            match
+            and not re.match(r"[0-9]{4}-|[0-9]{1,2}:", value)
+            and (offset := int(match[2])) <= MAX_NUMBER
+        ):
             return offset if match[1] is None else Position(match[1], offset)
         try:
             return datetime.fromisoformat(value).astimezone()
@@ -112,7 +118,7 @@ class _Source(msgspec.Struct, frozen=True):
         except OSError as error:
             raise WsqueueError(f"{self.file}: {error.strerror}") from None
         if len(data) > max_bytes:
-            raise InvalidMessage(f"{self.file} has more than {max_bytes} bytes")
+            raise InvalidMessage(f"{self.file} has more than max_message_bytes ({max_bytes})")
         return data
 
 
@@ -187,8 +193,11 @@ def publish(
     """
     if (data != "-") + (file is not None) + as_bytes > 1:
         raise click.UsageError("DATA, --file and --bytes each say what to publish: expected one of them.")
+    if not all(map(_is_utf8, (topic, data, *itertools.chain(*headers)))):
+        raise InvalidMessage("an argument is not UTF-8: --file and --bytes publish bytes of any kind")
+    given = _headers(headers)
     settings = load_config(config_file, ClientConfig)
-    run(_publish(settings, topic, _Source(data, file, as_bytes), dict(headers), confirm=confirm))
+    run(_publish(settings, topic, _Source(data, file, as_bytes), given, confirm=confirm))
 
 
 @click.command()
@@ -200,7 +209,8 @@ def publish(
     default="latest",
     show_default=True,
     metavar="START",
-    help="latest, earliest, an offset, LOG:OFFSET (printed by --json), or a time such as 2026-11-25T12:00.",
+    help="latest, earliest, an offset, LOG:OFFSET (printed by --json), or a local time such as"
+    " 2026-11-25T12:00.",
 )
 @click.option(
     "--follow/--no-follow",
@@ -220,7 +230,7 @@ def publish(
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N messages.")
 @click.option(
     "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
+    type=Amount(min=0, min_open=True),
     metavar="SECONDS",
     help="End after that time; with --count, the exit code is 1 if fewer than N messages came.",
 )
@@ -368,6 +378,11 @@ async def _subscribe(
             fail()
 
 
+def _is_utf8(argument: str) -> bool:
+    """Return False if the bytes of an argument were no UTF-8: Python has replaced them by surrogates then."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
 def _json_line(message: Message | Gap) -> str:
     fields = msgspec.structs.asdict(message)
     if isinstance(message, Gap):
@@ -381,6 +396,20 @@ def _json_line(message: Message | Gap) -> str:
     if not message.headers:
         del fields["headers"]
     return json_line(fields)
+
+
+def _headers(pairs: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """Return the headers of the command line.
+
+    Raises:
+        click.UsageError: A name is there twice.
+    """
+    headers = dict(pairs)
+    if len(headers) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in headers if names.count(name) > 1)
+        raise click.UsageError(f"the header {twice!r} is there twice: a message has each once.")
+    return headers
 
 
 def _raw(message: Message | Gap) -> bytes:

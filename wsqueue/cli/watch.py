@@ -14,7 +14,16 @@ from ..config.model import ClientConfig
 from ..net.certificates import TlsContexts
 from ..report.text import number
 from ..tools.terminal import json_line, one_line
-from .common import ExitCode, complete_file, config_option, ended_by_signals, fail, progress_line, run
+from .common import (
+    Amount,
+    ExitCode,
+    complete_file,
+    config_option,
+    ended_by_signals,
+    fail,
+    progress_line,
+    run,
+)
 
 if TYPE_CHECKING:
     from ..tools.doctor import Finding
@@ -24,7 +33,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.option(
     "--interval",
-    type=click.FloatRange(0.5, 3600),
+    type=Amount(0.5, 3600),
     default=2.0,
     show_default=True,
     metavar="SECONDS",

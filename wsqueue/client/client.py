@@ -14,6 +14,7 @@ import asyncio
 import random
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -21,7 +22,7 @@ from ..config.check import check_addresses
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
-from ..errors import ConnectError, InvalidMessage, WindowFull
+from ..errors import ConfigError, ConnectError, InvalidMessage, WindowFull
 from ..net.certificates import TlsContexts
 from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
@@ -78,8 +79,12 @@ def connect(
         config = load_config(config, ClientConfig)
     if psk is None:
         psk = load_psk(config)
-    elif isinstance(psk, str):
+    elif isinstance(psk, str) and psk:
         psk = PreSharedKey(psk)
+    elif not isinstance(psk, PreSharedKey):
+        # Its type only, because its value is a secret.
+        problem = "is empty" if isinstance(psk, str) else f"is {type(psk).__name__}, expected str"
+        raise ConfigError(f"the pre-shared key {problem}")
     return Client(config, psk, tls=TlsContexts(config), open_seconds=open_seconds)
 
 
@@ -100,7 +105,7 @@ class Client:
         self._publisher: PublisherLink | None = None
         # A feed lives as long as its subscription, and then until its connections are closed.
         self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
-        self._closed = False
+        self._closed = self._finished = False
 
     @property
     def lost_in_flight(self) -> int:
@@ -204,7 +209,7 @@ class Client:
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
             ValueError: The start is an offset or a position, and there are several topics, or no message can
-                have that offset.
+                have that offset; or an argument is none of those above.
             OwnerError: As for `publish`; but a client that was never used may be outside of an event loop.
             RuntimeError: The client was closed.
         """
@@ -215,6 +220,9 @@ class Client:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
         for topic in topics:
             encode_topic(topic, self._settings.config.limits)
+        _check_start(start)
+        if on_gap not in ("raise", "yield"):
+            raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")
         if isinstance(start, int | Position) and len(set(topics)) > 1:
             raise ValueError("an offset belongs to one topic, and there are several")
         offset = start.offset if isinstance(start, Position) else start
@@ -249,8 +257,11 @@ class Client:
         await self._close(self._publisher.flush if self._publisher is not None and kind is None else None)
 
     async def _close(self, finish: Callable[[], Awaitable[None]] | None) -> None:
-        # A second call does all of it again, because the first may have been cancelled.
+        # A second call does all of it again, because the first may have been cancelled; but it does not wait
+        # for messages that the first had no need to wait for.
         self._closed = True
+        if self._finished:
+            finish = None
         seconds = self._settings.open_seconds
         # The publisher gives up after the same time, and then has no messages left to count.
         waiting = self._publisher.unconfirmed if self._publisher is not None else 0
@@ -258,6 +269,7 @@ class Client:
             if finish is not None:
                 async with deadline(seconds):
                     await finish()
+                self._finished = True
         except TimeoutError:
             assert self._publisher is not None
             left = self._publisher.unconfirmed or waiting
@@ -287,3 +299,16 @@ class Client:
         if self._closed:
             self._check_open()
         return encode_messages(topic, data, self._settings.config.limits, headers)
+
+
+def _check_start(start: object) -> None:
+    """Refuse a start that is none.
+
+    Raises:
+        ValueError: It is none of those that `Client.subscribe` names.
+    """
+    known = start in ("latest", "earliest") or isinstance(start, int | Position | datetime)
+    if not known or isinstance(start, bool):
+        raise ValueError(
+            f"{start!r} is not a start: expected 'latest', 'earliest', an offset, a Position or a datetime"
+        )

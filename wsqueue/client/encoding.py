@@ -79,7 +79,8 @@ def encode_messages(
         size = len(encoded) + overhead
         if size > limits.max_message_bytes:
             raise InvalidMessage(
-                f"the message has {size} bytes with its topic and headers, at most {limits.max_message_bytes}"
+                f"the message has {size} bytes with its topic and headers, and max_message_bytes is"
+                f" {limits.max_message_bytes}"
             )
         messages.append(EncodedMessage(encoded, text, copied, size + in_packet))
     return EncodedMessages(topic, messages)
@@ -98,12 +99,14 @@ def encode_topic(topic: str, limits: Limits) -> int:
     except UnicodeEncodeError:
         raise InvalidMessage("the topic holds a lone surrogate, which UTF-8 lacks") from None
     if size > limits.max_topic_bytes:
-        raise InvalidMessage(f"the topic has {size} bytes, at most {limits.max_topic_bytes}")
+        raise InvalidMessage(f"the topic has {size} bytes, and max_topic_bytes is {limits.max_topic_bytes}")
     return size
 
 
 def _checked(headers: Mapping[str, str]) -> Headers:
     """Return a copy of headers that the nodes accept."""
+    if not isinstance(headers, Mapping):
+        raise InvalidMessage(f"the headers are {type(headers).__name__}, expected a mapping")
     if len(headers) > MAX_HEADERS:
         raise InvalidMessage(f"the message has {len(headers)} headers, at most {MAX_HEADERS}")
     for name, value in headers.items():

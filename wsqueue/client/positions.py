@@ -149,5 +149,6 @@ def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
     if isinstance(start, int):
         return v2.Subscribe(name, "offset", offset=start)
     if isinstance(start, datetime):
-        return v2.Subscribe(name, "time", time=start.timestamp())
+        # Before 1970 there were no messages, and the protocol has no times.
+        return v2.Subscribe(name, "time", time=max(0.0, start.timestamp()))
     return v2.Subscribe(name, start)

@@ -62,7 +62,7 @@ async def for_each_line(max_bytes: int, handle: Callable[[str], Awaitable[None]]
             number += 1
             await _handle(line, number, max_bytes, handle)
         if len(rest) > max_bytes:
-            _refuse(f"line {number + 1} of standard input has more than {max_bytes} bytes")
+            _refuse(f"line {number + 1} of standard input has more than max_message_bytes ({max_bytes})")
     if rest:
         await _handle(rest, number + 1, max_bytes, handle)
 
@@ -78,7 +78,7 @@ async def all_bytes(max_bytes: int) -> bytes:
     async for chunk in _chunks():
         data += chunk
         if len(data) > max_bytes:
-            raise InvalidMessage(f"standard input has more than {max_bytes} bytes")
+            raise InvalidMessage(f"standard input has more than max_message_bytes ({max_bytes})")
     return data
 
 
@@ -158,7 +158,7 @@ def to_stdout(text: str) -> str:
 
 async def _handle(line: bytes, number: int, max_bytes: int, handle: Callable[[str], Awaitable[None]]) -> None:
     if len(line) > max_bytes:
-        _refuse(f"line {number} of standard input has more than {max_bytes} bytes")
+        _refuse(f"line {number} of standard input has more than max_message_bytes ({max_bytes})")
     text = _decode(line, number)
     try:
         await handle(text)

@@ -55,6 +55,14 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         (["subscribe", "news", "--count", "0"], "--count"),
         (["subscribe", "news", "--from", str(2**53)], "is not a start"),
         (["subscribe", "news", "--timeout", "soon"], "--timeout"),
+        *((["subscribe", "news", "--timeout", text], "--timeout") for text in ("nan", "-nan", "NaN")),
+        (["top", "--interval", "nan"], "--interval"),
+        (["bench", "--rate", "nan"], "--rate"),
+        *(
+            (["subscribe", "news", "--from", text], "is not a start")
+            for text in ("12:00", "2026-13-01T12:00", "2026-12-31T25:00", "2026-11-25T12:60", "log:", ":1")
+        ),
+        (["publish", "news", "x", "--header", "a=1", "--header", "a=2"], "the header 'a' is there twice"),
         (["local", "--consumers", "0"], "--consumers"),
         (["local", "--port", "65536"], "--port"),
     ],
@@ -71,7 +79,7 @@ def test_a_wrong_command_line_exits_with_2(arguments: list[str], complaint: str)
     [
         (["--size", "15"], "size is 15: expected at least 16"),
         (["--size", "1048576"], "is too large for max_message_bytes: expected at most 1048543"),
-        (["--rate", "nan"], "rate is nan"),
+        (["--rate", "nan"], "'nan' is not a valid float"),
         (["--duration", "1", "--count", "1"], "--duration and --count"),
         (["--topics", "4000", "--subscribers", "4"], "would need 16001 connections to one consumer"),
         (["--publishers", "16001"], "would need 16001 connections to one producer: at most 16000"),

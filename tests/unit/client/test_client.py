@@ -23,17 +23,32 @@ def client(**limits: int) -> wsqueue.Client:
     ("topics", "start", "problem"),
     [
         ((), "latest", "no topic to subscribe to"),
-        (("news", "123456789"), "latest", "the topic has 9 bytes, at most 8"),
+        (("news", "123456789"), "latest", "the topic has 9 bytes, and max_topic_bytes is 8"),
         (("\ud800",), "latest", "the topic holds a lone surrogate"),
         (("news", "sport"), 1, "an offset belongs to one topic"),
         (("news", "sport"), wsqueue.Position("log", 1), "an offset belongs to one topic"),
         (("news",), -1, "-1 is not an offset"),
         (("news",), wsqueue.Position("log", 2**53), "9007199254740992 is not an offset"),
+        *((("news",), start, "is not a start") for start in ("foo", "3", 1.5, True, None)),
     ],
 )
 def test_subscriptions_that_cannot_be(topics: tuple[str, ...], start: Start, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         client(max_topic_bytes=8).subscribe(*topics, start=start)
+
+
+def test_what_to_do_at_gaps_is_one_of_two() -> None:
+    with pytest.raises(ValueError, match="on_gap is 'skip', expected 'raise' or 'yield'"):
+        client().subscribe("news", on_gap="skip")  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize(
+    ("psk", "problem"), [("", "the pre-shared key is empty"), (b"secret", "the pre-shared key is bytes")]
+)
+def test_keys_that_cannot_be(psk: str, problem: str) -> None:
+    with pytest.raises(wsqueue.ConfigError, match=problem) as caught:
+        wsqueue.connect(producers=PRODUCERS, consumers=CONSUMERS, psk=psk)
+    assert "secret" not in str(caught.value)
 
 
 async def test_a_client_that_was_never_used() -> None:
@@ -44,6 +59,9 @@ async def test_a_client_that_was_never_used() -> None:
             unused.publish_nowait("news", "x" * 100)
         with pytest.raises(wsqueue.InvalidMessage, match="the name of a header has 0 characters"):
             await unused.publish("news", b"x", headers={"": "x"})
+        for headers in ([("a", "b")], "abc"):
+            with pytest.raises(wsqueue.InvalidMessage, match=r"the headers are \w+, expected a mapping"):
+                await unused.publish("news", b"x", headers=headers)  # type: ignore[arg-type]
         await unused.flush()
     assert unused.lost_in_flight == 0
 

@@ -52,17 +52,25 @@ def test_the_size_counts_the_data_the_topic_and_the_headers(
 @pytest.mark.parametrize(
     ("topic", "data", "problem"),
     [
-        ("123456789", [""], "the topic has 9 bytes, at most 8"),
-        ("ññññx", [""], "the topic has 9 bytes, at most 8"),
+        ("123456789", [""], "the topic has 9 bytes, and max_topic_bytes is 8"),
+        ("ññññx", [""], "the topic has 9 bytes, and max_topic_bytes is 8"),
         ("\ud800", [""], "the topic holds a lone surrogate, which UTF-8 lacks"),
         ("news", ["", "\udfff"], "the data holds a lone surrogate, which UTF-8 lacks"),
         (
             "news",
             ["", "x" * 97, "x" * 200],
-            "the message has 101 bytes with its topic and headers, at most 100",
+            "the message has 101 bytes with its topic and headers, and max_message_bytes is 100",
         ),
-        ("news", [b"", bytes(97)], "the message has 101 bytes with its topic and headers, at most 100"),
-        ("news", ["ñ" * 49], "the message has 102 bytes with its topic and headers, at most 100"),
+        (
+            "news",
+            [b"", bytes(97)],
+            "the message has 101 bytes with its topic and headers, and max_message_bytes is 100",
+        ),
+        (
+            "news",
+            ["ñ" * 49],
+            "the message has 102 bytes with its topic and headers, and max_message_bytes is 100",
+        ),
         (b"news", [""], "the topic is bytes, expected str"),
         (7, [""], "the topic is int, expected str"),
         ("news", ["", 7], "the data is int, expected str or bytes"),
@@ -89,7 +97,10 @@ def test_messages_that_no_node_would_accept(topic: Any, data: list[Any], problem
         ({7: "x"}, "a header is not text: expected str for its name and its value"),
         ({"name": "\ud800"}, "a header holds a lone surrogate, which UTF-8 lacks"),
         ({"\udfff": "x"}, "a header holds a lone surrogate, which UTF-8 lacks"),
-        ({"name": "x" * 90}, "the message has 102 bytes with its topic and headers, at most 100"),
+        (
+            {"name": "x" * 90},
+            "the message has 102 bytes with its topic and headers, and max_message_bytes is 100",
+        ),
     ],
 )
 def test_headers_that_no_node_would_accept(headers: dict[Any, Any], problem: str) -> None:

@@ -38,6 +38,7 @@ def deliver(
         (7, v2.Subscribe("news", "offset", offset=7)),
         (Position("log", 7), v2.Subscribe("news", "offset", log="log", offset=7)),
         (datetime.fromtimestamp(1.5, UTC), v2.Subscribe("news", "time", time=1.5)),
+        (datetime(1969, 12, 31, tzinfo=UTC), v2.Subscribe("news", "time", time=0)),
     ],
 )
 def test_the_start_is_asked_for(start: Start, request_packet: v2.Subscribe) -> None:

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.anyio
 
 VECTORS = json.loads((DATA / "v2.json").read_text())
 MAX_NUMBER = 2**53 - 1
-TOO_DEEP = 17
+TOO_DEEP = 67
 
 # Each value with its type, because Python and JSON have other types than JavaScript.
 CODEC = """() => {
@@ -57,6 +57,22 @@ CODEC = """() => {
   };
   Object.assign(window, { hex, bytes, shown, failure });
 }"""
+
+# Values that a newer node may have in a field which this client does not know, and JavaScript does not have.
+STRANGE = [
+    b"\xa1\xff",
+    b"\xa3\xed\xa0\x80",
+    b"\xcf" + (MAX_NUMBER + 1).to_bytes(8),
+    b"\xcf" + b"\xff" * 8,
+    b"\xd3\x80" + bytes(7),
+    *(bytes([0xD4 + index]) + bytes(1 + 2**index) for index in range(5)),
+    *(bytes([0xC7 + index]) + (3).to_bytes(1 << index) + b"\x01abc" for index in range(3)),
+]
+
+
+class AnyPacket(msgspec.Struct):
+    """A packet of which no field is known."""
+
 
 Shown = dict[str, Any] | list[Any] | str | float | bool | None
 
@@ -193,6 +209,14 @@ async def test_every_form_of_a_number_is_read(tabs: Tabs) -> None:
     assert [msgspec.msgpack.decode(form) for form in forms] == [*forms.values()]
 
 
+async def test_values_that_javascript_lacks_are_undefined(tabs: Tabs) -> None:
+    page = await with_codec(tabs)
+    script = "(all) => all.map((text) => typeof wsqueue.unpack(bytes(text)))"
+    assert await js(page, script, [value.hex() for value in STRANGE]) == ["undefined"] * len(STRANGE)
+    inner = b"\x81\xa1x\x83\x01\x02\xa1y\x03\xc0\x04"
+    assert await js(page, "(text) => shown(wsqueue.unpack(bytes(text)))", inner.hex()) == shown({"x": {"y": 3}})
+
+
 async def test_other_bytes_are_refused(tabs: Tabs) -> None:
     packet = encoded(
         deliver_of(7, "news", "a", "b", messages=messages_of("a", "b", headers=[{"x": "y"}, None]))
@@ -215,16 +239,12 @@ async def test_other_bytes_are_refused(tabs: Tabs) -> None:
             b"\xdc\xff\xff" * 20_000,
             *(bytes([code]) + bytes(30) for code in (0xC1, 0xC7, 0xC8, 0xC9, *range(0xD4, 0xD9))),
             *(b"\x81" + key + b"\x01" for key in (b"\x01", b"\xc0", b"\xc4\x01x", b"\x90", b"\x80")),
-            b"\xa1\xff",
-            b"\xa3\xed\xa0\x80",
-            b"\xcf" + (MAX_NUMBER + 1).to_bytes(8),
-            b"\xcf" + b"\xff" * 8,
-            b"\xd3\x80" + bytes(7),
+            *(value[:-1] for value in STRANGE),
         ],
     )
     nested = b"\x91" * (TOO_DEEP - 1) + b"\xc0"
     assert await js(page, "(text) => typeof wsqueue.unpack(bytes(text))", nested.hex()) == "object"
-    # With any bytes changed, it is read or refused, and Python reads all that is read.
+    # With any bytes changed, it is read or refused, and a Python that knows no field reads all that is read.
     rng = random.Random(13)
     changed = [bytearray(packet) for _ in range(3000)]
     for payload in changed:
@@ -235,7 +255,8 @@ async def test_other_bytes_are_refused(tabs: Tabs) -> None:
     read = [payload for payload, outcome in zip(changed, outcomes, strict=True) if not outcome]
     assert 100 < len(read) < 2900
     for payload in read:
-        msgspec.msgpack.decode(payload)
+        if 0x80 <= payload[0] < 0x90:
+            msgspec.msgpack.decode(payload, type=AnyPacket)
 
 
 HELLO = [
@@ -282,6 +303,18 @@ DELIVERED = [
     encoded(deliver_of(0, "news", "x") | {"offset": "0"}),
     encoded(deliver_of(0, "news", "x") | {"offset": None}),
     *(
+        encoded(deliver_of(0, "news", "x") | {field: msgspec.Raw(value)})
+        for field in ("topic", "offset", "publisher")
+        for value in (STRANGE[0], STRANGE[2], STRANGE[5])
+    ),
+    encoded({"t": "gap", "topic": "news", "offset": 1}),
+    encoded({"t": "gap", "topic": "news", "offset": 1, "missed": "1"}),
+    encoded({"t": "subscribed", "topic": "news", "log": None, "offset": 1, "end": 1}),
+    encoded({"t": "draining", "retry_seconds": "1"}),
+    encoded({"t": "refused", "number": 1, "code": None, "reason": ""}),
+    encoded({"t": "ack", "numbers": [[1]]}),
+    encoded({"t": "ack", "numbers": 1}),
+    *(
         encoded(deliver_of(0, "news", "x", "y") | {"numbers": numbers, "counts": counts})
         for numbers, counts in (
             *(([2, 1], [1, 1]), ([1, 1], [1, 1]), ([1], [1]), ([1, 2], [2]), ([1, 2], [2, 0])),
@@ -321,7 +354,13 @@ async def test_a_peer_that_sends_something_else_is_left(tabs: Tabs) -> None:
 
 async def test_fields_that_are_not_known_are_ignored(tabs: Tabs) -> None:
     """A newer node may send more."""
-    more = {"new": [{"a": b"x"}, 1.5, None], "another": "one"}
+    more = {
+        "new": [{"a": b"x"}, 1.5, None],
+        "another": "one",
+        "keys": {1: 2, None: {b"": []}},
+        "deep": msgspec.Raw(b"\x91" * 64 + b"\xc0"),
+        "strange": [msgspec.Raw(value) for value in STRANGE],
+    }
     page = await tabs.with_client()
     async with soon(), V2Server() as server:
         await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": [server.address], "producers": []})

@@ -504,6 +504,11 @@ async def publishes(subject: Subject) -> None:
         assert third["number"] > max(numbers)
         raw.send({"t": "refused", "number": third["number"], "code": "full", "reason": "no room"})
         assert await program.lines(1) == ["refused third full"]
+        program.publish(topic, "fourth")
+        fourth = await raw.next("publish")
+        # A newer node may have other codes.
+        raw.send({"t": "refused", "number": fourth["number"], "code": "quota", "reason": ""})
+        assert await program.lines(1) == ["refused fourth quota"]
 
 
 async def publishes_again(subject: Subject) -> None:

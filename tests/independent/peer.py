@@ -264,8 +264,8 @@ def _number(high: int) -> _Check:
     return lambda value: type(value) in {int, float} and 0 <= value <= high
 
 
-def _string(limit: int | None = None) -> _Check:
-    return lambda value: isinstance(value, str) and (limit is None or len(value) <= limit)
+def _string(most: int | None = None, least: int = 0) -> _Check:
+    return lambda value: isinstance(value, str) and least <= len(value) <= (most or len(value))
 
 
 def _one_of(*choices: str) -> _Check:
@@ -298,7 +298,6 @@ _CHAIN = {
     "counts": (_some(_integer(1)), _REQUIRED),
     "messages": (_anything, _REQUIRED),
 }
-_REFUSAL_CODES = ("after_refused", "full", "invalid", "too_long", "topic_too_long")
 PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     "challenge": {"nonce": (_bin32, _REQUIRED)},
     "proof": {
@@ -316,11 +315,15 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     },
     "forward": _TOPIC
     | _CHAIN
-    | {"numbers": (_some(_integer(1)), _REQUIRED), "after": (_integer(0), _REQUIRED)},
+    | {
+        "publisher": (_string(64, 1), _REQUIRED),
+        "numbers": (_some(_integer(1)), _REQUIRED),
+        "after": (_integer(0), _REQUIRED),
+    },
     "ack": {"numbers": (_some(_range), _REQUIRED)},
     "refused": {
         "number": (_integer(1), _REQUIRED),
-        "code": (_one_of(*_REFUSAL_CODES), _REQUIRED),
+        "code": (_string(32, 1), _REQUIRED),
         "reason": (_string(200), _REQUIRED),
     },
     "subscribe": _TOPIC

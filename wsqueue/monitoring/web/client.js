@@ -32,8 +32,9 @@ const MAX_ONCE = 2 ** 31 - 2;
 const NONCE_BYTES = 32;
 const MAX_CLOSE_REASON_BYTES = 123;
 const WRONG_TYPE = "packets of v2 are binary messages, classic ones are texts";
-// MessagePack: maximum depth of lists and maps in each other, and the numbers of 1, 2, 4 and 8 bytes.
-const MAX_DEPTH = 16;
+// MessagePack: depth of lists and maps in each other, 64 of them in an unknown field of messages; and the
+// numbers of 1, 2, 4 and 8 bytes.
+const MAX_DEPTH = 66;
 const UINTS = ["Uint8", "Uint16", "Uint32", "BigUint64"];
 const INTS = ["Int8", "Int16", "Int32", "BigInt64"];
 const FLOATS = ["", "", "Float32", "Float64"];
@@ -141,7 +142,12 @@ export function pack(value) {
   return bytes.slice(0, end);
 }
 
-/** Return the value of MessagePack that fills a Uint8Array; it throws if that is anything else. */
+/**
+ * Return the value of MessagePack that fills a Uint8Array; it throws if that is anything else.
+ *
+ * Values that JavaScript or UTF-8 lacks are undefined, because a newer node may have them in unknown fields:
+ * integers beyond 2 ** 53, bad UTF-8, extensions, and entries of inner maps with other keys than strings.
+ */
 export function unpack(bytes) {
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
   let at = 0;
@@ -154,8 +160,7 @@ export function unpack(bytes) {
 
   function whole(kinds, index) {
     const number = read(kinds, index);
-    if (!Number.isSafeInteger(number)) throw new RangeError("a number is too large");
-    return number;
+    return Number.isSafeInteger(number) ? number : undefined;
   }
 
   // Each item takes a byte or more, so a size that cannot be true ends here.
@@ -169,15 +174,27 @@ export function unpack(bytes) {
     return bytes.subarray(at - size, at);
   }
 
-  const string = (size) => fromUtf8.decode(block(size));
-  const list = (size, depth) => Array.from({ length: sized(size) }, () => take(depth));
-  const map = (size, depth) =>
-    Object.fromEntries(Array.from({ length: sized(size, 2) }, () => [key(), take(depth)]));
+  function string(size) {
+    const data = block(size);
+    try {
+      return fromUtf8.decode(data);
+    } catch {
+      return undefined;
+    }
+  }
 
-  function key() {
-    const name = take(MAX_DEPTH);
-    if (typeof name !== "string") throw new TypeError("a key is not a string");
-    return name;
+  function extension(size) {
+    block(size + 1);
+    return undefined;
+  }
+
+  const list = (size, depth) => Array.from({ length: sized(size) }, () => take(depth));
+
+  function map(size, depth) {
+    const entries = Array.from({ length: sized(size, 2) }, () => [take(depth), take(depth)]);
+    const named = entries.filter(([name]) => typeof name === "string");
+    if (depth === 1 && named.length < size) throw new TypeError("a key is not a string");
+    return Object.fromEntries(named);
   }
 
   function take(depth) {
@@ -194,6 +211,8 @@ export function unpack(bytes) {
     if (code >= 0xcc && code <= 0xcf) return whole(UINTS, index);
     if (code >= 0xd0 && code <= 0xd3) return whole(INTS, index);
     if (code >= 0xd9 && code <= 0xdb) return string(read(UINTS, index - 1));
+    if (code >= 0xc7 && code <= 0xc9) return extension(read(UINTS, code - 0xc7));
+    if (code >= 0xd4 && code <= 0xd8) return extension(1 << (code - 0xd4));
     if (depth === MAX_DEPTH) throw new RangeError("it is too deep");
     if (code < 0x90) return map(code & 15, depth + 1);
     if (code < 0xa0) return list(code & 15, depth + 1);
@@ -477,7 +496,7 @@ class Connection {
 
   #packet(data) {
     try {
-      const packet = parsed(data);
+      const packet = checked(parsed(data));
       if (packet.t !== "alive") this.link.received(packet);
     } catch (error) {
       this.#fault(error);
@@ -498,6 +517,28 @@ function parsed(data) {
     // Refused below.
   }
   if (typeof packet?.t !== "string") throw fault(4400, "not a valid packet");
+  return packet;
+}
+
+const isWhole = (value) => Number.isSafeInteger(value) && value >= 0;
+const isString = (value) => typeof value === "string";
+// The fields of packets that clients get, besides those of batches (`areBatches`, `messagesOf`).
+const FIELDS = {
+  ack: {
+    numbers: (all) =>
+      Array.isArray(all) && all.every((range) => range?.length === 2 && [...range].every(isWhole)),
+  },
+  refused: { number: isWhole, code: isString, reason: isString },
+  draining: { retry_seconds: Number.isFinite },
+  subscribed: { topic: isString, log: isString, offset: isWhole },
+  gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
+  deliver: { topic: isString, offset: isWhole, publisher: isString },
+};
+
+/** Return a packet of v2 after the hello whose fields have their types. */
+function checked(packet) {
+  const fields = Object.entries(FIELDS[packet.t] ?? {});
+  if (!fields.every(([name, right]) => right(packet[name]))) throw fault(4400, "not a valid packet");
   return packet;
 }
 
@@ -961,8 +1002,7 @@ class Subscription {
 
   take({ offset, publisher, numbers, counts, messages: chain }) {
     const messages = messagesOf(chain);
-    if (!Number.isSafeInteger(offset) || !areBatches(numbers, counts, messages.length))
-      throw fault(4400, "not a valid packet");
+    if (!areBatches(numbers, counts, messages.length)) throw fault(4400, "not a valid packet");
     this.#asked = null;
     this.position = { log: this.position.log, offset: offset + messages.length };
     let repeats = 0;

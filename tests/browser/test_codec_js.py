@@ -214,7 +214,9 @@ async def test_values_that_javascript_lacks_are_undefined(tabs: Tabs) -> None:
     script = "(all) => all.map((text) => typeof wsqueue.unpack(bytes(text)))"
     assert await js(page, script, [value.hex() for value in STRANGE]) == ["undefined"] * len(STRANGE)
     inner = b"\x81\xa1x\x83\x01\x02\xa1y\x03\xc0\x04"
-    assert await js(page, "(text) => shown(wsqueue.unpack(bytes(text)))", inner.hex()) == shown({"x": {"y": 3}})
+    assert await js(page, "(text) => shown(wsqueue.unpack(bytes(text)))", inner.hex()) == shown(
+        {"x": {"y": 3}}
+    )
 
 
 async def test_other_bytes_are_refused(tabs: Tabs) -> None:

@@ -252,6 +252,9 @@ class Messages:
         return Messages(self.items + other.items, self.text, headers)
 
 
+MAX_HEADED = 65_536
+"""Messages of a batch with headers."""
+
 _Check: TypeAlias = Callable[[Any], bool]
 _REQUIRED = object()
 
@@ -406,7 +409,9 @@ def _messages(raw: object) -> Messages | None:
     if sum(sizes) != len(data):
         return None
     if headers is not None and not (
-        isinstance(headers, list) and len(headers) == len(sizes) and all(map(_or_nil(_header), headers))
+        isinstance(headers, list)
+        and len(headers) == len(sizes) <= MAX_HEADED
+        and all(map(_or_nil(_header), headers))
     ):
         return None
     items = []

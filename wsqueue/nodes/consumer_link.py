@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic
 
 from ..config.addresses import Address
@@ -123,9 +123,9 @@ class ConsumerLink(Link):
         self.queue.hold(chains)
         self._emptied.clear()
 
-    def take_waiting(self) -> list[ForwardChain]:
-        """Give up the batches that wait, and resume their publishers."""
-        taken = self.queue.take_waiting()
+    def take_moved(self, moved: Callable[[str], bool]) -> list[ForwardChain]:
+        """Give up the batches that wait and those on topics that moved, and resume their publishers."""
+        taken = self.queue.take_moved(moved)
         self._pass_on()
         return taken
 
@@ -217,6 +217,8 @@ class ConsumerLink(Link):
             if not queue.sendable or not self.open:
                 break
             payloads = queue.next_slice(SLICE_BYTES)
+            if not payloads:
+                continue
             if self._classic is not None:
                 self._classic.send(payloads, awaited=queue.awaited)
             else:

@@ -11,7 +11,8 @@ one of two deques until the consumer has confirmed or refused all of its batches
                     disconnected()
 
 - `next_slice` takes chains from the front of `waiting` only, and `disconnected` puts the unconfirmed batches
-  back there in their order. So the batches of a publisher on a topic never overtake each other.
+  back there in their order. So the batches of a publisher on a topic never overtake each other. When a topic
+  gets another consumer, `take_moved` takes all of its batches away, so that they are never on two links.
 - A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`.
 - A consumer may confirm the first batches of a chain and refuse the others. Batches that it has answered are
   not sent again.
@@ -27,7 +28,7 @@ from __future__ import annotations
 import itertools
 import operator
 from collections import Counter, OrderedDict, deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -56,6 +57,9 @@ CHAIN_OVERHEAD_BYTES = 250
 
 NUMBER_BYTES = 50
 """Memory that a batch of a chain takes besides its part of the payload; it counts, too."""
+
+REFUSED_BYTES = 1024
+"""Bytes of a slice for which a batch counts that is refused: its answer takes as long as to send them."""
 
 TIMING_SECONDS = 0.005
 """Time between two batches that are timed: 200 a second are enough, and cost the others nothing."""
@@ -313,7 +317,8 @@ class LinkQueue:
         """Return the payloads to send next, and move chains that are sent whole to the unconfirmed.
 
         Args:
-            slice_bytes: Size of a slice. It ends with the chain that brings it there, or with the last one.
+            slice_bytes: Size of a slice. It ends with the chain that brings it there, or with the last one;
+                it has less, or nothing, if chains are refused instead.
                 For a classic consumer, which may get a part of a batch, a message may end it too.
         """
         return self._next_packets(slice_bytes) if self.v2 else self._next_messages(slice_bytes)
@@ -322,11 +327,12 @@ class LinkQueue:
         waiting, unconfirmed = self._waiting, self._unconfirmed
         payloads: list[bytes] = []
         position = self.sent
-        size = messages = 0
-        while waiting and size < slice_bytes:
+        size = messages = refused = 0
+        while waiting and size + refused < slice_bytes:
             chain = waiting.popleft()
             self._waiting_bytes -= chain.size
             if self._refused_after(chain):
+                refused += REFUSED_BYTES * len(chain.numbers)
                 continue
             payloads.append(chain.payload)
             position += len(chain.numbers)
@@ -341,9 +347,9 @@ class LinkQueue:
 
     def _next_messages(self, slice_bytes: int) -> list[bytes]:
         payloads: list[bytes] = []
-        size = built = 0
+        size = built = refused = 0
         self.awaited = False
-        while self._waiting and max(size, built) < slice_bytes:
+        while self._waiting and max(size, built) + refused < slice_bytes:
             self._divide_first()
             chain = self._waiting[0]
             if self._begun is None:
@@ -351,6 +357,7 @@ class LinkQueue:
                 if self._begun is None:
                     self._waiting.popleft()
                     self._waiting_bytes -= chain.size
+                    refused += REFUSED_BYTES
                     continue
             messages = self._begun.next_slice(slice_bytes - built)
             payloads += messages
@@ -503,6 +510,31 @@ class LinkQueue:
             taken += map(self._rest, self._unconfirmed)
             self._unconfirmed.clear()
             self._unconfirmed_bytes = 0
+        return taken + self.take_waiting()
+
+    def take_moved(self, moved: Callable[[str], bool]) -> list[ForwardChain]:
+        """Remove the batches that wait, and those under way on topics that have another consumer now.
+
+        A consumer that does not know a publisher takes any of its batches first, and then those before it for
+        repeats. So the other consumer must not get a later batch while an earlier one is under way here.
+
+        Args:
+            moved: Returns True for such a topic.
+
+        Returns:
+            The batches, in their order. Classic messages that a classic consumer got are not among them.
+        """
+        if self._begun is not None and self._waiting[0].origin is not None and moved(self._waiting[0].topic):
+            self._give_up_begun()
+        taken: list[ForwardChain] = []
+        kept: deque[ForwardChain] = deque()
+        for chain in self._unconfirmed:
+            if moved(chain.topic) and (self.v2 or chain.origin is not None):
+                self._unconfirmed_bytes -= chain.size
+                taken.append(self._rest(chain))
+            else:
+                kept.append(chain)
+        self._unconfirmed = kept
         return taken + self.take_waiting()
 
     def _give_up_begun(self) -> ForwardChain | None:

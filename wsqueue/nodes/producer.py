@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import functools
 import hashlib
 import secrets
 from collections import Counter
@@ -264,12 +265,19 @@ class Producer(Handler):
         for address in config.links:
             self.links.append(old.pop(address) if address in old else self._link(address))
         self._route = router(len(self.links))
-        held = [batch for link in old.values() for batch in link.take_all()]
-        held += [batch for link in self.links for batch in link.take_waiting()]
+        held: list[ForwardChain] = []
+        for link in (*old.values(), *self.links):
+            held += link.take_moved(functools.partial(self._moved, link))
         for link in old.values():
             self._retire(link)
+        # A publisher's batches on a topic may have waited at several links.
+        held.sort(key=lambda chain: (chain.publisher, chain.numbers[0]))
         for chain in held:
             self.links[self._route(chain.topic)].hold([chain])
+
+    def _moved(self, link: ConsumerLink, topic: str) -> bool:
+        """Return True if a topic has another link than this one."""
+        return self.links[self._route(topic)] is not link
 
     def _retire(self, link: ConsumerLink) -> None:
         task = asyncio.create_task(link.stop())

@@ -22,12 +22,16 @@ MAX_HEADER_NAME_CHARACTERS = 64
 MAX_HEADER_VALUE_CHARACTERS = 1024
 """Length of a header's value: a trace context with its state has 600."""
 
+MAX_HEADED_MESSAGES = 65_536
+"""Messages of a batch with headers, because each of them makes an object: 10 ms of any. Ours have 8,192."""
+
 CONTINUATION = re.compile(rb"[\x80-\xbf]")
 """A byte of UTF-8 inside a character."""
 
 HeaderName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_HEADER_NAME_CHARACTERS)]
 HeaderValue = Annotated[str, msgspec.Meta(max_length=MAX_HEADER_VALUE_CHARACTERS)]
 Headers = Annotated[dict[HeaderName, HeaderValue], msgspec.Meta(max_length=MAX_HEADERS)]
+HeadersOfAll = Annotated[list[Headers | None], msgspec.Meta(max_length=MAX_HEADED_MESSAGES)]
 Size = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -44,7 +48,7 @@ class Packed(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
     sizes: list[Size]
     data: memoryview
     text: bool = True
-    headers: list[Headers | None] | None = None
+    headers: HeadersOfAll | None = None
 
     @property
     def count(self) -> int:

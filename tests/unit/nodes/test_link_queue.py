@@ -159,10 +159,12 @@ class Machine(RuleBasedStateMachine):
         position = data.draw(st.integers(self.confirmed + 1, self.queue.sent))
         self.queue.refuse(refused(position), 0.0)
         acks = self.confirmed_to(position - 1)
-        ((key, _),) = [(key, end) for key, end in self.wire.items() if end == position]
-        del self.wire[key]
+        # None if it was taken away meanwhile.
+        keys = {key for key, end in self.wire.items() if end == position}
+        for key in keys:
+            del self.wire[key]
         self.confirmed = position
-        self.settle(acks, {key})
+        self.settle(acks, keys)
 
     @precondition(lambda self: self.connected)
     @rule(closed=st.sampled_from([LOST, LOST, DATA_REFUSED]))
@@ -190,15 +192,31 @@ class Machine(RuleBasedStateMachine):
             self.latest[way] = min(self.latest[way], each.numbers[0] - 1)
         self.settle(set(), refusals)
 
-    @rule(all_of_it=st.booleans())
-    def reload(self, all_of_it: bool) -> None:
+    @rule(all_of_it=st.booleans(), moved=st.sets(st.sampled_from("ab")))
+    def reload(self, all_of_it: bool, moved: set[str]) -> None:
         """Take batches out and hold them again, as after a change of the consumers."""
         if all_of_it and not self.connected:
             taken = self.queue.take_all()
             self.settle()
             assert self.queue.empty or not self.queue.v2
         else:
-            taken = self.queue.take_waiting()
+            taken = self.queue.take_moved(lambda topic: topic in moved)
+            again = {key for key in self.wire if self.held[key].topic in moved and self.taken_from(key)}
+            for key in again:
+                del self.wire[key]
+            if self.begun is not None and self.held[self.begun[0]].origin is not None:
+                (key, _) = self.begun
+                if self.held[key].topic in moved:
+                    again.add(key)
+                    self.begun = None
+            for key in again:
+                way = self.held[key].publisher, self.held[key].topic
+                self.latest[way] = min(self.latest[way], key[1] - 1)
+            numbers: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
+            for each in taken:
+                numbers[each.publisher, each.topic] += each.numbers
+            assert all(those == sorted(those) for those in numbers.values())
+            assert all(key in {(each.publisher, each.numbers[0]) for each in taken} for key in again)
             self.settle()
         self.queue.hold(taken)
         self.queue.reloaded()
@@ -240,6 +258,10 @@ class Machine(RuleBasedStateMachine):
         self.adds_up()
         assert not self.paused
         self.patch.stop()
+
+    def taken_from(self, key: Key) -> bool:
+        """Return True if a batch under way can be taken away: a classic message goes once."""
+        return self.queue.v2 or self.held[key].origin is not None
 
     def bytes_on_the_wire(self) -> int:
         return sum(self.held[key].size for key in self.wire)
@@ -330,6 +352,22 @@ class TestAnswers:
         queue.hold([batch(number + 1, after=number, origin=origin) for number in (1, 11, 21)])
         assert [forwarded(payload).numbers for payload in queue.next_slice(2**40)] == [[2]]
         assert [packet.number for _, packet in queue.answers() if isinstance(packet, v2.Refused)] == [12, 22]
+
+    @pytest.mark.parametrize("speaks_v2", [True, False])
+    def test_a_slice_refuses_no_more_than_it_would_send(self, speaks_v2: bool) -> None:
+        queue, origin = made(speaks_v2=speaks_v2), Origin(None)
+        queue.hold([batch(1, b"no text", origin=origin)])
+        queue.next_slice(2**40)
+        if speaks_v2:
+            queue.refuse(refused(1), 0.0)
+        queue.answers()
+        # All of them are refused, each because of the one before.
+        queue.hold([batch(number, after=number - 1, origin=origin) for number in range(2, 502)])
+        answered = []
+        while queue.sendable:
+            assert queue.next_slice(100 * link_queue.REFUSED_BYTES) == []
+            answered.append(len(queue.answers()))
+        assert answered == [100] * 5
 
 
 class TestClassicConsumer:

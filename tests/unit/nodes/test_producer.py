@@ -106,7 +106,7 @@ class TestPublishers:
         producer.established(connection)
         for packet in packets:
             producer.received(connection, [v2.decode(encoded(packet))])
-        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_waiting()))
+        forwards = map(v2.decode, (batch.payload for batch in producer.links[0].take_all()))
         return [packet.publisher for packet in forwards if isinstance(packet, v2.Forward)], connection
 
     def test_a_public_id_as_computed_by_other_code(self) -> None:
@@ -184,7 +184,7 @@ def test_many_messages_of_any_size_are_taken(producer: Producer, count: int, dat
     producer.received(connection, [v2.Publish(1, 0, TOPICS[0], packed(*[data] * count))])
     assert connection.take() == []
     assert producer.counters["messages_in"] == count
-    (batch,) = producer.links[0].take_waiting()
+    (batch,) = producer.links[0].take_all()
     forward = v2.decode(batch.payload)
     assert isinstance(forward, v2.Forward)
     assert (batch.count, forward.messages.unpack()) == (count, [data] * count)

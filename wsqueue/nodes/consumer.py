@@ -48,7 +48,7 @@ from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
-from .reader import ArchiveTurns, Reader
+from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
 
@@ -94,6 +94,7 @@ class Consumer:
         classic: Sends messages to the classic subscribers.
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         behind: The readers that have not been sent all that is stored because they are slow.
+        cutting: Held by the reader that cuts a record.
     """
 
     role = "consumer"
@@ -105,6 +106,7 @@ class Consumer:
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
+        self.cutting = asyncio.Lock()
         self.buffers = Buffers(config.limits.max_total_buffered_bytes)
         self.classic = ClassicDelivery(self.topics, counters, config.limits, self.buffers)
         self.traffic = Traffic()
@@ -382,7 +384,7 @@ class SubscribeEndpoint(Handler):
         self._consumer = consumer
         self._topic = topic
         self._readers: dict[str, Reader] = {}
-        self._turns = ArchiveTurns()
+        self._turns = ReaderTurns(consumer.cutting)
         self._refused = False
 
     def established(self, connection: Connection) -> None:

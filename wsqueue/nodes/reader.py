@@ -5,7 +5,7 @@
 Subscribe ────┤                                ▼          caught up
               └──────────────────────────► behind ◄──────────────────► live
                                            │    ▲  congested or a hole
-                            not in memory  ▼    │
+                not in memory or to be cut ▼    │
                                           reading
 ```
 
@@ -13,8 +13,10 @@ Subscribe ────┤                                ▼          caught up
   archive; every other start knows its offset at once.
 - behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
   until the reader is live or the connection is congested; then the connection's `writable` calls it again.
-- reading (`_asking`): a chunk that is not in memory is read from the archive.
-- In both, `ArchiveTurns` lets one reader of a connection ask at a time, in one task, however many there are.
+- reading (`_asking`): the next record is not in memory and is read from the archive, or it begins before
+  `_offset` and must be cut.
+- In both, `ReaderTurns` lets one reader of a connection go on at a time, in one task, however many there are.
+  Of all readers of the node, one cuts a record in a turn of the loop, because a million messages take 25 ms.
 - live: `_offset` is the topic's `next`, and `take` sends each batch as it is stored.
 
 `_offset` is the offset of the next message that the subscriber must be sent; all from it to the topic's
@@ -53,15 +55,24 @@ MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
 """Maximum bytes of one write to a live reader: more could overflow the write buffer, which closes it."""
 
 
-class ArchiveTurns:
-    """Let the readers of one connection ask the archive, one after another."""
+class ReaderTurns:
+    """Let the readers of one connection wait for the archive or to cut a record, one after another.
 
-    def __init__(self) -> None:
+    Args:
+        cutting: Held by the reader that cuts a record, one of all connections. At most one reader of each
+            connection waits for it, so that connections take turns.
+
+    Attributes:
+        cutting: See above.
+    """
+
+    def __init__(self, cutting: asyncio.Lock) -> None:
+        self.cutting = cutting
         self._waiting: dict[Reader, None] = {}
         self._task: asyncio.Task[None] | None = None
 
     def ask(self, reader: Reader) -> None:
-        """Call `ask_archive` of a reader when it is its turn."""
+        """Call `take_turn` of a reader when it is its turn."""
         self._waiting[reader] = None
         if self._task is None:
             self._task = asyncio.create_task(self._run())
@@ -74,7 +85,7 @@ class ArchiveTurns:
         while self._waiting:
             reader = next(iter(self._waiting))
             del self._waiting[reader]
-            await reader.ask_archive()
+            await reader.take_turn()
         self._task = None
 
 
@@ -87,7 +98,7 @@ class Reader:
         packet: The topic, and where to start.
         counters: Counters of the node.
         behind: Readers of all subscribers that fell behind; the reader adds and removes itself.
-        turns: Turns of the connection's readers at the archive.
+        turns: Turns of the connection's readers.
     """
 
     __slots__ = (
@@ -114,7 +125,7 @@ class Reader:
         *,
         counters: Counter[str],
         behind: set[Reader],
-        turns: ArchiveTurns,
+        turns: ReaderTurns,
     ) -> None:
         self._connection, self._logs, self._counters = connection, logs, counters
         self._turns, self._behind = turns, behind
@@ -202,7 +213,11 @@ class Reader:
                 self._live = self._exact = True
                 self._behind.discard(self)
             elif self._logs.in_memory(topic_log, self._offset):
-                self._send(topic_log, topic_log.read(self._offset, CHUNK_BYTES), topic_log.next)
+                records = topic_log.read(self._offset, CHUNK_BYTES)
+                if self._must_cut(records):
+                    self._ask()
+                else:
+                    self._send(topic_log, records, topic_log.next)
             else:
                 self._ask()
 
@@ -232,8 +247,8 @@ class Reader:
         self._asking = True
         self._turns.ask(self)
 
-    async def ask_archive(self) -> None:
-        """Find the start, or read the next chunk (`ArchiveTurns` calls this)."""
+    async def take_turn(self) -> None:
+        """Find the start, or read and send the next chunk (`ReaderTurns` calls this)."""
         try:
             if self._find is not None:
                 await self._find(self._logs.topic(self._topic))
@@ -242,7 +257,7 @@ class Reader:
                 if not self._stopped:
                     self.catch_up()
             else:
-                await self._read_archive()
+                await self._go_on()
         except WsqueueError as error:
             if not self._stopped:
                 self._fail(error)
@@ -284,21 +299,44 @@ class Reader:
         self._begin(topic_log, max(offset, self._logs.earliest(topic_log)))
         self._tell_of_gap(None)
 
-    async def _read_archive(self) -> None:
+    async def _go_on(self) -> None:
+        """Send the next chunk, and wait before if its first record must be cut."""
+        if await self._send_next(may_cut=False):
+            return
+        async with self._turns.cutting:
+            if not self._stopped:
+                # It reads again, because chunks of all connections that wait here would take too much memory.
+                await self._send_next(may_cut=True)
+                # The loop takes a turn before the next reader cuts.
+                await asyncio.sleep(0)
+
+    async def _send_next(self, *, may_cut: bool) -> bool:
+        """Read and send the next chunk.
+
+        Returns:
+            False if nothing was sent because a record must be cut.
+        """
         connection = self._connection
         if connection.congested or not connection.sendable:
             # Other readers of the connection have filled it; `writable` continues.
             self._asking = False
-            return
+            return True
         topic_log = self._logs.topic(self._topic)
         # Records that are committed while the archive is read may be missing in the result.
         end = topic_log.next
         records = await self._logs.read(topic_log, self._offset, CHUNK_BYTES)
         if self._stopped:
-            return
+            return True
+        if self._must_cut(records) and not may_cut:
+            return False
         self._asking = False
         self._send(topic_log, records, end)
         self.catch_up()
+        return True
+
+    def _must_cut(self, records: Sequence[Record]) -> bool:
+        """Return True if the next records begin with messages before the offset."""
+        return bool(records) and records[0].offset < self._offset
 
     def _send(self, topic_log: TopicLog, records: Sequence[Record], end: int) -> None:
         """Send records; if there are none, the messages before `end` are gone."""
@@ -314,7 +352,8 @@ class Reader:
         self._exact = True
         if records:
             packets = [record.packet for record in records]
-            packets[0] = _from_offset(records[0], self._offset)
+            if self._must_cut(records):
+                packets[0] = _cut(records[0], self._offset)
             count = records[-1].end - self._offset
             self._offset = records[-1].end
             if self._connection.send_frames(frame_messages(packets, masked=False, binary=True)):
@@ -332,10 +371,8 @@ class Reader:
         self._connection.send_packet(v2.Gap(self._topic, self._offset, missed))
 
 
-def _from_offset(record: Record, offset: int) -> bytes:
-    """Return the packet of a record, without the messages before an offset."""
-    if offset <= record.offset:
-        return record.packet
+def _cut(record: Record, offset: int) -> bytes:
+    """Return the packet of a record, without the messages before an offset inside it."""
     deliver = v2.decode(record.packet)
     assert isinstance(deliver, v2.Deliver)
     return v2.encode(deliver.behind(offset - record.offset))

@@ -12,12 +12,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsqueue.config.keys import Keys
+from wsqueue.config.model import ConsumerConfig
 from wsqueue.errors import WsqueueError
 from wsqueue.log import ledger, sqlite
 from wsqueue.log.records import Epoch, Record, StoreState, TopicState
 from wsqueue.log.store import Outcome
+from wsqueue.net.certificates import TlsContexts
+from wsqueue.net.connection import Handler
 from wsqueue.nodes import reader
-from wsqueue.nodes.reader import ArchiveTurns, Reader
+from wsqueue.nodes.consumer import Consumer
+from wsqueue.nodes.reader import Reader, ReaderTurns
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.frames import frame_messages
@@ -26,23 +31,42 @@ from wsqueue.protocol.v2 import Deliver, Gap, Packet, Subscribe, Subscribed
 
 from ...support.fake_connection import FakeConnection
 from ...support.messages import append_one, deliver_one, packed
-from ...support.session_pair import few
+from ...support.session_pair import PSK, few
 from ...support.stores import Archived, FakeArchive, Logs
 
 anyio = pytest.mark.anyio
 
 
 class Subscriber:
-    """Read a topic of some logs."""
+    """Read a topic of some logs.
 
-    def __init__(self, logs: Logs, packet: Subscribe, connection: FakeConnection | None = None) -> None:
+    Args:
+        logs: The logs.
+        packet: The topic, and where to start.
+        connection: A connection of the test's own.
+        turns: Turns of the readers of that connection.
+    """
+
+    def __init__(
+        self,
+        logs: Logs,
+        packet: Subscribe,
+        connection: FakeConnection | None = None,
+        turns: ReaderTurns | None = None,
+    ) -> None:
         self.logs = logs
         self.topic = packet.topic
         self.connection = connection or FakeConnection()
         self.counters: Counter[str] = Counter()
         self.behind: set[Reader] = set()
-        shared: dict[str, Any] = {"counters": self.counters, "behind": self.behind, "turns": ArchiveTurns()}
-        self.reader = Reader(self.connection, logs.store, packet, **shared)
+        self.reader = Reader(
+            self.connection,
+            logs.store,
+            packet,
+            counters=self.counters,
+            behind=self.behind,
+            turns=turns or ReaderTurns(asyncio.Lock()),
+        )
         self.reader.catch_up()
 
     def publish(self, *data: str | bytes) -> bool:
@@ -79,6 +103,7 @@ def deliver(offset: int, *data: str | bytes) -> Deliver:
 Packets = list[Packet]
 BEFORE = Epoch("0123456789abcdef", 1)
 EARLIEST = Subscribe("news", "earliest")
+SECOND = Subscribe("news", "offset", None, 1)
 ABC, D, EF = deliver(0, "a", "b", "c"), deliver(3, "d"), deliver(4, "e", "f")
 
 
@@ -106,15 +131,19 @@ class TestStart:
         assert subscriber.took() == [subscribed(logs, 3, 6), D, EF]
         assert subscriber.counters == {"deliveries": 3}
 
-    def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
+    @anyio
+    async def test_a_batch_in_the_middle_keeps_its_publisher_and_number(self) -> None:
         logs = Logs()
         logs.append(append_one("news", packed("a", "b"), "p", 7))
-        _, rest = Subscriber(logs, Subscribe("news", "offset", None, 1)).took()
+        subscriber = Subscriber(logs, SECOND)
+        await turns()
+        _, rest = subscriber.took()
         assert v2.decode(v2.encode(rest)) == rest == deliver_one("news", 1, "p", 7, packed("b"))
 
+    @anyio
     @pytest.mark.parametrize("offset", range(5))
     @pytest.mark.parametrize("kind", ["bytes", "texts", "headers"])
-    def test_the_rest_of_a_batch_is_as_it_was_published(self, kind: str, offset: int) -> None:
+    async def test_the_rest_of_a_batch_is_as_it_was_published(self, kind: str, offset: int) -> None:
         texts = ["", "ñ", "\U0001f642\0", "", "\ufeff\uffff"]
         data: list[str | bytes] = [*texts]
         if kind == "bytes":
@@ -123,12 +152,15 @@ class TestStart:
         of = headers if kind == "headers" else None
         logs = Logs()
         logs.append(append_one("news", packed(*data, headers=of)))
-        _, rest = Subscriber(logs, Subscribe("news", "offset", None, offset)).took()
+        subscriber = Subscriber(logs, Subscribe("news", "offset", None, offset))
+        await turns()
+        _, rest = subscriber.took()
         assert isinstance(rest, Deliver)
         assert (rest.offset, rest.messages.unpack()) == (offset, data[offset:])
         assert rest.messages.headers == (None if of is None else of[offset:])
         assert rest.messages.whole
 
+    @anyio
     @pytest.mark.parametrize(
         ("kept", "log", "offset", "start", "rest"),
         [
@@ -147,10 +179,13 @@ class TestStart:
             (9, None, 7, 0, [Gap("news", 0, None), ABC, D, EF]),
         ],
     )
-    def test_at_an_offset(self, kept: int, log: str | None, offset: int, start: int, rest: Packets) -> None:
+    async def test_at_an_offset(
+        self, kept: int, log: str | None, offset: int, start: int, rest: Packets
+    ) -> None:
         logs = published("abc", "d", "ef", max_messages_per_topic=kept)
         log_id = logs.store.id if log == "own" else log
         subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
+        await turns()
         assert subscriber.took() == [subscribed(logs, start, 6), *rest]
         assert subscriber.counters["gaps"] == sum(isinstance(packet, Gap) for packet in rest)
         assert subscriber.publish("g")
@@ -425,6 +460,109 @@ async def test_a_subscriber_that_takes_all_gets_it_in_turns() -> None:
 
 
 @anyio
+class TestCutting:
+    """Records that begin before the start of a subscriber are cut in turns."""
+
+    async def test_a_turn_of_the_loop_cuts_one_record_of_all_connections(self) -> None:
+        cutting = asyncio.Lock()
+        logs, connections = published("abc"), [FakeConnection() for _ in range(3)]
+        for connection in connections:
+            of_connection = ReaderTurns(cutting)
+            for _ in range(4):
+                Subscriber(logs, SECOND, connection, of_connection)
+            assert connection.take() == [subscribed(logs, 1, 3)] * 4
+        came: list[int] = []
+        for _ in range(100):
+            await asyncio.sleep(0)
+            taken = [connection.take() for connection in connections]
+            assert sum(map(len, taken)) <= 1
+            came += [index for index, packets in enumerate(taken) if packets == [deliver(1, "b", "c")]]
+        # Connections take turns.
+        assert came == [0, 1, 2] * 4
+
+    async def test_the_readers_of_one_connection_cut_one_record_in_a_turn(self) -> None:
+        logs, connection, of_connection = published("abc"), FakeConnection(), ReaderTurns(asyncio.Lock())
+        for _ in range(9):
+            Subscriber(logs, SECOND, connection, of_connection)
+        connection.take()
+        taken = []
+        for _ in range(30):
+            await asyncio.sleep(0)
+            taken.append(len(connection.take()))
+        assert (sum(taken), max(taken)) == (9, 1)
+
+    async def test_all_connections_of_a_consumer_take_turns(self) -> None:
+        config = ConsumerConfig(listen=["127.0.0.1:1"])
+        consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        consumer.logs.append([append_one("news", packed("a", "b", "c"))])
+        connections = [FakeConnection() for _ in range(5)]
+        for connection in connections:
+            endpoint = consumer.endpoint("/subscribe")
+            assert isinstance(endpoint, Handler)
+            endpoint.received(connection, [SECOND])
+            assert len(connection.take()) == 1
+        taken = []
+        for _ in range(30):
+            await asyncio.sleep(0)
+            taken.append(sum(len(connection.take()) for connection in connections))
+        assert (sum(taken), max(taken)) == (5, 1)
+
+    @pytest.mark.parametrize("waits_for", ["its connection", "another connection"])
+    async def test_one_that_is_stopped_meanwhile(self, waits_for: str) -> None:
+        logs, cutting = published("abc"), asyncio.Lock()
+        await cutting.acquire()
+        of_connection, connection = ReaderTurns(cutting), FakeConnection()
+        first = Subscriber(logs, SECOND, connection, of_connection)
+        second = Subscriber(logs, SECOND, connection, of_connection)
+        await turns()
+        connection.take()
+        (second if waits_for == "its connection" else first).reader.stop()
+        cutting.release()
+        await turns()
+        assert connection.take() == [deliver(1, "b", "c")]
+        assert not cutting.locked()
+
+    @pytest.mark.parametrize("waits_for", ["its connection", "another connection"])
+    async def test_a_record_that_is_dropped_meanwhile(self, waits_for: str) -> None:
+        logs, cutting = published("abc", max_messages_per_topic=3), asyncio.Lock()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        if waits_for == "another connection":
+            await cutting.acquire()
+            await turns()
+            cutting.release()
+        assert not subscriber.publish("d", "e")
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 1, 3), Gap("news", 3, 2), deliver(3, "d", "e")]
+        assert subscriber.publish("f")
+
+    async def test_a_connection_that_is_congested_meanwhile(self) -> None:
+        logs, cutting = published("abc", "d"), asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        await turns()
+        subscriber.connection.is_congested = True
+        cutting.release()
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 1, 4)]
+        subscriber.writable()
+        await turns()
+        assert subscriber.took() == [deliver(1, "b", "c"), D]
+        assert subscriber.publish("e")
+
+    async def test_messages_that_come_meanwhile(self) -> None:
+        subscriber = Subscriber(published("abc"), SECOND)
+        assert not subscriber.publish("d")
+        await turns()
+        assert subscriber.took() == [subscribed(subscriber.logs, 1, 3), deliver(1, "b", "c"), D]
+
+    async def test_one_who_starts_at_the_first_message_of_a_record_does_not_wait(self) -> None:
+        logs, cutting = published("abc", "d"), asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, Subscribe("news", "offset", None, 0), turns=ReaderTurns(cutting))
+        assert subscriber.took() == [subscribed(logs, 0, 4), ABC, D]
+
+
+@anyio
 class TestArchive:
     """Messages that are not in memory are read from the archive."""
 
@@ -463,7 +601,8 @@ class TestArchive:
             # Nothing is missed, but the subscriber must learn where it starts, because that may be the end.
             (EARLIEST, 2, [0, 4], [EF]),
             (EARLIEST, 3, [0, 6], []),
-            (Subscribe("news", "offset", None, 1), 2, [1], [Gap("news", 4, 3), EF]),
+            (SECOND, 0, [1], [deliver(1, "b", "c"), D, EF]),
+            (SECOND, 2, [1], [Gap("news", 4, 3), EF]),
             (Subscribe("news", "time", time=1010), 0, [3], [D, EF]),
         ],
     )
@@ -561,11 +700,64 @@ class TestArchive:
 
         self.archive.offset_at = offset_at  # type: ignore[method-assign]
         packet, connection = Subscribe("news", "time", time=0), FakeConnection()
-        shared: dict[str, Any] = {"counters": Counter(), "behind": set(), "turns": ArchiveTurns()}
+        shared: dict[str, Any] = {
+            "counters": Counter(),
+            "behind": set(),
+            "turns": ReaderTurns(asyncio.Lock()),
+        }
         readers = [Reader(connection, logs.store, packet, **shared) for _ in range(9)]
         readers.pop().stop()
         await turns()
         assert connection.take().count(subscribed(logs, 0, 3)) == 8
+
+    async def test_only_one_who_starts_inside_a_record_waits_for_those_that_cut(self) -> None:
+        logs = await self.logs("abc", "d", "ef")
+        cutting = asyncio.Lock()
+        await cutting.acquire()
+        inside = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        at_the_first = Subscriber(logs, Subscribe("news", "offset", None, 3), turns=ReaderTurns(cutting))
+        await turns()
+        assert at_the_first.took() == [subscribed(logs, 3, 6), D, EF]
+        assert inside.took() == [subscribed(logs, 1, 6)]
+        cutting.release()
+        await turns()
+        assert inside.took() == [deliver(1, "b", "c"), D, EF]
+
+    async def test_a_record_that_is_dropped_before_it_is_cut(self) -> None:
+        logs = await self.logs("abc", "d", "ef")
+        cutting = asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        await turns()
+        del self.archive.stored[0]
+        cutting.release()
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 3, 2), D, EF]
+
+    async def test_one_that_is_stopped_before_it_cuts_reads_no_more(self) -> None:
+        logs = await self.logs("abc")
+        cutting = asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        await turns()
+        subscriber.reader.stop()
+        self.archive.meanwhile = mock.Mock()
+        cutting.release()
+        await turns()
+        assert subscriber.took() == [subscribed(logs, 1, 3)]
+        self.archive.meanwhile.assert_not_called()
+
+    async def test_one_that_becomes_unreadable_before_it_is_cut(self) -> None:
+        logs = await self.logs("abc")
+        cutting = asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        await turns()
+        self.archive.meanwhile = mock.Mock(side_effect=WsqueueError("the archive cannot be read"))
+        cutting.release()
+        await turns()
+        assert subscriber.connection.failed is CloseCode.INTERNAL_ERROR
+        assert not cutting.locked()
 
     async def test_it_goes_on_after_a_restart(self) -> None:
         state = StoreState(epochs=[BEFORE], topics={"news": TopicState(0, 4, 1)}, numbers={})

@@ -424,6 +424,45 @@ async def sends_again(subject: Subject) -> None:
         assert await raw.answers(7) == expected
 
 
+async def hears_of_refused_ranges(subject: Subject) -> None:
+    """When a consumer refuses a range, each publisher hears of each of its batches, and of those before."""
+    topics = new_topic(), new_topic()
+    link = await subject.link()
+    async with subject.publishing() as (raw, _), subject.publishing() as (other, _):
+        # Odd numbers, so that a producer which answers a publisher with a range names others.
+        for index, number in enumerate(range(1, 13, 2)):
+            raw.send(publish_of(number, topics[index % 2], str(number), after=max(0, number - 4)))
+        first = await forwarded(link, 6)
+        for index in range(2):
+            other.send(publish_of(2 * index + 1, topics[index], "of another"))
+        second = await forwarded(link, 2)
+        # Two batches before it are confirmed by the refusal.
+        link.send({"t": "refused", "number": 3, "last": 7, "code": "full", "reason": "no room"})
+        link.send({"t": "ack", "numbers": [[8, 8]]})
+        outcomes = ["stored"] * 2 + ["full"] * 5 + ["stored"]
+        expected = [(batch[0], outcome) for batch, outcome in zip(first + second, outcomes, strict=True)]
+        assert await raw.answers(6) == dict(expected[:6])
+        assert await other.answers(2) == dict(expected[6:])
+
+
+async def leaves_one_that_refuses_what_was_not_sent(subject: Subject) -> None:
+    """A consumer that refuses a range which is empty, or goes beyond what was sent, is closed with 4409."""
+    topic = new_topic()
+    link = await subject.link()
+    async with subject.publishing() as (raw, _):
+        raw.send(publish_of(1, topic, "1"))
+        raw.send(publish_of(2, topic, "2", after=1))
+        for number, last in ((2, 1), (1, 3)):
+            await forwarded(link, 2)
+            link.send({"t": "refused", "number": number, "last": last, "code": "full", "reason": "no room"})
+            assert await closed_with(link) == 4409
+            await link.abort()
+            link = await subject.link()
+        await forwarded(link, 2)
+        link.send({"t": "ack", "numbers": [[1, 2]]})
+        await raw.confirmed(1, 2)
+
+
 async def forwarded_until(link: V2Socket, last: int) -> list[tuple[int, int, list[str | bytes]]]:
     """Return the next batches, up to one with a number."""
     found: list[tuple[int, int, list[str | bytes]]] = []
@@ -634,6 +673,8 @@ CHECKS: dict[str, list[Check]] = {
         forwards_and_confirms,
         forwards_in_order,
         sends_again,
+        hears_of_refused_ranges,
+        leaves_one_that_refuses_what_was_not_sent,
         resends_all,
         refuses_broken_batches_itself,
         wants_a_name_first,

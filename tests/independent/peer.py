@@ -328,6 +328,7 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
         "number": (_integer(1), _REQUIRED),
         "code": (_string(32, 1), _REQUIRED),
         "reason": (_string(200), _REQUIRED),
+        "last": (_or_nil(_integer(1)), None),
     },
     "subscribe": _TOPIC
     | {
@@ -1109,14 +1110,16 @@ class _Link:
                     self._hold(-batch.size)
                     batch.session.confirm(batch.number)
             elif packet["t"] == "refused":
-                if packet["number"] > self.position:
+                first, last = packet["number"], packet["last"] or packet["number"]
+                if not first <= last <= self.position:
                     await wire.fail(4409)
-                for entry in self.sent:
-                    if entry[0] == packet["number"]:
-                        self.sent.remove(entry)
-                        self._hold(-entry[1].size)
-                        entry[1].refuse(packet["code"], packet["reason"])
-                        break
+                while self.sent and self.sent[0][0] <= last:
+                    position, batch = self.sent.popleft()
+                    self._hold(-batch.size)
+                    if position < first:
+                        batch.session.confirm(batch.number)
+                    else:
+                        batch.refuse(packet["code"], packet["reason"])
             elif packet["t"] == "draining":
                 await asyncio.sleep(random.random() * packet["retry_seconds"])
                 raise Closed(1001, "the consumer is draining")

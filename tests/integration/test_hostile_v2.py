@@ -52,6 +52,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "forward": forward_of(1, "news", "x"),
     "ack": {"t": "ack", "numbers": [[1, 1]]},
     "refused": {"t": "refused", "number": 1, "code": "full", "reason": "no"},
+    "a range that is refused": {"t": "refused", "number": 1, "code": "full", "reason": "no", "last": 2},
     "subscribe": {"t": "subscribe", "topic": "news"},
     "subscribed": {"t": "subscribed", "topic": "news", "log": "x", "offset": 0, "end": 0},
     "unsubscribe": {"t": "unsubscribe", "topic": "news"},
@@ -329,6 +330,8 @@ class TestConsumers:
         [
             {"t": "ack", "numbers": [[1, 2]]},
             {"t": "refused", "number": LARGEST, "code": "full", "reason": "no"},
+            {"t": "refused", "number": 1, "code": "full", "reason": "no", "last": LARGEST},
+            {"t": "refused", "number": 2, "code": "full", "reason": "no", "last": 1},
             GOOD["deliver"],
         ],
     )
@@ -357,6 +360,7 @@ class TestConsumers:
                 raw.send(publish_of(2, "news", "2"))
                 await again.next("forward")
                 again.send({"t": "ack", "numbers": [[2, 2]]})
+                again.send({"t": "refused", "number": 1, "code": "full", "reason": "no", "last": 2})
                 await raw.confirmed(2)
             await producer.crash()
 

@@ -236,7 +236,8 @@ class V2Socket(RawSocket):
                     found |= dict.fromkeys(range(first, last + 1), "stored")
             else:
                 assert packet["t"] == "refused"
-                found[packet["number"]] = packet["code"]
+                last = packet.get("last", packet["number"])
+                found |= dict.fromkeys(range(packet["number"], last + 1), packet["code"])
         return found
 
     async def answer_close(self) -> None:

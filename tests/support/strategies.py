@@ -92,6 +92,7 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
         numbers,
         st.sampled_from(["full", "invalid", "too_long", "topic_too_long", "after_refused"]),
         st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
+        st.none() | numbers,
     ),
     st.builds(v2.Subscribe, utf8_text, st.sampled_from(["latest", "earliest"])),
     st.builds(v2.Subscribe, utf8_text, st.just("offset"), st.none() | logs, offsets),

@@ -219,6 +219,8 @@ class Consumer:
         """Deliver stored batches, and confirm or refuse all batches (the logs call this)."""
         stored: dict[str, list[Outcome]] = {}
         acks: dict[Connection, tuple[int, int]] = {}
+        # What comes before the last confirmation, for producers that are refused something.
+        answers: dict[Connection, list[v2.Ack | v2.Refused]] = {}
         for outcome in outcomes:
             if outcome.record is not None:
                 stored.setdefault(outcome.record.topic, []).append(outcome)
@@ -231,14 +233,15 @@ class Consumer:
             if confirmed > position:
                 acks[connection] = (acks[connection][0] if connection in acks else position, confirmed - 1)
             if code is not None:
+                before = answers.setdefault(connection, [])
                 if connection in acks:
-                    connection.send_packet(v2.Ack([acks.pop(connection)]))
+                    before.append(v2.Ack([acks.pop(connection)]))
                 self.counters[f"batches_refused_{code}"] += end - confirmed
-                reason = outcome.reason[: v2.MAX_REASON_CHARACTERS]
-                refusals = [v2.Refused(refused, code, reason) for refused in range(confirmed, end)]
-                connection.send(list(map(v2.encode, refusals)))
+                _add_refusal(before, confirmed, end - 1, code, outcome.reason[: v2.MAX_REASON_CHARACTERS])
         for topic, group in stored.items():
             self._deliver(topic, group)
+        for connection, packets in answers.items():
+            connection.send(list(map(v2.encode, packets)))
         for connection, numbers in acks.items():
             connection.send_packet(v2.Ack([numbers]))
         self._producer_endpoint.resume_if_settled()
@@ -289,6 +292,20 @@ class Consumer:
             log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")
         if abs(before) > MAX_CLOCK_SECONDS >= abs(ahead):
             log(logger, logging.INFO, "clock agrees with the system's again")
+
+
+def _add_refusal(
+    answers: list[v2.Ack | v2.Refused], first: int, last: int, code: v2.RefusalCode, reason: str
+) -> None:
+    """Add the refusal of a range to the answers for a producer, whose last one is of the position before it.
+
+    It joins a refusal for the same reason, so that the answers are no more than what the producer has sent.
+    """
+    before = answers[-1] if answers else None
+    if isinstance(before, v2.Refused) and (before.code, before.reason) == (code, reason):
+        first = before.number
+        answers.pop()
+    answers.append(v2.Refused(first, code, reason, last if last > first else None))
 
 
 def _monotonic() -> float:

@@ -188,7 +188,10 @@ class ConsumerLink(Link):
         for event in events:
             if isinstance(event, packets_v2.Ack) and event.numbers[-1][1] <= queue.sent:
                 queue.confirm(event.numbers[-1][1], now)
-            elif isinstance(event, packets_v2.Refused) and event.number <= queue.sent:
+            elif (
+                isinstance(event, packets_v2.Refused)
+                and event.number <= (event.last or event.number) <= queue.sent
+            ):
                 queue.refuse(event, now)
             elif not isinstance(event, packets_v2.Draining | PongReceived | HelloDone):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)

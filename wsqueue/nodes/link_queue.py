@@ -447,22 +447,26 @@ class LinkQueue:
             ranges += zip(numbers, numbers, strict=True)
 
     def refuse(self, refused: packets_v2.Refused, now: float) -> None:
-        """Refuse one batch, and confirm all before it.
+        """Refuse a range of batches, and confirm all before it; those that were answered stay as they are.
 
         Args:
-            refused: Refusal of a position up to `sent`.
+            refused: Refusal of positions up to `sent`.
             now: When it was read (monotonic).
         """
         self.confirm(refused.number - 1, now)
-        if not self._unconfirmed:
-            return
-        chain = self._unconfirmed[0]
-        left = len(chain.numbers) - chain.answered
-        if chain.position - left + 1 == refused.number:
-            self._refuse(chain, refused.code, refused.reason, 1)
-            if left == 1:
-                self._unconfirmed.popleft()
-                self._unconfirmed_bytes -= chain.size
+        last = refused.last or refused.number
+        unconfirmed = self._unconfirmed
+        while unconfirmed:
+            chain = unconfirmed[0]
+            left = len(chain.numbers) - chain.answered
+            count = min(last - (chain.position - left), left)
+            if count <= 0:
+                return
+            self._refuse(chain, refused.code, refused.reason, count)
+            if count < left:
+                return
+            unconfirmed.popleft()
+            self._unconfirmed_bytes -= chain.size
 
     def disconnected(self, closed: Closed) -> None:
         """Put the unconfirmed batches back to the front of the queue, for the next connection.

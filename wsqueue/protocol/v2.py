@@ -33,7 +33,7 @@ NONCE_BYTES = 32
 """Length of nonces, proofs and publisher secrets: 256 bits can't be guessed."""
 
 MAX_CHAIN_BATCHES = 1024
-"""Batches of a chain: a refusal of all is as many packets. Our producer has no more in a turn."""
+"""Batches of a chain: a publisher hears of a refusal of all in as many packets, in one turn."""
 
 Secret = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 
@@ -180,15 +180,27 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True):
     numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
-class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True):
-    """Refuse one batch for good; from a consumer it confirms all before. The number is as in `Ack`.
+class Refused(
+    msgspec.Struct,
+    tag_field="t",
+    tag="refused",
+    frozen=True,
+    omit_defaults=True,
+):
+    """Refuse one batch for good, or from a consumer a range of them, which confirms all before it.
 
-    The code is a `RefusalCode`, or one of a newer node.
+    Attributes:
+        number: Number of the batch, or of the first one, as in `Ack`.
+        code: A `RefusalCode`, or one of a newer node.
+        reason: The same in words.
+        last: From a consumer: number of the last batch that is refused for the same reason; None for one
+            batch.
     """
 
     number: Number
     code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)]
     reason: Reason
+    last: Number | None = None
 
 
 class Subscribe(

@@ -281,6 +281,7 @@ class Merging(RuleBasedStateMachine):
                 self.confirmed |= set(found)
             else:
                 assert isinstance(packet, v2.Refused)
+                assert packet.last is None
                 found = [packet.number]
                 assert self.on_disk
                 assert packet.code in {"full", "after_refused"}

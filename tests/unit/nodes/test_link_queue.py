@@ -53,8 +53,8 @@ def said(payload: bytes) -> str:
     return message.data
 
 
-def refused(number: int, reason: str = "no room") -> v2.Refused:
-    return v2.Refused(number, "full", reason)
+def refused(number: int, reason: str = "no room", last: int | None = None) -> v2.Refused:
+    return v2.Refused(number, "full", reason, last)
 
 
 class Machine(RuleBasedStateMachine):
@@ -156,14 +156,15 @@ class Machine(RuleBasedStateMachine):
     @precondition(lambda self: self.connected and self.queue.v2 and self.queue.sent > self.confirmed)
     @rule(data=st.data())
     def refuse(self, data: st.DataObject) -> None:
-        position = data.draw(st.integers(self.confirmed + 1, self.queue.sent))
-        self.queue.refuse(refused(position), 0.0)
-        acks = self.confirmed_to(position - 1)
-        # None if it was taken away meanwhile.
-        keys = {key for key, end in self.wire.items() if end == position}
+        """Refuse a batch or a range, of which some batches may have been answered."""
+        first = data.draw(st.integers(1, self.queue.sent))
+        last = data.draw(st.none() | st.integers(first, self.queue.sent))
+        self.queue.refuse(refused(first, last=last), 0.0)
+        acks = self.confirmed_to(max(self.confirmed, first - 1))
+        keys = {key for key, end in self.wire.items() if end <= (last or first)}
         for key in keys:
             del self.wire[key]
-        self.confirmed = position
+        self.confirmed = max(self.confirmed, last or first)
         self.settle(acks, keys)
 
     @precondition(lambda self: self.connected)
@@ -288,6 +289,7 @@ class Machine(RuleBasedStateMachine):
                 confirmed |= {(index, number) for number in numbers}
                 continue
             assert isinstance(packet, v2.Refused)
+            assert packet.last is None
             key = (index, packet.number)
             assert key not in denied
             denied.add(key)
@@ -596,6 +598,25 @@ class TestChains:
         found = [(one.number, one.code) for one in answers if isinstance(one, v2.Refused)]
         assert found == [(3, "full"), (5, "after_refused")]
         assert queue.empty
+
+    def test_a_range_is_refused_over_several_chains(self) -> None:
+        queue, first, second = made(), Origin(None), Origin(None)
+        queue.hold([chain([1, 2, 3], [1] * 3, origin=first), batch(7, publisher="q", origin=second)])
+        queue.hold([chain([5, 6, 9], [1] * 3, after=3, origin=first), batch(10, after=9, origin=first)])
+        queue.next_slice(2**40)
+        queue.refuse(refused(2, last=6), 0.0)
+        refusals = [(first, 2), (first, 3), (second, 7), (first, 5), (first, 6)]
+        expected = [(origin, v2.Refused(number, "full", "no room")) for origin, number in refusals]
+        assert queue.answers() == [*expected, (first, v2.Ack([(1, 1)]))]
+        # Batches that are answered stay as they are, and the others follow.
+        queue.refuse(refused(1, last=6), 0.0)
+        queue.refuse(refused(3, last=5), 0.0)
+        assert queue.answers() == ()
+        queue.refuse(refused(4, last=7), 0.0)
+        queue.confirm(8, 0.0)
+        assert queue.answers() == [(first, v2.Refused(9, "full", "no room")), (first, v2.Ack([(10, 10)]))]
+        assert queue.empty
+        assert queue.held_bytes == 0
 
     def test_a_classic_consumer_gets_each_batch_alone(self) -> None:
         queue, origin = made(speaks_v2=False), Origin(None)

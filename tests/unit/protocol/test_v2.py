@@ -100,6 +100,10 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (v2.Ack([(1, 3), (7, 7)]), {"t": "ack", "numbers": [[1, 3], [7, 7]]}),
     (v2.Refused(4, "full", "why"), {"t": "refused", "number": 4, "code": "full", "reason": "why"}),
+    (
+        v2.Refused(4, "full", "why", 9),
+        {"t": "refused", "number": 4, "code": "full", "reason": "why", "last": 9},
+    ),
     (v2.Subscribe("news"), {"t": "subscribe", "topic": "news"}),
     (v2.Subscribe("x", "earliest"), {"t": "subscribe", "topic": "x", "start": "earliest"}),
     (
@@ -223,6 +227,7 @@ class TestNumbers:
             {"t": "ack", "numbers": [[number, 1]]},
             {"t": "ack", "numbers": [[1, 1], [1, number]]},
             {"t": "refused", "number": number, "code": "full", "reason": ""},
+            {"t": "refused", "number": 1, "code": "full", "reason": "", "last": number},
             {"t": "gap", "topic": "x", "offset": number, "missed": None},
             {"t": "gap", "topic": "x", "offset": 0, "missed": number},
             {"t": "subscribe", "topic": "x", "start": "offset", "offset": number},
@@ -247,6 +252,7 @@ class TestNumbers:
     def test_only_offsets_may_be_zero_and_only_a_number_that_is_unknown_null(self) -> None:
         refusal(encoded({"t": "ack", "numbers": [[0, 1]]}))
         refusal(encoded({"t": "refused", "number": 0, "code": "full", "reason": ""}))
+        refusal(encoded({"t": "refused", "number": 1, "code": "full", "reason": "", "last": 0}))
         refusal(encoded({"t": "gap", "topic": "x", "offset": 0, "missed": 0}))
         refusal(encoded({"t": "gap", "topic": "x", "offset": None, "missed": 1}))
         refusal(encoded(publish_of(0, "x", "a")))

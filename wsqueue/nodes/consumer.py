@@ -9,7 +9,8 @@ producers ──► ProducerEndpoint ──► logs.append ──► _done ─�
 - `logs` calls `_done` with the outcomes of batches in the order of `append`: at once when the logs are in
   memory, else after the commit. Until then the batches are in `logs` alone.
 - A batch is delivered before it is confirmed, or waits for its turn in `classic` or in the log.
-- `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is.
+- `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is. It
+  also pauses one that is slow to read its answers, because they can be as large as its smallest batches.
 - A classic subscriber gets new messages only. A `Reader` takes a v2 subscriber through the log (see there);
   `behind` holds the readers that did not keep up and have not caught up yet.
 """
@@ -324,6 +325,7 @@ class ProducerEndpoint(Handler):
         self._consumer = consumer
         self._received: dict[Connection, int] = {}
         self._paused: set[Connection] = set()
+        self._slow: set[Connection] = set()
 
     def established(self, connection: Connection) -> None:
         """Take a producer."""
@@ -370,9 +372,13 @@ class ProducerEndpoint(Handler):
                 break
         if chains:
             consumer.logs.append(chains)
-            if consumer.logs.congested and connection not in self._paused:
-                self._paused.add(connection)
-                connection.pause_reading()
+            self._pause_if_congested(connection)
+
+    def writable(self, connection: Connection) -> None:
+        """Resume reading from a producer that has read its answers."""
+        if connection in self._slow:
+            self._slow.discard(connection)
+            connection.resume_reading()
 
     def resume_if_settled(self) -> None:
         """Resume reading from producers if the disk has caught up."""
@@ -381,10 +387,20 @@ class ProducerEndpoint(Handler):
             for connection in paused:
                 connection.resume_reading()
 
+    def _pause_if_congested(self, connection: Connection) -> None:
+        """Stop reading from a producer until the disk has caught up, and until it has read its answers."""
+        if self._consumer.logs.congested and connection not in self._paused:
+            self._paused.add(connection)
+            connection.pause_reading()
+        if connection.congested and connection not in self._slow:
+            self._slow.add(connection)
+            connection.pause_reading()
+
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Forget a producer that is gone."""
         self._received.pop(connection, None)
         self._paused.discard(connection)
+        self._slow.discard(connection)
 
 
 class SubscribeEndpoint(Handler):

@@ -1,4 +1,4 @@
-"""What a consumer answers producers."""
+"""What a consumer answers producers, and when it stops reading from them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from wsqueue.config.model import ConsumerConfig
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes.consumer import Consumer, ProducerEndpoint
 from wsqueue.protocol import v2
+from wsqueue.protocol.close import CloseCode, Closed
 
 from ...support.fake_connection import FakeConnection
 from ...support.messages import packed
 from ...support.session_pair import PSK
+
+LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
 
 
 @pytest.fixture
@@ -85,3 +88,23 @@ class TestRefusals:
             v2.Refused(13, "after_refused", never_came(6)),
             v2.Ack([(14, 14)]),
         ]
+
+
+class TestSlowProducers:
+    def test_one_that_does_not_read_its_answers_is_read_no_more(self, endpoint: ProducerEndpoint) -> None:
+        connection, other = connected(endpoint), connected(endpoint)
+        connection.room = 100
+        for number in range(1, 9):
+            endpoint.received(connection, [chain(number)])
+        assert (connection.paused, other.paused) == (1, 0)
+        endpoint.received(other, [chain(1, publisher="q")])
+        connection.room = None
+        endpoint.writable(connection)
+        endpoint.writable(connection)
+        assert (connection.paused, other.paused) == (0, 0)
+        connection.is_congested = True
+        endpoint.received(connection, [chain(9)])
+        assert connection.paused == 1
+        endpoint.lost(connection, LOST)
+        endpoint.writable(connection)
+        assert connection.paused == 1

@@ -37,6 +37,8 @@ from .topic import NO_RECORDS, TopicLog
 PROBLEMS: dict[RefusalCode, str] = {
     "invalid": v2.INVALID_MESSAGES,
     "topic_too_long": "the topic has more than max_topic_bytes",
+    # Without a number, so that a consumer can refuse many such batches in one packet.
+    "after_refused": "a batch before it was refused, or never came",
 }
 
 ORDER_SLACK = 1000
@@ -166,8 +168,7 @@ class TopicLogs(Store):
                 messages = messages.behind(sum(counts[:repeats]))
                 numbers, counts = numbers[repeats:], counts[repeats:]
             elif chain.after > before:
-                reason = f"batch {chain.after} of the publisher did not come before it"
-                return Outcome(chain, code="after_refused", reason=reason)
+                return Outcome(chain, code="after_refused", reason=PROBLEMS["after_refused"])
         log = self._ledger.topics.get(chain.topic) or self.topic(chain.topic)
         if publisher:
             # With the topic as the log has it, so that it is in memory once.

@@ -389,7 +389,7 @@ class TestRestores:
         story.gives(sqlite="").attempt(producer="producer-1").settle("acknowledged").gives(sqlite="lost 1")
 
     def test_a_batch_behind_a_lost_one_that_was_under_way_is_refused(self) -> None:
-        text = "after_refused: batch 1 of the publisher did not come before it"
+        text = "after_refused: a batch before it was refused, or never came"
         story = Story("s").copy().attempt().attempt().settle("acknowledged", 0).restore().gap()
         story.settle("refused", 1, text).gives(sqlite="")
         # Nor can one that was under way with it have been stored.

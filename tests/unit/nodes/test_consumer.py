@@ -18,6 +18,7 @@ from ...support.messages import packed
 from ...support.session_pair import PSK
 
 LOST = Closed(CloseCode.ABNORMAL, "lost", by_peer=True)
+NEVER_CAME = "a batch before it was refused, or never came"
 
 
 @pytest.fixture
@@ -45,16 +46,11 @@ def broken(*numbers: int) -> v2.Forward:
     return v2.Forward("p", list(numbers), 0, "news", [2] * len(numbers), packed(*map(str, numbers)))
 
 
-def never_came(after: int) -> str:
-    """Return the reason of the refusal of a batch that comes after one that never came."""
-    return f"batch {after} of the publisher did not come before it"
-
-
 class TestRefusals:
     def test_one_packet_refuses_a_chain(self, endpoint: ProducerEndpoint) -> None:
         connection = connected(endpoint)
         endpoint.received(connection, [chain(1), chain(*range(3, 1003), after=2)])
-        assert connection.take() == [v2.Ack([(1, 1)]), v2.Refused(2, "after_refused", never_came(2), 1001)]
+        assert connection.take() == [v2.Ack([(1, 1)]), v2.Refused(2, "after_refused", NEVER_CAME, 1001)]
 
     def test_one_batch_is_no_range(self, endpoint: ProducerEndpoint) -> None:
         connection = connected(endpoint)
@@ -65,10 +61,13 @@ class TestRefusals:
         self, endpoint: ProducerEndpoint
     ) -> None:
         connection, other = connected(endpoint), connected(endpoint)
-        endpoint.received(connection, [broken(number, number + 1) for number in range(1, 20, 2)])
-        endpoint.received(other, [broken(1)])
-        assert connection.take() == [v2.Refused(1, "invalid", v2.INVALID_MESSAGES, 20)]
-        assert other.take() == [v2.Refused(1, "invalid", v2.INVALID_MESSAGES)]
+        endpoint.received(other, [chain(1), chain(1, publisher="q", topic="sport")])
+        other.take()
+        late = [chain(number, number + 1, after=number - 1) for number in range(3, 30, 3)]
+        late.append(chain(9, after=7, publisher="q", topic="sport"))
+        endpoint.received(connection, list(late))
+        assert connection.take() == [v2.Refused(1, "after_refused", NEVER_CAME, 19)]
+        assert other.take() == []
 
     def test_answers_are_in_the_order_of_the_batches(self, endpoint: ProducerEndpoint) -> None:
         connection = connected(endpoint)
@@ -82,10 +81,10 @@ class TestRefusals:
         assert connection.take() == [
             v2.Refused(1, "invalid", v2.INVALID_MESSAGES, 3),
             v2.Ack([(4, 7)]),
-            v2.Refused(8, "after_refused", never_came(6), 9),
+            v2.Refused(8, "after_refused", NEVER_CAME, 9),
             v2.Refused(10, "invalid", v2.INVALID_MESSAGES),
             v2.Ack([(11, 12)]),
-            v2.Refused(13, "after_refused", never_came(6)),
+            v2.Refused(13, "after_refused", NEVER_CAME),
             v2.Ack([(14, 14)]),
         ]
 

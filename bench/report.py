@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from .results import (
     Results,
 )
 from .systems import SYSTEMS
+
+LINE_COLUMNS = 120
+"""Width of lines in documents, except those of tables."""
 
 QUANTILES = ("p50", "p99", "p99.9")
 WORKLOADS = {
@@ -88,7 +92,7 @@ def about(results: Results) -> str:
     lost = sum(figure.lost for figure in results.figures)
     failed = sum(figure.failed for figure in results.figures)
     sentence += f" Runs that failed: {failed}; deliveries lost in all others together: {lost}."
-    return f"{_table(('', ''), rows)}\n\n{sentence}"
+    return f"{_table(('', ''), rows)}\n\n{textwrap.fill(sentence, LINE_COLUMNS)}"
 
 
 @dataclass(frozen=True)

@@ -446,7 +446,7 @@ async def hears_of_refused_ranges(subject: Subject) -> None:
 
 
 async def leaves_one_that_refuses_what_was_not_sent(subject: Subject) -> None:
-    """A consumer that refuses a range which is empty, or goes beyond what was sent, is closed with 4409."""
+    """A consumer that refuses an empty range, or one beyond the last position, is closed with 4409."""
     topic = new_topic()
     link = await subject.link()
     async with subject.publishing() as (raw, _):

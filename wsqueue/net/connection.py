@@ -365,10 +365,7 @@ class Connection(asyncio.Protocol):
             if self._turn is None:
                 self._take_turn()
         else:
-            if self._tls is None:
-                self._receive(data)
-            else:
-                self._receive_tls(self._tls, data)
+            self._take(data)
             if len(data) >= FULL_READ_BYTES and self._turn is None:
                 # Other peers come first.
                 self._turn = asyncio.get_running_loop().call_soon(self._take_turn)

@@ -220,7 +220,7 @@ class Consumer:
         """Deliver stored batches, and confirm or refuse all batches (the logs call this)."""
         stored: dict[str, list[Outcome]] = {}
         acks: dict[Connection, tuple[int, int]] = {}
-        # What comes before the last confirmation, for producers that are refused something.
+        # The answers before the last confirmation, for producers that are refused something.
         answers: dict[Connection, list[v2.Ack | v2.Refused]] = {}
         for outcome in outcomes:
             if outcome.record is not None:
@@ -300,7 +300,7 @@ def _add_refusal(
 ) -> None:
     """Add the refusal of a range to the answers for a producer, whose last one is of the position before it.
 
-    It joins a refusal for the same reason, so that the answers are no more than what the producer has sent.
+    It joins a refusal for the same reason, so that there are no more answers than packets of the producer.
     """
     before = answers[-1] if answers else None
     if isinstance(before, v2.Refused) and (before.code, before.reason) == (code, reason):

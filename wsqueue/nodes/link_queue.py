@@ -318,8 +318,8 @@ class LinkQueue:
 
         Args:
             slice_bytes: Size of a slice. It ends with the chain that brings it there, or with the last one;
-                it has less, or nothing, if chains are refused instead.
-                For a classic consumer, which may get a part of a batch, a message may end it too.
+                it has less, or nothing, if chains are refused instead. For a classic consumer, which may get
+                a part of a batch, a message may end it too.
         """
         return self._next_packets(slice_bytes) if self.v2 else self._next_messages(slice_bytes)
 

@@ -180,13 +180,7 @@ class Ack(msgspec.Struct, tag_field="t", tag="ack", frozen=True):
     numbers: Annotated[list[tuple[Number, Number]], msgspec.Meta(min_length=1)]
 
 
-class Refused(
-    msgspec.Struct,
-    tag_field="t",
-    tag="refused",
-    frozen=True,
-    omit_defaults=True,
-):
+class Refused(msgspec.Struct, tag_field="t", tag="refused", frozen=True, omit_defaults=True):
     """Refuse one batch for good, or from a consumer a range of them, which confirms all before it.
 
     Attributes:
@@ -431,16 +425,14 @@ def _checked(packet: Packet) -> Packet:
     return packet
 
 
-def _without_messages(payload: bytes) -> Forward | Publish | None:
+def _without_messages(payload: bytes) -> Packet | None:
     """Return the batch whose messages are wrong, None if more is wrong than that."""
     try:
         head = _head_decoder.decode(payload)
     except DECODE_ERRORS:
         return None
     if isinstance(head, _ForwardHead):
-        forward = Forward(head.publisher, head.numbers, head.after, head.topic, head.counts, NOTHING)
-        _checked(forward)
-        return forward
+        return _checked(Forward(head.publisher, head.numbers, head.after, head.topic, head.counts, NOTHING))
     return Publish(head.number, head.after, head.topic, NOTHING)
 
 

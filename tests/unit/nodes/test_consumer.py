@@ -1,4 +1,4 @@
-"""What a consumer answers producers, and when it stops reading from them."""
+"""The answers of a consumer to producers, and when it stops reading from them."""
 
 from __future__ import annotations
 

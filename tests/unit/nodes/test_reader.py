@@ -710,6 +710,14 @@ class TestArchive:
         await turns()
         assert connection.take().count(subscribed(logs, 0, 3)) == 8
 
+    async def waiting_to_cut(self, *data: str) -> tuple[Archived, asyncio.Lock, Subscriber]:
+        """Return a log, a lock that is taken, and a subscriber that waits for it inside the first record."""
+        logs, cutting = await self.logs(*data), asyncio.Lock()
+        await cutting.acquire()
+        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
+        await turns()
+        return logs, cutting, subscriber
+
     async def test_only_one_who_starts_inside_a_record_waits_for_those_that_cut(self) -> None:
         logs = await self.logs("abc", "d", "ef")
         cutting = asyncio.Lock()
@@ -724,22 +732,14 @@ class TestArchive:
         assert inside.took() == [deliver(1, "b", "c"), D, EF]
 
     async def test_a_record_that_is_dropped_before_it_is_cut(self) -> None:
-        logs = await self.logs("abc", "d", "ef")
-        cutting = asyncio.Lock()
-        await cutting.acquire()
-        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
-        await turns()
+        logs, cutting, subscriber = await self.waiting_to_cut("abc", "d", "ef")
         del self.archive.stored[0]
         cutting.release()
         await turns()
         assert subscriber.took() == [subscribed(logs, 1, 6), Gap("news", 3, 2), D, EF]
 
     async def test_one_that_is_stopped_before_it_cuts_reads_no_more(self) -> None:
-        logs = await self.logs("abc")
-        cutting = asyncio.Lock()
-        await cutting.acquire()
-        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
-        await turns()
+        logs, cutting, subscriber = await self.waiting_to_cut("abc")
         subscriber.reader.stop()
         self.archive.meanwhile = mock.Mock()
         cutting.release()
@@ -748,11 +748,7 @@ class TestArchive:
         self.archive.meanwhile.assert_not_called()
 
     async def test_one_that_becomes_unreadable_before_it_is_cut(self) -> None:
-        logs = await self.logs("abc")
-        cutting = asyncio.Lock()
-        await cutting.acquire()
-        subscriber = Subscriber(logs, SECOND, turns=ReaderTurns(cutting))
-        await turns()
+        _logs, cutting, subscriber = await self.waiting_to_cut("abc")
         self.archive.meanwhile = mock.Mock(side_effect=WsqueueError("the archive cannot be read"))
         cutting.release()
         await turns()

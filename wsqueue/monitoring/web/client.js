@@ -696,10 +696,10 @@ const sum = (values) => values.reduce((total, value) => total + value, 0);
 
 /** Return true if these are the rising numbers of batches, and how many of `count` messages each has. */
 function areBatches(numbers, counts, count) {
-  const whole = (list) => Array.isArray(list) && list.every(Number.isSafeInteger);
+  const whole = (list) => Array.isArray(list) && list.every(isWhole);
   return (
     whole(numbers) && whole(counts) && numbers.length === counts.length && sum(counts) === count &&
-    numbers.every((number, index) => number >= 0 && (!index || number > numbers[index - 1])) &&
+    numbers.every((number, index) => !index || number > numbers[index - 1]) &&
     counts.every((one) => one > 0)
   );
 }
@@ -710,7 +710,7 @@ function messagesOf({ sizes, data, text: isText = true, headers = null }) {
     if (!right) throw fault(4400, "not the messages of a batch");
   };
   check(Array.isArray(sizes) && sizes.length);
-  check(sizes.every((size) => Number.isSafeInteger(size) && size >= 0));
+  check(sizes.every(isWhole));
   check(data instanceof Uint8Array && data.length === sum(sizes));
   check(typeof isText === "boolean");
   check(headers === null || (Array.isArray(headers) && headers.length === sizes.length));
@@ -718,7 +718,7 @@ function messagesOf({ sizes, data, text: isText = true, headers = null }) {
   return sizes.map((size, index) => {
     const own = headers?.[index] ?? {};
     check(Object.getPrototypeOf(own) === Object.prototype);
-    check(Object.values(own).every((value) => typeof value === "string"));
+    check(Object.values(own).every(isString));
     end += size;
     const bytes = data.subarray(end - size, end);
     return { data: isText ? textOf(bytes) : bytes.slice(), headers: own };

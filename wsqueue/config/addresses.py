@@ -106,6 +106,25 @@ def parse_address(text: str, endpoint: str = "") -> Address:
     return address
 
 
+def parse_server(text: str) -> Address:
+    """Parse the address of a NATS server: `nats://host:port`, with TLS `tls://host:port`.
+
+    Raises:
+        ValueError: The text is no such address; the message says which forms are expected.
+    """
+    scheme, separator, place = text.partition("://")
+    expected = "expected nats://host:port, with TLS tls://host:port"
+    if scheme not in ("nats", "tls") or not separator:
+        raise ValueError(expected)
+    try:
+        address = parse_address(("wss://" if scheme == "tls" else "") + place)
+    except ValueError:
+        raise ValueError(expected) from None
+    if address.socket or not address.port or "wss:" in place:
+        raise ValueError(expected)
+    return address
+
+
 def expected_form(endpoint: str) -> str:
     """Return the expected forms of an address, for an error message."""
     socket = f"unix:/path:{endpoint}" if endpoint else "unix:/path"

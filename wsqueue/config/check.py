@@ -9,8 +9,8 @@ import msgspec
 
 from ..errors import ConfigError
 from ..protocol.routing import unbalanced
-from .addresses import Address, expected_form, is_ip, parse_address
-from .model import ClientConfig, Config, NodeConfig, ProducerConfig
+from .addresses import Address, expected_form, is_ip, parse_address, parse_server
+from .model import ClientConfig, Config, ConsumerConfig, NodeConfig, ProducerConfig
 
 _NAME = re.compile(r"[0-9A-Za-z._-]+")
 _ORIGIN = re.compile(r"https?://([0-9A-Za-z._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?|null")
@@ -62,6 +62,25 @@ def check_sites(config: NodeConfig) -> None:
             raise ConfigError(f"{origin!r} is not an origin: {expected}", key=f"origins[{index}]")
 
 
+def check_servers(config: ConsumerConfig) -> None:
+    """Check the addresses of the servers that keep the log.
+
+    Raises:
+        ConfigError: One is malformed, listed twice, not on loopback where `local = true`, or without TLS
+            where that needs `plain = true`; the error names the key.
+    """
+    if config.retention.jetstream is None:
+        return
+    seen: set[tuple[str, int]] = set()
+    for index, entry in enumerate(config.retention.jetstream.servers):
+        try:
+            problem = _server_problem(parse_server(entry), config, seen)
+        except ValueError as error:
+            problem = f"is not the address of a NATS server: {error}"
+        if problem:
+            raise ConfigError(f"{entry!r} {problem}", key=f"retention.jetstream.servers[{index}]")
+
+
 def config_warnings(config: Config) -> list[str]:
     """Return a sentence about each setting that is allowed and unwise."""
     found = []
@@ -94,6 +113,20 @@ def _address_lists(config: Config) -> list[tuple[str, str]]:
 def _is_exposed(address: Address) -> bool:
     """Return True if other hosts may be on the way to an address, and nothing protects what is sent there."""
     return not address.tls and not address.loopback
+
+
+def _server_problem(address: Address, config: ConsumerConfig, seen: set[tuple[str, int]]) -> str:
+    if (address.host, address.port) in seen:
+        return "is listed twice: expected each address once"
+    seen.add((address.host, address.port))
+    if config.local and not address.loopback:
+        return "is not on loopback, where `local = true` keeps a cluster: expected e.g. nats://127.0.0.1:4222"
+    if not config.plain and _is_exposed(address):
+        return (
+            "leads to another host, and without TLS nothing protects what is sent there: expected tls://,"
+            " or `plain = true` on a network that you trust"
+        )
+    return ""
 
 
 def _address_problem(

@@ -13,12 +13,13 @@ import tomli
 
 from ..errors import ConfigError
 from ..protocol.keys import Order
-from .check import check_addresses, check_sites
+from .check import check_addresses, check_servers, check_sites
 from .files import read_text
 from .model import (
     ClientConfig,
     Config,
     ConsumerConfig,
+    JetStream,
     Limits,
     LogLevel,
     Monitoring,
@@ -37,7 +38,16 @@ MAX_FILE_BYTES = 1024 * 1024
 ConfigT = TypeVar("ConfigT", bound=Config)
 StructT = TypeVar("StructT", bound=msgspec.Struct)
 
-_PATHS = ("psk_file", "node_psk_file", "certificate", "key", "ca", "directory")
+_PATHS = (
+    "psk_file",
+    "node_psk_file",
+    "certificate",
+    "key",
+    "ca",
+    "directory",
+    "password_file",
+    "credentials_file",
+)
 """Keys whose values are paths, relative to the configuration file."""
 
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -52,6 +62,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "limits": Limits,
     "tls": Tls,
     "retention": Retention,
+    "retention.jetstream": JetStream,
     "monitoring": Monitoring,
 }
 
@@ -96,6 +107,8 @@ def load_any_config(file: str | Path) -> Config:
         check_addresses(config)
         if isinstance(config, NodeConfig):
             check_sites(config)
+        if isinstance(config, ConsumerConfig):
+            check_servers(config)
     except msgspec.ValidationError as error:
         key, problem = _explain(str(error))
     except ConfigError as error:
@@ -110,7 +123,7 @@ def _beside(struct: StructT, directory: Path) -> StructT:
     changes: dict[str, object] = {}
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
-        if isinstance(value, Tls | Retention):
+        if isinstance(value, Tls | Retention | JetStream):
             changes[name] = _beside(value, directory)
         elif name in _PATHS and value is not None:
             changes[name] = str(directory / value)

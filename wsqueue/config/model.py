@@ -7,19 +7,26 @@ from typing import Annotated, Literal
 import msgspec
 
 from ..protocol.keys import Order
-from .addresses import Address, parse_address
+from .addresses import Address, parse_address, parse_server
 
 READ_MARGIN_BYTES = 1024 * 1024
 """Above the sum of one read (256 KiB) and a paused write buffer (256 KiB), with frame headers and masks."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
-RetentionMode = Literal["memory", "sqlite"]
+RetentionMode = Literal["memory", "sqlite", "jetstream"]
 PageAudience = Literal["none", "loopback", "all"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
 ConnectionLimit = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
 """Percent-encoded, 2,600 bytes become 7,800, which fit the 8,192 of a request line."""
+
+
+StreamName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,32}$")]
+"""It is a part of the names of streams and of subjects."""
+
+MIN_SHARED_AGE_SECONDS = 3600.0
+"""Least age of a log that consumers share: a consumer that was away for less has missed nothing for good."""
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -80,11 +87,59 @@ class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             raise ValueError("client_certificates needs ca: expected the CA that signs them")
 
 
-class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Bound the messages that a consumer keeps of each topic, for subscribers that come (back) later.
+class JetStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Name the NATS servers that keep the log of all consumers, and how to speak to them.
 
     Attributes:
-        mode: `memory` loses the messages when the consumer crashes, `sqlite` doesn't.
+        servers: Addresses of the servers, as `nats://host:port`, with TLS `tls://host:port`.
+        name: Begin of the names of the streams; clusters that share servers have different names.
+        streams: Number of streams among which the topics are divided; fixed once they are made.
+        replicas: Number of servers that have each message; more than half of them must be up.
+        user: Name of this consumer's user.
+        password_file: File with the user's password.
+        credentials_file: File with a JWT and its key, as `nsc` writes it, instead of a user and a password.
+        certificate: Certificate of this consumer, for servers that ask for one.
+        key: The certificate's private key.
+        ca: Certificates to trust; without it, those of the system.
+    """
+
+    servers: list[str] = []
+    name: StreamName = "wsqueue"
+    streams: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
+    replicas: Literal[1, 3, 5] = 3
+    user: str | None = None
+    password_file: str | None = None
+    credentials_file: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    ca: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse incomplete pairs.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if (self.user is None) != (self.password_file is None):
+            raise ValueError("expected both user and password_file, or neither")
+        if self.user is not None and self.credentials_file is not None:
+            raise ValueError("expected either user and password_file or credentials_file")
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("expected both certificate and key, or neither")
+
+    @property
+    def addresses(self) -> list[Address]:
+        """Return the parsed `servers`."""
+        return [parse_server(text) for text in self.servers]
+
+
+class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bound the messages that are kept of each topic, for subscribers that come (back) later.
+
+    Attributes:
+        mode: `memory` loses the messages when the consumer crashes, `sqlite` doesn't. With `jetstream` all
+            consumers share one log, which is on other hosts.
+        jetstream: The servers of that log.
         directory: Where the log is, or with `memory` the snapshot that survives a clean restart; without it,
             the state directory that systemd gives.
         max_bytes: Maximum size of all topics.
@@ -94,11 +149,26 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     mode: RetentionMode = "memory"
+    jetstream: JetStream | None = None
     directory: str | None = None
     max_bytes: ByteCount = 64 * 1024 * 1024
     max_bytes_per_topic: ByteCount = 16 * 1024 * 1024
     max_messages_per_topic: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1_000_000
     max_age_seconds: Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86_400)] = 86_400.0
+
+    def __post_init__(self) -> None:
+        """Refuse a log without servers, and one whose messages go too soon.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if self.mode != "jetstream":
+            return
+        if self.jetstream is None or not self.jetstream.servers:
+            raise ValueError("the mode jetstream needs servers: expected the table [retention.jetstream]")
+        if self.max_age_seconds < MIN_SHARED_AGE_SECONDS:
+            least = f"{MIN_SHARED_AGE_SECONDS:g} with the mode jetstream"
+            raise ValueError(f"expected max_age_seconds to be at least {least}")
 
 
 class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

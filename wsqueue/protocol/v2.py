@@ -318,6 +318,21 @@ class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True):
     retry_seconds: Annotated[float, msgspec.Meta(ge=0, le=3600)]
 
 
+class Log(msgspec.Struct, tag_field="t", tag="log", frozen=True):
+    """Name the log that this consumer shares with others, right after the hello and when that changes.
+
+    It comes only from a consumer whose log others have too. Its peers may use any consumer with the same id
+    instead of this one (docs/protocol.md, section "Failover").
+
+    Attributes:
+        id: Id of the log, the same at all consumers that share it.
+        available: False while this consumer cannot reach the log.
+    """
+
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    available: bool
+
+
 class AskReport(msgspec.Struct, tag_field="t", tag="ask_report", frozen=True):
     """Ask a node for its report (at `/status`)."""
 
@@ -357,6 +372,7 @@ Packet = (
     | Deliver
     | Gap
     | Draining
+    | Log
     | AskReport
     | NodeReport
     | AskAlive

@@ -168,7 +168,7 @@ class LocalCluster:
         try:
             self._write_psk()
             retention = msgspec.structs.asdict(self._retention)
-            settings = {f"retention.{key}": value for key, value in retention.items() if key != "directory"}
+            settings = {f"retention.{key}": value for key, value in retention.items() if value is not None}
             consumers = await self._start("consumer", self._consumers, **settings)
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")

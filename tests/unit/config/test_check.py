@@ -7,8 +7,17 @@ from typing import Any
 import msgspec
 import pytest
 
-from wsqueue.config.check import check_addresses, config_warnings
-from wsqueue.config.model import ClientConfig, Config, ConsumerConfig, Monitoring, ProducerConfig, Tls
+from wsqueue.config.check import check_addresses, check_servers, config_warnings
+from wsqueue.config.model import (
+    ClientConfig,
+    Config,
+    ConsumerConfig,
+    JetStream,
+    Monitoring,
+    ProducerConfig,
+    Retention,
+    Tls,
+)
 from wsqueue.errors import ConfigError
 
 TLS = Tls(certificate="c", key="k")
@@ -184,3 +193,39 @@ def test_nobody_else_says_plain() -> None:
     for config in (alone, msgspec.structs.replace(alone, plain=True), client):
         check_addresses(config)
         assert config_warnings(config) == []
+
+
+def shared(*servers: str, **changes: Any) -> ConsumerConfig:
+    """Return a consumer whose log is on some servers."""
+    jetstream = JetStream(servers=list(servers))
+    return consumer(retention=Retention(mode="jetstream", jetstream=jetstream), **changes)
+
+
+def test_good_servers() -> None:
+    check_servers(shared("tls://nats-1:4222", "tls://nats-2:4222", "tls://[2001:db8::7]:4222", plain=False))
+    check_servers(shared("nats://127.0.0.1:4222", local=True, plain=False))
+    check_servers(consumer())
+
+
+@pytest.mark.parametrize(
+    ("server", "changes", "problem"),
+    [
+        ("nats-1:4222", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://nats-1", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://nats-1:0", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://nats-1:4222/path", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://unix:/run/nats", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://wss://nats-1:4222", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("wss://nats-1:4222", {}, "is not the address of a NATS server: expected nats://host:port"),
+        ("nats://b:4222", {}, "is listed twice"),
+        ("tls://b:4222", {}, "is listed twice"),
+        ("nats://nats-1:4222", {"plain": False}, "leads to another host"),
+        ("tls://nats-1:4222", {"local": True}, "is not on loopback"),
+    ],
+)
+def test_a_server_that_cannot_be_used(server: str, changes: dict[str, Any], problem: str) -> None:
+    first = "tls://b:4222" if not changes else "nats://127.0.0.1:4222"
+    with pytest.raises(ConfigError) as caught:
+        check_servers(shared(first, server, **changes))
+    assert caught.value.key == "retention.jetstream.servers[1]"
+    assert caught.value.problem.startswith(f"{server!r} {problem}")

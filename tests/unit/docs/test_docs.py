@@ -29,8 +29,19 @@ from wsqueue.protocol.v2 import PACKETS, RefusalCode
 from wsqueue.report import report, stats, warnings
 from wsqueue.version import __version__
 
-TABLES = {"limits": Limits, "monitoring": model.Monitoring, "retention": model.Retention, "tls": model.Tls}
-TITLES = {"tls": "TLS", "retention": "Retention", "monitoring": "Monitoring"}
+TABLES = {
+    "limits": Limits,
+    "monitoring": model.Monitoring,
+    "retention": model.Retention,
+    "retention.jetstream": model.JetStream,
+    "tls": model.Tls,
+}
+TITLES = {
+    "tls": "TLS",
+    "retention": "Retention",
+    "retention.jetstream": "A log that consumers share",
+    "monitoring": "Monitoring",
+}
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 

@@ -126,6 +126,7 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Gap("news", 3, 2), {"t": "gap", "topic": "news", "offset": 3, "missed": 2}),
     (v2.Gap("news", 3, None), {"t": "gap", "topic": "news", "offset": 3, "missed": None}),
     (v2.Draining(2.5), {"t": "draining", "retry_seconds": 2.5}),
+    (v2.Log("l", available=False), {"t": "log", "id": "l", "available": False}),
     (v2.AskReport(), {"t": "ask_report"}),
     (v2.NodeReport('{"role":"consumer"}'), {"t": "report", "report": '{"role":"consumer"}'}),
     (v2.AskAlive(), {"t": "ask_alive"}),

@@ -323,7 +323,7 @@ class TestLogs:
             assert [(message.data, message.offset) for message in everything] == list(
                 zip("abcdef", range(6), strict=True)
             )
-            assert {message.log for message in everything} == {consumer.consumer.logs.id}
+            assert {message.log for message in everything} == {consumer.consumer.logs.epochs.current.id}
             assert await all_of(client, "news", 0) == list("abcdef")
             assert await all_of(client, "news", 1) == list("bcdef")
             assert await all_of(client, "news", 5) == ["f"]
@@ -360,7 +360,7 @@ class TestLogs:
         async with soon(), nodes.client([producer], [consumer]) as client:
             for number in range(30):
                 await client.publish("news", str(number))
-            start = wsqueue.Position(consumer.consumer.logs.id, 5)
+            start = wsqueue.Position(consumer.consumer.logs.epochs.current.id, 5)
             messages = client.subscribe("news", start=start, follow=False)
             with pytest.raises(wsqueue.GapError, match="15 messages of topic 'news' are gone") as caught:
                 await anext(messages)
@@ -462,10 +462,10 @@ class TestLogs:
             await client.publish("news", "c")
             assert (await anext(messages)).log == before[-1].log, "so little is not worth it"
             system.set_by += 3600.0
-            await eventually(lambda: logs.id != before[-1].log, "an epoch begins")
+            await eventually(lambda: logs.epochs.current.id != before[-1].log, "an epoch begins")
             await client.publish("news", "d", "e")
             after = [await anext(messages) for _ in range(2)]
-            assert after[-1].log == logs.id
+            assert after[-1].log == logs.epochs.current.id
             assert [message.data for message in [*before, *after]] == ["a", "b", "d", "e"]
             # Positions of either go on without a gap; one that was lost with the machine's future doesn't.
             assert await all_of(client, "news", before[-1].after) == ["c", "d", "e"]

@@ -63,6 +63,8 @@ class TopicLogs(Store):
         self.epochs = Epochs()
         self.epochs.begin()
         self.on_damage: Callable[[str], None] = lambda _reason: None
+        self.on_moved: Callable[[TopicLog, bool], None] = lambda _log, _other: None
+        self.on_available: Callable[[], None] = lambda: None
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
@@ -84,8 +86,7 @@ class TopicLogs(Store):
         """Return the log of a topic, a new one if there is none."""
         log = self._ledger.topics.get(name)
         if log is None:
-            floor = self._ledger.floor
-            log = TopicLog(name, floor, floor)
+            log = self._new_log(name)
             self._ledger.know(log)
             self._ledger.forget(lambda one: one is log or self._needed(one))
         return log
@@ -122,6 +123,10 @@ class TopicLogs(Store):
             self._compact()
         if ledger.crowded:
             ledger.forget(self._needed)
+
+    def _new_log(self, name: str) -> TopicLog:
+        """Return the log of a topic that is not remembered."""
+        return TopicLog(name, self._ledger.floor, self._ledger.floor)
 
     def _memory_limits(self, config: Retention) -> Retention:
         """Return the limits of the records in memory."""

@@ -1,38 +1,25 @@
 """The interface of a store, the place that keeps the logs of a consumer's topics.
 
 A consumer appends batches and is told their outcomes; readers take subscribers through the log of a topic.
-There are two stores, `memory` and `sqlite`; all that they share is in `logs`, and `ledger` has the limits of
-both.
+There are three stores, `memory`, `sqlite` and `shared`; all that they share is in `logs`, and `ledger` has the
+limits of the records in one place.
 
 Promises of a store:
 
 - A batch gets its offsets when it is appended. It is stored once, however often it comes, and not before the
   batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
-- Outcomes come in the order of the chains, once each. Producers need that order: an ack or a refusal
-  confirms all batches of its connection before it.
+- Outcomes of a topic come in the order of its chains, once each; those of other topics come in any order.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
 - Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
 - Nothing blocks the event loop: `open`, `close`, `read` and `offset_at` may wait for a disk or a peer.
 
-How a store fits whose topics lie elsewhere, for example in a replicated engine with `append_if(last)`,
-`last`, `read` and `follow` for each topic:
-
-- It derives from `TopicLogs`, which gives offsets, finds repeats and caches the newest records. `append`
-  hands new records to the engine with `append_if(first offset)`, and what the engine refuses fails as a full
-  disk does in `SqliteStore`: offsets and numbers are taken back, the batches are refused, and their producers
-  send again.
-- Topics may complete their appends in any order. The store marks what is complete and tells the outcomes of
-  the longest complete prefix of its pending queue; the order within each topic is then the engine's.
-- A topic opens lazily: the store learns `last` and the publishers' numbers from the engine when a topic is
-  first used. Until then appends of that topic wait in the pending queue, without offsets. A reader of it
-  waits in its state "starting", in which it already waits for `offset_at`: `Reader` begins in one task that
-  awaits the opening first. Nothing that is live or behind is concerned, because a topic with readers stays
-  open.
-- Records that others append come by `follow`, and are kept and told as outcomes without a source.
+A log that consumers share has two more things to tell: `opening` says when a topic is known that others may
+have appended to, and `on_moved` that it has gone on without the records between.
 """
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
@@ -40,6 +27,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..config.model import Retention
+from ..protocol import v2
 from ..protocol.packed import Packed
 from ..protocol.v2 import RefusalCode
 from ..report.report import HistogramStatus, LogStatus
@@ -103,16 +91,32 @@ class Store(ABC):
         index: Counts the memory of all that is remembered by topic.
         on_damage: Called with a sentence when the store turns out to be damaged. The caller must close the
             store, without waiting for outcomes; a new one then begins without it.
+        on_moved: Called with a topic that has gone on without telling outcomes, and True if its log has gone
+            and another one begins.
+        on_available: Called when `shared` changes.
     """
 
     epochs: Epochs
     index: IndexBudget
     on_damage: Callable[[str], None]
+    on_moved: Callable[[TopicLog, bool], None]
+    on_available: Callable[[], None]
 
     @property
-    def id(self) -> str:
-        """Return the id of the epoch that positions which are read now are of."""
+    def shared(self) -> v2.Log | None:
+        """Return the packet that names the log which consumers share, None for a log of this consumer."""
+        return None
+
+    def log_id(self, log: TopicLog) -> str:
+        """Return the id of the epoch that positions of a topic which are read now are of."""
         return self.epochs.current.id
+
+    def opening(self, log: TopicLog) -> asyncio.Future[None] | None:
+        """Return a future that is done when a topic's log is known, None if it is.
+
+        Until then it has no id and no end. The future is cancelled when the store is closed.
+        """
+        return None
 
     @abstractmethod
     async def open(self) -> None:

@@ -6,8 +6,9 @@ producers ──► ProducerEndpoint ──► logs.append ──► _done ─�
                      └─── resume_if_settled ◄── _done                      └──► readers of v2 subscribers
 ```
 
-- `logs` calls `_done` with the outcomes of batches in the order of `append`: at once when the logs are in
-  memory, else after the commit. Until then the batches are in `logs` alone.
+- `logs` calls `_done` with the outcomes of batches: at once when the logs are in memory, else after the commit.
+  Until then the batches are in `logs` alone. Those of each topic come in their order. A producer must hear of
+  all its batches in their order, so that an outcome may wait in `ProducerState` for those before it.
 - A batch is delivered before it is confirmed, or waits for its turn in `classic` or in the log.
 - `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is. It
   also pauses one that is slow to read its answers, because they can be as large as its smallest batches.
@@ -33,9 +34,9 @@ from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import StorageError, WsqueueError
 from ..journal import log
 from ..log.clock import SteadyClock
-from ..log.memory import MemoryStore
-from ..log.sqlite import SqliteStore
 from ..log.store import AppendChain, Outcome, Store
+from ..log.stores import make_store
+from ..log.topic import TopicLog
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
@@ -67,15 +68,33 @@ TRIM_SECONDS = 10.0
 """Time between two searches for messages that are too old: a small part of any useful age."""
 
 
+class ProducerState:
+    """Know the connection of a producer, and the outcomes whose turn has not come.
+
+    Attributes:
+        connection: The connection.
+        received: Number of batches that came.
+        answered: Number of batches that were answered, the first ones.
+        early: Outcomes of later batches, by the position of their first one. They are as many as batches wait.
+    """
+
+    __slots__ = ("answered", "connection", "early", "received")
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.received = self.answered = 0
+        self.early: dict[int, Outcome] = {}
+
+
 class Source(msgspec.Struct, gc=False):
     """Where a chain came from.
 
     Attributes:
-        connection: The connection of a producer.
-        position: Position of its first batch there.
+        producer: The producer.
+        position: Position of its first batch on the producer's connection.
     """
 
-    connection: Connection
+    producer: ProducerState
     position: int
 
 
@@ -116,11 +135,13 @@ class Consumer:
         self._retention = config.retention
         self._clock = SteadyClock(_monotonic(), time.time())
         self._clock_ahead = 0.0
-        store = SqliteStore if config.retention.mode == "sqlite" else MemoryStore
-        self.logs: Store = store(config.retention, self._done, lambda: self._clock.read(_monotonic()))
+        self.logs: Store = make_store(config, self._done, lambda: self._clock.read(_monotonic()))
         self.logs.index.limit = config.limits.max_index_bytes
         self.subscribers = Subscribers(self.logs.index)
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
+        self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
+        # Those that must hear whether this node can reach a shared log.
+        self.peers: set[Connection] = set()
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
@@ -227,18 +248,16 @@ class Consumer:
                 stored.setdefault(outcome.record.topic, []).append(outcome)
             if not isinstance(source := outcome.chain.source, Source):
                 continue
-            connection, position, code = source.connection, source.position, outcome.code
-            end = position + len(outcome.chain.numbers)
-            confirmed = end if code is None else position + outcome.repeats
-            self.counters["repeats"] += outcome.repeats
-            if confirmed > position:
-                acks[connection] = (acks[connection][0] if connection in acks else position, confirmed - 1)
-            if code is not None:
-                before = answers.setdefault(connection, [])
-                if connection in acks:
-                    before.append(v2.Ack([acks.pop(connection)]))
-                self.counters[f"batches_refused_{code}"] += end - confirmed
-                _add_refusal(before, confirmed, end - 1, code, outcome.reason[: v2.MAX_REASON_CHARACTERS])
+            producer = source.producer
+            if source.position != producer.answered + 1:
+                # Its record is stored and delivered below, and has no need to stay in memory here.
+                producer.early[source.position] = Outcome(
+                    outcome.chain, outcome.repeats, None, outcome.code, outcome.reason
+                )
+                continue
+            self._answer(outcome, producer, acks, answers)
+            while producer.early and (early := producer.early.pop(producer.answered + 1, None)) is not None:
+                self._answer(early, producer, acks, answers)
         for topic, group in stored.items():
             self._deliver(topic, group)
         for connection, packets in answers.items():
@@ -246,6 +265,28 @@ class Consumer:
         for connection, numbers in acks.items():
             connection.send_packet(v2.Ack([numbers]))
         self._producer_endpoint.resume_if_settled()
+
+    def _answer(
+        self,
+        outcome: Outcome,
+        producer: ProducerState,
+        acks: dict[Connection, tuple[int, int]],
+        answers: dict[Connection, list[v2.Ack | v2.Refused]],
+    ) -> None:
+        """Add the answer to the next chain of a producer to those that are about to be sent."""
+        connection, position, code = producer.connection, producer.answered + 1, outcome.code
+        end = position + len(outcome.chain.numbers)
+        producer.answered = end - 1
+        confirmed = end if code is None else position + outcome.repeats
+        self.counters["repeats"] += outcome.repeats
+        if confirmed > position:
+            acks[connection] = (acks[connection][0] if connection in acks else position, confirmed - 1)
+        if code is not None:
+            before = answers.setdefault(connection, [])
+            if connection in acks:
+                before.append(v2.Ack([acks.pop(connection)]))
+            self.counters[f"batches_refused_{code}"] += end - confirmed
+            _add_refusal(before, confirmed, end - 1, code, outcome.reason[: v2.MAX_REASON_CHARACTERS])
 
     def _deliver(self, topic: str, outcomes: Sequence[Outcome]) -> None:
         """Send stored batches of one topic to its subscribers, with one write to each of them."""
@@ -266,6 +307,23 @@ class Consumer:
             self.counters["deliveries"] += count * reached
         if not subscribers and not readers:
             self.counters["without_subscriber"] += count
+
+    def _moved(self, log: TopicLog, other: bool) -> None:
+        """Let readers find out where a topic is that has gone on without them (the logs call this)."""
+        for reader in self.readers.subscribers(log.name):
+            reader.find_again(other=other)
+
+    def greet(self, connection: Connection) -> None:
+        """Tell a peer which log this consumer shares with others, before anything else."""
+        if connection.session.v2 and (shared := self.logs.shared) is not None:
+            self.peers.add(connection)
+            connection.send_packet(shared)
+
+    def _tell_available(self) -> None:
+        """Tell all peers whether this consumer can reach the log (the logs call this)."""
+        if (shared := self.logs.shared) is not None:
+            for connection in self.peers:
+                connection.send_packet(shared)
 
     async def _close(self) -> None:
         try:
@@ -323,22 +381,23 @@ class ProducerEndpoint(Handler):
 
     def __init__(self, consumer: Consumer) -> None:
         self._consumer = consumer
-        self._received: dict[Connection, int] = {}
+        self._producers: dict[Connection, ProducerState] = {}
         self._paused: set[Connection] = set()
         self._slow: set[Connection] = set()
 
     def established(self, connection: Connection) -> None:
         """Take a producer."""
-        self._received[connection] = 0
+        self._producers[connection] = ProducerState(connection)
+        self._consumer.greet(connection)
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Store the batches of a read; `_done` delivers and confirms them."""
-        consumer = self._consumer
+        consumer, producer = self._consumer, self._producers[connection]
         chains: list[AppendChain] = []
         for event in events:
             if type(event) is v2.Forward:
-                before = self._received[connection]
-                self._received[connection] = before + len(event.numbers)
+                before = producer.received
+                producer.received = before + len(event.numbers)
                 problem: v2.RefusalCode | None = None
                 if event.whole:
                     consumer.counters["messages_in"] += event.messages.count
@@ -354,7 +413,7 @@ class ProducerEndpoint(Handler):
                         event.topic,
                         event.counts,
                         event.messages,
-                        Source(connection, before + 1),
+                        Source(producer, before + 1),
                         problem,
                     )
                 )
@@ -398,7 +457,8 @@ class ProducerEndpoint(Handler):
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Forget a producer that is gone."""
-        self._received.pop(connection, None)
+        self._producers.pop(connection, None)
+        self._consumer.peers.discard(connection)
         self._paused.discard(connection)
         self._slow.discard(connection)
 
@@ -418,16 +478,20 @@ class SubscribeEndpoint(Handler):
         self._topic = topic
         self._readers: dict[str, Reader] = {}
         self._turns = ReaderTurns(consumer.cutting)
-        self._refused = False
+        self._refused = self._classic = False
 
     def established(self, connection: Connection) -> None:
         """Subscribe a classic subscriber."""
         if connection.session.v2:
+            self._consumer.greet(connection)
             return
         if self._topic is None:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "the classic endpoint is /subscribe/TOPIC")
             return
+        self._classic = True
         self._consumer.topics.subscribe(self._topic, connection)
+        # With a log that others append to, messages come only once it is known.
+        self._consumer.logs.opening(self._consumer.logs.reading(self._topic, 1))
         self._consumer.subscribers.add(self, connection, self._topic)
         self._consumer.subscribers.relieve()
 
@@ -455,6 +519,9 @@ class SubscribeEndpoint(Handler):
         if self._topic is not None:
             self._consumer.topics.unsubscribe(self._topic, connection)
             self._consumer.classic.resume(self._topic)
+            if self._classic:
+                self._consumer.logs.reading(self._topic, -1)
+        self._consumer.peers.discard(connection)
         self._consumer.subscribers.remove(self)
         self._drop_readers()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:

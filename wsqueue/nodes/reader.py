@@ -10,7 +10,8 @@ Subscribe ────┤                                ▼          caught up
 ```
 
 - starting (`_asking`, `_find`): a start by time, or at a position of an earlier epoch, may wait for the
-  archive; every other start knows its offset at once.
+  archive. A log that others append to must first be known (`_opening`). Every other start knows its offset at
+  once.
 - behind: the subscriber has been sent all before `_offset`. `catch_up` sends records that are in memory,
   until the reader is live or the connection is congested; then the connection's `writable` calls it again.
 - reading (`_asking`): the next record is not in memory and is read from the archive, or it begins before
@@ -111,7 +112,9 @@ class Reader:
         "_live",
         "_logs",
         "_next_turn",
+        "_moves",
         "_offset",
+        "_opening",
         "_stopped",
         "_topic",
         "_turns",
@@ -132,25 +135,42 @@ class Reader:
         topic_log = logs.reading(packet.topic, 1)
         # As the log has it, so that it is in memory once.
         self._topic = topic_log.name
-        self._offset = 0
+        self._offset = self._moves = 0
         self._live = self._stopped = self._asking = False
+        self._opening = logs.opening(topic_log)
         # Finds the offset to start at, until it has.
         self._find: Callable[[TopicLog], Awaitable[None]] | None = None
         # True if the subscriber asked for the message at the offset, or has got all before it: then it is a
         # gap if the log no longer has it.
         self._exact = True
         self._next_turn: asyncio.Handle | None = None
+        if self._opening is None:
+            self._start(topic_log, packet)
+        else:
+            self._asking = True
+            self._opening.add_done_callback(partial(self._opened, packet))
+
+    def _opened(self, packet: v2.Subscribe, opening: asyncio.Future[None]) -> None:
+        """Begin, now that the log is known."""
+        self._opening = None
+        if not self._stopped and not opening.cancelled():
+            self._asking = False
+            self._start(self._logs.topic(self._topic), packet)
+            self.catch_up()
+
+    def _start(self, topic_log: TopicLog, packet: v2.Subscribe) -> None:
+        """Find the offset to start at."""
         if packet.start == "time" and packet.time is not None:
             self._find = partial(self._begin_at, packet.time)
             self._ask()
         elif packet.start == "earliest":
             self._exact = False
-            self._begin(topic_log, logs.earliest(topic_log))
+            self._begin(topic_log, self._logs.earliest(topic_log))
         elif packet.offset is None:
             self._begin(topic_log, topic_log.next)
-        elif packet.log in (None, logs.id):
+        elif packet.log in (None, self._logs.log_id(topic_log)):
             self._resume(topic_log, packet.log, packet.offset)
-        elif (epoch := logs.epochs.number(packet.log)) is None:
+        elif (epoch := self._logs.epochs.number(packet.log)) is None:
             self._begin_after_gap(topic_log, 0)
         else:
             self._find = partial(self._resume_in, epoch, packet.offset)
@@ -223,8 +243,24 @@ class Reader:
 
     def name_epoch(self) -> None:
         """Tell the subscriber of another epoch, so that its position is one of that."""
-        if self._find is None:
+        if self._find is None and self._opening is None:
             self._begin(self._logs.topic(self._topic), self._offset)
+
+    def find_again(self, *, other: bool) -> None:
+        """Go on in a log that has gone on without this reader.
+
+        Args:
+            other: Whether it is another log now, so that nobody knows which messages are missing.
+        """
+        if self._find is not None or self._opening is not None:
+            return
+        self._live = False
+        self._moves += 1
+        self._behind.add(self)
+        if other:
+            topic_log = self._logs.topic(self._topic)
+            self._begin_after_gap(topic_log, topic_log.start)
+        self.catch_up()
 
     def stop(self) -> None:
         """Stop; nothing more is sent."""
@@ -241,7 +277,8 @@ class Reader:
 
     def _begin(self, topic_log: TopicLog, offset: int) -> None:
         self._offset = offset
-        self._connection.send_packet(v2.Subscribed(self._topic, self._logs.id, offset, topic_log.next))
+        log_id = self._logs.log_id(topic_log)
+        self._connection.send_packet(v2.Subscribed(self._topic, log_id, offset, topic_log.next))
 
     def _ask(self) -> None:
         self._asking = True
@@ -323,9 +360,14 @@ class Reader:
             return True
         topic_log = self._logs.topic(self._topic)
         # Records that are committed while the archive is read may be missing in the result.
-        end = topic_log.next
+        end, moves = topic_log.next, self._moves
         records = await self._logs.read(topic_log, self._offset, CHUNK_BYTES)
         if self._stopped:
+            return True
+        if self._moves != moves:
+            # They may be of a log that has gone.
+            self._asking = False
+            self.catch_up()
             return True
         if self._must_cut(records) and not may_cut:
             return False

@@ -348,7 +348,7 @@ class TestRestart:
                 topic: await logs.store.read(logs.store.topic(topic), 0, 2**40) for topic in ("news", "ñ\0🙂")
             }
         async with running(mode, tmp_path, max_messages_per_topic=3) as logs:
-            assert logs.store.id != epoch.id
+            assert logs.store.epochs.current.id != epoch.id
             assert logs.store.epochs.number(epoch.id) == epoch.number
             assert msgspec.structs.replace(logs.store.log_status(), commit_seconds=0, free_bytes=0) == (
                 msgspec.structs.replace(status, commit_seconds=0, free_bytes=0)

@@ -93,7 +93,7 @@ class Subscriber:
 
 
 def subscribed(logs: Logs, offset: int, end: int, topic: str = "news") -> Subscribed:
-    return Subscribed(topic, logs.store.id, offset, end)
+    return Subscribed(topic, logs.store.epochs.current.id, offset, end)
 
 
 def deliver(offset: int, *data: str | bytes) -> Deliver:
@@ -183,7 +183,7 @@ class TestStart:
         self, kept: int, log: str | None, offset: int, start: int, rest: Packets
     ) -> None:
         logs = published("abc", "d", "ef", max_messages_per_topic=kept)
-        log_id = logs.store.id if log == "own" else log
+        log_id = logs.store.epochs.current.id if log == "own" else log
         subscriber = Subscriber(logs, Subscribe("news", "offset", log_id, offset))
         await turns()
         assert subscriber.took() == [subscribed(logs, start, 6), *rest]
@@ -197,7 +197,7 @@ class TestStart:
         logs.clock.now += 4000
         logs.store.trim()
         logs.store.topic("other")
-        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.id, 1))
+        subscriber = Subscriber(logs, Subscribe("news", "offset", logs.store.epochs.current.id, 1))
         assert subscriber.took() == [subscribed(logs, 3, 3), Gap("news", 3, None)]
 
     @anyio
@@ -773,7 +773,7 @@ async def test_an_epoch_whose_last_messages_were_just_dropped(offset: int, gaps:
     logs = Logs(max_messages_per_topic=2)
     logs.publish("news", "a")
     logs.publish("news", "b")
-    before = logs.store.id
+    before = logs.store.epochs.current.id
     logs.store.begin_epoch()
     logs.publish("news", "c")
     logs.publish("news", "d")

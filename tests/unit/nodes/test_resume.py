@@ -58,7 +58,7 @@ class World:
     def save(self, topic: str, offset: int | None = None) -> None:
         """Note the position of a subscriber that has read so far."""
         read = self.history[topic][:offset]
-        self.positions.append(Position(topic, self.logs.store.id, read))
+        self.positions.append(Position(topic, self.logs.store.epochs.current.id, read))
 
     def copy(self) -> None:
         """Copy the directory as it is."""
@@ -179,12 +179,12 @@ async def test_an_epoch_that_begins_while_subscribers_read(mode: str, tmp_path: 
     await world.publish("news", 3)
     subscriber = Subscriber(world.logs, Subscribe("news", "earliest"))
     early = Subscriber(world.logs, Subscribe("news", "time", time=0))
-    first = world.logs.store.id
+    first = world.logs.store.epochs.current.id
     world.save("news")
     world.logs.store.begin_epoch()
     for one in (subscriber, early):
         one.reader.name_epoch()
-    second = world.logs.store.id
+    second = world.logs.store.epochs.current.id
     packets = subscriber.took()
     assert [packet.log for packet in packets if isinstance(packet, Subscribed)] == [first, second]
     assert packets[-1] == Subscribed("news", second, 3, 3)

@@ -1,0 +1,176 @@
+"""An engine in memory whose answers a test decides: the log of `SharedStore` without servers.
+
+`FakeLog` is the truth that all servers agree on; each consumer has a `FakeEngine` in front of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Literal
+
+from wsqueue.log.engine import Conflict, Full, Place, Stored, StreamState, Unanswered
+
+Fate = Literal["stored", "answer lost", "late", "lost", "full"]
+"""Fate of an append: done; done without an answer; done later without an answer; never done; no room."""
+
+
+class FakeLog:
+    """Keep records in streams.
+
+    Attributes:
+        engines: The engines of all consumers.
+        late: Appends that are still to be done.
+    """
+
+    def __init__(self, streams: int = 2) -> None:
+        self.streams: list[list[Stored]] = [[] for _ in range(streams)]
+        self.ends = [0] * streams
+        self.engines: list[FakeEngine] = []
+        self.late: list[Callable[[], None]] = []
+
+    def last_of(self, place: Place) -> Stored | None:
+        found = [one for one in self.streams[place.stream] if one.token == place.token]
+        return found[-1] if found else None
+
+    def append(self, place: Place, data: bytes, after: int) -> int:
+        """Append a record, or raise Conflict."""
+        last = self.last_of(place)
+        if (0 if last is None else last.seq) != after:
+            raise Conflict("wrong last sequence")
+        self.ends[place.stream] += 1
+        seq = self.ends[place.stream]
+        self.streams[place.stream].append(Stored(seq, data, place.token))
+        return seq
+
+    def do_late(self) -> None:
+        """Do the appends that are late, unless somebody was faster."""
+        late, self.late = self.late, []
+        for append in late:
+            append()
+
+    def expire(self, stream: int | None = None) -> None:
+        """Drop all records, as age does."""
+        for number, records in enumerate(self.streams):
+            if stream in (None, number):
+                records.clear()
+
+
+class FakeEngine:
+    """Give a consumer a log, with answers that a test decides.
+
+    Attributes:
+        fate: Returns the fate of the next append.
+        hidden: Returns how many of the newest records of a stream the server that answers doesn't have.
+        deaf: Whether notices are lost.
+        connected: Whether it answers at all.
+        appends: Number of appends that were tried.
+        steps: Turns of the loop that each request takes.
+    """
+
+    def __init__(self, log: FakeLog) -> None:
+        self.id = "the log"
+        self.log = log
+        self.on_notice: Callable[[bytes], None] = lambda _notice: None
+        self.on_connection: Callable[[], None] = lambda: None
+        self.fate: Callable[[], Fate] = lambda: "stored"
+        self.hidden: Callable[[], int] = lambda: 0
+        self.deaf = False
+        self.is_connected = True
+        self.appends = self.reads = 0
+        self.steps: Callable[[], int] = lambda: 1
+        self.age = 0.0
+        self.closed = False
+        log.engines.append(self)
+
+    @property
+    def connected(self) -> bool:
+        return self.is_connected
+
+    @property
+    def server(self) -> str:
+        return "fake"
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        self.closed = True
+
+    async def append(self, place: Place, data: bytes, after: int) -> int:
+        self.appends += 1
+        await self._turns()
+        fate = self.fate()
+        if fate == "full":
+            raise Full("no room")
+        if fate == "lost":
+            raise Unanswered("lost")
+        if fate == "late":
+            self.log.late.append(lambda: self._try(place, data, after))
+            raise Unanswered("late")
+        seq = self.log.append(place, data, after)
+        await self._turns()
+        if fate == "answer lost":
+            raise Unanswered("answer lost")
+        return seq
+
+    async def last(self, place: Place) -> Stored | None:
+        await self._turns()
+        found = [one for one in self._visible(place.stream) if one.token == place.token]
+        await self._turns()
+        return found[-1] if found else None
+
+    async def read(self, place: Place, seq: int, max_bytes: int) -> list[Stored]:
+        self.reads += 1
+        await self._turns()
+        found = [one for one in self._visible(place.stream) if one.token == place.token and one.seq >= seq]
+        return self._cut(found, max_bytes)
+
+    async def scan(self, stream: int, seq: int, max_bytes: int) -> list[Stored]:
+        await self._turns()
+        return self._cut([one for one in self._visible(stream) if one.seq >= seq], max_bytes)
+
+    async def purge(self, place: Place, below: int) -> None:
+        await self._turns()
+        records = self.log.streams[place.stream]
+        records[:] = [one for one in records if one.token != place.token or one.seq >= below]
+
+    async def state(self, stream: int) -> StreamState:
+        await self._turns()
+        records = self.log.streams[stream]
+        first = records[0].seq if records else self.log.ends[stream] + 1
+        size = sum(len(one.data) for one in records)
+        return StreamState(first, self.log.ends[stream], size, float(bool(records)))
+
+    def notify(self, notice: bytes) -> None:
+        for engine in self.log.engines:
+            if engine is not self and not engine.deaf and not engine.closed:
+                engine.on_notice(notice)
+
+    async def set_age(self, seconds: float) -> None:
+        self.age = seconds
+
+    def _try(self, place: Place, data: bytes, after: int) -> None:
+        try:
+            self.log.append(place, data, after)
+        except Conflict:
+            return
+
+    def _visible(self, stream: int) -> list[Stored]:
+        records = self.log.streams[stream]
+        return records[: max(0, len(records) - self.hidden())]
+
+    @staticmethod
+    def _cut(found: list[Stored], max_bytes: int) -> list[Stored]:
+        size = 0
+        for index, one in enumerate(found):
+            size += len(one.data)
+            if size >= max_bytes:
+                return found[: index + 1]
+        return found
+
+    async def _turns(self) -> None:
+        for _ in range(self.steps()):
+            await asyncio.sleep(0)
+        if not self.is_connected:
+            raise Unanswered("there is no connection")

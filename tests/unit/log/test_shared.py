@@ -1,0 +1,633 @@
+"""The shared log: several consumers on one fake engine are one log, whatever their requests come to."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import defaultdict
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.support.fake_engine import FakeEngine, FakeLog, Fate
+from tests.support.messages import append_one, packed
+from tests.support.stores import Clock, batch, delivered
+from wsqueue.config.model import JetStream, Retention
+from wsqueue.log.engine import place_of
+from wsqueue.log.records import Record
+from wsqueue.log.shared import SharedStore
+from wsqueue.log.shared_record import SharedRecord, decode_record
+from wsqueue.log.shared_topic import SharedTopic
+from wsqueue.log.store import AppendChain, Outcome
+from wsqueue.log.topic import TopicLog
+
+STREAMS = 2
+
+
+def shared_limits(**changes: Any) -> Retention:
+    jetstream = JetStream(servers=["nats://127.0.0.1:1"], streams=STREAMS)
+    return Retention(mode="jetstream", jetstream=jetstream, **changes)
+
+
+class Node:
+    """A consumer's store on a log, and everything that it has told."""
+
+    def __init__(self, log: FakeLog, clock: Clock | None = None, **limits: Any) -> None:
+        self.engine = FakeEngine(log)
+        self.outcomes: list[Outcome] = []
+        self.heard: dict[str, list[Record]] = defaultdict(list)
+        self.moved: list[tuple[str, bool]] = []
+        self.available: list[bool] = []
+        self.store = SharedStore(
+            shared_limits(**limits),
+            self._done,
+            clock or Clock(),
+            engine=self.engine,
+            streams=STREAMS,
+            pause=self._pause,
+        )
+        self.store.on_moved = lambda log, other: self.moved.append((log.name, other))
+        self.store.on_available = self._tell
+
+    async def open(self) -> Node:
+        await self.store.open()
+        return self
+
+    async def publish(self, *chains: AppendChain) -> list[Outcome]:
+        """Append chains, and return their outcomes once all are settled."""
+        before = len(self.outcomes)
+        self.store.append(chains)
+        await self.store.settle()
+        return [one for one in self.outcomes[before:] if any(one.chain is chain for chain in chains)]
+
+    async def read_from(self, topic: str) -> TopicLog:
+        """Follow a topic as a reader does, and return its log."""
+        log = self.store.reading(topic, 1)
+        opening = self.store.opening(log)
+        assert opening is not None
+        await opening
+        return log
+
+    def texts(self, topic: str) -> list[str]:
+        return texts_of(self.heard[topic])
+
+    def _done(self, outcomes: list[Outcome]) -> None:
+        self.outcomes += outcomes
+        for outcome in outcomes:
+            if outcome.record is not None:
+                self.heard[outcome.record.topic].append(outcome.record)
+
+    def _tell(self) -> None:
+        assert self.store.shared is not None
+        self.available.append(self.store.shared.available)
+
+    async def _pause(self, seconds: float) -> None:
+        # The sweep goes on slower than everything else, as it does in truth.
+        for _ in range(50 if seconds >= 2 else 1):
+            await asyncio.sleep(0)
+
+
+def texts_of(records: list[Record]) -> list[str]:
+    return [str(text) for record in records for text in delivered(record).messages.unpack()]
+
+
+def run(test: Callable[[FakeLog], Awaitable[None]]) -> None:
+    asyncio.run(_run(test))
+
+
+async def _run(test: Callable[[FakeLog], Awaitable[None]]) -> None:
+    log = FakeLog(STREAMS)
+    try:
+        async with asyncio.timeout(20):
+            await test(log)
+    finally:
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+
+def records_in(log: FakeLog, topic: str) -> list[SharedRecord]:
+    """Return the records of a topic that the engine has."""
+    place = place_of(topic, STREAMS)
+    return [decode_record(one.data) for one in log.streams[place.stream] if one.token == place.token]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    for _ in range(10_000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came true")
+
+
+def codes(outcomes: list[Outcome]) -> list[str]:
+    return [one.code or ("stored" if one.record is not None else "repeat") for one in outcomes]
+
+
+def test_two_consumers_append_to_one_log() -> None:
+    async def test(log: FakeLog) -> None:
+        first, second = await Node(log).open(), await Node(log).open()
+        (one,) = await first.publish(batch(1))
+        (two,) = await second.publish(batch(2, 1))
+        (three,) = await first.publish(batch(3, 2))
+        offsets = [one.record.offset for one in (one, two, three) if one.record is not None]
+        assert offsets == [0, 1, 2]
+        assert len({record.log for record in records_in(log, "news")}) == 1
+        assert [record.writer for record in records_in(log, "news")][0::2] != [
+            record.writer for record in records_in(log, "news")
+        ][1::2]
+
+    run(test)
+
+
+def test_a_repeat_is_known_at_any_consumer() -> None:
+    async def test(log: FakeLog) -> None:
+        first, second = await Node(log).open(), await Node(log).open()
+        await first.publish(batch(1), batch(2, 1))
+        appends = second.engine.appends
+        assert codes(await second.publish(batch(1), batch(2, 1))) == ["repeat", "repeat"]
+        assert second.engine.appends == appends
+        chain = AppendChain("p", [2, 3], 1, "news", [1, 1], packed("2", "3"))
+        (outcome,) = await second.publish(chain)
+        assert (outcome.repeats, outcome.record and outcome.record.offset) == (1, 2)
+        assert outcome.record is not None
+        assert texts_of([outcome.record]) == ["3"]
+
+    run(test)
+
+
+def test_chains_that_wait_are_one_record() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        chains = [batch(number, number - 1) for number in range(1, 21)]
+        await node.publish(*chains)
+        assert len(records_in(log, "news")) == 1
+        assert [one.chain for one in node.outcomes] == chains
+
+    run(test)
+
+
+def test_topics_wait_for_nobody() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        stuck = place_of("stuck", STREAMS)
+        free = next(f"t{n}" for n in range(99) if place_of(f"t{n}", STREAMS).stream != stuck.stream)
+        append = node.engine.append
+
+        async def only_some(place: Any, data: bytes, after: int) -> int:
+            if place.stream == stuck.stream:
+                await asyncio.sleep(3600)
+            return await append(place, data, after)
+
+        node.engine.append = only_some  # type: ignore[method-assign]
+        node.store.append([batch(1, topic="stuck"), batch(2, topic=free)])
+        await until(lambda: bool(node.outcomes))
+        assert [one.chain.topic for one in node.outcomes] == [free]
+
+    run(test)
+
+
+def test_an_answer_that_is_lost_shows_up_as_a_repeat() -> None:
+    for fate in ("answer lost", "late", "lost"):
+
+        async def test(log: FakeLog, fate: Fate = fate) -> None:  # type: ignore[assignment]
+            node = await Node(log).open()
+            fates: list[Fate] = [fate]
+            node.engine.fate = lambda: fates.pop() if fates else "stored"
+            node.store.append([batch(1)])
+            await until(lambda: not fates)
+            log.do_late()
+            await node.store.settle()
+            assert texts_of(node.heard["news"]) == ["1.0"]
+            assert sum(record.end - record.offset for record in records_in(log, "news")) == 1
+            assert codes(node.outcomes)[-1] in ("stored", "repeat")
+
+        run(test)
+
+
+def test_a_late_append_of_a_consumer_that_was_frozen_does_no_harm() -> None:
+    async def test(log: FakeLog) -> None:
+        frozen, other = await Node(log).open(), await Node(log).open()
+        await frozen.publish(batch(1))
+        frozen.engine.fate = lambda: "late"
+        frozen.store.append([batch(2, 1)])
+        await until(lambda: bool(log.late))
+        frozen.engine.is_connected = False
+        assert codes(await other.publish(batch(2, 1), batch(3, 2))) == ["stored", "stored"]
+        log.do_late()
+        frozen.engine.is_connected, frozen.engine.fate = True, lambda: "stored"
+        await frozen.store.settle()
+        assert codes(frozen.outcomes)[-1] == "repeat"
+        assert [record.end for record in records_in(log, "news")] == [1, 3]
+
+    run(test)
+
+
+def test_a_refusal_is_proved_by_an_append() -> None:
+    """Decision 6: a consumer whose server answers from the past must not refuse a batch for a missing one."""
+
+    async def test(log: FakeLog) -> None:
+        old, new = await Node(log).open(), await Node(log).open()
+        await old.publish(batch(1))
+        await new.publish(batch(2, 1))
+        # The notice of 2 is lost, so `old` believes that 1 is the last batch.
+        log.engines[0].deaf = True
+        await new.publish(batch(3, 2))
+        hidden = [1, 1, 1]
+        old.engine.hidden = lambda: hidden.pop() if hidden else 0
+        (outcome,) = await old.publish(batch(4, 3))
+        assert codes([outcome]) == ["stored"]
+        (outcome,) = await old.publish(batch(6, 5))
+        assert codes([outcome]) == ["after_refused"]
+        assert records_in(log, "news")[-1].batches == []
+
+    run(test)
+
+
+def test_no_room() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        node.engine.fate = lambda: "full"
+        outcomes = await node.publish(batch(1), batch(2, 1))
+        assert codes(outcomes) == ["full", "full"]
+        assert outcomes[0].reason == "no room"
+        assert node.store.log_status().failing == "no room"
+        node.engine.fate = lambda: "stored"
+        # Neither passes for the first batch of its publisher.
+        assert codes(await node.publish(batch(3, 2))) == ["after_refused"]
+        assert codes(await node.publish(batch(4))) == ["stored"]
+        assert node.store.log_status().failing == ""
+
+    run(test)
+
+
+def test_no_room_after_an_append_that_may_be_done() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        fates: list[Fate] = ["stored", "full", "full", "late"]
+        node.engine.fate = lambda: fates.pop()
+        await node.publish(batch(1))
+        # Refusing it as `full` would be wrong if the late append came.
+        assert codes(node.outcomes) == ["stored"]
+
+    run(test)
+
+
+def test_a_batch_that_is_invalid_makes_its_publisher_known_everywhere() -> None:
+    async def test(log: FakeLog) -> None:
+        first, second = await Node(log).open(), await Node(log).open()
+        broken = append_one("news", packed("x"), "p", 1)
+        broken.problem = "invalid"
+        assert codes(await first.publish(broken)) == ["invalid"]
+        assert codes(await second.publish(batch(2, 1))) == ["after_refused"]
+
+    run(test)
+
+
+def test_a_topic_that_is_too_long_never_reaches_the_log() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        broken = append_one("news", packed("x"), "p", 1)
+        broken.problem = "topic_too_long"
+        assert codes(await node.publish(broken)) == ["topic_too_long"]
+        assert node.engine.appends == 0
+
+    run(test)
+
+
+def test_classic_batches_are_stored_once() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        fates: list[Fate] = ["answer lost"]
+        node.engine.fate = lambda: fates.pop() if fates else "stored"
+        await node.publish(
+            AppendChain("", [0], 0, "news", [1], packed("a")),
+            AppendChain("", [0], 0, "news", [1], packed("b")),
+        )
+        assert node.texts("news") == ["a", "b"]
+
+    run(test)
+
+
+def test_a_reader_elsewhere_hears_everything() -> None:
+    for deaf in (False, True):
+
+        async def test(log: FakeLog, deaf: bool = deaf) -> None:
+            writer, reader = await Node(log).open(), await Node(log).open()
+            topic = await reader.read_from("news")
+            reader.engine.deaf = deaf
+            for number in range(1, 6):
+                await writer.publish(batch(number, number - 1))
+            await until(lambda: len(reader.texts("news")) == 5)
+            assert reader.texts("news") == [f"{number}.0" for number in range(1, 6)]
+            assert (topic.next, reader.store.log_id(topic)) == (5, records_in(log, "news")[0].log)
+            assert not reader.moved
+
+        run(test)
+
+
+def test_an_opening_knows_all_that_was_confirmed_before() -> None:
+    """Decision 6: `subscribed.end` comes from a log that an append has proved to be all."""
+
+    async def test(log: FakeLog) -> None:
+        writer, reader = await Node(log).open(), await Node(log).open()
+        await writer.publish(batch(1), batch(2, 1))
+        hidden = [9, 9, 1]
+        reader.engine.hidden = lambda: hidden.pop() if hidden else 0
+        topic = await reader.read_from("news")
+        assert topic.next == 2
+
+    run(test)
+
+
+def test_a_reader_of_a_topic_without_messages_has_a_position() -> None:
+    async def test(log: FakeLog) -> None:
+        one, two = await Node(log).open(), await Node(log).open()
+        here, there = await one.read_from("news"), await two.read_from("news")
+        assert one.store.log_id(here) == two.store.log_id(there) != ""
+        assert (here.next, there.next) == (0, 0)
+
+    run(test)
+
+
+def test_old_records_are_read_from_the_engine() -> None:
+    async def test(log: FakeLog) -> None:
+        writer, reader = await Node(log).open(), await Node(log).open()
+        clock = writer.store._clock
+        assert isinstance(clock, Clock)
+        for number in range(1, 31):
+            clock.now += 10
+            await writer.publish(batch(number, number - 1, count=3))
+            await writer.publish(batch(number, topic="other", publisher="q"))
+        topic = await reader.read_from("news")
+        assert not reader.store.in_memory(topic, 0)
+        assert (reader.store.earliest(topic), topic.next) == (0, 90)
+        offset, everything = 0, list[Record]()
+        while offset < topic.next:
+            records = await reader.store.read(topic, offset, 200)
+            everything += records
+            offset = records[-1].end
+        assert texts_of(everything) == [f"{n}.{i}" for n in range(1, 31) for i in range(3)]
+        # In the middle of a record, and without a place that is remembered.
+        (first, *_) = await reader.store.read(topic, 46, 1)
+        assert (first.offset, first.end) == (45, 48)
+        assert await reader.store.offset_at(topic, 1000 + 10 * 20) == 57
+        assert await reader.store.offset_at(topic, 1e9) == 90
+
+    run(test)
+
+
+def test_a_log_that_has_expired_begins_anew() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        reader, writer = await Node(log, clock).open(), await Node(log, clock).open()
+        topic = await reader.read_from("news")
+        await writer.publish(batch(1), batch(2, 1))
+        await until(lambda: len(reader.texts("news")) == 2)
+        before = reader.store.log_id(topic)
+        clock.now += 86_400
+        log.expire()
+        (outcome,) = await writer.publish(batch(3))
+        assert outcome.record is not None
+        await until(lambda: bool(reader.moved))
+        assert reader.moved == [("news", True)]
+        assert reader.store.log_id(topic) not in ("", before)
+        assert topic.next == outcome.record.end == 1
+
+    run(test)
+
+
+def test_the_log_of_a_topic_that_is_read_does_not_expire() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        node = await Node(log, clock).open()
+        await node.read_from("news")
+        before = len(records_in(log, "news"))
+        clock.now += 43_201
+        node.store.trim()
+        await until(lambda: len(records_in(log, "news")) == before + 1)
+        assert records_in(log, "news")[-1].table == 0
+
+    run(test)
+
+
+def test_a_reader_that_is_far_behind_is_told_to_read() -> None:
+    async def test(log: FakeLog) -> None:
+        writer, reader = await Node(log).open(), await Node(log).open()
+        await reader.read_from("news")
+        reader.engine.deaf = True
+        reader.engine.is_connected = False
+        for number in range(1, 21):
+            await writer.publish(append_one("news", packed("x" * 1_000_000), "p", number, number - 1))
+        reader.engine.is_connected = True
+        await until(lambda: bool(reader.moved))
+        assert reader.moved == [("news", False)]
+        assert reader.store.topic("news").next == 20
+
+    run(test)
+
+
+def test_a_table_tells_of_all_publishers() -> None:
+    async def test(log: FakeLog) -> None:
+        writer = await Node(log).open()
+        for number in range(1, 101):
+            await writer.publish(batch(number, publisher=f"p{number}"))
+        tables = [record for record in records_in(log, "news") if not record.table]
+        assert 2 <= len(tables) < 100
+        other = await Node(log).open()
+        again = [batch(number, publisher=f"p{number}") for number in range(1, 101)]
+        assert codes(await other.publish(*again)) == ["repeat"] * 100
+
+    run(test)
+
+
+def test_the_oldest_records_of_a_topic_are_dropped() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log, max_bytes_per_topic=10_000).open()
+        for number in range(1, 201):
+            await node.publish(append_one("news", packed("x" * 100), "p", number, number - 1))
+        await until(lambda: len(records_in(log, "news")) < 40)
+        records = records_in(log, "news")
+        # No fewer than the limit says, and what is left says all that is needed.
+        assert records[-1].bytes - records[0].bytes >= 9_000
+        other = await Node(log).open()
+        assert codes(await other.publish(batch(200, 199))) == ["repeat"]
+        assert codes(await other.publish(batch(201, 200))) == ["stored"]
+
+    run(test)
+
+
+def test_the_oldest_records_of_all_are_dropped_and_no_newest_one() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log, max_bytes=100_000, max_bytes_per_topic=100_000).open()
+        await node.publish(batch(1, topic="quiet"))
+        for number in range(1, 401):
+            topic = f"busy{number % 3}"
+            await node.publish(append_one(topic, packed("x" * 1000), "p", number))
+        await until(lambda: sum(len(one.data) for records in log.streams for one in records) < 115_000)
+        assert len(records_in(log, "quiet")) == 1
+        assert all(records_in(log, f"busy{number}") for number in range(3))
+
+    run(test)
+
+
+def test_an_engine_that_is_away_is_told_once() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        await node.publish(batch(1))
+        node.engine.is_connected = False
+        node.store.append([batch(2, 1)])
+        await until_seconds(lambda: node.available == [False])
+        assert node.store.log_status().failing == "there is no connection"
+        node.engine.is_connected = True
+        await node.store.settle()
+        assert node.available == [False, True]
+        assert codes(node.outcomes) == ["stored", "stored"]
+
+    run(test)
+
+
+async def until_seconds(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+FATES: list[Fate] = ["stored", "stored", "stored", "stored", "answer lost", "late", "lost", "full"]
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 2**32), st.integers(2, 3), st.integers(1, 3))
+def test_several_consumers_are_one_log(seed: int, nodes: int, topics: int) -> None:
+    """Publishers send through any consumer, and again through others; every request may fail in any way.
+
+    Each batch is stored once, in the order of its publisher, or refused and then nothing behind it is stored
+    that comes after it; and all readers hear the same.
+    """
+    asyncio.run(_storm(random.Random(seed), nodes, topics))
+
+
+class Route:
+    """The batches of one publisher on one topic at a producer, which sends them through one consumer at a time.
+
+    Attributes:
+        confirmed: Numbers that were confirmed.
+        refused: Numbers that were refused.
+    """
+
+    def __init__(self, topic: str, publisher: str, node: Node) -> None:
+        self.topic, self.publisher, self.node = topic, publisher, node
+        self.confirmed: set[int] = set()
+        self.refused: set[int] = set()
+        self._sent: dict[int, AppendChain] = {}
+
+    def publish(self, number: int) -> None:
+        """Publish a batch, after the last one that is not answered."""
+        self._send(number, max(self._sent, default=0))
+
+    def move(self, node: Node) -> None:
+        """Send all that is not answered through another consumer, or once more through the same."""
+        self.node = node
+        sent, self._sent = self._sent, {}
+        for number, chain in sent.items():
+            self._send(number, chain.after)
+
+    def told(self, outcome: Outcome) -> None:
+        """Take an answer, unless the batch was sent again since."""
+        (number,) = outcome.chain.numbers
+        if self._sent.get(number) is outcome.chain:
+            del self._sent[number]
+            good = outcome.code is None or outcome.repeats
+            (self.confirmed if good else self.refused).add(number)
+
+    def _send(self, number: int, after: int) -> None:
+        if after in self.refused:
+            self.refused.add(number)
+            return
+        chain = batch(number, after, topic=self.topic, publisher=self.publisher)
+        self._sent[number] = chain
+        self.node.store.append([chain])
+
+
+async def _storm(rng: random.Random, count: int, topic_count: int) -> None:
+    log = FakeLog(STREAMS)
+    nodes = [await Node(log).open() for _ in range(count)]
+    names = [f"topic-{number}" for number in range(topic_count)]
+    calm = False
+
+    def fate() -> Fate:
+        if calm:
+            return "stored"
+        if log.late and rng.random() < 0.3:
+            log.do_late()
+        return rng.choice(FATES)
+
+    for node in nodes:
+        node.engine.fate = fate
+        node.engine.hidden = lambda: 0 if calm or rng.random() < 0.7 else rng.randrange(3)
+        node.engine.steps = lambda: rng.randrange(3)
+        for name in names:
+            if rng.random() < 0.5:
+                node.store.opening(node.store.reading(name, 1))
+    routes = [Route(name, publisher, rng.choice(nodes)) for name in names for publisher in ("p", "q")]
+
+    def tell() -> None:
+        for node in nodes:
+            for outcome in node.outcomes:
+                for route in routes:
+                    if (outcome.chain.topic, outcome.chain.publisher) == (route.topic, route.publisher):
+                        route.told(outcome)
+            node.outcomes.clear()
+
+    for number in range(1, rng.randrange(2, 40)):
+        rng.choice(routes).publish(number)
+        while rng.random() < 0.3:
+            rng.choice(routes).move(rng.choice(nodes))
+        for node in nodes:
+            node.engine.deaf = rng.random() < 0.3
+        for _ in range(rng.randrange(20)):
+            await asyncio.sleep(0)
+            tell()
+    calm = True
+    log.do_late()
+    for node in nodes:
+        await node.store.settle()
+        for name in names:
+            waits = node.store.topic(name)
+            assert isinstance(waits, SharedTopic)
+            await until(lambda waits=waits: not waits.proof)  # type: ignore[misc]
+    tell()
+    for name in names:
+        records = records_in(log, name)
+        assert len({record.log for record in records}) <= 1
+        assert [record.offset for record in records] == [0, *(record.end for record in records)][: len(records)]
+        stored = [(one.publisher, one.number) for record in records for one in record.batches]
+        assert len(stored) == len(set(stored)), "a batch is stored twice"
+        for route in routes:
+            if route.topic == name:
+                numbers = [number for who, number in stored if who == route.publisher]
+                assert numbers == sorted(numbers), "batches are out of order"
+                assert route.confirmed <= set(numbers), "a batch is confirmed and not stored"
+        for node in nodes:
+            await _check_reader(node, name, records)
+    for node in nodes:
+        await node.store.close()
+
+
+async def _check_reader(node: Node, name: str, records: list[SharedRecord]) -> None:
+    """Check that a reader has heard all from some place on, and can read the rest."""
+    topic = node.store.topic(name)
+    if not topic.readers:
+        return
+    assert isinstance(topic, SharedTopic)
+    await until(lambda: topic.next == records[-1].end)
+    truth = [(one.publisher, one.number) for record in records for one in record.batches]
+    heard = [(one.publisher, one.number) for one in node.heard[name]]
+    assert heard == truth[len(truth) - len(heard) :]
+    everything: list[Record] = []
+    offset = 0
+    while offset < topic.next:
+        everything += await node.store.read(topic, offset, 100)
+        offset = everything[-1].end
+    assert [(one.publisher, one.number) for one in everything] == truth

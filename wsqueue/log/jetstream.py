@@ -1,0 +1,511 @@
+"""The engine on NATS JetStream (https://docs.nats.io/reference/reference-protocols/nats_api_reference).
+
+| of an engine | is in NATS |
+|---|---|
+| a stream | the stream `NAME-0` and so on, with the subjects `NAME.0.*` |
+| an append | a request at the subject with the header `Nats-Expected-Last-Subject-Sequence` |
+| the last record | `$JS.API.STREAM.MSG.GET`, which only the leader of the stream answers |
+| reading | `$JS.API.DIRECT.GET`, which any server with the stream answers, with many records at a time |
+| a notice | a message at the subject `NAME.notice`, which no stream keeps and whose sender does not get it |
+| the id of the shared log | metadata of the stream `NAME-0`, from the consumer that made it |
+
+It needs the package nats-py. Its requests have deadlines here, because a request can be lost with its server.
+A message that it sends late, after a reconnect, does no harm: an append names the record that it comes after.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+import re
+import secrets
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from ..config.files import read_secret
+from ..config.model import JetStream, Retention
+from ..errors import ConfigError
+from ..journal import log
+from .engine import READ_BYTES, Conflict, Full, Place, Stored, StreamState, Unanswered
+from .shared_record import MAX_PUBLISHERS, PUBLISHER_BYTES
+from .shared_topic import MAX_RECORD_BYTES
+
+try:
+    import nats
+    import nats.errors
+    from nats.aio.client import Client
+    from nats.aio.msg import Msg
+except ImportError as error:
+    raise ConfigError(
+        f"the mode jetstream needs the package nats-py ({error}): expected `pip install 'wsqueue[jetstream]'`",
+        key="retention.mode",
+    ) from None
+
+logger = logging.getLogger(__name__)
+
+MIN_VERSION = (2, 15, 1)
+"""The oldest version of nats-server that is used: older ones lost messages or let two appends at one place
+succeed when that was tried."""
+
+REQUEST_SECONDS = 2.0
+"""Time for the answer to a request: a busy disk takes a tenth of it."""
+
+CONNECT_SECONDS = 2.0
+"""Time for a connection to a server, before the next one is tried."""
+
+RECONNECT_SECONDS = 0.2
+"""Time between two attempts to connect."""
+
+PING_SECONDS = 2
+"""Time between two pings to the server; two without an answer end the connection."""
+
+RECORD_MARGIN_BYTES = MAX_PUBLISHERS * PUBLISHER_BYTES + 16 * 1024
+"""Most bytes of a record besides its batches."""
+
+MAX_BATCH_RECORDS = 1000
+"""Records that one read asks a server for."""
+
+MAX_PASSWORD_BYTES = 4096
+"""Maximum size of a password's file; a larger file is something else."""
+
+CONFLICTS = frozenset((10071, 10164))
+"""Error codes of an append whose last record is another one."""
+
+NO_ROOM = frozenset((10002, 10023, 10028, 10047, 10077, 10122))
+"""Error codes of an append that finds no room: limits of the account, the server or the stream, a full disk."""
+
+NOT_FOUND, STREAM_NOT_FOUND, NAME_IN_USE = 10037, 10059, 10058
+"""Error codes of the API."""
+
+EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
+
+
+class _ApiError(Exception):
+    def __init__(self, error: Mapping[str, Any]) -> None:
+        self.code = error.get("err_code", 0)
+        super().__init__(str(error.get("description", "unknown error")))
+
+
+class JetStreamEngine:
+    """Keep records in streams of NATS JetStream.
+
+    Args:
+        retention: The servers, and the age at which records go.
+        max_message_bytes: Size of the largest batch.
+
+    Attributes:
+        id: Id of the shared log, known once `open` has returned.
+        on_notice: Called with each notice of another consumer.
+        on_connection: Called when the connection is lost, and when it is there again.
+    """
+
+    def __init__(self, retention: Retention, *, max_message_bytes: int) -> None:
+        assert retention.jetstream is not None
+        self._config: JetStream = retention.jetstream
+        self._age, self._max_message_bytes = retention.max_age_seconds, max_message_bytes
+        self._name = self._config.name
+        self.id = ""
+        self.on_notice: Callable[[bytes], None] = lambda _notice: None
+        self.on_connection: Callable[[], None] = lambda: None
+        self._client = Client()
+        self._complaint = ""
+        self._notices: set[asyncio.Task[None]] = set()
+
+    @property
+    def connected(self) -> bool:
+        """Return True if there is a connection to a server."""
+        return bool(self._client.is_connected)
+
+    @property
+    def server(self) -> str:
+        """Return the name and version of the server, "" without a connection."""
+        if not self.connected:
+            return ""
+        info = self._info()
+        return f"{info.get('server_name', '')} {info.get('version', '')}"
+
+    async def open(self) -> None:
+        """Connect, and make the streams that are missing.
+
+        Raises:
+            ConfigError: The servers are too old, refuse this consumer, or are set up in another way than
+                configured.
+        """
+        options = self._options()
+        while True:
+            try:
+                await self._connect(options)
+                self._check_server()
+                for stream in range(self._config.streams):
+                    await self._make_stream(stream)
+                break
+            except (Unanswered, OSError, TimeoutError, nats.errors.Error) as error:
+                await self._client.close()
+                if "authorization" in str(error).lower():
+                    raise ConfigError(
+                        f"the NATS servers refuse this consumer: {error}", key="retention.jetstream"
+                    ) from None
+                self._complain("no NATS server answers", error)
+                await asyncio.sleep(CONNECT_SECONDS)
+            except _ApiError as error:
+                await self._client.close()
+                raise ConfigError(
+                    f"the NATS servers can't keep the log: {error}", key="retention.jetstream"
+                ) from None
+        await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
+
+    async def close(self) -> None:
+        """Disconnect."""
+        for task in self._notices:
+            task.cancel()
+        await self._client.close()
+
+    async def append(self, place: Place, data: bytes, after: int) -> int:
+        """Append a record if the subject's last one has a sequence number; return the new one's.
+
+        Raises:
+            Conflict: It has another one.
+            Full: There is no room.
+            Unanswered: The outcome is not known.
+        """
+        try:
+            answer = await self._request(self._subject(place), data, {EXPECTED_LAST: str(after)})
+        except _ApiError as error:
+            if error.code in CONFLICTS:
+                raise Conflict(str(error)) from None
+            if error.code in NO_ROOM:
+                raise Full(f"the NATS servers have no room: {error}") from None
+            raise Unanswered(f"the NATS servers don't append: {error}") from None
+        seq = answer.get("seq")
+        if not isinstance(seq, int):
+            raise Unanswered("something other than a stream answers at the subject of a topic")
+        return seq
+
+    async def last(self, place: Place) -> Stored | None:
+        """Return the last record of a subject, as the leader of the stream has it, None without one.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        request = {"last_by_subj": self._subject(place)}
+        try:
+            answer = await self._api(f"STREAM.MSG.GET.{self._stream(place.stream)}", request)
+        except _ApiError as error:
+            if error.code == NOT_FOUND:
+                return None
+            raise Unanswered(f"the NATS servers don't read: {error}") from None
+        message = answer["message"]
+        return Stored(int(message["seq"]), base64.b64decode(message.get("data", "")), place.token)
+
+    async def read(self, place: Place, seq: int, max_bytes: int) -> list[Stored]:
+        """Return the next records of a subject from a sequence number on, as any server has them.
+
+        Raises:
+            Unanswered: No server answers.
+        """
+        return await self._read(place.stream, self._subject(place), seq, max_bytes)
+
+    async def scan(self, stream: int, seq: int, max_bytes: int) -> list[Stored]:
+        """Return the next records of all subjects of a stream, as `read` does.
+
+        Raises:
+            Unanswered: No server answers.
+        """
+        return await self._read(stream, f"{self._name}.{stream}.*", seq, max_bytes)
+
+    async def purge(self, place: Place, below: int) -> None:
+        """Drop the records of a subject below a sequence number.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        request = {"filter": self._subject(place), "seq": below}
+        await self._answered(f"STREAM.PURGE.{self._stream(place.stream)}", request)
+
+    async def state(self, stream: int) -> StreamState:
+        """Return the state of a stream, as its leader has it.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", {})
+        state, cluster = info["state"], info.get("cluster") or {}
+        replicas = cluster.get("replicas") or []
+        return StreamState(
+            first=state["first_seq"],
+            last=state["last_seq"],
+            bytes=state["bytes"],
+            first_time=_unix_time(state["first_ts"]) if state["messages"] else 0.0,
+            leader=cluster.get("leader") or self._info().get("server_name", ""),
+            lag=max((replica.get("lag", 0) for replica in replicas), default=0),
+            replicas=1 + sum(not replica.get("offline") for replica in replicas),
+        )
+
+    def notify(self, notice: bytes) -> None:
+        """Tell the other consumers something, which may be lost."""
+        if self.connected:
+            task = asyncio.create_task(self._publish(notice))
+            self._notices.add(task)
+            task.add_done_callback(self._notices.discard)
+
+    async def set_age(self, seconds: float) -> None:
+        """Let records be dropped at another age.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        self._age = seconds
+        for stream in range(self._config.streams):
+            info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", {})
+            changed = {**info["config"], "max_age": int(seconds * 1e9)}
+            await self._answered(f"STREAM.UPDATE.{self._stream(stream)}", changed)
+
+    # ---- connection
+
+    async def _connect(self, options: dict[str, Any]) -> None:
+        """Connect to one of the servers.
+
+        Raises:
+            Unanswered: None answers.
+        """
+        self._client = Client()
+        await self._client.connect(**options)
+
+    def _options(self) -> dict[str, Any]:
+        """Return the options of the connection.
+
+        Raises:
+            ConfigError: A file can't be used.
+        """
+        config = self._config
+        options: dict[str, Any] = {
+            "servers": list(config.servers),
+            "name": "wsqueue consumer",
+            "no_echo": True,
+            "connect_timeout": CONNECT_SECONDS,
+            "reconnect_time_wait": RECONNECT_SECONDS,
+            "max_reconnect_attempts": -1,
+            "ping_interval": PING_SECONDS,
+            "max_outstanding_pings": 2,
+            "allow_reconnect": True,
+            "error_cb": self._failed,
+            "disconnected_cb": self._changed,
+            "reconnected_cb": self._reconnected,
+        }
+        if config.password_file is not None:
+            password = read_secret(Path(config.password_file), MAX_PASSWORD_BYTES).rstrip("\r\n")
+            options |= {"user": config.user, "password": password}
+        if config.credentials_file is not None:
+            read_secret(Path(config.credentials_file), MAX_PASSWORD_BYTES)
+            options["user_credentials"] = config.credentials_file
+        if any(address.tls for address in config.addresses) or config.ca or config.certificate:
+            options["tls"] = self._tls()
+        return options
+
+    def _tls(self) -> ssl.SSLContext:
+        config = self._config
+        try:
+            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=config.ca)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
+            if config.certificate is not None:
+                context.load_cert_chain(config.certificate, config.key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(f"the certificates can't be used: {error}", key="retention.jetstream") from None
+        return context
+
+    def _info(self) -> dict[str, Any]:
+        """Return the greeting of the server."""
+        return dict(self._client._server_info)  # noqa: SLF001 - it has no public way to all of it
+
+    def _check_server(self) -> None:
+        """Refuse a server that can't be trusted with the log.
+
+        Raises:
+            ConfigError: It is too old, has no JetStream, or takes too little in a message.
+        """
+        info = self._info()
+        version = str(info.get("version", ""))
+        numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
+        if numbers < MIN_VERSION:
+            expected = ".".join(map(str, MIN_VERSION))
+            raise ConfigError(
+                f"the NATS server has version {version}; expected at least {expected}, because older ones have lost"
+                " messages",
+                key="retention.jetstream.servers",
+            )
+        if not info.get("jetstream"):
+            raise ConfigError(
+                "the NATS server has no JetStream: expected `jetstream` in its configuration",
+                key="retention.jetstream.servers",
+            )
+        needed = max(MAX_RECORD_BYTES, self._max_message_bytes) + RECORD_MARGIN_BYTES
+        if (most := int(info.get("max_payload", 0))) < needed:
+            raise ConfigError(
+                f"the NATS server takes {most} bytes in a message; expected max_payload of at least {needed} in its"
+                " configuration",
+                key="retention.jetstream.servers",
+            )
+
+    async def _make_stream(self, stream: int) -> None:
+        """Make a stream if it is missing, else check it.
+
+        Raises:
+            ConfigError: It is another one than configured.
+            Unanswered: The servers don't answer.
+        """
+        name = self._stream(stream)
+        wanted = {
+            "name": name,
+            "subjects": [f"{self._name}.{stream}.*"],
+            "retention": "limits",
+            "storage": "file",
+            "discard": "new",
+            "num_replicas": self._config.replicas,
+            "max_age": int(self._age * 1e9),
+            "allow_direct": True,
+            "metadata": {"wsqueue.id": secrets.token_hex(8), "wsqueue.streams": str(self._config.streams)},
+        }
+        try:
+            info = await self._api(f"STREAM.INFO.{name}", {})
+        except _ApiError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            try:
+                info = await self._api(f"STREAM.CREATE.{name}", wanted)
+            except _ApiError as created:
+                if created.code != NAME_IN_USE:
+                    raise
+                # Another consumer has made it meanwhile.
+                info = await self._api(f"STREAM.INFO.{name}", {})
+        found = info["config"]
+        for key in ("subjects", "storage", "discard", "num_replicas", "allow_direct"):
+            if found.get(key) != wanted[key]:
+                raise ConfigError(
+                    f"the stream {name} has {key} = {found.get(key)!r}; expected {wanted[key]!r}",
+                    key="retention.jetstream",
+                )
+        metadata = found.get("metadata") or {}
+        if metadata.get("wsqueue.streams") != str(self._config.streams):
+            raise ConfigError(
+                f"the log was made with {metadata.get('wsqueue.streams', 'no known number of')} streams;"
+                f" expected {self._config.streams}, because their number is fixed",
+                key="retention.jetstream.streams",
+            )
+        if stream == 0:
+            self.id = metadata["wsqueue.id"]
+
+    async def _failed(self, error: Exception) -> None:
+        self._complain("connection to a NATS server failed", error)
+
+    async def _changed(self) -> None:
+        self.on_connection()
+
+    async def _reconnected(self) -> None:
+        self._complaint = ""
+        log(logger, logging.INFO, "connected to a NATS server", server=self.server)
+        try:
+            self._check_server()
+        except ConfigError as error:
+            # It is one of several, and the next reconnect may find a better one.
+            log(logger, logging.ERROR, "NATS server unusable", reason=error)
+        self.on_connection()
+
+    def _complain(self, event: str, error: BaseException) -> None:
+        """Log a failure, once until there is another one."""
+        reason = str(error) or type(error).__name__
+        if reason != self._complaint:
+            self._complaint = reason
+            log(logger, logging.WARNING, event, reason=reason)
+
+    async def _noticed(self, message: Msg) -> None:
+        self.on_notice(message.data)
+
+    async def _publish(self, notice: bytes) -> None:
+        try:
+            await self._client.publish(f"{self._name}.notice", notice)
+        except nats.errors.Error as error:
+            log(logger, logging.DEBUG, "notice lost", reason=error)
+
+    # ---- requests
+
+    def _stream(self, stream: int) -> str:
+        return f"{self._name}-{stream}"
+
+    def _subject(self, place: Place) -> str:
+        return f"{self._name}.{place.stream}.{place.token}"
+
+    async def _request(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> Any:
+        """Send a request, and return its answer.
+
+        Raises:
+            _ApiError: The answer is an error.
+            Unanswered: There is none.
+        """
+        try:
+            message = await self._client.request(subject, data, timeout=REQUEST_SECONDS, headers=headers)
+            answer = json.loads(message.data)
+        except nats.errors.NoRespondersError:
+            raise Unanswered("no NATS server leads the stream of a topic") from None
+        except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
+            raise Unanswered(f"the NATS servers don't answer: {_reason(error)}") from None
+        if "error" in answer:
+            raise _ApiError(answer["error"])
+        return answer
+
+    async def _api(self, name: str, request: Mapping[str, Any]) -> Any:
+        return await self._request(f"$JS.API.{name}", json.dumps(request).encode() if request else b"")
+
+    async def _answered(self, name: str, request: Mapping[str, Any]) -> Any:
+        try:
+            return await self._api(name, request)
+        except _ApiError as error:
+            raise Unanswered(f"the NATS servers refuse a request: {error}") from None
+
+    async def _read(self, stream: int, subject: str, seq: int, max_bytes: int) -> list[Stored]:
+        """Ask any server for records, and collect its answers.
+
+        Raises:
+            Unanswered: There is no answer, or not all of it comes.
+        """
+        batch = MAX_BATCH_RECORDS if max_bytes > 1 else 1
+        request: dict[str, Any] = {"seq": seq, "next_by_subj": subject, "batch": batch}
+        if max_bytes > 1:
+            request["max_bytes"] = min(max_bytes, READ_BYTES * 8)
+        inbox = self._client.new_inbox()
+        found: list[Stored] = []
+        try:
+            answers = await self._client.subscribe(inbox, pending_bytes_limit=0)
+            try:
+                await self._client.publish(
+                    f"$JS.API.DIRECT.GET.{self._stream(stream)}", json.dumps(request).encode(), reply=inbox
+                )
+                while True:
+                    message = await answers.next_msg(REQUEST_SECONDS)
+                    headers = message.headers or {}
+                    if status := headers.get("Status"):
+                        break
+                    token = headers["Nats-Subject"].rpartition(".")[2]
+                    found.append(Stored(int(headers["Nats-Sequence"]), message.data, token))
+            finally:
+                await answers.unsubscribe()
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise Unanswered(f"the NATS servers don't answer: {_reason(error)}") from None
+        if status in ("204", "404"):
+            return found
+        raise Unanswered(f"a NATS server refuses to read: {headers.get('Description', status)}")
+
+
+def _reason(error: BaseException) -> str:
+    return str(error) or type(error).__name__
+
+
+def _unix_time(text: str) -> float:
+    """Return the Unix time of a time in RFC 3339, which may have nanoseconds."""
+    return msgspec.convert(re.sub(r"(\.\d{6})\d+", r"\1", text), datetime).timestamp()

@@ -1,0 +1,766 @@
+"""The store that consumers share: the log is in an engine, and each of them appends to any topic.
+
+    append ──▶ topic.waiting ──▶ propose ──▶ engine.append ──┬─▶ kept in memory, told ──▶ done
+                    ▲              (one task for each topic   │        │
+                    │               that somebody waits for)  │        └─▶ notice to other consumers
+                    └───────── read on ◀── conflict, no answer┘
+                                  ▲
+             notice of another ───┤
+             sweep, reconnect ────┘
+
+- `SharedTopic` judges; a task for each topic with work moves between it and the engine (`_work`). While there
+  is none, nothing is under way for the topic.
+- Outcomes of a topic come in the order of its chains. Topics wait for nobody.
+- A topic that is read is followed: other consumers tell of their appends by notices, which can be lost. `Seen`
+  finds that out within two sweeps, and then all topics that are read and lie in that stream are read on.
+- A reader begins when the log is proved to be known: after an append, of an empty record if need be. So a
+  subscription makes a topic's log begin, `keep_alive` lets it not grow old, and no reader is told of an end that
+  others have gone beyond.
+- `available` is False when the engine has done nothing that was asked of it for a while. Consumers whose
+  engine is there go on, and whoever sends again there is recognised by the numbers in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import TypeVar
+
+import msgspec
+
+from ..config.model import Retention
+from ..errors import StorageError
+from ..journal import log
+from ..protocol import v2
+from ..protocol.packed import NOTHING
+from ..report.report import HistogramStatus, LogStatus
+from ..report.stats import Histogram
+from .engine import READ_BYTES, Conflict, Engine, Full, Place, StreamState, Unanswered, place_of
+from .logs import PROBLEMS, TopicLogs
+from .records import MAX_NUMBERS, Record
+from .seen import Seen
+from .shared_record import SharedRecord, decode_record
+from .shared_topic import Proposal, SharedTopic, records_of
+from .sqlite import CACHE_BYTES
+from .store import AppendChain, Done, Outcome
+from .topic import TopicLog
+
+Result = TypeVar("Result")
+
+logger = logging.getLogger(__name__)
+
+PENDING_BYTES = 32 * 1024 * 1024
+"""Bytes that may wait for the engine; above it, no more is read from the producers."""
+
+MAX_REQUESTS = 256
+"""Requests to the engine at a time: more make nothing faster."""
+
+SWEEP_SECONDS = 2.0
+"""Time between two looks for records that no notice told of."""
+
+UNAVAILABLE_SECONDS = 1.0
+"""Time without success after which the engine counts as unavailable here: a reconnect takes less."""
+
+RETRY_SECONDS = 0.02
+"""First pause before an append is tried again; it doubles each time."""
+
+MAX_RETRY_SECONDS = 1.0
+"""Longest such pause: an election takes seconds."""
+
+OPEN_RETRY_SECONDS = 2.0
+"""Time between two attempts to reach the engine at a start."""
+
+READ_SECONDS = 15.0
+"""Time after which a read gives up: more than an election takes."""
+
+MAX_OLD_ANSWERS = 60
+"""Answers from before the newest message that is known, until they are taken for true: for half a minute, which
+is longer than a leader can be without the others and not know it."""
+
+MAX_FOLLOW_BYTES = 8 * 1024 * 1024
+"""Bytes of records that are read on at once; a consumer that is further behind lets its readers read them."""
+
+MAX_NOTICES = 500
+"""Records that one notice tells of; more go in another one."""
+
+MAX_CURSORS = 10_000
+"""Places of readers in the engine that are remembered, so that they need not be searched: 2 MiB."""
+
+PURGE_BYTES = 4 * 1024 * 1024
+"""Bytes of the oldest records that are looked at in one go when the log is too large."""
+
+PURGE_PARTS = 16
+"""Part of `max_bytes` after which a consumer that appends looks whether the log is too large."""
+
+TRIMMED_PART = 0.95
+"""Part of `max_bytes` that is left when the log was too large, so that this doesn't happen all the time."""
+
+FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
+"""Stands for the chains that another consumer appended."""
+
+Notice = list[tuple[str, int, int]]
+"""Topics, the streams of their records, and the sequence numbers of these."""
+
+_notice_decoder = msgspec.msgpack.Decoder(list[tuple[str, int, int]])
+
+
+class SharedStore(TopicLogs):
+    """Keep the logs of all topics in an engine, and the newest records in memory.
+
+    Args:
+        config: The limits.
+        done: Called with the outcomes of batches.
+        clock: Returns the Unix time.
+        engine: The engine.
+        streams: Number of its streams.
+        pause: Sleeps; a test may do without.
+
+    Attributes:
+        conflicts: Appends that failed because another consumer had appended.
+    """
+
+    def __init__(
+        self,
+        config: Retention,
+        done: Done,
+        clock: Callable[[], float] = time.time,
+        *,
+        engine: Engine,
+        streams: int,
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        super().__init__(config, done, clock)
+        self._engine, self._streams, self._pause = engine, streams, pause
+        engine.on_notice, engine.on_connection = self._take_notice, self._connection_changed
+        # Classic publishers have no ids: their batches are this consumer's.
+        self._writer = secrets.token_urlsafe(16)
+        self._number = 0
+        self._tasks: dict[SharedTopic, asyncio.Task[None]] = {}
+        self._others: set[asyncio.Task[None]] = set()
+        self._openings: dict[SharedTopic, list[asyncio.Future[None]]] = {}
+        self._requests = asyncio.Semaphore(MAX_REQUESTS)
+        self._seen = [Seen() for _ in range(streams)]
+        self._states: list[StreamState | None] = [None] * streams
+        self._cursors: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._pending_bytes = self._appended_bytes = 0
+        self._notices: Notice = []
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._retrying = self.conflicts = 0
+        self._failing = ""
+        self._failing_since: float | None = None
+        self._available, self._refusing = True, False
+        self._append_seconds = Histogram()
+        self._last_append_seconds = 0.0
+        self._purging: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Connect to the engine, and wait for it.
+
+        Raises:
+            ConfigError: It cannot be used.
+        """
+        await self._engine.open()
+        for stream, seen in enumerate(self._seen):
+            seen.upto = (await self._until_answered(partial(self._engine.state, stream))).last
+        self._begin(self._sweep())
+
+    async def close(self) -> None:
+        """Let go of the engine; batches that wait are not stored."""
+        tasks = {*self._tasks.values(), *self._others}
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for openings in self._openings.values():
+            for opening in openings:
+                opening.cancel()
+        await self._engine.close()
+
+    def reconfigure(self, limits: Retention) -> None:
+        """Use other limits from now on; mode and engine stay those of the start."""
+        age = limits.max_age_seconds
+        if age != self._config.max_age_seconds:
+            self._begin(self._set_age(age))
+        super().reconfigure(msgspec.structs.replace(limits, jetstream=self._config.jetstream))
+
+    @property
+    def shared(self) -> v2.Log | None:
+        """Return the packet that names the log which consumers share."""
+        return v2.Log(self._engine.id, self._available)
+
+    @property
+    def congested(self) -> bool:
+        """Return True if too much waits for the engine."""
+        return self._pending_bytes > PENDING_BYTES
+
+    async def settle(self) -> None:
+        """Wait until nothing waits for the engine."""
+        await self._settled.wait()
+
+    def append(self, chains: Sequence[AppendChain]) -> None:
+        """Let chains wait for the engine."""
+        refused: list[Outcome] = []
+        for chain in chains:
+            if chain.problem == "topic_too_long":
+                refused.append(Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem]))
+                continue
+            if not chain.publisher:
+                self._number += 1
+                chain.publisher, chain.numbers = self._writer, [self._number]
+            topic = self._topic(chain.topic)
+            self._pending_bytes += topic.wait(chain)
+            self._kick(topic)
+        if self._pending_bytes:
+            self._settled.clear()
+        if refused:
+            self._done(refused)
+
+    def opening(self, log: TopicLog) -> asyncio.Future[None] | None:
+        """Return a future that is done when all is known of a log that others have appended until now."""
+        topic = self._topic(log.name)
+        opening: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._openings.setdefault(topic, []).append(opening)
+        topic.proof = True
+        self._kick(topic)
+        return opening
+
+    def log_id(self, log: TopicLog) -> str:
+        """Return the id of a topic's log, "" before it is open."""
+        return self._topic(log.name).id
+
+    def earliest(self, log: TopicLog) -> int:
+        """Return the offset at which the log began; a reader finds out which message is the first now."""
+        return log.start
+
+    def in_memory(self, log: TopicLog, offset: int) -> bool:
+        """Return True if all messages that are kept from an offset on are in memory."""
+        return offset >= log.first
+
+    async def read(self, log: TopicLog, offset: int, max_bytes: int) -> list[Record]:
+        """Return records from the one that holds an offset on, also those that only the engine has.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        topic = self._topic(log.name)
+        if self.in_memory(topic, offset):
+            return topic.read(offset, max_bytes)
+        return await self._in_time(partial(self._read, topic, offset, max_bytes))
+
+    async def offset_at(self, log: TopicLog, moment: float) -> int:
+        """Return the offset of the first record that is not older than a Unix time, `next` if all are.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        if log.records and log.records[0].time < moment:
+            return log.offset_at(moment)
+        topic = self._topic(log.name)
+        end = topic.next
+        seq = await self._in_time(partial(self._find, topic, lambda record: record.time >= moment))
+        found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
+        return found[0].offset if found else end
+
+    async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
+        """Return None: these logs have no epochs."""
+        return None
+
+    def begin_epoch(self) -> None:
+        """Do nothing: the log is not on this host, and is not set back with it."""
+
+    def trim(self) -> None:
+        """Drop records above the limits, and keep the logs alive that are read."""
+        super().trim()
+        dying = self._clock() - self._config.max_age_seconds / 2
+        pairs = 0
+        for name in list(self._ledger.topics):
+            topic = self._topic(name)
+            if topic.readers and topic.opened and topic.time < dying:
+                topic.proof = True
+                self._kick(topic)
+            pairs += len(topic.numbers)
+            if pairs > MAX_NUMBERS and topic not in self._tasks:
+                pairs -= len(topic.numbers)
+                topic.close()
+        self._purge_soon()
+
+    def log_status(self) -> LogStatus:
+        """Return the status of the log for reports."""
+        return LogStatus(
+            mode="jetstream",
+            topics=len(self._ledger.topics),
+            bytes=sum(state.bytes for state in self._states if state is not None),
+            limit_bytes=self._config.max_bytes,
+            pending_bytes=self._pending_bytes,
+            commit_seconds=self._last_append_seconds,
+            failing=self._failing,
+        )
+
+    def commit_seconds(self) -> HistogramStatus | None:
+        """Return how long appends took."""
+        return self._append_seconds.status()
+
+    def _memory_limits(self, config: Retention) -> Retention:
+        """Return the limits of the records in memory, which are those of the log but for their size."""
+        return msgspec.structs.replace(config, max_bytes=min(CACHE_BYTES, config.max_bytes))
+
+    def _needed(self, log: TopicLog) -> bool:
+        """Return True if somebody works on an empty topic, or an append may still be done."""
+        assert isinstance(log, SharedTopic)
+        return log.wanted or log in self._tasks
+
+    def _new_log(self, name: str) -> TopicLog:
+        """Return the log of a topic that is not open."""
+        return SharedTopic(name, place_of(name, self._streams))
+
+    def _topic(self, name: str) -> SharedTopic:
+        topic = self._ledger.topics.get(name) or self.topic(name)
+        assert isinstance(topic, SharedTopic)
+        return topic
+
+    # ---- the work on one topic
+
+    def _kick(self, topic: SharedTopic) -> None:
+        """Begin to work on a topic, unless somebody does."""
+        if topic not in self._tasks:
+            self._tasks[topic] = asyncio.create_task(self._work(topic))
+
+    async def _work(self, topic: SharedTopic) -> None:
+        """Do all that is wanted of a topic."""
+        retry, retrying = RETRY_SECONDS, False
+        try:
+            while topic.wanted:
+                try:
+                    await self._know(topic)
+                    await self._append_next(topic)
+                except Conflict:
+                    topic.doubt = True
+                    self.conflicts += 1
+                    await self._pause(random.uniform(0, RETRY_SECONDS))  # noqa: S311 - jitter
+                except (Unanswered, StorageError) as error:
+                    topic.doubt = True
+                    self._retrying += not retrying
+                    retrying = True
+                    self._fail(str(error))
+                    await self._pause(random.uniform(retry / 2, retry))  # noqa: S311 - jitter
+                    retry = min(2 * retry, MAX_RETRY_SECONDS)
+                else:
+                    self._retrying -= retrying
+                    retry, retrying = RETRY_SECONDS, False
+        finally:
+            self._retrying -= retrying
+            del self._tasks[topic]
+
+    async def _know(self, topic: SharedTopic) -> None:
+        """Know all of a topic that the engine tells of."""
+        if topic.known:
+            return
+        # Before the request, because doubts that come during it are about its answer.
+        topic.doubt = False
+        async with self._requests:
+            last = await self._engine.last(topic.place)
+        self._check_age(topic, 0 if last is None else last.seq)
+        if last is None:
+            self._forget_records(topic)
+            topic.open_empty()
+            return
+        record = decode_record(last.data)
+        if topic.opened and last.seq == topic.seq:
+            return
+        if topic.opened and topic.continues(record):
+            self._apply(topic, last.seq, record)
+        elif not await self._read_on(topic, last.seq, record):
+            await self._open(topic, last.seq, record)
+
+    def _check_age(self, topic: SharedTopic, last: int) -> None:
+        """Refuse to know less than before, as an old leader does, unless the records can have gone.
+
+        Raises:
+            Unanswered: The answer is an old one.
+        """
+        if last >= max(topic.heard, topic.seq):
+            topic.old_answers = 0
+            return
+        aged = not last and 0 < topic.time < self._clock() - self._config.max_age_seconds / 2
+        topic.old_answers += 1
+        if not aged and topic.old_answers < MAX_OLD_ANSWERS:
+            raise Unanswered("a server answers that doesn't have the newest messages")
+        # Somebody has purged the stream.
+        topic.heard, topic.old_answers = last, 0
+
+    async def _read_on(self, topic: SharedTopic, seq: int, last: SharedRecord) -> bool:
+        """Apply all records up to the last one; return False if there is a hole, or nobody reads them."""
+        behind = last.bytes - topic.bytes_ever
+        if not topic.opened or not topic.readers or last.log != topic.id or behind > MAX_FOLLOW_BYTES:
+            return False
+        while topic.seq < seq:
+            async with self._requests:
+                found = await self._engine.read(topic.place, topic.seq + 1, READ_BYTES)
+            if not found:
+                raise Unanswered("a server answers that doesn't have the newest messages yet")
+            for stored in found:
+                record = decode_record(stored.data)
+                if not topic.continues(record):
+                    return False
+                self._apply(topic, stored.seq, record)
+        return True
+
+    def _apply(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
+        """Keep and deliver a record that somebody else appended."""
+        records = topic.apply(seq, record)
+        self._seen[topic.place.stream].note(seq)
+        for one in records:
+            self._keep(one)
+        if records:
+            self._done([Outcome(FOREIGN, record=one) for one in records])
+
+    async def _open(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
+        """Know a topic by its last record."""
+        table: SharedRecord | None = record
+        if record.table:
+            async with self._requests:
+                found = await self._engine.read(topic.place, record.table, 1)
+            if not found:
+                raise Unanswered("a server answers that doesn't have the newest messages yet")
+            table = decode_record(found[0].data) if found[0].seq == record.table else None
+        known, before = bool(topic.id), topic.next
+        self._forget_records(topic)
+        if topic.open(seq, record, table):
+            self.on_moved(topic, True)
+        elif known and topic.next != before:
+            self.on_moved(topic, False)
+
+    def _forget_records(self, topic: SharedTopic) -> None:
+        """Drop all that is in memory of a topic, because no continuation of it comes."""
+        while topic.records:
+            self._drop_first(topic)
+            topic.dropped += 1
+
+    async def _append_next(self, topic: SharedTopic) -> None:
+        """Judge the chains that wait, and append the record that stores them."""
+        if not topic.waiting and not topic.proof:
+            self._succeed()
+            return
+        openings = len(self._openings.get(topic, ()))
+        proposal = topic.propose(
+            self._clock(),
+            writer=self._writer,
+            new_id=secrets.token_hex(8),
+            max_age=self._config.max_age_seconds,
+        )
+        if proposal.record is None:
+            self._succeed()
+            self._answer(topic, topic.answered(proposal))
+            return
+        began = time.monotonic()
+        try:
+            async with self._requests:
+                seq = await self._engine.append(topic.place, proposal.data, topic.seq)
+        except Full as error:
+            self._refuse(topic, proposal, str(error))
+            return
+        except Unanswered:
+            topic.uncertain = True
+            raise
+        self._last_append_seconds = time.monotonic() - began
+        self._append_seconds.observe(self._last_append_seconds)
+        self._succeed()
+        self._appended(topic, proposal, seq)
+        done = self._openings.pop(topic, [])
+        if rest := done[openings:]:
+            self._openings[topic], topic.proof = rest, True
+        for opening in done[:openings]:
+            if not opening.done():
+                opening.set_result(None)
+
+    def _appended(self, topic: SharedTopic, proposal: Proposal, seq: int) -> None:
+        """Keep the record of a proposal, and answer its chains."""
+        before, other = topic.id, topic.reborn
+        outcomes = topic.appended(proposal, seq)
+        self._seen[topic.place.stream].note(seq)
+        self._tell_others(topic, seq)
+        if other and before != topic.id:
+            topic.reborn = False
+            self.on_moved(topic, True)
+        for outcome in outcomes:
+            if outcome.record is not None:
+                self._keep(outcome.record)
+        self._answer(topic, outcomes)
+        self._limit(topic, proposal.size)
+
+    def _refuse(self, topic: SharedTopic, proposal: Proposal, reason: str) -> None:
+        """Refuse the chains of a proposal that there is no room for.
+
+        Raises:
+            Unanswered: An append may still be done that had no answer, so that a refusal could be wrong; or
+                nothing but a proof is wanted.
+        """
+        if topic.uncertain or not topic.waiting:
+            raise Unanswered(reason)
+        if not self._refusing:
+            self._refusing = True
+            log(logger, logging.ERROR, "messages refused", reason=reason)
+        self._failing = reason
+        self._answer(topic, topic.full(proposal, reason))
+
+    def _answer(self, topic: SharedTopic, outcomes: list[Outcome]) -> None:
+        """Tell the outcomes of chains that no longer wait."""
+        self._pending_bytes -= topic.take_freed()
+        super().trim()
+        if not self._pending_bytes:
+            self._settled.set()
+        if outcomes:
+            self._done(outcomes)
+
+    # ---- other consumers
+
+    def _tell_others(self, topic: SharedTopic, seq: int) -> None:
+        """Tell the other consumers of a record, with all others of this turn of the loop."""
+        if not self._notices:
+            asyncio.get_running_loop().call_soon(self._send_notices)
+        self._notices.append((topic.name, topic.place.stream, seq))
+
+    def _send_notices(self) -> None:
+        notices, self._notices = self._notices, []
+        for at in range(0, len(notices), MAX_NOTICES):
+            self._engine.notify(msgspec.msgpack.encode(notices[at : at + MAX_NOTICES]))
+
+    def _take_notice(self, data: bytes) -> None:
+        """Follow another consumer's appends (the engine calls this)."""
+        try:
+            notices = _notice_decoder.decode(data)
+        except msgspec.DecodeError:
+            # Of a newer version, or of somebody else: the sweep finds the records.
+            return
+        for name, stream, seq in notices:
+            if stream < self._streams:
+                self._seen[stream].note(seq)
+            topic = self._ledger.topics.get(name)
+            if isinstance(topic, SharedTopic) and seq > topic.heard:
+                topic.heard = seq
+                if topic.readers:
+                    self._kick(topic)
+
+    async def _sweep(self) -> None:
+        """Look for records that no notice told of, and for the state of the engine."""
+        while True:
+            for stream in range(self._streams):
+                try:
+                    async with self._requests:
+                        state = await self._engine.state(stream)
+                except Unanswered as error:
+                    self._states[stream] = None
+                    self._fail(str(error))
+                    continue
+                self._states[stream] = state
+                if self._seen[stream].missed(state.last):
+                    self._doubt(stream)
+            if not self._retrying and None not in self._states:
+                self._succeed()
+            await self._pause(SWEEP_SECONDS)
+
+    def _doubt(self, stream: int) -> None:
+        """Read on in all topics of a stream that somebody reads."""
+        for log_ in list(self._ledger.topics.values()):
+            if log_.readers:
+                topic = self._topic(log_.name)
+                if topic.place.stream == stream:
+                    topic.doubt = True
+                    self._kick(topic)
+
+    # ---- the state of the engine
+
+    def _connection_changed(self) -> None:
+        """Note that the connection to the engine is lost, or there again (the engine calls this)."""
+        if not self._engine.connected:
+            self._fail("there is no connection to a NATS server")
+
+    def _fail(self, reason: str) -> None:
+        """Note that the engine did not do something."""
+        self._failing = reason
+        if self._failing_since is None:
+            self._failing_since = time.monotonic()
+            asyncio.get_running_loop().call_later(UNAVAILABLE_SECONDS, self._check_available)
+
+    def _succeed(self) -> None:
+        """Note that the engine does its work."""
+        if self._refusing:
+            self._refusing = False
+            log(logger, logging.INFO, "messages stored again", after=self._failing)
+        if self._failing:
+            self._failing, self._failing_since = "", None
+            self._check_available()
+
+    def _check_available(self) -> None:
+        """Tell when the engine becomes available or unavailable."""
+        since = self._failing_since
+        available = since is None or time.monotonic() - since < UNAVAILABLE_SECONDS * 0.9
+        if available != self._available:
+            self._available = available
+            if available:
+                log(logger, logging.INFO, "log available", server=self._engine.server)
+            else:
+                log(logger, logging.WARNING, "log unavailable", reason=self._failing)
+            self.on_available()
+
+    async def _set_age(self, seconds: float) -> None:
+        await self._until_answered(partial(self._engine.set_age, seconds))
+
+    def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Do some work beside all topics."""
+        task = asyncio.create_task(work)
+        self._others.add(task)
+        task.add_done_callback(self._others.discard)
+        return task
+
+    async def _until_answered(self, request: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask the engine until it answers."""
+        while True:
+            try:
+                return await request()
+            except Unanswered as error:
+                self._fail(str(error))
+                await self._pause(OPEN_RETRY_SECONDS)
+
+    # ---- reading
+
+    async def _in_time(self, request: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask the engine until it answers, or for too long.
+
+        Raises:
+            StorageError: It does not answer.
+        """
+        until = time.monotonic() + READ_SECONDS
+        while True:
+            try:
+                return await request()
+            except Unanswered as error:
+                if time.monotonic() > until:
+                    raise StorageError(f"the log can't be read: {error}") from None
+                await self._pause(RETRY_SECONDS * 5)
+
+    async def _read(self, topic: SharedTopic, offset: int, max_bytes: int) -> list[Record]:
+        """Return the records that hold an offset and those after it."""
+        seq = self._cursors.pop((topic.name, topic.id, offset), 0)
+        if not seq:
+            seq = 1 if offset <= topic.start else await self._find(topic, lambda record: record.end > offset)
+        records, after = await self._records_from(topic, seq, max_bytes)
+        if records:
+            self._cursors[topic.name, topic.id, records[-1].end] = after
+            if len(self._cursors) > MAX_CURSORS:
+                self._cursors.popitem(last=False)
+        return records
+
+    async def _records_from(self, topic: SharedTopic, seq: int, max_bytes: int) -> tuple[list[Record], int]:
+        """Return the next records from a sequence number on, at least one if there is any, and the next number."""
+        end, records = topic.seq, list[Record]()
+        while not records and seq <= end:
+            async with self._requests:
+                found = await self._engine.read(topic.place, seq, max_bytes)
+            if not found:
+                async with self._requests:
+                    last = await self._engine.last(topic.place)
+                if last is None or last.seq < seq:
+                    # They have gone because of their age.
+                    break
+                raise Unanswered("a server answers that doesn't have the newest messages yet")
+            for stored in found:
+                if stored.seq > end:
+                    # Of later messages the reader hears when they are known here.
+                    return records, stored.seq
+                record = decode_record(stored.data)
+                if record.log == topic.id:
+                    records += records_of(topic.name, record)
+                seq = stored.seq + 1
+        return records, seq
+
+    async def _find(self, topic: SharedTopic, right: Callable[[SharedRecord], bool]) -> int:
+        """Return a sequence number from which on the first record is the first one that is right.
+
+        All after that one must be right too.
+        """
+        low, high = 1, topic.seq + 1
+        while low < high:
+            middle = (low + high) // 2
+            async with self._requests:
+                found = await self._engine.read(topic.place, middle, 1)
+            if not found or found[0].seq > topic.seq or right(decode_record(found[0].data)):
+                high = middle
+            else:
+                low = found[0].seq + 1
+        return low
+
+    # ---- limits
+
+    def _limit(self, topic: SharedTopic, size: int) -> None:
+        """Drop records of a topic that is too large, and see whether all are together."""
+        config = self._config
+        topic.thin_marks(config.max_bytes_per_topic, config.max_messages_per_topic)
+        if below := topic.purge_below(config.max_bytes_per_topic, config.max_messages_per_topic):
+            self._begin(self._purge_topic(topic, below))
+        self._appended_bytes += size
+        if self._appended_bytes > config.max_bytes // PURGE_PARTS:
+            self._purge_soon()
+
+    async def _purge_topic(self, topic: SharedTopic, below: int) -> None:
+        try:
+            async with self._requests:
+                await self._engine.purge(topic.place, below)
+        except Unanswered as error:
+            # The next table of the topic comes soon.
+            log(logger, logging.DEBUG, "not purged", topic=topic.name, reason=error)
+
+    def _purge_soon(self) -> None:
+        self._appended_bytes = 0
+        if self._purging is None or self._purging.done():
+            self._purging = self._begin(self._purge())
+
+    async def _purge(self) -> None:
+        """Drop the oldest records while the log is too large."""
+        try:
+            states = [await self._engine.state(stream) for stream in range(self._streams)]
+            excess = sum(state.bytes for state in states) - self._config.max_bytes
+            if excess <= 0:
+                return
+            excess += int(self._config.max_bytes * (1 - TRIMMED_PART))
+            cursors = {stream: state.first for stream, state in enumerate(states) if state.first_time}
+            ages = {stream: states[stream].first_time for stream in cursors}
+            while excess > 0 and cursors:
+                stream = min(cursors, key=ages.__getitem__)
+                freed, cursors[stream], ages[stream] = await self._purge_oldest(stream, cursors[stream])
+                excess -= freed
+                if ages[stream] == 0:
+                    del cursors[stream]
+            if excess > 0:
+                log(logger, logging.WARNING, "log too large", excess_bytes=excess)
+        except (Unanswered, StorageError) as error:
+            log(logger, logging.WARNING, "not purged", reason=error)
+
+    async def _purge_oldest(self, stream: int, seq: int) -> tuple[int, int, float]:
+        """Drop old records of a stream, from a sequence number on; all tables that are needed stay.
+
+        Returns:
+            The bytes that are free now, the sequence number at which to go on, and the time of the record there;
+            0 at the end of the stream.
+        """
+        found = await self._engine.scan(stream, seq, PURGE_BYTES)
+        below: dict[str, int] = {}
+        heads = [decode_record(stored.data) for stored in found]
+        for stored, head in zip(found, heads, strict=True):
+            # A table that nobody has needed since may go with all before it, once there is a newer one.
+            below[stored.token] = max(below.get(stored.token, 0), head.table or stored.seq)
+        freed = 0
+        for stored in found:
+            if stored.seq < below[stored.token]:
+                freed += len(stored.data)
+        for token, bound in below.items():
+            if any(stored.token == token and stored.seq < bound for stored in found):
+                await self._engine.purge(Place(stream, token), bound)
+        return (freed, found[-1].seq + 1, heads[-1].time) if found else (0, seq, 0.0)

@@ -1,0 +1,421 @@
+"""The shared log of one topic, as one consumer knows it; no I/O and no clock.
+
+    closed ──open──▶ known ──propose──▶ appending ──appended──▶ known
+                      ▲ ▲                    │
+          open, apply │ └────────────────────┤ full: refused
+                      └─── in doubt ◀────────┘ conflict, no answer
+
+A consumer *knows* a topic's log up to the record `seq`: its id, the next offset, and the last number of each
+publisher. From that `propose` judges the chains that wait, and makes the record that stores them. It is
+appended only if `seq` is still the last record. So the judgement holds if the append succeeds, and else nothing
+has happened: the topic is *in doubt*, the consumer reads on, and judges again.
+
+| an answer | needs |
+|---|---|
+| a chain is stored | the append of its record |
+| a batch is a repeat | nothing: it is in the log that is known |
+| a batch comes after one that is missing | an append, of an empty record if need be: a log known only from the engine's answers may be an old one |
+| there is no room | that no append whose outcome is unknown may still be done: else the topic stays as it is |
+
+What is known is a function of the records: two consumers that know the same `seq` know the same.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections import deque
+
+import msgspec
+
+from ..protocol import v2
+from .engine import Place
+from .logs import PROBLEMS
+from .records import RECORD_OVERHEAD_BYTES, Record
+from .shared_record import (
+    FORMAT,
+    MAX_CHANGES,
+    MAX_PUBLISHERS,
+    PUBLISHER_BYTES,
+    TABLE_RATIO,
+    SharedBatch,
+    SharedRecord,
+    encode_record,
+)
+from .store import AppendChain, Outcome
+from .topic import TopicLog
+
+MAX_RECORD_BYTES = 512 * 1024
+"""Bytes of batches at which a record ends: its costs are small then, and an engine takes a few in a turn."""
+
+MAX_RECORD_CHAINS = 2000
+"""Chains that are judged at a time: a few milliseconds."""
+
+CHAIN_OVERHEAD_BYTES = 600
+"""Bytes of a chain that waits besides its messages, so that the limit of those that wait is honest."""
+
+MARKS = 16
+"""Parts of a topic's limit that are dropped at a time."""
+
+
+class Proposal(msgspec.Struct, gc=False):
+    """Hold a record that is to be appended, and the answers that hold then.
+
+    Attributes:
+        chains: How many of the chains that wait are answered.
+        outcomes: Their outcomes.
+        record: The record; None if the outcomes hold without one.
+        data: The record, encoded.
+        size: Bytes that it counts for the limits.
+    """
+
+    chains: int
+    outcomes: list[Outcome]
+    record: SharedRecord | None = None
+    data: bytes = b""
+    size: int = 0
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """Note a place from which on a log could be kept: a table.
+
+    Attributes:
+        seq: Sequence number of its record.
+        offset: Offset of its first message.
+        bytes: Bytes of all records of the log before it.
+    """
+
+    seq: int
+    offset: int
+    bytes: int
+
+
+class SharedTopic(TopicLog):
+    """Know the log of one topic, and judge chains.
+
+    Args:
+        name: Name of the topic.
+        place: Where the engine has it.
+
+    Attributes:
+        place: See above.
+        id: Id of the log, "" while it has no record.
+        seq: Sequence number of the last record that is known, 0 without one.
+        old_answers: How many answers about the log were older than it is known here, one after another.
+        opened: Whether the log is known at all.
+        doubt: Whether the log may have more records than are known, for some other reason than `heard`.
+        heard: The largest sequence number of this topic's records that another consumer told of.
+        uncertain: Whether an append of unknown outcome may still be done.
+        reborn: Whether the log has gone that readers know, and another begins.
+        proof: Whether somebody waits for a proof that all of the log is known.
+        waiting: The chains that are not answered.
+        bytes_ever: Bytes of all records of this log.
+        numbers: The last number of each publisher; those that published last come last.
+    """
+
+    __slots__ = (
+        "_changed",
+        "_marks",
+        "_owed",
+        "_table",
+        "_table_bytes",
+        "_table_time",
+        "_told_bytes",
+        "bytes_ever",
+        "doubt",
+        "heard",
+        "id",
+        "numbers",
+        "old_answers",
+        "opened",
+        "place",
+        "proof",
+        "reborn",
+        "seq",
+        "uncertain",
+        "waiting",
+    )
+
+    def __init__(self, name: str, place: Place) -> None:
+        super().__init__(name, 0, 0)
+        self.place = place
+        self.waiting: deque[AppendChain] = deque()
+        self._told_bytes = self.heard = self.old_answers = 0
+        self.opened = self.doubt = self.uncertain = self.reborn = self.proof = False
+        # Publishers of whom a batch was refused that no record tells of.
+        self._owed: dict[str, None] = {}
+        self._marks: deque[Mark] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Know of no record."""
+        self.id = ""
+        self.seq = self._table = self.bytes_ever = self._table_bytes = 0
+        self._table_time = 0.0
+        self.numbers: dict[str, int] = {}
+        self._changed: dict[str, int] = {}
+        self._marks.clear()
+
+    @property
+    def known(self) -> bool:
+        """Return True if all is known that the engine has told of."""
+        return self.opened and not self.doubt and self.heard <= self.seq
+
+    @property
+    def wanted(self) -> bool:
+        """Return True if somebody waits for this log."""
+        return bool(self.waiting) or self.proof or (self.readers > 0 and not self.known)
+
+    def wait(self, chain: AppendChain) -> int:
+        """Let a chain wait, behind all others; return the bytes that it takes."""
+        self.waiting.append(chain)
+        return _chain_bytes(chain)
+
+    def close(self) -> None:
+        """Forget what can be read again, to save memory."""
+        self.opened = False
+        self.numbers, self._changed = {}, {}
+
+    def open(self, seq: int, record: SharedRecord, table: SharedRecord | None) -> bool:
+        """Know a log by its last record; messages before its end are not in memory.
+
+        Args:
+            seq: Sequence number of the record.
+            record: The record.
+            table: The table that it names, or the record itself; None if that has gone.
+
+        Returns:
+            True if that is another log than was known.
+        """
+        other = self.reborn or (bool(self.id) and record.log != self.id)
+        self.reborn = False
+        self._begin()
+        if table is not None and table is not record:
+            self._note(record.table, table)
+        self._note(seq, record)
+        self.first = self.next = self.assigned = record.end
+        self.opened = True
+        return other
+
+    def open_empty(self) -> None:
+        """Know that there is no record: the next append begins a log."""
+        self.reborn = self.reborn or bool(self.id)
+        self._begin()
+        self.first = self.next = self.assigned = self.start
+        self.opened = True
+
+    def continues(self, record: SharedRecord) -> bool:
+        """Return True if a record is the next one after those that are known."""
+        same = record.log == self.id or not (self.id or self.reborn)
+        return same and record.before == self.seq and record.offset == self.next
+
+    def apply(self, seq: int, record: SharedRecord) -> list[Record]:
+        """Know the next record, which somebody else appended; return the batches in it.
+
+        The owner keeps them, which moves `next`.
+        """
+        self._note(seq, record)
+        self.assigned = record.end
+        return records_of(self.name, record)
+
+    def propose(
+        self, now: float, *, writer: str, new_id: str, max_age: float, max_bytes: int = MAX_RECORD_BYTES
+    ) -> Proposal:
+        """Judge the chains that wait, and return the record that stores them.
+
+        Args:
+            now: Unix time.
+            writer: Id of this consumer.
+            new_id: Id of the log if it begins now.
+            max_age: Seconds after which records go.
+            max_bytes: Bytes of batches at which the record ends.
+        """
+        outcomes: list[Outcome] = []
+        batches: list[SharedBatch] = []
+        numbers = {publisher: 0 for publisher in self._owed if publisher not in self.numbers}
+        offset, size = self.next, 0
+        needed = self.proof
+        time = max(self.time, now)
+        for chain in itertools.islice(self.waiting, MAX_RECORD_CHAINS):
+            if size and size + chain.messages.data.nbytes > max_bytes:
+                break
+            outcome, packet = self._judge(chain, numbers, offset, time)
+            outcomes.append(outcome)
+            record = outcome.record
+            if record is not None:
+                batches.append(SharedBatch(record.count, record.publisher, record.number, packet))
+                offset = record.end
+                size += record.size
+            needed = needed or record is not None or outcome.code == "after_refused"
+            needed = needed or (outcome.code == "invalid" and numbers.get(chain.publisher) == 0)
+        if not needed:
+            return Proposal(len(outcomes), outcomes)
+        shared = self._record(numbers, batches, offset, size, time, writer, new_id, max_age)
+        return Proposal(len(outcomes), outcomes, shared, encode_record(shared), size)
+
+    def appended(self, proposal: Proposal, seq: int) -> list[Outcome]:
+        """Know the record of a proposal, and answer its chains; the owner keeps what they store."""
+        assert proposal.record is not None
+        self._note(seq, proposal.record)
+        self.assigned = proposal.record.end
+        self._owed.clear()
+        self.proof = self.uncertain = self.doubt = False
+        return self.answered(proposal)
+
+    def answered(self, proposal: Proposal) -> list[Outcome]:
+        """Let go of the chains of a proposal, whose outcomes hold."""
+        for _ in range(proposal.chains):
+            self._told_bytes += _chain_bytes(self.waiting.popleft())
+        return proposal.outcomes
+
+    def take_freed(self) -> int:
+        """Return the bytes of the chains that no longer wait, once."""
+        freed, self._told_bytes = self._told_bytes, 0
+        return freed
+
+    def full(self, proposal: Proposal, reason: str) -> list[Outcome]:
+        """Refuse the chains of a proposal whose record found no room, but for repeats."""
+        outcomes: list[Outcome] = []
+        for outcome in proposal.outcomes:
+            chain = outcome.chain
+            # A repeat of a batch in the same record is none now.
+            repeats = bisect.bisect_right(chain.numbers, self.numbers.get(chain.publisher, 0))
+            if chain.problem is not None:
+                outcomes.append(outcome)
+            elif repeats == len(chain.numbers):
+                outcomes.append(Outcome(chain, repeats))
+                continue
+            else:
+                outcomes.append(Outcome(chain, repeats, code="full", reason=reason))
+            if chain.publisher not in self.numbers:
+                self._owed[chain.publisher] = None
+                if len(self._owed) > MAX_PUBLISHERS:
+                    del self._owed[next(iter(self._owed))]
+        proposal.outcomes = outcomes
+        return self.answered(proposal)
+
+    def purge_below(self, max_bytes: int, max_messages: int) -> int:
+        """Return the sequence number below which records exceed the limits of the topic, 0 if none do."""
+        below = 0
+        marks = self._marks
+        while marks and (
+            self.bytes_ever - marks[0].bytes >= max_bytes or self.next - marks[0].offset >= max_messages
+        ):
+            mark = marks.popleft()
+            # The first one has nothing before it.
+            below = mark.seq if mark.bytes else below
+        return below
+
+    def _judge(
+        self, chain: AppendChain, numbers: dict[str, int], offset: int, time: float
+    ) -> tuple[Outcome, bytes]:
+        """Return the outcome of a chain and the packet of its record; note the publisher's number."""
+        publisher = chain.publisher
+        before = numbers.get(publisher, self.numbers.get(publisher))
+        if chain.problem is not None:
+            if before is None and chain.problem == "invalid":
+                # Known from now on, so that no batch after this one passes for the first.
+                numbers[publisher] = 0
+            return Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem]), b""
+        batches, counts, messages, repeats = chain.numbers, chain.counts, chain.messages, 0
+        if before is not None:
+            if batches[0] <= before:
+                repeats = bisect.bisect_right(batches, before)
+                if repeats == len(batches):
+                    return Outcome(chain, repeats), b""
+                messages = messages.behind(sum(counts[:repeats]))
+                batches, counts = batches[repeats:], counts[repeats:]
+            elif chain.after > before:
+                return Outcome(chain, code="after_refused", reason=PROBLEMS["after_refused"]), b""
+        numbers.pop(publisher, None)
+        numbers[publisher] = batches[-1]
+        packet = v2.encode(v2.Deliver(self.name, offset, publisher, batches, counts, messages))
+        record = Record(self.name, offset, messages.count, time, publisher, batches[-1], packet)
+        return Outcome(chain, repeats, record), packet
+
+    def _record(
+        self,
+        numbers: dict[str, int],
+        batches: list[SharedBatch],
+        end: int,
+        size: int,
+        time: float,
+        writer: str,
+        new_id: str,
+        max_age: float,
+    ) -> SharedRecord:
+        """Return the record of batches, as a table if one is due."""
+        changed, total = _with(self._changed, numbers), self.bytes_ever + size
+        is_table = (
+            not self._table
+            or len(changed) > MAX_CHANGES
+            or total - self._table_bytes >= TABLE_RATIO * PUBLISHER_BYTES * len(self.numbers)
+            or self._table_time < time - max_age / 2
+        )
+        if is_table:
+            changed = _with(self.numbers, numbers)
+            for publisher in list(changed)[: len(changed) - MAX_PUBLISHERS]:
+                del changed[publisher]
+        return SharedRecord(
+            FORMAT,
+            self.name,
+            self.id or new_id,
+            self.next,
+            end,
+            total,
+            time,
+            writer,
+            self.seq,
+            0 if is_table else self._table,
+            changed,
+            batches,
+        )
+
+    def _note(self, seq: int, record: SharedRecord) -> None:
+        """Know what the head of the next record says."""
+        if record.table:
+            self._changed = record.numbers
+            self.numbers = _with(self.numbers, record.numbers)
+        else:
+            self._mark(seq, record)
+            self._table, self._table_bytes, self._table_time = seq, record.bytes, record.time
+            self.numbers, self._changed = dict(record.numbers), {}
+        self.id, self.seq, self.bytes_ever = record.log, seq, record.bytes
+        self.time = record.time
+
+    def _mark(self, seq: int, record: SharedRecord) -> None:
+        size = sum(len(batch.packet) + RECORD_OVERHEAD_BYTES for batch in record.batches)
+        self._marks.append(Mark(seq, record.offset, record.bytes - size))
+
+    def thin_marks(self, max_bytes: int, max_messages: int) -> None:
+        """Keep few marks: those that are a part of the limits apart."""
+        marks = self._marks
+        while len(marks) > 2:
+            last, before = marks[-2], marks[-3]
+            near = last.bytes - before.bytes < max_bytes // MARKS
+            if not near or last.offset - before.offset >= max_messages // MARKS:
+                return
+            del marks[-2]
+
+
+def records_of(name: str, record: SharedRecord) -> list[Record]:
+    """Return the batches of a record."""
+    records: list[Record] = []
+    offset = record.offset
+    for batch in record.batches:
+        records.append(
+            Record(name, offset, batch.count, record.time, batch.publisher, batch.number, batch.packet)
+        )
+        offset = records[-1].end
+    return records
+
+
+def _with(numbers: dict[str, int], newer: dict[str, int]) -> dict[str, int]:
+    """Return numbers with newer ones, which come last."""
+    merged = {publisher: number for publisher, number in numbers.items() if publisher not in newer}
+    merged.update(newer)
+    return merged
+
+
+def _chain_bytes(chain: AppendChain) -> int:
+    return chain.messages.data.nbytes + CHAIN_OVERHEAD_BYTES

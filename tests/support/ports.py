@@ -33,3 +33,8 @@ def _ports() -> Iterator[int]:
     count = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     mine = range(FIRST + number, LAST, count)
     return itertools.cycle(secrets.SystemRandom().sample(mine, len(mine)))
+
+
+def free_ports(count: int) -> list[int]:
+    """Return several such ports."""
+    return [free_port() for _ in range(count)]

@@ -19,6 +19,7 @@ import asyncio
 import base64
 import json
 import logging
+import random
 import re
 import secrets
 import ssl
@@ -146,12 +147,8 @@ class JetStreamEngine:
                 for stream in range(self._config.streams):
                     await self._make_stream(stream)
                 break
-            except (Unanswered, OSError, TimeoutError, nats.errors.Error) as error:
+            except Unanswered as error:
                 await self._client.close()
-                if "authorization" in str(error).lower():
-                    raise ConfigError(
-                        f"the NATS servers refuse this consumer: {error}", key="retention.jetstream"
-                    ) from None
                 self._complain("no NATS server answers", error)
                 await asyncio.sleep(CONNECT_SECONDS)
             except _ApiError as error:
@@ -270,13 +267,34 @@ class JetStreamEngine:
     # ---- connection
 
     async def _connect(self, options: dict[str, Any]) -> None:
-        """Connect to one of the servers.
+        """Connect to the first server that answers, one chosen at random before all others.
 
         Raises:
             Unanswered: None answers.
+            ConfigError: One refuses this consumer.
         """
-        self._client = Client()
-        await self._client.connect(**options)
+        servers = list(self._config.servers)
+        random.shuffle(servers)
+        reasons: list[str] = []
+        for _ in servers:
+            self._client = Client()
+            try:
+                # A client that may reconnect would try for ever, and tell nobody why.
+                await self._client.connect(servers, allow_reconnect=False, dont_randomize=True, **options)
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                await self._client.close()
+                if "authorization" in str(error).lower():
+                    raise ConfigError(
+                        f"the NATS server {servers[0]} refuses this consumer: expected another user, password or"
+                        " credentials",
+                        key="retention.jetstream",
+                    ) from None
+                reasons.append(f"{servers[0]}: {_reason(error)}")
+                servers.append(servers.pop(0))
+            else:
+                self._client.options["allow_reconnect"] = True
+                return
+        raise Unanswered("; ".join(reasons))
 
     def _options(self) -> dict[str, Any]:
         """Return the options of the connection.
@@ -286,7 +304,6 @@ class JetStreamEngine:
         """
         config = self._config
         options: dict[str, Any] = {
-            "servers": list(config.servers),
             "name": "wsqueue consumer",
             "no_echo": True,
             "connect_timeout": CONNECT_SECONDS,
@@ -294,7 +311,6 @@ class JetStreamEngine:
             "max_reconnect_attempts": -1,
             "ping_interval": PING_SECONDS,
             "max_outstanding_pings": 2,
-            "allow_reconnect": True,
             "error_cb": self._failed,
             "disconnected_cb": self._changed,
             "reconnected_cb": self._reconnected,

@@ -25,6 +25,12 @@ export const ANSWER_SECONDS = 10;
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
 export const RECONNECT_MAX_SECONDS = 5;
+// Time without a usable consumer until another one is looked for, longer than most reconnects; time that the
+// home has been usable again when it serves again, so that one that comes and goes does not; and time that
+// another consumer has to say which log it shares, which it does first of all.
+export const AWAY_SECONDS = 3;
+export const BACK_SECONDS = 10;
+export const LOG_SECONDS = 1;
 
 // Events of a window after which connections may have gone unnoticed: another network, the end of a sleep.
 const WAKING_EVENTS = ["online", "pageshow", "focus"];
@@ -65,7 +71,9 @@ const fromUtf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 const base64 = (bytes) => btoa(String.fromCharCode(...bytes));
 const random = (count) => crypto.getRandomValues(new Uint8Array(count));
 const isSecret = (value) => value instanceof Uint8Array && value.length === NONCE_BYTES;
-const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, seconds * 1000));
+const after = (seconds, act) => setTimeout(act, seconds * 1000);
+const pause = (seconds) => new Promise((resolve) => after(seconds, resolve));
+const sha256 = async (bytes) => new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
 
 function text(value, name) {
@@ -273,7 +281,7 @@ class Key {
   async answer(once, order) {
     const challenge = utf8.encode(once.toString(16));
     const parts = order === "reversed" ? [this.#bytes, challenge] : [challenge, this.#bytes];
-    return base64(new Uint8Array(await crypto.subtle.digest("SHA-256", join(parts))));
+    return base64(await sha256(join(parts)));
   }
 }
 
@@ -533,6 +541,7 @@ const FIELDS = {
   subscribed: { topic: isString, log: isString, offset: isWhole },
   gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
   deliver: { topic: isString, offset: isWhole, publisher: isString },
+  log: { id: (id) => isString(id) && id !== "", available: (available) => typeof available === "boolean" },
 };
 
 /** Return a packet of v2 after the hello whose fields have their types. */
@@ -893,39 +902,123 @@ class PublisherLink extends Link {
   }
 }
 
-/** Subscribes to topics of a consumer, and continues at the last position after a reconnect. */
-class SubscriberLink extends Link {
-  constructor(client, place) {
-    super(client, "consumer", [place]);
-    this.subscriptions = new Map();
+/** Keeps up a connection to one consumer for a feed, and finds out whether it is usable. */
+class ConsumerLink extends Link {
+  constructor(feed, address, suffix = "") {
+    super(feed.client, "consumer", [locate(address, "/subscribe", suffix)]);
+    // `asked`: the connection has been asked for the topics. `timer` is the feed's.
+    Object.assign(this, { feed, address, usable: false, asked: false, listening: null });
+    this.timer = after(AWAY_SECONDS, () => feed.away(this));
+  }
+
+  stop() {
+    super.stop();
+    clearTimeout(this.timer);
+    clearTimeout(this.listening);
+  }
+
+  // The application hears of the connection that serves, and not of those that are tried and watched.
+  say(...event) {
+    if (this === this.feed.serving) super.say(...event);
+  }
+
+  up() {
+    this.listening = after(LOG_SECONDS, () => this.#heard(""));
+    if (this === this.feed.home) this.feed.judge(this, true);
+  }
+
+  #heard(id, available = true) {
+    clearTimeout(this.listening);
+    this.listening = null;
+    this.client.logs.set(this.address, id);
+    this.feed.judge(this, available && (this === this.feed.home || this.feed.mayUse(this.address)));
+  }
+
+  down() {
+    clearTimeout(this.listening);
+    this.asked = false;
+    this.feed.judge(this, false);
+  }
+
+  failed(error) {
+    this.feed.failed(this, error);
+  }
+
+  received(packet) {
+    if (packet.t === "log") this.#heard(packet.id, packet.available);
+    else {
+      if (this.listening) this.#heard("");
+      if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
+      else if (this === this.feed.serving) this.feed.received(packet);
+    }
+  }
+}
+
+/**
+ * Subscribes to topics at their home, and continues at the last position after a reconnect; while the home is
+ * away, at another consumer that shares its log: docs/protocol.md, "Failover".
+ */
+class Feed {
+  constructor(client, address, suffix) {
+    // `other` is a consumer that serves instead of the home, or is tried; `untried` are those to try after it.
+    Object.assign(this, { client, subscriptions: new Map(), other: null, untried: [] });
+    this.home = this.serving = new ConsumerLink(this, address, suffix);
   }
 
   add(subscription) {
     this.subscriptions.set(subscription.topic, subscription);
-    if (this.connection?.up) this.#subscribe(subscription);
-    this.start();
+    if (this.serving.asked) this.#subscribe(subscription);
+    this.home.start();
   }
 
   remove(subscription) {
     this.subscriptions.delete(subscription.topic);
-    if (this.subscriptions.size) this.send({ t: "unsubscribe", topic: subscription.topic });
-    else this.stop();
+    if (this.subscriptions.size) this.serving.send({ t: "unsubscribe", topic: subscription.topic });
+    else for (const link of [this.home, this.other]) link?.stop();
   }
 
-  up() {
-    for (const subscription of this.subscriptions.values()) this.#subscribe(subscription);
+  check() {
+    for (const link of [this.home, this.other]) link?.check();
   }
 
-  #subscribe(subscription) {
-    if (this.client.v2) this.send({ t: "subscribe", topic: subscription.topic, ...subscription.from() });
-    else subscription.begin("", 0);
+  /** Return true if a consumer may serve instead of the home, as far as it is known which logs they share. */
+  mayUse(address) {
+    const { logs, v2 } = this.client;
+    const [own, its] = [this.home.address, address].map((each) => logs.get(each));
+    if (!v2 || own === "" || its === "") return false;
+    // While nobody has been heard, one may be tried; after one without a shared log, no more.
+    return own && its ? own === its : !logs.size || [...logs.values()].some(Boolean);
   }
 
-  down() {
-    for (const subscription of this.subscriptions.values()) subscription.begun = false;
+  /** Act on whether a consumer is usable now. */
+  judge(link, usable) {
+    const changed = usable !== link.usable;
+    link.usable = usable;
+    if (link !== this.home && link !== this.serving) {
+      if (usable) this.#serve(link);
+      else this.#next();
+    } else if (changed) {
+      clearTimeout(link.timer);
+      if (!usable) link.timer = after(AWAY_SECONDS, () => this.away(link));
+      else if (link === this.serving) this.#serve(link);
+      else link.timer = after(BACK_SECONDS, () => this.#serve(link));
+    }
   }
 
-  failed(error) {
+  /** Look for another consumer than one that has not been usable for a while. */
+  away(link) {
+    if (link === this.home) {
+      if (!this.other) this.#look();
+    } else if (link !== this.serving) this.#next();
+    else if (this.home.usable) this.#serve(this.home);
+    else {
+      this.#drop();
+      this.#look();
+    }
+  }
+
+  failed(link, error) {
+    if (link !== this.home || link !== this.serving) return;
     for (const subscription of [...this.subscriptions.values()]) subscription.fail(error);
   }
 
@@ -933,14 +1026,66 @@ class SubscriberLink extends Link {
     if (packet.t === "m") {
       const message = { data: text(packet.d, "the data"), headers: {} };
       this.subscriptions.get(packet.s)?.deliver([message]);
-    } else if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
-    else {
-      const subscription = this.subscriptions.get(packet.topic);
-      if (!subscription) return;
-      if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
-      else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
-      else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
+      return;
     }
+    const subscription = this.subscriptions.get(packet.topic);
+    if (!subscription) return;
+    if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
+    else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
+    else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
+  }
+
+  async #look() {
+    const [topic] = this.subscriptions.keys();
+    const ranked = this.client.consumers.map(async (address, index) => {
+      const digest = await sha256(utf8.encode(topic + index));
+      return [String.fromCharCode(...digest), address];
+    });
+    const order = (await Promise.all(ranked)).sort(([one], [two]) => (one < two ? -1 : 1));
+    if (this.home.usable || this.home.stopped || this.other) return;
+    this.untried = order.map(([, address]) => address).filter((address) => address !== this.home.address);
+    this.#next();
+  }
+
+  #next() {
+    this.#drop();
+    this.untried = this.untried.filter((address) => this.mayUse(address));
+    const address = this.untried.shift();
+    if (address) {
+      this.other = new ConsumerLink(this, address);
+      this.other.start();
+    } else {
+      // A home that refused for good while another one served is asked again.
+      this.home.start();
+      clearTimeout(this.home.timer);
+      const seconds = RECONNECT_MAX_SECONDS * (0.5 + Math.random() / 2);
+      this.home.timer = after(seconds, () => this.away(this.home));
+    }
+  }
+
+  #drop() {
+    this.serving = this.home;
+    this.other?.stop();
+    this.other = null;
+  }
+
+  #serve(link) {
+    const moved = link !== this.serving;
+    clearTimeout(link.timer);
+    if (link === this.home) this.#drop();
+    this.serving = link;
+    // Nothing that is still under way from an unavailable home may come in later.
+    if (moved && this.home.asked) this.home.connection.fail(1000, "another consumer serves");
+    if (moved) link.say("up", link.places[0]);
+    if (link.asked) return;
+    link.asked = true;
+    for (const subscription of this.subscriptions.values()) this.#subscribe(subscription);
+  }
+
+  #subscribe(subscription) {
+    const { topic } = subscription;
+    if (this.client.v2) this.serving.send({ t: "subscribe", topic, ...subscription.from() });
+    else subscription.begin("", 0);
   }
 }
 
@@ -958,7 +1103,6 @@ class Subscription {
     this.#callback = callback;
     this.#options = options;
     this.topic = topic;
-    this.consumer = client.consumerOf(topic);
     const { from } = options;
     this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
     this.begun = this.closed = false;
@@ -1041,7 +1185,7 @@ class Subscription {
 }
 
 /**
- * Publishes through any producer, and subscribes at the consumer of each topic.
+ * Publishes through any producer, and subscribes at the consumer of each topic, or one that shares its log.
  *
  * Options:
  * consumers: addresses, in the order that all nodes share; producers: addresses; psk: the pre-shared key;
@@ -1052,11 +1196,11 @@ class Subscription {
  */
 export class WsqueueClient {
   #publisher = null;
-  #links = new Map();
+  #feeds = new Map();
   #options;
   #closed = false;
   #check = () => {
-    for (const link of [this.#publisher, ...this.#links.values()]) link?.check();
+    for (const each of [this.#publisher, ...this.#feeds.values()]) each?.check();
   };
 
   constructor(options) {
@@ -1072,6 +1216,8 @@ export class WsqueueClient {
     this.protocol = protocol;
     this.v2 = protocol === "v2";
     this.helloOrder = helloOrder;
+    // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
+    this.logs = new Map();
     this.key = new Key(psk);
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (!this.WebSocket) throw new WsqueueError("there is no WebSocket here: pass a class as `WebSocket`");
@@ -1111,28 +1257,28 @@ export class WsqueueClient {
     if (!this.v2 && (topic === "." || topic === "..")) {
       throw new WsqueueError("a browser cannot ask for this topic in the classic protocol");
     }
-    const name = this.#linkOf(topic);
-    let link = this.#links.get(name);
-    if (link?.subscriptions.has(topic))
+    const name = this.#feedOf(topic);
+    let feed = this.#feeds.get(name);
+    if (feed?.subscriptions.has(topic))
       throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
-    const count = [...this.#links.values()].reduce((sum, each) => sum + each.subscriptions.size, 0);
+    const count = [...this.#feeds.values()].reduce((sum, each) => sum + each.subscriptions.size, 0);
     if (count >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     const subscription = new Subscription(this, topic, callback, options);
-    if (!link) {
+    if (!feed) {
       const suffix = this.v2 ? "" : `/${encodeURIComponent(topic)}`;
-      link = new SubscriberLink(this, locate(subscription.consumer, "/subscribe", suffix));
-      this.#links.set(name, link);
+      feed = new Feed(this, this.consumerOf(topic), suffix);
+      this.#feeds.set(name, feed);
       this.#listen();
     }
-    link.add(subscription);
+    feed.add(subscription);
     return subscription;
   }
 
   /** Close all connections; unconfirmed messages fail. */
   close() {
     this.#closed = true;
-    for (const link of this.#links.values()) {
-      for (const subscription of [...link.subscriptions.values()]) subscription.close();
+    for (const feed of this.#feeds.values()) {
+      for (const subscription of [...feed.subscriptions.values()]) subscription.close();
     }
     this.#publisher?.stop();
     for (const event of WAKING_EVENTS) globalThis.removeEventListener?.(event, this.#check);
@@ -1150,11 +1296,11 @@ export class WsqueueClient {
   }
 
   forget(subscription) {
-    const name = this.#linkOf(subscription.topic);
-    const link = this.#links.get(name);
-    if (link?.subscriptions.get(subscription.topic) !== subscription) return;
-    link.remove(subscription);
-    if (!link.subscriptions.size) this.#links.delete(name);
+    const name = this.#feedOf(subscription.topic);
+    const feed = this.#feeds.get(name);
+    if (feed?.subscriptions.get(subscription.topic) !== subscription) return;
+    feed.remove(subscription);
+    if (!feed.subscriptions.size) this.#feeds.delete(name);
   }
 
   report(hook, value) {
@@ -1180,7 +1326,7 @@ export class WsqueueClient {
   }
 
   // A v2 connection has all topics of a consumer, a classic connection has one topic.
-  #linkOf(topic) {
+  #feedOf(topic) {
     return this.v2 ? this.consumerOf(topic) : `topic ${topic}`;
   }
 

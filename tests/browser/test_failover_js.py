@@ -1,0 +1,270 @@
+"""Subscriptions of the JavaScript client at consumers that share one log: docs/protocol.md, "Failover"."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+import pytest
+from playwright.async_api import Page
+
+from tests.support.nodes import KEY
+from tests.support.ports import free_port
+from tests.support.raw_v2_peer import V2Server, V2Socket, deliver_of
+from tests.support.waiting import POLL_SECONDS, soon
+from wsqueue.protocol.routing import topic_hash
+
+from ..support.chromium import Tabs
+from .client import NEW_CLIENT, data, js
+
+pytestmark = pytest.mark.anyio
+
+TOPIC = "news"
+AWAY_MILLISECONDS = 3_000
+BACK_MILLISECONDS = 10_000
+RECONNECT_MILLISECONDS = 5_000
+STEP_MILLISECONDS = 250
+FROM_NOW = {"t": "subscribe", "topic": TOPIC, "start": "latest"}
+
+
+def log_of(log: str = "0b4c", *, available: bool = True) -> dict[str, Any]:
+    return {"t": "log", "id": log, "available": available}
+
+
+def from_offset(offset: int) -> dict[str, Any]:
+    return {"t": "subscribe", "topic": TOPIC, "start": "offset", "log": "epoch", "offset": offset}
+
+
+def port_of(address: str) -> int:
+    return int(address.rpartition(":")[2])
+
+
+def placed(home: str, others: list[str]) -> list[str]:
+    """Return consumers in a list of which the topic hash chooses the home."""
+    index = topic_hash(TOPIC) % (len(others) + 1)
+    return [*others[:index], home, *others[index:]]
+
+
+def in_order(home: str, others: list[str]) -> list[str]:
+    """Return the others in the order in which they are tried."""
+    consumers = placed(home, others)
+    return sorted(others, key=lambda one: hashlib.sha256(f"{TOPIC}{consumers.index(one)}".encode()).digest())
+
+
+async def subscribed(tabs: Tabs, home: str, others: list[str]) -> Page:
+    """Return a page that subscribes to the topic, and whose clock a test can put forward."""
+    tabs.tolerate("WebSocket connection to")
+    page = await tabs.with_client()
+    await page.clock.install()
+    await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": placed(home, others), "producers": []})
+    await js(page, f"subscribe('{TOPIC}'); 0")
+    return page
+
+
+async def heard(server: V2Server, log: dict[str, Any] | None = None) -> V2Socket:
+    """Return the next connection of a consumer, once the client has heard of its log."""
+    raw = await server.speaking(KEY)
+    raw.send(log_of() if log is None else log)
+    return raw
+
+
+def answer(raw: V2Socket, offset: int, *delivered: str) -> None:
+    """Begin to deliver."""
+    raw.send({"t": "subscribed", "topic": TOPIC, "log": "epoch", "offset": offset, "end": offset})
+    if delivered:
+        raw.send(deliver_of(offset, TOPIC, *delivered))
+
+
+async def is_down(page: Page) -> None:
+    """Wait until the client has noticed the end of the connection that served."""
+    await page.wait_for_function("states.at(-1).state === 'down'")
+
+
+async def left(page: Page, raw: V2Socket) -> None:
+    """Put the clock forward in steps, in which the client goes on, until it has left a consumer."""
+    closing = asyncio.create_task(raw.answer_close())
+    while not closing.done():
+        await page.clock.fast_forward(STEP_MILLISECONDS)
+        await asyncio.wait([closing], timeout=POLL_SECONDS)
+    await closing
+
+
+async def offsets(page: Page) -> list[int]:
+    """Return the offsets of the received messages; no gap was announced."""
+    assert await js(page, "gaps") == []
+    found: list[int] = await js(page, "got.map(({ offset }) => offset)")
+    return found
+
+
+async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    more = next(f"more {n}" for n in range(99) if topic_hash(f"more {n}") % 2 == topic_hash(TOPIC) % 2)
+    async with soon(), V2Server() as other:
+        async with V2Server(port_of(home_address)) as home:
+            page = await subscribed(tabs, home_address, [other.address])
+            raw = await heard(home)
+            assert await raw.packet() == FROM_NOW
+            answer(raw, 5, "a", "b")
+            assert await data(page, 2) == ["a", "b"]
+        await is_down(page)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        raw = await heard(other)
+        assert await raw.packet() == from_offset(7)
+        answer(raw, 7, "c")
+        await js(page, f"window.more = subscribe('{more}'); 0")
+        assert await raw.packet() == FROM_NOW | {"topic": more}
+        await js(page, "more.close()")
+        assert await raw.packet() == {"t": "unsubscribe", "topic": more}
+        async with V2Server(port_of(home_address)) as home:
+            again = await heard(home)
+            raw.send(deliver_of(8, TOPIC, "d"))
+            assert await data(page, 4) == ["a", "b", "c", "d"]
+            await left(page, raw)
+            assert await again.packet() == from_offset(9)
+            answer(again, 9, "e")
+            assert await data(page, 5) == ["a", "b", "c", "d", "e"]
+            assert await offsets(page) == [5, 6, 7, 8, 9]
+            up = "states.filter(({ state }) => state === 'up').map(({ address }) => address)"
+            assert await js(page, up) == [home_address, other.address, home_address]
+            await js(page, "client.close()")
+            await again.answer_close()
+
+
+async def test_the_others_are_tried_in_their_order(tabs: Tabs) -> None:
+    """Also if the home was never there: then another one may say which log they share."""
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), V2Server() as one, V2Server() as two, V2Server() as three:
+        servers = {server.address: server for server in (one, two, three)}
+        page = await subscribed(tabs, home_address, [*servers])
+        first, second, third = (servers[address] for address in in_order(home_address, [*servers]))
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        raw = await heard(first)
+        assert await raw.packet() == FROM_NOW
+        answer(raw, 0, "a")
+        await data(page, 1)
+        await raw.abort()
+        # One that comes back in time goes on.
+        raw = await heard(first)
+        assert await raw.packet() == from_offset(1)
+        raw.send(log_of(available=False))
+        raw.send(deliver_of(1, TOPIC, "dropped"))
+        answer(raw, 1, "b")
+        await data(page, 2)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        await raw.answer_close()
+        await (await heard(first, log_of(available=False))).answer_close()
+        raw = await heard(second)
+        assert await raw.packet() == from_offset(2)
+        answer(raw, 2, "c")
+        assert await data(page, 3) == ["a", "b", "c"]
+        assert await offsets(page) == [0, 1, 2]
+        assert not any(third.address in url for url in tabs.requests)
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+async def test_a_home_with_a_log_of_its_own_is_waited_for(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), V2Server() as other:
+        async with V2Server(port_of(home_address)) as home:
+            page = await subscribed(tabs, home_address, [other.address])
+            raw = await home.speaking(KEY)
+            assert await raw.packet() == FROM_NOW
+            answer(raw, 0, "a")
+            await data(page, 1)
+        await is_down(page)
+        for _ in range(3):
+            await page.clock.fast_forward(BACK_MILLISECONDS)
+        async with V2Server(port_of(home_address)) as home:
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+            raw = await home.speaking(KEY)
+            assert await raw.packet() == from_offset(1)
+            answer(raw, 1, "b")
+            assert await data(page, 2) == ["a", "b"]
+            assert not any(other.address in url for url in tabs.requests)
+            await js(page, "client.close()")
+            await raw.answer_close()
+
+
+@pytest.mark.parametrize("said", [None, {"t": "draining", "retry_seconds": 0}], ids=["nothing", "another"])
+async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
+    tabs: Tabs, said: dict[str, Any] | None
+) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), V2Server() as one, V2Server() as two:
+        servers = {server.address: server for server in (one, two)}
+        page = await subscribed(tabs, home_address, [*servers])
+        first, second = (servers[address] for address in in_order(home_address, [*servers]))
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        raw = await first.speaking(KEY)
+        if said is not None:
+            raw.send(said)
+        await left(page, raw)
+        for _ in range(3):
+            await page.clock.fast_forward(BACK_MILLISECONDS)
+        async with V2Server(port_of(home_address)) as home:
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+            raw = await home.speaking(KEY)
+            assert await raw.packet() == FROM_NOW
+            assert sum(first.address in url for url in tabs.requests) == 1
+            assert not any(second.address in url for url in tabs.requests)
+            await js(page, "client.close()")
+            await raw.answer_close()
+
+
+async def test_an_unavailable_home_is_left_for_one_with_its_log(tabs: Tabs) -> None:
+    async with soon(), V2Server() as home, V2Server() as one, V2Server() as two:
+        servers = {server.address: server for server in (one, two)}
+        page = await subscribed(tabs, home.address, [*servers])
+        first, second = (servers[address] for address in in_order(home.address, [*servers]))
+        at_home = await heard(home)
+        assert await at_home.packet() == FROM_NOW
+        answer(at_home, 0, "a")
+        await data(page, 1)
+        at_home.send(log_of(available=False))
+        at_home.send(deliver_of(1, TOPIC, "b"))
+        await data(page, 2)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        await (await heard(first, log_of("another"))).answer_close()
+        raw = await heard(second)
+        assert await raw.packet() == from_offset(2)
+        # Until here the home serves, and from here on it does not.
+        at_home.send(deliver_of(2, TOPIC, "c"))
+        answer(raw, 2, "c")
+        await at_home.answer_close()
+        watched = await heard(home, log_of(available=False))
+        raw.send(deliver_of(3, TOPIC, "d"))
+        assert await data(page, 4) == ["a", "b", "c", "d"]
+        # The home is usable again, and the other one goes: nothing is left to wait for.
+        watched.send(log_of())
+        await raw.abort()
+        await is_down(page)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        assert await watched.packet() == from_offset(4)
+        answer(watched, 4, "e")
+        assert await data(page, 5) == ["a", "b", "c", "d", "e"]
+        assert await offsets(page) == [0, 1, 2, 3, 4]
+        await js(page, "client.close()")
+        await watched.answer_close()
+
+
+async def test_the_home_serves_while_none_is_available(tabs: Tabs) -> None:
+    async with soon(), V2Server() as home, V2Server() as other:
+        page = await subscribed(tabs, home.address, [other.address])
+        raw = await heard(home, log_of(available=False))
+        assert await raw.packet() == FROM_NOW
+        answer(raw, 0)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        await (await heard(other, log_of(available=False))).answer_close()
+        raw.send(deliver_of(0, TOPIC, "a"))
+        assert await data(page, 1) == ["a"]
+        # Other consumers are tried again, and no more once the home is available.
+        await page.clock.fast_forward(BACK_MILLISECONDS)
+        tried = await other.speaking(KEY)
+        raw.send(log_of())
+        await tried.answer_close()
+        raw.send(deliver_of(1, TOPIC, "b"))
+        assert await data(page, 2) == ["a", "b"]
+        await js(page, "client.close()")
+        await raw.answer_close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from typing import Any
 
@@ -26,6 +27,11 @@ BACK_MILLISECONDS = 10_000
 RECONNECT_MILLISECONDS = 5_000
 STEP_MILLISECONDS = 250
 FROM_NOW = {"t": "subscribe", "topic": TOPIC, "start": "latest"}
+
+
+def topic_at(index: int) -> str:
+    """Return another topic, of one of two consumers."""
+    return next(f"topic {n}" for n in range(99) if topic_hash(f"topic {n}") % 2 == index % 2)
 
 
 def log_of(log: str = "0b4c", *, available: bool = True) -> dict[str, Any]:
@@ -52,12 +58,13 @@ def in_order(home: str, others: list[str]) -> list[str]:
     return sorted(others, key=lambda one: hashlib.sha256(f"{TOPIC}{consumers.index(one)}".encode()).digest())
 
 
-async def subscribed(tabs: Tabs, home: str, others: list[str]) -> Page:
+async def subscribed(tabs: Tabs, home: str, others: list[str], **options: str) -> Page:
     """Return a page that subscribes to the topic, and whose clock a test can put forward."""
     tabs.tolerate("WebSocket connection to")
     page = await tabs.with_client()
     await page.clock.install()
-    await page.evaluate(NEW_CLIENT, {"psk": KEY, "consumers": placed(home, others), "producers": []})
+    places = {"consumers": placed(home, others), "producers": []}
+    await page.evaluate(NEW_CLIENT, {"psk": KEY, **places, **options})
     await js(page, f"subscribe('{TOPIC}'); 0")
     return page
 
@@ -99,7 +106,7 @@ async def offsets(page: Page) -> list[int]:
 
 async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> None:
     home_address = f"127.0.0.1:{free_port()}"
-    more = next(f"more {n}" for n in range(99) if topic_hash(f"more {n}") % 2 == topic_hash(TOPIC) % 2)
+    more = topic_at(topic_hash(TOPIC))
     async with soon(), V2Server() as other:
         async with V2Server(port_of(home_address)) as home:
             page = await subscribed(tabs, home_address, [other.address])
@@ -183,6 +190,48 @@ async def test_a_home_with_a_log_of_its_own_is_waited_for(tabs: Tabs) -> None:
             answer(raw, 1, "b")
             assert await data(page, 2) == ["a", "b"]
             assert not any(other.address in url for url in tabs.requests)
+            await js(page, "client.close()")
+            await raw.answer_close()
+
+
+async def test_classic_waits_for_the_home(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), V2Server() as other:
+        page = await subscribed(tabs, home_address, [other.address], protocol="classic")
+        for _ in range(2):
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+        async with V2Server(port_of(home_address)) as home:
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+            assert await (await home.next()).upgrade() == f"/subscribe/{TOPIC}"
+            assert not any(other.address in url for url in tabs.requests)
+            await js(page, "client.close()")
+
+
+@pytest.mark.parametrize("gone", [0, 1])
+async def test_consumers_with_and_without_a_shared_log_keep_their_topics(tabs: Tabs, gone: int) -> None:
+    addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    topics = [TOPIC, topic_at(topic_hash(TOPIC) + 1)]
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(V2Server(port_of(address))) for address in addresses]
+        page = await subscribed(tabs, addresses[0], addresses[1:])
+        await js(page, "(topic) => { subscribe(topic); }", topics[1])
+        for index, server in enumerate(servers):
+            raw = await server.speaking(KEY)
+            if index == 1:
+                raw.send(log_of())
+            assert await raw.packet() == FROM_NOW | {"topic": topics[index]}
+            raw.send({"t": "subscribed", "topic": topics[index], "log": "epoch", "offset": 0, "end": 0})
+            raw.send(deliver_of(0, topics[index], "a"))
+        await data(page, 2)
+        await servers[gone].__aexit__()
+        await is_down(page)
+        for _ in range(2):
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+        async with V2Server(port_of(addresses[gone])) as again:
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+            raw = await again.speaking(KEY)
+            assert (await raw.packet())["topic"] == topics[gone]
+            assert sum(addresses[1 - gone] in url for url in tabs.requests) == 1
             await js(page, "client.close()")
             await raw.answer_close()
 

@@ -949,7 +949,7 @@ class ConsumerLink extends Link {
     else {
       if (this.listening) this.#heard("");
       if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
-      else if (this === this.feed.serving) this.feed.received(packet);
+      else this.feed.received(packet);
     }
   }
 }

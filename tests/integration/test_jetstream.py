@@ -130,7 +130,9 @@ async def test_a_server_that_is_too_old(server: NatsServers, monkeypatch: pytest
 
 
 async def test_another_number_of_streams(server: NatsServers, engine: Engine) -> None:
-    with pytest.raises(ConfigError, match="was made with 2 streams; expected 3, because their number is fixed"):
+    with pytest.raises(
+        ConfigError, match="was made with 2 streams; expected 3, because their number is fixed"
+    ):
         await engine_on(server, streams=3).open()
 
 
@@ -141,7 +143,9 @@ async def test_more_replicas_than_servers(server: NatsServers) -> None:
 
 async def test_messages_that_the_server_does_not_take(tmp_path: Path) -> None:
     async with NatsServers(tmp_path, options="max_payload: 1048576") as servers:
-        with pytest.raises(ConfigError, match=r"takes 1048576 bytes in a message; expected max_payload of at"):
+        with pytest.raises(
+            ConfigError, match=r"takes 1048576 bytes in a message; expected max_payload of at"
+        ):
             await engine_on(servers).open()
 
 

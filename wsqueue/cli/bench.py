@@ -14,7 +14,7 @@ import msgspec
 from ..config import model
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits
-from .common import Amount, ended_by_signals, fail, node_lines, run
+from .common import Amount, ended_by_signals, engine_for, fail, nats_server_option, node_lines, run
 
 if TYPE_CHECKING:
     from ..tools.bench.cluster import Protocol
@@ -37,9 +37,10 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--retention",
-    type=click.Choice(["memory", "sqlite"]),
+    type=click.Choice(["memory", "sqlite", "jetstream"]),
     help="Where the started consumers store messages.  [default: memory]",
 )
+@nats_server_option
 @click.option(
     "--protocol",
     type=click.Choice(["v2", "classic"]),
@@ -113,6 +114,7 @@ def bench(
     consumers: int | None,
     producers: int | None,
     retention: model.RetentionMode | None,
+    nats_server: Path | None,
     protocol: Protocol,
     duration: float | None,
     as_json: bool,
@@ -165,7 +167,9 @@ def bench(
         problem = plot_problem(plot)
     if problem:
         raise click.UsageError(problem)
-    run(_bench(load, settings, (*nodes, retention or "memory"), protocol, as_json=as_json, plot=plot))
+    mode = retention or "memory"
+    engine = engine_for(mode, nats_server)
+    run(_bench(load, settings, (*nodes, mode), protocol, engine=engine, as_json=as_json, plot=plot))
 
 
 async def _bench(
@@ -174,6 +178,7 @@ async def _bench(
     cluster: tuple[int, int, model.RetentionMode],
     protocol: Protocol,
     *,
+    engine: Path | None,
     as_json: bool,
     plot: Path | None,
 ) -> None:
@@ -186,7 +191,7 @@ async def _bench(
             report = await bench_cluster(load, settings, progress, protocol)
         else:
             show = node_lines(hidden=[" INFO "])
-            report = await bench_started_cluster(load, cluster, progress, show, protocol)
+            report = await bench_started_cluster(load, cluster, progress, show, protocol, engine)
     if as_json:
         fields = {"protocol": protocol, "load": load, **msgspec.structs.asdict(report)}
         click.echo(msgspec.json.encode(fields))

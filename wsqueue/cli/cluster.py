@@ -18,7 +18,16 @@ from ..tools.local import LocalCluster
 from ..tools.terminal import json_line, printable
 from ..tools.verify import Check, write_junit
 from ..tools.verify import verify as run_checks
-from .common import config_option, ended_by_signals, fail, node_lines, progress_line, run
+from .common import (
+    config_option,
+    ended_by_signals,
+    engine_for,
+    fail,
+    nats_server_option,
+    node_lines,
+    progress_line,
+    run,
+)
 from .messages import run_demo
 
 
@@ -66,11 +75,12 @@ def verify(junit: Path | None, *, as_json: bool, without: tuple[str, ...], confi
 )
 @click.option(
     "--retention",
-    type=click.Choice(["memory", "sqlite"]),
+    type=click.Choice(["memory", "sqlite", "jetstream"]),
     default="memory",
     show_default=True,
-    help="Where the consumers store messages.",
+    help="Where the consumers store messages; jetstream: in one log, which a NATS server keeps that is started.",
 )
+@nats_server_option
 @click.option(
     "--demo", "demo_topic", metavar="TOPIC", help="Verify the cluster, run the demo on TOPIC, and end."
 )
@@ -81,6 +91,7 @@ def local(
     port: int,
     directory: Path | None,
     retention: model.RetentionMode,
+    nats_server: Path | None,
     demo_topic: str | None,
 ) -> None:
     """Run a cluster on this machine until Ctrl-C.
@@ -102,6 +113,7 @@ def local(
             port=port,
             directory=directory,
             retention=retention,
+            nats_server=nats_server,
             demo_topic=demo_topic,
         )
     )
@@ -163,13 +175,17 @@ async def _local(
     port: int,
     directory: Path | None,
     retention: model.RetentionMode,
+    nats_server: Path | None,
     demo_topic: str | None,
 ) -> None:
+    engine = engine_for(retention, nats_server)
     # The demo needs the terminal for itself, and the checks before it provoke warnings.
     show = node_lines(hidden=[" INFO ", " WARNING "] if demo_topic is not None else [])
     with ended_by_signals():
-        kept = model.Retention(mode=retention)
-        async with LocalCluster(consumers, producers, port, directory, show, retention=kept) as cluster:
+        kept = model.Retention(mode=retention if engine is None else "memory")
+        async with LocalCluster(
+            consumers, producers, port, directory, show, retention=kept, nats_server=engine
+        ) as cluster:
             if demo_topic is None:
                 click.echo("The cluster is up; Ctrl-C ends it. In another terminal:")
                 click.echo(f"  wsqueue demo --config {cluster.config_file} news")

@@ -12,12 +12,15 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
 import uvloop
 from click.shell_completion import CompletionItem
 
+from ..config.model import RetentionMode
+from ..tools.local_engine import find_nats_server
 from ..tools.terminal import one_line
 
 
@@ -90,6 +93,28 @@ config_option = click.option(
     shell_complete=complete_file,
     help="Configuration file of role demo: addresses of the nodes, and the pre-shared key.",
 )
+
+
+nats_server_option = click.option(
+    "--nats-server",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="The program nats-server for --retention jetstream; without it, that of this Python or the PATH.",
+)
+
+
+def engine_for(mode: RetentionMode, nats_server: Path | None) -> Path | None:
+    """Return the program nats-server that a retention mode needs, None if it needs none.
+
+    Raises:
+        click.UsageError: The program is given, and not needed.
+        WsqueueError: It is needed, and not found.
+    """
+    if mode == "jetstream":
+        return find_nats_server(nats_server)
+    if nats_server is not None:
+        raise click.UsageError("--nats-server is only for --retention jetstream.")
+    return None
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:

@@ -157,6 +157,7 @@ class JetStreamEngine:
                     f"the NATS servers can't keep the log: {error}", key="retention.jetstream"
                 ) from None
         await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
+        await self._client.flush()
 
     async def close(self) -> None:
         """Disconnect."""

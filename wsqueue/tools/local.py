@@ -18,6 +18,7 @@ import msgspec
 
 from ..config.model import Retention
 from ..errors import WsqueueError
+from .local_engine import LocalEngine
 
 START_SECONDS = 20.0
 """Maximum time until a node listens: it needs a tenth of a second, but more on a busy machine."""
@@ -116,6 +117,8 @@ class LocalCluster:
         directory: Directory of the configuration files and the key; None for a temporary directory.
         show: Called with the name of a node and a line that it logged.
         retention: Retention of the consumers; each gets a directory of its own.
+        nats_server: The program nats-server, which is started to keep one log for all consumers; without it,
+            each consumer has its own.
 
     Raises:
         WsqueueError: The directory cannot be written, or a node does not start.
@@ -130,6 +133,7 @@ class LocalCluster:
         show: Callable[[str, str], None],
         *,
         retention: Retention | None = None,
+        nats_server: Path | None = None,
     ) -> None:
         self._retention = retention or Retention()
         self._consumers, self._producers, self._port, self._show = consumers, producers, port, show
@@ -138,6 +142,9 @@ class LocalCluster:
         if directory is None:
             directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="wsqueue-local-")))
         self._directory = directory
+        self._engine = (
+            None if nats_server is None else LocalEngine(nats_server, directory / "engine", self._show)
+        )
 
     @property
     def config_file(self) -> Path:
@@ -152,7 +159,8 @@ class LocalCluster:
     @property
     def pids(self) -> dict[str, int]:
         """Return the ids of the nodes' processes by the names of the nodes."""
-        return {node.name: node.pid for node in self._nodes}
+        engine = {} if self._engine is None else {"engine": self._engine.pid}
+        return {node.name: node.pid for node in self._nodes} | engine
 
     async def wait(self) -> None:
         """Wait until a node ends, which is an error.
@@ -160,7 +168,12 @@ class LocalCluster:
         Raises:
             WsqueueError: A node has ended.
         """
-        await asyncio.wait([node.ended for node in self._nodes], return_when=asyncio.FIRST_COMPLETED)
+        processes = [node.ended for node in self._nodes]
+        if self._engine is not None and self._engine.ended is not None:
+            processes.append(self._engine.ended)
+        await asyncio.wait(processes, return_when=asyncio.FIRST_COMPLETED)
+        if self._engine is not None and processes[-1].done():
+            raise WsqueueError("nats-server ended")
         node = next(node for node in self._nodes if node.ended.done())
         raise WsqueueError(f"{node.name} ended: {node.outcome()}")
 
@@ -169,6 +182,12 @@ class LocalCluster:
             self._write_psk()
             retention = msgspec.structs.asdict(self._retention)
             settings = {f"retention.{key}": value for key, value in retention.items() if value is not None}
+            if self._engine is not None:
+                settings |= {
+                    "retention.mode": "jetstream",
+                    "retention.jetstream.servers": [await self._engine.start()],
+                    "retention.jetstream.replicas": 1,
+                }
             consumers = await self._start("consumer", self._consumers, **settings)
             producers = await self._start(
                 "producer", self._producers, consumers=_paths(consumers, "/producer")
@@ -231,6 +250,8 @@ class LocalCluster:
             for node in self._nodes:
                 node.kill()
             await asyncio.gather(*(node.ended for node in self._nodes))
+            if self._engine is not None:
+                await self._engine.stop()
             self._resources.close()
 
     def _write_psk(self) -> None:

@@ -601,7 +601,9 @@ async def _storm(rng: random.Random, count: int, topic_count: int) -> None:
     for name in names:
         records = records_in(log, name)
         assert len({record.log for record in records}) <= 1
-        assert [record.offset for record in records] == [0, *(record.end for record in records)][: len(records)]
+        assert [record.offset for record in records] == [0, *(record.end for record in records)][
+            : len(records)
+        ]
         stored = [(one.publisher, one.number) for record in records for one in record.batches]
         assert len(stored) == len(set(stored)), "a batch is stored twice"
         for route in routes:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import resource
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import Literal
 
 from ...config.keys import load_psk
 from ...config.load import load_config
@@ -23,9 +24,6 @@ from .wire import Wire
 from .worker import SPARE_FILES
 from .workload import Load
 
-if TYPE_CHECKING:
-    pass
-
 REPLAY_BYTES = 256 * 1024 * 1024
 """Data that a replay reads by default: with sqlite, most of it is no longer in memory."""
 
@@ -40,6 +38,7 @@ async def bench_started_cluster(
     progress: Callable[[float], None],
     show: Callable[[str, str], None],
     protocol: Protocol = "v2",
+    nats_server: Path | None = None,
 ) -> BenchReport:
     """Start a cluster on this machine, and put load on it.
 
@@ -49,13 +48,16 @@ async def bench_started_cluster(
         progress: Called now and then with the share of the run that is done, 0 to 1.
         show: Called with the name of a node and a line that it logged.
         protocol: Protocol of the clients.
+        nats_server: The program nats-server, for the mode jetstream.
 
     Raises:
         WsqueueError: A node did not start, ended, or delivered data that was not published.
     """
     consumers, producers, mode = cluster
     retention = retention_for(load, mode)
-    async with LocalCluster(consumers, producers, 0, None, show, retention=retention) as running:
+    async with LocalCluster(
+        consumers, producers, 0, None, show, retention=retention, nats_server=nats_server
+    ) as running:
         settings = load_config(running.config_file, ClientConfig)
         return await run_load(wire(settings, protocol), load, running.pids, progress)
 
@@ -91,6 +93,8 @@ def wire(settings: ClientConfig, protocol: Protocol) -> Wire:
 
 def retention_for(load: Load, mode: RetentionMode) -> Retention:
     """Return a retention that keeps all messages that a replay reads; without a replay, the default one."""
+    # A cluster whose log is in an engine brings the mode and the servers.
+    mode = "memory" if mode == "jetstream" else mode
     if not load.replay or load.count is None:
         return Retention(mode=mode)
     # Enough even if each batch has one message.

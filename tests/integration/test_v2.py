@@ -14,8 +14,8 @@ import pytest
 from websockets.frames import Opcode
 
 import wsqueue
-from wsqueue.client.feed import SubscriberLink
 from wsqueue.client.publisher import PublisherLink
+from wsqueue.client.subscriber import SubscriberLink
 from wsqueue.client.values import Start
 from wsqueue.net.connection import Connection
 from wsqueue.net.link import Link

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..config.addresses import Address
 from ..protocol.routing import topic_hash
 from .inbox import Inbox
 from .link import ClientSettings
@@ -102,21 +101,22 @@ class Feed:
         """Wake who waits: the state of a link has changed."""
         self._changed.set()
 
-    def add_links(self, consumer: Address, topics: Iterable[str], start: Start) -> None:
+    def add_links(self, home: int, topics: Iterable[str], start: Start) -> None:
         """Give each of some topics of a classic consumer a link of its own."""
         for topic in topics:
-            link = SubscriberLink(consumer, [topic], self._settings, start=start, feed=self)
+            link = SubscriberLink(home, [topic], self._settings, start=start, feed=self)
             self._links.append(link)
             if not self.inbox.closed:
                 link.start()
 
     def _make_links(self, topics: Iterable[str], start: Start) -> Iterator[SubscriberLink]:
         addresses = self._settings.config.subscribe_addresses
-        consumers: dict[Address, list[str]] = {}
+        homes: dict[int, list[str]] = {}
         for topic in topics:
-            consumer = addresses[topic_hash(topic) % len(addresses)]
-            consumers.setdefault(consumer, []).append(topic)
-        for consumer, names in consumers.items():
+            # One that stands in the list several times is one consumer.
+            home = addresses.index(addresses[topic_hash(topic) % len(addresses)])
+            homes.setdefault(home, []).append(topic)
+        for home, names in homes.items():
             for begin in range(0, len(names), MAX_TOPICS_PER_LINK):
                 part = names[begin : begin + MAX_TOPICS_PER_LINK]
-                yield SubscriberLink(consumer, part, self._settings, start=start, feed=self)
+                yield SubscriberLink(home, part, self._settings, start=start, feed=self)

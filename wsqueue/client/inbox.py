@@ -84,6 +84,12 @@ class Inbox:
         """Let go of a connection that is lost."""
         self._paused.discard(connection)
 
+    def release(self, connection: Pausable) -> None:
+        """Read on from a connection of which nothing comes into the queue any more, so that it can end."""
+        if connection in self._paused:
+            self._paused.discard(connection)
+            connection.resume_reading()
+
     def close(self) -> None:
         """Add nothing from now on, and resume all connections; the items can still be taken."""
         self.closed = True

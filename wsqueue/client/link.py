@@ -17,6 +17,7 @@ from ..net.link import Link
 from ..net.timers import deadline
 from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import PreSharedKey
+from .failover import SharedLog
 from .owner import Owner
 
 
@@ -29,6 +30,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
         tls: Contexts for connections to wss:// addresses.
         open_seconds: How long to wait for a node that does not answer.
         owner: The process and the event loop that use the client.
+        shared_log: Which consumers share a log.
     """
 
     config: ClientConfig
@@ -36,6 +38,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     tls: TlsContexts
     open_seconds: float
     owner: Owner
+    shared_log: SharedLog = msgspec.field(default_factory=SharedLog)
 
 
 class ClientLink(Link):
@@ -55,6 +58,11 @@ class ClientLink(Link):
         """Return True if the connection can be used."""
         return self.open
 
+    @property
+    def answered(self) -> bool:
+        """Return True if a node has answered, and the connection is up."""
+        return self.connection is not None and self.connection.session.established
+
     def start(self) -> None:
         """Start connecting, unless the link is started or belongs to another process."""
         if not self._owner.forked:
@@ -73,7 +81,7 @@ class ClientLink(Link):
         try:
             while not self.ready:
                 self.raise_if_hopeless()
-                if self.connection is not None and self.connection.session.established:
+                if self.answered:
                     # The connection is up and slow: that is backpressure, which has no deadline.
                     until = None
                 elif until is None:

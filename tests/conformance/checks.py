@@ -607,11 +607,15 @@ def delivery(topic: str, offset: int, numbers: list[int], *data: str) -> dict[st
 
 
 async def subscribes(subject: Subject) -> None:
-    """Messages arrive in order; batches that were stored twice are dropped, also at the front of a chain."""
+    """Messages arrive in order; batches that were stored twice are dropped, also at the front of a chain.
+
+    The consumer is one that shares its log, and says so.
+    """
     topic = new_topic()
     async with subject.running() as program:
         program.subscribe(topic, "earliest")
         raw = await subject.subscriber()
+        raw.send({"t": "log", "id": "shared", "available": True})
         request = await raw.next("subscribe")
         assert (request["topic"], request["start"]) == (topic, "earliest")
         raw.send({"t": "subscribed", "topic": topic, "log": "abc", "offset": 5, "end": 9})

@@ -287,6 +287,10 @@ def _bin32(value: object) -> bool:
     return isinstance(value, bytes) and len(value) == 32
 
 
+def _flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
 def _range(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_integer(1), value))
 
@@ -350,6 +354,7 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     | {"offset": (_integer(0), _REQUIRED), "numbers": (_some(_integer(0)), _REQUIRED)},
     "gap": _TOPIC | {"offset": (_integer(0), _REQUIRED), "missed": (_or_nil(_integer(1)), _REQUIRED)},
     "draining": {"retry_seconds": (_number(3600), _REQUIRED)},
+    "log": {"id": (_string(64, 1), _REQUIRED), "available": (_flag, _REQUIRED)},
     "ask_report": {},
     "report": {"report": (_string(), _REQUIRED)},
     "ask_alive": {},
@@ -1123,7 +1128,7 @@ class _Link:
             elif packet["t"] == "draining":
                 await asyncio.sleep(random.random() * packet["retry_seconds"])
                 raise Closed(1001, "the consumer is draining")
-            elif packet["t"] != "alive":
+            elif packet["t"] not in {"alive", "log"}:
                 await wire.fail(4409)
             self.wake.set()
 

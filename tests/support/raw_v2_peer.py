@@ -195,7 +195,7 @@ class V2Socket(RawSocket):
         return path
 
     async def next(self, kind: str) -> dict[str, Any]:
-        """Return the next packet, which must be of one kind; pings are answered."""
+        """Return the next packet, which must be of one kind; pings are answered, other `log`s dropped."""
         while True:
             opcode, payload = await self.frame()
             if opcode is Opcode.PING:
@@ -203,6 +203,8 @@ class V2Socket(RawSocket):
                 continue
             assert opcode is Opcode.BINARY, (opcode, payload)
             packet = decoded(payload)
+            if packet["t"] == "log" != kind:
+                continue
             assert packet["t"] == kind, packet
             return packet
 
@@ -234,7 +236,7 @@ class V2Socket(RawSocket):
             if packet["t"] == "ack":
                 for first, last in packet["numbers"]:
                     found |= dict.fromkeys(range(first, last + 1), "stored")
-            else:
+            elif packet["t"] != "log":
                 assert packet["t"] == "refused"
                 last = packet.get("last", packet["number"])
                 found |= dict.fromkeys(range(packet["number"], last + 1), packet["code"])

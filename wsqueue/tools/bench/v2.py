@@ -235,7 +235,7 @@ class Deliveries(Packets):
     def _take_other(self, packet: v2.Packet, payload: bytes) -> None:
         if isinstance(packet, v2.Gap):
             raise WsqueueError(f"{packet.missed or 'some'} messages before offset {packet.offset} are gone")
-        if not isinstance(packet, v2.Subscribed | v2.Draining):
+        if not isinstance(packet, v2.Subscribed | v2.Draining | v2.Log):
             raise _unexpected(payload)
 
 
@@ -261,24 +261,34 @@ def _send(connection: socket.socket, packet: v2.Packet) -> None:
 
 
 def _expect(connection: socket.socket, kind: type[Answer]) -> Answer:
-    """Read the next packet, and no byte beyond it.
+    """Read the next packet that is no `log`, and no byte beyond it.
 
     Raises:
         ConnectError: It is of another kind, or none came.
     """
     connection.settimeout(OPEN_SECONDS)
-    try:
-        head = _read(connection, 2)
-        while (size := frame_size(head)) is None:
-            head += _read(connection, 1)
-        payload = _read(connection, size - len(head))
-    except OSError as error:
-        raise ConnectError(f"no node answers: {why(error)}") from None
-    packet = v2.decode(payload)
+    payload = _payload(connection)
+    while isinstance(packet := v2.decode(payload), v2.Log):
+        payload = _payload(connection)
     if not isinstance(packet, kind):
         raise ConnectError(f"no node answers: {_unexpected(payload)}")
     connection.settimeout(None)
     return packet
+
+
+def _payload(connection: socket.socket) -> bytes:
+    """Read the next message, and no byte beyond it.
+
+    Raises:
+        ConnectError: None came.
+    """
+    try:
+        head = _read(connection, 2)
+        while (size := frame_size(head)) is None:
+            head += _read(connection, 1)
+        return _read(connection, size - len(head))
+    except OSError as error:
+        raise ConnectError(f"no node answers: {why(error)}") from None
 
 
 def _read(connection: socket.socket, size: int) -> bytes:

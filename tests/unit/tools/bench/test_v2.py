@@ -171,6 +171,10 @@ class TestDeliveries:
         assert sum(records.take(unwrapper.unwrap(piece), 3000) for piece in pieces) == offset - 5
         assert sum(latencies.counts.values()) == sum(map(sum, batches))
 
+    def test_a_consumer_may_name_the_log_that_it_shares(self) -> None:
+        data = sent(v2.Log("shared", False), deliver(0, Load().filler), v2.Log("shared", True))
+        assert WIRE.unwrapper(TOPIC, Load()).unwrap(data) == WIRE.delivered(TOPIC, Load().filler)
+
     def test_pings_are_answered(self) -> None:
         unwrapper = WIRE.unwrapper(TOPIC, Load())
         record = WIRE.delivered(TOPIC, Load().filler)

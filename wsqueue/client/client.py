@@ -199,6 +199,8 @@ class Client:
     ) -> Subscription[Any]:
         """Return an iterator over the messages of one topic or more.
 
+        If consumers share a log, it goes on at another one while the topic's own is away.
+
         Args:
             topics: At least one.
             start: Where to begin. An offset or a position belongs to one topic.

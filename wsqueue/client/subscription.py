@@ -15,8 +15,9 @@ class Subscription(Generic[Item]):
     """Iterate over the messages of topics, in the order of each topic; made by `Client.subscribe`.
 
     Use it in `async for`, or first in `async with` to be sure that it has subscribed. It reconnects by itself
-    and continues at its position; messages that have been dropped from the log by then are a gap. A consumer
-    that only speaks classic keeps no log, so messages published during an interruption are missed.
+    and continues at its position, at another consumer if its own is away and they share a log; messages that
+    have been dropped from the log by then are a gap. A consumer that only speaks classic keeps no log, so
+    messages published during an interruption are missed.
 
     It has connections from its first use until `close`, the end of `async with` or of the iteration, or until
     nothing refers to it any more, as after a `break` out of `async for message in client.subscribe(...)`.

@@ -12,6 +12,9 @@ import pytest
 
 import wsqueue
 from wsqueue.client.failover import failover_order
+from wsqueue.config.addresses import parse_address
+from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.tools.bench.v2 import V2Wire
 
 from ..support.classic_peer import topic_of
 from ..support.nodes import KEY, Log, Nodes
@@ -339,6 +342,16 @@ async def test_a_slow_application_loses_nothing_when_its_topics_move(
         await eventually(lambda: home.subscribers == 1, "it is back")
         log.append(topic, *expected[2000:])
         assert await next_data(messages, 2999) == expected[1:]
+
+
+async def test_the_load_generator_subscribes_at_such_consumers(nodes: Nodes) -> None:
+    log, topic = SharedTopics(), topic_of(0, 2)
+    home, other = SharedConsumer(log), SharedConsumer(log)
+    addresses = [parse_address(f"{consumer.address}/subscribe", "/subscribe") for consumer in (home, other)]
+    wire = V2Wire([], addresses, PreSharedKey(KEY))
+    async with soon(), started(home, other):
+        (await asyncio.to_thread(wire.open_subscriber, topic)).close()
+        assert (len(home.requests), len(other.requests)) == (1, 0)
 
 
 @pytest.mark.parametrize("seed", range(3))

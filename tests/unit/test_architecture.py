@@ -101,7 +101,12 @@ def test_nodes_do_not_know_each_other(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [*(module for module in MODULES if folder(module) == "protocol"), "wsqueue.nodes.link_queue"]
+    "module",
+    [
+        *(module for module in MODULES if folder(module) == "protocol"),
+        "wsqueue.nodes.link_queue",
+        "wsqueue.client.failover",
+    ],
 )
 def test_the_core_has_no_input_output_and_no_clock(module: str) -> None:
     assert not {name.partition(".")[0] for name in imports(module)} & INPUT_OUTPUT

@@ -74,9 +74,8 @@ class SharedLog:
         return not self._ids or any(log is not None for log in self._ids.values())
 
     def may_use(self, index: int, home: int) -> bool:
-        """Return True if a consumer has the log of another one, as far as is known."""
-        expected = self._ids.get(home) or self._id
-        return index not in self._ids or (self._ids[index] is not None and self._ids[index] == expected)
+        """Return True if a consumer has named the log of another one, or none so far."""
+        return self._ids.get(index) in (None, self._ids.get(home) or self._id)
 
 
 class _State(msgspec.Struct):

@@ -176,9 +176,6 @@ class SubscriberLink(ClientLink):
         if self._silent:
             self._take_first(events)
         self._take(self._home, self.connection, events)
-        for event in events:
-            if isinstance(event, v2.Draining):
-                self.leave(event.retry_seconds)
 
     def notify(self) -> None:
         """Wake the tasks that wait for this link, and those that wait for the feed."""
@@ -227,6 +224,8 @@ class SubscriberLink(ClientLink):
         for event in events:
             if isinstance(event, v2.Subscribed):
                 self.notify()
+            elif isinstance(event, v2.Draining) and index == self._home:
+                self.leave(event.retry_seconds)
             elif isinstance(event, v2.Log) and self._failover is not None:
                 self._failover.told(index, event, self._now())
                 self._steer()
@@ -257,15 +256,19 @@ class SubscriberLink(ClientLink):
 
     def _subscribe(self, connection: Connection | None) -> None:
         """Have all topics on one connection, or on none, instead of on the one before."""
-        before = self._subscribed
+        before, self._subscribed = self._subscribed, connection
         if before is not None:
             self._positions.connection_lost()
+        if connection is not None:
+            self._ask(connection)
+        if before is not None:
+            # Its packets that still wait to be read no longer belong to the subscription.
             self._feed.inbox.release(before)
             if before is self.connection:
                 before.close(CloseCode.NORMAL)
-        self._subscribed = connection
-        if connection is None:
-            return
+
+    def _ask(self, connection: Connection) -> None:
+        """Ask for all topics at their positions."""
         if connection.session.v2:
             connection.send([v2.encode(request) for request in self._positions.requests()])
         elif self._start != "latest":

@@ -19,6 +19,7 @@ from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import PongReceived
 from ..protocol.keys import PreSharedKey
+from ..protocol.placement import Presence
 from ..protocol.session import Event, HelloDone
 from ..report.report import LinkStatus
 from ..report.stats import Histogram
@@ -41,9 +42,12 @@ class ConsumerLink(Link):
         tls: TLS contexts of its connections.
         traffic: Counts the bytes of the producer's connections.
         confirm_seconds: Histogram of the time that batches wait for their confirmation.
+        refused: The batches that were refused on any link.
+        on_presence: Called when `presence` has changed.
 
     Attributes:
         queue: The batches that are held.
+        presence: Whether the consumer can be used, and which log it shares.
     """
 
     peer_role = "consumer"
@@ -59,8 +63,11 @@ class ConsumerLink(Link):
         traffic: Traffic,
         confirm_seconds: Histogram,
         refused: RefusedBatches,
+        on_presence: Callable[[], None],
     ) -> None:
         super().__init__([address], psk, config, tls, traffic)
+        self.presence = Presence(self.since)
+        self._on_presence = on_presence
         self._counters = counters
         self.queue = LinkQueue(config.limits, counters, confirm_seconds, refused)
         self._classic: ClassicSender | None = None
@@ -75,8 +82,8 @@ class ConsumerLink(Link):
         """Return how many classic messages would be lost if the connection broke now."""
         return self._classic.in_flight if self._classic is not None else 0
 
-    def link_status(self) -> LinkStatus:
-        """Return how the link is."""
+    def link_status(self, *, away: bool = False) -> LinkStatus:
+        """Return how the link is; `away` says that other consumers have its topics."""
         up = self.connection is not None
         failure = self.failures.get(self.addresses[0])
         return LinkStatus(
@@ -89,6 +96,7 @@ class ConsumerLink(Link):
             held_bytes=self.queue.held_bytes,
             paused_publishers=self.queue.blocked,
             remade=self._remade,
+            away=away,
         )
 
     def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | ClientConfig, tls: TlsContexts) -> None:
@@ -140,7 +148,7 @@ class ConsumerLink(Link):
         self.queue.forget(publisher)
 
     def resume(self) -> None:
-        """Go on after a reload: connect if this link is new, and send the batches that are held."""
+        """Go on after a reload or a move: connect if this link is new, and send the batches that are held."""
         self.queue.reloaded()
         self.start()
         self._send_held()
@@ -156,6 +164,8 @@ class ConsumerLink(Link):
         self.queue.connected(v2=self.v2)
         self._send_held()
         self._note_remade()
+        self.presence.up(self.since, v2=self.v2)
+        self._on_presence()
 
     def writable(self, connection: Connection) -> None:
         """Send the batches that were held."""
@@ -171,9 +181,11 @@ class ConsumerLink(Link):
                 self.queue.confirm(self.queue.sent, monotonic())
         self.queue.disconnected(closed)
         self._pass_on()
+        self.presence.down(self.since)
+        self._on_presence()
 
     def received_events(self, events: list[Event]) -> None:
-        """Take the confirmations and refusals of the consumer."""
+        """Take the confirmations and refusals of the consumer, and which log it shares."""
         connection, queue = self.connection, self.queue
         if connection is None:
             return
@@ -193,6 +205,9 @@ class ConsumerLink(Link):
                 and event.number <= (event.last or event.number) <= queue.sent
             ):
                 queue.refuse(event, now)
+            elif isinstance(event, packets_v2.Log):
+                self.presence.told(event, now)
+                self._on_presence()
             elif not isinstance(event, packets_v2.Draining | PongReceived | HelloDone):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 return

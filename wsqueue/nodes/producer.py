@@ -6,30 +6,39 @@ import asyncio
 import base64
 import functools
 import hashlib
+import logging
 import secrets
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from time import monotonic
 from typing import ClassVar
 
 from ..config.addresses import Address
 from ..config.keys import Keys
 from ..config.model import NodeConfig, ProducerConfig
 from ..errors import WsqueueError
+from ..journal import log
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
+from ..net.timers import Timer
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.packed import pack_texts
-from ..protocol.routing import router
+from ..protocol.placement import Placement
 from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
 from .consumer_link import ConsumerLink
 from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
+
+logger = logging.getLogger(__name__)
+
+CHECK_SECONDS = 0.5
+"""Time between two looks at consumers of which one is not usable or not back: little beside 3 seconds."""
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -66,7 +75,9 @@ class Producer(Handler):
         self._psk, self._config, self._tls = keys.nodes, config, tls
         self._refused = RefusedBatches()
         self.links = [self._link(address) for address in config.links]
-        self._route = router(len(self.links))
+        self._place_anew()
+        self._timer: Timer | None = None
+        self._stopping = False
         self._publishers: dict[Connection, Origin] = {}
         # This node numbers the batches of classic publishers.
         self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
@@ -85,14 +96,20 @@ class Producer(Handler):
             link.start()
 
     def not_ready(self) -> str:
-        """Return why the node is not ready: the consumers whose links are down."""
-        down = [str(link.addresses[0]) for link in self.links if link.connection is None]
-        return f"no link to {', '.join(down)}" if down else ""
+        """Return why the node is not ready: the consumers whose topics none can take now."""
+        links = [link for index, link in enumerate(self.links) if not self._placement.served(index)]
+        down = [str(link.addresses[0]) for link in links if link.connection is None]
+        if down:
+            return f"no link to {', '.join(down)}"
+        return f"no log at {', '.join(str(link.addresses[0]) for link in links)}" if links else ""
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a producer."""
         return Facts(
-            links=[link.link_status() for link in self.links],
+            links=[
+                link.link_status(away=index in self._placement.elsewhere)
+                for index, link in enumerate(self.links)
+            ],
             confirm_seconds=self._confirm_seconds.status(),
             top_topics=self.top_topics.top(self._config.monitoring.top_topics, window_seconds),
         )
@@ -118,16 +135,20 @@ class Producer(Handler):
 
     async def drain(self) -> None:
         """Wait until the consumers have confirmed or refused all batches."""
-        await asyncio.gather(*(link.drain() for link in self.links))
+        # Batches may move to a link that had none before.
+        while not all(link.queue.empty for link in self.links):
+            await asyncio.gather(*(link.drain() for link in self.links))
 
     async def stop(self) -> None:
         """Close the links; classic messages that are still held are lost, and counted."""
+        self._stop_checking()
         held = [batch for link in self.links for batch in link.take_all()]
         self.counters["lost_held"] += sum(chain.count for chain in held if chain.origin is None)
         await asyncio.gather(*(link.stop() for link in (*self.links, *self._retired)))
 
     def abort(self) -> None:
         """Cut the links; classic messages in flight on them may be lost, and are counted."""
+        self._stop_checking()
         for link in (*self.links, *self._retired):
             link.abort()
 
@@ -258,18 +279,72 @@ class Producer(Handler):
             traffic=self.traffic,
             confirm_seconds=self._confirm_seconds,
             refused=self._refused,
+            on_presence=self._check_soon,
         )
 
     def _change_links(self, config: ProducerConfig, old: dict[Address, ConsumerLink]) -> None:
         self.links = []
         for address in config.links:
             self.links.append(old.pop(address) if address in old else self._link(address))
-        self._route = router(len(self.links))
-        held: list[ForwardChain] = []
-        for link in (*old.values(), *self.links):
-            held += link.take_moved(functools.partial(self._moved, link))
+        self._place_anew()
+        self._move(old.values())
         for link in old.values():
             self._retire(link)
+        self._check_soon()
+
+    def _place_anew(self) -> None:
+        """Place the topics on the links of a new list."""
+        self._placement = Placement([link.presence for link in self.links])
+        self._placement.check(monotonic())
+        self._use_placement()
+
+    def _use_placement(self) -> None:
+        # While nobody is away, to find the link of a topic costs no more than its hash.
+        placement = self._placement
+        self._route = placement.consumer_of if placement.elsewhere else placement.home
+
+    def _check_soon(self) -> None:
+        """Look at the consumers soon, unless there is nothing to see before one of them changes.
+
+        Never at once: a link may change while the batches of a read are on their way to the links.
+        """
+        if self._timer is None and not self._stopping and not self._placement.settled:
+            self._timer = Timer(CHECK_SECONDS, self._check)
+
+    def _check(self) -> None:
+        """Let topics move whose consumers are away now, or back."""
+        self._timer = None
+        before = self._placement.elsewhere
+        if self._placement.check(monotonic()):
+            self._note_moves(before)
+            self._use_placement()
+            self._move()
+            for link in self.links:
+                link.resume()
+        self._check_soon()
+
+    def _note_moves(self, before: Collection[int]) -> None:
+        for index, link in enumerate(self.links):
+            away = index in self._placement.elsewhere
+            if away == (index in before):
+                continue
+            if away:
+                self.counters["failovers"] += 1
+                log(logger, logging.WARNING, "consumer away", peer=link.addresses[0])
+            else:
+                log(logger, logging.INFO, "consumer back", peer=link.addresses[0])
+
+    def _stop_checking(self) -> None:
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _move(self, retired: Collection[ConsumerLink] = ()) -> None:
+        """Let each batch that is held wait at the link that its topic has now, until the links resume."""
+        held: list[ForwardChain] = []
+        for link in (*retired, *self.links):
+            held += link.take_moved(functools.partial(self._moved, link))
         # A publisher's batches on a topic may have waited at several links.
         held.sort(key=lambda chain: (chain.publisher, chain.numbers[0]))
         for chain in held:

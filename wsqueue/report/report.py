@@ -97,6 +97,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
         held_bytes: Size of these messages.
         paused_publishers: Publishers that the producer doesn't read from because it holds too much.
         remade: Times that a link to a consumer that only speaks classic came up again.
+        away: True while other consumers have the consumer's topics.
     """
 
     address: str
@@ -108,6 +109,7 @@ class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     held_bytes: int = 0
     paused_publishers: int = 0
     remade: int = 0
+    away: bool = False
 
 
 class TopicStatus(msgspec.Struct, frozen=True):

@@ -271,6 +271,17 @@ METRICS = (
         lambda link: link.state == "up",
     ),
     _link(
+        "wsqueue_link_away",
+        "1 while other consumers have the consumer's topics, else 0; only where they share a log.",
+        lambda link: link.away,
+    ),
+    _counter(
+        "wsqueue_failovers_total",
+        "producer",
+        "failovers",
+        "Times that the topics of a consumer went to others with the same log, because it was away.",
+    ),
+    _link(
         "wsqueue_link_held_messages",
         "Messages that wait for the consumer or its confirmation.",
         lambda link: link.held_messages,

@@ -108,7 +108,7 @@ def node_warnings(report: Report, recent: Recent) -> list[NodeWarning]:
 
 
 def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
-    waiting = "nothing waits for it"
+    waiting = "other consumers have its topics" if link.away else "nothing waits for it"
     if link.held_messages:
         held = number(link.held_messages, "message waits", "messages wait")
         waiting = f"{held} for it ({amount(link.held_bytes)})"

@@ -65,14 +65,26 @@ CONSUMER = Report(
 )
 UP = LinkStatus(address="192.0.2.7:10001", state="up", held_messages=10, held_bytes=2000)
 DOWN = LinkStatus(
-    address="192.0.2.8:10001", state="down", held_messages=99, held_bytes=64_000_000, paused_publishers=3
+    address="192.0.2.8:10001",
+    state="down",
+    held_messages=99,
+    held_bytes=64_000_000,
+    paused_publishers=3,
+    away=True,
 )
 PRODUCER = Report(
     id="b",
     role="producer",
     **COMMON,
     not_ready="no link to 192.0.2.8:10001",
-    counters={"forwarded": 80, "lost_in_flight": 1, "lost_held": 2, "lost_refused": 3, "lost_full": 4},
+    counters={
+        "forwarded": 80,
+        "failovers": 5,
+        "lost_in_flight": 1,
+        "lost_held": 2,
+        "lost_refused": 3,
+        "lost_full": 4,
+    },
     links=[UP, DOWN],
     confirm_seconds=TIMES,
 )
@@ -146,6 +158,8 @@ def test_the_numbers_of_a_producer() -> None:
     assert lost == {("in_flight",): 1, ("held",): 2, ("refused",): 3, ("full",): 4}
     up, down = ("192.0.2.7:10001",), ("192.0.2.8:10001",)
     assert found["wsqueue_link_up"] == {up: 1, down: 0}
+    assert found["wsqueue_link_away"] == {up: 0, down: 1}
+    assert found["wsqueue_failovers_total"] == {(): 5}
     assert found["wsqueue_link_held_messages"] == {up: 10, down: 99}
     assert found["wsqueue_link_held_bytes"] == {up: 2000, down: 64_000_000}
     assert found["wsqueue_link_paused_publishers"] == {up: 0, down: 3}

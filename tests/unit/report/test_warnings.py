@@ -73,6 +73,10 @@ class TestNode:
             " 12 messages wait for it (3.0 KiB)."
         )
 
+    def test_a_link_that_is_down_and_whose_topics_are_elsewhere(self) -> None:
+        text = only(warnings(links=[replaced(DOWN, away=True)]), "link_down")
+        assert text.endswith("Connection refused; other consumers have its topics.")
+
     def test_a_link_to_a_classic_consumer_that_came_up_again(self) -> None:
         remade = replaced(LINK, protocol="classic", seconds=62.0, remade=1)
         assert only(warnings(links=[remade]), "link_remade") == (

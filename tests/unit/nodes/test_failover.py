@@ -396,8 +396,10 @@ class Machine(RuleBasedStateMachine):
         assert bool(self.cluster.held) == bool(unanswered)
 
     def teardown(self) -> None:
-        self.loop.run_until_complete(self._end())
-        self.loop.close()
+        try:
+            self.loop.run_until_complete(self._end())
+        finally:
+            self.loop.close()
 
     async def _end(self) -> None:
         cluster = self.cluster

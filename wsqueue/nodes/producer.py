@@ -38,7 +38,7 @@ from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
 logger = logging.getLogger(__name__)
 
 CHECK_SECONDS = 0.5
-"""Time between two looks at consumers of which one is not usable or not back: little beside 3 seconds."""
+"""Time between two looks at the consumers while one is not usable, or not back: little beside 3 seconds."""
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
@@ -96,7 +96,7 @@ class Producer(Handler):
             link.start()
 
     def not_ready(self) -> str:
-        """Return why the node is not ready: the consumers whose topics none can take now."""
+        """Return why the node is not ready: the consumers whose topics nobody can take now."""
         links = [link for index, link in enumerate(self.links) if not self._placement.served(index)]
         down = [str(link.addresses[0]) for link in links if link.connection is None]
         if down:
@@ -304,15 +304,12 @@ class Producer(Handler):
         self._route = placement.consumer_of if placement.elsewhere else placement.home
 
     def _check_soon(self) -> None:
-        """Look at the consumers soon, unless there is nothing to see before one of them changes.
-
-        Never at once: a link may change while the batches of a read are on their way to the links.
-        """
+        """Look at the consumers soon, unless there is nothing to see before one of them changes."""
         if self._timer is None and not self._stopping and not self._placement.settled:
             self._timer = Timer(CHECK_SECONDS, self._check)
 
     def _check(self) -> None:
-        """Let topics move whose consumers are away now, or back."""
+        """Let the topics of consumers that are away now, or back, move."""
         self._timer = None
         before = self._placement.elsewhere
         if self._placement.check(monotonic()):

@@ -60,6 +60,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "deliver": deliver_of(0, "news", "x"),
     "gap": {"t": "gap", "topic": "news", "offset": 0, "missed": 1},
     "draining": {"t": "draining", "retry_seconds": 1.0},
+    "log": {"t": "log", "id": "x", "available": True},
     "alive": {"t": "alive"},
 }
 """One packet of each kind."""

@@ -106,6 +106,7 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     ),
     st.builds(v2.Gap, utf8_text, offsets, st.none() | numbers),
     st.builds(v2.Draining, st.floats(0, 3600)),
+    st.builds(v2.Log, logs.filter(bool), st.booleans()),
     st.builds(v2.AskReport),
     st.builds(v2.NodeReport, utf8_text),
     st.builds(v2.AskAlive),

@@ -151,13 +151,14 @@ class Placement:
     def _others(self, home: int) -> list[int]:
         """Return the consumers that may have the topics of another one: those that share its log.
 
-        One that never connected may have any log, and has been given the log of the others most likely.
+        One that has never named its log shares that of the others, if those agree.
         """
         presence = self._presences[home]
         if presence.alone:
             return []
-        return [
-            index
-            for index, other in enumerate(self._presences)
-            if index != home and other.log is not None and presence.log in (None, other.log)
-        ]
+        logs = (
+            {presence.log} if presence.log is not None else {other.log for other in self._presences} - {None}
+        )
+        if len(logs) != 1:
+            return []
+        return [index for index, other in enumerate(self._presences) if index != home and other.log in logs]

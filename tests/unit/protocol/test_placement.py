@@ -159,6 +159,14 @@ def test_one_that_never_came_is_replaced_by_any_with_a_log() -> None:
     assert [cluster.placement.served(index) for index in range(3)] == [True, True, True]
 
 
+def test_one_that_never_came_is_not_replaced_while_others_have_different_logs() -> None:
+    cluster = Cluster(3)
+    cluster.up(0, "a")
+    cluster.up(2, "b")
+    assert not cluster.wait(60.0)
+    assert not cluster.placement.served(1)
+
+
 @pytest.mark.parametrize("log", ["b", None])
 def test_another_log_is_no_substitute(log: str | None) -> None:
     cluster = Cluster(2)

@@ -64,7 +64,7 @@ class NatsServers:
         """Wait until servers have all that they should have, all servers by default."""
         async with asyncio.timeout(seconds):
             for index in indexes or range(self.count):
-                while not await self._is_healthy(index):
+                while not await self._is_healthy(index):  # noqa: ASYNC110 - another process has no event
                     await asyncio.sleep(0.05)
 
     async def __aenter__(self) -> Self:

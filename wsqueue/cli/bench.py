@@ -191,7 +191,7 @@ async def _bench(
             report = await bench_cluster(load, settings, progress, protocol)
         else:
             show = node_lines(hidden=[" INFO "])
-            report = await bench_started_cluster(load, cluster, progress, show, protocol, engine)
+            report = await bench_started_cluster(load, cluster, progress, show, protocol, nats_server=engine)
     if as_json:
         fields = {"protocol": protocol, "load": load, **msgspec.structs.asdict(report)}
         click.echo(msgspec.json.encode(fields))

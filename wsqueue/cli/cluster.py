@@ -78,7 +78,7 @@ def verify(junit: Path | None, *, as_json: bool, without: tuple[str, ...], confi
     type=click.Choice(["memory", "sqlite", "jetstream"]),
     default="memory",
     show_default=True,
-    help="Where the consumers store messages; jetstream: in one log, which a NATS server keeps that is started.",
+    help="Where the consumers store messages; for jetstream, a NATS server is started that keeps one log.",
 )
 @nats_server_option
 @click.option(

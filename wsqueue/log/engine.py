@@ -1,8 +1,8 @@
 """The interface of an engine, which keeps the log that consumers share on hosts of its own.
 
-An engine has streams, a stream has subjects, and each topic has a subject (`place_of`). A subject's records are
-in one order, by their sequence numbers in the stream, which rise and have holes. An append names the record
-that must be the subject's last, so that of two appends at the same place one fails: compare and swap.
+An engine has streams, a stream has subjects, and each topic has a subject (`place_of`). A subject's records
+are in one order, by their sequence numbers in the stream, which rise and have holes. An append names the
+record that must be the subject's last, so that of two appends at the same place one fails: compare and swap.
 
 Each request ends in a few seconds: with an answer, or with `Unanswered`.
 """
@@ -27,17 +27,16 @@ class EngineError(Exception):
     """Stand for a request that an engine did not do; the text is one for users."""
 
 
-class Conflict(EngineError):
+class Conflict(EngineError):  # noqa: N818 - the field's word
     """The subject's last record is another one: nothing was appended."""
 
 
-class Full(EngineError):
+class Full(EngineError):  # noqa: N818 - reads best where it is raised
     """There is no room for the record: nothing was appended."""
 
 
-class Unanswered(EngineError):
-    """There was no answer in time, or one that leaves the outcome open: an append may have been done, or may be
-    done later."""
+class Unanswered(EngineError):  # noqa: N818 - reads best where it is raised
+    """There was no answer, or one that leaves the outcome open: an append may be done already, or later."""
 
 
 class Place(msgspec.Struct, frozen=True):

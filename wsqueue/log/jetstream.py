@@ -45,15 +45,16 @@ try:
     from nats.aio.msg import Msg
 except ImportError as error:
     raise ConfigError(
-        f"the mode jetstream needs the package nats-py ({error}): expected `pip install 'wsqueue[jetstream]'`",
+        f"the mode jetstream needs the package nats-py ({error}): expected"
+        " `pip install 'wsqueue[jetstream]'`",
         key="retention.mode",
     ) from None
 
 logger = logging.getLogger(__name__)
 
 MIN_VERSION = (2, 15, 1)
-"""The oldest version of nats-server that is used: older ones lost messages or let two appends at one place
-succeed when that was tried."""
+"""The oldest version of nats-server that is used: older ones have lost messages, or let two appends at one
+place succeed."""
 
 REQUEST_SECONDS = 2.0
 """Time for the answer to a request: a busy disk takes a tenth of it."""
@@ -80,7 +81,8 @@ CONFLICTS = frozenset((10071, 10164))
 """Error codes of an append whose last record is another one."""
 
 NO_ROOM = frozenset((10002, 10023, 10028, 10047, 10077, 10122))
-"""Error codes of an append that finds no room: limits of the account, the server or the stream, a full disk."""
+"""Error codes of an append that finds no room: limits of the account, the server or the stream, a full
+disk."""
 
 NOT_FOUND, STREAM_NOT_FOUND, NAME_IN_USE = 10037, 10059, 10058
 """Error codes of the API."""
@@ -286,8 +288,8 @@ class JetStreamEngine:
                 await self._client.close()
                 if "authorization" in str(error).lower():
                     raise ConfigError(
-                        f"the NATS server {servers[0]} refuses this consumer: expected another user, password or"
-                        " credentials",
+                        f"the NATS server {servers[0]} refuses this consumer: expected another user, password"
+                        " or credentials",
                         key="retention.jetstream",
                     ) from None
                 reasons.append(f"{servers[0]}: {_reason(error)}")
@@ -353,8 +355,8 @@ class JetStreamEngine:
         if numbers < MIN_VERSION:
             expected = ".".join(map(str, MIN_VERSION))
             raise ConfigError(
-                f"the NATS server has version {version}; expected at least {expected}, because older ones have lost"
-                " messages",
+                f"the NATS server has version {version}; expected at least {expected}, because older ones"
+                " have lost messages",
                 key="retention.jetstream.servers",
             )
         if not info.get("jetstream"):
@@ -365,8 +367,8 @@ class JetStreamEngine:
         needed = max(MAX_RECORD_BYTES, self._max_message_bytes) + RECORD_MARGIN_BYTES
         if (most := int(info.get("max_payload", 0))) < needed:
             raise ConfigError(
-                f"the NATS server takes {most} bytes in a message; expected max_payload of at least {needed} in its"
-                " configuration",
+                f"the NATS server takes {most} bytes in a message; expected max_payload of at least {needed}"
+                " in its configuration",
                 key="retention.jetstream.servers",
             )
 
@@ -458,7 +460,9 @@ class JetStreamEngine:
     def _subject(self, place: Place) -> str:
         return f"{self._name}.{place.stream}.{place.token}"
 
-    async def _request(self, subject: str, data: bytes, headers: dict[str, str] | None = None) -> Any:
+    async def _request(
+        self, subject: str, data: bytes, headers: dict[str, str] | None = None
+    ) -> dict[str, Any]:
         """Send a request, and return its answer.
 
         Raises:
@@ -472,14 +476,16 @@ class JetStreamEngine:
             raise Unanswered("no NATS server leads the stream of a topic") from None
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:
             raise Unanswered(f"the NATS servers don't answer: {_reason(error)}") from None
+        if not isinstance(answer, dict):
+            raise Unanswered("something other than a NATS server answers")
         if "error" in answer:
             raise _ApiError(answer["error"])
         return answer
 
-    async def _api(self, name: str, request: Mapping[str, Any]) -> Any:
+    async def _api(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         return await self._request(f"$JS.API.{name}", json.dumps(request).encode() if request else b"")
 
-    async def _answered(self, name: str, request: Mapping[str, Any]) -> Any:
+    async def _answered(self, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
         try:
             return await self._api(name, request)
         except _ApiError as error:

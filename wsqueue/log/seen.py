@@ -1,7 +1,7 @@
 """The records of a stream that a consumer has heard of, so that it finds those that it has not. No I/O.
 
-Notices of other consumers can be lost. The numbers of a stream's records have no holes when they are given, so
-a number below the stream's last one that nobody has told of is a record that was missed.
+Notices of other consumers can be lost. The numbers of a stream's records have no holes when they are given,
+so a number below the stream's last one that nobody has told of is a record that was missed.
 
     0 ────── all heard of ──────▶ `upto`   ahead: 12 13 15        last
 """

@@ -1,21 +1,21 @@
 """The store that consumers share: the log is in an engine, and each of them appends to any topic.
 
-    append ──▶ topic.waiting ──▶ propose ──▶ engine.append ──┬─▶ kept in memory, told ──▶ done
-                    ▲              (one task for each topic   │        │
-                    │               that somebody waits for)  │        └─▶ notice to other consumers
-                    └───────── read on ◀── conflict, no answer┘
-                                  ▲
-             notice of another ───┤
-             sweep, reconnect ────┘
+    append ──▶ waiting ──▶ propose ──▶ engine.append ──┬──▶ kept in memory, told ──▶ done
+                  ▲    (a task for each topic          │            │
+                  │     that somebody waits for)       │            └──▶ notice to other consumers
+                  └────────── read on ◀── conflict, ───┘
+                                 ▲        no answer
+            notice of another ───┤
+            sweep ───────────────┘
 
-- `SharedTopic` judges; a task for each topic with work moves between it and the engine (`_work`). While there
-  is none, nothing is under way for the topic.
+- `SharedTopic` judges; a task for each topic with work moves between it and the engine (`_work`). While
+  there is none, nothing is under way for the topic.
 - Outcomes of a topic come in the order of its chains. Topics wait for nobody.
-- A topic that is read is followed: other consumers tell of their appends by notices, which can be lost. `Seen`
-  finds that out within two sweeps, and then all topics that are read and lie in that stream are read on.
+- A topic that is read is followed: other consumers tell of their appends by notices, which can be lost.
+  `Seen` finds that out within two sweeps, and then all topics of that stream that are read are read on.
 - A reader begins when the log is proved to be known: after an append, of an empty record if need be. So a
-  subscription makes a topic's log begin, `keep_alive` lets it not grow old, and no reader is told of an end that
-  others have gone beyond.
+  subscription makes a topic's log begin, `trim` keeps it from growing old, and no reader is told of an end
+  that others have gone beyond.
 - `available` is False when the engine has done nothing that was asked of it for a while. Consumers whose
   engine is there go on, and whoever sends again there is recognised by the numbers in the log.
 """
@@ -27,7 +27,6 @@ import logging
 import random
 import secrets
 import time
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
@@ -41,12 +40,15 @@ from ..protocol import v2
 from ..protocol.packed import NOTHING
 from ..report.report import HistogramStatus, LogStatus
 from ..report.stats import Histogram
-from .engine import READ_BYTES, Conflict, Engine, Full, Place, StreamState, Unanswered, place_of
+from .engine import READ_BYTES, Conflict, Engine, Full, StreamState, Unanswered, place_of
+from .engine_reader import EngineReader
+from .health import Health
 from .logs import PROBLEMS, TopicLogs
+from .purging import Purging
 from .records import MAX_NUMBERS, Record
 from .seen import Seen
 from .shared_record import SharedRecord, decode_record
-from .shared_topic import Proposal, SharedTopic, records_of
+from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .store import AppendChain, Done, Outcome
 from .topic import TopicLog
@@ -64,8 +66,6 @@ MAX_REQUESTS = 256
 SWEEP_SECONDS = 2.0
 """Time between two looks for records that no notice told of."""
 
-UNAVAILABLE_SECONDS = 1.0
-"""Time without success after which the engine counts as unavailable here: a reconnect takes less."""
 
 RETRY_SECONDS = 0.02
 """First pause before an append is tried again; it doubles each time."""
@@ -76,12 +76,10 @@ MAX_RETRY_SECONDS = 1.0
 OPEN_RETRY_SECONDS = 2.0
 """Time between two attempts to reach the engine at a start."""
 
-READ_SECONDS = 15.0
-"""Time after which a read gives up: more than an election takes."""
 
 MAX_OLD_ANSWERS = 60
-"""Answers from before the newest message that is known, until they are taken for true: for half a minute, which
-is longer than a leader can be without the others and not know it."""
+"""Answers from before the newest message that is known, until they are taken for true: for half a minute,
+which is longer than a leader can be without the others and not know it."""
 
 MAX_FOLLOW_BYTES = 8 * 1024 * 1024
 """Bytes of records that are read on at once; a consumer that is further behind lets its readers read them."""
@@ -89,17 +87,10 @@ MAX_FOLLOW_BYTES = 8 * 1024 * 1024
 MAX_NOTICES = 500
 """Records that one notice tells of; more go in another one."""
 
-MAX_CURSORS = 10_000
-"""Places of readers in the engine that are remembered, so that they need not be searched: 2 MiB."""
-
-PURGE_BYTES = 4 * 1024 * 1024
-"""Bytes of the oldest records that are looked at in one go when the log is too large."""
 
 PURGE_PARTS = 16
 """Part of `max_bytes` after which a consumer that appends looks whether the log is too large."""
 
-TRIMMED_PART = 0.95
-"""Part of `max_bytes` that is left when the log was too large, so that this doesn't happen all the time."""
 
 FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
 """Stands for the chains that another consumer appended."""
@@ -147,18 +138,17 @@ class SharedStore(TopicLogs):
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
         self._seen = [Seen() for _ in range(streams)]
         self._states: list[StreamState | None] = [None] * streams
-        self._cursors: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+        self._reader = EngineReader(engine, self._requests, pause)
+        self._purging = Purging(engine, streams, config.max_bytes)
+        self._purge: asyncio.Task[None] | None = None
         self._pending_bytes = self._appended_bytes = 0
         self._notices: Notice = []
         self._settled = asyncio.Event()
         self._settled.set()
         self._retrying = self.conflicts = 0
-        self._failing = ""
-        self._failing_since: float | None = None
-        self._available, self._refusing = True, False
+        self._health = Health(self._tell_available)
         self._append_seconds = Histogram()
         self._last_append_seconds = 0.0
-        self._purging: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
         """Connect to the engine, and wait for it.
@@ -188,12 +178,13 @@ class SharedStore(TopicLogs):
         age = limits.max_age_seconds
         if age != self._config.max_age_seconds:
             self._begin(self._set_age(age))
+        self._purging.max_bytes = limits.max_bytes
         super().reconfigure(msgspec.structs.replace(limits, jetstream=self._config.jetstream))
 
     @property
     def shared(self) -> v2.Log | None:
         """Return the packet that names the log which consumers share."""
-        return v2.Log(self._engine.id, self._available)
+        return v2.Log(self._engine.id, self._health.available)
 
     @property
     def congested(self) -> bool:
@@ -252,7 +243,7 @@ class SharedStore(TopicLogs):
         topic = self._topic(log.name)
         if self.in_memory(topic, offset):
             return topic.read(offset, max_bytes)
-        return await self._in_time(partial(self._read, topic, offset, max_bytes))
+        return await self._reader.read(topic, offset, max_bytes)
 
     async def offset_at(self, log: TopicLog, moment: float) -> int:
         """Return the offset of the first record that is not older than a Unix time, `next` if all are.
@@ -262,11 +253,7 @@ class SharedStore(TopicLogs):
         """
         if log.records and log.records[0].time < moment:
             return log.offset_at(moment)
-        topic = self._topic(log.name)
-        end = topic.next
-        seq = await self._in_time(partial(self._find, topic, lambda record: record.time >= moment))
-        found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
-        return found[0].offset if found else end
+        return await self._reader.offset_at(self._topic(log.name), moment)
 
     async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
         """Return None: these logs have no epochs."""
@@ -300,7 +287,7 @@ class SharedStore(TopicLogs):
             limit_bytes=self._config.max_bytes,
             pending_bytes=self._pending_bytes,
             commit_seconds=self._last_append_seconds,
-            failing=self._failing,
+            failing=self._health.reason,
         )
 
     def commit_seconds(self) -> HistogramStatus | None:
@@ -348,7 +335,7 @@ class SharedStore(TopicLogs):
                     topic.doubt = True
                     self._retrying += not retrying
                     retrying = True
-                    self._fail(str(error))
+                    self._health.fail(str(error))
                     await self._pause(random.uniform(retry / 2, retry))  # noqa: S311 - jitter
                     retry = min(2 * retry, MAX_RETRY_SECONDS)
                 else:
@@ -446,7 +433,7 @@ class SharedStore(TopicLogs):
     async def _append_next(self, topic: SharedTopic) -> None:
         """Judge the chains that wait, and append the record that stores them."""
         if not topic.waiting and not topic.proof:
-            self._succeed()
+            self._health.succeed()
             return
         openings = len(self._openings.get(topic, ()))
         proposal = topic.propose(
@@ -456,7 +443,7 @@ class SharedStore(TopicLogs):
             max_age=self._config.max_age_seconds,
         )
         if proposal.record is None:
-            self._succeed()
+            self._health.succeed()
             self._answer(topic, topic.answered(proposal))
             return
         began = time.monotonic()
@@ -471,7 +458,7 @@ class SharedStore(TopicLogs):
             raise
         self._last_append_seconds = time.monotonic() - began
         self._append_seconds.observe(self._last_append_seconds)
-        self._succeed()
+        self._health.succeed()
         self._appended(topic, proposal, seq)
         done = self._openings.pop(topic, [])
         if rest := done[openings:]:
@@ -504,10 +491,7 @@ class SharedStore(TopicLogs):
         """
         if topic.uncertain or not topic.waiting:
             raise Unanswered(reason)
-        if not self._refusing:
-            self._refusing = True
-            log(logger, logging.ERROR, "messages refused", reason=reason)
-        self._failing = reason
+        self._health.refuse(reason)
         self._answer(topic, topic.full(proposal, reason))
 
     def _answer(self, topic: SharedTopic, outcomes: list[Outcome]) -> None:
@@ -537,7 +521,7 @@ class SharedStore(TopicLogs):
         try:
             notices = _notice_decoder.decode(data)
         except msgspec.DecodeError:
-            # Of a newer version, or of somebody else: the sweep finds the records.
+            # A newer version may send others: the sweep finds the records.
             return
         for name, stream, seq in notices:
             if stream < self._streams:
@@ -557,13 +541,13 @@ class SharedStore(TopicLogs):
                         state = await self._engine.state(stream)
                 except Unanswered as error:
                     self._states[stream] = None
-                    self._fail(str(error))
+                    self._health.fail(str(error))
                     continue
                 self._states[stream] = state
                 if self._seen[stream].missed(state.last):
                     self._doubt(stream)
             if not self._retrying and None not in self._states:
-                self._succeed()
+                self._health.succeed()
             await self._pause(SWEEP_SECONDS)
 
     def _doubt(self, stream: int) -> None:
@@ -577,38 +561,13 @@ class SharedStore(TopicLogs):
 
     # ---- the state of the engine
 
+    def _tell_available(self) -> None:
+        self.on_available()
+
     def _connection_changed(self) -> None:
         """Note that the connection to the engine is lost, or there again (the engine calls this)."""
         if not self._engine.connected:
-            self._fail("there is no connection to a NATS server")
-
-    def _fail(self, reason: str) -> None:
-        """Note that the engine did not do something."""
-        self._failing = reason
-        if self._failing_since is None:
-            self._failing_since = time.monotonic()
-            asyncio.get_running_loop().call_later(UNAVAILABLE_SECONDS, self._check_available)
-
-    def _succeed(self) -> None:
-        """Note that the engine does its work."""
-        if self._refusing:
-            self._refusing = False
-            log(logger, logging.INFO, "messages stored again", after=self._failing)
-        if self._failing:
-            self._failing, self._failing_since = "", None
-            self._check_available()
-
-    def _check_available(self) -> None:
-        """Tell when the engine becomes available or unavailable."""
-        since = self._failing_since
-        available = since is None or time.monotonic() - since < UNAVAILABLE_SECONDS * 0.9
-        if available != self._available:
-            self._available = available
-            if available:
-                log(logger, logging.INFO, "log available", server=self._engine.server)
-            else:
-                log(logger, logging.WARNING, "log unavailable", reason=self._failing)
-            self.on_available()
+            self._health.fail("there is no connection to a NATS server")
 
     async def _set_age(self, seconds: float) -> None:
         await self._until_answered(partial(self._engine.set_age, seconds))
@@ -626,76 +585,8 @@ class SharedStore(TopicLogs):
             try:
                 return await request()
             except Unanswered as error:
-                self._fail(str(error))
+                self._health.fail(str(error))
                 await self._pause(OPEN_RETRY_SECONDS)
-
-    # ---- reading
-
-    async def _in_time(self, request: Callable[[], Awaitable[Result]]) -> Result:
-        """Ask the engine until it answers, or for too long.
-
-        Raises:
-            StorageError: It does not answer.
-        """
-        until = time.monotonic() + READ_SECONDS
-        while True:
-            try:
-                return await request()
-            except Unanswered as error:
-                if time.monotonic() > until:
-                    raise StorageError(f"the log can't be read: {error}") from None
-                await self._pause(RETRY_SECONDS * 5)
-
-    async def _read(self, topic: SharedTopic, offset: int, max_bytes: int) -> list[Record]:
-        """Return the records that hold an offset and those after it."""
-        seq = self._cursors.pop((topic.name, topic.id, offset), 0)
-        if not seq:
-            seq = 1 if offset <= topic.start else await self._find(topic, lambda record: record.end > offset)
-        records, after = await self._records_from(topic, seq, max_bytes)
-        if records:
-            self._cursors[topic.name, topic.id, records[-1].end] = after
-            if len(self._cursors) > MAX_CURSORS:
-                self._cursors.popitem(last=False)
-        return records
-
-    async def _records_from(self, topic: SharedTopic, seq: int, max_bytes: int) -> tuple[list[Record], int]:
-        """Return the next records from a sequence number on, at least one if there is any, and the next number."""
-        end, records = topic.seq, list[Record]()
-        while not records and seq <= end:
-            async with self._requests:
-                found = await self._engine.read(topic.place, seq, max_bytes)
-            if not found:
-                async with self._requests:
-                    last = await self._engine.last(topic.place)
-                if last is None or last.seq < seq:
-                    # They have gone because of their age.
-                    break
-                raise Unanswered("a server answers that doesn't have the newest messages yet")
-            for stored in found:
-                if stored.seq > end:
-                    # Of later messages the reader hears when they are known here.
-                    return records, stored.seq
-                record = decode_record(stored.data)
-                if record.log == topic.id:
-                    records += records_of(topic.name, record)
-                seq = stored.seq + 1
-        return records, seq
-
-    async def _find(self, topic: SharedTopic, right: Callable[[SharedRecord], bool]) -> int:
-        """Return a sequence number from which on the first record is the first one that is right.
-
-        All after that one must be right too.
-        """
-        low, high = 1, topic.seq + 1
-        while low < high:
-            middle = (low + high) // 2
-            async with self._requests:
-                found = await self._engine.read(topic.place, middle, 1)
-            if not found or found[0].seq > topic.seq or right(decode_record(found[0].data)):
-                high = middle
-            else:
-                low = found[0].seq + 1
-        return low
 
     # ---- limits
 
@@ -719,48 +610,5 @@ class SharedStore(TopicLogs):
 
     def _purge_soon(self) -> None:
         self._appended_bytes = 0
-        if self._purging is None or self._purging.done():
-            self._purging = self._begin(self._purge())
-
-    async def _purge(self) -> None:
-        """Drop the oldest records while the log is too large."""
-        try:
-            states = [await self._engine.state(stream) for stream in range(self._streams)]
-            excess = sum(state.bytes for state in states) - self._config.max_bytes
-            if excess <= 0:
-                return
-            excess += int(self._config.max_bytes * (1 - TRIMMED_PART))
-            cursors = {stream: state.first for stream, state in enumerate(states) if state.first_time}
-            ages = {stream: states[stream].first_time for stream in cursors}
-            while excess > 0 and cursors:
-                stream = min(cursors, key=ages.__getitem__)
-                freed, cursors[stream], ages[stream] = await self._purge_oldest(stream, cursors[stream])
-                excess -= freed
-                if ages[stream] == 0:
-                    del cursors[stream]
-            if excess > 0:
-                log(logger, logging.WARNING, "log too large", excess_bytes=excess)
-        except (Unanswered, StorageError) as error:
-            log(logger, logging.WARNING, "not purged", reason=error)
-
-    async def _purge_oldest(self, stream: int, seq: int) -> tuple[int, int, float]:
-        """Drop old records of a stream, from a sequence number on; all tables that are needed stay.
-
-        Returns:
-            The bytes that are free now, the sequence number at which to go on, and the time of the record there;
-            0 at the end of the stream.
-        """
-        found = await self._engine.scan(stream, seq, PURGE_BYTES)
-        below: dict[str, int] = {}
-        heads = [decode_record(stored.data) for stored in found]
-        for stored, head in zip(found, heads, strict=True):
-            # A table that nobody has needed since may go with all before it, once there is a newer one.
-            below[stored.token] = max(below.get(stored.token, 0), head.table or stored.seq)
-        freed = 0
-        for stored in found:
-            if stored.seq < below[stored.token]:
-                freed += len(stored.data)
-        for token, bound in below.items():
-            if any(stored.token == token and stored.seq < bound for stored in found):
-                await self._engine.purge(Place(stream, token), bound)
-        return (freed, found[-1].seq + 1, heads[-1].time) if found else (0, seq, 0.0)
+        if self._purge is None or self._purge.done():
+            self._purge = self._begin(self._purging.purge())

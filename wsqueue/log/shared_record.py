@@ -1,15 +1,15 @@
 """The records of the shared log: the batches of one topic that one consumer appended together.
 
 A record has a head, and the packets that deliver its batches. From the head of a topic's newest record and
-that of the table which it names, a consumer learns everything that it must know to append: the offset, and the
-last number of each publisher.
+that of the table which it names, a consumer learns everything that it must know to append: the offset, and
+the last number of each publisher.
 
     table ◄── record ◄── record ◄── table ◄── record      each head names the newest table before it
     all       changes    changes    all       changes     and has the numbers that changed since
 
 A table has at most `MAX_PUBLISHERS`, the last ones. A record is a table when the records since the last one
-have `TABLE_RATIO` times its bytes, when `MAX_CHANGES` numbers have changed, or when the table is old. So a table
-costs little, and no more than that ratio must be kept behind the records that may be dropped.
+have `TABLE_RATIO` times its bytes, when `MAX_CHANGES` numbers have changed, or when the table is old. So a
+table costs little, and no more than that ratio must be kept behind the records that may be dropped.
 """
 
 from __future__ import annotations

@@ -7,15 +7,16 @@
 
 A consumer *knows* a topic's log up to the record `seq`: its id, the next offset, and the last number of each
 publisher. From that `propose` judges the chains that wait, and makes the record that stores them. It is
-appended only if `seq` is still the last record. So the judgement holds if the append succeeds, and else nothing
-has happened: the topic is *in doubt*, the consumer reads on, and judges again.
+appended only if `seq` is still the last record. So the judgement holds if the append succeeds, and else
+nothing has happened: the topic is *in doubt*, the consumer reads on, and judges again.
 
 | an answer | needs |
 |---|---|
 | a chain is stored | the append of its record |
 | a batch is a repeat | nothing: it is in the log that is known |
-| a batch comes after one that is missing | an append, of an empty record if need be: a log known only from the engine's answers may be an old one |
-| there is no room | that no append whose outcome is unknown may still be done: else the topic stays as it is |
+| a batch comes after one that is missing | an append, of an empty record if need be, because answers may be
+old |
+| there is no room | that no append may still be done whose outcome is unknown: else the chains wait |
 
 What is known is a function of the records: two consumers that know the same `seq` know the same.
 """
@@ -73,6 +74,24 @@ class Proposal(msgspec.Struct, gc=False):
     outcomes: list[Outcome]
     record: SharedRecord | None = None
     data: bytes = b""
+    size: int = 0
+
+
+class Draft(msgspec.Struct, gc=False):
+    """Hold the batches of a record to be.
+
+    Attributes:
+        numbers: The last numbers of publishers that the record changes.
+        end: Offset after the last message.
+        time: Unix time.
+        batches: The batches.
+        size: Bytes that they count for the limits.
+    """
+
+    numbers: dict[str, int]
+    end: int
+    time: float
+    batches: list[SharedBatch] = []
     size: int = 0
 
 
@@ -231,27 +250,20 @@ class SharedTopic(TopicLog):
             max_bytes: Bytes of batches at which the record ends.
         """
         outcomes: list[Outcome] = []
-        batches: list[SharedBatch] = []
-        numbers = {publisher: 0 for publisher in self._owed if publisher not in self.numbers}
-        offset, size = self.next, 0
+        owed = {publisher: 0 for publisher in self._owed if publisher not in self.numbers}
+        draft = Draft(owed, self.next, max(self.time, now))
         needed = self.proof
-        time = max(self.time, now)
         for chain in itertools.islice(self.waiting, MAX_RECORD_CHAINS):
-            if size and size + chain.messages.data.nbytes > max_bytes:
+            if draft.size and draft.size + chain.messages.data.nbytes > max_bytes:
                 break
-            outcome, packet = self._judge(chain, numbers, offset, time)
+            outcome = self._judge(chain, draft)
             outcomes.append(outcome)
-            record = outcome.record
-            if record is not None:
-                batches.append(SharedBatch(record.count, record.publisher, record.number, packet))
-                offset = record.end
-                size += record.size
-            needed = needed or record is not None or outcome.code == "after_refused"
-            needed = needed or (outcome.code == "invalid" and numbers.get(chain.publisher) == 0)
+            needed = needed or outcome.record is not None or outcome.code == "after_refused"
+            needed = needed or (outcome.code == "invalid" and draft.numbers.get(chain.publisher) == 0)
         if not needed:
             return Proposal(len(outcomes), outcomes)
-        shared = self._record(numbers, batches, offset, size, time, writer, new_id, max_age)
-        return Proposal(len(outcomes), outcomes, shared, encode_record(shared), size)
+        shared = self._record(draft, writer, new_id, max_age)
+        return Proposal(len(outcomes), outcomes, shared, encode_record(shared), draft.size)
 
     def appended(self, proposal: Proposal, seq: int) -> list[Outcome]:
         """Know the record of a proposal, and answer its chains; the owner keeps what they store."""
@@ -306,69 +318,60 @@ class SharedTopic(TopicLog):
             below = mark.seq if mark.bytes else below
         return below
 
-    def _judge(
-        self, chain: AppendChain, numbers: dict[str, int], offset: int, time: float
-    ) -> tuple[Outcome, bytes]:
-        """Return the outcome of a chain and the packet of its record; note the publisher's number."""
+    def _judge(self, chain: AppendChain, draft: Draft) -> Outcome:
+        """Return the outcome of a chain, and add its new batches to the draft."""
         publisher = chain.publisher
-        before = numbers.get(publisher, self.numbers.get(publisher))
+        before = draft.numbers.get(publisher, self.numbers.get(publisher))
         if chain.problem is not None:
             if before is None and chain.problem == "invalid":
                 # Known from now on, so that no batch after this one passes for the first.
-                numbers[publisher] = 0
-            return Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem]), b""
-        batches, counts, messages, repeats = chain.numbers, chain.counts, chain.messages, 0
+                draft.numbers[publisher] = 0
+            return Outcome(chain, code=chain.problem, reason=PROBLEMS[chain.problem])
+        numbers, counts, messages, repeats = chain.numbers, chain.counts, chain.messages, 0
         if before is not None:
-            if batches[0] <= before:
-                repeats = bisect.bisect_right(batches, before)
-                if repeats == len(batches):
-                    return Outcome(chain, repeats), b""
+            if numbers[0] <= before:
+                repeats = bisect.bisect_right(numbers, before)
+                if repeats == len(numbers):
+                    return Outcome(chain, repeats)
                 messages = messages.behind(sum(counts[:repeats]))
-                batches, counts = batches[repeats:], counts[repeats:]
+                numbers, counts = numbers[repeats:], counts[repeats:]
             elif chain.after > before:
-                return Outcome(chain, code="after_refused", reason=PROBLEMS["after_refused"]), b""
-        numbers.pop(publisher, None)
-        numbers[publisher] = batches[-1]
-        packet = v2.encode(v2.Deliver(self.name, offset, publisher, batches, counts, messages))
-        record = Record(self.name, offset, messages.count, time, publisher, batches[-1], packet)
-        return Outcome(chain, repeats, record), packet
+                return Outcome(chain, code="after_refused", reason=PROBLEMS["after_refused"])
+        draft.numbers.pop(publisher, None)
+        draft.numbers[publisher] = last = numbers[-1]
+        packet = v2.encode(v2.Deliver(self.name, draft.end, publisher, numbers, counts, messages))
+        record = Record(self.name, draft.end, messages.count, draft.time, publisher, last, packet)
+        draft.batches.append(SharedBatch(record.count, publisher, last, packet))
+        draft.end = record.end
+        draft.size += record.size
+        return Outcome(chain, repeats, record)
 
-    def _record(
-        self,
-        numbers: dict[str, int],
-        batches: list[SharedBatch],
-        end: int,
-        size: int,
-        time: float,
-        writer: str,
-        new_id: str,
-        max_age: float,
-    ) -> SharedRecord:
-        """Return the record of batches, as a table if one is due."""
-        changed, total = _with(self._changed, numbers), self.bytes_ever + size
+    def _record(self, draft: Draft, writer: str, new_id: str, max_age: float) -> SharedRecord:
+        """Return the record of a draft, as a table if one is due."""
+        numbers, size = _with(self._changed, draft.numbers), self.bytes_ever + draft.size
         is_table = (
             not self._table
-            or len(changed) > MAX_CHANGES
-            or total - self._table_bytes >= TABLE_RATIO * PUBLISHER_BYTES * len(self.numbers)
-            or self._table_time < time - max_age / 2
+            or len(numbers) > MAX_CHANGES
+            or size - self._table_bytes >= TABLE_RATIO * PUBLISHER_BYTES * len(self.numbers)
+            or self._table_time < draft.time - max_age / 2
         )
         if is_table:
-            changed = _with(self.numbers, numbers)
-            for publisher in list(changed)[: len(changed) - MAX_PUBLISHERS]:
-                del changed[publisher]
+            numbers = _with(self.numbers, draft.numbers)
+            for publisher in list(itertools.islice(numbers, max(0, len(numbers) - MAX_PUBLISHERS))):
+                del numbers[publisher]
         return SharedRecord(
-            FORMAT,
-            self.name,
-            self.id or new_id,
-            self.next,
-            end,
-            total,
-            time,
-            writer,
-            self.seq,
-            0 if is_table else self._table,
-            changed,
-            batches,
+            format=FORMAT,
+            topic=self.name,
+            log=self.id or new_id,
+            offset=self.next,
+            end=draft.end,
+            bytes=size,
+            time=draft.time,
+            writer=writer,
+            before=self.seq,
+            table=0 if is_table else self._table,
+            numbers=numbers,
+            batches=draft.batches,
         )
 
     def _note(self, seq: int, record: SharedRecord) -> None:

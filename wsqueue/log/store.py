@@ -1,8 +1,8 @@
 """The interface of a store, the place that keeps the logs of a consumer's topics.
 
 A consumer appends batches and is told their outcomes; readers take subscribers through the log of a topic.
-There are three stores, `memory`, `sqlite` and `shared`; all that they share is in `logs`, and `ledger` has the
-limits of the records in one place.
+There are three stores, `memory`, `sqlite` and `shared`; all that they share is in `logs`, and `ledger` has
+the limits of the records in one place.
 
 Promises of a store:
 

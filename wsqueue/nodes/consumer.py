@@ -6,9 +6,9 @@ producers ──► ProducerEndpoint ──► logs.append ──► _done ─�
                      └─── resume_if_settled ◄── _done                      └──► readers of v2 subscribers
 ```
 
-- `logs` calls `_done` with the outcomes of batches: at once when the logs are in memory, else after the commit.
-  Until then the batches are in `logs` alone. Those of each topic come in their order. A producer must hear of
-  all its batches in their order, so that an outcome may wait in `ProducerState` for those before it.
+- `logs` calls `_done` with the outcomes of batches: at once when the logs are in memory, else after the
+  commit. Until then the batches are in `logs` alone. The outcomes of each topic come in their order. A
+  producer must hear of all its batches in theirs, so that an outcome may wait in `ProducerState`.
 - A batch is delivered before it is confirmed, or waits for its turn in `classic` or in the log.
 - `ProducerEndpoint` pauses a producer while `logs` is congested, and resumes it once when it no longer is. It
   also pauses one that is slow to read its answers, because they can be as large as its smallest batches.
@@ -75,7 +75,7 @@ class ProducerState:
         connection: The connection.
         received: Number of batches that came.
         answered: Number of batches that were answered, the first ones.
-        early: Outcomes of later batches, by the position of their first one. They are as many as batches wait.
+        early: Outcomes of later batches by the position of their first one, as many as batches wait at most.
     """
 
     __slots__ = ("answered", "connection", "early", "received")

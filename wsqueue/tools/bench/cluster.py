@@ -38,6 +38,7 @@ async def bench_started_cluster(
     progress: Callable[[float], None],
     show: Callable[[str, str], None],
     protocol: Protocol = "v2",
+    *,
     nats_server: Path | None = None,
 ) -> BenchReport:
     """Start a cluster on this machine, and put load on it.

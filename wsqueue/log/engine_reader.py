@@ -1,0 +1,136 @@
+"""Read the records of topics that are no longer in memory from an engine.
+
+An engine knows records by their sequence numbers, and readers ask for offsets. The place after what a reader
+has read is remembered; any other one is searched: each step reads the record in the middle of those that are
+left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
+
+from ..errors import StorageError
+from .engine import Engine, Unanswered
+from .records import Record
+from .shared_record import SharedRecord, decode_record
+from .shared_topic import SharedTopic, records_of
+
+Result = TypeVar("Result")
+
+READ_SECONDS = 15.0
+"""Time after which a read gives up: more than an election takes."""
+
+AGAIN_SECONDS = 0.1
+"""Time between two attempts to read."""
+
+MAX_CURSORS = 10_000
+"""Places of readers that are remembered, so that they need not be searched: 2 MiB."""
+
+
+class EngineReader:
+    """Find and read records of topics.
+
+    Args:
+        engine: The engine.
+        requests: Held during each request.
+        pause: Sleeps.
+    """
+
+    def __init__(
+        self, engine: Engine, requests: asyncio.Semaphore, pause: Callable[[float], Awaitable[None]]
+    ) -> None:
+        self._engine, self._requests, self._pause = engine, requests, pause
+        self._cursors: OrderedDict[tuple[str, str, int], int] = OrderedDict()
+
+    async def read(self, topic: SharedTopic, offset: int, max_bytes: int) -> list[Record]:
+        """Return records from the one that holds an offset on, at least one if there is any.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._in_time(partial(self._read, topic, offset, max_bytes))
+
+    async def offset_at(self, topic: SharedTopic, moment: float) -> int:
+        """Return the offset of the first record that is not older than a Unix time, `next` if all are.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        end = topic.next
+        seq = await self._in_time(partial(self._find, topic, lambda record: record.time >= moment))
+        found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
+        return found[0].offset if found else end
+
+    async def _in_time(self, request: Callable[[], Awaitable[Result]]) -> Result:
+        """Ask the engine until it answers, or for too long.
+
+        Raises:
+            StorageError: It does not answer.
+        """
+        until = time.monotonic() + READ_SECONDS
+        while True:
+            try:
+                return await request()
+            except Unanswered as error:
+                if time.monotonic() > until:
+                    raise StorageError(f"the log can't be read: {error}") from None
+                await self._pause(AGAIN_SECONDS)
+
+    async def _read(self, topic: SharedTopic, offset: int, max_bytes: int) -> list[Record]:
+        """Return the records that hold an offset and those after it."""
+        seq = self._cursors.pop((topic.name, topic.id, offset), 0)
+        if not seq:
+            seq = 1 if offset <= topic.start else await self._find(topic, lambda record: record.end > offset)
+        records, after = await self._records_from(topic, seq, max_bytes)
+        if records:
+            self._cursors[topic.name, topic.id, records[-1].end] = after
+            if len(self._cursors) > MAX_CURSORS:
+                self._cursors.popitem(last=False)
+        return records
+
+    async def _records_from(self, topic: SharedTopic, seq: int, max_bytes: int) -> tuple[list[Record], int]:
+        """Return the next records from a sequence number on, and the number after them.
+
+        There is at least one if there is any.
+        """
+        end, records = topic.seq, list[Record]()
+        while not records and seq <= end:
+            async with self._requests:
+                found = await self._engine.read(topic.place, seq, max_bytes)
+            if not found:
+                async with self._requests:
+                    last = await self._engine.last(topic.place)
+                if last is None or last.seq < seq:
+                    # They have gone because of their age.
+                    break
+                raise Unanswered("a server answers that doesn't have the newest messages yet")
+            for stored in found:
+                if stored.seq > end:
+                    # The reader hears of later messages when they are known here.
+                    return records, stored.seq
+                record = decode_record(stored.data)
+                if record.log == topic.id:
+                    records += records_of(topic.name, record)
+                seq = stored.seq + 1
+        return records, seq
+
+    async def _find(self, topic: SharedTopic, right: Callable[[SharedRecord], bool]) -> int:
+        """Return a sequence number from which on the first record is the first one that is right.
+
+        All after that one must be right too.
+        """
+        low, high = 1, topic.seq + 1
+        while low < high:
+            middle = (low + high) // 2
+            async with self._requests:
+                found = await self._engine.read(topic.place, middle, 1)
+            if not found or found[0].seq > topic.seq or right(decode_record(found[0].data)):
+                high = middle
+            else:
+                low = found[0].seq + 1
+        return low

@@ -69,10 +69,9 @@ class SharedConsumer:
         """Vanish, with all connections."""
         server, self._server = self._server, None
         if server is not None:
-            tasks = list(self._tasks)
-            for task in tasks:
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
             self._peers.clear()
             self._waiting.clear()
             await server.__aexit__()
@@ -88,7 +87,7 @@ class SharedConsumer:
         """Reach the log again, or lose it, and tell all peers."""
         self.available = available
         for raw in self._peers:
-            raw.send(self._named())
+            self._send(raw, self._named())
         waiting, self._waiting = self._waiting, []
         for raw, request in waiting:
             self._subscribe(raw, request)
@@ -101,7 +100,7 @@ class SharedConsumer:
                 messages = self._topics.messages.get(topic, [])
                 if self.available:
                     for at in range(offset, len(messages)):
-                        raw.send(deliver_of(at, topic, messages[at]))
+                        self._send(raw, deliver_of(at, topic, messages[at]))
                     offsets[topic] = len(messages)
 
     def _spawn(self, work: Any) -> None:
@@ -121,7 +120,7 @@ class SharedConsumer:
             self.connections += 1
             self._peers[raw] = {}
             if self.log is not None:
-                raw.send(self._named())
+                self._send(raw, self._named())
             while True:
                 opcode, payload = await raw.frame()
                 if opcode is Opcode.PING:
@@ -137,7 +136,8 @@ class SharedConsumer:
                     self.requests.append(packet)
                     self._subscribe(raw, packet)
         self._peers.pop(raw, None)
-        await raw.abort()
+        # Without waiting: if that is cancelled by `stop`, its own wait is.
+        raw.writer.transport.abort()
 
     def _subscribe(self, raw: V2Socket, request: dict[str, Any]) -> None:
         if not self.available:
@@ -147,10 +147,17 @@ class SharedConsumer:
         end = len(self._topics.messages.get(topic, []))
         offset = {"latest": end, "earliest": 0}.get(request.get("start", "latest"), request.get("offset", 0))
         assert request.get("log") in (None, EPOCH)
-        raw.send({"t": "subscribed", "topic": topic, "log": EPOCH, "offset": offset, "end": end})
+        place = {"log": EPOCH, "offset": offset, "end": end}
+        self._send(raw, {"t": "subscribed", "topic": topic} | place)
         if raw in self._peers:
             self._peers[raw][topic] = offset
             self.deliver()
+
+    @staticmethod
+    def _send(raw: V2Socket, packet: dict[str, Any]) -> None:
+        """Send a packet, unless the peer has gone, which is read later."""
+        if not raw.writer.transport.is_closing():
+            raw.send(packet)
 
     def _named(self) -> dict[str, Any]:
         return {"t": "log", "id": self.log, "available": self.available}

@@ -65,6 +65,16 @@ def test_a_lost_connection_is_not_resumed() -> None:
     assert connection.paused == 1
 
 
+def test_a_connection_that_is_left_is_resumed_once() -> None:
+    inbox, connection = full()
+    for _ in range(2):
+        inbox.release(connection)
+        assert connection.paused == 0
+    while inbox:
+        inbox.take()
+    assert connection.paused == 0
+
+
 def test_a_closed_inbox_keeps_its_items_and_takes_no_more() -> None:
     inbox, connection = full()
     inbox.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 
@@ -11,10 +11,12 @@ def write_toml(
     file: Path, settings: Mapping[str, object], limits: Mapping[str, object] | None = None
 ) -> None:
     """Write a configuration; a setting that is a mapping is a table. TOML has JSON's syntax for values."""
-    lines = []
-    for key, value in {**settings, "limits": limits or {}}.items():
+    file.write_text("".join(_lines({**settings, "limits": limits or {}}, "")))
+
+
+def _lines(settings: Mapping[str, object], table: str) -> Iterator[str]:
+    for key, value in settings.items():
         if isinstance(value, Mapping):
-            lines += [f"{key}.{name} = {json.dumps(each)}\n" for name, each in value.items()]
+            yield from _lines(value, f"{table}{key}.")
         else:
-            lines.append(f"{key} = {json.dumps(value)}\n")
-    file.write_text("".join(lines))
+            yield f"{table}{key} = {json.dumps(value)}\n"

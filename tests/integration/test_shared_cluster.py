@@ -1,0 +1,161 @@
+"""Consumers that share a log on a NATS server, with producers, clients and classic subscribers around them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wsqueue
+from wsqueue.client import failover
+from wsqueue.nodes import producer as producer_module
+from wsqueue.protocol import placement
+
+from ..support.classic_peer import connected, topic_of
+from ..support.nats_servers import NatsServers
+from ..support.nodes import KEY, Nodes, RunningNode
+from ..support.ports import free_port
+from ..support.waiting import eventually, soon
+
+pytestmark = pytest.mark.anyio
+
+TOPICS = topic_of(0, 2), topic_of(1, 2)
+
+
+@pytest.fixture(autouse=True)
+def _little_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (placement, failover):
+        monkeypatch.setattr(module, "AWAY_SECONDS", 0.2)
+        monkeypatch.setattr(module, "BACK_SECONDS", 0.2)
+    monkeypatch.setattr(producer_module, "CHECK_SECONDS", 0.01)
+
+
+@pytest.fixture
+async def servers(tmp_path: Path) -> AsyncIterator[NatsServers]:
+    async with NatsServers(tmp_path) as servers:
+        yield servers
+
+
+class Cluster:
+    """Two consumers that share a log, on ports that stay, and a producer."""
+
+    def __init__(self, nodes: Nodes, servers: NatsServers) -> None:
+        self._nodes, self._servers = nodes, servers
+        self.ports = [free_port(), free_port()]
+        self.consumers: list[RunningNode] = []
+
+    async def start(self) -> Cluster:
+        for port in self.ports:
+            self.consumers.append(await self.consumer(port))
+        self.producer = await self._nodes.producer(self.consumers)
+        await self.producer.ready()
+        return self
+
+    async def consumer(self, port: int) -> RunningNode:
+        retention: dict[str, Any] = {
+            "mode": "jetstream",
+            "jetstream": self._servers.settings | {"streams": 2},
+        }
+        return await self._nodes.consumer(port, retention=retention)
+
+    def client(self) -> wsqueue.Client:
+        return self._nodes.client([self.producer], self.consumers)
+
+
+@pytest.fixture
+async def cluster(nodes: Nodes, servers: NatsServers) -> Cluster:
+    return await Cluster(nodes, servers).start()
+
+
+async def collect(subscription: wsqueue.Subscription[wsqueue.Message], count: int) -> list[str | bytes]:
+    async with soon():
+        return [(await anext(subscription)).data for _ in range(count)]
+
+
+async def test_messages_flow(cluster: Cluster) -> None:
+    async with soon(), cluster.client() as client, client.subscribe(*TOPICS) as subscription:
+        for topic in TOPICS:
+            await client.publish(topic, "one", "two")
+        assert sorted(map(str, await collect(subscription, 4))) == ["one", "one", "two", "two"]
+        everything = [one async for one in client.subscribe(TOPICS[0], start="earliest", follow=False)]
+        assert [(one.data, one.offset) for one in everything] == [("one", 0), ("two", 1)]
+        start = everything[0].after
+        rest = [one.data async for one in client.subscribe(TOPICS[0], start=start, follow=False)]
+        assert rest == ["two"]
+
+
+async def test_many_topics_of_one_producer(cluster: Cluster) -> None:
+    """Their appends end in any order, and the producer is answered in its own."""
+    topics = [f"topic-{number}" for number in range(200)]
+    async with soon(), cluster.client() as client:
+        for number in range(5):
+            for topic in topics:
+                client.publish_nowait(topic, f"{topic} {number}")
+        await client.flush()
+        assert client.confirmed == 1000
+        for topic in topics[::50]:
+            found = [one.data async for one in client.subscribe(topic, start="earliest", follow=False)]
+            assert found == [f"{topic} {number}" for number in range(5)]
+
+
+async def test_a_consumer_dies_and_comes_back(cluster: Cluster) -> None:
+    """Its topics go on at the other one, and nothing is lost or comes twice."""
+    async with soon(), cluster.client() as client, client.subscribe(*TOPICS) as subscription:
+        sent: list[str] = []
+
+        async def publish(count: int) -> None:
+            for _ in range(count):
+                sent.append(f"message {len(sent)}")
+                await asyncio.gather(*(client.publish(topic, sent[-1]) for topic in TOPICS))
+
+        await publish(5)
+        await cluster.consumers[0].crash()
+        await publish(5)
+        heard = await collect(subscription, 20)
+        await cluster.consumers[0].restart()
+        await eventually(lambda: not any(link.presence.away for link in cluster.producer.links), "it is back")
+        await publish(5)
+        heard += await collect(subscription, 10)
+        for topic in TOPICS:
+            stored = [one async for one in client.subscribe(topic, start="earliest", follow=False)]
+            assert [one.data for one in stored] == sent
+            assert [one.offset for one in stored] == list(range(15))
+            assert len({one.log for one in stored}) == 1
+        assert sorted(map(str, heard)) == sorted(sent * 2)
+
+
+async def test_the_server_is_away_for_a_while(cluster: Cluster, servers: NatsServers) -> None:
+    async with soon(), cluster.client() as client, client.subscribe(TOPICS[0]) as subscription:
+        await client.publish(TOPICS[0], "before")
+        servers.kill(0)
+        later = asyncio.create_task(client.publish(TOPICS[0], "meanwhile"))
+        await eventually(
+            lambda: "log" in cluster.producer.service.node.not_ready(), "the producer knows of it"
+        )
+        assert not later.done()
+        servers.start(0)
+        await later
+        assert await collect(subscription, 2) == ["before", "meanwhile"]
+
+
+async def test_a_classic_subscriber_hears_what_others_append(cluster: Cluster) -> None:
+    """It is connected to the consumer that is not the topic's home."""
+    async with soon(), cluster.client() as client:
+        other = cluster.consumers[1]
+        logs = other.consumer.logs
+        async with connected(other.subscribe_url(TOPICS[0]), KEY) as subscriber:
+            await other.subscribed(TOPICS[0])
+            await eventually(lambda: bool(logs.log_id(logs.topic(TOPICS[0]))), "the log is known")
+            await client.publish(TOPICS[0], "one", "two")
+            assert await subscriber.data(2) == ["one", "two"]
+
+
+async def test_a_reload_with_another_age(cluster: Cluster) -> None:
+    async with soon(), cluster.client() as client:
+        consumer = cluster.consumers[0]
+        consumer.write(retention=consumer._settings["retention"] | {"max_age_seconds": 7200})
+        await consumer.service.reload()
+        await client.publish(TOPICS[0], "still there")

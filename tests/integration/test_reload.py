@@ -25,7 +25,7 @@ from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 
-RESTART = ("retention.mode", "retention.directory")
+RESTART = ("retention.mode", "retention.directory", "retention.jetstream")
 """The keys whose new values hold only after a restart."""
 
 CHANGES: dict[str, Any] = {
@@ -63,6 +63,7 @@ CHANGES: dict[str, Any] = {
     "monitoring.top_topics": 1,
     "retention.mode": "sqlite",
     "retention.directory": "/elsewhere",
+    "retention.jetstream": {"servers": ["nats://127.0.0.1:1"]},
     "retention.max_bytes": 1000,
     "retention.max_bytes_per_topic": 1000,
     "retention.max_messages_per_topic": 10,
@@ -133,7 +134,8 @@ async def test_each_key_holds_or_a_warning_says_that_it_does_not(
     found = [warning.text for warning in report.warnings if warning.code == "restart_needed"]
     if key in RESTART:
         (sentence,) = report.restart_needed
-        assert sentence.startswith(f"{key} is {CHANGES[key]} in the configuration and ")
+        value = "another table" if isinstance(CHANGES[key], dict) else CHANGES[key]
+        assert sentence.startswith(f"{key} is {value} in the configuration and ")
         assert found == [f"{sentence}."]
         assert len(log.lines("restart needed ", logging.WARNING)) == 1
         assert report.log is not None

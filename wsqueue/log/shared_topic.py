@@ -14,8 +14,7 @@ nothing has happened: the topic is *in doubt*, the consumer reads on, and judges
 |---|---|
 | a chain is stored | the append of its record |
 | a batch is a repeat | nothing: it is in the log that is known |
-| a batch comes after one that is missing | an append, of an empty record if need be, because answers may be
-old |
+| a batch comes after a missing one | an append, of an empty record if need be, because answers may be old |
 | there is no room | that no append may still be done whose outcome is unknown: else the chains wait |
 
 What is known is a function of the records: two consumers that know the same `seq` know the same.

@@ -207,7 +207,7 @@ class Consumer:
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)
         old, new = self._retention, config.retention
-        return [
+        sentences = [
             f"{key} is {there or 'not set'} in the configuration and {here or 'not set'} until a restart"
             for key, here, there in (
                 ("retention.mode", old.mode, new.mode),
@@ -215,6 +215,11 @@ class Consumer:
             )
             if here != there
         ]
+        if new.jetstream != old.jetstream:
+            sentences.append(
+                "retention.jetstream is another table in the configuration and holds after a restart"
+            )
+        return sentences
 
     async def drain(self) -> None:
         """Wait until all received messages are stored, and have been sent to subscribers."""

@@ -35,6 +35,7 @@ class FakeConnection(Connection):
 
     def __init__(self) -> None:
         super().__init__(accept(), Limits())
+        self.session.v2 = True
         self.packets: list[v2.Packet] = []
         self.failed: CloseCode | None = None
         self.is_congested = False

@@ -1,4 +1,4 @@
-"""Consumers that share a log on a NATS server, with producers, clients and classic subscribers around them."""
+"""Consumers that share a log on a NATS server, with a producer, clients and classic subscribers."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def test_topics_wait_for_nobody() -> None:
 def test_an_answer_that_is_lost_shows_up_as_a_repeat() -> None:
     for fate in ("answer lost", "late", "lost"):
 
-        async def test(log: FakeLog, fate: Fate = fate) -> None:  # type: ignore[assignment]
+        async def test(log: FakeLog, fate: Fate = fate) -> None:
             node = await Node(log).open()
             fates: list[Fate] = [fate]
             node.engine.fate = lambda: fates.pop() if fates else "stored"
@@ -511,7 +511,7 @@ def test_several_consumers_are_one_log(seed: int, nodes: int, topics: int) -> No
 
 
 class Route:
-    """The batches of one publisher on one topic at a producer, which sends them through one consumer at a time.
+    """The batches of a publisher on a topic at a producer, which sends them through one consumer at a time.
 
     Attributes:
         confirmed: Numbers that were confirmed.

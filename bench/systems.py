@@ -82,7 +82,10 @@ async def wsqueue(
 ) -> AsyncIterator[Running]:
     """Run a producer and consumers, configured as `wsqueue bench` does for the load."""
     retention = retention_for(load or Load(), mode)
-    async with LocalCluster(consumers, 1, 0, None, lambda _name, _line: None, retention=retention) as cluster:
+    nats_server = Path(_program("nats-server")) if mode == "jetstream" else None
+    async with LocalCluster(
+        consumers, 1, 0, None, lambda _name, _line: None, retention=retention, nats_server=nats_server
+    ) as cluster:
         clients = load_config(cluster.config_file, ClientConfig)
         yield Running(wire(clients, protocol), cluster.pids)
 
@@ -207,6 +210,21 @@ SYSTEMS = {
         "wsqueue, sqlite, one a batch",
         functools.partial(wsqueue, mode="sqlite"),
         (STORED,),
+        batches=True,
+        batch=1,
+    ),
+    "wsqueue-jetstream": System(
+        "wsqueue, jetstream",
+        functools.partial(wsqueue, mode="jetstream"),
+        (ONE, STORED),
+        "nats-server",
+        batches=True,
+    ),
+    "wsqueue-jetstream-1": System(
+        "wsqueue, jetstream, one a batch",
+        functools.partial(wsqueue, mode="jetstream"),
+        (STORED,),
+        "nats-server",
         batches=True,
         batch=1,
     ),

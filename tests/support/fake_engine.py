@@ -66,6 +66,9 @@ class FakeEngine:
         connected: Whether it answers at all.
         appends: Number of appends that were tried.
         steps: Turns of the loop that each request takes.
+        lag: Records by which a replica is behind.
+        replicas: Number of servers that can be reached.
+        silent: Streams without a leader.
     """
 
     def __init__(self, log: FakeLog) -> None:
@@ -79,6 +82,8 @@ class FakeEngine:
         self.is_connected = True
         self.appends = self.reads = 0
         self.steps: Callable[[], int] = lambda: 1
+        self.lag, self.replicas = 0, 3
+        self.silent: set[int] = set()
         self.age = 0.0
         self.closed = False
         log.engines.append(self)
@@ -89,7 +94,7 @@ class FakeEngine:
 
     @property
     def server(self) -> str:
-        return "fake"
+        return "n1 2.15.1" if self.is_connected else ""
 
     async def open(self) -> None:
         pass
@@ -137,10 +142,20 @@ class FakeEngine:
 
     async def state(self, stream: int) -> StreamState:
         await self._turns()
+        if stream in self.silent:
+            raise Unanswered("no leader")
         records = self.log.streams[stream]
         first = records[0].seq if records else self.log.ends[stream] + 1
         size = sum(len(one.data) for one in records)
-        return StreamState(first, self.log.ends[stream], size, float(bool(records)))
+        return StreamState(
+            first,
+            self.log.ends[stream],
+            size,
+            float(bool(records)),
+            leader=f"n{stream % 2}",
+            lag=self.lag,
+            replicas=self.replicas,
+        )
 
     def notify(self, notice: bytes) -> None:
         for engine in self.log.engines:

@@ -74,7 +74,7 @@ class StreamState(msgspec.Struct, frozen=True):
         bytes: Size of its records.
         first_time: Unix time of the first record, 0 without one.
         leader: Name of the server that leads it, "" without one.
-        lag: Most records by which a replica is behind.
+        lag: Most records by which a replica that is reachable is behind.
         replicas: Number of servers that have it and are reachable.
     """
 

@@ -30,38 +30,52 @@ class Health:
 
     Attributes:
         available: False while the engine has done nothing that was asked of it for a while.
-        reason: Why it does not do something, "" while it does everything.
+        unanswered: Number of requests without an answer that was of use.
     """
 
     def __init__(self, changed: Callable[[], None]) -> None:
-        self.available, self.reason = True, ""
+        self.available, self.unanswered = True, 0
         self._changed = changed
+        self._reason = self._refusal = ""
         self._since: float | None = None
-        self._refusing = False
+
+    @property
+    def failing(self) -> str:
+        """Return why messages are not stored, "" while they are."""
+        return self._refusal if self.available else self._reason
+
+    @property
+    def unavailable_seconds(self) -> float:
+        """Return for how long the engine has been unavailable."""
+        return 0.0 if self.available or self._since is None else time.monotonic() - self._since
 
     def fail(self, reason: str) -> None:
         """Note that the engine did not do something."""
-        self.reason = reason
+        self.unanswered += 1
+        self._reason = reason
         if self._since is None:
             self._since = time.monotonic()
             asyncio.get_running_loop().call_later(UNAVAILABLE_SECONDS, self._check)
 
     def refuse(self, reason: str) -> None:
         """Note that the engine has no room."""
-        self.reason = reason
-        if not self._refusing:
-            self._refusing = True
+        self.succeed()
+        if not self._refusal:
             log(logger, logging.ERROR, "messages refused", reason=reason)
+        self._refusal = reason
+
+    def stored(self) -> None:
+        """Note that the engine has stored something."""
+        self.succeed()
+        if self._refusal:
+            log(logger, logging.INFO, "messages stored again", after=self._refusal)
+            self._refusal = ""
 
     def succeed(self) -> None:
         """Note that the engine does its work."""
-        if not self.reason:
-            return
-        if self._refusing:
-            self._refusing = False
-            log(logger, logging.INFO, "messages stored again", after=self.reason)
-        self.reason, self._since = "", None
-        self._check()
+        if self._since is not None:
+            self._reason, self._since = "", None
+            self._check()
 
     def _check(self) -> None:
         """Tell when the engine becomes available or unavailable."""
@@ -73,5 +87,5 @@ class Health:
         if available:
             log(logger, logging.INFO, "log available")
         else:
-            log(logger, logging.WARNING, "log unavailable", reason=self.reason)
+            log(logger, logging.WARNING, "log unavailable", reason=self._reason)
         self._changed()

@@ -237,7 +237,7 @@ class JetStreamEngine:
         """
         info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", {})
         state, cluster = info["state"], info.get("cluster") or {}
-        replicas = cluster.get("replicas") or []
+        replicas = [one for one in cluster.get("replicas") or [] if not one.get("offline")]
         return StreamState(
             first=state["first_seq"],
             last=state["last_seq"],
@@ -245,7 +245,7 @@ class JetStreamEngine:
             first_time=_unix_time(state["first_ts"]) if state["messages"] else 0.0,
             leader=cluster.get("leader") or self._info().get("server_name", ""),
             lag=max((replica.get("lag", 0) for replica in replicas), default=0),
-            replicas=1 + sum(not replica.get("offline") for replica in replicas),
+            replicas=1 + len(replicas),
         )
 
     def notify(self, notice: bytes) -> None:

@@ -27,6 +27,7 @@ import logging
 import random
 import secrets
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
@@ -38,7 +39,7 @@ from ..errors import StorageError
 from ..journal import log
 from ..protocol import v2
 from ..protocol.packed import NOTHING
-from ..report.report import HistogramStatus, LogStatus
+from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, Conflict, Engine, Full, StreamState, Unanswered, place_of
 from .engine_reader import EngineReader
@@ -77,6 +78,9 @@ OPEN_RETRY_SECONDS = 2.0
 """Time between two attempts to reach the engine at a start."""
 
 
+FAR_BEHIND_RECORDS = 1000
+"""Records by which a replica may be behind: it catches up with these in a moment."""
+
 MAX_OLD_ANSWERS = 60
 """Answers from before the newest message that is known, until they are taken for true: for half a minute,
 which is longer than a leader can be without the others and not know it."""
@@ -114,6 +118,7 @@ class SharedStore(TopicLogs):
 
     Attributes:
         conflicts: Appends that failed because another consumer had appended.
+        unanswered: Requests without an answer that was of use.
     """
 
     def __init__(
@@ -146,6 +151,7 @@ class SharedStore(TopicLogs):
         self._settled = asyncio.Event()
         self._settled.set()
         self._retrying = self.conflicts = 0
+        self._behind_since: float | None = None
         self._health = Health(self._tell_available)
         self._append_seconds = Histogram()
         self._last_append_seconds = 0.0
@@ -158,7 +164,8 @@ class SharedStore(TopicLogs):
         """
         await self._engine.open()
         for stream, seen in enumerate(self._seen):
-            seen.upto = (await self._until_answered(partial(self._engine.state, stream))).last
+            state = await self._until_answered(partial(self._engine.state, stream))
+            self._states[stream], seen.upto = state, state.last
         self._begin(self._sweep())
 
     async def close(self) -> None:
@@ -287,7 +294,28 @@ class SharedStore(TopicLogs):
             limit_bytes=self._config.max_bytes,
             pending_bytes=self._pending_bytes,
             commit_seconds=self._last_append_seconds,
-            failing=self._health.reason,
+            failing=self._health.failing,
+            engine=self._engine_status(),
+        )
+
+    def _engine_status(self) -> EngineStatus:
+        # States from before the connection was lost say nothing of now.
+        states = [state for state in self._states if state is not None] if self._engine.connected else []
+        jetstream, health = self._config.jetstream, self._health
+        return EngineStatus(
+            id=self._engine.id,
+            server=self._engine.server,
+            available=health.available,
+            unavailable_seconds=health.unavailable_seconds,
+            streams=self._streams,
+            streams_without_leader=self._streams - len(states),
+            leaders=dict(sorted(Counter(state.leader for state in states).items())),
+            replicas=min((state.replicas for state in states), default=0),
+            replicas_wanted=jetstream.replicas if jetstream is not None else 1,
+            lag_records=max((state.lag for state in states), default=0),
+            lag_seconds=0.0 if self._behind_since is None else time.monotonic() - self._behind_since,
+            conflicts=self.conflicts,
+            unanswered=health.unanswered,
         )
 
     def commit_seconds(self) -> HistogramStatus | None:
@@ -458,7 +486,7 @@ class SharedStore(TopicLogs):
             raise
         self._last_append_seconds = time.monotonic() - began
         self._append_seconds.observe(self._last_append_seconds)
-        self._health.succeed()
+        self._health.stored()
         self._appended(topic, proposal, seq)
         done = self._openings.pop(topic, [])
         if rest := done[openings:]:
@@ -489,7 +517,7 @@ class SharedStore(TopicLogs):
             Unanswered: An append may still be done that had no answer, so that a refusal could be wrong; or
                 nothing but a proof is wanted.
         """
-        if topic.uncertain or not topic.waiting:
+        if topic.waiting and topic.uncertain:
             raise Unanswered(reason)
         self._health.refuse(reason)
         self._answer(topic, topic.full(proposal, reason))
@@ -548,6 +576,11 @@ class SharedStore(TopicLogs):
                     self._doubt(stream)
             if not self._retrying and None not in self._states:
                 self._health.succeed()
+            lag = max((state.lag for state in self._states if state is not None), default=0)
+            if lag <= FAR_BEHIND_RECORDS:
+                self._behind_since = None
+            elif self._behind_since is None:
+                self._behind_since = time.monotonic()
             await self._pause(SWEEP_SECONDS)
 
     def _doubt(self, stream: int) -> None:

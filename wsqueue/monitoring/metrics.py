@@ -16,6 +16,7 @@ from ..protocol.close import CloseCode
 from ..protocol.v2 import RefusalCode
 from ..report.report import (
     LOST_REASONS,
+    EngineStatus,
     HistogramStatus,
     LinkStatus,
     LogStatus,
@@ -137,6 +138,24 @@ def _gauge(name: str, node: Nodes, text: str, value: Callable[[Report], float | 
 def _log(name: str, text: str, value: Callable[[LogStatus], float | None]) -> MetricDescription:
     """Describe a metric that is a number of a consumer's logs."""
     return _gauge(name, "consumer", text, lambda report: None if report.log is None else value(report.log))
+
+
+def _engine(
+    name: str,
+    text: str,
+    value: Callable[[EngineStatus], float | None],
+    kind: Literal["gauge", "counter"] = "gauge",
+) -> MetricDescription:
+    """Describe a metric of the servers of a shared log; a counter stays 0 without them."""
+
+    def samples(report: Report) -> Iterable[Sample] | None:
+        engine = report.log.engine if report.log is not None else None
+        if engine is None:
+            return [((), 0)] if kind == "counter" else None
+        number = value(engine)
+        return None if number is None else [((), number)]
+
+    return MetricDescription(name, kind, "consumer", (), text, samples)
 
 
 def _link(name: str, text: str, value: Callable[[LinkStatus], float]) -> MetricDescription:
@@ -337,7 +356,7 @@ METRICS = (
     ),
     _log(
         "wsqueue_log_pending_bytes",
-        "Bytes that wait for the disk.",
+        "Bytes that wait for the disk, or for the servers of a shared log.",
         lambda log: log.pending_bytes,
     ),
     _log(
@@ -350,12 +369,49 @@ METRICS = (
         "1 when nothing can be stored now, 0 when it can.",
         lambda log: bool(log.failing),
     ),
+    _engine(
+        "wsqueue_log_available",
+        "1 when the consumer can use the shared log, 0 when it cannot; only where there is one.",
+        lambda engine: engine.available,
+    ),
+    _engine(
+        "wsqueue_log_streams_without_leader",
+        "Streams of the shared log that do not answer; only where there is one.",
+        lambda engine: engine.streams_without_leader,
+    ),
+    _engine(
+        "wsqueue_log_replicas",
+        "Servers that can be reached and have a stream of the shared log, the least of all streams.",
+        lambda engine: engine.replicas or None,
+    ),
+    _engine(
+        "wsqueue_log_replicas_wanted",
+        "Servers that should have each stream of the shared log: replicas.",
+        lambda engine: engine.replicas_wanted,
+    ),
+    _engine(
+        "wsqueue_log_replica_lag_records",
+        "Records by which a server of the shared log that can be reached is behind, the most of all.",
+        lambda engine: engine.lag_records,
+    ),
+    _engine(
+        "wsqueue_log_conflicts_total",
+        "Appends to the shared log that another consumer's append was faster than, and that are tried again.",
+        lambda engine: engine.conflicts,
+        "counter",
+    ),
+    _engine(
+        "wsqueue_log_unanswered_total",
+        "Requests to the shared log that had no answer, or one of no use, and that are tried again.",
+        lambda engine: engine.unanswered,
+        "counter",
+    ),
     MetricDescription(
         "wsqueue_commit_seconds",
         "histogram",
         "consumer",
         (),
-        "Duration of commits of the logs; only where they are on a disk.",
+        "Duration of commits of the logs, or of appends to a shared log; not where they are in memory.",
         lambda report: report.commit_seconds,
     ),
     MetricDescription(

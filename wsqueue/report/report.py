@@ -41,12 +41,16 @@ WarningCode = Literal[
     "log_failing",
     "log_held",
     "log_nearly_full",
+    "log_unavailable",
+    "logs_differ",
     "loop_lag",
     "node_unreachable",
     "many_connections",
     "messages_lost",
     "no_report",
     "publishers_paused",
+    "replica_behind",
+    "replica_missing",
     "restart_needed",
     "strangers_dropped",
     "subscriber_slow",
@@ -135,22 +139,58 @@ class SlowPeer(msgspec.Struct, frozen=True):
     behind_messages: int
 
 
+class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe the servers that keep a shared log, as a consumer sees them.
+
+    Attributes:
+        id: Id of the log, the same at all consumers that share it.
+        server: Name and version of the server that the consumer is connected to, "" without a connection.
+        available: False while the servers do nothing that the consumer asks of them.
+        unavailable_seconds: Time since they did something, 0 while the log is available.
+        streams: Number of streams that the topics are divided among.
+        streams_without_leader: Number of streams that don't answer.
+        leaders: Number of streams that each server leads, by its name.
+        replicas: Number of servers that have a stream and can be reached, the least over all streams that
+            answer; 0 if none answers.
+        replicas_wanted: Number of servers that should have each stream.
+        lag_records: Most records by which a replica that can be reached is behind.
+        lag_seconds: Time for which a replica has been far behind, 0 if none is.
+        conflicts: Appends that another consumer's append was faster than; they are tried again.
+        unanswered: Requests that had no answer, or one of no use; they are tried again.
+    """
+
+    id: str = ""
+    server: str = ""
+    available: bool = True
+    unavailable_seconds: float = 0.0
+    streams: int = 0
+    streams_without_leader: int = 0
+    leaders: dict[str, int] = {}
+    replicas: int = 0
+    replicas_wanted: int = 0
+    lag_records: int = 0
+    lag_seconds: float = 0.0
+    conflicts: int = 0
+    unanswered: int = 0
+
+
 class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Describe the logs of a consumer's topics.
 
     Attributes:
-        mode: memory or sqlite.
+        mode: memory, sqlite or jetstream.
         topics: Number of known topics.
         bytes: Size of all logs.
         limit_bytes: Maximum size of all logs.
-        pending_bytes: Bytes that wait for the disk.
-        commit_seconds: Duration of the last commit; 0 with memory.
+        pending_bytes: Bytes that wait for the disk, or for the servers of a shared log.
+        commit_seconds: Duration of the last commit, or append to a shared log; 0 with memory.
         free_bytes: Free space of the logs' file system; -1 where there is none.
         failing: Why nothing can be stored now, "" when it can.
         unchecked: Records that are still to be checked after an unclean stop.
         wal_bytes: Bytes of SQLite's write-ahead log.
         clock_seconds: By how much the clock that dates messages is ahead of the system's.
         held_seconds: Time for which another process has kept that log from being emptied, 0 if none does.
+        engine: The servers of a shared log, None with another mode.
     """
 
     mode: str
@@ -165,6 +205,7 @@ class LogStatus(msgspec.Struct, frozen=True, kw_only=True):
     wal_bytes: int = 0
     held_seconds: float = 0.0
     clock_seconds: float = 0.0
+    engine: EngineStatus | None = None
 
 
 class HistogramStatus(msgspec.Struct, frozen=True):

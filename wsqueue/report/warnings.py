@@ -11,7 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from ..protocol.close import CloseCode
-from .report import LOST_REASONS, ClusterNode, LinkStatus, LogStatus, NodeWarning, Report, WarningCode
+from .report import (
+    LOST_REASONS,
+    ClusterNode,
+    EngineStatus,
+    LinkStatus,
+    LogStatus,
+    NodeWarning,
+    Report,
+    WarningCode,
+)
 from .text import age_in_words, amount, join, number
 
 MAX_LAG_SECONDS = 0.5
@@ -28,6 +37,9 @@ MAX_CLOCK_SECONDS = 5.0
 
 REMADE_SECONDS = 3600.0
 """Time for which a producer warns of a link to a classic consumer that came up again; it can't know more."""
+
+MAX_REPLICA_LAG_SECONDS = 30.0
+"""Time for which a replica may be far behind: one that comes back catches up."""
 
 MAX_NAMED = 3
 """Maximum number of subscribers or nodes that a sentence names."""
@@ -54,12 +66,19 @@ ADVICE: dict[WarningCode, str] = {
     "log_held": "End that process, which `fuser -v archive.sqlite` names in the directory of the log; above"
     " max_bytes of [retention], messages are refused.",
     "log_nearly_full": "Make room, or lower max_bytes of [retention].",
+    "log_unavailable": "See whether the NATS servers run and reach each other, and whether this host reaches"
+    " them; topics go to other consumers that do.",
+    "logs_differ": "Give all consumers the same table [retention.jetstream], because topics go only to"
+    " consumers with the same log.",
     "loop_lag": "The host is short of CPU time or memory, or its disk is stuck.",
     "many_connections": "Raise max_connections and LimitNOFILE, or add a node.",
     "messages_lost": "The counters lost_… say how; messages that are published with v2 are sent again.",
     "no_report": "Update that node, unless it is an original one: wsqueue cannot tell how it is.",
     "node_unreachable": "See whether it runs (`systemctl status`), and whether it can be reached from here.",
     "publishers_paused": "They resume by themselves when the consumer has caught up.",
+    "replica_behind": "See its disk and its network: it can't take over from the server that leads.",
+    "replica_missing": "Start the NATS server that is away; for one that is lost for good, add another"
+    " under a new name.",
     "restart_needed": "Restart the node (`systemctl restart`), or put the old value back and reload it.",
     "strangers_dropped": "Let only your own networks reach the port; if these were clients that came back"
     " together, raise max_strangers.",
@@ -68,6 +87,9 @@ ADVICE: dict[WarningCode, str] = {
     "version_differs": "This is normal during an update; otherwise run `ansible-playbook site.yml` again.",
 }
 """Advice of each warning, unless the sentence has its own."""
+
+ENGINE_FULL = "Make room on the NATS servers: see their disks, max_file_store, and the limits of the account."
+"""Advice when a shared log refuses messages."""
 
 
 class Recent(msgspec.Struct, frozen=True):
@@ -134,8 +156,11 @@ def _link_warnings(link: LinkStatus) -> Iterator[NodeWarning]:
 
 
 def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
-    if log.failing:
-        yield warning("log_failing", f"Messages cannot be stored, and are refused: {log.failing}.")
+    if log.engine is not None:
+        yield from _engine_warnings(log.engine, log.failing)
+    if log.failing and (log.engine is None or log.engine.available):
+        advice = "" if log.engine is None else ENGINE_FULL
+        yield warning("log_failing", f"Messages cannot be stored, and are refused: {log.failing}.", advice)
     if log.held_seconds:
         seconds = number(round(log.held_seconds), "second")
         yield warning(
@@ -153,6 +178,34 @@ def _log_warnings(log: LogStatus) -> Iterator[NodeWarning]:
     room = log.limit_bytes - log.bytes
     if 0 <= log.free_bytes < room:
         yield warning("log_nearly_full", log_room("The file system of the log", log.free_bytes, room))
+
+
+def _engine_warnings(engine: EngineStatus, failing: str) -> Iterator[NodeWarning]:
+    if not engine.available:
+        seconds = number(round(engine.unavailable_seconds), "second")
+        yield warning(
+            "log_unavailable",
+            f"For {seconds}, nothing could be stored in the shared log from here: {failing or 'no answer'}.",
+        )
+        return
+    if silent := engine.streams_without_leader:
+        yield warning(
+            "log_unavailable",
+            f"{silent} of {number(engine.streams, 'stream')} of the shared log"
+            f" {'does' if silent == 1 else 'do'} not answer, so that the topics there wait.",
+        )
+    if 0 < engine.replicas < engine.replicas_wanted:
+        yield warning(
+            "replica_missing",
+            f"{engine.replicas} of {engine.replicas_wanted} servers that keep a part of the shared log can be"
+            f" reached; at least {engine.replicas_wanted // 2 + 1} must be.",
+        )
+    if engine.lag_seconds > MAX_REPLICA_LAG_SECONDS:
+        yield warning(
+            "replica_behind",
+            f"A server that keeps a part of the shared log has been far behind for"
+            f" {age_in_words(engine.lag_seconds)}, now by {number(engine.lag_records, 'record')}.",
+        )
 
 
 def log_room(place: str, free: int, room: int) -> str:
@@ -242,7 +295,13 @@ def cluster_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
                 msgspec.structs.replace(warning, text=f"{node}: {warning.text}")
                 for warning in node.report.warnings
             ]
-    return found + clock_warnings(nodes) + version_warnings(nodes) + key_warnings(nodes)
+    return (
+        found
+        + clock_warnings(nodes)
+        + version_warnings(nodes)
+        + key_warnings(nodes)
+        + shared_log_warnings(nodes)
+    )
 
 
 def unreachable_warning(subject: str, problem: str) -> NodeWarning:
@@ -291,6 +350,20 @@ def key_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
     if len({tuple(report.psk_fingerprints) for _, report in _answering(nodes)}) < 2:
         return []
     return [warning("keys_differ", "The nodes have different lists of pre-shared keys.")]
+
+
+def shared_log_warnings(nodes: Sequence[ClusterNode]) -> list[NodeWarning]:
+    """Return a warning if some consumers that answer share a log, and others don't share it."""
+    places: dict[str, list[str]] = {}
+    for node, report in _answering(nodes):
+        if report.log is not None:
+            engine = report.log.engine
+            name = f"the log {engine.id}" if engine is not None else f"a log of its own ({report.log.mode})"
+            places.setdefault(name, []).append(node.address)
+    if len(places) < 2 or not any(name.startswith("the log ") for name in places):
+        return []
+    each = "; ".join(f"{name} at {_named(addresses)}" for name, addresses in sorted(places.items()))
+    return [warning("logs_differ", f"The consumers do not share one log: {each}.")]
 
 
 def _named(addresses: Sequence[str]) -> str:

@@ -22,6 +22,7 @@ from wsqueue.log.shared_record import SharedRecord, decode_record
 from wsqueue.log.shared_topic import SharedTopic
 from wsqueue.log.store import AppendChain, Outcome
 from wsqueue.log.topic import TopicLog
+from wsqueue.report.report import EngineStatus
 
 STREAMS = 2
 
@@ -69,6 +70,11 @@ class Node:
         assert opening is not None
         await opening
         return log
+
+    def engine_status(self) -> EngineStatus:
+        status = self.store.log_status().engine
+        assert status is not None
+        return status
 
     def texts(self, topic: str) -> list[str]:
         return texts_of(self.heard[topic])
@@ -257,6 +263,22 @@ def test_no_room() -> None:
         # Neither passes for the first batch of its publisher.
         assert codes(await node.publish(batch(3, 2))) == ["after_refused"]
         assert codes(await node.publish(batch(4))) == ["stored"]
+        assert node.store.log_status().failing == ""
+
+    run(test)
+
+
+def test_a_refusal_lasts_until_something_is_stored() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        node.engine.fate = lambda: "full"
+        await node.publish(batch(1))
+        # The sweep has answers meanwhile.
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert (node.store.log_status().failing, node.engine_status().available) == ("no room", True)
+        node.engine.fate = lambda: "stored"
+        await node.publish(batch(1))
         assert node.store.log_status().failing == ""
 
     run(test)
@@ -480,10 +502,58 @@ def test_an_engine_that_is_away_is_told_once() -> None:
         node.store.append([batch(2, 1)])
         await until_seconds(lambda: node.available == [False])
         assert node.store.log_status().failing == "there is no connection"
+        engine = node.engine_status()
+        assert (engine.available, engine.server, engine.unanswered > 1) == (False, "", True)
+        assert 0.5 < engine.unavailable_seconds < 60
+        # What was known of the servers before says nothing of now.
+        assert (engine.streams, engine.streams_without_leader, engine.replicas, engine.leaders) == (
+            2,
+            2,
+            0,
+            {},
+        )
         node.engine.is_connected = True
         await node.store.settle()
         assert node.available == [False, True]
+        engine = node.engine_status()
+        assert (engine.available, engine.unavailable_seconds) == (True, 0.0)
         assert codes(node.outcomes) == ["stored", "stored"]
+
+    run(test)
+
+
+def test_the_status_of_the_engine() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        assert node.engine_status() == EngineStatus(
+            id="the log",
+            server="n1 2.15.1",
+            streams=STREAMS,
+            leaders={"n0": 1, "n1": 1},
+            replicas=3,
+            replicas_wanted=3,
+        )
+        node.engine.lag, node.engine.replicas, node.engine.silent = 5000, 2, {1}
+        await until(lambda: node.engine_status().streams_without_leader == 1)
+        await until(lambda: node.engine_status().lag_seconds > 0)
+        status = node.engine_status()
+        assert (status.lag_records, status.replicas, status.leaders) == (5000, 2, {"n0": 1})
+        node.engine.lag, node.engine.silent = 1000, set()
+        await until(lambda: node.engine_status().streams_without_leader == 0)
+        await until(lambda: node.engine_status().lag_seconds == 0)
+
+    run(test)
+
+
+def test_conflicts_are_counted() -> None:
+    async def test(log: FakeLog) -> None:
+        node, other = await Node(log).open(), await Node(log).open()
+        await node.publish(batch(1))
+        log.engines[0].deaf = True
+        await other.publish(batch(2, 1))
+        await node.publish(batch(3, 2))
+        status = node.engine_status()
+        assert (status.conflicts, status.unanswered) == (1, 0)
 
     run(test)
 

@@ -20,6 +20,7 @@ from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (
     ConnectionCount,
     ConnectionState,
+    EngineStatus,
     HistogramStatus,
     LinkState,
     LinkStatus,
@@ -48,7 +49,17 @@ COMMON: dict[str, Any] = {
     "top_topics": [TopicStatus("news", 2.5)],
 }
 LOG_NUMBERS = {"topics": 7, "bytes": 1000, "limit_bytes": 4000, "pending_bytes": 50, "free_bytes": 10**9}
-LOG = LogStatus(mode="sqlite", failing="it fails", **LOG_NUMBERS)
+ENGINE = EngineStatus(
+    available=False,
+    streams=8,
+    streams_without_leader=1,
+    replicas=2,
+    replicas_wanted=3,
+    lag_records=14,
+    conflicts=15,
+    unanswered=16,
+)
+LOG = LogStatus(mode="jetstream", failing="it fails", engine=ENGINE, **LOG_NUMBERS)
 CONSUMER = Report(
     id="a",
     role="consumer",
@@ -145,6 +156,8 @@ def test_the_numbers_of_a_consumer() -> None:
         | {"messages_without_subscriber_total": 20, "slow_subscribers": 2, "gaps_total": 13}
         | {"subscribers_closed_slow_total": 11, "subscribers_fell_behind_total": 12}
         | {f"log_{name}": value for name, value in LOG_NUMBERS.items()}
+        | {"log_available": 0, "log_streams_without_leader": 1, "log_replicas": 2, "log_replicas_wanted": 3}
+        | {"log_replica_lag_records": 14, "log_conflicts_total": 15, "log_unanswered_total": 16}
         | {"log_failing": 1, "event_loop_lag_seconds": 0.25, "certificate_expiry_timestamp_seconds": 1.8e9}
     )
     assert numbers.items() >= {f"wsqueue_{name}": value for name, value in expected.items()}.items()
@@ -191,10 +204,18 @@ def test_values_that_a_node_does_not_have_are_not_exposed() -> None:
         "wsqueue_certificate_expiry_timestamp_seconds",
         "wsqueue_commit_seconds",
         "wsqueue_topic_messages_per_second",
-        *(metric.name for metric in METRICS if metric.name.startswith("wsqueue_log_")),
+        *(
+            metric.name
+            for metric in METRICS
+            if metric.name.startswith("wsqueue_log_") and metric.kind == "gauge"
+        ),
     }
     memory = msgspec.structs.replace(CONSUMER, log=msgspec.structs.replace(LOG, free_bytes=-1))
     assert names_of(CONSUMER) - names_of(memory) == {"wsqueue_log_free_bytes"}
+    silent = msgspec.structs.replace(LOG, engine=msgspec.structs.replace(ENGINE, replicas=0))
+    assert names_of(CONSUMER) - names_of(msgspec.structs.replace(CONSUMER, log=silent)) == {
+        "wsqueue_log_replicas"
+    }
 
 
 def test_each_close_code_has_a_reason() -> None:

@@ -12,6 +12,7 @@ from wsqueue.protocol.close import CloseCode
 from wsqueue.report.report import (
     ClusterNode,
     ConnectionCount,
+    EngineStatus,
     LinkStatus,
     LogStatus,
     NodeWarning,
@@ -21,9 +22,11 @@ from wsqueue.report.report import (
 )
 from wsqueue.report.warnings import (
     ADVICE,
+    ENGINE_FULL,
     MAX_CLOCK_SECONDS,
     MAX_LAG_SECONDS,
     MAX_NAMED,
+    MAX_REPLICA_LAG_SECONDS,
     NO_REPORTS,
     OTHER_KEY,
     Recent,
@@ -34,6 +37,8 @@ from wsqueue.report.warnings import (
 LINK = LinkStatus(address="192.0.2.1:1/producer", state="up", protocol="v2", seconds=5.0)
 DOWN = LinkStatus(address="192.0.2.1:1/producer", state="down", seconds=61.7, reason="Connection refused")
 LOG = LogStatus(mode="sqlite", topics=3, bytes=1000, limit_bytes=5000, free_bytes=4000)
+ENGINE = EngineStatus(id="ab", server="n1 2.15.1", streams=8, replicas=3, replicas_wanted=3)
+SHARED = LogStatus(mode="jetstream", topics=3, bytes=1000, limit_bytes=5000, engine=ENGINE)
 WELL = Report(id="1", role="consumer", version="1.0.0", psk_fingerprints=["0badcafe"], max_connections=10)
 
 
@@ -125,6 +130,56 @@ class TestNode:
     def test_a_log_that_fails(self) -> None:
         text = only(warnings(log=replaced(LOG, failing="the disk is full")), "log_failing")
         assert text == "Messages cannot be stored, and are refused: the disk is full."
+
+    def test_a_shared_log_is_well(self) -> None:
+        assert warnings(log=SHARED) == []
+        single = replaced(ENGINE, replicas=1, replicas_wanted=1, lag_records=5, conflicts=7, unanswered=9)
+        assert warnings(log=replaced(SHARED, engine=single)) == []
+
+    def test_a_shared_log_that_cannot_be_reached(self) -> None:
+        # All else that is known of it is old.
+        away = replaced(
+            ENGINE,
+            available=False,
+            unavailable_seconds=61.7,
+            streams_without_leader=8,
+            replicas=1,
+            lag_seconds=99.0,
+        )
+        text = only(warnings(log=replaced(SHARED, failing="no answer came", engine=away)), "log_unavailable")
+        assert text == "For 62 seconds, nothing could be stored in the shared log from here: no answer came."
+
+    @pytest.mark.parametrize(("silent", "words"), [(1, "1 of 8 streams of the shared log does not answer")])
+    def test_a_part_of_a_shared_log_without_a_leader(self, silent: int, words: str) -> None:
+        found = warnings(log=replaced(SHARED, engine=replaced(ENGINE, streams_without_leader=silent)))
+        assert only(found, "log_unavailable").startswith(words)
+
+    def test_a_shared_log_without_room(self) -> None:
+        (found,) = warnings(log=replaced(SHARED, failing="no space"))
+        assert (found.code, found.advice) == ("log_failing", ENGINE_FULL)
+
+    @pytest.mark.parametrize(
+        ("there", "wanted", "words"),
+        [(2, 3, "2 of 3 servers"), (3, 5, "3 of 5 servers"), (3, 3, ""), (0, 3, "")],
+    )
+    def test_replicas(self, there: int, wanted: int, words: str) -> None:
+        engine = replaced(ENGINE, replicas=there, replicas_wanted=wanted)
+        found = warnings(log=replaced(SHARED, engine=engine))
+        if not words:
+            assert found == []
+            return
+        assert only(found, "replica_missing") == (
+            f"{words} that keep a part of the shared log can be reached; at least {(wanted + 1) // 2} must be."
+        )
+
+    def test_a_replica_that_is_far_behind(self) -> None:
+        behind = replaced(ENGINE, lag_records=12_345, lag_seconds=MAX_REPLICA_LAG_SECONDS)
+        assert warnings(log=replaced(SHARED, engine=behind)) == []
+        behind = replaced(behind, lag_seconds=185.0)
+        assert only(warnings(log=replaced(SHARED, engine=behind)), "replica_behind") == (
+            "A server that keeps a part of the shared log has been far behind for 3 minutes, now by 12,345"
+            " records."
+        )
 
     @pytest.mark.parametrize(
         ("size", "free", "warned"),
@@ -285,3 +340,15 @@ class TestCluster:
     def test_keys(self, fingerprints: list[str], differ: bool) -> None:
         found = cluster_warnings([node(psk_fingerprints=list(keys)) for keys in fingerprints])
         assert [warning.code for warning in found] == ["keys_differ"] * differ
+
+    def test_consumers_that_share_a_log(self) -> None:
+        producer = node("p1:1", role="producer")
+        assert cluster_warnings([node("c1:1", log=SHARED), node("c2:1", log=SHARED), producer]) == []
+        # Consumers with logs of their own may keep them as they like.
+        alone = [node("c1:1", log=LOG), node("c2:1", log=replaced(LOG, mode="memory"))]
+        assert cluster_warnings(alone) == []
+        other = replaced(SHARED, engine=replaced(ENGINE, id="cd"))
+        text = only(cluster_warnings([node("c1:1", log=SHARED), node("c2:1", log=other)]), "logs_differ")
+        assert text == "The consumers do not share one log: the log ab at c1:1; the log cd at c2:1."
+        text = only(cluster_warnings([node("c1:1", log=SHARED), node("c2:1", log=LOG)]), "logs_differ")
+        assert text.endswith("one log: a log of its own (sqlite) at c2:1; the log ab at c1:1.")

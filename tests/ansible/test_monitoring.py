@@ -14,7 +14,15 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.paths import ROOT
 from wsqueue.monitoring.prometheus import exposition
-from wsqueue.report.report import ConnectionCount, HistogramStatus, LinkStatus, LogStatus, Report, TopicStatus
+from wsqueue.report.report import (
+    ConnectionCount,
+    EngineStatus,
+    HistogramStatus,
+    LinkStatus,
+    LogStatus,
+    Report,
+    TopicStatus,
+)
 
 from ..support.documents import code_blocks, rows
 from ..support.promtool import promtool
@@ -23,7 +31,7 @@ FILES = ROOT / "ansible" / "roles" / "wsqueue_monitoring" / "files"
 RULES = FILES / "wsqueue.rules.yml"
 DASHBOARD = FILES / "wsqueue-dashboard.json"
 
-CONSUMER, PRODUCER = "consumer1:10001", "producer1:10002"
+CONSUMER, SHARED, PRODUCER = "consumer1:10001", "consumer2:10001", "producer1:10002"
 LINK = "192.0.2.7:10001"
 DAY = 86_400
 GOOD = HistogramStatus([0.001, 0.01, 0.1, 1.0, 10.0], [9000, 10, 0, 0, 0, 0], 3.0)
@@ -51,6 +59,19 @@ NODES = {
             limit_bytes=4_000_000,
             commit_seconds=0.001,
             free_bytes=10**9,
+        ),
+    ),
+    SHARED: Report(
+        id="c",
+        role="consumer",
+        **WELL,  # type: ignore[arg-type]
+        commit_seconds=GOOD,
+        log=LogStatus(
+            mode="jetstream",
+            topics=5,
+            bytes=3_000_000,
+            limit_bytes=4_000_000,
+            engine=EngineStatus(streams=8, replicas=3, replicas_wanted=3, lag_records=200),
         ),
     ),
     PRODUCER: Report(
@@ -82,6 +103,20 @@ FIRING: list[tuple[str, str, dict[str, str]]] = [
     ("WsqueueSubscribersMissMessages", CONSUMER, {"wsqueue_subscribers_closed_slow_total": RISING}),
     ("WsqueueWrongKey", PRODUCER, {'wsqueue_hellos_refused_total{reason="wrong_answer"}': "0+3x500"}),
     ("WsqueueLogFailing", CONSUMER, {"wsqueue_log_failing": "1x500"}),
+    (
+        "WsqueueLogUnavailable",
+        SHARED,
+        # Then nothing can be stored, and that is one alert.
+        {
+            "wsqueue_log_available": "0x500",
+            "wsqueue_log_failing": "1x500",
+            "wsqueue_log_streams_without_leader": "8x500",
+        },
+    ),
+    ("WsqueueLogFailing", SHARED, {"wsqueue_log_failing": "1x500"}),
+    ("WsqueueLogUnavailable", SHARED, {"wsqueue_log_streams_without_leader": "1x500"}),
+    ("WsqueueReplicaMissing", SHARED, {"wsqueue_log_replicas": "2x500"}),
+    ("WsqueueReplicaBehind", SHARED, {"wsqueue_log_replica_lag_records": "1001x500"}),
     ("WsqueueDiskNearlyFull", CONSUMER, {"wsqueue_log_free_bytes": "900000x500"}),
     ("WsqueueLoopLag", CONSUMER, {"wsqueue_event_loop_lag_seconds": "0.6x500"}),
     (
@@ -120,6 +155,11 @@ QUIET: list[tuple[str, dict[str, str]]] = [
     (CONSUMER, {"wsqueue_slow_subscribers": "0x235 1x4 0x300"}),
     (CONSUMER, {"wsqueue_subscribers_fell_behind_total": RISING}),
     (CONSUMER, {"wsqueue_log_free_bytes": "1000000x500"}),
+    # A server is started again.
+    (SHARED, {"wsqueue_log_replicas": "3x230 2x8 3x300"}),
+    (SHARED, {"wsqueue_log_available": "1x238 0x0 1x300"}),
+    (SHARED, {"wsqueue_log_replica_lag_records": "1000x500"}),
+    (SHARED, {"wsqueue_log_conflicts_total": RISING}),
     (CONSUMER, {"wsqueue_certificate_expiry_timestamp_seconds": f"{22 * DAY}x500"}),
     (CONSUMER, {'wsqueue_connections{protocol="v2",role="publisher",state="open"}': "88x500"}),
     (CONSUMER, {"wsqueue_event_loop_lag_seconds": "0.4x500"}),

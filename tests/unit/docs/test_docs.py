@@ -18,6 +18,7 @@ from wsqueue.cli.common import ExitCode
 from wsqueue.config import model
 from wsqueue.config.load import load_any_config
 from wsqueue.config.model import Limits
+from wsqueue.log import shared
 from wsqueue.monitoring import pages, reporter
 from wsqueue.monitoring.metrics import METRICS
 from wsqueue.net.certificates import EXPIRY_WARNING
@@ -131,6 +132,12 @@ def test_the_fields_of_reports() -> None:
         assert missing == ({"count"} if field == "connections" else set()), field
 
 
+def test_the_fields_of_a_shared_log() -> None:
+    documented = rows("docs/monitoring.md", "A shared log")
+    fields = [name for row in documented for name in re.findall(r"`(\w+)`", row[0])]
+    assert sorted(fields) == sorted(report.EngineStatus.__struct_fields__)
+
+
 def test_the_fields_of_a_cluster() -> None:
     text = (ROOT / "docs/monitoring.md").read_text()
     (sentence,) = re.findall(r"^`/cluster.json` has (.*?)\n\n", text, re.MULTILINE | re.DOTALL)
@@ -153,6 +160,8 @@ def test_the_numbers_of_monitoring() -> None:
     assert "at least five hellos were refused in the last minute" in text
     assert f"by more than {warnings.MAX_CLOCK_SECONDS:g} seconds" in text
     assert f"within {EXPIRY_WARNING.days} days" in text
+    assert (shared.FAR_BEHIND_RECORDS, shared.UNAVAILABLE_SECONDS) == (1000, 1.0)
+    assert f"by more than 1,000 records for {warnings.MAX_REPLICA_LAG_SECONDS:g} seconds" in text
     assert FINGERPRINT_SALT == b"wsqueue fingerprint"
     assert f"(salt `wsqueue fingerprint`, N {FINGERPRINT_COST}, r 8, p 1)" in text
 
@@ -177,7 +186,7 @@ def test_the_exit_codes() -> None:
 
 def test_the_logged_events_and_the_counters() -> None:
     code = "\n".join(file.read_text() for file in (ROOT / "wsqueue").rglob("*.py"))
-    events = set(re.findall(r'log\(\s*logger,\s*[\w.]+,\s*"([^"]+)"', code))
+    events = set(re.findall(r'(?:log\(\s*logger,\s*[\w.]+,|_complain\()\s*"([^"]+)"', code))
     documented = {
         name for row in rows("docs/operations.md", "Logs") for name in re.findall(r"`(.+?)`", row[0])
     }

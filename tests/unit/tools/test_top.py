@@ -15,6 +15,7 @@ from wsqueue.report.report import (
     Cluster,
     ClusterNode,
     ConnectionCount,
+    EngineStatus,
     LinkStatus,
     LogStatus,
     NodeWarning,
@@ -215,6 +216,22 @@ class TestWhatIsShown:
                            for line in lines for span in line.spans)  # fmt: skip
         everything = shown(snapshot(*nodes))
         assert "\\x1b[31m\\x9b31m\\r\\n\\t[bold red]\\u202e\\u200b\\x07" in everything
+
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({}, "32 MiB 50% R3/3"),
+            ({"replicas": 2}, "32 MiB 50% R2/3"),
+            ({"available": False}, "unavailable"),
+        ],
+    )
+    def test_a_shared_log(self, changes: dict[str, Any], words: str) -> None:
+        engine = EngineStatus(**{"streams": 8, "replicas": 3, "replicas_wanted": 3} | changes)
+        log = LogStatus(
+            mode="jetstream", topics=3, bytes=32 * 1024**2, limit_bytes=64 * 1024**2, engine=engine
+        )
+        (line,) = re.findall(r"^consumer .*", shown(snapshot(consumer(1, log=log))), re.MULTILINE)
+        assert line.endswith(words)
 
     def test_warnings_are_said_at_as_much_length_as_there_is_room_for(self) -> None:
         words = "Subscriber 1 is slow, which takes some words to say."

@@ -12,6 +12,7 @@
   const MAX_ARRIVED_BYTES = 32 * 1024 * 1024;
   // Not SVG, which is a document that can hold scripts and links.
   const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
+  const PLACES = { sqlite: "on disk (sqlite)", jetstream: "shared with other consumers (jetstream)" };
   const SVG = "http://www.w3.org/2000/svg";
 
   const $ = (id) => document.getElementById(id);
@@ -450,7 +451,7 @@
       size.update(status.bytes, status.limit_bytes);
       facts(log, [
         ["Kept", `${bytes(status.bytes)} of ${bytes(status.limit_bytes)}`],
-        ["Where", status.mode === "sqlite" ? "on disk (sqlite)" : `in ${status.mode}`],
+        ["Where", PLACES[status.mode] ?? `in ${status.mode}`],
         ["Topics", grouped.format(status.topics)],
         ...(status.free_bytes < 0
           ? []
@@ -459,9 +460,26 @@
               ["Free on the disk", bytes(status.free_bytes)],
               ["Last write took", brief(status.commit_seconds)],
             ]),
+        ...(status.engine ? aboutEngine(status, status.engine) : []),
         ...(status.failing ? [["Stores nothing", status.failing]] : []),
       ]);
     }
+  }
+
+  function aboutEngine(status, engine) {
+    const silent = engine.streams_without_leader;
+    return [
+      ["Connected to", engine.server || "no server"],
+      [
+        "Servers that have it",
+        engine.replicas ? `${engine.replicas} of ${engine.replicas_wanted}` : "none that answers",
+      ],
+      ...(silent ? [["Streams without an answer", `${silent} of ${engine.streams}`]] : []),
+      ...(engine.lag_records ? [["A server is behind by", count(engine.lag_records, "record")]] : []),
+      ["Waiting to be stored", bytes(status.pending_bytes)],
+      ["Last write took", brief(status.commit_seconds)],
+      ["Conflicts, unanswered", `${grouped.format(engine.conflicts)}, ${grouped.format(engine.unanswered)}`],
+    ];
   }
 
   function aboutNode(report) {

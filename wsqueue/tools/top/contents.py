@@ -19,7 +19,15 @@ from .table import CONSOLE, GAP, Column, Table
 NO_LIMIT = 1_000_000
 """Width and height of a screen on which nothing is cut: for a pipe."""
 
-WORST_FIRST = ("node_unreachable", "log_failing", "link_down", "publishers_paused", "link_slow", "loop_lag")
+WORST_FIRST = (
+    "node_unreachable",
+    "log_failing",
+    "log_unavailable",
+    "link_down",
+    "publishers_paused",
+    "link_slow",
+    "loop_lag",
+)
 """Codes of warnings that come before all others."""
 
 _NODE_COLUMNS = (
@@ -191,10 +199,17 @@ def _state(report: Report) -> Text:
 def _log(report: Report) -> str | Text:
     if report.log is None:
         return "-"
-    if report.log.failing:
+    log, engine = report.log, report.log.engine
+    if engine is not None and not engine.available:
+        return Text("unavailable", style="bold red")
+    if log.failing:
         return Text("failing", style="bold red")
-    used = 100 * report.log.bytes // max(report.log.limit_bytes, 1)
-    return f"{amount(report.log.bytes)} {used}%"
+    used = f"{amount(log.bytes)} {100 * log.bytes // max(log.limit_bytes, 1)}%"
+    if engine is None:
+        return used
+    poor = engine.streams_without_leader or engine.replicas < engine.replicas_wanted
+    # A log that many consumers share is in the row of each of them.
+    return Text(f"{used} R{engine.replicas}/{engine.replicas_wanted}", style="yellow" if poor else "")
 
 
 def links(snapshot: ClusterSnapshot, width: int) -> Table:

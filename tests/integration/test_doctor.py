@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from wsqueue.config.model import ClientConfig
+from wsqueue.config.load import load_config
+from wsqueue.config.model import ClientConfig, ConsumerConfig
+from wsqueue.log import jetstream
+from wsqueue.log.jetstream import JetStreamEngine
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.protocol.routing import router
 from wsqueue.tools import doctor
-from wsqueue.tools.doctor import host
+from wsqueue.tools.doctor import engine, host
 from wsqueue.tools.doctor.findings import Finding
 
 from ..support.certificates import Authority
+from ..support.nats_servers import NatsServers
 from ..support.ports import free_port
 from ..support.stores import Logs, batch, limits
 
@@ -229,6 +234,93 @@ class TestFiles:
         found, clusters = await check(file)
         assert clusters == []
         assert bad(found)[0][2].startswith("The certificates cannot be used: ")
+
+
+def shared(directory: Path, servers: Sequence[str], text: str = "") -> str:
+    """Write the configuration of a consumer that shares a log."""
+    table = f'[retention]\nmode = "jetstream"\n[retention.jetstream]\nservers = {json.dumps(servers)}\n{text}'
+    return configuration(directory, CONSUMER + table)
+
+
+@pytest.mark.anyio
+class TestASharedLog:
+    async def test_that_is_well(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        async with NatsServers(tmp_path / "nats") as servers:
+            monkeypatch.setattr(engine, "PAGE_PORT", servers.pages[0])
+            file = shared(tmp_path, servers.urls, "replicas = 1\nstreams = 2\n")
+            found, _ = await check(file)
+            assert bad(found) == []
+            assert [finding.text for finding in found[-4:-1]] == [
+                "The NATS server n0 confirms messages when its disk has them.",
+                "The log can be used through n0 2.15.1.",
+                "The log does not exist yet: the first consumer that starts makes it.",
+            ]
+            checked = load_config(file, ConsumerConfig)
+            store = JetStreamEngine(checked.retention, max_message_bytes=1000)
+            await store.open()
+            await store.close()
+            found, _ = await check(file)
+            assert found[-2].text == (
+                "The log has 2 streams with 0 bytes, each on 1 server; they are led by n0 (2)."
+            )
+            found, _ = await check(shared(tmp_path, servers.urls, "replicas = 1\nstreams = 3\n"))
+            ((state, _, text),) = bad(found)
+            assert state == "problem"
+            assert text.startswith("The log is another one than configured: the log was made with 2 streams;")
+
+    async def test_servers_that_cannot_be_used(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        users = 'authorization { user: wsqueue, password: "secret of a test" }'
+        gone = f"nats://127.0.0.1:{free_port()}"
+        async with NatsServers(tmp_path / "nats", options=users, sync="2m") as servers:
+            monkeypatch.setattr(engine, "PAGE_PORT", servers.pages[0])
+            found, _ = await check(shared(tmp_path, servers.urls, "replicas = 1\n"))
+            ((state, _, text),) = bad(found)
+            assert (state, "refuses this consumer: expected another user, password" in text) == (
+                "problem",
+                True,
+            )
+            password = tmp_path / "password"
+            password.write_text("secret of a test\n")
+            password.chmod(0o644)
+            more = 'replicas = 1\nuser = "wsqueue"\npassword_file = "password"\n'
+            file = shared(tmp_path, [gone, *servers.urls], more)
+            found, _ = await check(file)
+            assert all(f"{password}: all users may read the key" in text for _, _, text in bad(found))
+            password.chmod(0o600)
+            found, _ = await check(file)
+            (first, second) = bad(found)
+            assert (first[0], first[2].startswith(f"The NATS server {gone} cannot be reached: ")) == (
+                "warning",
+                True,
+            )
+            assert (second[0], "confirms messages before its disk has them" in second[2]) == ("problem", True)
+            monkeypatch.setattr(jetstream, "MIN_VERSION", (99, 0, 0))
+            found, _ = await check(file)
+            assert "expected at least 99.0.0" in bad(found)[1][2]
+        found, _ = await check(shared(tmp_path, [gone, "tls://no.such.invalid:1"]))
+        assert [state for state, _, _ in bad(found)] == ["problem", "problem"]
+
+    async def test_certificates_of_a_shared_log(self, tmp_path: Path) -> None:
+        tls = Authority(tmp_path).issue("node", days=0.9)
+        text = f'certificate = "{tls.certificate}"\nkey = "{tls.key}"\nca = "{tls.ca}"\n'
+        file = shared(tmp_path, [f"tls://127.0.0.1:{free_port()}"], text)
+        found, _ = await check(file)
+        first, second = bad(found)
+        assert first[2].startswith(f"The certificate in {tls.certificate} expires to")
+        assert "cannot be reached" in second[2]
+        (tmp_path / "node.key").chmod(0o644)
+        found, _ = await check(file)
+        ((_, _, text),) = bad(found)
+        assert text.startswith(
+            f"The certificates cannot be used for the shared log: {tls.key}: all users may read"
+        )
+
+    async def test_without_the_package(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setitem(sys.modules, "nats", None)
+        monkeypatch.delitem(sys.modules, "wsqueue.log.jetstream")
+        found, _ = await check(shared(tmp_path, ["nats://127.0.0.1:1"]))
+        ((state, _, text),) = bad(found)
+        assert (state, text.startswith("The mode jetstream needs the package nats-py")) == ("problem", True)
 
 
 @contextmanager

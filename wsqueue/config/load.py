@@ -26,6 +26,7 @@ from .model import (
     NodeConfig,
     PageAudience,
     ProducerConfig,
+    Replicas,
     Retention,
     RetentionMode,
     Tls,
@@ -54,6 +55,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "role": ("consumer", "producer", "demo"),
     "log_level": get_args(LogLevel),
     "retention.mode": get_args(RetentionMode),
+    "retention.jetstream.replicas": tuple(map(str, get_args(Replicas))),
     "monitoring.pages": get_args(PageAudience),
     "hello_order": tuple(order.value for order in Order),
 }

@@ -13,6 +13,7 @@ READ_MARGIN_BYTES = 1024 * 1024
 """Above the sum of one read (256 KiB) and a paused write buffer (256 KiB), with frame headers and masks."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
+Replicas = Literal[1, 3, 5]
 RetentionMode = Literal["memory", "sqlite", "jetstream"]
 PageAudience = Literal["none", "loopback", "all"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
@@ -106,7 +107,7 @@ class JetStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     servers: list[str] = []
     name: StreamName = "wsqueue"
     streams: Annotated[int, msgspec.Meta(ge=1, le=64)] = 8
-    replicas: Literal[1, 3, 5] = 3
+    replicas: Replicas = 3
     user: str | None = None
     password_file: str | None = None
     credentials_file: str | None = None
@@ -165,7 +166,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if self.mode != "jetstream":
             return
         if self.jetstream is None or not self.jetstream.servers:
-            raise ValueError("the mode jetstream needs servers: expected the table [retention.jetstream]")
+            raise ValueError("the mode jetstream needs servers: expected the table [retention.jetstream] with the key servers")
         if self.max_age_seconds < MIN_SHARED_AGE_SECONDS:
             least = f"{MIN_SHARED_AGE_SECONDS:g} with the mode jetstream"
             raise ValueError(f"expected max_age_seconds to be at least {least}")

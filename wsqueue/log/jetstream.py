@@ -30,7 +30,7 @@ from typing import Any
 
 import msgspec
 
-from ..config.files import read_secret
+from ..config.files import read_secret, read_text
 from ..config.model import JetStream, Retention
 from ..errors import ConfigError
 from ..journal import log
@@ -73,6 +73,12 @@ RECORD_MARGIN_BYTES = MAX_PUBLISHERS * PUBLISHER_BYTES + 16 * 1024
 
 MAX_BATCH_RECORDS = 1000
 """Records that one read asks a server for."""
+
+MAX_CA_BYTES = 1024 * 1024
+"""Maximum size of a file with certificates; a larger file is something else."""
+
+MAX_KEY_BYTES = 64 * 1024
+"""Maximum size of a private key's file; a larger file is something else."""
 
 MAX_PASSWORD_BYTES = 4096
 """Maximum size of a password's file; a larger file is something else."""
@@ -118,7 +124,8 @@ class JetStreamEngine:
         self.on_notice: Callable[[bytes], None] = lambda _notice: None
         self.on_connection: Callable[[], None] = lambda: None
         self._client = Client()
-        self._complaint = ""
+        self._complaint = self._failure = ""
+        self._tried = False
         self._notices: set[asyncio.Task[None]] = set()
 
     @property
@@ -161,11 +168,44 @@ class JetStreamEngine:
         await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
         await self._client.flush()
 
+    async def connect(self) -> None:
+        """Connect for a look at the servers, which changes nothing there.
+
+        Raises:
+            Unanswered: None answers.
+            ConfigError: As `open`.
+        """
+        # The caller hears of failures.
+        await self._connect(self._options() | {"error_cb": self._note})
+        self._check_server()
+
+    async def look(self) -> list[StreamState | None]:
+        """Return the states of all streams, None for each that is missing.
+
+        Raises:
+            Unanswered: There is no leader.
+            ConfigError: A stream is another one than configured.
+        """
+        found: list[StreamState | None] = []
+        for stream in range(self._config.streams):
+            try:
+                info = await self._api(f"STREAM.INFO.{self._stream(stream)}", {})
+            except _ApiError as error:
+                if error.code != STREAM_NOT_FOUND:
+                    raise Unanswered(f"the NATS servers refuse a request: {error}") from None
+                found.append(None)
+            else:
+                self._check_stream(stream, info["config"])
+                found.append(self._state(info))
+        return found
+
     async def close(self) -> None:
         """Disconnect."""
         for task in self._notices:
             task.cancel()
-        await self._client.close()
+        if self._tried:
+            # One that has never tried to connect can't be closed.
+            await self._client.close()
 
     async def append(self, place: Place, data: bytes, after: int) -> int:
         """Append a record if the subject's last one has a sequence number; return the new one's.
@@ -235,7 +275,10 @@ class JetStreamEngine:
         Raises:
             Unanswered: There is no leader.
         """
-        info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", {})
+        return self._state(await self._answered(f"STREAM.INFO.{self._stream(stream)}", {}))
+
+    def _state(self, info: Mapping[str, Any]) -> StreamState:
+        """Return the state of a stream from an answer about it."""
         state, cluster = info["state"], info.get("cluster") or {}
         replicas = [one for one in cluster.get("replicas") or [] if not one.get("offline")]
         return StreamState(
@@ -280,10 +323,11 @@ class JetStreamEngine:
         random.shuffle(servers)
         reasons: list[str] = []
         for _ in servers:
-            self._client = Client()
+            self._client, self._tried = Client(), True
             try:
                 # A client that may reconnect would try for ever, and tell nobody why.
-                await self._client.connect(servers, allow_reconnect=False, dont_randomize=True, **options)
+                first = {"allow_reconnect": False, "max_reconnect_attempts": 1}
+                await self._client.connect(servers, dont_randomize=True, **options | first)
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 await self._client.close()
                 if "authorization" in str(error).lower():
@@ -292,10 +336,14 @@ class JetStreamEngine:
                         " or credentials",
                         key="retention.jetstream",
                     ) from None
+                if isinstance(error, nats.errors.NoServersError):
+                    # It has tried all of them.
+                    reasons.append(f"{', '.join(servers)}: {self._failure}")
+                    break
                 reasons.append(f"{servers[0]}: {_reason(error)}")
                 servers.append(servers.pop(0))
             else:
-                self._client.options["allow_reconnect"] = True
+                self._client.options |= {"allow_reconnect": True, "max_reconnect_attempts": -1}
                 return
         raise Unanswered("; ".join(reasons))
 
@@ -330,13 +378,25 @@ class JetStreamEngine:
 
     def _tls(self) -> ssl.SSLContext:
         config = self._config
+
+        def refuse() -> str:
+            # Without this, OpenSSL would ask for the passphrase on the terminal.
+            raise ConfigError("the key needs a passphrase; expected one that does not", file=config.key or "")
+
+        trusted = read_text(Path(config.ca), MAX_CA_BYTES) if config.ca is not None else None
         try:
-            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=config.ca)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            if config.certificate is not None:
-                context.load_cert_chain(config.certificate, config.key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(f"the certificates can't be used: {error}", key="retention.jetstream") from None
+            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=trusted)
+        except (ValueError, ssl.SSLError) as error:
+            raise ConfigError(f"it holds no certificates: {error}", file=config.ca or "") from None
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        if config.certificate is not None and config.key is not None:
+            read_text(Path(config.certificate), MAX_CA_BYTES)
+            read_secret(Path(config.key), MAX_KEY_BYTES)
+            try:
+                context.load_cert_chain(config.certificate, config.key, refuse)
+            except (OSError, ssl.SSLError) as error:
+                problem = f"OpenSSL refuses it or {config.key}: {error}"
+                raise ConfigError(problem, file=config.certificate) from None
         return context
 
     def _info(self) -> dict[str, Any]:
@@ -380,8 +440,26 @@ class JetStreamEngine:
             Unanswered: The servers don't answer.
         """
         name = self._stream(stream)
-        wanted = {
-            "name": name,
+        try:
+            info = await self._api(f"STREAM.INFO.{name}", {})
+        except _ApiError as error:
+            if error.code != STREAM_NOT_FOUND:
+                raise
+            try:
+                info = await self._api(f"STREAM.CREATE.{name}", self._wanted(stream))
+            except _ApiError as created:
+                if created.code != NAME_IN_USE:
+                    raise
+                # Another consumer has made it meanwhile.
+                info = await self._api(f"STREAM.INFO.{name}", {})
+        self._check_stream(stream, info["config"])
+        if stream == 0:
+            self.id = (info["config"].get("metadata") or {})["wsqueue.id"]
+
+    def _wanted(self, stream: int) -> dict[str, Any]:
+        """Return the configuration of a stream."""
+        return {
+            "name": self._stream(stream),
             "subjects": [f"{self._name}.{stream}.*"],
             "retention": "limits",
             "storage": "file",
@@ -391,19 +469,14 @@ class JetStreamEngine:
             "allow_direct": True,
             "metadata": {"wsqueue.id": secrets.token_hex(8), "wsqueue.streams": str(self._config.streams)},
         }
-        try:
-            info = await self._api(f"STREAM.INFO.{name}", {})
-        except _ApiError as error:
-            if error.code != STREAM_NOT_FOUND:
-                raise
-            try:
-                info = await self._api(f"STREAM.CREATE.{name}", wanted)
-            except _ApiError as created:
-                if created.code != NAME_IN_USE:
-                    raise
-                # Another consumer has made it meanwhile.
-                info = await self._api(f"STREAM.INFO.{name}", {})
-        found = info["config"]
+
+    def _check_stream(self, stream: int, found: Mapping[str, Any]) -> None:
+        """Refuse a stream that is another one than configured.
+
+        Raises:
+            ConfigError: It is.
+        """
+        name, wanted = self._stream(stream), self._wanted(stream)
         for key in ("subjects", "storage", "discard", "num_replicas", "allow_direct"):
             if found.get(key) != wanted[key]:
                 raise ConfigError(
@@ -417,10 +490,12 @@ class JetStreamEngine:
                 f" expected {self._config.streams}, because their number is fixed",
                 key="retention.jetstream.streams",
             )
-        if stream == 0:
-            self.id = metadata["wsqueue.id"]
+
+    async def _note(self, error: Exception) -> None:
+        self._failure = _reason(error)
 
     async def _failed(self, error: Exception) -> None:
+        await self._note(error)
         self._complain("connection to a NATS server failed", error)
 
     async def _changed(self) -> None:
@@ -526,6 +601,10 @@ class JetStreamEngine:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return str(error) or type(error).__name__
 
 

@@ -66,8 +66,8 @@ def friendly_bound(config: NodeConfig) -> int:
     """Return the most bytes of memory that a node takes whose peers mean no harm: logs and held messages."""
     bound = IDLE_BYTES + WORK_BYTES
     if isinstance(config, ConsumerConfig):
-        on_disk = config.retention.mode == "sqlite"
-        return bound + (DISK_BYTES if on_disk else config.retention.max_bytes) + FILE_TOPICS_BYTES
+        in_memory = config.retention.mode == "memory"
+        return bound + (config.retention.max_bytes if in_memory else DISK_BYTES) + FILE_TOPICS_BYTES
     assert isinstance(config, ProducerConfig)
     return bound + _links_bytes(config)
 

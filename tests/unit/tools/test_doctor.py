@@ -11,12 +11,23 @@ import pytest
 
 from tests.support.paths import ROOT
 from wsqueue.config.model import ClientConfig, ConsumerConfig, Limits, ProducerConfig, Retention, Tls
+from wsqueue.log.engine import StreamState
 from wsqueue.log.kept import Kept
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes.bounds import friendly_bound
-from wsqueue.report.report import Cluster, ClusterNode, LinkStatus, NodeWarning, Report, WarningCode
+from wsqueue.report.report import (
+    Cluster,
+    ClusterNode,
+    EngineStatus,
+    LinkStatus,
+    LogStatus,
+    NodeWarning,
+    Report,
+    WarningCode,
+)
 from wsqueue.report.warnings import NO_REPORTS, OTHER_KEY
 from wsqueue.tools.doctor import findings as doctor
+from wsqueue.tools.doctor.engine import streams_finding
 from wsqueue.tools.doctor.findings import Finding, cluster_findings
 from wsqueue.version import __version__
 
@@ -71,6 +82,23 @@ class TestACluster:
         assert [(finding.state, finding.subject) for finding in found] == [("ok", name) for name in subjects]
         assert found[0].text == f"It answers: version {__version__}, up for 2 hours, 0 connections."
         assert FINGERPRINT in found[5].text
+
+    def test_that_shares_a_log(self) -> None:
+        def sharing(number: int, name: str) -> ClusterNode:
+            log = LogStatus(
+                mode="jetstream", topics=1, bytes=1, limit_bytes=2, engine=EngineStatus(id=name, replicas=3)
+            )
+            return consumer(number, log=log)
+
+        found = findings(sharing(0, "ab"), sharing(1, "ab"), producer())
+        assert bad(found) == []
+        assert (found[-1].subject, found[-1].text) == (
+            "shared log",
+            "All consumers that answer share the log ab.",
+        )
+        ((state, subject, text),) = bad(findings(sharing(0, "ab"), sharing(1, "cd")))
+        assert (state, subject) == ("problem", "shared log")
+        assert text.startswith("The consumers do not share one log")
 
     def test_a_node_is_down(self) -> None:
         (finding,) = findings(dead(CONSUMERS[0], "consumer", "Connection refused"))
@@ -242,3 +270,25 @@ def test_the_ends_of_the_certificates_of_each_file(tmp_path: Path) -> None:
     assert [round((end - datetime.now(UTC)) / timedelta(days=1)) for end in ends.values()] == [10, 100]
     assert list(ends) == [issued.certificate, issued.ca]
     assert TlsContexts(ClientConfig(producers=[], consumers=[], tls=Tls())).ends_of_files == {}
+
+
+@pytest.mark.parametrize(
+    ("states", "state", "words"),
+    [
+        ([None, None], "ok", "does not exist yet"),
+        ([StreamState(1, 5, leader="n1", replicas=3), None], "warning", "1 of 2 streams of the log exist."),
+        (
+            [StreamState(1, 5, leader="n1", replicas=3), StreamState(1, 5, leader="n1", replicas=2)],
+            "warning",
+            "2 of 3 servers that keep a part of the log can be reached.",
+        ),
+        (
+            [StreamState(1, 5, 2048, leader="n2", replicas=3), StreamState(1, 5, leader="n1", replicas=3)],
+            "ok",
+            "The log has 2 streams with 2.0 KiB, each on 3 servers; they are led by n1 (1) and n2 (1).",
+        ),
+    ],
+)
+def test_the_streams_of_a_shared_log(states: list[StreamState | None], state: str, words: str) -> None:
+    found = streams_finding("a.toml", states, 3)
+    assert (found.state, words in found.text) == (state, True)

@@ -21,6 +21,7 @@ from ...report.warnings import (
     OTHER_KEY,
     clock_warnings,
     log_room,
+    shared_log_warnings,
     unreachable_warning,
     version_warnings,
 )
@@ -34,7 +35,9 @@ URGENT = timedelta(days=3)
 MEMORY_SHARE = 0.8
 """Share of the memory of the host that nodes may take; the rest is for the system."""
 
-PROBLEMS: frozenset[WarningCode] = frozenset({"link_down", "log_failing", "node_unreachable"})
+PROBLEMS: frozenset[WarningCode] = frozenset(
+    {"link_down", "log_failing", "log_unavailable", "logs_differ", "node_unreachable"}
+)
 """Codes of warnings that say that something does not work."""
 
 
@@ -80,6 +83,7 @@ def cluster_findings(
         yield from _versions_findings(answering)
         yield _keys_finding(answering, fingerprints)
         yield from _clocks_findings(answering)
+        yield from _logs_findings(answering)
 
 
 def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime) -> Iterator[Finding]:
@@ -103,7 +107,7 @@ def _node_findings(node: ClusterNode, fingerprints: Sequence[str], now: datetime
             "Correct the lists of consumers and producers.",
         )
     codes = {warning.code for warning in report.warnings}
-    if report.not_ready and not codes & {"link_down", "log_failing", "draining"}:
+    if report.not_ready and not codes & {"link_down", "log_failing", "log_unavailable", "draining"}:
         yield Finding(
             "problem", subject, f"It is not ready: {report.not_ready}.", "See its journal for the reason."
         )
@@ -234,6 +238,18 @@ def _clocks_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
     difference = max((abs(node.clock_seconds or 0.0) for node in nodes), default=0.0)
     about = "less than a second" if difference < 1 else f"at most {difference:.0f} seconds"
     return [Finding("ok", "clocks", f"All differ from ours by {about}.")]
+
+
+def _logs_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
+    """Judge whether consumers share one log; nothing is said where each has its own."""
+    if found := _differences("shared log", shared_log_warnings(nodes)):
+        return found
+    engines = [
+        node.report.log.engine for node in nodes if node.report is not None and node.report.log is not None
+    ]
+    if not engines or engines[0] is None:
+        return []
+    return [Finding("ok", "shared log", f"All consumers that answer share the log {engines[0].id}.")]
 
 
 def expiry(end: datetime, now: datetime) -> tuple[Verdict, str]:

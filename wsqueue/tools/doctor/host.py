@@ -37,6 +37,7 @@ from ...protocol.keys import PreSharedKey
 from ...protocol.routing import router
 from ...report.text import join, number
 from .cluster import ANSWER_SECONDS, Say, ask
+from .engine import engine_findings
 from .findings import (
     Finding,
     expiry,
@@ -190,7 +191,10 @@ async def _node_file_findings(file: str, checked: NodeConfig, say: Say) -> Async
         allowed, whose = resource.getrlimit(resource.RLIMIT_NOFILE)[1], "A process of this session"
     if allowed is not None:
         yield files_finding(file, checked.limits, allowed, whose)
-    if isinstance(checked, ConsumerConfig):
+    if isinstance(checked, ConsumerConfig) and checked.retention.mode == "jetstream":
+        async for finding in engine_findings(file, checked, _is_host_here, say):
+            yield finding
+    elif isinstance(checked, ConsumerConfig):
         for finding in _retention_findings(file, checked, pid):
             yield finding
         say(f"looking at the topics of {file}")
@@ -301,6 +305,10 @@ def _orphans_finding(file: str, checked: ConsumerConfig, pid: int | None) -> Fin
     except StorageError as error:
         return Finding("problem", file, f"{error}.", "Run this as root, or as the user of the node.")
     return orphans_finding(file, kept, own[0] + 1, len(consumers)) if kept is not None else None
+
+
+def _is_host_here(host: str) -> bool:
+    return _is_of_this_host(Address(host=host))
 
 
 def _is_of_this_host(address: Address) -> bool:

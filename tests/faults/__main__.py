@@ -33,13 +33,17 @@ BOTH: list[schedule.Retention] = ["memory", "sqlite"]
 @click.option("--schedules", type=click.IntRange(1), default=20, help="How many to run.")
 @click.option(
     "--retention",
-    type=click.Choice([*BOTH, "both"]),
+    type=click.Choice([*BOTH, "both", "jetstream"]),
     default="both",
     help="Retention of the consumers; both: memory for even seeds, sqlite for odd ones.",
 )
 @click.option("--backend", type=click.Choice(["local", "lab"]), default="local", help="Where the nodes run.")
 @click.option("--replay", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="One schedule.")
-@click.option("--seconds", type=click.FloatRange(1, 600), default=4.0, help="How long each publishes.")
+@click.option(
+    "--seconds",
+    type=click.FloatRange(1, 600),
+    help="How long each publishes.  [default: 4, with jetstream 12]",
+)
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, help="How many run at once.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where to keep the files of failed schedules."
@@ -51,11 +55,13 @@ def main(
     retention: schedule.Retention | Literal["both"],
     backend: schedule.Backend,
     replay: Path | None,
-    seconds: float,
+    seconds: float | None,
     jobs: int,
     directory: Path | None,
 ) -> None:
     """Run seeded schedules of faults, print a verdict on each, and exit with 1 when one is bad."""
+    if backend == "lab" and retention == "jetstream":
+        raise click.UsageError("the lab has no NATS servers: expected --backend local with jetstream")
     if replay is not None:
         wanted = [schedule.read(replay)]
     else:

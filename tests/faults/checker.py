@@ -6,6 +6,9 @@ a gap that was announced to that subscriber on that topic after its consumer had
 that was not acknowledged comes once or not at all. If the size of a log is limited, gaps that say exactly how
 many messages are gone excuse them with either retention.
 
+With `jetstream` the consumers share one log, and what becomes of one of them excuses nothing. A topic has one
+log at all of them, which begins with the offset 0, and there is no gap but one for want of room.
+
 When a log is restored from a backup, the messages of which it heard after the backup may be missing, and no
 others. Each subscriber is told of a gap before anything new comes from the restored log.
 
@@ -147,6 +150,9 @@ class _Check:
         ends: Mapping[str, Sequence[float]],
         restores: Mapping[str, Sequence[Restore]],
     ) -> None:
+        if retention == "jetstream":
+            # The log is elsewhere.
+            unclean, full, restores = {}, {}, {}
         self.attempted: dict[Identity, Record] = {}
         self.acknowledged: dict[Identity, Record] = {}
         self.retention, self.unclean, self.restores, self.all_kept = retention, unclean, restores, True
@@ -180,6 +186,8 @@ class _Check:
                 self.owed[record.topic].append(identity)
         self.delivered: set[Identity] = set()
         self.logged: dict[tuple[str, str, int], Identity] = {}
+        # By topic, the log that all consumers share.
+        self.shared: dict[str, str] = {}
 
     def tell(self, sort: str, sentence: str) -> None:
         """Count a violation."""
@@ -314,14 +322,20 @@ class _LifeCheck:
 
     def check_offset(self, record: Record, identity: Identity, what: str) -> None:
         """Check that a log has one message at an offset, and hands them out one after another."""
+        shares = self.check.retention == "jetstream"
+        shared = self.check.shared.setdefault(record.topic, record.log)
+        if shares and shared != record.log:
+            self.tell("unexpected", f"{what} from the log {record.log}, though its topic has {shared}")
         before = self.offsets.get(record.topic, -1)
         missing = record.offset - before - 1
         announced = self.announced.pop(record.topic, 0)
+        # Who comes from the first message on gets all that are kept.
+        whole = shares and self.check.all_kept
         # A message that was sent again to a log that had lost it is stored twice, and taken once.
         twice = self.check.unclean if self.check.retention == "memory" else self.check.restores
         if missing < 0:
             self.tell("out of order", f"{what} with offset {record.offset} after {before}")
-        elif before >= 0 and missing != announced and not twice.get(record.topic):
+        elif (before >= 0 or whole) and missing != announced and not twice.get(record.topic):
             gap = f" and a gap of {announced:g}" if announced else ""
             self.tell("unexpected", f"{what} with offset {record.offset} right after {before}{gap}")
         self.offsets[record.topic] = record.offset
@@ -348,7 +362,7 @@ class _LifeCheck:
         before = self.gaps_of[record.topic]
         crash = self.check.all_kept or record.missed is None
         reasons = [begin for begin, _ in self.check.unclean.get(record.topic, ())]
-        if self.check.retention == "sqlite":
+        if self.check.retention != "memory":
             restores = self.check.restores.get(record.topic, ()) if record.missed is None else ()
             reasons = [restore.ended[0] for restore in restores]
         possible = sum(gap.crash for gap in before) < sum(reason < record.at for reason in reasons)

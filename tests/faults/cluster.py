@@ -7,6 +7,7 @@ import contextlib
 import errno
 import math
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -25,8 +26,9 @@ from wsqueue.log.archive import FILE_NAME
 from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
 
 from .checker import Restore, Span
+from .engines import Engines
 from .proxy import Condition, Link, Way
-from .schedule import CHANGES, Fault, Schedule
+from .schedule import CHANGES, STREAMS, Fault, Schedule
 
 LIMITS = {
     "hello_seconds": 2.0,
@@ -44,6 +46,9 @@ MAX_AGE_SECONDS = 10 * 365 * 86_400.0
 START_SECONDS = 30.0
 """How long the nodes may take to listen, on a busy machine."""
 
+LOG_SECONDS = 90.0
+"""How long a consumer may take to listen that waits for a log which it shares, and which faults keep away."""
+
 STOP_SECONDS = 10.0
 """How long a node may take to end: `drain_seconds`, the peers' `close_seconds` and a margin."""
 
@@ -52,6 +57,9 @@ AGAIN_SECONDS = 0.3
 
 DISK_BYTES = 64 * 1024 * 1024
 """Size of a disk that will be full: room for all messages of a schedule."""
+
+SHARED_BYTES = 512 * 1024 * 1024
+"""Room for all messages of a schedule in the log that consumers share."""
 
 FAKETIME = (
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -138,8 +146,17 @@ class LoopbackCluster:
         self.links = {name: Link(name, schedule.seed) for name in workload.links}
         self.nodes = {
             name: _Node(name, directory, self._listens)
-            for name in workload.consumer_names + workload.producer_names
+            for name in workload.all_consumer_names + workload.producer_names
         }
+        for name in workload.spare_names:
+            self.nodes[name].stay_away()
+        for name in workload.all_consumer_names:
+            self.nodes[name].shares_log = workload.engines > 0
+        self._engines = Engines(workload.engine_names, directory) if workload.engines else None
+        # The right list of consumers, and the lists of producers that have another one.
+        self._listed = list(workload.consumer_names)
+        self._odd_lists: dict[str, list[str]] = {}
+        self._limits: dict[str, Mapping[str, object]] = {}
         clients = workload.all_publisher_names + workload.all_subscriber_names
         self.client_files: Mapping[str, Path] = {name: directory / f"{name}.toml" for name in clients}
         self.full: dict[str, list[Span]] = {name: [] for name in workload.consumer_names}
@@ -176,7 +193,19 @@ class LoopbackCluster:
             "disk full": self._fill,
             "backup": self._back_up,
             "restore": self._restore,
+            "engine cut": self._cut_from_engines,
+            "consumer gone": self._leave,
+            "lists disagree": self._disagree,
+            "grow": self._grow,
+            "shrink": self._shrink,
         }
+        if self._engines is not None:
+            self._actions |= {
+                "engine kill": self._engines.kill,
+                "engine stop": self._engines.pause,
+                "engine gone": self._engines.leave,
+                "step-down": self._engines.step_down,
+            }
 
     @property
     def unclean(self) -> dict[str, list[Span]]:
@@ -200,9 +229,10 @@ class LoopbackCluster:
             await link.start()
         self._write_configurations()
         self._prepare_faults()
+        await self._heal_engines()
         for node in self.nodes.values():
             node.start()
-        await asyncio.gather(*(node.serving() for node in self.nodes.values()))
+        await self._all_serving()
 
     async def apply(self, fault: Fault) -> None:
         """Do a fault to a node or a link, and undo it after its time."""
@@ -212,15 +242,18 @@ class LoopbackCluster:
         """Undo all that is left of any fault, and return once everything serves again."""
         for link in self.links.values():
             link.heal()
+        await self._heal_engines()
         for node in self.nodes.values():
             node.signal(signal.SIGCONT)
-            node.wanted.set()
-        await asyncio.gather(*(node.serving() for node in self.nodes.values()))
+            node.want()
+        await self._all_serving()
 
     async def stop(self) -> None:
         """End everything, and look for defects."""
         await asyncio.gather(*(node.end() for node in self.nodes.values()))
         await asyncio.gather(*(link.stop() for link in self.links.values()))
+        if self._engines is not None:
+            self._engines.stop()
         for directory in self._mounted:
             await (await asyncio.create_subprocess_exec("umount", directory)).wait()
         for node in self.nodes.values():
@@ -239,6 +272,22 @@ class LoopbackCluster:
         """Return the directions of the links to which a fault is done."""
         return [link.conditions[way] for link in self.links_of(fault.target) for way in ways_of(fault)]
 
+    async def _heal_engines(self) -> None:
+        if self._engines is None:
+            return
+        for link in self.links.values():
+            name = link.name.partition(">")[2]
+            if name in self.schedule.workload.engine_names:
+                link.upstream = self._engines.address(name)
+        await self._engines.heal()
+
+    async def _all_serving(self) -> None:
+        await asyncio.gather(*(node.serving() for node in self.nodes.values() if not node.gone))
+
+    def _addresses(self, name: str, others: Sequence[str], endpoint: str) -> list[str]:
+        scheme = "wss://" if self.schedule.workload.tls else ""
+        return [scheme + self.links[f"{name}>{other}"].address + endpoint for other in others]
+
     def _write_configurations(self) -> None:
         workload = self.schedule.workload
         scheme = "wss://" if workload.tls else ""
@@ -251,9 +300,6 @@ class LoopbackCluster:
         if self._authority is not None:
             common["tls"] = {"ca": self._authority.file.name}
 
-        def addresses(name: str, others: Sequence[str], endpoint: str) -> list[str]:
-            return [scheme + self.links[f"{name}>{other}"].address + endpoint for other in others]
-
         def certificate(name: str) -> dict[str, object]:
             if self._authority is None:
                 return {}
@@ -262,26 +308,33 @@ class LoopbackCluster:
                 "tls": {"certificate": f"{name}.pem", "key": f"{name}.key", "ca": self._authority.file.name}
             }
 
-        for name in workload.consumer_names:
+        for name in workload.all_consumer_names:
             retention = retention_of(self.schedule) | {"directory": f"{name}.retention"}
             self._settings[name] = of_nodes | certificate(name) | {"role": "consumer", "retention": retention}
+            if workload.engines:
+                servers = [f"nats://{self.links[f'{name}>{one}'].address}" for one in workload.engine_names]
+                table = {"servers": servers, "replicas": workload.engines, "streams": STREAMS}
+                self._settings[name]["retention.jetstream"] = table
             write_toml(self.nodes[name].config_file, self._settings[name], LIMITS)
             (self.directory / f"{name}.retention").mkdir()
         for name in workload.producer_names:
-            consumers = addresses(name, workload.consumer_names, "/producer")
+            consumers = self._addresses(name, workload.consumer_names, "/producer")
             self._settings[name] = of_nodes | certificate(name) | {"role": "producer", "consumers": consumers}
             write_toml(self.nodes[name].config_file, self._settings[name], LIMITS)
         # Whoever publishes never asks a consumer, and who subscribes no producer; but a file has both.
         nowhere = {"producers": ["127.0.0.1:9/produce"], "consumers": ["127.0.0.1:9/subscribe"]}
         for name in workload.all_publisher_names:
-            producers = addresses(name, workload.producer_names, "/produce")
+            producers = self._addresses(name, workload.producer_names, "/produce")
             write_toml(
                 self.client_files[name],
                 common | {"role": "demo"} | nowhere | {"producers": producers},
                 LIMITS,
             )
         for name in workload.all_subscriber_names:
-            consumers = addresses(name, workload.consumer_names, "/subscribe")
+            names = workload.consumer_names
+            if workload.shuffled:
+                random.Random(f"{self.schedule.seed} {name}").shuffle(names)
+            consumers = self._addresses(name, names, "/subscribe")
             write_toml(
                 self.client_files[name],
                 common | {"role": "demo"} | nowhere | {"consumers": consumers},
@@ -328,7 +381,7 @@ class LoopbackCluster:
         node.wanted.clear()
         await node.kill()
         await asyncio.sleep(fault.seconds)
-        node.wanted.set()
+        node.want()
 
     async def _restart(self, fault: Fault) -> None:
         """End a node in an orderly way; an `interrupt` gives it less time than it needs."""
@@ -336,16 +389,19 @@ class LoopbackCluster:
         if not node.serves or not node.wanted.is_set():
             return
         node.wanted.clear()
+        await self._terminate(node, fault.amount if fault.kind == "interrupt" else None)
+        await asyncio.sleep(fault.seconds)
+        node.want()
+
+    async def _terminate(self, node: _Node, hasty: float | None = None) -> None:
+        """End a node in an orderly way, or in fewer seconds than it needs."""
         node.signal(signal.SIGTERM)
-        hasty = fault.kind == "interrupt"
-        if not await node.has_ended(fault.amount if hasty else STOP_SECONDS):
-            if not hasty:
+        if not await node.has_ended(STOP_SECONDS if hasty is None else hasty):
+            if hasty is None:
                 self.problems.append(f"{node.name} did not end within {STOP_SECONDS:g} seconds")
             await node.kill()
         elif node.status:
             self.problems.append(f"{node.name} ended with status {node.status} after SIGTERM")
-        await asyncio.sleep(fault.seconds)
-        node.wanted.set()
 
     async def _back_up(self, fault: Fault) -> None:
         """Copy the log of a consumer, which goes on meanwhile."""
@@ -374,7 +430,7 @@ class LoopbackCluster:
             elif node.full_until < began:
                 self.problems.append(f"the log of {node.name} was not restored: see commands.log")
             await asyncio.sleep(fault.seconds)
-            node.wanted.set()
+            node.want()
 
     def _backup_of(self, node: _Node) -> Path:
         return self.directory / f"{node.name}.backup"
@@ -412,18 +468,78 @@ class LoopbackCluster:
         if fault.amount and node.wanted.is_set():
             node.wanted.clear()
             await node.kill()
-            node.wanted.set()
+            node.want()
         node.signal(signal.SIGCONT)
 
     async def _change_limits(self, fault: Fault) -> None:
         """Lower or raise limits, and a while later set them as they were; a reload tells the node."""
-        node, changed = self.nodes[fault.target], dict(CHANGES[int(fault.amount)])
-        for limits, seconds in (({**LIMITS, **changed}, fault.seconds), (LIMITS, 0)):
-            new = node.config_file.with_suffix(".new")
-            write_toml(new, self._settings[node.name], limits)
-            new.replace(node.config_file)
-            node.reload()
-            await asyncio.sleep(seconds)
+        self._limits[fault.target] = {**LIMITS, **CHANGES[int(fault.amount)]}
+        self._reconfigure(fault.target)
+        await asyncio.sleep(fault.seconds)
+        del self._limits[fault.target]
+        self._reconfigure(fault.target)
+
+    def _reconfigure(self, name: str) -> None:
+        """Write the configuration of a node anew, and tell it so."""
+        node = self.nodes[name]
+        new = node.config_file.with_suffix(".new")
+        write_toml(new, self._settings[name], self._limits.get(name, LIMITS))
+        new.replace(node.config_file)
+        node.reload()
+
+    async def _leave(self, fault: Fault) -> None:
+        """Kill a consumer for good; all lists still have it."""
+        node = self.nodes[fault.target]
+        node.stay_away()
+        await node.kill()
+
+    async def _disagree(self, fault: Fault) -> None:
+        """Give a producer some of the consumers, in another order than all others have them."""
+        rng = random.Random(fault.amount)
+        left = [name for name in self._listed if not self.nodes[name].gone]
+        self._odd_lists[fault.target] = rng.sample(left, rng.randint(1, len(left)))
+        self._list_consumers()
+        await asyncio.sleep(fault.seconds)
+        del self._odd_lists[fault.target]
+        self._list_consumers()
+
+    async def _grow(self, fault: Fault) -> None:
+        """Start one more consumer, and tell the producers."""
+        node = self.nodes[fault.target]
+        node.gone = False
+        node.want()
+        await asyncio.sleep(fault.amount)
+        self._listed.append(fault.target)
+        self._list_consumers()
+
+    async def _shrink(self, fault: Fault) -> None:
+        """Tell the producers to use a consumer no more, and stop it for good."""
+        self._listed.remove(fault.target)
+        self._list_consumers()
+        await asyncio.sleep(fault.amount)
+        node = self.nodes[fault.target]
+        serves = node.serves
+        node.stay_away()
+        if serves:
+            await self._terminate(node)
+        else:
+            await node.kill()
+
+    def _list_consumers(self) -> None:
+        """Give each producer its list of consumers."""
+        for name in self.schedule.workload.producer_names:
+            names = self._odd_lists.get(name, self._listed)
+            addresses = self._addresses(name, names, "/producer")
+            if self._settings[name]["consumers"] != addresses:
+                self._settings[name]["consumers"] = addresses
+                self._reconfigure(name)
+
+    async def _cut_from_engines(self, fault: Fault) -> None:
+        """Let nothing pass between a consumer and the log that it shares."""
+        names = [f"{fault.target}>{engine}" for engine in self.schedule.workload.engine_names]
+        await self._block(
+            [self.links[name].conditions[way] for name in names for way in ways_of(fault)], fault
+        )
 
     async def _rotate(self, fault: Fault) -> None:
         """Give the nodes another key in three steps, and clients one that they need not use."""
@@ -467,7 +583,9 @@ class LoopbackCluster:
         await process.wait()
 
     async def _cut(self, fault: Fault) -> None:
-        conditions = self.conditions_of(fault)
+        await self._block(self.conditions_of(fault), fault)
+
+    async def _block(self, conditions: Sequence[Condition], fault: Fault) -> None:
         for condition in conditions:
             condition.block()
         await asyncio.sleep(fault.seconds)
@@ -534,6 +652,7 @@ class _Node:
         self.clock_file = directory / f"{name}.clock"
         self.wanted = asyncio.Event()
         self.wanted.set()
+        self.gone = self.shares_log = False
         self.full_until = 0.0
         self.unclean: list[Span] = []
         self.ends: list[float] = []
@@ -554,6 +673,16 @@ class _Node:
     def status(self) -> int | None:
         """Return how it ended last."""
         return self._node.status if self._node is not None else None
+
+    def want(self) -> None:
+        """Let it run, unless it is gone for good."""
+        if not self.gone:
+            self.wanted.set()
+
+    def stay_away(self) -> None:
+        """Let it not run again once it has ended."""
+        self.gone = True
+        self.wanted.clear()
 
     def use_clock(self, library: str) -> None:
         """Let it have a clock of the day of its own, from its next start on."""
@@ -633,7 +762,7 @@ class _Node:
             began, self._stale = time.monotonic(), False
             node = self._node = await self._spawn(show)
             try:
-                await node.started()
+                await self._started(node)
                 self._listens(self.name, node.address)
                 self._serving.set()
                 if self._stale:
@@ -653,6 +782,22 @@ class _Node:
                     self.problems.append(f"{self.name} ended by itself: {node.outcome()}")
                 await asyncio.sleep(AGAIN_SECONDS)
 
+    async def _started(self, node: LocalNode) -> None:
+        """Wait until it listens, which a consumer does not before its log is there.
+
+        Raises:
+            WsqueueError: It has ended, or does not start in time.
+        """
+        deadline = time.monotonic() + LOG_SECONDS
+        while True:
+            try:
+                await node.started()
+            except WsqueueError:
+                if node.status is not None or not self.shares_log or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
     async def _spawn(self, show: Callable[[str, str], None]) -> LocalNode:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -670,6 +815,9 @@ class _Node:
 def retention_of(schedule: Schedule) -> dict[str, object]:
     """Return the table of a consumer's configuration, but for the directory."""
     table: dict[str, object] = {"mode": schedule.retention, "max_age_seconds": MAX_AGE_SECONDS}
+    if schedule.retention == "jetstream":
+        # The servers know the age by their own clocks.
+        table = {"mode": "jetstream", "max_bytes": SHARED_BYTES, "max_bytes_per_topic": SHARED_BYTES}
     if schedule.workload.kept:
         table["max_messages_per_topic"] = schedule.workload.kept
     return table

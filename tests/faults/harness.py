@@ -20,7 +20,7 @@ from wsqueue.protocol.routing import router
 from .checker import Life, Verdict, check
 from .cluster import Cluster
 from .schedule import Fault, Schedule
-from .workers import Job, Record, Role, read_history
+from .workers import ELECTION_SECONDS, OPEN_SECONDS, Job, Record, Role, read_history
 
 SUBSCRIBE_SECONDS = 30.0
 """How long the first subscribers may take, on a busy machine."""
@@ -103,6 +103,7 @@ class Worker:
             window=workload.window,
             sizes=workload.sizes,
             seconds=workload.seconds,
+            open_seconds=ELECTION_SECONDS if workload.engines else OPEN_SECONDS,
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Literal, get_args
 
 import msgspec
 
-Retention = Literal["memory", "sqlite"]
+Retention = Literal["memory", "sqlite", "jetstream"]
 
 Kind = Literal[
     "kill",
@@ -33,6 +34,15 @@ Kind = Literal[
     "backup",
     "restore",
     "reboot",
+    "engine kill",
+    "engine stop",
+    "engine cut",
+    "step-down",
+    "engine gone",
+    "consumer gone",
+    "lists disagree",
+    "grow",
+    "shrink",
 ]
 
 Backend = Literal["local", "lab"]
@@ -44,6 +54,24 @@ LAB_KINDS: tuple[Kind, ...] = (
 
 SQLITE_KINDS = frozenset({"disk full", "reader", "backup", "restore"})
 """Faults of a file that a log in memory has not."""
+
+ENGINE_KINDS: tuple[Kind, ...] = (
+    *("engine kill", "engine stop", "engine cut", "step-down", "engine gone"),
+    *("consumer gone", "lists disagree", "grow", "shrink"),
+)
+"""Faults of a log that consumers share, on hosts of its own."""
+
+FOR_GOOD: tuple[Kind, ...] = ("engine gone", "consumer gone", "shrink", "grow")
+"""Faults that are not undone, each at most once: one of three consumers and two of three servers are left."""
+
+PUBLISH_SECONDS: Mapping[Retention, float] = {"memory": 4.0, "sqlite": 4.0, "jetstream": 12.0}
+"""How long messages are published by default: with a shared log, longer than an election and a failover."""
+
+STREAMS = 4
+"""Streams of the shared log, so few that a start is short."""
+
+QUORUM_SECONDS = 2.0
+"""How long a server may be away when another one is gone for good, because nothing is stored meanwhile."""
 
 FREEZE_SECONDS = 15.0
 """Longer than the watchdog of a schedule waits, if it has one."""
@@ -61,7 +89,9 @@ CHANGES: tuple[Mapping[str, float], ...] = (
 )
 """Limits that are lowered or raised for a while."""
 
-LOCAL_KINDS: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "reboot")
+LOCAL_KINDS: tuple[Kind, ...] = tuple(
+    kind for kind in get_args(Kind) if kind != "reboot" and kind not in ENGINE_KINDS
+)
 
 ALL_NODES = "all nodes"
 """Target of a fault that is done to the whole cluster."""
@@ -83,12 +113,13 @@ class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         seconds: How long it lasts; a process that was ended starts again then.
         kind: The kind of fault.
         target: A process as `consumer-1`, or a link between two as `producer-1>consumer-1`; a link's fault
-            with a process for its target is done to all links of that process.
+            with a process for its target is done to all links of that process. Of `step-down`, a stream.
         amount: Of `interrupt` and `restore`, the seconds from SIGTERM to SIGKILL; of `freeze`, those to the
             watchdog's SIGKILL, 0 without one; of `limits`, the index in `CHANGES`; of `reader`, 0 if SIGKILL
             ends it; of `tear`, the bytes that still pass; of `loss`, the share of reads that are late as by a
             retransmission; of `delay`, the seconds; of `slow`, bytes a second; of `clock`, the seconds by
-            which it is set.
+            which it is set; of `lists disagree`, the seed of the other list; of `grow` and `shrink`, the
+            seconds between the first step and the second.
         direction: Of a link's fault.
     """
 
@@ -122,6 +153,9 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         tls: Whether all connections are encrypted, and nodes have certificates.
         classic_publishers: How many publishers speak the classic protocol.
         classic_subscriptions: The topics of each subscriber that speaks the classic protocol.
+        engines: How many servers have the log that the consumers share.
+        spares: Consumers beside the others that do not run yet, and are in nobody's list.
+        shuffled: Whether each subscriber has the consumers in an order of its own.
     """
 
     consumers: int
@@ -137,11 +171,29 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: bool = False
     classic_publishers: int = 0
     classic_subscriptions: list[list[str]] = []
+    engines: int = 0
+    spares: int = 0
+    shuffled: bool = False
 
     @property
     def consumer_names(self) -> list[str]:
         """Return the names of the consumers, in the order in which topics are hashed to them."""
         return _names("consumer", self.consumers)
+
+    @property
+    def spare_names(self) -> list[str]:
+        """Return the names of the consumers that do not run yet."""
+        return _names("consumer", self.consumers + self.spares)[self.consumers :]
+
+    @property
+    def all_consumer_names(self) -> list[str]:
+        """Return the names of the consumers, those that do not run yet last."""
+        return self.consumer_names + self.spare_names
+
+    @property
+    def engine_names(self) -> list[str]:
+        """Return the names of the servers of a shared log."""
+        return _names("engine", self.engines)
 
     @property
     def producer_names(self) -> list[str]:
@@ -185,8 +237,9 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"{one}>{other}"
             for some, others in (
                 (self.all_publisher_names, self.producer_names),
-                (self.producer_names, self.consumer_names),
+                (self.producer_names, self.all_consumer_names),
                 (self.all_subscriber_names, self.consumer_names),
+                (self.all_consumer_names, self.engine_names),
             )
             for one in some
             for other in others
@@ -220,17 +273,22 @@ def read(file: Path) -> Schedule:
     return msgspec.json.decode(file.read_bytes(), type=Schedule)
 
 
-def generate(seed: int, retention: Retention, seconds: float = 4.0, backend: Backend = "local") -> Schedule:
+def generate(
+    seed: int, retention: Retention, seconds: float | None = None, backend: Backend = "local"
+) -> Schedule:
     """Return the schedule of a seed.
 
     Args:
         seed: Any integer.
         retention: The mode of the consumers.
-        seconds: How long messages are published, and faults begin.
+        seconds: How long messages are published, and faults begin; None for `PUBLISH_SECONDS`.
         backend: Where it is to run; this limits the kinds of faults.
     """
+    seconds = PUBLISH_SECONDS[retention] if seconds is None else seconds
     rng = random.Random(f"{seed} {retention} {seconds} {backend}")
     workload = _workload(rng, seconds)
+    if retention == "jetstream":
+        return Schedule(seed, retention, *_on_engines(rng, workload))
     kinds = tuple(kind for kind in LOCAL_KINDS if kind in _DRAW)
     if backend == "lab":
         workload = msgspec.structs.replace(
@@ -283,6 +341,37 @@ def _workload(rng: random.Random, seconds: float) -> Workload:
     )
 
 
+def _on_engines(rng: random.Random, workload: Workload) -> tuple[Workload, list[Fault]]:
+    """Return a workload on consumers that share a log, and its faults."""
+    workload = msgspec.structs.replace(
+        workload,
+        consumers=3,
+        engines=3,
+        spares=1,
+        shuffled=rng.random() < 0.3,
+        # So many megabytes would not fit in the time.
+        rate=workload.rate / (2 if max(workload.sizes) > 1000 else 1),
+        # A classic peer has one list, and no other consumer than the first one.
+        classic_publishers=0,
+        classic_subscriptions=[],
+    )
+    faults: list[Fault] = []
+    for _ in range(rng.randint(3, 9)):
+        kind = rng.choice(ENGINE_KINDS if rng.random() < 0.6 else OLD_KINDS)
+        if kind == "freeze" and rng.random() < 0.75:
+            kind = "stop"
+        if kind not in FOR_GOOD or all(kind != fault.kind for fault in faults):
+            faults.append(_DRAW[kind](rng, workload))
+    if any(fault.kind == "engine gone" for fault in faults):
+        faults = [
+            msgspec.structs.replace(fault, seconds=min(fault.seconds, QUORUM_SECONDS))
+            if fault.kind in {"engine kill", "engine stop"}
+            else fault
+            for fault in faults
+        ]
+    return workload, _without_clashes(faults)
+
+
 def _names(role: str, count: int) -> list[str]:
     return [f"{role}-{number}" for number in range(1, count + 1)]
 
@@ -293,6 +382,22 @@ def _nodes(workload: Workload) -> list[str]:
 
 def _consumers(workload: Workload) -> list[str]:
     return workload.consumer_names
+
+
+def _producers(workload: Workload) -> list[str]:
+    return workload.producer_names
+
+
+def _spares(workload: Workload) -> list[str]:
+    return workload.spare_names
+
+
+def _engines(workload: Workload) -> list[str]:
+    return workload.engine_names
+
+
+def _streams(_workload: Workload) -> list[str]:
+    return [f"wsqueue-{number}" for number in range(STREAMS)]
 
 
 def _between_hosts(workload: Workload) -> list[str]:
@@ -415,9 +520,29 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     # With each comes a backup.
     "restore": _node_fault("restore", 0, 1, _consumers, lambda rng: rng.choice([0.0, 0.1, 3.0])),
     "reboot": _process_fault("reboot", 0.0, 0.0),
+    "engine kill": _node_fault("engine kill", 0.0, 6, _engines),
+    # The longest is longer than an election takes to begin.
+    "engine stop": _node_fault("engine stop", 0.2, 12, _engines),
+    "engine cut": _node_fault("engine cut", 0.2, 10, _consumers),
+    "step-down": _node_fault("step-down", 0, 0, _streams),
+    "engine gone": _node_fault("engine gone", 0, 0, _engines),
+    "consumer gone": _node_fault("consumer gone", 0, 0, _consumers),
+    "lists disagree": _node_fault(
+        "lists disagree", 0.5, 6, _producers, lambda rng: float(rng.randrange(1000))
+    ),
+    "grow": _node_fault("grow", 0, 0, _spares, lambda rng: round(rng.uniform(0, 3), 3)),
+    "shrink": _node_fault("shrink", 0, 0, _consumers, lambda rng: round(rng.uniform(0, 1), 3)),
 }
 
-HITS_THE_PROCESS = frozenset({"kill", "interrupt", "restart", "restore", "stop", "freeze", "reboot"})
+OLD_KINDS: tuple[Kind, ...] = tuple(kind for kind in LOCAL_KINDS if kind not in SQLITE_KINDS)
+"""Faults of every retention."""
+
+HITS_THE_PROCESS = frozenset(
+    {
+        *("kill", "interrupt", "restart", "restore", "stop", "freeze", "reboot"),
+        *("engine kill", "engine stop", "engine gone", "consumer gone", "shrink"),
+    }
+)
 """A process can have only one of these at a time."""
 
 HITS_A_LINK = frozenset({"cut", "reset", "tear", "half-close", "loss", "delay", "slow"})
@@ -432,6 +557,7 @@ def _without_clashes(faults: Sequence[Fault]) -> list[Fault]:
         if fault.at >= busy_until.get(what, 0.0):
             # A process needs a moment to begin again.
             ending = fault.amount if fault.kind in {"interrupt", "restore"} else 0.0
+            ending = math.inf if fault.kind in FOR_GOOD else ending
             busy_until[what] = fault.at + fault.seconds + ending + 0.3
             kept.append(fault)
     return kept

@@ -28,6 +28,9 @@ from tests.support.classic_peer import Peer, hash_of, subscribe_path
 OPEN_SECONDS = 6.0
 """How long the clients wait for a node that does not answer: longer than most faults."""
 
+ELECTION_SECONDS = 20.0
+"""The same if the log is on servers that elect leaders, which may take ten seconds."""
+
 PAUSE_SECONDS = 0.1
 """Before a subscriber tries again where no node answered."""
 
@@ -84,6 +87,7 @@ class Job(msgspec.Struct, frozen=True):
         window: Messages under way at once.
         sizes: Bytes of data.
         seconds: How long to publish.
+        open_seconds: How long to wait for a node that does not answer.
     """
 
     name: str
@@ -96,6 +100,7 @@ class Job(msgspec.Struct, frozen=True):
     window: int = 1
     sizes: list[int] = []
     seconds: float = 0.0
+    open_seconds: float = OPEN_SECONDS
 
 
 def message(publisher: str, number: int, size: int) -> str:
@@ -149,7 +154,8 @@ async def publish(job: Job) -> None:
     history, window = History(Path(job.history)), asyncio.Semaphore(job.window)
     clock = asyncio.get_running_loop().time
 
-    async with wsqueue.connect(job.config, open_seconds=OPEN_SECONDS) as client, asyncio.TaskGroup() as tasks:
+    connected = wsqueue.connect(job.config, open_seconds=job.open_seconds)
+    async with connected as client, asyncio.TaskGroup() as tasks:
 
         async def one(number: int, topic: str) -> None:
             record = Record("attempted", time.monotonic(), job.name, number, topic)
@@ -189,7 +195,7 @@ async def subscribe(job: Job) -> None:
     def note_error(error: wsqueue.WsqueueError) -> None:
         history.write(Record("error", time.monotonic(), text=f"{type(error).__name__}: {error}"))
 
-    async with wsqueue.connect(job.config, open_seconds=OPEN_SECONDS) as client:
+    async with wsqueue.connect(job.config, open_seconds=job.open_seconds) as client:
         while True:
             try:
                 subscription = client.subscribe(*job.topics, start="earliest", on_gap="yield")

@@ -107,7 +107,9 @@ class NatsServers:
         ]
         if self.count > 1:
             routes = ", ".join(f'"nats://127.0.0.1:{port}"' for port in self._routes)
+            # Clients learn no other addresses, so that they can be given those of proxies.
             lines.append(
-                f"cluster {{ name: test, listen: 127.0.0.1:{self._routes[index]}, routes: [{routes}] }}"
+                f"cluster {{ name: test, listen: 127.0.0.1:{self._routes[index]}, routes: [{routes}],"
+                " no_advertise: true }"
             )
         return "\n".join(lines) + "\n"

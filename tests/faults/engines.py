@@ -78,7 +78,7 @@ class Engines:
         for url in urls:
             client = Client()
             try:
-                await client.connect(url, allow_reconnect=False, connect_timeout=1)
+                await client.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=_ignore)
                 subject = f"$JS.API.STREAM.LEADER.STEPDOWN.{fault.target}"
                 await client.request(subject, b"", timeout=REQUEST_SECONDS)
             except (OSError, TimeoutError, nats.errors.Error):
@@ -92,3 +92,7 @@ class Engines:
     def _start(self, index: int) -> None:
         if index not in self._gone and self._servers.processes[index] is None:
             self._servers.start(index)
+
+
+async def _ignore(_error: Exception) -> None:
+    """Do nothing: the request fails then."""

@@ -128,11 +128,20 @@ class Story:
         memory: str | None = None,
         sqlite: str | None = None,
         limited: str | None = None,
+        jetstream: str | None = None,
+        jetstream_limited: str | None = None,
     ) -> Self:
-        """Check all that a verdict counts as wrong, by retention, and with logs of limited size in both."""
-        kinds: tuple[Retention, Retention] = ("memory", "sqlite")
-        for retention, kept in zip(kinds, (memory, sqlite), strict=True):
-            for all_kept, expected in ((True, both if kept is None else kept), (False, limited)):
+        """Check all that a verdict counts as wrong, by retention, and with logs of limited size.
+
+        `both` and `limited` are for the retentions of which each consumer has a log of its own.
+        """
+        expectations: list[tuple[Retention, str | None, str | None]] = [
+            ("memory", both if memory is None else memory, limited),
+            ("sqlite", both if sqlite is None else sqlite, limited),
+            ("jetstream", jetstream, jetstream_limited),
+        ]
+        for retention, whole, small in expectations:
+            for all_kept, expected in ((True, whole), (False, small)):
                 if expected is not None:
                     verdict = self.check(retention, all_kept=all_kept)
                     counts = {name: getattr(verdict, name) for name in WRONGS}
@@ -509,3 +518,79 @@ def test_a_changed_message_is_seen(number: int, size: int, data: st.DataObject) 
 def test_other_data_is_no_message() -> None:
     for data in ("", "hello", "p 1", "p 1 2 ", "p x 2 aa", "p 1 x aa", "p 1 99999999999999 a"):
         assert parse(data) is None
+
+
+class TestSharedLog:
+    def test_a_good_history_is_good(self) -> None:
+        story = Story("s", "t").publish(3).deliver(0, 1, 2, log="a").deliver(0, 1, 2, to="t", log="a")
+        story.gives("", jetstream="", jetstream_limited="")
+
+    def test_a_topic_has_one_log_everywhere(self) -> None:
+        story = Story("s", "t").publish(2).deliver(0, 1, log="a").deliver(0, 1, to="t", log="b")
+        story.gives("", jetstream="unexpected 2", jetstream_limited="unexpected 2")
+        # Not even the consumer's next life begins another one.
+        story = Story("s").publish(2).deliver(0, log="a").crash().deliver(1, log="b", offset=1)
+        story.gives("", jetstream="unexpected 1")
+
+    def test_other_topics_have_other_logs(self) -> None:
+        story = Story("s", topics=(TOPIC, "sport")).publish().publish(topic="sport")
+        story.deliver(0, log="a").deliver(1, log="b", topic="sport").gives("", jetstream="")
+
+    def test_an_offset_stands_for_one_message_at_all_consumers(self) -> None:
+        story = (
+            Story("s", "t")
+            .publish()
+            .publish(1, "q")
+            .deliver(0, log="a")
+            .deliver(0, log="a", offset=1, by="q")
+        )
+        story.deliver(0, to="t", log="a", by="q").deliver(0, to="t", log="a", offset=1)
+        story.gives(jetstream="unexpected 2")
+
+    def test_offsets_rise_without_holes_from_the_first(self) -> None:
+        story = Story("s").publish(2).deliver(0, 1, log="a", offset=4)
+        story.gives("", jetstream="unexpected 1", jetstream_limited="")
+        story = Story("s").publish(2).deliver(0, log="a").deliver(1, log="a", offset=2)
+        story.gives(jetstream="unexpected 1", jetstream_limited="unexpected 1")
+        Story("s").publish(2).deliver(1, log="a", offset=1).deliver(0, log="a").kill().gives(
+            jetstream="unexpected 1, out_of_order 2"
+        )
+
+    @pytest.mark.parametrize("missed", [2, None])
+    def test_the_end_of_a_consumer_is_no_reason_for_a_gap(self, missed: int | None) -> None:
+        story = Story("s").publish(2).crash().gap(missed).publish().deliver(2)
+        story.gives(memory="", jetstream="lost 2, unexpected 1")
+
+    def test_it_is_no_reason_for_a_loss_before_a_subscriber_came(self) -> None:
+        Story().publish().crash().subscribe("s").gives(memory="", jetstream="lost 1")
+
+    def test_a_gap_for_want_of_room_has_the_number_of_the_lost_messages(self) -> None:
+        Story("s").publish(3).gap(2).deliver(2, log="a", offset=2).gives(
+            jetstream="lost 2, unexpected 1", jetstream_limited=""
+        )
+        Story("s").publish(3).gap(1).deliver(2, log="a", offset=1).gives(jetstream_limited="lost 1")
+        Story("s").publish(3).gap().deliver(2, log="a", offset=2).gives(
+            jetstream_limited="lost 2, unexpected 1"
+        )
+
+    def test_nothing_excuses_a_refusal(self) -> None:
+        story = Story("s").attempt().fill(span=(0, 100)).settle("refused", text="full: no room")
+        story.gives("", jetstream="refused 1")
+        story = (
+            Story("s")
+            .attempt()
+            .attempt()
+            .settle("refused", -2, "full: x")
+            .settle("refused", text="after_refused")
+        )
+        story.gives(jetstream="refused 2")
+
+    def test_no_log_is_restored(self) -> None:
+        story = Story("s").copy().publish().restore().gap()
+        story.gives(sqlite="", jetstream="lost 1, unexpected 1")
+
+    def test_repeats_disorder_and_what_nobody_published_are_seen(self) -> None:
+        Story("s").publish(2).deliver(0, 0, 1).gives(jetstream="duplicated 1")
+        Story("s").publish(2).deliver(1, 0).gives(jetstream="out_of_order 1")
+        Story("s").publish().deliver(0, 1).gives(jetstream="unexpected 1")
+        Story("s").attempt().gives(jetstream="unsettled 1")

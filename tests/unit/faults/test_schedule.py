@@ -12,10 +12,13 @@ from ...faults import schedule
 from ...faults.schedule import (
     ALL_NODES,
     CHANGES,
+    ENGINE_KINDS,
+    FOR_GOOD,
     FREEZE_SECONDS,
     HITS_THE_PROCESS,
     LAB_KINDS,
     LOCAL_KINDS,
+    QUORUM_SECONDS,
     SQLITE_KINDS,
     Retention,
 )
@@ -140,3 +143,64 @@ def test_somebody_hears_every_topic() -> None:
 def test_a_longer_schedule_has_its_faults_later() -> None:
     latest = [max(f.at for one in all_schedules(seconds) for f in one.faults) for seconds in (2, 4, 20)]
     assert all(earlier < later for earlier, later in pairwise(latest))
+
+
+@pytest.fixture(name="shared")
+def on_a_shared_log() -> list[schedule.Schedule]:
+    return [schedule.generate(seed, "jetstream") for seed in SEEDS]
+
+
+class TestSharedLog:
+    def test_a_seed_has_one_schedule(self, shared: list[schedule.Schedule], tmp_path: Path) -> None:
+        assert shared == [schedule.generate(seed, "jetstream") for seed in SEEDS]
+        shared[0].write(tmp_path / "schedule.json")
+        assert schedule.read(tmp_path / "schedule.json") == shared[0]
+
+    def test_every_fault_hits_something(self, shared: list[schedule.Schedule]) -> None:
+        for one in shared:
+            workload = one.workload
+            assert (workload.consumers, workload.engines, workload.spares) == (3, 3, 1)
+            assert not workload.classic_publishers
+            assert not workload.classic_subscriptions
+            processes = (
+                workload.consumer_names
+                + workload.producer_names
+                + workload.publisher_names
+                + workload.subscriber_names
+            )
+            targets: dict[str, list[str]] = {
+                **dict.fromkeys(("engine kill", "engine stop", "engine gone"), workload.engine_names),
+                **dict.fromkeys(("engine cut", "consumer gone", "shrink"), workload.consumer_names),
+                "step-down": [f"wsqueue-{number}" for number in range(schedule.STREAMS)],
+                "lists disagree": workload.producer_names,
+                "grow": ["consumer-4"],
+                "rotate": [ALL_NODES],
+            }
+            for fault in one.faults:
+                assert fault.target in targets.get(fault.kind, processes + workload.links)
+                assert 0 < fault.at < workload.seconds
+                assert 0 <= fault.seconds <= FREEZE_SECONDS
+
+    def test_all_faults_occur(self, shared: list[schedule.Schedule]) -> None:
+        kinds = {fault.kind for one in shared for fault in one.faults}
+        assert kinds == {*LOCAL_KINDS, *ENGINE_KINDS} - SQLITE_KINDS
+
+    def test_enough_is_left_of_all(self, shared: list[schedule.Schedule]) -> None:
+        for one in shared:
+            kinds = [fault.kind for fault in one.faults]
+            assert all(kinds.count(kind) <= 1 for kind in FOR_GOOD)
+            for fault in one.faults:
+                if "engine gone" in kinds and fault.kind in {"engine kill", "engine stop"}:
+                    assert fault.seconds <= QUORUM_SECONDS
+
+    def test_what_is_gone_for_good_is_not_hit_again(self, shared: list[schedule.Schedule]) -> None:
+        for one in shared:
+            for first, second in combinations(one.faults, 2):
+                if first.target == second.target and {first.kind, second.kind} <= HITS_THE_PROCESS:
+                    assert second.at > first.at + first.seconds
+                    assert first.kind not in FOR_GOOD
+
+    def test_the_consumer_that_comes_later_has_links(self, shared: list[schedule.Schedule]) -> None:
+        assert {"producer-1>consumer-4", "consumer-4>engine-1", "consumer-1>engine-3"} <= set(
+            shared[0].workload.links
+        )

@@ -44,10 +44,16 @@ def one_kill(retention: Retention) -> Schedule:
     return Schedule(0, retention, workload, [Fault(1.0, 0.2, "kill", "consumer-1")])
 
 
-def test_what_is_promised_is_kept(tmp_path: Path) -> None:
-    arguments = ["--seed", "1", "--schedules", str(SCHEDULES), "--directory", str(tmp_path / "kept")]
+OF_EACH = ["--seed", "1", "--schedules", str(SCHEDULES)]
+
+OF_A_SHARED_LOG = ["--seed", "160", "--schedules", "2", "--retention", "jetstream", "--seconds", "6"]
+"""Servers are killed, and one is gone for good; consumers go, come and are gone for good."""
+
+
+@pytest.mark.parametrize("wanted", [OF_EACH, OF_A_SHARED_LOG], ids=["both", "jetstream"])
+def test_what_is_promised_is_kept(tmp_path: Path, wanted: list[str]) -> None:
     result = subprocess.run(
-        [sys.executable, "-m", "tests.faults", *arguments],
+        [sys.executable, "-m", "tests.faults", *wanted, "--directory", str(tmp_path / "kept")],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -8,6 +8,7 @@ import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nats.errors
 from nats.aio.client import Client
@@ -20,6 +21,20 @@ HEALTHY_SECONDS = 60.0
 """How long the servers may take until they have all that they should have, on a busy machine."""
 
 REQUEST_SECONDS = 2.0
+
+
+async def _ignore(_error: Exception) -> None:
+    """Do nothing: the request fails then."""
+
+
+OPTIONS: dict[str, Any] = {
+    "allow_reconnect": False,
+    "connect_timeout": 1,
+    "error_cb": _ignore,
+    "max_reconnect_attempts": 1,
+    "reconnect_time_wait": 0.1,
+}
+"""Options for a server that may be away: the client is patient by default, even if it may not reconnect."""
 
 
 class Engines:
@@ -78,7 +93,7 @@ class Engines:
         for url in urls:
             client = Client()
             try:
-                await client.connect(url, allow_reconnect=False, connect_timeout=1, error_cb=_ignore)
+                await client.connect(url, **OPTIONS)
                 subject = f"$JS.API.STREAM.LEADER.STEPDOWN.{fault.target}"
                 await client.request(subject, b"", timeout=REQUEST_SECONDS)
             except (OSError, TimeoutError, nats.errors.Error):
@@ -92,7 +107,3 @@ class Engines:
     def _start(self, index: int) -> None:
         if index not in self._gone and self._servers.processes[index] is None:
             self._servers.start(index)
-
-
-async def _ignore(_error: Exception) -> None:
-    """Do nothing: the request fails then."""

@@ -349,7 +349,7 @@ def _on_engines(rng: random.Random, workload: Workload) -> tuple[Workload, list[
         engines=3,
         spares=1,
         shuffled=rng.random() < 0.3,
-        # So many megabytes would not fit in the time.
+        # More megabytes would not fit in the time.
         rate=workload.rate / (2 if max(workload.sizes) > 1000 else 1),
         # A classic peer has one list, and no other consumer than the first one.
         classic_publishers=0,

@@ -362,6 +362,10 @@ def _on_engines(rng: random.Random, workload: Workload) -> tuple[Workload, list[
             kind = "stop"
         if kind not in FOR_GOOD or all(kind != fault.kind for fault in faults):
             faults.append(_DRAW[kind](rng, workload))
+    if rng.random() < 0.5:
+        # Its next life reads all from the servers, perhaps through a consumer that appended nothing.
+        target = rng.choice(workload.subscriber_names)
+        faults.append(Fault(_begin(rng, workload), round(rng.uniform(0, 8), 3), "kill", target))
     if any(fault.kind == "engine gone" for fault in faults):
         faults = [
             msgspec.structs.replace(fault, seconds=min(fault.seconds, QUORUM_SECONDS))

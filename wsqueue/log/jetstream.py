@@ -93,6 +93,9 @@ disk."""
 NOT_FOUND, STREAM_NOT_FOUND, NAME_IN_USE = 10037, 10059, 10058
 """Error codes of the API."""
 
+PASSING = frozenset((10004, 10007, 10008, 10009, 10118, STREAM_NOT_FOUND))
+"""Error codes at a start that pass: no server leads yet, or not all servers know of a new stream."""
+
 EXPECTED_LAST = "Nats-Expected-Last-Subject-Sequence"
 
 
@@ -162,9 +165,12 @@ class JetStreamEngine:
                 await asyncio.sleep(CONNECT_SECONDS)
             except _ApiError as error:
                 await self._client.close()
-                raise ConfigError(
-                    f"the NATS servers can't keep the log: {error}", key="retention.jetstream"
-                ) from None
+                if error.code not in PASSING:
+                    raise ConfigError(
+                        f"the NATS servers can't keep the log: {error}", key="retention.jetstream"
+                    ) from None
+                self._complain("NATS servers not ready", error)
+                await asyncio.sleep(CONNECT_SECONDS)
         await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
         await self._client.flush()
 

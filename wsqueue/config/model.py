@@ -166,7 +166,8 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         if self.mode != "jetstream":
             return
         if self.jetstream is None or not self.jetstream.servers:
-            raise ValueError("the mode jetstream needs servers: expected the table [retention.jetstream] with the key servers")
+            expected = "expected the table [retention.jetstream] with the key servers"
+            raise ValueError(f"the mode jetstream needs servers: {expected}")
         if self.max_age_seconds < MIN_SHARED_AGE_SECONDS:
             least = f"{MIN_SHARED_AGE_SECONDS:g} with the mode jetstream"
             raise ValueError(f"expected max_age_seconds to be at least {least}")

@@ -35,7 +35,6 @@ from ..config.model import JetStream, Retention
 from ..errors import ConfigError
 from ..journal import log
 from .engine import READ_BYTES, Conflict, Full, Place, Stored, StreamState, Unanswered
-from .shared_record import MAX_PUBLISHERS, PUBLISHER_BYTES
 from .shared_topic import MAX_RECORD_BYTES
 
 try:
@@ -68,8 +67,8 @@ RECONNECT_SECONDS = 0.2
 PING_SECONDS = 2
 """Time between two pings to the server; two without an answer end the connection."""
 
-RECORD_MARGIN_BYTES = MAX_PUBLISHERS * PUBLISHER_BYTES + 16 * 1024
-"""Most bytes of a record besides its batches."""
+RECORD_MARGIN_BYTES = 300 * 1024
+"""Most bytes of a record besides its batches: a table of ids of 64 characters, and other fields."""
 
 MAX_BATCH_RECORDS = 1000
 """Records that one read asks a server for."""
@@ -548,11 +547,18 @@ class JetStreamEngine:
 
         Raises:
             _ApiError: The answer is an error.
-            Unanswered: There is none.
+            Full: The request is too large.
+            Unanswered: There is no answer.
         """
+        if not self.connected:
+            # The client would send the request later, when nobody waits for it.
+            raise Unanswered("there is no connection to a NATS server")
         try:
             message = await self._client.request(subject, data, timeout=REQUEST_SECONDS, headers=headers)
             answer = json.loads(message.data)
+        except nats.errors.MaxPayloadError:
+            # Batches have become larger by a reload.
+            raise Full("the NATS servers take no message that large: expected a larger max_payload") from None
         except nats.errors.NoRespondersError:
             raise Unanswered("no NATS server leads the stream of a topic") from None
         except (nats.errors.Error, OSError, TimeoutError, ValueError) as error:

@@ -38,7 +38,6 @@ from ..config.model import Retention
 from ..errors import StorageError
 from ..journal import log
 from ..protocol import v2
-from ..protocol.packed import NOTHING
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, Conflict, Engine, Full, StreamState, Unanswered, place_of
@@ -51,7 +50,7 @@ from .seen import Seen
 from .shared_record import SharedRecord, decode_record
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
-from .store import AppendChain, Done, Outcome
+from .store import FOREIGN, AppendChain, Done, Outcome
 from .topic import TopicLog
 
 Result = TypeVar("Result")
@@ -95,9 +94,6 @@ MAX_NOTICES = 500
 PURGE_PARTS = 16
 """Part of `max_bytes` after which a consumer that appends looks whether the log is too large."""
 
-
-FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
-"""Stands for the chains that another consumer appended."""
 
 Notice = list[tuple[str, int, int]]
 """Topics, the streams of their records, and the sequence numbers of these."""
@@ -480,6 +476,7 @@ class SharedStore(TopicLogs):
                 seq = await self._engine.append(topic.place, proposal.data, topic.seq)
         except Full as error:
             self._refuse(topic, proposal, str(error))
+            self._opened(topic, openings)
             return
         except Unanswered:
             topic.uncertain = True
@@ -488,10 +485,15 @@ class SharedStore(TopicLogs):
         self._append_seconds.observe(self._last_append_seconds)
         self._health.stored()
         self._appended(topic, proposal, seq)
-        done = self._openings.pop(topic, [])
-        if rest := done[openings:]:
-            self._openings[topic], topic.proof = rest, True
-        for opening in done[:openings]:
+        self._opened(topic, openings)
+
+    def _opened(self, topic: SharedTopic, count: int) -> None:
+        """Let readers begin: the first ones that wait."""
+        waiting = self._openings.pop(topic, [])
+        topic.proof = count < len(waiting)
+        if topic.proof:
+            self._openings[topic] = waiting[count:]
+        for opening in waiting[:count]:
             if not opening.done():
                 opening.set_result(None)
 
@@ -513,9 +515,11 @@ class SharedStore(TopicLogs):
     def _refuse(self, topic: SharedTopic, proposal: Proposal, reason: str) -> None:
         """Refuse the chains of a proposal that there is no room for.
 
+        Readers begin without a proof then, because they can be served, and a leader that has no room has
+        hardly lost the others.
+
         Raises:
-            Unanswered: An append may still be done that had no answer, so that a refusal could be wrong; or
-                nothing but a proof is wanted.
+            Unanswered: An append may still be done that had no answer, so that a refusal could be wrong.
         """
         if topic.waiting and topic.uncertain:
             raise Unanswered(reason)

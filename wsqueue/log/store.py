@@ -28,7 +28,7 @@ import msgspec
 
 from ..config.model import Retention
 from ..protocol import v2
-from ..protocol.packed import Packed
+from ..protocol.packed import NOTHING, Packed
 from ..protocol.v2 import RefusalCode
 from ..report.report import HistogramStatus, LogStatus
 from .epochs import Epochs
@@ -78,6 +78,9 @@ class Outcome(msgspec.Struct, gc=False):
     code: RefusalCode | None = None
     reason: str = ""
 
+
+FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
+"""Stands for the chains of records that another consumer appended."""
 
 Done: TypeAlias = Callable[[list[Outcome]], None]
 """Takes outcomes of chains, in the order of the chains."""

@@ -34,7 +34,7 @@ from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import StorageError, WsqueueError
 from ..journal import log
 from ..log.clock import SteadyClock
-from ..log.store import AppendChain, Outcome, Store
+from ..log.store import FOREIGN, AppendChain, Outcome, Store
 from ..log.stores import make_store
 from ..log.topic import TopicLog
 from ..net.buffers import Buffers
@@ -297,11 +297,14 @@ class Consumer:
         """Send stored batches of one topic to its subscribers, with one write to each of them."""
         records = [outcome.record for outcome in outcomes if outcome.record is not None]
         count = sum(record.count for record in records)
-        counts = self.top_topics.counts
-        if topic in counts:
-            counts[topic] += count
-        else:
-            self.top_topics.count(topic, count)
+        # The messages that another consumer appended are counted there.
+        foreign = outcomes[0].chain is FOREIGN
+        if not foreign:
+            counts = self.top_topics.counts
+            if topic in counts:
+                counts[topic] += count
+            else:
+                self.top_topics.count(topic, count)
         subscribers = self.topics.subscribers(topic)
         readers = self.readers.subscribers(topic)
         if subscribers:
@@ -310,7 +313,7 @@ class Consumer:
             frames = frame_messages([record.packet for record in records], masked=False, binary=True)
             reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
             self.counters["deliveries"] += count * reached
-        if not subscribers and not readers:
+        if not subscribers and not readers and not foreign:
             self.counters["without_subscriber"] += count
 
     def _moved(self, log: TopicLog, other: bool) -> None:

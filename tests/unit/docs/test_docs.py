@@ -18,7 +18,7 @@ from wsqueue.cli.common import ExitCode
 from wsqueue.config import model
 from wsqueue.config.load import load_any_config
 from wsqueue.config.model import Limits
-from wsqueue.log import shared
+from wsqueue.log import health, shared
 from wsqueue.monitoring import pages, reporter
 from wsqueue.monitoring.metrics import METRICS
 from wsqueue.net.certificates import EXPIRY_WARNING
@@ -160,7 +160,7 @@ def test_the_numbers_of_monitoring() -> None:
     assert "at least five hellos were refused in the last minute" in text
     assert f"by more than {warnings.MAX_CLOCK_SECONDS:g} seconds" in text
     assert f"within {EXPIRY_WARNING.days} days" in text
-    assert (shared.FAR_BEHIND_RECORDS, shared.UNAVAILABLE_SECONDS) == (1000, 1.0)
+    assert (shared.FAR_BEHIND_RECORDS, health.UNAVAILABLE_SECONDS) == (1000, 1.0)
     assert f"by more than 1,000 records for {warnings.MAX_REPLICA_LAG_SECONDS:g} seconds" in text
     assert FINGERPRINT_SALT == b"wsqueue fingerprint"
     assert f"(salt `wsqueue fingerprint`, N {FINGERPRINT_COST}, r 8, p 1)" in text

@@ -284,6 +284,18 @@ def test_a_refusal_lasts_until_something_is_stored() -> None:
     run(test)
 
 
+def test_readers_begin_though_there_is_no_room() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        await node.publish(batch(1))
+        node.engine.fate = lambda: "full"
+        topic = await node.read_from("news")
+        assert [record.offset for record in await node.store.read(topic, 0, 100)] == [0]
+        assert codes(await node.publish(batch(2, 1))) == ["full"]
+
+    run(test)
+
+
 def test_no_room_after_an_append_that_may_be_done() -> None:
     async def test(log: FakeLog) -> None:
         node = await Node(log).open()

@@ -168,8 +168,9 @@ class TestNode:
         if not words:
             assert found == []
             return
+        most = (wanted + 1) // 2
         assert only(found, "replica_missing") == (
-            f"{words} that keep a part of the shared log can be reached; at least {(wanted + 1) // 2} must be."
+            f"{words} that keep a part of the shared log can be reached; at least {most} must be."
         )
 
     def test_a_replica_that_is_far_behind(self) -> None:

@@ -125,7 +125,7 @@ def test_several_of_everything_and_an_exact_count() -> None:
     assert all(node["cpu_seconds"] >= 0 for node in report["nodes"].values())
 
 
-@pytest.mark.parametrize("retention", ["memory", "sqlite"])
+@pytest.mark.parametrize("retention", ["memory", "sqlite", "jetstream"])
 def test_a_replay(retention: str) -> None:
     load = ("--topics", "3", "--subscribers", "2", "--batch", "7", "--count", "5000")
     report = report_of("--replay", "--retention", retention, *load)

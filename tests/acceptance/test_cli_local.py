@@ -194,3 +194,30 @@ def test_local_that_was_stopped_ends_when_its_terminal_hangs_up(tmp_path: Path) 
         local.process.send_signal(signal.SIGCONT)
         assert local.end() == 129
         wait_until(lambda: not any(map(is_alive, nodes)), "the nodes end")
+
+
+def test_local_with_one_log_for_all_consumers(tmp_path: Path) -> None:
+    """The log is in the directory, and survives the consumers and the server."""
+    arguments = "local", "--port", "0", "--directory", tmp_path / "kept", "--retention", "jetstream"
+    config = f"--config={tmp_path}/kept/demo.toml"
+    for published in (["one"], ["two", "three"]):
+        with running(tmp_path, *map(str, arguments)) as local:
+            try:
+                local.wait_for("The cluster is up")
+                nodes = local.children()
+                assert len(nodes) == 5
+                for data in published:
+                    assert run("publish", config, "news", data).code == 0
+                everything = run("subscribe", config, "--from", "earliest", "--no-follow", "news")
+            finally:
+                local.end(signal.SIGINT)
+                kill_all([pid for pid in nodes if is_alive(pid)])
+    assert everything == (0, "one\ntwo\nthree\n", "")
+
+
+def test_local_without_the_program_of_the_log(tmp_path: Path) -> None:
+    result = run("local", "--retention", "jetstream", "--nats-server", tmp_path / "none")
+    assert result == (1, "", f"Error: {tmp_path}/none: there is no such program\n")
+    result = run("local", "--nats-server", tmp_path / "none")
+    assert result.code == 2
+    assert result.stderr.endswith("Error: --nats-server is only for --retention jetstream.\n")

@@ -21,12 +21,13 @@ docs/protocol.md, section "Failover", has the rules. A `SharedLog` knows which c
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import msgspec
 
 from ..protocol import v2
+from ..protocol.routing import stand_in_order
 
 AWAY_SECONDS = 3.0
 """Seconds without a consumer after which others are tried: a restart takes less, and subscribers can wait."""
@@ -40,7 +41,7 @@ LOG_SECONDS = 1.0
 
 def failover_order(topic: str, consumers: Iterable[int]) -> list[int]:
     """Return the indexes of consumers in the order in which they stand in for the home of a topic."""
-    return sorted(consumers, key=lambda index: hashlib.sha256(f"{topic}{index}".encode()).digest())
+    return sorted(consumers, key=partial(stand_in_order, topic))
 
 
 class SharedLog:

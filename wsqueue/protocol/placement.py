@@ -19,11 +19,11 @@ docs/protocol.md, section "Failover", has the rules. A `Presence` notes what is 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
+from functools import partial
 
 from . import v2 as packets_v2
-from .routing import router
+from .routing import router, stand_in_order
 
 AWAY_SECONDS = 3.0
 """Seconds without a consumer until its topics go to others: a restart takes less, and publishers can wait."""
@@ -122,7 +122,7 @@ class Placement:
         others = self.elsewhere.get(home)
         if others is None:
             return home
-        return min(others, key=lambda index: hashlib.sha256(f"{topic}{index}".encode()).digest())
+        return min(others, key=partial(stand_in_order, topic))
 
     def served(self, index: int) -> bool:
         """Return True if a consumer, or another one that may have its topics, is usable."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 
 CACHED_TOPICS = 65_536
@@ -40,3 +41,15 @@ def router(consumers: int) -> Callable[[str], int]:
 def unbalanced(consumers: int) -> bool:
     """Return True if this number of consumers spreads similar topics badly: a multiple of 31."""
     return consumers % 31 == 0
+
+
+def stand_in_order(topic: str, consumer: int) -> bytes:
+    """Return the key by which consumers are ordered that stand in for a topic's home, the smallest first.
+
+    Args:
+        topic: Any topic.
+        consumer: Index of the consumer in the list that all nodes share.
+
+    The source is docs/protocol.md, section "Failover".
+    """
+    return hashlib.sha256(f"{topic}{consumer}".encode()).digest()

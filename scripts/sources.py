@@ -27,9 +27,12 @@ def package_files(clone: Path) -> list[Path]:
 
 
 def dependencies(clone: Path) -> list[str]:
-    """Return the dependencies of the package, without their versions in constraints.txt."""
+    """Return the dependencies of a host's nodes, without their versions in constraints.txt.
+
+    They include those of a shared log, so that one zipapp suits all hosts.
+    """
     project = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return list(project["dependencies"])
+    return [*project["dependencies"], *project["optional-dependencies"]["jetstream"]]
 
 
 def version(clone: Path) -> str:

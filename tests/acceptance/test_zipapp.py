@@ -56,6 +56,24 @@ def zipapp(clone: Clone) -> Path:
     return clone.build()
 
 
+def test_it_has_the_client_of_a_shared_log(zipapp: Path, tmp_path: Path) -> None:
+    """A consumer with such a log starts, and waits for the servers."""
+    (tmp_path / "psk").write_text("a key that is long enough")
+    (tmp_path / "psk").chmod(0o600)
+    file = tmp_path / "consumer.toml"
+    file.write_text(
+        'role = "consumer"\nlocal = true\nlisten = ["127.0.0.1:0"]\npsk_file = "psk"\n'
+        'retention.mode = "jetstream"\nretention.jetstream.servers = ["nats://127.0.0.1:9"]\n'
+    )
+    with subprocess.Popen(
+        [sys.executable, "-I", zipapp, "consumer", file], stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        line = next(line for line in process.stderr if "NATS" in line)
+        process.terminate()
+    assert "no NATS server answers" in line
+
+
 def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
     # With the interpreter outside the virtual environment, which has nothing of ours.
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")

@@ -18,6 +18,9 @@ Number = int | str
 DEFAULT_PORTS = {"consumer": [10001], "producer": [10002]}
 """Ports of a host's instances; the same as the defaults of wsqueue_consumer_ports, wsqueue_producer_ports."""
 
+ENGINE_PORTS = {"wsqueue_engine_port": 4222, "wsqueue_engine_route_port": 6222}
+"""Ports of a host's NATS server; the same as the defaults of the role wsqueue_engine."""
+
 TLS = "wss://"
 ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - where a node may be told to listen
 """The loopback address of each address that means all addresses."""
@@ -35,6 +38,8 @@ class FilterModule:
             address_to_listen_at,
             alternative_names,
             endpoints,
+            engine_addresses,
+            engine_names,
             exposed,
             key_list,
             key_mismatch,
@@ -57,6 +62,24 @@ class FilterModule:
 def endpoints(hosts: Iterable[Host], kind: str, scheme: str = "") -> list[str]:
     """Return host:port of all instances of a kind, in the order of the hosts."""
     return [f"{scheme}{_bracketed(address_of(host))}:{port}" for host, port in _instances(hosts, kind)]
+
+
+def engine_addresses(hosts: Iterable[Host], port: str, scheme: str = "") -> list[str]:
+    """Return host:port of all NATS servers, in the order of the hosts.
+
+    Args:
+        hosts: The hosts of the servers.
+        port: The variable that has the port.
+        scheme: Comes before each.
+    """
+    return [
+        f"{scheme}{_bracketed(address_of(host))}:{int(host.get(port, ENGINE_PORTS[port]))}" for host in hosts
+    ]
+
+
+def engine_names(hosts: Iterable[Host]) -> list[str]:
+    """Return the names that NATS servers have among each other."""
+    return [str(host.get("wsqueue_engine_name", host["inventory_hostname"])) for host in hosts]
 
 
 def address_of(host: Host) -> str:
@@ -292,13 +315,18 @@ def toml(settings: Mapping[str, Any]) -> str:
 
     Strings, numbers and booleans have the syntax of JSON. Each item of a list has its line: diffs stay short.
     """
+    return "\n".join(_table(settings))
+
+
+def _table(settings: Mapping[str, Any], name: str = "") -> list[str]:
     present = {key: value for key, value in settings.items() if value is not None}
     lines = [_setting(key, value) for key, value in present.items() if not isinstance(value, Mapping)]
-    for name, table in present.items():
-        if isinstance(table, Mapping) and table:
-            lines += ["", f"[{name}]"]
-            lines += [_setting(key, value) for key, value in table.items() if value is not None]
-    return "\n".join(lines)
+    if name and lines:
+        lines = ["", f"[{name}]", *lines]
+    for key, table in present.items():
+        if isinstance(table, Mapping):
+            lines += _table(table, f"{name}.{key}" if name else key)
+    return lines
 
 
 def _setting(key: str, value: object) -> str:

@@ -47,6 +47,13 @@ class TestAddresses:
         with pytest.raises(ValueError, match="expected the variables of a host"):
             cluster.address_of({})
 
+    def test_the_servers_of_the_log(self) -> None:
+        hosts = [*HOSTS[:1], HOSTS[2] | {"wsqueue_engine_port": "4333", "wsqueue_engine_name": "new"}]
+        addresses = cluster.engine_addresses(hosts, "wsqueue_engine_port", "tls://")
+        assert addresses == ["tls://192.0.2.1:4222", "tls://[2001:db8::3]:4333"]
+        assert cluster.engine_addresses(hosts[:1], "wsqueue_engine_route_port") == ["192.0.2.1:6222"]
+        assert cluster.engine_names(hosts) == ["c1", "new"]
+
     def test_used_twice(self) -> None:
         assert cluster.used_twice(["a:1", "b:1", "a:2"]) == []
         assert cluster.used_twice(["wss://a:1", "a:2", "a:1"]) == ["a:1"]
@@ -186,6 +193,8 @@ def test_settings_as_toml() -> None:
         "nothing": None,
         "tls": {},
         "limits": {"seconds": 0.5, "nothing": None},
+        "retention": {"jetstream": {"servers": ["a:1"], "nothing": None}, "mode": "jetstream", "empty": {}},
+        "outer": {"inner": {"number": 1}},
         "listen": ["a:1", "b:2"],
         "none": [],
         "on": True,
@@ -197,6 +206,8 @@ def test_settings_as_toml() -> None:
         "none": [],
         "on": True,
         "limits": {"seconds": 0.5},
+        "retention": {"mode": "jetstream", "jetstream": {"servers": ["a:1"]}},
+        "outer": {"inner": {"number": 1}},
     }
     assert '\n    "b:2",\n' in text
 

@@ -53,13 +53,14 @@ def newer(files: str, name: str) -> list[str]:
 
 
 def runs_release(pid: str) -> bool:
-    """Return True if the process has mapped native code of the release, which is still there."""
+    """Return True if the process has mapped a file of the release, its native code, which is still there."""
     try:
         maps = pathlib.Path(f"/proc/{pid}/maps").read_text()
     except OSError:
         # It has ended just now.
         return False
-    return re.search(rf" {re.escape(os.path.realpath(release))}/.*\.so$", maps, re.MULTILINE) is not None
+    file = rf" {re.escape(os.path.realpath(release))}/.*(?<! \(deleted\))$"
+    return re.search(file, maps, re.MULTILINE) is not None
 
 
 pid = show("MainPID")

@@ -1,0 +1,1 @@
+../../wsqueue_node/files/unseen.py

@@ -350,7 +350,9 @@ def _on_engines(rng: random.Random, workload: Workload) -> tuple[Workload, list[
         spares=1,
         shuffled=rng.random() < 0.3,
         # More megabytes would not fit in the time.
-        rate=workload.rate / (2 if max(workload.sizes) > 1000 else 1),
+        rate=min(workload.rate, 15.0) if max(workload.sizes) > 1000 else workload.rate,
+        # One message at a time is one in an election.
+        window=rng.choice([1, 8, 8, 64]),
         # A classic peer has one list, and no other consumer than the first one.
         classic_publishers=0,
         classic_subscriptions=[],

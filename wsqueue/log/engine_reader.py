@@ -91,7 +91,8 @@ class EngineReader:
             self._cursors[topic.name, topic.id, records[-1].end] = after
             if len(self._cursors) > MAX_CURSORS:
                 self._cursors.popitem(last=False)
-        return records
+        # A record of the engine holds several, and the first of them may end before the offset.
+        return [record for record in records if record.end > offset]
 
     async def _records_from(self, topic: SharedTopic, seq: int, max_bytes: int) -> tuple[list[Record], int]:
         """Return the next records from a sequence number on, and the number after them.

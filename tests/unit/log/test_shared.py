@@ -385,6 +385,20 @@ def test_a_reader_of_a_topic_without_messages_has_a_position() -> None:
     run(test)
 
 
+def test_reading_begins_in_the_middle_of_a_record() -> None:
+    async def test(log: FakeLog) -> None:
+        writer, reader = await Node(log).open(), await Node(log).open()
+        await writer.publish(*(batch(number, number - 1, count=2) for number in range(1, 5)))
+        assert len(records_in(log, "news")) == 1
+        topic = await reader.read_from("news")
+        assert not reader.store.in_memory(topic, 0)
+        for offset, first in ((0, 0), (1, 0), (2, 2), (5, 4), (7, 6)):
+            records = await reader.store.read(topic, offset, 2**20)
+            assert [record.offset for record in records] == list(range(first, 8, 2))
+
+    run(test)
+
+
 def test_old_records_are_read_from_the_engine() -> None:
     async def test(log: FakeLog) -> None:
         writer, reader = await Node(log).open(), await Node(log).open()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import get_args
 
 import click
 
 from ..config.model import RetentionMode
+from ..log.mover import Moved
+from ..report.text import amount, number
 from ..tools import backup as tool
+from ..tools.migrate import migrate as migrate_logs
 from ..tools.terminal import printable
-from .common import complete_file, progress_line
+from .common import complete_file, progress_line, run
 
 
 @click.command()
@@ -42,7 +44,7 @@ def backup(log: str, target: str, *, replace: bool) -> None:
 @click.argument("where", metavar="PLACE", shell_complete=complete_file)
 @click.option(
     "--mode",
-    type=click.Choice(get_args(RetentionMode)),
+    type=click.Choice(list(tool.NAMES)),
     help="Retention mode of the consumer, if PLACE is a directory.  [default: sqlite]",
 )
 @click.option("--replace", is_flag=True, help="Set a log that is there aside; it is renamed, not deleted.")
@@ -63,3 +65,44 @@ def restore(backup: str, where: str, *, mode: RetentionMode | None, replace: boo
     click.echo(f"{printable(where)}: {content}")
     if aside is not None:
         click.echo(f"The log that was there is {printable(str(aside))} now.")
+
+
+@click.command()
+@click.argument("config", shell_complete=complete_file)
+@click.option(
+    "--from",
+    "directories",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIRECTORY",
+    multiple=True,
+    required=True,
+    help="Directory of the log of a consumer with the retention mode sqlite; may be given several times.",
+)
+@click.option("--check", is_flag=True, help="Only check and count; nothing is written.")
+def migrate(config: str, directories: tuple[Path, ...], *, check: bool) -> None:
+    """Move the logs of stopped consumers to the NATS servers of the configuration CONFIG.
+
+    CONFIG is the configuration of a consumer with the retention mode jetstream. Messages keep their offsets,
+    subscribers that come back go on where they were, and repeated batches are still recognised. The files are
+    only read. All topics are checked before anything is written: the servers must have no messages of them,
+    and no two logs the same topic. A move that was interrupted goes on when the command is given again.
+
+    \b
+    Examples:
+      wsqueue migrate /etc/wsqueue/consumer-10001.toml --from /var/lib/wsqueue/consumer-10001
+      wsqueue migrate consumer.toml --from web1/consumer-10001 --from web2/consumer-10001 --check
+    """
+    with progress_line() as say:
+        moved = Moved()
+
+        async def move() -> None:
+            nonlocal moved
+            moved = await migrate_logs(Path(config), directories, check=check, say=say)
+
+        run(move())
+    counts = f"{number(moved.messages, 'message')} ({amount(moved.bytes)}) on {number(moved.topics, 'topic')}"
+    click.echo(f"{counts} {'can be moved' if check else 'moved'} to the NATS servers.")
+    if moved.before:
+        click.echo(f"{number(moved.before, 'topic')} had been moved before.")
+    if moved.left_out:
+        click.echo(f"{number(moved.left_out, 'topic')} without messages left out: they are elsewhere too.")

@@ -25,6 +25,7 @@ COMMANDS = (
     messages.subscribe,
     logs.backup,
     logs.restore,
+    logs.migrate,
     cluster.verify,
     cluster.local,
     bench.bench,

@@ -122,8 +122,8 @@ def kept(directory: Path, *, number: int | None, consumers: int | None, as_json:
     With --number and --of, count only the orphans: messages of topics that belong to another consumer if this
     one is number N in a list of COUNT consumers. Clients with that list look for them elsewhere.
 
-    The consumer may run meanwhile. With retention "memory" it has a file only while it does not run. Without
-    a file the exit code is 1.
+    The consumer may run meanwhile. With retention "memory" it has a file only while it does not run, and with
+    "jetstream" none. Without a file the exit code is 1.
 
     \b
     Examples:
@@ -138,7 +138,10 @@ def kept(directory: Path, *, number: int | None, consumers: int | None, as_json:
         consumer_of, own = router(consumers), number - 1
         found = kept_in(directory, lambda topic: consumer_of(topic) != own)
     if found is None:
-        raise StorageError(f"{directory}: there is no file of messages; the consumer may keep them in memory")
+        raise StorageError(
+            f"{directory}: there is no file of messages; the consumer may keep them in memory, or on NATS"
+            " servers"
+        )
     if as_json:
         click.echo(json_line(found))
         return

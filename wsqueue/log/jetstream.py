@@ -110,6 +110,7 @@ class JetStreamEngine:
     Args:
         retention: The servers, and the age at which records go.
         max_message_bytes: Size of the largest batch.
+        make: Whether to make streams that are missing; without that, they are read as empty ones.
 
     Attributes:
         id: Id of the shared log, known once `open` has returned.
@@ -117,11 +118,12 @@ class JetStreamEngine:
         on_connection: Called when the connection is lost, and when it is there again.
     """
 
-    def __init__(self, retention: Retention, *, max_message_bytes: int) -> None:
+    def __init__(self, retention: Retention, *, max_message_bytes: int, make: bool = True) -> None:
         assert retention.jetstream is not None
         self._config: JetStream = retention.jetstream
         self._age, self._max_message_bytes = retention.max_age_seconds, max_message_bytes
         self._name = self._config.name
+        self._make, self._missing = make, set[int]()
         self.id = ""
         self.on_notice: Callable[[bytes], None] = lambda _notice: None
         self.on_connection: Callable[[], None] = lambda: None
@@ -144,7 +146,7 @@ class JetStreamEngine:
         return f"{info.get('server_name', '')} {info.get('version', '')}"
 
     async def open(self) -> None:
-        """Connect, and make the streams that are missing.
+        """Connect, and make the streams that are missing, unless it is told not to.
 
         Raises:
             ConfigError: The servers are too old, refuse this consumer, or are set up in another way than
@@ -239,6 +241,8 @@ class JetStreamEngine:
         Raises:
             Unanswered: There is no leader.
         """
+        if place.stream in self._missing:
+            return None
         request = {"last_by_subj": self._subject(place)}
         try:
             answer = await self._api(f"STREAM.MSG.GET.{self._stream(place.stream)}", request)
@@ -450,6 +454,9 @@ class JetStreamEngine:
         except _ApiError as error:
             if error.code != STREAM_NOT_FOUND:
                 raise
+            if not self._make:
+                self._missing.add(stream)
+                return
             try:
                 info = await self._api(f"STREAM.CREATE.{name}", self._wanted(stream))
             except _ApiError as created:

@@ -99,7 +99,7 @@ def epochs(connection: sqlite3.Connection) -> list[Epoch]:
 
 
 def records_from(
-    connection: sqlite3.Connection, topic: int, name: str, offset: int, max_bytes: int
+    connection: sqlite3.Connection, topic: int, name: str, offset: int, max_bytes: int, *, overhead: int = 0
 ) -> list[Record]:
     """Return a topic's records from the one that holds an offset on, at least one if there is any.
 
@@ -109,6 +109,7 @@ def records_from(
         name: Name of the topic.
         offset: Offset of a message.
         max_bytes: Bytes that all packets may have, except for the first.
+        overhead: Bytes that each record counts besides its packet.
     """
     records: list[Record] = []
     size = 0
@@ -118,7 +119,7 @@ def records_from(
             record = Record(name, *row)
             if record.end <= offset:
                 continue
-            size += len(record.packet)
+            size += len(record.packet) + overhead
             if records and size > max_bytes:
                 break
             records.append(record)

@@ -24,7 +24,9 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import math
 from collections import deque
+from collections.abc import Sequence
 
 import msgspec
 
@@ -263,6 +265,38 @@ class SharedTopic(TopicLog):
             return Proposal(len(outcomes), outcomes)
         shared = self._record(draft, writer, new_id, max_age)
         return Proposal(len(outcomes), outcomes, shared, encode_record(shared), draft.size)
+
+    def propose_moved(
+        self,
+        records: Sequence[Record],
+        numbers: dict[str, int],
+        end: int,
+        *,
+        now: float,
+        writer: str,
+        new_id: str,
+    ) -> Proposal:
+        """Return the record that holds records of another log of this topic, at the offsets that they have.
+
+        Args:
+            records: The records, without holes between them; there need not be any.
+            numbers: More numbers of publishers, those that published last at the end.
+            end: Offset after the last message.
+            now: Unix time, for a record without messages.
+            writer: Id of whoever moves the log.
+            new_id: Id of the log if it begins now.
+        """
+        draft = Draft({}, end, max(self.time, records[-1].time if records else now))
+        for record in records:
+            if record.publisher:
+                draft.numbers.pop(record.publisher, None)
+                draft.numbers[record.publisher] = record.number
+            draft.batches.append(SharedBatch(record.count, record.publisher, record.number, record.packet))
+            draft.size += record.size
+        draft.numbers = _with(draft.numbers, numbers)
+        self.next = records[0].offset if records else end
+        shared = self._record(draft, writer, new_id, math.inf)
+        return Proposal(0, [], shared, encode_record(shared), draft.size)
 
     def appended(self, proposal: Proposal, seq: int) -> list[Outcome]:
         """Know the record of a proposal, and answer its chains; the owner keeps what they store."""

@@ -38,7 +38,8 @@ from ..log.files import (
 from ..log.snapshot import SNAPSHOT_NAME, SQLITE_MAGIC
 
 NAMES: dict[RetentionMode, str] = {"sqlite": FILE_NAME, "memory": SNAPSHOT_NAME}
-"""The file of a log in its directory; that of a log in memory is there while the consumer is stopped."""
+"""The file of a log in its directory; that of a log in memory is there while the consumer is stopped. With
+`jetstream` there is none."""
 
 STEP_PAGES = 1024
 """Pages (16 MiB) that are copied before the progress is shown and Ctrl-C is heard."""
@@ -91,7 +92,7 @@ def back_up(place: Path, target: Path, *, replace: bool, say: Say) -> Content:
         wrong = "it is the log itself" if target.samefile(source) else "it is there already"
         raise WsqueueError(f"{target}: {wrong}; expected another name{'' if replace else ', or --replace'}")
     mode = 0o600 & source.stat().st_mode
-    with _explained(target, "cannot write the backup"), _part(target) as part:
+    with explained(target, "cannot write the backup"), _part(target) as part:
         with _opened(source) as log:
             _copy(log, part, say)
         with _opened(part, writable=True) as copy:
@@ -132,7 +133,7 @@ def restore(
     _expect_log(backup)
     file = _place(where, mode)
     directory = file.parent
-    with _explained(file, "cannot restore the log"), _locked(directory), _part(file) as part:
+    with explained(file, "cannot restore the log"), locked(directory), _part(file) as part:
         if file.exists() and not replace:
             raise WsqueueError(f"{file}: there is a log; --replace sets it aside and puts the backup there")
         with _opened(backup) as log:
@@ -182,6 +183,14 @@ _WITHOUT_SNAPSHOT = (
 def _directory_of(file: Path) -> tuple[Path, RetentionMode]:
     """Return the directory and the mode that the configuration of a consumer names."""
     config = load_config(file, ConsumerConfig)
+    if config.retention.jetstream is not None and config.retention.mode == "jetstream":
+        servers = ", ".join(config.retention.jetstream.servers)
+        raise ConfigError(
+            f"the log is on the NATS servers: {servers}; expected the mode sqlite or memory, or a backup of"
+            f" the streams {config.retention.jetstream.name}-* with the tools of NATS",
+            file=str(file),
+            key="retention.mode",
+        )
     directory = state_directory(config.retention)
     if directory is None:
         problem = (
@@ -222,7 +231,7 @@ def _expect_log(file: Path) -> None:
     """
     if not _is_log(file):
         raise WsqueueError(f"{file}: it is no log of wsqueue: it does not begin as a file of SQLite")
-    with _explained(file, "cannot read it"), _opened(file) as log:
+    with explained(file, "cannot read it"), _opened(file) as log:
         application, version = schema.identity(log)
     if application != schema.APPLICATION_ID:
         raise WsqueueError(f"{file}: it is no log of wsqueue: it belongs to another program")
@@ -296,7 +305,7 @@ def _content(copy: sqlite3.Connection) -> Content:
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Iterator[None]:
     """Keep consumers from a directory.
 
     Raises:
@@ -322,7 +331,7 @@ def _give(file: Path, directory: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(file: Path, problem: str) -> Iterator[None]:
+def explained(file: Path, problem: str) -> Iterator[None]:
     """Turn errors of the system and of SQLite into sentences."""
     try:
         yield

@@ -64,6 +64,9 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         ),
         (["publish", "news", "x", "--header", "a=1", "--header", "a=2"], "the header 'a' is there twice"),
         (["local", "--consumers", "0"], "--consumers"),
+        (["migrate", "consumer.toml"], "Missing option '--from'"),
+        (["migrate", "consumer.toml", "--from", "nowhere"], "Directory 'nowhere' does not exist"),
+        (["restore", "backup", ".", "--mode", "jetstream"], "'jetstream' is not one of 'sqlite', 'memory'"),
         (["local", "--port", "65536"], "--port"),
     ],
 )

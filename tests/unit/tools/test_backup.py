@@ -21,6 +21,7 @@ from wsqueue.tools import backup as tool
 
 from ...support.messages import append_one, packed
 from ...support.stores import Logs, batch, limits
+from ...support.toml import write_toml
 
 pytestmark = pytest.mark.anyio
 
@@ -341,3 +342,30 @@ async def test_a_restored_log_belongs_to_the_owner_of_its_directory(tmp_path: Pa
     for file in other.iterdir():
         status = file.stat()
         assert (status.st_uid, status.st_gid, status.st_mode & 0o777) == (12345, 12346, 0o600)
+
+
+async def test_a_log_on_nats_servers(tmp_path: Path) -> None:
+    """The directory of the configuration is not used then, whatever lies there."""
+    file = tmp_path / "consumer.toml"
+    write_toml(
+        file,
+        {
+            "role": "consumer",
+            "listen": ["127.0.0.1:0"],
+            "retention.mode": "jetstream",
+            "retention.directory": "log",
+            "retention.jetstream.servers": ["nats://127.0.0.1:1", "nats://127.0.0.1:2"],
+            "retention.jetstream.name": "messages",
+        },
+    )
+    log, target = await made(tmp_path / "log"), tmp_path / "backup"
+    back_up(log, target)
+    expected = (
+        r"consumer\.toml: retention\.mode: the log is on the NATS servers: nats://127\.0\.0\.1:1,"
+        r" nats://127\.0\.0\.1:2; expected .* a backup of the streams messages-\*"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        back_up(file, tmp_path / "other")
+    with pytest.raises(ConfigError, match=expected):
+        restore(target, file, replace=True)
+    assert names(tmp_path) == ["backup", "consumer.toml", "log"]

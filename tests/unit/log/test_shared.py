@@ -733,7 +733,7 @@ async def _check_reader(node: Node, name: str, records: list[SharedRecord]) -> N
     if not topic.readers:
         return
     assert isinstance(topic, SharedTopic)
-    await until(lambda: topic.next == records[-1].end)
+    await until(lambda: topic.next == (records[-1].end if records else 0))
     truth = [(one.publisher, one.number) for record in records for one in record.batches]
     heard = [(one.publisher, one.number) for one in node.heard[name]]
     assert heard == truth[len(truth) - len(heard) :]

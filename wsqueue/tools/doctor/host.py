@@ -265,6 +265,9 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
 
 def _retention_findings(file: str, checked: ConsumerConfig, pid: int | None) -> Iterator[Finding]:
     retention = checked.retention
+    if retention.mode == "jetstream":
+        # The log is on other hosts.
+        return
     text = retention.directory or _state_directory(pid)
     if text is None:
         if retention.mode == "sqlite":

@@ -338,6 +338,37 @@ class TestStatus:
         await page.set_viewport_size({"width": 1280, "height": 900})
         assert await overflow(page) <= 0
 
+    async def test_a_shared_log(self, nodes: Nodes, tabs: Tabs) -> None:
+        consumer = await nodes.consumer()
+        page = await tabs.open("about:blank")
+        engine = reports.EngineStatus(
+            server="n1 2.15.1",
+            streams=8,
+            streams_without_leader=3,
+            replicas=2,
+            replicas_wanted=3,
+            lag_records=1234,
+            conflicts=56,
+            unanswered=7890,
+        )
+        log = reports.LogStatus(mode="jetstream", topics=3, bytes=9, limit_bytes=10, engine=engine)
+
+        async def answer(route: Route) -> None:
+            report = msgspec.structs.replace(full_report(1), log=log)
+            await route.fulfill(body=msgspec.json.encode(report))
+
+        await page.route("**/status.json", answer)
+        await page.goto(page_of(consumer))
+        for text in [
+            "shared with other consumers",
+            "n1 2.15.1",
+            "2 of 3",
+            "3 of 8",
+            "1,234 records",
+            "56, 7,890",
+        ]:
+            await page.locator("#view").get_by_text(text).wait_for()
+
 
 class TestDemo:
     async def test_what_one_tab_publishes_arrives_in_another(self, nodes: Nodes, tabs: Tabs) -> None:

@@ -77,6 +77,9 @@ OPEN_RETRY_SECONDS = 2.0
 """Time between two attempts to reach the engine at a start."""
 
 
+MAX_NAME_CHARACTERS = 100
+"""Maximum length of a server's name in a report; a longer name is cut."""
+
 FAR_BEHIND_RECORDS = 1000
 """Records by which a replica may be behind: it catches up with these in a moment."""
 
@@ -305,7 +308,7 @@ class SharedStore(TopicLogs):
             unavailable_seconds=health.unavailable_seconds,
             streams=self._streams,
             streams_without_leader=self._streams - len(states),
-            leaders=dict(sorted(Counter(state.leader for state in states).items())),
+            leaders=dict(sorted(Counter(state.leader[:MAX_NAME_CHARACTERS] for state in states).items())),
             replicas=min((state.replicas for state in states), default=0),
             replicas_wanted=jetstream.replicas if jetstream is not None else 1,
             lag_records=max((state.lag for state in states), default=0),

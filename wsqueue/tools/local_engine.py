@@ -85,6 +85,7 @@ class LocalEngine:
                 old.unlink()
             file = self._directory / "nats.conf"
             file.write_text(
+                "server_name: engine\n"
                 "listen: 127.0.0.1:-1\n"
                 f"ports_file_dir: {json.dumps(str(self._directory))}\n"
                 f"max_payload: {MAX_PAYLOAD_BYTES}\n"

@@ -129,6 +129,42 @@ async def test_a_server_that_is_too_old(server: NatsServers, monkeypatch: pytest
         await engine_on(server).open()
 
 
+async def test_the_reason_why_no_server_answers(
+    server: NatsServers, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.kill(0)
+    engine = engine_on(server)
+    opening = asyncio.create_task(engine.open())
+    await eventually(lambda: "no NATS server answers" in caplog.text, "the reason is logged")
+    assert f"{server.urls[0]}: Connect" in caplog.text
+    server.start(0)
+    await opening
+    # From now on it tries for ever.
+    changes: list[bool] = []
+    engine.on_connection = lambda: changes.append(engine.connected)
+    server.kill(0)
+    await asyncio.sleep(2)
+    server.start(0)
+    await eventually(lambda: changes == [False, True], "the connection is there again")
+    await engine.close()
+
+
+async def test_a_look_changes_nothing(server: NatsServers) -> None:
+    first = engine_on(server)
+    await first.connect()
+    assert await first.look() == [None] * STREAMS
+    await first.close()
+    await first.open()
+    states = await first.look()
+    assert [state and state.leader for state in states] == ["n0"] * STREAMS
+    await first.close()
+    other = engine_on(server, streams=STREAMS + 1)
+    await other.connect()
+    with pytest.raises(ConfigError, match="was made with 2 streams"):
+        await other.look()
+    await other.close()
+
+
 async def test_another_number_of_streams(server: NatsServers, engine: Engine) -> None:
     with pytest.raises(
         ConfigError, match="was made with 2 streams; expected 3, because their number is fixed"

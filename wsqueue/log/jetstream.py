@@ -173,6 +173,8 @@ class JetStreamEngine:
                 self._complain("NATS servers not ready", error)
                 await asyncio.sleep(CONNECT_SECONDS)
         await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
+        # The ping of the first overtakes the subscription, which waits in a buffer.
+        await self._client.flush()
         await self._client.flush()
 
     async def connect(self) -> None:

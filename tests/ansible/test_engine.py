@@ -258,6 +258,9 @@ def test_another_ca_without_a_restart(engine: Engine) -> None:
     def routes(name: str) -> int:
         return int(engine.ask(name, "routez")["num_routes"])
 
+    def reloaded(name: str, since: str) -> bool:
+        return bool(engine.ask(name, "varz")["config_load_time"] > since)
+
     for step in ("next", "adopt", "forget"):
         role = f"name=wsqueue_ca tasks_from={step}"
         inventory = engine.directory / "hosts.yml"
@@ -271,10 +274,7 @@ def test_another_ca_without_a_restart(engine: Engine) -> None:
             (engine.directory / name / "ca.pem").write_text((engine.directory / "tls" / "ca.pem").read_text())
             since = engine.ask(name, "varz")["config_load_time"]
             engine.processes[name].send_signal(signal.SIGHUP)
-            wait_until(
-                lambda name=name, since=since: engine.ask(name, "varz")["config_load_time"] > since,
-                f"{name} has reloaded",
-            )
+            wait_until(functools.partial(reloaded, name, since), f"{name} has reloaded")
             # Every new connection takes the new files.
             wait_until(functools.partial(engine.healthy, name), f"{name} is healthy")
             assert routes(name)

@@ -303,7 +303,7 @@ class SharedStore(TopicLogs):
         jetstream, health = self._config.jetstream, self._health
         return EngineStatus(
             id=self._engine.id,
-            server=self._engine.server,
+            server=self._engine.server[:MAX_NAME_CHARACTERS],
             available=health.available,
             unavailable_seconds=health.unavailable_seconds,
             streams=self._streams,

@@ -112,7 +112,7 @@ async def use(directory: Path) -> None:
     await store.close()
     other = SqliteStore(retention, outcomes.extend, lambda: 1000.0)
     await other.open()
-    same = other.epochs.number(store.id) is not None
+    same = other.epochs.number(store.epochs.current.id) is not None
     assert same or not other.log_status().topics
     for record in stored if same else ():
         assert other.topic(record.topic).next >= record.end
@@ -124,7 +124,7 @@ async def set_aside(store: SqliteStore, directory: Path) -> None:
     await store.close()
     other = SqliteStore(Retention(mode="sqlite", directory=str(directory)), lambda _outcomes: None)
     await other.open()
-    assert other.epochs.number(store.id) is None
+    assert other.epochs.number(store.epochs.current.id) is None
     assert not other.log_status().topics
     await other.close()
 

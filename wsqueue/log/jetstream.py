@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 import logging
 import random
@@ -63,6 +64,9 @@ CONNECT_SECONDS = 2.0
 
 RECONNECT_SECONDS = 0.2
 """Time between two attempts to connect."""
+
+CLOSE_SECONDS = 1.0
+"""Time for the end of a connection; a server that reads does it at once."""
 
 PING_SECONDS = 2
 """Time between two pings to the server; two without an answer end the connection."""
@@ -212,9 +216,12 @@ class JetStreamEngine:
         """Disconnect."""
         for task in self._notices:
             task.cancel()
-        if self._tried:
-            # One that has never tried to connect can't be closed.
-            await self._client.close()
+        # It waits until a server has read all that was sent, also one that reads no more. A client that has never
+        # tried to connect can't be closed.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                if self._tried:
+                    await self._client.close()
 
     async def append(self, place: Place, data: bytes, after: int) -> int:
         """Append a record if the subject's last one has a sequence number; return the new one's.
@@ -563,7 +570,14 @@ class JetStreamEngine:
             # The client would send the request later, when nobody waits for it.
             raise Unanswered("there is no connection to a NATS server")
         try:
-            message = await self._client.request(subject, data, timeout=REQUEST_SECONDS, headers=headers)
+            # A time-out of the client loses the cancellation of this task when the answer comes just then.
+            async with asyncio.timeout(REQUEST_SECONDS):
+                message = await self._client.request(
+                    subject,
+                    data,
+                    timeout=None,  # type: ignore[arg-type]  # asyncio gets it, and takes it
+                    headers=headers,
+                )
             answer = json.loads(message.data)
         except nats.errors.MaxPayloadError:
             # Batches have become larger by a reload.
@@ -606,7 +620,8 @@ class JetStreamEngine:
                     f"$JS.API.DIRECT.GET.{self._stream(stream)}", json.dumps(request).encode(), reply=inbox
                 )
                 while True:
-                    message = await answers.next_msg(REQUEST_SECONDS)
+                    async with asyncio.timeout(REQUEST_SECONDS):
+                        message = await answers.next_msg(None)
                     headers = message.headers or {}
                     if status := headers.get("Status"):
                         break

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 import pytest
+from nats.aio.msg import Msg
 
 from wsqueue.config.model import JetStream, Retention
 from wsqueue.errors import ConfigError
 from wsqueue.log import jetstream
+from wsqueue.log.engine import Place, Unanswered
 from wsqueue.log.jetstream import JetStreamEngine
 
 pytestmark = pytest.mark.anyio
@@ -21,14 +24,37 @@ class Client:
     is_connected = True
     _server_info: Mapping[str, Any] = {"version": "2.15.1", "jetstream": True, "max_payload": 2**21}
 
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self.closed = asyncio.Event()
+        self.closed.set()
+
     async def close(self) -> None:
+        await self.closed.wait()
+
+    async def request(self, _subject: str, _data: bytes, *, timeout: float | None, headers: object) -> Msg:  # noqa: ASYNC109 - of the real one
+        return await asyncio.wait_for(self.answer, timeout)
+
+    async def publish(self, _subject: str, _data: bytes, *, reply: str) -> None:
+        pass
+
+    def new_inbox(self) -> str:
+        return "inbox"
+
+    async def next_msg(self, timeout: float | None) -> Msg:  # noqa: ASYNC109 - of the real one
+        async def timed() -> Msg:
+            return await asyncio.wait_for(self.answer, timeout)
+
+        return await asyncio.create_task(timed())
+
+    async def unsubscribe(self) -> None:
         pass
 
     async def flush(self) -> None:
         pass
 
-    async def subscribe(self, _subject: str, **_options: object) -> None:
-        pass
+    async def subscribe(self, _subject: str, **_options: object) -> Client:
+        return self
 
 
 class Engine(JetStreamEngine):
@@ -43,6 +69,8 @@ class Engine(JetStreamEngine):
         self._client: Any = Client()
 
     async def _api(self, name: str, request: Mapping[str, Any]) -> Any:
+        if not self.answers:
+            return await super()._api(name, request)
         self.asked.append(name.rpartition(".")[0])
         answer = self.answers.pop(0)
         if isinstance(answer, int):
@@ -84,3 +112,52 @@ async def test_a_start_during_an_election(caplog: pytest.LogCaptureFixture) -> N
 async def test_an_answer_that_does_not_change_by_itself() -> None:
     with pytest.raises(ConfigError, match="can't keep the log: error 10074"):
         await Engine(10074).open()
+
+
+PLACE = Place(0, "token")
+REQUESTS: list[Callable[[Engine], Coroutine[Any, Any, object]]] = [
+    lambda engine: engine.state(0),
+    lambda engine: engine.last(PLACE),
+    lambda engine: engine.append(PLACE, b"", 0),
+    lambda engine: engine.read(PLACE, 1, 1),
+]
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+async def test_a_task_that_is_cancelled_when_its_answer_comes_ends(
+    request_: Callable[[Engine], Coroutine[Any, Any, object]],
+) -> None:
+    """Otherwise a consumer would wait for ever for its tasks when it stops."""
+    engine = Engine("log")
+    await engine.open()
+
+    async def ask_again() -> None:
+        for _ in range(2):
+            await request_(engine)
+
+    task = asyncio.create_task(ask_again())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    engine._client.answer.set_result(Msg(engine._client, data=b'{"message": {"seq": 1}}'))
+    task.cancel()
+    await asyncio.wait([task], timeout=1)
+    assert task.cancelled()
+
+
+@pytest.mark.parametrize("request_", REQUESTS)
+async def test_no_answer_comes(
+    request_: Callable[[Engine], Coroutine[Any, Any, object]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream, "REQUEST_SECONDS", 0.01)
+    engine = Engine("log")
+    await engine.open()
+    with pytest.raises(Unanswered, match="the NATS servers don't answer: time is up"):
+        await request_(engine)
+
+
+async def test_a_server_that_reads_no_more_holds_up_no_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jetstream, "CLOSE_SECONDS", 0.01)
+    engine = Engine("log")
+    await engine.open()
+    engine._client.closed.clear()
+    await engine.close()

@@ -216,8 +216,8 @@ class JetStreamEngine:
         """Disconnect."""
         for task in self._notices:
             task.cancel()
-        # It waits until a server has read all that was sent, also one that reads no more. A client that has never
-        # tried to connect can't be closed.
+        # It waits until a server has read all that was sent, also one that reads no more. A client that has
+        # never tried to connect can't be closed.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._tried:
@@ -638,7 +638,7 @@ class JetStreamEngine:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
-        return "no answer in time"
+        return "time is up"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -56,7 +56,10 @@ class Purging:
                     del cursors[stream]
             if excess > 0:
                 log(logger, logging.WARNING, "log too large", excess_bytes=excess)
-        except (Unanswered, StorageError) as error:
+        except Unanswered as error:
+            # While the log is unavailable, other lines say so.
+            log(logger, logging.DEBUG, "not purged", reason=error)
+        except StorageError as error:
             log(logger, logging.WARNING, "not purged", reason=error)
 
     async def _purge_oldest(self, stream: int, seq: int) -> tuple[int, int, float]:

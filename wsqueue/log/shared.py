@@ -117,7 +117,6 @@ class SharedStore(TopicLogs):
 
     Attributes:
         conflicts: Appends that failed because another consumer had appended.
-        unanswered: Requests without an answer that was of use.
     """
 
     def __init__(

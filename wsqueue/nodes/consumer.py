@@ -175,8 +175,9 @@ class Consumer:
         self._trimming = asyncio.create_task(self._trim())
 
     def not_ready(self) -> str:
-        """Return "": a consumer that runs is ready."""
-        return ""
+        """Return "" if the node is ready: a consumer that runs is, unless it can't reach a shared log."""
+        shared = self.logs.shared
+        return "the shared log can't be reached" if shared is not None and not shared.available else ""
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a consumer."""

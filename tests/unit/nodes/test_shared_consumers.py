@@ -122,9 +122,11 @@ async def test_peers_hear_whether_the_log_can_be_reached(two: list[Shared]) -> N
         if subscriber.packets:
             break
     assert producer.take() == subscriber.take() == [v2.Log("the log", available=False)]
+    assert two[0].consumer.not_ready() == "the shared log can't be reached"
     two[0].engine.is_connected = True
     await settled(lambda: len(producer.packets) == 2)
     assert producer.take() == [SHARED, v2.Ack([(1, 1)])]
+    assert two[0].consumer.not_ready() == ""
     assert gone.take() == []
 
 

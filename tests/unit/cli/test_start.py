@@ -8,7 +8,10 @@ import sys
 
 import pytest
 
-UNWANTED = "rich", "prometheus_client", "psutil", "prompt_toolkit", "matplotlib", "wsqueue.tools.bench"
+UNWANTED = (
+    *("rich", "prometheus_client", "psutil", "prompt_toolkit", "matplotlib", "nats"),
+    *("wsqueue.tools.bench", "wsqueue.log.shared"),
+)
 
 
 @pytest.mark.parametrize("module", ["wsqueue.cli.main", "wsqueue.nodes.service"])

@@ -46,8 +46,8 @@ def one_kill(retention: Retention) -> Schedule:
 
 OF_EACH = ["--seed", "1", "--schedules", str(SCHEDULES)]
 
-OF_A_SHARED_LOG = ["--seed", "572", "--schedules", "2", "--retention", "jetstream", "--seconds", "6"]
-"""Two schedules with all faults that only a shared log has."""
+OF_A_SHARED_LOG = ["--seed", "451", "--schedules", "2", "--retention", "jetstream", "--seconds", "6"]
+"""Two schedules with nearly all faults that only a shared log has."""
 
 
 @pytest.mark.parametrize("wanted", [OF_EACH, OF_A_SHARED_LOG], ids=["both", "jetstream"])

@@ -202,6 +202,7 @@ class LoopbackCluster:
         if self._engines is not None:
             self._actions |= {
                 "engine kill": self._engines.kill,
+                "engine restart": self._engines.kill,
                 "engine stop": self._engines.pause,
                 "engine gone": self._engines.leave,
                 "step-down": self._engines.step_down,

@@ -67,9 +67,10 @@ class Engines:
         self._servers.stop()
 
     async def kill(self, fault: Fault) -> None:
-        """End a server as a power failure does, but for its disk, and start it again."""
+        """End a server, in an orderly way or not, and start it again."""
         index = self._indexes[fault.target]
-        await asyncio.to_thread(self._servers.kill, index)
+        number = signal.SIGTERM if fault.kind == "engine restart" else signal.SIGKILL
+        await asyncio.to_thread(self._servers.kill, index, number)
         await asyncio.sleep(fault.seconds)
         self._start(index)
 

@@ -261,6 +261,13 @@ class Harness:
             worker.signal(signal.SIGCONT)
 
     def _look_for_failed_workers(self) -> None:
+        if self.schedule.workload.engines:
+            # Publishers give up at an outage; but then nothing was wrong any more.
+            self.cluster.problems += [
+                f"nobody took the last message on {one.topic!r}: {one.text}"
+                for one in read_history(self.closing.history_file(1))
+                if one.event == "failed"
+            ]
         for worker in self.workers:
             status = worker.process.returncode if worker.process is not None else None
             if status:

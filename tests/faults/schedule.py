@@ -35,6 +35,7 @@ Kind = Literal[
     "restore",
     "reboot",
     "engine kill",
+    "engine restart",
     "engine stop",
     "engine cut",
     "step-down",
@@ -56,7 +57,7 @@ SQLITE_KINDS = frozenset({"disk full", "reader", "backup", "restore"})
 """Faults of a file that a log in memory has not."""
 
 ENGINE_KINDS: tuple[Kind, ...] = (
-    *("engine kill", "engine stop", "engine cut", "step-down", "engine gone"),
+    *("engine kill", "engine restart", "engine stop", "engine cut", "step-down", "engine gone"),
     *("consumer gone", "lists disagree", "grow", "shrink"),
 )
 """Faults of a log that consumers share, on hosts of its own."""
@@ -371,7 +372,7 @@ def _on_engines(rng: random.Random, workload: Workload) -> tuple[Workload, list[
     if any(fault.kind == "engine gone" for fault in faults):
         faults = [
             msgspec.structs.replace(fault, seconds=min(fault.seconds, QUORUM_SECONDS))
-            if fault.kind in {"engine kill", "engine stop"}
+            if fault.kind in {"engine kill", "engine restart", "engine stop"}
             else fault
             for fault in faults
         ]
@@ -527,6 +528,7 @@ _DRAW: dict[Kind, Callable[[random.Random, Workload], Fault]] = {
     "restore": _node_fault("restore", 0, 1, _consumers, lambda rng: rng.choice([0.0, 0.1, 3.0])),
     "reboot": _process_fault("reboot", 0.0, 0.0),
     "engine kill": _node_fault("engine kill", 0.0, 6, _engines),
+    "engine restart": _node_fault("engine restart", 0.0, 6, _engines),
     # The longest is longer than an election takes to begin.
     "engine stop": _node_fault("engine stop", 0.2, 12, _engines),
     "engine cut": _node_fault("engine cut", 0.2, 10, _consumers),
@@ -546,7 +548,7 @@ OLD_KINDS: tuple[Kind, ...] = tuple(kind for kind in LOCAL_KINDS if kind not in 
 HITS_THE_PROCESS = frozenset(
     {
         *("kill", "interrupt", "restart", "restore", "stop", "freeze", "reboot"),
-        *("engine kill", "engine stop", "engine gone", "consumer gone", "shrink"),
+        *("engine kill", "engine restart", "engine stop", "engine gone", "consumer gone", "shrink"),
     }
 )
 """A process can have only one of these at a time."""

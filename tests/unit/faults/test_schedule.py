@@ -169,7 +169,9 @@ class TestSharedLog:
                 + workload.subscriber_names
             )
             targets: dict[str, list[str]] = {
-                **dict.fromkeys(("engine kill", "engine stop", "engine gone"), workload.engine_names),
+                **dict.fromkeys(
+                    ("engine kill", "engine restart", "engine stop", "engine gone"), workload.engine_names
+                ),
                 **dict.fromkeys(("engine cut", "consumer gone", "shrink"), workload.consumer_names),
                 "step-down": [f"wsqueue-{number}" for number in range(schedule.STREAMS)],
                 "lists disagree": workload.producer_names,
@@ -190,7 +192,7 @@ class TestSharedLog:
             kinds = [fault.kind for fault in one.faults]
             assert all(kinds.count(kind) <= 1 for kind in FOR_GOOD)
             for fault in one.faults:
-                if "engine gone" in kinds and fault.kind in {"engine kill", "engine stop"}:
+                if "engine gone" in kinds and fault.kind in {"engine kill", "engine restart", "engine stop"}:
                     assert fault.seconds <= QUORUM_SECONDS
 
     def test_what_is_gone_for_good_is_not_hit_again(self, shared: list[schedule.Schedule]) -> None:

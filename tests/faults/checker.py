@@ -283,6 +283,8 @@ class _LifeCheck:
         self.announced: dict[str, float] = defaultdict(float)
         self.gaps_of: dict[str, list[_Gap]] = defaultdict(list)
         self.subscribed = float("inf")
+        # By topic, when the first message came, unless a gap came before it.
+        self.begun: dict[str, float] = {}
         for index, record in enumerate(life.records):
             if record.event == "subscribed":
                 self.subscribed = record.at
@@ -311,6 +313,7 @@ class _LifeCheck:
             self.tell("duplicated", what)
             return
         self.places[identity] = index
+        self.begun.setdefault(record.topic, record.at)
         if record.log:
             self.check_offset(record, identity, what)
         if not self.life.live:
@@ -353,6 +356,7 @@ class _LifeCheck:
 
     def take_gap(self, index: int, record: Record) -> None:
         self.gaps += 1
+        self.begun.setdefault(record.topic, self.subscribed)
         if record.missed is None:
             left = float("inf")
             self.offsets.pop(record.topic, None)
@@ -433,7 +437,11 @@ class _LifeCheck:
     def was_gone_before(self, identity: Identity, bounds: tuple[float, float]) -> bool:
         """Return True if the message may have gone before this subscriber came, so that it gets no gap."""
         attempted = self.check.attempted[identity]
-        if not self.check.all_kept and attempted.at < self.subscribed and bounds[0] < 0:
+        begun = self.subscribed
+        if self.check.retention == "jetstream":
+            # The servers are asked for the first message when somebody can read it.
+            begun = max(begun, self.begun.get(attempted.topic, begun))
+        if not self.check.all_kept and attempted.at < begun and bounds[0] < 0:
             return True
         if self.check.retention != "memory":
             return any(

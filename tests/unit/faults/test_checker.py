@@ -573,6 +573,13 @@ class TestSharedLog:
             jetstream_limited="lost 2, unexpected 1"
         )
 
+    def test_the_first_messages_may_go_until_somebody_reads(self) -> None:
+        story = Story("s").publish(3).deliver(2, log="a", offset=2)
+        story.gives(limited="lost 2", jetstream="lost 2, unexpected 1", jetstream_limited="")
+        # Not once a message has come.
+        story = Story("s").publish(3).deliver(0, log="a").deliver(2, log="a", offset=2)
+        story.gives(jetstream_limited="lost 1, unexpected 1")
+
     def test_nothing_excuses_a_refusal(self) -> None:
         story = Story("s").attempt().fill(span=(0, 100)).settle("refused", text="full: no room")
         story.gives("", jetstream="refused 1")

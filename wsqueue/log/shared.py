@@ -66,6 +66,8 @@ MAX_REQUESTS = 256
 SWEEP_SECONDS = 2.0
 """Time between two looks for records that no notice told of."""
 
+DOUBT_SWEEPS = 6
+"""Looks for a record that was missed: a leader that has lost the others may answer without it for 10 s."""
 
 RETRY_SECONDS = 0.02
 """First pause before an append is tried again; it doubles each time."""
@@ -140,6 +142,7 @@ class SharedStore(TopicLogs):
         self._openings: dict[SharedTopic, list[asyncio.Future[None]]] = {}
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
         self._seen = [Seen() for _ in range(streams)]
+        self._doubts = [0] * streams
         self._states: list[StreamState | None] = [None] * streams
         self._reader = EngineReader(engine, self._requests, pause)
         self._purging = Purging(engine, streams, config.max_bytes)
@@ -579,6 +582,9 @@ class SharedStore(TopicLogs):
                     continue
                 self._states[stream] = state
                 if self._seen[stream].missed(state.last):
+                    self._doubts[stream] = DOUBT_SWEEPS
+                if self._doubts[stream]:
+                    self._doubts[stream] -= 1
                     self._doubt(stream)
             if not self._retrying and None not in self._states:
                 self._health.succeed()

@@ -361,6 +361,22 @@ def test_a_reader_elsewhere_hears_everything() -> None:
         run(test)
 
 
+def test_a_record_without_a_notice_is_found_though_an_old_leader_answers_first() -> None:
+    async def test(log: FakeLog) -> None:
+        writer, reader = await Node(log).open(), await Node(log).open()
+        await writer.publish(batch(1))
+        topic = await reader.read_from("news")
+        reader.engine.deaf = True
+        hidden = [1, 1]
+        reader.engine.hidden = lambda: hidden.pop() if hidden else 0
+        await writer.publish(batch(2, 1))
+        await until(lambda: topic.next == 2)
+        assert reader.texts("news") == ["2.0"]
+        assert not hidden
+
+    run(test)
+
+
 def test_an_opening_knows_all_that_was_confirmed_before() -> None:
     """Decision 6: `subscribed.end` comes from a log that an append has proved to be all."""
 

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nats
 import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -163,9 +162,16 @@ class Engine:
 
     async def connect(self, user: str, password: str, certificate: str = "") -> Client:
         options: dict[str, Any] = {"tls": self.context(certificate)} if self.tls else {}
-        return await nats.connect(
-            self.table.servers, user=user, password=password, allow_reconnect=False, **options
-        )
+        client = Client()
+        try:
+            await client.connect(
+                self.table.servers, user=user, password=password, allow_reconnect=False, **options
+            )
+        except NatsError:
+            # It leaves the connection open that was refused.
+            await client.close()
+            raise
+        return client
 
     def end(self) -> None:
         for process in self.processes.values():

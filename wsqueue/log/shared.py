@@ -480,6 +480,8 @@ class SharedStore(TopicLogs):
             async with self._requests:
                 seq = await self._engine.append(topic.place, proposal.data, topic.seq)
         except Full as error:
+            # An engine without room need not have looked at the place: the chains may be stored already.
+            await self._check_last(topic)
             self._refuse(topic, proposal, str(error))
             self._opened(topic, openings)
             return
@@ -491,6 +493,18 @@ class SharedStore(TopicLogs):
         self._health.stored()
         self._appended(topic, proposal, seq)
         self._opened(topic, openings)
+
+    async def _check_last(self, topic: SharedTopic) -> None:
+        """Refuse to go on if a topic has another last record than is known.
+
+        Raises:
+            Conflict: It has.
+            Unanswered: There is no leader.
+        """
+        async with self._requests:
+            last = await self._engine.last(topic.place)
+        if (0 if last is None else last.seq) != topic.seq:
+            raise Conflict("the last record is another one")
 
     def _opened(self, topic: SharedTopic, count: int) -> None:
         """Let readers begin: the first ones that wait."""

@@ -360,11 +360,15 @@ class SharedStore(TopicLogs):
                     topic.doubt = True
                     self.conflicts += 1
                     await self._pause(random.uniform(0, RETRY_SECONDS))  # noqa: S311 - jitter
-                except (Unanswered, StorageError) as error:
+                except (Full, Unanswered, StorageError) as error:
                     topic.doubt = True
                     self._retrying += not retrying
                     retrying = True
-                    self._health.fail(str(error))
+                    if isinstance(error, Full):
+                        # Others have no room either: one that takes the topic over would refuse what waits.
+                        self._health.refuse(str(error))
+                    else:
+                        self._health.fail(str(error))
                     await self._pause(random.uniform(retry / 2, retry))  # noqa: S311 - jitter
                     retry = min(2 * retry, MAX_RETRY_SECONDS)
                 else:
@@ -538,10 +542,10 @@ class SharedStore(TopicLogs):
         hardly lost the others.
 
         Raises:
-            Unanswered: An append may still be done that had no answer, so that a refusal could be wrong.
+            Full: An append may still be done that had no answer, so that a refusal could be wrong.
         """
         if topic.waiting and topic.uncertain:
-            raise Unanswered(reason)
+            raise Full(reason)
         self._health.refuse(reason)
         self._answer(topic, topic.full(proposal, reason))
 

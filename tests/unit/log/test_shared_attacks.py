@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from tests.support.fake_engine import FakeLog
+import asyncio
+
+from tests.support.fake_engine import FakeLog, Fate
 from tests.support.stores import batch
 
-from .test_shared import Node, codes, run
+from .test_shared import Node, codes, run, until
 
 
 def test_no_room_at_a_consumer_that_knows_an_old_log() -> None:
@@ -17,5 +19,22 @@ def test_no_room_at_a_consumer_that_knows_an_old_log() -> None:
         # Its confirmation is lost with the first consumer, and the disks are full meanwhile.
         second.engine.fate = lambda: "full"
         assert codes(await second.publish(batch(2, 1), batch(3, 2))) == ["repeat", "full"]
+
+    run(test)
+
+
+def test_no_room_after_an_append_that_may_be_done_leaves_the_consumer_available() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        fates: list[Fate] = ["late"]
+        node.engine.fate = lambda: fates.pop() if fates else "full"
+        node.store.append([batch(1)])
+        await until(lambda: node.engine.appends > 3)
+        await asyncio.sleep(1.2)
+        assert node.available == []
+        assert node.store.log_status().failing == "no room"
+        node.engine.fate = lambda: "stored"
+        await node.store.settle()
+        assert codes(node.outcomes) == ["stored"]
 
     run(test)

@@ -86,13 +86,18 @@ class EngineReader:
         seq = self._cursors.pop((topic.name, topic.id, offset), 0)
         if not seq:
             seq = 1 if offset <= topic.start else await self._find(topic, lambda record: record.end > offset)
-        records, after = await self._records_from(topic, seq, max_bytes)
+        while True:
+            records, seq = await self._records_from(topic, seq, max_bytes)
+            # A record of the engine holds several, and the first of them may end before the offset. So may
+            # all of them, if a server without the newest records took part in the search.
+            wanted = [record for record in records if record.end > offset]
+            if wanted or not records:
+                break
         if records:
-            self._cursors[topic.name, topic.id, records[-1].end] = after
+            self._cursors[topic.name, topic.id, records[-1].end] = seq
             if len(self._cursors) > MAX_CURSORS:
                 self._cursors.popitem(last=False)
-        # A record of the engine holds several, and the first of them may end before the offset.
-        return [record for record in records if record.end > offset]
+        return wanted
 
     async def _records_from(self, topic: SharedTopic, seq: int, max_bytes: int) -> tuple[list[Record], int]:
         """Return the next records from a sequence number on, and the number after them.

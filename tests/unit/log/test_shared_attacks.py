@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 
 from tests.support.fake_engine import FakeLog, Fate
+from tests.support.messages import append_one, packed
 from tests.support.stores import batch
+from wsqueue.log.engine import Place, Stored
+from wsqueue.log.engine_reader import EngineReader
 
 from .test_shared import Node, codes, run, until
 
@@ -36,5 +39,28 @@ def test_no_room_after_an_append_that_may_be_done_leaves_the_consumer_available(
         node.engine.fate = lambda: "stored"
         await node.store.settle()
         assert codes(node.outcomes) == ["stored"]
+
+    run(test)
+
+
+def test_a_search_at_a_server_that_is_behind_skips_nothing() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        for number in range(1, 9):
+            await node.publish(append_one("news", packed("x" * 100), "p", number, number - 1))
+        topic = node.store._topic("news")
+        reader = EngineReader(node.engine, asyncio.Semaphore(1), node._pause)
+        read, reads = node.engine.read, 0
+
+        async def behind(place: Place, seq: int, max_bytes: int) -> list[Stored]:
+            nonlocal reads
+            reads += 1
+            found = await read(place, seq, max_bytes)
+            # The first request goes to a server that has only half of the log.
+            return [one for one in found if one.seq <= 4] if reads == 1 else found
+
+        node.engine.read = behind  # type: ignore[method-assign]
+        records = await reader.read(topic, 6, 200)
+        assert [record.offset for record in records][:1] == [6]
 
     run(test)

@@ -31,6 +31,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ..protocol import v2
+from ..protocol.packed import Packed
 from .engine import Place
 from .logs import PROBLEMS
 from .records import RECORD_OVERHEAD_BYTES, Record
@@ -55,6 +56,12 @@ MAX_RECORD_CHAINS = 2000
 
 CHAIN_OVERHEAD_BYTES = 600
 """Bytes of a chain that waits besides its messages, so that the limit of those that wait is honest."""
+
+SIZE_BYTES = 5
+"""Most bytes that the size of a message takes in a packet."""
+
+STRING_BYTES = 5
+"""Most bytes that the length of a header's name or value takes in a packet."""
 
 MARKS = 16
 """Parts of a topic's limit that are dropped at a time."""
@@ -255,7 +262,7 @@ class SharedTopic(TopicLog):
         draft = Draft(owed, self.next, max(self.time, now))
         needed = self.proof
         for chain in itertools.islice(self.waiting, MAX_RECORD_CHAINS):
-            if draft.size and draft.size + chain.messages.data.nbytes > max_bytes:
+            if draft.size and draft.size + _most_bytes(chain.messages) > max_bytes:
                 break
             outcome = self._judge(chain, draft)
             outcomes.append(outcome)
@@ -451,6 +458,15 @@ def _with(numbers: dict[str, int], newer: dict[str, int]) -> dict[str, int]:
     merged = {publisher: number for publisher, number in numbers.items() if publisher not in newer}
     merged.update(newer)
     return merged
+
+
+def _most_bytes(messages: Packed) -> int:
+    """Return the most bytes that messages take in a packet, which can be far more than their data."""
+    size = messages.data.nbytes + SIZE_BYTES * len(messages.sizes)
+    for headers in messages.headers or ():
+        for text in itertools.chain.from_iterable((headers or {}).items()):
+            size += STRING_BYTES + (len(text) if text.isascii() else 4 * len(text))
+    return size
 
 
 def _chain_bytes(chain: AppendChain) -> int:

@@ -7,10 +7,11 @@ import asyncio
 from tests.support.fake_engine import FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import batch
-from wsqueue.log.engine import Place, Stored
+from wsqueue.log.engine import Place, Stored, place_of
 from wsqueue.log.engine_reader import EngineReader
+from wsqueue.protocol.packed import Packed
 
-from .test_shared import Node, codes, run, until
+from .test_shared import STREAMS, Node, codes, run, until
 
 
 def test_no_room_at_a_consumer_that_knows_an_old_log() -> None:
@@ -62,5 +63,23 @@ def test_a_search_at_a_server_that_is_behind_skips_nothing() -> None:
         node.engine.read = behind  # type: ignore[method-assign]
         records = await reader.read(topic, 6, 200)
         assert [record.offset for record in records][:1] == [6]
+
+    run(test)
+
+
+def test_a_record_is_no_larger_than_the_servers_take() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        headers = [{"trace": "x" * 1000}] * 900
+        headed = Packed([1] * 900, memoryview(b"x" * 900), True, headers)
+        empty = packed(*[""] * 900_000)
+        await node.publish(
+            append_one("news", packed("x" * 500_000), "p", 1),
+            append_one("news", headed, "p", 2, 1),
+            append_one("news", packed("x" * 500_000), "p", 3, 2),
+            append_one("news", empty, "p", 4, 3),
+        )
+        sizes = [len(one.data) for one in log.streams[place_of("news", STREAMS).stream]]
+        assert max(sizes) < 1024 * 1024 + 300 * 1024
 
     run(test)

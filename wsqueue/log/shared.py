@@ -350,7 +350,7 @@ class SharedStore(TopicLogs):
 
     async def _work(self, topic: SharedTopic) -> None:
         """Do all that is wanted of a topic."""
-        retry, retrying = RETRY_SECONDS, False
+        retry, retrying, conflict_at = RETRY_SECONDS, False, -1
         try:
             while topic.wanted:
                 try:
@@ -359,7 +359,11 @@ class SharedStore(TopicLogs):
                 except Conflict:
                     topic.doubt = True
                     self.conflicts += 1
-                    await self._pause(random.uniform(0, RETRY_SECONDS))  # noqa: S311 - jitter
+                    if conflict_at == topic.seq:
+                        # A leader that has lost the others answers so while an append is under way there.
+                        retry = min(2 * retry, MAX_RETRY_SECONDS)
+                    conflict_at = topic.seq
+                    await self._pause(random.uniform(0, retry))  # noqa: S311 - jitter
                 except (Full, Unanswered, StorageError) as error:
                     topic.doubt = True
                     self._retrying += not retrying

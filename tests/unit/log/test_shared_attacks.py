@@ -7,7 +7,7 @@ import asyncio
 from tests.support.fake_engine import FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import batch
-from wsqueue.log.engine import Place, Stored, place_of
+from wsqueue.log.engine import Conflict, Place, Stored, place_of
 from wsqueue.log.engine_reader import EngineReader
 from wsqueue.protocol.packed import Packed
 
@@ -81,5 +81,28 @@ def test_a_record_is_no_larger_than_the_servers_take() -> None:
         )
         sizes = [len(one.data) for one in log.streams[place_of("news", STREAMS).stream]]
         assert max(sizes) < 1024 * 1024 + 300 * 1024
+
+    run(test)
+
+
+def test_a_conflict_that_shows_nothing_new_is_not_tried_without_end() -> None:
+    async def test(log: FakeLog) -> None:
+        pauses: list[float] = []
+        node = await Node(log).open()
+        await node.publish(batch(1))
+
+        async def under_way(_place: Place, _data: bytes, _after: int) -> int:
+            raise Conflict("wrong last sequence")
+
+        pause = node.store._pause
+
+        async def noted(seconds: float) -> None:
+            pauses.append(seconds)
+            await pause(seconds)
+
+        node.store._pause, node.engine.append = noted, under_way  # type: ignore[method-assign]
+        node.store.append([batch(2, 1)])
+        await until(lambda: len(pauses) == 30)
+        assert sum(pauses[-10:]) > 4
 
     run(test)

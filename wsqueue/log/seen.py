@@ -45,6 +45,10 @@ class Seen:
             last: Sequence number of the stream's last record now.
         """
         asked, self._asked = self._asked, last
+        if last < asked:
+            # Somebody has made the stream anew.
+            self.upto, self._ahead = last, set()
+            return True
         if self.upto >= asked:
             return False
         self.upto = asked

@@ -106,3 +106,19 @@ def test_a_conflict_that_shows_nothing_new_is_not_tried_without_end() -> None:
         assert sum(pauses[-10:]) > 4
 
     run(test)
+
+
+def test_streams_that_are_made_anew_are_followed() -> None:
+    async def test(log: FakeLog) -> None:
+        first, second = await Node(log).open(), await Node(log).open()
+        for number in range(1, 6):
+            await first.publish(batch(number, number - 1))
+        await second.read_from("news")
+        for _ in range(300):
+            await asyncio.sleep(0)
+        log.expire()
+        log.ends = [0] * STREAMS
+        await first.publish(batch(6, 5))
+        await until(lambda: second.texts("news")[-1:] == ["6.0"] or ("news", True) in second.moved)
+
+    run(test)

@@ -9,7 +9,7 @@ so a number below the stream's last one that nobody has told of is a record that
 from __future__ import annotations
 
 MAX_AHEAD = 10_000
-"""Numbers above a hole that are remembered; when there are more, the hole is one for good."""
+"""Numbers above a hole that are remembered; when there are more, what is in the hole was missed."""
 
 
 class Seen:
@@ -19,25 +19,29 @@ class Seen:
         upto: Sequence number up to which the owner knows all.
     """
 
-    __slots__ = ("_ahead", "_asked", "upto")
+    __slots__ = ("_ahead", "_asked", "_given_up", "upto")
 
     def __init__(self, upto: int = 0) -> None:
         self.upto = upto
         self._ahead: set[int] = set()
         self._asked = 0
+        self._given_up = False
 
     def note(self, seq: int) -> None:
         """Note that a record was heard of."""
         if seq == self.upto + 1 and not self._ahead:
             self.upto = seq
-        elif seq > self.upto and len(self._ahead) < MAX_AHEAD:
+        elif seq > self.upto and len(self._ahead) >= MAX_AHEAD:
+            # To forget the newest numbers instead would make a hole of each of them.
+            self.upto, self._ahead, self._given_up = seq, set(), True
+        elif seq > self.upto:
             self._ahead.add(seq)
             while self.upto + 1 in self._ahead:
                 self.upto += 1
                 self._ahead.discard(self.upto)
 
     def missed(self, last: int) -> bool:
-        """Return True if a record was missed that was there at the call before.
+        """Return True if a record was missed that was there at the call before, or many came after it.
 
         Then all up to there count as heard of, because the caller looks for them.
 
@@ -50,7 +54,9 @@ class Seen:
             self.upto, self._ahead = last, set()
             return True
         if self.upto >= asked:
-            return False
+            given_up, self._given_up = self._given_up, False
+            return given_up
+        self._given_up = False
         self.upto = asked
         self._ahead = {seq for seq in self._ahead if seq > asked}
         while self.upto + 1 in self._ahead:

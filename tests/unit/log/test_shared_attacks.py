@@ -9,6 +9,7 @@ from tests.support.messages import append_one, packed
 from tests.support.stores import batch
 from wsqueue.log.engine import Conflict, Place, Stored, place_of
 from wsqueue.log.engine_reader import EngineReader
+from wsqueue.log.seen import Seen
 from wsqueue.protocol.packed import Packed
 
 from .test_shared import STREAMS, Node, codes, run, until
@@ -122,3 +123,14 @@ def test_streams_that_are_made_anew_are_followed() -> None:
         await until(lambda: second.texts("news")[-1:] == ["6.0"] or ("news", True) in second.moved)
 
     run(test)
+
+
+def test_one_hole_at_full_speed_is_missed_once() -> None:
+    seen, last, missed = Seen(), 0, 0
+    for sweep in range(20):
+        for _ in range(30_000):
+            last += 1
+            if last != 5:
+                seen.note(last)
+        missed += seen.missed(last)
+    assert missed <= 2

@@ -71,15 +71,22 @@ class Purging:
         """
         found = await self._engine.scan(stream, seq, PURGE_BYTES)
         below: dict[str, int] = {}
-        heads = [decode_record(stored.data) for stored in found]
-        for stored, head in zip(found, heads, strict=True):
+        # Older than all others, so that the search goes on in this stream.
+        time = 1.0
+        for stored in found:
+            try:
+                head = decode_record(stored.data)
+            except StorageError:
+                # Somebody else has put it there. It stays, and must not keep everything else there too.
+                continue
+            time = head.time
             # A table that nobody has needed since may go with all before it, once there is a newer one.
             below[stored.token] = max(below.get(stored.token, 0), head.table or stored.seq)
-        freed = 0
+        freed, purged = 0, set[str]()
         for stored in found:
-            if stored.seq < below[stored.token]:
+            if stored.seq < below.get(stored.token, 0):
                 freed += len(stored.data)
-        for token, bound in below.items():
-            if any(stored.token == token and stored.seq < bound for stored in found):
-                await self._engine.purge(Place(stream, token), bound)
-        return (freed, found[-1].seq + 1, heads[-1].time) if found else (0, seq, 0.0)
+                purged.add(stored.token)
+        for token in purged:
+            await self._engine.purge(Place(stream, token), below[token])
+        return (freed, found[-1].seq + 1, time) if found else (0, seq, 0.0)

@@ -134,3 +134,16 @@ def test_one_hole_at_full_speed_is_missed_once() -> None:
                 seen.note(last)
         missed += seen.missed(last)
     assert missed <= 2
+
+
+def test_a_record_of_somebody_else_does_not_keep_the_log_large() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log, max_bytes=100_000).open()
+        for stream, records in enumerate(log.streams):
+            log.ends[stream] += 1
+            records.append(Stored(log.ends[stream], b"not ours", "somebody"))
+        for number in range(1, 400):
+            await node.publish(append_one("news", packed("x" * 1000), "p", number, number - 1))
+        await until(lambda: sum(len(one.data) for records in log.streams for one in records) <= 110_000)
+
+    run(test)

@@ -47,7 +47,7 @@ from .logs import PROBLEMS, TopicLogs
 from .purging import Purging
 from .records import MAX_NUMBERS, Record
 from .seen import Seen
-from .shared_record import SharedRecord, decode_record
+from .shared_record import Seq, SharedRecord, decode_record
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .store import FOREIGN, AppendChain, Done, Outcome
@@ -100,10 +100,10 @@ PURGE_PARTS = 16
 """Part of `max_bytes` after which a consumer that appends looks whether the log is too large."""
 
 
-Notice = list[tuple[str, int, int]]
+Notice = list[tuple[str, Seq, Seq]]
 """Topics, the streams of their records, and the sequence numbers of these."""
 
-_notice_decoder = msgspec.msgpack.Decoder(list[tuple[str, int, int]])
+_notice_decoder = msgspec.msgpack.Decoder(Notice)
 
 
 class SharedStore(TopicLogs):

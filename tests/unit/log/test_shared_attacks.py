@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
+
+import msgspec
 
 from tests.support.fake_engine import FakeLog, Fate
 from tests.support.messages import append_one, packed
@@ -145,5 +148,16 @@ def test_a_record_of_somebody_else_does_not_keep_the_log_large() -> None:
         for number in range(1, 400):
             await node.publish(append_one("news", packed("x" * 1000), "p", number, number - 1))
         await until(lambda: sum(len(one.data) for records in log.streams for one in records) <= 110_000)
+
+    run(test)
+
+
+def test_notices_of_nobody() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        notices: list[list[Any]] = [["news", -100, 3], ["news", 0, -3], ["news", 99, 3]]
+        for notice in notices:
+            node.engine.on_notice(msgspec.msgpack.encode([notice]))
+        assert codes(await node.publish(batch(1))) == ["stored"]
 
     run(test)

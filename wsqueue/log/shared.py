@@ -277,7 +277,7 @@ class SharedStore(TopicLogs):
         pairs = 0
         for name in list(self._ledger.topics):
             topic = self._topic(name)
-            if topic.readers and topic.opened and topic.time < dying:
+            if topic.readers and topic.time < dying:
                 topic.proof = True
                 self._kick(topic)
             pairs += len(topic.numbers)

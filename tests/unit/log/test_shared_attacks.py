@@ -9,13 +9,13 @@ import msgspec
 
 from tests.support.fake_engine import FakeLog, Fate
 from tests.support.messages import append_one, packed
-from tests.support.stores import batch
+from tests.support.stores import Clock, batch
 from wsqueue.log.engine import Conflict, Place, Stored, place_of
 from wsqueue.log.engine_reader import EngineReader
 from wsqueue.log.seen import Seen
 from wsqueue.protocol.packed import Packed
 
-from .test_shared import STREAMS, Node, codes, run, until
+from .test_shared import STREAMS, Node, codes, records_in, run, until
 
 
 def test_no_room_at_a_consumer_that_knows_an_old_log() -> None:
@@ -159,5 +159,19 @@ def test_notices_of_nobody() -> None:
         for notice in notices:
             node.engine.on_notice(msgspec.msgpack.encode([notice]))
         assert codes(await node.publish(batch(1))) == ["stored"]
+
+    run(test)
+
+
+def test_the_log_of_a_topic_that_was_forgotten_in_part_and_is_read_does_not_expire() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        node = await Node(log, clock).open()
+        topic = node.store._topic((await node.read_from("news")).name)
+        topic.close()
+        before = len(records_in(log, "news"))
+        clock.now += 43_201
+        node.store.trim()
+        await until(lambda: len(records_in(log, "news")) == before + 1)
 
     run(test)

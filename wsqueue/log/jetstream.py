@@ -93,6 +93,11 @@ NO_ROOM = frozenset((10002, 10023, 10028, 10047, 10077, 10122))
 """Error codes of an append that finds no room: limits of the account, the server or the stream, a full
 disk."""
 
+STORE_FAILED, STORE_LIMIT = 10077, "maximum"
+"""The one of these that stands for all that goes wrong when the leader writes a record, and a word of those
+texts that mean a limit. In all other cases, as a store that is closed because the server stops, the servers
+have agreed on the record before, and the next leader has it."""
+
 NOT_FOUND, STREAM_NOT_FOUND, NAME_IN_USE = 10037, 10059, 10058
 """Error codes of the API."""
 
@@ -236,7 +241,7 @@ class JetStreamEngine:
         except _ApiError as error:
             if error.code in CONFLICTS:
                 raise Conflict(str(error)) from None
-            if error.code in NO_ROOM:
+            if error.code in NO_ROOM and (error.code != STORE_FAILED or STORE_LIMIT in str(error)):
                 raise Full(f"the NATS servers have no room: {error}") from None
             raise Unanswered(f"the NATS servers don't append: {error}") from None
         seq = answer.get("seq")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from nats.aio.msg import Msg
 from wsqueue.config.model import JetStream, Retention
 from wsqueue.errors import ConfigError
 from wsqueue.log import jetstream
-from wsqueue.log.engine import Place, Unanswered
+from wsqueue.log.engine import Full, Place, Unanswered
 from wsqueue.log.jetstream import JetStreamEngine
 
 pytestmark = pytest.mark.anyio
@@ -161,3 +162,24 @@ async def test_a_server_that_reads_no_more_holds_up_no_stop(monkeypatch: pytest.
     await engine.open()
     engine._client.closed.clear()
     await engine.close()
+
+
+@pytest.mark.parametrize(
+    ("code", "text", "expected"),
+    [
+        (10077, "maximum bytes exceeded", Full),
+        (10047, "insufficient storage resources available", Full),
+        # The other servers have agreed on the record.
+        (10077, "store is closed", Unanswered),
+        (10077, "write msgs/1.blk: no space left on device", Unanswered),
+    ],
+)
+async def test_no_room_is_told_only_if_nothing_is_stored(
+    code: int, text: str, expected: type[Exception]
+) -> None:
+    engine = Engine()
+    engine._client = client = Client()
+    answer = {"error": {"code": 503, "err_code": code, "description": text}}
+    client.answer.set_result(Msg(client, data=json.dumps(answer).encode()))  # type: ignore[arg-type]
+    with pytest.raises(expected):
+        await engine.append(Place(0, "x"), b"data", 0)

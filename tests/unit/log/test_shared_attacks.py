@@ -74,7 +74,7 @@ def test_a_search_at_a_server_that_is_behind_skips_nothing() -> None:
 def test_a_record_is_no_larger_than_the_servers_take() -> None:
     async def test(log: FakeLog) -> None:
         node = await Node(log).open()
-        headers = [{"trace": "x" * 1000}] * 900
+        headers: list[dict[str, str] | None] = [{"trace": "x" * 1000}] * 900
         headed = Packed([1] * 900, memoryview(b"x" * 900), True, headers)
         empty = packed(*[""] * 900_000)
         await node.publish(
@@ -95,7 +95,7 @@ def test_a_conflict_that_shows_nothing_new_is_not_tried_without_end() -> None:
         node = await Node(log).open()
         await node.publish(batch(1))
 
-        async def under_way(_place: Place, _data: bytes, _after: int) -> int:
+        async def under_way(place: Place, data: bytes, after: int) -> int:
             raise Conflict("wrong last sequence")
 
         pause = node.store._pause
@@ -104,7 +104,8 @@ def test_a_conflict_that_shows_nothing_new_is_not_tried_without_end() -> None:
             pauses.append(seconds)
             await pause(seconds)
 
-        node.store._pause, node.engine.append = noted, under_way  # type: ignore[method-assign]
+        node.store._pause = noted
+        node.engine.append = under_way  # type: ignore[method-assign]
         node.store.append([batch(2, 1)])
         await until(lambda: len(pauses) == 30)
         assert sum(pauses[-10:]) > 4
@@ -130,7 +131,7 @@ def test_streams_that_are_made_anew_are_followed() -> None:
 
 def test_one_hole_at_full_speed_is_missed_once() -> None:
     seen, last, missed = Seen(), 0, 0
-    for sweep in range(20):
+    for _sweep in range(20):
         for _ in range(30_000):
             last += 1
             if last != 5:

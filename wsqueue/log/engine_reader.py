@@ -109,11 +109,8 @@ class EngineReader:
             async with self._requests:
                 found = await self._engine.read(topic.place, seq, max_bytes)
             if not found:
-                async with self._requests:
-                    last = await self._engine.last(topic.place)
-                if last is None or last.seq < seq:
-                    # They have gone because of their age.
-                    break
+                # The newest record goes last: a server without it is behind, also one that leads and has lost
+                # the others. If the log has gone, the subscriber connects again and finds out.
                 raise Unanswered("a server answers that doesn't have the newest messages yet")
             for stored in found:
                 if stored.seq > end:

@@ -176,3 +176,20 @@ def test_the_log_of_a_topic_that_was_forgotten_in_part_and_is_read_does_not_expi
         await until(lambda: len(records_in(log, "news")) == before + 1)
 
     run(test)
+
+
+def test_a_leader_that_is_behind_makes_no_gap() -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        for number in range(1, 9):
+            await node.publish(append_one("news", packed("x" * 100), "p", number, number - 1))
+        topic = node.store._topic("news")
+        reader = EngineReader(node.engine, asyncio.Semaphore(1), node._pause)
+        (first, *_) = await reader.read(topic, 5, 1)
+        assert first.offset == 5
+        # For the next requests, one to a server with the stream and one to a leader that has lost the others.
+        hidden = [0, 2, 2]
+        node.engine.hidden = lambda: hidden.pop() if hidden else 0
+        assert [record.offset for record in await reader.read(topic, 6, 2000)] == [6, 7]
+
+    run(test)

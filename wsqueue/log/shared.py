@@ -440,6 +440,8 @@ class SharedStore(TopicLogs):
         """Keep and deliver a record that somebody else appended."""
         records = topic.apply(seq, record)
         self._seen[topic.place.stream].note(seq)
+        if topic.unnamed:
+            self._move(topic, other=False)
         for one in records:
             self._keep(one)
         if records:
@@ -457,9 +459,14 @@ class SharedStore(TopicLogs):
         known, before = bool(topic.id), topic.next
         self._forget_records(topic)
         if topic.open(seq, record, table):
-            self.on_moved(topic, True)
-        elif known and topic.next != before:
-            self.on_moved(topic, False)
+            self._move(topic, other=True)
+        elif topic.unnamed or (known and topic.next != before):
+            self._move(topic, other=False)
+
+    def _move(self, topic: SharedTopic, *, other: bool) -> None:
+        """Tell that a topic has gone on without telling outcomes, or that its log has its id now."""
+        topic.unnamed = False
+        self.on_moved(topic, other)
 
     def _forget_records(self, topic: SharedTopic) -> None:
         """Drop all that is in memory of a topic, because no continuation of it comes."""
@@ -491,6 +498,7 @@ class SharedStore(TopicLogs):
             # An engine without room need not have looked at the place: the chains may be stored already.
             await self._check_last(topic)
             self._refuse(topic, proposal, str(error))
+            topic.unnamed = not topic.id
             self._opened(topic, openings)
             return
         except Unanswered:
@@ -532,7 +540,9 @@ class SharedStore(TopicLogs):
         self._tell_others(topic, seq)
         if other and before != topic.id:
             topic.reborn = False
-            self.on_moved(topic, True)
+            self._move(topic, other=True)
+        elif topic.unnamed:
+            self._move(topic, other=False)
         for outcome in outcomes:
             if outcome.record is not None:
                 self._keep(outcome.record)

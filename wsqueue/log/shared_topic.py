@@ -134,6 +134,7 @@ class SharedTopic(TopicLog):
         heard: The largest sequence number of this topic's records that another consumer told of.
         uncertain: Whether an append of unknown outcome may still be done.
         reborn: Whether the log has gone that readers know, and another begins.
+        unnamed: Whether readers have begun although there was no log.
         proof: Whether somebody waits for a proof that all of the log is known.
         waiting: The chains that are not answered.
         bytes_ever: Bytes of all records of this log.
@@ -160,6 +161,7 @@ class SharedTopic(TopicLog):
         "reborn",
         "seq",
         "uncertain",
+        "unnamed",
         "waiting",
     )
 
@@ -168,7 +170,7 @@ class SharedTopic(TopicLog):
         self.place = place
         self.waiting: deque[AppendChain] = deque()
         self._told_bytes = self.heard = self.old_answers = 0
-        self.opened = self.doubt = self.uncertain = self.reborn = self.proof = False
+        self.opened = self.doubt = self.uncertain = self.reborn = self.proof = self.unnamed = False
         # Publishers of whom a batch was refused that no record tells of.
         self._owed: dict[str, None] = {}
         self._marks: deque[Mark] = deque()

@@ -94,8 +94,8 @@ class Store(ABC):
         index: Counts the memory of all that is remembered by topic.
         on_damage: Called with a sentence when the store turns out to be damaged. The caller must close the
             store, without waiting for outcomes; a new one then begins without it.
-        on_moved: Called with a topic that has gone on without telling outcomes, and True if its log has gone
-            and another one begins.
+        on_moved: Called with a topic that has gone on without telling outcomes, or whose log has its id now,
+            and True if its log has gone and another one begins.
         on_available: Called when `shared` changes.
     """
 

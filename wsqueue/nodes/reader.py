@@ -118,6 +118,7 @@ class Reader:
         "_stopped",
         "_topic",
         "_turns",
+        "_unnamed",
     )
 
     def __init__(
@@ -136,7 +137,7 @@ class Reader:
         # As the log has it, so that it is in memory once.
         self._topic = topic_log.name
         self._offset = self._moves = 0
-        self._live = self._stopped = self._asking = False
+        self._live = self._stopped = self._asking = self._unnamed = False
         self._opening = logs.opening(topic_log)
         # Finds the offset to start at, until it has.
         self._find: Callable[[TopicLog], Awaitable[None]] | None = None
@@ -260,6 +261,8 @@ class Reader:
         if other:
             topic_log = self._logs.topic(self._topic)
             self._begin_after_gap(topic_log, topic_log.start)
+        elif self._unnamed:
+            self._begin(self._logs.topic(self._topic), self._offset)
         self.catch_up()
 
     def stop(self) -> None:
@@ -278,6 +281,8 @@ class Reader:
     def _begin(self, topic_log: TopicLog, offset: int) -> None:
         self._offset = offset
         log_id = self._logs.log_id(topic_log)
+        # While a shared log has no room, a reader of a new topic begins in one that has no id.
+        self._unnamed = not log_id
         self._connection.send_packet(v2.Subscribed(self._topic, log_id, offset, topic_log.next))
 
     def _ask(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.fake_connection import FakeConnection
-from tests.support.fake_engine import FakeEngine, FakeLog
+from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import packed
 from tests.support.session_pair import PSK
 from tests.support.stores import Clock
@@ -233,6 +233,25 @@ async def test_readers_are_told_when_the_log_has_gone(two: list[Shared]) -> None
     assert isinstance(anew, v2.Subscribed)
     assert anew.log != begun.log
     assert gap == v2.Gap("news", 0, None)
+    assert messages_in([deliver]) == ["1"]
+
+
+@pytest.mark.parametrize("there", [0, 1])
+async def test_readers_that_began_without_room_hear_the_id_of_the_log(two: list[Shared], there: int) -> None:
+    fates: list[Fate] = ["full"]
+    two[0].engine.fate = lambda: fates[-1]
+    endpoint, subscriber = two[0].connected("/subscribe")
+    endpoint.received(subscriber, [v2.Subscribe("news")])
+    await settled(lambda: len(subscriber.packets) == 2)
+    assert subscriber.take()[1] == v2.Subscribed("news", "", 0, 0)
+    fates.append("stored")
+    producer_endpoint, producer = two[there].connected("/producer")
+    producer_endpoint.received(producer, [chain("news", 1)])
+    await settled(lambda: bool(messages_in(subscriber.packets)))
+    named, deliver = subscriber.take()
+    # Without it, the subscriber would begin at `latest` again after a reconnect.
+    assert isinstance(named, v2.Subscribed)
+    assert (bool(named.log), named.offset) == (True, 0)
     assert messages_in([deliver]) == ["1"]
 
 

@@ -350,7 +350,7 @@ class SharedStore(TopicLogs):
 
     async def _work(self, topic: SharedTopic) -> None:
         """Do all that is wanted of a topic."""
-        retry, retrying, conflict_at = RETRY_SECONDS, False, -1
+        retry, retrying, conflict_at, broken = RETRY_SECONDS, False, -1, ""
         try:
             while topic.wanted:
                 try:
@@ -364,7 +364,16 @@ class SharedStore(TopicLogs):
                         retry = min(2 * retry, MAX_RETRY_SECONDS)
                     conflict_at = topic.seq
                     await self._pause(random.uniform(0, retry))  # noqa: S311 - jitter
-                except (Full, Unanswered, StorageError) as error:
+                except StorageError as error:
+                    # Only of this topic: the engine works.
+                    topic.doubt = True
+                    self._retrying -= retrying
+                    retrying = False
+                    if broken != str(error):
+                        broken = str(error)
+                        log(logger, logging.ERROR, "topic unusable", topic=topic.name, reason=broken)
+                    await self._pause(MAX_RETRY_SECONDS)
+                except (Full, Unanswered) as error:
                     topic.doubt = True
                     self._retrying += not retrying
                     retrying = True

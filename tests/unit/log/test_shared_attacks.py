@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.support.fake_engine import FakeLog, Fate
 from tests.support.messages import append_one, packed
@@ -191,5 +192,28 @@ def test_a_leader_that_is_behind_makes_no_gap() -> None:
         hidden = [0, 2, 2]
         node.engine.hidden = lambda: hidden.pop() if hidden else 0
         assert [record.offset for record in await reader.read(topic, 6, 2000)] == [6, 7]
+
+    run(test)
+
+
+def test_a_topic_with_a_record_of_somebody_else_is_no_failure_of_the_engine(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        place = place_of("news", STREAMS)
+        log.ends[place.stream] += 1
+        log.streams[place.stream].append(Stored(log.ends[place.stream], b"not ours", place.token))
+        node.store.append([batch(1)])
+        await asyncio.sleep(1.2)
+        assert node.available == []
+        assert [record.message for record in caplog.records if "topic unusable" in record.message] == [
+            'topic unusable topic=news reason="the shared log has a record that is none of wsqueue: Expected'
+            ' `array`, got `int`"'
+        ]
+        log.expire()
+        node.engine.log.ends[place.stream] = 0
+        await node.store.settle()
+        assert codes(node.outcomes) == ["stored"]
 
     run(test)

@@ -479,6 +479,10 @@ class JetStreamEngine:
                 # Another consumer has made it meanwhile.
                 info = await self._api(f"STREAM.INFO.{name}", {})
         self._check_stream(stream, info["config"])
+        age = int(self._age * 1e9)
+        if self._make and info["config"].get("max_age") != age:
+            # The configuration was changed while no consumer ran: each keeps logs alive by its own age.
+            await self._api(f"STREAM.UPDATE.{name}", {**info["config"], "max_age": age})
         if stream == 0:
             self.id = (info["config"].get("metadata") or {})["wsqueue.id"]
 

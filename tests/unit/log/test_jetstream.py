@@ -65,6 +65,7 @@ class Engine(JetStreamEngine):
         table = JetStream(servers=["nats://127.0.0.1:4222"], streams=1)
         super().__init__(Retention(mode="jetstream", jetstream=table), max_message_bytes=2**20)
         self.answers, self.asked = list(answers), list[str]()
+        self.age = 86_400
 
     async def _connect(self, options: dict[str, Any]) -> None:
         self._client: Any = Client()
@@ -73,6 +74,8 @@ class Engine(JetStreamEngine):
         if not self.answers:
             return await super()._api(name, request)
         self.asked.append(name.rpartition(".")[0])
+        if name.startswith("STREAM.UPDATE"):
+            self.age = request["max_age"] // 10**9
         answer = self.answers.pop(0)
         if isinstance(answer, int):
             raise jetstream._ApiError({"err_code": answer, "description": f"error {answer}"})
@@ -82,6 +85,7 @@ class Engine(JetStreamEngine):
             "discard": "new",
             "num_replicas": 3,
             "allow_direct": True,
+            "max_age": self.age * 10**9,
             "metadata": {"wsqueue.id": answer, "wsqueue.streams": "1"},
         }
         return {"config": config}
@@ -99,6 +103,14 @@ async def test_a_stream_that_another_consumer_is_making() -> None:
     await engine.open()
     assert engine.asked == ["STREAM.INFO", "STREAM.CREATE", "STREAM.INFO", "STREAM.INFO"]
     assert engine.id == "of the other"
+
+
+async def test_streams_get_the_age_of_a_configuration_that_was_changed_before_the_start() -> None:
+    engine = Engine("log", "log")
+    engine.age = 3600
+    await engine.open()
+    assert engine.asked == ["STREAM.INFO", "STREAM.UPDATE"]
+    assert engine.age == 86_400
 
 
 async def test_a_start_during_an_election(caplog: pytest.LogCaptureFixture) -> None:

@@ -277,7 +277,7 @@ class SharedStore(TopicLogs):
         pairs = 0
         for name in list(self._ledger.topics):
             topic = self._topic(name)
-            if topic.readers and topic.time < dying:
+            if topic.readers and topic.renewed < dying:
                 topic.proof = True
                 self._kick(topic)
             pairs += len(topic.numbers)
@@ -421,7 +421,7 @@ class SharedStore(TopicLogs):
         if last >= max(topic.heard, topic.seq):
             topic.old_answers = 0
             return
-        aged = not last and 0 < topic.time < self._clock() - self._config.max_age_seconds / 2
+        aged = not last and 0 < topic.renewed < self._clock() - self._config.max_age_seconds / 2
         topic.old_answers += 1
         if not aged and topic.old_answers < MAX_OLD_ANSWERS:
             raise Unanswered("a server answers that doesn't have the newest messages")
@@ -448,6 +448,7 @@ class SharedStore(TopicLogs):
     def _apply(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
         """Keep and deliver a record that somebody else appended."""
         records = topic.apply(seq, record)
+        topic.known_at = self._clock()
         self._seen[topic.place.stream].note(seq)
         if topic.unnamed:
             self._move(topic, other=False)
@@ -466,6 +467,8 @@ class SharedStore(TopicLogs):
                 raise Unanswered("a server answers that doesn't have the newest messages yet")
             table = decode_record(found[0].data) if found[0].seq == record.table else None
         known, before = bool(topic.id), topic.next
+        if seq != topic.seq:
+            topic.known_at = self._clock()
         self._forget_records(topic)
         if topic.open(seq, record, table):
             self._move(topic, other=True)
@@ -545,6 +548,7 @@ class SharedStore(TopicLogs):
         """Keep the record of a proposal, and answer its chains."""
         before, other = topic.id, topic.reborn
         outcomes = topic.appended(proposal, seq)
+        topic.known_at = self._clock()
         self._seen[topic.place.stream].note(seq)
         self._tell_others(topic, seq)
         if other and before != topic.id:

@@ -134,6 +134,7 @@ class SharedTopic(TopicLog):
         heard: The largest sequence number of this topic's records that another consumer told of.
         uncertain: Whether an append of unknown outcome may still be done.
         reborn: Whether the log has gone that readers know, and another begins.
+        known_at: Unix time at which the last record that is known became known here.
         unnamed: Whether readers have begun although there was no log.
         proof: Whether somebody waits for a proof that all of the log is known.
         waiting: The chains that are not answered.
@@ -153,6 +154,7 @@ class SharedTopic(TopicLog):
         "doubt",
         "heard",
         "id",
+        "known_at",
         "numbers",
         "old_answers",
         "opened",
@@ -170,6 +172,7 @@ class SharedTopic(TopicLog):
         self.place = place
         self.waiting: deque[AppendChain] = deque()
         self._told_bytes = self.heard = self.old_answers = 0
+        self.known_at = math.inf
         self.opened = self.doubt = self.uncertain = self.reborn = self.proof = self.unnamed = False
         # Publishers of whom a batch was refused that no record tells of.
         self._owed: dict[str, None] = {}
@@ -189,6 +192,11 @@ class SharedTopic(TopicLog):
     def known(self) -> bool:
         """Return True if all is known that the engine has told of."""
         return self.opened and not self.doubt and self.heard <= self.seq
+
+    @property
+    def renewed(self) -> float:
+        """Return a Unix time at which the last record was there, whatever the clock of its writer says."""
+        return min(self.time, self.known_at)
 
     @property
     def wanted(self) -> bool:

@@ -217,3 +217,23 @@ def test_a_topic_with_a_record_of_somebody_else_is_no_failure_of_the_engine(
         assert codes(node.outcomes) == ["stored"]
 
     run(test)
+
+
+def test_a_writer_with_a_wrong_clock_lets_no_log_expire_that_is_read() -> None:
+    async def test(log: FakeLog) -> None:
+        ahead, clock = Clock(), Clock()
+        ahead.now += 864_000
+        writer, reader = await Node(log, ahead).open(), await Node(log, clock).open()
+        await reader.read_from("news")
+        await writer.publish(batch(1))
+        await until(lambda: reader.texts("news") == ["1.0"])
+        clock.now += 43_201
+        before = len(records_in(log, "news"))
+        reader.store.trim()
+        await until(lambda: len(records_in(log, "news")) == before + 1)
+        reader.store.trim()
+        for _ in range(200):
+            await asyncio.sleep(0)
+        assert len(records_in(log, "news")) == before + 1
+
+    run(test)

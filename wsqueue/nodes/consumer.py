@@ -44,7 +44,7 @@ from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.frames import frame_messages
 from ..protocol.framing import HttpResponse, PongReceived
-from ..protocol.packed import pack_texts
+from ..protocol.packed import NOTHING, pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
@@ -256,7 +256,9 @@ class Consumer:
                 continue
             producer = source.producer
             if source.position != producer.answered + 1:
-                # Its record is stored and delivered below, and has no need to stay in memory here.
+                # Its record is stored and delivered below, and has no need to stay in memory here. Nor have
+                # its messages, which keep all that was read with them.
+                outcome.chain.messages = NOTHING
                 producer.early[source.position] = Outcome(
                     outcome.chain, outcome.repeats, None, outcome.code, outcome.reason
                 )

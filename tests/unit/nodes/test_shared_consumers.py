@@ -21,7 +21,7 @@ from wsqueue.log.shared import SharedStore
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.connection import Handler
 from wsqueue.nodes import consumer as module
-from wsqueue.nodes.consumer import Consumer
+from wsqueue.nodes.consumer import Consumer, ProducerEndpoint
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
 
@@ -146,6 +146,9 @@ async def test_a_producer_is_answered_in_its_order(two: list[Shared]) -> None:
     # They are delivered at once, and confirmed up to the one that is not stored.
     assert messages_in(subscriber.take()) == ["1", "3", "4", "5"]
     assert producer.take() == [v2.Ack([(1, 1)])]
+    assert isinstance(endpoint, ProducerEndpoint)
+    early = endpoint._producers[producer].early
+    assert [one.chain.messages.count for one in early.values()] == [0, 0, 0]
     gate.set()
     await settled(lambda: len(producer.packets) == 3)
     first, refused, last = producer.take()

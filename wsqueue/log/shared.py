@@ -372,6 +372,9 @@ class SharedStore(TopicLogs):
                     if broken != str(error):
                         broken = str(error)
                         log(logger, logging.ERROR, "topic unusable", topic=topic.name, reason=broken)
+                    elif topic.waiting and not topic.uncertain:
+                        # Else it would hold up the answers to all other topics of its producers.
+                        self._answer(topic, topic.give_up(broken))
                     await self._pause(MAX_RETRY_SECONDS)
                 except (Full, Unanswered) as error:
                     topic.doubt = True

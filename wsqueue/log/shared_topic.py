@@ -349,12 +349,25 @@ class SharedTopic(TopicLog):
                 continue
             else:
                 outcomes.append(Outcome(chain, repeats, code="full", reason=reason))
-            if chain.publisher not in self.numbers:
-                self._owed[chain.publisher] = None
-                if len(self._owed) > MAX_PUBLISHERS:
-                    del self._owed[next(iter(self._owed))]
+            self._owe(chain.publisher)
         proposal.outcomes = outcomes
         return self.answered(proposal)
+
+    def give_up(self, reason: str) -> list[Outcome]:
+        """Refuse all chains that wait, because the log can't be read."""
+        outcomes: list[Outcome] = []
+        for chain in self.waiting:
+            code = chain.problem
+            outcomes.append(Outcome(chain, code=code or "full", reason=PROBLEMS[code] if code else reason))
+            self._owe(chain.publisher)
+        return self.answered(Proposal(len(outcomes), outcomes))
+
+    def _owe(self, publisher: str) -> None:
+        """Note that a batch of a publisher was refused that no record tells of."""
+        if publisher not in self.numbers:
+            self._owed[publisher] = None
+            if len(self._owed) > MAX_PUBLISHERS:
+                del self._owed[next(iter(self._owed))]
 
     def purge_below(self, max_bytes: int, max_messages: int) -> int:
         """Return the sequence number below which records exceed the limits of the topic, 0 if none do."""

@@ -11,8 +11,9 @@ import asyncio
 import time
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import StorageError
 from .engine import Engine, Unanswered
@@ -23,10 +24,12 @@ from .shared_topic import SharedTopic, records_of
 Result = TypeVar("Result")
 
 READ_SECONDS = 15.0
-"""Time after which a read gives up: more than an election takes."""
+"""Time after which a step of a read gives up: more than an election takes."""
 
 AGAIN_SECONDS = 0.1
 """Time between two attempts to read."""
+
+NOTHING = nullcontext()
 
 MAX_CURSORS = 10_000
 """Places of readers that are remembered, so that they need not be searched: 2 MiB."""
@@ -66,8 +69,12 @@ class EngineReader:
         found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
         return found[0].offset if found else end
 
-    async def _in_time(self, request: Callable[[], Awaitable[Result]]) -> Result:
-        """Ask the engine until it answers, or for too long.
+    async def _in_time(
+        self,
+        request: Callable[[], Awaitable[Result]],
+        held: AbstractAsyncContextManager[Any] = NOTHING,
+    ) -> Result:
+        """Ask the engine until it answers, or for too long; hold something during each attempt.
 
         Raises:
             StorageError: It does not answer.
@@ -75,7 +82,8 @@ class EngineReader:
         until = time.monotonic() + READ_SECONDS
         while True:
             try:
-                return await request()
+                async with held:
+                    return await request()
             except Unanswered as error:
                 if time.monotonic() > until:
                     raise StorageError(f"the log can't be read: {error}") from None
@@ -106,8 +114,9 @@ class EngineReader:
         """
         end, records = topic.seq, list[Record]()
         while not records and seq <= end:
-            async with self._requests:
-                found = await self._engine.read(topic.place, seq, max_bytes)
+            found = await self._in_time(
+                partial(self._engine.read, topic.place, seq, max_bytes), self._requests
+            )
             if not found:
                 # The newest record goes last: a server without it is behind, also one that leads and has lost
                 # the others. If the log has gone, the subscriber connects again and finds out.
@@ -130,8 +139,9 @@ class EngineReader:
         low, high = 1, topic.seq + 1
         while low < high:
             middle = (low + high) // 2
-            async with self._requests:
-                found = await self._engine.read(topic.place, middle, 1)
+            # Each is repeated by itself: a server whose host is off gets a share of the requests until the
+            # others notice, and hardly a search would end in which all must succeed.
+            found = await self._in_time(partial(self._engine.read, topic.place, middle, 1), self._requests)
             if not found or found[0].seq > topic.seq or right(decode_record(found[0].data)):
                 high = middle
             else:

@@ -15,7 +15,7 @@ from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import Clock, batch, delivered
 from wsqueue.config.model import JetStream, Retention
-from wsqueue.log.engine import place_of
+from wsqueue.log.engine import Place, Stored, Unanswered, place_of
 from wsqueue.log.records import Record
 from wsqueue.log.shared import SharedStore
 from wsqueue.log.shared_record import SharedRecord, decode_record
@@ -438,6 +438,29 @@ def test_old_records_are_read_from_the_engine() -> None:
         assert (first.offset, first.end) == (45, 48)
         assert await reader.store.offset_at(topic, 1000 + 10 * 20) == 57
         assert await reader.store.offset_at(topic, 1e9) == 90
+
+    run(test)
+
+
+def test_a_search_ends_though_a_server_that_is_off_gets_a_share_of_the_requests() -> None:
+    async def test(log: FakeLog) -> None:
+        writer = await Node(log).open()
+        for number in range(1, 200):
+            await writer.publish(batch(number, number - 1))
+        node = await Node(log).open()
+        topic = await node.read_from("news")
+        read, asked = node.engine.read, 0
+
+        async def read_sometimes(place: Place, seq: int, max_bytes: int) -> list[Stored]:
+            nonlocal asked
+            asked += 1
+            if asked % 3 == 0:
+                raise Unanswered("time is up")
+            return await read(place, seq, max_bytes)
+
+        node.engine.read = read_sometimes  # type: ignore[method-assign]
+        assert (await node.store.read(topic, 150, 1))[0].offset == 150
+        assert asked < 20
 
     run(test)
 

@@ -68,6 +68,9 @@ RECONNECT_SECONDS = 0.2
 CLOSE_SECONDS = 1.0
 """Time for the end of a connection; a server that reads does it at once."""
 
+REACHED_SECONDS = 15.0
+"""Time since which a replica was heard of that counts as reached: it is heard of every second."""
+
 PING_SECONDS = 2
 """Time between two pings to the server; two without an answer end the connection."""
 
@@ -303,7 +306,7 @@ class JetStreamEngine:
     def _state(self, info: Mapping[str, Any]) -> StreamState:
         """Return the state of a stream from an answer about it."""
         state, cluster = info["state"], info.get("cluster") or {}
-        replicas = [one for one in cluster.get("replicas") or [] if not one.get("offline")]
+        replicas = [one for one in cluster.get("replicas") or [] if _reached(one)]
         return StreamState(
             first=state["first_seq"],
             last=state["last_seq"],
@@ -643,6 +646,12 @@ class JetStreamEngine:
         if status in ("204", "404"):
             return found
         raise Unanswered(f"a NATS server refuses to read: {headers.get('Description', status)}")
+
+
+def _reached(replica: Mapping[str, Any]) -> bool:
+    """Return True if the leader of a stream reaches a replica; it takes minutes to call one offline."""
+    heard = replica.get("current") or 0 < replica.get("active", 0) / 1e9 < REACHED_SECONDS
+    return bool(heard) and not replica.get("offline")
 
 
 def _reason(error: BaseException) -> str:

@@ -195,3 +195,19 @@ async def test_no_room_is_told_only_if_nothing_is_stored(
     client.answer.set_result(Msg(client, data=json.dumps(answer).encode()))  # type: ignore[arg-type]
     with pytest.raises(expected):
         await engine.append(Place(0, "x"), b"data", 0)
+
+
+@pytest.mark.parametrize(
+    ("replica", "reached"),
+    [
+        ({"current": True, "active": 20_509_032}, True),
+        ({"current": False, "active": 900_000_000, "lag": 582}, True),
+        ({"current": False, "active": 96_340_630_016, "lag": 582}, False),
+        # The leader has never heard of it.
+        ({"current": False, "active": 0}, False),
+        ({"current": True, "active": 20_509_032, "offline": True}, False),
+    ],
+)
+def test_a_replica_whose_host_is_off_is_not_reached(replica: dict[str, Any], reached: bool) -> None:
+    """The servers call it offline minutes later."""
+    assert jetstream._reached({"name": "n2"} | replica) is reached

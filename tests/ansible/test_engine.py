@@ -256,6 +256,14 @@ def test_passwords_are_in_one_file_only(engine: Engine) -> None:
         assert NODE_PASSWORD not in text
 
 
+def test_servers_notice_a_host_that_is_off(engine: Engine) -> None:
+    for name in NAMES:
+        text = (engine.directory / f"{name}-nats.conf").read_text()
+        cluster = text[text.index("\ncluster {") :]
+        assert '    ping_interval: "2s"\n    ping_max: 2\n' in cluster
+        engine.check(name)
+
+
 def test_another_ca_without_a_restart(engine: Engine) -> None:
     """The three steps of rotate_ca.yml: trust both, use the new certificates, trust the new CA alone."""
     if not engine.tls:

@@ -57,13 +57,13 @@ def zipapp(clone: Clone) -> Path:
 
 
 def test_it_has_the_client_of_a_shared_log(zipapp: Path, tmp_path: Path) -> None:
-    """A consumer with such a log starts, and waits for the servers."""
+    """A consumer with such a log waits for the servers, and ends when it is told to."""
     (tmp_path / "psk").write_text("a key that is long enough")
     (tmp_path / "psk").chmod(0o600)
     file = tmp_path / "consumer.toml"
     file.write_text(
         'role = "consumer"\nlocal = true\nlisten = ["127.0.0.1:0"]\npsk_file = "psk"\n'
-        'retention.mode = "jetstream"\nretention.jetstream.servers = ["nats://127.0.0.1:9"]\n'
+        'limits.drain_seconds = 0.5\nretention.mode = "jetstream"\nretention.jetstream.servers = ["nats://127.0.0.1:9"]\n'
     )
     with subprocess.Popen(
         [sys.executable, "-I", zipapp, "consumer", file], stderr=subprocess.PIPE, text=True
@@ -71,6 +71,11 @@ def test_it_has_the_client_of_a_shared_log(zipapp: Path, tmp_path: Path) -> None
         assert process.stderr is not None
         line = next(line for line in process.stderr if "NATS" in line)
         process.terminate()
+        try:
+            # It ends though it has not started.
+            assert process.wait(timeout=30) == 0
+        finally:
+            process.kill()
     assert "no NATS server answers" in line
 
 

@@ -107,9 +107,10 @@ class Service:
         """
         reload_wanted = asyncio.Event()
         self._handle_signals(reload_wanted)
-        async with self._more_time("starting"):
-            await self.start()
         loop = asyncio.get_running_loop()
+        async with self._more_time("starting"):
+            if not await self._started():
+                return
         reloading, *others = (
             loop.create_task(self._reload_on(reload_wanted)),
             loop.create_task(self._tell_manager()),
@@ -124,6 +125,24 @@ class Service:
             task.cancel()
         if self._failure is not None:
             raise self._failure
+
+    async def _started(self) -> bool:
+        """Start, and return True; or False if the node was told to stop while it waited for others.
+
+        A start that waits for servers which are away would never end by itself.
+        """
+        starting, stopping = asyncio.create_task(self.start()), asyncio.create_task(self._stopping.wait())
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        stopping.cancel()
+        if not starting.done():
+            await asyncio.wait([starting], timeout=self._config.limits.drain_seconds)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait([starting])
+            if starting.cancelled():
+                return False
+        await starting
+        return True
 
     async def start(self) -> None:
         """Begin to work, then listen.

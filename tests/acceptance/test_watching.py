@@ -352,7 +352,7 @@ class TestCompletion:
             (("do",), ["doctor"]),
             (("top", "--o"), ["--once"]),
             (("completion", "f"), ["fish"]),
-            (("local", "--retention", ""), ["memory", "sqlite"]),
+            (("local", "--retention", ""), ["memory", "sqlite", "jetstream"]),
         ],
     )
     def test_in_bash(self, directory: Path, words: tuple[str, ...], completed: list[str]) -> None:

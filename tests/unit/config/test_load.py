@@ -84,7 +84,7 @@ class TestKeys:
                 CONSUMER + '[retention]\nmode = "jetstream"\n',
                 3,
                 "retention",
-                "the mode jetstream needs servers: expected them in the table [retention.jetstream]",
+                "the mode jetstream needs servers: expected the table [retention.jetstream] with the key servers",
             ),
             (
                 CONSUMER + "[retention.jetstream]\nreplicas = 2\n",

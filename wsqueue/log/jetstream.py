@@ -546,7 +546,7 @@ class JetStreamEngine:
 
     def _complain(self, event: str, error: BaseException) -> None:
         """Log a failure, once until there is another one."""
-        reason = str(error) or type(error).__name__
+        reason = _reason(error)
         if reason != self._complaint:
             self._complaint = reason
             log(logger, logging.WARNING, event, reason=reason)

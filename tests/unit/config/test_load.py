@@ -84,7 +84,7 @@ class TestKeys:
                 CONSUMER + '[retention]\nmode = "jetstream"\n',
                 3,
                 "retention",
-                "the mode jetstream needs servers: expected the table [retention.jetstream] with the key servers",
+                "the mode jetstream needs servers: expected the table [retention.jetstream] with",
             ),
             (
                 CONSUMER + "[retention.jetstream]\nreplicas = 2\n",

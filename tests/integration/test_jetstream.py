@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
+from tests.support.certificates import Authority
 from tests.support.messages import append_one, packed
 from tests.support.nats_servers import NatsServers
 from tests.support.stores import batch
@@ -205,6 +207,25 @@ async def test_a_user_with_a_password(tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match="refuses this consumer") as caught:
             await engine_on(servers, user="wsqueue", password_file=str(password)).open()
         assert "a wrong one" not in str(caught.value)
+
+
+async def test_certificates_of_both_ends(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    server, own = authority.issue("server"), authority.issue("own")
+    names = f'cert_file: "{server.certificate}", key_file: "{server.key}", ca_file: "{server.ca}"'
+    async with NatsServers(tmp_path / "nats", options=f"tls {{ {names}, verify: true }}") as servers:
+        files = {"certificate": own.certificate, "key": own.key, "ca": own.ca}
+        config = retention(servers, **files)
+        assert config.jetstream is not None
+        tls = [url.replace("nats:", "tls:") for url in config.jetstream.servers]
+        config = replace(config, jetstream=replace(config.jetstream, servers=tls))
+        engine = JetStreamEngine(config, max_message_bytes=2**20)
+        await engine.open()
+        assert await engine.append(Place(0, "a"), b"data", 0) == 1
+        await engine.close()
+        (tmp_path / "own.key").write_text("no key")
+        with pytest.raises(ConfigError, match=r"own\.key: it holds no private key"):
+            await JetStreamEngine(config, max_message_bytes=2**20).open()
 
 
 async def test_a_server_that_goes_and_comes_back(server: NatsServers, engine: Engine) -> None:

@@ -133,6 +133,11 @@ class JetStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         """Return the parsed `servers`."""
         return [parse_server(text) for text in self.servers]
 
+    @property
+    def tls(self) -> Tls:
+        """Return the files of TLS, as other connections have them."""
+        return Tls(certificate=self.certificate, key=self.key, ca=self.ca)
+
 
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bound the messages that are kept of each topic, for subscribers that come (back) later.

@@ -1,4 +1,4 @@
-"""The log of each topic that a consumer keeps, in memory or in SQLite.
+"""The log of each topic: of a consumer, in memory or in SQLite, or of all, in an engine.
 
-May import: config, report, protocol.
+May import: net, config, report, protocol.
 """

@@ -31,10 +31,11 @@ from typing import Any
 
 import msgspec
 
-from ..config.files import read_secret, read_text
+from ..config.files import read_secret
 from ..config.model import JetStream, Retention
 from ..errors import ConfigError
 from ..journal import log
+from ..net.certificates import initiator_context
 from .engine import READ_BYTES, Conflict, Full, Place, Stored, StreamState, Unanswered
 from .shared_topic import MAX_RECORD_BYTES
 
@@ -79,12 +80,6 @@ RECORD_MARGIN_BYTES = 300 * 1024
 
 MAX_BATCH_RECORDS = 1000
 """Records that one read asks a server for."""
-
-MAX_CA_BYTES = 1024 * 1024
-"""Maximum size of a file with certificates; a larger file is something else."""
-
-MAX_KEY_BYTES = 64 * 1024
-"""Maximum size of a private key's file; a larger file is something else."""
 
 MAX_PASSWORD_BYTES = 4096
 """Maximum size of a password's file; a larger file is something else."""
@@ -399,31 +394,9 @@ class JetStreamEngine:
             read_secret(Path(config.credentials_file), MAX_PASSWORD_BYTES)
             options["user_credentials"] = config.credentials_file
         if any(address.tls for address in config.addresses) or config.ca or config.certificate:
-            options["tls"] = self._tls()
+            options["tls"] = context = initiator_context(config.tls)
+            context.minimum_version = ssl.TLSVersion.TLSv1_3
         return options
-
-    def _tls(self) -> ssl.SSLContext:
-        config = self._config
-
-        def refuse() -> str:
-            # Without this, OpenSSL would ask for the passphrase on the terminal.
-            raise ConfigError("the key needs a passphrase; expected one that does not", file=config.key or "")
-
-        trusted = read_text(Path(config.ca), MAX_CA_BYTES) if config.ca is not None else None
-        try:
-            context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cadata=trusted)
-        except (ValueError, ssl.SSLError) as error:
-            raise ConfigError(f"it holds no certificates: {error}", file=config.ca or "") from None
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        if config.certificate is not None and config.key is not None:
-            read_text(Path(config.certificate), MAX_CA_BYTES)
-            read_secret(Path(config.key), MAX_KEY_BYTES)
-            try:
-                context.load_cert_chain(config.certificate, config.key, refuse)
-            except (OSError, ssl.SSLError) as error:
-                problem = f"OpenSSL refuses it or {config.key}: {error}"
-                raise ConfigError(problem, file=config.certificate) from None
-        return context
 
     def _info(self) -> dict[str, Any]:
         """Return the greeting of the server."""

@@ -68,9 +68,7 @@ class TlsContexts:
                 self._acceptor.verify_mode = ssl.CERT_REQUIRED
         # The system's certificates take some MiB, and few nodes need them.
         if tls.ca is not None or any(address.tls for address in config.peers):
-            self._initiator = _context(ssl.Purpose.SERVER_AUTH, tls)
-            if tls.certificate is not None and tls.key is not None:
-                _load_own(self._initiator, tls.certificate, tls.key)
+            self._initiator = initiator_context(tls)
 
     def __reduce__(self) -> tuple[type[TlsContexts], tuple[Config]]:
         # Another process reads the files again.
@@ -119,6 +117,18 @@ class TlsContexts:
         """
         assert self._initiator is not None
         return self._initiator.wrap_socket(connection, server_hostname=address.host)
+
+
+def initiator_context(tls: Tls) -> ssl.SSLContext:
+    """Return the context of an initiator, with its own certificate if it has one.
+
+    Raises:
+        ConfigError: A file cannot be used; it names the file and the reason.
+    """
+    context = _context(ssl.Purpose.SERVER_AUTH, tls)
+    if tls.certificate is not None and tls.key is not None:
+        _load_own(context, tls.certificate, tls.key)
+    return context
 
 
 def _context(purpose: ssl.Purpose, tls: Tls) -> ssl.SSLContext:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from ...config.addresses import parse_server
-from ...config.model import ClientConfig, ConsumerConfig, Tls
+from ...config.model import ClientConfig, ConsumerConfig
 from ...errors import ConfigError
 from ...log.engine import StreamState, Unanswered
 from ...net.certificates import TlsContexts
@@ -89,9 +89,8 @@ def _file_findings(file: str, checked: ConsumerConfig) -> Iterator[Finding]:
     """Check the certificates and their key; the connections check passwords."""
     jetstream = checked.retention.jetstream
     assert jetstream is not None
-    tls = Tls(certificate=jetstream.certificate, key=jetstream.key, ca=jetstream.ca)
     try:
-        contexts = TlsContexts(ClientConfig(producers=[], consumers=[], tls=tls))
+        contexts = TlsContexts(ClientConfig(producers=[], consumers=[], tls=jetstream.tls))
     except ConfigError as error:
         text = f"The certificates cannot be used for the shared log: {error.file}: {error.problem}."
         yield Finding("problem", file, text, "See [retention.jetstream] in docs/configuration.md.")

@@ -23,7 +23,7 @@ from tests.support.paths import ROOT
 from tests.support.toml import write_toml
 from wsqueue.errors import WsqueueError
 from wsqueue.log.archive import FILE_NAME
-from wsqueue.tools.local import MAX_LOG_LINE_BYTES, LocalNode
+from wsqueue.tools.local_node import MAX_LOG_LINE_BYTES, LocalNode
 
 from .checker import Restore, Span
 from .engines import Engines

@@ -17,7 +17,7 @@ import msgspec
 
 from ..config.model import Retention
 from ..errors import WsqueueError
-from .local_engine import LocalEngine
+from .local_engine import start_engine
 from .local_node import MAX_LOG_LINE_BYTES, LocalNode
 
 
@@ -56,9 +56,8 @@ class LocalCluster:
         if directory is None:
             directory = Path(self._resources.enter_context(TemporaryDirectory(prefix="wsqueue-local-")))
         self._directory = directory
-        self._engine = (
-            None if nats_server is None else LocalEngine(nats_server, directory / "engine", self._show)
-        )
+        self._nats_server = nats_server
+        self._engine: LocalNode | None = None
 
     @property
     def config_file(self) -> Path:
@@ -73,8 +72,12 @@ class LocalCluster:
     @property
     def pids(self) -> dict[str, int]:
         """Return the ids of the nodes' processes by the names of the nodes."""
-        engine = {} if self._engine is None else {"engine": self._engine.pid}
-        return {node.name: node.pid for node in self._nodes} | engine
+        return {node.name: node.pid for node in self._processes}
+
+    @property
+    def _processes(self) -> list[LocalNode]:
+        """Return all nodes, and the NATS server if there is one."""
+        return self._nodes if self._engine is None else [*self._nodes, self._engine]
 
     async def wait(self) -> None:
         """Wait until a node ends, which is an error.
@@ -82,13 +85,9 @@ class LocalCluster:
         Raises:
             WsqueueError: A node has ended.
         """
-        processes = [node.ended for node in self._nodes]
-        if self._engine is not None and self._engine.ended is not None:
-            processes.append(self._engine.ended)
-        await asyncio.wait(processes, return_when=asyncio.FIRST_COMPLETED)
-        if self._engine is not None and processes[-1].done():
-            raise WsqueueError("nats-server ended")
-        node = next(node for node in self._nodes if node.ended.done())
+        processes = self._processes
+        await asyncio.wait([node.ended for node in processes], return_when=asyncio.FIRST_COMPLETED)
+        node = next(node for node in processes if node.ended.done())
         raise WsqueueError(f"{node.name} ended: {node.outcome()}")
 
     async def __aenter__(self) -> Self:
@@ -96,10 +95,11 @@ class LocalCluster:
             self._write_psk()
             retention = msgspec.structs.asdict(self._retention)
             settings = {f"retention.{key}": value for key, value in retention.items() if value is not None}
-            if self._engine is not None:
+            if self._nats_server is not None:
+                self._engine = await start_engine(self._nats_server, self._directory / "engine", self._show)
                 settings |= {
                     "retention.mode": "jetstream",
-                    "retention.jetstream.servers": [await self._engine.start()],
+                    "retention.jetstream.servers": [f"nats://{self._engine.address}"],
                     "retention.jetstream.replicas": 1,
                 }
             consumers = await self._start("consumer", self._consumers, **settings)

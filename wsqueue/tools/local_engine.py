@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
+import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import WsqueueError
-
-START_SECONDS = 20.0
-"""Maximum time until the server listens: it needs a tenth of a second, but more on a busy machine."""
-
-STOP_SECONDS = 10.0
-"""Maximum time until it has ended."""
-
-POLL_SECONDS = 0.02
-"""Time between two looks whether it listens."""
+from .local_node import MAX_LOG_LINE_BYTES, LocalNode
 
 MAX_PAYLOAD_BYTES = 2 * 1024 * 1024
 """Size of a message that it takes: a batch of the default `max_message_bytes`, and the head of a record."""
 
+_LISTENS = re.compile(r"Listening for client connections on (\S+)$")
 
 _SHOWN = ("[WRN]", "[ERR]", "[FTL]", "nats-server:")
 """Marks of the lines that are shown: the others say that all is well."""
@@ -50,101 +42,60 @@ def find_nats_server(given: Path | None) -> Path:
     return Path(found)
 
 
-class LocalEngine:
-    """Run a NATS server with JetStream as a process.
+async def start_engine(program: Path, directory: Path, show: Callable[[str, str], None]) -> LocalNode:
+    """Start a NATS server with JetStream, and return it once it listens.
 
     Args:
         program: The program nats-server.
         directory: Place of its files, which stay.
-        show: Called with "engine" and a line that it logged.
+        show: Called with "engine" and a line that it logged, if that is more than a notice.
 
-    Attributes:
-        ended: Done when the process has ended.
+    Raises:
+        WsqueueError: It does not start.
     """
+    file = _configure(directory)
+    try:
+        process = await asyncio.create_subprocess_exec(
+            program,
+            *("-c", file),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=asyncio.subprocess.PIPE,
+            limit=MAX_LOG_LINE_BYTES,
+            # Ctrl-C must only reach this process, which ends the nodes before.
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise WsqueueError(f"cannot run {program}: {error.strerror}") from None
 
-    def __init__(self, program: Path, directory: Path, show: Callable[[str, str], None]) -> None:
-        self._program, self._directory, self._show = program, directory, show
-        self._process: asyncio.subprocess.Process | None = None
-        self.ended: asyncio.Task[None] | None = None
+    def show_problems(name: str, line: str) -> None:
+        if any(mark in line for mark in _SHOWN):
+            show(name, line)
 
-    @property
-    def pid(self) -> int:
-        """Return the id of the process."""
-        assert self._process is not None
-        return self._process.pid
+    engine = LocalNode("engine", process, show_problems, started=_LISTENS)
+    try:
+        await engine.started()
+    except BaseException:
+        engine.kill()
+        raise
+    return engine
 
-    async def start(self) -> str:
-        """Start the server, and return its address once it listens.
 
-        Raises:
-            WsqueueError: It does not start.
-        """
-        try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            for old in self._directory.glob("*.ports"):
-                old.unlink()
-            file = self._directory / "nats.conf"
-            file.write_text(
-                "server_name: engine\n"
-                "listen: 127.0.0.1:-1\n"
-                f"ports_file_dir: {json.dumps(str(self._directory))}\n"
-                f"max_payload: {MAX_PAYLOAD_BYTES}\n"
-                f"jetstream {{ store_dir: {json.dumps(str(self._directory))}, sync_interval: always }}\n"
-            )
-        except OSError as error:
-            raise WsqueueError(f"cannot write {self._directory}: {error.strerror}") from None
-        try:
-            self._process = await asyncio.create_subprocess_exec(
-                self._program,
-                *("-c", file),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                # Ctrl-C must only reach this process, which ends the nodes before.
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise WsqueueError(f"cannot run {self._program}: {error.strerror}") from None
-        self.ended = asyncio.create_task(self._read(self._process))
-        return await self._address()
+def _configure(directory: Path) -> Path:
+    """Write the configuration of a server, and return its file.
 
-    async def stop(self) -> None:
-        """End the server."""
-        if self._process is None or self.ended is None:
-            return
-        self._signal(signal.SIGTERM)
-        try:
-            async with asyncio.timeout(STOP_SECONDS):
-                await asyncio.shield(self.ended)
-        except TimeoutError:
-            self.kill()
-            await self.ended
-
-    def kill(self) -> None:
-        """End the server at once, unless it has ended."""
-        self._signal(signal.SIGKILL)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
-            self._process.send_signal(number)
-
-    async def _address(self) -> str:
-        """Wait until the server has written its ports."""
-        assert self.ended is not None
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(START_SECONDS):
-                while not self.ended.done():
-                    for file in self._directory.glob("*.ports"):
-                        with contextlib.suppress(OSError, ValueError, LookupError):
-                            return str(json.loads(file.read_text())["nats"][0])
-                    await asyncio.sleep(POLL_SECONDS)
-        self.kill()
-        raise WsqueueError(f"{self._program} did not start: see its lines above")
-
-    async def _read(self, process: asyncio.subprocess.Process) -> None:
-        assert process.stderr is not None
-        async for line in process.stderr:
-            text = line.decode(errors="backslashreplace").rstrip("\n")
-            if any(level in text for level in _SHOWN):
-                self._show("engine", text)
-        await process.wait()
+    Raises:
+        WsqueueError: It can't be written.
+    """
+    file = directory / "nats.conf"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file.write_text(
+            "server_name: engine\n"
+            "listen: 127.0.0.1:-1\n"
+            f"max_payload: {MAX_PAYLOAD_BYTES}\n"
+            f"jetstream {{ store_dir: {json.dumps(str(directory))}, sync_interval: always }}\n"
+        )
+    except OSError as error:
+        raise WsqueueError(f"cannot write {directory}: {error.strerror}") from None
+    return file

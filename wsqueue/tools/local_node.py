@@ -22,12 +22,29 @@ _STARTED = re.compile(r"\bstarted role=\w+ version=\S+ listen=(\S+)$")
 
 
 class LocalNode:
-    """A node that runs as a process; its log lines are passed on."""
+    """A node that runs as a process; its log lines are passed on.
+
+    Args:
+        name: Its name.
+        process: The process, whose standard error is a pipe.
+        show: Called with the name and a line that it logged.
+        started: Finds the address in the line with which it says that it listens.
+
+    Attributes:
+        address: Address at which it listens, "" before.
+        ended: Done when the process has ended.
+    """
 
     def __init__(
-        self, name: str, process: asyncio.subprocess.Process, show: Callable[[str, str], None]
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        show: Callable[[str, str], None],
+        *,
+        started: re.Pattern[str] = _STARTED,
     ) -> None:
         self.name = name
+        self._line_at_start = started
         self.address = ""
         self.ended = asyncio.create_task(self._read(process, show))
         self._process = process
@@ -89,7 +106,7 @@ class LocalNode:
         assert process.stderr is not None
         async for line in process.stderr:
             text = line.decode(errors="backslashreplace").rstrip("\n")
-            if match := _STARTED.search(text):
+            if match := self._line_at_start.search(text):
                 self.address = match[1]
                 self._started.set()
             show(self.name, text)

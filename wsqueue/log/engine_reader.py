@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from ..errors import StorageError
-from .engine import Engine, Unanswered
+from .engine import Engine, Place, Unanswered
 from .records import Record
 from .shared_record import SharedRecord, decode_record
 from .shared_topic import SharedTopic, records_of
@@ -33,6 +33,20 @@ NOTHING = nullcontext()
 
 MAX_CURSORS = 10_000
 """Places of readers that are remembered, so that they need not be searched: 2 MiB."""
+
+
+async def table_of(engine: Engine, place: Place, record: SharedRecord) -> SharedRecord | None:
+    """Return the table that the last record of a topic needs: the record itself, or None if that has gone.
+
+    Raises:
+        Unanswered: No server that has it answers.
+    """
+    if not record.table:
+        return record
+    found = await engine.read(place, record.table, 1)
+    if not found:
+        raise Unanswered("a server answers that doesn't have the newest messages yet")
+    return decode_record(found[0].data) if found[0].seq == record.table else None
 
 
 class EngineReader:

@@ -28,6 +28,7 @@ import msgspec
 
 from ..errors import StorageError, WsqueueError
 from .engine import Conflict, Engine, EngineError, Full, Stored, Unanswered, place_of
+from .engine_reader import table_of
 from .moved_log import WRITER, MovedLog, MovedTopic, groups
 from .records import Record
 from .shared_record import SharedRecord, decode_record
@@ -277,12 +278,8 @@ class Mover:
         record = None if last is None else decode_record(last.data)
         if last is None or record is None or not _is_of(record, move) or record.end != move.topic.first:
             raise WsqueueError(f"somebody else changes the topic {move.topic.name!r} on the NATS servers")
-        if record.table:
-            found = await self._answered(partial(self._engine.read, shared.place, record.table, 1))
-            has_it = bool(found) and found[0].seq == record.table
-            shared.open(last.seq, record, decode_record(found[0].data) if has_it else None)
-        else:
-            shared.open(last.seq, record, record)
+        table = await self._answered(partial(table_of, self._engine, shared.place, record))
+        shared.open(last.seq, record, table)
 
     async def _last(self, topic: MovedTopic) -> Stored | None:
         place = place_of(topic.name, self._streams)

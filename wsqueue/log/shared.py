@@ -41,7 +41,7 @@ from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, Conflict, Engine, Full, StreamState, Unanswered, place_of
-from .engine_reader import EngineReader
+from .engine_reader import EngineReader, table_of
 from .health import Health
 from .logs import PROBLEMS, TopicLogs
 from .purging import Purging
@@ -185,7 +185,7 @@ class SharedStore(TopicLogs):
         """Use other limits from now on; mode and engine stay those of the start."""
         age = limits.max_age_seconds
         if age != self._config.max_age_seconds:
-            self._begin(self._set_age(age))
+            self._begin(self._until_answered(partial(self._engine.set_age, age)))
         self._purging.max_bytes = limits.max_bytes
         super().reconfigure(msgspec.structs.replace(limits, jetstream=self._config.jetstream))
 
@@ -462,13 +462,8 @@ class SharedStore(TopicLogs):
 
     async def _open(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
         """Know a topic by its last record."""
-        table: SharedRecord | None = record
-        if record.table:
-            async with self._requests:
-                found = await self._engine.read(topic.place, record.table, 1)
-            if not found:
-                raise Unanswered("a server answers that doesn't have the newest messages yet")
-            table = decode_record(found[0].data) if found[0].seq == record.table else None
+        async with self._requests:
+            table = await table_of(self._engine, topic.place, record)
         known, before = bool(topic.id), topic.next
         if seq != topic.seq:
             topic.known_at = self._clock()
@@ -661,9 +656,6 @@ class SharedStore(TopicLogs):
         """Note that the connection to the engine is lost, or there again (the engine calls this)."""
         if not self._engine.connected:
             self._health.fail("there is no connection to a NATS server")
-
-    async def _set_age(self, seconds: float) -> None:
-        await self._until_answered(partial(self._engine.set_age, seconds))
 
     def _begin(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         """Do some work beside all topics."""

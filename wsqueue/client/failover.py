@@ -27,16 +27,8 @@ from functools import partial
 import msgspec
 
 from ..protocol import v2
+from ..protocol.placement import AWAY_SECONDS, BACK_SECONDS, LOG_SECONDS
 from ..protocol.routing import stand_in_order
-
-AWAY_SECONDS = 3.0
-"""Seconds without a consumer after which others are tried: a restart takes less, and subscribers can wait."""
-
-BACK_SECONDS = 10.0
-"""Seconds with the home until the topics return, so that one which comes and goes does not move them."""
-
-LOG_SECONDS = 1.0
-"""Seconds after the hello in which a consumer that shares its log has said so: it does that first."""
 
 
 def failover_order(topic: str, consumers: Iterable[int]) -> list[int]:

@@ -33,7 +33,7 @@ import msgspec
 
 from ..config.files import read_secret
 from ..config.model import JetStream, Retention
-from ..errors import ConfigError
+from ..errors import ConfigError, why
 from ..journal import log
 from ..net.certificates import initiator_context
 from .engine import READ_BYTES, Conflict, Full, Place, Stored, StreamState, Unanswered
@@ -630,9 +630,7 @@ def _reached(replica: Mapping[str, Any]) -> bool:
 def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "time is up"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__
+    return (why(error) if isinstance(error, OSError) else str(error)) or type(error).__name__
 
 
 def _unix_time(text: str) -> float:

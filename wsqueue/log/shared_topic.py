@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ..protocol import v2
-from ..protocol.packed import Packed
+from ..protocol.packed import SIZE_BYTES, Packed
 from .engine import Place
 from .logs import PROBLEMS
 from .records import RECORD_OVERHEAD_BYTES, Record
@@ -56,9 +56,6 @@ MAX_RECORD_CHAINS = 2000
 
 CHAIN_OVERHEAD_BYTES = 600
 """Bytes of a chain that waits besides its messages, so that the limit of those that wait is honest."""
-
-SIZE_BYTES = 5
-"""Most bytes that the size of a message takes in a packet."""
 
 STRING_BYTES = 5
 """Most bytes that the length of a header's name or value takes in a packet."""
@@ -255,9 +252,7 @@ class SharedTopic(TopicLog):
         self.assigned = record.end
         return records_of(self.name, record)
 
-    def propose(
-        self, now: float, *, writer: str, new_id: str, max_age: float, max_bytes: int = MAX_RECORD_BYTES
-    ) -> Proposal:
+    def propose(self, now: float, *, writer: str, new_id: str, max_age: float) -> Proposal:
         """Judge the chains that wait, and return the record that stores them.
 
         Args:
@@ -265,14 +260,13 @@ class SharedTopic(TopicLog):
             writer: Id of this consumer.
             new_id: Id of the log if it begins now.
             max_age: Seconds after which records go.
-            max_bytes: Bytes of batches at which the record ends.
         """
         outcomes: list[Outcome] = []
         owed = {publisher: 0 for publisher in self._owed if publisher not in self.numbers}
         draft = Draft(owed, self.next, max(self.time, now))
         needed = self.proof
         for chain in itertools.islice(self.waiting, MAX_RECORD_CHAINS):
-            if draft.size and draft.size + _most_bytes(chain.messages) > max_bytes:
+            if draft.size and draft.size + _most_bytes(chain.messages) > MAX_RECORD_BYTES:
                 break
             outcome = self._judge(chain, draft)
             outcomes.append(outcome)

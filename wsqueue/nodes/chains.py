@@ -6,7 +6,7 @@ messages of one kind. So a chain means its batches one after another (docs/proto
 
 from __future__ import annotations
 
-from ..protocol.packed import Packed
+from ..protocol.packed import SIZE_BYTES, Packed
 from ..protocol.v2 import MAX_CHAIN_BATCHES, Forward, Publish
 from .link_queue import ForwardChain, Origin, forward_chain
 
@@ -15,9 +15,6 @@ MAX_CHAIN_BYTES = 64 * 1024
 
 BATCH_FIELD_BYTES = 16
 """Most bytes that a batch takes in a packet besides its messages: its number and its count."""
-
-SIZE_BYTES = 5
-"""Most bytes that the size of a message takes in a packet."""
 
 
 def packet_bytes(messages: Packed) -> int:

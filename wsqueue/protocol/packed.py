@@ -25,6 +25,9 @@ MAX_HEADER_VALUE_CHARACTERS = 1024
 MAX_HEADED_MESSAGES = 65_536
 """Messages of a batch with headers, because each of them makes an object: 10 ms of any. Ours have 8,192."""
 
+SIZE_BYTES = 5
+"""Most bytes that the size of a message takes in a packet."""
+
 CONTINUATION = re.compile(rb"[\x80-\xbf]")
 """A byte of UTF-8 inside a character."""
 

@@ -26,7 +26,7 @@ from . import v2 as packets_v2
 from .routing import router, stand_in_order
 
 AWAY_SECONDS = 3.0
-"""Seconds without a consumer until its topics go to others: a restart takes less, and publishers can wait."""
+"""Seconds without a consumer until its topics go to others: a restart takes less, and its peers can wait."""
 
 BACK_SECONDS = 10.0
 """Seconds with it until they return, so that one which comes and goes does not move them each time."""

@@ -8,15 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.client.failover import (
-    AWAY_SECONDS,
-    BACK_SECONDS,
-    LOG_SECONDS,
-    Failover,
-    SharedLog,
-    failover_order,
-)
+from wsqueue.client.failover import Failover, SharedLog, failover_order
 from wsqueue.protocol import v2
+from wsqueue.protocol.placement import AWAY_SECONDS, BACK_SECONDS, LOG_SECONDS
 
 HOME, FIRST, SECOND = 0, 1, 2
 SHARED, GONE, FOREIGN = v2.Log("shared", True), v2.Log("shared", False), v2.Log("foreign", True)

@@ -6,7 +6,7 @@ a gap that was announced to that subscriber on that topic after its consumer had
 that was not acknowledged comes once or not at all. If the size of a log is limited, gaps that say exactly how
 many messages are gone excuse them with either retention.
 
-With `jetstream` the consumers share one log, and what becomes of one of them excuses nothing. A topic has one
+With `jetstream` the consumers share one log, and the fate of one of them excuses nothing. A topic has one
 log at all of them, which begins with the offset 0, and there is no gap but one for want of room.
 
 When a log is restored from a backup, the messages of which it heard after the backup may be missing, and no

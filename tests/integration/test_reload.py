@@ -210,7 +210,7 @@ async def test_lower_limits_trim_what_is_kept(nodes: Nodes, mode: str) -> None:
         await eventually(lambda: logs.log_status().bytes < log_status.bytes / 50, "it is trimmed")
         kept: list[int] = []
         while len(kept) != 10:
-            # Until the deletion is committed, the archive reads what was there before.
+            # Until the deletion is committed, the archive reads the messages that were there before.
             kept = [record.offset for record in await logs.read(logs.topic("news"), 0, 2**20)]
     assert kept == list(range(990, 1000))
 

@@ -1,8 +1,8 @@
 """Read the records of topics that are no longer in memory from an engine.
 
-An engine knows records by their sequence numbers, and readers ask for offsets. The place after what a reader
-has read is remembered; any other one is searched: each step reads the record in the middle of those that are
-left.
+An engine knows records by their sequence numbers, and readers ask for offsets. The place after the last
+record of a reader is remembered; any other one is searched: each step reads the record in the middle of those
+that are left.
 """
 
 from __future__ import annotations

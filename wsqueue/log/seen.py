@@ -9,7 +9,7 @@ so a number below the stream's last one that nobody has told of is a record that
 from __future__ import annotations
 
 MAX_AHEAD = 10_000
-"""Numbers above a hole that are remembered; when there are more, what is in the hole was missed."""
+"""Numbers above a hole that are remembered; when there are more, the records in the hole were missed."""
 
 
 class Seen:

@@ -381,7 +381,7 @@ class SharedStore(TopicLogs):
                     self._retrying += not retrying
                     retrying = True
                     if isinstance(error, Full):
-                        # Others have no room either: one that takes the topic over would refuse what waits.
+                        # Others have no room either: one that takes the topic over would refuse the chains.
                         self._health.refuse(str(error))
                     else:
                         self._health.fail(str(error))

@@ -17,7 +17,7 @@ nothing has happened: the topic is *in doubt*, the consumer reads on, and judges
 | a batch comes after a missing one | an append, of an empty record if need be, because answers may be old |
 | there is no room | that no append may still be done whose outcome is unknown: else the chains wait |
 
-What is known is a function of the records: two consumers that know the same `seq` know the same.
+This knowledge is a function of the records: two consumers that know the same `seq` know the same.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class SharedTopic(TopicLog):
         return _chain_bytes(chain)
 
     def close(self) -> None:
-        """Forget what can be read again, to save memory."""
+        """Forget the numbers, which can be read again, to save memory."""
         self.opened = False
         self.numbers, self._changed = {}, {}
 
@@ -310,7 +310,7 @@ class SharedTopic(TopicLog):
         return Proposal(0, [], shared, encode_record(shared), draft.size)
 
     def appended(self, proposal: Proposal, seq: int) -> list[Outcome]:
-        """Know the record of a proposal, and answer its chains; the owner keeps what they store."""
+        """Know the record of a proposal, and answer its chains; the owner keeps their records."""
         assert proposal.record is not None
         self._note(seq, proposal.record)
         self.assigned = proposal.record.end
@@ -432,7 +432,7 @@ class SharedTopic(TopicLog):
         )
 
     def _note(self, seq: int, record: SharedRecord) -> None:
-        """Know what the head of the next record says."""
+        """Know the head of the next record."""
         if record.table:
             self._changed = record.numbers
             self.numbers = _with(self.numbers, record.numbers)

@@ -1,6 +1,6 @@
 """Which consumer has a topic while its home is away, among consumers that share one log. No I/O and no clock.
 
-docs/protocol.md, section "Failover", has the rules. A `Presence` notes what is known of one consumer, and a
+docs/protocol.md, section "Failover", has the rules. A `Presence` notes the state of one consumer, and a
 `Placement` compares all of them:
 
 ```

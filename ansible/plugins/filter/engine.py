@@ -98,7 +98,7 @@ def _group_problems(names: Sequence[str], table: Mapping[str, Any]) -> dict[str,
 
 
 def engine_password_problem(passwords: Mapping[str, Sequence[str]]) -> str:
-    """Return what is wrong with the passwords of the servers, "" if nothing is. Shows none.
+    """Return the problem with the passwords of the servers, "" if there is none. Shows none.
 
     Args:
         passwords: The name of each variable, and its value on each host.

@@ -1,4 +1,4 @@
-"""What a consumer does with answers of NATS servers that real ones seldom give."""
+"""Answers of NATS servers that real ones seldom give, and their effect on a consumer."""
 
 from __future__ import annotations
 

@@ -536,7 +536,7 @@ def test_the_oldest_records_of_a_topic_are_dropped() -> None:
             await node.publish(append_one("news", packed("x" * 100), "p", number, number - 1))
         await until(lambda: len(records_in(log, "news")) < 40)
         records = records_in(log, "news")
-        # No fewer than the limit says, and what is left says all that is needed.
+        # No fewer than the limit says, and the rest says all that is needed.
         assert records[-1].bytes - records[0].bytes >= 9_000
         other = await Node(log).open()
         assert codes(await other.publish(batch(200, 199))) == ["repeat"]
@@ -570,7 +570,7 @@ def test_an_engine_that_is_away_is_told_once() -> None:
         engine = node.engine_status()
         assert (engine.available, engine.server, engine.unanswered > 1) == (False, "", True)
         assert 0.5 < engine.unavailable_seconds < 60
-        # What was known of the servers before says nothing of now.
+        # Earlier states of the servers say nothing of now.
         assert (engine.streams, engine.streams_without_leader, engine.replicas, engine.leaders) == (
             2,
             2,

@@ -17,7 +17,7 @@ TOPICS = [f"topic {number}" for number in range(50)]
 
 
 class Cluster:
-    """Hold what a peer knows of some consumers, and the time."""
+    """Hold the presences of some consumers as a peer knows them, and the time."""
 
     def __init__(self, consumers: int = CONSUMERS) -> None:
         self.now = 1000.0

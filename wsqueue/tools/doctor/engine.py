@@ -44,7 +44,7 @@ MAX_PAGE_BYTES = 1024 * 1024
 async def engine_findings(
     file: str, checked: ConsumerConfig, is_here: Callable[[str], bool], say: Say
 ) -> AsyncIterator[Finding]:
-    """Check the servers of a shared log, and what they keep.
+    """Check the servers of a shared log, and their streams.
 
     Args:
         file: The subject of the findings.

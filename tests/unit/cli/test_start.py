@@ -10,7 +10,7 @@ import pytest
 
 UNWANTED = (
     *("rich", "prometheus_client", "psutil", "prompt_toolkit", "matplotlib", "nats"),
-    *("wsqueue.tools.bench", "wsqueue.log.shared"),
+    *("wsqueue.tools.bench", "wsqueue.log.shared", "wsqueue.log.mover"),
 )
 
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from playwright.async_api import Page
+from websockets.frames import Opcode
 
 from tests.support.nodes import KEY
 from tests.support.ports import free_port
-from tests.support.raw_v2_peer import V2Server, V2Socket, deliver_of
+from tests.support.raw_v2_peer import V2Server, V2Socket, decoded, deliver_of
 from tests.support.waiting import POLL_SECONDS, soon
 from wsqueue.protocol.routing import topic_hash
 
@@ -22,11 +23,44 @@ from .client import NEW_CLIENT, data, js
 pytestmark = pytest.mark.anyio
 
 TOPIC = "news"
+SILENCE_MILLISECONDS = 2_000
 AWAY_MILLISECONDS = 3_000
 BACK_MILLISECONDS = 10_000
 RECONNECT_MILLISECONDS = 5_000
 STEP_MILLISECONDS = 250
 FROM_NOW = {"t": "subscribe", "topic": TOPIC, "start": "latest"}
+
+
+class LivelySocket(V2Socket):
+    """Answer questions whether it is alive, also while the test does not read."""
+
+    async def accept_v2(self, key: str) -> str:
+        path = await super().accept_v2(key)
+        self._frames = asyncio.Queue[tuple[Opcode, bytes] | None]()
+        self._reading = asyncio.create_task(self._read())
+        return path
+
+    async def _read(self) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            while True:
+                opcode, payload = await super().frame()
+                if opcode is Opcode.BINARY and decoded(payload) == {"t": "ask_alive"}:
+                    self.send({"t": "alive"})
+                else:
+                    self._frames.put_nowait((opcode, payload))
+        self._frames.put_nowait(None)
+
+    async def frame(self) -> tuple[Opcode, bytes]:
+        if not hasattr(self, "_frames"):
+            return await super().frame()
+        frame = await self._frames.get()
+        if frame is None:
+            raise asyncio.IncompleteReadError(b"", 2)
+        return frame
+
+
+class LivelyServer(V2Server):
+    kind = LivelySocket
 
 
 def topic_at(index: int) -> str:
@@ -107,8 +141,8 @@ async def offsets(page: Page) -> list[int]:
 async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> None:
     home_address = f"127.0.0.1:{free_port()}"
     more = topic_at(topic_hash(TOPIC))
-    async with soon(), V2Server() as other:
-        async with V2Server(port_of(home_address)) as home:
+    async with soon(), LivelyServer() as other:
+        async with LivelyServer(port_of(home_address)) as home:
             page = await subscribed(tabs, home_address, [other.address])
             raw = await heard(home)
             assert await raw.packet() == FROM_NOW
@@ -123,7 +157,7 @@ async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> Non
         assert await raw.packet() == FROM_NOW | {"topic": more}
         await js(page, "more.close()")
         assert await raw.packet() == {"t": "unsubscribe", "topic": more}
-        async with V2Server(port_of(home_address)) as home:
+        async with LivelyServer(port_of(home_address)) as home:
             again = await heard(home)
             raw.send(deliver_of(8, TOPIC, "d"))
             assert await data(page, 4) == ["a", "b", "c", "d"]
@@ -141,7 +175,7 @@ async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> Non
 async def test_the_others_are_tried_in_their_order(tabs: Tabs) -> None:
     """Also if the home was never there: then another one may say which log they share."""
     home_address = f"127.0.0.1:{free_port()}"
-    async with soon(), V2Server() as one, V2Server() as two, V2Server() as three:
+    async with soon(), LivelyServer() as one, LivelyServer() as two, LivelyServer() as three:
         servers = {server.address: server for server in (one, two, three)}
         page = await subscribed(tabs, home_address, [*servers])
         first, second, third = (servers[address] for address in in_order(home_address, [*servers]))
@@ -173,8 +207,8 @@ async def test_the_others_are_tried_in_their_order(tabs: Tabs) -> None:
 
 async def test_a_home_with_a_log_of_its_own_is_waited_for(tabs: Tabs) -> None:
     home_address = f"127.0.0.1:{free_port()}"
-    async with soon(), V2Server() as other:
-        async with V2Server(port_of(home_address)) as home:
+    async with soon(), LivelyServer() as other:
+        async with LivelyServer(port_of(home_address)) as home:
             page = await subscribed(tabs, home_address, [other.address])
             raw = await home.speaking(KEY)
             assert await raw.packet() == FROM_NOW
@@ -183,7 +217,7 @@ async def test_a_home_with_a_log_of_its_own_is_waited_for(tabs: Tabs) -> None:
         await is_down(page)
         for _ in range(3):
             await page.clock.fast_forward(BACK_MILLISECONDS)
-        async with V2Server(port_of(home_address)) as home:
+        async with LivelyServer(port_of(home_address)) as home:
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
             raw = await home.speaking(KEY)
             assert await raw.packet() == from_offset(1)
@@ -196,15 +230,31 @@ async def test_a_home_with_a_log_of_its_own_is_waited_for(tabs: Tabs) -> None:
 
 async def test_classic_waits_for_the_home(tabs: Tabs) -> None:
     home_address = f"127.0.0.1:{free_port()}"
-    async with soon(), V2Server() as other:
+    async with soon(), LivelyServer() as other:
         page = await subscribed(tabs, home_address, [other.address], protocol="classic")
         for _ in range(2):
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
-        async with V2Server(port_of(home_address)) as home:
+        async with LivelyServer(port_of(home_address)) as home:
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
             assert await (await home.next()).upgrade() == f"/subscribe/{TOPIC}"
             assert not any(other.address in url for url in tabs.requests)
             await js(page, "client.close()")
+
+
+async def test_a_silent_consumer_is_left_within_seconds(tabs: Tabs) -> None:
+    async with soon(), V2Server() as home, LivelyServer() as other:
+        page = await subscribed(tabs, home.address, [other.address])
+        raw = await heard(home)
+        assert await raw.packet() == FROM_NOW
+        answer(raw, 0, "a")
+        await data(page, 1)
+        await page.clock.fast_forward(SILENCE_MILLISECONDS)
+        assert await raw.packet() == {"t": "ask_alive"}
+        await page.clock.fast_forward(SILENCE_MILLISECONDS)
+        assert (await raw.close_frame())[0] == 4411
+        await is_down(page)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        assert await (await heard(other)).packet() == from_offset(1)
 
 
 @pytest.mark.parametrize("gone", [0, 1])
@@ -212,7 +262,7 @@ async def test_consumers_with_and_without_a_shared_log_keep_their_topics(tabs: T
     addresses = [f"127.0.0.1:{free_port()}" for _ in range(2)]
     topics = [TOPIC, topic_at(topic_hash(TOPIC) + 1)]
     async with soon(), contextlib.AsyncExitStack() as stack:
-        servers = [await stack.enter_async_context(V2Server(port_of(address))) for address in addresses]
+        servers = [await stack.enter_async_context(LivelyServer(port_of(address))) for address in addresses]
         page = await subscribed(tabs, addresses[0], addresses[1:])
         await js(page, "(topic) => { subscribe(topic); }", topics[1])
         for index, server in enumerate(servers):
@@ -227,7 +277,7 @@ async def test_consumers_with_and_without_a_shared_log_keep_their_topics(tabs: T
         await is_down(page)
         for _ in range(2):
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
-        async with V2Server(port_of(addresses[gone])) as again:
+        async with LivelyServer(port_of(addresses[gone])) as again:
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
             raw = await again.speaking(KEY)
             assert (await raw.packet())["topic"] == topics[gone]
@@ -241,7 +291,7 @@ async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
     tabs: Tabs, said: dict[str, Any] | None
 ) -> None:
     home_address = f"127.0.0.1:{free_port()}"
-    async with soon(), V2Server() as one, V2Server() as two:
+    async with soon(), LivelyServer() as one, LivelyServer() as two:
         servers = {server.address: server for server in (one, two)}
         page = await subscribed(tabs, home_address, [*servers])
         first, second = (servers[address] for address in in_order(home_address, [*servers]))
@@ -252,7 +302,7 @@ async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
         await left(page, raw)
         for _ in range(3):
             await page.clock.fast_forward(BACK_MILLISECONDS)
-        async with V2Server(port_of(home_address)) as home:
+        async with LivelyServer(port_of(home_address)) as home:
             await page.clock.fast_forward(RECONNECT_MILLISECONDS)
             raw = await home.speaking(KEY)
             assert await raw.packet() == FROM_NOW
@@ -263,7 +313,7 @@ async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
 
 
 async def test_an_unavailable_home_is_left_for_one_with_its_log(tabs: Tabs) -> None:
-    async with soon(), V2Server() as home, V2Server() as one, V2Server() as two:
+    async with soon(), LivelyServer() as home, LivelyServer() as one, LivelyServer() as two:
         servers = {server.address: server for server in (one, two)}
         page = await subscribed(tabs, home.address, [*servers])
         first, second = (servers[address] for address in in_order(home.address, [*servers]))
@@ -299,7 +349,7 @@ async def test_an_unavailable_home_is_left_for_one_with_its_log(tabs: Tabs) -> N
 
 
 async def test_the_home_serves_while_none_is_available(tabs: Tabs) -> None:
-    async with soon(), V2Server() as home, V2Server() as other:
+    async with soon(), LivelyServer() as home, LivelyServer() as other:
         page = await subscribed(tabs, home.address, [other.address])
         raw = await heard(home, log_of(available=False))
         assert await raw.packet() == FROM_NOW

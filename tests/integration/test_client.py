@@ -14,11 +14,13 @@ from websockets.frames import Frame, Opcode
 
 import wsqueue
 from wsqueue.config.model import ClientConfig
+from wsqueue.net import connection
 
 from ..support.classic_peer import answer_of
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes
 from ..support.ports import free_port
 from ..support.raw_peer import RawServer
+from ..support.raw_v2_peer import V2Server
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -276,6 +278,25 @@ async def test_an_application_that_is_slow(nodes: Nodes) -> None:
         assert [(await anext(messages)).data for _ in BACKLOG] == BACKLOG
         await client.publish("news", "after")
         assert (await anext(messages)).data == "after"
+
+
+async def test_a_silent_producer_is_left_for_another_within_seconds(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CLOSE_PING_SECONDS", 0.1)
+    consumer, producer = await nodes.cluster()
+    async with (
+        soon(),
+        V2Server() as silent,
+        nodes.client([silent.address, producer], [consumer]) as client,
+        client.subscribe("news") as messages,
+    ):
+        publishing = asyncio.create_task(client.publish("news", "a"))
+        raw = await silent.speaking(KEY)
+        assert (await raw.next("publisher"))["t"] == "publisher"
+        assert (await raw.packet())["t"] == "publish"
+        await publishing
+        assert (await anext(messages)).data == "a"
 
 
 async def test_a_consumer_is_lost_while_reading_is_paused(nodes: Nodes) -> None:

@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator
 from http import HTTPStatus
 
 import pytest
+from websockets.frames import Opcode
 
+from wsqueue.net import connection
 from wsqueue.nodes import producer as producer_module
 from wsqueue.protocol import placement
 
@@ -96,6 +98,24 @@ async def test_one_that_dies_and_returns(nodes: Nodes, log: Log, monkeypatch: py
             home.send({"t": "ack", "numbers": [[1, 2]]})
             await publisher.confirmed(3, 4)
         assert producer.counters["failovers"] == 1
+
+
+@pytest.mark.usefixtures("little_patience")
+async def test_one_that_falls_silent(nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host without power or network says nothing, and 40 seconds of that would be long."""
+    monkeypatch.setattr(connection, "CLOSE_PING_SECONDS", 0.1)
+    async with soon(), V2Server() as first, V2Server() as second:
+        producer = await nodes.producer([first.address, second.address])
+        home, other = await linked(first), await linked(second)
+        async with publisher_at(producer.address) as publisher:
+            publisher.send(publish_of(1, TOPIC, "1"))
+            # The other one answers its pings meanwhile.
+            assert await forwarded(other, 1) == [1]
+            other.send({"t": "ack", "numbers": [[1, 1]]})
+            await publisher.confirmed(1)
+            await home.until(Opcode.PING)
+        (line,) = log.lines("link down")
+        assert "4411" in line
 
 
 @pytest.mark.usefixtures("little_patience")

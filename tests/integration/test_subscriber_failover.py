@@ -13,6 +13,7 @@ import pytest
 import wsqueue
 from wsqueue.client.failover import failover_order
 from wsqueue.config.addresses import parse_address
+from wsqueue.net import connection
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench.v2 import V2Wire
 
@@ -316,6 +317,27 @@ async def test_nothing_stays_open(nodes: Nodes) -> None:
         await eventually(lambda: home.closed == 2 and other.closed == 1, "all are closed")
         await asyncio.sleep(0.3)  # longer than a reconnect takes
         assert (home.connections, other.connections) == (2, 1)
+
+
+async def test_a_silent_consumer_is_left_within_seconds(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CLOSE_PING_SECONDS", 0.1)
+    monkeypatch.setattr("wsqueue.client.failover.AWAY_SECONDS", 0.1)
+    log, topic = SharedTopics(), topic_of(0, 2)
+    home, other = SharedConsumer(log), SharedConsumer(log)
+    async with (
+        soon(),
+        started(home, other),
+        client_of(nodes, home, other) as client,
+        client.subscribe(topic) as messages,
+    ):
+        log.append(topic, "a")
+        assert await next_data(messages) == ["a"]
+        home.silent = True
+        await eventually(lambda: other.subscribers == 1, "it has moved")
+        log.append(topic, "b")
+        assert await next_data(messages) == ["b"]
 
 
 async def test_a_slow_application_loses_nothing_when_its_topics_move(

@@ -41,6 +41,7 @@ class SharedConsumer:
         connections: How many peers have done the hello.
         requests: The packets `subscribe` that have come.
         closed: How many connections a peer has closed with a close frame.
+        silent: True to answer nothing any more, neither pings nor new connections.
     """
 
     def __init__(self, topics: SharedTopics, log: str | None = "shared", *, available: bool = True) -> None:
@@ -49,6 +50,7 @@ class SharedConsumer:
         self._port = free_port()
         self.address = f"127.0.0.1:{self._port}"
         self.connections = self.closed = 0
+        self.silent = False
         self.requests: list[dict[str, Any]] = []
         self._peers: dict[V2Socket, dict[str, int]] = {}
         self._waiting: list[tuple[V2Socket, dict[str, Any]]] = []
@@ -116,6 +118,9 @@ class SharedConsumer:
 
     async def _serve(self, raw: V2Socket) -> None:
         with contextlib.suppress(asyncio.IncompleteReadError, OSError):
+            if self.silent:
+                await raw.end()
+                return
             await raw.accept_v2(KEY)
             self.connections += 1
             self._peers[raw] = {}
@@ -123,7 +128,7 @@ class SharedConsumer:
                 self._send(raw, self._named())
             while True:
                 opcode, payload = await raw.frame()
-                if opcode is Opcode.PING:
+                if opcode is Opcode.PING and not self.silent:
                     raw.send_frame(Opcode.PONG, payload)
                 elif opcode is Opcode.CLOSE:
                     self.closed += 1

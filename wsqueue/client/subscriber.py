@@ -226,7 +226,8 @@ class SubscriberLink(ClientLink):
                 self.notify()
             elif isinstance(event, v2.Draining) and index == self._home:
                 self.leave(event.retry_seconds)
-            elif isinstance(event, v2.Log) and self._failover is not None:
+            elif isinstance(event, v2.Log) and connection is not None and self._failover is not None:
+                connection.watch_closely()
                 self._failover.told(index, event, self._now())
                 self._steer()
         # Until all topics have begun, their answers must not wait behind messages of other topics.

@@ -58,6 +58,12 @@ A classic link sends ten pings a second. This number takes 2 % of a core, as tin
 BURDEN_BURST_SECONDS = 0.5
 """Time for which a peer that was silent may send more of them."""
 
+CLOSE_PING_SECONDS = 2.0
+"""Silence until a peer whose place another one can take is pinged, and the time for its answer (seconds)."""
+
+PAUSED_PING_SECONDS = 1.0
+"""Seconds between two pings of an end that does not read: its peer may wait for no more than twice that."""
+
 TLS_BEGIN = b"\x16\x03"
 """First bytes of a TLS connection: the type of the record, and 3 for its version; no request has them."""
 
@@ -141,6 +147,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_buffers",
         "_burden_paid",
+        "_close_watch",
         "_closing",
         "_counted",
         "_endpoint",
@@ -188,7 +195,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
-        self._established = self._closing = False
+        self._established = self._closing = self._close_watch = False
         self.heard_at = 0.0
         self._pinged_at: float | None = None
         self._pauses = 0
@@ -294,6 +301,12 @@ class Connection(asyncio.Protocol):
         """Send a ping of at most 125 bytes."""
         self.session.ping(data)
         self._flush()
+
+    def watch_closely(self) -> None:
+        """Notice within seconds that the peer is silent, because another one can take its place."""
+        if not self._close_watch:
+            self._close_watch = True
+            self._keepalive()
 
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Begin the close handshake; messages that the peer has sent by then are still received."""
@@ -536,7 +549,7 @@ class Connection(asyncio.Protocol):
         # The answer of the hello goes out before anything that the handler writes.
         self._flush()
         if not self._closing:
-            self._set_timer(self._limits.ping_interval_seconds, self._keepalive)
+            self._set_timer(self._keepalive_seconds[0], self._keepalive)
         if self.handler is not None:
             self.handler.established(self)
 
@@ -612,6 +625,14 @@ class Connection(asyncio.Protocol):
     def _close_late(self) -> None:
         self.abort(CloseCode.ABNORMAL)
 
+    @property
+    def _keepalive_seconds(self) -> tuple[float, float]:
+        """Return the silence after which this end pings, and the time that the answer may take (seconds)."""
+        interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
+        if self._close_watch:
+            return min(interval, CLOSE_PING_SECONDS), min(timeout, CLOSE_PING_SECONDS)
+        return interval, timeout
+
     def _keepalive(self) -> None:
         """Ping after an interval of silence, and give the peer up if the ping goes unanswered.
 
@@ -621,14 +642,14 @@ class Connection(asyncio.Protocol):
         if self._closing:
             return
         now = monotonic()
-        interval, timeout = self._limits.ping_interval_seconds, self._limits.ping_timeout_seconds
+        interval, timeout = self._keepalive_seconds
         if self._pauses:
             self.heard_at, self._pinged_at = now, None
             if not self._writes.full:
                 self.ping()
                 if self.session.asked_alive:
                     self.send_packet(v2.Alive())
-            self._set_timer(min(interval, timeout) / 2, self._keepalive)
+            self._set_timer(min(interval / 2, timeout / 2, PAUSED_PING_SECONDS), self._keepalive)
             return
         if self._pinged_at is not None and self.heard_at >= self._pinged_at:
             self._pinged_at = None

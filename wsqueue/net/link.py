@@ -272,4 +272,6 @@ class Link(Handler):
         self._ups += 1
         self.failures.clear()
         log(logger, self.up_level, "link up", peer=self._address)
+        if len(self.addresses) > 1 and self.v2:
+            connection.watch_closely()
         self.up()

@@ -207,6 +207,7 @@ class ConsumerLink(Link):
                 queue.refuse(event, now)
             elif isinstance(event, packets_v2.Log):
                 self.presence.told(event, now)
+                connection.watch_closely()
                 self._on_presence()
             elif not isinstance(event, packets_v2.Draining | PongReceived | HelloDone):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)

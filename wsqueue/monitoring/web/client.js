@@ -21,6 +21,8 @@ export const HELLO_SECONDS = 10;
 // v2: silence after which the node is asked whether it is there, and the time that it has to answer.
 export const SILENCE_SECONDS = 20;
 export const ANSWER_SECONDS = 10;
+// Both, for a node whose place another one can take.
+export const CLOSE_WATCH_SECONDS = 2;
 // Time without a producer after which unconfirmed messages fail.
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
@@ -382,6 +384,8 @@ class Connection {
       opened: false,
       over: false,
       heardAt: 0,
+      silenceSeconds: SILENCE_SECONDS,
+      answerSeconds: ANSWER_SECONDS,
       early: [],
       earlyBytes: 0,
     });
@@ -449,18 +453,25 @@ class Connection {
     this.send(pack({ t: "ask_alive" }));
     this.timer = setTimeout(() => {
       // A page that slept has not had the time to hear the answer, and timers of hidden pages are always late.
-      const late = Date.now() - asked > 2 * ANSWER_SECONDS * 1000 && !again;
+      const late = Date.now() - asked > 2 * this.answerSeconds * 1000 && !again;
       if (this.heardAt >= asked) this.#watch();
       else if (late || this.socket.bufferedAmount < unsent) this.check(late);
       else this.fail(4411, "no answer to a question");
-    }, ANSWER_SECONDS * 1000);
+    }, this.answerSeconds * 1000);
+  }
+
+  /** Notice within seconds that the node is silent, because another one can take its place. */
+  watchClosely() {
+    if (this.over || !this.link.client.v2 || this.silenceSeconds === CLOSE_WATCH_SECONDS) return;
+    this.silenceSeconds = this.answerSeconds = CLOSE_WATCH_SECONDS;
+    this.#watch();
   }
 
   #watch() {
-    const seconds = SILENCE_SECONDS - (Date.now() - this.heardAt) / 1000;
+    const seconds = this.silenceSeconds - (Date.now() - this.heardAt) / 1000;
     clearTimeout(this.timer);
     this.timer = setTimeout(
-      () => (Date.now() - this.heardAt < SILENCE_SECONDS * 1000 ? this.#watch() : this.check()),
+      () => (Date.now() - this.heardAt < this.silenceSeconds * 1000 ? this.#watch() : this.check()),
       Math.max(0, seconds) * 1000,
     );
   }
@@ -590,6 +601,7 @@ class Link {
   established(connection) {
     this.failures.clear();
     this.since = Date.now();
+    if (this.places.length > 1) connection.watchClosely();
     this.say("up", connection.place);
     this.up();
   }
@@ -945,8 +957,10 @@ class ConsumerLink extends Link {
   }
 
   received(packet) {
-    if (packet.t === "log") this.#heard(packet.id, packet.available);
-    else {
+    if (packet.t === "log") {
+      this.connection?.watchClosely();
+      this.#heard(packet.id, packet.available);
+    } else {
       if (this.listening) this.#heard("");
       if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
       else this.feed.received(packet);

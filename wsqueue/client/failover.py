@@ -21,6 +21,7 @@ docs/protocol.md, section "Failover", has the rules. A `SharedLog` knows which c
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 
@@ -166,7 +167,7 @@ class Failover:
         if index == self._home:
             state = self._states[index]
             if not self._begun:
-                state.since = now - AWAY_SECONDS
+                state.since = -math.inf
             state.change(now, connected=False, usable=False)
         else:
             self._states.pop(index, None)

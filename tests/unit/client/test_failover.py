@@ -116,13 +116,15 @@ def test_one_that_cannot_be_used_makes_room_for_the_next(problem: str) -> None:
     assert failover.candidate == (SECOND if problem == "foreign" else FIRST)
 
 
-def test_the_first_refusal_of_a_home_is_enough() -> None:
+# Times of which (now - AWAY_SECONDS) + AWAY_SECONDS is less than now, or more.
+@pytest.mark.parametrize("now", [1.0, *(0.1 * 1.7**power for power in range(40))])
+def test_the_first_refusal_of_a_home_is_enough(now: float) -> None:
     failover = begun(SharedLog())
-    failover.down(HOME, 1.0)
+    failover.down(HOME, now)
     assert state(failover) == (HOME, FIRST)
     assert hopeful(failover)
-    failover.down(FIRST, 1.0)
-    failover.down(SECOND, 1.0)
+    failover.down(FIRST, now)
+    failover.down(SECOND, now)
     assert not hopeful(failover)
 
 

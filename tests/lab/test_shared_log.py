@@ -32,7 +32,6 @@ FIRST, LATER = ("node1", "node2", "node3"), ("node1", "node4", "node3")
 LOST = "node2"
 """This host has a NATS server, a consumer and a producer."""
 VERSION = "0.1.0"
-QUICK = {"ping_interval_seconds": 2.0, "ping_timeout_seconds": 2.0}
 REPLACE = "ansible/playbooks/replace_consumer.yml"
 
 # Publishes until standard input ends, 500 messages a second through two producers, and listens with two
@@ -168,8 +167,6 @@ class SharedLog:
             "wsqueue_engine_sha256": hashlib.sha256(engine.read_bytes()).hexdigest(),
             "wsqueue_engine_password": secrets.token_urlsafe(32),
             "wsqueue_engine_node_password": secrets.token_urlsafe(32),
-            # A host that is off or cut off says nothing. By default, 40 seconds of silence are needed.
-            **{f"wsqueue_{role}_limits": QUICK for role in ("consumer", "producer", "demo")},
             "wsqueue_release_zipapp": str(zipapp),
             "wsqueue_release_other_sources": True,
         }
@@ -207,6 +204,11 @@ class SharedLog:
 
     def connect(self, host: str, state: str) -> None:
         subprocess.run(["ip", "link", "set", self.interface(host), state], check=True)
+
+    def part(self, host: str, others: Sequence[str], action: str) -> None:
+        """Let no packet between a host and some others get through (`add`), or let all through (`del`)."""
+        for here, there in [(host, other) for other in others] + [(other, host) for other in others]:
+            self.lab.ssh(here, f"ip route {action} blackhole {self.lab.address(there)}/32")
 
     def power_off(self, host: str) -> None:
         """End a host at once: no process says goodbye, and no kernel closes its connections."""
@@ -298,6 +300,17 @@ def test_a_host_is_cut_off_for_a_while(shared: SharedLog) -> None:
         shared.connect("node2", "down")
         time.sleep(30)
         shared.connect("node2", "up")
+        time.sleep(30)
+    assert_nothing_is_lost(result)
+    wait_until(lambda: shared.is_whole("node2"), "all servers have all", 60)
+
+
+def test_a_consumer_is_on_the_minority_side(shared: SharedLog) -> None:
+    """Its host and the others don't reach each other, and the clients reach all of them."""
+    with shared.load("minority") as result:
+        shared.part("node2", ["node1", "node3"], "add")
+        time.sleep(30)
+        shared.part("node2", ["node1", "node3"], "del")
         time.sleep(30)
     assert_nothing_is_lost(result)
     wait_until(lambda: shared.is_whole("node2"), "all servers have all", 60)

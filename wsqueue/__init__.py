@@ -6,12 +6,14 @@ from .client.client import Client, connect
 from .client.subscription import Subscription
 from .client.values import Gap, Message, Position
 from .config.model import ClientConfig, Limits, Tls
+from .config.tokens import Token
 from .errors import (
     AuthenticationError,
     ConfigError,
     ConnectError,
     GapError,
     InvalidMessage,
+    NotAllowedError,
     OwnerError,
     PublishError,
     WindowFull,
@@ -33,6 +35,7 @@ __all__ = [
     "InvalidMessage",
     "Limits",
     "Message",
+    "NotAllowedError",
     "Order",
     "OwnerError",
     "Position",
@@ -40,6 +43,7 @@ __all__ = [
     "PublishError",
     "Subscription",
     "Tls",
+    "Token",
     "WindowFull",
     "WsqueueError",
     "__version__",

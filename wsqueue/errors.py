@@ -13,7 +13,8 @@
     ├── GapError             messages are gone before a subscriber got them; carries their number
     ├── PeerError            the peer broke the protocol; carries the close code
     └── ConnectError         no node answered
-        └── AuthenticationError    a node answered, and the keys differ
+        ├── AuthenticationError    a node answered, and the keys differ or the token has ended
+        └── NotAllowedError        a node answered, and the key does not allow it
 """
 
 from __future__ import annotations
@@ -92,4 +93,8 @@ class ConnectError(WsqueueError):
 
 
 class AuthenticationError(ConnectError):
-    """Say that a node answered, and has another pre-shared key."""
+    """Say that a node answered, and has another pre-shared key, or takes the token no more."""
+
+
+class NotAllowedError(ConnectError):
+    """Say that a node answered, and that the key or the token does not allow it."""

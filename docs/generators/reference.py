@@ -38,17 +38,19 @@ NAMES = {
         "ConfigError",
         "ConnectError",
         "AuthenticationError",
+        "NotAllowedError",
         "InvalidMessage",
         "PublishError",
         "WindowFull",
         "OwnerError",
         "GapError",
     ),
-    "Settings": ("ClientConfig", "Limits", "Tls", "PreSharedKey", "Order", "CloseCode"),
+    "Settings": ("ClientConfig", "Limits", "Tls", "PreSharedKey", "Token", "Order", "CloseCode"),
 }
 """All that `wsqueue` exports, in the order of the page."""
 
 METHODS = {
+    "Token": ("make", "text"),
     "Client": (
         "publish",
         "publish_nowait",
@@ -68,6 +70,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "Retention": model.Retention,
     "Monitoring": model.Monitoring,
     "Limits": model.Limits,
+    "Clients": model.NamedClient,
 }
 
 
@@ -190,6 +193,8 @@ def _class(name: str, kind: Any) -> Iterator[str]:
         methods = tuple(method for method, value in vars(kind).items() if isinstance(value, property))
     for method in methods:
         value = inspect.getattr_static(kind, method)
+        if isinstance(value, classmethod):
+            value = getattr(kind, method)
         if isinstance(value, property):
             yield f"#### {name}.{method}\n"
             yield from _docstring(value)
@@ -257,7 +262,9 @@ def configuration() -> Iterator[str]:
         yield from _keys(kind, _documented_keys("Keys"))
         yield ""
     for title, table in TABLES.items():
-        yield f"## {title}\n\nThe table `[{title.lower()}]`.\n"
+        name = title.lower()
+        yield f"## {title}\n"
+        yield f"Each table `[[{name}]]`.\n" if table is model.NamedClient else f"The table `[{name}]`.\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         yield from _keys(table, _documented_keys(title))
         yield ""
@@ -299,7 +306,7 @@ def _type(kind: msgspec.inspect.Type) -> str:
             text = " or ".join(f'`"{value}"`' for value in values)
         case msgspec.inspect.EnumType(cls=cls):
             text = " or ".join(f'`"{member.value}"`' for member in cls)
-        case msgspec.inspect.ListType(item_type=item):
+        case msgspec.inspect.ListType(item_type=item) | msgspec.inspect.VarTupleType(item_type=item):
             text = f"list of {_type(item)}s"
         case _:
             text = OTHER_TYPES[type(kind)]

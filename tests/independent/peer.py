@@ -283,6 +283,10 @@ def _or_nil(check: _Check) -> _Check:
     return lambda value: value is None or check(value)
 
 
+def _binary(most: int, least: int = 0) -> _Check:
+    return lambda value: isinstance(value, bytes) and least <= len(value) <= most
+
+
 def _bin32(value: object) -> bool:
     return isinstance(value, bytes) and len(value) == 32
 
@@ -312,6 +316,8 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
         "nonce": (_or_nil(_bin32), None),
         "path": (_or_nil(_string(8192)), None),
         "binding": (_or_nil(_bin32), None),
+        "key": (_or_nil(_string(32, 1)), None),
+        "token": (_or_nil(_binary(4096, 1)), None),
     },
     "publisher": {"secret": (_bin32, _REQUIRED)},
     "publish": _TOPIC
@@ -348,7 +354,7 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
         "end": (_integer(0), _REQUIRED),
     },
     "unsubscribe": _TOPIC,
-    "unsubscribed": _TOPIC,
+    "unsubscribed": _TOPIC | {"code": (_or_nil(_string(32, 1)), None)},
     "deliver": _TOPIC
     | _CHAIN
     | {"offset": (_integer(0), _REQUIRED), "numbers": (_some(_integer(0)), _REQUIRED)},
@@ -453,7 +459,8 @@ def claim(role: str, acceptor: bytes, initiator: bytes, path: str, offered: str,
 
 def prove(key: str, claimed: bytes) -> bytes:
     """Give the proof of a claim."""
-    return hmac.digest(key.encode(), claimed, "sha256")
+    extracted = hmac.digest(bytes(32), key.encode(), "sha256")
+    return hmac.digest(hmac.digest(extracted, b"wsqueue proof\x01", "sha256"), claimed, "sha256")
 
 
 def channel_binding(certificate: bytes | None) -> bytes:

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any, Self
 
 import msgspec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from websockets.frames import Opcode
 
 from .raw_peer import RawServer, RawSocket
@@ -27,12 +29,27 @@ def proof_of(
     *,
     offered: str = SUBPROTOCOL,
     channel_binding: bytes = b"",
+    key_name: str = "",
+    token: bytes = b"",
 ) -> bytes:
     """Return the proof of one end, as the protocol has it."""
     label = f"wsqueue.v2 {prover}".encode()
-    parts = (label, acceptor_nonce, initiator_nonce, path.encode(), offered.encode(), channel_binding)
+    parts = [label, acceptor_nonce, initiator_nonce, path.encode(), offered.encode(), channel_binding]
+    if key_name or token:
+        parts += [key_name.encode(), token]
     claim = b"".join(len(part).to_bytes(4) + part for part in parts)
-    return hmac.new(key.encode(), claim, hashlib.sha256).digest()
+    return hmac.new(derived(key, "wsqueue proof"), claim, hashlib.sha256).digest()
+
+
+def derived(key: str, use: str) -> bytes:
+    """Return the key for one use."""
+    return HKDF(hashes.SHA256(), length=32, salt=None, info=use.encode()).derive(key.encode())
+
+
+def secret_of_token(key: str, claims: bytes) -> str:
+    """Return the secret of the token with some claims."""
+    digest = hmac.new(derived(key, "wsqueue token"), claims, hashlib.sha256).digest()
+    return base64.urlsafe_b64encode(digest).decode().rstrip("=")
 
 
 def new_nonce() -> bytes:
@@ -44,9 +61,9 @@ def new_secret() -> dict[str, Any]:
     return {"t": "publisher", "secret": new_nonce()}
 
 
-def public_id_of(secret: bytes) -> str:
-    """Return the public id of a publisher."""
-    digest = hashlib.sha256(secret).digest()
+def public_id_of(secret: bytes, who: str = "") -> str:
+    """Return the public id of a publisher, without the name of its key."""
+    digest = hashlib.sha256(secret + who.encode()).digest()
     return base64.urlsafe_b64encode(digest[:16]).decode().rstrip("=")
 
 
@@ -149,11 +166,18 @@ class V2Socket(RawSocket):
     @classmethod
     @contextlib.asynccontextmanager
     async def speaking(
-        cls, address: str, path: str, key: str, *, receive_buffer: int | None = None
+        cls,
+        address: str,
+        path: str,
+        key: str,
+        *,
+        name: str = "",
+        token: bytes = b"",
+        receive_buffer: int | None = None,
     ) -> AsyncIterator[Self]:
         """Connect to a node, with the hello of v2 done."""
         async with cls.upgraded(address, path, receive_buffer=receive_buffer) as raw:
-            await raw.prove(key, path)
+            await raw.prove(key, path, name=name, token=token)
             yield raw
 
     def send(self, packet: dict[str, Any]) -> None:
@@ -166,22 +190,23 @@ class V2Socket(RawSocket):
         assert opcode is Opcode.BINARY, (opcode, payload)
         return decoded(payload)
 
-    async def prove(self, key: str, path: str) -> None:
-        """Do the hello of an initiator."""
-        challenge = await self.packet()
-        assert set(challenge) == {"t", "nonce"}
-        nonce = new_nonce()
-        proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
-        self.send({"t": "proof", "proof": proof, "nonce": nonce, "path": path})
-        expected = proof_of(key, "acceptor", challenge["nonce"], nonce, path)
+    async def prove(self, key: str, path: str, *, name: str = "", token: bytes = b"") -> None:
+        """Do the hello of an initiator, whose key may have a name or be that of a token with these claims."""
+        nonces = await self.prove_wrongly(key, path, name=name, token=token)
+        expected = proof_of(key, "acceptor", *nonces, path, key_name=name, token=token)
         assert await self.packet() == {"t": "proof", "proof": expected}
 
-    async def prove_wrongly(self, key: str, path: str) -> None:
-        """Do an initiator's part of the hello with a key that the acceptor does not take."""
+    async def prove_wrongly(
+        self, key: str, path: str, *, name: str = "", token: bytes = b""
+    ) -> tuple[bytes, bytes]:
+        """Do an initiator's part of the hello, with a key that may be wrong, and return the nonces."""
         challenge = await self.packet()
-        nonce = new_nonce()
-        proof = proof_of(key, "initiator", challenge["nonce"], nonce, path)
-        self.send({"t": "proof", "proof": proof, "nonce": nonce, "path": path})
+        assert set(challenge) == {"t", "nonce"}
+        nonces = challenge["nonce"], new_nonce()
+        proof = proof_of(key, "initiator", *nonces, path, key_name=name, token=token)
+        more = {key: value for key, value in (("key", name), ("token", token)) if value}
+        self.send({"t": "proof", "proof": proof, "nonce": nonces[1], "path": path, **more})
+        return nonces
 
     async def accept_v2(self, key: str) -> str:
         """Be the acceptor: answer the upgrade request, do the hello of v2, and return the path."""

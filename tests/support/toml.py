@@ -19,4 +19,11 @@ def _lines(settings: Mapping[str, object], table: str) -> Iterator[str]:
         if isinstance(value, Mapping):
             yield from _lines(value, f"{table}{key}.")
         else:
-            yield f"{table}{key} = {json.dumps(value)}\n"
+            yield f"{table}{key} = {_value(value)}\n"
+
+
+def _value(value: object) -> str:
+    if isinstance(value, list) and value and isinstance(value[0], Mapping):
+        tables = (", ".join(f"{key} = {json.dumps(item)}" for key, item in one.items()) for one in value)
+        return f"[{', '.join(f'{{{table}}}' for table in tables)}]"
+    return json.dumps(value)

@@ -45,7 +45,7 @@ class ExitCode(enum.IntEnum):
     WRONG_USAGE = 2, "the command line, or a line to publish, is wrong"
     WRONG_CONFIG = 3, "a configuration file, or the pre-shared key that it points to, is wrong"
     NO_ANSWER = 4, "no node answers"
-    OTHER_KEY = 5, "the nodes have another pre-shared key"
+    OTHER_KEY = 5, "the nodes have another pre-shared key, or it does not allow that"
     INTERRUPTED = 130, "ended by Ctrl-C"
 
 

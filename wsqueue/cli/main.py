@@ -9,10 +9,17 @@ from typing import Any
 import click
 
 from .. import journal
-from ..errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
+from ..errors import (
+    AuthenticationError,
+    ConfigError,
+    ConnectError,
+    InvalidMessage,
+    NotAllowedError,
+    WsqueueError,
+)
 from ..tools.terminal import discard_output, prepare_standard_files, printable
 from ..version import __version__
-from . import bench, cluster, logs, messages, node, shell, watch
+from . import bench, cluster, keys, logs, messages, node, shell, watch
 from .common import COMPLETE_VARIABLE, ExitCode
 
 COMMANDS = (
@@ -26,6 +33,8 @@ COMMANDS = (
     logs.backup,
     logs.restore,
     logs.migrate,
+    keys.keygen,
+    keys.token,
     cluster.verify,
     cluster.local,
     bench.bench,
@@ -62,7 +71,7 @@ class _Commands(click.Group):
 
 def _exit_code(error: WsqueueError) -> ExitCode:
     match error:
-        case AuthenticationError():
+        case AuthenticationError() | NotAllowedError():
             return ExitCode.OTHER_KEY
         case ConnectError():
             return ExitCode.NO_ANSWER

@@ -24,6 +24,7 @@ from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
 from ..errors import ConfigError, ConnectError, InvalidMessage, WindowFull
 from ..net.certificates import TlsContexts
+from ..net.credential import Credential, Renew, token_of
 from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
 from ..protocol.v2 import MAX_NUMBER
@@ -45,6 +46,8 @@ def connect(
     producers: Sequence[str] = (),
     consumers: Sequence[str] = (),
     psk: str | PreSharedKey | None = None,
+    name: str = "",
+    token: str | Renew | None = None,
     hello_order: Order = Order.DOCUMENT,
     limits: Limits | None = None,
     tls: Tls | None = None,
@@ -58,6 +61,9 @@ def connect(
         producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the same order as in the producers' configuration.
         psk: The pre-shared key; without it, the key is looked up as the configuration says.
+        name: Name of the key in `psk`, if the nodes know it under one.
+        token: A token instead of a key, or a function that returns or awaits one; it is called whenever a
+            connection needs the next one.
         hello_order: The digest order; `Order.REVERSED` for the original TypeScript nodes.
         limits: Limits that differ from the defaults.
         tls: A certificate of this client, and a CA to trust instead of the system's.
@@ -77,15 +83,29 @@ def connect(
         check_addresses(config)
     elif not isinstance(config, ClientConfig):
         config = load_config(config, ClientConfig)
-    if psk is None:
-        psk = load_psk(config)
-    elif isinstance(psk, str) and psk:
-        psk = PreSharedKey(psk)
-    elif not isinstance(psk, PreSharedKey):
+    credential = _credential(config, psk, name, token)
+    return Client(config, credential, tls=TlsContexts(config), open_seconds=open_seconds)
+
+
+def _credential(config: ClientConfig, psk: object, name: str, token: str | Renew | None) -> Credential:
+    """Return the key or the token of a client.
+
+    Raises:
+        ConfigError: There are both, or what there is cannot be used.
+    """
+    if token is not None:
+        if psk is not None or name:
+            raise ConfigError("a token stands for a key and its name: expected either token, or psk and name")
+        return Credential(None, token) if callable(token) else Credential(token_of(token))
+    if isinstance(psk, PreSharedKey) and not name:
+        return Credential(psk)
+    if psk is None and not name:
+        return Credential(load_psk(config))
+    if not isinstance(psk, str) or not psk:
         # Its type only, because its value is a secret.
         problem = "is empty" if isinstance(psk, str) else f"is {type(psk).__name__}, expected str"
         raise ConfigError(f"the pre-shared key {problem}")
-    return Client(config, psk, tls=TlsContexts(config), open_seconds=open_seconds)
+    return Credential(PreSharedKey(psk, name=name))
 
 
 class Client:
@@ -96,11 +116,11 @@ class Client:
     """
 
     def __init__(
-        self, config: ClientConfig, psk: PreSharedKey, *, tls: TlsContexts, open_seconds: float
+        self, config: ClientConfig, credential: Credential, *, tls: TlsContexts, open_seconds: float
     ) -> None:
         self._owner = Owner()
         self._settings = ClientSettings(
-            config=config, psk=psk, tls=tls, open_seconds=open_seconds, owner=self._owner
+            config=config, credential=credential, tls=tls, open_seconds=open_seconds, owner=self._owner
         )
         self._publisher: PublisherLink | None = None
         # A feed lives as long as its subscription, and then until its connections are closed.

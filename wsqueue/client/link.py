@@ -10,13 +10,13 @@ import msgspec
 
 from ..config.addresses import Address
 from ..config.model import ClientConfig
-from ..errors import AuthenticationError, ConnectError
+from ..errors import AuthenticationError, ConnectError, NotAllowedError
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection
+from ..net.credential import Credential
 from ..net.link import Link
 from ..net.timers import deadline
 from ..protocol.close import CloseCode, Closed
-from ..protocol.keys import PreSharedKey
 from .failover import SharedLog
 from .owner import Owner
 
@@ -26,7 +26,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         config: The nodes, how to speak to them, and the limits.
-        psk: The pre-shared key of clients.
+        credential: The key or the token of this client.
         tls: Contexts for connections to wss:// addresses.
         open_seconds: How long to wait for a node that does not answer.
         owner: The process and the event loop that use the client.
@@ -34,7 +34,7 @@ class ClientSettings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     config: ClientConfig
-    psk: PreSharedKey
+    credential: Credential
     tls: TlsContexts
     open_seconds: float
     owner: Owner
@@ -47,7 +47,7 @@ class ClientLink(Link):
     never_up_level = logging.INFO  # the application gets an error that says the same
 
     def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
-        super().__init__(addresses, settings.psk, settings.config, settings.tls)
+        super().__init__(addresses, settings.credential, settings.config, settings.tls)
         self._owner = settings.owner
         self._owner.add(self)
         self._changed = asyncio.Event()
@@ -97,14 +97,17 @@ class ClientLink(Link):
 
         Raises:
             ConnectError: Trying longer would not help.
-            AuthenticationError: Trying longer would not help, because the keys differ.
+            AuthenticationError: Trying longer would not help, because the keys differ or the token has ended.
+            NotAllowedError: Trying longer would not help, because the key does not allow it.
         """
         failures = [self.failures.get(address) for address in self.addresses]
         closed = [failure for failure in failures if failure is not None]
         if len(closed) < len(failures) or self.connection is not None:
             return
-        if all(failure.code == CloseCode.WRONG_ANSWER for failure in closed):
+        if all(failure.code in (CloseCode.WRONG_ANSWER, CloseCode.TOKEN_ENDED) for failure in closed):
             raise AuthenticationError(self._failure_text())
+        if all(failure.code == CloseCode.NOT_ALLOWED for failure in closed):
+            raise NotAllowedError(self._failure_text())
         if not self._was_up or not any(failure.reconnect for failure in closed):
             raise ConnectError(self._failure_text())
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import msgspec
 
 from ..config.addresses import Address
-from ..errors import ConnectError
+from ..errors import ConnectError, NotAllowedError
 from ..net.connection import Connection
 from ..net.link import Link
 from ..net.timers import Timer
@@ -82,7 +82,7 @@ class SubscriberLink(ClientLink):
         super().__init__([address], settings)
         self._home, self._consumers, self._settings = home, consumers, settings
         self._start, self._feed = start, feed
-        self._unable = ""
+        self._unable = self._not_allowed = ""
         self._positions = Positions(topics, start)
         others = [index for index, other in enumerate(consumers) if consumers.index(other) == index != home]
         self._order = failover_order(topics[0], others)
@@ -113,7 +113,7 @@ class SubscriberLink(ClientLink):
     def gives_up(self) -> bool:
         """Return True if the home cannot begin where it is asked to, or refuses for good."""
         active = self._failover is not None and self._failover.active
-        return bool(self._unable) or (not active and super().gives_up)
+        return bool(self._unable or self._not_allowed) or (not active and super().gives_up)
 
     def start(self) -> None:
         """Start connecting, unless the link is started or belongs to another process."""
@@ -121,6 +121,7 @@ class SubscriberLink(ClientLink):
             known = self._settings.shared_log
             self._failover = Failover(self._home, self._order, known, self._now())
             self._tried.clear()
+            self._not_allowed = ""
             self._steer()
         super().start()
 
@@ -135,9 +136,12 @@ class SubscriberLink(ClientLink):
         Raises:
             ConnectError: The consumer keeps no messages to begin with, or as for every link.
             AuthenticationError: As for every link.
+            NotAllowedError: As for every link, or the consumer refuses a topic.
         """
         if self._unable:
             raise ConnectError(self._unable)
+        if self._not_allowed:
+            raise NotAllowedError(self._not_allowed)
         if self._failover is None or not self._failover.hopeful:
             super().raise_if_hopeless()
 
@@ -224,6 +228,8 @@ class SubscriberLink(ClientLink):
         for event in events:
             if isinstance(event, v2.Subscribed):
                 self.notify()
+            elif isinstance(event, v2.Unsubscribed) and event.code is not None and connection is not None:
+                self._refuse(event.topic, event.code, connection)
             elif isinstance(event, v2.Draining) and index == self._home:
                 self.leave(event.retry_seconds)
             elif isinstance(event, v2.Log) and connection is not None and self._failover is not None:
@@ -233,6 +239,11 @@ class SubscriberLink(ClientLink):
         # Until all topics have begun, their answers must not wait behind messages of other topics.
         if connection is not None and connection is self._subscribed and self.ready:
             self._feed.inbox.pause_if_full(connection)
+
+    def _refuse(self, topic: str, code: str, connection: Connection) -> None:
+        """End the subscription, because a consumer refuses a topic."""
+        self._not_allowed = f"the subscription to {topic!r} is refused: {code}"
+        connection.close(CloseCode.NORMAL)
 
     def _steer(self) -> None:
         """Have the connections, the subscription and the timer that the failover wants."""
@@ -335,7 +346,7 @@ class OtherLink(Link):
     ) -> None:
         # A classic consumer has a log of no kind, and takes a connection for a subscription.
         config = msgspec.structs.replace(settings.config, allow_classic=False)
-        super().__init__([address], settings.psk, config, settings.tls)
+        super().__init__([address], settings.credential, config, settings.tls)
         settings.owner.add(self)
         self.index = index
         self._subscriber = subscriber

@@ -62,6 +62,40 @@ def check_sites(config: NodeConfig) -> None:
             raise ConfigError(f"{origin!r} is not an origin: {expected}", key=f"origins[{index}]")
 
 
+def check_clients(config: NodeConfig) -> None:
+    """Check the clients that have keys of their own.
+
+    Raises:
+        ConfigError: Two have one name, or a pattern has a `*` that is not at its end; the error names the
+            key.
+    """
+    names: set[str] = set()
+    for index, client in enumerate(config.clients):
+        # Names of credentials and files may not differ in their case only, on some systems.
+        if client.name.lower() in names:
+            problem = f"{client.name!r} is there twice: expected each name once, in whatever case"
+            raise ConfigError(problem, key=f"clients[{index}].name")
+        names.add(client.name.lower())
+        for key, patterns in (("publish", client.publish), ("subscribe", client.subscribe)):
+            for number, pattern in enumerate(patterns):
+                if "*" in pattern[:-1]:
+                    problem = (
+                        f"{pattern!r} has a * before its end: expected a topic, or its beginning and one *"
+                    )
+                    raise ConfigError(problem, key=f"clients[{index}].{key}[{number}]")
+
+
+def check_identity(config: ClientConfig) -> None:
+    """Check who a client says that it is.
+
+    Raises:
+        ConfigError: It has a token besides a key or a name.
+    """
+    if config.token_file is not None and (config.psk_file is not None or config.name is not None):
+        problem = "a token stands for a key and its name: expected token_file alone, or psk_file and name"
+        raise ConfigError(problem, key="token_file")
+
+
 def check_servers(config: ConsumerConfig) -> None:
     """Check the addresses of the servers that keep the log.
 

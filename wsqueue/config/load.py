@@ -13,7 +13,7 @@ import tomli
 
 from ..errors import ConfigError
 from ..protocol.keys import Order
-from .check import check_addresses, check_servers, check_sites
+from .check import check_addresses, check_clients, check_identity, check_servers, check_sites
 from .files import read_text
 from .model import (
     ClientConfig,
@@ -23,6 +23,7 @@ from .model import (
     Limits,
     LogLevel,
     Monitoring,
+    NamedClient,
     NodeConfig,
     PageAudience,
     ProducerConfig,
@@ -42,6 +43,8 @@ StructT = TypeVar("StructT", bound=msgspec.Struct)
 _PATHS = (
     "psk_file",
     "node_psk_file",
+    "key_file",
+    "token_file",
     "certificate",
     "key",
     "ca",
@@ -66,6 +69,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "retention": Retention,
     "retention.jetstream": JetStream,
     "monitoring": Monitoring,
+    "clients": NamedClient,
 }
 
 _KINDS: tuple[type[Config], ...] = (ConsumerConfig, ProducerConfig, ClientConfig)
@@ -109,6 +113,9 @@ def load_any_config(file: str | Path) -> Config:
         check_addresses(config)
         if isinstance(config, NodeConfig):
             check_sites(config)
+            check_clients(config)
+        if isinstance(config, ClientConfig):
+            check_identity(config)
         if isinstance(config, ConsumerConfig):
             check_servers(config)
     except msgspec.ValidationError as error:
@@ -127,6 +134,8 @@ def _beside(struct: StructT, directory: Path) -> StructT:
         value = getattr(struct, name)
         if isinstance(value, Tls | Retention | JetStream):
             changes[name] = _beside(value, directory)
+        elif name == "clients":
+            changes[name] = [_beside(client, directory) for client in value]
         elif name in _PATHS and value is not None:
             changes[name] = str(directory / value)
     return msgspec.structs.replace(struct, **changes)
@@ -139,7 +148,8 @@ def _explain(error: str) -> tuple[str, str]:
     if field := re.fullmatch(r"Object missing required field `(.+)`", problem):
         return f"{key}.{field[1]}".lstrip("."), "required and missing"
     if field := re.fullmatch(r"Object contains unknown field `(.+)`", problem):
-        known = _TABLES[key].__struct_fields__ if key in _TABLES else _ALL_KEYS
+        table = key.partition("[")[0]
+        known = _TABLES[table].__struct_fields__ if table in _TABLES else _ALL_KEYS
         return f"{key}.{field[1]}".lstrip("."), f"unknown key: {_hint(field[1], known)}"
     if key in _CHOICES:
         problem += f": expected one of {', '.join(_CHOICES[key])}"
@@ -161,6 +171,8 @@ def _line_of(text: str, key: str) -> int | None:
     tomli gives lines for syntax errors only. For an item of a list it is the line of the list, and for a key
     in an inline table the line of the table.
     """
+    if of_tables := re.fullmatch(r"(\w+)\[(\d+)\](?:\.(\w+).*)?", key):
+        return _line_in_tables(text, of_tables[1], int(of_tables[2]), of_tables[3] or "")
     name = key.partition("[")[0]
     table, _, leaf = name.rpartition(".")
     here = re.compile(rf"\s*{_quoted(leaf)}\s*=")
@@ -175,6 +187,21 @@ def _line_of(text: str, key: str) -> int | None:
         if current == name:
             return number
     return None
+
+
+def _line_in_tables(text: str, name: str, index: int, leaf: str) -> int | None:
+    """Return the line of a key in one of the tables `[[name]]`, or of the table, or of an inline list."""
+    here = re.compile(rf"\s*{_quoted(leaf)}\s*=") if leaf else None
+    count, found = -1, None
+    for number, line in enumerate(text.split("\n"), 1):
+        if re.match(rf"\s*\[\[\s*{_quoted(name)}\s*\]\]", line):
+            count += 1
+            found = number if count == index else found
+        elif count == index and re.match(r"\s*\[", line):
+            break
+        elif count == index and here is not None and here.match(line):
+            return number
+    return found or _line_of(text, name)
 
 
 def _quoted(key: str) -> str:

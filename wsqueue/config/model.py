@@ -6,11 +6,15 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from ..protocol.access import Name, Rights, TopicPattern
 from ..protocol.keys import Order
 from .addresses import Address, parse_address, parse_server
 
 READ_MARGIN_BYTES = 1024 * 1024
 """Above the sum of one read (256 KiB) and a paused write buffer (256 KiB), with frame headers and masks."""
+
+MAX_CLIENTS = 200
+"""Maximum number of clients with a name: a classic hello tries all their keys, which takes 1.2 ms."""
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 Replicas = Literal[1, 3, 5]
@@ -197,6 +201,38 @@ class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     top_topics: Annotated[int, msgspec.Meta(ge=0, le=100)] = 10
 
 
+class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Say what the clients with a key of their own may do.
+
+    Attributes:
+        name: Name of the key, which a client tells in the hello.
+        key_file: File with the key, or several, one a line; without it, the systemd credential
+            `clients.<name>`.
+        publish: Topics that they may publish to; `orders/*` stands for all that begin with `orders/`.
+        subscribe: Topics that they may subscribe to.
+        status: Whether they may read reports.
+        not_before: Unix time since which tokens of the key are taken; those made before are revoked.
+        max_connections: Maximum number of their connections to this node.
+        max_topics: Maximum number of topics that their connections publish or subscribe to at a time.
+        bytes_per_second: Bytes that they may publish in a second; above it, the node reads no more from them.
+    """
+
+    name: Name
+    key_file: str | None = None
+    publish: tuple[TopicPattern, ...] = ()
+    subscribe: tuple[TopicPattern, ...] = ()
+    status: bool = False
+    not_before: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
+    max_connections: ConnectionLimit | None = None
+    max_topics: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
+    bytes_per_second: ByteCount | None = None
+
+    @property
+    def rights(self) -> Rights:
+        """Return what they may do."""
+        return Rights(self.publish, self.subscribe, self.status)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):
     """Hold the keys that all configurations have; a file is for one of the subclasses."""
 
@@ -221,12 +257,14 @@ class NodeConfig(Config, frozen=True, kw_only=True):
 
     Attributes:
         plain: Whether the node may listen and connect without TLS to where other hosts are on the way.
+        clients: Clients with keys of their own, and what they may do.
     """
 
     listen: list[str]
     plain: bool = False
     log_level: LogLevel = "info"
     node_psk_file: str | None = None
+    clients: Annotated[list[NamedClient], msgspec.Meta(max_length=MAX_CLIENTS)] = []
     hosts: list[str] = []
     origins: list[str] = []
     monitoring: Monitoring = Monitoring()
@@ -286,10 +324,17 @@ class ProducerConfig(NodeConfig, frozen=True, kw_only=True, tag="producer"):
 
 
 class ClientConfig(Config, frozen=True, kw_only=True, tag="demo"):
-    """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library."""
+    """Configure a client: `demo`, `verify`, `publish`, `subscribe` and the client library.
+
+    Attributes:
+        name: Name of the client's key, if it has one.
+        token_file: File with a token, instead of a key.
+    """
 
     producers: list[str]
     consumers: list[str]
+    name: Name | None = None
+    token_file: str | None = None
     hello_order: Order = Order.DOCUMENT
 
     @property

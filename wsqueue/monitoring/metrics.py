@@ -212,6 +212,22 @@ METRICS = (
         "connections_refused",
         "Connections refused because there were too many.",
     ),
+    MetricDescription(
+        "wsqueue_client_connections",
+        "gauge",
+        "both",
+        ("client",),
+        "Connections now of clients with a name.",
+        lambda report: [((client.name,), client.connections) for client in report.clients],
+    ),
+    MetricDescription(
+        "wsqueue_client_refusals_total",
+        "counter",
+        "both",
+        ("client",),
+        "Connections, batches and subscriptions refused that the key of a client does not allow.",
+        lambda report: [((client.name,), client.refused) for client in report.clients],
+    ),
     _counter(
         "wsqueue_strangers_dropped_total",
         "both",

@@ -150,7 +150,7 @@ class Pages:
         if self._cluster is None or self._cluster.ended:
             config = self._config
             monitor = ClusterMonitor(
-                config.all_consumers, config.all_producers, self._keys.clients, config, self._tls
+                config.all_consumers, config.all_producers, self._keys.nodes, config, self._tls
             )
             self._cluster = _ClusterWatch(monitor)
         self._cluster.want()

@@ -31,6 +31,7 @@ from ..net.connection import Connection, Traffic
 from ..report.report import (
     FRESH_SECONDS,
     MAX_SLOW_PEERS,
+    ClientStatus,
     ConnectionCount,
     ConnectionState,
     Facts,
@@ -72,7 +73,9 @@ class Reporter:
         traffic: Traffic,
         counters: Counter[str],
         connections: Collection[Connection],
+        clients: Callable[[], list[ClientStatus]] = list,
     ) -> None:
+        self._clients = clients
         self.role, self._facts, self._traffic = role, facts, traffic
         self._counters, self._connections = counters, connections
         self._id = secrets.token_hex(8)
@@ -89,7 +92,7 @@ class Reporter:
     def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use another configuration from now on."""
         self._config, self._tls = config, tls
-        self._fingerprints = keys.clients.fingerprints()
+        self._fingerprints = [] if keys.psk is None else keys.psk.fingerprints()
         self._made = None
 
     def refused(self, counter: str, peer: str) -> None:
@@ -157,6 +160,7 @@ class Reporter:
             loop_lag_seconds=self._lag.value,
             max_connections=self._config.limits.max_connections,
             connections=[ConnectionCount(*kind, count) for kind, count in sorted(kinds.items())],
+            clients=self._clients(),
             counters=self.counters(),
             links=facts.links,
             confirm_seconds=facts.confirm_seconds,

@@ -26,14 +26,16 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import time
 from collections.abc import Callable, Sequence
 from time import monotonic
-from typing import ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 from ..config.addresses import Address, is_loopback
 from ..config.keys import Keys
 from ..config.model import Config, Limits
 from ..protocol import v2
+from ..protocol.access import KeyRing
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
@@ -74,12 +76,20 @@ class Handler:
     Attributes:
         peer_role: The peer's part: publisher, producer, subscriber, consumer, node or monitor.
         peer_sends_messages: True if messages come from the peer; a drain closes these connections first.
-        peer_is_node: True if the peer must know the key of nodes, False for the key of clients.
+        peer_is_node: True if the peer must know the key of nodes, False for a key of clients.
+        peer_may_be_node: True if a peer with the key of nodes is taken too.
     """
 
     peer_role: ClassVar[str] = "node"
     peer_sends_messages: ClassVar[bool] = False
     peer_is_node: ClassVar[bool] = False
+    peer_may_be_node: ClassVar[bool] = False
+
+    def keys_of_peers(self, keys: Keys) -> KeyRing:
+        """Return the keys of a node that peers may have here."""
+        if self.peer_is_node:
+            return keys.for_nodes
+        return keys.for_all if self.peer_may_be_node else keys.for_clients
 
     def established(self, connection: Connection) -> None:
         """Take a connection whose peer has proved itself."""
@@ -100,12 +110,19 @@ class Owner:
     def opened(self, connection: Connection) -> None:
         """Take a connection whose peer is a stranger yet."""
 
-    def admits(self, connection: Connection) -> bool:
-        """Return True if a peer that has proved itself may stay; its handler is known."""
-        return True
+    def refusal(self, connection: Connection) -> str:
+        """Return why a peer that has proved itself may not stay, "" if it may; its handler is known."""
+        return ""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Forget a connection; called last."""
+
+
+class Meter(Protocol):
+    """Limit the bytes that come from some connections."""
+
+    def pay(self, size: int, now: float) -> float:
+        """Count bytes that came; return the seconds for which no more should be read."""
 
 
 class Traffic:
@@ -140,6 +157,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         heard_at: Time of the latest read (monotonic), 0 before the first.
+        meter: Limits the bytes that are read from this connection, with others; None if nothing does.
         peer: Address of the peer, known once it is connected; `unix` for a unix socket.
         peer_host: Host of that address, "" for a unix socket.
     """
@@ -159,6 +177,7 @@ class Connection(asyncio.Protocol):
         "_pinged_at",
         "_problem",
         "_reading",
+        "_rest",
         "_timer",
         "_tls",
         "_traffic",
@@ -168,6 +187,7 @@ class Connection(asyncio.Protocol):
         "_writes",
         "handler",
         "heard_at",
+        "meter",
         "peer",
         "peer_host",
         "session",
@@ -195,6 +215,8 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
+        self._rest: Timer | None = None
+        self.meter: Meter | None = None
         self._established = self._closing = self._close_watch = False
         self.heard_at = 0.0
         self._pinged_at: float | None = None
@@ -444,6 +466,18 @@ class Connection(asyncio.Protocol):
         elif self._counted or not events:
             # The beginning of a long message, or its end.
             self._count()
+        if self.meter is not None and (seconds := self.meter.pay(len(data), self.heard_at)):
+            self._rest_for(seconds)
+
+    def _rest_for(self, seconds: float) -> None:
+        """Read nothing for a while."""
+        if self._rest is None and self._transport is not None:
+            self.pause_reading()
+            self._rest = Timer(seconds, self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        self.resume_reading()
 
     def _receive_hello(self, events: list[Event]) -> list[Event]:
         """Take the events of a read before the hello was done; return those for the handler.
@@ -465,8 +499,8 @@ class Connection(asyncio.Protocol):
             self.session.respond(answer)
             return []
         self.handler = answer
-        node = answer.peer_is_node
-        return self.session.accept(self._keys.nodes if node else self._keys.clients, drops_bad_messages=node)
+        ring = answer.keys_of_peers(self._keys)
+        return self.session.accept(ring, now=time.time(), drops_bad_messages=answer.peer_is_node)
 
     def eof_received(self) -> None:
         """Take the end of the stream (asyncio calls this, and closes the transport after it)."""
@@ -490,7 +524,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Drop the transport and all waiting data (asyncio calls this)."""
-        for call in (self._timer, self._turn):
+        for call in (self._timer, self._turn, self._rest):
             if call is not None:
                 call.cancel()
         self._unread = b""
@@ -542,8 +576,8 @@ class Connection(asyncio.Protocol):
         self._set_timer(self._limits.close_seconds, self._close_late)
 
     def _establish(self) -> None:
-        if self._owner is not None and not self._owner.admits(self):
-            self.fail(CloseCode.TRY_AGAIN_LATER, "this node has all the connections that it may have")
+        if self._owner is not None and (refusal := self._owner.refusal(self)):
+            self.fail(CloseCode.TRY_AGAIN_LATER, refusal)
             return
         self._established = True
         # The answer of the hello goes out before anything that the handler writes.

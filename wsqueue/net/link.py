@@ -34,7 +34,7 @@ import msgspec
 
 from ..config.addresses import Address
 from ..config.model import ClientConfig, ProducerConfig
-from ..errors import why
+from ..errors import WsqueueError, why
 from ..journal import log
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.keys import PreSharedKey
@@ -42,6 +42,7 @@ from ..protocol.pongs import encode_count
 from ..protocol.session import Event, HelloDone, Session
 from .certificates import TlsContexts
 from .connection import Connection, Handler, Traffic
+from .credential import Credential
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,7 @@ class Link(Handler):
     def __init__(
         self,
         addresses: Sequence[Address],
-        psk: PreSharedKey,
+        psk: PreSharedKey | Credential,
         config: ProducerConfig | ClientConfig,
         tls: TlsContexts,
         traffic: Traffic | None = None,
@@ -93,7 +94,8 @@ class Link(Handler):
         self._next = self._ups = 0
         self._traffic = traffic or Traffic()
         self._pause: float | None = None
-        self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
+        self._credential = psk if isinstance(psk, Credential) else Credential(psk)
+        self._config, self._limits, self._tls = config, config.limits, tls
         self._attempt: Connection | None = None
         self._ended: asyncio.Future[Closed] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -127,7 +129,8 @@ class Link(Handler):
 
     def reconfigure(self, psk: PreSharedKey, config: ProducerConfig | ClientConfig, tls: TlsContexts) -> None:
         """Use another key, configuration and certificates from the next connection on."""
-        self._psk, self._config, self._limits, self._tls = psk, config, config.limits, tls
+        self._credential = Credential(psk)
+        self._config, self._limits, self._tls = config, config.limits, tls
 
     async def stop(self) -> None:
         """Close the connection, waiting until the peer has read all data, and stay down."""
@@ -237,13 +240,32 @@ class Link(Handler):
 
     async def _connect(self) -> Closed:
         """Open a connection; return the reason when it has failed or ended."""
+        credential, ups = self._credential, self._ups
+        try:
+            psk = await credential.current()
+            closed = await self._connect_with(psk)
+            if closed.code == CloseCode.TOKEN_ENDED and credential.renewable and self._ups == ups:
+                # It had ended before; the next token may do.
+                credential.ended(psk)
+                psk = await credential.current()
+                closed = await self._connect_with(psk)
+            if closed.code == CloseCode.TOKEN_ENDED and credential.renewable and self._ups > ups:
+                # The next attempt has the next token.
+                credential.ended(psk)
+                closed = msgspec.structs.replace(closed, code=CloseCode.GOING_AWAY)
+        except WsqueueError as error:
+            return Closed(UNREACHABLE, str(error), by_peer=False)
+        return closed
+
+    async def _connect_with(self, psk: PreSharedKey) -> Closed:
+        """Open a connection with a key; return the reason when it has failed or ended."""
         address, limits = self._address, self._limits
         self._ended = asyncio.get_running_loop().create_future()
         session = Session.initiator(
             address.host or "localhost",
             address.port or 80,
             address.path,
-            self._psk,
+            psk,
             self._config.hello_order,
             allow_classic=self._config.allow_classic,
             max_message_bytes=limits.max_message_bytes,

@@ -18,6 +18,7 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Owner, Traffic
 from ..protocol import v2
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
+from .clients import Clients
 from .limits import LINK_CONNECTIONS
 from .listener import Listener
 from .strangers import Strangers, source_of
@@ -46,6 +47,7 @@ class Connections(Collection[Connection], Owner):
         traffic: Counts the bytes of all connections of the node.
         reporter: Is told of peers that were refused.
         buffers: Counts the bytes that wait in them.
+        clients: Knows the peers that have names.
         limits: Limits of the node; a reload sets others.
 
     Attributes:
@@ -60,6 +62,7 @@ class Connections(Collection[Connection], Owner):
         reporter: Reporter,
         *,
         buffers: Buffers,
+        clients: Clients,
         limits: Limits,
     ) -> None:
         self.draining = False
@@ -69,7 +72,7 @@ class Connections(Collection[Connection], Owner):
         self._dropped = 0
         self._dropped_logged = -DROPPED_LOG_SECONDS
         self._traffic = traffic
-        self._buffers = buffers
+        self._buffers, self._clients = buffers, clients
         self._members, self._counters, self._reporter = members, counters, reporter
         self._closing: tuple[set[Connection], asyncio.Future[None]] | None = None
 
@@ -120,16 +123,28 @@ class Connections(Collection[Connection], Owner):
             self._drop(self._strangers.draw())
         self._strangers.add(connection, source_of(connection.peer_host))
 
-    def admits(self, connection: Connection) -> bool:
-        """Return True if a peer that has proved itself may stay."""
+    def refusal(self, connection: Connection) -> str:
+        """Return why a peer that has proved itself may not stay, "" if it may."""
         handler = connection.handler
         assert handler is not None
         if self.full(handler):
-            return False
+            return "this node has all the connections that it may have"
+        if refusal := self._clients.add(connection):
+            return refusal
         self._strangers.remove(connection)
         if handler.peer_is_node:
             self._producers.add(connection)
-        return True
+        return ""
+
+    def recheck(self, keys: Keys) -> None:
+        """Close the connections of peers whose key is gone, or may do something else now."""
+        now = time.time()
+        for connection in self:
+            peer, handler = connection.session.peer, connection.handler
+            if peer is None or handler is None:
+                continue
+            if not handler.keys_of_peers(keys).still_takes(peer, now):
+                connection.close(CloseCode.GOING_AWAY, "the keys of this node have changed")
 
     def announce_drain(self) -> None:
         """Tell the peers that speak v2 to go elsewhere, or to come back after a random time."""
@@ -158,6 +173,7 @@ class Connections(Collection[Connection], Owner):
         """Forget a connection."""
         self._members.discard(connection)
         self._producers.discard(connection)
+        self._clients.remove(connection)
         dropped = not self._strangers.remove(connection) and not connection.established
         if self._closing is not None:
             closing, gone = self._closing
@@ -190,7 +206,14 @@ class Connections(Collection[Connection], Owner):
         if connection.established:
             violation = closed.code >= 1002 and not closed.by_peer and not self.draining
             level = logging.WARNING if violation else logging.DEBUG
-            log(logger, level, "connection closed", peer=connection.peer, reason=closed)
+            log(
+                logger,
+                level,
+                "connection closed",
+                peer=connection.peer,
+                **_name_of(connection),
+                reason=closed,
+            )
         elif closed.code == UNREACHABLE:
             self._counters["tls_refused"] += 1
             self._reporter.refused("tls_refused", connection.peer)
@@ -203,9 +226,18 @@ class Connections(Collection[Connection], Owner):
             if connection.handler is not None:
                 self._reporter.refused(counter, connection.peer)
             level = logging.INFO if self.draining else logging.WARNING
-            log(logger, level, "hello refused", peer=connection.peer, reason=closed)
+            claimed = connection.session.claimed
+            claims = {"claims": claimed} if claimed else {}
+            log(logger, level, "hello refused", peer=connection.peer, **claims, reason=closed)
         else:
             log(logger, logging.DEBUG, "request answered", peer=connection.peer, reason=closed)
+
+
+def _name_of(connection: Connection) -> dict[str, str]:
+    """Return the field with the name of a peer, if it has one."""
+    peer = connection.session.peer
+    name = "" if peer is None else str(peer.identity)
+    return {"client": name} if name else {}
 
 
 class _Dropped(asyncio.Protocol):

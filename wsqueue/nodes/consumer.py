@@ -50,6 +50,7 @@ from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
+from .clients import Clients
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
@@ -106,6 +107,7 @@ class Consumer:
         keys: Not used, because a consumer opens no connection.
         counters: Counters of this node.
         tls: Not used either.
+        clients: Knows what subscribers may do.
 
     Attributes:
         logs: The logs of the topics.
@@ -120,9 +122,16 @@ class Consumer:
     role = "consumer"
     config_type: ClassVar[type[NodeConfig]] = ConsumerConfig
 
-    def __init__(self, config: ConsumerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
+    def __init__(
+        self,
+        config: ConsumerConfig,
+        keys: Keys,
+        counters: Counter[str],
+        tls: TlsContexts,
+        clients: Clients,
+    ) -> None:
         self.on_failure: Callable[[WsqueueError], None] = lambda _error: None
-        self.counters = counters
+        self.counters, self.clients = counters, clients
         self.topics: Topics[Connection] = Topics()
         self.readers: Topics[Reader] = Topics()
         self.behind: set[Reader] = set()
@@ -499,6 +508,9 @@ class SubscribeEndpoint(Handler):
         if self._topic is None:
             connection.fail(CloseCode.UNEXPECTED_PACKET, "the classic endpoint is /subscribe/TOPIC")
             return
+        if problem := self._not_allowed(connection, self._topic):
+            connection.fail(CloseCode.NOT_ALLOWED, problem)
+            return
         self._classic = True
         self._consumer.topics.subscribe(self._topic, connection)
         # With a log that others append to, messages come only once it is known.
@@ -510,9 +522,14 @@ class SubscribeEndpoint(Handler):
         """Subscribe and unsubscribe; close the connection on any other packet."""
         for event in events:
             if isinstance(event, v2.Subscribe):
-                self._subscribe(connection, event)
+                if self._not_allowed(connection, event.topic):
+                    connection.send_packet(v2.Unsubscribed(event.topic, "not_allowed"))
+                else:
+                    self._subscribe(connection, event)
             elif isinstance(event, v2.Unsubscribe):
                 self._unsubscribe(event.topic)
+                if (client := self._consumer.clients.of(connection)) is not None:
+                    client.unsubscribes(event.topic)
                 connection.send_packet(v2.Unsubscribed(event.topic))
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
@@ -551,6 +568,15 @@ class SubscribeEndpoint(Handler):
             self._unsubscribe(topic)
         if self._readers:
             asyncio.get_running_loop().call_soon(self._drop_readers)
+
+    def _not_allowed(self, connection: Connection, topic: str) -> str:
+        """Return why a subscription is not allowed, "" if it is; a refusal is counted and logged."""
+        client = self._consumer.clients.of(connection)
+        problem = "" if client is None else client.subscribes(topic)
+        if problem:
+            self._consumer.counters["not_allowed"] += 1
+            log(logger, logging.WARNING, "not allowed", peer=connection.peer, reason=problem, topic=topic)
+        return problem
 
     def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
         consumer = self._consumer

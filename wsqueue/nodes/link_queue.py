@@ -42,6 +42,8 @@ from ..report.stats import Histogram
 
 if TYPE_CHECKING:
     from ..net.connection import Connection
+from ..protocol.access import ANYBODY, Identity
+from .clients import Client
 
 LINK_WINDOW_BYTES = 16 * 1024 * 1024
 """Unconfirmed bytes from which on no slice is sent: far above what a fast disk has under way."""
@@ -75,14 +77,20 @@ class Origin:
         connection: Its connection, None once that is lost.
         id: Public id, "" while the publisher has not sent its secret.
         number: Number of the last batch that came on the connection.
+        client: What it may do, None if that is everything.
     """
 
-    __slots__ = ("connection", "id", "number")
+    __slots__ = ("client", "connection", "id", "number")
 
-    def __init__(self, connection: Connection | None) -> None:
-        self.connection = connection
+    def __init__(self, connection: Connection | None, client: Client | None = None) -> None:
+        self.connection, self.client = connection, client
         self.id = ""
         self.number = 0
+
+    @property
+    def identity(self) -> Identity:
+        """Return who the publisher is."""
+        return ANYBODY if self.client is None else self.client.identity
 
 
 class ForwardChain(msgspec.Struct, gc=False):

@@ -15,6 +15,7 @@ from ..net.connection import Handler, Traffic
 from ..protocol.framing import HttpResponse
 from ..report.report import Facts
 from ..report.stats import TopTopics
+from .clients import Clients
 
 
 class Node(Protocol):
@@ -38,6 +39,7 @@ class Node(Protocol):
         keys: Keys,
         counters: Counter[str],
         tls: TlsContexts,
+        clients: Clients,
     ) -> None: ...
 
     def endpoint(self, path: str) -> Handler | HttpResponse:

@@ -24,6 +24,7 @@ from ..net.connection import Connection, Handler, Traffic
 from ..net.timers import Timer
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
+from ..protocol.access import ANYBODY, Identity
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.packed import pack_texts
@@ -32,6 +33,7 @@ from ..protocol.session import Event, HelloDone, MessagesReceived
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
+from .clients import Clients
 from .consumer_link import ConsumerLink
 from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
 
@@ -58,6 +60,7 @@ class Producer(Handler):
         keys: Keys of the service; the links use that of nodes.
         counters: Counters of this node.
         tls: TLS contexts of the links.
+        clients: Knows what publishers may do.
     """
 
     role = "producer"
@@ -65,7 +68,14 @@ class Producer(Handler):
     config_type: ClassVar[type[NodeConfig]] = ProducerConfig
     peer_sends_messages = True
 
-    def __init__(self, config: ProducerConfig, keys: Keys, counters: Counter[str], tls: TlsContexts) -> None:
+    def __init__(
+        self,
+        config: ProducerConfig,
+        keys: Keys,
+        counters: Counter[str],
+        tls: TlsContexts,
+        clients: Clients,
+    ) -> None:
         self.on_failure: Callable[[WsqueueError], None] = lambda _error: None
         self.counters = counters
         self.traffic = Traffic()
@@ -78,9 +88,10 @@ class Producer(Handler):
         self._place_anew()
         self._timer: Timer | None = None
         self._stopping = False
+        self._clients = clients
         self._publishers: dict[Connection, Origin] = {}
         # This node numbers the batches of classic publishers.
-        self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES))
+        self._id = public_id(secrets.token_bytes(packets_v2.NONCE_BYTES), ANYBODY)
         self._number = 0
         self._retired: dict[ConsumerLink, asyncio.Task[None]] = {}
 
@@ -154,7 +165,7 @@ class Producer(Handler):
 
     def established(self, connection: Connection) -> None:
         """Take a publisher."""
-        self._publishers[connection] = Origin(connection)
+        self._publishers[connection] = Origin(connection, self._clients.of(connection))
 
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Forward all messages of one read, with one write for each consumer."""
@@ -175,12 +186,12 @@ class Producer(Handler):
                 if open_chain is None or not open_chain.join(event):
                     self._begin_chain(origin, event, by_link, open_chains)
             elif type(event) is MessagesReceived:
-                max_bytes = self._config.limits.max_message_bytes
+                if problem := self._not_allowed(origin, event.topic):
+                    connection.fail(CloseCode.NOT_ALLOWED, problem)
+                    break
                 chains = by_link.setdefault(self._route(event.topic), [])
-                chains += [self._classic(event.topic, data) for data in event.batches(max_bytes)]
-            elif isinstance(event, packets_v2.Publisher) and not origin.id:
-                origin.id = public_id(event.secret)
-            elif not isinstance(event, HelloDone | PongReceived):
+                chains += self._classic(origin, event)
+            elif not _knows(origin, event):
                 connection.fail(CloseCode.UNEXPECTED_PACKET)
                 break
         for index, chains in by_link.items():
@@ -238,6 +249,9 @@ class Producer(Handler):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             self._refuse(origin, packet, "topic_too_long", reason)
             return None
+        if problem := self._not_allowed(origin, topic):
+            self._refuse(origin, packet, "not_allowed", problem)
+            return None
         messages = packet.messages
         if not packet.whole:
             self._refuse(origin, packet, "invalid", packets_v2.INVALID_MESSAGES)
@@ -253,6 +267,16 @@ class Producer(Handler):
             return None
         return chain
 
+    def _not_allowed(self, origin: Origin, topic: str) -> str:
+        """Return why a publisher may not publish to a topic, "" if it may; a refusal is counted."""
+        problem = "" if origin.client is None else origin.client.publishes(topic)
+        if problem:
+            assert origin.connection is not None
+            peer = origin.connection.peer
+            self.counters["not_allowed"] += 1
+            log(logger, logging.WARNING, "not allowed", peer=peer, reason=problem, topic=topic)
+        return problem
+
     def _refuse(
         self, origin: Origin, packet: packets_v2.Publish, code: packets_v2.RefusalCode, reason: str
     ) -> None:
@@ -261,13 +285,16 @@ class Producer(Handler):
         origin.connection.send_packet(packets_v2.Refused(packet.number, code, reason))
         self._refused.note(origin.id, packet.number)
 
-    def _classic(self, topic: str, data: list[str]) -> ForwardChain:
-        """Return a batch of classic messages."""
-        self._number += 1
-        messages = pack_texts(data)
-        return forward_chain(
-            packets_v2.Forward(self._id, [self._number], 0, topic, [len(data)], messages), None
-        )
+    def _classic(self, origin: Origin, event: MessagesReceived) -> list[ForwardChain]:
+        """Return classic messages as batches."""
+        chains: list[ForwardChain] = []
+        publisher = named_id(self._id, origin.identity)
+        for data in event.batches(self._config.limits.max_message_bytes):
+            self._number += 1
+            messages = pack_texts(data)
+            packet = packets_v2.Forward(publisher, [self._number], 0, event.topic, [len(data)], messages)
+            chains.append(forward_chain(packet, None))
+        return chains
 
     def _link(self, address: Address) -> ConsumerLink:
         return ConsumerLink(
@@ -357,6 +384,20 @@ class Producer(Handler):
         task.add_done_callback(lambda _task: self._retired.pop(link))
 
 
-def public_id(secret: bytes) -> str:
+def _knows(origin: Origin, event: Event) -> bool:
+    """Take an event without messages; return False if a publisher may not send it."""
+    if isinstance(event, packets_v2.Publisher) and not origin.id:
+        origin.id = public_id(event.secret, origin.identity)
+        return True
+    return isinstance(event, HelloDone | PongReceived)
+
+
+def public_id(secret: bytes, identity: Identity) -> str:
     """Return the id by which others know a publisher; they can't publish with it (docs/protocol.md)."""
-    return base64.urlsafe_b64encode(hashlib.sha256(secret).digest()[:PUBLIC_ID_BYTES]).decode().rstrip("=")
+    digest = hashlib.sha256(secret + identity.who.encode()).digest()[:PUBLIC_ID_BYTES]
+    return named_id(base64.urlsafe_b64encode(digest).decode().rstrip("="), identity)
+
+
+def named_id(unnamed: str, identity: Identity) -> str:
+    """Return the id of a publisher whose key may have a name."""
+    return f"{identity.name}/{unnamed}" if identity.name else unnamed

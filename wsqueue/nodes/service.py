@@ -30,6 +30,7 @@ from ..net.connection import Connection, Handler
 from ..net.timers import deadline
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..version import __version__
+from .clients import Clients
 from .connections import Connections
 from .limits import allow_open_files, keep_freed_memory
 from .listener import Listener, Listeners
@@ -65,7 +66,8 @@ class Service:
         self._keys = load_keys(self._config)
         self._tls = TlsContexts(self._config)
         self._counters: Counter[str] = Counter()
-        self.node = kind(self._config, self._keys, self._counters, self._tls)
+        self._clients = Clients(self._counters)
+        self.node = kind(self._config, self._keys, self._counters, self._tls, self._clients)
         accepted: set[Connection] = set()
         self.reporter = Reporter(
             self.node.role,
@@ -73,6 +75,7 @@ class Service:
             traffic=self.node.traffic,
             counters=self._counters,
             connections=accepted,
+            clients=self._clients.status,
         )
         self.reporter.not_ready = self._not_ready
         self.connections = Connections(
@@ -81,12 +84,13 @@ class Service:
             self.node.traffic,
             self.reporter,
             buffers=self.node.buffers,
+            clients=self._clients,
             limits=self._config.limits,
         )
         self.listeners = Listeners(self._accept, self.endpoint)
         self._status_endpoint = StatusEndpoint(self.reporter)
         self._pages = Pages(self.reporter)
-        self._configure_monitoring()
+        self._configure()
         self._stopping = asyncio.Event()
         self._deadline: asyncio.Timeout | None = None
         self._notifier = Notifier()
@@ -184,7 +188,8 @@ class Service:
         self.reporter.restart_needed = self.node.reload(new, keys, tls)
         for sentence in self.reporter.restart_needed:
             log(logger, logging.WARNING, "restart needed", reason=sentence)
-        self._configure_monitoring()
+        self._configure()
+        self.connections.recheck(keys)
         self._check_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 
@@ -248,10 +253,11 @@ class Service:
         await self.listeners.listen(config)
         self.reporter.addresses = self.addresses
 
-    def _configure_monitoring(self) -> None:
+    def _configure(self) -> None:
         for part in (self.reporter, self._pages):
             part.configure(self._config, self._keys, self._tls)
         self.connections.limits = self._config.limits
+        self._clients.configure(self._config.clients)
 
     def _check_limits(self) -> None:
         for sentence in config_warnings(self._config) + self._tls.warnings(datetime.now(UTC)):

@@ -50,6 +50,8 @@ class CloseCode(enum.IntEnum):
     TOO_MANY_TOPICS = 4413, "too many topics on one connection", False
     ALTERED = 4414, "the connection is altered on its way", False
     TOO_MANY_SUBSCRIPTIONS = 4415, "too many subscriptions on this node", True
+    NOT_ALLOWED = 4416, "this key does not allow it", False
+    TOKEN_ENDED = 4417, "the token is not valid: expected a new one", False
 
 
 UNREACHABLE = 0

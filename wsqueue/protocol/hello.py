@@ -16,6 +16,7 @@ import enum
 import hashlib
 import secrets
 
+from .access import KeyRing, Peer
 from .classic import MAX_ONCE, Hello, Message, decode
 from .close import CloseCode, PeerError
 from .keys import Order, PreSharedKey, Role
@@ -54,19 +55,39 @@ class ClassicHandshake:
 
     Args:
         role: The end.
-        psk: The key to answer with and to verify against.
+        keys: The key to answer with and to verify against; an acceptor's are a ring.
         order: The order in which an initiator answers; an acceptor answers in its peer's.
 
     Attributes:
         once: Our challenge.
         done: True when both ends have proved themselves.
+        peer: The initiator, once it has proved itself.
     """
 
-    __slots__ = ("_order", "_peer_once", "_psk", "_role", "_secret", "_state", "done", "once")
+    __slots__ = (
+        "_order",
+        "_peer_once",
+        "_psk",
+        "_ring",
+        "_role",
+        "_secret",
+        "_state",
+        "done",
+        "once",
+        "peer",
+    )
 
-    def __init__(self, role: Role, psk: PreSharedKey, order: Order = Order.DOCUMENT) -> None:
+    def __init__(self, role: Role, keys: PreSharedKey | KeyRing, order: Order = Order.DOCUMENT) -> None:
         self.once = secrets.randbelow(MAX_ONCE) + 1
-        self._role, self._psk, self._order = role, psk, order
+        self._role, self._order = role, order
+        self._psk: PreSharedKey | None = None
+        self._ring: KeyRing | None = None
+        if role is Role.ACCEPTOR:
+            self._ring = keys if isinstance(keys, KeyRing) else KeyRing(keys)
+        else:
+            assert isinstance(keys, PreSharedKey)
+            self._psk = keys
+        self.peer: Peer | None = None
         self._state = HelloState.NOTHING
         self._peer_once: int | None = None
         self._secret = 0
@@ -91,11 +112,7 @@ class ClassicHandshake:
                 raise PeerError(CloseCode.REFLECTED_CHALLENGE)
             self._peer_once = packet.once
         elif packet.answer is not None:
-            which = self._psk.verify(self.once, packet.answer)
-            if which is None:
-                raise PeerError(CloseCode.WRONG_ANSWER)
-            if self._role is Role.ACCEPTOR:
-                self._order, self._secret = which
+            self._verify(packet.answer)
         self._state = state
         self.done = state is HelloState.DONE
         return self._answer_due(step)
@@ -123,8 +140,26 @@ class ClassicHandshake:
             return None
         return Hello(answer=base64.b64encode(secrets.token_bytes(hashlib.sha256().digest_size)).decode())
 
+    def _verify(self, answer: str) -> None:
+        if self._psk is not None:
+            if self._psk.verify(self.once, answer) is None:
+                raise PeerError(CloseCode.WRONG_ANSWER)
+            return
+        assert self._ring is not None
+        # All are tried, so that the time tells nothing about the key that was right.
+        tried = [(found, found.psk.verify(self.once, answer)) for found in self._ring.all()]
+        for found, which in tried:
+            if which is not None:
+                self._psk = found.psk
+                self._order, self._secret = which
+                self.peer = Peer(found.identity, b"", found.psk.proof_key(self._secret))
+                return
+        raise PeerError(CloseCode.WRONG_ANSWER)
+
     def _answer_due(self, step: HelloStep) -> Hello | None:
         due = step is HelloStep.CHALLENGE if self._role is Role.INITIATOR else self.done
         if not due or self._peer_once is None:
             return None
+        # An acceptor has none before the initiator has proved itself, and answers only after that.
+        assert self._psk is not None
         return Hello(answer=self._psk.answer(self._peer_once, self._order, self._secret))

@@ -11,6 +11,7 @@ import secrets
 
 import msgspec
 
+from .access import KeyRing, Peer
 from .close import CloseCode, PeerError
 from .hello import HelloState, HelloStep
 from .keys import PreSharedKey, Role
@@ -37,11 +38,15 @@ class Context(msgspec.Struct, frozen=True):
         path: Path and query of the request, as they were sent.
         offered: The subprotocols that the initiator offered, as they were sent.
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS (RFC 5929 section 4).
+        key: Name of the initiator's key, "" for none.
+        token: Claims of the initiator's token, b"" for none.
     """
 
     path: str
     offered: str
     channel_binding: bytes
+    key: str = ""
+    token: bytes = b""
 
     def check(self, path: str, binding: bytes) -> None:
         """Compare with the path and the certificate that an initiator with the key has seen.
@@ -60,7 +65,9 @@ class Context(msgspec.Struct, frozen=True):
     def claim(self, prover: Role, acceptor_nonce: bytes, initiator_nonce: bytes) -> bytes:
         """Return the bytes that a proof signs: each part with its length, so that none passes for another."""
         label, path, offered = map(str.encode, (f"wsqueue.v2 {prover.value}", self.path, self.offered))
-        parts = (label, acceptor_nonce, initiator_nonce, path, offered, self.channel_binding)
+        parts = [label, acceptor_nonce, initiator_nonce, path, offered, self.channel_binding]
+        if self.key or self.token:
+            parts += [self.key.encode(), self.token]
         return b"".join(len(part).to_bytes(4) + part for part in parts)
 
 
@@ -69,17 +76,43 @@ class V2Handshake:
 
     Args:
         role: The end.
-        psk: The key to prove and to verify with.
+        keys: The key to prove and to verify with; an acceptor's are a ring.
         context: The values that both ends must agree on.
+        now: Unix time, by which an acceptor judges tokens.
 
     Attributes:
         done: True when both ends have proved themselves.
+        peer: The initiator, once it has proved itself.
+        claimed: The name of its key, and of its token's user, as it says them; "" for none.
     """
 
-    __slots__ = ("_context", "_nonce", "_peer_nonce", "_psk", "_role", "_secret", "_state", "done")
+    __slots__ = (
+        "_context",
+        "_nonce",
+        "_now",
+        "_peer_nonce",
+        "_psk",
+        "_ring",
+        "_role",
+        "_secret",
+        "_state",
+        "claimed",
+        "done",
+        "peer",
+    )
 
-    def __init__(self, role: Role, psk: PreSharedKey, context: Context) -> None:
-        self._role, self._psk, self._context = role, psk, context
+    def __init__(self, role: Role, keys: PreSharedKey | KeyRing, context: Context, now: float = 0.0) -> None:
+        self._role, self._context, self._now = role, context, now
+        self._psk: PreSharedKey | None = None
+        self._ring: KeyRing | None = None
+        if role is Role.ACCEPTOR:
+            self._ring = keys if isinstance(keys, KeyRing) else KeyRing(keys)
+        else:
+            assert isinstance(keys, PreSharedKey)
+            self._psk = keys
+            self._context = msgspec.structs.replace(context, key=_key_name(keys), token=keys.token)
+        self.peer: Peer | None = None
+        self.claimed = ""
         self._nonce = secrets.token_bytes(NONCE_BYTES)
         self._peer_nonce = b""
         self._secret = 0
@@ -104,11 +137,18 @@ class V2Handshake:
         if isinstance(packet, Challenge):
             self._peer_nonce = packet.nonce
             context = self._context
-            answer = Proof(self._prove(), self._nonce, context.path, context.channel_binding or None)
+            answer = Proof(
+                self._prove(),
+                self._nonce,
+                context.path,
+                context.channel_binding or None,
+                context.key or None,
+                context.token or None,
+            )
         elif self._role is Role.ACCEPTOR:
             answer = self._receive_initiators(packet)
         else:
-            if packet.nonce is not None or packet.path is not None or packet.binding is not None:
+            if packet != Proof(packet.proof):
                 raise PeerError(CloseCode.INVALID_PACKET, "an acceptor's proof has nothing else")
             self._verify(packet.proof)
         self._state = state
@@ -136,18 +176,27 @@ class V2Handshake:
         """
         if packet.nonce is None or packet.path is None:
             raise PeerError(CloseCode.INVALID_PACKET, "an initiator's proof has a nonce and a path")
+        assert self._ring is not None
         self._peer_nonce = packet.nonce
-        binding = packet.binding or b""
-        ours, self._context = self._context, Context(packet.path, self._context.offered, binding)
+        binding, key, token = packet.binding or b"", packet.key or "", packet.token or b""
+        ours = self._context
+        self._context = Context(packet.path, ours.offered, binding, key, token)
+        found = self._ring.find(key, token, self._now)
+        self._psk, self.claimed = found.psk, str(found.identity) or key
         self._verify(packet.proof)
         ours.check(packet.path, binding)
+        if found.problem:
+            raise PeerError(CloseCode.TOKEN_ENDED, found.problem)
+        self.peer = Peer(found.identity, token, found.psk.proof_key(self._secret))
         return Proof(self._prove())
 
     def _prove(self) -> bytes:
+        assert self._psk is not None
         return self._psk.prove(self._claim(self._role), self._secret)
 
     def _verify(self, proof: bytes) -> None:
         peer = Role.INITIATOR if self._role is Role.ACCEPTOR else Role.ACCEPTOR
+        assert self._psk is not None
         secret = self._psk.verify_proof(self._claim(peer), proof)
         # An initiator has proved with its first secret, and must know that the peer has the same one.
         if secret is None or (self._role is Role.INITIATOR and secret != self._secret):
@@ -158,6 +207,11 @@ class V2Handshake:
         nonces = (self._nonce, self._peer_nonce)
         acceptor, initiator = nonces if self._role is Role.ACCEPTOR else nonces[::-1]
         return self._context.claim(prover, acceptor, initiator)
+
+
+def _key_name(psk: PreSharedKey) -> str:
+    """Return the name of a key for the hello, "" for a token: its claims have the name."""
+    return "" if psk.token else psk.name
 
 
 def _endpoint(path: str) -> str:

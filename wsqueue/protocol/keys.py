@@ -1,4 +1,11 @@
-"""The pre-shared key, and the two ends and orders in which it is proved."""
+"""The pre-shared key, what is derived from it, and the two ends and orders in which it is proved.
+
+```
+key ──HKDF "wsqueue proof"──► proves claims in the hello of v2
+    ──HKDF "wsqueue token"──► HMAC of a token's claims ──► the token's secret, a key like any other
+    ──────────────────────► answers in the classic hello, whose wire demands the key itself
+```
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,13 @@ import enum
 import hashlib
 import hmac
 import re
+
+PROOF_USE = "wsqueue proof"
+LENDING_USE = "wsqueue token"
+"""The uses of a secret, from which `derive` makes keys of their own."""
+
+MAX_TOKEN_BYTES = 4096
+"""Maximum size of a token's claims: a hundred topics, and a quarter of what a stranger may send."""
 
 FINGERPRINT_SALT = b"wsqueue fingerprint"
 """Salt of all fingerprints: the same everywhere, so that they can be compared."""
@@ -29,24 +43,37 @@ class Order(enum.Enum):
     REVERSED = "reversed"
 
 
+def derive(secret: bytes, use: str) -> bytes:
+    """Return the key for one use of a secret, 32 bytes: HKDF-SHA-256 without salt (RFC 5869)."""
+    extracted = hmac.digest(bytes(32), secret, "sha256")
+    return hmac.digest(extracted, use.encode() + b"\x01", "sha256")
+
+
 class PreSharedKey:
     """Hold the key, and never show it: not in repr, not in an exception, not in a pickle.
 
     Args:
         secret: Secret that an initiator uses.
         others: Secrets that an acceptor takes too, while keys are rotated.
+        name: Name under which the acceptor knows the key, "" for the one that may do everything.
+
+    Attributes:
+        name: See above.
+        token: The claims of a token as they were signed, b"" if this is no token.
 
     Raises:
         ValueError: The key cannot be UTF-8.
     """
 
-    __slots__ = ("_secrets",)
+    __slots__ = ("_proof_keys", "_secrets", "name", "token")
 
-    def __init__(self, secret: str, *others: str) -> None:
+    def __init__(self, secret: str, *others: str, name: str = "") -> None:
         # Not left to encode(), whose exception holds the key.
         if any(re.search("[\ud800-\udfff]", text) for text in (secret, *others)):
             raise ValueError("the pre-shared key is not UTF-8")
+        self.name, self.token = name, b""
         self._secrets = [text.encode() for text in (secret, *others)]
+        self._proof_keys = [derive(secret, PROOF_USE) for secret in self._secrets]
 
     def __repr__(self) -> str:
         return "PreSharedKey(<hidden>)"
@@ -54,6 +81,7 @@ class PreSharedKey:
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, PreSharedKey)
+            and (self.name, self.token) == (other.name, other.token)
             and len(self._secrets) == len(other._secrets)
             and all(map(hmac.compare_digest, self._secrets, other._secrets))
         )
@@ -66,6 +94,30 @@ class PreSharedKey:
     def shares(self, other: PreSharedKey) -> bool:
         """Return True if the keys have a secret in common."""
         return any(hmac.compare_digest(mine, theirs) for mine in self._secrets for theirs in other._secrets)
+
+    def joined(self, other: PreSharedKey) -> PreSharedKey:
+        """Return a key without a name with the secrets of two."""
+        both = PreSharedKey("")
+        both._secrets = self._secrets + other._secrets
+        both._proof_keys = self._proof_keys + other._proof_keys
+        return both
+
+    def lend(self, claims: bytes) -> list[str]:
+        """Return the secret of the token with some claims, for each secret of this key."""
+        return [
+            base64.urlsafe_b64encode(hmac.digest(derive(secret, LENDING_USE), claims, "sha256"))
+            .decode()
+            .rstrip("=")
+            for secret in self._secrets
+        ]
+
+    def proof_key(self, index: int) -> bytes:
+        """Return the key with which one of the secrets proves claims: it must not be shown either."""
+        return self._proof_keys[index]
+
+    def proves_with(self, proof_key: bytes) -> bool:
+        """Return True if one of the secrets has this proof key."""
+        return any(hmac.compare_digest(mine, proof_key) for mine in self._proof_keys)
 
     def fingerprints(self) -> list[str]:
         """Return 8 hexadecimal digits for each secret, to tell keys apart; slow to guess a key from."""
@@ -93,7 +145,7 @@ class PreSharedKey:
 
     def prove(self, claim: bytes, index: int = 0) -> bytes:
         """Return the proof of a claim with one of the secrets: HMAC-SHA256 (RFC 2104)."""
-        return hmac.digest(self._secrets[index], claim, "sha256")
+        return hmac.digest(self._proof_keys[index], claim, "sha256")
 
     def verify_proof(self, claim: bytes, proof: bytes) -> int | None:
         """Return the index of the secret with which `proof` proves a claim, or None; in constant time."""

@@ -14,6 +14,7 @@ from typing import Self
 import msgspec
 
 from . import classic, v2
+from .access import KeyRing, Peer
 from .close import CloseCode, Closed, PeerError
 from .frames import frame_messages
 from .framing import (
@@ -98,7 +99,7 @@ class Session:
     Args:
         framing: The WebSocket.
         role: The end.
-        psk: The key; an acceptor gets it in `accept`.
+        psk: The key; an acceptor gets its keys in `accept`.
         order: The order in which an initiator answers a classic challenge.
         allow_classic: True if the peer may speak the classic protocol; None to allow it only without TLS.
         max_topic_bytes: A message with a longer topic (UTF-8) ends a classic session.
@@ -107,6 +108,7 @@ class Session:
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
         v2: True if the peer speaks v2; known when the hello is done.
         asked_alive: True if the peer has asked whether this end is there, because it cannot ping.
+        peer: The initiator, once it has proved itself to this acceptor.
     """
 
     __slots__ = (
@@ -118,13 +120,15 @@ class Session:
         "_hello_begun",
         "_hello_burden",
         "_hello_bytes",
+        "_keys",
         "_max_topic_bytes",
+        "_now",
         "_order",
-        "_psk",
         "_request",
         "_role",
         "asked_alive",
         "channel_binding",
+        "peer",
         "v2",
     )
 
@@ -141,7 +145,10 @@ class Session:
         self.channel_binding = b""
         self.v2 = self.asked_alive = self._done = self._hello_begun = False
         self._framing = framing
-        self._role, self._psk, self._order = role, psk, order
+        self._role, self._order = role, order
+        self._keys: PreSharedKey | KeyRing | None = psk
+        self._now = 0.0
+        self.peer: Peer | None = None
         self._allow_classic = allow_classic
         self._handshake: ClassicHandshake | V2Handshake | None = None
         self._max_topic_bytes = max_topic_bytes
@@ -211,6 +218,11 @@ class Session:
         return self._done and self._framing.open
 
     @property
+    def claimed(self) -> str:
+        """Return the name that the peer says its key has, "" if it says none."""
+        return self._handshake.claimed if isinstance(self._handshake, V2Handshake) else ""
+
+    @property
     def quiet(self) -> bool:
         """Return True if nothing is to be done after a read, as after most reads.
 
@@ -258,11 +270,14 @@ class Session:
         """Return the number of control frames and tiny fragments since the last call."""
         return self._framing.take_burden()
 
-    def accept(self, psk: PreSharedKey, *, drops_bad_messages: bool = False) -> list[Event]:
+    def accept(
+        self, keys: PreSharedKey | KeyRing, *, now: float = 0.0, drops_bad_messages: bool = False
+    ) -> list[Event]:
         """Open the WebSocket that was requested, for a peer that must know a key.
 
         Args:
-            psk: The key.
+            keys: The key, or all that are taken.
+            now: Unix time, by which tokens are judged.
             drops_bad_messages: True if the peer passes on the messages of others, so that a bad classic
                 message is not its fault: a `MessageDropped` reports it, and the session goes on.
 
@@ -277,7 +292,8 @@ class Session:
                 HttpResponse(HTTPStatus.UPGRADE_REQUIRED, f"Expected the subprotocol {SUBPROTOCOL}.\n")
             )
             return []
-        self._request, self._psk, self._drops = None, psk, drops_bad_messages
+        self._request, self._keys, self._drops = None, keys, drops_bad_messages
+        self._now = now
         return self._take(framing.accept())
 
     def respond(self, page: HttpResponse) -> None:
@@ -397,17 +413,17 @@ class Session:
         if opened.subprotocol is None:
             self._begin_classic_hello()
             return
-        assert self._psk is not None
+        assert self._keys is not None
         self._framing.allow_more(v2.OVERHEAD_BYTES)
         context = Context(opened.path, opened.offered, self.channel_binding)
-        self._handshake = V2Handshake(self._role, self._psk, context)
+        self._handshake = V2Handshake(self._role, self._keys, context, self._now)
         self._send_hello(self._handshake.begin())
 
     def _begin_classic_hello(self) -> None:
         if not self.allows_classic:
             raise PeerError(CloseCode.CLASSIC_REFUSED)
-        assert self._psk is not None
-        self._handshake = ClassicHandshake(self._role, self._psk, self._order)
+        assert self._keys is not None
+        self._handshake = ClassicHandshake(self._role, self._keys, self._order)
         self._send_hello(self._handshake.begin())
 
     def _receive_hello(self, payloads: list[bytes], events: list[Event]) -> list[bytes]:
@@ -444,6 +460,7 @@ class Session:
         self._done = handshake.done
         if self._done:
             self.v2 = isinstance(handshake, V2Handshake)
+            self.peer = handshake.peer
             self._framing.skips_long = self._drops and not self.v2
             self._framing.turn_frames = TURN_FRAMES if self.v2 else TURN_CLASSIC_FRAMES
 

@@ -15,6 +15,7 @@ import msgspec
 
 from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS
 from .close import CloseCode, PeerError
+from .keys import MAX_TOKEN_BYTES
 from .packed import NOTHING, Packed
 
 SUBPROTOCOL = "wsqueue.v2"
@@ -40,6 +41,8 @@ Secret = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_
 MAX_PATH_CHARACTERS = 8192
 """Characters of a path: as long as a request line can be (a limit of the WebSocket library)."""
 
+KeyName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+TokenClaims = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_BYTES)]
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]
 Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
@@ -50,13 +53,14 @@ PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
 
-RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "after_refused"]
+RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "not_allowed", "after_refused"]
 """Why a batch was not appended.
 
 - `full`: there is no room on the disk;
 - `invalid`: the messages do not have their sizes;
 - `too_long`: the batch has more than `max_message_bytes`;
 - `topic_too_long`: the topic has more than `max_topic_bytes`;
+- `not_allowed`: the publisher may not publish to this topic;
 - `after_refused`: the batch that it names in `after` was refused, or never came.
 """
 
@@ -84,13 +88,16 @@ class Proof(
     """Prove that this end knows the key.
 
     An initiator's proof brings its nonce, and the path and the digest of the certificate (over TLS) as the
-    initiator sees them, so that an acceptor that sees others can say so.
+    initiator sees them, so that an acceptor that sees others can say so; and the name of its key, or the
+    claims of its token.
     """
 
     proof: Secret
     nonce: Secret | None = None
     path: Path | None = None
     binding: Secret | None = None
+    key: KeyName | None = None
+    token: TokenClaims | None = None
 
 
 class Publisher(msgspec.Struct, tag_field="t", tag="publisher", frozen=True):
@@ -255,10 +262,16 @@ class Unsubscribe(msgspec.Struct, tag_field="t", tag="unsubscribe", frozen=True)
     topic: str
 
 
-class Unsubscribed(msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=True):
-    """Answer an `Unsubscribe`: nothing more of the topic comes (consumer to client)."""
+class Unsubscribed(msgspec.Struct, tag_field="t", tag="unsubscribed", frozen=True, omit_defaults=True):
+    """Answer an `Unsubscribe`, or a `Subscribe` that is refused: nothing more of the topic comes.
+
+    Attributes:
+        topic: Topic of the subscription.
+        code: Why it is refused, None if the peer has given it up; a newer node may have other codes.
+    """
 
     topic: str
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)] | None = None
 
 
 class Deliver(msgspec.Struct, tag_field="t", tag="deliver", frozen=True, gc=False):

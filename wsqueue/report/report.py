@@ -88,6 +88,22 @@ class ConnectionCount(msgspec.Struct, frozen=True):
     count: int
 
 
+class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Describe the clients with one name at a node.
+
+    Attributes:
+        name: Name of their key; "" for tokens of the key without a name.
+        connections: Number of their connections now.
+        topics: Number of topics that these use now.
+        refused: How often something was refused that the key does not allow, or that was too much.
+    """
+
+    name: str
+    connections: int = 0
+    topics: int = 0
+    refused: int = 0
+
+
 class LinkStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Describe a producer's link to a consumer.
 
@@ -252,6 +268,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         loop_lag_seconds: The longest delay of the event loop in the last 10 to 20 seconds.
         max_connections: Maximum number of connections.
         connections: Number of connections by kind.
+        clients: The clients with names that are connected, or that the configuration has.
         counters: As in docs/operations.md.
         links: A producer's links.
         confirm_seconds: Times from reading a batch to its confirmation, at a producer.
@@ -278,6 +295,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     loop_lag_seconds: float = 0.0
     max_connections: int = 0
     connections: list[ConnectionCount] = []
+    clients: list[ClientStatus] = []
     counters: dict[str, int] = {}
     links: list[LinkStatus] = []
     confirm_seconds: HistogramStatus | None = None

@@ -21,6 +21,7 @@ from ..config.addresses import Address
 from ..config.model import ClientConfig
 from ..errors import WsqueueError
 from ..net.certificates import TlsContexts
+from ..net.credential import Credential
 from ..net.link import Link
 from ..protocol.close import CloseCode, Closed
 from ..protocol.keys import Order, PreSharedKey
@@ -130,7 +131,7 @@ async def _round_trip(config: ClientConfig, psk: PreSharedKey, topic: str, tls: 
     data = f"{secrets.token_urlsafe()} \x00 \"'\\ ñ 日本 😀"
     try:
         async with (
-            Client(config, psk, tls=tls, open_seconds=ANSWER_SECONDS) as client,
+            Client(config, Credential(psk), tls=tls, open_seconds=ANSWER_SECONDS) as client,
             client.subscribe(topic) as messages,
             asyncio.timeout(ANSWER_SECONDS),
         ):
@@ -174,7 +175,8 @@ class _WrongAnswers(PreSharedKey):
     __slots__ = ("_right",)
 
     def __init__(self, right: PreSharedKey) -> None:
-        super().__init__(secrets.token_hex())
+        super().__init__(secrets.token_hex(), name=right.name)
+        self.token = right.token
         self._right = right
 
     def verify(self, once: int, answer: str) -> tuple[Order, int] | None:

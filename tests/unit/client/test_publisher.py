@@ -18,6 +18,7 @@ from wsqueue.client.owner import Owner
 from wsqueue.client.publisher import PublisherLink
 from wsqueue.config.model import ClientConfig, Limits
 from wsqueue.net.certificates import TlsContexts
+from wsqueue.net.credential import Credential
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.keys import PreSharedKey
@@ -53,7 +54,9 @@ class Link(PublisherLink):
 
     def __init__(self, open_seconds: float = 60.0) -> None:
         psk, tls = PreSharedKey("key"), TlsContexts(CONFIG)
-        settings = ClientSettings(config=CONFIG, psk=psk, tls=tls, open_seconds=open_seconds, owner=Owner())
+        settings = ClientSettings(
+            config=CONFIG, credential=Credential(psk), tls=tls, open_seconds=open_seconds, owner=Owner()
+        )
         super().__init__(CONFIG.produce_addresses, settings)
 
     def start(self) -> None:

@@ -174,7 +174,7 @@ def test_several_keys(key_file: Path, count: int) -> None:
 def test_keys_of_the_nodes(key_file: Path, tmp_path: Path) -> None:
     config = ConsumerConfig(listen=[], psk_file=str(key_file))
     keys = load_keys(config)
-    assert keys.nodes is keys.clients
+    assert keys.nodes is keys.psk
     nodes = tmp_path / "node_psk"
     nodes.touch(0o600)
     nodes.write_text("another secret")

@@ -20,6 +20,7 @@ from wsqueue.protocol.hello_v2 import Context
 from wsqueue.protocol.keys import PreSharedKey, Role
 
 from ...support.paths import ROOT
+from ...support.raw_v2_peer import derived, secret_of_token
 
 VECTORS = json.loads((ROOT / "tests" / "data" / "v2.json").read_text())
 ACCEPTED, REFUSED, PROOFS = VECTORS["accepted"], VECTORS["refused"], VECTORS["proofs"]
@@ -83,9 +84,12 @@ def test_a_packet_that_is_refused(vector: dict[str, Any]) -> None:
 @pytest.mark.parametrize("vector", PROOFS, ids=lambda vector: vector["name"])
 def test_a_proof(vector: dict[str, Any]) -> None:
     nonces = [bytes.fromhex(vector[f"{end}_nonce"]) for end in ("acceptor", "initiator")]
-    context = Context(vector["path"], vector["offered"], bytes.fromhex(vector["channel_binding"]))
+    key, token = vector.get("key_name", ""), bytes.fromhex(vector.get("token", ""))
+    binding = bytes.fromhex(vector["channel_binding"])
+    context = Context(vector["path"], vector["offered"], binding, key, token)
     claim = context.claim(Role(vector["prover"]), *nonces)
     assert claim.hex() == vector["claim"]
-    proof = hmac.new(vector["key"].encode(), claim, hashlib.sha256).digest()
+    secret = secret_of_token(vector["key"], token) if token else vector["key"]
+    proof = hmac.new(derived(secret, "wsqueue proof"), claim, hashlib.sha256).digest()
     assert proof.hex() == vector["proof"]
-    assert PreSharedKey(vector["key"]).prove(claim) == proof
+    assert PreSharedKey(secret).prove(claim) == proof

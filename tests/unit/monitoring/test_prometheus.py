@@ -18,6 +18,7 @@ from wsqueue.monitoring.prometheus import ProcessMetrics, exposition
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.v2 import RefusalCode
 from wsqueue.report.report import (
+    ClientStatus,
     ConnectionCount,
     ConnectionState,
     EngineStatus,
@@ -46,6 +47,7 @@ COMMON: dict[str, Any] = {
     "max_connections": 100,
     "certificate_ends": 1.8e9,
     "connections": CONNECTIONS,
+    "clients": [ClientStatus(name="billing", connections=3, refused=2), ClientStatus(name="watch")],
     "top_topics": [TopicStatus("news", 2.5)],
 }
 LOG_NUMBERS = {"topics": 7, "bytes": 1000, "limit_bytes": 4000, "pending_bytes": 50, "free_bytes": 10**9}
@@ -189,7 +191,7 @@ def test_a_histogram_counts_up(report: Report, name: str) -> None:
 
 @pytest.mark.parametrize("role", ["consumer", "producer"])
 def test_counters_begin_at_zero(role: str) -> None:
-    found = samples(Report(id="a", role=role, version="1.2.3"))
+    found = samples(Report(id="a", role=role, version="1.2.3", clients=[ClientStatus(name="billing")]))
     for metric in METRICS:
         if metric.kind == "counter" and metric.node in ("both", role):
             assert found[metric.name], metric.name

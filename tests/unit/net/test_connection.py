@@ -115,12 +115,12 @@ class Accepted(Owner):
             self.requests.append(request)
             return answer
 
-        keys = Keys(nodes=PSK, clients=CLIENTS)
+        keys = Keys(CLIENTS, PSK)
         self.connection = Connection.accept(endpoint, keys, config, owner=self, buffers=buffers)
         self.connection.connection_made(self.transport)
 
-    def admits(self, connection: Connection) -> bool:
-        return not self.full
+    def refusal(self, connection: Connection) -> str:
+        return "this node has all the connections that it may have" if self.full else ""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         self.closed.append(closed)

@@ -17,6 +17,7 @@ from wsqueue.log.records import Record, StoreState, TopicState
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes import chains
 from wsqueue.nodes.chains import MAX_CHAIN_BYTES, Chain, packet_bytes
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.consumer import Consumer, ProducerEndpoint
 from wsqueue.nodes.link_queue import LinkQueue, Origin
 from wsqueue.nodes.producer import Producer
@@ -132,7 +133,7 @@ class Merging(RuleBasedStateMachine):
 
     def new_producer(self) -> Producer:
         config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
-        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
         producer.links[0].queue.connected(v2=True)
         return producer
 
@@ -140,7 +141,7 @@ class Merging(RuleBasedStateMachine):
         FakeArchive.state = state
         retention = Retention(mode="sqlite", directory="/nowhere") if self.on_disk else Retention()
         config = ConsumerConfig(listen=["127.0.0.1:2"], retention=retention)
-        self.consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        self.consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
         if self.on_disk:
             asyncio.run(self.consumer.logs.open())
         endpoint = self.consumer.endpoint("/producer")

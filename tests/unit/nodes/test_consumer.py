@@ -9,6 +9,7 @@ import pytest
 from wsqueue.config.keys import Keys
 from wsqueue.config.model import ConsumerConfig
 from wsqueue.net.certificates import TlsContexts
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.consumer import Consumer, ProducerEndpoint
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
@@ -24,7 +25,9 @@ NEVER_CAME = "a batch before it was refused, or never came"
 @pytest.fixture
 def endpoint() -> ProducerEndpoint:
     config = ConsumerConfig(listen=["127.0.0.1:1"])
-    endpoint = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config)).endpoint("/producer")
+    endpoint = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter())).endpoint(
+        "/producer"
+    )
     assert isinstance(endpoint, ProducerEndpoint)
     return endpoint
 

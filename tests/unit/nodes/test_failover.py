@@ -17,9 +17,11 @@ from wsqueue.config.keys import Keys
 from wsqueue.config.model import Limits, ProducerConfig
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.nodes import producer as producer_module
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.consumer_link import ConsumerLink
 from wsqueue.nodes.producer import Producer, public_id
 from wsqueue.protocol import placement, v2
+from wsqueue.protocol.access import ANYBODY
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.report.report import LinkStatus
 
@@ -114,13 +116,13 @@ class Cluster:
     def __init__(self, publishers: int = 1, **limits: Any) -> None:
         addresses = [f"127.0.0.1:{port}/producer" for port in range(2, 2 + CONSUMERS)]
         config = ProducerConfig(listen=["127.0.0.1:1"], consumers=addresses, limits=Limits(**limits))
-        self.producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        self.producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
         self.log: defaultdict[tuple[str, str], list[int]] = defaultdict(list)
         self.wires: dict[int, Wire] = {}
         self.zombies: list[Wire] = []
         self.publishers = [FakeConnection() for _ in range(publishers)]
         secrets = [new_secret()["secret"] for _ in self.publishers]
-        self.ids = list(map(public_id, secrets))
+        self.ids = [public_id(secret, ANYBODY) for secret in secrets]
         for publisher, secret in zip(self.publishers, secrets, strict=True):
             self.producer.established(publisher)
             self.producer.received(publisher, [v2.Publisher(secret)])

@@ -12,6 +12,7 @@ import pytest
 from wsqueue.config.keys import Keys
 from wsqueue.config.model import Limits, ProducerConfig
 from wsqueue.net.certificates import TlsContexts
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.producer import Producer
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
@@ -34,7 +35,7 @@ def producer() -> Producer:
         consumers=["127.0.0.1:2/producer", "127.0.0.1:3/producer"],
         limits=Limits(max_held_bytes=1000),
     )
-    return Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+    return Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
 
 
 def publisher_of(producer: Producer) -> FakeConnection:
@@ -101,7 +102,7 @@ class TestPublishers:
     def produced(*packets: dict[str, Any]) -> tuple[list[str], FakeConnection]:
         """Return the publisher ids under which a producer forwards packets, and the connection."""
         config = ProducerConfig(listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"])
-        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
         connection = FakeConnection()
         producer.established(connection)
         for packet in packets:
@@ -194,7 +195,7 @@ def test_a_batch_that_is_too_long_is_refused() -> None:
     config = ProducerConfig(
         listen=["127.0.0.1:1"], consumers=["127.0.0.1:2/producer"], limits=Limits(max_message_bytes=1000)
     )
-    producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+    producer = Producer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
     connection = publisher_of(producer)
     most = 1000 + v2.OVERHEAD_BYTES
     producer.received(connection, [v2.Publish(1, 0, "news", packed(bytes(1000)))])

@@ -21,6 +21,7 @@ from wsqueue.log.store import Outcome
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.connection import Handler
 from wsqueue.nodes import reader
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.nodes.reader import Reader, ReaderTurns
 from wsqueue.protocol import v2
@@ -493,7 +494,7 @@ class TestCutting:
 
     async def test_all_connections_of_a_consumer_take_turns(self) -> None:
         config = ConsumerConfig(listen=["127.0.0.1:1"])
-        consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
         consumer.logs.append([append_one("news", packed("a", "b", "c"))])
         connections = [FakeConnection() for _ in range(5)]
         for connection in connections:

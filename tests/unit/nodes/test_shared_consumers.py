@@ -21,6 +21,7 @@ from wsqueue.log.shared import SharedStore
 from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.connection import Handler
 from wsqueue.nodes import consumer as module
+from wsqueue.nodes.clients import Clients
 from wsqueue.nodes.consumer import Consumer, ProducerEndpoint
 from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
@@ -57,7 +58,7 @@ class Shared:
             )
 
         monkeypatch.setattr(module, "make_store", make_store)
-        self.consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config))
+        self.consumer = Consumer(config, Keys(PSK, PSK), Counter(), TlsContexts(config), Clients(Counter()))
 
     def connected(self, path: str) -> tuple[Handler, FakeConnection]:
         endpoint, connection = self.consumer.endpoint(path), FakeConnection()

@@ -20,6 +20,7 @@ from wsqueue.protocol.close import PeerError
 from wsqueue.protocol.hello import ClassicHandshake
 from wsqueue.protocol.keys import Order, PreSharedKey, Role
 
+from ...support.raw_v2_peer import derived
 from ...support.session_pair import PSK, SECRET, answer_of, few
 
 VECTORS: list[dict[str, Any]] = json.loads((DATA / "vectors.json").read_text())["hello"]
@@ -59,7 +60,7 @@ class TestProofs:
     @given(st.binary(max_size=100), st.text(st.characters(exclude_categories=["Cs"])))
     def test_as_computed_by_other_code(self, claim: bytes, secret: str) -> None:
         proof = PreSharedKey(secret).prove(claim)
-        assert proof == hmac.new(secret.encode(), claim, hashlib.sha256).digest()
+        assert proof == hmac.new(derived(secret, "wsqueue proof"), claim, hashlib.sha256).digest()
         assert PreSharedKey(secret).verify_proof(claim, proof) == 0
         assert PreSharedKey(secret).verify_proof(claim + b"\0", proof) is None
         assert PreSharedKey(secret + "x").verify_proof(claim, proof) is None

@@ -91,16 +91,26 @@ async def check_files(files: Sequence[str], clusters: list[ClientConfig], say: S
 
 
 def _key_findings(file: str, checked: Config) -> Iterator[Finding]:
+    nodes: PreSharedKey | None = None
+    names: list[str] = []
     try:
-        keys = load_keys(checked)
+        if isinstance(checked, NodeConfig):
+            keys = load_keys(checked)
+            psk, nodes = keys.psk, keys.nodes if keys.nodes is not keys.psk else None
+            names = [client.name for client in checked.clients]
+        else:
+            psk = load_psk(checked)
     except ConfigError as error:
         denied = os.strerror(errno.EACCES) in str(error)
         advice = "Run this as root, or as the user of the node." if denied else "Put a key there."
         yield Finding("problem", file, f"The key cannot be used: {_sentence(error, file)}", advice)
         return
-    yield Finding("ok", file, _key_text("pre-shared key", keys.clients, checked.psk_file))
-    if isinstance(checked, NodeConfig) and keys.nodes is not keys.clients:
-        yield Finding("ok", file, _key_text("pre-shared key of the nodes", keys.nodes, checked.node_psk_file))
+    if psk is not None:
+        yield Finding("ok", file, _key_text("pre-shared key", psk, checked.psk_file))
+    if isinstance(checked, NodeConfig) and nodes is not None:
+        yield Finding("ok", file, _key_text("pre-shared key of the nodes", nodes, checked.node_psk_file))
+    if names:
+        yield Finding("ok", file, f"{number(len(names), 'client')} with keys of their own: {join(names)}.")
 
 
 def _key_text(name: str, psk: PreSharedKey, file: str | None) -> str:

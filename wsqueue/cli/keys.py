@@ -1,0 +1,106 @@
+"""The commands that make keys and tokens."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+import click
+
+from ..config.keys import load_psk
+from ..config.load import load_config
+from ..config.model import ClientConfig
+from ..config.tokens import Token
+from ..errors import ConfigError, WsqueueError
+from .common import config_option
+
+KEY_BYTES = 32
+"""Length of a key: 256 bits can't be guessed."""
+
+
+@click.command()
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="New file that only its owner may read, instead of standard output.",
+)
+def keygen(output: Path | None) -> None:
+    """Make a key: 256 random bits, as 43 characters.
+
+    \b
+    Examples:
+      wsqueue keygen --output keys/billing
+      wsqueue keygen
+    """
+    key = f"{secrets.token_urlsafe(KEY_BYTES)}\n"
+    if output is None:
+        click.echo(key, nl=False)
+        return
+    try:
+        # Nobody else may open it meanwhile, and no key is overwritten.
+        descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    except FileExistsError:
+        raise WsqueueError(f"{output} is there already: expected the name of a new file") from None
+    except OSError as error:
+        raise WsqueueError(f"cannot write {output}: {error.strerror}") from None
+    with os.fdopen(descriptor, "w") as file:
+        file.write(key)
+
+
+@click.command()
+@config_option
+@click.option("--who", default="", help="User of the token, for the journals of the nodes.")
+@click.option(
+    "--publish",
+    metavar="TOPIC",
+    multiple=True,
+    help="Topic that may be published to; several times for more.",
+)
+@click.option(
+    "--subscribe",
+    metavar="TOPIC",
+    multiple=True,
+    help="Topic that may be subscribed to; several times for more.",
+)
+@click.option("--status", is_flag=True, help="Reports may be read.")
+@click.option(
+    "--hours",
+    type=click.FloatRange(min=0, max=24 * 366, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="How long it lasts.",
+)
+def token(
+    config_file: str,
+    who: str,
+    publish: tuple[str, ...],
+    subscribe: tuple[str, ...],
+    *,
+    status: bool,
+    hours: float,
+) -> None:
+    """Lend the key of a configuration to somebody for a while, as a token.
+
+    Who has the token may do what it allows, as far as the key allows it. A TOPIC that ends with * stands for
+    all topics that begin so. The token is a secret. It ends by itself; before that, only the key's
+    `not_before` or its removal end it.
+
+    \b
+    Examples:
+      wsqueue token --who alice --subscribe news
+      wsqueue token --config billing.toml --publish 'orders/*' --hours 8 > alice.token
+    """
+    psk = load_psk(load_config(config_file, ClientConfig))
+    if psk.token:
+        raise ConfigError(
+            "a token makes no tokens: expected psk_file instead of token_file", file=config_file
+        )
+    try:
+        made = Token.make(
+            psk, who=who, publish=publish, subscribe=subscribe, status=status, seconds=hours * 3600
+        )
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    click.echo(made.text)

@@ -1,0 +1,101 @@
+"""The key or the token with which a client proves itself; a token is renewed by the application.
+
+```
+a token ──ends soon, or a node says that it has ended──► renew() ──► the next token, for all connections
+```
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeAlias
+
+from ..config.tokens import Token
+from ..errors import ConfigError, WsqueueError
+from ..protocol.keys import PreSharedKey
+
+RENEW_SECONDS = 10.0
+"""Time before the end of a token from which on a new connection asks for the next one."""
+
+Renew: TypeAlias = Callable[[], str | Awaitable[str]]
+"""Returns a token, or awaits one."""
+
+
+class RenewError(WsqueueError):
+    """Say that the application has brought no token."""
+
+
+class Credential:
+    """Hold the key or the token of a client.
+
+    Args:
+        psk: The key or the token; None if the application brings a token.
+        renew: Brings a token.
+    """
+
+    def __init__(self, psk: PreSharedKey | None, renew: Renew | None = None) -> None:
+        assert psk is not None or renew is not None
+        self._psk, self._renew = psk, renew
+        self._renewing: asyncio.Task[PreSharedKey] | None = None
+
+    @property
+    def renewable(self) -> bool:
+        """Return True if the application brings the next token."""
+        return self._renew is not None
+
+    async def current(self) -> PreSharedKey:
+        """Return the key or the token for a new connection.
+
+        Raises:
+            RenewError: The application has brought no token.
+        """
+        psk = self._psk
+        if self._renew is None or (psk is not None and not _ends(psk)):
+            assert psk is not None
+            return psk
+        # All connections wait for one answer.
+        if self._renewing is None:
+            self._renewing = asyncio.create_task(self._ask(self._renew))
+            self._renewing.add_done_callback(self._asked)
+        return await asyncio.shield(self._renewing)
+
+    def ended(self, used: PreSharedKey) -> None:
+        """Note that a node takes a token no more."""
+        if self._renew is not None and used is self._psk:
+            self._psk = None
+
+    async def _ask(self, renew: Renew) -> PreSharedKey:
+        try:
+            brought = renew()
+            text = await brought if inspect.isawaitable(brought) else brought
+            self._psk = token_of(text)
+        except Exception as error:
+            # Whatever the application does wrong: the connection is tried again, and the error is told.
+            raise RenewError(f"the application has brought no token: {error!r}") from error
+        return self._psk
+
+    def _asked(self, task: asyncio.Task[PreSharedKey]) -> None:
+        self._renewing = None
+        if not task.cancelled():
+            task.exception()
+
+
+def token_of(text: object) -> Token:
+    """Return a token.
+
+    Raises:
+        ConfigError: The text is none.
+    """
+    if not isinstance(text, str):
+        raise ConfigError(f"the token is {type(text).__name__}, expected str")
+    try:
+        return Token(text)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def _ends(psk: PreSharedKey) -> bool:
+    return isinstance(psk, Token) and time.time() >= psk.claims.expires - RENEW_SECONDS

@@ -1,0 +1,269 @@
+"""Who a peer is and what it may do: names, rights by topic, and tokens. No I/O and no clock.
+
+```
+proof {key, token} ──► KeyRing.find ──► Found ── the proof is right ──► Peer ──► Identity: its rights
+classic answer ──────► KeyRing.all ───► one for each key ── an answer is right ──┘
+```
+
+A token is a key that was made from another one and ends by itself. Whoever knows a key can make tokens of it
+(docs/security.md, "Tokens"): the token's claims, and as its secret an HMAC of them. A node makes the same
+secret from the claims in the hello, so that it keeps no list of tokens.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Annotated
+
+import msgspec
+
+from .classic import DECODE_ERRORS
+from .keys import MAX_TOKEN_BYTES, PreSharedKey
+
+TOKEN_TOLERANCE_SECONDS = 60.0
+"""How long a token is taken before it is issued and after it ends: clocks of hosts differ by less."""
+
+MAX_WHO_CHARACTERS = 64
+"""Length of the name of a token's user, which is in the journal."""
+
+NAME_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,31}$"
+"""Form of the name of a key: it is a part of file names, of public ids and of labels of metrics."""
+
+Name = Annotated[str, msgspec.Meta(pattern=NAME_PATTERN)]
+TopicPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=2600)]
+"""A topic, or the beginning of topics with `*` behind it."""
+
+
+class Rights(msgspec.Struct, frozen=True):
+    """Say what somebody may do.
+
+    Attributes:
+        publish: Topics that may be published to; `orders/*` stands for all that begin with `orders/`.
+        subscribe: Topics that may be subscribed to.
+        status: True if reports may be read.
+    """
+
+    publish: tuple[str, ...] = ()
+    subscribe: tuple[str, ...] = ()
+    status: bool = False
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """Say who a peer is, once it has proved itself.
+
+    Attributes:
+        name: Name of its key, "" for the pre-shared key that may do everything.
+        who: The user of a token, "" without one.
+        rights: What it may do must be allowed by each of these; none allow everything.
+        ends: Unix time at which its connection ends, None for never.
+    """
+
+    name: str = ""
+    who: str = ""
+    rights: tuple[Rights, ...] = ()
+    ends: float | None = None
+
+    def may_publish(self, topic: str) -> bool:
+        """Return True if it may publish to a topic."""
+        return all(_allows(rights.publish, topic) for rights in self.rights)
+
+    def may_subscribe(self, topic: str) -> bool:
+        """Return True if it may subscribe to a topic."""
+        return all(_allows(rights.subscribe, topic) for rights in self.rights)
+
+    @property
+    def may_read_reports(self) -> bool:
+        """Return True if it may read the reports of a node."""
+        return all(rights.status for rights in self.rights)
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.who}" if self.who else self.name
+
+
+ANYBODY = Identity()
+"""A peer with the pre-shared key that has no name."""
+
+
+class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Hold the claims of a token, which travel as JSON.
+
+    Attributes:
+        issued: Unix time at which it was made.
+        expires: Unix time at which it ends.
+        key: Name of the key that made it, "" for the one without a name.
+        who: Its user.
+        publish: Topics that may be published to, as far as the key may.
+        subscribe: Topics that may be subscribed to, as far as the key may.
+        status: True if reports may be read, if the key may.
+    """
+
+    issued: Annotated[float, msgspec.Meta(ge=0, le=2**53)]
+    expires: Annotated[float, msgspec.Meta(ge=0, le=2**53)]
+    key: Annotated[str, msgspec.Meta(max_length=32)] = ""
+    who: Annotated[str, msgspec.Meta(max_length=MAX_WHO_CHARACTERS)] = ""
+    publish: tuple[TopicPattern, ...] = ()
+    subscribe: tuple[TopicPattern, ...] = ()
+    status: bool = False
+
+    @property
+    def rights(self) -> Rights:
+        """Return what it allows."""
+        return Rights(self.publish, self.subscribe, self.status)
+
+    def problem(self, not_before: float, now: float) -> str:
+        """Return why the token is not valid now, "" if it is.
+
+        Args:
+            not_before: Unix time since which tokens of the key are taken.
+            now: Unix time.
+        """
+        if now >= self.expires + TOKEN_TOLERANCE_SECONDS:
+            return f"it ended {now - self.expires:.0f} seconds ago"
+        if now < self.issued - TOKEN_TOLERANCE_SECONDS:
+            return f"it begins in {self.issued - now:.0f} seconds, by the clock of this node"
+        return "tokens of that time are revoked" if self.issued < not_before else ""
+
+
+class NamedKey(msgspec.Struct, frozen=True):
+    """Hold a key with a name, and what it may do.
+
+    Attributes:
+        psk: The key, with its name.
+        rights: What it may do.
+        not_before: Unix time since which its tokens are taken.
+    """
+
+    psk: PreSharedKey
+    rights: Rights
+    not_before: float = 0.0
+
+    @property
+    def identity(self) -> Identity:
+        """Return who knows this key."""
+        return Identity(self.psk.name, rights=(self.rights,))
+
+
+class Found(msgspec.Struct, frozen=True):
+    """Hold the key with which a peer must have made its proof.
+
+    Attributes:
+        psk: The key.
+        identity: Who the peer is if the proof is right.
+        problem: Why a token is not valid, though the proof may be right.
+    """
+
+    psk: PreSharedKey
+    identity: Identity = ANYBODY
+    problem: str = ""
+
+
+class Peer(msgspec.Struct, frozen=True):
+    """Hold what a peer has proved; its key is hidden.
+
+    Attributes:
+        identity: Who it is.
+        token: The claims of its token, b"" without one.
+        proof_key: The key that it has proved to know.
+    """
+
+    identity: Identity
+    token: bytes
+    proof_key: bytes
+
+    def __repr__(self) -> str:
+        return f"Peer({str(self.identity)!r})"
+
+
+class KeyRing:
+    """Hold the keys that an acceptor takes, with and without names.
+
+    Args:
+        psk: The key that may do everything, if there is one.
+        named: Keys with names, all of which differ.
+        tokens: Whether tokens are taken.
+    """
+
+    __slots__ = ("_named", "_psk", "_tokens", "_unknown")
+
+    def __init__(
+        self, psk: PreSharedKey | None, named: Iterable[NamedKey] = (), *, tokens: bool = True
+    ) -> None:
+        self._psk, self._tokens = psk, tokens
+        self._named = {key.psk.name: key for key in named}
+        # Nobody can prove this one; to try it takes as long as to try any other.
+        self._unknown = Found(PreSharedKey(secrets.token_hex()))
+
+    def all(self) -> Iterator[Found]:
+        """Return all keys, for a hello that does not name them."""
+        if self._psk is not None:
+            yield Found(self._psk)
+        for key in self._named.values():
+            yield Found(key.psk, key.identity)
+
+    def find(self, name: str, token: bytes, now: float) -> Found:
+        """Return the key with which a peer must have made its proof.
+
+        Args:
+            name: The name of its key, "" for none.
+            token: The claims of its token, b"" for none.
+            now: Unix time.
+        """
+        if token:
+            return self._find_token(token, now) if self._tokens else self._unknown
+        if not name:
+            return self._unknown if self._psk is None else Found(self._psk)
+        key = self._named.get(name)
+        return self._unknown if key is None else Found(key.psk, key.identity)
+
+    def still_takes(self, peer: Peer, now: float) -> bool:
+        """Return True if a peer would be taken with the same key again, and might do the same as before.
+
+        Args:
+            peer: The peer, which another key ring has taken.
+            now: Unix time.
+        """
+        found = self.find(peer.identity.name, peer.token, now)
+        return found.identity == peer.identity and not found.problem and found.psk.proves_with(peer.proof_key)
+
+    def _find_token(self, token: bytes, now: float) -> Found:
+        try:
+            claims = decode_claims(token)
+        except ValueError:
+            return self._unknown
+        if claims.key:
+            named = self._named.get(claims.key)
+            maker = None if named is None else named.psk
+            rights = () if named is None else (named.rights,)
+            not_before = 0.0 if named is None else named.not_before
+        else:
+            maker, rights, not_before = self._psk, (), 0.0
+        if maker is None:
+            return self._unknown
+        identity = Identity(
+            claims.key, claims.who, (*rights, claims.rights), claims.expires + TOKEN_TOLERANCE_SECONDS
+        )
+        return Found(PreSharedKey(*maker.lend(token)), identity, claims.problem(not_before, now))
+
+
+def decode_claims(signed: bytes) -> Claims:
+    """Decode the claims of a token.
+
+    Raises:
+        ValueError: They are none, or longer than a node takes.
+    """
+    if len(signed) > MAX_TOKEN_BYTES:
+        raise ValueError(f"the claims have {len(signed)} bytes, expected at most {MAX_TOKEN_BYTES}")
+    try:
+        return _claims_decoder.decode(signed)
+    except DECODE_ERRORS as error:
+        raise ValueError(f"not the claims of a token: {error}") from None
+
+
+def _allows(patterns: Sequence[str], topic: str) -> bool:
+    return any(
+        topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern for pattern in patterns
+    )
+
+
+_claims_decoder = msgspec.json.Decoder(Claims)

@@ -10,7 +10,7 @@ from playwright.async_api import Page
 from tests.support.nodes import KEY, RunningNode
 from tests.support.waiting import soon
 
-# The page keeps the arguments of all callbacks.
+# The page keeps the arguments of all callbacks. A test that brings tokens exposes `nextToken`.
 NEW_CLIENT = """(options) => {
   window.states = [];
   window.errors = [];
@@ -18,6 +18,7 @@ NEW_CLIENT = """(options) => {
   window.got = [];
   window.client = new wsqueue.WsqueueClient({
     ...options,
+    token: window.nextToken ?? options.token,
     onState: (state) => states.push(state),
     onError: (error) => errors.push(`${error.name} ${error.code}`),
   });
@@ -35,7 +36,8 @@ async def new_client(
         "consumers": [str(getattr(node, "address", node)) for node in consumers],
         "producers": [str(getattr(node, "address", node)) for node in producers],
     }
-    await page.evaluate(NEW_CLIENT, {"psk": KEY, **addresses, **options})
+    secret = {} if "token" in options else {"psk": KEY}
+    await page.evaluate(NEW_CLIENT, {**secret, **addresses, **options})
 
 
 async def js(page: Page, script: str, argument: Any = None) -> Any:

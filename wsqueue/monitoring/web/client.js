@@ -18,10 +18,12 @@ export const MAX_HEADERS = 16;
 export const MAX_HEADER_NAME_CHARACTERS = 64;
 export const MAX_HEADER_VALUE_CHARACTERS = 1024;
 export const HELLO_SECONDS = 10;
+// Time before the end of a token from which on a new connection asks the application for the next one.
+export const RENEW_SECONDS = 10;
 // v2: silence after which the node is asked whether it is there, and the time that it has to answer.
 export const SILENCE_SECONDS = 20;
 export const ANSWER_SECONDS = 10;
-// Both, for a node whose place another one can take.
+// The silence until a node whose place another one can take is asked, and the time for its answer.
 export const CLOSE_WATCH_SECONDS = 2;
 // Time without a producer after which unconfirmed messages fail.
 export const OPEN_SECONDS = 10;
@@ -47,7 +49,10 @@ const UINTS = ["Uint8", "Uint16", "Uint32", "BigUint64"];
 const INTS = ["Int8", "Int16", "Int32", "BigInt64"];
 const FLOATS = ["", "", "Float32", "Float64"];
 // Close codes after which a retry would end the same way, and codes that refuse published data.
-const FOR_GOOD = new Set([1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414]);
+const FOR_GOOD = new Set([
+  1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414, 4416, 4417,
+]);
+const TOKEN_ENDED = 4417;
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
 /** A problem in a sentence; `code` is a close code or the code of a refusal. */
@@ -60,8 +65,10 @@ export class WsqueueError extends Error {
 }
 /** No node answers, or a node refuses permanently. */
 export class ConnectError extends WsqueueError {}
-/** A node answers and has another key. */
+/** A node answers, and has another key or takes the token no more. */
 export class AuthenticationError extends ConnectError {}
+/** A node answers, and the key or the token does not allow it. */
+export class NotAllowedError extends ConnectError {}
 /** A batch was refused permanently: it is not in the log. */
 export class PublishError extends WsqueueError {}
 /** Too many messages are unconfirmed: await earlier calls of `publish` first. */
@@ -256,19 +263,27 @@ function locate(address, endpoint, suffix = "") {
   return { address, url: whole.href, target: whole.pathname + whole.search, tls: whole.protocol === "wss:" };
 }
 
-/** Holds the pre-shared key and never shows it. */
+/** Holds a key, perhaps with a name, or the secret and the claims of a token; it never shows the secret. */
 class Key {
   #bytes;
   #hmac;
 
-  constructor(psk) {
-    this.#bytes = utf8.encode(text(psk, "the pre-shared key"));
+  constructor(secret, name = "", token = new Uint8Array(), expires = Infinity) {
+    this.#bytes = utf8.encode(text(secret, "the pre-shared key"));
     if (!this.#bytes.length) throw new WsqueueError("the pre-shared key is empty");
+    Object.assign(this, { name: text(name, "the name of the key"), token, expires });
+  }
+
+  // Each use of the key has one that is derived from it, here by HKDF without salt.
+  async #derived() {
+    const hkdf = { name: "HKDF", hash: "SHA-256", salt: new Uint8Array(), info: utf8.encode("wsqueue proof") };
+    const hmac = { name: "HMAC", hash: "SHA-256", length: 256 };
+    const key = await crypto.subtle.importKey("raw", this.#bytes, "HKDF", false, ["deriveKey"]);
+    return crypto.subtle.deriveKey(hkdf, key, hmac, false, ["sign", "verify"]);
   }
 
   #imported() {
-    const algorithm = { name: "HMAC", hash: "SHA-256" };
-    this.#hmac ??= crypto.subtle.importKey("raw", this.#bytes, algorithm, false, ["sign", "verify"]);
+    this.#hmac ??= this.#derived();
     return this.#hmac;
   }
 
@@ -287,10 +302,64 @@ class Key {
   }
 }
 
+/** Return the key that a token is: its claims, a dot and its secret. */
+function keyOf(token) {
+  try {
+    const [, encoded, secret] = /^([\w-]+)\.([\w-]+)$/.exec(token.trim());
+    const characters = atob(encoded.replaceAll("-", "+").replaceAll("_", "/"));
+    const claims = Uint8Array.from(characters, (character) => character.charCodeAt(0));
+    const { expires } = JSON.parse(fromUtf8.decode(claims));
+    if (Number.isFinite(expires)) return new Key(secret, "", claims, expires);
+  } catch {
+    // Refused below.
+  }
+  // Without the text, which has the secret.
+  throw new WsqueueError("the text is no token: expected the output of `wsqueue token`");
+}
+
+/** The key or the token of a client; the application may bring the next token again and again. */
+class Credential {
+  #key = null;
+  #renew = null;
+  #renewing = null;
+
+  constructor({ psk, name, token }) {
+    if (token !== undefined && (psk !== undefined || name))
+      throw new WsqueueError("a token stands for a key and its name: pass either token, or psk and name");
+    if (typeof token === "function") this.#renew = token;
+    else this.#key = token === undefined ? new Key(psk, name) : keyOf(token);
+  }
+
+  async current() {
+    if (!this.#renew || Date.now() < (this.#key?.expires - RENEW_SECONDS) * 1000) return this.#key;
+    // All connections wait for one answer.
+    this.#renewing ??= this.#ask(this.#renew).finally(() => {
+      this.#renewing = null;
+    });
+    return this.#renewing;
+  }
+
+  /** Note that a node takes a token no more; return true if the application brings the next one. */
+  ended(key) {
+    if (this.#renew && key === this.#key) this.#key = null;
+    return this.#renew !== null;
+  }
+
+  async #ask(renew) {
+    try {
+      this.#key = keyOf(await renew());
+    } catch (error) {
+      throw new WsqueueError(`the application has brought no token: ${error?.message ?? error}`);
+    }
+    return this.#key;
+  }
+}
+
 /** Return the claim that a proof of v2 signs: each part after its length. */
-function claimOf(role, acceptorNonce, initiatorNonce, target, binding) {
+function claimOf(role, acceptorNonce, initiatorNonce, target, binding, { name, token }) {
   const [label, path, offered] = [`wsqueue.v2 ${role}`, target, SUBPROTOCOL].map((part) => utf8.encode(part));
   const parts = [label, acceptorNonce, initiatorNonce, path, offered, binding];
+  if (name || token.length) parts.push(utf8.encode(name), token);
   return join(
     parts.flatMap((part) => {
       const length = new Uint8Array(4);
@@ -314,14 +383,16 @@ class HelloV2 {
       if (!isSecret(packet.nonce)) throw fault(4400, "not a valid packet");
       this.challenge = packet.nonce;
       const proof = await this.key.prove(this.#claim("initiator"));
-      const binding = this.binding.length ? { binding: this.binding } : {};
-      this.send({ t: "proof", proof, nonce: this.nonce, path: this.place.target, ...binding });
+      const { name: key, token } = this.key;
+      const more = Object.entries({ binding: this.binding, key, token }).filter(([, value]) => value.length);
+      const given = Object.fromEntries(more);
+      this.send({ t: "proof", proof, nonce: this.nonce, path: this.place.target, ...given });
       return false;
     }
     if (packet.t !== "proof") throw fault(4402);
     if (this.challenge === null) throw fault(4409);
-    const { proof, nonce, path, binding } = packet;
-    if (!isSecret(proof) || nonce || path || binding) throw fault(4400, "not a valid packet");
+    const { proof, nonce, path, binding, key, token } = packet;
+    if (!isSecret(proof) || nonce || path || binding || key || token) throw fault(4400, "not a valid packet");
     if (!(await this.key.proves(this.#claim("acceptor"), proof))) {
       throw fault(4401, "wrong answer: the pre-shared keys differ");
     }
@@ -329,7 +400,7 @@ class HelloV2 {
   }
 
   #claim(role) {
-    return claimOf(role, this.challenge, this.nonce, this.place.target, this.binding);
+    return claimOf(role, this.challenge, this.nonce, this.place.target, this.binding, this.key);
   }
 }
 
@@ -376,7 +447,7 @@ function same(first, second) {
 
 /** A WebSocket with its hello. `ended` resolves to { code, reason, byPeer, opened } when it is closed. */
 class Connection {
-  constructor(link, place, binding) {
+  constructor(link, place, key, binding) {
     Object.assign(this, {
       link,
       place,
@@ -395,8 +466,8 @@ class Connection {
     const { client } = link;
     const send = (packet) => this.send(client.encode(packet));
     this.hello = client.v2
-      ? new HelloV2(client.key, place, binding, send)
-      : new HelloClassic(client.key, client.helloOrder, send);
+      ? new HelloV2(key, place, binding, send)
+      : new HelloClassic(key, client.helloOrder, send);
     try {
       this.socket = client.v2
         ? new client.WebSocket(place.url, [SUBPROTOCOL])
@@ -550,6 +621,7 @@ const FIELDS = {
   refused: { number: isWhole, code: isString, reason: isString },
   draining: { retry_seconds: Number.isFinite },
   subscribed: { topic: isString, log: isString, offset: isWhole },
+  unsubscribed: { topic: isString, code: (code) => isString(code ?? "") },
   gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
   deliver: { topic: isString, offset: isWhole, publisher: isString },
   log: { id: (id) => isString(id) && id !== "", available: (available) => typeof available === "boolean" },
@@ -644,16 +716,27 @@ class Link {
     this.say("closed", this.places[this.at % this.places.length]);
   }
 
-  async #attempt(place) {
+  async #attempt(place, again = false) {
+    const { credential, v2 } = this.client;
+    let key;
     let binding = new Uint8Array();
     try {
-      if (place.tls && this.client.v2) binding = await this.client.binding(place.address);
+      key = await credential.current();
+    } catch (error) {
+      return { code: 0, reason: error.message, byPeer: false };
+    }
+    try {
+      if (place.tls && v2) binding = await this.client.binding(place.address);
     } catch (error) {
       return { code: 0, reason: error.message, byPeer: false, forGood: error instanceof WsqueueError };
     }
     if (this.stopped) return { code: 1000, reason: "done", byPeer: false };
-    this.connection = new Connection(this, place, binding);
-    return this.connection.ended;
+    this.connection = new Connection(this, place, key, binding);
+    const closed = await this.connection.ended;
+    if (closed.code !== TOKEN_ENDED || !credential.ended(key)) return closed;
+    // The next attempt has the next token. A node that has refused two of them refuses for good.
+    if (this.since !== null) return { ...closed, code: 1001 };
+    return again ? closed : this.#attempt(place, true);
   }
 
   /** Return an error with the last answers of all places. */
@@ -663,11 +746,11 @@ class Link {
       .map(([address, closed]) => `${address}: ${closed ? closed.reason : "no answer"}`)
       .join("; ");
     const closed = all.map(([, failure]) => failure).filter(Boolean);
-    if (closed.length === all.length && closed.every(({ code }) => code === 4401)) {
-      const places = all.map(([address]) => address).join(" and ");
-      return new AuthenticationError(`the ${this.role} ${places} has another pre-shared key`, 4401);
-    }
-    return new ConnectError(`no ${this.role} can be used (${said})`, closed.at(-1)?.code);
+    const every = (...codes) => all.every(([, failure]) => codes.includes(failure?.code));
+    let Kind = ConnectError;
+    if (every(4401, TOKEN_ENDED)) Kind = AuthenticationError;
+    else if (every(4416)) Kind = NotAllowedError;
+    return new Kind(`no ${this.role} can be used (${said})`, closed.at(-1)?.code);
   }
 }
 
@@ -1045,6 +1128,7 @@ class Feed {
     const subscription = this.subscriptions.get(packet.topic);
     if (!subscription) return;
     if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
+    else if (packet.t === "unsubscribed" && packet.code) subscription.refuse(packet.code);
     else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
     else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
   }
@@ -1182,6 +1266,11 @@ class Subscription {
     }
   }
 
+  refuse(code) {
+    const refused = `the subscription to ${JSON.stringify(this.topic)} is refused: ${code}`;
+    this.fail(new NotAllowedError(refused, code));
+  }
+
   fail(error) {
     this.#client.forget(this);
     this.reject(error);
@@ -1202,7 +1291,8 @@ class Subscription {
  * Publishes through any producer, and subscribes at the consumer of each topic, or one that shares its log.
  *
  * Options:
- * consumers: addresses, in the order that all nodes share; producers: addresses; psk: the pre-shared key;
+ * consumers: addresses, in the order that all nodes share; producers: addresses; psk: the pre-shared key, and
+ * name: its name if it has one; or token: a token, or a (perhaps async) function that brings one;
  * protocol: "v2" or "classic"; helloOrder: "document" or "reversed";
  * channelBinding: for wss:// with v2, an object or a (perhaps async) function that maps an address to the
  * SHA-256 of its certificate in hexadecimal; onState, onError: callbacks;
@@ -1218,12 +1308,14 @@ export class WsqueueClient {
   };
 
   constructor(options) {
-    const { consumers = [], producers = [], psk, protocol = "v2", helloOrder = "document" } = options;
+    const { consumers = [], producers = [], token, protocol = "v2", helloOrder = "document" } = options;
     if (!globalThis.crypto?.subtle) {
       throw new WsqueueError("there is no Web Crypto here: a page needs https, or to come from localhost");
     }
     if (protocol !== "v2" && protocol !== "classic")
       throw new TypeError('protocol is neither "v2" nor "classic"');
+    if (protocol === "classic" && token !== undefined)
+      throw new WsqueueError("the classic protocol has no tokens");
     this.#options = options;
     this.consumers = [...consumers];
     this.producers = [...producers];
@@ -1232,7 +1324,7 @@ export class WsqueueClient {
     this.helloOrder = helloOrder;
     // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
     this.logs = new Map();
-    this.key = new Key(psk);
+    this.credential = new Credential(options);
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (!this.WebSocket) throw new WsqueueError("there is no WebSocket here: pass a class as `WebSocket`");
     this.producers.forEach((address) => locate(address, "/produce"));

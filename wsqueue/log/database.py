@@ -27,7 +27,7 @@ from .schema import PAGE_BYTES
 logger = logging.getLogger(__name__)
 
 NUMBERS_SLACK = 10_000
-"""Numbers written before those beyond `MAX_NUMBERS` go, because sorting all takes 0.2 s."""
+"""Numbers written before those beyond `MAX_NUMBERS` go, because sorting all takes 0.4 s."""
 
 TRIM_RECORDS = 10_000
 """Records that one step trims, so that appends wait some 50 ms for it: more than a group can have."""

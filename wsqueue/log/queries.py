@@ -65,11 +65,19 @@ _DATE_BACK = "UPDATE record SET time = ?1 WHERE id BETWEEN ?2 AND ?3 AND time > 
 _NUMBERS = """
 SELECT name, publisher, number FROM number JOIN topic ON topic.id = number.topic ORDER BY number.id
 """
-# The publisher with most topics forgets the one that it used least recently, again and again.
+# Again and again a number goes of the name with most numbers, from the publisher of it with most topics: the
+# one that it used least recently.
 _FORGET_NUMBERS = """
 DELETE FROM number WHERE id IN (
     SELECT id
-    FROM (SELECT id, row_number() OVER (PARTITION BY publisher ORDER BY id DESC) AS rank FROM number)
+    FROM (
+        SELECT id, row_number() OVER (PARTITION BY name ORDER BY rank, id DESC) AS rank
+        FROM (
+            SELECT id, substr(publisher, 1, max(0, instr(publisher, '/') - 1)) AS name,
+                row_number() OVER (PARTITION BY publisher ORDER BY id DESC) AS rank
+            FROM number
+        )
+    )
     ORDER BY rank, id DESC LIMIT -1 OFFSET ?
 )
 """

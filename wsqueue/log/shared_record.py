@@ -7,9 +7,10 @@ the last number of each publisher.
     table ◄── record ◄── record ◄── table ◄── record      each head names the newest table before it
     all       changes    changes    all       changes     and has the numbers that changed since
 
-A table has at most `MAX_PUBLISHERS`, the last ones. A record is a table when the records since the last one
-have `TABLE_RATIO` times its bytes, when `MAX_CHANGES` numbers have changed, or when the table is old. So a
-table costs little, and no more than that ratio must be kept behind the records that may be dropped.
+A table has at most `MAX_PUBLISHERS`; its writer leaves out those that `protocol.repeats.crowded_out` names. A
+record is a table when the records since the last one have `TABLE_RATIO` times its bytes, when `MAX_CHANGES`
+numbers have changed, or when the table is old. So a table costs little, and no more than that ratio must be
+kept behind the records that may be dropped.
 """
 
 from __future__ import annotations

@@ -15,11 +15,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsqueue.config.model import Retention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
@@ -35,6 +38,7 @@ from wsqueue.log.records import (
     TopicState,
 )
 from wsqueue.log.schema import APPLICATION_ID
+from wsqueue.protocol.repeats import name_of
 
 from ...support.stores import limits
 
@@ -436,6 +440,50 @@ async def test_the_numbers_of_a_publisher_that_floods_go_first(
         assert numbers[:4] == [("a", f"p{index}") for index in range(4)]
         assert numbers[4:] == [(f"topic {number}", "flood") for number in range(50 - len(numbers[4:]), 50)]
         assert len(numbers) <= 15
+
+
+async def test_the_numbers_of_a_name_that_floods_go_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "MAX_NUMBERS", 10)
+    monkeypatch.setattr(database, "NUMBERS_SLACK", 5)
+    quiet = ["billing/a", "billing/b", "shop/c", "d"]
+    async with opened(tmp_path) as one:
+        await one.add(*(record("a", at, publisher=who, number=1) for at, who in enumerate(quiet)))
+        for number in range(50):
+            await one.add(record("a", 4 + number, publisher=f"flood/{number}", number=1))
+    async with opened(tmp_path) as one:
+        numbers = [publisher for _, publisher in one.state.numbers]
+        assert numbers[:4] == quiet
+        assert numbers[4:] == [f"flood/{number}" for number in range(54 - len(numbers), 50)]
+        assert len(numbers) <= 15
+
+
+OWNERS = st.tuples(st.integers(1, 5), st.sampled_from(["p", "q", "a/p", "a/q", "a/r", "b/p", "b/q", "/p"]))
+
+
+@given(st.lists(OWNERS, unique=True, max_size=40), st.integers(0, 40))
+def test_the_file_forgets_as_the_rule_says(owners: list[tuple[int, str]], limit: int) -> None:
+    left = list(owners)
+    while len(left) > limit:
+        names = most(name_of(publisher) for _, publisher in left)
+        # The first topic of each publisher with most topics of its name.
+        first: list[tuple[int, str]] = []
+        for name in names:
+            publishers = most(publisher for _, publisher in left if name_of(publisher) == name)
+            first.append(next(owner for owner in left if owner[1] in publishers))
+        left.remove(min(first, key=left.index))
+    with contextlib.closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE number (id INTEGER PRIMARY KEY, topic, publisher)")
+        connection.executemany("INSERT INTO number (topic, publisher) VALUES (?, ?)", owners)
+        with mock.patch.object(queries, "MAX_NUMBERS", limit):
+            queries.forget_numbers(connection)
+        assert connection.execute("SELECT topic, publisher FROM number ORDER BY id").fetchall() == left
+
+
+def most(items: Iterable[str]) -> set[str]:
+    counts = Counter(items)
+    return {item for item, count in counts.items() if count == max(counts.values())}
 
 
 async def test_topics_are_forgotten_and_their_offsets_are_not_used_again(

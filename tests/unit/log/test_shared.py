@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +16,7 @@ from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import Clock, batch, delivered
 from wsqueue.config.model import JetStream, Retention
+from wsqueue.log import shared_topic
 from wsqueue.log.engine import Place, Stored, Unanswered, place_of
 from wsqueue.log.records import Record
 from wsqueue.log.shared import SharedStore
@@ -525,6 +527,48 @@ def test_a_table_tells_of_all_publishers() -> None:
         other = await Node(log).open()
         again = [batch(number, publisher=f"p{number}") for number in range(1, 701)]
         assert codes(await other.publish(*again)) == ["repeat"] * 700
+
+    run(test)
+
+
+QUIET = ["billing/a", "billing/b", "shop/c", "d"]
+
+
+def test_a_flood_of_one_name_does_not_make_others_strangers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_topic, "MAX_PUBLISHERS", 20)
+
+    async def test(log: FakeLog) -> None:
+        writers = [await Node(log).open(), await Node(log).open()]
+        await writers[0].publish(*(batch(5, publisher=name) for name in QUIET))
+        for number in range(300):
+            await writers[number % 2].publish(batch(5, publisher=f"flood/{number:022}"))
+        table = [record for record in records_in(log, "news") if not record.table][-1]
+        assert len(table.numbers) == 20
+        assert list(table.numbers)[:4] == QUIET
+        assert all(number == 5 for number in table.numbers.values())
+        # Whoever reads the log knows the same, whether or not it wrote any of it.
+        for node in (*writers, await Node(log).open()):
+            again = [batch(5, publisher=name) for name in QUIET]
+            assert codes(await node.publish(*again)) == ["repeat"] * 4
+        assert codes(await node.publish(batch(5, publisher=f"flood/{0:022}"))) == ["stored"]
+
+    run(test)
+
+
+def test_a_flood_that_is_refused_does_not_hide_that_others_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_topic, "MAX_PUBLISHERS", 20)
+    monkeypatch.setattr(shared_topic, "OWED_SLACK", 5)
+
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        node.engine.fate = lambda: "full"
+        await node.publish(*(batch(1, publisher=name) for name in QUIET))
+        for number in range(100):
+            await node.publish(batch(1, publisher=f"flood/{number:022}"))
+        node.engine.fate = lambda: "stored"
+        again = [batch(2, 1, publisher=name) for name in QUIET]
+        assert codes(await node.publish(*again)) == ["after_refused"] * 4
+        assert len(records_in(log, "news")[-1].numbers) <= 25
 
     run(test)
 

@@ -209,6 +209,25 @@ class TestNumbers:
                 assert await self.codes(running_logs, flood) == ["stored"]
             assert await self.codes(running_logs, *again) == ["a repeat"] * 3
 
+    @pytest.mark.parametrize("bound", ["pairs", "bytes"])
+    async def test_a_flood_of_one_name_does_not_make_others_strangers(
+        self, mode: str, bound: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with running(mode) as running_logs:
+            if bound == "pairs":
+                monkeypatch.setattr(logs, "MAX_NUMBERS", 10)
+            else:
+                running_logs.store.index.limit = 20_000
+            names = ["billing/a", "billing/b", "shop/c", "d"]
+            quiet, again = ([batch(5, publisher=name) for name in names] for _ in range(2))
+            await running_logs.stored(*quiet)
+            for number in range(100):
+                flood = batch(5, publisher=f"flood/{number:022}")
+                assert await self.codes(running_logs, flood) == ["stored"]
+            assert await self.codes(running_logs, *again) == ["a repeat"] * 4
+            # It has forgotten its own.
+            assert await self.codes(running_logs, batch(5, publisher=f"flood/{0:022}")) == ["stored"]
+
 
 class TestLimits:
     """The limit that is reached first drops the oldest messages."""

@@ -356,6 +356,19 @@ class TestReloads:
             (line,) = log.lines("link down")
             assert "the keys of this node have changed" in line
 
+    async def test_a_key_that_goes_during_the_hello(
+        self, nodes: Nodes, clients: list[dict[str, Any]]
+    ) -> None:
+        _, producer = await nodes.cluster(clients=clients)
+        async with soon(), V2Socket.upgraded(producer.address, "/produce") as raw:
+            producer.write(clients=clients[1:])
+            await producer.service.reload()
+            await raw.prove(BILLING, "/produce", name="billing")
+            assert await raw.close_frame() == (
+                CloseCode.TRY_AGAIN_LATER,
+                "the keys of this node have changed",
+            )
+
     async def test_rights_that_shrink(self, nodes: Nodes, clients: list[dict[str, Any]]) -> None:
         consumer, producer = await nodes.cluster(clients=clients)
         async with soon(), client_of(producer, consumer) as client, client.subscribe("news") as news:

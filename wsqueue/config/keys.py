@@ -59,6 +59,15 @@ class Keys:
         both = nodes if psk is None or psk is nodes else psk.joined(nodes)
         self.for_all = KeyRing(both, named)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Keys) and (self.for_all, self.for_clients, self.for_nodes) == (
+            other.for_all,
+            other.for_clients,
+            other.for_nodes,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
 
 def load_keys(config: NodeConfig) -> Keys:
     """Return the pre-shared keys that the configuration of a node points to.

@@ -157,6 +157,7 @@ class Connection(asyncio.Protocol):
 
     Attributes:
         heard_at: Time of the latest read (monotonic), 0 before the first.
+        keys: The keys that an acceptor takes.
         meter: Limits the bytes that are read from this connection, with others; None if nothing does.
         peer: Address of the peer, known once it is connected; `unix` for a unix socket.
         peer_host: Host of that address, "" for a unix socket.
@@ -170,7 +171,6 @@ class Connection(asyncio.Protocol):
         "_counted",
         "_endpoint",
         "_established",
-        "_keys",
         "_limits",
         "_owner",
         "_pauses",
@@ -187,6 +187,7 @@ class Connection(asyncio.Protocol):
         "_writes",
         "handler",
         "heard_at",
+        "keys",
         "meter",
         "peer",
         "peer_host",
@@ -211,7 +212,7 @@ class Connection(asyncio.Protocol):
         self._buffers, self._counted = buffers, False
         self._limits = limits
         self._endpoint: Endpoint | None = None
-        self._keys: Keys | None = None
+        self.keys: Keys | None = None
         self._owner = owner
         self._transport: asyncio.Transport | None = None
         self._timer: Timer | None = None
@@ -249,7 +250,7 @@ class Connection(asyncio.Protocol):
             max_topic_bytes=limits.max_topic_bytes,
         )
         connection = cls(session, limits, owner=owner, tls=tls, traffic=traffic, buffers=buffers)
-        connection._endpoint, connection._keys = endpoint, keys
+        connection._endpoint, connection.keys = endpoint, keys
         return connection
 
     async def open(self, address: Address) -> None:
@@ -493,13 +494,13 @@ class Connection(asyncio.Protocol):
     def _answer(self, request: RequestReceived) -> list[Event]:
         """Answer a request as the endpoint says; return the events in the bytes behind it."""
         assert self._endpoint is not None
-        assert self._keys is not None
+        assert self.keys is not None
         answer = self._endpoint(self, request)
         if isinstance(answer, HttpResponse):
             self.session.respond(answer)
             return []
         self.handler = answer
-        ring = answer.keys_of_peers(self._keys)
+        ring = answer.keys_of_peers(self.keys)
         return self.session.accept(ring, now=time.time(), drops_bad_messages=answer.peer_is_node)
 
     def eof_received(self) -> None:

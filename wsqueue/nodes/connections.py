@@ -31,6 +31,9 @@ RECONNECTS_PER_SECOND = 2000.0
 DROPPED_LOG_SECONDS = 10.0
 """Time between two log lines about strangers that were dropped: there may be thousands in a second."""
 
+KEYS_CHANGED = "the keys of this node have changed"
+"""Reason for ending a connection after a reload; its peer tries again."""
+
 MAX_RETRY_SECONDS = 60.0
 """The longest time over which clients are asked to come back."""
 
@@ -48,6 +51,7 @@ class Connections(Collection[Connection], Owner):
         reporter: Is told of peers that were refused.
         buffers: Counts the bytes that wait in them.
         clients: Knows the peers that have names.
+        keys: Keys of the node.
         limits: Limits of the node; a reload sets others.
 
     Attributes:
@@ -63,6 +67,7 @@ class Connections(Collection[Connection], Owner):
         *,
         buffers: Buffers,
         clients: Clients,
+        keys: Keys,
         limits: Limits,
     ) -> None:
         self.draining = False
@@ -72,7 +77,7 @@ class Connections(Collection[Connection], Owner):
         self._dropped = 0
         self._dropped_logged = -DROPPED_LOG_SECONDS
         self._traffic = traffic
-        self._buffers, self._clients = buffers, clients
+        self._buffers, self._clients, self._keys = buffers, clients, keys
         self._members, self._counters, self._reporter = members, counters, reporter
         self._closing: tuple[set[Connection], asyncio.Future[None]] | None = None
 
@@ -129,6 +134,8 @@ class Connections(Collection[Connection], Owner):
         assert handler is not None
         if self.full(handler):
             return "this node has all the connections that it may have"
+        if connection.keys is not self._keys and not self._still_takes(connection):
+            return KEYS_CHANGED
         if refusal := self._clients.add(connection):
             return refusal
         self._strangers.remove(connection)
@@ -136,15 +143,19 @@ class Connections(Collection[Connection], Owner):
             self._producers.add(connection)
         return ""
 
-    def recheck(self, keys: Keys) -> None:
+    def use_keys(self, keys: Keys) -> None:
         """Close the connections of peers whose key is gone, or may do something else now."""
-        now = time.time()
-        for connection in self:
-            peer, handler = connection.session.peer, connection.handler
-            if peer is None or handler is None:
-                continue
-            if not handler.keys_of_peers(keys).still_takes(peer, now):
-                connection.close(CloseCode.GOING_AWAY, "the keys of this node have changed")
+        changed, self._keys = keys != self._keys, keys
+        for connection in self if changed else ():
+            if connection.session.peer is not None and not self._still_takes(connection):
+                connection.close(CloseCode.GOING_AWAY, KEYS_CHANGED)
+
+    def _still_takes(self, connection: Connection) -> bool:
+        """Return True if the keys of now would take a peer that has proved itself."""
+        peer, handler = connection.session.peer, connection.handler
+        assert peer is not None
+        assert handler is not None
+        return handler.keys_of_peers(self._keys).still_takes(peer, time.time())
 
     def announce_drain(self) -> None:
         """Tell the peers that speak v2 to go elsewhere, or to come back after a random time."""

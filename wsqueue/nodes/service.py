@@ -85,6 +85,7 @@ class Service:
             self.reporter,
             buffers=self.node.buffers,
             clients=self._clients,
+            keys=self._keys,
             limits=self._config.limits,
         )
         self.listeners = Listeners(self._accept, self.endpoint)
@@ -189,7 +190,7 @@ class Service:
         for sentence in self.reporter.restart_needed:
             log(logger, logging.WARNING, "restart needed", reason=sentence)
         self._configure()
-        self.connections.recheck(keys)
+        self.connections.use_keys(keys)
         self._check_limits()
         log(logger, logging.INFO, "reloaded", file=self._file)
 

@@ -71,6 +71,7 @@ TABLES: dict[str, type[msgspec.Struct]] = {
     "Monitoring": model.Monitoring,
     "Limits": model.Limits,
     "Clients": model.NamedClient,
+    "Proxy": model.Proxy,
 }
 
 

@@ -51,13 +51,14 @@ def connect(
     hello_order: Order = Order.DOCUMENT,
     limits: Limits | None = None,
     tls: Tls | None = None,
+    channel_binding: Literal["required", "none"] = "required",
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
     """Return a client, to be used in `async with`; it opens connections when it needs them.
 
     Args:
         config: The path of a configuration file of role `demo`, or a `ClientConfig`. The keywords from
-            `producers` to `tls`, except `psk`, are ignored then.
+            `producers` to `channel_binding`, except `psk`, are ignored then.
         producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the same order as in the producers' configuration.
         psk: The pre-shared key; without it, the key is looked up as the configuration says.
@@ -67,6 +68,8 @@ def connect(
         hello_order: The digest order; `Order.REVERSED` for the original TypeScript nodes.
         limits: Limits that differ from the defaults.
         tls: A certificate of this client, and a CA to trust instead of the system's.
+        channel_binding: `"none"` if a proxy ends TLS; then nothing tells it from an attacker in the middle
+            that has a certificate for its name.
         open_seconds: How long to wait for a node that does not answer.
 
     Raises:
@@ -79,6 +82,7 @@ def connect(
             hello_order=hello_order,
             limits=limits or Limits(),
             tls=tls or Tls(),
+            channel_binding=channel_binding,
         )
         check_addresses(config)
     elif not isinstance(config, ClientConfig):

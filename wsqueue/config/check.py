@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import operator
 import re
 
@@ -29,7 +30,7 @@ def check_addresses(config: Config) -> None:
     protected = isinstance(config, NodeConfig) and not config.plain
     for key, endpoint in _address_lists(config):
         entries: list[str] = operator.attrgetter(key)(config)
-        if not entries and not key.startswith("monitoring."):
+        if not entries and not key.startswith(("monitoring.", "proxy.")):
             raise ConfigError(f"the list is empty: {expected_form(endpoint)}", key=key)
         # An address is in one list of listeners only; lists of other nodes are independent of each other.
         connects = not key.endswith("listen")
@@ -38,7 +39,7 @@ def check_addresses(config: Config) -> None:
             problem = _address_problem(
                 entry, endpoint, seen, local=config.local, protected=protected, connects=connects
             )
-            if not problem and key == "monitoring.listen" and entry in own:
+            if not problem and key in ("monitoring.listen", "proxy.listen") and entry in own:
                 problem = "is in listen too: expected an address of its own"
             if not problem and not connects and config.tls.certificate is None and "wss:" in entry:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
@@ -85,6 +86,22 @@ def check_clients(config: NodeConfig) -> None:
                     raise ConfigError(problem, key=f"clients[{index}].{key}[{number}]")
 
 
+def check_proxy(config: NodeConfig) -> None:
+    """Check the proxies that are believed.
+
+    Raises:
+        ConfigError: One is neither an IP address nor a network; the error names the key.
+    """
+    for index, trusted in enumerate(config.proxy.trusted):
+        try:
+            ipaddress.ip_network(trusted)
+        except ValueError:
+            problem = (
+                f"{trusted!r} is neither an IP address nor a network: expected e.g. 192.0.2.7 or 192.0.2.0/24"
+            )
+            raise ConfigError(problem, key=f"proxy.trusted[{index}]") from None
+
+
 def check_identity(config: ClientConfig) -> None:
     """Check who a client says that it is.
 
@@ -124,7 +141,7 @@ def config_warnings(config: Config) -> list[str]:
             " multiplies, so similar topics would share few consumers; use one more or one less"
         )
     if isinstance(config, NodeConfig) and any(
-        map(_is_exposed, config.listeners + config.page_listeners + config.peers)
+        map(_is_exposed, config.listeners + config.proxy_listeners + config.page_listeners + config.peers)
     ):
         found.append(
             "plain: connections with other hosts go without TLS, and nothing protects them after the hello:"
@@ -141,6 +158,7 @@ def _address_lists(config: Config) -> list[tuple[str, str]]:
     lists = [("listen", "")]
     if isinstance(config, ProducerConfig):
         lists.append(("consumers", "/producer"))
+    lists.append(("proxy.listen", ""))
     return lists + [(f"monitoring.{key}", "") for key in ("listen", "consumers", "producers")]
 
 

@@ -13,7 +13,7 @@ import tomli
 
 from ..errors import ConfigError
 from ..protocol.keys import Order
-from .check import check_addresses, check_clients, check_identity, check_servers, check_sites
+from .check import check_addresses, check_clients, check_identity, check_proxy, check_servers, check_sites
 from .files import read_text
 from .model import (
     ClientConfig,
@@ -27,6 +27,7 @@ from .model import (
     NodeConfig,
     PageAudience,
     ProducerConfig,
+    Proxy,
     Replicas,
     Retention,
     RetentionMode,
@@ -70,6 +71,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "retention.jetstream": JetStream,
     "monitoring": Monitoring,
     "clients": NamedClient,
+    "proxy": Proxy,
 }
 
 _KINDS: tuple[type[Config], ...] = (ConsumerConfig, ProducerConfig, ClientConfig)
@@ -114,6 +116,7 @@ def load_any_config(file: str | Path) -> Config:
         if isinstance(config, NodeConfig):
             check_sites(config)
             check_clients(config)
+            check_proxy(config)
         if isinstance(config, ClientConfig):
             check_identity(config)
         if isinstance(config, ConsumerConfig):

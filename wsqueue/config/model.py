@@ -27,6 +27,9 @@ TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
 """Percent-encoded, 2,600 bytes become 7,800, which fit the 8,192 of a request line."""
 
 
+ChannelBinding = Literal["required", "optional"]
+ProxyPath = Annotated[str, msgspec.Meta(pattern="^(/[A-Za-z0-9._~-]+)*$", max_length=200)]
+
 StreamName = Annotated[str, msgspec.Meta(pattern="^[A-Za-z0-9_-]{1,32}$")]
 """It is a part of the names of streams and of subjects."""
 
@@ -201,6 +204,26 @@ class Monitoring(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     top_topics: Annotated[int, msgspec.Meta(ge=0, le=100)] = 10
 
 
+class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Say where connections come through a proxy, which may end TLS and change paths.
+
+    Attributes:
+        listen: Addresses at which only proxies connect.
+        trusted: IP addresses and networks of the proxies, whose `X-Forwarded-For` is believed there; a unix
+            socket always is.
+        path: Path at the proxy under which the node is, such as `/queue`; the proxy may leave it in or not.
+    """
+
+    listen: list[str] = []
+    trusted: tuple[str, ...] = ("127.0.0.1", "::1")
+    path: ProxyPath = ""
+
+    def inner(self, path: str) -> str:
+        """Return the path of a request without the part that the proxy has before the node's."""
+        inner = path.removeprefix(self.path)
+        return inner if inner.startswith("/") else path
+
+
 class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Say what the clients with a key of their own may do.
 
@@ -247,6 +270,11 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
         """Return the parsed addresses to connect to."""
         return []
 
+    @property
+    def binds(self) -> bool:
+        """Return True if connections must end where TLS ends: those between nodes always do."""
+        return True
+
     def allows_classic(self, address: Address) -> bool:
         """Return True if the peer at an address may speak the classic protocol."""
         return not address.tls if self.allow_classic is None else self.allow_classic
@@ -258,6 +286,9 @@ class NodeConfig(Config, frozen=True, kw_only=True):
     Attributes:
         plain: Whether the node may listen and connect without TLS to where other hosts are on the way.
         clients: Clients with keys of their own, and what they may do.
+        channel_binding: Whether clients must name the certificate of the node that they see. A browser, which
+            has verified it, cannot name it.
+        proxy: Where connections come through a proxy.
     """
 
     listen: list[str]
@@ -267,7 +298,14 @@ class NodeConfig(Config, frozen=True, kw_only=True):
     clients: Annotated[list[NamedClient], msgspec.Meta(max_length=MAX_CLIENTS)] = []
     hosts: list[str] = []
     origins: list[str] = []
+    channel_binding: ChannelBinding = "required"
+    proxy: Proxy = Proxy()
     monitoring: Monitoring = Monitoring()
+
+    @property
+    def proxy_listeners(self) -> list[Address]:
+        """Return the parsed `proxy.listen`."""
+        return [parse_address(text) for text in self.proxy.listen]
 
     @property
     def listeners(self) -> list[Address]:
@@ -329,13 +367,20 @@ class ClientConfig(Config, frozen=True, kw_only=True, tag="demo"):
     Attributes:
         name: Name of the client's key, if it has one.
         token_file: File with a token, instead of a key.
+        channel_binding: `none` if a proxy ends TLS: then the certificate that this end sees is the proxy's.
     """
 
     producers: list[str]
     consumers: list[str]
     name: Name | None = None
     token_file: str | None = None
+    channel_binding: Literal["required", "none"] = "required"
     hello_order: Order = Order.DOCUMENT
+
+    @property
+    def binds(self) -> bool:
+        """Return True if connections must end where TLS ends."""
+        return self.channel_binding == "required"
 
     @property
     def produce_addresses(self) -> list[Address]:

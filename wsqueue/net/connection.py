@@ -154,8 +154,10 @@ class Connection(asyncio.Protocol):
         tls: The TLS stream, if there is one; the deadline of the hello covers the TLS handshake too.
         traffic: Counts the bytes of this and other connections, without the overhead of TLS.
         buffers: Counts the bytes that wait in this and other connections; None if nothing bounds their sum.
+        binds: False if the proof must not name the certificate, because a proxy ends TLS.
 
     Attributes:
+        forwarded: True if a proxy has forwarded the request.
         heard_at: Time of the latest read (monotonic), 0 before the first.
         keys: The keys that an acceptor takes.
         meter: Limits the bytes that are read from this connection, with others; None if nothing does.
@@ -164,6 +166,7 @@ class Connection(asyncio.Protocol):
     """
 
     __slots__ = (
+        "_binds",
         "_buffers",
         "_burden_paid",
         "_close_watch",
@@ -185,6 +188,7 @@ class Connection(asyncio.Protocol):
         "_turn",
         "_unread",
         "_writes",
+        "forwarded",
         "handler",
         "heard_at",
         "keys",
@@ -204,6 +208,7 @@ class Connection(asyncio.Protocol):
         tls: TlsStream | None = None,
         traffic: Traffic | None = None,
         buffers: Buffers | None = None,
+        binds: bool = True,
     ) -> None:
         self.session = session
         self.handler = handler
@@ -219,7 +224,7 @@ class Connection(asyncio.Protocol):
         self._rest: Timer | None = None
         self.meter: Meter | None = None
         self._established = self._closing = self._close_watch = False
-        self.heard_at = 0.0
+        self.heard_at, self.forwarded, self._binds = 0.0, False, binds
         self._pinged_at: float | None = None
         self._pauses = 0
         self._reading = True
@@ -274,12 +279,13 @@ class Connection(asyncio.Protocol):
 
     @property
     def from_this_host(self) -> bool:
-        """Return True if the peer is connected, and on this host."""
+        """Return True if the peer is connected, and on this host, and not behind a proxy here."""
         if self._transport is None:
             return False
         # A host that connects to itself by its own name has one address at both ends.
         own = self._transport.get_extra_info("sockname")
-        return not self.peer_host or is_loopback(self.peer_host) or self.peer_host == own[0]
+        near = not self.peer_host or is_loopback(self.peer_host) or self.peer_host == own[0]
+        return near and not self.forwarded
 
     @property
     def buffered_bytes(self) -> int:
@@ -324,6 +330,12 @@ class Connection(asyncio.Protocol):
         """Send a ping of at most 125 bytes."""
         self.session.ping(data)
         self._flush()
+
+    def forwarded_from(self, client: str) -> None:
+        """Note that a proxy has forwarded the request of a client; "" if nobody who is trusted names it."""
+        self.forwarded = True
+        if client:
+            self.peer = self.peer_host = client
 
     def watch_closely(self) -> None:
         """Notice within seconds that the peer is silent, because another one can take its place."""
@@ -387,7 +399,7 @@ class Connection(asyncio.Protocol):
         if self._owner is not None:
             self._owner.opened(self)
         if self._tls is not None:
-            self.session.channel_binding = self._tls.channel_binding
+            self.session.channel_binding = self._tls.channel_binding if self._binds else b""
             self._transport.write(self._tls.data_to_send())
         self._flush()
 
@@ -544,7 +556,7 @@ class Connection(asyncio.Protocol):
 
     def _receive_tls(self, tls: TlsStream, data: bytes) -> None:
         plain = tls.receive(data)
-        self.session.channel_binding = tls.channel_binding
+        self.session.channel_binding = tls.channel_binding if self._binds else b""
         if answer := tls.data_to_send():
             assert self._transport is not None
             self._transport.write(answer)

@@ -267,12 +267,14 @@ class Link(Handler):
             address.path,
             psk,
             self._config.hello_order,
-            allow_classic=self._config.allow_classic,
+            allow_classic=self._config.allows_classic(address),
             max_message_bytes=limits.max_message_bytes,
             max_topic_bytes=limits.max_topic_bytes,
         )
         tls = self._tls.connect(address)
-        self._attempt = connection = Connection(session, limits, handler=self, tls=tls, traffic=self._traffic)
+        self._attempt = connection = Connection(
+            session, limits, handler=self, tls=tls, traffic=self._traffic, binds=self._config.binds
+        )
         try:
             await connection.open(address)
             return await self._ended

@@ -30,6 +30,7 @@ class Listener:
         server: The server, once it listens.
         endpoint: Finds the handler or page of a request that comes here.
         pages_only: True when only the pages of the node are served here, to everyone who reaches it.
+        proxied: True when only proxies connect here.
     """
 
     server: asyncio.AbstractServer
@@ -42,7 +43,7 @@ class Listener:
         self.address = address
         # All of its connections share one object.
         self.endpoint = functools.partial(endpoint, self)
-        self.pages_only = False
+        self.pages_only = self.proxied = False
 
     async def open(self, accept: Callable[[Listener], asyncio.Protocol]) -> None:
         """Begin to listen.
@@ -110,7 +111,8 @@ class Listeners:
             ListenError: An address cannot be used; then nothing is changed.
         """
         pages = config.page_listeners
-        wanted = config.listeners + pages
+        proxied = config.proxy_listeners
+        wanted = config.listeners + proxied + pages
         turned, new = self._kept_with_other_tls(wanted)
         opened = await self._open([address for address in new if address not in turned])
         for address, listener in turned.items():
@@ -120,7 +122,7 @@ class Listeners:
         for address in set(self._listeners).difference(wanted):
             self._listeners.pop(address).close()
         for address, listener in self._listeners.items():
-            listener.pages_only = address in pages
+            listener.pages_only, listener.proxied = address in pages, address in proxied
 
     def close(self) -> None:
         """Stop listening at all addresses."""

@@ -29,6 +29,7 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
 from ..net.timers import deadline
 from ..protocol.framing import HttpResponse, RequestReceived
+from ..protocol.proxies import client_of, networks
 from ..version import __version__
 from .clients import Clients
 from .connections import Connections
@@ -234,6 +235,11 @@ class Service:
     ) -> Handler | HttpResponse:
         """Return the handler of a request, or the page that answers it."""
         path = request.path.partition("?")[0]
+        connection.session.unbound = self._config.channel_binding == "optional"
+        if request.forwarded_for is not None:
+            connection.forwarded_from("")
+        if listener.proxied:
+            path = self._come_through_a_proxy(connection, request, path)
         if not self._pages.sites.trusts_origin(request.origin, request.host):
             return OTHER_SITE
         all_pages = self._pages.allowed(connection, request.host, pages_only=listener.pages_only)
@@ -245,6 +251,14 @@ class Service:
             self._counters["connections_refused"] += 1
             return HttpResponse(503, "This node has all the connections that it may have.\n")
         return answer
+
+    def _come_through_a_proxy(self, connection: Connection, request: RequestReceived, path: str) -> str:
+        """Take the client and the path of a request as they were before the proxy."""
+        proxy, session = self._config.proxy, connection.session
+        session.unbound, session.prefix = True, proxy.path
+        trusted = networks(proxy.trusted)
+        connection.forwarded_from(client_of(request.forwarded_for or "", connection.peer_host, trusted))
+        return proxy.inner(path)
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:
         # With the key and the certificate of the latest reload.

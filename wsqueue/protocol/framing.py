@@ -120,12 +120,14 @@ class RequestReceived(msgspec.Struct, frozen=True):
         host: The `Host` headers, "" if there are none: the name by which the peer calls this node.
         offers_subprotocol: True if the peer offers the subprotocol of this end.
         origin: The `Origin` headers, None if there are none: the site whose page sends the request.
+        forwarded_for: The `X-Forwarded-For` headers, None if no header says that a proxy forwards it.
     """
 
     path: str
     host: str
     offers_subprotocol: bool
     origin: str | None = None
+    forwarded_for: str | None = None
 
 
 class Upgraded(msgspec.Struct, frozen=True):

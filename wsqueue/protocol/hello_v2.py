@@ -40,6 +40,8 @@ class Context(msgspec.Struct, frozen=True):
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS (RFC 5929 section 4).
         key: Name of the initiator's key, "" for none.
         token: Claims of the initiator's token, b"" for none.
+        unbound: True if an initiator need not name the certificate.
+        prefix: Path that a proxy may have removed from the request.
     """
 
     path: str
@@ -47,6 +49,8 @@ class Context(msgspec.Struct, frozen=True):
     channel_binding: bytes
     key: str = ""
     token: bytes = b""
+    unbound: bool = False
+    prefix: str = ""
 
     def check(self, path: str, binding: bytes) -> None:
         """Compare with the path and the certificate that an initiator with the key has seen.
@@ -56,10 +60,13 @@ class Context(msgspec.Struct, frozen=True):
         Raises:
             PeerError: They differ: something on the way ends TLS or rewrites requests.
         """
-        if binding != self.channel_binding:
+        if binding != self.channel_binding and (binding or not self.unbound):
+            if self.unbound:
+                detail = 'a proxy ends TLS: set channel_binding = "none" there'
+                raise PeerError(CloseCode.ALTERED, detail)
             seen = "another certificate" if binding else "no TLS"
             raise PeerError(CloseCode.ALTERED, f"the peer sees {seen} at its end")
-        if _endpoint(path) != _endpoint(self.path):
+        if _endpoint(path) not in (_endpoint(self.path), _endpoint(self.prefix + self.path)):
             raise PeerError(CloseCode.ALTERED, f"{path[:24]} was asked for, {self.path[:24]} came")
 
     def claim(self, prover: Role, acceptor_nonce: bytes, initiator_nonce: bytes) -> bytes:

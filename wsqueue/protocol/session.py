@@ -106,6 +106,8 @@ class Session:
 
     Attributes:
         channel_binding: SHA-256 of the acceptor's certificate, b"" without TLS; set before any data comes.
+        unbound: True if the peer need not name the certificate, because a proxy may end TLS.
+        prefix: Path that a proxy may have removed from the request.
         v2: True if the peer speaks v2; known when the hello is done.
         asked_alive: True if the peer has asked whether this end is there, because it cannot ping.
         peer: The initiator, once it has proved itself to this acceptor.
@@ -129,6 +131,8 @@ class Session:
         "asked_alive",
         "channel_binding",
         "peer",
+        "prefix",
+        "unbound",
         "v2",
     )
 
@@ -142,7 +146,7 @@ class Session:
         allow_classic: bool | None,
         max_topic_bytes: int,
     ) -> None:
-        self.channel_binding = b""
+        self.channel_binding, self.prefix, self.unbound = b"", "", False
         self.v2 = self.asked_alive = self._done = self._hello_begun = False
         self._framing = framing
         self._role, self._order = role, order
@@ -415,7 +419,9 @@ class Session:
             return
         assert self._keys is not None
         self._framing.allow_more(v2.OVERHEAD_BYTES)
-        context = Context(opened.path, opened.offered, self.channel_binding)
+        context = Context(
+            opened.path, opened.offered, self.channel_binding, unbound=self.unbound, prefix=self.prefix
+        )
         self._handshake = V2Handshake(self._role, self._keys, context, self._now)
         self._send_hello(self._handshake.begin())
 

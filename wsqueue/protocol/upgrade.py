@@ -24,6 +24,9 @@ from .framing import NO_LOGGER, Framing, HttpResponse, Item, RequestReceived, Up
 SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
 """RFC 6455 section 11.3.4."""
 
+FORWARDING_HEADERS = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
+"""Headers of which a proxy adds one or more."""
+
 ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
 
 
@@ -110,7 +113,9 @@ class ServerFraming(Framing):
         names = re.split(r"[\s,]+", _offered(event))
         host = ", ".join(event.headers.get_all("Host"))
         origin = ", ".join(event.headers.get_all("Origin")) if "Origin" in event.headers else None
-        return RequestReceived(event.path, host, self._subprotocol in names, origin)
+        forwarded = any(name in event.headers for name in FORWARDING_HEADERS)
+        forwarded_for = ", ".join(event.headers.get_all(FORWARDING_HEADERS[0])) if forwarded else None
+        return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for)
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST

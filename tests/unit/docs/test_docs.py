@@ -33,6 +33,7 @@ from wsqueue.version import __version__
 TABLES = {
     "limits": Limits,
     "monitoring": model.Monitoring,
+    "proxy": model.Proxy,
     "retention": model.Retention,
     "retention.jetstream": model.JetStream,
     "tls": model.Tls,
@@ -42,6 +43,7 @@ TITLES = {
     "retention": "Retention",
     "retention.jetstream": "A log that consumers share",
     "monitoring": "Monitoring",
+    "proxy": "The nodes",
 }
 DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
@@ -64,7 +66,8 @@ def test_the_configuration_keys() -> None:
 
 @pytest.mark.parametrize("table", list(TITLES))
 def test_the_tables_of_the_configuration(table: str) -> None:
-    found = rows("docs/configuration.md", TITLES[table])
+    document = "docs/proxies.md" if table == "proxy" else "docs/configuration.md"
+    found = rows(document, TITLES[table])
     documented = {row[0].strip("`"): row[1].strip("`") for row in found}
     assert set(documented) == set(TABLES[table].__struct_fields__)
     for key, default in msgspec.structs.asdict(TABLES[table]()).items():

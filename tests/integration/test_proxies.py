@@ -1,0 +1,265 @@
+"""Clients behind proxies that end TLS: a small one, and nginx and Caddy as docs/proxies.md has them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import shutil
+import socket
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wsqueue
+
+from ..support.certificates import Authority
+from ..support.nodes import KEY, Log, Nodes, RunningNode
+from ..support.paths import ROOT
+from ..support.ports import free_port
+from ..support.raw_peer import http_get, request_of
+from ..support.raw_v2_peer import SUBPROTOCOL, V2Socket
+from ..support.waiting import eventually, soon
+
+pytestmark = pytest.mark.anyio
+
+CLIENT = "192.0.2.7"
+
+
+@contextlib.asynccontextmanager
+async def proxy(ports: dict[str, str], context: ssl.SSLContext) -> AsyncIterator[str]:
+    """End TLS, and pass each path on to a node, without `/queue` and with the address of the client."""
+
+    async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode()
+        path = head.split()[1]
+        host, _, port = next(at for name, at in ports.items() if path.startswith(name)).rpartition(":")
+        head = head.replace(f" {path} ", f" {path.removeprefix('/queue')} ", 1)
+        head = head.removesuffix("\r\n") + f"X-Forwarded-For: {CLIENT}\r\n\r\n"
+        inner_reader, inner_writer = await asyncio.open_connection(host, int(port))
+        inner_writer.write(head.encode())
+        await asyncio.gather(pass_on(reader, inner_writer), pass_on(inner_reader, writer))
+
+    server = await asyncio.start_server(handle, "127.0.0.1", ssl=context)
+    async with server:
+        yield f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/queue"
+
+
+async def proxied(nodes: Nodes, **settings: Any) -> tuple[RunningNode, RunningNode, dict[str, str]]:
+    """Return a consumer and a producer with listeners for proxies, and these by the paths at the proxy."""
+    ports = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    made = [{"proxy": {"listen": [port], "path": "/queue"}} | settings for port in ports]
+    consumer = await nodes.consumer(**made[0])
+    producer = await nodes.producer([consumer], **made[1])
+    await producer.ready()
+    return consumer, producer, {"/queue/subscribe": ports[0], "/queue/produce": ports[1]}
+
+
+def client_at(address: str, ca: Path, **options: Any) -> wsqueue.Client:
+    return wsqueue.connect(
+        producers=[f"{address}/produce"],
+        consumers=[f"{address}/subscribe"],
+        psk=KEY,
+        tls=wsqueue.Tls(ca=str(ca)),
+        **options,
+    )
+
+
+async def round_trip(client: wsqueue.Client) -> None:
+    async with soon(), client, client.subscribe("news") as messages:
+        await client.publish("news", "hello")
+        assert (await anext(messages)).data == "hello"
+
+
+def server_context(authority: Authority) -> ssl.SSLContext:
+    tls = authority.issue("proxy")
+    assert tls.certificate is not None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(tls.certificate, tls.key)
+    return context
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+async def test_a_client_that_knows_of_the_proxy(nodes: Nodes, log: Log, authority: Authority) -> None:
+    consumer, producer, ports = await proxied(nodes)
+    async with proxy(ports, server_context(authority)) as address:
+        client = client_at(address, authority.file, channel_binding="none")
+        async with soon(), client, client.subscribe("news") as messages:
+            await client.publish("news", "hello")
+            assert (await anext(messages)).data == "hello"
+            for node in (consumer, producer):
+                assert CLIENT in {connection.peer for connection in node.connections}
+    assert log.lines("hello refused") == []
+
+
+async def test_a_client_that_does_not_know_of_the_proxy(nodes: Nodes, authority: Authority) -> None:
+    _, _, ports = await proxied(nodes)
+    async with (
+        soon(),
+        proxy(ports, server_context(authority)) as address,
+        client_at(address, authority.file) as client,
+    ):
+        with pytest.raises(wsqueue.ConnectError, match=r'4414.*set channel_binding = "none" there'):
+            await client.publish("news", "hello")
+
+
+async def test_only_listeners_for_proxies_take_such_clients(nodes: Nodes, authority: Authority) -> None:
+    """A node's own listener demands that the proof names its certificate, or that there is no TLS."""
+    consumer, producer = await nodes.cluster()
+    ports = {"/queue/subscribe": consumer.address, "/queue/produce": producer.address}
+    async with (
+        soon(),
+        proxy(ports, server_context(authority)) as address,
+        client_at(address, authority.file, channel_binding="none") as client,
+    ):
+        with pytest.raises(wsqueue.ConnectError, match="4414"):
+            await client.publish("news", "hello")
+
+
+@pytest.mark.parametrize(("binding", "taken"), [("optional", True), ("required", False)])
+async def test_a_client_that_cannot_name_the_certificate(
+    nodes: Nodes, authority: Authority, binding: str, *, taken: bool
+) -> None:
+    """Such as a browser, which has verified it."""
+    issued = authority.issue("node")
+    tls = {name: getattr(issued, name) for name in ("certificate", "key", "ca")}
+    consumer = await nodes.consumer(listen=["wss://127.0.0.1:0"], tls=tls, channel_binding=binding)
+    producer = await nodes.producer(
+        [consumer], listen=["wss://127.0.0.1:0"], tls=tls, channel_binding=binding
+    )
+    await producer.ready()
+    client = wsqueue.connect(
+        producers=[f"{producer.address}/produce"],
+        consumers=[f"{consumer.address}/subscribe"],
+        psk=KEY,
+        tls=wsqueue.Tls(ca=str(authority.file)),
+        channel_binding="none",
+    )
+    if taken:
+        await round_trip(client)
+        return
+    async with soon(), client:
+        with pytest.raises(wsqueue.ConnectError, match="4414"):
+            await client.publish("news", "hello")
+
+
+@pytest.mark.parametrize(
+    ("said", "peer"),
+    [
+        ("192.0.2.9", "192.0.2.9"),
+        # A client that lies about itself: the proxy adds the truth behind that.
+        ("127.0.0.1, 192.0.2.9", "192.0.2.9"),
+        ("192.0.2.9, 127.0.0.1", "192.0.2.9"),
+        ("[2001:db8::7]", "2001:db8::7"),
+        ("nonsense", "127.0.0.1"),
+        ("", "127.0.0.1"),
+    ],
+)
+async def test_the_journal_has_the_client(nodes: Nodes, log: Log, said: str, peer: str) -> None:
+    _, _, ports = await proxied(nodes)
+    async with soon(), V2Socket.open(ports["/queue/produce"]) as raw:
+        offer = f"Sec-WebSocket-Protocol: {SUBPROTOCOL}"
+        raw.writer.write(request_of("/produce", offer, f"X-Forwarded-For: {said}"))
+        await raw.reader.readuntil(b"\r\n\r\n")
+        await raw.prove_wrongly("another key", "/produce")
+        await raw.close_frame()
+    await eventually(lambda: log.lines("hello refused"), "it is refused")
+    assert f" peer={peer}" in log.lines("hello refused")[0]
+
+
+async def test_a_proxy_that_is_not_trusted(nodes: Nodes, log: Log) -> None:
+    port = f"127.0.0.1:{free_port()}"
+    consumer = await nodes.consumer(proxy={"listen": [port], "trusted": ["192.0.2.1"]})
+    async with soon(), V2Socket.open(port) as raw:
+        raw.writer.write(request_of("/nowhere", "X-Forwarded-For: 192.0.2.9"))
+        await raw.page()
+    await eventually(lambda: not consumer.connections, "it is closed")
+    assert "192.0.2.9" not in log.lines("request answered")[0]
+
+
+@pytest.mark.parametrize(
+    "header", ["X-Forwarded-For: 192.0.2.7", "Forwarded: for=192.0.2.7", "Via: 1.1 proxy"]
+)
+async def test_a_proxy_on_this_host_does_not_open_the_pages(nodes: Nodes, header: str) -> None:
+    """Whoever comes through it is not on this host."""
+    consumer = await nodes.consumer()
+    assert (await http_get(consumer.address, "/status.json"))[0] == 200
+    async with soon(), V2Socket.open(consumer.address) as raw:
+        raw.writer.write(f"GET /status.json HTTP/1.1\r\nHost: localhost\r\n{header}\r\n\r\n".encode())
+        assert (await raw.page())[0] == 403
+
+
+def written_config(document: str, kind: str, directory: Path, ports: dict[str, str], port: int) -> Path:
+    """Return the configuration of a proxy in a document, with the ports and files of a test."""
+    text = (ROOT / "docs" / "proxies.md").read_text()
+    (block,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
+    changes = {
+        "127.0.0.1:11002": ports["/queue/produce"],
+        "127.0.0.1:11001": ports["/queue/subscribe"],
+        "/etc/ssl/queue.example.com": str(directory / "proxy"),
+        "queue.example.com": "localhost",
+    }
+    for before, after in changes.items():
+        assert before in block
+        block = block.replace(before, after)
+    if kind == "nginx":
+        temporary = "".join(
+            f"{name}_temp_path {directory}/{name};"
+            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        )
+        block = block.replace("listen 443", f"listen 127.0.0.1:{port}")
+        block = f"events {{}} http {{ {temporary} access_log off; {block} }}"
+        block = f"daemon off; pid {directory}/pid; error_log stderr; {block}"
+    else:
+        block = f"{{\n\tadmin off\n\tauto_https disable_redirects\n\thttps_port {port}\n}}\n{block}"
+    file = directory / document
+    file.write_text(block)
+    return file
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.mark.parametrize("program", ["nginx", "caddy"])
+async def test_real_proxies(nodes: Nodes, authority: Authority, tmp_path: Path, program: str) -> None:
+    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
+    if path is None:
+        pytest.skip(f"not installed: {program}")
+    _, producer, ports = await proxied(nodes)
+    authority.issue("proxy")
+    port = free_port()
+    file = written_config("proxy.conf", program, tmp_path, ports, port)
+    options = ["-c", file] if program == "nginx" else ["run", "--adapter", "caddyfile", "--config", file]
+    process = await asyncio.create_subprocess_exec(
+        path, *map(str, options), env={"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
+    )
+    try:
+        address = f"wss://localhost:{port}/queue"
+
+        await eventually(lambda: answers(port), "it listens")
+        client = client_at(address, authority.file, channel_binding="none")
+        async with soon(), client, client.subscribe("news", "a/b ñ") as messages:
+            for topic in ("news", "a/b ñ"):
+                await client.publish(topic, "hello")
+                assert (await anext(messages)).topic == topic
+            # The proxy tells where the client is.
+            assert all(connection.forwarded for connection in producer.connections)
+    finally:
+        process.terminate()
+        await process.wait()

@@ -91,10 +91,10 @@ async def test_a_name_may_do_what_its_key_allows(
         assert (await anext(orders)).data == "an order"
         await everybody.publish("news", "some news")
         assert (await anext(news)).data == "some news"
-        with pytest.raises(wsqueue.PublishError, match="billing may not publish to this topic") as caught:
+        with pytest.raises(wsqueue.PublishError, match="billing may not publish to 'news'") as caught:
             await client.publish("news", "no news")
         assert caught.value.code == "not_allowed"
-        with pytest.raises(wsqueue.NotAllowedError, match="'orders/1' is refused: not_allowed"):
+        with pytest.raises(wsqueue.NotAllowedError, match="billing may not subscribe to 'orders/1'"):
             async with client.subscribe("orders/1"):
                 pass
         # Everybody else, and what was allowed, goes on.

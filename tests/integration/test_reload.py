@@ -31,6 +31,11 @@ RESTART = ("retention.mode", "retention.directory", "retention.jetstream")
 CHANGES: dict[str, Any] = {
     "psk_file": "other.psk",
     "node_psk_file": "other.psk",
+    "clients": [{"name": "billing", "key_file": "other.psk"}],
+    "channel_binding": "optional",
+    "proxy.listen": ["127.0.0.4:0"],
+    "proxy.trusted": ["192.0.2.7"],
+    "proxy.path": "/queue",
     "allow_classic": False,
     "local": True,
     "plain": True,

@@ -565,6 +565,9 @@ async def test_a_wrong_file_is_refused_and_the_old_one_kept(nodes: Nodes, log: L
         await consumer.service.reload()
         assert len(log.lines("reload refused ", logging.ERROR)) == len(bad) + 1
         assert log.lines("reloaded ") == []
+        report = consumer.service.reporter.report()
+        assert "the pre-shared key is empty" in report.reload_refused
+        assert [warning.code for warning in report.warnings] == ["reload_refused"]
         async with connected(consumer.url("/subscribe/news"), KEY):
             await consumer.subscribed("news")
 

@@ -19,13 +19,16 @@ KEY_BYTES = 32
 """Length of a key: 256 bits can't be guessed."""
 
 
-@click.command()
-@click.option(
+output_option = click.option(
     "--output",
     type=click.Path(path_type=Path, dir_okay=False),
     metavar="FILE",
     help="New file that only its owner may read, instead of standard output.",
 )
+
+
+@click.command()
+@output_option
 def keygen(output: Path | None) -> None:
     """Make a key: 256 random bits, as 43 characters.
 
@@ -34,9 +37,17 @@ def keygen(output: Path | None) -> None:
       wsqueue keygen --output keys/billing
       wsqueue keygen
     """
-    key = f"{secrets.token_urlsafe(KEY_BYTES)}\n"
+    _write(secrets.token_urlsafe(KEY_BYTES), output)
+
+
+def _write(secret: str, output: Path | None) -> None:
+    """Write a secret to standard output, or to a new file.
+
+    Raises:
+        WsqueueError: The file is there, or cannot be written.
+    """
     if output is None:
-        click.echo(key, nl=False)
+        click.echo(secret)
         return
     try:
         # Nobody else may open it meanwhile, and no key is overwritten.
@@ -46,7 +57,7 @@ def keygen(output: Path | None) -> None:
     except OSError as error:
         raise WsqueueError(f"cannot write {output}: {error.strerror}") from None
     with os.fdopen(descriptor, "w") as file:
-        file.write(key)
+        file.write(f"{secret}\n")
 
 
 @click.command()
@@ -65,6 +76,7 @@ def keygen(output: Path | None) -> None:
     help="Topic that may be subscribed to; several times for more.",
 )
 @click.option("--status", is_flag=True, help="Reports may be read.")
+@output_option
 @click.option(
     "--hours",
     type=click.FloatRange(min=0, max=24 * 366, min_open=True),
@@ -80,6 +92,7 @@ def token(
     *,
     status: bool,
     hours: float,
+    output: Path | None,
 ) -> None:
     """Lend the key of a configuration to somebody for a while, as a token.
 
@@ -90,8 +103,12 @@ def token(
     \b
     Examples:
       wsqueue token --who alice --subscribe news
-      wsqueue token --config billing.toml --publish 'orders/*' --hours 8 > alice.token
+      wsqueue token --config billing.toml --publish 'orders/*' --hours 8 --output alice.token
     """
+    if not (publish or subscribe or status):
+        raise click.UsageError(
+            "a token without rights is of no use: expected --publish, --subscribe or --status"
+        )
     psk = load_psk(load_config(config_file, ClientConfig))
     if psk.token:
         raise ConfigError(
@@ -103,4 +120,4 @@ def token(
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    click.echo(made.text)
+    _write(made.text, output)

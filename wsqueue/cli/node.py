@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import click
 from .. import journal
 from ..config import model
 from ..config.check import config_warnings
-from ..config.keys import load_psk
+from ..config.files import read_secret
+from ..config.keys import MAX_PSK_BYTES, load_keys, load_psk
 from ..config.load import load_any_config, load_config
+from ..config.tokens import Token
 from ..errors import ConfigError, StorageError
 from ..log.kept import kept_in
 from ..net.certificates import TlsContexts
@@ -67,9 +70,9 @@ def producer(file: str) -> None:
 )
 @click.option("--values-only", is_flag=True, help="Don't open the key and the certificates that FILE names.")
 def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
-    """Check the configuration FILE, its certificates and its key.
+    """Check the configuration FILE, its certificates and its keys.
 
-    The key is checked if FILE has a psk_file. The exit code is 3 if something is wrong.
+    Keys, tokens and passwords are checked that FILE names files of. The exit code is 3 if something is wrong.
 
     \b
     Examples:
@@ -81,8 +84,7 @@ def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
         checked = load_any_config(file)
         warnings = config_warnings(checked)
         if not values_only:
-            if checked.psk_file is not None:
-                load_psk(checked)
+            warnings += _check_secrets(checked)
             warnings += TlsContexts(checked).warnings(datetime.now(UTC))
     except ConfigError as error:
         if not as_json:
@@ -99,6 +101,33 @@ def check_config(file: str, *, as_json: bool, values_only: bool) -> None:
         click.echo(f"Warning: {printable(sentence)}", err=True)
     needs = f", which takes at most {amount(memory)} of memory" if memory is not None else ""
     click.echo(f"{printable(file)}: a good configuration of role {role}{needs}")
+
+
+def _check_secrets(checked: model.Config) -> list[str]:
+    """Read the keys, the token and the password that a configuration names in files; return warnings.
+
+    Raises:
+        ConfigError: One cannot be used.
+    """
+    if isinstance(checked, model.ClientConfig) and checked.token_file is not None:
+        token = load_psk(checked)
+        assert isinstance(token, Token)
+        ended = time.time() - token.claims.expires
+        return [f"token_file: the token ended {ended / 60:.0f} minutes ago"] if ended >= 0 else []
+    if checked.psk_file is not None:
+        load_psk(checked)
+    if isinstance(checked, model.NodeConfig) and all(client.key_file for client in checked.clients):
+        # Keys of clients that name no file are credentials of the unit.
+        _check_keys(checked)
+    jetstream = checked.retention.jetstream if isinstance(checked, model.ConsumerConfig) else None
+    if jetstream is not None and jetstream.password_file is not None:
+        read_secret(Path(jetstream.password_file), MAX_PSK_BYTES)
+    return []
+
+
+def _check_keys(checked: model.NodeConfig) -> None:
+    if checked.psk_file is not None or checked.node_psk_file is not None:
+        load_keys(checked)
 
 
 def _checked(file: str, **found: object) -> dict[str, object]:

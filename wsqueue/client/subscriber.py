@@ -242,7 +242,8 @@ class SubscriberLink(ClientLink):
 
     def _refuse(self, topic: str, code: str, connection: Connection) -> None:
         """End the subscription, because a consumer refuses a topic."""
-        self._not_allowed = f"the subscription to {topic!r} is refused: {code}"
+        who = str(self._credential) or "this client"
+        self._not_allowed = f"{who} may not subscribe to {topic!r} ({code})"
         connection.close(CloseCode.NORMAL)
 
     def _steer(self) -> None:

@@ -406,7 +406,7 @@ class JetStreamEngine:
         """Refuse a server that can't be trusted with the log.
 
         Raises:
-            ConfigError: It is too old, has no JetStream, or takes too little in a message.
+            ConfigError: It is too old, has no JetStream or no cluster, or takes too little in a message.
         """
         info = self._info()
         version = str(info.get("version", ""))
@@ -422,6 +422,13 @@ class JetStreamEngine:
             raise ConfigError(
                 "the NATS server has no JetStream: expected `jetstream` in its configuration",
                 key="retention.jetstream.servers",
+            )
+        replicas = self._config.replicas
+        if replicas > 1 and not info.get("cluster"):
+            raise ConfigError(
+                f"the NATS server is no member of a cluster, and {replicas} replicas need {replicas} servers;"
+                " expected 1, or servers that form a cluster",
+                key="retention.jetstream.replicas",
             )
         needed = max(MAX_RECORD_BYTES, self._max_message_bytes) + RECORD_MARGIN_BYTES
         if (most := int(info.get("max_payload", 0))) < needed:

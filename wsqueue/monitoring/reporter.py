@@ -63,6 +63,7 @@ class Reporter:
         addresses: Where the node listens, set by the service.
         not_ready: Returns why the node is not ready, "" when it is.
         restart_needed: Sentences about keys whose values hold only after a restart, set by the service.
+        reload_refused: Why the latest reload was refused, "" if it was not; set by the service.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Reporter:
         self.addresses: list[Address] = []
         self.not_ready: Callable[[], str] = str
         self.restart_needed: list[str] = []
+        self.reload_refused = ""
 
     def configure(self, config: NodeConfig, keys: Keys, tls: TlsContexts) -> None:
         """Use another configuration from now on."""
@@ -154,6 +156,7 @@ class Reporter:
             uptime_seconds=now - self._started,
             not_ready=self.not_ready(),
             restart_needed=self.restart_needed,
+            reload_refused=self.reload_refused,
             psk_fingerprints=self._fingerprints,
             certificate_sha256=self._tls.own_binding.hex(),
             certificate_ends=certificate_ends.timestamp() if certificate_ends is not None else None,

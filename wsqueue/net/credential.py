@@ -41,6 +41,13 @@ class Credential:
         self._psk, self._renew = psk, renew
         self._renewing: asyncio.Task[PreSharedKey] | None = None
 
+    def __str__(self) -> str:
+        """Return the name of the key, and of the user of the token; "" without a name."""
+        psk = self._psk
+        who = psk.claims.who if isinstance(psk, Token) else ""
+        name = "" if psk is None else psk.name
+        return f"{name}:{who}" if who else name
+
     @property
     def renewable(self) -> bool:
         """Return True if the application brings the next token."""

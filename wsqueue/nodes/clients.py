@@ -32,6 +32,9 @@ BURST_SECONDS = 1.0
 LOOK_SECONDS = 60.0
 """Longest time between two looks at the clock while a token lasts, because the clock may be set."""
 
+MAX_TOPIC_CHARACTERS = 64
+"""Characters of a topic in the reason of a refusal, which has room for 123 bytes in a close frame."""
+
 NO_LIMITS = NamedClient(name="none")
 
 
@@ -113,7 +116,7 @@ class Client:
         if topic in self._published:
             return ""
         if not self.identity.may_publish(topic):
-            return self._refuse(f"{self.identity} may not publish to this topic")
+            return self._refuse(f"{self.identity} may not publish to {topic[:MAX_TOPIC_CHARACTERS]!r}")
         if len(self._published) >= MAX_REMEMBERED_TOPICS and self.quota.limits.max_topics is None:
             self._give_back(self._published)
         return self._use(topic, self._published)
@@ -123,7 +126,7 @@ class Client:
         if topic in self._subscribed:
             return ""
         if not self.identity.may_subscribe(topic):
-            return self._refuse(f"{self.identity} may not subscribe to this topic")
+            return self._refuse(f"{self.identity} may not subscribe to {topic[:MAX_TOPIC_CHARACTERS]!r}")
         return self._use(topic, self._subscribed)
 
     def unsubscribes(self, topic: str) -> None:

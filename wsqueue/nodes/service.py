@@ -184,7 +184,9 @@ class Service:
             await self._listen(new)
         except (ConfigError, ListenError) as error:
             log(logger, logging.ERROR, "reload refused", error=error)
+            self.reporter.reload_refused = str(error)
             return
+        self.reporter.reload_refused = ""
         self._config, self._keys, self._tls = new, keys, tls
         logging.getLogger("wsqueue").setLevel(new.log_level.upper())
         self.reporter.restart_needed = self.node.reload(new, keys, tls)

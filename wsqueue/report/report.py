@@ -51,6 +51,7 @@ WarningCode = Literal[
     "publishers_paused",
     "replica_behind",
     "replica_missing",
+    "reload_refused",
     "restart_needed",
     "strangers_dropped",
     "subscriber_slow",
@@ -262,6 +263,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         uptime_seconds: Time since the node began to listen.
         not_ready: Why the node doesn't do all of its work, "" when it does.
         restart_needed: Sentences about keys of the configuration whose values hold only after a restart.
+        reload_refused: Why the configuration could not be read again; the node goes on with the one before.
         psk_fingerprints: Fingerprints of its keys for clients, in their order (docs/monitoring.md).
         certificate_sha256: SHA-256 of its certificate in hexadecimal; "" without a certificate.
         certificate_ends: Unix time at which the first of its certificates ends; None without a certificate.
@@ -289,6 +291,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     uptime_seconds: float = 0.0
     not_ready: str = ""
     restart_needed: list[str] = []
+    reload_refused: str = ""
     psk_fingerprints: list[str] = []
     certificate_sha256: str = ""
     certificate_ends: UnixTime | None = None

@@ -79,6 +79,7 @@ ADVICE: dict[WarningCode, str] = {
     "replica_behind": "See its disk and its network: it can't take over from the server that leads.",
     "replica_missing": "Start the NATS server that is away; for one that is lost for good, add another"
     " under a new name.",
+    "reload_refused": "Correct the file, and reload the node again.",
     "restart_needed": "Restart the node (`systemctl restart`), or put the old value back and reload it.",
     "strangers_dropped": "Let only your own networks reach the port; if these were clients that came back"
     " together, raise max_strangers.",
@@ -116,6 +117,11 @@ def node_warnings(report: Report, recent: Recent) -> list[NodeWarning]:
     found: list[NodeWarning] = []
     if report.not_ready == "draining":
         found.append(warning("draining", "The node is about to stop and accepts no more connections."))
+    if report.reload_refused:
+        text = (
+            f"The configuration could not be read again, and the one before holds: {report.reload_refused}."
+        )
+        found.append(warning("reload_refused", text))
     found += [warning("restart_needed", f"{sentence}.") for sentence in report.restart_needed]
     for link in report.links:
         found += _link_warnings(link)
@@ -316,6 +322,8 @@ def unreachable_warning(subject: str, problem: str) -> NodeWarning:
     advice = ""
     if problem == OTHER_KEY:
         advice = "Compare it with what `wsqueue doctor FILE` says on that host, and put the same key on both."
+    elif str(CloseCode.NOT_ALLOWED.value) in problem:
+        advice = "Set `status = true` for that client in [[clients]] of the nodes, or ask with another key."
     elif "certificate" in problem:
         advice = "See [tls] of both ends: which CA they trust, and which host the certificate names."
     return warning("node_unreachable", f"{subject} does not answer: {problem}.", advice)

@@ -51,14 +51,19 @@ def test_a_token(config: Path) -> None:
     assert (claims.key, claims.who) == ("billing", "alice")
     assert (claims.publish, claims.subscribe, claims.status) == (("a/*", "b"), ("c",), False)
     assert claims.expires - claims.issued == 7200
+    file = config.parent / "token"
+    run("token", "--config", str(config), *options, "--output", str(file))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert Token(file.read_text()).claims.who == "alice"
 
 
 @pytest.mark.parametrize(
     ("options", "problem"),
     [
         (["--publish", "a*b"], "publish has 'a*b': expected a topic, or its beginning and one *"),
-        (["--who", "x" * 65], "who"),
-        (["--hours", "0"], "--hours"),
+        (["--status", "--who", "x" * 65], "who"),
+        (["--status", "--hours", "0"], "--hours"),
+        ([], "a token without rights is of no use"),
     ],
 )
 def test_values_that_cannot_be_used(config: Path, options: list[str], problem: str) -> None:
@@ -72,6 +77,6 @@ def test_a_token_makes_no_token(config: Path) -> None:
     token.write_text(Token.make("a key").text)
     token.chmod(0o600)
     write_toml(config, CLIENT | {"token_file": "token"})
-    result = run("token", "--config", str(config))
+    result = run("token", "--config", str(config), "--status")
     assert result.exit_code == ExitCode.WRONG_CONFIG
     assert "a token makes no tokens" in result.output

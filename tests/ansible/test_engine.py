@@ -179,16 +179,11 @@ class Engine:
             process.wait()
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
-def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Return three servers that work together."""
-    variables = (
-        {"wsqueue_tls": True, "wsqueue_tls_client_certificates": True}
-        if request.param
-        else {"wsqueue_plain": True}
-    )
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Return three servers that work together, with TLS; the one that is alone has none."""
     directory = tmp_path_factory.mktemp("engine")
-    running = Engine(directory, NAMES, **variables)
+    running = Engine(directory, NAMES, wsqueue_tls=True, wsqueue_tls_client_certificates=True)
     try:
         for name in NAMES:
             running.start(name)
@@ -239,14 +234,12 @@ def test_the_server_knows_its_configuration_by_the_digest_that_the_role_compares
 
 def test_a_consumer_gets_all_that_it_needs_from_the_inventory(engine: Engine) -> None:
     table = engine.table
-    scheme = "tls" if engine.tls else "nats"
-    assert table.servers == [
-        f"{scheme}://127.0.0.1:{engine.ports[name]['wsqueue_engine_port']}" for name in NAMES
-    ]
+    addresses = [f"127.0.0.1:{engine.ports[name]['wsqueue_engine_port']}" for name in NAMES]
+    assert table.servers == [f"tls://{address}" for address in addresses]
     assert (table.user, table.password_file) == ("consumer", "/etc/wsqueue/engine_password")
     assert (table.streams, table.replicas) == (4, 3)
-    pem, ca = ("/etc/wsqueue/tls/node.pem", "/etc/wsqueue/tls/ca.pem") if engine.tls else (None, None)
-    assert (table.certificate, table.key, table.ca) == (pem, pem, ca)
+    pem = "/etc/wsqueue/tls/node.pem"
+    assert (table.certificate, table.key, table.ca) == (pem, pem, "/etc/wsqueue/tls/ca.pem")
 
 
 def test_passwords_are_in_one_file_only(engine: Engine) -> None:
@@ -266,8 +259,6 @@ def test_servers_notice_a_host_that_is_off(engine: Engine) -> None:
 
 def test_another_ca_without_a_restart(engine: Engine) -> None:
     """The three steps of rotate_ca.yml: trust both, use the new certificates, trust the new CA alone."""
-    if not engine.tls:
-        pytest.skip("there are no certificates")
 
     def routes(name: str) -> int:
         return int(engine.ask(name, "routez")["num_routes"])
@@ -308,8 +299,8 @@ def test_a_server_that_is_gone_leaves_the_others(engine: Engine) -> None:
         settings = {
             "host": "127.0.0.1",
             "port": ports["wsqueue_engine_port"],
-            "ca": str(home / "ca.pem") if engine.tls else None,
-            "certificate": str(home / "node.pem") if engine.tls else None,
+            "ca": str(home / "ca.pem"),
+            "certificate": str(home / "node.pem"),
             "user": "system",
             "password": password,
             "peer": peer,

@@ -15,6 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.paths import ROOT
 from wsqueue.monitoring.prometheus import exposition
 from wsqueue.report.report import (
+    ClientStatus,
     ConnectionCount,
     EngineStatus,
     HistogramStatus,
@@ -42,6 +43,7 @@ WELL = {
     "certificate_ends": 90.0 * DAY,
     "max_connections": 100,
     "connections": [ConnectionCount("publisher", "open", "v2", 40), ConnectionCount("", "hello", "", 2)],
+    "clients": [ClientStatus(name="billing", connections=3)],
     "top_topics": [TopicStatus("news", 3.0)],
 }
 """Prometheus's tests begin at Unix time 0."""

@@ -175,7 +175,9 @@ async def test_another_number_of_streams(server: NatsServers, engine: Engine) ->
 
 
 async def test_more_replicas_than_servers(server: NatsServers) -> None:
-    with pytest.raises(ConfigError, match="the NATS servers can't keep the log: replicas > 1 not supported"):
+    with pytest.raises(
+        ConfigError, match="no member of a cluster, and 3 replicas need 3 servers; expected 1, or"
+    ):
         await engine_on(server, replicas=3).open()
 
 

@@ -33,6 +33,7 @@ from .cluster import (
     VERIFIED,
     Cluster,
     assert_nothing_changed,
+    needs_time,
     recap,
 )
 from .dropouts import Step, play_until_a_host_drops_out
@@ -97,6 +98,7 @@ def nothing_is_there(cluster: Cluster) -> bool:
     return [cluster.lab.ssh(host, listed) for host in HOSTS] == [""] * len(HOSTS)
 
 
+@needs_time
 def test_a_check_of_fresh_hosts(cluster: Cluster) -> None:
     assert_nothing_changed(cluster.play("site.yml", "--check", "--diff"))
     assert nothing_is_there(cluster)

@@ -17,6 +17,7 @@ from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Owner, Traffic
 from ..protocol import v2
+from ..protocol.access import ANYBODY
 from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from .clients import Clients
 from .limits import LINK_CONNECTIONS
@@ -144,17 +145,21 @@ class Connections(Collection[Connection], Owner):
         return ""
 
     def use_keys(self, keys: Keys) -> None:
-        """Close the connections of peers whose key is gone, or may do something else now."""
+        """Close the connections of names whose key is gone, or may do something else now.
+
+        Those with the key that has no name stay, as those of nodes: they change their key when they connect
+        again, so that a rotation interrupts nobody.
+        """
         changed, self._keys = keys != self._keys, keys
         for connection in self if changed else ():
-            if connection.session.peer is not None and not self._still_takes(connection):
+            if not self._still_takes(connection):
                 connection.close(CloseCode.GOING_AWAY, KEYS_CHANGED)
 
     def _still_takes(self, connection: Connection) -> bool:
-        """Return True if the keys of now would take a peer that has proved itself."""
+        """Return True if the keys of now would take a peer with a name that has proved itself."""
         peer, handler = connection.session.peer, connection.handler
-        assert peer is not None
-        assert handler is not None
+        if peer is None or handler is None or peer.identity == ANYBODY:
+            return True
         return handler.keys_of_peers(self._keys).still_takes(peer, time.time())
 
     def announce_drain(self) -> None:

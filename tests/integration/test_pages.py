@@ -466,7 +466,7 @@ class TestStatusEndpoint:
             raw.send({"t": "ask_report"})
             assert (await raw.close_frame())[0] == CloseCode.UNEXPECTED_PACKET
 
-    async def test_the_key_of_clients_is_for_it(self, nodes: Nodes) -> None:
+    async def test_clients_and_nodes_may_ask_and_nobody_else(self, nodes: Nodes) -> None:
         (nodes.directory / "nodes.psk").write_text(OTHER_KEY)
         (nodes.directory / "nodes.psk").chmod(0o600)
         consumer = await nodes.consumer(node_psk_file="nodes.psk")
@@ -474,11 +474,12 @@ class TestStatusEndpoint:
         await producer.ready()
         async with soon():
             for node in (consumer, producer):
-                async with V2Socket.speaking(node.address, "/status", KEY) as monitor:
-                    monitor.send({"t": "ask_report"})
-                    await monitor.next("report")
+                for key in (KEY, OTHER_KEY):
+                    async with V2Socket.speaking(node.address, "/status", key) as monitor:
+                        monitor.send({"t": "ask_report"})
+                        await monitor.next("report")
                 async with V2Socket.upgraded(node.address, "/status") as monitor:
-                    await monitor.prove_wrongly(OTHER_KEY, "/status")
+                    await monitor.prove_wrongly("a key of nobody", "/status")
                     assert (await monitor.close_frame())[0] == CloseCode.WRONG_ANSWER
             cluster = await cluster_when(producer, known)
             assert (len(cluster.nodes), problems(cluster)) == (2, {})

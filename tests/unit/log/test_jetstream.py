@@ -23,7 +23,12 @@ class Client:
     """Stand for a connection to a server."""
 
     is_connected = True
-    _server_info: Mapping[str, Any] = {"version": "2.15.1", "jetstream": True, "max_payload": 2**21}
+    _server_info: Mapping[str, Any] = {
+        "version": "2.15.1",
+        "jetstream": True,
+        "cluster": "c",
+        "max_payload": 2**21,
+    }
 
     def __init__(self) -> None:
         self.answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()

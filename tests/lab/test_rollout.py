@@ -104,6 +104,7 @@ def test_a_check_of_fresh_hosts(cluster: Cluster) -> None:
     assert nothing_is_there(cluster)
 
 
+@needs_time
 def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Cluster) -> None:
     other = cluster.directory / "wsqueue-0.1.0-cp399-x86_64.pyz"
     shutil.copy(cluster.zipapps[OLD], other)

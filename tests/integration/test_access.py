@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import logging
 import time
@@ -14,7 +15,9 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 import wsqueue
+from wsqueue.config.addresses import parse_address
 from wsqueue.protocol.close import CloseCode
+from wsqueue.tools.bench.v2 import V2Wire
 
 from ..support.classic_peer import connected
 from ..support.nodes import KEY, Log, Nodes, RunningNode
@@ -199,6 +202,19 @@ async def test_the_name_is_a_part_of_the_public_id(nodes: Nodes, clients: list[d
             ids.append((await subscriber.next("deliver"))["publisher"])
     bare = public_id_of(secret["secret"])
     assert ids == [bare, f"billing/{bare}", f"billing/{public_id_of(secret['secret'], 'alice')}"]
+
+
+async def test_the_load_generator_keeps_its_name_in_its_workers(
+    nodes: Nodes, clients: list[dict[str, Any]]
+) -> None:
+    consumer, _ = await nodes.cluster(clients=clients)
+    address = parse_address(f"{consumer.address}/subscribe", "/subscribe")
+    token = wsqueue.Token(lent(subscribe=["news"]))
+    async with soon():
+        for psk in (wsqueue.PreSharedKey(BILLING, name="billing"), token):
+            # As it goes through the pipe to a worker.
+            wire = copy.deepcopy(V2Wire([], [address], psk))
+            (await asyncio.to_thread(wire.open_subscriber, "news")).close()
 
 
 async def test_a_token_is_for_its_user(nodes: Nodes, clients: list[dict[str, Any]]) -> None:

@@ -52,7 +52,8 @@ class NodesWire:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # A key refuses to be pickled, but this pickle only goes through a pipe to a child process.
-        secret = self._psk._secrets[0].decode()  # noqa: SLF001
+        psk = self._psk
+        secret = psk._secrets[0].decode(), psk.name, psk.token  # noqa: SLF001
         addresses = self._producers, self._consumers
         return _restored, (type(self), addresses, secret, self._order, (self._limits, self._tls))
 
@@ -133,12 +134,15 @@ class NodesWire:
 def _restored(
     kind: type[NodesWire],
     addresses: tuple[list[Address], list[Address]],
-    secret: str,
+    secret: tuple[str, str, bytes],
     order: Order,
     others: tuple[Limits, TlsContexts | None],
 ) -> NodesWire:
     limits, tls = others
-    return kind(*addresses, PreSharedKey(secret), order, limits, tls=tls)
+    text, name, token = secret
+    psk = PreSharedKey(text, name=name)
+    psk.token = token
+    return kind(*addresses, psk, order, limits, tls=tls)
 
 
 def _connect(address: Address) -> socket.socket:

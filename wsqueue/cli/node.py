@@ -114,20 +114,20 @@ def _check_secrets(checked: model.Config) -> list[str]:
         assert isinstance(token, Token)
         ended = time.time() - token.claims.expires
         return [f"token_file: the token ended {ended / 60:.0f} minutes ago"] if ended >= 0 else []
-    if checked.psk_file is not None:
+    if isinstance(checked, model.NodeConfig) and _names_all_keys(checked):
+        load_keys(checked)
+    elif checked.psk_file is not None:
         load_psk(checked)
-    if isinstance(checked, model.NodeConfig) and all(client.key_file for client in checked.clients):
-        # Keys of clients that name no file are credentials of the unit.
-        _check_keys(checked)
     jetstream = checked.retention.jetstream if isinstance(checked, model.ConsumerConfig) else None
     if jetstream is not None and jetstream.password_file is not None:
         read_secret(Path(jetstream.password_file), MAX_PSK_BYTES)
     return []
 
 
-def _check_keys(checked: model.NodeConfig) -> None:
-    if checked.psk_file is not None or checked.node_psk_file is not None:
-        load_keys(checked)
+def _names_all_keys(checked: model.NodeConfig) -> bool:
+    """Return True if no key that a node needs is a credential of its unit, which is not here."""
+    enough = checked.psk_file is not None or (checked.clients and checked.node_psk_file is not None)
+    return bool(enough) and all(client.key_file for client in checked.clients)
 
 
 def _checked(file: str, **found: object) -> dict[str, object]:

@@ -163,3 +163,12 @@ def test_a_command_refuses_a_file_for_another_role(tmp_path: Path, arguments: li
     assert_refused(run(*arguments, file), 3, f"{file}:2: role: ", f"expected '{wanted}', found '{found}'")
     (tmp_path / "psk").write_text("")
     assert_refused(run("check-config", file), 3, f"Error: {tmp_path}/psk: the pre-shared key is empty")
+
+
+def test_a_key_that_is_a_credential_of_the_unit_is_not_missed(tmp_path: Path) -> None:
+    """Only the unit has it, and the key of nodes alone is a good configuration."""
+    file, key = tmp_path / "consumer.toml", tmp_path / "nodes"
+    key.write_text("a key of nodes")
+    key.chmod(0o600)
+    file.write_text(f'{CONSUMER}node_psk_file = "nodes"\n')
+    assert run("check-config", file).code == 0

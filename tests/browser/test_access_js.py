@@ -1,4 +1,4 @@
-"""Names and tokens of the JavaScript client: what they allow, and how a token is renewed."""
+"""Names and tokens of the JavaScript client: their rights, and how a token is renewed."""
 
 from __future__ import annotations
 

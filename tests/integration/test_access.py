@@ -1,4 +1,4 @@
-"""Clients with names: what their keys and tokens allow, at nodes that speak to them."""
+"""Clients with names: the rights of their keys and tokens, at nodes that speak to them."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ async def test_a_name_may_do_what_its_key_allows(
         with pytest.raises(wsqueue.NotAllowedError, match="billing may not subscribe to 'orders/1'"):
             async with client.subscribe("orders/1"):
                 pass
-        # Everybody else, and what was allowed, goes on.
+        # Everybody else goes on, and so do the topics that are allowed.
         await client.publish("orders/1", "another")
         assert (await anext(orders)).data == "another"
         await everybody.publish("news", "more")
@@ -332,7 +332,7 @@ class TestLimits:
             await raw.next("subscribed")
 
     async def test_bytes(self, nodes: Nodes, clients: list[dict[str, Any]]) -> None:
-        """Two connections share what they may send, and others don't wait."""
+        """Two connections share their bytes, and others don't wait."""
         clients[0]["bytes_per_second"] = 20_000
         consumer, producer = await nodes.cluster(clients=clients)
         data = "x" * 1000

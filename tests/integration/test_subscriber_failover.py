@@ -52,6 +52,19 @@ def client_of(
     return nodes.client(addresses[:1], addresses, open_seconds=open_seconds, **limits)
 
 
+@contextlib.asynccontextmanager
+async def subscribed(
+    nodes: Nodes, topic: str, *consumers: SharedConsumer, **limits: Any
+) -> AsyncIterator[Subscribed]:
+    """Start consumers, and subscribe at them."""
+    async with (
+        started(*consumers),
+        client_of(nodes, *consumers, **limits) as client,
+        client.subscribe(topic) as messages,
+    ):
+        yield messages
+
+
 def topic_at(home: int, consumers: int, first: int) -> str:
     """Return a topic with this home, for which another consumer stands in first."""
     others = [index for index in range(consumers) if index != home]
@@ -66,12 +79,7 @@ async def next_data(messages: Subscribed, count: int = 1) -> list[str | bytes]:
 async def test_the_topics_go_elsewhere_and_return_at_their_positions(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_of(0, 2)
     home, other = SharedConsumer(log), SharedConsumer(log)
-    async with (
-        soon(),
-        started(home, other),
-        client_of(nodes, home, other) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, other) as messages:
         log.append(topic, "0", "1")
         assert await next_data(messages, 2) == ["0", "1"]
         assert other.connections == 0
@@ -111,12 +119,7 @@ async def test_all_topics_of_a_link_move_together(nodes: Nodes) -> None:
 async def test_a_home_without_the_log_is_left_and_keeps_no_subscription(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_of(1, 2)
     other, home = SharedConsumer(log), SharedConsumer(log)
-    async with (
-        soon(),
-        started(home, other),
-        client_of(nodes, other, home) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, other, home) as messages:
         home.become(available=False)
         await eventually(lambda: other.subscribers == 1, "it has moved")
         await eventually(lambda: home.connections == 2, "the home is watched")
@@ -132,12 +135,7 @@ async def test_a_home_without_the_log_is_left_and_keeps_no_subscription(nodes: N
 async def test_while_no_consumer_reaches_the_log_all_topics_stay(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_of(0, 3)
     home, *others = (SharedConsumer(log) for _ in range(3))
-    async with (
-        soon(),
-        started(home, *others),
-        client_of(nodes, home, *others) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, *others) as messages:
         for consumer in (home, *others):
             consumer.become(available=False)
         await eventually(lambda: all(other.connections > 1 for other in others), "they are asked")
@@ -151,12 +149,7 @@ async def test_while_no_consumer_reaches_the_log_all_topics_stay(nodes: Nodes) -
 async def test_a_place_that_is_lost_too_is_replaced(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_at(0, 3, first=2)
     home, second, first = (SharedConsumer(log) for _ in range(3))
-    async with (
-        soon(),
-        started(home, second, first),
-        client_of(nodes, home, second, first) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, second, first) as messages:
         await home.stop()
         await eventually(lambda: first.subscribers == 1, "the first in the order has it")
         log.append(topic, "0")
@@ -175,12 +168,7 @@ async def test_a_place_that_is_lost_too_is_replaced(nodes: Nodes) -> None:
 async def test_a_consumer_with_another_log_is_not_used(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_at(0, 3, first=1)
     home, foreign, same = SharedConsumer(log), SharedConsumer(SharedTopics(), "foreign"), SharedConsumer(log)
-    async with (
-        soon(),
-        started(home, foreign, same),
-        client_of(nodes, home, foreign, same) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, foreign, same) as messages:
         await home.stop()
         log.append(topic, "0")
         assert await next_data(messages) == ["0"]
@@ -190,12 +178,7 @@ async def test_a_consumer_with_another_log_is_not_used(nodes: Nodes) -> None:
 async def test_consumers_with_logs_of_their_own_are_left_alone(nodes: Nodes) -> None:
     log, topic = SharedTopics(), topic_of(0, 2)
     home, other = SharedConsumer(log, None), SharedConsumer(SharedTopics(), None)
-    async with (
-        soon(),
-        started(home, other),
-        client_of(nodes, home, other) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, other) as messages:
         log.append(topic, "0")
         assert await next_data(messages) == ["0"]
         await home.stop()
@@ -323,15 +306,9 @@ async def test_a_silent_consumer_is_left_within_seconds(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection, "CLOSE_PING_SECONDS", 0.1)
-    monkeypatch.setattr("wsqueue.client.failover.AWAY_SECONDS", 0.1)
     log, topic = SharedTopics(), topic_of(0, 2)
     home, other = SharedConsumer(log), SharedConsumer(log)
-    async with (
-        soon(),
-        started(home, other),
-        client_of(nodes, home, other) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, other) as messages:
         log.append(topic, "a")
         assert await next_data(messages) == ["a"]
         home.silent = True
@@ -349,12 +326,7 @@ async def test_a_slow_application_loses_nothing_when_its_topics_move(
     home, other = SharedConsumer(log), SharedConsumer(log)
     expected = [str(number) for number in range(3000)]
     keepalive = {"ping_interval_seconds": 0.1, "ping_timeout_seconds": 0.1}
-    async with (
-        soon(),
-        started(home, other),
-        client_of(nodes, home, other, **keepalive) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, home, other, **keepalive) as messages:
         log.append(topic, *expected[:1000])
         assert await next_data(messages) == expected[:1]
         await home.stop()
@@ -382,12 +354,7 @@ async def test_whatever_comes_and_goes_each_message_comes_once(nodes: Nodes, see
     consumers = [SharedConsumer(log) for _ in range(3)]
     running = set(consumers)
     chance = random.Random(seed)
-    async with (
-        soon(),
-        started(*consumers),
-        client_of(nodes, *consumers) as client,
-        client.subscribe(topic) as messages,
-    ):
+    async with soon(), subscribed(nodes, topic, *consumers) as messages:
         count = 0
         for _ in range(40):
             consumer = chance.choice(consumers)

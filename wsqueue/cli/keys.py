@@ -96,8 +96,8 @@ def token(
 ) -> None:
     """Lend the key of a configuration to somebody for a while, as a token.
 
-    Who has the token may do what it allows, as far as the key allows it. A TOPIC that ends with * stands for
-    all topics that begin so. The token is a secret. It ends by itself; before that, only the key's
+    Who has the token has the rights in it, as far as the key has them too. A TOPIC that ends with * stands
+    for all topics that begin so. The token is a secret. It ends by itself; before that, only the key's
     `not_before` or its removal end it.
 
     \b

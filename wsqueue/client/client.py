@@ -95,7 +95,7 @@ def _credential(config: ClientConfig, psk: object, name: str, token: str | Renew
     """Return the key or the token of a client.
 
     Raises:
-        ConfigError: There are both, or what there is cannot be used.
+        ConfigError: There are both, or the one there is cannot be used.
     """
     if token is not None:
         if psk is not None or name:

@@ -9,6 +9,7 @@ import re
 import msgspec
 
 from ..errors import ConfigError
+from ..protocol.access import is_pattern
 from ..protocol.routing import unbalanced
 from .addresses import Address, expected_form, is_ip, parse_address, parse_server
 from .model import ClientConfig, Config, ConsumerConfig, NodeConfig, ProducerConfig
@@ -79,7 +80,7 @@ def check_clients(config: NodeConfig) -> None:
         names.add(client.name.lower())
         for key, patterns in (("publish", client.publish), ("subscribe", client.subscribe)):
             for number, pattern in enumerate(patterns):
-                if "*" in pattern[:-1]:
+                if not is_pattern(pattern):
                     problem = (
                         f"{pattern!r} has a * before its end: expected a topic, or its beginning and one *"
                     )

@@ -225,7 +225,7 @@ class Proxy(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Say what the clients with a key of their own may do.
+    """Hold the rights and limits of the clients with a key of their own.
 
     Attributes:
         name: Name of the key, which a client tells in the hello.
@@ -252,7 +252,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     @property
     def rights(self) -> Rights:
-        """Return what they may do."""
+        """Return their rights."""
         return Rights(self.publish, self.subscribe, self.status)
 
 
@@ -285,7 +285,7 @@ class NodeConfig(Config, frozen=True, kw_only=True):
 
     Attributes:
         plain: Whether the node may listen and connect without TLS to where other hosts are on the way.
-        clients: Clients with keys of their own, and what they may do.
+        clients: Clients with keys of their own, their rights and limits.
         channel_binding: Whether clients must name the certificate of the node that they see. A browser, which
             has verified it, cannot name it.
         proxy: Where connections come through a proxy.

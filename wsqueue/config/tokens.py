@@ -10,7 +10,8 @@ from typing import Self
 
 import msgspec
 
-from ..protocol.access import Claims, decode_claims
+from ..protocol.access import Claims, decode_claims, is_pattern
+from ..protocol.base64url import base64url
 from ..protocol.keys import PreSharedKey
 
 
@@ -84,13 +85,12 @@ class Token(PreSharedKey):
         )
         signed = msgspec.json.encode(claims)
         decode_claims(signed)
-        return cls(f"{base64.urlsafe_b64encode(signed).decode().rstrip('=')}.{psk.lend(signed)[0]}")
+        return cls(f"{base64url(signed)}.{psk.lend(signed)[0]}")
 
     @property
     def text(self) -> str:
         """Return the token: its claims and its secret, which only its user may see."""
-        encoded = base64.urlsafe_b64encode(self.token).decode().rstrip("=")
-        return f"{encoded}.{self._secrets[0].decode()}"
+        return f"{base64url(self.token)}.{self._secrets[0].decode()}"
 
     def __repr__(self) -> str:
         return f"Token({self.claims.key!r}, who={self.claims.who!r}, secret=<hidden>)"
@@ -113,6 +113,6 @@ def _patterns(topics: Iterable[str], name: str) -> tuple[str, ...]:
         raise ValueError(f"{name} is a str: expected a list of topics")  # noqa: TRY004 - as for other values
     patterns = tuple(topics)
     for pattern in patterns:
-        if not pattern or "*" in pattern[:-1]:
+        if not is_pattern(pattern):
             raise ValueError(f"{name} has {pattern!r}: expected a topic, or its beginning and one *")
     return patterns

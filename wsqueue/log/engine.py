@@ -9,12 +9,13 @@ Each request ends in a few seconds: with an answer, or with `Unanswered`.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
 import msgspec
+
+from ..protocol.base64url import base64url
 
 TOKEN_BYTES = 16
 """Length of the digest in a topic's subject: two topics with the same one can't be found."""
@@ -192,4 +193,4 @@ class Engine(Protocol):
 def place_of(topic: str, streams: int) -> Place:
     """Return the place of a topic in an engine with that number of streams."""
     digest = hashlib.sha256(topic.encode()).digest()[:TOKEN_BYTES]
-    return Place(digest[0] % streams, base64.urlsafe_b64encode(digest).decode().rstrip("="))
+    return Place(digest[0] % streams, base64url(digest))

@@ -15,6 +15,7 @@ from typing import TypeAlias
 
 from ..config.tokens import Token
 from ..errors import ConfigError, WsqueueError
+from ..protocol.access import Identity
 from ..protocol.keys import PreSharedKey
 
 RENEW_SECONDS = 10.0
@@ -44,9 +45,9 @@ class Credential:
     def __str__(self) -> str:
         """Return the name of the key, and of the user of the token; "" without a name."""
         psk = self._psk
-        who = psk.claims.who if isinstance(psk, Token) else ""
-        name = "" if psk is None else psk.name
-        return f"{name}:{who}" if who else name
+        if psk is None:
+            return ""
+        return str(Identity(psk.name, psk.claims.who if isinstance(psk, Token) else ""))
 
     @property
     def renewable(self) -> bool:

@@ -1,7 +1,7 @@
 """The clients with names at one node: their connections, and the limits that these share.
 
 ```
-connection ──► Clients.add ──► Client: what its key allows, and its share of a Quota ──► Quota of the name
+connection ──► Clients.add ──► Client: the rights of its key, and its topics ──► Quota of the name
 ```
 
 - Rights are checked once for each connection and topic, and remembered, so that they cost a message nothing.
@@ -12,16 +12,20 @@ connection ──► Clients.add ──► Client: what its key allows, and its 
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
 
 from ..config.model import NamedClient
+from ..journal import log
 from ..net.connection import Connection
 from ..net.timers import Timer
 from ..protocol.access import ANYBODY, Identity
 from ..protocol.close import CloseCode
 from ..report.report import ClientStatus
+
+logger = logging.getLogger(__name__)
 
 MAX_REMEMBERED_TOPICS = 10_000
 """Topics of a connection whose rights are remembered, 1 MiB; with more, all are checked anew."""
@@ -92,7 +96,7 @@ class Quota:
 
 
 class Client:
-    """Say what one connection may do, and count what it uses.
+    """Know the rights of one connection, and count the topics that it uses.
 
     Args:
         identity: Who its peer is.
@@ -181,7 +185,7 @@ class Clients:
                 del self._quotas[name]
 
     def of(self, connection: Connection) -> Client | None:
-        """Return what a connection may do, None if that is everything."""
+        """Return the client of a connection, None if the client may do everything."""
         return self._clients.get(connection)
 
     def status(self) -> list[ClientStatus]:
@@ -213,6 +217,11 @@ class Clients:
         connection.meter = quota
         self._watch(connection, client)
         return ""
+
+    def note_refusal(self, connection: Connection, topic: str, reason: str) -> None:
+        """Count and log that a client asked for a topic that its key does not allow."""
+        self._counters["not_allowed"] += 1
+        log(logger, logging.WARNING, "not allowed", peer=connection.peer, reason=reason, topic=topic)
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection."""

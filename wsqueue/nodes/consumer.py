@@ -107,7 +107,7 @@ class Consumer:
         keys: Not used, because a consumer opens no connection.
         counters: Counters of this node.
         tls: Not used either.
-        clients: Knows what subscribers may do.
+        clients: Knows the rights of subscribers.
 
     Attributes:
         logs: The logs of the topics.
@@ -574,8 +574,7 @@ class SubscribeEndpoint(Handler):
         client = self._consumer.clients.of(connection)
         problem = "" if client is None else client.subscribes(topic)
         if problem:
-            self._consumer.counters["not_allowed"] += 1
-            log(logger, logging.WARNING, "not allowed", peer=connection.peer, reason=problem, topic=topic)
+            self._consumer.clients.note_refusal(connection, topic, problem)
         return problem
 
     def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:

@@ -77,7 +77,7 @@ class Origin:
         connection: Its connection, None once that is lost.
         id: Public id, "" while the publisher has not sent its secret.
         number: Number of the last batch that came on the connection.
-        client: What it may do, None if that is everything.
+        client: Knows its rights, None if it may do everything.
     """
 
     __slots__ = ("client", "connection", "id", "number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import functools
 import hashlib
 import logging
@@ -25,6 +24,7 @@ from ..net.timers import Timer
 from ..protocol import classic
 from ..protocol import v2 as packets_v2
 from ..protocol.access import ANYBODY, Identity
+from ..protocol.base64url import base64url
 from ..protocol.close import CloseCode, Closed
 from ..protocol.framing import HttpResponse, PongReceived
 from ..protocol.packed import pack_texts
@@ -60,7 +60,7 @@ class Producer(Handler):
         keys: Keys of the service; the links use that of nodes.
         counters: Counters of this node.
         tls: TLS contexts of the links.
-        clients: Knows what publishers may do.
+        clients: Knows the rights of publishers.
     """
 
     role = "producer"
@@ -272,9 +272,7 @@ class Producer(Handler):
         problem = "" if origin.client is None else origin.client.publishes(topic)
         if problem:
             assert origin.connection is not None
-            peer = origin.connection.peer
-            self.counters["not_allowed"] += 1
-            log(logger, logging.WARNING, "not allowed", peer=peer, reason=problem, topic=topic)
+            self._clients.note_refusal(origin.connection, topic, problem)
         return problem
 
     def _refuse(
@@ -395,7 +393,7 @@ def _knows(origin: Origin, event: Event) -> bool:
 def public_id(secret: bytes, identity: Identity) -> str:
     """Return the id by which others know a publisher; they can't publish with it (docs/protocol.md)."""
     digest = hashlib.sha256(secret + identity.who.encode()).digest()[:PUBLIC_ID_BYTES]
-    return named_id(base64.urlsafe_b64encode(digest).decode().rstrip("="), identity)
+    return named_id(base64url(digest), identity)
 
 
 def named_id(unnamed: str, identity: Identity) -> str:

@@ -258,8 +258,8 @@ class Service:
         """Take the client and the path of a request as they were before the proxy."""
         proxy, session = self._config.proxy, connection.session
         session.unbound, session.prefix = True, proxy.path
-        trusted = networks(proxy.trusted)
-        connection.forwarded_from(client_of(request.forwarded_for or "", connection.peer_host, trusted))
+        client = client_of(request.forwarded_for or "", connection.peer_host, self._trusted)
+        connection.forwarded_from(client)
         return proxy.inner(path)
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:
@@ -275,6 +275,7 @@ class Service:
             part.configure(self._config, self._keys, self._tls)
         self.connections.limits = self._config.limits
         self._clients.configure(self._config.clients)
+        self._trusted = networks(self._config.proxy.trusted)
 
     def _check_limits(self) -> None:
         for sentence in config_warnings(self._config) + self._tls.warnings(datetime.now(UTC)):

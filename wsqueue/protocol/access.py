@@ -1,4 +1,4 @@
-"""Who a peer is and what it may do: names, rights by topic, and tokens. No I/O and no clock.
+"""The identity of a peer and its rights: names, rights by topic, and tokens. No I/O and no clock.
 
 ```
 proof {key, token} ──► KeyRing.find ──► Found ── the proof is right ──► Peer ──► Identity: its rights
@@ -19,7 +19,7 @@ from typing import Annotated
 import msgspec
 
 from .classic import DECODE_ERRORS
-from .keys import MAX_TOKEN_BYTES, PreSharedKey
+from .keys import MAX_TOKEN_BYTES, PreSharedKey, Role
 
 TOKEN_TOLERANCE_SECONDS = 60.0
 """How long a token is taken before it is issued and after it ends: clocks of hosts differ by less."""
@@ -36,7 +36,7 @@ TopicPattern = Annotated[str, msgspec.Meta(min_length=1, max_length=2600)]
 
 
 class Rights(msgspec.Struct, frozen=True):
-    """Say what somebody may do.
+    """Hold the rights of somebody.
 
     Attributes:
         publish: Topics that may be published to; `orders/*` stands for all that begin with `orders/`.
@@ -55,7 +55,7 @@ class Identity(msgspec.Struct, frozen=True):
     Attributes:
         name: Name of its key, "" for the pre-shared key that may do everything.
         who: The user of a token, "" without one.
-        rights: What it may do must be allowed by each of these; none allow everything.
+        rights: Each of these must allow an action; none allow everything.
         ends: Unix time at which its connection ends, None for never.
     """
 
@@ -108,7 +108,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
     @property
     def rights(self) -> Rights:
-        """Return what it allows."""
+        """Return the rights that it claims."""
         return Rights(self.publish, self.subscribe, self.status)
 
     def problem(self, not_before: float, now: float) -> str:
@@ -126,22 +126,22 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
 
 
 class NamedKey(msgspec.Struct, frozen=True):
-    """Hold a key with a name, and what it may do.
+    """Hold a key and its rights.
 
     Attributes:
         psk: The key, with its name.
-        rights: What it may do.
+        rights: Its rights, None for all.
         not_before: Unix time since which its tokens are taken.
     """
 
     psk: PreSharedKey
-    rights: Rights
+    rights: Rights | None
     not_before: float = 0.0
 
     @property
     def identity(self) -> Identity:
         """Return who knows this key."""
-        return Identity(self.psk.name, rights=(self.rights,))
+        return Identity(self.psk.name, rights=() if self.rights is None else (self.rights,))
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -159,7 +159,7 @@ class Found(msgspec.Struct, frozen=True):
 
 
 class Peer(msgspec.Struct, frozen=True):
-    """Hold what a peer has proved; its key is hidden.
+    """Hold the identity and the key that a peer has proved; the key is hidden.
 
     Attributes:
         identity: Who it is.
@@ -184,30 +184,25 @@ class KeyRing:
         tokens: Whether tokens are taken.
     """
 
-    __slots__ = ("_named", "_psk", "_tokens", "_unknown")
+    __slots__ = ("_keys", "_tokens", "_unknown")
 
     def __init__(
         self, psk: PreSharedKey | None, named: Iterable[NamedKey] = (), *, tokens: bool = True
     ) -> None:
-        self._psk, self._tokens = psk, tokens
-        self._named = {key.psk.name: key for key in named}
+        self._tokens = tokens
+        self._keys = {} if psk is None else {"": NamedKey(psk, None)}
+        self._keys |= {key.psk.name: key for key in named}
         # Nobody can prove this one; to try it takes as long as to try any other.
         self._unknown = Found(PreSharedKey(secrets.token_hex()))
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, KeyRing)
-            and (self._psk, self._tokens) == (other._psk, other._tokens)
-            and self._named == other._named
-        )
+        return isinstance(other, KeyRing) and (self._keys, self._tokens) == (other._keys, other._tokens)
 
     __hash__ = None  # type: ignore[assignment]
 
     def all(self) -> Iterator[Found]:
         """Return all keys, for a hello that does not name them."""
-        if self._psk is not None:
-            yield Found(self._psk)
-        for key in self._named.values():
+        for key in self._keys.values():
             yield Found(key.psk, key.identity)
 
     def find(self, name: str, token: bytes, now: float) -> Found:
@@ -220,9 +215,7 @@ class KeyRing:
         """
         if token:
             return self._find_token(token, now) if self._tokens else self._unknown
-        if not name:
-            return self._unknown if self._psk is None else Found(self._psk)
-        key = self._named.get(name)
+        key = self._keys.get(name)
         return self._unknown if key is None else Found(key.psk, key.identity)
 
     def still_takes(self, peer: Peer, now: float) -> bool:
@@ -240,19 +233,25 @@ class KeyRing:
             claims = decode_claims(token)
         except ValueError:
             return self._unknown
-        if claims.key:
-            named = self._named.get(claims.key)
-            maker = None if named is None else named.psk
-            rights = () if named is None else (named.rights,)
-            not_before = 0.0 if named is None else named.not_before
-        else:
-            maker, rights, not_before = self._psk, (), 0.0
+        maker = self._keys.get(claims.key)
         if maker is None:
             return self._unknown
-        identity = Identity(
-            claims.key, claims.who, (*rights, claims.rights), claims.expires + TOKEN_TOLERANCE_SECONDS
-        )
-        return Found(PreSharedKey(*maker.lend(token)), identity, claims.problem(not_before, now))
+        rights = (*maker.identity.rights, claims.rights)
+        identity = Identity(claims.key, claims.who, rights, claims.expires + TOKEN_TOLERANCE_SECONDS)
+        return Found(PreSharedKey(*maker.psk.lend(token)), identity, claims.problem(maker.not_before, now))
+
+
+def key_or_ring(role: Role, keys: PreSharedKey | KeyRing) -> tuple[PreSharedKey | None, KeyRing | None]:
+    """Return the key of an initiator, or the ring of an acceptor, which knows its key only from the peer."""
+    if role is Role.ACCEPTOR:
+        return None, keys if isinstance(keys, KeyRing) else KeyRing(keys)
+    assert isinstance(keys, PreSharedKey)
+    return keys, None
+
+
+def is_pattern(text: str) -> bool:
+    """Return True if a text is a topic, or the beginning of topics with one `*` behind it."""
+    return bool(text) and "*" not in text[:-1]
 
 
 def decode_claims(signed: bytes) -> Claims:

@@ -16,7 +16,7 @@ import enum
 import hashlib
 import secrets
 
-from .access import KeyRing, Peer
+from .access import KeyRing, Peer, key_or_ring
 from .classic import MAX_ONCE, Hello, Message, decode
 from .close import CloseCode, PeerError
 from .keys import Order, PreSharedKey, Role
@@ -80,13 +80,7 @@ class ClassicHandshake:
     def __init__(self, role: Role, keys: PreSharedKey | KeyRing, order: Order = Order.DOCUMENT) -> None:
         self.once = secrets.randbelow(MAX_ONCE) + 1
         self._role, self._order = role, order
-        self._psk: PreSharedKey | None = None
-        self._ring: KeyRing | None = None
-        if role is Role.ACCEPTOR:
-            self._ring = keys if isinstance(keys, KeyRing) else KeyRing(keys)
-        else:
-            assert isinstance(keys, PreSharedKey)
-            self._psk = keys
+        self._psk, self._ring = key_or_ring(role, keys)
         self.peer: Peer | None = None
         self._state = HelloState.NOTHING
         self._peer_once: int | None = None

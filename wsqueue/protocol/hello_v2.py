@@ -11,7 +11,7 @@ import secrets
 
 import msgspec
 
-from .access import KeyRing, Peer
+from .access import KeyRing, Peer, key_or_ring
 from .close import CloseCode, PeerError
 from .hello import HelloState, HelloStep
 from .keys import PreSharedKey, Role
@@ -110,14 +110,10 @@ class V2Handshake:
 
     def __init__(self, role: Role, keys: PreSharedKey | KeyRing, context: Context, now: float = 0.0) -> None:
         self._role, self._context, self._now = role, context, now
-        self._psk: PreSharedKey | None = None
-        self._ring: KeyRing | None = None
-        if role is Role.ACCEPTOR:
-            self._ring = keys if isinstance(keys, KeyRing) else KeyRing(keys)
-        else:
-            assert isinstance(keys, PreSharedKey)
-            self._psk = keys
-            self._context = msgspec.structs.replace(context, key=_key_name(keys), token=keys.token)
+        self._psk, self._ring = key_or_ring(role, keys)
+        if self._psk is not None:
+            key, token = _key_name(self._psk), self._psk.token
+            self._context = msgspec.structs.replace(context, key=key, token=token)
         self.peer: Peer | None = None
         self.claimed = ""
         self._nonce = secrets.token_bytes(NONCE_BYTES)

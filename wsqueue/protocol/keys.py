@@ -1,4 +1,4 @@
-"""The pre-shared key, what is derived from it, and the two ends and orders in which it is proved.
+"""The pre-shared key, the keys derived from it, and the two ends and orders in which it is proved.
 
 ```
 key ──HKDF "wsqueue proof"──► proves claims in the hello of v2
@@ -15,12 +15,14 @@ import hashlib
 import hmac
 import re
 
+from .base64url import base64url
+
 PROOF_USE = "wsqueue proof"
 LENDING_USE = "wsqueue token"
 """The uses of a secret, from which `derive` makes keys of their own."""
 
 MAX_TOKEN_BYTES = 4096
-"""Maximum size of a token's claims: a hundred topics, and a quarter of what a stranger may send."""
+"""Maximum size of a token's claims: a hundred topics, and a small part of the 64 KiB of a stranger."""
 
 FINGERPRINT_SALT = b"wsqueue fingerprint"
 """Salt of all fingerprints: the same everywhere, so that they can be compared."""
@@ -104,12 +106,8 @@ class PreSharedKey:
 
     def lend(self, claims: bytes) -> list[str]:
         """Return the secret of the token with some claims, for each secret of this key."""
-        return [
-            base64.urlsafe_b64encode(hmac.digest(derive(secret, LENDING_USE), claims, "sha256"))
-            .decode()
-            .rstrip("=")
-            for secret in self._secrets
-        ]
+        lending_keys = (derive(secret, LENDING_USE) for secret in self._secrets)
+        return [base64url(hmac.digest(key, claims, "sha256")) for key in lending_keys]
 
     def proof_key(self, index: int) -> bytes:
         """Return the key with which one of the secrets proves claims: it must not be shown either."""

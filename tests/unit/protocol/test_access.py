@@ -1,4 +1,4 @@
-"""Keys with names, rights by topic, and tokens: who a peer is, and what it may do."""
+"""Keys with names, rights by topic, and tokens: who a peer is, and its rights."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ RING = KeyRing(PreSharedKey("everybody's"), [BILLING, WATCH])
 LENT: dict[str, Any] = {"who": "alice", "publish": ["*"], "subscribe": ["news", "secret"]}
 
 
-def ring_of(*secrets: str, rights: Rights = BILLING.rights) -> KeyRing:
+def ring_of(*secrets: str, rights: Rights | None = BILLING.rights) -> KeyRing:
     """Return a ring with the key of one name only."""
     return KeyRing(None, [NamedKey(PreSharedKey(*secrets, name="billing"), rights)])
 

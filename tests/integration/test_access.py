@@ -20,32 +20,11 @@ from wsqueue.protocol.close import CloseCode
 from wsqueue.tools.bench.v2 import V2Wire
 
 from ..support.classic_peer import connected
-from ..support.nodes import KEY, Log, Nodes, RunningNode
+from ..support.nodes import BILLING, KEY, WATCH, Log, Nodes, RunningNode, write_key
 from ..support.raw_v2_peer import V2Socket, new_secret, public_id_of, publish_of
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
-
-BILLING, WATCH = "the key of billing", "the key of watch"
-
-
-@pytest.fixture
-def clients(tmp_path: Path) -> list[dict[str, Any]]:
-    """Return clients as a configuration has them."""
-    named: list[dict[str, Any]] = [
-        {"name": "billing", "publish": ["orders/*"], "subscribe": ["news"]},
-        {"name": "watch", "status": True},
-    ]
-    for client, key in zip(named, (BILLING, WATCH), strict=True):
-        client["key_file"] = f"{client['name']}.key"
-        write_key(tmp_path, str(client["name"]), key)
-    return named
-
-
-def write_key(directory: Path, name: str, *keys: str) -> None:
-    file = directory / f"{name}.key"
-    file.write_text("\n".join(keys))
-    file.chmod(0o600)
 
 
 def client_of(

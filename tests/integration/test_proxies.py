@@ -8,6 +8,7 @@ import re
 import shutil
 import socket
 import ssl
+import urllib.request
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 import wsqueue
 
 from ..support.certificates import Authority
-from ..support.nodes import KEY, Log, Nodes, RunningNode
+from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode
 from ..support.paths import ROOT
 from ..support.ports import free_port
 from ..support.raw_peer import http_get, request_of
@@ -87,11 +88,6 @@ def server_context(authority: Authority) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(tls.certificate, tls.key)
     return context
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 async def test_a_client_that_knows_of_the_proxy(nodes: Nodes, log: Log, authority: Authority) -> None:
@@ -231,17 +227,28 @@ def written_config(document: str, kind: str, directory: Path, ports: dict[str, s
     return file
 
 
+def post(address: str, authority: Authority) -> int:
+    """Publish by HTTP, and return the status."""
+    headers = {"Authorization": f"Bearer {BILLING}", "Content-Type": "application/octet-stream"}
+    request = urllib.request.Request(f"{address}/publish/orders/1", b"by HTTP", headers)  # noqa: S310 - https
+    context = ssl.create_default_context(cafile=authority.file)
+    with urllib.request.urlopen(request, context=context, timeout=10) as response:  # noqa: S310 - as above
+        return int(response.status)
+
+
 def answers(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("program", ["nginx", "caddy"])
-async def test_real_proxies(nodes: Nodes, authority: Authority, tmp_path: Path, program: str) -> None:
+async def test_real_proxies(
+    nodes: Nodes, authority: Authority, clients: list[dict[str, Any]], tmp_path: Path, program: str
+) -> None:
     path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
     if path is None:
         pytest.skip(f"not installed: {program}")
-    _, producer, ports = await proxied(nodes)
+    _, producer, ports = await proxied(nodes, clients=clients)
     authority.issue("proxy")
     port = free_port()
     file = written_config("proxy.conf", program, tmp_path, ports, port)
@@ -254,10 +261,12 @@ async def test_real_proxies(nodes: Nodes, authority: Authority, tmp_path: Path, 
 
         await eventually(lambda: answers(port), "it listens")
         client = client_at(address, authority.file, channel_binding="none")
-        async with soon(), client, client.subscribe("news", "a/b ñ") as messages:
+        async with soon(), client, client.subscribe("news", "a/b ñ", "orders/1") as messages:
             for topic in ("news", "a/b ñ"):
                 await client.publish(topic, "hello")
                 assert (await anext(messages)).topic == topic
+            assert await asyncio.to_thread(post, f"https://localhost:{port}/queue", authority) == 204
+            assert (await anext(messages)).data == b"by HTTP"
             # The proxy tells where the client is.
             assert all(connection.forwarded for connection in producer.connections)
     finally:

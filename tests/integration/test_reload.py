@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -96,11 +95,6 @@ def nested(key: str, value: Any) -> dict[str, Any]:
 
 def test_every_key_is_here() -> None:
     assert CHANGES.keys() == {*keys_of(ConsumerConfig), *keys_of(ProducerConfig)}
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def node_of(nodes: Nodes, kind: type[Node]) -> RunningNode:

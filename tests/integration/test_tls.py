@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import ssl
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -35,11 +34,6 @@ from ..support.waiting import eventually, soon
 pytestmark = pytest.mark.anyio
 
 WSS = ["wss://127.0.0.1:0"]
-
-
-@pytest.fixture
-def authority(tmp_path: Path) -> Authority:
-    return Authority(tmp_path)
 
 
 def table(tls: Tls, **changes: Any) -> dict[str, Any]:

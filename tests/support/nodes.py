@@ -27,7 +27,17 @@ from .waiting import WAIT_SECONDS, eventually, soon
 KEY = "correct horse battery staple"
 OTHER_KEY = "another horse, another battery"
 
+BILLING, WATCH = "the key of billing", "the key of watch"
+"""Keys of clients with names."""
+
 DEFAULTS: dict[str, Any] = {"close_seconds": 1.0, "reconnect_max_seconds": 0.1}
+
+
+def write_key(directory: Path, name: str, *keys: str) -> None:
+    """Write the file of a name's key, or of its keys during a rotation."""
+    file = directory / f"{name}.key"
+    file.write_text("\n".join(keys))
+    file.chmod(0o600)
 
 
 def cut(connection: Connection) -> None:

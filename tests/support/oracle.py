@@ -28,6 +28,7 @@ from wsqueue.protocol import classic, v2
 from wsqueue.protocol.close import CloseCode, Closed, PeerError
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
+    BodyReceived,
     Framing,
     HttpResponse,
     Item,
@@ -366,7 +367,7 @@ class Twins:
         assert [] not in items
         flat: list[Flat] = []
         for item in items:
-            assert not isinstance(item, RequestReceived | TooLong)
+            assert not isinstance(item, RequestReceived | BodyReceived | TooLong)
             flat += item if isinstance(item, list) else [item]
         # One may have been incomplete, and an opening is no frame.
         assert len(flat) <= self.framing.turn_frames + 2

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import time
 from collections.abc import Iterable
 from typing import Self
 
 import msgspec
 
-from ..protocol.access import Claims, decode_claims, is_pattern
+from ..protocol.access import Claims, decode_claims, is_pattern, split_token
 from ..protocol.base64url import base64url
 from ..protocol.keys import PreSharedKey
 
@@ -31,15 +29,8 @@ class Token(PreSharedKey):
     __slots__ = ("claims",)
 
     def __init__(self, text: str) -> None:
-        encoded, _, secret = text.strip().partition(".")
-        try:
-            signed = _decoded(encoded)
-            claims = decode_claims(signed)
-        except ValueError:
-            claims, secret = None, ""
-        if claims is None or not secret:
-            # Without its text, which has the secret.
-            raise ValueError("the text is no token: expected the output of `wsqueue token`")
+        signed, secret = split_token(text.strip())
+        claims = decode_claims(signed)
         super().__init__(secret, name=claims.key)
         self.token, self.claims = signed, claims
 
@@ -94,13 +85,6 @@ class Token(PreSharedKey):
 
     def __repr__(self) -> str:
         return f"Token({self.claims.key!r}, who={self.claims.who!r}, secret=<hidden>)"
-
-
-def _decoded(text: str) -> bytes:
-    try:
-        return base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
-    except binascii.Error as error:
-        raise ValueError(str(error)) from None
 
 
 def _patterns(topics: Iterable[str], name: str) -> tuple[str, ...]:

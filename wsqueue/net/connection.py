@@ -19,6 +19,8 @@ Session ── data_to_send ── _flush ────────────�
   end of the stream, too, comes after the rest.
 - `_established` is True once the hello was done, `_closing` once the connection has to end.
 - `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
+- A `POST` never becomes a WebSocket. Its credential takes the place of the hello, its body that of messages,
+  and its handler answers it with `respond`, in a time of its own: nothing pings here.
 """
 
 from __future__ import annotations
@@ -288,6 +290,14 @@ class Connection(asyncio.Protocol):
         return near and not self.forwarded
 
     @property
+    def private(self) -> bool:
+        """Return True if nobody on a network can read it: there is TLS, or both ends are on this host."""
+        if self._tls is not None or self._transport is None:
+            return self._tls is not None
+        address, own = peer_address(self._transport), self._transport.get_extra_info("sockname")
+        return address is None or is_loopback(address.host) or address.host == own[0]
+
+    @property
     def buffered_bytes(self) -> int:
         """Return the bytes that wait in this process to be written."""
         return self._writes.size
@@ -326,6 +336,12 @@ class Connection(asyncio.Protocol):
         """Write one packet of v2; it is dropped if the session is ending."""
         self.send([v2.encode(packet)])
 
+    def respond(self, page: HttpResponse) -> None:
+        """Answer a `POST`, which ends the connection; nothing is done if it was answered already."""
+        if self.session.takes_body:
+            self.session.respond(page)
+            self._flush()
+
     def ping(self, data: bytes = b"") -> None:
         """Send a ping of at most 125 bytes."""
         self.session.ping(data)
@@ -345,7 +361,7 @@ class Connection(asyncio.Protocol):
 
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Begin the close handshake; messages that the peer has sent by then are still received."""
-        if self.session.established:
+        if self.session.established or self.session.takes_body:
             self.session.close(code, reason)
             self._flush()
         elif not self._closing:
@@ -476,7 +492,7 @@ class Connection(asyncio.Protocol):
                 begin = max(self._burden_paid, self.heard_at - BURDEN_BURST_SECONDS)
                 self._burden_paid = begin + burden / BURDEN_PER_SECOND
             self._go_on()
-        elif self._counted or not events:
+        if self._counted or not events:
             # The beginning of a long message, or its end.
             self._count()
         if self.meter is not None and (seconds := self.meter.pay(len(data), self.heard_at)):
@@ -513,6 +529,8 @@ class Connection(asyncio.Protocol):
             return []
         self.handler = answer
         ring = answer.keys_of_peers(self.keys)
+        if request.post is not None:
+            return self.session.accept_post(ring, now=time.time())
         return self.session.accept(ring, now=time.time(), drops_bad_messages=answer.peer_is_node)
 
     def eof_received(self) -> None:
@@ -686,7 +704,7 @@ class Connection(asyncio.Protocol):
         While reading is paused the peer's bytes wait unread, so its silence proves nothing. Its own pings go
         unanswered meanwhile, so pings of this end show that it lives, or `alive` if the peer sees no pings.
         """
-        if self._closing:
+        if self._closing or self.session.takes_body:
             return
         now = monotonic()
         interval, timeout = self._keepalive_seconds

@@ -43,9 +43,10 @@ from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.frames import frame_messages
-from ..protocol.framing import HttpResponse, PongReceived
+from ..protocol.framing import HttpResponse, PongReceived, Post
 from ..protocol.packed import NOTHING, pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
+from ..protocol.upgrade import ONLY_GET
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
@@ -172,6 +173,10 @@ class Consumer:
         if self.too_long(topic):
             return HttpResponse(400, f"The topic has more than {self.max_topic_bytes} bytes.\n")
         return SubscribeEndpoint(self, topic)
+
+    def post_endpoint(self, _path: str, _post: Post) -> HttpResponse:
+        """Return the page that refuses any `POST`: producers take messages."""
+        return ONLY_GET
 
     async def start(self) -> None:
         """Open the logs of the topics.

@@ -78,6 +78,11 @@ class ConsumerLink(Link):
         self._emptied.set()
 
     @property
+    def busy(self) -> bool:
+        """Return True if a batch would have to wait here: the consumer is away, or too slow."""
+        return self.connection is None or self.queue.full
+
+    @property
     def in_flight(self) -> int:
         """Return how many classic messages would be lost if the connection broke now."""
         return self._classic.in_flight if self._classic is not None else 0
@@ -259,7 +264,6 @@ class ConsumerLink(Link):
             if publisher.connection is not None:
                 publisher.connection.resume_reading()
         for publisher, packet in queue.answers():
-            if publisher.connection is not None:
-                publisher.connection.send_packet(packet)
+            publisher.answer(packet)
         if queue.empty:
             self._emptied.set()

@@ -87,6 +87,11 @@ class Origin:
         self.id = ""
         self.number = 0
 
+    def answer(self, packet: packets_v2.Packet) -> None:
+        """Tell the publisher that batches are confirmed or refused, if it is still there."""
+        if self.connection is not None:
+            self.connection.send_packet(packet)
+
     @property
     def identity(self) -> Identity:
         """Return who the publisher is."""

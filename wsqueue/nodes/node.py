@@ -12,7 +12,7 @@ from ..errors import WsqueueError
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Handler, Traffic
-from ..protocol.framing import HttpResponse
+from ..protocol.framing import HttpResponse, Post
 from ..report.report import Facts
 from ..report.stats import TopTopics
 from .clients import Clients
@@ -44,6 +44,10 @@ class Node(Protocol):
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
         """Return the handler that serves a path, or the page that answers it."""
+        ...
+
+    def post_endpoint(self, path: str, post: Post) -> Handler | HttpResponse:
+        """Return the handler that takes the body of a `POST`, or the page that answers it."""
         ...
 
     def facts(self, window_seconds: float) -> Facts:

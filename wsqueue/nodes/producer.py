@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from time import monotonic
 from typing import ClassVar
+from urllib.parse import unquote
 
 from ..config.addresses import Address
 from ..config.keys import Keys
@@ -26,16 +27,18 @@ from ..protocol import v2 as packets_v2
 from ..protocol.access import ANYBODY, Identity
 from ..protocol.base64url import base64url
 from ..protocol.close import CloseCode, Closed
-from ..protocol.framing import HttpResponse, PongReceived
-from ..protocol.packed import pack_texts
+from ..protocol.framing import HttpResponse, PongReceived, Post
+from ..protocol.packed import Packed, pack_texts
 from ..protocol.placement import Placement
 from ..protocol.session import Event, HelloDone, MessagesReceived
+from ..protocol.upgrade import ONLY_GET, too_large
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
 from .clients import Clients
 from .consumer_link import ConsumerLink
 from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
+from .publish_request import PublishRequest, Requester
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +47,13 @@ CHECK_SECONDS = 0.5
 
 DELIVERY_BYTES = 64
 """Maximum bytes by which the packet that delivers a batch is longer than the one that forwards it."""
+
+PUBLISH = "/publish/"
+"""Begin of the paths to which messages are posted."""
+
+NOT_FOUND = HttpResponse(404, "Not found: this producer has /produce and /publish/TOPIC.\n")
+
+ONLY_POST = HttpResponse(405, "Only POST is answered here.\n", headers={"Allow": "POST"})
 
 OUT_OF_ORDER = "the numbers of batches do not rise, or `after` is not before the number"
 """Reason for closing a publisher."""
@@ -99,7 +109,22 @@ class Producer(Handler):
         """Return the handler of `/produce`, or an error page for any other path."""
         if path == "/produce":
             return self
-        return HttpResponse(404, "Not found: this producer has /produce.\n")
+        return ONLY_POST if path.startswith(PUBLISH) else NOT_FOUND
+
+    def post_endpoint(self, path: str, post: Post) -> Handler | HttpResponse:
+        """Return the handler of `/publish/<percent-encoded topic>`, or an error page for any other path."""
+        if not path.startswith(PUBLISH):
+            return ONLY_GET
+        try:
+            topic = unquote(path.removeprefix(PUBLISH), errors="strict")
+        except UnicodeDecodeError:
+            return HttpResponse(400, "The topic is not percent-encoded UTF-8.\n")
+        limits = self._config.limits
+        if classic.topic_too_long(topic, limits.max_topic_bytes):
+            return HttpResponse(414, f"The topic has more than {limits.max_topic_bytes} bytes.\n")
+        if (post.size or 0) > limits.max_message_bytes:
+            return too_large(limits.max_message_bytes)
+        return PublishRequest(self, topic, post)
 
     async def start(self) -> None:
         """Begin to connect to all consumers."""
@@ -186,7 +211,7 @@ class Producer(Handler):
                 if open_chain is None or not open_chain.join(event):
                     self._begin_chain(origin, event, by_link, open_chains)
             elif type(event) is MessagesReceived:
-                if problem := self._not_allowed(origin, event.topic):
+                if problem := self.not_allowed(origin, event.topic):
                     connection.fail(CloseCode.NOT_ALLOWED, problem)
                     break
                 chains = by_link.setdefault(self._route(event.topic), [])
@@ -229,17 +254,48 @@ class Producer(Handler):
         self.counters["messages_in"] += messages
         self.links[index].forward(forwarded, origin, len(self._publishers))
 
+    def requester(self, connection: Connection) -> Requester:
+        """Return the publisher of one message, which it posts."""
+        return Requester(connection, self._clients.of(connection))
+
+    def refusal(self, topic: str) -> str:
+        """Return why a batch would have to wait, "" if it is passed on at once."""
+        link = self.links[self._route(topic)]
+        return f"The consumer {link.addresses[0]} cannot take it now" if link.busy else ""
+
+    def publish(self, origin: Requester, topic: str, messages: Packed, secret: bytes) -> None:
+        """Publish a batch; the origin is told when it is stored, or refused.
+
+        Args:
+            origin: The publisher.
+            topic: Topic of all messages.
+            messages: The messages.
+            secret: The same in each repeat, b"" if there are none.
+        """
+        if secret:
+            origin.id, origin.number = public_id(secret, origin.identity), 1
+        else:
+            self._number += 1
+            origin.id, origin.number = named_id(self._id, origin.identity), self._number
+        by_link: dict[int, list[Chain | ForwardChain]] = {}
+        self._begin_chain(origin, packets_v2.Publish(origin.number, 0, topic, messages), by_link, {})
+        for index, chains in by_link.items():
+            self._forward(index, chains, origin)
+
+    def forget(self, origin: Origin) -> None:
+        """Forget a publisher that is gone."""
+        origin.connection = None
+        for link in self.links:
+            link.forget(origin)
+
     def writable(self, connection: Connection) -> None:
         """Do nothing: a publisher is only sent confirmations, refusals and pongs."""
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Forget a publisher that is gone."""
         origin = self._publishers.pop(connection, None)
-        if origin is None:
-            return
-        origin.connection = None
-        for link in self.links:
-            link.forget(origin)
+        if origin is not None:
+            self.forget(origin)
 
     def _numbered(self, origin: Origin, packet: packets_v2.Publish) -> Chain | ForwardChain | None:
         """Return a batch as a chain, which others may join or not; None if it is refused here."""
@@ -249,7 +305,7 @@ class Producer(Handler):
             reason = f"the topic has more than {limits.max_topic_bytes} bytes"
             self._refuse(origin, packet, "topic_too_long", reason)
             return None
-        if problem := self._not_allowed(origin, topic):
+        if problem := self.not_allowed(origin, topic):
             self._refuse(origin, packet, "not_allowed", problem)
             return None
         messages = packet.messages
@@ -267,7 +323,7 @@ class Producer(Handler):
             return None
         return chain
 
-    def _not_allowed(self, origin: Origin, topic: str) -> str:
+    def not_allowed(self, origin: Origin, topic: str) -> str:
         """Return why a publisher may not publish to a topic, "" if it may; a refusal is counted."""
         problem = "" if origin.client is None else origin.client.publishes(topic)
         if problem:
@@ -279,8 +335,7 @@ class Producer(Handler):
         self, origin: Origin, packet: packets_v2.Publish, code: packets_v2.RefusalCode, reason: str
     ) -> None:
         """Refuse a batch, and those that come after it."""
-        assert origin.connection is not None
-        origin.connection.send_packet(packets_v2.Refused(packet.number, code, reason))
+        origin.answer(packets_v2.Refused(packet.number, code, reason))
         self._refused.note(origin.id, packet.number)
 
     def _classic(self, origin: Origin, event: MessagesReceived) -> list[ForwardChain]:

@@ -40,6 +40,10 @@ from .systemd import EXTEND_SECONDS, MAX_EXTENDED_SECONDS, Notifier
 
 logger = logging.getLogger(__name__)
 
+NOT_PRIVATE = HttpResponse(
+    403, "A credential must not travel in the clear: expected https, or a request from the node's own host.\n"
+)
+
 STATUS = "/status"
 """The endpoint for reports, for nodes and clients that know the key."""
 
@@ -245,10 +249,13 @@ class Service:
         if not self._pages.sites.trusts_origin(request.origin, request.host):
             return OTHER_SITE
         all_pages = self._pages.allowed(connection, request.host, pages_only=listener.pages_only)
-        page = self._pages.answer(path, all_pages=all_pages)
+        page = None if request.post is not None else self._pages.answer(path, all_pages=all_pages)
         if page is not None or listener.pages_only:
             return page or ONLY_PAGES
-        answer = self._status_endpoint if path == STATUS else self.node.endpoint(path)
+        if request.post is not None:
+            answer = self.node.post_endpoint(path, request.post) if connection.private else NOT_PRIVATE
+        else:
+            answer = self._status_endpoint if path == STATUS else self.node.endpoint(path)
         if isinstance(answer, Handler) and self.connections.full(answer):
             self._counters["connections_refused"] += 1
             return HttpResponse(503, "This node has all the connections that it may have.\n")

@@ -12,6 +12,7 @@ secret from the claims in the hello, so that it keeps no list of tokens.
 
 from __future__ import annotations
 
+import base64
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
@@ -175,6 +176,18 @@ class Peer(msgspec.Struct, frozen=True):
         return f"Peer({str(self.identity)!r})"
 
 
+class BearerError(ValueError):
+    """Say why a bearer is not taken, without the bearer.
+
+    Attributes:
+        claimed: The name and the user that a token claims, "" for none.
+    """
+
+    def __init__(self, reason: str, claimed: str = "") -> None:
+        super().__init__(reason)
+        self.claimed = claimed
+
+
 class KeyRing:
     """Hold the keys that an acceptor takes, with and without names.
 
@@ -228,6 +241,35 @@ class KeyRing:
         found = self.find(peer.identity.name, peer.token, now)
         return found.identity == peer.identity and not found.problem and found.psk.proves_with(peer.proof_key)
 
+    def find_bearer(self, bearer: str, now: float) -> Peer:
+        """Return the peer that a bearer belongs to.
+
+        Args:
+            bearer: A token or the key of a name, as text; "" if the peer has shown nothing.
+            now: Unix time.
+
+        Raises:
+            BearerError: It is neither here, or the token is not valid.
+        """
+        if not bearer:
+            raise BearerError("expected `Authorization: Bearer` with a token, or with the key of a name")
+        try:
+            token, secret = split_token(bearer)
+        except ValueError:
+            token, secret = b"", bearer
+        keys = [self.find("", token, now)] if token else [found for found in self.all() if found.psk.name]
+        # All are compared, so that the time does not tell which one is alike.
+        indices = [found.psk.index_of(secret) for found in keys]
+        for found, index in zip(keys, indices, strict=True):
+            if index is not None:
+                if found.problem:
+                    raise BearerError(f"the token is not valid: {found.problem}", str(found.identity))
+                return Peer(found.identity, token, found.psk.proof_key(index))
+        claimed = str(keys[0].identity) if token else ""
+        raise BearerError(
+            "the bearer is no token of this node's keys, and none of its keys with names", claimed
+        )
+
     def _find_token(self, token: bytes, now: float) -> Found:
         try:
             claims = decode_claims(token)
@@ -247,6 +289,23 @@ def key_or_ring(role: Role, keys: PreSharedKey | KeyRing) -> tuple[PreSharedKey 
         return None, keys if isinstance(keys, KeyRing) else KeyRing(keys)
     assert isinstance(keys, PreSharedKey)
     return keys, None
+
+
+def split_token(text: str) -> tuple[bytes, str]:
+    """Return the claims and the secret in the text of a token.
+
+    Raises:
+        ValueError: It is none; the error does not have the text.
+    """
+    encoded, _, secret = text.partition(".")
+    try:
+        signed = base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True)
+        decode_claims(signed)
+    except ValueError:
+        signed = b""
+    if not signed or not secret:
+        raise ValueError("the text is no token: expected the output of `wsqueue token`") from None
+    return signed, secret
 
 
 def is_pattern(text: str) -> bool:

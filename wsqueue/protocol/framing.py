@@ -112,6 +112,25 @@ class HttpResponse(msgspec.Struct, frozen=True):
     headers: dict[str, str] = {}
 
 
+class Post(msgspec.Struct, frozen=True):
+    """Hold the head of a request that has a body; its credential is hidden.
+
+    Attributes:
+        size: Bytes of the body, None if the request does not say that, as when it comes in chunks.
+        bearer: The credential (RFC 6750), "" if there is none.
+        content_type: Media type of the body, "" if the request does not say that.
+        idempotency_key: The same in each repeat of the request, "" if there is none.
+    """
+
+    size: int | None
+    bearer: str = ""
+    content_type: str = ""
+    idempotency_key: str = ""
+
+    def __repr__(self) -> str:
+        return f"Post(size={self.size}, content_type={self.content_type!r}, bearer=<hidden>)"
+
+
 class RequestReceived(msgspec.Struct, frozen=True):
     """Report a request, to be answered with `accept` or `respond`.
 
@@ -121,6 +140,7 @@ class RequestReceived(msgspec.Struct, frozen=True):
         offers_subprotocol: True if the peer offers the subprotocol of this end.
         origin: The `Origin` headers, None if there are none: the site whose page sends the request.
         forwarded_for: The `X-Forwarded-For` headers, None if no header says that a proxy forwards it.
+        post: The head of a `POST`, None if it is a `GET` or a `HEAD`.
     """
 
     path: str
@@ -128,6 +148,7 @@ class RequestReceived(msgspec.Struct, frozen=True):
     offers_subprotocol: bool
     origin: str | None = None
     forwarded_for: str | None = None
+    post: Post | None = None
 
 
 class Upgraded(msgspec.Struct, frozen=True):
@@ -144,6 +165,12 @@ class Upgraded(msgspec.Struct, frozen=True):
     subprotocol: str | None
 
 
+class BodyReceived(msgspec.Struct, frozen=True):
+    """Report the body of a request, to be answered with `respond`."""
+
+    body: bytes
+
+
 class PongReceived(msgspec.Struct, frozen=True):
     """Report the data of a pong."""
 
@@ -156,7 +183,7 @@ class TooLong(msgspec.Struct, frozen=True):
     bytes: int
 
 
-Item = list[bytes] | RequestReceived | Upgraded | PongReceived | TooLong
+Item = list[bytes] | RequestReceived | BodyReceived | Upgraded | PongReceived | TooLong
 """An item of a read: the payloads of consecutive messages, or one of the rare events.
 
 A text may not be UTF-8; the decoders of packets find that out.

@@ -109,6 +109,12 @@ class PreSharedKey:
         lending_keys = (derive(secret, LENDING_USE) for secret in self._secrets)
         return [base64url(hmac.digest(key, claims, "sha256")) for key in lending_keys]
 
+    def index_of(self, secret: str) -> int | None:
+        """Return the index of a secret, None if this key does not have it; in constant time."""
+        given = secret.encode(errors="replace")
+        matches = [hmac.compare_digest(mine, given) for mine in self._secrets]
+        return matches.index(True) if True in matches else None
+
     def proof_key(self, index: int) -> bytes:
         """Return the key with which one of the secrets proves claims: it must not be shown either."""
         return self._proof_keys[index]

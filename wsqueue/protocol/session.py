@@ -14,13 +14,14 @@ from typing import Self
 import msgspec
 
 from . import classic, v2
-from .access import KeyRing, Peer
+from .access import BearerError, KeyRing, Peer
 from .close import CloseCode, Closed, PeerError
 from .frames import frame_messages
 from .framing import (
     LIBRARY_FRAMES,
     TURN_CLASSIC_FRAMES,
     TURN_FRAMES,
+    BodyReceived,
     Framing,
     HttpResponse,
     Item,
@@ -32,7 +33,7 @@ from .framing import (
 from .hello import ClassicHandshake
 from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
-from .upgrade import ClientFraming, ServerFraming
+from .upgrade import UNAUTHENTICATED, ClientFraming, ServerFraming
 from .v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024
@@ -90,7 +91,8 @@ class MessageDropped(msgspec.Struct, frozen=True):
     reason: str
 
 
-Event = RequestReceived | HelloDone | MessagesReceived | MessageDropped | PongReceived | v2.Packet
+HttpEvent = RequestReceived | BodyReceived
+Event = HttpEvent | HelloDone | MessagesReceived | MessageDropped | PongReceived | v2.Packet
 
 
 class Session:
@@ -111,6 +113,7 @@ class Session:
         v2: True if the peer speaks v2; known when the hello is done.
         asked_alive: True if the peer has asked whether this end is there, because it cannot ping.
         peer: The initiator, once it has proved itself to this acceptor.
+        claimed: The name that a peer says its key has, and its token's user, "" if it says none.
     """
 
     __slots__ = (
@@ -130,6 +133,7 @@ class Session:
         "_role",
         "asked_alive",
         "channel_binding",
+        "claimed",
         "peer",
         "prefix",
         "unbound",
@@ -153,6 +157,7 @@ class Session:
         self._keys: PreSharedKey | KeyRing | None = psk
         self._now = 0.0
         self.peer: Peer | None = None
+        self.claimed = ""
         self._allow_classic = allow_classic
         self._handshake: ClassicHandshake | V2Handshake | None = None
         self._max_topic_bytes = max_topic_bytes
@@ -222,9 +227,9 @@ class Session:
         return self._done and self._framing.open
 
     @property
-    def claimed(self) -> str:
-        """Return the name that the peer says its key has, "" if it says none."""
-        return self._handshake.claimed if isinstance(self._handshake, V2Handshake) else ""
+    def takes_body(self) -> bool:
+        """Return True from `accept_post` until the request is answered."""
+        return isinstance(self._framing, ServerFraming) and self._framing.takes_body
 
     @property
     def quiet(self) -> bool:
@@ -299,6 +304,30 @@ class Session:
         self._request, self._keys, self._drops = None, keys, drops_bad_messages
         self._now = now
         return self._take(framing.accept())
+
+    def accept_post(self, keys: KeyRing, *, now: float) -> list[Event]:
+        """Read the body of the `POST` that was requested, from a peer with a credential; else respond.
+
+        Args:
+            keys: All keys that are taken.
+            now: Unix time, by which tokens are judged.
+
+        Returns:
+            `HelloDone`, because the credential does in a request what the hello does in a WebSocket, and the
+            body if it came already. Else a `BodyReceived` comes later. Then answer it with `respond`.
+        """
+        request, framing = self._request, self._framing
+        assert request is not None, "there is no request to answer"
+        assert request.post is not None, "the request has no body"
+        assert isinstance(framing, ServerFraming)
+        try:
+            self.peer = keys.find_bearer(request.post.bearer, now)
+        except BearerError as error:
+            self.claimed = error.claimed
+            self.respond(HttpResponse(HTTPStatus.UNAUTHORIZED, f"{error}\n", headers=UNAUTHENTICATED))
+            return []
+        self._done, self._request = True, None
+        return [HelloDone(), *self._take(framing.take_body())]
 
     def respond(self, page: HttpResponse) -> None:
         """Answer the request with a page, which ends the session."""
@@ -459,6 +488,8 @@ class Session:
         try:
             answer = handshake.receive_payload(payload)
         except PeerError as error:
+            if isinstance(handshake, V2Handshake):
+                self.claimed = handshake.claimed
             if error.code is CloseCode.WRONG_ANSWER:
                 self._send_hello(handshake.refusal())
             raise

@@ -1,7 +1,13 @@
 """The opening handshake of a WebSocket (RFC 6455 section 4): a request, and a response or a page.
 
 `ServerFraming` and `ClientFraming` are the two ends of a WebSocket. They differ until it is open; after that,
-both are a plain `Framing`.
+both are a plain `Framing`. A request may also be a `POST`, whose body is read before it is answered:
+
+```
+head ──> RequestReceived ─┬─ accept ──────> Upgraded, and the frames behind the head
+                          ├─ take_body ───> BodyReceived ─ respond ──> a response, and the end
+                          └─ respond ─────> a page, and the end
+```
 """
 
 from __future__ import annotations
@@ -9,8 +15,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import TYPE_CHECKING
 
 from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
 from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
 from websockets.http11 import Request, Response
 from websockets.protocol import CLIENT, SERVER, Event
@@ -19,7 +27,19 @@ from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
 from .close import CloseCode, Closed
-from .framing import NO_LOGGER, Framing, HttpResponse, Item, RequestReceived, Upgraded
+
+if TYPE_CHECKING:
+    from .http_post import PostReader
+from .framing import (
+    NO_LOGGER,
+    BodyReceived,
+    Framing,
+    HttpResponse,
+    Item,
+    Post,
+    RequestReceived,
+    Upgraded,
+)
 
 SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
 """RFC 6455 section 11.3.4."""
@@ -29,18 +49,49 @@ FORWARDING_HEADERS = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 
 ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
 
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+"""Tells a peer that waits for it to send the body (RFC 9110 section 10.1.1)."""
+
+POST = b"POST "
+"""First bytes of a `POST`, which another library reads: that of the WebSocket takes no body."""
+
+RETRY_SECONDS = 5
+"""Time after which a request that cannot be answered now may come again."""
+
+UNAUTHENTICATED = {"WWW-Authenticate": "Bearer"}
+"""Header of a response to a request without a credential that is taken (RFC 6750 section 3)."""
+
+
+def too_large(max_bytes: int) -> HttpResponse:
+    """Return the response to a request whose body is too long."""
+    return HttpResponse(413, f"A message may have {max_bytes} bytes.\n")
+
+
+def try_again(reason: str) -> HttpResponse:
+    """Return the response to a request that may succeed later."""
+    return HttpResponse(503, f"{reason}.\n", headers={"Retry-After": str(RETRY_SECONDS)})
+
 
 class ServerFraming(Framing):
     """Receive a request, and accept a WebSocket or respond with a page.
 
-    After a `RequestReceived`, nothing more is read until it is answered; data that comes meanwhile waits.
+    After a `RequestReceived`, nothing more is taken until it is answered, but the body; data that comes
+    meanwhile waits, and data that comes behind the body is dropped.
 
     Args:
         max_message_bytes: Larger messages close the connection with 1009.
         subprotocol: Selected when it is offered.
     """
 
-    __slots__ = ("_behind_request", "_request", "_subprotocol")
+    __slots__ = (
+        "_begin",
+        "_behind_request",
+        "_body_read",
+        "_body_wanted",
+        "_post",
+        "_request",
+        "_subprotocol",
+    )
 
     masked = False
     _side = SERVER
@@ -54,7 +105,22 @@ class ServerFraming(Framing):
         super().__init__(protocol, max_message_bytes)
         self._subprotocol = subprotocol
         self._request: Request | None = None
-        self._behind_request = b""
+        self._behind_request = bytearray()
+        # The first bytes, while they may be those of a `POST`; None when that is known.
+        self._begin: bytes | None = b""
+        self._post: PostReader | None = None
+        self._body_wanted = self._body_read = False
+
+    @property
+    def takes_body(self) -> bool:
+        """Return True from `take_body` until the request is answered."""
+        return self._body_wanted and self._request is not None
+
+    @property
+    def unfinished_bytes(self) -> int:
+        """Return the bytes that came of a message or body whose end has not, and those for the next turn."""
+        in_body = self._post.waiting_bytes if self._post is not None else 0
+        return super().unfinished_bytes + len(self._behind_request) + in_body
 
     def accept(self) -> list[Item]:
         """Open the WebSocket that was requested; return the items in the bytes behind the request.
@@ -66,8 +132,19 @@ class ServerFraming(Framing):
         if not self.open:
             return []
         upgraded = Upgraded(request.path, _offered(request), library.subprotocol)
-        data, self._behind_request = self._behind_request, b""
+        data, self._behind_request = bytes(self._behind_request), bytearray()
         return [upgraded, *self.receive_data(data)]
+
+    def take_body(self) -> list[Item]:
+        """Read the body of a `POST`; return it if all of it is behind the head already."""
+        assert self._post is not None
+        items: list[Item] = []
+        self._body_wanted = True
+        data, self._behind_request = bytes(self._behind_request), bytearray()
+        self._read_body(self._post, data, items)
+        if not items and self.takes_body and self._post.expects_continue:
+            self._writes.append(CONTINUE)
+        return items
 
     def respond(self, page: HttpResponse) -> None:
         """Answer the request with a page, and end the connection; the bytes behind it are ignored."""
@@ -76,7 +153,22 @@ class ServerFraming(Framing):
         for name, value in {"Content-Type": page.content_type, **page.headers}.items():
             response.headers.pop(name, None)
             response.headers[name] = value
+        if page.status == HTTPStatus.NO_CONTENT:
+            # RFC 9110 section 8.6 forbids a length here.
+            del response.headers["Content-Length"], response.headers["Content-Type"]
         self._send(response, request)
+
+    def close(self, code: CloseCode, reason: str) -> None:
+        """Begin the close handshake, or answer a request whose body was taken."""
+        if self.takes_body:
+            self.respond(_page_for(code, reason))
+        super().close(code, reason)
+
+    def fail(self, code: CloseCode, reason: str) -> None:
+        """End the connection at once, unless it has ended; a request whose body was taken is answered."""
+        if self.takes_body:
+            self.respond(_page_for(code, reason))
+        super().fail(code, reason)
 
     def _answer(self) -> tuple[ServerProtocol, Request]:
         library, request = self._protocol, self._request
@@ -94,15 +186,66 @@ class ServerFraming(Framing):
         self.binary = self.open and library.subprotocol is not None
         if not self.open:
             self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-            self._behind_request = b""
+            self._behind_request, self._post = bytearray(), None
         self._settle()
 
     def _read_head(self, data: bytes, items: list[Item]) -> int:
+        if self._post is not None:
+            self._read_post(self._post, data, items)
+            return len(data)
+        if self._begin is not None:
+            begin = self._begin + data
+            if begin.startswith(POST):
+                # Imported here because most nodes never see one.
+                from .http_post import PostReader  # noqa: PLC0415
+
+                self._begin, self._post = None, PostReader()
+                self._read_post(self._post, begin, items)
+                return len(data)
+            if POST.startswith(begin):
+                self._begin = begin
+                return len(data)
+            if self._begin:
+                self._feed(self._begin, items)
+            self._begin = None
         position = super()._read_head(data, items) if self._request is None else 0
         if self._request is None:
             return position
-        self._behind_request += data[position:]
+        self._behind_request += memoryview(data)[position:]
         return len(data)
+
+    def _read_post(self, post: PostReader, data: bytes, items: list[Item]) -> None:
+        """Read the head of a `POST`, and behind it the body if that is wanted."""
+        if self._request is None:
+            head = post.receive_head(data)
+            if head is not None:
+                self._request, fields = head
+                items.append(self._received(self._request, fields))
+            self._refuse_post(post)
+        elif self._body_wanted:
+            self._read_body(post, data, items)
+        else:
+            self._behind_request += data
+
+    def _read_body(self, post: PostReader, data: bytes, items: list[Item]) -> None:
+        if self._body_read:
+            return
+        body = post.receive_body(data)
+        if post.problem is not None:
+            self._refuse_post(post)
+        elif (post.waiting_bytes if body is None else len(body)) > self._max_message_bytes:
+            self.respond(too_large(self._max_message_bytes))
+        elif body is not None:
+            self._body_read = True
+            items.append(BodyReceived(body))
+
+    def _refuse_post(self, post: PostReader) -> None:
+        """Answer a request that is none."""
+        if post.problem is not None:
+            library, self._request = self._protocol, None
+            assert isinstance(library, ServerProtocol)
+            status, reason = post.problem
+            self._send(library.reject(status, f"{reason}.\n"), Request("", Headers(), "POST"))
 
     def _take_opening(self, event: Event) -> RequestReceived | None:
         assert isinstance(event, Request)
@@ -110,12 +253,15 @@ class ServerFraming(Framing):
         if event.method not in ("GET", "HEAD"):
             self.respond(ONLY_GET)
             return None
+        return self._received(event)
+
+    def _received(self, event: Request, post: Post | None = None) -> RequestReceived:
         names = re.split(r"[\s,]+", _offered(event))
         host = ", ".join(event.headers.get_all("Host"))
         origin = ", ".join(event.headers.get_all("Origin")) if "Origin" in event.headers else None
         forwarded = any(name in event.headers for name in FORWARDING_HEADERS)
         forwarded_for = ", ".join(event.headers.get_all(FORWARDING_HEADERS[0])) if forwarded else None
-        return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for)
+        return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for, post)
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST
@@ -175,3 +321,10 @@ class ClientFraming(Framing):
 def _offered(request: Request) -> str:
     """Return the subprotocols that a request offers, as they were sent."""
     return ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
+
+
+def _page_for(code: CloseCode, reason: str) -> HttpResponse:
+    """Return the response that says the same as a close code."""
+    if code is CloseCode.TOKEN_ENDED:
+        return HttpResponse(401, f"{reason}.\n", headers=UNAUTHENTICATED)
+    return try_again(reason)

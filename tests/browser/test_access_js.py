@@ -10,6 +10,7 @@ import pytest
 from playwright.async_api import Page
 
 import wsqueue
+from tests.support.keys import psk_of
 from tests.support.nodes import Nodes, RunningNode, cut
 from tests.support.waiting import soon
 
@@ -18,7 +19,7 @@ from .client import data, js, new_client
 
 pytestmark = pytest.mark.anyio
 
-BILLING = "the key of billing"
+BILLING = psk_of("billing")
 RIGHTS: dict[str, Any] = {"publish": ["orders/*"], "subscribe": ["news", "sport"]}
 
 OUTCOMES = """(all) => all.map((options) => {

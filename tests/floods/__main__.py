@@ -21,13 +21,14 @@ import uvloop
 
 import wsqueue
 
+from ..support.keys import psk_of
 from ..support.ports import free_port
 from ..support.raw_peer import http_get
 from ..support.raw_v2_peer import V2Socket
 from ..support.toml import write_toml
 from .attacks import ATTACKS, attack
 
-KEY = "correct horse battery staple correct"
+KEY = psk_of("everybody")
 PUBLISH_SECONDS = 0.01
 NEWCOMER_SECONDS = 0.25
 HERE = Path(__file__).parent.parent.parent

@@ -20,11 +20,14 @@ from wsqueue.protocol.close import CloseCode
 from wsqueue.tools.bench.v2 import V2Wire
 
 from ..support.classic_peer import connected
+from ..support.keys import psk_of
 from ..support.nodes import BILLING, KEY, WATCH, Log, Nodes, RunningNode, write_key
 from ..support.raw_v2_peer import V2Socket, new_secret, public_id_of, publish_of
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
+
+NEXT = psk_of("billing, from tomorrow on")
 
 
 def client_of(
@@ -126,7 +129,7 @@ async def test_a_classic_peers_key_says_who_it_is(nodes: Nodes, clients: list[di
 async def test_no_name_and_no_token_opens_a_link_between_nodes(
     nodes: Nodes, clients: list[dict[str, Any]], tmp_path: Path, key: str, name: str
 ) -> None:
-    write_key(tmp_path, "nodes", "the key of nodes")
+    write_key(tmp_path, "nodes", psk_of("nodes"))
     consumer = await nodes.consumer(clients=clients, node_psk_file="nodes.key")
     token = wsqueue.Token.make(key, name=name, publish=["*"])
     for more in ({"name": name}, {"token": token.token}):
@@ -382,9 +385,7 @@ class TestReloads:
         self, nodes: Nodes, log: Log, clients: list[dict[str, Any]], tmp_path: Path
     ) -> None:
         consumer, producer = await nodes.cluster(clients=clients)
-        steps: Iterator[tuple[str, ...]] = iter(
-            [(BILLING, "next"), ("next", BILLING), ("next", BILLING), ("next",)]
-        )
+        steps: Iterator[tuple[str, ...]] = iter([(BILLING, NEXT), (NEXT, BILLING), (NEXT, BILLING), (NEXT,)])
         async with soon(), client_of(producer, consumer) as old, old.subscribe("news"):
             await old.publish("orders/1", "x")
             for keys in itertools.islice(steps, 3):
@@ -393,7 +394,7 @@ class TestReloads:
                     await node.service.reload()
                 await old.publish("orders/1", "x")
             assert not log.lines("link down")
-            async with client_of(producer, consumer, psk="next") as new:
+            async with client_of(producer, consumer, psk=NEXT) as new:
                 await new.publish("orders/1", "x")
             write_key(tmp_path, "billing", *next(steps))
             for node in (producer, consumer):

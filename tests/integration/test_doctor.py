@@ -23,11 +23,12 @@ from wsqueue.tools.doctor import engine, host
 from wsqueue.tools.doctor.findings import Finding
 
 from ..support.certificates import Authority
+from ..support.keys import psk_of
 from ..support.nats_servers import NatsServers
 from ..support.ports import free_port
 from ..support.stores import Logs, batch, limits
 
-SECRET = "correct horse battery staple"
+SECRET = psk_of("everybody")
 (FINGERPRINT,) = PreSharedKey(SECRET).fingerprints()
 
 
@@ -100,9 +101,9 @@ class TestFiles:
     async def test_keys_of_nodes(self, tmp_path: Path) -> None:
         nodes = tmp_path / "nodes"
         nodes.touch(mode=0o640)
-        nodes.write_text("another secret")
+        nodes.write_text(psk_of("nodes"))
         found, _ = await check(configuration(tmp_path, CONSUMER + 'node_psk_file = "nodes"\n'))
-        (of_nodes,) = PreSharedKey("another secret").fingerprints()
+        (of_nodes,) = PreSharedKey(psk_of("nodes")).fingerprints()
         assert f"The pre-shared key of the nodes has the fingerprint {of_nodes}; {nodes} can" in found[2].text
         assert " and group " in found[2].text
         nodes.write_text(SECRET)

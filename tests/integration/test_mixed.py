@@ -21,6 +21,7 @@ from ..support.classic_peer import (
     serving,
     topic_of,
 )
+from ..support.keys import psk_of
 from ..support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, cut
 from ..support.ports import free_port
 from ..support.raw_peer import RawSocket, http_get, request_of
@@ -29,8 +30,8 @@ from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 
-NODES_KEY = "a key that only nodes know"
-THIRD_KEY = "a third horse, a third battery"
+NODES_KEY = psk_of("nodes")
+THIRD_KEY = psk_of("somebody else")
 both_orders = pytest.mark.parametrize("order", ORDERS)
 
 

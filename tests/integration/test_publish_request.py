@@ -14,6 +14,7 @@ import pytest
 import wsqueue
 
 from ..support.certificates import Authority
+from ..support.keys import psk_of
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode
 from ..support.paths import ROOT
 from ..support.ports import free_port
@@ -238,7 +239,7 @@ async def test_the_commands_in_the_documentation(
     (config,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
     clients += tomllib.loads(config)["clients"]
     (tmp_path / "keys").mkdir(mode=0o700)
-    (tmp_path / "keys" / "cron").write_text("the key of cron")
+    (tmp_path / "keys" / "cron").write_text(psk_of("cron"))
     (tmp_path / "keys" / "cron").chmod(0o600)
     consumer = await nodes.consumer(clients=clients)
     issued = authority.issue("node")

@@ -16,6 +16,7 @@ from wsqueue.nodes.producer import Producer
 
 from ..support.certificates import Authority
 from ..support.classic_peer import connected
+from ..support.keys import psk_of
 from ..support.messages import append_one, packed
 from ..support.nodes import KEY, Log, Nodes, RunningNode
 from ..support.ports import free_port
@@ -117,7 +118,7 @@ async def test_each_key_holds_or_a_warning_says_that_it_does_not(
 ) -> None:
     node = node_of(nodes, kind)
     other = nodes.directory / "other.psk"
-    other.write_text("another key, long enough")
+    other.write_text(psk_of("others"))
     other.chmod(0o600)
     change = nested(key, CHANGES[key])
     if key.startswith("tls."):

@@ -10,12 +10,14 @@ from wsqueue.config.load import load_any_config, load_config
 from wsqueue.config.model import Config
 from wsqueue.errors import ConfigError
 
+from .keys import psk_of
+
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:10001"]\n'
 PRODUCER = 'role = "producer"\nlisten = ["127.0.0.1:10002"]\nconsumers = ["127.0.0.1:10001/producer"]\n'
 DEMO = 'role = "demo"\nproducers = ["127.0.0.1:10002/produce"]\nconsumers = ["127.0.0.1:10001/subscribe"]\n'
 
 
-SECRET = "correct horse battery staple"
+SECRET = psk_of("everybody")
 
 
 def config_with_key(directory: Path, text: str, secret: str | None = SECRET, name: str = "node.toml") -> Path:

@@ -21,13 +21,14 @@ from wsqueue.nodes.service import Service
 from wsqueue.protocol.close import CloseCode
 
 from .classic_peer import subscribe_path
+from .keys import psk_of
 from .toml import write_toml
 from .waiting import WAIT_SECONDS, eventually, soon
 
-KEY = "correct horse battery staple"
-OTHER_KEY = "another horse, another battery"
+KEY = psk_of("everybody")
+OTHER_KEY = psk_of("others")
 
-BILLING, WATCH = "the key of billing", "the key of watch"
+BILLING, WATCH = psk_of("billing"), psk_of("watch")
 """Keys of clients with names."""
 
 DEFAULTS: dict[str, Any] = {"close_seconds": 1.0, "reconnect_max_seconds": 0.1}

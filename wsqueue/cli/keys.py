@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ..config.key_strength import is_weak
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig
@@ -37,7 +38,11 @@ def keygen(output: Path | None) -> None:
       wsqueue keygen --output keys/billing
       wsqueue keygen
     """
-    _write(secrets.token_urlsafe(KEY_BYTES), output)
+    key = secrets.token_urlsafe(KEY_BYTES)
+    # One in thousands looks like words to the nodes.
+    while is_weak(key):
+        key = secrets.token_urlsafe(KEY_BYTES)
+    _write(key, output)
 
 
 def _write(secret: str, output: Path | None) -> None:

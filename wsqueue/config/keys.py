@@ -16,6 +16,7 @@ from ..journal import log
 from ..protocol.access import KeyRing, NamedKey
 from ..protocol.keys import PreSharedKey
 from .files import read_secret
+from .key_strength import MIN_KEY_BITS, is_weak
 from .model import ClientConfig, Config, NamedClient, NodeConfig
 from .tokens import Token
 
@@ -79,7 +80,7 @@ def load_keys(config: NodeConfig) -> Keys:
     file = _credential(config.node_psk_file, "node_psk")
     if psk is None and not (config.clients and file is not None):
         raise ConfigError(NO_KEY)
-    nodes = psk if file is None else _read_keys(file, local=config.local)
+    nodes = psk if file is None else _read_keys(file, config)
     assert nodes is not None
     if psk is not None and psk is not nodes and nodes.shares(psk):
         raise ConfigError(
@@ -88,7 +89,7 @@ def load_keys(config: NodeConfig) -> Keys:
         )
     named: list[NamedKey] = []
     for client in config.clients:
-        key = _read_named(client, local=config.local)
+        key = _read_named(client, config)
         for other in (psk, nodes, *(before.psk for before in named)):
             if other is not None and other.shares(key):
                 where = client.key_file or f"the credential clients.{client.name}"
@@ -118,23 +119,23 @@ def load_psk(config: Config) -> PreSharedKey:
 def _find_psk(config: Config, name: str = "") -> PreSharedKey | None:
     file = _credential(config.psk_file, "psk")
     if file is not None:
-        return _read_keys(file, local=config.local, name=name)
+        return _read_keys(file, config, name)
     if (secret := os.environ.get("WSQUEUE_PSK")) is not None:
         log(logger, logging.WARNING, "PSK taken from the environment", advice="use psk_file")
-        return _parse_psk(secret, "WSQUEUE_PSK", local=config.local, name=name)
+        return _parse_psk(secret, "WSQUEUE_PSK", config, name)
     return None
 
 
-def _read_keys(file: Path, *, local: bool, name: str = "") -> PreSharedKey:
-    return _parse_psk(read_secret(file, MAX_PSK_BYTES), str(file), local=local, name=name)
+def _read_keys(file: Path, config: Config, name: str = "") -> PreSharedKey:
+    return _parse_psk(read_secret(file, MAX_PSK_BYTES), str(file), config, name)
 
 
-def _read_named(client: NamedClient, *, local: bool) -> PreSharedKey:
+def _read_named(client: NamedClient, config: NodeConfig) -> PreSharedKey:
     file = _credential(client.key_file, f"clients.{client.name}")
     if file is None:
         expected = f"expected key_file or the systemd credential `clients.{client.name}`"
         raise ConfigError(f"the client {client.name} has no key: {expected}")
-    return _read_keys(file, local=local, name=client.name)
+    return _read_keys(file, config, client.name)
 
 
 def _read_token(file: Path) -> Token:
@@ -144,16 +145,21 @@ def _read_token(file: Path) -> Token:
         raise ConfigError(str(error), file=str(file)) from None
 
 
-def _parse_psk(text: str, source: str, *, local: bool, name: str) -> PreSharedKey:
+def _parse_psk(text: str, source: str, config: Config, name: str) -> PreSharedKey:
     secrets = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     if len(secrets) > MAX_KEYS:
         raise ConfigError(f"{len(secrets)} keys, one per line; expected at most {MAX_KEYS}", file=source)
     if "" in secrets:
         raise ConfigError("the pre-shared key is empty", file=source)
-    if DEFAULT_PSK in secrets and not local:
+    if DEFAULT_PSK in secrets and not config.local:
         raise ConfigError(
             "the pre-shared key is the original nodes' default, which is public;"
-            " expected a secret, as from `openssl rand -base64 32`",
+            " expected a secret, as from `wsqueue keygen`",
+            file=source,
+        )
+    if isinstance(config, NodeConfig) and not config.local and any(map(is_weak, secrets)):
+        raise ConfigError(
+            f"the key is easy to guess: expected {MIN_KEY_BITS} bits at least, as from `wsqueue keygen`",
             file=source,
         )
     try:

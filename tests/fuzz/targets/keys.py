@@ -66,7 +66,7 @@ def check(data: bytes) -> None:
 EXPLAINED = f"""
 no pre-shared key: expected psk_file in the configuration, the systemd credential `psk` or
 the pre-shared key is the original nodes' default, which is public
-expected a secret, as from `openssl rand -base64 32`
+expected a secret, as from `wsqueue keygen`
 the pre-shared key is empty; keys, one per line; expected at most {MAX_KEYS}
 the file has more than {MAX_PSK_BYTES} bytes; the file is not UTF-8; the pre-shared key is not UTF-8
 {FILE}: all users may read the key; expected `chmod o= `

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from wsqueue.config.keys import DEFAULT_PSK, MAX_KEYS, MAX_PSK_BYTES, load_keys, load_psk
 from wsqueue.config.load import load_any_config
-from wsqueue.config.model import Config, ConsumerConfig
+from wsqueue.config.model import ClientConfig, Config, ConsumerConfig, NamedClient
 from wsqueue.errors import ConfigError
 from wsqueue.protocol.keys import PreSharedKey
 
 from ...support.config_files import CONSUMER, ConfigFile
+from ...support.keys import psk_of
 
 SECRET = "a rather good secret"
 
@@ -37,14 +39,14 @@ def refusal(config: Config) -> ConfigError:
 
 
 def test_a_file_beside_the_configuration(file: ConfigFile, key_file: Path) -> None:
-    config = file.load(CONSUMER + 'psk_file = "psk"\n')
+    config = file.load(CONSUMER + 'local = true\npsk_file = "psk"\n')
     assert load_psk(config) == PreSharedKey(SECRET)
 
 
 def test_a_relative_file_is_relative_to_the_configuration_and_not_to_the_process(
     file: ConfigFile, key_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file.load(CONSUMER + 'psk_file = "../secrets/psk"\n')
+    file.load(CONSUMER + 'local = true\npsk_file = "../secrets/psk"\n')
     secrets = tmp_path.parent / "secrets"
     secrets.mkdir(exist_ok=True)
     key_file.rename(secrets / "psk")
@@ -172,15 +174,35 @@ def test_several_keys(key_file: Path, count: int) -> None:
 
 
 def test_keys_of_the_nodes(key_file: Path, tmp_path: Path) -> None:
-    config = ConsumerConfig(listen=[], psk_file=str(key_file))
+    config = ConsumerConfig(listen=[], local=True, psk_file=str(key_file))
     keys = load_keys(config)
     assert keys.nodes is keys.psk
     nodes = tmp_path / "node_psk"
     nodes.touch(0o600)
     nodes.write_text("another secret")
-    config = ConsumerConfig(listen=[], psk_file=str(key_file), node_psk_file=str(nodes))
+    config = ConsumerConfig(listen=[], local=True, psk_file=str(key_file), node_psk_file=str(nodes))
     assert load_keys(config).nodes == PreSharedKey("another secret")
     nodes.write_text(f"another secret\n{SECRET}")
     with pytest.raises(ConfigError, match="a key of the nodes is a key of the clients too") as caught:
         load_keys(config)
     assert caught.value.file == str(nodes)
+
+
+@pytest.mark.parametrize("where", ["psk_file", "node_psk_file", "client"])
+def test_a_node_takes_no_key_that_is_easy_to_guess(key_file: Path, tmp_path: Path, where: str) -> None:
+    key_file.write_text(psk_of("clients"))
+    weak = tmp_path / "weak"
+    weak.touch(0o600)
+    weak.write_text(f"{psk_of('others')}\n{SECRET}\n")
+    files: dict[str, Any] = {"psk_file": str(key_file)}
+    if where == "client":
+        files["clients"] = [NamedClient(name="one", key_file=str(weak))]
+    else:
+        files[where] = str(weak)
+    with pytest.raises(ConfigError, match="easy to guess: expected 128 bits at least") as caught:
+        load_keys(ConsumerConfig(listen=[], **files))
+    assert caught.value.file == str(weak)
+    assert SECRET not in str(caught.value)
+    load_keys(ConsumerConfig(listen=[], local=True, **files))
+    # A client must take the key that its nodes have.
+    assert load_psk(ClientConfig(psk_file=str(weak), producers=[], consumers=[]))

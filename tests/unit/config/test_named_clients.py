@@ -16,7 +16,7 @@ from wsqueue.errors import ConfigError
 from wsqueue.protocol.access import Identity, Rights
 from wsqueue.protocol.keys import PreSharedKey
 
-NODE = {"role": "consumer", "listen": ["127.0.0.1:1"]}
+NODE = {"role": "consumer", "listen": ["127.0.0.1:1"], "local": True}
 CLIENT = {"role": "demo", "producers": ["127.0.0.1:1/produce"], "consumers": ["127.0.0.1:2/subscribe"]}
 
 

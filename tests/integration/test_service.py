@@ -64,7 +64,7 @@ async def test_pages_of_a_producer(nodes: Nodes) -> None:
         assert await http_get(producer.address, "/readyz") == (200, "ready\n")
         assert await http_get(producer.address, "/producer") == (
             404,
-            "Not found: this producer has /produce.\n",
+            "Not found: this producer has /produce and /publish/TOPIC.\n",
         )
         assert (await http_get(producer.address, "/produce"))[0] == 426
         assert not [name for name in producer.counters if name.startswith("refused_")]

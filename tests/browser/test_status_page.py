@@ -196,6 +196,11 @@ def full_report(number: int) -> reports.Report:
         loop_lag_seconds=1.5,
         max_connections=10,
         connections=[reports.ConnectionCount("subscriber", "open", "classic", 9)],
+        clients=[
+            reports.ClientStatus(name="", connections=3),
+            *(reports.ClientStatus(name=f"client-{index}", connections=1) for index in range(60)),
+            reports.ClientStatus(name=MARKUP, connections=2, topics=7, refused=1234),
+        ],
         counters={"messages_in": 10 * number},
         commit_seconds=reports.HistogramStatus([0.001, 0.01, 0.1], [0, 98 * number, 0, 2 * number], 0.0),
         top_topics=[
@@ -334,6 +339,16 @@ class TestStatus:
         await page.get_by_text(re.compile("[1-9]00 commits, last ")).wait_for()
         quantiles = page.locator(".pair dd")
         assert await quantiles.all_inner_texts() == ["5.6 ms", "over 100 ms"]
+        clients = page.get_by_role("table", name="Clients by name")
+        rows = await clients.get_by_role("row").all_inner_texts()
+        assert [row.split() for row in rows[1:4]] == [
+            [*MARKUP.split(), "2", "7", "1,234"],
+            ["(without", "a", "name)", "3", "–", "0"],  # noqa: RUF001
+            ["client-0", "1", "0", "0"],
+        ]
+        assert len(rows) == 51
+        await page.get_by_text("and 12 other names").wait_for()
+        assert await page.locator("img").count() == 0
         await check_looks(page, "full", full_names=True)
         await page.set_viewport_size({"width": 1280, "height": 900})
         assert await overflow(page) <= 0

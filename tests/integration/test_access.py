@@ -287,9 +287,12 @@ class TestLimits:
                     "billing has 2 connections, and may have no more",
                 )
             async with V2Socket.speaking(producer.address, "/produce", KEY):
-                pass
-            (billing, _) = producer.service.reporter.report().clients
-            assert (billing.name, billing.connections, billing.refused) == ("billing", 2, 1)
+                clients_now = producer.service.reporter.report().clients
+                assert [(client.name, client.connections, client.refused) for client in clients_now] == [
+                    ("", 1, 0),
+                    ("billing", 2, 1),
+                    ("watch", 0, 0),
+                ]
         await eventually(lambda: not producer.connections, "they are gone")
         async with V2Socket.speaking(producer.address, "/produce", BILLING, name="billing"):
             pass

@@ -392,4 +392,5 @@ async def test_a_drain_answers_what_is_open(nodes: Nodes, clients: list[dict[str
 
 
 def _connections_of_billing(node: RunningNode) -> int:
-    return node.service.reporter.report().clients[0].connections
+    names = {client.name: client.connections for client in node.service.reporter.report().clients}
+    return names["billing"]

@@ -217,7 +217,7 @@ METRICS = (
         "gauge",
         "both",
         ("client",),
-        "Connections now of clients with a name.",
+        "Connections now of clients, by the name of their key.",
         lambda report: [((client.name,), client.connections) for client in report.clients],
     ),
     MetricDescription(

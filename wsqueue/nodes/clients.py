@@ -41,6 +41,9 @@ MAX_TOPIC_CHARACTERS = 64
 
 NO_LIMITS = NamedClient(name="none")
 
+CLIENT_ROLES = ("publisher", "subscriber")
+"""Roles of peers that count as clients without a name; nodes that ask for reports are none."""
+
 
 class Quota:
     """Share the limits of one name among its connections to this node. No I/O and no clock.
@@ -164,7 +167,7 @@ class Client:
 
 
 class Clients:
-    """Know the peers of this node that have names or tokens.
+    """Know the peers of this node that have names or tokens, and count the clients without.
 
     Args:
         counters: Counters of the node.
@@ -175,6 +178,7 @@ class Clients:
         self._limits: dict[str, NamedClient] = {}
         self._quotas: dict[str, Quota] = {}
         self._clients: dict[Connection, Client] = {}
+        self._nameless: set[Connection] = set()
 
     def configure(self, clients: Iterable[NamedClient]) -> None:
         """Use the limits of a configuration."""
@@ -189,22 +193,28 @@ class Clients:
         return self._clients.get(connection)
 
     def status(self) -> list[ClientStatus]:
-        """Return the values that a report has of each name."""
-        names = sorted(self._limits.keys() | self._quotas.keys())
+        """Return the values that a report has of each name, and of the clients without."""
+        names = sorted({""} | self._limits.keys() | self._quotas.keys())
         return [self._status(name) for name in names]
 
     def _status(self, name: str) -> ClientStatus:
+        nameless = 0 if name else len(self._nameless)
         quota = self._quotas.get(name)
         if quota is None:
-            return ClientStatus(name=name)
+            return ClientStatus(name=name, connections=nameless)
         return ClientStatus(
-            name=name, connections=quota.connections, topics=len(quota.topics), refused=quota.refused
+            name=name,
+            connections=nameless + quota.connections,
+            topics=len(quota.topics),
+            refused=quota.refused,
         )
 
     def add(self, connection: Connection) -> str:
         """Take a connection whose peer has proved itself; return why it may not stay, "" if it may."""
         peer = connection.session.peer
         if peer is None or peer.identity == ANYBODY:
+            if connection.handler is not None and connection.handler.peer_role in CLIENT_ROLES:
+                self._nameless.add(connection)
             return ""
         identity = peer.identity
         quota = self._quotas.setdefault(identity.name, Quota(self._limits.get(identity.name, NO_LIMITS)))
@@ -225,6 +235,7 @@ class Clients:
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection."""
+        self._nameless.discard(connection)
         client = self._clients.pop(connection, None)
         if client is not None:
             client.leave()

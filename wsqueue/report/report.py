@@ -93,9 +93,9 @@ class ClientStatus(msgspec.Struct, frozen=True, kw_only=True):
     """Describe the clients with one name at a node.
 
     Attributes:
-        name: Name of their key; "" for tokens of the key without a name.
+        name: Name of their key; "" for all publishers and subscribers with the key that has no name.
         connections: Number of their connections now.
-        topics: Number of topics that these use now.
+        topics: Number of topics that these use now; without a name, only those of tokens are counted.
         refused: How often something was refused that the key does not allow, or that was too much.
     """
 
@@ -270,7 +270,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         loop_lag_seconds: The longest delay of the event loop in the last 10 to 20 seconds.
         max_connections: Maximum number of connections.
         connections: Number of connections by kind.
-        clients: The clients with names that are connected, or that the configuration has.
+        clients: The clients by the names of their keys: those that are connected or in the configuration.
         counters: As in docs/operations.md.
         links: A producer's links.
         confirm_seconds: Times from reading a batch to its confirmation, at a producer.

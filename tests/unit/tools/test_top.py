@@ -12,6 +12,7 @@ import pytest
 from rich.text import Text
 
 from wsqueue.report.report import (
+    ClientStatus,
     Cluster,
     ClusterNode,
     ConnectionCount,
@@ -191,6 +192,30 @@ class TestWhatIsShown:
         assert lines[at + 2].split()[:3] == ["[::9]:7", "192.0.2.1:10001", "classic"]
         assert lines[at + 3] == "… and 5 more slow subscribers"
 
+    def test_clients_by_name(self) -> None:
+        one = [ClientStatus(name="", connections=4), ClientStatus(name="web", connections=3, topics=2)]
+        other = [
+            ClientStatus(name="", connections=1500),
+            ClientStatus(name="billing", refused=2),
+            ClientStatus(name="web", connections=1, topics=1, refused=1),
+        ]
+        of = (consumer(1, clients=one), producer(2, clients=other))
+        lines = shown(snapshot(*of)).split("\n")
+        (at,) = (index for index, line in enumerate(lines) if line.startswith("CLIENT"))
+        assert [" ".join(line.split()) for line in lines[at : at + 5]] == [
+            "CLIENT CONN TOPICS REFUSED",
+            "billing 0 - 2",
+            "web 4 3 1",
+            "without a name 1,504 - -",
+            "",
+        ][: len(lines) - at]
+        # The numbers of a node that does not answer are old, and where nobody has a name there is no table.
+        silent = msgspec.structs.replace(of[1], problem="no answer for 4 seconds")
+        assert "billing" not in shown(snapshot(of[0], silent))
+        assert "CLIENT" not in shown(snapshot(consumer(1, clients=one[:1])))
+        many = [ClientStatus(name=f"name-{number}", connections=1) for number in range(200)]
+        assert re.search(r"… and \d+ more names", shown(snapshot(consumer(1, clients=many)), 80, 40))
+
     def test_a_log_that_fails(self) -> None:
         log = LogStatus(mode="sqlite", topics=3, bytes=0, limit_bytes=1, failing="No space left")
         assert "failing" in shown(snapshot(consumer(1, log=log)))
@@ -205,6 +230,7 @@ class TestWhatIsShown:
         bad = link(1, address=HOSTILE, state="down", reason=HOSTILE)
         log = LogStatus(mode="memory", topics=1, bytes=1, limit_bytes=1, free_bytes=1, failing=HOSTILE)
         shared = {"top_topics": [TopicStatus(HOSTILE, 5.0)], "slow_peers": [SlowPeer(HOSTILE, HOSTILE, 1, 1)]}
+        shared["clients"] = [ClientStatus(name=HOSTILE, refused=1)]
         hostile = consumer(1, version=HOSTILE, log=log, slow_subscribers=1, **shared)
         nodes = (hostile, producer(2, [bad], not_ready=HOSTILE), dead(3, HOSTILE, HOSTILE))
         warnings = [NodeWarning("loop_lag", HOSTILE, HOSTILE)]

@@ -10,6 +10,8 @@
   // Entries of the list of messages, and the bytes of their data.
   const MAX_ARRIVED = 200;
   const MAX_ARRIVED_BYTES = 32 * 1024 * 1024;
+  // Names of clients in a table; 200 may be configured, and more may still be connected after a reload.
+  const MAX_NAMES = 50;
   // Not SVG, which is a document that can hold scripts and links.
   const PICTURES = ["image/png", "image/jpeg", "image/gif", "image/webp"];
   const PLACES = { sqlite: "on disk (sqlite)", jetstream: "shared with other consumers (jetstream)" };
@@ -250,6 +252,43 @@
     }
   }
 
+  // Clients by the names of their keys, added up over reports. Those of which most was refused come first.
+  function clientsTable() {
+    const clients = table(
+      "Clients by name",
+      [["Name"], ["Connections", true], ["Topics", true], ["Refused", true]],
+      "No clients.",
+    );
+    const note = make("p", { class: "note" });
+    clients.element.append(note);
+    return {
+      element: clients.element,
+      update(reports) {
+        const sums = new Map();
+        for (const { name, ...values } of reports.flatMap((report) => report.clients ?? [])) {
+          const total = sums.get(name) ?? { connections: 0, topics: 0, refused: 0 };
+          for (const key of Object.keys(total)) total[key] += values[key];
+          sums.set(name, total);
+        }
+        const order = ([one, a], [other, b]) =>
+          b.refused - a.refused || b.connections - a.connections || (one < other ? -1 : 1);
+        const rows = [...sums].sort(order);
+        clients.update(
+          rows.slice(0, MAX_NAMES).map(([name, { connections, topics, refused }]) => [
+            name || "(without a name)",
+            grouped.format(connections),
+            name || topics ? grouped.format(topics) : "–",
+            refused ? { text: grouped.format(refused), level: "warn" } : "0",
+          ]),
+        );
+        const more = rows.length - MAX_NAMES;
+        say(note, more > 0 ? `and ${count(more, "other name")}` : "");
+        // Where nobody has a name, the table of connections says it all.
+        clients.element.hidden = !rows.some(([name, { refused }]) => name || refused);
+      },
+    };
+  }
+
   function fill(cell, value) {
     const { text, level, href } = typeof value === "object" ? value : { text: value };
     if (!level && !href) return say(cell, String(text));
@@ -357,6 +396,7 @@
       [["Topic"], ["Messages/s", true]],
       "No messages in the last seconds.",
     );
+    const clients = clientsTable();
     const slow = table(
       "Subscribers that are behind",
       [["Subscriber"], ["Protocol"], ["Messages behind", true], ["Waiting to be sent", true]],
@@ -388,6 +428,7 @@
         make("div", { class: "grid charts" }, ...charts.map((each) => each.element)),
         about,
         ...parts,
+        clients.element,
         all,
       ),
       update(report, history) {
@@ -426,6 +467,7 @@
         topics.update(
           report.top_topics.map(({ topic, messages_per_second: rate }) => [topic || "(empty)", number(rate)]),
         );
+        clients.update([report]);
         slow.update(
           report.slow_peers.map((peer) => [
             peer.peer,
@@ -532,6 +574,7 @@
       ],
       "No nodes.",
     );
+    const clients = clientsTable();
     const alone = make("p", { class: "card stack" });
     return {
       element: make(
@@ -540,6 +583,7 @@
         make("div", { class: "grid charts" }, ...charts.map((each) => each.element)),
         alone,
         nodes.element,
+        clients.element,
       ),
       update(cluster, histories) {
         for (const { role, counter, update } of charts) {
@@ -553,6 +597,9 @@
             "consumers and producers, to see the whole cluster here.",
         );
         nodes.update(cluster.nodes.map((node) => row(node, histories.get(node.address))));
+        // The numbers of a node that does not answer are old.
+        const answering = cluster.nodes.filter((node) => node.report && !node.problem);
+        clients.update(answering.map((node) => node.report));
       },
     };
 

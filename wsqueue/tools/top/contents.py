@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -60,6 +61,12 @@ _SLOW_COLUMNS = (
     Column("PROTOCOL", 2),
     Column("BEHIND", 7, right=True),
     Column("BUFFERED", 6, right=True),
+)
+_CLIENT_COLUMNS = (
+    Column("CLIENT", 9, shrinks=True),
+    Column("CONN", 8, right=True),
+    Column("TOPICS", 5, right=True),
+    Column("REFUSED", 7, right=True),
 )
 _TOPIC_COLUMNS = (Column("MESSAGES/s", 1, right=True), Column("TOPIC", 2, shrinks=True))
 
@@ -267,6 +274,30 @@ def slow_subscribers(snapshot: ClusterSnapshot, width: int) -> Table:
     ]
     unlisted = sum(report.slow_subscribers for _, report in reports) - len(rows)
     return Table(_SLOW_COLUMNS, rows, width, "slow subscribers", unlisted)
+
+
+def clients(snapshot: ClusterSnapshot, width: int) -> Table:
+    """Return the table of clients by the names of their keys, over all nodes; empty if none has a name.
+
+    Those of which most was refused come first, and then those with most connections.
+    """
+    sums: dict[str, Counter[str]] = {}
+    for node in snapshot.answering:
+        for client in node.report.clients if node.report is not None else ():
+            numbers = {name: getattr(client, name) for name in ("connections", "topics", "refused")}
+            sums.setdefault(client.name, Counter()).update(numbers)
+    rows: list[list[str | Text]] = [
+        [
+            name or Text("without a name", style="dim"),
+            f"{total['connections']:,}",
+            f"{total['topics']:,}" if total["topics"] else "-",
+            Text(f"{total['refused']:,}", style="yellow") if total["refused"] else "-",
+        ]
+        for name, total in sorted(
+            sums.items(), key=lambda item: (-item[1]["refused"], -item[1]["connections"], item[0])
+        )
+    ]
+    return Table(_CLIENT_COLUMNS, rows if sums.keys() - {""} else [], width, "names")
 
 
 def topics(snapshot: ClusterSnapshot, width: int) -> Table:

@@ -15,8 +15,10 @@ import msgspec
 import pytest
 from playwright.async_api import Page, Route, expect
 
+import wsqueue
 from tests.support.certificates import Authority
-from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode
+from tests.support.keys import psk_of
+from tests.support.nodes import KEY, OTHER_KEY, Nodes, RunningNode, write_key
 from tests.support.waiting import eventually
 from wsqueue.report import report as reports
 
@@ -26,6 +28,7 @@ from ..support.clusters import cluster, page_of
 pytestmark = pytest.mark.anyio
 
 NARROW = 360
+WEB = psk_of("pages")
 MARKUP = "<img src=x onerror=alert(1)>"
 
 # The contrast of each visible text with its background (WCAG 2.2, success criterion 1.4.3).
@@ -138,10 +141,16 @@ async def overflow(page: Page) -> int:
     return width
 
 
-async def say_connect(page: Page, topic: str, key: str = KEY) -> None:
+async def say_connect(page: Page, topic: str, key: str = KEY, name: str = "") -> None:
     await page.get_by_label("Topic").fill(topic)
-    await page.get_by_label("Pre-shared key").fill(key)
+    await page.get_by_label("Pre-shared key or token").fill(key)
+    await page.get_by_label("Name of the key").fill(name)
     await page.get_by_role("button", name="Connect", exact=True).click()
+
+
+def lent(seconds: float) -> str:
+    """Return a token for the page of a user."""
+    return wsqueue.Token.make(WEB, name="web", who="alice", subscribe=["*"], seconds=seconds).text
 
 
 async def connect(page: Page, topic: str) -> None:
@@ -433,6 +442,45 @@ class TestDemo:
         assert await low_contrasts(page) == []
         assert await nameless(page) == []
         await connect(page, "news")
+
+    async def test_names_and_tokens(
+        self, nodes: Nodes, tabs: Tabs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("wsqueue.protocol.access.TOKEN_TOLERANCE_SECONDS", 0.0)
+        write_key(tmp_path, "web", WEB)
+        rights = {"publish": ["news"], "subscribe": ["news", "sport"]}
+        _, producer = await cluster(nodes, clients=[{"name": "web", "key_file": "web.key", **rights}])
+        page = await tabs.open(page_of(producer))
+        status = page.locator("#demo-status")
+        await say_connect(page, "news", WEB)
+        await status.get_by_text("This is not the key of the cluster").wait_for()
+        await say_connect(page, "news", OTHER_KEY, "web")
+        await status.get_by_text("This is not the key web of the nodes").wait_for()
+        await say_connect(page, "secrets", WEB, "web")
+        await status.get_by_text("This key or token does not allow that").wait_for()
+        await say_connect(page, "news", WEB, "web")
+        await status.get_by_text("Connected.").wait_for()
+        clients = page.get_by_role("table", name="Clients by name")
+        await publish(page, "by a name")
+        await page.locator("#arrived").get_by_text("by a name").wait_for()
+        await clients.get_by_role("rowheader", name="web", exact=True).wait_for()
+        await check_looks(page, "clients")
+        await page.get_by_role("button", name="Disconnect").click()
+        # Whatever an old token may do, it ends, and the page says when.
+        await say_connect(page, "sport", lent(seconds=-3600))
+        await status.get_by_text(re.compile(r"This token ended at \d\d:\d\d:\d\d on \d{4}-")).wait_for()
+        await say_connect(page, "sport", wsqueue.Token.make(OTHER_KEY, name="web").text)
+        await status.get_by_text("The nodes do not know the key of this token").wait_for()
+        await say_connect(page, "sport", f" {lent(seconds=4)}\n", "ignored")
+        await status.get_by_text("Connected.").wait_for()
+        await publish(page, "not allowed")
+        await status.get_by_text("web:alice may not publish to 'sport'").wait_for()
+        # Its end comes while the page is connected.
+        await status.get_by_text("Make another with wsqueue token, and connect again.").wait_for()
+        assert await page.get_by_role("button", name="Connect", exact=True).is_visible()
+        assert await low_contrasts(page) == []
+        stored = await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]")
+        assert stored == [0, 0, ""]
 
     async def test_connecting_can_be_cancelled(self, nodes: Nodes, tabs: Tabs) -> None:
         tabs.tolerate("WebSocket connection to")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from tests.support.nodes import Nodes, RunningNode
@@ -9,11 +10,16 @@ from tests.support.ports import free_port
 
 
 async def cluster(
-    nodes: Nodes, consumers: int = 2, tls: dict[str, Any] | None = None, **monitoring: Any
+    nodes: Nodes,
+    consumers: int = 2,
+    tls: dict[str, Any] | None = None,
+    clients: Sequence[dict[str, Any]] = (),
+    **monitoring: Any,
 ) -> tuple[list[RunningNode], RunningNode]:
-    """Start consumers and a producer; the settings are those of [monitoring]."""
+    """Start consumers and a producer; the other settings are those of [monitoring]."""
     scheme = "wss://" if tls is not None else ""
     settings: dict[str, Any] = {"tls": tls} if tls is not None else {}
+    settings |= {"clients": list(clients)} if clients else {}
     producers = [f"{scheme}127.0.0.1:{free_port()}"]
     addresses = [f"{scheme}127.0.0.1:{free_port()}" for _ in range(consumers)]
     monitoring |= {"producers": producers}

@@ -806,7 +806,7 @@
   // off, connecting or on
   function enter(next) {
     phase = next;
-    for (const id of ["topic", "key"]) $(id).readOnly = phase !== "off";
+    for (const id of ["topic", "key", "key-name"]) $(id).readOnly = phase !== "off";
     for (const id of ["message", "publish-button", "picture"]) $(id).disabled = phase !== "on";
     say($("connect-button"), { off: "Connect", connecting: "Cancel", on: "Disconnect" }[phase]);
     $("connect-button").classList.toggle("quiet", phase !== "off");
@@ -905,15 +905,40 @@
     }
   }
 
+  // No key looks like a token, whose first part is claims.
+  function secret() {
+    const text = $("key").value;
+    const name = $("key-name").value.trim();
+    try {
+      const { expires } = keyOf(text);
+      return { options: { token: text }, expires };
+    } catch {
+      return { options: { psk: text, name } };
+    }
+  }
+
+  function whyRefused({ code, message }) {
+    const { options, expires } = secret();
+    const again = "Make another with wsqueue token, and connect again.";
+    if (code === TOKEN_ENDED) {
+      const ended = new Date(expires * 1000);
+      return ended <= new Date()
+        ? `This token ended at ${clock(ended)} on ${day(expires)}. ${again}`
+        : `The nodes take this token no more: it was revoked, or clocks differ. ${again}`;
+    }
+    if (options.token) return `The nodes do not know the key of this token: ${message}. ${again}`;
+    const whose = options.name ? `key ${options.name} of the nodes` : "key of the cluster";
+    return `This is not the ${whose}: ${message}. Enter the right one and connect again.`;
+  }
+
   function failed(error) {
     if (error instanceof AuthenticationError) {
-      tell(
-        `This is not the key of the cluster: ${error.message}. Enter the right one and connect again.`,
-        "bad",
-      );
+      tell(whyRefused(error), "bad");
       set($("key"), "aria-invalid", "true");
       $("key").focus();
-    } else tell(`That did not work: ${error.message}.`, "bad");
+    } else if (error instanceof NotAllowedError)
+      tell(`This key or token does not allow that: ${error.message}.`, "bad");
+    else tell(`That did not work: ${error.message}.`, "bad");
   }
 
   async function certificateOf(address) {
@@ -932,7 +957,7 @@
     const mine = new WsqueueClient({
       consumers: cluster.consumers,
       producers: cluster.producers,
-      psk: $("key").value,
+      ...secret().options,
       // A browser does not show the certificate of a wss:// node; the reports have it.
       channelBinding: certificateOf,
       onState(event) {

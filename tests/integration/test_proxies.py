@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import shutil
 import socket
 import ssl
 import urllib.request
@@ -21,6 +20,7 @@ from ..support.certificates import Authority
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode
 from ..support.paths import ROOT
 from ..support.ports import free_port
+from ..support.programs import debian_program
 from ..support.raw_peer import http_get, request_of
 from ..support.raw_v2_peer import SUBPROTOCOL, V2Socket
 from ..support.waiting import eventually, soon
@@ -245,9 +245,7 @@ def answers(port: int) -> bool:
 async def test_real_proxies(
     nodes: Nodes, authority: Authority, clients: list[dict[str, Any]], tmp_path: Path, program: str
 ) -> None:
-    path = shutil.which(program) or shutil.which(program, path="/usr/sbin")
-    if path is None:
-        pytest.skip(f"not installed: {program}")
+    path = debian_program(program, program)
     _, producer, ports = await proxied(nodes, clients=clients)
     authority.issue("proxy")
     port = free_port()

@@ -215,7 +215,7 @@ async def test_a_token_is_for_its_user(nodes: Nodes, clients: list[dict[str, Any
 
 
 async def test_a_token_that_ends_is_renewed(
-    nodes: Nodes, clients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+    nodes: Nodes, log: Log, clients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("wsqueue.protocol.access.TOKEN_TOLERANCE_SECONDS", 0.0)
     monkeypatch.setattr("wsqueue.net.credential.RENEW_SECONDS", 0.0)
@@ -241,6 +241,8 @@ async def test_a_token_that_ends_is_renewed(
             assert (await anext(news)).data == str(number)
             number += 1
             await asyncio.sleep(0.01)
+    # That is how tokens end: nothing to warn of.
+    assert log.lines("connection closed", logging.WARNING) == []
 
 
 async def test_a_token_that_ends_and_is_not_renewed(

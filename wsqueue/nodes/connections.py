@@ -220,7 +220,9 @@ class Connections(Collection[Connection], Owner):
 
     def _log_end(self, connection: Connection, closed: Closed) -> None:
         if connection.established:
-            violation = closed.code >= 1002 and not closed.by_peer and not self.draining
+            # A token ends as it said it would, and its user brings the next one.
+            ended = closed.code == CloseCode.TOKEN_ENDED
+            violation = closed.code >= 1002 and not ended and not closed.by_peer and not self.draining
             level = logging.WARNING if violation else logging.DEBUG
             log(
                 logger,

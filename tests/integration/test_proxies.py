@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-import socket
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator
@@ -19,7 +18,7 @@ import wsqueue
 from ..support.certificates import Authority
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode
 from ..support.paths import ROOT
-from ..support.ports import free_port
+from ..support.ports import answers, free_port
 from ..support.programs import debian_program
 from ..support.raw_peer import http_get, request_of
 from ..support.raw_v2_peer import SUBPROTOCOL, V2Socket
@@ -234,11 +233,6 @@ def post(address: str, authority: Authority) -> int:
     context = ssl.create_default_context(cafile=authority.file)
     with urllib.request.urlopen(request, context=context, timeout=10) as response:  # noqa: S310 - as above
         return int(response.status)
-
-
-def answers(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 @pytest.mark.parametrize("program", ["nginx", "caddy"])

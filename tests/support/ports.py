@@ -38,3 +38,9 @@ def _ports() -> Iterator[int]:
 def free_ports(count: int) -> list[int]:
     """Return several such ports."""
     return [free_port() for _ in range(count)]
+
+
+def answers(port: int) -> bool:
+    """Return True if a process listens on a port of this host."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -18,6 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
+import msgspec
+
 from ..config.check import check_addresses
 from ..config.keys import load_psk
 from ..config.load import load_config
@@ -112,6 +114,23 @@ def _credential(config: ClientConfig, psk: object, name: str, token: str | Renew
     return Credential(PreSharedKey(psk, name=name))
 
 
+def _without_downgrades(config: ClientConfig, credential: Credential) -> ClientConfig:
+    """Return the configuration with which a key or a token is used.
+
+    Whoever is on the way could have the client speak classic, whose answers bind neither a name nor a path.
+    A client whose key has a name expects nodes that speak v2, so it needs that only if it is told so.
+
+    Raises:
+        ConfigError: A token is to be used with the classic protocol.
+    """
+    if credential.is_token and config.allow_classic:
+        problem = "the classic protocol has no tokens: expected false, or no allow_classic"
+        raise ConfigError(problem, key="allow_classic")
+    if credential.is_named and config.allow_classic is None:
+        return msgspec.structs.replace(config, allow_classic=False)
+    return config
+
+
 class Client:
     """Publish and subscribe; made by `connect`.
 
@@ -124,7 +143,11 @@ class Client:
     ) -> None:
         self._owner = Owner()
         self._settings = ClientSettings(
-            config=config, credential=credential, tls=tls, open_seconds=open_seconds, owner=self._owner
+            config=_without_downgrades(config, credential),
+            credential=credential,
+            tls=tls,
+            open_seconds=open_seconds,
+            owner=self._owner,
         )
         self._publisher: PublisherLink | None = None
         # A feed lives as long as its subscription, and then until its connections are closed.

@@ -50,6 +50,16 @@ class Credential:
         return str(Identity(psk.name, psk.claims.who if isinstance(psk, Token) else ""))
 
     @property
+    def is_token(self) -> bool:
+        """Return True for a token, also if the application has not brought one yet."""
+        return self._renew is not None or (self._psk is not None and bool(self._psk.token))
+
+    @property
+    def is_named(self) -> bool:
+        """Return True for a token, and for a key with a name."""
+        return self.is_token or (self._psk is not None and bool(self._psk.name))
+
+    @property
     def renewable(self) -> bool:
         """Return True if the application brings the next token."""
         return self._renew is not None

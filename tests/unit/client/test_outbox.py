@@ -395,5 +395,5 @@ class Publishing(RuleBasedStateMachine):
             assert result == "failed" or (text in stored_data) == (result == "confirmed"), (text, result)
 
 
-Publishing.TestCase.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+Publishing.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestPublishing = Publishing.TestCase

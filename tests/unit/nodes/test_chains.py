@@ -343,5 +343,5 @@ class Merging(RuleBasedStateMachine):
         self.patch.stop()
 
 
-Merging.TestCase.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+Merging.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
 TestMerging = Merging.TestCase

@@ -12,9 +12,10 @@ READY := $(VENV)/.ready
 # The environment without developers' tools, so that a first try starts sooner, and with all that a deployment needs.
 RUNS := $(VENV)/.runs
 DEPLOYS := $(VENV)/.deploys
-SETUP := scripts/setup scripts/pip pyproject.toml constraints.txt
+SETUP := scripts/setup scripts/pip pyproject.toml $(wildcard requirements/*.txt)
 TOPIC ?= news
 PORT ?= 8000
+UPGRADE ?= --upgrade
 SCHEDULES ?= 1000
 # All targets.
 TARGET ?=
@@ -33,18 +34,18 @@ setup: $(READY) ## Make the virtual environment .venv with everything in it
 	@echo "$(VENV) has $$($(BIN)/python -I --version); to have another Python, remove it and set PYTHON."
 
 $(READY): $(SETUP)
-	scripts/setup $(VENV) '.[dev]'
+	scripts/setup $(VENV) dev
 	touch $(RUNS) $(DEPLOYS) $@
 
 .PHONY: setup-deploy
 setup-deploy: $(DEPLOYS) ## Make .venv with all that a control node needs to deploy, and no developers' tools
 
 $(DEPLOYS): $(SETUP)
-	scripts/setup $(VENV) '.[deploy]'
+	scripts/setup $(VENV) deploy
 	touch $(RUNS) $@
 
 $(RUNS): $(SETUP)
-	scripts/setup $(VENV) .
+	scripts/setup $(VENV) nodes
 	touch $@
 
 .PHONY: demo
@@ -102,7 +103,7 @@ lint: $(READY) ## Run all linters
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .yamllint .ansible-lint site.yml ansible molecule
 	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
-	$(BIN)/shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/*)
+	PATH="$(CURDIR)/$(BIN):$$PATH" shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/*)
 	$(BIN)/python scripts/check-role-variables
 
 .PHONY: format
@@ -110,9 +111,9 @@ format: $(READY) ## Format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-.PHONY: constraints
-constraints: ## Pin the newest versions of all dependencies in constraints.txt
-	scripts/pin
+.PHONY: lock
+lock: $(READY) ## Pin the newest versions of all dependencies, with hashes, in requirements/ (UPGRADE= keeps others)
+	scripts/lock $(BIN)/uv $(UPGRADE)
 
 .PHONY: lab
 lab: $(DEPLOYS) ## Boot six test hosts with real systemd on this machine, for ansible/inventory/lab (as root)

@@ -8,15 +8,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import tomllib
 import zipfile
 from pathlib import Path
 
 ENTRY = "sources"
 """Name of the file in a zipapp that has the hash of the sources."""
 
-FILES = ("constraints.txt", "LICENSE", "scripts/pip", "scripts/sources.py", "scripts/zipapp")
-"""Files that decide the content of a zipapp, besides those of the package and its list of dependencies."""
+FILES = ("LICENSE", "requirements/nodes.txt", "scripts/pip", "scripts/sources.py", "scripts/zipapp")
+"""Files that decide the content of a zipapp, besides those of the package."""
 
 
 def package_files(clone: Path) -> list[Path]:
@@ -24,15 +23,6 @@ def package_files(clone: Path) -> list[Path]:
     found = (path for path in (clone / "wsqueue").rglob("*") if path.is_file())
     files = [path for path in found if path.suffix != ".pyc" and not path.name.startswith(".")]
     return sorted(files, key=lambda path: path.relative_to(clone).parts)
-
-
-def dependencies(clone: Path) -> list[str]:
-    """Return the dependencies of a host's nodes, without their versions in constraints.txt.
-
-    They include those of a shared log, so that one zipapp suits all hosts.
-    """
-    project = tomllib.loads((clone / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    return [*project["dependencies"], *project["optional-dependencies"]["jetstream"]]
 
 
 def version(clone: Path) -> str:
@@ -52,7 +42,7 @@ def sources_hash(clone: Path) -> str:
 
     Documents, tests and git's history have no part in it, nor have the Python and the machine of the zipapp.
     """
-    total = hashlib.sha256(json.dumps(dependencies(clone)).encode())
+    total = hashlib.sha256()
     for path in [*package_files(clone), *(clone / name for name in FILES)]:
         name = path.relative_to(clone).as_posix().encode()
         total.update(hashlib.sha256(name).digest() + hashlib.sha256(path.read_bytes()).digest())

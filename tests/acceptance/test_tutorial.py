@@ -116,7 +116,7 @@ def test_every_command_prints_what_is_shown(document: str, tmp_path: Path) -> No
     # that runs this test: its sources are older, so that make doesn't make it again.
     for name in ("Makefile", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
-    for name in ("pyproject.toml", "constraints.txt", "scripts/setup", "scripts/pip"):
+    for name in ("pyproject.toml", "requirements/nodes.txt", "scripts/setup", "scripts/pip"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
         os.utime(tmp_path / name, (0, 0))

@@ -18,7 +18,7 @@ from wsqueue.version import __version__
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
-SOURCES = ("wsqueue", "scripts", "pyproject.toml", "constraints.txt", "LICENSE")
+SOURCES = ("wsqueue", "scripts", "requirements", "LICENSE")
 
 
 class Clone:
@@ -113,7 +113,7 @@ def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) 
 
 def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> None:
     content, made = zipapp.read_bytes(), zipapp.stat().st_mtime_ns
-    (clone.directory / "constraints.txt").touch()
+    (clone.directory / "requirements" / "nodes.txt").touch()
     clone.build()
     assert zipapp.stat().st_mtime_ns == made
     # Put back with its old time, as a copy or a checkout may.
@@ -162,6 +162,17 @@ def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:
         "pre",
     }
     assert all(name.startswith(":env:.") for name in kept)
+
+
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
+    clone = Clone(tmp_path)
+    (clone.directory / "requirements" / "nodes.txt").write_text(f"mdurl==0.1.2 --hash=sha256:{'0' * 64}\n")
+    command: list[str | Path] = [sys.executable, "-I", clone.directory / "scripts" / "zipapp"]
+    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert told.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in told.stderr
+    assert told.stderr.endswith("The zipapp has not been built.\n")
+    assert not (clone.directory / "dist").exists()
 
 
 @pytest.mark.parametrize("python", ["python9", "/bin/false"])

@@ -94,9 +94,9 @@ def test_a_damaged_zipapp_is_refused(tmp_path: Path) -> None:
 def test_with_a_limit_too_the_release_is_built_from_the_sources(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "wsqueue", clone / "wsqueue", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("ansible", "scripts"):
+    for name in ("ansible", "requirements", "scripts"):
         shutil.copytree(ROOT / name, clone / name, symlinks=True)
-    for name in ("Makefile", "ansible.cfg", "constraints.txt", "pyproject.toml", "LICENSE"):
+    for name in ("Makefile", "ansible.cfg", "pyproject.toml", "LICENSE"):
         shutil.copy(ROOT / name, clone / name)
     for name in ("collections", "systemd"):
         shutil.copytree(ROOT / name, clone / name, symlinks=True)

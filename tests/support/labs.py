@@ -144,10 +144,9 @@ def skip_if_the_lab_cannot_run(result: subprocess.CompletedProcess[str]) -> None
 
 def build(directory: Path, version: str) -> Path:
     """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
-    for name in ("wsqueue", "scripts"):
+    for name in ("wsqueue", "scripts", "requirements"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "constraints.txt", "LICENSE"):
-        shutil.copy(ROOT / name, directory / name)
+    shutil.copy(ROOT / "LICENSE", directory / "LICENSE")
     file = directory / "wsqueue" / "version.py"
     file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
     command: list[str | Path] = [BIN / "python", "-I", directory / "scripts" / "zipapp"]

@@ -261,9 +261,27 @@ def test_the_changelog_has_the_version() -> None:
     assert f"\n## {__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_runtime_dependency_is_pinned() -> None:
-    lines = re.findall(r"(?m)^(.*?)==", (ROOT / "constraints.txt").read_text())
-    pinned = {name.lower().replace("_", "-") for name in lines}
-    project = tomli.loads((ROOT / "pyproject.toml").read_text())["project"]
-    wanted = {re.split(r"[<>=]", name)[0] for name in project["dependencies"]}
-    assert wanted <= pinned
+@pytest.mark.parametrize("what", ["nodes", "deploy", "dev", "build"])
+def test_all_that_is_installed_is_pinned_with_hashes(what: str) -> None:
+    lines = (ROOT / "requirements" / f"{what}.txt").read_text().splitlines()
+    names = [match[1] for line in lines if (match := re.match(r"([\w.-]+)==\S+( ; .*[^ ])? \\$", line))]
+    hashes = [line for line in lines if re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line)]
+    comments = [line for line in lines if line.startswith("#")]
+    # Nothing else, so no address of an index and no file.
+    assert len(names) + len(hashes) + len(comments) == len(lines)
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())
+    extras = project["project"]["optional-dependencies"]
+    wanted = {
+        "nodes": [*project["project"]["dependencies"], *extras["jetstream"]],
+        "deploy": [*project["project"]["dependencies"], *extras["jetstream"], *extras["deploy"]],
+        "dev": [*project["project"]["dependencies"], *(name for extra in extras.values() for name in extra)],
+        "build": project["dependency-groups"]["build"],
+    }
+    assert {re.split(r"[<>=]", name)[0] for name in wanted[what]} <= set(names)
+
+
+def test_a_package_has_one_build_tool_wherever_it_is_built() -> None:
+    project = tomli.loads((ROOT / "pyproject.toml").read_text())
+    [tool] = project["build-system"]["requires"]
+    assert tool in project["dependency-groups"]["build"]
+    assert f"\n{tool} \\\n" in (ROOT / "requirements" / "build.txt").read_text()

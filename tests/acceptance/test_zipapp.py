@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from cyclonedx.schema import SchemaVersion
+from cyclonedx.validation.json import JsonStrictValidator
 
 from tests.support.hostile_environment import PIP_CONF, hostile_environment
 from tests.support.paths import ROOT
@@ -109,10 +115,40 @@ def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) 
     second = clone.build(0o077, hostile_environment(tmp_path / "home"))
     assert second.name == zipapp.name
     assert second.read_bytes() == zipapp.read_bytes()
+    bills = [file.with_suffix(".cdx.json").read_bytes() for file in (second, zipapp)]
+    assert bills[0] == bills[1]
+
+
+def test_its_bill_of_materials_has_all_that_is_in_it(zipapp: Path) -> None:
+    text = zipapp.with_suffix(".cdx.json").read_text()
+    # The schema is that of CycloneDX.
+    assert JsonStrictValidator(SchemaVersion.V1_6).validate_str(text) is None
+    bill = json.loads(text)
+    [own] = bill["metadata"]["component"]["hashes"]
+    assert own == {"alg": "SHA-256", "content": hashlib.sha256(zipapp.read_bytes()).hexdigest()}
+    with zipfile.ZipFile(zipapp) as archive:
+        places = (
+            re.match(r"site-packages/([^/]+)-([^-/]+)\.dist-info/", name) for name in archive.namelist()
+        )
+        held = {(place[1].lower().replace("_", "-"), place[2]) for place in places if place}
+    named = {(re.sub("[-_.]+", "-", item["name"]).lower(), item["version"]) for item in bill["components"]}
+    assert named | {("wsqueue", __version__)} == held
+    pinned = (ROOT / "requirements" / "nodes.txt").read_text()
+    for item in bill["components"]:
+        assert item["purl"] == f"pkg:pypi/{re.sub('[-_.]+', '-', item['name']).lower()}@{item['version']}"
+        assert item["licenses"], item
+        [found] = item["hashes"]
+        assert f"--hash=sha256:{found['content']}" in pinned
+    licences = {item["name"]: item["licenses"] for item in bill["components"]}
+    assert licences["websockets"] == [{"expression": "BSD-3-Clause"}]
+    assert licences["mdurl"] == [{"license": {"id": "MIT"}}]
+    assert licences["psutil"] == [{"license": {"name": "BSD-3-Clause"}}]
 
 
 def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> None:
     content, made = zipapp.read_bytes(), zipapp.stat().st_mtime_ns
+    bill = zipapp.with_suffix(".cdx.json")
+    listed = bill.read_text()
     (clone.directory / "requirements" / "nodes.txt").touch()
     clone.build()
     assert zipapp.stat().st_mtime_ns == made
@@ -123,9 +159,11 @@ def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> 
     os.utime(source, ns=times)
     clone.build()
     assert zipapp.read_bytes() != content
+    assert bill.read_text() != listed
     source.write_text(text)
     clone.build()
     assert zipapp.read_bytes() == content
+    assert bill.read_text() == listed
 
 
 def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:

@@ -115,6 +115,10 @@ format: $(READY) ## Format the code
 lock: $(READY) ## Pin the newest versions of all dependencies, with hashes, in requirements/ (UPGRADE= keeps others)
 	scripts/lock $(BIN)/uv $(UPGRADE)
 
+.PHONY: audit
+audit: $(READY) ## Look for known vulnerabilities in all dependencies
+	@$(BIN)/python -I scripts/audit
+
 .PHONY: lab
 lab: $(DEPLOYS) ## Boot six test hosts with real systemd on this machine, for ansible/inventory/lab (as root)
 	scripts/lab up $(LAB_HOSTS)

@@ -89,7 +89,7 @@ docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(PORT)
 
 .PHONY: zipapp
-zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy, and its SBOM (PYTHON=python3.13)
+zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy, with SBOM and SHA-256 (PYTHON=python3.13)
 	@$(BIN)/python -I scripts/zipapp $(PYTHON)
 
 .PHONY: collection

@@ -49,12 +49,24 @@ def sources_hash(clone: Path) -> str:
     return total.hexdigest()
 
 
-def zipapp_facts(zipapp: str | Path) -> dict[str, str]:
-    """Return the hash of the `content` of a zipapp, and that of its `sources`; "" where it has none.
+def sum_file(zipapp: Path) -> Path:
+    """Return the file beside a zipapp that says its SHA-256, as `sha256sum` writes it."""
+    return zipapp.with_name(f"{zipapp.name}.sha256")
 
-    The hash of the content is not that of the file, whose compression depends on the machine.
+
+def zipapp_facts(zipapp: str | Path) -> dict[str, str]:
+    """Return what a zipapp is: its `sha256`, and the sum that was `written` beside it when it was built.
+
+    Besides these, the hash of its `content`, and that of its `sources`. Each is "" where there is none. The
+    hash of the content is not that of the file, whose compression depends on the machine.
     """
-    facts = {"content": "", "sources": ""}
+    facts = {"sha256": "", "written": "", "content": "", "sources": ""}
+    try:
+        facts["sha256"] = hashlib.sha256(Path(zipapp).read_bytes()).hexdigest()
+        facts["written"] = sum_file(Path(zipapp)).read_text(encoding="utf-8").partition(" ")[0].strip()
+    except (OSError, ValueError):
+        # Without a sum beside it.
+        pass
     try:
         with zipfile.ZipFile(zipapp) as archive:
             facts["content"] = str(json.loads(archive.read("environment.json"))["build_id"])

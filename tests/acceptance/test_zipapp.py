@@ -160,10 +160,14 @@ def test_it_is_built_anew_only_for_other_sources(clone: Clone, zipapp: Path) -> 
     clone.build()
     assert zipapp.read_bytes() != content
     assert bill.read_text() != listed
+    # The sources are back, and so is their zipapp, but damaged: its sum is another one.
     source.write_text(text)
+    zipapp.write_bytes(content + b"more")
     clone.build()
     assert zipapp.read_bytes() == content
     assert bill.read_text() == listed
+    command = ["sha256sum", "--check", "--strict", f"{zipapp.name}.sha256"]
+    assert subprocess.run(command, cwd=zipapp.parent, check=False).returncode == 0
 
 
 def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:

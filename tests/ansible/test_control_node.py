@@ -107,7 +107,8 @@ def test_keys_and_releases_in_the_directory_of_an_inventory_are_no_inventories(t
     directory = tmp_path / "production"
     inventory(directory)
     (directory / "tls").mkdir()
-    for name in ("tls/c1.key", "tls/c1.crt", "tls/ca.pem", "wsqueue-0.1.0-cp311-x86_64.pyz"):
+    release = [f"wsqueue-0.1.0-cp311-x86_64{suffix}" for suffix in (".pyz", ".pyz.sha256", ".cdx.json")]
+    for name in ("tls/c1.key", "tls/c1.crt", "tls/ca.pem", *release):
         (directory / name).write_text("no inventory\n")
     listed = control_node.run("ansible-inventory", "-i", directory, "--graph")
     assert "WARNING" not in listed

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,7 +47,15 @@ def zipapp(directory: Path, sources: str, content: str = "0" * 64) -> Path:
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("environment.json", json.dumps({"build_id": content}))
         archive.writestr("sources", sources)
+    note_sum(file)
     return file
+
+
+def note_sum(file: Path) -> str:
+    """Write the SHA-256 of a zipapp beside it, as the build does, and return it."""
+    found = hashlib.sha256(file.read_bytes()).hexdigest()
+    file.with_name(f"{file.name}.sha256").write_text(f"{found}  {file.name}\n")
+    return found
 
 
 def inventory(directory: Path, hosts: dict[str, dict[str, object]]) -> Path:
@@ -86,9 +96,31 @@ def test_each_zipapp_is_compared_with_the_sources_of_the_clone(tmp_path: Path) -
 def test_a_damaged_zipapp_is_refused(tmp_path: Path) -> None:
     file = zipapp(tmp_path / "damaged", "")
     file.write_bytes(file.read_bytes()[:100])
+    note_sum(file)
     good, shown = check(tmp_path, {"c1": {"wsqueue_release_zipapp": str(file)}})
     assert not good
     assert "is damaged, or not from `make zipapp`; build it again." in shown
+
+
+def test_a_zipapp_with_an_unknown_or_another_sum_is_refused(tmp_path: Path) -> None:
+    good_file = zipapp(tmp_path / "good", sources.sources_hash(ROOT))
+    damaged = zipapp(tmp_path / "damaged", sources.sources_hash(ROOT))
+    found = note_sum(good_file)
+    good_file.with_name(f"{good_file.name}.sha256").unlink()
+    damaged.write_bytes(damaged.read_bytes() + b"more")
+    other = hashlib.sha256(damaged.read_bytes()).hexdigest()
+    hosts: dict[str, dict[str, object]] = {
+        "c1": {"wsqueue_release_zipapp": str(good_file)},
+        "c2": {"wsqueue_release_zipapp": str(good_file), "wsqueue_release_sha256": "f" * 64},
+        "c3": {"wsqueue_release_zipapp": str(good_file), "wsqueue_release_sha256": found},
+        "c4": {"wsqueue_release_zipapp": str(damaged)},
+    }
+    good, shown = check(tmp_path, hosts)
+    assert not good
+    assert f"Nothing says whether {good_file} is the file that was built; expected" in shown
+    assert f"{good_file} has the SHA-256 {found}, and wsqueue_release_sha256 says {'f' * 64}:" in shown
+    assert f"{damaged} has the SHA-256 {other}, and the file .sha256 beside it says {found}:" in shown
+    assert re.search(r"c3 : .* failed=0 ", shown)
 
 
 def test_with_a_limit_too_the_release_is_built_from_the_sources(tmp_path: Path) -> None:

@@ -78,6 +78,7 @@ class Engine:
             "ansible_python_interpreter": "{{ ansible_playbook_python }}",
             "wsqueue_address": "127.0.0.1",
             "wsqueue_psk": "secret",
+            "wsqueue_ca_passphrase": "a passphrase that is long enough",
             "wsqueue_engine_password": PASSWORD,
             "wsqueue_engine_node_password": NODE_PASSWORD,
             "wsqueue_consumer_retention": {

@@ -111,6 +111,10 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
     variables = {
         "wsqueue_tls": True,
         "wsqueue_tls_client_certificates": True,
+        "wsqueue_clients": {
+            "billing": {"key": "secret", "publish": ["orders/*"], "max_connections": 5},
+            "watch": {"key": ["new", "old"], "status": True},
+        },
         "wsqueue_consumer_limits": {"max_connections": 100},
         "wsqueue_pages": "none",
         "wsqueue_monitoring_alertmanagers": ["192.0.2.9:9093"],
@@ -148,6 +152,15 @@ def test_nodes_speak_without_tls_only_where_the_inventory_says_so(plain: Written
     # The files of a plain cluster are good only because they say so.
     for name in ("c1-consumer-10001", "p1-producer-10002"):
         assert (plain.node(name).plain, watched.node(name).plain) == (True, False)
+
+
+def test_all_nodes_know_the_clients_that_have_keys_of_their_own(plain: Written, watched: Written) -> None:
+    for name in ("c1-consumer-10001", "p1-producer-10002"):
+        billing, watch = watched.node(name).clients
+        assert (billing.name, billing.key_file) == ("billing", "/etc/wsqueue/client.billing")
+        assert (billing.publish, billing.max_connections, billing.status) == (("orders/*",), 5, False)
+        assert (watch.name, watch.publish, watch.status) == ("watch", (), True)
+        assert plain.node(name).clients == []
 
 
 def test_nodes_know_each_other_in_the_order_of_the_inventory(plain: Written, watched: Written) -> None:

@@ -76,7 +76,9 @@ class Cluster:
 
     def __init__(self, lab: OwnLab, directory: Path) -> None:
         self.lab, self.directory = lab, directory
-        self.psk, self.node_psk, self.passphrase = (secrets.token_urlsafe(32) for _ in range(3))
+        self.psk, self.node_psk, self.client_key = (secrets.token_urlsafe(32) for _ in range(3))
+        self.passphrase = secrets.token_urlsafe(32)
+        self.clients: dict[str, Any] = {"billing": {"key": self.client_key, "publish": ["orders/*"]}}
         self.outputs: list[str] = []
         self.zipapps: dict[str, Path] = {}
 
@@ -93,6 +95,7 @@ class Cluster:
         return [
             self.psk,
             self.node_psk,
+            self.client_key,
             self.passphrase,
             *(file.read_text().splitlines()[1] for file in files),
         ]
@@ -105,6 +108,7 @@ class Cluster:
         variables: dict[str, Any] = self.lab.variables | {
             "wsqueue_psk": self.psk,
             "wsqueue_node_psk": self.node_psk,
+            "wsqueue_clients": self.clients,
             "wsqueue_tls": True,
             "wsqueue_tls_directory": str(self.tls),
             "wsqueue_ca_passphrase": self.passphrase,

@@ -150,9 +150,11 @@ def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
 
 def test_the_key_is_nowhere(deployed: Cluster) -> None:
     modes = {"psk": "root wsqueue 640", "tls/ca.pem": "root root 644"}
-    node_modes = {"node_psk": "root wsqueue-node 640", "tls/node.pem": "root wsqueue-node 640"}
+    node_modes = dict.fromkeys(("node_psk", "client.billing", "tls/node.pem"), "root wsqueue-node 640")
     for host in HOSTS:
-        shown = deployed.lab.ssh(host, "cd /etc/wsqueue; stat -c '%n %U %G %a' *psk tls/*").splitlines()
+        shown = deployed.lab.ssh(
+            host, "shopt -s nullglob; cd /etc/wsqueue; stat -c '%n %U %G %a' *psk client.* tls/*"
+        ).splitlines()
         expected = modes if host == "demo1" else modes | node_modes
         assert dict(line.split(maxsplit=1) for line in shown) == expected
         assert deployed.lab.ssh(host, "cat /etc/wsqueue/psk") == deployed.psk
@@ -232,6 +234,20 @@ def test_a_member_of_the_group_uses_the_demo(deployed: Cluster) -> None:
     assert (told.returncode, told.stdout) == (0, "hello\n"), told.stderr
     told = deployed.lab.try_to("ssh", "demo1", "su - mallory -c 'echo hello | wsqueue demo news'")
     assert told.returncode == 3, told.stdout + told.stderr
+
+
+def test_a_client_with_a_key_of_its_own(deployed: Cluster) -> None:
+    lab = deployed.lab
+    lab.ssh("demo1", "umask 077; cat >/root/billing.key", stdin=deployed.client_key)
+    change = r's|^psk_file = .*|psk_file = "/root/billing.key"\nname = "billing"|'
+    lab.ssh("demo1", f"sed '{change}' /etc/wsqueue/demo.toml >/root/billing.toml")
+    lab.ssh("demo1", "wsqueue publish --config /root/billing.toml orders/1 'an order'")
+    told = lab.try_to("ssh", "demo1", "wsqueue publish --config /root/billing.toml news 'no news'")
+    assert told.returncode != 0
+    assert "billing may not publish to 'news'" in told.stderr
+    lab.ssh("demo1", "rm /root/billing.*")
+    shown = lab.ssh("producer1", "journalctl --no-pager -o cat -u 'wsqueue-*' --grep='^not allowed '")
+    assert "billing may not publish" in shown
 
 
 def assert_it_starts_again(cluster: Cluster, node: tuple[str, str, int], sent: str, seconds: float) -> None:
@@ -314,6 +330,7 @@ def test_keys_and_certificates_change_under_load_though_a_host_drops_out(deploye
     # Log lines of the test before end within this second.
     since = deployed.lab.ssh("producer1", "sleep 1; date +%s")
     deployed.psk, deployed.node_psk = (secrets.token_urlsafe(32) for _ in range(2))
+    deployed.clients = {}
     deployed.inventory("good")
     with load(deployed.lab) as result:
         play_until_a_host_drops_out(deployed, HALF_ROTATED)
@@ -334,6 +351,8 @@ def test_keys_and_certificates_change_under_load_though_a_host_drops_out(deploye
         endpoints = sum(2 if kind == "consumer" else 1 for kind, _, _ in nodes)
         assert len(re.findall("^hello refused ", log, re.MULTILINE)) == 5 * endpoints
         assert deployed.found(host, *old, *deployed.secrets) == []
+        # The client that is gone has left nothing.
+        assert deployed.lab.try_to("ssh", host, "grep -r billing /etc/wsqueue").stdout == ""
     assert_not_printed(deployed, old + deployed.secrets)
     deployed.verify()
 

@@ -28,6 +28,9 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - where a 
 PUBLIC_PSK = "pre-shared-key"
 """The default key of the original nodes, which is no secret."""
 
+CLIENT_FILE = "/etc/wsqueue/client."
+"""Begin of the name of the file with the key of a client."""
+
 
 class FilterModule:
     """The class that Ansible looks for."""
@@ -37,6 +40,9 @@ class FilterModule:
         functions = (
             address_to_listen_at,
             alternative_names,
+            client_keys,
+            client_problem,
+            client_tables,
             endpoints,
             engine_addresses,
             engine_names,
@@ -291,6 +297,61 @@ def key_mismatch(hosts: Sequence[Mapping[str, Any]]) -> str:
     return f"wsqueue_node_psk is not the key that is on {', '.join(node_psk)}" if node_psk else ""
 
 
+def client_tables(clients: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the tables `[[clients]]` of a node for the clients in the inventory, without their keys."""
+    return [
+        {"name": str(name), "key_file": f"{CLIENT_FILE}{name}"}
+        | {key: value for key, value in clients[name].items() if key != "key"}
+        for name in sorted(clients, key=str)
+    ]
+
+
+def client_keys(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Return the text of the key file of each client in the inventory."""
+    return {f"{CLIENT_FILE}{name}": "\n".join(key_list(client["key"])) for name, client in clients.items()}
+
+
+def client_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
+    """Return what is wrong with the keys of the clients in the inventory, "" if nothing is.
+
+    The rest is what a node finds wrong with its configuration.
+
+    Args:
+        hosts: Of each host: `is_node`, `clients` with their keys, and the keys `psk` and `node_psk`.
+    """
+    nodes = [host for host in hosts if host["is_node"]]
+    if any(host["clients"] != nodes[0]["clients"] for host in nodes):
+        return "wsqueue_clients is not the same on all hosts with nodes"
+    clients = nodes[0]["clients"] if nodes else {}
+    if not isinstance(clients, Mapping):
+        return "wsqueue_clients is no mapping: expected the names of clients, each with its key and rights"
+    owners = {PUBLIC_PSK: "the original nodes' default, which everybody knows"}
+    for host in nodes:
+        owners |= dict.fromkeys(host["psk"], "a key of wsqueue_psk")
+        owners |= dict.fromkeys(host["node_psk"], "a key of wsqueue_node_psk")
+    for name, client in clients.items():
+        where = f"wsqueue_clients.{name}"
+        if problem := _client_problem(client, owners):
+            return f"{where} {problem}"
+        owners |= dict.fromkeys(key_list(client["key"]), f"a key of {where}")
+    return ""
+
+
+def _client_problem(client: object, owners: Mapping[str, str]) -> str:
+    """Return what is wrong with a client, where others own some keys."""
+    if not isinstance(client, Mapping):
+        return "is no mapping: expected a key and rights"
+    if chosen := sorted({"name", "key_file"} & set(client)):
+        return f"has {' and '.join(chosen)}, which the role sets: expected only a key and rights"
+    key = client.get("key")
+    keys = key_list(key) if isinstance(key, (str, Sequence)) else []
+    if not keys:
+        return "has no key: expected what `wsqueue keygen` prints"
+    if taken := [owners[one] for one in keys if one in owners]:
+        return f"has {taken[0]}: expected a key of its own, as `wsqueue keygen` prints it"
+    return ""
+
+
 def _refuse(some: Sequence[str], others: Sequence[str]) -> bool:
     """Return True if an end with some keys and an end with others would refuse one another."""
     return not some or not others or some[0] not in others or others[0] not in some
@@ -318,15 +379,27 @@ def toml(settings: Mapping[str, Any]) -> str:
     return "\n".join(_table(settings))
 
 
-def _table(settings: Mapping[str, Any], name: str = "") -> list[str]:
+def _table(settings: Mapping[str, Any], name: str = "", header: str = "") -> list[str]:
     present = {key: value for key, value in settings.items() if value is not None}
-    lines = [_setting(key, value) for key, value in present.items() if not isinstance(value, Mapping)]
-    if name and lines:
-        lines = ["", f"[{name}]", *lines]
-    for key, table in present.items():
-        if isinstance(table, Mapping):
-            lines += _table(table, f"{name}.{key}" if name else key)
+    lines = [_setting(key, value) for key, value in present.items() if not _has_tables(value)]
+    # An empty table says nothing, but an empty one of a list is an item of it.
+    if header and (lines or header.startswith("[[")):
+        lines = ["", header, *lines]
+    for key, value in present.items():
+        inner = f"{name}.{key}" if name else key
+        if isinstance(value, Mapping):
+            lines += _table(value, inner, f"[{inner}]")
+        elif _has_tables(value):
+            for table in value:
+                lines += _table(table, inner, f"[[{inner}]]")
     return lines
+
+
+def _has_tables(value: object) -> bool:
+    """Return True for a table, and for a list of tables."""
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return bool(value) and all(isinstance(item, Mapping) for item in value)
+    return isinstance(value, Mapping)
 
 
 def _setting(key: str, value: object) -> str:

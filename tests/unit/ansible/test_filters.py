@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import itertools
 import tomllib
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ KEYS = st.lists(st.sampled_from("abcd"), max_size=3, unique=True)
 def host(name: str, **keys: Any) -> dict[str, Any]:
     """Return the keys of a host that has the inventory's keys, but for those that are given."""
     known = {"psk": ["k"], "deployed_psk": ["k"], "node_psk": ["n"], "deployed_node_psk": ["n"]}
-    return {"name": name, "is_node": True} | known | keys
+    return {"name": name, "is_node": True, "clients": {}} | known | keys
 
 
 class TestAddresses:
@@ -180,6 +180,60 @@ class TestKeys:
         assert told == "wsqueue_node_psk is not the key that is on a"
 
 
+class TestClients:
+    """Clients with keys of their own."""
+
+    CLIENTS: ClassVar[dict[Any, Any]] = {
+        "watch": {"key": "w", "status": True},
+        "billing": {"key": ["new", "old"], "publish": ["orders/*"]},
+        2026: {"key": "y"},
+    }
+
+    def test_their_tables_and_keys(self) -> None:
+        assert cluster.client_tables(self.CLIENTS) == [
+            {"name": "2026", "key_file": "/etc/wsqueue/client.2026"},
+            {"name": "billing", "key_file": "/etc/wsqueue/client.billing", "publish": ["orders/*"]},
+            {"name": "watch", "key_file": "/etc/wsqueue/client.watch", "status": True},
+        ]
+        assert cluster.client_keys(self.CLIENTS) == {
+            "/etc/wsqueue/client.2026": "y",
+            "/etc/wsqueue/client.billing": "new\nold",
+            "/etc/wsqueue/client.watch": "w",
+        }
+        assert cluster.client_tables({}) == []
+
+    @pytest.mark.parametrize(
+        ("clients", "problem"),
+        [
+            ({}, ""),
+            (CLIENTS, ""),
+            (["billing"], "wsqueue_clients is no mapping"),
+            ({"billing": "key"}, "wsqueue_clients.billing is no mapping"),
+            ({"billing": {"publish": ["*"]}}, "wsqueue_clients.billing has no key"),
+            ({"billing": {"key": 1}}, "wsqueue_clients.billing has no key"),
+            ({"billing": {"key": []}}, "wsqueue_clients.billing has no key"),
+            ({"a": {"key": "x", "key_file": "/x"}}, "wsqueue_clients.a has key_file, which the role sets"),
+            ({"a": {"key": ["x", "k"]}}, "wsqueue_clients.a has a key of wsqueue_psk"),
+            ({"a": {"key": "n"}}, "wsqueue_clients.a has a key of wsqueue_node_psk"),
+            ({"a": {"key": "pre-shared-key"}}, "wsqueue_clients.a has the original nodes' default"),
+            (
+                {"a": {"key": "x"}, "b": {"key": ["y", "x"]}},
+                "wsqueue_clients.b has a key of wsqueue_clients.a",
+            ),
+        ],
+    )
+    def test_problems_of_their_keys(self, clients: Any, problem: str) -> None:
+        hosts = [host("a", clients=clients), host("b", clients=clients), host("c", is_node=False)]
+        told = cluster.client_problem(hosts)
+        assert told.startswith(problem)
+        assert bool(told) == bool(problem)
+
+    def test_all_nodes_have_the_same(self) -> None:
+        hosts = [host("a", clients=self.CLIENTS), host("b")]
+        assert cluster.client_problem(hosts) == "wsqueue_clients is not the same on all hosts with nodes"
+        assert cluster.client_problem([host("c", is_node=False)]) == ""
+
+
 def test_renamed_variables() -> None:
     renamed = {"old": "new", "older": "newer"}
     assert cluster.renamed_problem(["new", "other"], renamed) == ""
@@ -198,6 +252,7 @@ def test_settings_as_toml() -> None:
         "listen": ["a:1", "b:2"],
         "none": [],
         "on": True,
+        "clients": [{"name": "a", "publish": ["b/*"], "nothing": None}, {"nothing": None}, {"name": "c"}],
     }
     text = cluster.toml(settings)
     assert tomllib.loads(text) == {
@@ -208,6 +263,7 @@ def test_settings_as_toml() -> None:
         "limits": {"seconds": 0.5},
         "retention": {"mode": "jetstream", "jetstream": {"servers": ["a:1"]}},
         "outer": {"inner": {"number": 1}},
+        "clients": [{"name": "a", "publish": ["b/*"]}, {}, {"name": "c"}],
     }
     assert '\n    "b:2",\n' in text
 

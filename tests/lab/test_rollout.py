@@ -61,6 +61,7 @@ def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Clust
     shutil.copy(cluster.zipapps[OLD], other)
     wrong = {
         "is the original nodes' default": cluster.inventory("key", wsqueue_psk="pre-shared-key"),
+        "wsqueue_node_psk is not set, so every client could": cluster.inventory("nodes", wsqueue_node_psk=""),
         "Nothing would protect the messages at": cluster.inventory("plain", wsqueue_tls=False),
         "has no host in the group consumers": cluster.inventory("none", consumers=[]),
         "these are used twice": cluster.inventory("twice", consumer2__wsqueue_consumer_ports=[10001, 10001]),

@@ -7,6 +7,7 @@ WSQUEUE_WHOLE_LAB=1 in the environment.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import pytest
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.waiting import wait_until
-from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster, needs_time
+from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster, assert_nothing_changed, needs_time
+from .load import load
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -124,15 +126,34 @@ def test_instances_that_the_inventory_lacks_stay_unless_it_says_so(deployed: Clu
 def test_a_key_of_the_nodes_that_the_inventory_gives_up_goes_from_the_hosts(deployed: Cluster) -> None:
     version = deployed.lab.ssh("demo1", "wsqueue --version").split()[-1]
     release = ("-e", f"wsqueue_release_zipapp={deployed.zipapps[version]}")
-    deployed.inventory("good", wsqueue_node_psk="")
+    deployed.inventory("good", wsqueue_node_psk="", wsqueue_one_key_for_all=True)
     assert VERIFIED.search(deployed.play("ansible/playbooks/rotate_psk.yml", *release))
     for host in HOSTS[:3]:
         assert deployed.lab.try_to("ssh", host, "ls /etc/wsqueue/node_psk").returncode != 0
         assert deployed.found(host, deployed.node_psk) == []
-    deployed.inventory("good")
-    assert VERIFIED.search(deployed.play("ansible/playbooks/rotate_psk.yml", *release))
+
+
+@needs_time
+def test_nodes_get_their_first_key_with_an_update_under_load(deployed: Cluster) -> None:
+    version = deployed.lab.ssh("demo1", "wsqueue --version").split()[-1]
+    release = ("-e", f"wsqueue_release_zipapp={deployed.zipapps[NEW if version == OLD else OLD]}")
+    since = deployed.lab.ssh("producer1", "sleep 1; date +%s")
+    inventory = deployed.inventory("good")
+    told = refused(deployed, inventory, *release, "--limit", "consumer1")
+    assert "consumer2, producer1 would refuse the other nodes, which get a key of their own" in told
+    with load(deployed.lab) as result:
+        assert VERIFIED.search(deployed.play("site.yml", *release))
+    assert result["received"] == result["published"]
+    assert result["duplicates"] == 0
     for host in HOSTS[:3]:
         assert deployed.lab.ssh(host, "cat /etc/wsqueue/node_psk") == deployed.node_psk
+    # No link was refused on the way; the demo tests try a wrong key at each endpoint, once.
+    log = deployed.lab.ssh("consumer2", f"journalctl --no-pager -o cat -u 'wsqueue-*' --since=@{since}")
+    assert len(re.findall("^hello refused ", log, re.MULTILINE)) == 2
+    # So it stays.
+    output = deployed.play("site.yml", *release)
+    assert VERIFIED.search(output)
+    assert_nothing_changed(output)
 
 
 @needs_time

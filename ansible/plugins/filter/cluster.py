@@ -28,6 +28,11 @@ ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}  # noqa: S104 - where a 
 PUBLIC_PSK = "pre-shared-key"
 """The default key of the original nodes, which is no secret."""
 
+NEW_KEY = (
+    "enter what `wsqueue keygen` prints in a vault, as"
+    " ansible/inventory/example/group_vars/all/vault.yml.example says"
+)
+
 CLIENT_FILE = "/etc/wsqueue/client."
 """Begin of the name of the file with the key of a client."""
 
@@ -47,6 +52,7 @@ class FilterModule:
             engine_addresses,
             engine_names,
             exposed,
+            gets_first_node_key,
             key_list,
             key_mismatch,
             key_problem,
@@ -253,20 +259,34 @@ def key_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
     """Return what is wrong with the keys of the inventory, "" if nothing is.
 
     Args:
-        hosts: Of each host: `is_node`, and the keys `psk` and `node_psk`.
+        hosts: Of each host: `is_node`, `one_key` if clients and nodes shall share one, and the keys `psk` and
+            `node_psk`.
     """
     psks = _different(host["psk"] for host in hosts)
-    node_psks = _different(host["node_psk"] for host in hosts if host["is_node"])
     if [] in psks:
-        return "wsqueue_psk is not set on all hosts"
+        return f"wsqueue_psk is not set on all hosts; {NEW_KEY}"
     if len(psks) > 1:
         return "wsqueue_psk is not the same on all hosts"
     if any(PUBLIC_PSK in keys for keys in psks):
-        return "wsqueue_psk is the original nodes' default, which everybody knows"
+        return f"wsqueue_psk is the original nodes' default, which everybody knows; {NEW_KEY}"
+    nodes = [host for host in hosts if host["is_node"]]
+    node_psks = _different(host["node_psk"] for host in nodes)
     if len(node_psks) > 1:
         return "wsqueue_node_psk is not the same on all hosts with nodes"
-    if {key for keys in psks for key in keys} & {key for keys in node_psks for key in keys}:
-        return "wsqueue_node_psk has a key of wsqueue_psk"
+    return _node_key_problem(nodes[0]) if nodes else ""
+
+
+def _node_key_problem(node: Mapping[str, Any]) -> str:
+    """Return what is wrong with the key of the nodes, which is the same on all hosts."""
+    if not node["node_psk"] and not node["one_key"]:
+        return (
+            f"wsqueue_node_psk is not set, so every client could act as a node; {NEW_KEY}, and site.yml"
+            " gives it to the nodes, or set wsqueue_one_key_for_all: true, as original nodes need it"
+        )
+    if node["node_psk"] and node["one_key"]:
+        return "wsqueue_node_psk is set although wsqueue_one_key_for_all says otherwise; give up one of them"
+    if set(node["psk"]) & set(node["node_psk"]):
+        return f"wsqueue_node_psk has a key of wsqueue_psk; {NEW_KEY}"
     return ""
 
 
@@ -280,21 +300,32 @@ def key_mismatch(hosts: Sequence[Mapping[str, Any]]) -> str:
             `deployed_node_psk`.
     """
     deployed = [host for host in hosts if host["deployed_psk"]]
-    have_node_psk = any(host["deployed_node_psk"] for host in hosts)
     psk = [host["name"] for host in deployed if _refuse(host["psk"], host["deployed_psk"])]
     if psk:
         return f"wsqueue_psk is not the key that is on {', '.join(psk)}"
+    # A host without a key of the nodes is new, or gets its first one, for which gets_first_node_key is.
     node_psk = [
         host["name"]
         for host in deployed
         if host["is_node"]
-        and (
-            _refuse(host["node_psk"], host["deployed_node_psk"])
-            if host["deployed_node_psk"]
-            else host["node_psk"] and not have_node_psk
-        )
+        and host["deployed_node_psk"]
+        and _refuse(host["node_psk"], host["deployed_node_psk"])
     ]
     return f"wsqueue_node_psk is not the key that is on {', '.join(node_psk)}" if node_psk else ""
+
+
+def gets_first_node_key(hosts: Sequence[Mapping[str, Any]]) -> bool:
+    """Return True if nodes that use one key for all get a key of their own, in a step after all others.
+
+    Args:
+        hosts: Of each host: `is_node`, and the keys `node_psk`, `deployed_psk`, `deployed_node_psk`.
+    """
+    nodes = [host for host in hosts if host["is_node"]]
+    return (
+        any(host["node_psk"] for host in nodes)
+        and any(host["deployed_psk"] for host in nodes)
+        and not any(host["deployed_node_psk"] for host in nodes)
+    )
 
 
 def client_tables(clients: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ KEYS = st.lists(st.sampled_from("abcd"), max_size=3, unique=True)
 def host(name: str, **keys: Any) -> dict[str, Any]:
     """Return the keys of a host that has the inventory's keys, but for those that are given."""
     known = {"psk": ["k"], "deployed_psk": ["k"], "node_psk": ["n"], "deployed_node_psk": ["n"]}
-    return {"name": name, "is_node": True, "clients": {}} | known | keys
+    return {"name": name, "is_node": True, "one_key": False, "clients": {}} | known | keys
 
 
 class TestAddresses:
@@ -147,15 +147,35 @@ class TestKeys:
         ],
     )
     def test_problems_of_a_host(self, keys: dict[str, Any], problem: str) -> None:
-        assert cluster.key_problem([host("a"), host("b", **keys)]) == problem
+        told = cluster.key_problem([host("a"), host("b", **keys)])
+        assert told.partition(";")[0] == problem
 
-    def test_problems_of_all_hosts(self) -> None:
-        told = cluster.key_problem([host("a", psk=["k", "pre-shared-key"])])
-        assert told == "wsqueue_psk is the original nodes' default, which everybody knows"
-        assert (
-            cluster.key_problem([host("a", node_psk=["n", "k"])])
-            == "wsqueue_node_psk has a key of wsqueue_psk"
-        )
+    @pytest.mark.parametrize(
+        ("keys", "problem"),
+        [
+            ({"psk": ["k", "pre-shared-key"]}, "wsqueue_psk is the original nodes' default, which everybody"),
+            (
+                {"node_psk": ["n", "k"]},
+                "wsqueue_node_psk has a key of wsqueue_psk; enter what `wsqueue keygen`",
+            ),
+            ({"node_psk": []}, "wsqueue_node_psk is not set, so every client could act as a node"),
+            ({"node_psk": [], "one_key": True}, ""),
+            (
+                {"one_key": True},
+                "wsqueue_node_psk is set although wsqueue_one_key_for_all says otherwise",
+            ),
+            ({"node_psk": [], "is_node": False}, ""),
+        ],
+    )
+    def test_problems_of_all_hosts(self, keys: dict[str, Any], problem: str) -> None:
+        told = cluster.key_problem([host("a", **keys), host("b", **keys)])
+        assert told.startswith(problem)
+        assert bool(told) == bool(problem)
+
+    def test_a_missing_key_of_the_nodes_has_two_ways_out(self) -> None:
+        told = cluster.key_problem([host("a", node_psk=[])])
+        assert "`wsqueue keygen` prints in a vault" in told
+        assert "or set wsqueue_one_key_for_all: true" in told
 
     @pytest.mark.parametrize(
         ("keys", "name"),
@@ -167,7 +187,7 @@ class TestKeys:
             ({"node_psk": ["new"]}, "wsqueue_node_psk"),
             ({"node_psk": []}, "wsqueue_node_psk"),
             ({"node_psk": ["new"], "is_node": False}, ""),
-            # A new host: the others have a key of the nodes.
+            # New hosts, or the first key of the nodes.
             ({"deployed_node_psk": []}, ""),
         ],
     )
@@ -175,9 +195,23 @@ class TestKeys:
         told = cluster.key_mismatch([host("a"), host("b", **keys), host("c", **keys)])
         assert told == (f"{name} is not the key that is on b, c" if name else "")
 
-    def test_the_first_key_of_the_nodes(self) -> None:
-        told = cluster.key_mismatch([host("a", deployed_node_psk=[])])
-        assert told == "wsqueue_node_psk is not the key that is on a"
+    @pytest.mark.parametrize(
+        ("keys", "first"),
+        [
+            ({"deployed_node_psk": []}, True),
+            # A cluster that gives it up, or never had one; one that has it; and a fresh one.
+            ({"node_psk": [], "deployed_node_psk": []}, False),
+            ({}, False),
+            ({"deployed_psk": [], "deployed_node_psk": []}, False),
+        ],
+    )
+    def test_the_first_key_of_the_nodes(self, keys: dict[str, Any], first: bool) -> None:
+        client = host("c", is_node=False, node_psk=[], deployed_node_psk=[])
+        hosts = [host("a", **keys), host("b", **keys), client]
+        assert cluster.gets_first_node_key(hosts) == first
+        # One more host, or a run that broke off.
+        new = host("d", **keys | {"deployed_psk": [], "deployed_node_psk": []})
+        assert cluster.gets_first_node_key([*hosts, new]) == first
 
 
 class TestClients:

@@ -63,11 +63,13 @@ def dead(address: str, role: str, problem: str) -> ClusterNode:
     return ClusterNode(address=address, role=role, problem=problem)
 
 
-def findings(*nodes: ClusterNode, **certificates: datetime | str) -> list[Finding]:
+def findings(
+    *nodes: ClusterNode, fingerprints: Sequence[str] = (FINGERPRINT,), **certificates: datetime | str
+) -> list[Finding]:
     of = {role: [node.address for node in nodes if node.role == role] for role in ("consumer", "producer")}
     cluster = Cluster(of["consumer"], of["producer"], list(nodes), [])
     shown = {nodes[int(key[1:])].address: end for key, end in certificates.items()}
-    return list(cluster_findings(cluster, [FINGERPRINT], shown, NOW))
+    return list(cluster_findings(cluster, fingerprints, shown, NOW))
 
 
 def bad(found: Sequence[Finding]) -> list[tuple[str, str, str]]:
@@ -113,6 +115,8 @@ class TestACluster:
         assert finding.state == "problem"
         assert finding.text == f"The pre-shared key differs there: ours has the fingerprint {FINGERPRINT}."
         assert "wsqueue doctor FILE" in finding.advice
+        (finding,) = findings(dead(CONSUMERS[0], "consumer", OTHER_KEY), fingerprints=())
+        assert finding.text == f"It does not answer: {OTHER_KEY}."
 
     @pytest.mark.parametrize("problem", NO_REPORTS)
     def test_a_node_that_has_no_reports_is_no_problem(self, problem: str) -> None:
@@ -176,6 +180,13 @@ class TestACluster:
         )
         assert (state, subject) == ("warning", "pre-shared keys")
         assert words.endswith(f"consumer 192.0.2.2:10001 (00000000 and {FINGERPRINT}).")
+
+    def test_a_key_with_a_name_is_none_of_those_that_nodes_list(self) -> None:
+        assert bad(findings(consumer(0), consumer(1), fingerprints=())) == []
+        other = consumer(1, psk_fingerprints=["00000000"])
+        ((state, subject, words),) = bad(findings(consumer(0), other, fingerprints=()))
+        assert (state, subject) == ("warning", "pre-shared keys")
+        assert words == "The nodes have different lists of pre-shared keys."
 
     @pytest.mark.parametrize(
         ("clock", "words"), [(12.4, "12 seconds ahead of"), (-3600.0, "3600 seconds behind")]

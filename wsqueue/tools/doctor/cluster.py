@@ -51,7 +51,8 @@ async def check_cluster(settings: ClientConfig, psk: PreSharedKey, say: Say) -> 
             # A finding already has the reason why the node does not answer.
             if not (isinstance(end, str) and str(place) in unreachable)
         }
-    for finding in cluster_findings(cluster, psk.fingerprints(), certificates, datetime.now(UTC)):
+    ours = [] if psk.name or psk.token else psk.fingerprints()
+    for finding in cluster_findings(cluster, ours, certificates, datetime.now(UTC)):
         yield finding
 
 

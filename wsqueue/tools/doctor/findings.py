@@ -20,6 +20,7 @@ from ...report.warnings import (
     NO_REPORTS,
     OTHER_KEY,
     clock_warnings,
+    key_warnings,
     log_room,
     shared_log_warnings,
     unreachable_warning,
@@ -67,7 +68,8 @@ def cluster_findings(
 
     Args:
         cluster: The cluster, asked just now.
-        fingerprints: Fingerprints of our pre-shared keys.
+        fingerprints: Fingerprints of our pre-shared keys; none if ours has a name or is a token, which nodes
+            do not list among theirs.
         certificates: End of the certificate that each node with TLS shows, or the reason why it is not known,
             by address.
         now: The time of this host.
@@ -129,7 +131,7 @@ def verdict(warning: NodeWarning) -> Verdict:
 def _unreachable(subject: str, problem: str, fingerprints: Sequence[str]) -> Finding:
     warning = unreachable_warning("It", problem or "no answer in time")
     text, state = warning.text, verdict(warning)
-    if problem == OTHER_KEY:
+    if problem == OTHER_KEY and fingerprints:
         text = f"The pre-shared key differs there: ours has the fingerprint {join(fingerprints)}."
     elif problem in NO_REPORTS:
         state = "warning"
@@ -215,6 +217,11 @@ def _versions_findings(nodes: Sequence[ClusterNode]) -> list[Finding]:
 
 
 def _keys_finding(nodes: Sequence[ClusterNode], fingerprints: Sequence[str]) -> Finding:
+    if not fingerprints:
+        text = "All nodes that answer take our key, and have the same pre-shared keys."
+        return next(
+            iter(_differences("pre-shared keys", key_warnings(nodes))), Finding("ok", "pre-shared keys", text)
+        )
     others = [
         f"{node.role} {node.address} ({join(node.report.psk_fingerprints)})"
         for node in nodes

@@ -13,6 +13,7 @@ import yaml
 from tests.support.paths import ROOT
 
 from ..support import control_node
+from ..support.keys import psk_of
 
 PLAYBOOKS = sorted((ROOT / "ansible" / "playbooks").glob("*.yml"))
 
@@ -42,6 +43,16 @@ UNREACHABLE = """
   gather_facts: false
   tasks:
     - ansible.builtin.debug: {msg: the next play}
+"""
+
+WEAK = """
+- hosts: localhost
+  gather_facts: false
+  vars:
+    clients: {a: {key: GOOD}, b: {key: secret}, c: {key: [OTHER]}}
+    host: {psk: [GOOD], node_psk: [OTHER, an old secret], clients: "{{ clients }}"}
+  tasks:
+    - ansible.builtin.debug: {msg: "found {{ [host, host] | wsqueue.wsqueue.weak_keys }}"}
 """
 
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
@@ -97,7 +108,7 @@ def test_configurations_are_checked_before_they_are_written(
     tmp_path: Path, limits: dict[str, int], problem: str
 ) -> None:
     variables = {
-        "wsqueue_psk": "secret",
+        "wsqueue_psk": psk_of("everybody"),
         "wsqueue_plain": True,
         "wsqueue_producer_limits": limits,
         "wsqueue_release_staged": f"{ROOT}:{sysconfig.get_path('purelib')}",
@@ -108,3 +119,11 @@ def test_configurations_are_checked_before_they_are_written(
     output = control_node.run("ansible-playbook", "-i", hosts, playbook)
     assert problem in output
     assert "/dev/stdin: " not in output.rpartition("TASK ")[2]
+
+
+@pytest.mark.slow
+def test_keys_that_are_easy_to_guess_are_named(tmp_path: Path) -> None:
+    playbook = tmp_path / "weak.yml"
+    playbook.write_text(WEAK.replace("GOOD", psk_of("everybody")).replace("OTHER", psk_of("others")))
+    output = control_node.run("ansible-playbook", playbook)
+    assert "found ['wsqueue_clients.b', 'wsqueue_node_psk']" in output

@@ -1,7 +1,7 @@
 """A host drops out at each step of a playbook: the play stops, and running it again converges.
 
-These tests take an hour, and run with WSQUEUE_WHOLE_LAB=1 in the environment. Without it, test_rollout tries
-one of the steps.
+These tests take an hour, and run with WSQUEUE_WHOLE_LAB=1 in the environment. test_rollout tries one
+of the steps under load.
 """
 
 from __future__ import annotations

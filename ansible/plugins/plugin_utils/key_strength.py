@@ -1,0 +1,1 @@
+../../../wsqueue/config/key_strength.py

@@ -617,6 +617,9 @@ class Connection(asyncio.Protocol):
             self._set_timer(self._keepalive_seconds[0], self._keepalive)
         if self.handler is not None:
             self.handler.established(self)
+        if self.session.takes_body:
+            # A part of the body may have come with the head, and nothing may come behind it.
+            self._count()
 
     def _flush(self) -> None:
         writes = self.session.data_to_send()

@@ -55,6 +55,9 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 POST = b"POST "
 """First bytes of a `POST`, which another library reads: that of the WebSocket takes no body."""
 
+CHUNKED_TURN_BYTES = 1024
+"""Bytes of a body in chunks that are taken at a time: in tiny chunks they take a few milliseconds."""
+
 RETRY_SECONDS = 5
 """Time after which a request that cannot be answered now may come again."""
 
@@ -186,7 +189,7 @@ class ServerFraming(Framing):
         self.binary = self.open and library.subprotocol is not None
         if not self.open:
             self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
-            self._behind_request, self._post = bytearray(), None
+            self._behind_request, self._post, self._rest = bytearray(), None, b""
         self._settle()
 
     def _read_head(self, data: bytes, items: list[Item]) -> int:
@@ -219,7 +222,8 @@ class ServerFraming(Framing):
         if self._request is None:
             head = post.receive_head(data)
             if head is not None:
-                self._request, fields = head
+                self._request, fields, behind = head
+                self._behind_request += behind
                 items.append(self._received(self._request, fields))
             self._refuse_post(post)
         elif self._body_wanted:
@@ -230,7 +234,11 @@ class ServerFraming(Framing):
     def _read_body(self, post: PostReader, data: bytes, items: list[Item]) -> None:
         if self._body_read:
             return
+        if post.chunked and len(data) > CHUNKED_TURN_BYTES:
+            self._rest, self._rest_at = data[CHUNKED_TURN_BYTES:], 0
+            data = data[:CHUNKED_TURN_BYTES]
         body = post.receive_body(data)
+        self._burden += post.take_burden()
         if post.problem is not None:
             self._refuse_post(post)
         elif (post.waiting_bytes if body is None else len(body)) > self._max_message_bytes:

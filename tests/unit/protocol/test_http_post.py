@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from wsqueue.protocol.access import KeyRing, NamedKey, Rights
 from wsqueue.protocol.close import CloseCode
-from wsqueue.protocol.framing import BodyReceived, HttpResponse, Post, RequestReceived
+from wsqueue.protocol.framing import LIBRARY_FRAMES, BodyReceived, HttpResponse, Post, RequestReceived
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.protocol.session import Event, HelloDone, Session
 
@@ -112,6 +112,46 @@ def test_it_is_answered_at_once(data: bytes, expected: int) -> None:
     assert status(acceptor) == expected
     assert acceptor.closing
     assert acceptor.unfinished_bytes == 0
+
+
+def test_a_head_of_very_many_lines() -> None:
+    # Nobody has proved anything yet, and each line takes the library 20 µs.
+    acceptor = session()
+    receive(acceptor, [request(b"", *["a: b"] * 125)])
+    assert status(acceptor) == 0
+    acceptor = session()
+    receive(acceptor, [request(b"", *["a: b"] * 7000)])
+    assert status(acceptor) == 431
+    # Lines of the body count for nothing.
+    acceptor = session()
+    assert receive(acceptor, [sized(b"\n" * MAX_BYTES)])[-1] == BodyReceived(b"\n" * MAX_BYTES)
+
+
+def test_tiny_chunks_take_several_turns_and_are_a_burden() -> None:
+    acceptor = session()
+    events = receive(acceptor, [request(b"1\r\nx\r\n" * 400 + b"0\r\n\r\n", "Transfer-Encoding: chunked")])
+    assert not any(isinstance(event, BodyReceived) for event in events)
+    assert acceptor.unfinished_bytes > 1000
+    turns = 1
+    while acceptor.behind:
+        events += acceptor.receive_data(b"")
+        turns += 1
+    assert events[-1] == BodyReceived(b"x" * 400)
+    assert (turns, acceptor.take_burden()) == (3, 400 * LIBRARY_FRAMES)
+    # Chunks as clients send them are none.
+    acceptor = session()
+    data = request(b"400\r\n" + b"x" * 1024 + b"\r\n", "Transfer-Encoding: chunked")
+    receive(acceptor, [data[:-100], data[-100:]])
+    assert acceptor.take_burden() == 0
+
+
+@pytest.mark.parametrize("line", ["Authorization : Bearer {}", "Authorization: Bearer {}\0", "{}"])
+def test_no_credential_is_sent_back(line: str) -> None:
+    acceptor = session()
+    receive(acceptor, [request(b"", line.format(KEY))])
+    written = b"".join(acceptor.data_to_send())
+    assert written.startswith(b"HTTP/1.1 400 ")
+    assert written.endswith(b"illegal header line.\n")
 
 
 @pytest.mark.parametrize(

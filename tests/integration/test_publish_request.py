@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 import wsqueue
+from wsqueue.report.report import ConnectionCount
 
 from ..support.certificates import Authority
 from ..support.keys import psk_of
@@ -375,6 +376,9 @@ async def test_the_connections_of_a_name(nodes: Nodes, clients: list[dict[str, A
     async with soon(), RawSocket.open(producer.address) as raw:
         raw.writer.write(head_of("/publish/orders/1", size=2) + b"x")
         await eventually(lambda: _connections_of_billing(producer) == 1, "it is taken")
+        assert (
+            ConnectionCount("publisher", "open", "http", 1) in producer.service.reporter.report().connections
+        )
         answer = await post(producer, "/publish/orders/1")
         assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
         assert "billing has 1 connections" in answer.text

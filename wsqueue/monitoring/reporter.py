@@ -184,6 +184,8 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
     role = connection.handler.peer_role if connection.handler is not None else ""
     if not connection.established:
         return role, "hello", ""
+    if connection.session.takes_body:
+        return role, "open", "http"
     protocol = "v2" if connection.session.v2 else "classic"
     return role, "open" if connection.session.established else "closing", protocol
 

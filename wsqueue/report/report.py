@@ -79,7 +79,7 @@ class ConnectionCount(msgspec.Struct, frozen=True):
     Attributes:
         role: The peer's role: publisher, producer, subscriber or monitor; "" before it is known.
         state: The connection's state.
-        protocol: v2 or classic; "" during the hello.
+        protocol: v2, classic or http; "" during the hello.
         count: Number of connections.
     """
 

@@ -66,7 +66,7 @@ class Peer(FakeConnection):
     def __init__(self, role: str = "subscriber", state: str = "open", protocol: str = "v2") -> None:
         super().__init__()
         self.state = state
-        opened: Any = SimpleNamespace(established=state == "open")
+        opened: Any = SimpleNamespace(established=state == "open", takes_body=protocol == "http")
         self.session = accept() if state == "hello" else opened
         self.session.v2 = protocol == "v2"
         self.handler = SimpleNamespace(peer_role=role) if role else None  # type: ignore[assignment]
@@ -206,10 +206,12 @@ class TestConnections:
     def test_kinds(self, node: Node) -> None:
         node.connections |= {Peer(), Peer(), Peer(protocol="classic"), Peer(state="closing")}
         node.connections |= {Peer("producer", "hello"), Peer("", "hello"), Peer("monitor")}
+        node.connections |= {Peer("publisher", "closing", "http")}
         assert node.reporter.report().connections == [
             ConnectionCount("", "hello", "", 1),
             ConnectionCount("monitor", "open", "v2", 1),
             ConnectionCount("producer", "hello", "", 1),
+            ConnectionCount("publisher", "open", "http", 1),
             ConnectionCount("subscriber", "closing", "v2", 1),
             ConnectionCount("subscriber", "open", "classic", 1),
             ConnectionCount("subscriber", "open", "v2", 2),

@@ -113,12 +113,12 @@ async def test_a_repeat_is_stored_once(nodes: Nodes, clients: list[dict[str, Any
     ("bearer", "expected"),
     [
         ("", ("expected `Authorization: Bearer`", "")),
-        ("guessed", ("the bearer is no token", "")),
-        (KEY, ("the bearer is no token", "")),
-        (BILLING + "x", ("the bearer is no token", "")),
-        (token() + "x", ("the bearer is no token", "billing:cron")),
-        (token(name="nobody"), ("the bearer is no token", "")),
-        (token().replace(".", "A."), ("the bearer is no token", "")),
+        ("guessed", ("this is neither a valid token nor", "")),
+        (KEY, ("this key has no name", "")),
+        (BILLING + "x", ("this is neither a valid token nor", "")),
+        (token() + "x", ("this is neither a valid token nor", "billing:cron")),
+        (token(name="nobody"), ("this is neither a valid token nor", "")),
+        (token().replace(".", "A."), ("this is neither a valid token nor", "")),
         (token(now=1e9), ("the token is not valid: it ended", "billing:cron")),
     ],
 )
@@ -161,9 +161,9 @@ async def test_a_name_without_the_right(nodes: Nodes, log: Log, clients: list[di
         (["POST /publish/orders/1 HTTP/1.1", "Content-Length: 1048577"], 413, "1048576 bytes"),
         (["POST /publish/orders/%FF HTTP/1.1", "Content-Length: 1"], 400, "percent-encoded UTF-8"),
         ([f"POST /publish/{'x' * 300} HTTP/1.1", "Content-Length: 1"], 414, "256 bytes"),
-        (["POST /produce HTTP/1.1", "Content-Length: 1"], 405, "Only GET"),
-        (["POST /status HTTP/1.1", "Content-Length: 1"], 405, "Only GET"),
-        (["POST / HTTP/1.1", "Content-Length: 1"], 405, "Only GET"),
+        (["POST /produce HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
+        (["POST /status HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
+        (["POST / HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
         (["PUT /publish/orders/1 HTTP/1.1", "Content-Length: 0"], 405, "Only GET"),
         (["GET /publish/orders/1 HTTP/1.1"], 405, "Only POST"),
         (
@@ -205,7 +205,7 @@ async def test_a_text_that_is_none(nodes: Nodes, clients: list[dict[str, Any]]) 
 
 async def test_a_consumer_takes_none(nodes: Nodes, clients: list[dict[str, Any]]) -> None:
     consumer = await nodes.consumer(clients=clients)
-    assert (await post(consumer, "/publish/orders/1")).status == 405
+    assert (await post(consumer, "/publish/orders/1")).status == 404
 
 
 async def test_no_credential_travels_in_the_clear(
@@ -220,6 +220,8 @@ async def test_no_credential_travels_in_the_clear(
     async with soon(), RawSocket.open(f"127.0.0.1:{port}") as raw:
         raw.writer.write(request)
         assert (await answer_of(raw)).status == 204
+        answer = await post(producer, "/publish/orders/1", b"x", "X-Forwarded-Proto: http")
+        assert (answer.status, "https" in answer.text) == (403, True)
     # As if these addresses were on two hosts.
     monkeypatch.setattr("wsqueue.net.connection.is_loopback", lambda _host: False)
     host, _, node_port = producer.address.rpartition(":")

@@ -236,7 +236,11 @@ class Connections(Collection[Connection], Owner):
             self._counters["tls_refused"] += 1
             self._reporter.refused("tls_refused", connection.peer)
             log(logger, logging.WARNING, "TLS refused", peer=connection.peer, reason=closed)
-        elif connection.handler is not None or closed.code == CloseCode.HELLO_TIMEOUT:
+        elif (
+            connection.handler is not None
+            or connection.session.asks_for_v2
+            or closed.code == CloseCode.HELLO_TIMEOUT
+        ):
             # The peer chooses its code, and must not choose the name of a counter.
             counter = "refused_by_peer" if closed.by_peer else f"refused_{closed.code}"
             self._counters[counter] += 1

@@ -46,7 +46,6 @@ from ..protocol.frames import frame_messages
 from ..protocol.framing import HttpResponse, PongReceived, Post
 from ..protocol.packed import NOTHING, pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
-from ..protocol.upgrade import ONLY_GET
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
@@ -57,6 +56,8 @@ from .subscribers import Subscribers
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
+
+NO_POST = HttpResponse(404, "Not found: a consumer takes no messages; a producer has /publish/TOPIC.\n")
 
 SUBSCRIBE = "/subscribe"
 
@@ -176,7 +177,7 @@ class Consumer:
 
     def post_endpoint(self, _path: str, _post: Post) -> HttpResponse:
         """Return the page that refuses any `POST`: producers take messages."""
-        return ONLY_GET
+        return NO_POST
 
     async def start(self) -> None:
         """Open the logs of the topics.

@@ -31,7 +31,7 @@ from ..protocol.framing import HttpResponse, PongReceived, Post
 from ..protocol.packed import Packed, pack_texts
 from ..protocol.placement import Placement
 from ..protocol.session import Event, HelloDone, MessagesReceived
-from ..protocol.upgrade import ONLY_GET, too_large
+from ..protocol.upgrade import too_large
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
@@ -113,8 +113,8 @@ class Producer(Handler):
 
     def post_endpoint(self, path: str, post: Post) -> Handler | HttpResponse:
         """Return the handler of `/publish/<percent-encoded topic>`, or an error page for any other path."""
-        if not path.startswith(PUBLISH):
-            return ONLY_GET
+        if not path.startswith(PUBLISH) or path == PUBLISH:
+            return NOT_FOUND
         try:
             topic = unquote(path.removeprefix(PUBLISH), errors="strict")
         except UnicodeDecodeError:

@@ -253,7 +253,8 @@ class Service:
         if page is not None or listener.pages_only:
             return page or ONLY_PAGES
         if request.post is not None:
-            answer = self.node.post_endpoint(path, request.post) if connection.private else NOT_PRIVATE
+            private = connection.private and request.post.scheme in ("", "https")
+            answer = self.node.post_endpoint(path, request.post) if private else NOT_PRIVATE
         else:
             answer = self._status_endpoint if path == STATUS else self.node.endpoint(path)
         if isinstance(answer, Handler) and self.connections.full(answer):

@@ -266,9 +266,10 @@ class KeyRing:
                     raise BearerError(f"the token is not valid: {found.problem}", str(found.identity))
                 return Peer(found.identity, token, found.psk.proof_key(index))
         claimed = str(keys[0].identity) if token else ""
-        raise BearerError(
-            "the bearer is no token of this node's keys, and none of its keys with names", claimed
-        )
+        nameless = self._keys.get("")
+        if not token and nameless is not None and nameless.psk.index_of(secret) is not None:
+            raise BearerError("this key has no name: expected a token, or the key of a client with a name")
+        raise BearerError("this is neither a valid token nor the key of a client with a name", claimed)
 
     def _find_token(self, token: bytes, now: float) -> Found:
         try:

@@ -120,12 +120,14 @@ class Post(msgspec.Struct, frozen=True):
         bearer: The credential (RFC 6750), "" if there is none.
         content_type: Media type of the body, "" if the request does not say that.
         idempotency_key: The same in each repeat of the request, "" if there is none.
+        scheme: Scheme with which the request came to a proxy, "" if no header says that.
     """
 
     size: int | None
     bearer: str = ""
     content_type: str = ""
     idempotency_key: str = ""
+    scheme: str = ""
 
     def __repr__(self) -> str:
         return f"Post(size={self.size}, content_type={self.content_type!r}, bearer=<hidden>)"

@@ -75,6 +75,7 @@ class PostReader:
             bearer.strip() if scheme.lower() == "bearer" else "",
             value("Content-Type"),
             value("Idempotency-Key"),
+            value("X-Forwarded-Proto"),
         )
         return Request(event.target.decode("ascii"), headers, "POST"), post, data[end:]
 

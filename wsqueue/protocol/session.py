@@ -113,6 +113,7 @@ class Session:
         v2: True if the peer speaks v2; known when the hello is done.
         asked_alive: True if the peer has asked whether this end is there, because it cannot ping.
         peer: The initiator, once it has proved itself to this acceptor.
+        asks_for_v2: True if the peer has asked for a WebSocket of v2, whatever the answer was.
         claimed: The name that a peer says its key has, and its token's user, "" if it says none.
     """
 
@@ -132,6 +133,7 @@ class Session:
         "_request",
         "_role",
         "asked_alive",
+        "asks_for_v2",
         "channel_binding",
         "claimed",
         "peer",
@@ -151,7 +153,7 @@ class Session:
         max_topic_bytes: int,
     ) -> None:
         self.channel_binding, self.prefix, self.unbound = b"", "", False
-        self.v2 = self.asked_alive = self._done = self._hello_begun = False
+        self.v2 = self.asked_alive = self.asks_for_v2 = self._done = self._hello_begun = False
         self._framing = framing
         self._role, self._order = role, order
         self._keys: PreSharedKey | KeyRing | None = psk
@@ -372,7 +374,7 @@ class Session:
                     events.append(MessageDropped(reason))
                 else:
                     if isinstance(item, RequestReceived):
-                        self._request = item
+                        self._request, self.asks_for_v2 = item, item.offers_subprotocol
                     events.append(item)
             if not self._done:
                 self._check_hello()

@@ -159,7 +159,7 @@ class ServerFraming(Framing):
         if page.status == HTTPStatus.NO_CONTENT:
             # RFC 9110 section 8.6 forbids a length here.
             del response.headers["Content-Length"], response.headers["Content-Type"]
-        self._send(response, request)
+        self._send(response, request, page.text if request.method == "POST" else "")
 
     def close(self, code: CloseCode, reason: str) -> None:
         """Begin the close handshake, or answer a request whose body was taken."""
@@ -180,7 +180,7 @@ class ServerFraming(Framing):
         self._request = None
         return library, request
 
-    def _send(self, response: Response, request: Request) -> None:
+    def _send(self, response: Response, request: Request, reason: str = "") -> None:
         library = self._protocol
         assert isinstance(library, ServerProtocol)
         if request.method == "HEAD":
@@ -188,7 +188,8 @@ class ServerFraming(Framing):
         library.send_response(response)
         self.binary = self.open and library.subprotocol is not None
         if not self.open:
-            self._failure = Closed(response.status_code, response.reason_phrase, by_peer=False)
+            reason = reason.rstrip(".\n") or response.reason_phrase
+            self._failure = Closed(response.status_code, reason, by_peer=False)
             self._behind_request, self._post, self._rest = bytearray(), None, b""
         self._settle()
 

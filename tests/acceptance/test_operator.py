@@ -18,6 +18,7 @@ import pytest
 
 from ..support.certificates import Authority
 from ..support.commands import run
+from ..support.keys import psk_of
 from ..support.processes import Cluster, Node, clean_environment, command
 from ..support.waiting import wait_until
 
@@ -140,7 +141,7 @@ def test_the_key_differs_on_one_host(watched: Cluster) -> None:
     stranger, consumer = watched.producers[1], watched.consumers[0]
     other = watched.directory / "other-psk"
     other.touch(mode=0o600)
-    other.write_text("quite another key\n")
+    other.write_text(psk_of("others") + "\n")
     stranger.terminate()
     stranger.settings["psk_file"] = "other-psk"
     stranger.write()

@@ -178,7 +178,8 @@ class Clients:
         self._limits: dict[str, NamedClient] = {}
         self._quotas: dict[str, Quota] = {}
         self._clients: dict[Connection, Client] = {}
-        self._nameless: set[Connection] = set()
+        # A number, because there may be very many of them, and a set takes 70 bytes for each.
+        self._nameless = 0
 
     def configure(self, clients: Iterable[NamedClient]) -> None:
         """Use the limits of a configuration."""
@@ -198,7 +199,7 @@ class Clients:
         return [self._status(name) for name in names]
 
     def _status(self, name: str) -> ClientStatus:
-        nameless = 0 if name else len(self._nameless)
+        nameless = 0 if name else self._nameless
         quota = self._quotas.get(name)
         if quota is None:
             return ClientStatus(name=name, connections=nameless)
@@ -213,8 +214,7 @@ class Clients:
         """Take a connection whose peer has proved itself; return why it may not stay, "" if it may."""
         peer = connection.session.peer
         if peer is None or peer.identity == ANYBODY:
-            if connection.handler is not None and connection.handler.peer_role in CLIENT_ROLES:
-                self._nameless.add(connection)
+            self._nameless += _is_client(connection)
             return ""
         identity = peer.identity
         quota = self._quotas.setdefault(identity.name, Quota(self._limits.get(identity.name, NO_LIMITS)))
@@ -235,9 +235,10 @@ class Clients:
 
     def remove(self, connection: Connection) -> None:
         """Forget a connection."""
-        self._nameless.discard(connection)
         client = self._clients.pop(connection, None)
-        if client is not None:
+        if client is None:
+            self._nameless -= connection.established and _is_client(connection)
+        else:
             client.leave()
             client.quota.connections -= 1
             # A name in the configuration keeps its quota, so that nobody gets a new one by connecting again.
@@ -253,3 +254,8 @@ class Clients:
             connection.close(CloseCode.TOKEN_ENDED)
         else:
             client.timer = Timer(min(left, LOOK_SECONDS), lambda: self._watch(connection, client))
+
+
+def _is_client(connection: Connection) -> bool:
+    """Return True unless the peer of a connection is a node."""
+    return connection.handler is not None and connection.handler.peer_role in CLIENT_ROLES

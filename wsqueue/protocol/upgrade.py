@@ -108,7 +108,7 @@ class ServerFraming(Framing):
         super().__init__(protocol, max_message_bytes)
         self._subprotocol = subprotocol
         self._request: Request | None = None
-        self._behind_request = bytearray()
+        self._behind_request = b""
         # The first bytes, while they may be those of a `POST`; None when that is known.
         self._begin: bytes | None = b""
         self._post: PostReader | None = None
@@ -135,7 +135,7 @@ class ServerFraming(Framing):
         if not self.open:
             return []
         upgraded = Upgraded(request.path, _offered(request), library.subprotocol)
-        data, self._behind_request = bytes(self._behind_request), bytearray()
+        data, self._behind_request = self._behind_request, b""
         return [upgraded, *self.receive_data(data)]
 
     def take_body(self) -> list[Item]:
@@ -143,7 +143,7 @@ class ServerFraming(Framing):
         assert self._post is not None
         items: list[Item] = []
         self._body_wanted = True
-        data, self._behind_request = bytes(self._behind_request), bytearray()
+        data, self._behind_request = self._behind_request, b""
         self._read_body(self._post, data, items)
         if not items and self.takes_body and self._post.expects_continue:
             self._writes.append(CONTINUE)
@@ -190,7 +190,7 @@ class ServerFraming(Framing):
         if not self.open:
             reason = reason.rstrip(".\n") or response.reason_phrase
             self._failure = Closed(response.status_code, reason, by_peer=False)
-            self._behind_request, self._post, self._rest = bytearray(), None, b""
+            self._behind_request, self._post, self._rest = b"", None, b""
         self._settle()
 
     def _read_head(self, data: bytes, items: list[Item]) -> int:
@@ -215,7 +215,7 @@ class ServerFraming(Framing):
         position = super()._read_head(data, items) if self._request is None else 0
         if self._request is None:
             return position
-        self._behind_request += memoryview(data)[position:]
+        self._behind_request += data[position:]
         return len(data)
 
     def _read_post(self, post: PostReader, data: bytes, items: list[Item]) -> None:

@@ -30,7 +30,7 @@ NEW_CLIENT = """(options) => {
 
 
 async def new_client(
-    page: Page, consumers: Sequence[RunningNode], producers: Sequence[RunningNode | str], **options: Any
+    page: Page, consumers: Sequence[RunningNode | str], producers: Sequence[RunningNode | str], **options: Any
 ) -> None:
     addresses = {
         "consumers": [str(getattr(node, "address", node)) for node in consumers],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import re
 import ssl
 import urllib.request
 from collections.abc import AsyncIterator
@@ -16,10 +15,9 @@ import pytest
 import wsqueue
 
 from ..support.certificates import Authority
-from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode
-from ..support.paths import ROOT
-from ..support.ports import answers, free_port
-from ..support.programs import debian_program
+from ..support.nodes import BILLING, KEY, Log, Nodes
+from ..support.ports import free_port
+from ..support.proxies import proxied, real_proxy
 from ..support.raw_peer import http_get, request_of
 from ..support.raw_v2_peer import SUBPROTOCOL, V2Socket
 from ..support.waiting import eventually, soon
@@ -53,16 +51,6 @@ async def proxy(ports: dict[str, str], context: ssl.SSLContext) -> AsyncIterator
     server = await asyncio.start_server(handle, "127.0.0.1", ssl=context)
     async with server:
         yield f"wss://127.0.0.1:{server.sockets[0].getsockname()[1]}/queue"
-
-
-async def proxied(nodes: Nodes, **settings: Any) -> tuple[RunningNode, RunningNode, dict[str, str]]:
-    """Return a consumer and a producer with listeners for proxies, and these by the paths at the proxy."""
-    ports = [f"127.0.0.1:{free_port()}" for _ in range(2)]
-    made = [{"proxy": {"listen": [port], "path": "/queue"}} | settings for port in ports]
-    consumer = await nodes.consumer(**made[0])
-    producer = await nodes.producer([consumer], **made[1])
-    await producer.ready()
-    return consumer, producer, {"/queue/subscribe": ports[0], "/queue/produce": ports[1]}
 
 
 def client_at(address: str, ca: Path, **options: Any) -> wsqueue.Client:
@@ -198,34 +186,6 @@ async def test_a_proxy_on_this_host_does_not_open_the_pages(nodes: Nodes, header
         assert (await raw.page())[0] == 403
 
 
-def written_config(document: str, kind: str, directory: Path, ports: dict[str, str], port: int) -> Path:
-    """Return the configuration of a proxy in a document, with the ports and files of a test."""
-    text = (ROOT / "docs" / "proxies.md").read_text()
-    (block,) = re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
-    changes = {
-        "127.0.0.1:11002": ports["/queue/produce"],
-        "127.0.0.1:11001": ports["/queue/subscribe"],
-        "/etc/ssl/queue.example.com": str(directory / "proxy"),
-        "queue.example.com": "localhost",
-    }
-    for before, after in changes.items():
-        assert before in block
-        block = block.replace(before, after)
-    if kind == "nginx":
-        temporary = "".join(
-            f"{name}_temp_path {directory}/{name};"
-            for name in ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        )
-        block = block.replace("listen 443", f"listen 127.0.0.1:{port}")
-        block = f"events {{}} http {{ {temporary} access_log off; {block} }}"
-        block = f"daemon off; pid {directory}/pid; error_log stderr; {block}"
-    else:
-        block = f"{{\n\tadmin off\n\tauto_https disable_redirects\n\thttps_port {port}\n}}\n{block}"
-    file = directory / document
-    file.write_text(block)
-    return file
-
-
 def post(address: str, authority: Authority) -> int:
     """Publish by HTTP, and return the status."""
     headers = {"Authorization": f"Bearer {BILLING}", "Content-Type": "application/octet-stream"}
@@ -239,19 +199,10 @@ def post(address: str, authority: Authority) -> int:
 async def test_real_proxies(
     nodes: Nodes, authority: Authority, clients: list[dict[str, Any]], tmp_path: Path, program: str
 ) -> None:
-    path = debian_program(program, program)
     _, producer, ports = await proxied(nodes, clients=clients)
     authority.issue("proxy")
-    port = free_port()
-    file = written_config("proxy.conf", program, tmp_path, ports, port)
-    options = ["-c", file] if program == "nginx" else ["run", "--adapter", "caddyfile", "--config", file]
-    process = await asyncio.create_subprocess_exec(
-        path, *map(str, options), env={"HOME": str(tmp_path), "XDG_DATA_HOME": str(tmp_path)}
-    )
-    try:
+    async with real_proxy(program, tmp_path, ports) as port:
         address = f"wss://localhost:{port}/queue"
-
-        await eventually(lambda: answers(port), "it listens")
         client = client_at(address, authority.file, channel_binding="none")
         async with soon(), client, client.subscribe("news", "a/b ñ", "orders/1") as messages:
             for topic in ("news", "a/b ñ"):
@@ -261,6 +212,3 @@ async def test_real_proxies(
             assert (await anext(messages)).data == b"by HTTP"
             # The proxy tells where the client is.
             assert all(connection.forwarded for connection in producer.connections)
-    finally:
-        process.terminate()
-        await process.wait()

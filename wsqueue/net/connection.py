@@ -282,18 +282,19 @@ class Connection(asyncio.Protocol):
     @property
     def from_this_host(self) -> bool:
         """Return True if the peer is connected, and on this host, and not behind a proxy here."""
-        if self._transport is None:
-            return False
-        # A host that connects to itself by its own name has one address at both ends.
-        own = self._transport.get_extra_info("sockname")
-        near = not self.peer_host or is_loopback(self.peer_host) or self.peer_host == own[0]
-        return near and not self.forwarded
+        return not self.forwarded and self._within_this_host
 
     @property
     def private(self) -> bool:
         """Return True if nobody on a network can read it: there is TLS, or both ends are on this host."""
-        if self._tls is not None or self._transport is None:
-            return self._tls is not None
+        return self._tls is not None or self._within_this_host
+
+    @property
+    def _within_this_host(self) -> bool:
+        """Return True if there is a connection, and both of its ends are on this host."""
+        if self._transport is None:
+            return False
+        # A host that connects to itself by its own name has one address at both ends.
         address, own = peer_address(self._transport), self._transport.get_extra_info("sockname")
         return address is None or is_loopback(address.host) or address.host == own[0]
 

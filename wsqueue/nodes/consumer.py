@@ -25,7 +25,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import ClassVar
-from urllib.parse import unquote
 
 import msgspec
 
@@ -46,6 +45,7 @@ from ..protocol.frames import frame_messages
 from ..protocol.framing import HttpResponse, PongReceived, Post
 from ..protocol.packed import NOTHING, pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
+from ..protocol.upgrade import topic_in_path
 from ..report.report import Facts, SlowPeer
 from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
@@ -167,13 +167,8 @@ class Consumer:
             return SubscribeEndpoint(self, None)
         if not path.startswith(f"{SUBSCRIBE}/"):
             return HttpResponse(404, "Not found: this consumer has /producer and /subscribe/TOPIC.\n")
-        try:
-            topic = unquote(path.removeprefix(f"{SUBSCRIBE}/"), errors="strict")
-        except UnicodeDecodeError:
-            return HttpResponse(400, "The topic is not percent-encoded UTF-8.\n")
-        if self.too_long(topic):
-            return HttpResponse(400, f"The topic has more than {self.max_topic_bytes} bytes.\n")
-        return SubscribeEndpoint(self, topic)
+        topic = topic_in_path(path.removeprefix(f"{SUBSCRIBE}/"), self.max_topic_bytes)
+        return topic if isinstance(topic, HttpResponse) else SubscribeEndpoint(self, topic)
 
     def post_endpoint(self, _path: str, _post: Post) -> HttpResponse:
         """Return the page that refuses any `POST`: producers take messages."""

@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Collection
 from time import monotonic
 from typing import ClassVar
-from urllib.parse import unquote
 
 from ..config.addresses import Address
 from ..config.keys import Keys
@@ -31,7 +30,7 @@ from ..protocol.framing import HttpResponse, PongReceived, Post
 from ..protocol.packed import Packed, pack_texts
 from ..protocol.placement import Placement
 from ..protocol.session import Event, HelloDone, MessagesReceived
-from ..protocol.upgrade import too_large
+from ..protocol.upgrade import too_large, topic_in_path
 from ..report.report import Facts
 from ..report.stats import Histogram, TopTopics
 from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
@@ -115,13 +114,10 @@ class Producer(Handler):
         """Return the handler of `/publish/<percent-encoded topic>`, or an error page for any other path."""
         if not path.startswith(PUBLISH) or path == PUBLISH:
             return NOT_FOUND
-        try:
-            topic = unquote(path.removeprefix(PUBLISH), errors="strict")
-        except UnicodeDecodeError:
-            return HttpResponse(400, "The topic is not percent-encoded UTF-8.\n")
         limits = self._config.limits
-        if classic.topic_too_long(topic, limits.max_topic_bytes):
-            return HttpResponse(414, f"The topic has more than {limits.max_topic_bytes} bytes.\n")
+        topic = topic_in_path(path.removeprefix(PUBLISH), limits.max_topic_bytes, too_long=414)
+        if isinstance(topic, HttpResponse):
+            return topic
         if (post.size or 0) > limits.max_message_bytes:
             return too_large(limits.max_message_bytes)
         return PublishRequest(self, topic, post)

@@ -16,11 +16,10 @@ import math
 import re
 from typing import ClassVar, Protocol
 
-from ..config.keys import Keys
 from ..net.connection import Connection, Handler
 from ..net.timers import Timer
 from ..protocol import v2 as packets_v2
-from ..protocol.access import KeyRing
+from ..protocol.classic import is_utf8
 from ..protocol.close import Closed
 from ..protocol.framing import BodyReceived, HttpResponse, Post
 from ..protocol.packed import MAX_HEADER_VALUE_CHARACTERS, Headers, Packed, pack
@@ -107,10 +106,6 @@ class PublishRequest(Handler):
         self._origin: Requester | None = None
         self._timer: Timer | None = None
 
-    def keys_of_peers(self, keys: Keys) -> KeyRing:
-        """Return the keys of clients."""
-        return keys.for_clients
-
     def established(self, connection: Connection) -> None:
         """Take the head of the request; respond if the client may not publish this, or not now."""
         origin = self._origin = self._publisher.requester(connection)
@@ -148,7 +143,7 @@ class PublishRequest(Handler):
         assert self._origin is not None
         content_type = self._post.content_type
         text = is_text(content_type)
-        if text and not _is_utf8(body):
+        if text and not is_utf8(body):
             reason = f"The body is not UTF-8, as the Content-Type {content_type} says.\n"
             connection.respond(HttpResponse(400, reason))
         elif refusal := self._publisher.refusal(self._topic):
@@ -183,14 +178,6 @@ def is_text(content_type: str) -> bool:
     charset = _CHARSET.search(parameters)
     in_utf8 = charset is None or charset[1] in ("utf-8", "utf8", "us-ascii")
     return in_utf8 and TEXT_TYPES.fullmatch(media_type.strip()) is not None
-
-
-def _is_utf8(body: bytes) -> bool:
-    try:
-        body.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
 
 
 def _seconds_to_wait(client: Client | None, now: float) -> float:

@@ -16,6 +16,7 @@ import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
@@ -26,6 +27,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 from websockets.uri import WebSocketURI
 
+from .classic import topic_too_long
 from .close import CloseCode, Closed
 
 if TYPE_CHECKING:
@@ -68,6 +70,23 @@ UNAUTHENTICATED = {"WWW-Authenticate": "Bearer"}
 def too_large(max_bytes: int) -> HttpResponse:
     """Return the response to a request whose body is too long."""
     return HttpResponse(413, f"A message may have {max_bytes} bytes.\n")
+
+
+def topic_in_path(encoded: str, max_bytes: int, *, too_long: int = 400) -> str | HttpResponse:
+    """Return the topic in a path, or the response to a request whose topic cannot be taken.
+
+    Args:
+        encoded: The topic, percent-encoded UTF-8.
+        max_bytes: Most bytes of a topic (UTF-8).
+        too_long: HTTP status for one that has more.
+    """
+    try:
+        topic = unquote(encoded, errors="strict")
+    except UnicodeDecodeError:
+        return HttpResponse(HTTPStatus.BAD_REQUEST, "The topic is not percent-encoded UTF-8.\n")
+    if topic_too_long(topic, max_bytes):
+        return HttpResponse(too_long, f"The topic has more than {max_bytes} bytes.\n")
+    return topic
 
 
 def try_again(reason: str) -> HttpResponse:

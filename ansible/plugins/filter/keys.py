@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.wsqueue.wsqueue.plugins.filter.cluster import key_list
 from ansible_collections.wsqueue.wsqueue.plugins.plugin_utils.key_strength import is_weak
 
 
@@ -26,7 +27,6 @@ def weak_keys(hosts: Sequence[Mapping[str, Any]]) -> list[str]:
     for host in hosts:
         keys = {"wsqueue_psk": host["psk"], "wsqueue_node_psk": host["node_psk"]}
         for name, client in host["clients"].items():
-            key = client["key"]
-            keys[f"wsqueue_clients.{name}"] = [key] if isinstance(key, str) else key
+            keys[f"wsqueue_clients.{name}"] = key_list(client["key"])
         weak |= {name for name, several in keys.items() if any(map(is_weak, several))}
     return sorted(weak)

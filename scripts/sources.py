@@ -55,7 +55,7 @@ def sum_file(zipapp: Path) -> Path:
 
 
 def zipapp_facts(zipapp: str | Path) -> dict[str, str]:
-    """Return what a zipapp is: its `sha256`, and the sum that was `written` beside it when it was built.
+    """Return how to know a zipapp: its `sha256`, and the sum that was `written` beside it when it was built.
 
     Besides these, the hash of its `content`, and that of its `sources`. Each is "" where there is none. The
     hash of the content is not that of the file, whose compression depends on the machine.

@@ -315,8 +315,8 @@ class Session:
             now: Unix time, by which tokens are judged.
 
         Returns:
-            `HelloDone`, because the credential does in a request what the hello does in a WebSocket, and the
-            body if it came already. Else a `BodyReceived` comes later. Then answer it with `respond`.
+            `HelloDone`, because the credential of a request takes the place of the hello, and the body if it
+            came already. Else a `BodyReceived` comes later. Then answer it with `respond`.
         """
         request, framing = self._request, self._framing
         assert request is not None, "there is no request to answer"

@@ -256,7 +256,7 @@ def keys_to_write(
 
 
 def key_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
-    """Return what is wrong with the keys of the inventory, "" if nothing is.
+    """Return the problem with the keys of the inventory, "" if there is none.
 
     Args:
         hosts: Of each host: `is_node`, `one_key` if clients and nodes shall share one, and the keys `psk` and
@@ -277,7 +277,7 @@ def key_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _node_key_problem(node: Mapping[str, Any]) -> str:
-    """Return what is wrong with the key of the nodes, which is the same on all hosts."""
+    """Return the problem with the key of the nodes, which is the same on all hosts, "" if there is none."""
     if not node["node_psk"] and not node["one_key"]:
         return (
             f"wsqueue_node_psk is not set, so every client could act as a node; {NEW_KEY}, and site.yml"
@@ -343,9 +343,9 @@ def client_keys(clients: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 def client_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
-    """Return what is wrong with the keys of the clients in the inventory, "" if nothing is.
+    """Return the problem with the keys of the clients in the inventory, "" if there is none.
 
-    The rest is what a node finds wrong with its configuration.
+    A node checks the rest, with its configuration.
 
     Args:
         hosts: Of each host: `is_node`, `clients` with their keys, and the keys `psk` and `node_psk`.
@@ -369,7 +369,7 @@ def client_problem(hosts: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _client_problem(client: object, owners: Mapping[str, str]) -> str:
-    """Return what is wrong with a client, where others own some keys."""
+    """Return the problem with a client, where others own some keys, "" if there is none."""
     if not isinstance(client, Mapping):
         return "is no mapping: expected a key and rights"
     if chosen := sorted({"name", "key_file"} & set(client)):

@@ -48,8 +48,10 @@ from .purging import Purging
 from .records import MAX_NUMBERS, Record
 from .seen import Seen
 from .shared_record import Seq, SharedRecord, decode_record
+from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
+from .states import State, StateInfo
 from .store import FOREIGN, AppendChain, Done, Outcome
 from .topic import TopicLog
 
@@ -145,6 +147,7 @@ class SharedStore(TopicLogs):
         self._doubts = [0] * streams
         self._states: list[StreamState | None] = [None] * streams
         self._reader = EngineReader(engine, self._requests, pause)
+        self._shared_states = SharedStates(engine, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
         self._purge: asyncio.Task[None] | None = None
         self._pending_bytes = self._appended_bytes = 0
@@ -269,6 +272,41 @@ class SharedStore(TopicLogs):
 
     def begin_epoch(self) -> None:
         """Do nothing: the log is not on this host, and is not set back with it."""
+
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none.
+
+        Raises:
+            StorageError: The engine doesn't answer, or the state is no state.
+        """
+        return await self._shared_states.state(topic, name)
+
+    async def change_state(self, topic: str, name: str, value: bytes, version: int) -> int:
+        """Replace a state, or make one, and return its new version once the engine has it.
+
+        Raises:
+            StateConflict: It has another version: nothing was changed.
+            StatesFull: There are too many states, or there is no room: nothing was changed.
+            StorageError: The engine doesn't answer: the outcome is open.
+        """
+        return await self._shared_states.change(topic, name, value, version)
+
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state, and return once it is gone from the engine.
+
+        Raises:
+            StateConflict: It has another version, or there is none: nothing was changed.
+            StorageError: The engine doesn't answer: the outcome is open.
+        """
+        await self._shared_states.drop(topic, name, version)
+
+    async def states(self) -> list[StateInfo]:
+        """Return all states.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._shared_states.states()
 
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""

@@ -31,12 +31,22 @@ from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
 from ..protocol.v2 import MAX_NUMBER
 from .encoding import EncodedMessages, encode_messages, encode_topic
-from .feed import Feed
+from .feed import Feed, home_of
+from .group import GroupFeed, GroupSubscription, join_packet
 from .link import ClientSettings
 from .owner import Owner
 from .publisher import PublisherLink
 from .subscription import Subscription
 from .values import Gap, Message, Position, Start
+
+PREFETCH = 10
+"""Messages that a member of a group has at a time: enough for quick work, few to wait for a slow worker."""
+
+LEASE_SECONDS = 30.0
+"""Seconds that a member of a group may work on a message."""
+
+MAX_DELIVERIES = 5
+"""Deliveries after which a message is given up: a fault that passes has passed by then."""
 
 OPEN_SECONDS = 10.0
 """How long a publisher or a subscriber waits for a node before it gives up: two reconnect delays."""
@@ -151,7 +161,7 @@ class Client:
         )
         self._publisher: PublisherLink | None = None
         # A feed lives as long as its subscription, and then until its connections are closed.
-        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self._feeds: weakref.WeakSet[Feed | GroupFeed] = weakref.WeakSet()
         self._closed = self._finished = False
 
     @property
@@ -237,23 +247,57 @@ class Client:
         self, *topics: str, start: Start = "latest", follow: bool = True, on_gap: Literal["yield"]
     ) -> Subscription[Message | Gap]: ...
 
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        /,
+        *,
+        group: str,
+        start: Literal["earliest", "latest"] = "earliest",
+        prefetch: int = PREFETCH,
+        lease_seconds: float = LEASE_SECONDS,
+        max_deliveries: int = MAX_DELIVERIES,
+        order_key: str | None = None,
+        auto_done: bool = False,
+    ) -> GroupSubscription: ...
+
     def subscribe(
         self,
         *topics: str,
-        start: Start = "latest",
+        start: Start | None = None,
         follow: bool = True,
         on_gap: Literal["raise", "yield"] = "raise",
+        group: str | None = None,
+        prefetch: int = PREFETCH,
+        lease_seconds: float = LEASE_SECONDS,
+        max_deliveries: int = MAX_DELIVERIES,
+        order_key: str | None = None,
+        auto_done: bool = False,
     ) -> Subscription[Any]:
         """Return an iterator over the messages of one topic or more.
 
         If consumers share a log, it goes on at another one while the topic's own is away.
 
+        With a group, its members share the messages of one topic: each message is lent to one member at a
+        time, until one says that it is done (docs/groups.md). The arguments behind `group` are for that.
+
         Args:
-            topics: At least one.
-            start: Where to begin. An offset or a position belongs to one topic.
+            topics: At least one, and just one with a group.
+            start: Where to begin, by default at the latest message. An offset or a position belongs to one
+                topic. A group that is new begins at the earliest message by default, and one that is not new
+                goes on where it was.
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
+            group: Name of a worker group: 1 to 64 letters, digits, `.`, `_` and `-`.
+            prefetch: Messages that this member has at most at a time, 1 to 10,000.
+            lease_seconds: Seconds after which a message that it has taken and not settled is lent to another
+                member, 0.1 to 86,400. Messages that it has not taken yet are kept for it.
+            max_deliveries: Deliveries after which a message is given up, and becomes a dead letter.
+            order_key: Name of a header: of messages with the same value there, one is lent at a time, in the
+                order of the topic. All members name the same.
+            auto_done: True if a message is done once the next one is asked for.
 
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
@@ -269,6 +313,22 @@ class Client:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
         for topic in topics:
             encode_topic(topic, self._settings.config.limits)
+        if group is not None:
+            if len(topics) > 1 or not follow or on_gap != "raise":
+                raise ValueError("a group has one topic, and neither follow nor on_gap")
+            join = join_packet(
+                topics[0],
+                group,
+                start="earliest" if start is None else start,
+                prefetch=prefetch,
+                lease_seconds=lease_seconds,
+                max_deliveries=max_deliveries,
+                order_key=order_key,
+            )
+            group_feed = GroupFeed(home_of(topics[0], self._settings), self._settings, join)
+            self._feeds.add(group_feed)
+            return GroupSubscription(group_feed, self._owner, auto_done=auto_done)
+        start = "latest" if start is None else start
         _check_start(start)
         if on_gap not in ("raise", "yield"):
             raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")

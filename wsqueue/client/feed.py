@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
+from ..config.addresses import Address
 from ..protocol.routing import topic_hash
 from .inbox import Inbox
 from .link import ClientSettings
@@ -114,9 +115,14 @@ class Feed:
         homes: dict[int, list[str]] = {}
         for topic in topics:
             # One that stands in the list several times is one consumer.
-            home = addresses.index(addresses[topic_hash(topic) % len(addresses)])
-            homes.setdefault(home, []).append(topic)
+            homes.setdefault(addresses.index(home_of(topic, self._settings)), []).append(topic)
         for home, names in homes.items():
             for begin in range(0, len(names), MAX_TOPICS_PER_LINK):
                 part = names[begin : begin + MAX_TOPICS_PER_LINK]
                 yield SubscriberLink(home, part, self._settings, start=start, feed=self)
+
+
+def home_of(topic: str, settings: ClientSettings) -> Address:
+    """Return the address of the consumer that a topic belongs to."""
+    addresses = settings.config.subscribe_addresses
+    return addresses[topic_hash(topic) % len(addresses)]

@@ -243,10 +243,11 @@ export function unpack(bytes) {
   return value;
 }
 
-/** Return the hash of a topic, 0 to 2 ** 31. */
+/** Return the hash of a topic, 0 to 2 ** 31; dead letters have that of the topic that they come from. */
 export function topicHash(topic) {
+  const origin = topic.replace(/(![^!]*!dead)+$/u, "");
   let hash = 0;
-  for (let index = 0; index < topic.length; index += 1) hash = (hash * 31 + topic.charCodeAt(index)) | 0;
+  for (let index = 0; index < origin.length; index += 1) hash = (hash * 31 + origin.charCodeAt(index)) | 0;
   return Math.abs(hash);
 }
 

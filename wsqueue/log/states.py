@@ -111,7 +111,8 @@ class StateChange(msgspec.Struct, frozen=True, eq=False):
 class StateIndex:
     """Know the versions and the sizes of all states, and judge changes.
 
-    Versions rise over all names, so that no version of a name comes twice, even if the name was dropped.
+    Versions rise over all names, so that while a process runs no version of a name comes twice, even if the
+    name was dropped. Nobody has the versions of dropped names after a restart, when they may come again.
 
     Args:
         known: The states that were kept.

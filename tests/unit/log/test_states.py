@@ -279,7 +279,7 @@ async def test_messages_and_changes_of_a_commit_fail_together(tmp_path: Path, fa
 
 
 @pytest.mark.parametrize("fails", [False, True])
-async def test_changes_that_come_during_a_commit(tmp_path: Path, failing: Failing, fails: bool) -> None:  # noqa: FBT001
+async def test_changes_that_come_during_a_commit(tmp_path: Path, failing: Failing, fails: bool) -> None:
     """The next commit has all of them; when the one under way fails, they fail too."""
     kept = Kept("sqlite", tmp_path)
     store = await kept.open()

@@ -23,8 +23,9 @@ MAX_NAMES_PER_TOPIC = 100
 MAX_NAMES = 10_000
 """States in all: their versions take 3 MB of memory."""
 
-MAX_STATES_BYTES = 256 * 1024 * 1024
-"""Bytes of all states, which are listed at once, and which the mode `memory` has in memory."""
+MAX_STATES_BYTES = 24 * 1024 * 1024
+"""Bytes of all states, which are listed at once, and which the mode `memory` has in memory: a consumer still
+fits a host of 2 GiB with them."""
 
 MAX_VERSION = 2**62
 """Largest version that is taken from a file: no store comes near it, and one that did could still go on."""

@@ -42,6 +42,10 @@ class FakeLog:
         """Return the records of a stream, which may be changed."""
         return self.states if stream == STATES else self.streams[stream]
 
+    def end(self, stream: int) -> int:
+        """Return the sequence number of the last record that a stream ever got."""
+        return self.states_end if stream == STATES else self.ends[stream]
+
     def append(self, place: Place, data: bytes, after: int) -> int:
         """Append a record, or raise Conflict."""
         last = self.last_of(place)
@@ -166,15 +170,15 @@ class FakeEngine:
         await self._turns()
         if stream in self.silent:
             raise Unanswered("no leader")
-        records = self.log.streams[stream]
-        first = records[0].seq if records else self.log.ends[stream] + 1
+        records, end = self.log.records(stream), self.log.end(stream)
+        first = records[0].seq if records else end + 1
         size = sum(len(one.data) for one in records)
         return StreamState(
             first,
-            self.log.ends[stream],
+            end,
             size,
             float(bool(records)),
-            leader=f"n{stream % 2}",
+            leader="n2" if stream == STATES else f"n{stream % 2}",
             lag=self.lag,
             replicas=self.replicas,
         )

@@ -23,8 +23,9 @@ MAX_NAMES_PER_TOPIC = 100
 MAX_NAMES = 10_000
 """States in all: their versions take 3 MB of memory."""
 
-MAX_STATES_BYTES = 256 * 1024 * 1024
-"""Bytes of all states, which are listed at once, and which the mode `memory` has in memory."""
+MAX_STATES_BYTES = 24 * 1024 * 1024
+"""Bytes of all states, which are listed at once, and which the mode `memory` has in memory: a consumer still
+fits a host of 2 GiB with them."""
 
 MAX_VERSION = 2**62
 """Largest version that is taken from a file: no store comes near it, and one that did could still go on."""
@@ -111,7 +112,8 @@ class StateChange(msgspec.Struct, frozen=True, eq=False):
 class StateIndex:
     """Know the versions and the sizes of all states, and judge changes.
 
-    Versions rise over all names, so that no version of a name comes twice, even if the name was dropped.
+    Versions rise over all names, so that while a process runs no version of a name comes twice, even if the
+    name was dropped. Nobody has the versions of dropped names after a restart, when they may come again.
 
     Args:
         known: The states that were kept.

@@ -180,6 +180,8 @@ class GroupLink(ClientLink):
         self._settlements: Settlements[asyncio.Future[None]] = Settlements(join.topic, join.group)
         self._log: str | None = None
         self._refusal: v2.Left | None = None
+        # True until all is confirmed that was said on earlier connections.
+        self._rejoined = False
         self._sending: asyncio.Handle | None = None
         self._renewing: asyncio.TimerHandle | None = None
 
@@ -223,6 +225,7 @@ class GroupLink(ClientLink):
         self._log = None
         self._inbox.clear()
         self._settlements.send_again()
+        self._rejoined = True
         if self._renewing is not None:
             self._renewing.cancel()
             self._renewing = None
@@ -252,6 +255,8 @@ class GroupLink(ClientLink):
         for waiter in self._settlements.confirm(number):
             if not waiter.done():
                 waiter.set_result(None)
+        if self._settlements.empty:
+            self._rejoined = False
 
     def _refuse(self, refusal: v2.Left) -> None:
         self._refusal = refusal
@@ -366,10 +371,15 @@ class GroupLink(ClientLink):
         packed = event.messages
         headers: list[Mapping[str, str] | None] = list(packed.headers or [None] * packed.count)
         both = zip(packed.unpack(), headers, strict=True)
-        return [
+        messages: list[Message | Gap] = [
             GroupMessage(event.topic, data, log, offset, header or NO_HEADERS, event.deliveries, self)
             for offset, (data, header) in enumerate(both, event.offset)
         ]
+        if self._settlements.empty or not self._rejoined:
+            return messages
+        # After a reconnect, messages come that are done, and of which the consumer has not heard it yet.
+        done = self._settlements.is_done
+        return [one for one in messages if isinstance(one, Message) and not done(log, one.offset)]
 
 
 class GroupFeed:

@@ -95,6 +95,13 @@ class Settlements(Generic[Waiter]):
         if waiter is not None:
             last.waiters.append(waiter)
 
+    def is_done(self, log: str, offset: int) -> bool:
+        """Return True if a message is done, and that is not confirmed yet."""
+        return any(
+            one.how == "done" and one.log == log and offset in one.offsets
+            for one in (*self._sent, *self._unsent)
+        )
+
     def _begin(self, how: How, log: str, delay: float, reason: str) -> Outcome[Waiter]:
         outcome: Outcome[Waiter] = Outcome(how=how, log=log, delay=delay, reason=reason)
         self._unsent.append(outcome)

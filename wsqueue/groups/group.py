@@ -569,6 +569,14 @@ class Group:
         self._logs.reading(self.topic, -1)
         self._ended(self)
 
+    def close(self) -> None:
+        """Do nothing more: the logs are about to be closed."""
+        for task in (self._loading, self._reading, self._writing, self._burying):
+            if task is not None:
+                task.cancel()
+        self._members, self._joining, self._connections = {}, {}, {}
+        self._end()
+
     async def settled(self) -> None:
         """Wait until the state is kept."""
         if self._writing is not None:

@@ -65,6 +65,12 @@ class Groups:
         groups = [group for groups in self.by_topic.values() for group in groups.values()]
         await asyncio.gather(*(group.settled() for group in groups))
 
+    def close(self) -> None:
+        """Do nothing more: the logs are about to be closed."""
+        for groups in list(self.by_topic.values()):
+            for group in list(groups.values()):
+                group.close()
+
     def _forget(self, group: Group) -> None:
         groups = self.by_topic.get(group.topic, {})
         if groups.get(group.name) is group:

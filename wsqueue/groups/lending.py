@@ -64,20 +64,21 @@ class Member:
         lent: Number of messages that it has.
         retried: Number of these that were lent before.
         blocked: True while its connection takes nothing.
+        leaving: True once it has given messages back, because it is about to leave.
         waiting: True while it is in the queue of those that have room.
     """
 
-    __slots__ = ("blocked", "lent", "retried", "terms", "waiting")
+    __slots__ = ("blocked", "leaving", "lent", "retried", "terms", "waiting")
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
         self.lent = self.retried = 0
-        self.blocked = self.waiting = False
+        self.blocked = self.leaving = self.waiting = False
 
     @property
     def room(self) -> int:
         """Return how many messages it may be lent now."""
-        return 0 if self.blocked else self.terms.prefetch - self.lent
+        return 0 if self.blocked or self.leaving else self.terms.prefetch - self.lent
 
     @property
     def ready(self) -> bool:
@@ -373,7 +374,8 @@ class Lending:
             self._fail(loan, max(begin, loan.begin), min(end, loan.end), reason, give_up=True)
 
     def release(self, member: Member, begin: int, end: int) -> None:
-        """Take messages back that a member has not touched: that delivery does not count."""
+        """Take messages back that a member has not touched: that delivery does not count, and it gets no more."""
+        member.leaving = True
         for loan in self._loans_of(member, begin, end):
             first, last = max(begin, loan.begin), min(end, loan.end)
             self._cut(loan, first, last, keep_keys=True)

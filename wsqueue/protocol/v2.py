@@ -67,7 +67,10 @@ LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
-GROUP_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}\\Z"
+MAX_GROUP_CHARACTERS = 64
+"""Length of the name of a group, which is a part of the topic of its dead letters."""
+
+GROUP_PATTERN = f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_GROUP_CHARACTERS - 1}}}\\Z"
 """Form of the name of a group: it is a part of a topic's name, of labels of metrics and of commands."""
 
 GroupName = Annotated[str, msgspec.Meta(pattern=GROUP_PATTERN)]

@@ -27,6 +27,7 @@ class Model(RuleBasedStateMachine):
         self.lending = Lending(GroupState("id", "log", 0))
         self.members: list[Member] = []
         self.lent: dict[int, tuple[Member, float]] = {}
+        self.leaving: set[Member] = set()
         self.done: set[int] = set()
         self.failures: Counter[int] = Counter()
         self.finished: dict[str, int] = {}
@@ -60,6 +61,7 @@ class Model(RuleBasedStateMachine):
             if self.keyed and not self.lending.admit(begin, self.keys[begin]):
                 continue
             assert offer.member in self.members
+            assert offer.member not in self.leaving
             assert offer.member.lent + offer.most <= offer.member.terms.prefetch
             self.lending.lend(offer, end, self.now)
             for offset in range(begin, end):
@@ -111,6 +113,7 @@ class Model(RuleBasedStateMachine):
         elif how == "release":
             self.lending.release(member, offset, offset + 1)
             del self.lent[offset]
+            self.leaving.add(member)
         else:
             self.lending.extend(member, offset, offset + 1, self.now)
             self.lent[offset] = (member, self.now + member.terms.lease_seconds)

@@ -180,6 +180,9 @@ async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
     starts = {
         "'earliest'": ["0", "1", "2", "3"],
         "2": ["2", "3"],
+        "-1": ["3"],
+        "-3": ["1", "2", "3"],
+        "-20": ["0", "1", "2", "3"],
         "new Date(0)": ["0", "1", "2", "3"],
         "new Date(Date.now() + 60000)": [],
         "{ log: 'another', offset: 3 }": ["0", "1", "2", "3"],

@@ -333,6 +333,26 @@ async def keeps_positions(subject: Subject) -> None:
         assert await raw.delivered(2) == ["1", "2"]
 
 
+async def begins_with_the_last_messages(subject: Subject) -> None:
+    """`last` counts back from the end, into a chain, and as far as there are messages."""
+    topic = new_topic()
+    async with subject.connected("/producer") as link, subject.connected("/subscribe") as raw:
+        answer = await subscribed(raw, topic, start="last", count=1)
+        assert answer["offset"] == answer["end"]
+        link.send(chain_of([1, 2, 3], topic, "1", "2", "3"))
+        await link.confirmed(1, 2, 3)
+        assert await raw.delivered(3) == ["1", "2", "3"]
+        for count, expected in ((1, ["3"]), (2, ["2", "3"]), (3, ["1", "2", "3"])):
+            async with subject.connected("/subscribe") as late:
+                begun = await subscribed(late, topic, start="last", count=count)
+                assert begun["offset"] == begun["end"] - count
+                assert await late.delivered(count) == expected
+        async with subject.connected("/subscribe") as late:
+            begun = await subscribed(late, topic, start="last", count=2**53 - 1)
+            packet = await late.next("deliver")
+            assert (packet["offset"], data_of(packet)) == (begun["end"] - 3, ["1", "2", "3"])
+
+
 async def ends_subscriptions(subject: Subject) -> None:
     """After `unsubscribed` nothing more of the topic comes, and other topics go on."""
     topics = new_topic(), new_topic()
@@ -670,6 +690,7 @@ CHECKS: dict[str, list[Check]] = {
         takes_no_publish,
         begins_inside_a_chain,
         keeps_positions,
+        begins_with_the_last_messages,
         ends_subscriptions,
     ],
     "producer": [

@@ -85,6 +85,9 @@ async def test_messages_flow(cluster: Cluster) -> None:
         start = everything[0].after
         rest = [one.data async for one in client.subscribe(TOPICS[0], start=start, follow=False)]
         assert rest == ["two"]
+        for count in (1, 2, 20):
+            last = [one.data async for one in client.subscribe(TOPICS[0], start=-count, follow=False)]
+            assert last == ["one", "two"][-count:]
 
 
 async def test_many_topics_of_one_producer(cluster: Cluster) -> None:

@@ -36,7 +36,7 @@ from .link import ClientSettings
 from .owner import Owner
 from .publisher import PublisherLink
 from .subscription import Subscription
-from .values import Gap, Message, Position, Start
+from .values import Gap, Message, Position, Start, belongs_to_one_topic
 
 OPEN_SECONDS = 10.0
 """How long a publisher or a subscriber waits for a node before it gives up: two reconnect delays."""
@@ -250,15 +250,16 @@ class Client:
 
         Args:
             topics: At least one.
-            start: Where to begin. An offset or a position belongs to one topic.
+            start: Where to begin. An offset or a position belongs to one topic; -20 begins with the last 20
+                messages of each topic, or as many of them as are kept.
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
 
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
-            ValueError: The start is an offset or a position, and there are several topics, or no message can
-                have that offset; or an argument is none of those above.
+            ValueError: The start is an offset or a position, and there are several topics, or the start is
+                beyond all offsets; or an argument is none of those above.
             OwnerError: As for `publish`; but a client that was never used may be outside of an event loop.
             RuntimeError: The client was closed.
         """
@@ -272,11 +273,11 @@ class Client:
         _check_start(start)
         if on_gap not in ("raise", "yield"):
             raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")
-        if isinstance(start, int | Position) and len(set(topics)) > 1:
-            raise ValueError("an offset belongs to one topic, and there are several")
-        offset = start.offset if isinstance(start, Position) else start
-        if isinstance(offset, int) and not 0 <= offset <= MAX_NUMBER:
-            raise ValueError(f"{offset} is not an offset: expected 0 to {MAX_NUMBER}")
+        if belongs_to_one_topic(start) and len(set(topics)) > 1:
+            raise ValueError(
+                "an offset belongs to one topic, and there are several: expected 'latest', 'earliest', a"
+                " datetime, or a negative number for the last messages of each"
+            )
         feed = Feed(dict.fromkeys(topics), self._settings, start)
         self._feeds.add(feed)
         return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
@@ -354,10 +355,18 @@ def _check_start(start: object) -> None:
     """Refuse a start that is none.
 
     Raises:
-        ValueError: It is none of those that `Client.subscribe` names.
+        ValueError: It is none of those that `Client.subscribe` names, or beyond all offsets.
     """
     known = start in ("latest", "earliest") or isinstance(start, int | Position | datetime)
     if not known or isinstance(start, bool):
         raise ValueError(
-            f"{start!r} is not a start: expected 'latest', 'earliest', an offset, a Position or a datetime"
+            f"{start!r} is not a start: expected 'latest', 'earliest', an offset, -N for the last N messages,"
+            " a Position or a datetime"
+        )
+    if isinstance(start, Position) and not 0 <= start.offset <= MAX_NUMBER:
+        raise ValueError(f"{start.offset} is not an offset: expected 0 to {MAX_NUMBER}")
+    if isinstance(start, int) and not -MAX_NUMBER <= start <= MAX_NUMBER:
+        raise ValueError(
+            f"{start} is not a start: expected an offset, 0 to {MAX_NUMBER}, or -1 to -{MAX_NUMBER} for the"
+            " last messages"
         )

@@ -27,8 +27,10 @@ def client(**limits: int) -> wsqueue.Client:
         (("\ud800",), "latest", "the topic holds a lone surrogate"),
         (("news", "sport"), 1, "an offset belongs to one topic"),
         (("news", "sport"), wsqueue.Position("log", 1), "an offset belongs to one topic"),
-        (("news",), -1, "-1 is not an offset"),
+        (("news",), 2**53, "9007199254740992 is not a start: expected an offset, 0 to"),
+        (("news",), -(2**53), "-9007199254740992 is not a start: .* -1 to -9007199254740991 for the last"),
         (("news",), wsqueue.Position("log", 2**53), "9007199254740992 is not an offset"),
+        (("news",), wsqueue.Position("log", -1), "-1 is not an offset"),
         *((("news",), start, "is not a start") for start in ("foo", "3", 1.5, True, None)),
     ],
 )

@@ -1224,7 +1224,8 @@ class Subscription {
     }
     const { from = "latest" } = this.#options;
     if (from instanceof Date) return { start: "time", time: from.getTime() / 1000 };
-    return typeof from === "number" ? { start: "offset", offset: from } : { start: from };
+    if (typeof from !== "number") return { start: from };
+    return from < 0 ? { start: "last", count: -from } : { start: "offset", offset: from };
   }
 
   begin(log, offset) {
@@ -1354,7 +1355,8 @@ export class WsqueueClient {
 
   /**
    * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
-   * from: "latest", "earliest", an offset, a position { log, offset } or a Date (v2).
+   * from: "latest", "earliest", an offset, -N for the last N messages, a position { log, offset } or a Date:
+   * v2 only, but for "latest".
    */
   subscribe(topic, callback, options = {}) {
     this.#checkOpen();

@@ -278,6 +278,22 @@ async def refuses_broken_messages_only(subject: Subject) -> None:
         assert await link.answers(7) == expected
 
 
+async def stores_a_refused_batch_that_comes_again(subject: Subject) -> None:
+    """A batch that was refused is stored when it comes again under its number, and so are those after it."""
+    topic = new_topic()
+    async with subject.connected("/producer") as link:
+        link.send(chain_of([3], topic, messages=BROKEN))
+        link.send(chain_of([5], topic, "5", after=3))
+        assert await link.answers(2) == {1: "invalid", 2: "after_refused"}
+        link.send(chain_of([3], topic, "3"))
+        link.send(chain_of([5], topic, "5", after=3))
+        link.send(chain_of([3, 5, 9], topic, "3", "5", "9"))
+        await link.confirmed(*range(3, 8))
+    async with subject.connected("/subscribe") as raw:
+        await subscribed(raw, topic, start="earliest")
+        assert await raw.delivered(3) == ["3", "5", "9"]
+
+
 async def refuses_a_chain_that_is_none(subject: Subject) -> None:
     """Numbers that do not rise, or have not as many counts, close with 4400."""
     for numbers, counts in (([2, 1], [1, 1]), ([1, 1], [1, 1]), ([1, 2], [2]), ([], []), ([1, 2], [2, 0])):
@@ -442,6 +458,26 @@ async def sends_again(subject: Subject) -> None:
         link.send({"t": "ack", "numbers": [[len(again) + 1] * 2]})
         expected = dict.fromkeys(range(5, 11), "after_refused") | {11: "stored"}
         assert await raw.answers(7) == expected
+
+
+async def forwards_refused_batches_again(subject: Subject) -> None:
+    """A publisher that begins again with its secret and its numbers is told of no refusal of before."""
+    topic, secret = new_topic(), new_secret()
+    link = await subject.link()
+    for batches in range(2, 5):
+        async with subject.connected("/produce") as raw:
+            raw.send(secret)
+            for number in range(1, batches + 1):
+                raw.send(publish_of(number, topic, str(number), after=number - 1))
+                assert await forwarded(link, 1) == [(number, number - 1, [str(number)])]
+            first = sum(range(2, batches)) + 1
+            last = first + batches - 1
+            if batches < 4:
+                link.send({"t": "refused", "number": first, "last": last, "code": "full", "reason": "no"})
+                assert await raw.answers(batches) == dict.fromkeys(range(1, batches + 1), "full")
+            else:
+                link.send({"t": "ack", "numbers": [[first, last]]})
+                await raw.confirmed(*range(1, batches + 1))
 
 
 async def hears_of_refused_ranges(subject: Subject) -> None:
@@ -686,6 +722,7 @@ CHECKS: dict[str, list[Check]] = {
         confirms_repeats_on_another_connection,
         refuses_behind_a_hole,
         refuses_broken_messages_only,
+        stores_a_refused_batch_that_comes_again,
         refuses_a_chain_that_is_none,
         takes_no_publish,
         begins_inside_a_chain,
@@ -698,6 +735,7 @@ CHECKS: dict[str, list[Check]] = {
         forwards_and_confirms,
         forwards_in_order,
         sends_again,
+        forwards_refused_batches_again,
         hears_of_refused_ranges,
         leaves_one_that_refuses_what_was_not_sent,
         resends_all,

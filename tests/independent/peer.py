@@ -1291,6 +1291,9 @@ class Consumer(_Node):
             of = packet["topic"], packet["publisher"]
             kept, refusal = self._judge(packet, refused.get(of))
             if kept:
+                if refused.get(of) in numbers[:kept]:
+                    # It has come again under its number, and others may follow it.
+                    del refused[of]
                 await wire.send({"t": "ack", "numbers": [[position + 1, position + kept]]})
             for index in range(kept, len(numbers)):
                 refused[of] = numbers[index]

@@ -167,8 +167,9 @@ class Outbox(Generic[Waiter]):
             )
         if number <= self._last_number:
             raise ValueError(
-                f"the id {number} is not above {self._last_number}, the one before it: expected ids that rise"
-                " over all topics, and another client for messages that are published again"
+                f"the id {number} is not above {self._last_number}, the one before it on whichever topic, so"
+                " that a new message would pass for a repeat: expected a higher id, or another client for a"
+                " message that was published under this id before"
             )
         (only,) = message.messages
         batch = OutgoingBatch[Waiter](topic=message.topic, text=only.text, messages=[only], size=only.size)

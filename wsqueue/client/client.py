@@ -204,7 +204,7 @@ class Client:
         A client with a `publisher_secret` publishes one message at a time, with an id that the application
         keeps, such as that of a row. When the message is published again under its id, by this program or a
         later run of it, it is confirmed, and stored once. Messages with ids have their order from the order
-        of the calls, so a call does not wait for others before it sends its message.
+        of the calls, so that a call does not wait for room: the application limits how many are under way.
 
         Args:
             topic: Any topic.

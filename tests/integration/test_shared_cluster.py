@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,9 @@ async def test_messages_flow(cluster: Cluster) -> None:
         start = everything[0].after
         rest = [one.data async for one in client.subscribe(TOPICS[0], start=start, follow=False)]
         assert rest == ["two"]
+        for count in (1, 2, 20):
+            last = [one.data async for one in client.subscribe(TOPICS[0], start=-count, follow=False)]
+            assert last == ["one", "two"][-count:]
 
 
 async def test_many_topics_of_one_producer(cluster: Cluster) -> None:
@@ -125,6 +129,27 @@ async def test_a_consumer_dies_and_comes_back(cluster: Cluster) -> None:
             assert [one.offset for one in stored] == list(range(15))
             assert len({one.log for one in stored}) == 1
         assert sorted(map(str, heard)) == sorted(sent * 2)
+
+
+async def test_ids_of_an_application_are_known_to_all_consumers(cluster: Cluster, nodes: Nodes) -> None:
+    """A program that begins again after a consumer is lost stores nothing twice."""
+    addresses = [consumer.address for consumer in cluster.consumers]
+
+    async def publish(*ids: int) -> None:
+        async with nodes.client([cluster.producer], addresses, publisher_secret=bytes(range(32))) as client:
+            for topic, number in zip(itertools.cycle(TOPICS), ids, strict=False):
+                client.publish_nowait(topic, str(number), id=number)
+            await client.flush()
+
+    async with soon():
+        await publish(*range(1, 21))
+        await cluster.consumers[0].crash()
+        await publish(*range(11, 31))
+        async with nodes.client([cluster.producer], addresses) as client:
+            for index, topic in enumerate(TOPICS):
+                stored = [one.data async for one in client.subscribe(topic, start="earliest", follow=False)]
+                assert stored == [str(number) for number in range(1 + index, 31, 2)]
+        assert cluster.consumers[1].counters["repeats"] == 10
 
 
 async def test_the_server_is_away_for_a_while(cluster: Cluster, servers: NatsServers) -> None:

@@ -238,17 +238,20 @@ class Subscribe(
     Attributes:
         topic: Any topic.
         start: First message to deliver: the next one that is published, the earliest one that is kept, the
-            one at `offset` (in the log `log`, if that is given), or the first one not older than `time`.
+            one at `offset` (in the log `log`, if that is given), the first one not older than `time`, or the
+            first of the last `count` messages, as far as they are kept.
         log: Id of the log's epoch in which `offset` was read.
         offset: Offset of the next message that is wanted.
         time: Unix time in seconds.
+        count: Number of messages before the end of the topic.
     """
 
     topic: str
-    start: Literal["latest", "earliest", "offset", "time"] = "latest"
+    start: Literal["latest", "earliest", "offset", "time", "last"] = "latest"
     log: LogId | None = None
     offset: Offset | None = None
     time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
+    count: Number | None = None
 
     def __post_init__(self) -> None:
         """Refuse a start whose field is missing.
@@ -260,6 +263,8 @@ class Subscribe(
             raise ValueError("`offset` goes with the start `offset`")
         if (self.start == "time") != (self.time is not None):
             raise ValueError("`time` goes with the start `time`")
+        if (self.start == "last") != (self.count is not None):
+            raise ValueError("`count` goes with the start `last`")
 
 
 class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True):

@@ -112,6 +112,7 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
         {"t": "subscribe", "topic": "x", "start": "offset", "log": "a", "offset": 5},
     ),
     (v2.Subscribe("x", "time", time=1.5), {"t": "subscribe", "topic": "x", "start": "time", "time": 1.5}),
+    (v2.Subscribe("x", "last", count=7), {"t": "subscribe", "topic": "x", "start": "last", "count": 7}),
     (
         v2.Subscribed("x", "abc", 0, v2.MAX_NUMBER),
         {"t": "subscribed", "topic": "x", "log": "abc", "offset": 0, "end": 2**53 - 1},
@@ -146,7 +147,15 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (
         v2.Settle("jobs", "g", 2, "abc", "again", [(4, 4)], 1.5),
-        {"t": "settle", **PLACE, "number": 2, "log": "abc", "how": "again", "offsets": [[4, 4]], "delay": 1.5},
+        {
+            "t": "settle",
+            **PLACE,
+            "number": 2,
+            "log": "abc",
+            "how": "again",
+            "offsets": [[4, 4]],
+            "delay": 1.5,
+        },
     ),
     (
         v2.Settle("jobs", "g", 3, "abc", "reject", [(5, 5)], reason="why"),
@@ -264,6 +273,7 @@ class TestNumbers:
             {"t": "gap", "topic": "x", "offset": number, "missed": None},
             {"t": "gap", "topic": "x", "offset": 0, "missed": number},
             {"t": "subscribe", "topic": "x", "start": "offset", "offset": number},
+            {"t": "subscribe", "topic": "x", "start": "last", "count": number},
             {"t": "subscribed", "topic": "x", "log": "", "offset": number, "end": 1},
             {"t": "subscribed", "topic": "x", "log": "", "offset": 1, "end": number},
             *(publish_of(1, "x", "a") | {field: number} for field in ("number", "after")),
@@ -358,6 +368,10 @@ def test_what_is_not_a_secret(secret: object) -> None:
         ({"t": "subscribe", "topic": "x", "start": "time"}, "`time` goes with the start `time`"),
         ({"t": "subscribe", "topic": "x", "start": "latest", "time": 1}, "`time` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "offset", "offset": 1, "time": 1}, "`time` goes with"),
+        ({"t": "subscribe", "topic": "x", "start": "last"}, "`count` goes with the start `last`"),
+        ({"t": "subscribe", "topic": "x", "start": "last", "count": 0}, "$.count"),
+        ({"t": "subscribe", "topic": "x", "start": "earliest", "count": 1}, "`count` goes with"),
+        ({"t": "subscribe", "topic": "x", "start": "last", "count": 1, "offset": 1}, "`offset` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "yesterday"}, "$.start"),
         ({"t": "subscribe", "topic": "x", "start": None}, "$.start"),
         ({"t": "subscribe", "topic": "x", "start": b"latest"}, "$.start"),

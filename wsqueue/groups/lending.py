@@ -204,13 +204,13 @@ class Lending:
             self._queue.popleft().waiting = False
         if not self._queue or self.lent >= MAX_LENT:
             return None
+        self._pass_old()
         if (offer := self._failed_offer(now)) is not None:
             return offer
         member = self._queue[0]
         most = min(member.room, MAX_LENT - self.lent)
         if (begin := self._first_again()) is not None:
             return Offer(member, begin, self._length_again(begin, most), 0)
-        self._pass_old()
         if self.cursor >= end or self.state.full or self._held_count >= MAX_HELD:
             return None
         if self.keyed:
@@ -374,7 +374,7 @@ class Lending:
             self._fail(loan, max(begin, loan.begin), min(end, loan.end), reason, give_up=True)
 
     def release(self, member: Member, begin: int, end: int) -> None:
-        """Take messages back that a member has not touched: that delivery does not count, and it gets no more."""
+        """Take messages back that a member has not touched, which does not count; it is lent nothing more."""
         member.leaving = True
         for loan in self._loans_of(member, begin, end):
             first, last = max(begin, loan.begin), min(end, loan.end)

@@ -178,6 +178,18 @@ TestLending = Model.TestCase
 TestLending.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
+def test_a_message_that_failed_before_a_restart_is_offered_at_once() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    member = lending.join(Terms(1, 30, 5))
+    assert (offer := lending.offer(1, 0.0)) is not None
+    lending.lend(offer, 1, 0.0)
+    lending.leave(member)
+    again = Lending(decode_state(lending.state.encode()))
+    again.join(Terms(1, 30, 5))
+    assert (offer := again.offer(1, 0.0)) is not None
+    assert (offer.begin, offer.most, offer.deliveries) == (0, 1, 1)
+
+
 def test_a_message_that_kills_its_worker_takes_no_other_to_the_dead_letters() -> None:
     lending = Lending(GroupState("id", "log", 0))
     for _ in range(MAX_DELIVERIES):

@@ -167,7 +167,7 @@ def config_warnings(config: Config) -> list[str]:
         patterns = [table.match for table in config.retention.topics]
         for index, pattern in enumerate(patterns):
             # One that has a * behind it is matched as the topics are that begin with it.
-            if before := [one for one in patterns[:index] if matches((one,), pattern)]:
+            if before := [one for one in patterns[:index] if matches(one, pattern)]:
                 found.append(
                     f"retention.topics[{index}]: {pattern!r} never holds, because {before[0]!r} before it"
                     " matches the same topics and the first table that matches holds; put it before that"

@@ -32,6 +32,9 @@ NUMBERS_SLACK = 10_000
 TRIM_RECORDS = 10_000
 """Records that one step trims, so that appends wait some 50 ms for it: more than a group can have."""
 
+DUE_TOPICS = 1_000
+"""Topics with an age of their own whose first record one step looks at, in 15 ms."""
+
 CHECK_RECORDS = 5_000
 """Records that one step checks, so that subscribers wait some 20 ms for it."""
 
@@ -292,7 +295,7 @@ class Database(DatabaseFile):
     def _use_limits(self) -> None:
         """Take other limits over: any topic may exceed them."""
         ledger = self.ledger
-        if ledger.limits is not self.limits:
+        if ledger.limits != self.limits:
             ledger.limit(self.limits)
             self._passed = 0
             self._crowded = {name for name, topic in ledger.topics.items() if ledger.exceeds(topic)}
@@ -364,7 +367,7 @@ class Database(DatabaseFile):
         """
         ledger, now, room = self.ledger, self._clock(), TRIM_RECORDS
         crowded = [topic for topic in self._touched() if ledger.exceeds(topic)]
-        due = ledger.due(now)
+        due = ledger.due(now, DUE_TOPICS)
         coming: dict[str, list[Record]] = {topic.name: [] for topic in (*crowded, *due)}
         if coming:
             for record in group:

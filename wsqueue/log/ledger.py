@@ -38,8 +38,8 @@ FORGET_TRIES = 10
 """Topics that one call finds to be needed before it gives up, so that its time is bounded."""
 
 
-DUE_TOPICS = 1_000
-"""Topics with an age of their own that one call looks at, so that appends wait some 10 ms for it."""
+HEAP_SLACK = 1_000
+"""Entries of topics without messages in the heap that are not worth a walk over all."""
 
 ALWAYS_DUE = -math.inf
 """Unix time of a topic in the heap whose first record may be of any age."""
@@ -186,19 +186,22 @@ class Ledger(Generic[Topic]):
         if topic.limits.own_age and topic.name not in self._watched:
             self._watched.add(topic.name)
             heapq.heappush(self._heap, (due, topic.name))
+            if len(self._heap) > 2 * self.filled + HEAP_SLACK:
+                self._forget_empty()
 
     def is_due(self, now: float) -> bool:
         """Return True if the first record of a topic may be too old by an age of the topic's own."""
         return bool(self._heap) and self._heap[0][0] < now
 
-    def due(self, now: float) -> list[Topic]:
-        """Return some topics whose first record may be too old; the caller lets them wait again.
+    def due(self, now: float, most: int) -> list[Topic]:
+        """Return topics whose first record may be too old; the caller lets them wait again.
 
         Args:
             now: Unix time.
+            most: Maximum number of topics; others stay due.
         """
         found: list[Topic] = []
-        for _ in range(DUE_TOPICS):
+        for _ in range(most):
             if not self.is_due(now):
                 break
             _, name = heapq.heappop(self._heap)
@@ -233,6 +236,13 @@ class Ledger(Generic[Topic]):
         """Forget an empty topic at once if a new one of its name would be the same."""
         if topic.name in self.empty and topic.next <= self.floor:
             self._drop(topic)
+
+    def _forget_empty(self) -> None:
+        """Take topics without messages out of the heap, where they would stay for as long as their age."""
+        topics = self.topics
+        self._heap = [(due, name) for due, name in self._heap if name in topics and topics[name].messages]
+        heapq.heapify(self._heap)
+        self._watched = {name for _, name in self._heap}
 
     def _drop(self, topic: Topic) -> None:
         self._leave(topic)

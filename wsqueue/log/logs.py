@@ -45,7 +45,8 @@ PROBLEMS: dict[RefusalCode, str] = {
 }
 
 AGED_RECORDS = 10_000
-"""Records that one call drops because they are too old by ages of their topics, in 10 ms; others go later."""
+"""Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
+in 10 ms; others go later."""
 
 ORDER_SLACK = 1000
 """Entries of dropped records in the order that are not worth a walk over all."""
@@ -84,10 +85,12 @@ class TopicLogs(Store):
         self._config = msgspec.structs.replace(
             limits, mode=self._config.mode, directory=self._config.directory
         )
-        self._compact()
-        self._ledger.limit(self._memory_limits(limits))
-        for log in list(self._ledger.topics.values()):
-            self._trim_topic(log)
+        in_memory = self._memory_limits(limits)
+        if self._ledger.limits != in_memory:
+            self._compact()
+            self._ledger.limit(in_memory)
+            for log in list(self._ledger.topics.values()):
+                self._trim_topic(log)
         self.trim()
 
     def topic(self, name: str) -> TopicLog:
@@ -144,7 +147,7 @@ class TopicLogs(Store):
     def _trim_aged(self, now: float) -> None:
         """Drop records that are too old by the ages of their topics."""
         room = AGED_RECORDS
-        for log in self._ledger.due(now):
+        for log in self._ledger.due(now, AGED_RECORDS):
             age = log.limits.max_age_seconds
             while room and log.records and log.records[0].time + age < now:
                 self._drop_first(log)

@@ -96,7 +96,7 @@ MAX_NOTICES = 500
 """Records that one notice tells of; more go in another one."""
 
 
-MAX_AGED = 500
+MAX_AGED = 2_000
 """Topics whose old messages one trim drops from the engine: each takes a request or two."""
 
 PURGE_PARTS = 16

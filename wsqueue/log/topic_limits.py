@@ -38,7 +38,7 @@ class LimitTables:
         self._others = TopicLimits(
             retention.max_bytes_per_topic, retention.max_messages_per_topic, retention.max_age_seconds
         )
-        self._tables: list[tuple[tuple[str], TopicLimits]] = []
+        self._tables: list[tuple[str, TopicLimits]] = []
         for table in retention.topics:
             age = table.max_age_seconds or retention.max_age_seconds
             limits = TopicLimits(
@@ -47,11 +47,11 @@ class LimitTables:
                 age,
                 age != retention.max_age_seconds,
             )
-            self._tables.append(((table.match,), limits))
+            self._tables.append((table.match, limits))
 
     def of(self, topic: str) -> TopicLimits:
         """Return the limits of a topic."""
-        for patterns, limits in self._tables:
-            if matches(patterns, topic):
+        for pattern, limits in self._tables:
+            if matches(pattern, topic):
                 return limits
         return self._others

@@ -67,11 +67,11 @@ class Identity(msgspec.Struct, frozen=True):
 
     def may_publish(self, topic: str) -> bool:
         """Return True if it may publish to a topic."""
-        return all(matches(rights.publish, topic) for rights in self.rights)
+        return all(_allows(rights.publish, topic) for rights in self.rights)
 
     def may_subscribe(self, topic: str) -> bool:
         """Return True if it may subscribe to a topic."""
-        return all(matches(rights.subscribe, topic) for rights in self.rights)
+        return all(_allows(rights.subscribe, topic) for rights in self.rights)
 
     @property
     def may_read_reports(self) -> bool:
@@ -315,11 +315,9 @@ def is_pattern(text: str) -> bool:
     return bool(text) and "*" not in text[:-1]
 
 
-def matches(patterns: Sequence[str], topic: str) -> bool:
-    """Return True if a topic is one of some patterns, or begins with one that has a `*` behind it."""
-    return any(
-        topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern for pattern in patterns
-    )
+def matches(pattern: str, topic: str) -> bool:
+    """Return True if a topic is a pattern, or begins with one that has a `*` behind it."""
+    return topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
 
 
 def decode_claims(signed: bytes) -> Claims:
@@ -334,6 +332,10 @@ def decode_claims(signed: bytes) -> Claims:
         return _claims_decoder.decode(signed)
     except DECODE_ERRORS as error:
         raise ValueError(f"not the claims of a token: {error}") from None
+
+
+def _allows(patterns: Sequence[str], topic: str) -> bool:
+    return any(matches(pattern, topic) for pattern in patterns)
 
 
 _claims_decoder = msgspec.json.Decoder(Claims)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -457,10 +458,31 @@ class TestLimitsByTopic:
         async with running(mode, tmp_path, clock, topics=tables) as logs:
             await logs.trimmed(a=[1], b=[])
 
+    async def test_topics_that_have_gone_are_forgotten(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However long their messages might have stayed."""
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 100)
+        tables = [TopicRetention(match="*", max_age_seconds=10**8)]
+        topics = 5_000
+        async with running(mode, max_bytes=10_000, topics=tables) as logs:
+            tracemalloc.start()
+            try:
+                for number in range(topics):
+                    logs.store.append([append_one(f"{'x' * 200}{number}", packed("x"))])
+                    if not number % 1000:
+                        await logs.store.settle()
+                        await asyncio.sleep(0)
+                await logs.store.settle()
+                logs.outcomes.clear()
+                assert tracemalloc.get_traced_memory()[0] < 1_500_000
+            finally:
+                tracemalloc.stop()
+
     async def test_much_is_dropped_in_steps(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(database, "TRIM_RECORDS", 3)
         monkeypatch.setattr(logs, "AGED_RECORDS", 3)
-        monkeypatch.setattr(ledger, "DUE_TOPICS", 2)
+        monkeypatch.setattr(database, "DUE_TOPICS", 2)
         tables = [
             TopicRetention(match="short*", max_age_seconds=10),
             TopicRetention(match="long*", max_age_seconds=1000),

@@ -3,6 +3,7 @@
 import logging
 
 from .client.client import Client, connect
+from .client.group import GroupMessage, GroupSubscription
 from .client.subscription import Subscription
 from .client.values import Gap, Message, Position
 from .config.model import ClientConfig, Limits, Tls
@@ -32,6 +33,8 @@ __all__ = [
     "ConnectError",
     "Gap",
     "GapError",
+    "GroupMessage",
+    "GroupSubscription",
     "InvalidMessage",
     "Limits",
     "Message",

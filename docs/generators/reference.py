@@ -31,8 +31,8 @@ ROLES = tuple(
 
 NAMES = {
     "Connect": ("connect",),
-    "Publish and subscribe": ("Client", "Subscription"),
-    "Messages": ("Message", "Gap", "Position"),
+    "Publish and subscribe": ("Client", "Subscription", "GroupSubscription"),
+    "Messages": ("Message", "Gap", "Position", "GroupMessage"),
     "Errors": (
         "WsqueueError",
         "ConfigError",
@@ -62,6 +62,8 @@ METHODS = {
         "lost_in_flight",
     ),
     "Subscription": ("__aenter__", "__anext__", "close"),
+    "GroupSubscription": ("__anext__", "flush"),
+    "GroupMessage": ("done", "done_nowait", "again", "reject", "extend"),
 }
 """Names for applications; the rest is for the other modules of wsqueue."""
 

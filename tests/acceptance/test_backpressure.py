@@ -38,6 +38,7 @@ from wsqueue.log.ledger import MAX_EMPTY_TOPICS, MAX_TOPICS
 from wsqueue.log.records import MAX_NUMBERS
 from wsqueue.log.schema import CACHE_KIB
 from wsqueue.log.sqlite import CACHE_BYTES, PENDING_BYTES
+from wsqueue.log.states import MAX_STATES_BYTES
 from wsqueue.net.write_buffer import CONGESTED_BYTES
 from wsqueue.nodes.bounds import (
     CHARACTERS_BYTES,
@@ -352,7 +353,8 @@ def test_the_bounds_are_documented() -> None:
     bounds = Bounds(Limits())
     computed = [
         *(IDLE_BYTES + WORK_BYTES, bounds.feeding, bounds.slow_reader, bounds.slow_subscriber),
-        *(Retention().max_bytes, bounds.disk, bounds.index, bounds.file_topics, STRANGER_BYTES, TLS_BYTES),
+        *(Retention().max_bytes, bounds.disk, bounds.index, MAX_STATES_BYTES, bounds.file_topics),
+        *(STRANGER_BYTES, TLS_BYTES),
         *(bounds.link_down_at_worst, bounds.link_slow, bounds.refused),
         *(bounds.cached_topics, bounds.counted_topics),
         *(4 * (MAX_WAITING_CHARACTERS + bounds.one_read), bounds.window),

@@ -158,6 +158,14 @@ def unread_by(command: Running) -> int:
     return int.from_bytes(fcntl.ioctl(command.process.stdin, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
+def test_the_last_messages(config: str, topic: str) -> None:
+    assert run("publish", config, topic, stdin=b"one\ntwo\nthree\n") == (0, "", "")
+    for start, expected in (("-1", "three\n"), ("-2", "two\nthree\n"), ("-20", "one\ntwo\nthree\n")):
+        assert run("subscribe", config, topic, "--from", start, "--no-follow") == (0, expected, "")
+    both = run("subscribe", config, topic, f"{topic} two", "--from=-1", "--no-follow")
+    assert both == (0, f"{topic}: three\n", "")
+
+
 @pytest.mark.parametrize("arguments", [["demo"], ["subscribe"], ["subscribe", "--json"]])
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_output_is_utf_8_whatever_the_locale_says(

@@ -114,6 +114,65 @@ async def test_a_publish_is_done_when_it_is_confirmed_and_is_sent_again_until_th
         await raw.answer_close()
 
 
+WITH_IDS = """([consumers, producers, psk]) => {
+  const publisherSecret = new Uint8Array(32).fill(7);
+  window.client = new wsqueue.WsqueueClient({ consumers, producers, psk, publisherSecret });
+  window.outcome = (promise) => promise.then(() => "done", (error) => `${error.name}: ${error.message}`);
+  window.publish = (topic, id, data = `${id}`) => outcome(client.publish(topic, data, { id }));
+}"""
+
+
+async def test_ids_of_the_application(nodes: Nodes, tabs: Tabs) -> None:
+    """What comes again from another page, under its id, is stored once."""
+    consumer, producer = await nodes.cluster()
+    for rows, repeats in (("[1, 2, 5]", 0), ("[2, 5, 9, 2 ** 53 - 1]", 2)):
+        page = await tabs.with_client()
+        await js(page, WITH_IDS, [[consumer.address], [producer.address], KEY])
+        outcomes = await js(page, f"Promise.all({rows}.map((id) => publish('news', id)))")
+        assert set(outcomes) == {"done"}
+        assert consumer.counters["repeats"] == repeats
+        late = await js(page, "publish('sport', 2)")
+        assert late.startswith("WsqueueError: the id 2 is not above ")
+        await js(page, "client.close()")
+    async with nodes.client([producer], [consumer]) as client:
+        stored = [message.data async for message in client.subscribe("news", start="earliest", follow=False)]
+    assert stored == ["1", "2", "5", "9", str(2**53 - 1)]
+
+
+async def test_ids_that_cannot_be(tabs: Tabs) -> None:
+    async with soon(), V2Server() as server:
+        page = await tabs.with_client()
+        await js(page, WITH_IDS, [[], [server.address], KEY])
+        for arguments, problem in {
+            "'news', undefined": "a message has an id if its client has a publisherSecret, and only then",
+            "'news', 0": "0 is not an id: expected an integer, 1 to 9007199254740991",
+            "'news', 1.5": "1.5 is not an id",
+            "'news', '1'": "1 is not an id",
+            "'news', 1, ['a', 'b']": "an id belongs to one message",
+        }.items():
+            assert problem in await js(page, f"publish({arguments})")
+        await js(page, "window.calls = [3, 5].map((id) => publish('news', id)); 0")
+        raw = await server.speaking(KEY)
+        assert (await raw.next("publisher"))["secret"] == bytes([7] * 32)
+        assert await raw.next("publish") == publish_of(3, "news", "3")
+        assert await raw.next("publish") == publish_of(5, "news", "5", after=3)
+        raw.send({"t": "ack", "numbers": [[1, 3]]})
+        raw.send({"t": "refused", "number": 5, "code": "full", "reason": "no room"})
+        assert await js(page, "Promise.all(calls)") == ["done", "PublishError: no room"]
+        problem = await js(page, "publish('sport', 6)")
+        assert problem.startswith(
+            "PublishError: the message with the id 5 was refused or failed before: make"
+        )
+        for options in (
+            "publisherSecret: 'secret'",
+            "publisherSecret: new Uint8Array(32), protocol: 'classic'",
+        ):
+            made = f"() => {{ try {{ new wsqueue.WsqueueClient({{ psk: 'x', {options} }}); }} catch (error) "
+            assert "publisherSecret" in await js(page, f"{made} {{ return error.message; }} }}")
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
 async def test_another_producer_takes_over(nodes: Nodes, tabs: Tabs) -> None:
     consumer = await nodes.consumer()
     producers = [await nodes.producer([consumer]) for _ in range(2)]
@@ -180,6 +239,9 @@ async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
     starts = {
         "'earliest'": ["0", "1", "2", "3"],
         "2": ["2", "3"],
+        "-1": ["3"],
+        "-3": ["1", "2", "3"],
+        "-20": ["0", "1", "2", "3"],
         "new Date(0)": ["0", "1", "2", "3"],
         "new Date(Date.now() + 60000)": [],
         "{ log: 'another', offset: 3 }": ["0", "1", "2", "3"],

@@ -278,6 +278,22 @@ async def refuses_broken_messages_only(subject: Subject) -> None:
         assert await link.answers(7) == expected
 
 
+async def stores_a_refused_batch_that_comes_again(subject: Subject) -> None:
+    """A batch that was refused is stored when it comes again under its number, and so are those after it."""
+    topic = new_topic()
+    async with subject.connected("/producer") as link:
+        link.send(chain_of([3], topic, messages=BROKEN))
+        link.send(chain_of([5], topic, "5", after=3))
+        assert await link.answers(2) == {1: "invalid", 2: "after_refused"}
+        link.send(chain_of([3], topic, "3"))
+        link.send(chain_of([5], topic, "5", after=3))
+        link.send(chain_of([3, 5, 9], topic, "3", "5", "9"))
+        await link.confirmed(*range(3, 8))
+    async with subject.connected("/subscribe") as raw:
+        await subscribed(raw, topic, start="earliest")
+        assert await raw.delivered(3) == ["3", "5", "9"]
+
+
 async def refuses_a_chain_that_is_none(subject: Subject) -> None:
     """Numbers that do not rise, or have not as many counts, close with 4400."""
     for numbers, counts in (([2, 1], [1, 1]), ([1, 1], [1, 1]), ([1, 2], [2]), ([], []), ([1, 2], [2, 0])):
@@ -331,6 +347,26 @@ async def keeps_positions(subject: Subject) -> None:
         gap = await raw.next("gap")
         assert (gap["offset"], gap["missed"]) == (other["offset"], None)
         assert await raw.delivered(2) == ["1", "2"]
+
+
+async def begins_with_the_last_messages(subject: Subject) -> None:
+    """`last` counts back from the end, into a chain, and as far as there are messages."""
+    topic = new_topic()
+    async with subject.connected("/producer") as link, subject.connected("/subscribe") as raw:
+        answer = await subscribed(raw, topic, start="last", count=1)
+        assert answer["offset"] == answer["end"]
+        link.send(chain_of([1, 2, 3], topic, "1", "2", "3"))
+        await link.confirmed(1, 2, 3)
+        assert await raw.delivered(3) == ["1", "2", "3"]
+        for count, expected in ((1, ["3"]), (2, ["2", "3"]), (3, ["1", "2", "3"])):
+            async with subject.connected("/subscribe") as late:
+                begun = await subscribed(late, topic, start="last", count=count)
+                assert begun["offset"] == begun["end"] - count
+                assert await late.delivered(count) == expected
+        async with subject.connected("/subscribe") as late:
+            begun = await subscribed(late, topic, start="last", count=2**53 - 1)
+            packet = await late.next("deliver")
+            assert (packet["offset"], data_of(packet)) == (begun["end"] - 3, ["1", "2", "3"])
 
 
 async def ends_subscriptions(subject: Subject) -> None:
@@ -422,6 +458,26 @@ async def sends_again(subject: Subject) -> None:
         link.send({"t": "ack", "numbers": [[len(again) + 1] * 2]})
         expected = dict.fromkeys(range(5, 11), "after_refused") | {11: "stored"}
         assert await raw.answers(7) == expected
+
+
+async def forwards_refused_batches_again(subject: Subject) -> None:
+    """A publisher that begins again with its secret and its numbers is told of no refusal of before."""
+    topic, secret = new_topic(), new_secret()
+    link = await subject.link()
+    for batches in range(2, 5):
+        async with subject.connected("/produce") as raw:
+            raw.send(secret)
+            for number in range(1, batches + 1):
+                raw.send(publish_of(number, topic, str(number), after=number - 1))
+                assert await forwarded(link, 1) == [(number, number - 1, [str(number)])]
+            first = sum(range(2, batches)) + 1
+            last = first + batches - 1
+            if batches < 4:
+                link.send({"t": "refused", "number": first, "last": last, "code": "full", "reason": "no"})
+                assert await raw.answers(batches) == dict.fromkeys(range(1, batches + 1), "full")
+            else:
+                link.send({"t": "ack", "numbers": [[first, last]]})
+                await raw.confirmed(*range(1, batches + 1))
 
 
 async def hears_of_refused_ranges(subject: Subject) -> None:
@@ -666,10 +722,12 @@ CHECKS: dict[str, list[Check]] = {
         confirms_repeats_on_another_connection,
         refuses_behind_a_hole,
         refuses_broken_messages_only,
+        stores_a_refused_batch_that_comes_again,
         refuses_a_chain_that_is_none,
         takes_no_publish,
         begins_inside_a_chain,
         keeps_positions,
+        begins_with_the_last_messages,
         ends_subscriptions,
     ],
     "producer": [
@@ -677,6 +735,7 @@ CHECKS: dict[str, list[Check]] = {
         forwards_and_confirms,
         forwards_in_order,
         sends_again,
+        forwards_refused_batches_again,
         hears_of_refused_ranges,
         leaves_one_that_refuses_what_was_not_sent,
         resends_all,

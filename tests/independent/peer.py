@@ -342,10 +342,11 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     },
     "subscribe": _TOPIC
     | {
-        "start": (_one_of("earliest", "latest", "offset", "time"), "latest"),
+        "start": (_one_of("earliest", "last", "latest", "offset", "time"), "latest"),
         "log": (_or_nil(_string(64)), None),
         "offset": (_or_nil(_integer(0)), None),
         "time": (_or_nil(_number(MAX_NUMBER)), None),
+        "count": (_or_nil(_integer(1)), None),
     },
     "subscribed": _TOPIC
     | {
@@ -387,9 +388,9 @@ def decode(data: bytes) -> Packet:
     if "counts" in packet:
         _check_chain(packet)
     if name == "subscribe":
-        offset, time = packet["start"] == "offset", packet["start"] == "time"
-        if (packet["offset"] is not None) != offset or (packet["time"] is not None) != time:
-            raise InvalidPacketError("a start without its position, or the other way round")
+        for start, field in (("offset", "offset"), ("time", "time"), ("last", "count")):
+            if (packet["start"] == start) != (packet[field] is not None):
+                raise InvalidPacketError("a start without its position, or the other way round")
     return packet
 
 
@@ -475,6 +476,8 @@ def public_id(secret: bytes) -> str:
 
 def route(topic: str, consumers: int) -> int:
     """Give the number of the consumer of a topic."""
+    while topic.endswith("!dead") and topic.count("!") >= 2:
+        topic = topic.rsplit("!", 2)[0]
     units = topic.encode("utf-16-le")
     value = 0
     for low, high in zip(units[::2], units[1::2], strict=True):
@@ -798,10 +801,11 @@ class Client:
         log: str | None = None,
         offset: int | None = None,
         time: float | None = None,
+        count: int | None = None,
         ready: asyncio.Event | None = None,
     ) -> AsyncIterator[Message | Gap]:
         """Give the messages of a topic and its gaps, across broken connections. Set `ready` at its begin."""
-        given = {"log": log, "offset": offset, "time": time}
+        given = {"log": log, "offset": offset, "time": time, "count": count}
         position = {"start": start} | {key: value for key, value in given.items() if value is not None}
         address = self.consumers[route(topic, len(self.consumers))]
         seen: dict[str, int] = {}
@@ -1289,6 +1293,9 @@ class Consumer(_Node):
             of = packet["topic"], packet["publisher"]
             kept, refusal = self._judge(packet, refused.get(of))
             if kept:
+                if refused.get(of) in numbers[:kept]:
+                    # It has come again under its number, and others may follow it.
+                    del refused[of]
                 await wire.send({"t": "ack", "numbers": [[position + 1, position + kept]]})
             for index in range(kept, len(numbers)):
                 refused[of] = numbers[index]
@@ -1351,6 +1358,8 @@ class Consumer(_Node):
         """Give the first offset of a subscription, and how many messages are lost; False is no gap."""
         if packet["start"] == "latest":
             return log.end, False
+        if packet["start"] == "last":
+            return max(log.first, log.end - packet["count"]), False
         if packet["start"] != "offset":
             return log.first, False
         offset: int = packet["offset"]

@@ -262,7 +262,7 @@ class TestASharedLog:
             await store.close()
             found, _ = await check(file)
             assert found[-2].text == (
-                "The log has 2 streams with 0 bytes, each on 1 server; they are led by n0 (2)."
+                "The log has 3 streams with 0 bytes, each on 1 server; they are led by n0 (3)."
             )
             found, _ = await check(shared(tmp_path, servers.urls, "replicas = 1\nstreams = 3\n"))
             ((state, _, text),) = bad(found)

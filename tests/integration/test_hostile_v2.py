@@ -54,6 +54,7 @@ GOOD: dict[str, dict[str, Any]] = {
     "refused": {"t": "refused", "number": 1, "code": "full", "reason": "no"},
     "a range that is refused": {"t": "refused", "number": 1, "code": "full", "reason": "no", "last": 2},
     "subscribe": {"t": "subscribe", "topic": "news"},
+    "subscribe to the last": {"t": "subscribe", "topic": "news", "start": "last", "count": 1},
     "subscribed": {"t": "subscribed", "topic": "news", "log": "x", "offset": 0, "end": 0},
     "unsubscribe": {"t": "unsubscribe", "topic": "news"},
     "unsubscribed": {"t": "unsubscribed", "topic": "news"},
@@ -68,8 +69,8 @@ GOOD: dict[str, dict[str, Any]] = {
 TAKEN = {
     "/produce": {"publisher"},
     "/producer": {"forward"},
-    "/subscribe": {"subscribe", "unsubscribe"},
-    "/subscribe/news": {"subscribe", "unsubscribe"},
+    "/subscribe": {"subscribe", "subscribe to the last", "unsubscribe"},
+    "/subscribe/news": {"subscribe", "subscribe to the last", "unsubscribe"},
 }
 """Packets that may come first after the hello."""
 

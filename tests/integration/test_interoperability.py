@@ -191,7 +191,7 @@ async def test_a_link_to_a_classic_consumer_that_is_made_again_is_warned_of(node
             assert len(log.lines("classic link made again")) == 1
 
 
-@pytest.mark.parametrize("start", ["earliest", 7, wsqueue.Position("log", 7), datetime.now(UTC)])
+@pytest.mark.parametrize("start", ["earliest", 7, -7, wsqueue.Position("log", 7), datetime.now(UTC)])
 async def test_a_classic_consumer_keeps_nothing_to_begin_with(nodes: Nodes, start: Start) -> None:
     consumer = IndependentConsumer(KEY, "document")
     async with soon(), serving(consumer.handle) as address, nodes.client([address], [address]) as client:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from msgspec.structs import replace
@@ -17,13 +17,17 @@ from tests.support.nats_servers import NatsServers
 from tests.support.stores import batch
 from tests.support.waiting import eventually
 from wsqueue.config.model import JetStream, Retention
-from wsqueue.errors import ConfigError
-from wsqueue.log.engine import Conflict, Engine, Place, Unanswered, place_of
+from wsqueue.errors import ConfigError, StorageError
+from wsqueue.log import states
+from wsqueue.log.engine import STATES, Conflict, Engine, Place, Unanswered, place_of, state_place
 from wsqueue.log.jetstream import JetStreamEngine
 from wsqueue.log.shared import SharedStore
+from wsqueue.log.states import State, StateConflict, StatesFull
 from wsqueue.log.store import AppendChain, Outcome
 
 pytestmark = pytest.mark.anyio
+
+Result = TypeVar("Result")
 
 STREAMS = 2
 
@@ -154,11 +158,11 @@ async def test_the_reason_why_no_server_answers(
 async def test_a_look_changes_nothing(server: NatsServers) -> None:
     first = engine_on(server)
     await first.connect()
-    assert await first.look() == [None] * STREAMS
+    assert await first.look() == [None] * (STREAMS + 1)
     await first.close()
     await first.open()
     states = await first.look()
-    assert [state and state.leader for state in states] == ["n0"] * STREAMS
+    assert [state and state.leader for state in states] == ["n0"] * (STREAMS + 1)
     await first.close()
     other = engine_on(server, streams=STREAMS + 1)
     await other.connect()
@@ -320,3 +324,85 @@ async def test_the_leader_of_a_cluster_is_killed(tmp_path: Path) -> None:
         finally:
             await one.store.close()
             await two.store.close()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+async def test_states_on_servers_that_are_killed(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "MAX_NAMES_PER_TOPIC", 2)
+    async with NatsServers(tmp_path, count) as servers:
+        one, two = Node(servers).store, Node(servers).store
+        await one.open()
+        await two.open()
+        try:
+            assert await one.state("news", "a") is None
+            first = await one.change_state("news", "a", b"one", 0)
+            with pytest.raises(StateConflict):
+                await two.change_state("news", "a", b"two", 0)
+            second = await two.change_state("news", "a", b"two", first)
+            with pytest.raises(StateConflict):
+                await one.drop_state("news", "a", first)
+            other = await one.change_state("news", "b", b"", 0)
+            with pytest.raises(StatesFull, match="has 2 names; expected at most 2"):
+                await one.change_state("news", "c", b"", 0)
+            await one.change_state("other", "a", b"x" * 500_000, 0)
+            await two.drop_state("news", "b", other)
+            with pytest.raises(StateConflict):
+                await one.drop_state("news", "b", other)
+            assert await one.change_state("news", "b", b"again", 0) > other
+            for index in range(count):
+                servers.kill(index)
+                servers.start(index)
+            await servers.healthy()
+            state = await answered(lambda: two.state("news", "a"))
+            assert state == State(second, b"two")
+            listed = await answered(two.states)
+            assert {(one.topic, one.name): len(one.value) for one in listed} == {
+                ("news", "a"): 3,
+                ("news", "b"): 5,
+                ("other", "a"): 500_000,
+            }
+        finally:
+            await one.close()
+            await two.close()
+
+
+async def test_a_state_is_kept_as_long_as_it_is_not_dropped(
+    server: NatsServers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsqueue.config.model.MIN_SHARED_AGE_SECONDS", 0.1)
+    config = replace(retention(server), max_age_seconds=0.5)
+    engine = JetStreamEngine(config, max_message_bytes=2**20)
+    await engine.open()
+    place, message = state_place("news", "a"), Place(0, "a")
+    seq = await engine.append(place, b"one", 0)
+    await engine.append(message, b"data", 0)
+    async with asyncio.timeout(30):
+        while await engine.last(message) is not None:  # noqa: ASYNC110 - nobody tells of it
+            await asyncio.sleep(0.05)
+    last = await engine.last(place)
+    assert last is not None
+    assert (last.seq, last.data) == (seq, b"one")
+    counts = await engine.count(STATES, place.token.partition(".")[0])
+    assert (counts.records, counts.below) == (1, 1)
+    assert (await engine.count(STATES, "other")).below == 0
+    await engine.close()
+
+
+async def test_an_engine_that_makes_no_streams_has_no_states(server: NatsServers) -> None:
+    engine = JetStreamEngine(retention(server), max_message_bytes=2**20, make=False)
+    await engine.open()
+    assert await engine.last(state_place("news", "a")) is None
+    assert await engine.scan(STATES, 1, 2**20) == []
+    await engine.close()
+
+
+async def answered(request: Callable[[], Awaitable[Result]]) -> Result:
+    """Ask until there is an answer, while servers elect a leader."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await request()
+            except StorageError:
+                await asyncio.sleep(0.2)

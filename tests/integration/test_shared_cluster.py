@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,9 @@ async def test_messages_flow(cluster: Cluster) -> None:
         start = everything[0].after
         rest = [one.data async for one in client.subscribe(TOPICS[0], start=start, follow=False)]
         assert rest == ["two"]
+        for count in (1, 2, 20):
+            last = [one.data async for one in client.subscribe(TOPICS[0], start=-count, follow=False)]
+            assert last == ["one", "two"][-count:]
 
 
 async def test_limits_of_some_topics(nodes: Nodes, servers: NatsServers) -> None:
@@ -154,6 +158,27 @@ async def test_a_consumer_dies_and_comes_back(cluster: Cluster) -> None:
         assert sorted(map(str, heard)) == sorted(sent * 2)
 
 
+async def test_ids_of_an_application_are_known_to_all_consumers(cluster: Cluster, nodes: Nodes) -> None:
+    """A program that begins again after a consumer is lost stores nothing twice."""
+    addresses = [consumer.address for consumer in cluster.consumers]
+
+    async def publish(*ids: int) -> None:
+        async with nodes.client([cluster.producer], addresses, publisher_secret=bytes(range(32))) as client:
+            for topic, number in zip(itertools.cycle(TOPICS), ids, strict=False):
+                client.publish_nowait(topic, str(number), id=number)
+            await client.flush()
+
+    async with soon():
+        await publish(*range(1, 21))
+        await cluster.consumers[0].crash()
+        await publish(*range(11, 31))
+        async with nodes.client([cluster.producer], addresses) as client:
+            for index, topic in enumerate(TOPICS):
+                stored = [one.data async for one in client.subscribe(topic, start="earliest", follow=False)]
+                assert stored == [str(number) for number in range(1 + index, 31, 2)]
+        assert cluster.consumers[1].counters["repeats"] == 10
+
+
 async def test_the_server_is_away_for_a_while(cluster: Cluster, servers: NatsServers) -> None:
     async with soon(), cluster.client() as client, client.subscribe(TOPICS[0]) as subscription:
         await client.publish(TOPICS[0], "before")
@@ -186,3 +211,90 @@ async def test_a_reload_with_another_age(cluster: Cluster) -> None:
         consumer.write(retention=consumer._settings["retention"] | {"max_age_seconds": 7200})
         await consumer.service.reload()
         await client.publish(TOPICS[0], "still there")
+
+
+@pytest.fixture
+def short_takeover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the times of coordinators."""
+    for name, seconds in (("RENEW", 0.2), ("TAKEOVER", 1.0), ("LATE", 0.7), ("WATCH", 0.1)):
+        monkeypatch.setattr(f"wsqueue.groups.keeper.{name}_SECONDS", seconds)
+
+
+class TestGroups:
+    @pytest.fixture(autouse=True)
+    async def _ended(self, cluster: Cluster) -> AsyncIterator[None]:
+        """Wait until the states of all groups are kept, while the servers are there."""
+        yield
+        await eventually(
+            lambda: not any(one.consumer.groups.by_topic for one in cluster.consumers), "no group is left"
+        )
+
+    @pytest.mark.parametrize("how", ["stop", "crash"])
+    @pytest.mark.usefixtures("short_takeover")
+    async def test_a_group_goes_on_at_another_consumer(self, cluster: Cluster, how: str) -> None:
+        async with asyncio.timeout(20), cluster.client() as client:
+            topic = TOPICS[0]
+            await client.publish(topic, *(f"{number}" for number in range(6)))
+            async with client.subscribe(topic, group="g", prefetch=3) as jobs:
+                first = await anext(jobs)
+                await first.done()
+                held = await anext(jobs)
+                home = cluster.consumers[0]
+                await (home.stop() if how == "stop" else home.crash())
+                # The one that is held counts when another consumer coordinates the group.
+                await held.done()
+                done = {first.data, held.data}
+                while len(done) < 6:
+                    job = await anext(jobs)
+                    await job.done()
+                    done.add(job.data)
+                await client.publish(topic, "later")
+                while (job := await anext(jobs)).data != "later":
+                    await job.done()
+                await job.reject("no more")
+            letters = client.subscribe(f"{topic}!g!dead", start="earliest")
+            assert (await anext(letters)).data == "later"
+            # The home comes back, and finds all of it done.
+            await home.restart()
+            async with client.subscribe(topic, group="g") as jobs:
+                await client.publish(topic, "last")
+                assert (await anext(jobs)).data == "last"
+
+    async def test_members_find_the_consumer_that_coordinates(self, cluster: Cluster, nodes: Nodes) -> None:
+        topic = TOPICS[0]
+        other = nodes.client([cluster.producer], cluster.consumers[::-1])
+        async with asyncio.timeout(20), cluster.client() as client, other:
+            async with client.subscribe(topic, group="g", prefetch=1) as jobs:
+                await client.publish(topic, "1", "2")
+                first = await anext(jobs)
+                # For this one the other consumer is the home; it sees that the group is coordinated.
+                async with other.subscribe(topic, group="g", prefetch=1) as more:
+                    second = await anext(more)
+                    assert {first.data, second.data} == {"1", "2"}
+                    await second.done()
+                await first.done()
+        assert [one.counters["group_deliveries"] for one in cluster.consumers] == [2, 0]
+
+    async def test_what_a_member_of_a_lost_coordinator_did_is_kept(
+        self, cluster: Cluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        topic = TOPICS[0]
+        other = nodes.client([cluster.producer], cluster.consumers[::-1])
+        monkeypatch.setattr("wsqueue.groups.keeper.TAKEOVER_SECONDS", 0.5)
+        monkeypatch.setattr("wsqueue.groups.keeper.WATCH_SECONDS", 0.1)
+        async with asyncio.timeout(20), cluster.client() as client, other:
+            await client.publish(topic, "1", "2")
+            async with (
+                client.subscribe(topic, group="g", prefetch=1) as jobs,
+                # The first coordinator seems to stand still, so that the other one takes over.
+                other.subscribe(topic, group="g", prefetch=5) as more,
+            ):
+                first = await anext(jobs)
+                again = [await anext(more) for _ in range(2)]
+                assert [job.data for job in again] == ["1", "2"]
+                # The first coordinator cannot keep anything any more, and sends its members to the other.
+                await first.done()
+                await again[1].done()
+            async with client.subscribe(topic, group="g") as jobs:
+                await client.publish(topic, "3")
+                assert (await anext(jobs)).data == "3"

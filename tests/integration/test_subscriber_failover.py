@@ -95,6 +95,24 @@ async def test_the_topics_go_elsewhere_and_return_at_their_positions(nodes: Node
         await eventually(lambda: other.closed == 1, "the other is left in the polite way")
 
 
+async def test_the_last_messages_are_asked_for_once(nodes: Nodes) -> None:
+    """Another consumer is asked to go on behind them."""
+    log, topic = SharedTopics(), topic_of(0, 2)
+    home, other = SharedConsumer(log), SharedConsumer(log)
+    log.append(topic, *map(str, range(10)))
+    async with (
+        soon(),
+        started(home, other),
+        client_of(nodes, home, other) as client,
+        client.subscribe(topic, start=-3) as messages,
+    ):
+        assert await next_data(messages, 3) == ["7", "8", "9"]
+        await home.stop()
+        log.append(topic, "10")
+        assert await next_data(messages) == ["10"]
+        assert [(request["start"], request["offset"]) for request in other.requests] == [("offset", 10)]
+
+
 async def test_all_topics_of_a_link_move_together(nodes: Nodes) -> None:
     log = SharedTopics()
     home, other = SharedConsumer(log), SharedConsumer(log)

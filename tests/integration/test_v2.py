@@ -328,6 +328,10 @@ class TestLogs:
             assert await all_of(client, "news", 1) == list("bcdef")
             assert await all_of(client, "news", 5) == ["f"]
             assert await all_of(client, "news", 6) == []
+            assert await all_of(client, "news", -1) == ["f"]
+            assert await all_of(client, "news", -4) == list("cdef")
+            assert await all_of(client, "news", -20) == list("abcdef")
+            assert await all_of(client, "sport", -20) == []
             assert await all_of(client, "news", everything[1].after) == list("cdef")
             assert await all_of(client, "news", everything[5].after) == []
             assert await all_of(client, "news", middle) == list("def")
@@ -354,6 +358,28 @@ class TestLogs:
                 topic: [f"{topic} {number}" for number in range(3000)] for topic in topics[1:]
             }
 
+    async def test_the_last_messages_of_each_topic_come_once(self, nodes: Nodes) -> None:
+        """A lost connection is followed by one at the position that the subscription has come to."""
+        consumers = [await nodes.consumer() for _ in range(2)]
+        producer = await nodes.producer(consumers)
+        topics = [topic_of(index, 2, prefix) for index in range(2) for prefix in ("a", "b")]
+        async with soon(), nodes.client([producer], consumers) as client:
+            for topic in topics[1:]:
+                await client.publish(topic, *(f"{number}" for number in range(10)))
+            received: dict[str, list[str | bytes]] = {topic: [] for topic in topics}
+            async with client.subscribe(*topics, start=-3) as messages:
+                for number in range(10, 14):
+                    for topic in topics:
+                        await client.publish(topic, f"{number}")
+                    while not all(one[-1:] == [f"{number}"] for one in received.values()):
+                        message = await anext(messages)
+                        received[message.topic].append(message.data)
+                    for consumer in consumers:
+                        for connection in subscribers(consumer):
+                            connection.abort(CloseCode.ABNORMAL)
+            after = [f"{number}" for number in range(10, 14)]
+            assert received == {topics[0]: after} | {topic: ["7", "8", "9", *after] for topic in topics[1:]}
+
     async def test_what_was_trimmed_is_an_exact_gap(self, nodes: Nodes) -> None:
         consumer = await nodes.consumer(**kept(nodes, max_messages_per_topic=10))
         producer = await nodes.producer([consumer])
@@ -369,8 +395,9 @@ class TestLogs:
             yielding = client.subscribe("news", start=start, follow=False, on_gap="yield")
             assert await anext(yielding) == wsqueue.Gap("news", 15)
             assert len([item async for item in yielding]) == 10
-            # Who asks for the earliest that there is misses nothing.
+            # Who asks for the earliest that there is misses nothing, nor who asks for more than there are.
             assert len(await all_of(client, "news")) == 10
+            assert len(await all_of(client, "news", -20)) == 10
             assert len(await all_of(client, "news", datetime.fromtimestamp(0, UTC))) == 10
 
     @MODES

@@ -232,7 +232,7 @@ class SharedLog:
 
     def is_whole(self, host: str) -> bool:
         """Return True if each stream has three replicas that are reached."""
-        return re.search(r"8 streams with .*, each on 3 servers", self.log_report(host)) is not None
+        return re.search(r"9 streams with .*, each on 3 servers", self.log_report(host)) is not None
 
     @contextmanager
     def load(self, name: str) -> Iterator[dict[str, Any]]:

@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal
 
-from wsqueue.log.engine import Conflict, Full, Place, Stored, StreamState, Unanswered
+from wsqueue.log.engine import STATES, Conflict, Counts, Full, Place, Stored, StreamState, Unanswered
 
 Fate = Literal["stored", "answer lost", "late", "lost", "full"]
 """Fate of an append: done; done without an answer; done later without an answer; never done; no room."""
@@ -19,25 +19,43 @@ class FakeLog:
     """Keep records in streams.
 
     Attributes:
+        streams: The records of the topics.
+        states: The records of the states.
+        ends: Sequence number of the last record that each stream ever got.
         engines: The engines of all consumers.
         late: Appends that are still to be done.
     """
 
     def __init__(self, streams: int = 2) -> None:
         self.streams: list[list[Stored]] = [[] for _ in range(streams)]
+        self.states: list[Stored] = []
         self.ends = [0] * streams
+        self.states_end = 0
         self.engines: list[FakeEngine] = []
         self.late: list[Callable[[], None]] = []
 
     def last_of(self, place: Place) -> Stored | None:
-        found = [one for one in self.streams[place.stream] if one.token == place.token]
+        found = [one for one in self.records(place.stream) if one.token == place.token]
         return found[-1] if found else None
+
+    def records(self, stream: int) -> list[Stored]:
+        """Return the records of a stream, which may be changed."""
+        return self.states if stream == STATES else self.streams[stream]
+
+    def end(self, stream: int) -> int:
+        """Return the sequence number of the last record that a stream ever got."""
+        return self.states_end if stream == STATES else self.ends[stream]
 
     def append(self, place: Place, data: bytes, after: int) -> int:
         """Append a record, or raise Conflict."""
         last = self.last_of(place)
         if (0 if last is None else last.seq) != after:
             raise Conflict("wrong last sequence")
+        if place.stream == STATES:
+            self.states_end += 1
+            self.states[:] = [one for one in self.states if one.token != place.token]
+            self.states.append(Stored(self.states_end, data, place.token))
+            return self.states_end
         self.ends[place.stream] += 1
         seq = self.ends[place.stream]
         self.streams[place.stream].append(Stored(seq, data, place.token))
@@ -50,7 +68,7 @@ class FakeLog:
             append()
 
     def expire(self, stream: int | None = None) -> None:
-        """Drop all records, as age does."""
+        """Drop all records of topics, as age does."""
         for number, records in enumerate(self.streams):
             if stream in (None, number):
                 records.clear()
@@ -136,25 +154,33 @@ class FakeEngine:
         await self._turns()
         return self._cut([one for one in self._visible(stream) if one.seq >= seq], max_bytes)
 
-    async def purge(self, place: Place, below: int) -> None:
+    async def purge(self, place: Place, below: int) -> int:
         self.purges += 1
         await self._turns()
-        records = self.log.streams[place.stream]
+        records = self.log.records(place.stream)
+        before = len(records)
         records[:] = [one for one in records if one.token != place.token or one.seq >= below]
+        return before - len(records)
+
+    async def count(self, stream: int, token: str) -> Counts:
+        await self._turns()
+        records = self.log.records(stream)
+        below = sum(one.token.startswith(f"{token}.") for one in records)
+        return Counts(len(records), sum(len(one.data) for one in records), below)
 
     async def state(self, stream: int) -> StreamState:
         await self._turns()
         if stream in self.silent:
             raise Unanswered("no leader")
-        records = self.log.streams[stream]
-        first = records[0].seq if records else self.log.ends[stream] + 1
+        records, end = self.log.records(stream), self.log.end(stream)
+        first = records[0].seq if records else end + 1
         size = sum(len(one.data) for one in records)
         return StreamState(
             first,
-            self.log.ends[stream],
+            end,
             size,
             float(bool(records)),
-            leader=f"n{stream % 2}",
+            leader="n2" if stream == STATES else f"n{stream % 2}",
             lag=self.lag,
             replicas=self.replicas,
         )
@@ -174,7 +200,7 @@ class FakeEngine:
             return
 
     def _visible(self, stream: int) -> list[Stored]:
-        records = self.log.streams[stream]
+        records = self.log.records(stream)
         return records[: max(0, len(records) - self.hidden())]
 
     @staticmethod

@@ -199,6 +199,7 @@ class Nodes:
         hello_order: wsqueue.Order = wsqueue.Order.DOCUMENT,
         open_seconds: float = WAIT_SECONDS,
         tls: Tls | None = None,
+        publisher_secret: bytes | None = None,
         **limits: Any,
     ) -> wsqueue.Client:
         """Return a client of some nodes."""
@@ -209,6 +210,7 @@ class Nodes:
             hello_order=hello_order,
             limits=Limits(**(DEFAULTS | limits)),
             tls=tls,
+            publisher_secret=publisher_secret,
             open_seconds=open_seconds,
         )
 

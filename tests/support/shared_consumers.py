@@ -150,7 +150,8 @@ class SharedConsumer:
             return
         topic = request["topic"]
         end = len(self._topics.messages.get(topic, []))
-        offset = {"latest": end, "earliest": 0}.get(request.get("start", "latest"), request.get("offset", 0))
+        starts = {"latest": end, "earliest": 0, "last": max(0, end - request.get("count", 0))}
+        offset = starts.get(request.get("start", "latest"), request.get("offset", 0))
         assert request.get("log") in (None, EPOCH)
         place = {"log": EPOCH, "offset": offset, "end": end}
         self._send(raw, {"t": "subscribed", "topic": topic} | place)

@@ -97,6 +97,7 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Subscribe, utf8_text, st.sampled_from(["latest", "earliest"])),
     st.builds(v2.Subscribe, utf8_text, st.just("offset"), st.none() | logs, offsets),
     st.builds(v2.Subscribe, utf8_text, st.just("time"), st.none(), st.none(), times),
+    st.builds(v2.Subscribe, utf8_text, st.just("last"), count=numbers),
     st.builds(v2.Subscribed, utf8_text, logs, offsets, offsets),
     st.builds(v2.Unsubscribe, utf8_text),
     st.builds(v2.Unsubscribed, utf8_text),

@@ -1,4 +1,4 @@
 """The command line: it parses arguments, prints, and chooses exit codes.
 
-May import: tools, nodes, client, monitoring, log, net, config, report, protocol.
+May import: tools, nodes, client, monitoring, groups, log, net, config, report, protocol.
 """

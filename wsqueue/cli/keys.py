@@ -80,6 +80,13 @@ def _write(secret: str, output: Path | None) -> None:
     multiple=True,
     help="Topic that may be subscribed to; several times for more.",
 )
+@click.option(
+    "--group",
+    "groups",
+    metavar="GROUP",
+    multiple=True,
+    help="Worker group that may be joined on those topics; several times for more.",
+)
 @click.option("--status", is_flag=True, help="Reports may be read.")
 @output_option
 @click.option(
@@ -94,6 +101,7 @@ def token(
     who: str,
     publish: tuple[str, ...],
     subscribe: tuple[str, ...],
+    groups: tuple[str, ...],
     *,
     status: bool,
     hours: float,
@@ -121,7 +129,13 @@ def token(
         )
     try:
         made = Token.make(
-            psk, who=who, publish=publish, subscribe=subscribe, status=status, seconds=hours * 3600
+            psk,
+            who=who,
+            publish=publish,
+            subscribe=subscribe,
+            groups=groups,
+            status=status,
+            seconds=hours * 3600,
         )
     except ValueError as error:
         raise click.UsageError(str(error)) from None

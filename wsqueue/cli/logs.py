@@ -104,6 +104,10 @@ def migrate(config: str, directories: tuple[Path, ...], *, check: bool) -> None:
         run(move())
     counts = f"{number(moved.messages, 'message')} ({amount(moved.bytes)}) on {number(moved.topics, 'topic')}"
     click.echo(f"{counts} {'can be moved' if check else 'moved'} to the NATS servers.")
+    if moved.states:
+        click.echo(
+            f"{number(moved.states, 'state')} of these topics {'can be moved' if check else 'moved'} too."
+        )
     if moved.before:
         click.echo(f"{number(moved.before, 'topic')} had been moved before.")
     if moved.left_out:

@@ -16,7 +16,7 @@ import msgspec
 
 from ..client import client
 from ..client.subscription import Subscription
-from ..client.values import Gap, Message, Position, Start
+from ..client.values import Gap, Message, Position, Start, belongs_to_one_topic
 from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..errors import InvalidMessage, WsqueueError
@@ -47,6 +47,8 @@ class _Start(click.ParamType[Any, Any]):
     ) -> Start:
         if value in ("latest", "earliest"):
             return cast("Start", value)
+        if re.fullmatch(r"-[0-9]{1,16}", value) and -MAX_NUMBER <= (count := int(value)) < 0:
+            return count
         match = re.fullmatch(r"(?:([0-9A-Za-z_-]{1,64}):)?([0-9]{1,16})", value)
         # A time such as 2026-11-25T12:00 looks like an id and an offset, too.
         if (
@@ -59,8 +61,8 @@ class _Start(click.ParamType[Any, Any]):
             return datetime.fromisoformat(value).astimezone()
         except ValueError:
             self.fail(
-                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, or a time such"
-                " as 2026-11-25T12:00",
+                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, -N for the last"
+                " N messages, or a time such as 2026-11-25T12:00",
                 param,
                 ctx,
             )
@@ -209,8 +211,8 @@ def publish(
     default="latest",
     show_default=True,
     metavar="START",
-    help="latest, earliest, an offset, LOG:OFFSET (printed by --json), or a local time such as"
-    " 2026-11-25T12:00.",
+    help="latest, earliest, an offset, LOG:OFFSET (printed by --json), -N for the last N messages of each"
+    " topic, or a local time such as 2026-11-25T12:00.",
 )
 @click.option(
     "--follow/--no-follow",
@@ -256,12 +258,13 @@ def subscribe(
     Examples:
       wsqueue subscribe news
       wsqueue subscribe --from earliest --no-follow news
+      wsqueue subscribe --from -20 --no-follow news
       wsqueue subscribe --json --count 10 --timeout 60 news sport
       wsqueue subscribe --raw --count 1 pictures > cat.png
     """
     if as_json and as_raw:
         raise click.UsageError("--json and --raw are two forms of output: expected one of them.")
-    if isinstance(start, int | Position) and len(set(topics)) > 1:
+    if belongs_to_one_topic(start) and len(set(topics)) > 1:
         raise click.UsageError("an offset belongs to one topic, but several topics are given.")
     settings = load_config(config_file, ClientConfig)
     form = _json_line if as_json else _raw if as_raw else _line if len(topics) == 1 else _line_with_topic

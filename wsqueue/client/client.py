@@ -14,7 +14,6 @@ import asyncio
 import random
 import weakref
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, Self, overload
 
@@ -29,14 +28,24 @@ from ..net.certificates import TlsContexts
 from ..net.credential import Credential, Renew, token_of
 from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
-from ..protocol.v2 import MAX_NUMBER
+from .arguments import check_id, check_secret, check_start
 from .encoding import EncodedMessages, encode_messages, encode_topic
-from .feed import Feed
+from .feed import Feed, home_of
+from .group import GroupFeed, GroupSubscription, join_packet
 from .link import ClientSettings
 from .owner import Owner
 from .publisher import PublisherLink
 from .subscription import Subscription
-from .values import Gap, Message, Position, Start
+from .values import Gap, Message, Start, belongs_to_one_topic
+
+PREFETCH = 10
+"""Messages that a member of a group has at a time: enough for quick work, few to wait for a slow worker."""
+
+LEASE_SECONDS = 30.0
+"""Seconds that a member of a group may work on a message."""
+
+MAX_DELIVERIES = 5
+"""Deliveries after which a message is given up: a fault that passes has passed by then."""
 
 OPEN_SECONDS = 10.0
 """How long a publisher or a subscriber waits for a node before it gives up: two reconnect delays."""
@@ -54,6 +63,7 @@ def connect(
     limits: Limits | None = None,
     tls: Tls | None = None,
     channel_binding: Literal["required", "none"] = "required",
+    publisher_secret: bytes | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
     """Return a client, to be used in `async with`; it opens connections when it needs them.
@@ -72,10 +82,13 @@ def connect(
         tls: A certificate of this client, and a CA to trust instead of the system's.
         channel_binding: `"none"` if a proxy ends TLS; then nothing tells it from an attacker in the middle
             that has a certificate for its name.
+        publisher_secret: 32 bytes that the application keeps, such as `secrets.token_bytes(32)`, by which
+            consumers know the publisher again after a restart. Each message is published with an id of the
+            application's own then, over v2 only. One process at a time may have the secret.
         open_seconds: How long to wait for a node that does not answer.
 
     Raises:
-        ConfigError: The configuration, the addresses, the key or a certificate cannot be used.
+        ConfigError: The configuration, the addresses, a key, a secret or a certificate cannot be used.
     """
     if config is None:
         config = ClientConfig(
@@ -90,7 +103,15 @@ def connect(
     elif not isinstance(config, ClientConfig):
         config = load_config(config, ClientConfig)
     credential = _credential(config, psk, name, token)
-    return Client(config, credential, tls=TlsContexts(config), open_seconds=open_seconds)
+    if publisher_secret is not None:
+        check_secret(publisher_secret)
+    return Client(
+        config,
+        credential,
+        tls=TlsContexts(config),
+        open_seconds=open_seconds,
+        publisher_secret=publisher_secret,
+    )
 
 
 def _credential(config: ClientConfig, psk: object, name: str, token: str | Renew | None) -> Credential:
@@ -114,19 +135,23 @@ def _credential(config: ClientConfig, psk: object, name: str, token: str | Renew
     return Credential(PreSharedKey(psk, name=name))
 
 
-def _without_downgrades(config: ClientConfig, credential: Credential) -> ClientConfig:
+def _without_downgrades(config: ClientConfig, credential: Credential, *, keeps_secret: bool) -> ClientConfig:
     """Return the configuration with which a key or a token is used.
 
     Whoever is on the way could have the client speak classic, whose answers bind neither a name nor a path.
-    A client whose key has a name expects nodes that speak v2, so it needs that only if it is told so.
+    A client whose key has a name expects nodes that speak v2, so it needs that only if it is told so. So does
+    a publisher that keeps its secret, because a classic producer would store its repeats.
 
     Raises:
-        ConfigError: A token is to be used with the classic protocol.
+        ConfigError: A token or a secret of a publisher is to be used with the classic protocol.
     """
     if credential.is_token and config.allow_classic:
         problem = "the classic protocol has no tokens: expected false, or no allow_classic"
         raise ConfigError(problem, key="allow_classic")
-    if credential.is_named and config.allow_classic is None:
+    if keeps_secret and config.allow_classic:
+        problem = "the classic protocol has no publisher_secret: expected false, or no allow_classic"
+        raise ConfigError(problem, key="allow_classic")
+    if (credential.is_named or keeps_secret) and config.allow_classic is None:
         return msgspec.structs.replace(config, allow_classic=False)
     return config
 
@@ -139,19 +164,26 @@ class Client:
     """
 
     def __init__(
-        self, config: ClientConfig, credential: Credential, *, tls: TlsContexts, open_seconds: float
+        self,
+        config: ClientConfig,
+        credential: Credential,
+        *,
+        tls: TlsContexts,
+        open_seconds: float,
+        publisher_secret: bytes | None = None,
     ) -> None:
         self._owner = Owner()
         self._settings = ClientSettings(
-            config=_without_downgrades(config, credential),
+            config=_without_downgrades(config, credential, keeps_secret=publisher_secret is not None),
             credential=credential,
             tls=tls,
             open_seconds=open_seconds,
             owner=self._owner,
         )
+        self._publisher_secret = publisher_secret
         self._publisher: PublisherLink | None = None
         # A feed lives as long as its subscription, and then until its connections are closed.
-        self._feeds: weakref.WeakSet[Feed] = weakref.WeakSet()
+        self._feeds: weakref.WeakSet[Feed | GroupFeed] = weakref.WeakSet()
         self._closed = self._finished = False
 
     @property
@@ -164,7 +196,13 @@ class Client:
         """Return how many messages are confirmed so far, or went to producers that only speak classic."""
         return self._publisher.confirmed if self._publisher is not None else 0
 
-    async def publish(self, topic: str, *data: str | bytes, headers: Mapping[str, str] | None = None) -> None:
+    async def publish(
+        self,
+        topic: str,
+        *data: str | bytes,
+        headers: Mapping[str, str] | None = None,
+        id: int | None = None,  # noqa: A002 - reads best where it is called
+    ) -> None:
         """Publish messages, and wait until the consumer of the topic has confirmed them.
 
         A `str` arrives as a `str`, `bytes` arrive as `bytes`. Each message has the headers.
@@ -173,36 +211,65 @@ class Client:
         them once. A producer that only speaks classic confirms nothing: `lost_in_flight` counts the messages
         that may be lost there.
 
+        A client with a `publisher_secret` publishes one message at a time, with an id that the application
+        keeps, such as that of a row. When the message is published again under its id, by this program or a
+        later run of it, it is confirmed, and stored once. Messages with ids have their order from the order
+        of the calls, so that a call does not wait for room: the application limits how many are under way.
+
+        Args:
+            topic: Any topic.
+            data: The messages.
+            headers: Headers of each message.
+            id: The id of the message, 1 to 2^53 - 1, above all ids that this client was given before, on
+                whichever topics.
+
         Raises:
             InvalidMessage: The topic, a message or a header is longer than the nodes accept, or a message is
                 neither text nor bytes.
-            PublishError: The consumer refused the messages, for example because its disk is full.
+            ValueError: The id is not above the one before it, or cannot be one; or there is none in a client
+                with a `publisher_secret`, or one in a client without.
+            PublishError: The consumer refused the messages, for example because its disk is full; or a
+                message with an id was refused or failed before, after which the client takes no others.
             ConnectError: No producer answers; the messages may have been stored.
             AuthenticationError: The producers have another key.
             OwnerError: The client was first used in another process, thread or event loop.
             RuntimeError: The client was closed.
         """
-        messages = self._encode(topic, data, headers)
+        messages = self._encode(topic, data, headers, id)
         link = self._publishing()
-        await link.drain()
-        await asyncio.shield(link.publish(messages))
+        if id is None:
+            await link.drain()
+        # With an id it takes its place at once: a later one that overtook it would make it a repeat.
+        await asyncio.shield(link.publish(messages, id))
 
     def publish_nowait(
-        self, topic: str, *data: str | bytes, headers: Mapping[str, str] | None = None
+        self,
+        topic: str,
+        *data: str | bytes,
+        headers: Mapping[str, str] | None = None,
+        id: int | None = None,  # noqa: A002 - as `publish` has it
     ) -> None:
         """Publish messages without waiting; `flush` waits for all of them and raises their errors.
 
+        Args:
+            topic: As for `publish`.
+            data: As for `publish`.
+            headers: As for `publish`.
+            id: As for `publish`.
+
         Raises:
             InvalidMessage: As for `publish`.
+            ValueError: As for `publish`.
+            PublishError: A message with an id was refused or failed before.
             WindowFull: Too many messages are unconfirmed; `drain` waits until there is room.
             OwnerError: As for `publish`.
             RuntimeError: The client was closed.
         """
-        messages = self._encode(topic, data, headers)
+        messages = self._encode(topic, data, headers, id)
         link = self._publishing()
         if link.full:
             raise WindowFull("too many unconfirmed messages: await client.drain() first")
-        link.publish_nowait(messages)
+        link.publish_nowait(messages, id)
 
     async def drain(self) -> None:
         """Wait until `publish_nowait` can accept messages.
@@ -237,28 +304,63 @@ class Client:
         self, *topics: str, start: Start = "latest", follow: bool = True, on_gap: Literal["yield"]
     ) -> Subscription[Message | Gap]: ...
 
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        /,
+        *,
+        group: str,
+        start: Literal["earliest", "latest"] = "earliest",
+        prefetch: int = PREFETCH,
+        lease_seconds: float = LEASE_SECONDS,
+        max_deliveries: int = MAX_DELIVERIES,
+        order_key: str | None = None,
+        auto_done: bool = False,
+    ) -> GroupSubscription: ...
+
     def subscribe(
         self,
         *topics: str,
-        start: Start = "latest",
+        start: Start | None = None,
         follow: bool = True,
         on_gap: Literal["raise", "yield"] = "raise",
+        group: str | None = None,
+        prefetch: int = PREFETCH,
+        lease_seconds: float = LEASE_SECONDS,
+        max_deliveries: int = MAX_DELIVERIES,
+        order_key: str | None = None,
+        auto_done: bool = False,
     ) -> Subscription[Any]:
         """Return an iterator over the messages of one topic or more.
 
         If consumers share a log, it goes on at another one while the topic's own is away.
 
+        With a group, its members share the messages of one topic: each message is lent to one member at a
+        time, until one says that it is done (docs/groups.md). The arguments behind `group` are for that.
+
         Args:
-            topics: At least one.
-            start: Where to begin. An offset or a position belongs to one topic.
+            topics: At least one, and just one with a group.
+            start: Where to begin, by default at the latest message. An offset or a position belongs to one
+                topic; -20 begins with the last 20 messages of each topic, or as many of them as are kept. A
+                group that is new begins at the earliest message by default, and one that is not new goes on
+                where it was.
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
+            group: Name of a worker group: 1 to 64 letters, digits, `.`, `_` and `-`.
+            prefetch: Messages that this member has at most at a time, 1 to 10,000.
+            lease_seconds: Seconds after which a message that it has taken and not settled is lent to another
+                member, 0.1 to 86,400. Messages that it has not taken yet are kept for it.
+            max_deliveries: Deliveries after which a message is given up, and becomes a dead letter.
+            order_key: Name of a header: of messages with the same value there, one is lent at a time, in the
+                order of the topic. All members name the same.
+            auto_done: True if a message is done once the next one is asked for.
 
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
-            ValueError: The start is an offset or a position, and there are several topics, or no message can
-                have that offset; or an argument is none of those above.
+            ValueError: The start is an offset or a position, and there are several topics, or the start is
+                beyond all offsets; or an argument is none of those above.
             OwnerError: As for `publish`; but a client that was never used may be outside of an event loop.
             RuntimeError: The client was closed.
         """
@@ -269,14 +371,30 @@ class Client:
             raise InvalidMessage("no topic to subscribe to: expected at least one")
         for topic in topics:
             encode_topic(topic, self._settings.config.limits)
-        _check_start(start)
+        if group is not None:
+            if len(topics) > 1 or not follow or on_gap != "raise":
+                raise ValueError("a group has one topic, and neither follow nor on_gap")
+            join = join_packet(
+                topics[0],
+                group,
+                start="earliest" if start is None else start,
+                prefetch=prefetch,
+                lease_seconds=lease_seconds,
+                max_deliveries=max_deliveries,
+                order_key=order_key,
+            )
+            group_feed = GroupFeed(home_of(topics[0], self._settings), self._settings, join)
+            self._feeds.add(group_feed)
+            return GroupSubscription(group_feed, self._owner, auto_done=auto_done)
+        start = "latest" if start is None else start
+        check_start(start)
         if on_gap not in ("raise", "yield"):
             raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")
-        if isinstance(start, int | Position) and len(set(topics)) > 1:
-            raise ValueError("an offset belongs to one topic, and there are several")
-        offset = start.offset if isinstance(start, Position) else start
-        if isinstance(offset, int) and not 0 <= offset <= MAX_NUMBER:
-            raise ValueError(f"{offset} is not an offset: expected 0 to {MAX_NUMBER}")
+        if belongs_to_one_topic(start) and len(set(topics)) > 1:
+            raise ValueError(
+                "an offset belongs to one topic, and there are several: expected 'latest', 'earliest', a"
+                " datetime, or a negative number for the last messages of each"
+            )
         feed = Feed(dict.fromkeys(topics), self._settings, start)
         self._feeds.add(feed)
         return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
@@ -333,7 +451,8 @@ class Client:
         if self._publisher is None:
             addresses = self._settings.config.produce_addresses
             first = random.randrange(len(addresses))  # noqa: S311 - to spread the load
-            link = self._publisher = PublisherLink(addresses[first:] + addresses[:first], self._settings)
+            addresses = addresses[first:] + addresses[:first]
+            link = self._publisher = PublisherLink(addresses, self._settings, self._publisher_secret)
             weakref.finalize(self, self._owner.call, link.drop).atexit = False
         return self._publisher
 
@@ -342,22 +461,15 @@ class Client:
             raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
 
     def _encode(
-        self, topic: str, data: Sequence[str | bytes], headers: Mapping[str, str] | None
+        self,
+        topic: str,
+        data: Sequence[str | bytes],
+        headers: Mapping[str, str] | None,
+        message_id: int | None,
     ) -> EncodedMessages:
         self._owner.check()
         if self._closed:
             self._check_open()
+        if message_id is not None or self._publisher_secret is not None:
+            check_id(message_id, len(data), keeps_secret=self._publisher_secret is not None)
         return encode_messages(topic, data, self._settings.config.limits, headers)
-
-
-def _check_start(start: object) -> None:
-    """Refuse a start that is none.
-
-    Raises:
-        ValueError: It is none of those that `Client.subscribe` names.
-    """
-    known = start in ("latest", "earliest") or isinstance(start, int | Position | datetime)
-    if not known or isinstance(start, bool):
-        raise ValueError(
-            f"{start!r} is not a start: expected 'latest', 'earliest', an offset, a Position or a datetime"
-        )

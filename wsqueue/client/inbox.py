@@ -16,7 +16,7 @@ the answer to its close frame.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from .values import Gap, Message
@@ -59,6 +59,15 @@ class Inbox:
         if not self.closed:
             self._items.extend(items)
             self._characters += sum(len(item.data) for item in items if isinstance(item, Message))
+
+    def __iter__(self) -> Iterator[Message | Gap]:
+        return iter(self._items)
+
+    def clear(self) -> None:
+        """Drop all items, and resume the paused connections."""
+        self._items.clear()
+        self._characters = 0
+        self._resume()
 
     def take(self) -> Message | Gap:
         """Return the next item, and resume the paused connections once half of the space is free.

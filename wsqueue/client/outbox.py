@@ -1,14 +1,15 @@
 """The outbox of a publisher: batches, their numbers, the window and the confirmations. No I/O.
 
-Messages come in through `add`; batches go out through `take`, as packets of v2 or as classic messages; the
-peer's answers come in through `acknowledge` and `refuse`, which return the batches that are done. Each
-message is in one batch, and each batch in one of these states:
+Messages come in through `add`, or one by one with numbers of the application's own through `add_numbered`;
+batches go out through `take`, as packets of v2 or as classic messages; the peer's answers come in through
+`acknowledge` and `refuse`, which return the batches that are done. Each message is in one batch, and each
+batch in one of these states:
 
 ::
 
     add ──> forming ──number──> unsent ──take──> sent ──acknowledge, refuse──> done
-                                   ^               │
-                                   └──send_again───┘      fail_all: any state ──> done
+                                ^  ^               │
+                   add_numbered ┘  └──send_again───┘      fail_all: any state ──> done
 
 | a batch is | in | until |
 |---|---|---|
@@ -21,6 +22,10 @@ message is in one batch, and each batch in one of these states:
 in the same order: `send_again` fills it with everything that is outstanding. `_topics` has the outstanding
 numbers of each topic; the last of them is the `after` of the topic's next batch. All rules are
 those of "Batches" in docs/protocol.md.
+
+A number of the application's own stands for the same message in every run of the program. So after one that
+was refused or failed, `add_numbered` takes no other: if a later one were stored on the topic, the consumer
+would take the message for a repeat when it comes again, and confirm it without storing it.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
+from ..errors import PublishError
 from ..protocol import classic, v2
 from ..protocol.packed import Packed, pack
 from .encoding import EncodedMessage, EncodedMessages
@@ -106,7 +112,7 @@ class Outbox(Generic[Waiter]):
 
     def __init__(self, *, batch_bytes: int = BATCH_BYTES) -> None:
         self.unconfirmed = 0
-        self._bytes = self._last_number = 0
+        self._bytes = self._last_number = self._first_undone = 0
         self._batch_bytes = batch_bytes
         self._forming: dict[str, OutgoingBatch[Waiter]] = {}
         self._outstanding: dict[int, OutgoingBatch[Waiter]] = {}
@@ -144,6 +150,34 @@ class Outbox(Generic[Waiter]):
         self.unconfirmed += len(messages.messages)
         return batches
 
+    def add_numbered(self, message: EncodedMessages, number: int) -> OutgoingBatch[Waiter]:
+        """Put one message into a batch of its own, whose number is the application's; return the batch.
+
+        A batch of several messages would have to be the same again after a restart, with the same number.
+
+        Raises:
+            ValueError: The number is not above the last one.
+            PublishError: A batch before it was refused or failed.
+        """
+        if self._first_undone:
+            problem = f"the message with the id {self._first_undone} was refused or failed before"
+            raise PublishError(
+                "after_refused",
+                f"{problem}: make another client, and publish again what is not confirmed, from that id on",
+            )
+        if number <= self._last_number:
+            raise ValueError(
+                f"the id {number} is not above {self._last_number}, the one before it on whichever topic, so"
+                " that a new message would pass for a repeat: expected a higher id, or another client for a"
+                " message that was published under this id before"
+            )
+        (only,) = message.messages
+        batch = OutgoingBatch[Waiter](topic=message.topic, text=only.text, messages=[only], size=only.size)
+        self._bytes += only.size
+        self.unconfirmed += 1
+        self._enter(batch, number)
+        return batch
+
     def number_all(self) -> int:
         """End all batches that are forming, and return the last number that was given."""
         for batch in list(self._forming.values()):
@@ -175,11 +209,16 @@ class Outbox(Generic[Waiter]):
 
     def refuse(self, number: int) -> OutgoingBatch[Waiter] | None:
         """Take the number of a refused batch; return the batch, or None if it is not outstanding."""
-        return self._remove(number)
+        batch = self._remove(number)
+        if batch is not None:
+            self._note_undone(number)
+        return batch
 
     def fail_all(self) -> list[OutgoingBatch[Waiter]]:
         """Give up all batches, and return them in the order of their numbers."""
         self.number_all()
+        if self._outstanding:
+            self._note_undone(next(iter(self._outstanding)))
         batches = [batch for number in list(self._outstanding) if (batch := self._remove(number)) is not None]
         self._unsent.clear()
         return batches
@@ -194,12 +233,19 @@ class Outbox(Generic[Waiter]):
 
     def _number(self, batch: OutgoingBatch[Waiter]) -> None:
         del self._forming[batch.topic]
-        self._last_number += 1
+        self._enter(batch, self._last_number + 1)
+
+    def _enter(self, batch: OutgoingBatch[Waiter], number: int) -> None:
+        """Give a batch its number, and its place behind all others."""
+        self._last_number = number
         numbers = self._topics.setdefault(batch.topic, {})
-        batch.number, batch.after = self._last_number, next(reversed(numbers), 0)
-        numbers[batch.number] = None
-        self._outstanding[batch.number] = batch
+        batch.number, batch.after = number, next(reversed(numbers), 0)
+        numbers[number] = None
+        self._outstanding[number] = batch
         self._unsent.append(batch)
+
+    def _note_undone(self, number: int) -> None:
+        self._first_undone = min(self._first_undone or number, number)
 
     def _remove(self, number: int) -> OutgoingBatch[Waiter] | None:
         batch = self._outstanding.pop(number, None)

@@ -147,6 +147,8 @@ def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
     if isinstance(start, Position):
         return v2.Subscribe(name, "offset", log=start.log, offset=start.offset)
     if isinstance(start, int):
+        if start < 0:
+            return v2.Subscribe(name, "last", count=-start)
         return v2.Subscribe(name, "offset", offset=start)
     if isinstance(start, datetime):
         # Before 1970 there were no messages, and the protocol has no times.

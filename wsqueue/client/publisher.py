@@ -38,17 +38,24 @@ class PublisherLink(ClientLink):
 
     While there is no connection, a guard task fails all batches after `open_seconds`.
 
+    Args:
+        addresses: Those of the producers.
+        settings: Those of the client.
+        secret: The secret of the publisher if the application keeps one, else each link has its own.
+
     Attributes:
         lost_in_flight: Number of messages that may be lost on connections to classic producers.
         confirmed: Number of messages that are confirmed, or that went to a classic producer.
     """
 
-    def __init__(self, addresses: Sequence[Address], settings: ClientSettings) -> None:
+    def __init__(
+        self, addresses: Sequence[Address], settings: ClientSettings, secret: bytes | None = None
+    ) -> None:
         super().__init__(addresses, settings)
         self.lost_in_flight = self.confirmed = 0
         self._classic: ClassicSender | None = None
         self._open_seconds = settings.open_seconds
-        self._secret = secrets.token_bytes(v2.NONCE_BYTES)
+        self._secret = secret or secrets.token_bytes(v2.NONCE_BYTES)
         # No batch may be longer than a single message could be.
         self._max_message_bytes = settings.config.limits.max_message_bytes
         batch_bytes = min(BATCH_BYTES, self._max_message_bytes)
@@ -75,18 +82,28 @@ class PublisherLink(ClientLink):
         """Return True if the window is used up: `drain` waits until it is not."""
         return self._outbox.full
 
-    def publish(self, messages: EncodedMessages) -> asyncio.Future[Any]:
-        """Publish messages; the future is done when they are confirmed or refused."""
+    def publish(self, messages: EncodedMessages, number: int | None = None) -> asyncio.Future[Any]:
+        """Publish messages, or one with its number; the future is done when they are confirmed or refused.
+
+        Raises:
+            ValueError: The number is not above the last one.
+            PublishError: A message with a number was refused or failed before.
+        """
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future[None]] = []
-        for batch in self._add(messages):
+        for batch in self._add(messages, number):
             futures.append(loop.create_future())
             batch.waiters.append(futures[-1])
         return futures[0] if len(futures) == 1 else asyncio.gather(*futures)
 
-    def publish_nowait(self, messages: EncodedMessages) -> None:
-        """Publish messages; `flush` raises their errors."""
-        for batch in self._add(messages):
+    def publish_nowait(self, messages: EncodedMessages, number: int | None = None) -> None:
+        """Publish messages, or one with its number; `flush` raises their errors.
+
+        Raises:
+            ValueError: As for `publish`.
+            PublishError: As for `publish`.
+        """
+        for batch in self._add(messages, number):
             batch.unwatched = True
 
     async def drain(self) -> None:
@@ -186,8 +203,11 @@ class PublisherLink(ClientLink):
                     self.connection.close(CloseCode.NORMAL)
         self.notify()
 
-    def _add(self, messages: EncodedMessages) -> list[Batch]:
-        batches = self._outbox.add(messages)
+    def _add(self, messages: EncodedMessages, number: int | None) -> list[Batch]:
+        if number is None:
+            batches = self._outbox.add(messages)
+        else:
+            batches = [self._outbox.add_numbered(messages, number)]
         if not self._sending_scheduled:
             # Messages that are published in the same turn of the event loop share batches.
             self._sending_scheduled = True

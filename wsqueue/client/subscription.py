@@ -3,12 +3,45 @@
 from __future__ import annotations
 
 import weakref
-from typing import Generic, Literal, Self, cast
+from typing import Generic, Literal, Protocol, Self, cast
 
 from ..errors import ConnectError, GapError
-from .feed import Feed
+from .inbox import Inbox
 from .owner import Owner
 from .values import Gap, Item
+
+
+class Source(Protocol):
+    """A feed of messages, as far as its subscription uses it.
+
+    Attributes:
+        inbox: The messages that the application has not taken yet.
+    """
+
+    inbox: Inbox
+
+    @property
+    def at_end(self) -> bool:
+        """Return True if all messages have arrived that were published before the subscription."""
+        ...
+
+    def start(self) -> None:
+        """Connect, unless it is connected."""
+
+    async def wait_open(self) -> None:
+        """Wait until messages can come."""
+
+    async def until_changed(self) -> None:
+        """Wait for a message, for the end, or for news of a connection."""
+
+    async def stop(self) -> None:
+        """Give the connections back; `start` goes on."""
+
+    async def close(self) -> None:
+        """Give the connections back for good."""
+
+    def drop(self) -> None:
+        """Close, because the application has dropped its subscription."""
 
 
 class Subscription(Generic[Item]):
@@ -24,7 +57,9 @@ class Subscription(Generic[Item]):
     After a `ConnectError` it has none until the iteration goes on.
     """
 
-    def __init__(self, feed: Feed, owner: Owner, *, follow: bool, on_gap: Literal["raise", "yield"]) -> None:
+    def __init__(
+        self, feed: Source, owner: Owner, *, follow: bool, on_gap: Literal["raise", "yield"]
+    ) -> None:
         self._feed, self._owner = feed, owner
         self._follow, self._on_gap = follow, on_gap
         weakref.finalize(self, owner.call, feed.drop).atexit = False

@@ -66,6 +66,12 @@ class Gap(msgspec.Struct, frozen=True):
 
 Start = Literal["latest", "earliest"] | int | Position | datetime
 """Where a subscription begins: after the latest message, at the earliest message that is kept, at an offset
-of the consumer's current log, at a position, or at the first message that is not older than a time."""
+of the consumer's current log, at a position, or at the first message that is not older than a time. A
+negative number such as -20 stands for the last 20 messages of each topic, or as many of them as are kept."""
 
 Item = TypeVar("Item", bound="Message | Gap")
+
+
+def belongs_to_one_topic(start: Start) -> bool:
+    """Return True if a start is a place in the log of one topic, and means nothing in another."""
+    return isinstance(start, Position) or (isinstance(start, int) and start >= 0)

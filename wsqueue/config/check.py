@@ -78,11 +78,12 @@ def check_clients(config: NodeConfig) -> None:
             problem = f"{client.name!r} is there twice: expected each name once, in whatever case"
             raise ConfigError(problem, key=f"clients[{index}].name")
         names.add(client.name.lower())
-        for key, patterns in (("publish", client.publish), ("subscribe", client.subscribe)):
-            for number, pattern in enumerate(patterns):
+        for key in ("publish", "subscribe", "groups"):
+            for number, pattern in enumerate(getattr(client, key)):
                 if not is_pattern(pattern):
+                    noun = "group" if key == "groups" else "topic"
                     problem = (
-                        f"{pattern!r} has a * before its end: expected a topic, or its beginning and one *"
+                        f"{pattern!r} has a * before its end: expected a {noun}, or its beginning and one *"
                     )
                     raise ConfigError(problem, key=f"clients[{index}].{key}[{number}]")
 

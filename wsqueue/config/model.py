@@ -268,6 +268,8 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             `clients.<name>`.
         publish: Topics that they may publish to; `orders/*` stands for all that begin with `orders/`.
         subscribe: Topics that they may subscribe to.
+        groups: Worker groups that they may join, on those topics; `billing-*` stands for all that begin with
+            `billing-`.
         status: Whether they may read reports.
         not_before: Unix time since which tokens of the key are taken; those made before are revoked.
         max_connections: Maximum number of their connections to this node.
@@ -279,6 +281,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     key_file: str | None = None
     publish: tuple[TopicPattern, ...] = ()
     subscribe: tuple[TopicPattern, ...] = ()
+    groups: tuple[TopicPattern, ...] = ()
     status: bool = False
     not_before: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
     max_connections: ConnectionLimit | None = None
@@ -288,7 +291,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def rights(self) -> Rights:
         """Return their rights."""
-        return Rights(self.publish, self.subscribe, self.status)
+        return Rights(self.publish, self.subscribe, self.groups, self.status)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):

@@ -43,6 +43,7 @@ class Token(PreSharedKey):
         who: str = "",
         publish: Iterable[str] = (),
         subscribe: Iterable[str] = (),
+        groups: Iterable[str] = (),
         status: bool = False,
         seconds: float = 3600.0,
         now: float | None = None,
@@ -56,6 +57,7 @@ class Token(PreSharedKey):
             publish: Topics that may be published to, as far as the key may: `orders/*` stands for all that
                 begin with `orders/`.
             subscribe: Topics that may be subscribed to, as far as the key may.
+            groups: Worker groups that may be joined on those topics, as far as the key may.
             status: Whether reports may be read, if the key may.
             seconds: How long it lasts.
             now: Unix time at which it begins, by default that of this host.
@@ -72,6 +74,7 @@ class Token(PreSharedKey):
             who,
             _patterns(publish, "publish"),
             _patterns(subscribe, "subscribe"),
+            _patterns(groups, "groups"),
             status,
         )
         signed = msgspec.json.encode(claims)

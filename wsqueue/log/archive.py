@@ -10,6 +10,9 @@ beside it, commits, and only then tells the loop: records that are told as commi
 a commit fails, the writer stands still until the loop has taken all of the queue back, because queued records
 may come after failed ones. Without records, the writer wakes when `trim` is called, to trim and to tidy.
 
+Changes of states go the same way: the next commit has all that wait. The loop judges them by the index of
+states, which is as if all of them were committed; those that fail are undone, the newest first.
+
 A file that was not closed cleanly is checked in small steps, between the reads of subscribers. When the
 check, a read or a commit finds damage, the writer ends, `damaged` is called, and `close` sets the file aside.
 """
@@ -29,13 +32,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..config.model import Retention
-from ..errors import WsqueueError
+from ..errors import StorageError, WsqueueError
 from ..journal import log
 from ..report.stats import Histogram
 from .database import Database
 from .files import Damaged, reason_of, set_aside
 from .records import Epoch, Record, StoreState
 from .schema import is_damage
+from .states import State, StateChange, StateIndex, StateInfo, Value
 
 Result = TypeVar("Result")
 
@@ -82,7 +86,12 @@ class Archive:
         self._reader = ThreadPoolExecutor(1, "archive-reader")
         self._queue: deque[Record] = deque()
         self._pending_bytes = 0
-        # Guards the queue and the three flags; it is never held while anything waits for the disk.
+        self._index = StateIndex()
+        self._changes: list[StateChange] = []
+        # All changes that are neither committed nor failed, in their order.
+        self._unsettled: deque[tuple[StateChange, asyncio.Future[None]]] = deque()
+        # Guards the queue, the changes and the three flags; it is never held while anything waits for the
+        # disk.
         self._wake = threading.Condition()
         self._failing = self._closing = self._trimming = False
         self._complaint = self._damage = ""
@@ -136,7 +145,7 @@ class Archive:
         except BaseException:
             self._reader.shutdown(wait=False)
             raise
-        self._loop = loop
+        self._loop, self._index = loop, StateIndex(state.heads.items())
         threading.Thread(target=self._write, name="archive-writer", daemon=True).start()
         if self._database.unchecked:
             self._checking = loop.create_task(self._check())
@@ -161,6 +170,69 @@ class Archive:
         with self._wake:
             self._queue.extend(records)
             self._wake.notify()
+
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state as it is committed, None if there is none.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        return await self._ask(functools.partial(self._database.read_state, topic, name))
+
+    async def states(self) -> list[StateInfo]:
+        """Return all states as they are committed.
+
+        Raises:
+            WsqueueError: The file cannot be read.
+        """
+        return await self._ask(self._database.read_states)
+
+    async def change_state(self, topic: str, name: str, value: Value, version: int) -> int:
+        """Replace a state, or make one, and return its new version once that is committed.
+
+        Raises:
+            StateConflict: It has another version: nothing was changed.
+            StatesFull: There is no room for it: nothing was changed.
+            StorageError: The change could not be committed.
+        """
+        self._expect_writer()
+        change = self._index.change(topic, name, value, version)
+        await self._settled(change)
+        assert change.after is not None
+        return change.after.version
+
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state, and return once that is committed.
+
+        Raises:
+            StateConflict: It has another version, or there is none: nothing was changed.
+            StorageError: The change could not be committed.
+        """
+        self._expect_writer()
+        await self._settled(self._index.drop(topic, name, version))
+
+    def _expect_writer(self) -> None:
+        """Make sure that somebody commits.
+
+        Raises:
+            StorageError: Nobody does any more.
+        """
+        if self._loop is None or self._closing or self._damage:
+            raise StorageError(f"{self._database.file}: {self._damage or 'the log is closed'}")
+
+    async def _settled(self, change: StateChange) -> None:
+        """Queue a change for the writer, and wait until it is committed.
+
+        Raises:
+            StorageError: It could not be.
+        """
+        assert self._loop is not None
+        settled: asyncio.Future[None] = self._loop.create_future()
+        self._unsettled.append((change, settled))
+        with self._wake:
+            self._changes.append(change)
+            self._wake.notify()
+        await settled
 
     def begin_epoch(self, epoch: Epoch) -> None:
         """Have the writer keep an epoch, before any record that is appended later."""
@@ -260,19 +332,20 @@ class Archive:
 
     def _write(self) -> None:
         """Commit group after group, until the archive is closed; this is the writer thread."""
-        while (group := self._next_group()) is not None:
+        while (work := self._next_group()) is not None:
+            group, changes = work
             # Asked in this thread, because a disk that stands still must not hold the event loop.
             self._free_bytes = self._database.free_bytes()
             began = time.perf_counter()
             try:
-                self._database.commit(group)
+                self._database.commit(group, changes)
             except Exception as error:  # noqa: BLE001 - a commit may fail for any reason
                 reason = reason_of(error)
                 if is_damage(error):
                     self._tell(self._found_damage, reason)
                     break
                 self._database.roll_back()
-                if not group:
+                if not group and not changes:
                     self._complain(reason)
                     continue
                 with self._wake:
@@ -281,13 +354,20 @@ class Archive:
                     return
             else:
                 seconds = time.perf_counter() - began
-                if group and not self._tell(self._tell_committed, group, seconds):
+                told = not (group or changes) or self._tell(
+                    self._tell_committed, group, len(changes), seconds
+                )
+                if not told:
                     return
-                self._tidy(idle=not group)
-        self._tell(self._ended.set)
+                self._tidy(idle=not group and not changes)
+        self._tell(self._end)
 
-    def _next_group(self) -> list[Record] | None:
-        """Wait for records; return an empty group when it is time to trim, and None at the end."""
+    def _next_group(self) -> tuple[list[Record], list[StateChange]] | None:
+        """Wait for records and changes of states, and return them.
+
+        Returns:
+            No record and no change when it is time to trim, and None at the end.
+        """
         with self._wake:
             timeout = 0 if self._database.behind else None
             self._wake.wait_for(self._has_work, timeout)
@@ -295,18 +375,20 @@ class Archive:
             if self._damage:
                 return None
             if self._failing:
-                return []
+                return [], []
             group: list[Record] = []
             size = 0
             while self._queue and size < MAX_GROUP_BYTES:
                 group.append(self._queue.popleft())
                 size += group[-1].size
+            changes, self._changes = self._changes, []
             # A commit that was asked for comes before the end: it may have an epoch to write.
-            return None if self._closing and not group and not trimming else group
+            work = group or changes or trimming
+            return None if self._closing and not work else (group, changes)
 
     def _has_work(self) -> bool:
         # After a failure the whole queue belongs to it, until the loop has taken it away.
-        work = self._queue or self._closing or self._trimming or self._damage
+        work = self._queue or self._changes or self._closing or self._trimming or self._damage
         return bool(work) and not self._failing
 
     def _tidy(self, *, idle: bool) -> None:
@@ -345,20 +427,41 @@ class Archive:
             return False
         return True
 
-    def _tell_committed(self, group: list[Record], seconds: float) -> None:
+    def _tell_committed(self, group: list[Record], changes: int, seconds: float) -> None:
         self.last_commit_seconds = seconds
         self.commit_seconds.observe(seconds)
-        self._pending_bytes -= sum(record.size for record in group)
-        self._committed(group)
+        for _ in range(changes):
+            _, settled = self._unsettled.popleft()
+            if not settled.done():
+                settled.set_result(None)
+        if group:
+            self._pending_bytes -= sum(record.size for record in group)
+            self._committed(group)
 
     def _tell_failed(self, group: list[Record], reason: str) -> None:
         with self._wake:
             records = [*group, *self._queue]
             self._queue.clear()
+            self._changes.clear()
         self._pending_bytes -= sum(record.size for record in records)
         try:
-            self._failed(records, reason)
+            self._fail_changes(reason)
+            if records:
+                self._failed(records, reason)
         finally:
             with self._wake:
                 self._failing = False
                 self._wake.notify()
+
+    def _fail_changes(self, reason: str) -> None:
+        """Undo all changes of states that are not committed, and say so."""
+        while self._unsettled:
+            change, settled = self._unsettled.pop()
+            self._index.undo(change)
+            if not settled.done():
+                settled.set_exception(StorageError(f"{self._database.file}: {reason}"))
+
+    def _end(self) -> None:
+        """Note that the writer has ended; changes are left only in a damaged file."""
+        self._fail_changes(self._damage)
+        self._ended.set()

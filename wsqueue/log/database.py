@@ -23,6 +23,7 @@ from .file_ledger import FileLedger, FileTopic
 from .files import Damaged
 from .records import MAX_OFFSET, Epoch, Record, StoreState, TopicState
 from .schema import PAGE_BYTES
+from .states import State, StateChange, StateInfo
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ _DELETE_OLD_EPOCHS = "DELETE FROM epoch WHERE number <= ?"
 _INSERT_NUMBER = "INSERT OR REPLACE INTO number (topic, publisher, number) VALUES (?, ?, ?)"
 _DELETE_RANGE = "DELETE FROM record WHERE id BETWEEN ? AND ?"
 _NEWEST = "SELECT ifnull(max(id), 0) FROM record"
+_WRITE_STATE = "INSERT OR REPLACE INTO state (topic, name, version, value) VALUES (?, ?, ?, ?)"
+_DELETE_STATE = "DELETE FROM state WHERE topic = ? AND name = ?"
 
 
 class Database(DatabaseFile):
@@ -130,6 +133,7 @@ class Database(DatabaseFile):
             },
             numbers=queries.numbers(writer),
             floor=ledger.floor,
+            heads=queries.heads(writer),
         )
         newest_record = schema.count(writer, _NEWEST)
         self._date_back(newest_record)
@@ -191,8 +195,8 @@ class Database(DatabaseFile):
         """Have the next commit write an epoch; any thread may call this."""
         self._new_epochs.append(epoch)
 
-    def commit(self, group: Sequence[Record]) -> None:
-        """Write a group and trim, all or nothing.
+    def commit(self, group: Sequence[Record], changes: Sequence[StateChange] = ()) -> None:
+        """Write a group and changes of states, and trim, all or nothing.
 
         Raises:
             Exception: Nothing is written; `roll_back` must come next.
@@ -207,6 +211,7 @@ class Database(DatabaseFile):
         epochs = list(self._new_epochs)
         self._insert_epochs(epochs)
         self._insert(ids, group)
+        self._change_states(changes)
         self._forget()
         self._write_topics()
         if self._clean:
@@ -218,6 +223,7 @@ class Database(DatabaseFile):
         self._crowded = {topic.name for topic in self._touched() if self.behind and ledger.exceeds(topic)}
         ledger.begin()
         self._uncheckpointed += sum(record.size for record in group) + COMMIT_PAGES * PAGE_BYTES
+        self._uncheckpointed += sum(change.after.size for change in changes if change.after is not None)
 
     def roll_back(self) -> None:
         """Leave a failed transaction, and make sure that it does not come back."""
@@ -231,12 +237,13 @@ class Database(DatabaseFile):
             # after a crash would find it. To empty the log also makes room on a disk that is full.
             self._empty_wal()
 
-    def restore(self, state: StoreState, records: Iterable[Record]) -> None:
+    def restore(self, state: StoreState, records: Iterable[Record], states: Iterable[StateInfo] = ()) -> None:
         """Write all of a log into a file that is new.
 
         Args:
             state: State of the log.
             records: All records, oldest first.
+            states: All states.
         """
         for group in _groups(records):
             self.commit(group)
@@ -248,6 +255,7 @@ class Database(DatabaseFile):
             if name not in topics:
                 self._know(name, topic.next, topic.epoch)
         self._write_topics()
+        writer.executemany(_WRITE_STATE, [(one.topic, one.name, one.version, one.value) for one in states])
         writer.execute("DELETE FROM number")
         writer.executemany(
             _INSERT_NUMBER,
@@ -267,6 +275,25 @@ class Database(DatabaseFile):
             sqlite3.Error: They cannot be read.
         """
         return queries.all_records(self._writer)
+
+    def states(self) -> list[StateInfo]:
+        """Return all states.
+
+        Raises:
+            Damaged: One contradicts the schema.
+            sqlite3.Error: They cannot be read.
+        """
+        return queries.states(self._writer)
+
+    def read_state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none."""
+        with self._reading() as connection:
+            return queries.state(connection, topic, name)
+
+    def read_states(self) -> list[StateInfo]:
+        """Return all states."""
+        with self._reading() as connection:
+            return queries.states(connection)
 
     def read(self, name: str, offset: int, max_bytes: int) -> list[Record]:
         """Return a topic's records from the one that holds an offset on, as `Archive.read` says."""
@@ -337,6 +364,14 @@ class Database(DatabaseFile):
         if self._new_numbers > NUMBERS_SLACK:
             queries.forget_numbers(self._writer)
             self._new_numbers = 0
+
+    def _change_states(self, changes: Sequence[StateChange]) -> None:
+        for change in changes:
+            if change.after is None:
+                self._writer.execute(_DELETE_STATE, (change.topic, change.name))
+            else:
+                row = (change.topic, change.name, change.after.version, change.value)
+                self._writer.execute(_WRITE_STATE, row)
 
     def _write_topics(self) -> None:
         """Write the topics that this transaction has changed, so that no start must count their records."""

@@ -118,6 +118,7 @@ class DatabaseFile(ABC):
             else:
                 # It will be read as a whole anyway, and damaged records must not be taken over.
                 schema.check(self._writer)
+            schema.complete(self._writer)
             state = self._survey()
         except UnicodeDecodeError:
             # SQLite quotes the file in its message, and Python cannot decode that.

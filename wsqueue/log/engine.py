@@ -4,6 +4,9 @@ An engine has streams, a stream has subjects, and each topic has a subject (`pla
 are in one order, by their sequence numbers in the stream, which rise and have holes. An append names the
 record that must be the subject's last, so that of two appends at the same place one fails: compare and swap.
 
+One more stream, `STATES`, has the states: a subject for each (topic, name), of which it keeps the last
+record, whatever its age.
+
 Each request ends in a few seconds: with an answer, or with `Unanswered`.
 """
 
@@ -19,6 +22,9 @@ from ..protocol.base64url import base64url
 
 TOKEN_BYTES = 16
 """Length of the digest in a topic's subject: two topics with the same one can't be found."""
+
+STATES = -1
+"""Number of the stream of the states, which is none of those that the topics are divided among."""
 
 READ_BYTES = 1024 * 1024
 """Most bytes that one read asks an engine for; one record may have more."""
@@ -41,11 +47,11 @@ class Unanswered(EngineError):  # noqa: N818 - reads best where it is raised
 
 
 class Place(msgspec.Struct, frozen=True):
-    """Say where the records of a topic are.
+    """Say where the records of a topic, or a state, are.
 
     Attributes:
         stream: Number of the stream.
-        subject: Token of the topic in its subject.
+        token: Token of the topic in its subject; of a state, the tokens of its topic and its name.
     """
 
     stream: int
@@ -58,7 +64,7 @@ class Stored(msgspec.Struct, frozen=True, gc=False):
     Attributes:
         seq: Its sequence number in the stream.
         data: Its bytes.
-        token: Token of the topic in its subject.
+        token: As in its place.
     """
 
     seq: int
@@ -86,6 +92,20 @@ class StreamState(msgspec.Struct, frozen=True):
     leader: str = ""
     lag: int = 0
     replicas: int = 1
+
+
+class Counts(msgspec.Struct, frozen=True):
+    """Count the records of a stream.
+
+    Attributes:
+        records: Number of all records.
+        bytes: Their size.
+        below: Number of the records of subjects that begin with some token.
+    """
+
+    records: int
+    bytes: int
+    below: int
 
 
 class Engine(Protocol):
@@ -161,8 +181,8 @@ class Engine(Protocol):
         """
         ...
 
-    async def purge(self, place: Place, below: int) -> None:
-        """Drop the records of a subject below a sequence number.
+    async def purge(self, place: Place, below: int) -> int:
+        """Drop the records of a subject below a sequence number, and return how many there were.
 
         Raises:
             Unanswered: There is no leader.
@@ -171,6 +191,18 @@ class Engine(Protocol):
 
     async def state(self, stream: int) -> StreamState:
         """Return the state of a stream, as its leader has it.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        ...
+
+    async def count(self, stream: int, token: str) -> Counts:
+        """Return the counts of a stream, as its leader has it.
+
+        Args:
+            stream: Number of the stream.
+            token: First of several tokens in subjects whose records are counted too.
 
         Raises:
             Unanswered: There is no leader.
@@ -192,5 +224,14 @@ class Engine(Protocol):
 
 def place_of(topic: str, streams: int) -> Place:
     """Return the place of a topic in an engine with that number of streams."""
-    digest = hashlib.sha256(topic.encode()).digest()[:TOKEN_BYTES]
+    digest = _digest(topic)
     return Place(digest[0] % streams, base64url(digest))
+
+
+def state_place(topic: str, name: str) -> Place:
+    """Return the place of a state."""
+    return Place(STATES, f"{base64url(_digest(topic))}.{base64url(_digest(name))}")
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()[:TOKEN_BYTES]

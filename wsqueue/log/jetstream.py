@@ -3,6 +3,7 @@
 | of an engine | is in NATS |
 |---|---|
 | a stream | the stream `NAME-0` and so on, with the subjects `NAME.0.*` |
+| the stream of the states | the stream `NAME-state` with the subjects `NAME.state.*.*`, one record of each |
 | an append | a request at the subject with the header `Nats-Expected-Last-Subject-Sequence` |
 | the last record | `$JS.API.STREAM.MSG.GET`, which only the leader of the stream answers |
 | reading | `$JS.API.DIRECT.GET`, which any server with the stream answers, with many records at a time |
@@ -36,7 +37,7 @@ from ..config.model import JetStream, Retention
 from ..errors import ConfigError, why
 from ..journal import log
 from ..net.certificates import initiator_context
-from .engine import READ_BYTES, Conflict, Full, Place, Stored, StreamState, Unanswered
+from .engine import READ_BYTES, STATES, Conflict, Counts, Full, Place, Stored, StreamState, Unanswered
 from .shared_topic import MAX_RECORD_BYTES
 
 try:
@@ -164,7 +165,7 @@ class JetStreamEngine:
             try:
                 await self._connect(options)
                 self._check_server()
-                for stream in range(self._config.streams):
+                for stream in (*range(self._config.streams), STATES):
                     await self._make_stream(stream)
                 break
             except Unanswered as error:
@@ -196,14 +197,14 @@ class JetStreamEngine:
         self._check_server()
 
     async def look(self) -> list[StreamState | None]:
-        """Return the states of all streams, None for each that is missing.
+        """Return the states of all streams, None for each that is missing; that of `STATES` comes last.
 
         Raises:
             Unanswered: There is no leader.
             ConfigError: A stream is another one than configured.
         """
         found: list[StreamState | None] = []
-        for stream in range(self._config.streams):
+        for stream in (*range(self._config.streams), STATES):
             try:
                 info = await self._api(f"STREAM.INFO.{self._stream(stream)}", {})
             except _ApiError as error:
@@ -279,16 +280,28 @@ class JetStreamEngine:
         Raises:
             Unanswered: No server answers.
         """
-        return await self._read(stream, f"{self._name}.{stream}.*", seq, max_bytes)
+        return await self._read(stream, self._subjects(stream), seq, max_bytes)
 
-    async def purge(self, place: Place, below: int) -> None:
-        """Drop the records of a subject below a sequence number.
+    async def purge(self, place: Place, below: int) -> int:
+        """Drop the records of a subject below a sequence number, and return how many there were.
 
         Raises:
             Unanswered: There is no leader.
         """
         request = {"filter": self._subject(place), "seq": below}
-        await self._answered(f"STREAM.PURGE.{self._stream(place.stream)}", request)
+        answer = await self._answered(f"STREAM.PURGE.{self._stream(place.stream)}", request)
+        return int(answer.get("purged", 0))
+
+    async def count(self, stream: int, token: str) -> Counts:
+        """Return the counts of a stream, as its leader has it.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        request = {"subjects_filter": f"{self._name}.{_label(stream)}.{token}.*"}
+        state = (await self._answered(f"STREAM.INFO.{self._stream(stream)}", request))["state"]
+        below = sum((state.get("subjects") or {}).values())
+        return Counts(state["messages"], state["bytes"], below)
 
     async def state(self, stream: int) -> StreamState:
         """Return the state of a stream, as its leader has it.
@@ -328,7 +341,7 @@ class JetStreamEngine:
         self._age = seconds
         for stream in range(self._config.streams):
             info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", {})
-            changed = {**info["config"], "max_age": int(seconds * 1e9)}
+            changed = {**info["config"], "max_age": self._max_age(stream)}
             await self._answered(f"STREAM.UPDATE.{self._stream(stream)}", changed)
 
     # ---- connection
@@ -462,7 +475,7 @@ class JetStreamEngine:
                 # Another consumer has made it meanwhile.
                 info = await self._api(f"STREAM.INFO.{name}", {})
         self._check_stream(stream, info["config"])
-        age = int(self._age * 1e9)
+        age = self._max_age(stream)
         if self._make and info["config"].get("max_age") != age:
             # The configuration was changed while no consumer ran: each keeps logs alive by its own age.
             await self._api(f"STREAM.UPDATE.{name}", {**info["config"], "max_age": age})
@@ -473,12 +486,13 @@ class JetStreamEngine:
         """Return the configuration of a stream."""
         return {
             "name": self._stream(stream),
-            "subjects": [f"{self._name}.{stream}.*"],
+            "subjects": [self._subjects(stream)],
             "retention": "limits",
             "storage": "file",
             "discard": "new",
+            "max_msgs_per_subject": 1 if stream == STATES else -1,
             "num_replicas": self._config.replicas,
-            "max_age": int(self._age * 1e9),
+            "max_age": self._max_age(stream),
             "allow_direct": True,
             "metadata": {"wsqueue.id": secrets.token_hex(8), "wsqueue.streams": str(self._config.streams)},
         }
@@ -490,7 +504,11 @@ class JetStreamEngine:
             ConfigError: It is.
         """
         name, wanted = self._stream(stream), self._wanted(stream)
-        for key in ("subjects", "storage", "discard", "num_replicas", "allow_direct"):
+        keys = ["subjects", "storage", "discard", "num_replicas", "allow_direct"]
+        if stream == STATES:
+            # A new value would not replace the old one, or be dropped with age.
+            keys += ["max_msgs_per_subject"]
+        for key in keys:
             if found.get(key) != wanted[key]:
                 raise ConfigError(
                     f"the stream {name} has {key} = {found.get(key)!r}; expected {wanted[key]!r}",
@@ -543,10 +561,18 @@ class JetStreamEngine:
     # ---- requests
 
     def _stream(self, stream: int) -> str:
-        return f"{self._name}-{stream}"
+        return f"{self._name}-{_label(stream)}"
 
     def _subject(self, place: Place) -> str:
-        return f"{self._name}.{place.stream}.{place.token}"
+        return f"{self._name}.{_label(place.stream)}.{place.token}"
+
+    def _subjects(self, stream: int) -> str:
+        """Return the subjects of a stream."""
+        return self._subject(Place(stream, "*.*" if stream == STATES else "*"))
+
+    def _max_age(self, stream: int) -> int:
+        """Return the age in nanoseconds at which records of a stream go, 0 for never."""
+        return 0 if stream == STATES else int(self._age * 1e9)
 
     async def _request(
         self, subject: str, data: bytes, headers: dict[str, str] | None = None
@@ -603,6 +629,8 @@ class JetStreamEngine:
         request: dict[str, Any] = {"seq": seq, "next_by_subj": subject, "batch": batch}
         if max_bytes > 1:
             request["max_bytes"] = min(max_bytes, READ_BYTES * 8)
+        if stream in self._missing:
+            return []
         inbox = self._client.new_inbox()
         found: list[Stored] = []
         try:
@@ -617,7 +645,7 @@ class JetStreamEngine:
                     headers = message.headers or {}
                     if status := headers.get("Status"):
                         break
-                    token = headers["Nats-Subject"].rpartition(".")[2]
+                    token = headers["Nats-Subject"].removeprefix(self._subject(Place(stream, "")))
                     found.append(Stored(int(headers["Nats-Sequence"]), message.data, token))
             finally:
                 await answers.unsubscribe()
@@ -626,6 +654,11 @@ class JetStreamEngine:
         if status in ("204", "404"):
             return found
         raise Unanswered(f"a NATS server refuses to read: {headers.get('Description', status)}")
+
+
+def _label(stream: int) -> str:
+    """Return the part of a stream in its name and in its subjects."""
+    return "state" if stream == STATES else str(stream)
 
 
 def _reached(replica: Mapping[str, Any]) -> bool:

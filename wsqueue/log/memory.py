@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 
+from ..config.model import Retention
 from ..report.report import HistogramStatus, LogStatus
 from .files import lock_directory, make_directory, state_directory, unusable
 from .logs import TopicLogs
 from .records import Record, StoreState, TopicState
 from .snapshot import SNAPSHOT_NAME, take_snapshot, write_snapshot
-from .store import AppendChain, Outcome
+from .states import Key, State, StateHead, StateIndex, StateInfo
+from .store import AppendChain, Done, Outcome
 from .topic import TopicLog
 
 TAKEN_AT_ONCE = 10_000
@@ -22,9 +25,17 @@ class MemoryStore(TopicLogs):
     """Keep the logs of all topics in memory.
 
     A process that has a directory locks it, so that no other takes its snapshot or overwrites it.
+
+    Args:
+        config: The mode and the limits.
+        done: Called with the outcomes of batches, in the order in which they came.
+        clock: Returns the Unix time.
     """
 
-    _lock: int | None = None
+    def __init__(self, config: Retention, done: Done, clock: Callable[[], float] = time.time) -> None:
+        super().__init__(config, done, clock)
+        self._lock: int | None = None
+        self._index, self._values = StateIndex(), dict[Key, State]()
 
     async def open(self) -> None:
         """Take the snapshot that the last clean stop left.
@@ -47,8 +58,12 @@ class MemoryStore(TopicLogs):
             self._unlock()
             raise
         if snapshot is not None:
-            state, records = snapshot
+            state, records, states = snapshot
             self._take_over(state)
+            self._values = {(one.topic, one.name): State(one.version, one.value) for one in states}
+            self._index = StateIndex(
+                ((one.topic, one.name), StateHead(one.version, one.size)) for one in states
+            )
             for number, record in enumerate(records):
                 self._keep(record)
                 if not number % TAKEN_AT_ONCE:
@@ -73,7 +88,8 @@ class MemoryStore(TopicLogs):
                 numbers=dict(self._repeats),
                 floor=self._ledger.floor,
             )
-            await asyncio.to_thread(write_snapshot, directory / SNAPSHOT_NAME, state, self._all_records())
+            file, states = directory / SNAPSHOT_NAME, await self.states()
+            await asyncio.to_thread(write_snapshot, file, state, self._all_records(), states)
         finally:
             self._unlock()
 
@@ -122,6 +138,38 @@ class MemoryStore(TopicLogs):
     async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
         """Return the offset at which an epoch of these logs ends in a topic, None if nothing shows it."""
         return log.epoch_end(epoch)
+
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none."""
+        return self._values.get((topic, name))
+
+    async def change_state(self, topic: str, name: str, value: bytes, version: int) -> int:
+        """Replace a state, or make one, and return its new version.
+
+        Raises:
+            StateConflict: It has another version: nothing was changed.
+            StatesFull: There are too many states, or there is no room: nothing was changed.
+        """
+        after = self._index.change(topic, name, value, version).after
+        assert after is not None
+        self._values[topic, name] = State(after.version, value)
+        return after.version
+
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state.
+
+        Raises:
+            StateConflict: It has another version, or there is none: nothing was changed.
+        """
+        self._index.drop(topic, name, version)
+        del self._values[topic, name]
+
+    async def states(self) -> list[StateInfo]:
+        """Return all states."""
+        return [
+            StateInfo(topic, name, state.version, state.value)
+            for (topic, name), state in self._values.items()
+        ]
 
     def log_status(self) -> LogStatus:
         """Return the status of the logs for reports."""

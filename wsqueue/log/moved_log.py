@@ -2,6 +2,7 @@
 
 The file is only read. Each record in the engine holds several of the file, as if they had waited for the
 engine together (`groups`). The last record of a topic has all numbers that the file remembers for it.
+States move as they are, because the positions in them stay the same too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from . import queries, schema
 from .files import Damaged, reason_of
 from .records import RECORD_OVERHEAD_BYTES, Record
 from .shared_topic import MAX_RECORD_BYTES
+from .states import Key, State
 
 MAX_SPAN_SECONDS = 1.0
 """Time between the first and the last batch of a record, which has one time for all: a start by time is exact
@@ -163,6 +165,30 @@ class MovedLog:
         """
         with self._explained():
             return dict(self._connection.execute(_NUMBERS, (topic.id,)))
+
+    def state_keys(self) -> list[Key]:
+        """Return the topics and the names of all states.
+
+        Raises:
+            WsqueueError: The file can't be read, or contradicts itself.
+        """
+        with self._explained():
+            if not schema.count(self._connection, "SELECT count(*) FROM sqlite_schema WHERE name = 'state'"):
+                # No consumer has used the file since there are states.
+                return []
+            return list(queries.heads(self._connection))
+
+    def state(self, key: Key) -> State:
+        """Return a state that the file has.
+
+        Raises:
+            WsqueueError: The file can't be read, or contradicts itself.
+        """
+        with self._explained():
+            found = queries.state(self._connection, *key)
+            if found is None:
+                raise Damaged("an index of it lacks a state")
+            return found
 
     def _begin_at(self, topic: MovedTopic, offset: int) -> None:
         if offset > topic.first:

@@ -1,6 +1,6 @@
 """The move of logs in SQLite files into an engine, topic by topic.
 
-    survey ──▶ check ──▶ move: 64 topics at a time, the records of each one after another
+    survey ──▶ check ──▶ move: 64 topics at a time, the records of each one after another; then the states
       └──────────┴─────▶ refused: nothing has been written
 
 | newest record of a topic in the engine | the topic |
@@ -14,6 +14,9 @@
 So a move that was interrupted goes on when it is begun again. An append whose outcome is unknown is looked
 up: it is done if the newest record is the one that was to be appended, and tried again if it is the one
 before.
+
+The states of a topic move with its messages, from the log that has these. A state that the engine has stays
+as it is there, because this move wrote it before, or a consumer has changed it since.
 """
 
 from __future__ import annotations
@@ -27,12 +30,14 @@ from typing import TypeVar
 import msgspec
 
 from ..errors import StorageError, WsqueueError
-from .engine import Conflict, Engine, EngineError, Full, Stored, Unanswered, place_of
+from .engine import Conflict, Engine, EngineError, Full, Place, Stored, Unanswered, place_of, state_place
 from .engine_reader import table_of
 from .moved_log import WRITER, MovedLog, MovedTopic, groups
 from .records import Record
 from .shared_record import SharedRecord, decode_record
+from .shared_states import encode_state
 from .shared_topic import NO_LIMITS, SharedTopic
+from .states import Key
 
 Result = TypeVar("Result")
 Item = TypeVar("Item")
@@ -59,6 +64,7 @@ class Moved(msgspec.Struct):
         bytes: Bytes of these, as the limits count them.
         before: Topics that have been moved before as a whole.
         left_out: Topics without messages that the engine or another log has too.
+        states: States that are moved, or are to be moved.
     """
 
     topics: int = 0
@@ -66,6 +72,7 @@ class Moved(msgspec.Struct):
     bytes: int = 0
     before: int = 0
     left_out: int = 0
+    states: int = 0
 
 
 class _Move(msgspec.Struct, gc=False):
@@ -112,6 +119,7 @@ class Mover:
         self._say, self._clock, self._pause = say, clock, pause
         self._surveyed: list[_Move] = []
         self._moves: list[_Move] = []
+        self._states: list[tuple[MovedLog, Key]] = []
         self._wanted = Moved()
         self._said = 0.0
 
@@ -141,6 +149,13 @@ class Mover:
                 if topic.messages:
                     found[topic.name] = move
         self._surveyed = list(found.values())
+        owners = {name: move.log for name, move in found.items()}
+        for log in self._logs:
+            for key in log.state_keys():
+                # The positions in it are of this log.
+                if owners.setdefault(key[0], log) is log:
+                    self._states.append((log, key))
+        self._wanted.states = len(self._states)
 
     async def check(self) -> Moved:
         """Find out which topics move, and return their counts; called once, before `move`.
@@ -187,12 +202,35 @@ class Mover:
             moved.topics += 1
 
         await _for_each(self._moves, move)
+        await _for_each(self._states, self._move_state)
+        moved.states = wanted.states
         return moved
+
+    async def _move_state(self, state: tuple[MovedLog, Key]) -> None:
+        """Move a state, unless the engine has it.
+
+        Raises:
+            WsqueueError: The log can't be read.
+            StorageError: The engine doesn't answer, or has no room.
+        """
+        log, (topic, name) = state
+        place, data = state_place(topic, name), encode_state(topic, name, log.state((topic, name)).value)
+        began = time.monotonic()
+        while True:
+            try:
+                await self._engine.append(place, data, 0)
+            except Full as error:
+                raise StorageError(f"{error}; {_CONTINUED}") from None
+            except (Conflict, Unanswered) as error:
+                if await self._last(place) is None:
+                    await self._wait(error, began)
+                    continue
+            return
 
     async def _check(self, move: _Move) -> bool:
         """Find out whether a topic can be moved, and note it; return False if it must not."""
         log, topic = move.log, move.topic
-        last = await self._last(topic)
+        last = await self._last(self._place(topic))
         if last is not None:
             record = decode_record(last.data)
             if _is_of(record, move):
@@ -218,7 +256,7 @@ class Mover:
     async def _move(self, move: _Move) -> AsyncIterator[list[Record]]:
         """Append all records of a topic; yield those that have been moved with each."""
         log, topic = move.log, move.topic
-        shared = SharedTopic(topic.name, place_of(topic.name, self._streams))
+        shared = SharedTopic(topic.name, self._place(topic))
         if move.begun:
             await self._open(shared, move)
         if move.replaced:
@@ -253,7 +291,7 @@ class Mover:
                 raise StorageError(f"{error}; {_CONTINUED}") from None
             except (Conflict, Unanswered) as error:
                 await self._wait(error, began)
-                last = await self._last(move.topic)
+                last = await self._last(shared.place)
                 if last is not None and last.data == proposal.data:
                     seq = last.seq
                 elif last is not None and last.seq > shared.seq:
@@ -272,15 +310,17 @@ class Mover:
             WsqueueError: Somebody else has appended.
             StorageError: The engine doesn't answer.
         """
-        last = await self._last(move.topic)
+        last = await self._last(shared.place)
         record = None if last is None else decode_record(last.data)
         if last is None or record is None or not _is_of(record, move) or record.end != move.topic.first:
             raise WsqueueError(f"somebody else changes the topic {move.topic.name!r} on the NATS servers")
         table = await self._answered(partial(table_of, self._engine, shared.place, record))
         shared.open(last.seq, record, table)
 
-    async def _last(self, topic: MovedTopic) -> Stored | None:
-        place = place_of(topic.name, self._streams)
+    def _place(self, topic: MovedTopic) -> Place:
+        return place_of(topic.name, self._streams)
+
+    async def _last(self, place: Place) -> Stored | None:
         return await self._answered(partial(self._engine.last, place))
 
     async def _answered(self, request: Callable[[], Awaitable[Result]]) -> Result:

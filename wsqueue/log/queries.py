@@ -10,6 +10,7 @@ from typing import Literal
 from .file_ledger import FileTopic, Kept
 from .files import Damaged
 from .records import MAX_NUMBERS, RECORD_OVERHEAD_BYTES, Epoch, Record
+from .states import MAX_VERSION, Key, State, StateHead, StateInfo, size_of
 
 _ALL_RECORDS = """
 SELECT name, "offset", count, time, publisher, number, packet, record.epoch
@@ -62,6 +63,7 @@ SELECT min(id), count(*), max(time)
 FROM (SELECT id, time FROM record WHERE id <= ? ORDER BY id DESC LIMIT ?) AS newest
 """
 _DATE_BACK = "UPDATE record SET time = ?1 WHERE id BETWEEN ?2 AND ?3 AND time > ?1"
+_HEADS = "SELECT topic, name, version, typeof(value) = 'blob', length(value) FROM state"
 _NUMBERS = """
 SELECT name, publisher, number FROM number JOIN topic ON topic.id = number.topic ORDER BY number.id
 """
@@ -104,6 +106,60 @@ def epochs(connection: sqlite3.Connection) -> list[Epoch]:
     """Return the epochs, oldest first."""
     rows = connection.execute("SELECT id, number, restored FROM epoch ORDER BY number")
     return [Epoch(id_, number, bool(restored)) for id_, number, restored in rows]
+
+
+def heads(connection: sqlite3.Connection) -> dict[Key, StateHead]:
+    """Return the states without their values.
+
+    Raises:
+        Damaged: One contradicts the schema.
+        sqlite3.Error: They cannot be read.
+    """
+    found: dict[Key, StateHead] = {}
+    for topic, name, version, is_blob, length in connection.execute(_HEADS):
+        _expect_state(topic, name, version, b"" if is_blob else None)
+        found[topic, name] = StateHead(version, size_of(topic, name) + length)
+    return found
+
+
+def state(connection: sqlite3.Connection, topic: str, name: str) -> State | None:
+    """Return a state, None if there is none.
+
+    Raises:
+        Damaged: It contradicts the schema.
+        sqlite3.Error: It cannot be read.
+    """
+    query = "SELECT version, value FROM state WHERE topic = ? AND name = ?"
+    rows = connection.execute(query, (topic, name)).fetchall()
+    for version, value in rows:
+        _expect_state(topic, name, version, value)
+        return State(version, value)
+    return None
+
+
+def states(connection: sqlite3.Connection) -> list[StateInfo]:
+    """Return all states.
+
+    Raises:
+        Damaged: One contradicts the schema.
+        sqlite3.Error: They cannot be read.
+    """
+    found: list[StateInfo] = []
+    for topic, name, version, value in connection.execute("SELECT topic, name, version, value FROM state"):
+        _expect_state(topic, name, version, value)
+        found.append(StateInfo(topic, name, version, value))
+    return found
+
+
+def _expect_state(topic: object, name: object, version: object, value: object) -> None:
+    """Make sure that the values of a state are such as are written.
+
+    Raises:
+        Damaged: They are others.
+    """
+    types = isinstance(topic, str) and isinstance(name, str) and isinstance(value, bytes)
+    if not types or not isinstance(version, int) or not 1 <= version <= MAX_VERSION:
+        raise Damaged("it has a state that none can be")
 
 
 def records_from(

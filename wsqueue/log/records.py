@@ -10,6 +10,7 @@ from __future__ import annotations
 import msgspec
 
 from ..protocol.v2 import MAX_NUMBER
+from .states import Key, StateHead
 
 MAX_OFFSET = MAX_NUMBER // 2
 """Largest offset that is taken from a file: no log comes near it, and one that did could still go on."""
@@ -95,12 +96,14 @@ class StoreState(msgspec.Struct, kw_only=True):
         topics: Offsets of each topic that is remembered.
         numbers: Last batch number of each (topic, publisher), least recently used first.
         floor: Offset at which topics begin that are not in `topics`: above all offsets of forgotten topics.
+        heads: The states, without their values.
     """
 
     epochs: list[Epoch]
     topics: dict[str, TopicState]
     numbers: dict[tuple[str, str], int]
     floor: int = 0
+    heads: dict[Key, StateHead] = {}
 
     @property
     def in_bounds(self) -> bool:

@@ -10,6 +10,10 @@ from the front; one narrow index finds them by topic and offset.
 | `topic` | each topic that is remembered, its offsets, bytes and last epoch, as of each commit |
 | `record` | the records of all topics; a later id came later |
 | `number` | the last number of each (topic, publisher); a later id was used later |
+| `state` | the states, which no limit of the logs drops |
+
+The table `state` came later than the others. It is made when it is missing, and the version did not change
+with it, so that no log was set aside: a wsqueue that does not know the table leaves it alone.
 """
 
 from __future__ import annotations
@@ -57,6 +61,13 @@ CREATE TABLE number (
 CREATE UNIQUE INDEX number_owner ON number (topic, publisher);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {VERSION};
+"""
+
+_STATE_TABLE = """
+CREATE TABLE IF NOT EXISTS state (
+    topic TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, value BLOB NOT NULL,
+    PRIMARY KEY (topic, name)
+) STRICT
 """
 
 SETTINGS_ERRORS = frozenset((sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM))
@@ -169,6 +180,15 @@ def make_durable(connection: sqlite3.Connection) -> None:
     # The file can be written, as was seen, but its header may say that it must not be.
     connection.execute("BEGIN IMMEDIATE")
     connection.execute("ROLLBACK")
+
+
+def complete(connection: sqlite3.Connection) -> None:
+    """Make the table that files of this version may lack.
+
+    Raises:
+        sqlite3.Error: It cannot be made.
+    """
+    connection.execute(_STATE_TABLE)
 
 
 def failure(file: Path, error: sqlite3.Error) -> Exception:

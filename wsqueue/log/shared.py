@@ -40,7 +40,7 @@ from ..journal import log
 from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
-from .engine import READ_BYTES, Conflict, Engine, Full, StreamState, Unanswered, place_of
+from .engine import READ_BYTES, STATES, Conflict, Engine, Full, StreamState, Unanswered, place_of
 from .engine_reader import EngineReader, table_of
 from .health import Health
 from .logs import PROBLEMS, TopicLogs
@@ -48,8 +48,10 @@ from .purging import Purging
 from .records import MAX_NUMBERS, Record
 from .seen import Seen
 from .shared_record import Seq, SharedRecord, decode_record
+from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
+from .states import State, StateInfo
 from .store import FOREIGN, AppendChain, Done, Outcome
 from .topic import TopicLog
 
@@ -146,8 +148,9 @@ class SharedStore(TopicLogs):
         self._requests = asyncio.Semaphore(MAX_REQUESTS)
         self._seen = [Seen() for _ in range(streams)]
         self._doubts = [0] * streams
-        self._states: list[StreamState | None] = [None] * streams
+        self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
+        self._shared_states = SharedStates(engine, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
         self._purge: asyncio.Task[None] | None = None
         self._pending_bytes = self._appended_bytes = 0
@@ -170,6 +173,7 @@ class SharedStore(TopicLogs):
         for stream, seen in enumerate(self._seen):
             state = await self._until_answered(partial(self._engine.state, stream))
             self._states[stream], seen.upto = state, state.last
+        self._states[STATES] = await self._until_answered(partial(self._engine.state, STATES))
         self._begin(self._sweep())
 
     async def close(self) -> None:
@@ -273,6 +277,41 @@ class SharedStore(TopicLogs):
     def begin_epoch(self) -> None:
         """Do nothing: the log is not on this host, and is not set back with it."""
 
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none.
+
+        Raises:
+            StorageError: The engine doesn't answer, or the state is no state.
+        """
+        return await self._shared_states.state(topic, name)
+
+    async def change_state(self, topic: str, name: str, value: bytes, version: int) -> int:
+        """Replace a state, or make one, and return its new version once the engine has it.
+
+        Raises:
+            StateConflict: It has another version: nothing was changed.
+            StatesFull: There are too many states, or there is no room: nothing was changed.
+            StorageError: The engine doesn't answer: the outcome is open.
+        """
+        return await self._shared_states.change(topic, name, value, version)
+
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state, and return once it is gone from the engine.
+
+        Raises:
+            StateConflict: It has another version, or there is none: nothing was changed.
+            StorageError: The engine doesn't answer: the outcome is open.
+        """
+        await self._shared_states.drop(topic, name, version)
+
+    async def states(self) -> list[StateInfo]:
+        """Return all states.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._shared_states.states()
+
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""
         super().trim()
@@ -297,7 +336,11 @@ class SharedStore(TopicLogs):
         return LogStatus(
             mode="jetstream",
             topics=len(self._ledger.topics),
-            bytes=sum(state.bytes for state in self._states if state is not None),
+            bytes=sum(
+                state.bytes
+                for stream, state in self._states.items()
+                if state is not None and stream != STATES
+            ),
             limit_bytes=self._config.max_bytes,
             pending_bytes=self._pending_bytes,
             commit_seconds=self._last_append_seconds,
@@ -307,15 +350,16 @@ class SharedStore(TopicLogs):
 
     def _engine_status(self) -> EngineStatus:
         # States from before the connection was lost say nothing of now.
-        states = [state for state in self._states if state is not None] if self._engine.connected else []
+        known = self._states.values() if self._engine.connected else ()
+        states = [state for state in known if state is not None]
         jetstream, health = self._config.jetstream, self._health
         return EngineStatus(
             id=self._engine.id,
             server=self._engine.server[:MAX_NAME_CHARACTERS],
             available=health.available,
             unavailable_seconds=health.unavailable_seconds,
-            streams=self._streams,
-            streams_without_leader=self._streams - len(states),
+            streams=len(self._states),
+            streams_without_leader=len(self._states) - len(states),
             leaders=dict(sorted(Counter(state.leader[:MAX_NAME_CHARACTERS] for state in states).items())),
             replicas=min((state.replicas for state in states), default=0),
             replicas_wanted=jetstream.replicas if jetstream is not None else 1,
@@ -628,28 +672,35 @@ class SharedStore(TopicLogs):
     async def _sweep(self) -> None:
         """Look for records that no notice told of, and for the state of the engine."""
         while True:
-            for stream in range(self._streams):
-                try:
-                    async with self._requests:
-                        state = await self._engine.state(stream)
-                except Unanswered as error:
-                    self._states[stream] = None
-                    self._health.fail(str(error))
-                    continue
-                self._states[stream] = state
-                if self._seen[stream].missed(state.last):
-                    self._doubts[stream] = DOUBT_SWEEPS
-                if self._doubts[stream]:
-                    self._doubts[stream] -= 1
-                    self._doubt(stream)
-            if not self._retrying and None not in self._states:
+            for stream in self._states:
+                await self._look(stream)
+            if not self._retrying and all(self._states[stream] for stream in range(self._streams)):
                 self._health.succeed()
-            lag = max((state.lag for state in self._states if state is not None), default=0)
+            lag = max((state.lag for state in self._states.values() if state is not None), default=0)
             if lag <= FAR_BEHIND_RECORDS:
                 self._behind_since = None
             elif self._behind_since is None:
                 self._behind_since = time.monotonic()
             await self._pause(SWEEP_SECONDS)
+
+    async def _look(self, stream: int) -> None:
+        """Look for records of a stream that no notice told of, and for its state."""
+        try:
+            async with self._requests:
+                state = self._states[stream] = await self._engine.state(stream)
+        except Unanswered as error:
+            self._states[stream] = None
+            if stream != STATES:
+                # Messages go on without the states.
+                self._health.fail(str(error))
+            return
+        if stream == STATES:
+            return
+        if self._seen[stream].missed(state.last):
+            self._doubts[stream] = DOUBT_SWEEPS
+        if self._doubts[stream]:
+            self._doubts[stream] -= 1
+            self._doubt(stream)
 
     def _doubt(self, stream: int) -> None:
         """Read on in all topics of a stream that somebody reads."""

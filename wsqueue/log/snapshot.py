@@ -19,6 +19,7 @@ from ..errors import ConfigError, StorageError, WsqueueError
 from .database import Database
 from .files import DISK_ERRORS, Damaged, reason_of, set_aside, sync_directory, sync_file
 from .records import Record, StoreState
+from .states import StateInfo
 
 SNAPSHOT_NAME = "snapshot.sqlite3"
 
@@ -31,13 +32,16 @@ UNLIMITED = Retention(
 """A snapshot has no limits, because the log that it holds has."""
 
 
-def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> None:
+def write_snapshot(
+    file: Path, state: StoreState, records: Iterable[Record], states: Iterable[StateInfo] = ()
+) -> None:
     """Write all of a log into one file, whole or not at all.
 
     Args:
         file: Replaced if it is there.
         state: State of the log.
         records: All records, oldest first.
+        states: All states.
 
     Raises:
         WsqueueError: It cannot be written.
@@ -45,7 +49,7 @@ def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> 
     part = file.with_name(f"{file.name}.part")
     try:
         part.unlink(missing_ok=True)
-        _write(part, state, records)
+        _write(part, state, records, states)
         part.rename(file)
         sync_directory(file.parent)
     except (OSError, sqlite3.Error, WsqueueError) as error:
@@ -55,11 +59,11 @@ def write_snapshot(file: Path, state: StoreState, records: Iterable[Record]) -> 
         raise WsqueueError(f"{file}: cannot write the snapshot: {reason}") from None
 
 
-def _write(file: Path, state: StoreState, records: Iterable[Record]) -> None:
+def _write(file: Path, state: StoreState, records: Iterable[Record], states: Iterable[StateInfo]) -> None:
     database = Database(file, UNLIMITED, durable=False)
     try:
         database.load()
-        database.restore(state, records)
+        database.restore(state, records, states)
     finally:
         database.close()
     sync_file(file)
@@ -67,7 +71,7 @@ def _write(file: Path, state: StoreState, records: Iterable[Record]) -> None:
 
 def take_snapshot(
     file: Path, clock: Callable[[], float] = time.time
-) -> tuple[StoreState, list[Record]] | None:
+) -> tuple[StoreState, list[Record], list[StateInfo]] | None:
     """Read a snapshot and remove it; return None if there is none. A damaged one is set aside.
 
     Args:
@@ -96,14 +100,14 @@ def take_snapshot(
     return snapshot
 
 
-def _read(file: Path, clock: Callable[[], float]) -> tuple[StoreState, list[Record]]:
+def _read(file: Path, clock: Callable[[], float]) -> tuple[StoreState, list[Record], list[StateInfo]]:
     with file.open("rb") as stream:
         if stream.read(len(SQLITE_MAGIC)) != SQLITE_MAGIC:
             raise Damaged("it is no snapshot of this version")
     database = Database(file, UNLIMITED, durable=False, clock=clock)
     try:
         state = database.load()
-        return state, database.records()
+        return state, database.records(), database.states()
     except (sqlite3.Error, UnicodeDecodeError) as error:
         raise Damaged(str(error)) from None
     finally:

@@ -31,6 +31,7 @@ from .files import state_directory
 from .index_budget import IndexBudget
 from .logs import TopicLogs
 from .records import Record
+from .states import State, StateInfo
 from .store import AppendChain, Done, Outcome
 from .topic import TopicLog
 
@@ -179,6 +180,41 @@ class SqliteStore(TopicLogs):
         """Begin another epoch, which the archive keeps before any record of it."""
         super().begin_epoch()
         self._archive.begin_epoch(self.epochs.current)
+
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none.
+
+        Raises:
+            WsqueueError: The archive cannot be read.
+        """
+        return await self._archive.state(topic, name)
+
+    async def change_state(self, topic: str, name: str, value: bytes, version: int) -> int:
+        """Replace a state, or make one, and return its new version once it is on disk.
+
+        Raises:
+            StateConflict: It has another version: nothing was changed.
+            StatesFull: There are too many states, or there is no room: nothing was changed.
+            StorageError: The disk does not take it: nothing was changed.
+        """
+        return await self._archive.change_state(topic, name, value, version)
+
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state, and return once that is on disk.
+
+        Raises:
+            StateConflict: It has another version, or there is none: nothing was changed.
+            StorageError: The disk does not take it: nothing was changed.
+        """
+        await self._archive.drop_state(topic, name, version)
+
+    async def states(self) -> list[StateInfo]:
+        """Return all states.
+
+        Raises:
+            WsqueueError: The archive cannot be read.
+        """
+        return await self._archive.states()
 
     def log_status(self) -> LogStatus:
         """Return the status of the logs for reports."""

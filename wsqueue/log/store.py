@@ -11,7 +11,8 @@ Promises of a store:
 - Outcomes of a topic come in the order of its chains, once each; those of other topics come in any order.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
 - Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
-- Nothing blocks the event loop: `open`, `close`, `read` and `offset_at` may wait for a disk or a peer.
+- A state is as durable as a batch in the same store, and no limit of the logs drops it.
+- Nothing blocks the event loop: all that is `async` may wait for a disk or a peer.
 
 A log that consumers share has two more things to tell: `opening` says when a topic is known that others may
 have appended to, and `on_moved` that it has gone on without the records between.
@@ -34,6 +35,7 @@ from ..report.report import HistogramStatus, LogStatus
 from .epochs import Epochs
 from .index_budget import IndexBudget
 from .records import Record
+from .states import State, StateInfo
 from .topic import TopicLog
 
 
@@ -219,6 +221,59 @@ class Store(ABC):
     @abstractmethod
     def begin_epoch(self) -> None:
         """Begin another epoch: messages that were read until now may not be in these logs."""
+
+    @abstractmethod
+    async def state(self, topic: str, name: str) -> State | None:
+        """Return a state, None if there is none.
+
+        An engine may answer with an older one while its servers elect a leader.
+
+        Args:
+            topic: Any topic.
+            name: Any name that tells it from the topic's other states.
+
+        Raises:
+            WsqueueError: It cannot be read.
+        """
+
+    @abstractmethod
+    async def change_state(self, topic: str, name: str, value: bytes, version: int) -> int:
+        """Replace a state, or make one, and return its new version once it is as durable as messages are.
+
+        Args:
+            topic: Any topic.
+            name: Any name that tells it from the topic's other states.
+            value: The new value.
+            version: The version that the state must have, 0 if there must be none.
+
+        Raises:
+            StateConflict: It has another one: nothing was changed.
+            StatesFull: There are too many states, or there is no room: nothing was changed.
+            StorageError: The disk or the engine does not take it. With an engine, the outcome may be open: it
+                may be changed already, or later. The next change decides it, because it conflicts or wins.
+        """
+
+    @abstractmethod
+    async def drop_state(self, topic: str, name: str, version: int) -> None:
+        """Delete a state, and return once that is as durable as messages are.
+
+        Args:
+            topic: Any topic.
+            name: Any name that tells it from the topic's other states.
+            version: The version that the state must have.
+
+        Raises:
+            StateConflict: It has another one, or there is none: nothing was changed.
+            StorageError: As `change_state`.
+        """
+
+    @abstractmethod
+    async def states(self) -> list[StateInfo]:
+        """Return all states, in no order.
+
+        Raises:
+            WsqueueError: They cannot be read.
+        """
 
     @abstractmethod
     def trim(self) -> None:

@@ -7,6 +7,7 @@ from ..log.archive import MAX_GROUP_BYTES
 from ..log.ledger import MAX_EMPTY_TOPICS, MAX_TOPICS
 from ..log.schema import CACHE_KIB
 from ..log.sqlite import CACHE_BYTES, PENDING_BYTES
+from ..log.states import MAX_STATES_BYTES
 from ..protocol.routing import CACHED_TOPICS, MAX_CACHED_CHARACTERS
 from ..protocol.session import MAX_HELLO_BYTES
 from .limits import LINK_CONNECTIONS
@@ -57,7 +58,7 @@ def memory_bound(config: NodeConfig) -> int:
     if isinstance(config, ConsumerConfig):
         in_memory = config.retention.mode == "memory"
         log = config.retention.max_bytes if in_memory else DISK_BYTES + FILE_TOPICS_BYTES
-        return node + limits.max_index_bytes + log
+        return node + limits.max_index_bytes + log + MAX_STATES_BYTES
     assert isinstance(config, ProducerConfig)
     return node + _links_bytes(config)
 

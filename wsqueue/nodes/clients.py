@@ -136,6 +136,12 @@ class Client:
             return self._refuse(f"{self.identity} may not subscribe to {topic[:MAX_TOPIC_CHARACTERS]!r}")
         return self._use(topic, self._subscribed)
 
+    def joins(self, group: str) -> str:
+        """Return why it may not join a worker group, "" if it may."""
+        if self.identity.may_join(group):
+            return ""
+        return self._refuse(f"{self.identity} may not join the group {group!r}")
+
     def unsubscribes(self, topic: str) -> None:
         """Note that it has given up a topic."""
         if topic in self._subscribed:

@@ -31,6 +31,8 @@ import msgspec
 from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import StorageError, WsqueueError
+from ..groups.group import Burial
+from ..groups.groups import Groups
 from ..journal import log
 from ..log.clock import SteadyClock
 from ..log.store import FOREIGN, AppendChain, Outcome, Store
@@ -51,6 +53,7 @@ from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .clients import Clients
+from .memberships import GROUP_PACKETS, Memberships
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
@@ -117,6 +120,7 @@ class Consumer:
         readers: Subscriptions of v2 subscribers.
         classic: Sends messages to the classic subscribers.
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
+        groups: The worker groups that have members.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -149,6 +153,7 @@ class Consumer:
         self.logs: Store = make_store(config, self._done, lambda: self._clock.read(_monotonic()))
         self.logs.index.limit = config.limits.max_index_bytes
         self.subscribers = Subscribers(self.logs.index)
+        self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.
@@ -236,6 +241,7 @@ class Consumer:
         """Wait until all received messages are stored, and have been sent to subscribers."""
         await self.logs.settle()
         await self.classic.settle()
+        await self.groups.settle()
 
     async def stop(self) -> None:
         """Close the logs of the topics; that goes on when it is cancelled, and another call waits for it."""
@@ -263,6 +269,8 @@ class Consumer:
             if outcome.record is not None:
                 stored.setdefault(outcome.record.topic, []).append(outcome)
             if not isinstance(source := outcome.chain.source, Source):
+                if isinstance(source, Burial):
+                    source.group.buried(source.letter, outcome)
                 continue
             producer = source.producer
             if source.position != producer.answered + 1:
@@ -326,13 +334,16 @@ class Consumer:
             frames = frame_messages([record.packet for record in records], masked=False, binary=True)
             reached = sum(reader.take(records[0].offset, records[-1].end, frames) for reader in readers)
             self.counters["deliveries"] += count * reached
-        if not subscribers and not readers and not foreign:
+        if topic in self.groups.by_topic:
+            self.groups.stored(topic)
+        elif not subscribers and not readers and not foreign:
             self.counters["without_subscriber"] += count
 
     def _moved(self, log: TopicLog, other: bool) -> None:
         """Let readers find out where a topic is that has gone on without them (the logs call this)."""
         for reader in self.readers.subscribers(log.name):
             reader.find_again(other=other)
+        self.groups.moved(log.name, other=other)
 
     def greet(self, connection: Connection) -> None:
         """Tell a peer which log this consumer shares with others, before anything else."""
@@ -347,6 +358,7 @@ class Consumer:
                 connection.send_packet(shared)
 
     async def _close(self) -> None:
+        await self.groups.close()
         try:
             await self.logs.close()
         except WsqueueError as error:
@@ -498,6 +510,8 @@ class SubscribeEndpoint(Handler):
         self._consumer = consumer
         self._topic = topic
         self._readers: dict[str, Reader] = {}
+        # None for nearly all, because it takes memory.
+        self._memberships: Memberships | None = None
         self._turns = ReaderTurns(consumer.cutting)
         self._refused = self._classic = False
 
@@ -532,6 +546,8 @@ class SubscribeEndpoint(Handler):
                 if (client := self._consumer.clients.of(connection)) is not None:
                     client.unsubscribes(event.topic)
                 connection.send_packet(v2.Unsubscribed(event.topic))
+            elif isinstance(event, GROUP_PACKETS):
+                self._memberships_of(connection).receive(event)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
                 return
@@ -542,6 +558,8 @@ class SubscribeEndpoint(Handler):
             self._consumer.classic.resume(self._topic)
         for reader in list(self._readers.values()):
             reader.catch_up()
+        if self._memberships is not None:
+            self._memberships.writable()
 
     def lost(self, connection: Connection, closed: Closed) -> None:
         """Unsubscribe from all topics."""
@@ -553,6 +571,8 @@ class SubscribeEndpoint(Handler):
         self._consumer.peers.discard(connection)
         self._consumer.subscribers.remove(self)
         self._drop_readers()
+        if self._memberships is not None:
+            self._memberships.leave_all()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
             self._consumer.counters["slow_subscribers"] += 1
 
@@ -562,6 +582,8 @@ class SubscribeEndpoint(Handler):
         reason = f"there is no room for more, and this connection has the most: {len(self._readers)}"
         connection.fail(CloseCode.TOO_MANY_SUBSCRIPTIONS, reason)
         self._drop_readers()
+        if self._memberships is not None:
+            self._memberships.leave_all()
 
     def _drop_readers(self) -> None:
         """Unsubscribe from all topics, some in each turn of the loop."""
@@ -569,6 +591,19 @@ class SubscribeEndpoint(Handler):
             self._unsubscribe(topic)
         if self._readers:
             asyncio.get_running_loop().call_soon(self._drop_readers)
+
+    def _memberships_of(self, connection: Connection) -> Memberships:
+        consumer = self._consumer
+        if self._memberships is None:
+            self._memberships = Memberships(
+                connection,
+                self,
+                groups=consumer.groups,
+                clients=consumer.clients,
+                subscribers=consumer.subscribers,
+                max_topic_bytes=lambda: consumer.max_topic_bytes,
+            )
+        return self._memberships
 
     def _not_allowed(self, connection: Connection, topic: str) -> str:
         """Return why a subscription is not allowed, "" if it is; a refusal is counted and logged."""

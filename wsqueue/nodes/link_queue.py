@@ -13,7 +13,8 @@ one of two deques until the consumer has confirmed or refused all of its batches
 - `next_slice` takes chains from the front of `waiting` only, and `disconnected` puts the unconfirmed batches
   back there in their order. So the batches of a publisher on a topic never overtake each other. When a topic
   gets another consumer, `take_moved` takes all of its batches away, so that they are never on two links.
-- A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`.
+- A batch whose predecessor was refused is refused too, when it reaches the front of `waiting`, unless the
+  predecessor has come again and gone before it.
 - A consumer may confirm the first batches of a chain and refuse the others. Batches that it has answered are
   not sent again.
 - A classic consumer gets one batch at a time, since it may not take each of a chain. It gets classic messages
@@ -177,20 +178,20 @@ _count_of = operator.attrgetter("count")
 
 
 class RefusedBatches:
-    """Remember which batches were refused, the latest of them, for all links of a producer."""
+    """Remember which batches were refused, the latest of them, for all links of a producer.
+
+    Attributes:
+        known: The publisher's id and the number of each.
+    """
 
     def __init__(self) -> None:
-        self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self.known: OrderedDict[tuple[str, int], None] = OrderedDict()
 
     def note(self, publisher: str, number: int) -> None:
         """Note that a batch was refused."""
-        self._known[publisher, number] = None
-        if len(self._known) > MAX_REFUSED:
-            self._known.popitem(last=False)
-
-    def __contains__(self, batch: tuple[str, int]) -> bool:
-        """Return True if a batch was refused, given by the publisher's id and its number."""
-        return batch in self._known
+        self.known[publisher, number] = None
+        if len(self.known) > MAX_REFUSED:
+            self.known.popitem(last=False)
 
 
 class LinkQueue:
@@ -419,7 +420,12 @@ class LinkQueue:
 
     def _refused_after(self, chain: ForwardChain) -> bool:
         """Refuse a chain whose predecessor was refused; return True if it was."""
-        if not chain.after or (chain.publisher, chain.after) not in self._refused:
+        known = self._refused.known
+        if not known:
+            return False
+        if not chain.after or (chain.publisher, chain.after) not in known:
+            # It goes now, perhaps under a number that was refused before: the chain after it may follow.
+            known.pop((chain.publisher, chain.numbers[-1]), None)
             return False
         self._refuse(chain, "after_refused", "a batch before it was refused")
         return True

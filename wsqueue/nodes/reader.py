@@ -164,9 +164,10 @@ class Reader:
         if packet.start == "time" and packet.time is not None:
             self._find = partial(self._begin_at, packet.time)
             self._ask()
-        elif packet.start == "earliest":
+        elif packet.start in ("earliest", "last"):
             self._exact = False
-            self._begin(topic_log, self._logs.earliest(topic_log))
+            first = 0 if packet.count is None else topic_log.next - packet.count
+            self._begin(topic_log, max(first, self._logs.earliest(topic_log)))
         elif packet.offset is None:
             self._begin(topic_log, topic_log.next)
         elif packet.log in (None, self._logs.log_id(topic_log)):

@@ -42,11 +42,13 @@ class Rights(msgspec.Struct, frozen=True):
     Attributes:
         publish: Topics that may be published to; `orders/*` stands for all that begin with `orders/`.
         subscribe: Topics that may be subscribed to.
+        groups: Worker groups that may be joined, on topics that may be subscribed to; patterns as for topics.
         status: True if reports may be read.
     """
 
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
+    groups: tuple[str, ...] = ()
     status: bool = False
 
 
@@ -73,6 +75,10 @@ class Identity(msgspec.Struct, frozen=True):
         """Return True if it may subscribe to a topic."""
         return all(_allows(rights.subscribe, topic) for rights in self.rights)
 
+    def may_join(self, group: str) -> bool:
+        """Return True if it may join a worker group, on a topic that it may subscribe to."""
+        return all(_allows(rights.groups, group) for rights in self.rights)
+
     @property
     def may_read_reports(self) -> bool:
         """Return True if it may read the reports of a node."""
@@ -96,6 +102,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         who: Its user.
         publish: Topics that may be published to, as far as the key may.
         subscribe: Topics that may be subscribed to, as far as the key may.
+        groups: Worker groups that may be joined, as far as the key may.
         status: True if reports may be read, if the key may.
     """
 
@@ -105,12 +112,13 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     who: Annotated[str, msgspec.Meta(max_length=MAX_WHO_CHARACTERS)] = ""
     publish: tuple[TopicPattern, ...] = ()
     subscribe: tuple[TopicPattern, ...] = ()
+    groups: tuple[TopicPattern, ...] = ()
     status: bool = False
 
     @property
     def rights(self) -> Rights:
         """Return the rights that it claims."""
-        return Rights(self.publish, self.subscribe, self.status)
+        return Rights(self.publish, self.subscribe, self.groups, self.status)
 
     def problem(self, not_before: float, now: float) -> str:
         """Return why the token is not valid now, "" if it is.
@@ -334,8 +342,8 @@ def decode_claims(signed: bytes) -> Claims:
         raise ValueError(f"not the claims of a token: {error}") from None
 
 
-def _allows(patterns: Sequence[str], topic: str) -> bool:
-    return any(matches(pattern, topic) for pattern in patterns)
+def _allows(patterns: Sequence[str], name: str) -> bool:
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 _claims_decoder = msgspec.json.Decoder(Claims)

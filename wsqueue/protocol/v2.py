@@ -16,7 +16,7 @@ import msgspec
 from .classic import DECODE_ERRORS, MAX_DETAIL_CHARACTERS
 from .close import CloseCode, PeerError
 from .keys import MAX_TOKEN_BYTES
-from .packed import NOTHING, Packed
+from .packed import NOTHING, HeaderName, Packed
 
 SUBPROTOCOL = "wsqueue.v2"
 """Subprotocol that an initiator offers and an acceptor selects (RFC 6455 section 1.9)."""
@@ -32,6 +32,21 @@ OVERHEAD_BYTES = 4096
 
 NONCE_BYTES = 32
 """Length of nonces, proofs and publisher secrets: 256 bits can't be guessed."""
+
+MAX_PREFETCH = 10_000
+"""Messages that a member of a group may have at a time: more than any worker needs to be busy."""
+
+MIN_LEASE_SECONDS, MAX_LEASE_SECONDS = 0.1, 86_400.0
+"""Shortest and longest lease: a member must be able to settle in it, and a day is as long as a log's age."""
+
+MAX_DELIVERIES = 1000
+"""Highest number of deliveries that a member may allow."""
+
+MAX_DELAY_SECONDS = 86_400.0
+"""Longest time after which a message is lent again."""
+
+MAX_SETTLED_RANGES = 1024
+"""Ranges of one `settle`: a few milliseconds of work."""
 
 MAX_CHAIN_BATCHES = 1024
 """Batches of a chain: a publisher hears of a refusal of all in as many packets, in one turn."""
@@ -52,6 +67,13 @@ LogId = Annotated[str, msgspec.Meta(max_length=64)]
 PublicId = Annotated[str, msgspec.Meta(max_length=64)]
 NamedPublicId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 Reason = Annotated[str, msgspec.Meta(max_length=MAX_REASON_CHARACTERS)]
+MAX_GROUP_CHARACTERS = 64
+"""Length of the name of a group, which is a part of the topic of its dead letters."""
+
+GROUP_PATTERN = f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_GROUP_CHARACTERS - 1}}}\\Z"
+"""Form of the name of a group: it is a part of a topic's name, of labels of metrics and of commands."""
+
+GroupName = Annotated[str, msgspec.Meta(pattern=GROUP_PATTERN)]
 
 RefusalCode = Literal["full", "invalid", "too_long", "topic_too_long", "not_allowed", "after_refused"]
 """Why a batch was not appended.
@@ -216,17 +238,20 @@ class Subscribe(
     Attributes:
         topic: Any topic.
         start: First message to deliver: the next one that is published, the earliest one that is kept, the
-            one at `offset` (in the log `log`, if that is given), or the first one not older than `time`.
+            one at `offset` (in the log `log`, if that is given), the first one not older than `time`, or the
+            first of the last `count` messages, as far as they are kept.
         log: Id of the log's epoch in which `offset` was read.
         offset: Offset of the next message that is wanted.
         time: Unix time in seconds.
+        count: Number of messages before the end of the topic.
     """
 
     topic: str
-    start: Literal["latest", "earliest", "offset", "time"] = "latest"
+    start: Literal["latest", "earliest", "offset", "time", "last"] = "latest"
     log: LogId | None = None
     offset: Offset | None = None
     time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
+    count: Number | None = None
 
     def __post_init__(self) -> None:
         """Refuse a start whose field is missing.
@@ -238,6 +263,8 @@ class Subscribe(
             raise ValueError("`offset` goes with the start `offset`")
         if (self.start == "time") != (self.time is not None):
             raise ValueError("`time` goes with the start `time`")
+        if (self.start == "last") != (self.count is not None):
+            raise ValueError("`count` goes with the start `last`")
 
 
 class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True):
@@ -325,6 +352,126 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True):
     missed: Number | None
 
 
+class Join(msgspec.Struct, tag_field="t", tag="join", frozen=True, omit_defaults=True):
+    """Ask for messages of a topic that a group of workers shares (client to consumer).
+
+    Attributes:
+        topic: Any topic.
+        group: Name of the group.
+        prefetch: Messages that this member may have at a time.
+        lease_seconds: Time after which a message that is not settled is lent to another member.
+        max_deliveries: Deliveries after which a message becomes a dead letter.
+        start: First message of a group that is new: the earliest one that is kept, or the next one that is
+            published.
+        order_key: Name of the header whose value orders messages: of those with the same value, one is lent
+            at a time; None without an order.
+    """
+
+    topic: str
+    group: GroupName
+    prefetch: Annotated[int, msgspec.Meta(ge=1, le=MAX_PREFETCH)]
+    lease_seconds: Annotated[float, msgspec.Meta(ge=MIN_LEASE_SECONDS, le=MAX_LEASE_SECONDS)]
+    max_deliveries: Annotated[int, msgspec.Meta(ge=1, le=MAX_DELIVERIES)]
+    start: Literal["earliest", "latest"] = "earliest"
+    order_key: HeaderName | None = None
+
+
+class Joined(msgspec.Struct, tag_field="t", tag="joined", frozen=True):
+    """Answer a `Join` (consumer to client).
+
+    It comes again when the log has another id, or goes on as another log.
+
+    Attributes:
+        topic: Topic of the group.
+        group: Name of the group.
+        log: Id of the log's epoch, of which the offsets are that come from now on.
+    """
+
+    topic: str
+    group: GroupName
+    log: LogId
+
+
+class Lend(msgspec.Struct, tag_field="t", tag="lend", frozen=True, gc=False, omit_defaults=True):
+    """Lend messages to a member of a group (consumer to client).
+
+    Attributes:
+        topic: Topic of the group.
+        group: Name of the group.
+        offset: Offset of the first message; each has the next.
+        messages: The messages.
+        deliveries: How often they have been lent, this time included.
+    """
+
+    topic: str
+    group: GroupName
+    offset: Offset
+    messages: Packed
+    deliveries: Number = 1
+
+
+class Settle(msgspec.Struct, tag_field="t", tag="settle", frozen=True, omit_defaults=True):
+    """Say what has become of messages that were lent to this member (client to consumer).
+
+    Attributes:
+        topic: Topic of the group.
+        group: Name of the group.
+        number: Number of this packet, rising on each connection.
+        log: Id of the log's epoch in which the messages were lent.
+        how: They are done; or to be lent again; or to become dead letters; or this member has not touched
+            them and gives them back; or it needs more time.
+        offsets: Ranges of messages, each from its first to its last.
+        delay: Seconds before which they are not lent again.
+        reason: Why they are dead letters.
+    """
+
+    topic: str
+    group: GroupName
+    number: Number
+    log: LogId
+    how: Literal["done", "again", "reject", "release", "extend"]
+    offsets: Annotated[list[tuple[Offset, Offset]], msgspec.Meta(min_length=1, max_length=MAX_SETTLED_RANGES)]
+    delay: Annotated[float, msgspec.Meta(ge=0, le=MAX_DELAY_SECONDS)] = 0.0
+    reason: Reason = ""
+
+
+class Settled(msgspec.Struct, tag_field="t", tag="settled", frozen=True):
+    """Confirm that settled messages are kept as such (consumer to client).
+
+    Attributes:
+        topic: Topic of the group.
+        group: Name of the group.
+        number: Number of the last `Settle` that is kept, and all before it.
+    """
+
+    topic: str
+    group: GroupName
+    number: Number
+
+
+class Leave(msgspec.Struct, tag_field="t", tag="leave", frozen=True):
+    """Leave a group (client to consumer)."""
+
+    topic: str
+    group: GroupName
+
+
+class Left(msgspec.Struct, tag_field="t", tag="left", frozen=True, omit_defaults=True):
+    """Answer a `Leave`, or a `Join` that is refused, or end a membership (consumer to client).
+
+    Attributes:
+        topic: Topic of the group.
+        group: Name of the group.
+        code: Why it is refused, None if the peer has left; a newer node may have other codes.
+        reason: The same in words.
+    """
+
+    topic: str
+    group: GroupName
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)] | None = None
+    reason: Reason = ""
+
+
 class Draining(msgspec.Struct, tag_field="t", tag="draining", frozen=True):
     """Announce that the node is about to stop: go elsewhere, or come back after a random part of the time."""
 
@@ -384,6 +531,13 @@ Packet = (
     | Unsubscribed
     | Deliver
     | Gap
+    | Join
+    | Joined
+    | Lend
+    | Settle
+    | Settled
+    | Leave
+    | Left
     | Draining
     | Log
     | AskReport
@@ -395,7 +549,7 @@ Packet = (
 PACKETS: tuple[type[msgspec.Struct], ...] = get_args(Packet)
 """All packets, in the order of docs/protocol.md."""
 
-_CHAINS: frozenset[type[msgspec.Struct]] = frozenset((Forward, Deliver))
+_CHECKED: frozenset[type[msgspec.Struct]] = frozenset((Forward, Deliver, Lend))
 
 _decoder = msgspec.msgpack.Decoder(Packet)
 # Two types, because a decoder of one type accepts a packet without its tag.
@@ -435,11 +589,13 @@ def decode_all(payloads: Sequence[bytes]) -> Iterable[Packet]:
         packets: list[Packet] = list(map(_decoder.decode, payloads))
     except DECODE_ERRORS:
         return map(decode, payloads)
-    return packets if _CHAINS.isdisjoint(map(type, packets)) else map(_checked, packets)
+    return packets if _CHECKED.isdisjoint(map(type, packets)) else map(_checked, packets)
 
 
 def _checked(packet: Packet) -> Packet:
     """Return a packet, whose chain is checked if it has one."""
+    if type(packet) is Lend and not packet.messages.whole:
+        raise PeerError(CloseCode.INVALID_PACKET, INVALID_MESSAGES)
     if type(packet) is not Forward and type(packet) is not Deliver:
         return packet
     numbers, counts = packet.numbers, packet.counts

@@ -164,7 +164,7 @@ class EngineStatus(msgspec.Struct, frozen=True, kw_only=True):
         server: Name and version of the server that the consumer is connected to, "" without a connection.
         available: False while the servers do nothing that the consumer asks of them.
         unavailable_seconds: Time since they did something, 0 while the log is available.
-        streams: Number of streams that the topics are divided among.
+        streams: Number of streams: those that the topics are divided among, and that of the states.
         streams_without_leader: Number of streams that don't answer.
         leaders: Number of streams that each server leads, by its name.
         replicas: Number of servers that have a stream and can be reached, the least over all streams that

@@ -109,6 +109,10 @@ async def use(directory: Path) -> None:
             continue
         for one, following in itertools.pairwise(records):
             assert one.end <= following.offset
+    await use_states(store, directory)
+    if damage:
+        await set_aside(store, directory)
+        return
     await store.close()
     other = SqliteStore(retention, outcomes.extend, lambda: 1000.0)
     await other.open()
@@ -117,6 +121,16 @@ async def use(directory: Path) -> None:
     for record in stored if same else ():
         assert other.topic(record.topic).next >= record.end
     await other.close()
+
+
+async def use_states(store: SqliteStore, directory: Path) -> None:
+    """Read the states, and make one."""
+    try:
+        for one in await store.states():
+            await store.state(one.topic, one.name)
+        await store.change_state("news", "new", b"new", 0)
+    except WsqueueError as error:
+        check_error(error, directory)
 
 
 async def set_aside(store: SqliteStore, directory: Path) -> None:
@@ -200,6 +214,7 @@ def good_files() -> Mapping[str, bytes]:
             await store.open()
             store.append(batches)
             await store.settle()
+            await store.change_state(batches[0].topic, "name", b"x" * 20_000, 0)
             names = (FILE_NAME, f"{FILE_NAME}-wal")
             files = {name: (directory / name).read_bytes() for name in names}
             await store.close()
@@ -218,7 +233,7 @@ def seeds() -> Iterator[bytes]:
         yield bytes([way, 0, 16, 0, 1, 0x40, 0])
         yield bytes([way, 0, 100, 0, 0, 0x0D, 2, 1, 0, 3, 0, 0, 0, 9])
         yield bytes([way, 1, 5, 255, 0, 0])
-    for table in range(5):
+    for table in range(6):
         for column in range(8):
             yield bytes([3, table, column, 0, 0, 9, table, column, 1, 2, 4])
         yield bytes([3, table, 0, 0, 4, 0])

@@ -54,6 +54,8 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         (["subscribe"], "Missing argument"),
         (["subscribe", "news", "--count", "0"], "--count"),
         (["subscribe", "news", "--from", str(2**53)], "is not a start"),
+        (["subscribe", "news", "--from", str(-(2**53))], "is not a start"),
+        (["subscribe", "news", "sport", "--from", "0"], "an offset belongs to one topic"),
         (["subscribe", "news", "--timeout", "soon"], "--timeout"),
         *((["subscribe", "news", "--timeout", text], "--timeout") for text in ("nan", "-nan", "NaN")),
         (["top", "--interval", "nan"], "--interval"),
@@ -61,6 +63,10 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         *(
             (["subscribe", "news", "--from", text], "is not a start")
             for text in ("12:00", "2026-13-01T12:00", "2026-12-31T25:00", "2026-11-25T12:60", "log:", ":1")
+        ),
+        *(
+            (["subscribe", "news", f"--from={text}"], "-N for the last N messages")
+            for text in ("-0", "-x", "--1")
         ),
         (["publish", "news", "x", "--header", "a=1", "--header", "a=2"], "the header 'a' is there twice"),
         (["local", "--consumers", "0"], "--consumers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -27,8 +28,10 @@ def client(**limits: int) -> wsqueue.Client:
         (("\ud800",), "latest", "the topic holds a lone surrogate"),
         (("news", "sport"), 1, "an offset belongs to one topic"),
         (("news", "sport"), wsqueue.Position("log", 1), "an offset belongs to one topic"),
-        (("news",), -1, "-1 is not an offset"),
+        (("news",), 2**53, "9007199254740992 is not a start: expected an offset, 0 to"),
+        (("news",), -(2**53), "-9007199254740992 is not a start: .* -1 to -9007199254740991 for the last"),
         (("news",), wsqueue.Position("log", 2**53), "9007199254740992 is not an offset"),
+        (("news",), wsqueue.Position("log", -1), "-1 is not an offset"),
         *((("news",), start, "is not a start") for start in ("foo", "3", 1.5, True, None)),
     ],
 )
@@ -49,6 +52,52 @@ def test_keys_that_cannot_be(psk: str, problem: str) -> None:
     with pytest.raises(wsqueue.ConfigError, match=problem) as caught:
         wsqueue.connect(producers=PRODUCERS, consumers=CONSUMERS, psk=psk)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("secret", "problem"),
+    [
+        (b"", "the publisher_secret has 0 bytes, expected 32 bytes"),
+        (b"secret" * 5, "the publisher_secret has 30 bytes"),
+        ("secret" * 8, r"the publisher_secret is str, expected 32 bytes, such as secrets.token_bytes\(32\)"),
+    ],
+)
+def test_secrets_of_publishers_that_cannot_be(secret: bytes, problem: str) -> None:
+    with pytest.raises(wsqueue.ConfigError, match=problem) as caught:
+        wsqueue.connect(producers=PRODUCERS, consumers=CONSUMERS, psk="key", publisher_secret=secret)
+    assert "secretsecret" not in str(caught.value)
+
+
+def test_the_classic_protocol_has_no_secrets_of_publishers() -> None:
+    config = wsqueue.ClientConfig(producers=PRODUCERS, consumers=CONSUMERS, allow_classic=True)
+    with pytest.raises(
+        wsqueue.ConfigError, match="allow_classic: the classic protocol has no publisher_secret"
+    ):
+        wsqueue.connect(config, psk="key", publisher_secret=bytes(32))
+
+
+@pytest.mark.parametrize(
+    ("secret", "data", "number", "problem"),
+    [
+        (None, ["1"], 1, "expected no id, or a client with a publisher_secret"),
+        (bytes(32), ["1"], None, "a message of a client with a publisher_secret has no id: expected one"),
+        (bytes(32), ["1", "2"], 1, "an id belongs to one message, and there are 2: expected a call for each"),
+        *(
+            (bytes(32), ["1"], number, "is not an id: expected an integer, 1 to 9007199254740991")
+            for number in (0, -1, 2**53, True, 1.0, "1")
+        ),
+    ],
+)
+async def test_ids_that_cannot_be(secret: bytes | None, data: list[str], number: Any, problem: str) -> None:
+    """Nothing is published, and so no id is used up."""
+    unused = wsqueue.connect(
+        producers=PRODUCERS, consumers=CONSUMERS, psk="key", publisher_secret=secret, open_seconds=0.1
+    )
+    async with unused:
+        with pytest.raises(ValueError, match=problem):
+            await unused.publish("news", *data, id=number)
+        with pytest.raises(ValueError, match=problem):
+            unused.publish_nowait("news", *data, id=number)
 
 
 async def test_a_client_that_was_never_used() -> None:

@@ -36,6 +36,8 @@ def deliver(
         ("latest", v2.Subscribe("news")),
         ("earliest", v2.Subscribe("news", "earliest")),
         (7, v2.Subscribe("news", "offset", offset=7)),
+        (0, v2.Subscribe("news", "offset", offset=0)),
+        (-1, v2.Subscribe("news", "last", count=1)),
         (Position("log", 7), v2.Subscribe("news", "offset", log="log", offset=7)),
         (datetime.fromtimestamp(1.5, UTC), v2.Subscribe("news", "time", time=1.5)),
         (datetime(1969, 12, 31, tzinfo=UTC), v2.Subscribe("news", "time", time=0)),
@@ -82,6 +84,23 @@ def test_a_new_connection_continues_where_the_lost_one_was() -> None:
     assert not positions.delivered
     assert positions.requests() == [
         v2.Subscribe("news", "offset", log="log", offset=5),
+        v2.Subscribe("sport", "offset", log="log", offset=3),
+    ]
+
+
+def test_the_last_messages_are_asked_for_until_a_consumer_has_answered() -> None:
+    """A new connection, to whichever consumer, goes on behind what has come and does not go back again."""
+    positions = Positions(["news", "sport"], -20)
+    asked = [v2.Subscribe(topic, "last", count=20) for topic in ("news", "sport")]
+    assert positions.requests() == asked
+    positions.receive([v2.Subscribed("news", "log", 80, 100), deliver(80, "a", "b")])
+    positions.connection_lost()
+    assert positions.requests() == [v2.Subscribe("news", "offset", log="log", offset=82), asked[1]]
+    positions.receive([v2.Subscribed("news", "log", 82, 100), v2.Subscribed("sport", "log", 3, 3)])
+    assert not positions.at_end
+    positions.connection_lost()
+    assert positions.requests() == [
+        v2.Subscribe("news", "offset", log="log", offset=82),
         v2.Subscribe("sport", "offset", log="log", offset=3),
     ]
 

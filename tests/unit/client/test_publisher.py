@@ -52,12 +52,12 @@ class Producer(FakeConnection):
 class Link(PublisherLink):
     """Open no connection: the test brings them."""
 
-    def __init__(self, open_seconds: float = 60.0) -> None:
+    def __init__(self, open_seconds: float = 60.0, secret: bytes | None = None) -> None:
         psk, tls = PreSharedKey("key"), TlsContexts(CONFIG)
         settings = ClientSettings(
             config=CONFIG, credential=Credential(psk), tls=tls, open_seconds=open_seconds, owner=Owner()
         )
-        super().__init__(CONFIG.produce_addresses, settings)
+        super().__init__(CONFIG.produce_addresses, settings, secret)
 
     def start(self) -> None:
         """Leave it to `connect`."""
@@ -175,6 +175,30 @@ async def test_unconfirmed_batches_are_sent_again_by_the_same_publisher() -> Non
     assert second.take() == [hello, sent[0], sent[2], v2.Publish(4, 0, "news", packed("d"))]
     link.received_events([ack(1), ack(3, 4)])
     await link.flush()
+
+
+async def test_messages_with_ids_are_batches_of_their_own() -> None:
+    link = Link(secret=bytes(range(32)))
+    producer = link.connect()
+    assert producer.take() == [v2.Publisher(bytes(range(32)))]
+    first = link.publish(message("3"), 3)
+    link.publish_nowait(message("5"), 5)
+    with pytest.raises(ValueError, match="the id 4 is not above 5"):
+        link.publish(message("4"), 4)
+    await turn()
+    assert producer.published() == [(3, ["3"]), (5, ["5"])]
+    link.lose()
+    producer = link.connect()
+    assert producer.published() == [(3, ["3"]), (5, ["5"])]
+    link.received_events([ack(1, 3)])
+    await first
+    link.received_events([v2.Refused(5, "full", "no room")])
+    with pytest.raises(PublishError, match="no room"):
+        await link.flush()
+    for publish in (link.publish, link.publish_nowait):
+        with pytest.raises(PublishError, match="the message with the id 5 was refused or failed before"):
+            publish(message("6"), 6)
+    assert link.unconfirmed == 0
 
 
 async def test_a_slow_producer_is_not_given_up() -> None:

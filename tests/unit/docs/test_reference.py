@@ -36,7 +36,7 @@ def test_a_key_has_its_type_its_bounds_its_default_and_its_meaning() -> None:
 
 
 def test_a_method_has_its_signature_and_its_errors() -> None:
-    assert "await publish(topic: str, *data: str | bytes, headers: " in PAGES["client.md"]
+    assert "\nawait publish(\n    topic: str,\n    *data: str | bytes,\n    headers: " in PAGES["client.md"]
     assert "- raises `PublishError`: The consumer refused" in PAGES["client.md"]
 
 

@@ -603,10 +603,16 @@ async def main(directory):
     kept = Retention(max_bytes=2**40, max_bytes_per_topic=2**40, max_messages_per_topic=2**40)
     archive = Archive(Path(directory), kept, committed=committed, failed=print, damaged=print)
     await archive.open()
+    changing = asyncio.create_task(change(archive))
     for number in itertools.count():
         archive.append([Record("ab"[number % 2], number // 2, 1, 1e12, "p", number, b"x" * 1000)])
-        if archive.pending_bytes > 100_000:
-            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001 if archive.pending_bytes > 100_000 else 0)
+
+async def change(archive):
+    version = 0
+    while True:
+        version = await archive.change_state("a", "name", b"%d" % (version + 1), version)
+        print(f"state:{version}", flush=True)
 
 asyncio.run(main(sys.argv[1]))
 """
@@ -630,9 +636,16 @@ def kill_child(directory: Path, lines: int) -> list[str]:
 async def test_a_killed_process_loses_nothing_that_it_told(tmp_path: Path) -> None:
     for kill_after in (1, 20):
         directory = tmp_path / str(kill_after)
-        told = kill_child(directory, kill_after)
+        entries = kill_child(directory, kill_after)
+        told = [entry for entry in entries if not entry.startswith("state:")]
+        versions = [int(entry.partition(":")[2]) for entry in entries if entry.startswith("state:")]
         assert told
         async with opened(directory) as one:
+            state = await one.archive.state("a", "name")
+            if versions:
+                assert state is not None
+                assert state.version in (versions[-1], versions[-1] + 1)
+                assert state.value == b"%d" % state.version
             records = {topic: await one.archive.read(topic, 0, 2**40) for topic in "ab"}
             both = records["a"] + records["b"]
             assert {f"{entry.topic}:{entry.offset}:{entry.number}" for entry in both} >= set(told)

@@ -76,6 +76,8 @@ class Engine(JetStreamEngine):
         self._client: Any = Client()
 
     async def _api(self, name: str, request: Mapping[str, Any]) -> Any:
+        if name == "STREAM.INFO.wsqueue-state":
+            return {"config": self._config_of("", subjects="wsqueue.state.*.*", age=0)}
         if not self.answers:
             return await super()._api(name, request)
         self.asked.append(name.rpartition(".")[0])
@@ -84,16 +86,19 @@ class Engine(JetStreamEngine):
         answer = self.answers.pop(0)
         if isinstance(answer, int):
             raise jetstream._ApiError({"err_code": answer, "description": f"error {answer}"})
-        config = {
-            "subjects": ["wsqueue.0.*"],
+        return {"config": self._config_of(answer, subjects="wsqueue.0.*", age=self.age)}
+
+    def _config_of(self, id_: str, *, subjects: str, age: int) -> dict[str, Any]:
+        return {
+            "subjects": [subjects],
             "storage": "file",
             "discard": "new",
+            "max_msgs_per_subject": 1,
             "num_replicas": 3,
             "allow_direct": True,
-            "max_age": self.age * 10**9,
-            "metadata": {"wsqueue.id": answer, "wsqueue.streams": "1"},
+            "max_age": age * 10**9,
+            "metadata": {"wsqueue.id": id_, "wsqueue.streams": "1"},
         }
-        return {"config": config}
 
 
 @pytest.fixture(autouse=True)

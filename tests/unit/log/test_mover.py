@@ -516,3 +516,87 @@ def known(log: FakeLog, topic: str) -> dict[str, int]:
     }
     last = stored[max(stored)]
     return (stored[last.table].numbers if last.table else {}) | last.numbers
+
+
+# ---- states
+
+
+async def keep_states(directory: Path, **values: bytes) -> None:
+    """Let a log have messages of the topic `news`, and states of it."""
+    async with running(directory) as logs:
+        await logs.stored(batch(1))
+        for name, value in values.items():
+            await logs.store.change_state("news", name, value, 0)
+
+
+async def states_in(log: FakeLog) -> dict[str, bytes]:
+    async with consumer(log) as node:
+        return {f"{one.topic} {one.name}": one.value for one in await node.store.states()}
+
+
+async def test_states_move_with_their_topics(tmp_path: Path) -> None:
+    await keep_states(tmp_path, a=b"one", b=b"two")
+    async with running(tmp_path) as logs:
+        await logs.store.change_state("without messages", "a", b"three", 0)
+    log = FakeLog(STREAMS)
+    assert (await move(log, tmp_path, only_check=True)).states == 3
+    assert await states_in(log) == {}
+    assert (await move(log, tmp_path)).states == 3
+    assert await states_in(log) == {"news a": b"one", "news b": b"two", "without messages a": b"three"}
+
+
+async def test_a_state_that_a_consumer_has_changed_since_stays(tmp_path: Path) -> None:
+    await keep_states(tmp_path, a=b"one")
+    log = FakeLog(STREAMS)
+    await move(log, tmp_path)
+    async with consumer(log) as node:
+        state = await node.store.state("news", "a")
+        assert state is not None
+        await node.store.change_state("news", "a", b"changed", state.version)
+    await move(log, tmp_path)
+    assert await states_in(log) == {"news a": b"changed"}
+
+
+async def test_states_move_from_the_log_that_has_the_messages(tmp_path: Path) -> None:
+    async with running(tmp_path / "before") as logs:
+        await logs.store.change_state("news", "a", b"elsewhere", 0)
+        await logs.store.change_state("news", "b", b"elsewhere", 0)
+    await keep_states(tmp_path / "now", a=b"here")
+    for order in (["before", "now"], ["now", "before"]):
+        log = FakeLog(STREAMS)
+        assert (await move(log, *(tmp_path / name for name in order))).states == 1
+        assert await states_in(log) == {"news a": b"here"}
+
+
+async def test_a_log_without_states(tmp_path: Path) -> None:
+    await keep_states(tmp_path)
+    with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME)) as file:
+        file.execute("DROP TABLE state")
+        file.commit()
+    moved = await move(FakeLog(STREAMS), tmp_path)
+    assert (moved.topics, moved.states) == (1, 0)
+
+
+@pytest.mark.parametrize("fate", ["lost", "answer lost", "late"])
+async def test_the_answer_to_a_state_does_not_come(tmp_path: Path, fate: Fate) -> None:
+    await keep_states(tmp_path, a=b"one")
+    log = FakeLog(STREAMS)
+    engine = FakeEngine(log)
+    fates: list[Fate] = ["stored", fate]
+    engine.fate = lambda: fates.pop(0) if fates else "stored"
+    assert (await move(log, tmp_path, engine=engine)).states == 1
+    log.do_late()
+    assert await states_in(log) == {"news a": b"one"}
+
+
+async def test_no_room_for_a_state(tmp_path: Path) -> None:
+    await keep_states(tmp_path, a=b"one")
+    log = FakeLog(STREAMS)
+    engine = FakeEngine(log)
+    fates: list[Fate] = ["stored", "full"]
+    engine.fate = lambda: fates.pop(0)
+    with pytest.raises(StorageError, match="no room; the same command goes on where it ended"):
+        await move(log, tmp_path, engine=engine)
+    moved = await move(log, tmp_path)
+    assert (moved.before, moved.states) == (1, 1)
+    assert await states_in(log) == {"news a": b"one"}

@@ -9,11 +9,13 @@ import sqlite3
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.log import database, files, snapshot
 from wsqueue.log.records import Epoch, Record, StoreState, TopicState
 from wsqueue.log.snapshot import take_snapshot, write_snapshot
+from wsqueue.log.states import StateHead, StateInfo
 
 STATE = StoreState(
     epochs=[Epoch("0123456789abcdef", 3), Epoch("f" * 16, 4, restored=True)],
@@ -21,6 +23,9 @@ STATE = StoreState(
     numbers={("a", "q"): 3, ("\0ñ🙂", "p"): 9, ("a", "p"): 2**62, ("", "p"): 1},
     floor=12,
 )
+
+STATES = [StateInfo("a", "1", 7, b"one"), StateInfo("\0ñ🙂", "", 8, b"")]
+WITH_HEADS = replace(STATE, heads={("a", "1"): StateHead(7, 5), ("\0ñ🙂", ""): StateHead(8, 7)})
 
 
 def records(count: int = 47) -> list[Record]:
@@ -40,12 +45,12 @@ def test_a_snapshot_is_taken_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     file = tmp_path / "snapshot"
     assert take_snapshot(file) is None
     write_snapshot(file, StoreState(epochs=[], topics={}, numbers={}), [])
-    write_snapshot(file, STATE, records())
+    write_snapshot(file, STATE, records(), STATES)
     assert file.stat().st_mode & 0o777 == 0o600
     assert names(tmp_path) == ["snapshot"]
     taken = take_snapshot(file)
     assert taken is not None
-    assert taken == (STATE, records())
+    assert taken == (WITH_HEADS, records(), STATES)
     assert list(taken[0].numbers) == list(STATE.numbers)
     assert names(tmp_path) == []
     assert take_snapshot(file) is None

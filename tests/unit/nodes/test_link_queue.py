@@ -631,6 +631,30 @@ class TestChains:
         assert found == [(2, "too_long"), (4, "after_refused"), (5, "after_refused")]
         assert queue.empty
 
+    @pytest.mark.parametrize("speaks_v2", [True, False])
+    def test_a_refused_batch_that_comes_again_may_be_followed(self, *, speaks_v2: bool) -> None:
+        """A publisher that numbers rows of its own sends it again under its number."""
+        queue, origin = made(speaks_v2=speaks_v2), Origin(None)
+        first = batch(3, "3" if speaks_v2 else b"no text", origin=origin)
+        queue.hold([first, batch(5, "5", after=3, origin=origin)])
+        queue.next_slice(2**40)
+        if speaks_v2:
+            queue.refuse(refused(1, last=2), 0.0)
+        assert [one.number for _, one in queue.answers() if isinstance(one, v2.Refused)] == [3, 5]
+        # Copies that came after the one that is refused, and before it comes again, are refused still.
+        queue.hold([batch(5, "5", after=3, origin=origin), batch(3, "3", origin=origin)])
+        queue.hold([batch(5, "5", after=3, origin=origin), batch(6, "6", after=5, origin=origin)])
+        sent = [
+            forwarded(payload).numbers[0] if speaks_v2 else int(said(payload))
+            for payload in queue.next_slice(2**40)
+        ]
+        assert sent == [3, 5, 6]
+        assert [one.number for _, one in queue.answers() if isinstance(one, v2.Refused)] == [5]
+        queue.refuse(refused(queue.sent), 0.0) if speaks_v2 else queue.confirm(queue.sent, 0.0)
+        queue.answers()
+        queue.hold([batch(7, "7", after=6, origin=origin)])
+        assert len(queue.next_slice(2**40)) == (0 if speaks_v2 else 1)
+
     def test_refusals_are_known_to_all_links(self) -> None:
         known, origin = RefusedBatches(), Origin(None)
         first, second = (LinkQueue(Limits(), Counter(), Histogram(), known) for _ in range(2))

@@ -412,6 +412,37 @@ class TestFallingBehind:
         assert subscriber.publish("last")
 
 
+@few
+@given(
+    st.lists(st.integers(1, 4), max_size=12),
+    st.integers(1, 30) | st.just(v2.MAX_NUMBER),
+    st.integers(1, 30),
+    st.integers(0, 3),
+)
+def test_the_last_messages(batches: list[int], count: int, kept: int, later: int) -> None:
+    """They are as many as were asked for and are kept; none is told as missing, and the next ones follow."""
+
+    async def check() -> None:
+        logs = Logs(max_messages_per_topic=kept)
+        letters = iter("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+        for size in batches:
+            logs.publish("news", *[next(letters) for _ in range(size)])
+        topic = logs.store.topic("news")
+        wanted = min(count, topic.next - logs.store.earliest(topic))
+        subscriber = Subscriber(logs, Subscribe("news", "last", count=count))
+        await turns()
+        for _ in range(later):
+            assert subscriber.publish(next(letters))
+        begun, *rest = subscriber.took()
+        assert begun == subscribed(logs, sum(batches) - wanted, sum(batches))
+        expected = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"[: sum(batches) + later]
+        got = [data for one in rest if isinstance(one, Deliver) for data in one.messages.unpack()]
+        assert got == list(expected[len(expected) - wanted - later :])
+        assert (subscriber.counters["gaps"], len(subscriber.behind)) == (0, 0)
+
+    asyncio.run(check())
+
+
 class ReadableArchive(FakeArchive):
     """A fake archive that can be read, and trimmed, while the test does something else."""
 
@@ -605,6 +636,11 @@ class TestArchive:
             (SECOND, 0, [1], [deliver(1, "b", "c"), D, EF]),
             (SECOND, 2, [1], [Gap("news", 4, 3), EF]),
             (Subscribe("news", "time", time=1010), 0, [3], [D, EF]),
+            (Subscribe("news", "last", count=5), 0, [1], [deliver(1, "b", "c"), D, EF]),
+            (Subscribe("news", "last", count=9), 0, [0], [ABC, D, EF]),
+            # What has been dropped of the last messages in the meantime is no gap either.
+            (Subscribe("news", "last", count=5), 2, [1, 4], [EF]),
+            (Subscribe("news", "last", count=5), 3, [1, 6], []),
         ],
     )
     async def test_from(self, packet: Subscribe, dropped: int, starts: list[int], rest: list[Packet]) -> None:

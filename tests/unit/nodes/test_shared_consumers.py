@@ -206,6 +206,8 @@ async def test_all_starts_of_a_subscription(two: list[Shared]) -> None:
         (v2.Subscribe("news", "earliest"), ["1", "2", "3", "4"]),
         (v2.Subscribe("news", "offset", offset=2), ["3", "4"]),
         (v2.Subscribe("news", "time", time=1003.0), ["3", "4"]),
+        (v2.Subscribe("news", "last", count=3), ["2", "3", "4"]),
+        (v2.Subscribe("news", "last", count=9), ["1", "2", "3", "4"]),
     ):
         endpoint, subscriber = two[1].connected("/subscribe")
         endpoint.received(subscriber, [packet])

@@ -83,6 +83,7 @@ def long_form(value: object) -> bytes:
     return encoded(value)
 
 
+PLACE = {"topic": "jobs", "group": "g"}
 PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Challenge(SECRET), {"t": "challenge", "nonce": SECRET}),
     (v2.Proof(SECRET), {"t": "proof", "proof": SECRET}),
@@ -111,6 +112,7 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
         {"t": "subscribe", "topic": "x", "start": "offset", "log": "a", "offset": 5},
     ),
     (v2.Subscribe("x", "time", time=1.5), {"t": "subscribe", "topic": "x", "start": "time", "time": 1.5}),
+    (v2.Subscribe("x", "last", count=7), {"t": "subscribe", "topic": "x", "start": "last", "count": 7}),
     (
         v2.Subscribed("x", "abc", 0, v2.MAX_NUMBER),
         {"t": "subscribed", "topic": "x", "log": "abc", "offset": 0, "end": 2**53 - 1},
@@ -125,6 +127,45 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (v2.Gap("news", 3, 2), {"t": "gap", "topic": "news", "offset": 3, "missed": 2}),
     (v2.Gap("news", 3, None), {"t": "gap", "topic": "news", "offset": 3, "missed": None}),
+    (
+        v2.Join("jobs", "g", 100, 30.0, 5),
+        {"t": "join", **PLACE, "prefetch": 100, "lease_seconds": 30.0, "max_deliveries": 5},
+    ),
+    (
+        v2.Join("jobs", "g", 1, 0.5, 1, "latest", "key"),
+        {"t": "join", **PLACE, "prefetch": 1, "lease_seconds": 0.5, "max_deliveries": 1}
+        | {"start": "latest", "order_key": "key"},
+    ),
+    (v2.Joined("jobs", "g", "abc"), {"t": "joined", **PLACE, "log": "abc"}),
+    (
+        v2.Lend("jobs", "g", 3, pack_texts(["a", "ñ"]), 2),
+        {"t": "lend", **PLACE, "offset": 3, "messages": messages_of("a", "ñ"), "deliveries": 2},
+    ),
+    (
+        v2.Settle("jobs", "g", 1, "abc", "done", [(1, 3), (7, 7)]),
+        {"t": "settle", **PLACE, "number": 1, "log": "abc", "how": "done", "offsets": [[1, 3], [7, 7]]},
+    ),
+    (
+        v2.Settle("jobs", "g", 2, "abc", "again", [(4, 4)], 1.5),
+        {
+            "t": "settle",
+            **PLACE,
+            "number": 2,
+            "log": "abc",
+            "how": "again",
+            "offsets": [[4, 4]],
+            "delay": 1.5,
+        },
+    ),
+    (
+        v2.Settle("jobs", "g", 3, "abc", "reject", [(5, 5)], reason="why"),
+        {"t": "settle", **PLACE, "number": 3, "log": "abc", "how": "reject", "offsets": [[5, 5]]}
+        | {"reason": "why"},
+    ),
+    (v2.Settled("jobs", "g", 3), {"t": "settled", **PLACE, "number": 3}),
+    (v2.Leave("jobs", "g"), {"t": "leave", **PLACE}),
+    (v2.Left("jobs", "g"), {"t": "left", **PLACE}),
+    (v2.Left("jobs", "g", "full", "why"), {"t": "left", **PLACE, "code": "full", "reason": "why"}),
     (v2.Draining(2.5), {"t": "draining", "retry_seconds": 2.5}),
     (v2.Log("l", available=False), {"t": "log", "id": "l", "available": False}),
     (v2.AskReport(), {"t": "ask_report"}),
@@ -232,6 +273,7 @@ class TestNumbers:
             {"t": "gap", "topic": "x", "offset": number, "missed": None},
             {"t": "gap", "topic": "x", "offset": 0, "missed": number},
             {"t": "subscribe", "topic": "x", "start": "offset", "offset": number},
+            {"t": "subscribe", "topic": "x", "start": "last", "count": number},
             {"t": "subscribed", "topic": "x", "log": "", "offset": number, "end": 1},
             {"t": "subscribed", "topic": "x", "log": "", "offset": 1, "end": number},
             *(publish_of(1, "x", "a") | {field: number} for field in ("number", "after")),
@@ -326,6 +368,10 @@ def test_what_is_not_a_secret(secret: object) -> None:
         ({"t": "subscribe", "topic": "x", "start": "time"}, "`time` goes with the start `time`"),
         ({"t": "subscribe", "topic": "x", "start": "latest", "time": 1}, "`time` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "offset", "offset": 1, "time": 1}, "`time` goes with"),
+        ({"t": "subscribe", "topic": "x", "start": "last"}, "`count` goes with the start `last`"),
+        ({"t": "subscribe", "topic": "x", "start": "last", "count": 0}, "$.count"),
+        ({"t": "subscribe", "topic": "x", "start": "earliest", "count": 1}, "`count` goes with"),
+        ({"t": "subscribe", "topic": "x", "start": "last", "count": 1, "offset": 1}, "`offset` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "yesterday"}, "$.start"),
         ({"t": "subscribe", "topic": "x", "start": None}, "$.start"),
         ({"t": "subscribe", "topic": "x", "start": b"latest"}, "$.start"),
@@ -731,7 +777,7 @@ class TestHostile:
             pieces = pieces_of(fields)
             for place in range(len(pieces)):
                 payload = joined([*pieces[:place], extension, *pieces[place + 1 :]])
-                if pieces[place - 1] == encoded("messages") and fields["t"] != "deliver":
+                if pieces[place - 1] == encoded("messages") and fields["t"] not in ("deliver", "lend"):
                     packet = v2.decode(payload)
                     assert isinstance(packet, v2.Publish | v2.Forward)
                     assert packet.messages == NOTHING

@@ -17,6 +17,7 @@ from wsqueue.errors import ConfigError, WsqueueError
 from wsqueue.log.archive import FILE_NAME
 from wsqueue.log.schema import PAGE_BYTES
 from wsqueue.log.snapshot import SNAPSHOT_NAME
+from wsqueue.log.states import State
 from wsqueue.tools import backup as tool
 
 from ...support.messages import append_one, packed
@@ -101,8 +102,11 @@ async def test_a_log_that_is_written_to(tmp_path: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("mode", MODES)
 async def test_a_backup_that_is_put_back(mode: str, to: RetentionMode, tmp_path: Path) -> None:
     log, target, other = await made(tmp_path / "log", mode), tmp_path / "backup", tmp_path / "other"
+    async with running(mode, log) as logs:
+        version = await logs.store.change_state("news", "a", b"one", 0)
     back_up(log, target)
     async with running(mode, log) as logs:
+        await logs.store.change_state("news", "a", b"two", version)
         epoch = logs.store.epochs.current
         await logs.stored(batch(4), batch(5))
     other.mkdir()
@@ -111,6 +115,7 @@ async def test_a_backup_that_is_put_back(mode: str, to: RetentionMode, tmp_path:
     assert names(other) == sorted([NAMES[to], "lock"])
     async with running(to, other) as logs:
         assert await kept(logs) == ["1", "2", "3"]
+        assert await logs.store.state("news", "a") == State(version, b"one")
         assert logs.store.epochs.number(epoch.id) is None
         # Subscribers that have read any part of the log are told.
         assert logs.store.epochs.restored == logs.store.epochs.current.number - 1

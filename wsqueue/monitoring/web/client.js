@@ -243,10 +243,11 @@ export function unpack(bytes) {
   return value;
 }
 
-/** Return the hash of a topic, 0 to 2 ** 31. */
+/** Return the hash of a topic, 0 to 2 ** 31; dead letters have that of the topic that they come from. */
 export function topicHash(topic) {
+  const origin = topic.replace(/(![^!]*!dead)+$/u, "");
   let hash = 0;
-  for (let index = 0; index < topic.length; index += 1) hash = (hash * 31 + topic.charCodeAt(index)) | 0;
+  for (let index = 0; index < origin.length; index += 1) hash = (hash * 31 + origin.charCodeAt(index)) | 0;
   return Math.abs(hash);
 }
 
@@ -843,8 +844,10 @@ class PublisherLink extends Link {
   constructor(client, places) {
     super(client, "producer", places);
     this.at = Math.floor(Math.random() * places.length);
-    this.secret = random(NONCE_BYTES);
+    this.secret = client.publisherSecret ?? random(NONCE_BYTES);
     this.number = 0;
+    // The first message with an id that was refused or failed: after it no others are taken.
+    this.undone = 0;
     this.forming = new Map();
     this.outstanding = new Map();
     this.outstandingOf = new Map();
@@ -852,10 +855,11 @@ class PublisherLink extends Link {
     this.messages = this.bytes = 0;
   }
 
-  publish(topic, messages) {
+  publish(topic, messages, id) {
     if (this.messages + messages.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
       throw new WindowFull("too many unconfirmed messages: await earlier calls of publish first");
     }
+    if (id !== undefined) this.#checkId(id);
     const waiting = [];
     for (const message of messages) {
       const { size, isText } = message;
@@ -877,6 +881,7 @@ class PublisherLink extends Link {
       this.bytes += size;
       this.messages += 1;
       if (waiting.at(-1) !== batch.confirmed) waiting.push(batch.confirmed);
+      if (id !== undefined) this.#number(batch, id);
     }
     this.start();
     this.#guard();
@@ -888,9 +893,21 @@ class PublisherLink extends Link {
     this.#send();
   }
 
-  #number(batch) {
+  #checkId(id) {
+    if (this.undone) {
+      const again = "make another client, and publish again what is not confirmed, from that id on";
+      const reason = `the message with the id ${this.undone} was refused or failed before: ${again}`;
+      throw new PublishError(reason, "after_refused");
+    }
+    if (id <= this.number) {
+      const expected = "a higher id, or another client for a message that was published under this id before";
+      throw new WsqueueError(`the id ${id} is not above ${this.number}, the one before it: expected ${expected}`);
+    }
+  }
+
+  #number(batch, number = this.number + 1) {
     this.forming.delete(batch.topic);
-    this.number += 1;
+    this.number = number;
     const { topic, messages } = batch;
     const numbers = this.outstandingOf.get(topic) ?? new Set();
     this.outstandingOf.set(topic, numbers);
@@ -978,6 +995,7 @@ class PublisherLink extends Link {
     if (!numbers.size) this.outstandingOf.delete(batch.topic);
     this.bytes -= batch.size;
     this.messages -= batch.count;
+    if (error) this.undone = Math.min(this.undone || number, number);
     if (error) batch.reject(error);
     else batch.resolve();
   }
@@ -1224,7 +1242,8 @@ class Subscription {
     }
     const { from = "latest" } = this.#options;
     if (from instanceof Date) return { start: "time", time: from.getTime() / 1000 };
-    return typeof from === "number" ? { start: "offset", offset: from } : { start: from };
+    if (typeof from !== "number") return { start: from };
+    return from < 0 ? { start: "last", count: -from } : { start: "offset", offset: from };
   }
 
   begin(log, offset) {
@@ -1293,6 +1312,7 @@ class Subscription {
  * Options:
  * consumers: addresses, in the order that all nodes share; producers: addresses; psk: the pre-shared key, and
  * name: its name if it has one; or token: a token, or a (perhaps async) function that brings one;
+ * publisherSecret: 32 bytes (Uint8Array) that the application keeps, to publish with ids of its own;
  * protocol: "v2" or "classic"; helloOrder: "document" or "reversed";
  * channelBinding: for wss:// with v2, an object or a (perhaps async) function that maps an address to the
  * SHA-256 of its certificate in hexadecimal; onState, onError: callbacks;
@@ -1309,6 +1329,7 @@ export class WsqueueClient {
 
   constructor(options) {
     const { consumers = [], producers = [], token, protocol = "v2", helloOrder = "document" } = options;
+    const { publisherSecret } = options;
     if (!globalThis.crypto?.subtle) {
       throw new WsqueueError("there is no Web Crypto here: a page needs https, or to come from localhost");
     }
@@ -1316,6 +1337,11 @@ export class WsqueueClient {
       throw new TypeError('protocol is neither "v2" nor "classic"');
     if (protocol === "classic" && token !== undefined)
       throw new WsqueueError("the classic protocol has no tokens");
+    if (protocol === "classic" && publisherSecret !== undefined)
+      throw new WsqueueError("the classic protocol has no publisherSecret");
+    if (publisherSecret !== undefined && !isSecret(publisherSecret))
+      throw new TypeError(`publisherSecret is not a Uint8Array of ${NONCE_BYTES} bytes`);
+    this.publisherSecret = publisherSecret?.slice();
     this.#options = options;
     this.consumers = [...consumers];
     this.producers = [...producers];
@@ -1334,13 +1360,19 @@ export class WsqueueClient {
   /**
    * Publish a string, a Uint8Array or an ArrayBuffer, or a list of them, each with the headers, an object of
    * strings. In v2 the promise resolves once they are in the log; classic has neither bytes nor headers.
+   * With a publisherSecret, one message with its id: an integer, above all that the client was given before.
    */
-  async publish(topic, data, { headers = {} } = {}) {
+  async publish(topic, data, { headers = {}, id } = {}) {
     this.#checkOpen();
     text(topic, "the topic");
+    if ((id === undefined) !== (this.publisherSecret === undefined))
+      throw new WsqueueError("a message has an id if its client has a publisherSecret, and only then");
     const checked = headersOf(headers);
     const list = (Array.isArray(data) ? data : [data]).map((item) => messageOf(topic, item, checked));
     if (!list.length) throw new WsqueueError("no data to publish");
+    if (id !== undefined && list.length > 1) throw new WsqueueError("an id belongs to one message");
+    if (id !== undefined && !(Number.isSafeInteger(id) && id > 0))
+      throw new WsqueueError(`${id} is not an id: expected an integer, 1 to ${Number.MAX_SAFE_INTEGER}`);
     if (!this.v2 && (checked || !list.every(({ isText }) => isText)))
       throw new PublishError("the classic protocol carries texts without headers", "invalid");
     if (!this.producers.length) throw new ConnectError("no producer is known");
@@ -1349,12 +1381,13 @@ export class WsqueueClient {
       this,
       this.producers.map((address) => locate(address, "/produce")),
     );
-    await this.#publisher.publish(topic, list);
+    await this.#publisher.publish(topic, list, id);
   }
 
   /**
    * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
-   * from: "latest", "earliest", an offset, a position { log, offset } or a Date (v2).
+   * from: "latest", "earliest", an offset, -N for the last N messages, a position { log, offset } or a Date:
+   * v2 only, but for "latest".
    */
   subscribe(topic, callback, options = {}) {
     this.#checkOpen();

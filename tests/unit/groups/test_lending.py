@@ -1,0 +1,219 @@
+"""The rules of lending, against a model that remembers each message."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from wsqueue.groups.lending import Lending, Member, Terms
+from wsqueue.groups.state import Dying, GroupState, decode_state
+
+MAX_DELIVERIES = 3
+numbers = st.integers(0, 40)
+
+
+class Model(RuleBasedStateMachine):
+    """Lend messages 0 to `end`, whose keys are `keys`, as a coordinator does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.end = 0
+        self.now = 0.0
+        self.keyed = False
+        self.keys: list[str | None] = []
+        self.lending = Lending(GroupState("id", "log", 0))
+        self.members: list[Member] = []
+        self.lent: dict[int, tuple[Member, float]] = {}
+        self.leaving: set[Member] = set()
+        self.done: set[int] = set()
+        self.failures: Counter[int] = Counter()
+        self.finished: dict[str, int] = {}
+
+    @initialize(keyed=st.booleans())
+    def begin(self, keyed: bool) -> None:
+        self.keyed = keyed
+        self.lending = Lending(GroupState("id", "log", 0), keyed=keyed)
+
+    @rule(keys=st.lists(st.sampled_from([None, "a", "b", "c"]), min_size=1, max_size=8))
+    def publish(self, keys: list[str | None]) -> None:
+        self.keys += keys
+        self.end += len(keys)
+
+    @rule(prefetch=st.integers(1, 6), lease=st.integers(1, 9))
+    def join(self, prefetch: int, lease: int) -> None:
+        self.members.append(self.lending.join(Terms(prefetch, lease, MAX_DELIVERIES)))
+
+    @rule(which=numbers)
+    def leave(self, which: int) -> None:
+        if self.members:
+            member = self.members.pop(which % len(self.members))
+            self.lending.leave(member)
+            self.fail([one for one, (owner, _) in self.lent.items() if owner is member])
+
+    @rule()
+    def pump(self) -> None:
+        while (offer := self.lending.offer(self.end, self.now)) is not None:
+            begin, end = offer.begin, offer.begin + offer.most
+            assert begin < end <= self.end
+            if self.keyed and not self.lending.admit(begin, self.keys[begin]):
+                continue
+            assert offer.member in self.members
+            assert offer.member not in self.leaving
+            assert offer.member.lent + offer.most <= offer.member.terms.prefetch
+            self.lending.lend(offer, end, self.now)
+            for offset in range(begin, end):
+                assert offset not in self.lent, "lent twice"
+                assert offset not in self.done, "done, and lent again"
+                assert offer.deliveries == self.failures[offset]
+                if self.keyed and (key := self.keys[offset]) is not None:
+                    assert not any(self.keys[other] == key for other in self.lent)
+                    before = [one for one in range(offset) if self.keys[one] == key]
+                    assert set(before) <= self.done | self.dying, "not in the order of its key"
+                self.lent[offset] = (offer.member, self.now + offer.member.terms.lease_seconds)
+
+    @property
+    def dying(self) -> set[int]:
+        return {letter.offset for letter in self.lending.state.dying}
+
+    @rule(which=numbers, length=st.integers(1, 4), early=st.booleans())
+    def finish(self, which: int, length: int, early: bool) -> None:
+        """Finish messages that are lent, or others that a member had before."""
+        if not self.end:
+            return
+        begin = which % self.end
+        if not early and self.lent:
+            begin = sorted(self.lent)[which % len(self.lent)]
+        end = min(begin + length, self.end)
+        self.lending.done(begin, end)
+        for offset in range(begin, end):
+            self.done.add(offset)
+            self.lent.pop(offset, None)
+
+    @rule(
+        which=numbers, delay=st.integers(0, 5), how=st.sampled_from(["again", "reject", "release", "extend"])
+    )
+    def settle(self, which: int, delay: int, how: str) -> None:
+        if not self.lent:
+            return
+        offset = sorted(self.lent)[which % len(self.lent)]
+        member, _ = self.lent[offset]
+        for stranger in [one for one in self.members if one is not member][:1]:
+            self.lending.again(stranger, offset, offset + 1, self.now)
+            self.lending.reject(stranger, offset, offset + 1, "a stranger's")
+        if how == "again":
+            self.lending.again(member, offset, offset + 1, self.now + delay)
+            self.fail([offset])
+        elif how == "reject":
+            self.lending.reject(member, offset, offset + 1, "bad")
+            self.fail([offset])
+            assert offset in self.dying
+        elif how == "release":
+            self.lending.release(member, offset, offset + 1)
+            del self.lent[offset]
+            self.leaving.add(member)
+        else:
+            self.lending.extend(member, offset, offset + 1, self.now)
+            self.lent[offset] = (member, self.now + member.terms.lease_seconds)
+
+    @rule(seconds=st.integers(1, 6))
+    def wait(self, seconds: int) -> None:
+        self.now += seconds
+        late = [offset for offset, (_, deadline) in self.lent.items() if deadline <= self.now]
+        assert self.lending.expire(self.now) == len(late)
+        self.fail(late)
+
+    @rule()
+    def bury(self) -> None:
+        if self.lending.state.dying:
+            letter = self.lending.state.dying[0]
+            self.lending.bury(letter)
+            self.done.add(letter.offset)
+
+    @rule()
+    def restart(self) -> None:
+        """Go on from what is kept, without the members and their loans."""
+        self.lending = Lending(decode_state(self.lending.state.encode()), keyed=self.keyed)
+        self.members.clear()
+        self.lent.clear()
+
+    def fail(self, offsets: list[int]) -> None:
+        for offset in offsets:
+            del self.lent[offset]
+            self.failures[offset] += 1
+            if self.failures[offset] >= MAX_DELIVERIES:
+                assert offset in self.dying
+
+    @invariant()
+    def counts_agree(self) -> None:
+        assert self.lending.lent == len(self.lent)
+        for member in self.members:
+            mine = [offset for offset, (owner, _) in self.lent.items() if owner is member]
+            assert member.lent == len(mine)
+            assert member.retried == sum(self.failures[offset] > 0 for offset in mine) <= 1
+        assert all(self.lending.state.is_done(offset) == (offset in self.done) for offset in range(self.end))
+
+    def teardown(self) -> None:
+        """Whatever has happened, all that is left can be done."""
+        for member in list(self.members):
+            self.members.remove(member)
+            self.lending.leave(member)
+            self.fail([one for one, (owner, _) in self.lent.items() if owner is member])
+        self.members.append(self.lending.join(Terms(3, 1000.0, MAX_DELIVERIES)))
+        self.now += 100
+        for _ in range(3 * self.end + 10):
+            self.pump()
+            for offset in list(self.lent):
+                self.lending.done(offset, offset + 1)
+                self.done.add(offset)
+                del self.lent[offset]
+            self.bury()
+        assert self.done == set(range(self.end))
+        assert self.lending.state.floor == self.end
+
+
+TestLending = Model.TestCase
+TestLending.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+
+
+def test_a_message_that_failed_before_a_restart_is_offered_at_once() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    member = lending.join(Terms(1, 30, 5))
+    assert (offer := lending.offer(1, 0.0)) is not None
+    lending.lend(offer, 1, 0.0)
+    lending.leave(member)
+    again = Lending(decode_state(lending.state.encode()))
+    again.join(Terms(1, 30, 5))
+    assert (offer := again.offer(1, 0.0)) is not None
+    assert (offer.begin, offer.most, offer.deliveries) == (0, 1, 1)
+
+
+def test_a_message_that_kills_its_worker_takes_no_other_to_the_dead_letters() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    for _ in range(MAX_DELIVERIES):
+        member = lending.join(Terms(100, 30, MAX_DELIVERIES))
+        while (offer := lending.offer(50, 0.0)) is not None:
+            lending.lend(offer, offer.begin + offer.most, 0.0)
+        lending.leave(member)
+    # The worker dies with each first message that it gets; the others were beside it once.
+    assert lending.state.dying == [Dying(0, MAX_DELIVERIES, "its worker has gone")]
+    assert {failure.deliveries for failure in lending.state.failures.values()} == {1}
+
+
+def test_workers_of_equal_speed_get_equal_shares() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    members = [lending.join(Terms(100, 30, 5)) for _ in range(8)]
+    shares: Counter[Member] = Counter()
+    while lending.state.floor < 200_000:
+        loans: list[tuple[int, int]] = []
+        while (offer := lending.offer(200_000, 0.0)) is not None:
+            end = min(offer.begin + offer.most, (offer.begin // 650 + 1) * 650)
+            lending.lend(offer, end, 0.0)
+            shares[offer.member] += end - offer.begin
+            loans.append((offer.begin, end))
+        for begin, end in loans:
+            lending.done(begin, end)
+    assert sum(shares.values()) == 200_000
+    assert max(shares.values()) < 1.1 * min(shares[member] for member in members)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ async def servers(tmp_path: Path) -> AsyncIterator[NatsServers]:
 class Cluster:
     """Two consumers that share a log, on ports that stay, and a producer."""
 
-    def __init__(self, nodes: Nodes, servers: NatsServers) -> None:
-        self._nodes, self._servers = nodes, servers
+    def __init__(self, nodes: Nodes, servers: NatsServers, topics: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._nodes, self._servers, self._topics = nodes, servers, list(topics)
         self.ports = [free_port(), free_port()]
         self.consumers: list[RunningNode] = []
 
@@ -59,6 +59,7 @@ class Cluster:
         retention: dict[str, Any] = {
             "mode": "jetstream",
             "jetstream": self._servers.settings | {"streams": 2},
+            "topics": self._topics,
         }
         return await self._nodes.consumer(port, retention=retention)
 
@@ -89,6 +90,32 @@ async def test_messages_flow(cluster: Cluster) -> None:
         for count in (1, 2, 20):
             last = [one.data async for one in client.subscribe(TOPICS[0], start=-count, follow=False)]
             assert last == ["one", "two"][-count:]
+
+
+async def test_limits_of_some_topics(nodes: Nodes, servers: NatsServers) -> None:
+    tables = [
+        {"match": "state/*", "max_messages_per_topic": 1},
+        {"match": "short", "max_age_seconds": 0.1},
+    ]
+    cluster = await Cluster(nodes, servers, tables).start()
+    async with soon(), cluster.client() as client:
+
+        async def kept(topic: str) -> list[str | bytes]:
+            return [one.data async for one in client.subscribe(topic, start="earliest", follow=False)]
+
+        for number in range(5):
+            for topic in ("state/a", "state/b", "short", "other"):
+                await client.publish(topic, f"{topic} {number}")
+        assert len(await kept("other")) == 5
+        for topic in ("state/a", "state/b"):
+            while await kept(topic) != [f"{topic} 4"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        while await kept("short"):
+            for consumer in cluster.consumers:
+                consumer.consumer.logs.trim()
+            await asyncio.sleep(0.01)
+        await client.publish("short", "again")
+        assert max(consumer.consumer.logs.topic("short").next for consumer in cluster.consumers) == 6
 
 
 async def test_many_topics_of_one_producer(cluster: Cluster) -> None:

@@ -263,16 +263,20 @@ class TestGroups:
     async def test_members_find_the_consumer_that_coordinates(self, cluster: Cluster, nodes: Nodes) -> None:
         topic = TOPICS[0]
         other = nodes.client([cluster.producer], cluster.consumers[::-1])
-        async with asyncio.timeout(20), cluster.client() as client, other:
-            async with client.subscribe(topic, group="g", prefetch=1) as jobs:
-                await client.publish(topic, "1", "2")
-                first = await anext(jobs)
-                # For this one the other consumer is the home; it sees that the group is coordinated.
-                async with other.subscribe(topic, group="g", prefetch=1) as more:
-                    second = await anext(more)
-                    assert {first.data, second.data} == {"1", "2"}
-                    await second.done()
-                await first.done()
+        async with (
+            asyncio.timeout(20),
+            cluster.client() as client,
+            other,
+            client.subscribe(topic, group="g", prefetch=1) as jobs,
+        ):
+            await client.publish(topic, "1", "2")
+            first = await anext(jobs)
+            # For this one the other consumer is the home; it sees that the group is coordinated.
+            async with other.subscribe(topic, group="g", prefetch=1) as more:
+                second = await anext(more)
+                assert {first.data, second.data} == {"1", "2"}
+                await second.done()
+            await first.done()
         assert [one.counters["group_deliveries"] for one in cluster.consumers] == [2, 0]
 
     async def test_what_a_member_of_a_lost_coordinator_did_is_kept(

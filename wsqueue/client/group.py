@@ -182,6 +182,8 @@ class GroupLink(ClientLink):
         self._refusal: v2.Left | None = None
         # True until all is confirmed that was said on earlier connections.
         self._rejoined = False
+        # False once the application takes no more messages.
+        self._taking = True
         self._sending: asyncio.Handle | None = None
         self._renewing: asyncio.TimerHandle | None = None
 
@@ -249,6 +251,8 @@ class GroupLink(ClientLink):
             elif isinstance(event, v2.Draining):
                 self.leave(event.retry_seconds)
                 self.release()
+        if not self._taking:
+            self.release()
         self.notify()
 
     def _confirm(self, number: int) -> None:
@@ -314,6 +318,11 @@ class GroupLink(ClientLink):
             await self.wait_open(self._open_seconds)
             if not self._settlements.empty:
                 await self.until_changed()
+
+    def take_no_more(self) -> None:
+        """Give the messages back that the application has not taken, and all that come from now on."""
+        self._taking = False
+        self.release()
 
     async def stop(self) -> None:
         """Give the messages back that the application has not taken, and leave the group."""
@@ -487,3 +496,12 @@ class GroupSubscription(Subscription[GroupMessage]):
         """
         self._owner.check()
         await self._link.flush()
+
+    def release(self) -> None:
+        """Take no more messages, and give those back that were not taken; the others can still be settled.
+
+        Raises:
+            OwnerError: The caller is another process, thread or event loop than that of the client.
+        """
+        self._owner.check()
+        self._link.take_no_more()

@@ -132,7 +132,8 @@ async def test_what_is_done_does_not_come_back_after_a_restart(nodes: Nodes, mod
                 await client.publish("jobs", "new")
                 assert (await anext(jobs)).data == "new"
                 return
-            assert (await anext(jobs)).data in {"2", "3", "5"}
+            # It may have been lent once more before the consumer heard of that.
+            assert (await anext(jobs)).data in {"1", "2", "3", "5"}
         assert set(await left_of(client)) == {"2", "3", "5"}
 
 

@@ -204,13 +204,13 @@ class Lending:
             self._queue.popleft().waiting = False
         if not self._queue or self.lent >= MAX_LENT:
             return None
+        self._pass_old()
         if (offer := self._failed_offer(now)) is not None:
             return offer
         member = self._queue[0]
         most = min(member.room, MAX_LENT - self.lent)
         if (begin := self._first_again()) is not None:
             return Offer(member, begin, self._length_again(begin, most), 0)
-        self._pass_old()
         if self.cursor >= end or self.state.full or self._held_count >= MAX_HELD:
             return None
         if self.keyed:
@@ -341,13 +341,19 @@ class Lending:
     def done(self, begin: int, end: int) -> None:
         """Note that messages are done, whoever says so: one that was late has done them too.
 
+        When the state is full, only messages that are lent can be done.
+
         Args:
             begin: The first offset.
             end: The offset behind the last, which is that of a stored message.
         """
-        for loan in self._overlapping(begin, end):
-            self._cut(loan, max(begin, loan.begin), min(end, loan.end))
-        self._finish(begin, end)
+        loans = self._overlapping(begin, end)
+        parts = [(max(begin, loan.begin), min(end, loan.end)) for loan in loans]
+        for loan, (first, last) in zip(loans, parts, strict=True):
+            self._cut(loan, first, last)
+        # So that nobody makes the state larger than it may be, by ever more ranges of messages not yet lent.
+        for first, last in parts if self.state.full else ((begin, end),):
+            self._finish(first, last)
 
     def again(self, member: Member, begin: int, end: int, due: float) -> None:
         """Take messages back from a member, which could not deal with them now.
@@ -374,7 +380,7 @@ class Lending:
             self._fail(loan, max(begin, loan.begin), min(end, loan.end), reason, give_up=True)
 
     def release(self, member: Member, begin: int, end: int) -> None:
-        """Take messages back that a member has not touched: that delivery does not count, and it gets no more."""
+        """Take messages back that a member has not touched, which does not count; it is lent nothing more."""
         member.leaving = True
         for loan in self._loans_of(member, begin, end):
             first, last = max(begin, loan.begin), min(end, loan.end)

@@ -358,7 +358,7 @@ class Consumer:
                 connection.send_packet(shared)
 
     async def _close(self) -> None:
-        self.groups.close()
+        await self.groups.close()
         try:
             await self.logs.close()
         except WsqueueError as error:

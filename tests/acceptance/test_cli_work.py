@@ -94,6 +94,14 @@ def test_a_message_is_done_or_lent_again_or_a_dead_letter(tmp_path: Path, config
     assert left(tmp_path, config, topic) == []
 
 
+def test_each_delivery_is_a_run(tmp_path: Path, config: str, topic: str) -> None:
+    publish(config, topic, *map(str, range(20)))
+    options = ("--retry-delay=0", "--max-deliveries=3", "--parallel=4", *IDLE)
+    result = work(tmp_path, config, topic, f"{SHOW}; exit 1", *options)
+    assert lines_of(result) == sorted(f"{number} {run}" for number in range(20) for run in (1, 2, 3))
+    assert summary(result.stderr) == "0 done, 60 failed"
+
+
 def test_the_data_is_standard_input_byte_by_byte(tmp_path: Path, config: str, topic: str) -> None:
     sent = [b"", bytes(range(256)) * 5, b"\n", os.urandom(1_000_000)]
     for data in sent:
@@ -255,7 +263,7 @@ def test_the_message_of_a_worker_that_is_killed_goes_to_another(
         assert work(tmp_path, config, topic, SHOW, "--count=1").stdout == "one 2\n"
 
 
-def test_a_message_is_done_though_the_consumer_was_away(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_message_is_done_though_the_consumer_is_away(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start(1, 1, retention={"mode": "sqlite"})
     config, (consumer,) = f"--config={cluster.demo_file}", cluster.consumers
     publish(config, "jobs", "one")
@@ -267,6 +275,32 @@ def test_a_message_is_done_though_the_consumer_was_away(cluster: Cluster, tmp_pa
         consumer.start()
         assert worker.end() == 0
         assert summary(worker.stderr) == "1 done, 0 failed"
+    assert left(tmp_path, config, "jobs") == []
+
+
+@pytest.mark.parametrize("parallel", [1, 2])
+def test_a_message_that_is_lent_again_while_its_command_runs_is_not_run_twice(
+    cluster: Cluster, tmp_path: Path, parallel: int
+) -> None:
+    cluster.start(1, 1, retention={"mode": "sqlite"})
+    config, (consumer,) = f"--config={cluster.demo_file}", cluster.consumers
+    publish(config, "jobs", "one")
+    script = f'data=$(cat); echo "$data begins"; [ $data = mark ] || {UNTIL_GO}; echo "$data ends"'
+    with working(tmp_path, config, "jobs", script, f"--parallel={parallel}") as worker:
+        worker.wait_for("^one begins$")
+        consumer.terminate()
+        consumer.start()
+        # The consumer has forgotten that it has lent the first message, and lends it before the mark.
+        wait_until(lambda: consumer.counters()["group_deliveries"] == 1, "it is lent again")
+        publish(config, "jobs", "mark")
+        if parallel == 2:
+            worker.wait_for("^mark ends$")
+        (tmp_path / "go").touch()
+        worker.wait_for("^mark ends$")
+        worker.wait_for("^one ends$")
+        assert worker.end(signal.SIGTERM) == 143
+        assert sorted(worker.stdout.splitlines()) == ["mark begins", "mark ends", "one begins", "one ends"]
+        assert summary(worker.stderr) == "2 done, 0 failed"
     assert left(tmp_path, config, "jobs") == []
 
 

@@ -294,8 +294,7 @@ class GroupLink(ClientLink):
         """Take messages and confirmations."""
         for event in events:
             if isinstance(event, v2.Lend):
-                if self._log is not None:
-                    self._inbox.put(self._messages(event, self._log))
+                self._lent(event)
             elif isinstance(event, v2.Settled):
                 self._confirm(event.number)
             elif isinstance(event, v2.Joined):
@@ -309,8 +308,6 @@ class GroupLink(ClientLink):
             elif isinstance(event, v2.Draining):
                 self.leave(event.retry_seconds)
                 self.release()
-        if not self._taking:
-            self.release()
         self.notify()
 
     def _joined(self, log_id: str) -> None:
@@ -321,6 +318,12 @@ class GroupLink(ClientLink):
         self._log = log_id
         self._send()
         self._renew_later()
+
+    def _lent(self, event: v2.Lend) -> None:
+        if self._log is not None:
+            self._inbox.put(self._messages(event, self._log))
+        if not self._taking:
+            self.release()
 
     def _confirm(self, number: int) -> None:
         for waiter in self._settlements.confirm(number):

@@ -7,6 +7,8 @@
       └────────────┴── any other, a signal, or no end in time
 
 - A message is taken when there is room for its command, so that none waits here unseen.
+- After a reconnect, the consumer lends a message again whose command runs here. It is not run a second time:
+  the copy waits until the first is settled, and is then given back, which changes nothing if that was done.
 - A command has a process group of its own: signals from the terminal reach this process alone, which lets
   the commands end.
 - The data is a file in memory, from which the command reads at its leisure, or not at all.
@@ -21,6 +23,7 @@ import logging
 import os
 import re
 import signal
+from collections import OrderedDict
 from collections.abc import Mapping
 
 import msgspec
@@ -28,7 +31,7 @@ import msgspec
 from ..client.group import RENEWALS, GroupMessage, GroupSubscription
 from ..errors import ConnectError, WsqueueError
 from ..journal import log
-from ..protocol.v2 import MAX_DELAY_SECONDS
+from ..protocol.v2 import MAX_DELAY_SECONDS, MAX_PREFETCH
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +96,9 @@ class Work:
     def __init__(self, messages: GroupSubscription, options: Options) -> None:
         self._messages, self._options = messages, options
         self._runs: dict[asyncio.Task[None], _Run] = {}
+        self._running: dict[_Key, _Run] = {}
+        # The last messages that are done: copies of them may wait in the client, as many as it may have.
+        self._latest: OrderedDict[_Key, None] = OrderedDict()
         self._ended = asyncio.Event()
         self._idle: asyncio.Timeout | None = None
         self.done = self.failed = 0
@@ -135,7 +141,14 @@ class Work:
                 return
             finally:
                 self._idle = None
-            await self._start(message)
+            if (run := self._running.get(_key(message))) is not None:
+                run.copy = message  # any earlier one is no longer lent to us
+            elif _key(message) in self._latest:
+                # Just once: in another log it is another message, which comes again.
+                del self._latest[_key(message)]
+                await self._give_back(message)
+            else:
+                await self._start(message)
 
     async def _has_room(self) -> bool:
         """Wait for room for another command; return False when enough messages are done."""
@@ -152,7 +165,7 @@ class Work:
     async def _start(self, message: GroupMessage) -> None:
         run = _Run(message)
         task = asyncio.create_task(self._run(run))
-        self._runs[task] = run
+        self._runs[task] = self._running[_key(message)] = run
         task.add_done_callback(self._has_ended)
         # Whoever is cancelled here must not cancel that: a process would be left of which nobody knows.
         await run.started
@@ -169,32 +182,45 @@ class Work:
         try:
             await run.start(options)
         except OSError as error:
-            await self._settle(message, done=False)
+            del self._running[_key(message)]
+            await self._give_back(message, options.retry_delay)
             run.give_up(_problem(options.command[0], error))
             return
         reason = await run.wait()
+        # From now on, a message that is lent again is to be run again.
+        del self._running[_key(message)]
         if reason:
-            self.failed += 1
-            log(
-                logger,
-                logging.WARNING,
-                "command failed",
-                group=options.group,
-                offset=message.offset,
-                deliveries=message.deliveries,
-                reason=reason,
-            )
-        await self._settle(message, done=not reason)
-        self.done += not reason
-
-    async def _settle(self, message: GroupMessage, *, done: bool) -> None:
-        # While the consumer is away, the client keeps this for it, and `flush` waits at the end.
-        with contextlib.suppress(ConnectError):
-            if done:
+            self._say_failed(message, reason)
+            await self._give_back(message, options.retry_delay * 2.0 ** (message.deliveries - 1))
+        else:
+            self._remember(message)
+            # While the consumer is away, the client keeps this for it, and `flush` waits at the end.
+            with contextlib.suppress(ConnectError):
                 await message.done()
-            else:
-                delay = self._options.retry_delay * 2.0 ** (message.deliveries - 1)
-                await message.again(min(delay, MAX_DELAY_SECONDS))
+            self.done += 1
+        if run.copy is not None:
+            await self._give_back(run.copy)
+
+    def _say_failed(self, message: GroupMessage, reason: str) -> None:
+        self.failed += 1
+        log(
+            logger,
+            logging.WARNING,
+            "command failed",
+            group=self._options.group,
+            offset=message.offset,
+            deliveries=message.deliveries,
+            reason=reason,
+        )
+
+    def _remember(self, message: GroupMessage) -> None:
+        self._latest[_key(message)] = None
+        if len(self._latest) > MAX_PREFETCH:
+            self._latest.popitem(last=False)
+
+    async def _give_back(self, message: GroupMessage, delay: float = 0.0) -> None:
+        with contextlib.suppress(ConnectError):
+            await message.again(min(delay, MAX_DELAY_SECONDS))
 
     async def _renew(self) -> None:
         """Renew the leases of the messages whose commands run."""
@@ -203,6 +229,8 @@ class Work:
             with contextlib.suppress(ConnectError):
                 for run in self._runs.values():
                     run.message.extend()
+                    if run.copy is not None:
+                        run.copy.extend()
 
     async def _finish(self, *, interrupted: bool) -> None:
         """Take no more messages, wait for the commands, and until all is kept that was said of messages."""
@@ -226,11 +254,13 @@ class _Run:
 
     Attributes:
         message: The message.
+        copy: The same message, as it was lent again meanwhile.
         started: Done once the process runs; has the error if there is none.
     """
 
     def __init__(self, message: GroupMessage) -> None:
         self.message = message
+        self.copy: GroupMessage | None = None
         self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._process: asyncio.subprocess.Process | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -299,6 +329,14 @@ class _Run:
         # It may have ended, or run as another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, number)
+
+
+_Key = tuple[int, int]
+
+
+def _key(message: GroupMessage) -> _Key:
+    """Return the key by which a message is known again: each start of a consumer gives the log another id."""
+    return message.offset, hash(message.data)
 
 
 def environment(own: Mapping[str, str], message: GroupMessage, group: str) -> dict[str, str]:

@@ -30,6 +30,7 @@ COMMANDS = (
         "demo",
         "publish",
         "subscribe",
+        "work",
         "verify",
         "local",
         "bench",
@@ -93,7 +94,14 @@ def test_a_key_is_needed(tmp_path: Path) -> None:
 
 
 CLIENTS = pytest.mark.parametrize(
-    "arguments", [["publish", "news", "hello"], ["subscribe", "news"], ["demo", "news"], ["bench"]]
+    "arguments",
+    [
+        ["publish", "news", "hello"],
+        ["subscribe", "news"],
+        ["work", "news", "true", "--group=g"],
+        ["demo", "news"],
+        ["bench"],
+    ],
 )
 
 

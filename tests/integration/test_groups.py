@@ -153,6 +153,24 @@ async def test_the_messages_of_one_that_goes_are_lent_to_others(nodes: Nodes) ->
                 await job.done()
 
 
+async def test_a_member_that_takes_no_more_can_still_be_done(nodes: Nodes) -> None:
+    _, client = await cluster(nodes)
+    async with soon(), client, client.subscribe("jobs", group="g", prefetch=4) as leaving:
+        await client.publish("jobs", "1")
+        job = await anext(leaving)
+        leaving.release()
+        await client.publish("jobs", "2", "3")
+        async with client.subscribe("jobs", group="g") as jobs:
+            for data in ("2", "3"):
+                other = await anext(jobs)
+                # Those that it gives back count as never lent.
+                assert (other.data, other.deliveries) == (data, 1)
+                await other.done()
+        await job.done()
+        await leaving.close()
+        assert await left_of(client) == []
+
+
 async def test_a_lease_that_is_over(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client:

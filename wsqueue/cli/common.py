@@ -149,9 +149,13 @@ def ended_by_signals() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_line() -> Iterator[Callable[[str], None]]:
-    """Yield a function that shows a line of progress on a terminal; an empty text removes it."""
-    if not sys.stderr.isatty() or not sys.stdout.isatty():
+def progress_line(*, beside_output: bool = False) -> Iterator[Callable[[str], None]]:
+    """Yield a function that shows a line of progress on a terminal; an empty text removes it.
+
+    Args:
+        beside_output: True to show it on standard error also when standard output is no terminal.
+    """
+    if not sys.stderr.isatty() or not (beside_output or sys.stdout.isatty()):
         yield lambda _text: None
         return
     shown = False

@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..tools.terminal import discard_output, prepare_standard_files, printable
 from ..version import __version__
-from . import bench, cluster, keys, logs, messages, node, shell, watch
+from . import bench, cluster, keys, logs, messages, node, shell, watch, work
 from .common import COMPLETE_VARIABLE, ExitCode
 
 COMMANDS = (
@@ -30,6 +30,7 @@ COMMANDS = (
     messages.demo,
     messages.publish,
     messages.subscribe,
+    work.work,
     logs.backup,
     logs.restore,
     logs.migrate,

@@ -194,6 +194,8 @@ class GroupLink(ClientLink):
         self._refusal: v2.Left | None = None
         # True until all is confirmed that was said on earlier connections.
         self._rejoined = False
+        # False once the application takes no more messages.
+        self._taking = True
         self._sending: asyncio.Handle | None = None
         self._renewing: asyncio.TimerHandle | None = None
 
@@ -292,8 +294,7 @@ class GroupLink(ClientLink):
         """Take messages and confirmations."""
         for event in events:
             if isinstance(event, v2.Lend):
-                if self._log is not None:
-                    self._inbox.put(self._messages(event, self._log))
+                self._lent(event)
             elif isinstance(event, v2.Settled):
                 self._confirm(event.number)
             elif isinstance(event, v2.Joined):
@@ -317,6 +318,12 @@ class GroupLink(ClientLink):
         self._log = log_id
         self._send()
         self._renew_later()
+
+    def _lent(self, event: v2.Lend) -> None:
+        if self._log is not None:
+            self._inbox.put(self._messages(event, self._log))
+        if not self._taking:
+            self.release()
 
     def _confirm(self, number: int) -> None:
         for waiter in self._settlements.confirm(number):
@@ -381,6 +388,11 @@ class GroupLink(ClientLink):
             await self.wait_open(self._open_seconds)
             if not self._settlements.empty:
                 await self.until_changed()
+
+    def take_no_more(self) -> None:
+        """Give the messages back that the application has not taken, and all that come from now on."""
+        self._taking = False
+        self.release()
 
     async def stop(self) -> None:
         """Give the messages back that the application has not taken, and leave the group."""
@@ -554,3 +566,12 @@ class GroupSubscription(Subscription[GroupMessage]):
         """
         self._owner.check()
         await self._link.flush()
+
+    def release(self) -> None:
+        """Take no more messages, and give those back that were not taken; the others can still be settled.
+
+        Raises:
+            OwnerError: The caller is another process, thread or event loop than that of the client.
+        """
+        self._owner.check()
+        self._link.take_no_more()

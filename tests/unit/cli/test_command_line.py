@@ -74,6 +74,16 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         (["migrate", "consumer.toml", "--from", "nowhere"], "Directory 'nowhere' does not exist"),
         (["restore", "backup", ".", "--mode", "jetstream"], "'jetstream' is not one of 'sqlite', 'memory'"),
         (["local", "--port", "65536"], "--port"),
+        (["work", "news", "--group", "g"], "Missing argument '-- COMMAND [ARG]...'"),
+        (["work", "news", "true"], "Missing option '--group'"),
+        (["work", "news", "true", "--group", "g", "--parallel", "1001"], "--parallel"),
+        (["work", "news", "true", "--group", "g", "--timeout", "0"], "--timeout"),
+        (["work", "news", "true", "--group", "g", "--retry-delay", "nan"], "--retry-delay"),
+        (["work", "news", "--group", "g", "--", "/dev/null"], "no command '/dev/null'"),
+        (
+            ["work", "news", "true", "--group", "g", "--parallel", "3", "--prefetch", "2"],
+            "--prefetch 2 is too few for --parallel 3",
+        ),
     ],
 )
 def test_a_wrong_command_line_exits_with_2(arguments: list[str], complaint: str) -> None:

@@ -111,11 +111,9 @@ class Feed:
                 link.start()
 
     def _make_links(self, topics: Iterable[str], start: Start) -> Iterator[SubscriberLink]:
-        addresses = self._settings.config.subscribe_addresses
         homes: dict[int, list[str]] = {}
         for topic in topics:
-            # One that stands in the list several times is one consumer.
-            homes.setdefault(addresses.index(home_of(topic, self._settings)), []).append(topic)
+            homes.setdefault(home_index(topic, self._settings), []).append(topic)
         for home, names in homes.items():
             for begin in range(0, len(names), MAX_TOPICS_PER_LINK):
                 part = names[begin : begin + MAX_TOPICS_PER_LINK]
@@ -126,3 +124,8 @@ def home_of(topic: str, settings: ClientSettings) -> Address:
     """Return the address of the consumer that a topic belongs to."""
     addresses = settings.config.subscribe_addresses
     return addresses[topic_hash(topic) % len(addresses)]
+
+
+def home_index(topic: str, settings: ClientSettings) -> int:
+    """Return the index of that consumer: the first, if it stands in the list several times."""
+    return settings.config.subscribe_addresses.index(home_of(topic, settings))

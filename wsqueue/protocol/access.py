@@ -76,7 +76,7 @@ class Identity(msgspec.Struct, frozen=True):
         return all(_allows(rights.subscribe, topic) for rights in self.rights)
 
     def may_join(self, group: str) -> bool:
-        """Return True if it may join a worker group, on a topic that it may subscribe to."""
+        """Return True if it may join a worker group, or read as a reader with that name, on its topics."""
         return all(_allows(rights.groups, group) for rights in self.rights)
 
     @property

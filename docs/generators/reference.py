@@ -70,11 +70,15 @@ METHODS = {
 TABLES: dict[str, type[msgspec.Struct]] = {
     "TLS": model.Tls,
     "Retention": model.Retention,
+    "Retention by topic": model.TopicRetention,
     "Monitoring": model.Monitoring,
     "Limits": model.Limits,
     "Clients": model.NamedClient,
     "Proxy": model.Proxy,
 }
+
+LISTS = {"Retention by topic": "retention.topics", "Clients": "clients"}
+"""Those of which there may be several."""
 
 
 def pages() -> dict[str, str]:
@@ -267,7 +271,7 @@ def configuration() -> Iterator[str]:
     for title, table in TABLES.items():
         name = title.lower()
         yield f"## {title}\n"
-        yield f"Each table `[[{name}]]`.\n" if table is model.NamedClient else f"The table `[{name}]`.\n"
+        yield f"Each table `[[{LISTS[title]}]]`.\n" if title in LISTS else f"The table `[{name}]`.\n"
         yield "| key | type | default | meaning |\n|---|---|---|---|"
         yield from _keys(table, _documented_keys(title))
         yield ""
@@ -330,7 +334,7 @@ OTHER_TYPES: dict[type[msgspec.inspect.Type], str] = {
 def _documented_keys(title: str) -> dict[str, str]:
     """Return the last cell of the rows in a section of docs/configuration.md, by their key."""
     text = (ROOT / "docs" / "configuration.md").read_text()
-    section = re.search(rf"^## {title}\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    section = re.search(rf"^#+ {title}\n(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
     rows = re.findall(r"^\| `(\[?\w+\]?)` \|.*\| (.*) \|$", section[1] if section else "", re.MULTILINE)
     return {key: _from_below(meaning, "configuration.md") for key, meaning in rows}
 

@@ -21,7 +21,7 @@ from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
 
-SCHEDULES = 8
+SCHEDULES = 4
 GOOD = re.compile(
     r"^\d+ schedules with \d+ faults, 0 bad: .* lost 0, duplicated 0, unexpected 0, out of order 0,",
     re.MULTILINE,
@@ -44,13 +44,19 @@ def one_kill(retention: Retention) -> Schedule:
     return Schedule(0, retention, workload, [Fault(1.0, 0.2, "kill", "consumer-1")])
 
 
-OF_EACH = ["--seed", "1", "--schedules", str(SCHEDULES)]
+OF_EACH = ["--seed", "5", "--schedules", str(SCHEDULES)]
 
-OF_A_SHARED_LOG = ["--seed", "451", "--schedules", "2", "--retention", "jetstream", "--seconds", "6"]
+WITH_GROUPS = ["--seed", "1", "--schedules", str(SCHEDULES), "--groups"]
+
+OF_A_SHARED_LOG = [
+    *("--seed", "451", "--schedules", "2", "--retention", "jetstream", "--seconds", "6", "--groups"),
+]
 """Two schedules with nearly all faults that only a shared log has."""
 
 
-@pytest.mark.parametrize("wanted", [OF_EACH, OF_A_SHARED_LOG], ids=["both", "jetstream"])
+@pytest.mark.parametrize(
+    "wanted", [OF_EACH, WITH_GROUPS, OF_A_SHARED_LOG], ids=["both", "groups", "jetstream"]
+)
 def test_what_is_promised_is_kept(tmp_path: Path, wanted: list[str]) -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.faults", *wanted, "--directory", str(tmp_path / "kept")],

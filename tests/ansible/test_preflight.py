@@ -122,6 +122,32 @@ def test_configurations_are_checked_before_they_are_written(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topics", "problem"),
+    [
+        ([{"match": "a*", "max_messages_per_topic": 1}], "found []"),
+        ([{"match": "a*b", "max_messages_per_topic": 1}], "has a * before its end: expected a topic"),
+        ([{"max_age_seconds": 1}], "retention.topics[0].match: required and missing"),
+        ([{"match": "a"}], "retention.topics[0]: expected max_bytes_per_topic"),
+    ],
+)
+def test_limits_of_some_topics_are_checked_before_they_are_written(
+    tmp_path: Path, topics: list[dict[str, Any]], problem: str
+) -> None:
+    variables = {
+        "wsqueue_psk": psk_of("everybody"),
+        "wsqueue_plain": True,
+        "wsqueue_consumer_retention": {"mode": "sqlite", "topics": topics},
+        "wsqueue_release_staged": f"{ROOT}:{sysconfig.get_path('purelib')}",
+    }
+    playbook = tmp_path / "check.yml"
+    playbook.write_text(CHECK.replace("producer", "consumer"))
+    hosts = inventory(tmp_path, {"h1": LOCAL}, **variables)
+    output = control_node.run("ansible-playbook", "-i", hosts, playbook)
+    assert problem in " ".join(output.split())
+
+
+@pytest.mark.slow
 def test_keys_that_are_easy_to_guess_are_named(tmp_path: Path) -> None:
     playbook = tmp_path / "weak.yml"
     playbook.write_text(WEAK.replace("GOOD", psk_of("everybody")).replace("OTHER", psk_of("others")))

@@ -11,7 +11,14 @@ import yaml
 
 from tests.support.paths import ROOT
 from wsqueue.config.load import load_any_config
-from wsqueue.config.model import ConsumerConfig, Monitoring, NodeConfig, ProducerConfig
+from wsqueue.config.model import (
+    ConsumerConfig,
+    Monitoring,
+    NodeConfig,
+    ProducerConfig,
+    Retention,
+    TopicRetention,
+)
 
 from ..support import control_node
 from ..support.promtool import promtool
@@ -116,6 +123,13 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Written:
             "watch": {"key": ["new", "old"], "status": True},
         },
         "wsqueue_consumer_limits": {"max_connections": 100},
+        "wsqueue_consumer_retention": {
+            "max_bytes": 10**9,
+            "topics": [
+                {"match": "state/*", "max_messages_per_topic": 1, "max_age_seconds": 604800},
+                {"match": "*", "max_bytes_per_topic": 10**6},
+            ],
+        },
         "wsqueue_pages": "none",
         "wsqueue_monitoring_alertmanagers": ["192.0.2.9:9093"],
         "wsqueue_monitoring_scrape_configs": [
@@ -161,6 +175,19 @@ def test_all_nodes_know_the_clients_that_have_keys_of_their_own(plain: Written, 
         assert (billing.publish, billing.max_connections, billing.status) == (("orders/*",), 5, False)
         assert (watch.name, watch.publish, watch.status) == ("watch", (), True)
         assert plain.node(name).clients == []
+
+
+def test_consumers_have_the_limits_of_some_topics(watched: Written) -> None:
+    for name in ("c1-consumer-10001", "c3-consumer-10001"):
+        node = watched.node(name)
+        assert isinstance(node, ConsumerConfig)
+        assert node.retention == Retention(
+            max_bytes=10**9,
+            topics=(
+                TopicRetention(match="state/*", max_messages_per_topic=1, max_age_seconds=604800.0),
+                TopicRetention(match="*", max_bytes_per_topic=10**6),
+            ),
+        )
 
 
 def test_nodes_know_each_other_in_the_order_of_the_inventory(plain: Written, watched: Written) -> None:

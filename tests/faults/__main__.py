@@ -45,6 +45,7 @@ BOTH: list[schedule.Retention] = ["memory", "sqlite"]
     help="How long each publishes.  [default: 4, with jetstream 12]",
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, help="How many run at once.")
+@click.option("--groups", is_flag=True, help="Let worker groups work on all topics, too.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where to keep the files of failed schedules."
 )
@@ -57,6 +58,7 @@ def main(
     replay: Path | None,
     seconds: float | None,
     jobs: int,
+    groups: bool,
     directory: Path | None,
 ) -> None:
     """Run seeded schedules of faults, print a verdict on each, and exit with 1 when one is bad."""
@@ -72,6 +74,8 @@ def main(
             )
             for number in range(first, first + schedules)
         ]
+        if groups:
+            wanted = list(map(schedule.with_groups, wanted))
     directory = directory or Path(tempfile.mkdtemp(prefix="wsqueue-faults-"))
     try:
         if backend == "lab":

@@ -7,7 +7,7 @@ import contextlib
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -19,8 +19,9 @@ from wsqueue.protocol.routing import router
 
 from .checker import Life, Verdict, check
 from .cluster import Cluster
+from .members import Work, check_work, letters_of, what_comes_back
 from .schedule import Fault, Schedule
-from .workers import ELECTION_SECONDS, OPEN_SECONDS, Job, Record, Role, read_history
+from .workers import ELECTION_SECONDS, OPEN_SECONDS, Job, Record, Role, parse, read_history
 
 SUBSCRIBE_SECONDS = 30.0
 """How long the first subscribers may take, on a busy machine."""
@@ -68,6 +69,7 @@ async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
             await harness.wait_subscribed()
             await harness.do_harm()
             await harness.wait_for_all()
+            await harness.end_work()
     except* WsqueueError as group:
         cluster.problems.extend(map(str, group.exceptions))
     finally:
@@ -104,6 +106,7 @@ class Worker:
             sizes=workload.sizes,
             seconds=workload.seconds,
             open_seconds=ELECTION_SECONDS if workload.engines else OPEN_SECONDS,
+            keyed=workload.keyed,
         )
 
     @property
@@ -156,6 +159,7 @@ class Harness:
             for names in (workload.all_publisher_names, workload.all_subscriber_names)
         )
         config = cluster.client_files[workload.publisher_names[0]]
+        self.work = Work()
         self.closing = Worker(schedule, "closing-publisher", config, directory)
 
     @contextlib.asynccontextmanager
@@ -216,19 +220,85 @@ class Harness:
             if now != size:
                 size, changed = now, time.monotonic()
             publishing = any(one.process and one.process.returncode is None for one in self.all_publishers)
-            if not publishing and not self.verdict().lost:
+            if not publishing and not self.verdict().lost and not await self.missing_work():
                 await asyncio.sleep(SETTLE_SECONDS)
                 return
         for publisher in self.all_publishers:
             if publisher.process is not None and publisher.process.returncode is None:
                 self.cluster.problems.append(f"{publisher.name} does not come to an end")
 
+    async def missing_work(self) -> int:
+        """Return how many messages are neither done by a member nor dead letters."""
+        if not self.schedule.workload.members or await self.check_work({}) == 0:
+            return 0
+        with contextlib.suppress(WsqueueError):
+            return await self.check_work(await letters_of(self._member_file, self.schedule.workload.topics))
+        return 1
+
+    async def end_work(self) -> None:
+        """Check the groups, and that nothing comes back which is done."""
+        workload = self.schedule.workload
+        if not workload.members:
+            return
+        members = [one for one in self.subscribers if one.role == "member"]
+        missing = await self.check_work(await letters_of(self._member_file, workload.topics))
+        if missing:
+            self.cluster.problems.append(f"{missing} messages are neither done nor dead letters")
+        self.cluster.problems += self.work.violations
+        self._look_for_failed(members)
+        await asyncio.gather(*(member.kill() for member in members))
+        for member in members:
+            member.process = None
+        back = await what_comes_back(self._member_file, workload.topics, keyed=workload.keyed)
+        records = [one for member in members for one in records_of(member)]
+        anew = self._anew()
+        done = {
+            (one.publisher, one.number) for one in records if one.event == "done" and one.topic not in anew
+        }
+        again = sorted({one for one in map(parse, back) if one in done})
+        if again:
+            self.cluster.problems.append(f"what was done comes back: {again[:10]}")
+
+    async def check_work(self, letters: Mapping[str, Sequence[str]]) -> int:
+        """Check what members have done so far; return how many messages are missing."""
+        published: list[Record] = []
+        for publisher in self.all_publishers:
+            published += read_history(publisher.history_file(1))
+        worked = [one for worker in self.subscribers if worker.role == "member" for one in records_of(worker)]
+        keyed = self.schedule.workload.keyed
+        self.work = check_work(published, worked, letters, self._anew(), keyed=keyed)
+        return self.work.missing
+
+    @property
+    def _member_file(self) -> Path:
+        return self.cluster.client_files[self.schedule.workload.member_names[0]]
+
+    def _anew(self) -> dict[str, float]:
+        """Return the time since which each topic's group has not begun anew, for those that had to."""
+        if self.schedule.retention == "jetstream":
+            return {}
+        consumer_of = router(self.schedule.workload.consumers)
+        found: dict[str, float] = {}
+        for topic in self.schedule.workload.topics:
+            owner = self.schedule.workload.consumer_names[consumer_of(topic)]
+            times = [restore.ended[1] for restore in self.cluster.restores.get(owner, [])]
+            if self.schedule.retention == "memory":
+                times += [end for _, end in self.cluster.unclean.get(owner, [])]
+            if times:
+                found[topic] = max(times)
+        return found
+
     def verdict(self) -> Verdict:
         """Check the histories so far."""
         published: list[Record] = []
         for publisher in self.all_publishers:
             published += read_history(publisher.history_file(1))
-        lives = [life for subscriber in self.subscribers for life in lives_of(subscriber)]
+        lives = [
+            life
+            for subscriber in self.subscribers
+            if subscriber.role != "member"
+            for life in lives_of(subscriber)
+        ]
         workload = self.schedule.workload
         consumer_of = router(workload.consumers)
         owners = {topic: workload.consumer_names[consumer_of(topic)] for topic in workload.topics}
@@ -268,12 +338,20 @@ class Harness:
                 for one in read_history(self.closing.history_file(1))
                 if one.event == "failed"
             ]
-        for worker in self.workers:
+        self._look_for_failed(self.workers)
+
+    def _look_for_failed(self, workers: Sequence[Worker]) -> None:
+        for worker in workers:
             status = worker.process.returncode if worker.process is not None else None
             if status:
                 self.cluster.problems.append(
                     f"{worker.name} failed with status {status}: see {worker.name}.log"
                 )
+
+
+def records_of(worker: Worker) -> list[Record]:
+    """Return the records of all lives of a worker."""
+    return [one for life in range(1, worker.lives + 1) for one in read_history(worker.history_file(life))]
 
 
 def lives_of(subscriber: Worker) -> Iterator[Life]:

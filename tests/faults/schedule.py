@@ -157,6 +157,8 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         engines: How many servers have the log that the consumers share.
         spares: Consumers beside the others that do not run yet, and are in nobody's list.
         shuffled: Whether each subscriber has the consumers in an order of its own.
+        members: How many clients are members of a worker group of each topic.
+        keyed: Whether these groups have an order.
     """
 
     consumers: int
@@ -175,6 +177,8 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     engines: int = 0
     spares: int = 0
     shuffled: bool = False
+    members: int = 0
+    keyed: bool = False
 
     @property
     def consumer_names(self) -> list[str]:
@@ -222,14 +226,19 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _names("classic-subscriber", len(self.classic_subscriptions))
 
     @property
+    def member_names(self) -> list[str]:
+        """Return the names of the members of groups."""
+        return _names("member", self.members)
+
+    @property
     def all_publisher_names(self) -> list[str]:
         """Return the names of the publishers of both protocols."""
         return self.publisher_names + self.classic_publisher_names
 
     @property
     def all_subscriber_names(self) -> list[str]:
-        """Return the names of the subscribers of both protocols."""
-        return self.subscriber_names + self.classic_subscriber_names
+        """Return the names of the subscribers of both protocols, and of the members of groups."""
+        return self.subscriber_names + self.classic_subscriber_names + self.member_names
 
     @property
     def links(self) -> list[str]:
@@ -313,6 +322,26 @@ def generate(
             # As when a power failure or an update takes two at once.
             faults.append(msgspec.structs.replace(fault, target=rng.choice(_nodes(workload))))
     return Schedule(seed, retention, workload, _without_clashes(faults))
+
+
+def with_groups(schedule: Schedule) -> Schedule:
+    """Return a schedule with members of groups beside the subscribers, and faults that are done to them."""
+    rng = random.Random(f"{schedule.seed} {schedule.retention} groups")
+    workload = msgspec.structs.replace(
+        schedule.workload,
+        members=rng.randint(2, 4),
+        keyed=rng.random() < 0.4,
+        kept=0,
+        # Their numbers are another's on each connection.
+        classic_publishers=0,
+        classic_subscriptions=[],
+    )
+    faults = [fault for fault in schedule.faults if "classic" not in fault.target]
+    for _ in range(rng.randint(1, 4)):
+        kind: Kind = rng.choice(["kill", "kill", "stop"])
+        target = rng.choice(workload.member_names)
+        faults.append(Fault(_begin(rng, workload), round(rng.uniform(0, 3), 3), kind, target))
+    return Schedule(schedule.seed, schedule.retention, workload, _without_clashes(faults))
 
 
 def _workload(rng: random.Random, seconds: float) -> Workload:

@@ -41,21 +41,33 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         event: Of a publisher `attempted`, `acknowledged`, `refused` or `failed`; of a subscriber
             `subscribed`, `delivered`, `damaged` (no publisher sent this text) or `gap`; of
-            both `error`. For a classic publisher, a message is acknowledged when its producer has it.
+            both `error`; of a member of a group `lent`, `doing` and `done`. For a classic publisher, a
+            message is acknowledged when its producer has it.
         at: By a clock that all processes of this machine share.
         publisher: Of the message; a classic one is another on each connection, which alone keeps an order.
         number: Of the message, counted by its publisher over all topics.
         topic: Of the message or gap.
         offset: Of the delivery.
         log: Of the delivery: offsets of other logs cannot be compared.
-        missed: Of a gap; None when nobody knows.
+        missed: Of a gap; None when nobody knows. Of a message that was lent, the number of deliveries.
         connection: Of a classic peer: a subscriber's is for one topic.
         producer: To which a classic publisher has sent the message.
         text: Whatever helps to understand an `error`, `refused`, `failed` or `damaged`.
     """
 
     event: Literal[
-        "attempted", "acknowledged", "refused", "failed", "subscribed", "delivered", "damaged", "gap", "error"
+        "attempted",
+        "acknowledged",
+        "refused",
+        "failed",
+        "subscribed",
+        "delivered",
+        "damaged",
+        "gap",
+        "lent",
+        "doing",
+        "done",
+        "error",
     ]
     at: float
     publisher: str = ""
@@ -69,7 +81,9 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     text: str = ""
 
 
-Role = Literal["publisher", "subscriber", "closing-publisher", "classic-publisher", "classic-subscriber"]
+Role = Literal[
+    "publisher", "subscriber", "closing-publisher", "classic-publisher", "classic-subscriber", "member"
+]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -88,6 +102,7 @@ class Job(msgspec.Struct, frozen=True):
         sizes: Bytes of data.
         seconds: How long to publish.
         open_seconds: How long to wait for a node that does not answer.
+        keyed: Whether messages have an order key.
     """
 
     name: str
@@ -101,6 +116,7 @@ class Job(msgspec.Struct, frozen=True):
     sizes: list[int] = []
     seconds: float = 0.0
     open_seconds: float = OPEN_SECONDS
+    keyed: bool = False
 
 
 def message(publisher: str, number: int, size: int) -> str:
@@ -162,7 +178,8 @@ async def publish(job: Job) -> None:
             history.write(record)
             try:
                 data = message(job.name, number, rng.choice(job.sizes))
-                await client.publish(topic, as_published(number, data))
+                headers = {"key": f"{job.name}-{number % 3}"} if job.keyed else None
+                await client.publish(topic, as_published(number, data), headers=headers)
             except wsqueue.PublishError as error:
                 text = f"{error.code}: {error}"
                 outcome = msgspec.structs.replace(record, event="refused", at=time.monotonic(), text=text)
@@ -330,7 +347,10 @@ def _record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
 def main() -> None:
     """Do the job in the file that the command line names."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
+    from .members import work as be_a_member  # noqa: PLC0415 - it imports this module
+
     work = {
+        "member": be_a_member,
         "publisher": publish,
         "subscriber": subscribe,
         "closing-publisher": publish,

@@ -73,6 +73,7 @@ CHANGES: dict[str, Any] = {
     "retention.max_bytes_per_topic": 1000,
     "retention.max_messages_per_topic": 10,
     "retention.max_age_seconds": 10.0,
+    "retention.topics": [{"match": "a", "max_messages_per_topic": 1}],
     "consumers": ["127.0.0.1:1/producer", "127.0.0.1:2/producer"],
     "hello_order": "reversed",
 }
@@ -183,6 +184,8 @@ async def _kept(node: RunningNode) -> object:
         ("retention.max_bytes_per_topic", 500, _kept, ([5, 5], [1, 1])),
         ("retention.max_bytes", 1700, _kept, ([5, 5], [0, 1])),
         ("retention.max_age_seconds", 1e-9, _kept, ([5, 5], [0, 0])),
+        ("retention.topics", [{"match": "1*", "max_messages_per_topic": 2}], _kept, ([5, 5], [10, 2])),
+        ("retention.topics", [{"match": "0", "max_age_seconds": 1e-9}], _kept, ([5, 5], [0, 10])),
     ],
 )
 async def test_a_limit_holds_at_once(

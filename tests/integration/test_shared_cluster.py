@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ async def servers(tmp_path: Path) -> AsyncIterator[NatsServers]:
 class Cluster:
     """Two consumers that share a log, on ports that stay, and a producer."""
 
-    def __init__(self, nodes: Nodes, servers: NatsServers) -> None:
-        self._nodes, self._servers = nodes, servers
+    def __init__(self, nodes: Nodes, servers: NatsServers, topics: Sequence[Mapping[str, Any]] = ()) -> None:
+        self._nodes, self._servers, self._topics = nodes, servers, list(topics)
         self.ports = [free_port(), free_port()]
         self.consumers: list[RunningNode] = []
 
@@ -59,6 +59,7 @@ class Cluster:
         retention: dict[str, Any] = {
             "mode": "jetstream",
             "jetstream": self._servers.settings | {"streams": 2},
+            "topics": self._topics,
         }
         return await self._nodes.consumer(port, retention=retention)
 
@@ -89,6 +90,32 @@ async def test_messages_flow(cluster: Cluster) -> None:
         for count in (1, 2, 20):
             last = [one.data async for one in client.subscribe(TOPICS[0], start=-count, follow=False)]
             assert last == ["one", "two"][-count:]
+
+
+async def test_limits_of_some_topics(nodes: Nodes, servers: NatsServers) -> None:
+    tables = [
+        {"match": "state/*", "max_messages_per_topic": 1},
+        {"match": "short", "max_age_seconds": 0.1},
+    ]
+    cluster = await Cluster(nodes, servers, tables).start()
+    async with soon(), cluster.client() as client:
+
+        async def kept(topic: str) -> list[str | bytes]:
+            return [one.data async for one in client.subscribe(topic, start="earliest", follow=False)]
+
+        for number in range(5):
+            for topic in ("state/a", "state/b", "short", "other"):
+                await client.publish(topic, f"{topic} {number}")
+        assert len(await kept("other")) == 5
+        for topic in ("state/a", "state/b"):
+            while await kept(topic) != [f"{topic} 4"]:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        while await kept("short"):
+            for consumer in cluster.consumers:
+                consumer.consumer.logs.trim()
+            await asyncio.sleep(0.01)
+        await client.publish("short", "again")
+        assert max(consumer.consumer.logs.topic("short").next for consumer in cluster.consumers) == 6
 
 
 async def test_many_topics_of_one_producer(cluster: Cluster) -> None:
@@ -208,3 +235,94 @@ async def test_a_named_reader_goes_on_at_another_consumer(cluster: Cluster) -> N
             await anext(one)
             await asyncio.gather((await anext(one)).done(), (await anext(two)).done())
         assert [one.data async for one in client.subscribe(topic, reader="r", follow=False)] == []
+
+
+@pytest.fixture
+def short_takeover(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the times of coordinators."""
+    for name, seconds in (("RENEW", 0.2), ("TAKEOVER", 1.0), ("LATE", 0.7), ("WATCH", 0.1)):
+        monkeypatch.setattr(f"wsqueue.groups.keeper.{name}_SECONDS", seconds)
+
+
+class TestGroups:
+    @pytest.fixture(autouse=True)
+    async def _ended(self, cluster: Cluster) -> AsyncIterator[None]:
+        """Wait until the states of all groups are kept, while the servers are there."""
+        yield
+        await eventually(
+            lambda: not any(one.consumer.groups.by_topic for one in cluster.consumers), "no group is left"
+        )
+
+    @pytest.mark.parametrize("how", ["stop", "crash"])
+    @pytest.mark.usefixtures("short_takeover")
+    async def test_a_group_goes_on_at_another_consumer(self, cluster: Cluster, how: str) -> None:
+        async with asyncio.timeout(20), cluster.client() as client:
+            topic = TOPICS[0]
+            await client.publish(topic, *(f"{number}" for number in range(6)))
+            async with client.subscribe(topic, group="g", prefetch=3) as jobs:
+                first = await anext(jobs)
+                await first.done()
+                held = await anext(jobs)
+                home = cluster.consumers[0]
+                await (home.stop() if how == "stop" else home.crash())
+                # The one that is held counts when another consumer coordinates the group.
+                await held.done()
+                done = {first.data, held.data}
+                while len(done) < 6:
+                    job = await anext(jobs)
+                    await job.done()
+                    done.add(job.data)
+                await client.publish(topic, "later")
+                while (job := await anext(jobs)).data != "later":
+                    await job.done()
+                await job.reject("no more")
+            letters = client.subscribe(f"{topic}!g!dead", start="earliest")
+            assert (await anext(letters)).data == "later"
+            # The home comes back, and finds all of it done.
+            await home.restart()
+            async with client.subscribe(topic, group="g") as jobs:
+                await client.publish(topic, "last")
+                assert (await anext(jobs)).data == "last"
+
+    async def test_members_find_the_consumer_that_coordinates(self, cluster: Cluster, nodes: Nodes) -> None:
+        topic = TOPICS[0]
+        other = nodes.client([cluster.producer], cluster.consumers[::-1])
+        async with (
+            asyncio.timeout(20),
+            cluster.client() as client,
+            other,
+            client.subscribe(topic, group="g", prefetch=1) as jobs,
+        ):
+            await client.publish(topic, "1", "2")
+            first = await anext(jobs)
+            # For this one the other consumer is the home; it sees that the group is coordinated.
+            async with other.subscribe(topic, group="g", prefetch=1) as more:
+                second = await anext(more)
+                assert {first.data, second.data} == {"1", "2"}
+                await second.done()
+            await first.done()
+        assert [one.counters["group_deliveries"] for one in cluster.consumers] == [2, 0]
+
+    async def test_what_a_member_of_a_lost_coordinator_did_is_kept(
+        self, cluster: Cluster, nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        topic = TOPICS[0]
+        other = nodes.client([cluster.producer], cluster.consumers[::-1])
+        monkeypatch.setattr("wsqueue.groups.keeper.TAKEOVER_SECONDS", 0.5)
+        monkeypatch.setattr("wsqueue.groups.keeper.WATCH_SECONDS", 0.1)
+        async with asyncio.timeout(20), cluster.client() as client, other:
+            await client.publish(topic, "1", "2")
+            async with (
+                client.subscribe(topic, group="g", prefetch=1) as jobs,
+                # The first coordinator seems to stand still, so that the other one takes over.
+                other.subscribe(topic, group="g", prefetch=5) as more,
+            ):
+                first = await anext(jobs)
+                again = [await anext(more) for _ in range(2)]
+                assert [job.data for job in again] == ["1", "2"]
+                # The first coordinator cannot keep anything any more, and sends its members to the other.
+                await first.done()
+                await again[1].done()
+            async with client.subscribe(topic, group="g") as jobs:
+                await client.publish(topic, "3")
+                assert (await anext(jobs)).data == "3"

@@ -302,6 +302,7 @@ def change_keys_under_load(cluster: Cluster, *others: str, dropping_out: Step | 
     cluster.verify()
 
 
+@needs_time
 def test_keys_change_under_load(deployed: Cluster) -> None:
     change_keys_under_load(deployed)
 

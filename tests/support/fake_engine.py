@@ -83,6 +83,7 @@ class FakeEngine:
         deaf: Whether notices are lost.
         connected: Whether it answers at all.
         appends: Number of appends that were tried.
+        purges: Number of requests to drop records.
         steps: Turns of the loop that each request takes.
         lag: Records by which a replica is behind.
         replicas: Number of servers that can be reached.
@@ -98,7 +99,7 @@ class FakeEngine:
         self.hidden: Callable[[], int] = lambda: 0
         self.deaf = False
         self.is_connected = True
-        self.appends = self.reads = 0
+        self.appends = self.reads = self.purges = 0
         self.steps: Callable[[], int] = lambda: 1
         self.lag, self.replicas = 0, 3
         self.silent: set[int] = set()
@@ -154,6 +155,7 @@ class FakeEngine:
         return self._cut([one for one in self._visible(stream) if one.seq >= seq], max_bytes)
 
     async def purge(self, place: Place, below: int) -> int:
+        self.purges += 1
         await self._turns()
         records = self.log.records(place.stream)
         before = len(records)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wsqueue.config.model import Retention
+from wsqueue.config.model import Retention, TopicRetention
 from wsqueue.log.memory import MemoryStore
 from wsqueue.log.records import Epoch, Record, StoreState
 from wsqueue.log.sqlite import SqliteStore
@@ -35,6 +35,7 @@ def limits(
     max_age_seconds: float = 3600,
     mode: str = "memory",
     directory: Path | None = None,
+    topics: Sequence[TopicRetention] = (),
 ) -> Retention:
     """Return limits that are far away, unless they are given."""
     return Retention(
@@ -44,6 +45,7 @@ def limits(
         max_bytes_per_topic=max_bytes_per_topic,
         max_messages_per_topic=max_messages_per_topic,
         max_age_seconds=max_age_seconds,
+        topics=tuple(topics),
     )
 
 

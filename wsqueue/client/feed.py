@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
-from ..config.addresses import Address
 from ..protocol.routing import topic_hash
 from .inbox import Inbox
 from .link import ClientSettings
@@ -113,19 +112,14 @@ class Feed:
     def _make_links(self, topics: Iterable[str], start: Start) -> Iterator[SubscriberLink]:
         homes: dict[int, list[str]] = {}
         for topic in topics:
-            homes.setdefault(home_index(topic, self._settings), []).append(topic)
+            homes.setdefault(home_of(topic, self._settings), []).append(topic)
         for home, names in homes.items():
             for begin in range(0, len(names), MAX_TOPICS_PER_LINK):
                 part = names[begin : begin + MAX_TOPICS_PER_LINK]
                 yield SubscriberLink(home, part, self._settings, start=start, feed=self)
 
 
-def home_of(topic: str, settings: ClientSettings) -> Address:
-    """Return the address of the consumer that a topic belongs to."""
+def home_of(topic: str, settings: ClientSettings) -> int:
+    """Return the index of the consumer that a topic belongs to, the first one if it stands there twice."""
     addresses = settings.config.subscribe_addresses
-    return addresses[topic_hash(topic) % len(addresses)]
-
-
-def home_index(topic: str, settings: ClientSettings) -> int:
-    """Return the index of that consumer: the first, if it stands in the list several times."""
-    return settings.config.subscribe_addresses.index(home_of(topic, settings))
+    return addresses.index(addresses[topic_hash(topic) % len(addresses)])

@@ -22,13 +22,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from ..config.addresses import Address
 from ..errors import ConnectError, NotAllowedError
 from ..journal import log
 from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.packed import MAX_HEADER_NAME_CHARACTERS
+from ..protocol.placement import LOG_SECONDS
 from ..protocol.session import Event
+from .failover import failover_order
 from .inbox import Inbox
 from .link import ClientLink, ClientSettings
 from .owner import Owner
@@ -164,18 +165,29 @@ class GroupMessage(Message, frozen=True, gc=True, eq=False):
 class GroupLink(ClientLink):
     """Be a member of a group at the consumer of its topic.
 
+    The consumer is that of the topic. If it shares its log, the group may be at any other, which one tells
+    from another by trying: each of them knows whether it coordinates the group.
+
     Args:
-        address: The consumer.
+        home: The index of the consumer of the topic.
         settings: Those of the client.
         join: The wishes of this member.
         inbox: Gets the messages.
     """
 
-    def __init__(self, address: Address, settings: ClientSettings, join: v2.Join, inbox: Inbox) -> None:
+    def __init__(self, home: int, settings: ClientSettings, join: v2.Join, inbox: Inbox) -> None:
         # A classic consumer has no groups, and takes a connection for a subscription.
         config = msgspec.structs.replace(settings.config, allow_classic=False)
-        super().__init__([address], msgspec.structs.replace(settings, config=config))
+        self._consumers = consumers = config.subscribe_addresses
+        self._home, self._shared = home, settings.shared_log
+        self._all = [consumers[home]]
+        for index in failover_order(join.topic, range(len(consumers))):
+            if consumers[index] not in self._all:
+                self._all.append(consumers[index])
+        super().__init__(self._all, msgspec.structs.replace(settings, config=config))
         self._join, self._inbox = join, inbox
+        self._waiting_for_log: asyncio.TimerHandle | None = None
+        self._named_log = False
         self._open_seconds = settings.open_seconds
         self._settlements: Settlements[asyncio.Future[None]] = Settlements(join.topic, join.group)
         self._log: str | None = None
@@ -215,14 +227,60 @@ class GroupLink(ClientLink):
         super().raise_if_hopeless()
 
     def up(self) -> None:
-        """Ask for messages."""
+        """Ask for messages, at another consumer than that of the topic once it has named the same log."""
         assert self.connection is not None
-        self.connection.send_packet(self._join)
+        self._named_log = False
+        if self._index == self._home:
+            self.connection.send_packet(self._join)
+        else:
+            loop = asyncio.get_running_loop()
+            self._waiting_for_log = loop.call_later(LOG_SECONDS, self._told_nothing)
         super().up()
+
+    @property
+    def _index(self) -> int:
+        """Return the index of the consumer of this connection."""
+        return self._consumers.index(self._address)
+
+    def _told_nothing(self) -> None:
+        """Note that another consumer has a log of its own, so that it is of no use here."""
+        self._shared.note(self._index, None, home=False)
+        self._try_next()
+
+    def _told(self, packet: v2.Log) -> None:
+        """Note which log a consumer has, and whether it can be used."""
+        index, home = self._index, self._index == self._home
+        self._named_log = True
+        self._shared.note(index, packet.id, home=home)
+        waiting, self._waiting_for_log = self._waiting_for_log, None
+        if waiting is not None:
+            waiting.cancel()
+        if not packet.available or not (home or self._shared.may_use(index, self._home)):
+            self._try_next()
+        elif waiting is not None and self.connection is not None:
+            self.connection.send_packet(self._join)
+
+    def _try_next(self) -> None:
+        """Go on at the next consumer."""
+        if self.connection is not None:
+            self.connection.close(CloseCode.NORMAL)
+
+    def attempt_ended(self, closed: Closed) -> None:
+        """Choose the consumers to try next: all, or that of the topic alone if it has a log of its own."""
+        wanted = self._all if self._shared.may_leave(self._home) else self._all[:1]
+        if wanted != self.addresses:
+            tried = self._address
+            self.addresses[:] = wanted
+            self.failures = {address: why for address, why in self.failures.items() if address in wanted}
+            self._next = wanted.index(tried) if tried in wanted else -1
+        super().attempt_ended(closed)
 
     def down(self, closed: Closed, lost: int) -> None:
         """Forget the messages that the application has not taken: others get them."""
         self._log = None
+        if self._waiting_for_log is not None:
+            self._waiting_for_log.cancel()
+            self._waiting_for_log = None
         self._inbox.clear()
         self._settlements.send_again()
         self._rejoined = True
@@ -239,17 +297,26 @@ class GroupLink(ClientLink):
             elif isinstance(event, v2.Settled):
                 self._confirm(event.number)
             elif isinstance(event, v2.Joined):
-                # Messages from before, if there are any, are lent again.
-                self._inbox.clear()
-                self._log = event.log
-                self._send()
-                self._renew_later()
+                self._joined(event.log)
+            elif isinstance(event, v2.Log):
+                self._told(event)
+            elif isinstance(event, v2.Left) and event.code == "elsewhere":
+                self._try_next()
             elif isinstance(event, v2.Left) and event.code is not None:
                 self._refuse(event)
             elif isinstance(event, v2.Draining):
                 self.leave(event.retry_seconds)
                 self.release()
         self.notify()
+
+    def _joined(self, log_id: str) -> None:
+        """Begin as a member; messages from before, if there are any, are lent again."""
+        if not self._named_log:
+            self._shared.note(self._index, None, home=True)
+        self._inbox.clear()
+        self._log = log_id
+        self._send()
+        self._renew_later()
 
     def _confirm(self, number: int) -> None:
         for waiter in self._settlements.confirm(number):
@@ -386,7 +453,7 @@ class GroupFeed:
     """Bring the messages of a group into an inbox, as `Feed` does those of topics.
 
     Args:
-        address: The consumer of the topic.
+        home: The index of the consumer of the topic.
         settings: Those of the client.
         join: The wishes of this member.
 
@@ -397,11 +464,11 @@ class GroupFeed:
 
     at_end = False
 
-    def __init__(self, address: Address, settings: ClientSettings, join: v2.Join) -> None:
+    def __init__(self, home: int, settings: ClientSettings, join: v2.Join) -> None:
         self._settings = settings
         self._closing: asyncio.Task[None] | None = None
         self.inbox = Inbox()
-        self.link = GroupLink(address, settings, join, self.inbox)
+        self.link = GroupLink(home, settings, join, self.inbox)
 
     def start(self) -> None:
         """Become a member; a link that gave up tries once more."""

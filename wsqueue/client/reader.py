@@ -34,7 +34,7 @@ from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.session import Event
 from .commits import Commits
-from .feed import Feed, home_index
+from .feed import Feed, home_of
 from .link import ClientSettings
 from .owner import Owner
 from .subscriber import SubscriberLink
@@ -268,7 +268,7 @@ class ReaderFeed(Feed):
 
     def _make_links(self, topics: Iterable[str], start: Start) -> Iterator[SubscriberLink]:
         (topic,) = topics
-        home = home_index(topic, self._settings)
+        home = home_of(topic, self._settings)
         self.link = ReaderLink(home, topic, self._settings, start=start, feed=self, reader=self._reader)
         yield self.link
 

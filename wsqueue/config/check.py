@@ -9,7 +9,7 @@ import re
 import msgspec
 
 from ..errors import ConfigError
-from ..protocol.access import is_pattern
+from ..protocol.access import is_pattern, matches
 from ..protocol.routing import unbalanced
 from .addresses import Address, expected_form, is_ip, parse_address, parse_server
 from .model import ClientConfig, Config, ConsumerConfig, NodeConfig, ProducerConfig
@@ -134,6 +134,28 @@ def check_servers(config: ConsumerConfig) -> None:
             raise ConfigError(f"{entry!r} {problem}", key=f"retention.jetstream.servers[{index}]")
 
 
+def check_topics(config: ConsumerConfig) -> None:
+    """Check the limits of some topics.
+
+    Raises:
+        ConfigError: A pattern has a `*` that is not at its end, or servers drop the messages before an age;
+            the error names the key.
+    """
+    retention = config.retention
+    for index, table in enumerate(retention.topics):
+        key = f"retention.topics[{index}]"
+        if not is_pattern(table.match):
+            problem = f"{table.match!r} has a * before its end: expected a topic, or its beginning and one *"
+            raise ConfigError(problem, key=f"{key}.match")
+        age, most = table.max_age_seconds, retention.max_age_seconds
+        if retention.mode == "jetstream" and age is not None and age > most:
+            problem = (
+                f"with the mode jetstream the servers drop all messages after {most:g} seconds: expected at"
+                " most that, or a larger max_age_seconds in [retention]"
+            )
+            raise ConfigError(problem, key=f"{key}.max_age_seconds")
+
+
 def config_warnings(config: Config) -> list[str]:
     """Return a sentence about each setting that is allowed and unwise."""
     found = []
@@ -142,6 +164,15 @@ def config_warnings(config: Config) -> list[str]:
             f"consumers: {len(config.consumers)} is a multiple of 31, by which the topic hash"
             " multiplies, so similar topics would share few consumers; use one more or one less"
         )
+    if isinstance(config, ConsumerConfig):
+        patterns = [table.match for table in config.retention.topics]
+        for index, pattern in enumerate(patterns):
+            # One that has a * behind it is matched as the topics are that begin with it.
+            if before := [one for one in patterns[:index] if matches(one, pattern)]:
+                found.append(
+                    f"retention.topics[{index}]: {pattern!r} never holds, because {before[0]!r} before it"
+                    " matches the same topics and the first table that matches holds; put it before that"
+                )
     if isinstance(config, NodeConfig) and any(
         map(_is_exposed, config.listeners + config.proxy_listeners + config.page_listeners + config.peers)
     ):

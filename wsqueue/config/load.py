@@ -13,7 +13,15 @@ import tomli
 
 from ..errors import ConfigError
 from ..protocol.keys import Order
-from .check import check_addresses, check_clients, check_identity, check_proxy, check_servers, check_sites
+from .check import (
+    check_addresses,
+    check_clients,
+    check_identity,
+    check_proxy,
+    check_servers,
+    check_sites,
+    check_topics,
+)
 from .files import read_text
 from .model import (
     ClientConfig,
@@ -32,6 +40,7 @@ from .model import (
     Retention,
     RetentionMode,
     Tls,
+    TopicRetention,
     role_of,
 )
 
@@ -69,6 +78,7 @@ _TABLES: dict[str, type[msgspec.Struct]] = {
     "tls": Tls,
     "retention": Retention,
     "retention.jetstream": JetStream,
+    "retention.topics": TopicRetention,
     "monitoring": Monitoring,
     "clients": NamedClient,
     "proxy": Proxy,
@@ -121,6 +131,7 @@ def load_any_config(file: str | Path) -> Config:
             check_identity(config)
         if isinstance(config, ConsumerConfig):
             check_servers(config)
+            check_topics(config)
     except msgspec.ValidationError as error:
         key, problem = _explain(str(error))
     except ConfigError as error:
@@ -174,7 +185,7 @@ def _line_of(text: str, key: str) -> int | None:
     tomli gives lines for syntax errors only. For an item of a list it is the line of the list, and for a key
     in an inline table the line of the table.
     """
-    if of_tables := re.fullmatch(r"(\w+)\[(\d+)\](?:\.(\w+).*)?", key):
+    if of_tables := re.fullmatch(r"([\w.]+)\[(\d+)\](?:\.(\w+).*)?", key):
         return _line_in_tables(text, of_tables[1], int(of_tables[2]), of_tables[3] or "")
     name = key.partition("[")[0]
     table, _, leaf = name.rpartition(".")
@@ -183,7 +194,7 @@ def _line_of(text: str, key: str) -> int | None:
     current = ""
     # Not splitlines(), because TOML has fewer line ends than Python.
     for number, line in enumerate(text.split("\n"), 1):
-        if header := re.match(r"\s*\[\s*([^\[\]]+?)\s*\]", line):
+        if header := re.match(r"\s*\[{1,2}\s*([^\[\]]+?)\s*\]", line):
             current = header[1].strip("\"'")
         if (current == table and here.match(line)) or (not current and elsewhere.match(line)):
             return number

@@ -13,6 +13,10 @@ from .addresses import Address, parse_address, parse_server
 READ_MARGIN_BYTES = 1024 * 1024
 """Above the sum of one read (256 KiB) and a paused write buffer (256 KiB), with frame headers and masks."""
 
+MAX_TOPIC_TABLES = 20
+"""Maximum number of tables of retention by topic: the name of each new topic is compared with them, and at a
+reload with other limits those of all topics, in half a second for 100,000."""
+
 MAX_CLIENTS = 200
 """Maximum number of clients with a name: a classic hello tries all their keys, which takes 1.2 ms."""
 
@@ -21,6 +25,8 @@ Replicas = Literal[1, 3, 5]
 RetentionMode = Literal["memory", "sqlite", "jetstream"]
 PageAudience = Literal["none", "loopback", "all"]
 ByteCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+MessageCount = Annotated[int, msgspec.Meta(ge=1, le=2**40)]
+Age = Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86_400)]
 ConnectionLimit = Annotated[int, msgspec.Meta(ge=1, le=1_000_000)]
 Seconds = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 TopicBytes = Annotated[int, msgspec.Meta(ge=1, le=2600)]
@@ -146,6 +152,33 @@ class JetStream(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         return Tls(certificate=self.certificate, key=self.key, ca=self.ca)
 
 
+class TopicRetention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Bound the messages that are kept of some topics in another way than those of all others.
+
+    Attributes:
+        match: The topic; `state/*` stands for all that begin with `state/`.
+        max_bytes_per_topic: Maximum size of such a topic, None for that of all topics.
+        max_messages_per_topic: Maximum number of messages of such a topic, None for that of all topics.
+        max_age_seconds: Age after which a message is dropped, None for that of all topics.
+    """
+
+    match: TopicPattern
+    max_bytes_per_topic: ByteCount | None = None
+    max_messages_per_topic: MessageCount | None = None
+    max_age_seconds: Age | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a table that changes nothing.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if self.max_bytes_per_topic is self.max_messages_per_topic is self.max_age_seconds is None:
+            raise ValueError(
+                "expected max_bytes_per_topic, max_messages_per_topic or max_age_seconds beside match"
+            )
+
+
 class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Bound the messages that are kept of each topic, for subscribers that come (back) later.
 
@@ -159,6 +192,7 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
         max_bytes_per_topic: Maximum size of a topic.
         max_messages_per_topic: Maximum number of messages of a topic.
         max_age_seconds: Age after which a message is dropped.
+        topics: Other limits of some topics; the first table that matches holds.
     """
 
     mode: RetentionMode = "memory"
@@ -166,8 +200,9 @@ class Retention(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     directory: str | None = None
     max_bytes: ByteCount = 64 * 1024 * 1024
     max_bytes_per_topic: ByteCount = 16 * 1024 * 1024
-    max_messages_per_topic: Annotated[int, msgspec.Meta(ge=1, le=2**40)] = 1_000_000
-    max_age_seconds: Annotated[float, msgspec.Meta(gt=0, le=10 * 366 * 86_400)] = 86_400.0
+    max_messages_per_topic: MessageCount = 1_000_000
+    max_age_seconds: Age = 86_400.0
+    topics: Annotated[tuple[TopicRetention, ...], msgspec.Meta(max_length=MAX_TOPIC_TABLES)] = ()
 
     def __post_init__(self) -> None:
         """Refuse a log without servers, and one whose messages go too soon.

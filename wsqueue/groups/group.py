@@ -31,9 +31,8 @@ from collections.abc import Callable
 
 import msgspec
 
-from ..errors import StorageError, WsqueueError
+from ..errors import WsqueueError
 from ..journal import log
-from ..log.states import StateConflict
 from ..log.store import AppendChain, Outcome, Store
 from ..net.connection import Connection
 from ..net.timers import Timer
@@ -42,9 +41,10 @@ from ..protocol.close import CloseCode
 from ..protocol.packed import Packed
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
+from .keeper import Elsewhere, StateKeeper
 from .lending import Lending, Member, Terms
 from .messages import CHUNK_BYTES, TopicMessages
-from .state import Dying, GroupState, decode_state
+from .state import Dying, GroupState
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,6 @@ MAX_TICK_SECONDS = 1.0
 
 MIN_TICK_SECONDS = 0.01
 """Shortest time between two looks."""
-
-ELSEWHERE = "another consumer coordinates the group"
 
 TICKS = 4
 """Looks in the time of the shortest lease, so that none is over much later than it says."""
@@ -106,6 +104,7 @@ class Group:
         logs: The logs of all topics.
         topic: The topic.
         name: The name of the group.
+        owner: Id of this consumer.
         counters: Counters of the node.
         clock: Returns the Unix time, as the logs know it.
         ended: Called when it has no members any more, and its state is kept.
@@ -117,6 +116,7 @@ class Group:
         topic: str,
         name: str,
         *,
+        owner: str,
         counters: Counter[str],
         clock: Callable[[], float],
         ended: Callable[[Group], None],
@@ -125,7 +125,7 @@ class Group:
         self._logs, self._counters, self._clock, self._ended = logs, counters, clock, ended
         self._lending: Lending | None = None
         self._order_key: str | None = None
-        self._version = 0
+        self._keeper = StateKeeper(logs, topic, name, owner)
         self._members: dict[Connection, Member] = {}
         self._joining: dict[Connection, v2.Join] = {}
         self._connections: dict[Member, Connection] = {}
@@ -144,11 +144,6 @@ class Group:
         self._timer: Timer | None = None
         self._turn: asyncio.Handle | None = None
         logs.reading(topic, 1)
-
-    @property
-    def key(self) -> str:
-        """Return the name under which the store keeps the state."""
-        return state_name(self.name)
 
     # ---- members
 
@@ -221,28 +216,22 @@ class Group:
             topic_log = self._logs.topic(self.topic)
             if (opening := self._logs.opening(topic_log)) is not None:
                 await opening
-            kept = await self._logs.state(self.topic, self.key)
-            state = self._begun(packet.start)
-            if kept is not None:
-                self._version = kept.version
-                before = decode_state(kept.value)
-                if self._is_of_this_log(before):
-                    state = before
-                    state.log = self._logs.log_id(self._logs.topic(self.topic))
-                else:
-                    state = self._begun("earliest")
-                    self._say_restarted(state)
-            if kept is None or state is not before:
-                self._version = await self._logs.change_state(
-                    self.topic, self.key, state.encode(), self._version
-                )
+            state = await self._keeper.load()
+            if state is None:
+                state = self._begun(packet.start)
+            elif not self._is_of_this_log(state):
+                state = self._begun("earliest")
+                self._say_restarted(state)
+            state.log = self._logs.log_id(self._logs.topic(self.topic))
+            await self._keeper.keep(state)
+        except Elsewhere:
+            self._give_up()
+            return
         except (WsqueueError, ValueError) as error:
             self._fail(error)
             return
-        except StateConflict:
-            self._fail(StorageError(ELSEWHERE))
-            return
-        self._loading = None
+        finally:
+            self._loading = None
         self._lending = Lending(state, keyed=self._order_key is not None)
         self._submitted, self._named = state.buried, state.buried + len(state.dying)
         joining, self._joining = self._joining, {}
@@ -337,7 +326,7 @@ class Group:
     def pump(self) -> None:
         """Lend messages until nothing can be lent, as many as a turn of the loop has time for."""
         lending = self._lending
-        if lending is None or self._reading is not None:
+        if lending is None or self._reading is not None or self._keeper.late:
             return
         turn = _Turn(self._clock(), self._logs.topic(self.topic).next)
         for _ in range(TURN_LOANS):
@@ -434,6 +423,7 @@ class Group:
         self._timer = None
         if self._lending is not None:
             self._counters["leases_over"] += self._lending.expire(time.monotonic())
+            self._lending.changed |= self._keeper.renewal_due
         self._go_on()
         self._set_timer()
 
@@ -449,8 +439,11 @@ class Group:
             return
         self._answer(self._settles)
         self._settles = {}
-        if not self._members and not lending.state.dying:
-            self._end()
+        if not self._members and not self._joining and not lending.state.dying:
+            if lending.state.coordinator:
+                self._writing = asyncio.create_task(self._release(lending.state))
+            else:
+                self._end()
 
     def _answer(self, settles: dict[Connection, int]) -> None:
         for connection, number in settles.items():
@@ -464,15 +457,16 @@ class Group:
             lending.changed, state.used = False, self._clock()
             named = state.buried + len(state.dying)
             try:
-                self._version = await self._logs.change_state(
-                    self.topic, self.key, state.encode(), self._version
-                )
-            except StateConflict:
-                self._fail(StorageError(ELSEWHERE))
+                await self._keeper.keep(state)
+            except Elsewhere:
+                self._give_up()
                 return
             except WsqueueError as error:
                 lending.changed = True
                 self._settles = settles | self._settles
+                if self._keeper.late:
+                    self._give_up()
+                    return
                 self._complain(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
@@ -549,14 +543,34 @@ class Group:
             self._submitted = lending.state.buried
             asyncio.get_running_loop().call_later(RETRY_SECONDS, self._bury)
 
+    async def _release(self, state: GroupState) -> None:
+        """Let another consumer coordinate the group at once, now that it has no members here."""
+        try:
+            await self._keeper.keep(state, release=True)
+        except (Elsewhere, WsqueueError):
+            # Another one takes over when it has waited.
+            state.coordinator = ""
+        self._writing = None
+        if self._lending is not None and self._members:
+            self._lending.changed = True
+        self._flush()
+
     # ---- the end
+
+    def _give_up(self) -> None:
+        """Send all members away, because another consumer coordinates the group, or may take over soon."""
+        log(logger, logging.INFO, "group is elsewhere", topic=self.topic, group=self.name)
+        for connection in [*self._members, *self._joining]:
+            self._refuse(connection, "elsewhere", "another consumer coordinates the group")
+        self._members, self._joining, self._connections = {}, {}, {}
+        self._end()
 
     def _fail(self, error: Exception) -> None:
         """Close the connections of all members, which will connect again."""
         log(logger, logging.ERROR, "group unusable", topic=self.topic, group=self.name, reason=error)
         for connection in [*self._members, *self._joining]:
             connection.fail(CloseCode.INTERNAL_ERROR, "the state of the group cannot be used")
-        self._members, self._joining = {}, {}
+        self._members, self._joining, self._connections = {}, {}, {}
         self._end()
 
     def _end(self) -> None:
@@ -579,10 +593,5 @@ class Group:
 
     async def settled(self) -> None:
         """Wait until the state is kept."""
-        if self._writing is not None:
+        while self._writing is not None:
             await asyncio.wait([self._writing])
-
-
-def state_name(group: str) -> str:
-    """Return the name under which the store keeps the state of a group."""
-    return f"group/{group}"

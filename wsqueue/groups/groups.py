@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import secrets
 from collections import Counter
 from collections.abc import Callable
 
@@ -10,6 +12,9 @@ from ..log.store import Store
 from ..net.connection import Connection
 from ..protocol import v2
 from .group import Group
+
+CLOSE_SECONDS = 2.0
+"""Time for the states that are being kept at the end: an engine that is there takes less than a second."""
 
 
 class Groups:
@@ -29,6 +34,7 @@ class Groups:
         self._logs, self._counters, self._clock = logs, counters, clock
         self.by_topic: dict[str, dict[str, Group]] = {}
         self.draining = False
+        self._owner = secrets.token_hex(8)
 
     def join(self, connection: Connection, packet: v2.Join) -> None:
         """Let a member join a group."""
@@ -39,6 +45,7 @@ class Groups:
                 self._logs,
                 packet.topic,
                 packet.group,
+                owner=self._owner,
                 counters=self._counters,
                 clock=self._clock,
                 ended=self._forget,
@@ -65,8 +72,11 @@ class Groups:
         groups = [group for groups in self.by_topic.values() for group in groups.values()]
         await asyncio.gather(*(group.settled() for group in groups))
 
-    def close(self) -> None:
-        """Do nothing more: the logs are about to be closed."""
+    async def close(self) -> None:
+        """Do nothing more, because the logs are about to be closed; wait for states that are being kept."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.settle()
         for groups in list(self.by_topic.values()):
             for group in list(groups.values()):
                 group.close()

@@ -341,13 +341,19 @@ class Lending:
     def done(self, begin: int, end: int) -> None:
         """Note that messages are done, whoever says so: one that was late has done them too.
 
+        When the state is full, only messages that are lent can be done.
+
         Args:
             begin: The first offset.
             end: The offset behind the last, which is that of a stored message.
         """
-        for loan in self._overlapping(begin, end):
-            self._cut(loan, max(begin, loan.begin), min(end, loan.end))
-        self._finish(begin, end)
+        loans = self._overlapping(begin, end)
+        parts = [(max(begin, loan.begin), min(end, loan.end)) for loan in loans]
+        for loan, (first, last) in zip(loans, parts, strict=True):
+            self._cut(loan, first, last)
+        # So that nobody makes the state larger than it may be, by ever more ranges of messages not yet lent.
+        for first, last in parts if self.state.full else ((begin, end),):
+            self._finish(first, last)
 
     def again(self, member: Member, begin: int, end: int, due: float) -> None:
         """Take messages back from a member, which could not deal with them now.

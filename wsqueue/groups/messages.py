@@ -63,6 +63,8 @@ class TopicMessages:
             records, none = self._chunk, self._chunk_end
         elif self._logs.in_memory(topic_log, offset):
             records, none = topic_log.read(offset, 1), end
+            # Nothing of it is needed any more, and there may be many groups.
+            self._chunk, self._chunk_begin, self._chunk_end = (), 0, 0
         else:
             return None
         index = max(0, bisect.bisect_right(records, offset, key=_OFFSET) - 1)

@@ -69,6 +69,7 @@ class _Kept(msgspec.Struct, omit_defaults=True):
         dying: See `GroupState`.
         buried: See `GroupState`.
         used: See `GroupState`.
+        coordinator: See `GroupState`.
     """
 
     id: LogId
@@ -79,6 +80,7 @@ class _Kept(msgspec.Struct, omit_defaults=True):
     dying: list[Dying] = []
     buried: int = 0
     used: int = 0
+    coordinator: str = ""
 
 
 _decoder = msgspec.msgpack.Decoder(_Kept)
@@ -97,9 +99,10 @@ class GroupState:
         dying: The messages that are to become dead letters, in the order of these.
         buried: Number of dead letters that are in their log.
         used: Unix time at which the group had members last.
+        coordinator: Id of the consumer that may change the state, if several could; else "".
     """
 
-    __slots__ = ("buried", "done", "dying", "failures", "floor", "id", "log", "used")
+    __slots__ = ("buried", "coordinator", "done", "dying", "failures", "floor", "id", "log", "used")
 
     def __init__(self, id_: str, log: str, floor: int) -> None:
         self.id, self.log, self.floor = id_, log, floor
@@ -108,6 +111,7 @@ class GroupState:
         self.dying: list[Dying] = []
         self.buried = 0
         self.used = 0.0
+        self.coordinator = ""
 
     @property
     def full(self) -> bool:
@@ -137,7 +141,17 @@ class GroupState:
             if failure.deliveries
         ]
         return msgspec.msgpack.encode(
-            _Kept(self.id, self.log, self.floor, done, failed, self.dying, self.buried, int(self.used))
+            _Kept(
+                self.id,
+                self.log,
+                self.floor,
+                done,
+                failed,
+                self.dying,
+                self.buried,
+                int(self.used),
+                self.coordinator,
+            )
         )
 
 
@@ -163,4 +177,5 @@ def decode_state(value: bytes) -> GroupState:
         if not state.is_done(offset)
     }
     state.dying, state.buried, state.used = kept.dying, kept.buried, float(kept.used)
+    state.coordinator = kept.coordinator
     return state

@@ -33,6 +33,9 @@ NUMBERS_SLACK = 10_000
 TRIM_RECORDS = 10_000
 """Records that one step trims, so that appends wait some 50 ms for it: more than a group can have."""
 
+DUE_TOPICS = 1_000
+"""Topics with an age of their own whose first record one step looks at, in 15 ms."""
+
 CHECK_RECORDS = 5_000
 """Records that one step checks, so that subscribers wait some 20 ms for it."""
 
@@ -56,9 +59,10 @@ INSERT OR REPLACE INTO topic (id, name, first, next, bytes, epoch) VALUES (?, ?,
 _INSERT_EPOCH = "INSERT OR IGNORE INTO epoch VALUES (?, ?, ?)"
 _DELETE_OLD_EPOCHS = "DELETE FROM epoch WHERE number <= ?"
 _INSERT_NUMBER = "INSERT OR REPLACE INTO number (topic, publisher, number) VALUES (?, ?, ?)"
+_DELETE_RANGE = "DELETE FROM record WHERE id BETWEEN ? AND ?"
+_NEWEST = "SELECT ifnull(max(id), 0) FROM record"
 _WRITE_STATE = "INSERT OR REPLACE INTO state (topic, name, version, value) VALUES (?, ?, ?, ?)"
 _DELETE_STATE = "DELETE FROM state WHERE topic = ? AND name = ?"
-_DELETE_OLDEST = "DELETE FROM record WHERE id IN (SELECT id FROM record ORDER BY id LIMIT ?)"
 
 
 class Database(DatabaseFile):
@@ -91,6 +95,7 @@ class Database(DatabaseFile):
         self.behind = True
         self._crowded: set[str] = set()  # names of topics that may exceed their limits
         self._last_id = self._new_numbers = 0
+        self._passed = 0  # id up to which only records of topics with ages of their own are left
         self._clean = True  # the file says so
         self._checked = self._last_unchecked = 0
         self._new_epochs: list[Epoch] = []
@@ -130,7 +135,7 @@ class Database(DatabaseFile):
             floor=ledger.floor,
             heads=queries.heads(writer),
         )
-        newest_record = schema.count(writer, "SELECT ifnull(max(id), 0) FROM record")
+        newest_record = schema.count(writer, _NEWEST)
         self._date_back(newest_record)
         self._clean, self._checked = bool(clean), 0
         self._last_unchecked = 0 if clean else newest_record
@@ -202,7 +207,7 @@ class Database(DatabaseFile):
         ids = [self._expect(record) for record in group]
         self._writer.execute("BEGIN IMMEDIATE")
         # Before the group is written: a full file does not grow, and no record is written only to go at once.
-        room = self._trim(group)
+        trimmed = self._trim(group)
         epochs = list(self._new_epochs)
         self._insert_epochs(epochs)
         self._insert(ids, group)
@@ -214,7 +219,7 @@ class Database(DatabaseFile):
         self._writer.execute("COMMIT")
         self._clean = False
         del self._new_epochs[: len(epochs)]
-        self.behind = not room
+        self.behind = not trimmed
         self._crowded = {topic.name for topic in self._touched() if self.behind and ledger.exceeds(topic)}
         ledger.begin()
         self._uncheckpointed += sum(record.size for record in group) + COMMIT_PAGES * PAGE_BYTES
@@ -223,6 +228,7 @@ class Database(DatabaseFile):
     def roll_back(self) -> None:
         """Leave a failed transaction, and make sure that it does not come back."""
         self.ledger.roll_back()
+        self._passed = 0  # records before it may be there again
         self.behind = False  # another commit will try again
         with contextlib.suppress(sqlite3.Error, MemoryError):
             if self._writer.in_transaction:
@@ -316,8 +322,9 @@ class Database(DatabaseFile):
     def _use_limits(self) -> None:
         """Take other limits over: any topic may exceed them."""
         ledger = self.ledger
-        if ledger.limits is not self.limits:
-            ledger.limits = self.limits
+        if ledger.limits != self.limits:
+            ledger.limit(self.limits)
+            self._passed = 0
             self._crowded = {name for name, topic in ledger.topics.items() if ledger.exceeds(topic)}
 
     def _know(self, name: str, next_offset: int, epoch: int) -> FileTopic:
@@ -387,39 +394,67 @@ class Database(DatabaseFile):
         names = {**ledger.before, **dict.fromkeys(self._crowded)}
         return [ledger.topics[name] for name in names if name in ledger.topics]
 
-    def _trim(self, group: Sequence[Record]) -> int:
+    def _trim(self, group: Sequence[Record]) -> bool:
         """Drop records above the limits, oldest first, from the file and from the group to be written.
 
         Returns:
-            How many more records had room in this step.
+            True if all are dropped, False if there was no time for that in this step.
         """
-        room = TRIM_RECORDS
-        crowded = [topic for topic in self._touched() if self.ledger.exceeds(topic)]
-        coming: dict[str, list[Record]] = {topic.name: [] for topic in crowded}
-        if crowded:
+        ledger, now, room = self.ledger, self._clock(), TRIM_RECORDS
+        crowded = [topic for topic in self._touched() if ledger.exceeds(topic)]
+        due = ledger.due(now, DUE_TOPICS)
+        coming: dict[str, list[Record]] = {topic.name: [] for topic in (*crowded, *due)}
+        if coming:
             for record in group:
                 if record.topic in coming:
                     coming[record.topic].append(record)
+        # More than there is room for can be dropped of the group, which is small.
         for topic in crowded:
-            if room:
-                room -= self._trim_topic(topic, room, coming[topic.name])
-        return room - self._trim_oldest(room, group)
+            room = max(0, room - self._trim_topic(topic, room, coming[topic.name]))
+        for topic in due:
+            room = max(0, room - self._trim_aged(topic, room, coming[topic.name], now))
+        room = max(0, room - self._trim_oldest(room, group, now))
+        if self._passed:
+            # Ids are given again when the newest records have gone.
+            self._passed = min(self._passed, schema.count(self._writer, _NEWEST))
+        return room > 0 and not ledger.is_due(now)
 
     def _trim_topic(self, topic: FileTopic, room: int, coming: Iterable[Record]) -> int:
         with contextlib.closing(queries.first_records(self._writer, topic, room, coming)) as records:
             dropped = self.ledger.trim_topic(topic, records)
         if dropped:
-            query = 'DELETE FROM record WHERE topic = ? AND "offset" < ?'
-            self._writer.execute(query, (topic.id, topic.first))
+            self._delete_first(topic)
         return dropped
 
-    def _trim_oldest(self, room: int, coming: Iterable[Record]) -> int:
-        topics = self.ledger.topics
-        with contextlib.closing(queries.oldest_records(self._writer, topics, room, coming)) as records:
-            dropped = self.ledger.trim_oldest(records, self._clock())
+    def _trim_aged(self, topic: FileTopic, room: int, coming: Iterable[Record], now: float) -> int:
+        with contextlib.closing(queries.first_records(self._writer, topic, room, coming)) as records:
+            dropped = self.ledger.trim_aged(topic, records, now)
         if dropped:
-            self._writer.execute(_DELETE_OLDEST, (dropped,))
+            self._delete_first(topic)
         return dropped
+
+    def _delete_first(self, topic: FileTopic) -> None:
+        """Delete the records of a topic that it no longer counts."""
+        query = 'DELETE FROM record WHERE topic = ? AND "offset" < ?'
+        self._writer.execute(query, (topic.id, topic.first))
+
+    def _trim_oldest(self, room: int, coming: Sequence[Record], now: float) -> int:
+        """Drop the oldest records of all topics; return how many were looked at."""
+        looked = 0
+        if self._passed and self.ledger.overfull:
+            looked = self._trim_from(0, room, coming, now, passing=False)
+        return looked + self._trim_from(self._passed, max(0, room - looked), coming, now, passing=True)
+
+    def _trim_from(
+        self, after: int, room: int, coming: Sequence[Record], now: float, *, passing: bool
+    ) -> int:
+        """Drop the oldest records of all topics after the one with an id; return how many were looked at."""
+        found = queries.oldest_records(self._writer, self.ledger.topics, after, room, coming)
+        with contextlib.closing(found) as records:
+            trimmed = self.ledger.trim_oldest(records, now, passing=passing)
+        self._writer.executemany(_DELETE_RANGE, trimmed.dropped)
+        self._passed = max(self._passed, trimmed.passed)
+        return trimmed.records
 
     def _forget(self) -> None:
         """Forget the topics that were empty for longest, when there are too many.

@@ -6,8 +6,10 @@ import copy
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
+import msgspec
+
 from ..config.model import Retention
-from .ledger import Ledger, TopicCounts
+from .ledger import ALWAYS_DUE, Ledger, TopicCounts
 
 
 class FileTopic(TopicCounts):
@@ -20,8 +22,23 @@ class FileTopic(TopicCounts):
         self.id, self.epoch = id, epoch
 
 
-Kept: TypeAlias = tuple[FileTopic, int, int, float]
-"""A record that a ledger counts: its topic, the offset after it, its bytes, its Unix time."""
+Kept: TypeAlias = tuple[FileTopic, int, int, float, int]
+"""A record that a ledger counts: its topic, the offset after it, its bytes, its Unix time, and its id in the
+file, which is 0 for one that comes, and where nobody asks for it."""
+
+
+class Trimmed(msgspec.Struct):
+    """Hold the outcome of a walk over the oldest records.
+
+    Attributes:
+        records: How many were looked at, but for the one that ended the walk.
+        dropped: The first and the last id of each row of records in the file that are dropped.
+        passed: Id of the last record that was passed over, 0 without one.
+    """
+
+    records: int = 0
+    dropped: list[tuple[int, int]] = []
+    passed: int = 0
 
 
 class FileLedger(Ledger[FileTopic]):
@@ -32,11 +49,18 @@ class FileLedger(Ledger[FileTopic]):
     """
 
     def __init__(self, limits: Retention) -> None:
+        # Topics that this transaction has looked at, and when they are due again.
+        self._looked: dict[str, float] = {}
         super().__init__(limits)
         self.begin()
 
     def begin(self) -> None:
         """Begin a transaction."""
+        for name, due in self._looked.items():
+            topic = self.topics.get(name)
+            if topic is not None and topic.messages:
+                self.watch(topic, due)
+        self._looked = {}
         self.before: dict[str, FileTopic | None] = {}
         self._totals = self.bytes, self.filled, self.floor
 
@@ -71,32 +95,62 @@ class FileLedger(Ledger[FileTopic]):
             records: Its records, oldest first.
         """
         dropped = 0
-        for _, end, size, _ in records:
+        for _, end, size, _, _ in records:
             if not self.exceeds(topic) or end == topic.next:
                 break
             self.drop(topic, end, size)
             dropped += 1
         return dropped
 
-    def trim_oldest(self, records: Iterable[Kept], now: float) -> int:
-        """Drop the oldest records while they are too old, or all records are too many; return how many.
+    def trim_aged(self, topic: FileTopic, records: Iterable[Kept], now: float) -> int:
+        """Drop the first records of a topic that are too old by its own age; return how many.
 
         Args:
-            records: Records of all topics, oldest first. The next one is asked for when the one before has
-                been dropped.
+            topic: One of the topics that are due.
+            records: Its records, oldest first; the topic stays due if more are too old.
             now: Unix time.
         """
         dropped = 0
-        for topic, end, size, time in records:
-            if not self.must_drop(time, now):
+        self._looked[topic.name] = ALWAYS_DUE
+        for _, end, size, time, _ in records:
+            due = time + topic.limits.max_age_seconds
+            if due >= now:
+                self._looked[topic.name] = due
                 break
             self.drop(topic, end, size)
             dropped += 1
         return dropped
 
+    def trim_oldest(self, records: Iterable[Kept], now: float, *, passing: bool = True) -> Trimmed:
+        """Drop the oldest records while they are too old, or all records are too many.
+
+        Args:
+            records: Records of all topics, oldest first. The next one is asked for when the one before has
+                been dropped.
+            now: Unix time.
+            passing: Whether to go on behind a record whose topic has an age of its own.
+        """
+        trimmed, begins = Trimmed(), True
+        for topic, end, size, time, id_ in records:
+            if topic.limits.own_age and not self.overfull:
+                if not passing:
+                    break
+                trimmed.passed, begins = id_ or trimmed.passed, True
+            elif self.must_drop(time, now):
+                self.drop(topic, end, size)
+                if id_:
+                    first = id_ if begins else trimmed.dropped.pop()[0]
+                    trimmed.dropped.append((first, id_))
+                    begins = False
+            else:
+                break
+            trimmed.records += 1
+        return trimmed
+
     def roll_back(self) -> None:
         """Take the transaction back."""
         self.bytes, self.filled, self.floor = self._totals
+        self._looked = dict.fromkeys(self._looked, ALWAYS_DUE)
         for name, topic in self.before.items():
             self.empty.pop(name, None)
             if topic is None:

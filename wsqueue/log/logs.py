@@ -1,22 +1,25 @@
 """The part that all stores share: offsets, repeats, and the records in memory.
 
-It has no await and no thread. Three tables grow with the topics:
+It has no await and no thread. Four tables grow with the topics:
 
 | table | holds | bound |
 |---|---|---|
 | `_ledger` | all topics, empty ones in the order of forgetting | `ledger.MAX_TOPICS`, `MAX_EMPTY_TOPICS` |
-| `_order` | the topic of each record in memory, oldest first | twice the records, and 1,000 |
+| `_passed`, then `_order` | the topic of each record in memory, oldest first | twice the records, and 1,000 |
 | `_repeats` | the last number of each (topic, publisher) | `records.MAX_NUMBERS` |
 
 `index` counts the bytes of empty topics and of numbers, and bounds them with the consumer's subscriptions.
 
-A record that its topic drops out of turn stays in `_order`; `TopicLog.dropped` counts such entries until they
-come to the front.
+A record that its topic drops out of turn stays in the order; `TopicLog.dropped` counts such entries until
+they come to the front. A topic with an age of its own drops its old records out of turn. At the front of
+`_order`, its entries would hold up those behind them. So they are passed over: they go to `_passed`, whose
+records are only dropped in turn when there are too many of all topics.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
 import time
 from collections import deque
 from collections.abc import Callable
@@ -40,6 +43,10 @@ PROBLEMS: dict[RefusalCode, str] = {
     # Without a number, so that a consumer can refuse many such batches in one packet.
     "after_refused": "a batch before it was refused, or never came",
 }
+
+AGED_RECORDS = 10_000
+"""Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
+in 10 ms; others go later."""
 
 ORDER_SLACK = 1000
 """Entries of dropped records in the order that are not worth a walk over all."""
@@ -68,6 +75,7 @@ class TopicLogs(Store):
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
+        self._passed: deque[TopicLog] = deque()
         self._order: deque[TopicLog] = deque()
         self._records = 0
         self._repeats = Repeats()
@@ -77,9 +85,12 @@ class TopicLogs(Store):
         self._config = msgspec.structs.replace(
             limits, mode=self._config.mode, directory=self._config.directory
         )
-        self._ledger.limits = self._memory_limits(limits)
-        for log in list(self._ledger.topics.values()):
-            self._trim_topic(log)
+        in_memory = self._memory_limits(limits)
+        if self._ledger.limits != in_memory:
+            self._compact()
+            self._ledger.limit(in_memory)
+            for log in list(self._ledger.topics.values()):
+                self._trim_topic(log)
         self.trim()
 
     def topic(self, name: str) -> TopicLog:
@@ -109,20 +120,50 @@ class TopicLogs(Store):
         self._trim(self._clock())
 
     def _trim(self, now: float) -> None:
-        ledger, order = self._ledger, self._order
-        while order:
+        ledger, passed, order = self._ledger, self._passed, self._order
+        if ledger.is_due(now):
+            self._trim_aged(now)
+        while True:
+            while passed and (passed[0].dropped or ledger.overfull):
+                self._drop_passed()
+            if not order:
+                break
             log = order[0]
-            if log.dropped:
+            if log.dropped > log.passed:
                 log.dropped -= 1
+            elif log.limits.own_age:
+                log.passed += 1
+                passed.append(log)
             elif ledger.must_drop(log.records[0].time, now):
                 self._drop_first(log)
             else:
                 break
             order.popleft()
-        if len(order) > 2 * self._records + ORDER_SLACK:
+        if len(passed) + len(order) > 2 * self._records + ORDER_SLACK:
             self._compact()
         if ledger.crowded:
             ledger.forget(self._needed)
+
+    def _trim_aged(self, now: float) -> None:
+        """Drop records that are too old by the ages of their topics."""
+        room = AGED_RECORDS
+        for log in self._ledger.due(now, AGED_RECORDS):
+            age = log.limits.max_age_seconds
+            while room and log.records and log.records[0].time + age < now:
+                self._drop_first(log)
+                log.dropped += 1
+                room -= 1
+            if log.records:
+                self._ledger.watch(log, log.records[0].time + age)
+
+    def _drop_passed(self) -> None:
+        """Drop the oldest record of all, which has been passed over, if its topic has not."""
+        log = self._passed.popleft()
+        log.passed -= 1
+        if log.dropped:
+            log.dropped -= 1
+        else:
+            self._drop_first(log)
 
     def _new_log(self, name: str) -> TopicLog:
         """Return the log of a topic that is not remembered."""
@@ -228,14 +269,15 @@ class TopicLogs(Store):
             log.records = NO_RECORDS
 
     def _compact(self) -> None:
-        """Remove the entries of dropped records from the order; those of a topic come before all others."""
+        """Make one order of both, without the entries of dropped records, which are a topic's first ones."""
         order: deque[TopicLog] = deque()
-        for log in self._order:
+        for log in itertools.chain(self._passed, self._order):
+            log.passed = 0
             if log.dropped:
                 log.dropped -= 1
             else:
                 order.append(log)
-        self._order = order
+        self._passed, self._order = deque(), order
 
     def _all_records(self) -> list[Record]:
         """Return the records of all topics, oldest first."""

@@ -36,7 +36,7 @@ from .moved_log import WRITER, MovedLog, MovedTopic, groups
 from .records import Record
 from .shared_record import SharedRecord, decode_record
 from .shared_states import encode_state
-from .shared_topic import SharedTopic
+from .shared_topic import NO_LIMITS, SharedTopic
 from .states import Key
 
 Result = TypeVar("Result")
@@ -53,9 +53,6 @@ RETRY_SECONDS = 0.2
 
 SAY_SECONDS = 0.1
 """Time between two lines of progress."""
-
-NO_LIMIT = 2**62
-"""Limit of a topic that none has: this move drops nothing."""
 
 
 class Moved(msgspec.Struct):
@@ -303,7 +300,8 @@ class Mover:
                         " runs with this log yet"
                     ) from None
         shared.appended(proposal, seq)
-        shared.thin_marks(NO_LIMIT, NO_LIMIT)
+        # This move drops nothing.
+        shared.thin_marks(NO_LIMITS)
 
     async def _open(self, shared: SharedTopic, move: _Move) -> None:
         """Know a topic of which a part has been moved.

@@ -23,11 +23,11 @@ WHERE topic = ?1 AND "offset" >=
 ORDER BY "offset"
 """
 _FIRST_RECORDS = """
-SELECT "offset" + count, length(packet) FROM record WHERE topic = ? ORDER BY "offset" LIMIT ?
+SELECT "offset" + count, length(packet), time FROM record WHERE topic = ? ORDER BY "offset" LIMIT ?
 """
 _OLDEST_RECORDS = """
-SELECT name, "offset" + count, time, length(packet)
-FROM record CROSS JOIN topic ON topic.id = record.topic ORDER BY record.id LIMIT ?
+SELECT record.id, name, "offset" + count, time, length(packet)
+FROM record CROSS JOIN topic ON topic.id = record.topic WHERE record.id > ? ORDER BY record.id LIMIT ?
 """
 _ENDS = """
 SELECT (SELECT "offset" FROM record WHERE topic = ?1 ORDER BY "offset" LIMIT 1),
@@ -276,25 +276,29 @@ def first_records(
     """Yield the first records of a topic, at most `limit` from the file, then those that come."""
     left = limit
     with contextlib.closing(connection.execute(_FIRST_RECORDS, (topic.id, limit))) as rows:
-        for end, length in rows:
-            yield (topic, end, length + RECORD_OVERHEAD_BYTES, 0.0)
+        for end, length, moment in rows:
+            yield (topic, end, length + RECORD_OVERHEAD_BYTES, moment, 0)
             left -= 1
     if left:
         for record in coming:
-            yield (topic, record.end, record.size, record.time)
+            yield (topic, record.end, record.size, record.time, 0)
 
 
 def oldest_records(
-    connection: sqlite3.Connection, topics: Mapping[str, FileTopic], limit: int, coming: Iterable[Record]
+    connection: sqlite3.Connection,
+    topics: Mapping[str, FileTopic],
+    after: int,
+    limit: int,
+    coming: Iterable[Record],
 ) -> Generator[Kept, None, None]:
-    """Yield the oldest records of all topics, as `first_records` does."""
+    """Yield the oldest records of all topics after the one with an id, as `first_records` does."""
     left = limit
-    with contextlib.closing(connection.execute(_OLDEST_RECORDS, (limit,))) as rows:
-        for name, end, moment, length in rows:
-            yield (topics[name], end, length + RECORD_OVERHEAD_BYTES, moment)
+    with contextlib.closing(connection.execute(_OLDEST_RECORDS, (after, limit))) as rows:
+        for id_, name, end, moment, length in rows:
+            yield (topics[name], end, length + RECORD_OVERHEAD_BYTES, moment, id_)
             left -= 1
     if left:
         for record in coming:
             topic = topics[record.topic]
             if record.offset >= topic.first:
-                yield (topic, record.end, record.size, record.time)
+                yield (topic, record.end, record.size, record.time, 0)

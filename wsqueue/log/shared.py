@@ -98,6 +98,9 @@ MAX_NOTICES = 500
 """Records that one notice tells of; more go in another one."""
 
 
+MAX_AGED = 2_000
+"""Topics whose old messages one trim drops from the engine: each takes a request or two."""
+
 PURGE_PARTS = 16
 """Part of `max_bytes` after which a consumer that appends looks whether the log is too large."""
 
@@ -312,13 +315,16 @@ class SharedStore(TopicLogs):
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""
         super().trim()
-        dying = self._clock() - self._config.max_age_seconds / 2
-        pairs = 0
+        now = self._clock()
+        dying = now - self._config.max_age_seconds / 2
+        pairs, left = 0, MAX_AGED
         for name in list(self._ledger.topics):
             topic = self._topic(name)
             if topic.readers and topic.renewed < dying:
                 topic.proof = True
                 self._kick(topic)
+            elif topic.limits.own_age and left:
+                left -= self._trim_aged_in_engine(topic, now)
             pairs += len(topic.numbers)
             if pairs > MAX_NUMBERS and topic not in self._tasks:
                 pairs -= len(topic.numbers)
@@ -495,6 +501,9 @@ class SharedStore(TopicLogs):
     def _apply(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
         """Keep and deliver a record that somebody else appended."""
         records = topic.apply(seq, record)
+        topic.thin_marks(topic.limits)
+        # The consumer that appended it drops the records before.
+        topic.purge_below(topic.limits, self._clock())
         topic.known_at = self._clock()
         self._seen[topic.place.stream].note(seq)
         if topic.unnamed:
@@ -539,6 +548,7 @@ class SharedStore(TopicLogs):
             writer=self._writer,
             new_id=secrets.token_hex(8),
             max_age=self._config.max_age_seconds,
+            limits=topic.limits,
         )
         if proposal.record is None:
             self._health.succeed()
@@ -561,7 +571,10 @@ class SharedStore(TopicLogs):
         self._last_append_seconds = time.monotonic() - began
         self._append_seconds.observe(self._last_append_seconds)
         self._health.stored()
-        self._appended(topic, proposal, seq)
+        purge = self._appended(topic, proposal, seq)
+        if openings and purge is not None:
+            # So that a reader that begins at the earliest message gets none that is too old.
+            await asyncio.wait([purge])
         self._opened(topic, openings)
 
     async def _check_last(self, topic: SharedTopic) -> None:
@@ -586,8 +599,8 @@ class SharedStore(TopicLogs):
             if not opening.done():
                 opening.set_result(None)
 
-    def _appended(self, topic: SharedTopic, proposal: Proposal, seq: int) -> None:
-        """Keep the record of a proposal, and answer its chains."""
+    def _appended(self, topic: SharedTopic, proposal: Proposal, seq: int) -> asyncio.Task[None] | None:
+        """Keep the record of a proposal, and answer its chains; return the task that drops older records."""
         before, other = topic.id, topic.reborn
         outcomes = topic.appended(proposal, seq)
         topic.known_at = self._clock()
@@ -602,7 +615,7 @@ class SharedStore(TopicLogs):
             if outcome.record is not None:
                 self._keep(outcome.record)
         self._answer(topic, outcomes)
-        self._limit(topic, proposal.size)
+        return self._limit(topic, proposal.size)
 
     def _refuse(self, topic: SharedTopic, proposal: Proposal, reason: str) -> None:
         """Refuse the chains of a proposal that there is no room for.
@@ -726,15 +739,36 @@ class SharedStore(TopicLogs):
 
     # ---- limits
 
-    def _limit(self, topic: SharedTopic, size: int) -> None:
-        """Drop records of a topic that is too large, and see whether all are together."""
-        config = self._config
-        topic.thin_marks(config.max_bytes_per_topic, config.max_messages_per_topic)
-        if below := topic.purge_below(config.max_bytes_per_topic, config.max_messages_per_topic):
-            self._begin(self._purge_topic(topic, below))
+    def _limit(self, topic: SharedTopic, size: int) -> asyncio.Task[None] | None:
+        """Drop records of a topic that is too large, and see whether all are together.
+
+        Returns:
+            The task that drops records of the topic, None if none have to go.
+        """
+        topic.thin_marks(topic.limits)
+        below = topic.purge_below(topic.limits, self._clock())
+        purge = self._begin(self._purge_topic(topic, below)) if below else None
         self._appended_bytes += size
-        if self._appended_bytes > config.max_bytes // PURGE_PARTS:
+        if self._appended_bytes > self._config.max_bytes // PURGE_PARTS:
             self._purge_soon()
+        return purge
+
+    def _trim_aged_in_engine(self, topic: SharedTopic, now: float) -> bool:
+        """Drop records from the engine that are too old by the topic's own age; return True if there are any.
+
+        A topic that others append to is theirs. The newest record stays, so it must be an empty one before
+        the messages of the topic can go.
+        """
+        if not topic.known:
+            return False
+        if topic.outlived(topic.limits, now):
+            topic.proof = True
+            self._kick(topic)
+            return True
+        below = topic.purge_below(topic.limits, now)
+        if below:
+            self._begin(self._purge_topic(topic, below))
+        return bool(below)
 
     async def _purge_topic(self, topic: SharedTopic, below: int) -> None:
         try:

@@ -48,6 +48,7 @@ from .shared_record import (
 )
 from .store import AppendChain, Outcome
 from .topic import TopicLog
+from .topic_limits import TopicLimits
 
 MAX_RECORD_BYTES = 512 * 1024
 """Bytes of batches at which a record ends: its costs are small then, and an engine takes a few in a turn."""
@@ -66,6 +67,10 @@ OWED_SLACK = 100
 
 MARKS = 16
 """Parts of a topic's limit that are dropped at a time."""
+
+
+NO_LIMITS = TopicLimits(2**62, 2**62, math.inf)
+"""Limits that no topic reaches."""
 
 
 class Proposal(msgspec.Struct, gc=False):
@@ -111,11 +116,13 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
         seq: Sequence number of its record.
         offset: Offset of its first message.
         bytes: Bytes of all records of the log before it.
+        time: Unix time after which none of these were appended.
     """
 
     seq: int
     offset: int
     bytes: int
+    time: float
 
 
 class SharedTopic(TopicLog):
@@ -149,6 +156,7 @@ class SharedTopic(TopicLog):
         "_owed",
         "_table",
         "_table_bytes",
+        "_table_offset",
         "_table_time",
         "_told_bytes",
         "bytes_ever",
@@ -183,7 +191,7 @@ class SharedTopic(TopicLog):
     def _begin(self) -> None:
         """Know of no record."""
         self.id = ""
-        self.seq = self._table = self.bytes_ever = self._table_bytes = 0
+        self.seq = self._table = self.bytes_ever = self._table_bytes = self._table_offset = 0
         self._table_time = 0.0
         self.numbers: dict[str, int] = {}
         self._changed: dict[str, int] = {}
@@ -256,7 +264,9 @@ class SharedTopic(TopicLog):
         self.assigned = record.end
         return records_of(self.name, record)
 
-    def propose(self, now: float, *, writer: str, new_id: str, max_age: float) -> Proposal:
+    def propose(
+        self, now: float, *, writer: str, new_id: str, max_age: float, limits: TopicLimits
+    ) -> Proposal:
         """Judge the chains that wait, and return the record that stores them.
 
         Args:
@@ -264,6 +274,7 @@ class SharedTopic(TopicLog):
             writer: Id of this consumer.
             new_id: Id of the log if it begins now.
             max_age: Seconds after which records go.
+            limits: Limits of the topic.
         """
         outcomes: list[Outcome] = []
         owed = {publisher: 0 for publisher in self._owed if publisher not in self.numbers}
@@ -278,7 +289,7 @@ class SharedTopic(TopicLog):
             needed = needed or (outcome.code == "invalid" and draft.numbers.get(chain.publisher) == 0)
         if not needed:
             return Proposal(len(outcomes), outcomes)
-        shared = self._record(draft, writer, new_id, max_age)
+        shared = self._record(draft, writer, new_id, max_age, limits)
         return Proposal(len(outcomes), outcomes, shared, encode_record(shared), draft.size)
 
     def propose_moved(
@@ -310,7 +321,7 @@ class SharedTopic(TopicLog):
             draft.size += record.size
         draft.numbers = _with(draft.numbers, numbers)
         self.next = records[0].offset if records else end
-        shared = self._record(draft, writer, new_id, math.inf)
+        shared = self._record(draft, writer, new_id, math.inf, NO_LIMITS)
         return Proposal(0, [], shared, encode_record(shared), draft.size)
 
     def appended(self, proposal: Proposal, seq: int) -> list[Outcome]:
@@ -368,12 +379,29 @@ class SharedTopic(TopicLog):
                 for one in crowded_out(self._owed, MAX_PUBLISHERS):
                     del self._owed[one]
 
-    def purge_below(self, max_bytes: int, max_messages: int) -> int:
-        """Return the sequence number below which records exceed the limits of the topic, 0 if none do."""
+    def outlived(self, limits: TopicLimits, now: float) -> bool:
+        """Return True if all messages are too old, so that an empty record lets them be dropped.
+
+        Args:
+            limits: Limits of the topic, which has an age of its own.
+            now: Unix time.
+        """
+        return self.next > self._table_offset and self.time < now - limits.max_age_seconds
+
+    def purge_below(self, limits: TopicLimits, now: float) -> int:
+        """Return the sequence number below which records exceed the limits of the topic, 0 if none do.
+
+        Args:
+            limits: Limits of the topic.
+            now: Unix time.
+        """
         below = 0
+        oldest = now - limits.max_age_seconds if limits.own_age else -math.inf
         marks = self._marks
         while marks and (
-            self.bytes_ever - marks[0].bytes >= max_bytes or self.next - marks[0].offset >= max_messages
+            self.bytes_ever - marks[0].bytes >= limits.max_bytes
+            or self.next - marks[0].offset >= limits.max_messages
+            or marks[0].time < oldest
         ):
             mark = marks.popleft()
             # The first one has nothing before it.
@@ -408,14 +436,18 @@ class SharedTopic(TopicLog):
         draft.size += record.size
         return Outcome(chain, repeats, record)
 
-    def _record(self, draft: Draft, writer: str, new_id: str, max_age: float) -> SharedRecord:
+    def _record(
+        self, draft: Draft, writer: str, new_id: str, max_age: float, limits: TopicLimits
+    ) -> SharedRecord:
         """Return the record of a draft, as a table if one is due."""
         numbers, size = _with(self._changed, draft.numbers), self.bytes_ever + draft.size
         is_table = (
             not self._table
             or len(numbers) > MAX_CHANGES
             or size - self._table_bytes >= TABLE_RATIO * PUBLISHER_BYTES * len(self.numbers)
-            or self._table_time < draft.time - max_age / 2
+            or self._table_time < draft.time - min(max_age, limits.max_age_seconds) / 2
+            # A small table costs no more than the changes that any record may have.
+            or (len(self.numbers) <= MAX_CHANGES and self._is_part(limits, draft.time))
         )
         if is_table:
             numbers = _with(self.numbers, draft.numbers)
@@ -436,6 +468,14 @@ class SharedTopic(TopicLog):
             batches=draft.batches,
         )
 
+    def _is_part(self, limits: TopicLimits, now: float) -> bool:
+        """Return True if the records since the last table are a part of the limits that can be dropped."""
+        return (
+            self.next - self._table_offset >= max(1, limits.max_messages // MARKS)
+            or self.bytes_ever - self._table_bytes >= max(1, limits.max_bytes // MARKS)
+            or (limits.own_age and self._table_time < now - limits.max_age_seconds / MARKS)
+        )
+
     def _note(self, seq: int, record: SharedRecord) -> None:
         """Know the head of the next record."""
         if record.table:
@@ -444,21 +484,26 @@ class SharedTopic(TopicLog):
         else:
             self._mark(seq, record)
             self._table, self._table_bytes, self._table_time = seq, record.bytes, record.time
+            self._table_offset = record.offset
             self.numbers, self._changed = dict(record.numbers), {}
         self.id, self.seq, self.bytes_ever = record.log, seq, record.bytes
         self.time = record.time
 
     def _mark(self, seq: int, record: SharedRecord) -> None:
         size = sum(len(batch.packet) + RECORD_OVERHEAD_BYTES for batch in record.batches)
-        self._marks.append(Mark(seq, record.offset, record.bytes - size))
+        time = self.time if self.seq and record.before == self.seq else record.time
+        self._marks.append(Mark(seq, record.offset, record.bytes - size, time))
 
-    def thin_marks(self, max_bytes: int, max_messages: int) -> None:
+    def thin_marks(self, limits: TopicLimits) -> None:
         """Keep few marks: those that are a part of the limits apart."""
         marks = self._marks
         while len(marks) > 2:
             last, before = marks[-2], marks[-3]
-            near = last.bytes - before.bytes < max_bytes // MARKS
-            if not near or last.offset - before.offset >= max_messages // MARKS:
+            if (
+                last.bytes - before.bytes >= limits.max_bytes // MARKS
+                or last.offset - before.offset >= limits.max_messages // MARKS
+                or (limits.own_age and marks[-1].time - before.time >= limits.max_age_seconds / MARKS)
+            ):
                 return
             del marks[-2]
 

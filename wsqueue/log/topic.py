@@ -39,11 +39,12 @@ class TopicLog(TopicCounts):
         records: Records in memory, without holes from `first` to `next`.
         time: Unix time of the newest record.
         dropped: Records that were dropped and still have an entry in the order of all records.
+        passed: Entries in that order that have been passed over; as those of dropped records, its first ones.
         epoch: Number of the epoch of the last message before `next`, 0 without one.
         epoch_before: Number of the epoch of the last message before `first`, 0 if it is not known.
     """
 
-    __slots__ = ("assigned", "dropped", "epoch", "epoch_before", "records", "start", "time")
+    __slots__ = ("assigned", "dropped", "epoch", "epoch_before", "passed", "records", "start", "time")
 
     def __init__(self, name: str, start: int, next_offset: int, epoch: int = 0) -> None:
         super().__init__(name, next_offset)
@@ -51,7 +52,7 @@ class TopicLog(TopicCounts):
         self.assigned = next_offset
         self.records = NO_RECORDS
         self.time = 0.0
-        self.dropped = 0
+        self.dropped = self.passed = 0
         self.epoch = epoch
         self.epoch_before = 0
 

@@ -363,7 +363,7 @@ class Consumer:
                 connection.send_packet(shared)
 
     async def _close(self) -> None:
-        self.groups.close()
+        await self.groups.close()
         self.named_readers.close()
         try:
             await self.logs.close()

@@ -323,6 +323,11 @@ def is_pattern(text: str) -> bool:
     return bool(text) and "*" not in text[:-1]
 
 
+def matches(pattern: str, topic: str) -> bool:
+    """Return True if a topic is a pattern, or begins with one that has a `*` behind it."""
+    return topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
+
+
 def decode_claims(signed: bytes) -> Claims:
     """Decode the claims of a token.
 
@@ -338,9 +343,7 @@ def decode_claims(signed: bytes) -> Claims:
 
 
 def _allows(patterns: Sequence[str], name: str) -> bool:
-    return any(
-        name.startswith(pattern[:-1]) if pattern.endswith("*") else name == pattern for pattern in patterns
-    )
+    return any(matches(pattern, name) for pattern in patterns)
 
 
 _claims_decoder = msgspec.json.Decoder(Claims)

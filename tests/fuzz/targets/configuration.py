@@ -82,6 +82,7 @@ def seeds() -> Iterator[bytes]:
         yield text.encode()
         yield (text + 'local = true\npsk_file = "psk"\n[limits]\nmax_message_bytes = 1000\n').encode()
     yield (CONSUMER + '[retention]\nmode = "sqlite"\ndirectory = "d"\nmax_age_seconds = 5.5\n').encode()
+    yield (CONSUMER + '[[retention.topics]]\nmatch = "a/*"\nmax_messages_per_topic = 1\n').encode()
     yield (CONSUMER + '[tls]\ncertificate = "c"\nkey = "k"\nca = "a"\nclient_certificates = true\n').encode()
     yield (PRODUCER + '[monitoring]\nlisten = ["[::1]:1"]\npages = "all"\ntop_topics = 3\n').encode()
     text = (ROOT / "docs" / "configuration.md").read_text()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from wsqueue.config.check import check_addresses, check_servers, config_warnings
+from wsqueue.config.check import check_addresses, check_servers, check_topics, config_warnings
 from wsqueue.config.model import (
     ClientConfig,
     Config,
@@ -16,7 +16,9 @@ from wsqueue.config.model import (
     Monitoring,
     ProducerConfig,
     Retention,
+    RetentionMode,
     Tls,
+    TopicRetention,
 )
 from wsqueue.errors import ConfigError
 
@@ -229,3 +231,52 @@ def test_a_server_that_cannot_be_used(server: str, changes: dict[str, Any], prob
         check_servers(shared(first, server, **changes))
     assert caught.value.key == "retention.jetstream.servers[1]"
     assert caught.value.problem.startswith(f"{server!r} {problem}")
+
+
+def by_topic(*patterns: str, mode: RetentionMode = "memory", age: float = 7200.0) -> ConsumerConfig:
+    """Return a consumer with other limits for some topics."""
+    tables = tuple(TopicRetention(match=pattern, max_age_seconds=age) for pattern in patterns)
+    jetstream = JetStream(servers=["tls://nats-1:4222"]) if mode == "jetstream" else None
+    return consumer(
+        retention=Retention(mode=mode, jetstream=jetstream, max_age_seconds=3600.0, topics=tables)
+    )
+
+
+def test_good_limits_by_topic() -> None:
+    check_topics(by_topic())
+    check_topics(by_topic("news", "state/*", "*"))
+    check_topics(by_topic("news", mode="jetstream", age=3600.0))
+    check_topics(by_topic("news", mode="jetstream", age=0.5))
+
+
+@pytest.mark.parametrize("pattern", ["a*b", "**", "*a"])
+def test_a_pattern_with_a_star_before_its_end(pattern: str) -> None:
+    with pytest.raises(
+        ConfigError, match="has a \\* before its end: expected a topic, or its beginning"
+    ) as caught:
+        check_topics(by_topic("news", pattern))
+    assert caught.value.key == "retention.topics[1].match"
+
+
+def test_servers_cannot_keep_messages_of_some_topics_longer() -> None:
+    with pytest.raises(ConfigError, match="drop all messages after 3600 seconds: expected at most") as caught:
+        check_topics(by_topic("news", mode="jetstream"))
+    assert caught.value.key == "retention.topics[0].max_age_seconds"
+
+
+@pytest.mark.parametrize(
+    ("patterns", "index"),
+    [
+        (("state/*", "state/a"), 1),
+        (("a", "state/*", "state/a/*"), 2),
+        (("a", "a"), 1),
+        (("*", "a*"), 1),
+        (("state/a", "state/*", "state", "*"), None),
+        (("a", "a*"), None),
+    ],
+)
+def test_a_table_that_never_holds(patterns: tuple[str, ...], index: int | None) -> None:
+    found = config_warnings(by_topic(*patterns))
+    assert len(found) == (index is not None)
+    if index is not None:
+        assert found[0].startswith(f"retention.topics[{index}]: {patterns[index]!r} never holds, because ")

@@ -9,7 +9,15 @@ import pytest
 
 from wsqueue.config import model
 from wsqueue.config.load import MAX_FILE_BYTES, load_any_config, load_config
-from wsqueue.config.model import ClientConfig, Config, ConsumerConfig, Limits, ProducerConfig, role_of
+from wsqueue.config.model import (
+    MAX_TOPIC_TABLES,
+    ClientConfig,
+    Config,
+    ConsumerConfig,
+    Limits,
+    ProducerConfig,
+    role_of,
+)
 from wsqueue.protocol.keys import Order
 
 from ...support.config_files import CONSUMER, DEMO, PRODUCER, ConfigFile, refusal
@@ -67,6 +75,16 @@ class TestGoodFiles:
         assert f"expected {role_of(kind)!r}, found {role_of(type(config))!r}" in error.problem
 
 
+BY_TOPIC = """[[retention.topics]]
+match = "a"
+max_age_seconds = 1.5
+[[retention.topics]]
+match = "b"
+"""
+
+TOO_MANY = '[[retention.topics]]\nmatch = "a"\nmax_age_seconds = 1\n' * (MAX_TOPIC_TABLES + 1)
+
+
 class TestKeys:
     """Errors in keys and values."""
 
@@ -97,6 +115,54 @@ class TestKeys:
                 4,
                 "retention.jetstream.replica",
                 "unknown key: did you mean replicas?",
+            ),
+            (
+                CONSUMER + BY_TOPIC + "max_messages = 1\n",
+                8,
+                "retention.topics[1].max_messages",
+                "unknown key: did you mean max_messages_per_topic?",
+            ),
+            (
+                CONSUMER + BY_TOPIC + "max_messages_per_topic = 0\n",
+                8,
+                "retention.topics[1].max_messages_per_topic",
+                "expected int >= 1",
+            ),
+            (
+                CONSUMER + BY_TOPIC,
+                6,
+                "retention.topics[1]",
+                "expected max_bytes_per_topic, max_messages_per_topic or max_age_seconds beside match",
+            ),
+            (
+                CONSUMER + BY_TOPIC.replace('match = "b"', "max_age_seconds = 1"),
+                6,
+                "retention.topics[1].match",
+                "required and missing",
+            ),
+            (
+                CONSUMER + BY_TOPIC.replace('"b"', '"*b"') + "max_bytes_per_topic = 1\n",
+                7,
+                "retention.topics[1].match",
+                "'*b' has a * before its end: expected a topic, or its beginning and one *",
+            ),
+            (
+                CONSUMER + BY_TOPIC + "max_age_seconds = 1\n[retention]\nmax_age_seconds = 0\n",
+                10,
+                "retention.max_age_seconds",
+                "expected float > 0",
+            ),
+            (
+                CONSUMER + 'retention.topics = [{match = "a", max_age_seconds = 1}, {match = 1}]\n',
+                3,
+                "retention.topics[1].match",
+                "expected str",
+            ),
+            (
+                CONSUMER + f"[retention]\n{TOO_MANY}",
+                4,
+                "retention.topics",
+                f"array of length <= {MAX_TOPIC_TABLES}",
             ),
             (CONSUMER + "[limits]\nlocal = true\n", 4, "limits.local", "unknown key"),
             (DEMO + "[monitoring]\n", 4, "monitoring", "expected only for role consumer or producer"),

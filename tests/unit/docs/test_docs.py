@@ -30,18 +30,20 @@ from wsqueue.protocol.v2 import PACKETS, RefusalCode
 from wsqueue.report import report, stats, warnings
 from wsqueue.version import __version__
 
-TABLES = {
+TABLES: dict[str, type[msgspec.Struct]] = {
     "limits": Limits,
     "monitoring": model.Monitoring,
     "proxy": model.Proxy,
     "retention": model.Retention,
     "retention.jetstream": model.JetStream,
+    "retention.topics": model.TopicRetention,
     "tls": model.Tls,
 }
 TITLES = {
     "tls": "TLS",
     "retention": "Retention",
     "retention.jetstream": "A log that consumers share",
+    "retention.topics": "Retention by topic",
     "monitoring": "Monitoring",
     "proxy": "The nodes",
 }
@@ -70,8 +72,13 @@ def test_the_tables_of_the_configuration(table: str) -> None:
     found = rows(document, TITLES[table])
     documented = {row[0].strip("`"): row[1].strip("`") for row in found}
     assert set(documented) == set(TABLES[table].__struct_fields__)
-    for key, default in msgspec.structs.asdict(TABLES[table]()).items():
-        assert documented[key] == ("none" if default is None else msgspec.json.encode(default).decode())
+    for field in msgspec.structs.fields(TABLES[table]):
+        if field.required:
+            assert documented[field.name] == "required"
+            continue
+        default = field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
+        text = "none" if default is None else msgspec.json.encode(default).decode()
+        assert documented[field.name] == text
 
 
 def test_the_close_codes() -> None:

@@ -8,8 +8,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from wsqueue.groups.lending import Lending, Member, Terms
-from wsqueue.groups.state import Dying, GroupState, decode_state
+from wsqueue.groups.lending import Lending, Member, Offer, Terms
+from wsqueue.groups.state import MAX_STATE_BYTES, Dying, GroupState, decode_state
 
 MAX_DELIVERIES = 3
 numbers = st.integers(0, 40)
@@ -178,16 +178,35 @@ TestLending = Model.TestCase
 TestLending.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
 
 
+def offered(lending: Lending, end: int) -> Offer:
+    """Return what can be lent now."""
+    offer = lending.offer(end, 0.0)
+    assert offer is not None
+    return offer
+
+
 def test_a_message_that_failed_before_a_restart_is_offered_at_once() -> None:
     lending = Lending(GroupState("id", "log", 0))
     member = lending.join(Terms(1, 30, 5))
-    assert (offer := lending.offer(1, 0.0)) is not None
-    lending.lend(offer, 1, 0.0)
+    lending.lend(offered(lending, 1), 1, 0.0)
     lending.leave(member)
     again = Lending(decode_state(lending.state.encode()))
     again.join(Terms(1, 30, 5))
-    assert (offer := again.offer(1, 0.0)) is not None
+    offer = offered(again, 1)
     assert (offer.begin, offer.most, offer.deliveries) == (0, 1, 1)
+
+
+def test_a_state_that_is_full_grows_by_what_is_lent_only() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    lending.join(Terms(10, 30, 5))
+    lending.lend(offered(lending, 10**6), 10, 0.0)
+    for offset in range(20, 10**6, 2):
+        lending.done(offset, offset + 1)
+    assert lending.state.full
+    assert len(lending.state.encode()) < 2 * MAX_STATE_BYTES
+    lending.done(0, 10**6)
+    assert lending.state.floor == 10
+    assert lending.lent == 0
 
 
 def test_a_message_that_kills_its_worker_takes_no_other_to_the_dead_letters() -> None:

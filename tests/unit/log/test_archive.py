@@ -24,7 +24,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wsqueue.config.model import Retention
+from wsqueue.config.model import Retention, TopicRetention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.log import archive, database, database_file, ledger, queries, schema
 from wsqueue.log.archive import FILE_NAME, Archive
@@ -40,7 +40,7 @@ from wsqueue.log.records import (
 from wsqueue.log.schema import APPLICATION_ID
 from wsqueue.protocol.repeats import name_of
 
-from ...support.stores import limits
+from ...support.stores import Clock, limits
 
 pytestmark = pytest.mark.anyio
 
@@ -987,6 +987,27 @@ async def test_a_check_goes_in_small_steps(tmp_path: Path, monkeypatch: pytest.M
         left.append(kept.unchecked)
     kept.close()
     assert left == [80, 50, 20, 7, 3, 0]
+
+
+def test_a_commit_that_fails_drops_nothing_by_age(tmp_path: Path) -> None:
+    clock = Clock()
+    tables = [
+        TopicRetention(match="long", max_age_seconds=1000),
+        TopicRetention(match="short", max_age_seconds=8),
+    ]
+    kept = Database(tmp_path / FILE_NAME, limits(max_age_seconds=10, topics=tables), clock=clock)
+    kept.open()
+    kept.commit([record(topic, 0, at=clock.now) for topic in ("short", "other", "long")])
+    clock.now += 7
+    kept.commit([record("short", 1, at=clock.now)])
+    clock.now += 4
+    with pytest.raises(UnicodeEncodeError):
+        kept.commit([record("new", 0, at=clock.now, publisher="\ud800")])
+    kept.roll_back()
+    assert [one.topic for one in kept.records()] == ["short", "other", "long", "short"]
+    kept.commit([])
+    assert [(one.topic, one.offset) for one in kept.records()] == [("long", 0), ("short", 1)]
+    kept.close()
 
 
 @pytest.mark.parametrize("version", [1, 2])

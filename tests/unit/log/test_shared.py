@@ -9,14 +9,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import Clock, batch, delivered
-from wsqueue.config.model import JetStream, Retention
-from wsqueue.log import shared_topic
+from wsqueue.config.model import JetStream, Retention, TopicRetention
+from wsqueue.log import shared, shared_topic
 from wsqueue.log.engine import Place, Stored, Unanswered, place_of
 from wsqueue.log.records import Record
 from wsqueue.log.shared import SharedStore
@@ -585,6 +585,236 @@ def test_the_oldest_records_of_a_topic_are_dropped() -> None:
         other = await Node(log).open()
         assert codes(await other.publish(batch(200, 199))) == ["repeat"]
         assert codes(await other.publish(batch(201, 200))) == ["stored"]
+
+    run(test)
+
+
+def full(log: FakeLog, topic: str) -> bool:
+    """Return True if the engine has messages of a topic."""
+    return any(record.batches for record in records_in(log, topic))
+
+
+async def earliest(node: Node, topic: str) -> list[str]:
+    """Return the texts that a reader gets who begins at the earliest message."""
+    log = await node.read_from(topic)
+    found = texts_of(await node.store.read(log, node.store.earliest(log), 2**20)) if log.next else []
+    node.store.reading(topic, -1)
+    return found
+
+
+def test_a_topic_that_keeps_its_last_message_has_no_other_one_in_the_engine() -> None:
+    """Its records are tables: each lets the one before go."""
+
+    async def test(log: FakeLog) -> None:
+        tables = (TopicRetention(match="state/*", max_messages_per_topic=1),)
+        node = await Node(log, topics=tables).open()
+        for number in range(1, 11):
+            for topic in ("state/a", "other"):
+                await node.publish(append_one(topic, packed(str(number)), f"p{number % 3}", number))
+        await until(lambda: len(records_in(log, "state/a")) == 1)
+        assert len(records_in(log, "other")) == 10
+        other = await Node(log, topics=tables).open()
+        assert await earliest(other, "state/a") == await earliest(node, "state/a") == ["10"]
+        assert len(await earliest(other, "other")) == 10
+        # All publishers are still known.
+        again = [append_one("state/a", packed("x"), f"p{number % 3}", number) for number in (8, 9, 10)]
+        assert codes(await other.publish(*again)) == ["repeat"] * 3
+
+    run(test)
+
+
+def test_a_consumer_that_has_only_read_drops_what_others_have_left() -> None:
+    async def test(log: FakeLog) -> None:
+        tables = (TopicRetention(match="state", max_messages_per_topic=1),)
+        node, reader = [await Node(log, topics=tables).open() for _ in range(2)]
+        await reader.read_from("state")
+        for number in range(1, 50):
+            await node.publish(append_one("state", packed(str(number)), "p", number))
+        await until(lambda: reader.texts("state")[-1:] == ["49"])
+        purges = reader.engine.purges
+        assert codes(await reader.publish(append_one("state", packed("50"), "p", 50))) == ["stored"]
+        await until(lambda: reader.engine.purges == purges + 1)
+        assert await earliest(node, "state") == ["50"]
+
+    run(test)
+
+
+def test_an_age_of_a_topic_is_held_by_whoever_appends() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        tables = (TopicRetention(match="short", max_age_seconds=160),)
+        node = await Node(log, clock, topics=tables).open()
+        for number in range(1, 101):
+            clock.now += 10
+            for topic in ("short", "long"):
+                await node.publish(append_one(topic, packed(str(number)), f"p{number % 30}", number))
+        await until(lambda: len(records_in(log, "short")) < 20)
+        # None goes too early, and none is there for more than a sixteenth longer.
+        assert clock.now - 170 <= records_in(log, "short")[0].time <= clock.now - 160
+        assert len(records_in(log, "long")) == 100
+
+    run(test)
+
+
+def test_old_messages_of_a_topic_go_when_no_more_come() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        tables = (TopicRetention(match="short*", max_age_seconds=100),)
+        node = await Node(log, clock, topics=tables).open()
+        for topic in ("short1", "short2", "long"):
+            await node.publish(*(batch(number, topic=topic) for number in (1, 2, 3)))
+        clock.now += 101
+        node.store.trim()
+        await until(lambda: not full(log, "short1") and not full(log, "short2"))
+        (record,) = records_in(log, "short1")
+        # An empty record stays, so that offsets and numbers go on.
+        assert (record.batches, record.offset) == ([], 3)
+        assert codes(await node.publish(batch(3, topic="short1"))) == ["repeat"]
+        assert len(records_in(log, "long")) == 1
+        appends = node.engine.appends
+        for _ in range(3):
+            clock.now += 101
+            node.store.trim()
+            await node.store.settle()
+            for _ in range(100):
+                await asyncio.sleep(0)
+        assert node.engine.appends == appends
+        (outcome,) = await node.publish(batch(4, 3, topic="short2"))
+        assert outcome.record is not None
+        assert outcome.record.offset == 3
+
+    run(test)
+
+
+def test_a_trim_drops_old_messages_of_few_topics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared, "MAX_AGED", 2)
+
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        node = await Node(log, clock, topics=(TopicRetention(match="*", max_age_seconds=100),)).open()
+        topics = [str(number) for number in range(5)]
+        await node.publish(*(batch(1, topic=topic) for topic in topics))
+        clock.now += 101
+        counts = []
+        for _ in range(3):
+            node.store.trim()
+            for _ in range(100):
+                await asyncio.sleep(0)
+            counts.append(sum(full(log, topic) for topic in topics))
+        assert counts == [3, 1, 0]
+
+    run(test)
+
+
+def test_a_topic_that_others_append_to_is_theirs() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        tables = (TopicRetention(match="short", max_age_seconds=100),)
+        before, after = [await Node(log, clock, topics=tables).open() for _ in range(2)]
+        await before.publish(batch(1, topic="short"))
+        clock.now += 60
+        await after.publish(batch(2, 1, topic="short"))
+        clock.now += 60
+        for node in (before, after):
+            node.store.trim()
+            for _ in range(100):
+                await asyncio.sleep(0)
+        assert (before.engine.appends, before.engine.purges) == (1, 0)
+        assert [record.offset for record in records_in(log, "short")] == [1]
+        clock.now += 60
+        before.store.trim()
+        after.store.trim()
+        await until(lambda: not full(log, "short"))
+        assert before.engine.appends == 1
+
+    run(test)
+
+
+def test_a_reader_gets_no_old_messages_of_a_topic_that_no_consumer_knew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        tables = (TopicRetention(match="short", max_age_seconds=100),)
+        node = await Node(log, clock, topics=tables).open()
+        await node.publish(*(batch(number, topic="short") for number in (1, 2, 3)))
+        await node.store.close()
+        clock.now += 101
+        other = await Node(log, clock, topics=tables).open()
+        purge = other.engine.purge
+
+        async def slowly(place: Place, below: int) -> None:
+            for _ in range(100):
+                await asyncio.sleep(0)
+            await purge(place, below)
+
+        monkeypatch.setattr(other.engine, "purge", slowly)
+        assert await earliest(other, "short") == []
+        await other.publish(batch(4, 3, topic="short"))
+        assert await earliest(other, "short") == ["4.0"]
+
+    run(test)
+
+
+def test_other_tables_hold_from_a_reload_on_for_what_comes() -> None:
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        node = await Node(log, clock).open()
+        await node.publish(*(batch(number, topic=topic) for topic in "ab" for number in (1, 2)))
+        tables = (
+            TopicRetention(match="a", max_messages_per_topic=1),
+            TopicRetention(match="b", max_age_seconds=100),
+        )
+        node.store.reconfigure(shared_limits(topics=tables))
+        await node.publish(batch(3, topic="a"))
+        clock.now += 101
+        node.store.trim()
+        await until(lambda: not full(log, "b"))
+        assert await earliest(node, "a") == ["3.0"]
+        assert await earliest(node, "b") == []
+
+    run(test)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([0, 3, 11, 40, 170]))),
+    st.sampled_from([1, 3, 40, 1000]),
+    st.sampled_from([16.0, 160.0, 86_400.0]),
+    st.booleans(),
+)
+@example([(0, 1, 11), (0, 1, 0), (0, 2, 11)], 40, 16.0, True)
+def test_limits_by_topic_drop_no_message_too_early_and_none_too_late(
+    steps: list[tuple[int, int, int]], most: int, age: float, alone: bool
+) -> None:
+    """At one consumer to a sixteenth of each limit; another that goes on may keep messages longer.
+
+    Each step sends some messages, through one consumer or the other, and lets some time pass.
+    """
+
+    async def test(log: FakeLog) -> None:
+        clock = Clock()
+        tables = (TopicRetention(match="own", max_messages_per_topic=most, max_age_seconds=age),)
+        nodes = [await Node(log, clock, topics=tables).open() for _ in range(2)]
+        times: list[float] = []
+        for which, count, seconds in steps:
+            node = nodes[0 if alone else which]
+            for _ in range(count):
+                times.append(clock.now)
+                await node.publish(append_one("own", packed("x"), "p", len(times)))
+            clock.now += seconds
+            for one in nodes:
+                one.store.trim()
+            for _ in range(200):
+                await asyncio.sleep(0)
+            kept = {
+                offset for record in records_in(log, "own") for offset in range(record.offset, record.end)
+            }
+            end = len(times)
+            assert {at for at in range(max(0, end - most), end) if times[at] >= clock.now - age} <= kept
+            if alone:
+                assert min(kept, default=end) >= end - most * 17 / 16
+                assert all(times[at] >= clock.now - age * 17 / 16 for at in kept)
 
     run(test)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
+import tracemalloc
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from wsqueue.log import ledger, logs
+from wsqueue.config.model import Retention, TopicRetention
+from wsqueue.log import database, ledger, logs
 from wsqueue.log.records import RECORD_OVERHEAD_BYTES, TOPIC_OVERHEAD_BYTES, Record
 from wsqueue.log.store import AppendChain, Outcome
 from wsqueue.protocol.packed import Headers, Packed
@@ -321,6 +323,184 @@ class TestLimits:
             assert logs.store.log_status().limit_bytes == 2**40
 
 
+class TestLimitsByTopic:
+    """The first table that matches a topic changes its limits, in a file as in memory."""
+
+    @pytest.fixture(autouse=True, params=[0, 2**30])
+    def cache(self, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("wsqueue.log.sqlite.CACHE_BYTES", request.param)
+
+    async def test_the_first_table_that_matches_holds(self, mode: str) -> None:
+        tables = [
+            TopicRetention(match="state/a", max_messages_per_topic=2),
+            TopicRetention(match="state/*", max_messages_per_topic=1),
+            TopicRetention(match="*", max_bytes_per_topic=3 * SIZE + 30),
+        ]
+        async with running(mode, max_messages_per_topic=5, topics=tables) as logs:
+            for topic in ("state/a", "state/b", "state", "other"):
+                for _ in range(4):
+                    await logs.publish_all(topic, "x" * 100)
+            kept = {topic: await logs.kept(topic) for topic in ("state/a", "state/b", "state", "other")}
+            assert kept == {"state/a": [2, 3], "state/b": [3], "state": [1, 2, 3], "other": [1, 2, 3]}
+            # Limits that a table does not give are those of all topics.
+            await logs.publish_all("state/b", *"vwxyz")
+            await logs.publish_all("other", *"vwxyz")
+            assert (await logs.kept("state/b"), await logs.kept("other")) == ([*range(4, 9)], [*range(4, 9)])
+
+    async def test_a_shorter_age(self, mode: str) -> None:
+        tables = [TopicRetention(match="short", max_age_seconds=10)]
+        async with running(mode, max_age_seconds=100, topics=tables) as logs:
+            for topic in ("long", "short", "long", "short"):
+                await logs.publish_all(topic, "x")
+                logs.clock.now += 4
+            await logs.trimmed(long=[0, 1], short=[1])
+            logs.clock.now += 7
+            # An append is enough, as for the age of all topics.
+            await logs.publish_all("long", "x")
+            await logs.trimmed(long=[0, 1, 2], short=[])
+            await logs.publish_all("short", "x")
+            assert await logs.kept("short") == [2]
+            logs.clock.now += 90
+            await logs.trimmed(long=[2], short=[])
+
+    async def test_a_longer_age_holds_nobody_up(self, mode: str) -> None:
+        tables = [TopicRetention(match="long*", max_age_seconds=1000)]
+        async with running(mode, max_age_seconds=10, topics=tables) as logs:
+            for topic in ("long", "short", "long", "longer", "short"):
+                await logs.publish_all(topic, "x")
+            logs.clock.now += 11
+            await logs.trimmed(long=[0, 1], longer=[0], short=[])
+            for topic in ("short", "long"):
+                await logs.publish_all(topic, "x")
+            logs.clock.now += 11
+            await logs.trimmed(long=[0, 1, 2], longer=[0], short=[])
+            logs.clock.now += 979
+            await logs.trimmed(long=[2], longer=[], short=[])
+            logs.clock.now += 12
+            await logs.trimmed(long=[], longer=[], short=[])
+
+    async def test_the_oldest_of_all_topics_go_first(self, mode: str) -> None:
+        """Also those that were passed over because their topic keeps them longer."""
+        tables = [TopicRetention(match="long", max_age_seconds=1000)]
+        room = 4 * SIZE + 30 + 2 * TOPIC_OVERHEAD_BYTES
+        async with running(mode, max_age_seconds=10, max_bytes=room, topics=tables) as logs:
+            for topic in ("long", "long", "a"):
+                await logs.publish_all(topic, "x" * 100)
+            logs.clock.now += 11
+            await logs.trimmed(long=[0, 1], a=[])
+            for topic in ("a", "a", "long"):
+                await logs.publish_all(topic, "x" * 100)
+            assert (await logs.kept("long"), await logs.kept("a")) == ([1, 2], [1, 2])
+            await logs.publish_all("a", "x" * 100)
+            await logs.publish_all("a", "x" * 100)
+            assert (await logs.kept("long"), await logs.kept("a")) == ([2], [2, 3, 4])
+
+    async def test_dropped_records_among_those_that_were_passed_over(self, mode: str) -> None:
+        tables = [
+            TopicRetention(match="state", max_messages_per_topic=1, max_age_seconds=1000),
+            TopicRetention(match="long", max_age_seconds=1000),
+        ]
+        async with running(mode, max_age_seconds=10, topics=tables) as logs:
+            for topic in ("long", "state", "a", "long", "state"):
+                await logs.publish_all(topic, "x" * 100)
+            logs.clock.now += 11
+            await logs.trimmed(long=[0, 1], state=[1], a=[])
+            room = SIZE + 30 + TOPIC_OVERHEAD_BYTES
+            logs.store.reconfigure(msgspec.structs.replace(logs.config, max_bytes=room))
+            await logs.trimmed(long=[], state=[1])
+
+    async def test_records_after_all_others_have_gone(self, mode: str) -> None:
+        """A file gives their ids again, and they must not pass for those that were passed over."""
+        tables = [TopicRetention(match="long", max_age_seconds=20)]
+        async with running(mode, max_age_seconds=10, topics=tables) as logs:
+            for _ in range(5):
+                await logs.publish_all("long", "x")
+            logs.clock.now += 11
+            await logs.trimmed(long=[*range(5)])
+            logs.clock.now += 11
+            await logs.trimmed(long=[])
+            await logs.publish_all("short", "x")
+            logs.clock.now += 11
+            await logs.trimmed(short=[])
+
+    async def test_tables_hold_from_a_reload_on(self, mode: str) -> None:
+        async with running(mode, max_age_seconds=10) as logs:
+
+            def reload(*tables: TopicRetention) -> None:
+                logs.store.reconfigure(msgspec.structs.replace(logs.config, topics=tables))
+
+            await logs.stored(*(append_one(topic, packed("x")) for topic in "abababc"))
+            reload(TopicRetention(match="a", max_messages_per_topic=1))
+            await logs.trimmed(a=[2], b=[0, 1, 2], c=[0])
+            reload(
+                TopicRetention(match="b", max_age_seconds=30), TopicRetention(match="*", max_age_seconds=5)
+            )
+            logs.clock.now += 6
+            await logs.trimmed(a=[], b=[0, 1, 2], c=[])
+            await logs.publish_all("a", "x", "y")
+            logs.clock.now += 11
+            await logs.trimmed(a=[], b=[0, 1, 2])
+            # Those that were passed over are as old as they are.
+            reload()
+            await logs.trimmed(b=[])
+            await logs.publish_all("a", "x", "y")
+            assert await logs.kept("a") == [5, 6]
+
+    async def test_they_hold_from_a_restart_on(self, mode: str, tmp_path: Path) -> None:
+        async with running(mode, tmp_path) as logs:
+            await logs.stored(*(append_one(topic, packed("x")) for topic in "abab"))
+        clock = Clock()
+        clock.now += 20
+        tables = [
+            TopicRetention(match="a", max_messages_per_topic=1),
+            TopicRetention(match="b", max_age_seconds=10),
+        ]
+        async with running(mode, tmp_path, clock, topics=tables) as logs:
+            await logs.trimmed(a=[1], b=[])
+
+    async def test_topics_that_have_gone_are_forgotten(
+        self, mode: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """However long their messages might have stayed."""
+        monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 100)
+        tables = [TopicRetention(match="*", max_age_seconds=10**8)]
+        topics = 5_000
+        async with running(mode, max_bytes=10_000, topics=tables) as logs:
+            tracemalloc.start()
+            try:
+                for number in range(topics):
+                    logs.store.append([append_one(f"{'x' * 200}{number}", packed("x"))])
+                    if not number % 1000:
+                        await logs.store.settle()
+                        await asyncio.sleep(0)
+                await logs.store.settle()
+                logs.outcomes.clear()
+                assert tracemalloc.get_traced_memory()[0] < 1_500_000
+            finally:
+                tracemalloc.stop()
+
+    async def test_much_is_dropped_in_steps(self, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(database, "TRIM_RECORDS", 3)
+        monkeypatch.setattr(logs, "AGED_RECORDS", 3)
+        monkeypatch.setattr(database, "DUE_TOPICS", 2)
+        tables = [
+            TopicRetention(match="short*", max_age_seconds=10),
+            TopicRetention(match="long*", max_age_seconds=1000),
+        ]
+        async with running(mode, max_age_seconds=50, topics=tables) as running_logs:
+            topics = [f"{name}{number}" for name in ("long", "short", "other") for number in range(5)]
+            for _ in range(3):
+                await running_logs.stored(*(append_one(topic, packed("x")) for topic in topics))
+            running_logs.clock.now += 11
+            for expected in ([0, 1, 2], []):
+                for _ in range(20):
+                    running_logs.store.trim()
+                kept = {topic: [] if topic.startswith("short") else [0, 1, 2] for topic in topics}
+                kept |= {topic: expected for topic in topics if topic.startswith("other")}
+                await running_logs.trimmed(**kept)
+                running_logs.clock.now += 50
+
+
 class TestForgottenTopics:
     """A topic without messages may be forgotten, its offsets must not come again."""
 
@@ -429,6 +609,18 @@ class KeptBatch(msgspec.Struct):
     time: float
 
 
+TABLES = st.lists(
+    st.builds(
+        TopicRetention,
+        match=st.sampled_from(["a", "b", "a*", "c*", "*"]),
+        max_bytes_per_topic=st.none() | st.integers(400, 2000),
+        max_messages_per_topic=st.integers(1, 6),
+        max_age_seconds=st.none() | st.sampled_from([3.0, 10.0, 30.0]),
+    ),
+    max_size=3,
+)
+
+
 class Model(RuleBasedStateMachine):
     """Any history of a store, next to one list in which the oldest come first."""
 
@@ -443,9 +635,12 @@ class Model(RuleBasedStateMachine):
         return self.runner.run(work)
 
     @initialize(
-        messages=st.integers(1, 6), topic_bytes=st.integers(400, 2000), all_bytes=st.integers(1000, 8000)
+        messages=st.integers(1, 6),
+        topic_bytes=st.integers(400, 2000),
+        all_bytes=st.integers(1000, 8000) | st.just(30_000),
+        tables=TABLES,
     )
-    def begin(self, messages: int, topic_bytes: int, all_bytes: int) -> None:
+    def begin(self, messages: int, topic_bytes: int, all_bytes: int, tables: list[TopicRetention]) -> None:
         self.directory = tempfile.TemporaryDirectory()
         self.clock = Clock()
         self.limits = limits(
@@ -455,6 +650,7 @@ class Model(RuleBasedStateMachine):
             max_bytes_per_topic=topic_bytes,
             max_messages_per_topic=messages,
             max_age_seconds=10,
+            topics=tables,
         )
         self.order: list[KeptBatch] = []
         self.used: dict[str, int] = {}
@@ -522,6 +718,14 @@ class Model(RuleBasedStateMachine):
             # Its thread may not have begun the trim before, and would do it by the new time.
             self.trim()
 
+    @rule(tables=TABLES)
+    def reload(self, tables: list[TopicRetention]) -> None:
+        self.limits = msgspec.structs.replace(self.limits, topics=tuple(tables))
+        self.logs.store.reconfigure(self.limits)
+        for topic in "abc":
+            self._trim_topic(topic)
+        self.trim()
+
     @rule()
     def trim(self) -> None:
         self._trim()
@@ -562,22 +766,43 @@ class Model(RuleBasedStateMachine):
         self.order.append(KeptBatch(one.topic, record.offset, record.count, size, record.time))
         self._trim_topic(one.topic)
 
+    def _limits_of(self, topic: str) -> Retention:
+        """Return the limits of a topic, whose name has one character."""
+        for table in self.limits.topics:
+            if table.match in (topic, f"{topic}*", "*"):
+                fields = msgspec.structs.asdict(table).items()
+                own = {key: value for key, value in fields if value is not None and key != "match"}
+                return msgspec.structs.replace(self.limits, **own)
+        return self.limits
+
     def _trim_topic(self, topic: str) -> None:
         mine = [kept for kept in self.order if kept.topic == topic]
+        limits = self._limits_of(topic)
         while len(mine) > 1 and (
-            sum(kept.size for kept in mine) > self.limits.max_bytes_per_topic
-            or sum(kept.count for kept in mine) > self.limits.max_messages_per_topic
+            sum(kept.size for kept in mine) > limits.max_bytes_per_topic
+            or sum(kept.count for kept in mine) > limits.max_messages_per_topic
         ):
             self.order.remove(mine.pop(0))
 
     def _trim(self) -> None:
-        oldest = self.clock.now - self.limits.max_age_seconds
+        """Drop all that is too old by an age of its topic, then the oldest of all, or what is too old."""
+        ages = {topic: self._limits_of(topic).max_age_seconds for topic in "abc"}
+        own = {topic for topic in ages if ages[topic] != self.limits.max_age_seconds}
+        self.order = [
+            kept
+            for kept in self.order
+            if kept.topic not in own or kept.time >= self.clock.now - ages[kept.topic]
+        ]
         while self.order:
             topics = {kept.topic for kept in self.order}
             size = sum(kept.size for kept in self.order) + len(topics) * TOPIC_OVERHEAD_BYTES
-            if size <= self.limits.max_bytes and self.order[0].time >= oldest:
+            if size > self.limits.max_bytes:
+                self.order.pop(0)
+                continue
+            oldest = next((kept for kept in self.order if kept.topic not in own), None)
+            if oldest is None or oldest.time >= self.clock.now - self.limits.max_age_seconds:
                 break
-            self.order.pop(0)
+            self.order.remove(oldest)
 
     def _offsets(self, topic: str) -> list[int]:
         mine = [kept for kept in self.order if kept.topic == topic]
@@ -600,8 +825,10 @@ class Model(RuleBasedStateMachine):
         assert status.topics <= len(topics) + ledger.MAX_EMPTY_TOPICS + 3
 
 
-def test_any_history(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With few empty topics, so that some are forgotten."""
+@pytest.mark.parametrize("cache_bytes", [0, 2**30])
+def test_any_history(mode: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With few empty topics, so that some are forgotten, and with a cache before the file and without."""
+    monkeypatch.setattr("wsqueue.log.sqlite.CACHE_BYTES", cache_bytes)
     monkeypatch.setattr(ledger, "MAX_EMPTY_TOPICS", 3)
 
     class OfMode(Model):

@@ -103,6 +103,7 @@ FIRING: list[tuple[str, str, dict[str, str]]] = [
     ("WsqueueSubscribersSlow", CONSUMER, {"wsqueue_slow_subscribers": "1x500"}),
     ("WsqueueSubscribersMissMessages", CONSUMER, {"wsqueue_gaps_total": RISING}),
     ("WsqueueSubscribersMissMessages", CONSUMER, {"wsqueue_subscribers_closed_slow_total": RISING}),
+    ("WsqueueGroupsMissMessages", CONSUMER, {"wsqueue_group_messages_gone_total": RISING}),
     ("WsqueueWrongKey", PRODUCER, {'wsqueue_hellos_refused_total{reason="wrong_answer"}': "0+3x500"}),
     ("WsqueueLogFailing", CONSUMER, {"wsqueue_log_failing": "1x500"}),
     (

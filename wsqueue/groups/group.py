@@ -141,6 +141,7 @@ class Group:
         # Numbers of the last dead letter that the kept state names, and of the last one that was published.
         self._named = self._submitted = 0
         self._complaint = ""
+        self._over = False
         self._timer: Timer | None = None
         self._turn: asyncio.Handle | None = None
         logs.reading(topic, 1)
@@ -148,8 +149,7 @@ class Group:
     # ---- members
 
     def join(self, connection: Connection, packet: v2.Join) -> None:
-        """Take a member, once the state is known; a member that joins again has other terms from then on."""
-        self.leave(connection)
+        """Take a member, once the state is known."""
         others = len(self._members) + len(self._joining)
         if others >= MAX_MEMBERS:
             self._refuse(connection, "full", f"the group has {others} members, and may have no more")
@@ -574,8 +574,10 @@ class Group:
         self._end()
 
     def _end(self) -> None:
-        """Let go of everything."""
-        self._lending = None
+        """Let go of everything, once."""
+        if self._over:
+            return
+        self._over, self._lending = True, None
         if self._timer is not None:
             self._timer.cancel()
         if self._turn is not None:

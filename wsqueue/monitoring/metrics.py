@@ -355,6 +355,42 @@ METRICS = (
         "gaps",
         "Gaps that v2 subscribers were told of: the log had dropped messages before they were read.",
     ),
+    _counter(
+        "wsqueue_group_messages_lent_total",
+        "consumer",
+        "group_deliveries",
+        "Messages lent to members of worker groups, counted again each time.",
+    ),
+    _counter(
+        "wsqueue_group_messages_lent_again_total",
+        "consumer",
+        "group_redeliveries",
+        "Messages lent that were lent before.",
+    ),
+    _counter(
+        "wsqueue_group_leases_over_total",
+        "consumer",
+        "leases_over",
+        "Messages that a member of a worker group had for too long.",
+    ),
+    _counter(
+        "wsqueue_group_messages_gone_total",
+        "consumer",
+        "group_gone",
+        "Messages that the log dropped before a worker group had done them.",
+    ),
+    _counter(
+        "wsqueue_groups_restarted_total",
+        "consumer",
+        "groups_restarted",
+        "Worker groups that began at the earliest message, because the log is another one.",
+    ),
+    _counter(
+        "wsqueue_dead_letters_total",
+        "consumer",
+        "dead_letters",
+        "Messages that worker groups have given up.",
+    ),
     _log(
         "wsqueue_log_bytes",
         "Size of the logs of all topics.",

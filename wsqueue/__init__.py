@@ -4,6 +4,7 @@ import logging
 
 from .client.client import Client, connect
 from .client.group import GroupMessage, GroupSubscription
+from .client.reader import ReaderMessage, ReaderSubscription
 from .client.subscription import Subscription
 from .client.values import Gap, Message, Position
 from .config.model import ClientConfig, Limits, Tls
@@ -44,6 +45,8 @@ __all__ = [
     "Position",
     "PreSharedKey",
     "PublishError",
+    "ReaderMessage",
+    "ReaderSubscription",
     "Subscription",
     "Tls",
     "Token",

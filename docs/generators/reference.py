@@ -31,8 +31,8 @@ ROLES = tuple(
 
 NAMES = {
     "Connect": ("connect",),
-    "Publish and subscribe": ("Client", "Subscription", "GroupSubscription"),
-    "Messages": ("Message", "Gap", "Position", "GroupMessage"),
+    "Publish and subscribe": ("Client", "Subscription", "ReaderSubscription", "GroupSubscription"),
+    "Messages": ("Message", "Gap", "Position", "ReaderMessage", "GroupMessage"),
     "Errors": (
         "WsqueueError",
         "ConfigError",
@@ -62,6 +62,8 @@ METHODS = {
         "lost_in_flight",
     ),
     "Subscription": ("__aenter__", "__anext__", "close"),
+    "ReaderSubscription": ("__anext__", "flush"),
+    "ReaderMessage": ("done", "done_nowait"),
     "GroupSubscription": ("__anext__", "flush"),
     "GroupMessage": ("done", "done_nowait", "again", "reject", "extend"),
 }
@@ -195,10 +197,11 @@ def _class(name: str, kind: Any) -> Iterator[str]:
         yield ""
     elif issubclass(kind, enum.Enum):
         yield "\n".join(f"- `{name}.{member.name}`: `{member.value!r}`" for member in kind) + "\n"
-    methods = METHODS.get(name, ())
+    methods: tuple[str, ...] = METHODS.get(name, ())
     if issubclass(kind, msgspec.Struct):
-        methods = tuple(method for method, value in vars(kind).items() if isinstance(value, property))
-    for method in methods:
+        properties = (method for method, value in vars(kind).items() if isinstance(value, property))
+        methods = (*methods, *properties)
+    for method in dict.fromkeys(methods):
         value = inspect.getattr_static(kind, method)
         if isinstance(value, classmethod):
             value = getattr(kind, method)

@@ -213,6 +213,30 @@ async def test_a_reload_with_another_age(cluster: Cluster) -> None:
         await client.publish(TOPICS[0], "still there")
 
 
+async def test_a_named_reader_goes_on_at_another_consumer(cluster: Cluster) -> None:
+    topic = TOPICS[0]
+    async with asyncio.timeout(30), cluster.client() as client:
+        await client.publish(topic, *(f"{number}" for number in range(6)))
+        async with client.subscribe(topic, reader="r") as subscription:
+            messages = [await anext(subscription) for _ in range(5)]
+            await messages[1].done()
+            await cluster.consumers[0].crash()
+            # The other consumer keeps it now.
+            await messages[3].done()
+            assert (await anext(subscription)).data == "5"
+        rest = [one.data async for one in client.subscribe(topic, reader="r", follow=False)]
+        assert rest == ["4", "5"]
+        await cluster.consumers[0].restart()
+        # Both have it under way, and the furthest counts.
+        async with (
+            client.subscribe(topic, reader="r") as one,
+            client.subscribe(topic, reader="r") as two,
+        ):
+            await anext(one)
+            await asyncio.gather((await anext(one)).done(), (await anext(two)).done())
+        assert [one.data async for one in client.subscribe(topic, reader="r", follow=False)] == []
+
+
 @pytest.fixture
 def short_takeover(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the times of coordinators."""

@@ -26,6 +26,7 @@ secrets = st.binary(min_size=32, max_size=32)
 numbers = st.integers(1, 4) | st.integers(1, MAX_NUMBER) | st.just(MAX_NUMBER)
 offsets = st.just(0) | numbers
 logs = st.text(st.characters(exclude_categories=["Cs"]), max_size=64)
+names = st.from_regex(v2.GROUP_PATTERN.removesuffix("\\Z"), fullmatch=True)
 times = st.floats(0, MAX_NUMBER) | st.sampled_from([0.0, float(MAX_NUMBER)])
 
 json_values: st.SearchStrategy[Any] = st.recursive(
@@ -98,6 +99,7 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Subscribe, utf8_text, st.just("offset"), st.none() | logs, offsets),
     st.builds(v2.Subscribe, utf8_text, st.just("time"), st.none(), st.none(), times),
     st.builds(v2.Subscribe, utf8_text, st.just("last"), count=numbers),
+    st.builds(v2.Subscribe, utf8_text, st.just("earliest"), reader=names),
     st.builds(v2.Subscribed, utf8_text, logs, offsets, offsets),
     st.builds(v2.Unsubscribe, utf8_text),
     st.builds(v2.Unsubscribed, utf8_text),
@@ -106,6 +108,8 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
         *(utf8_text, offsets, utf8_text, chains(offsets)),
     ),
     st.builds(v2.Gap, utf8_text, offsets, st.none() | numbers),
+    st.builds(v2.Commit, utf8_text, names, logs, offsets),
+    st.builds(v2.Committed, utf8_text, names, logs, offsets),
     st.builds(v2.Draining, st.floats(0, 3600)),
     st.builds(v2.Log, logs.filter(bool), st.booleans()),
     st.builds(v2.AskReport),

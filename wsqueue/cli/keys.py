@@ -85,7 +85,7 @@ def _write(secret: str, output: Path | None) -> None:
     "groups",
     metavar="GROUP",
     multiple=True,
-    help="Worker group that may be joined on those topics; several times for more.",
+    help="Worker group that may be joined, or name of a reader, on those topics; several times for more.",
 )
 @click.option("--status", is_flag=True, help="Reports may be read.")
 @output_option

@@ -35,6 +35,7 @@ from .group import GroupFeed, GroupSubscription, join_packet
 from .link import ClientSettings
 from .owner import Owner
 from .publisher import PublisherLink
+from .reader import ReaderFeed, ReaderMessage, ReaderSubscription, check_reader
 from .subscription import Subscription
 from .values import Gap, Message, Start, belongs_to_one_topic
 
@@ -319,12 +320,39 @@ class Client:
         auto_done: bool = False,
     ) -> GroupSubscription: ...
 
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        /,
+        *,
+        reader: str,
+        start: Literal["earliest", "latest"] = "earliest",
+        follow: bool = True,
+        on_gap: Literal["raise"] = "raise",
+        auto_done: bool = False,
+    ) -> ReaderSubscription[ReaderMessage]: ...
+
+    @overload
+    def subscribe(
+        self,
+        topic: str,
+        /,
+        *,
+        reader: str,
+        start: Literal["earliest", "latest"] = "earliest",
+        follow: bool = True,
+        on_gap: Literal["yield"],
+        auto_done: bool = False,
+    ) -> ReaderSubscription[ReaderMessage | Gap]: ...
+
     def subscribe(
         self,
         *topics: str,
         start: Start | None = None,
         follow: bool = True,
         on_gap: Literal["raise", "yield"] = "raise",
+        reader: str | None = None,
         group: str | None = None,
         prefetch: int = PREFETCH,
         lease_seconds: float = LEASE_SECONDS,
@@ -336,18 +364,22 @@ class Client:
 
         If consumers share a log, it goes on at another one while the topic's own is away.
 
+        With a reader, the log keeps how far it has come in one topic: messages have `done`, and whoever comes
+        back under its name goes on behind the last message that is done. Each reader gets all messages.
+
         With a group, its members share the messages of one topic: each message is lent to one member at a
         time, until one says that it is done (docs/groups.md). The arguments behind `group` are for that.
 
         Args:
-            topics: At least one, and just one with a group.
+            topics: At least one, and just one with a reader or a group.
             start: Where to begin, by default at the latest message. An offset or a position belongs to one
                 topic; -20 begins with the last 20 messages of each topic, or as many of them as are kept. A
-                group that is new begins at the earliest message by default, and one that is not new goes on
-                where it was.
+                reader or a group that is new begins at the earliest message by default, and one that is not
+                new goes on where it was.
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
+            reader: Name of a reader, of the same form as that of a group.
             group: Name of a worker group: 1 to 64 letters, digits, `.`, `_` and `-`.
             prefetch: Messages that this member has at most at a time, 1 to 10,000.
             lease_seconds: Seconds after which a message that it has taken and not settled is lent to another
@@ -355,7 +387,7 @@ class Client:
             max_deliveries: Deliveries after which a message is given up, and becomes a dead letter.
             order_key: Name of a header: of messages with the same value there, one is lent at a time, in the
                 order of the topic. All members name the same.
-            auto_done: True if a message is done once the next one is asked for.
+            auto_done: True if a message of a reader or a group is done once the next one is asked for.
 
         Raises:
             InvalidMessage: A topic is longer than the nodes accept, or is not text.
@@ -372,8 +404,8 @@ class Client:
         for topic in topics:
             encode_topic(topic, self._settings.config.limits)
         if group is not None:
-            if len(topics) > 1 or not follow or on_gap != "raise":
-                raise ValueError("a group has one topic, and neither follow nor on_gap")
+            if len(topics) > 1 or not follow or on_gap != "raise" or reader is not None:
+                raise ValueError("a group has one topic, and neither follow nor on_gap nor a reader")
             join = join_packet(
                 topics[0],
                 group,
@@ -386,10 +418,16 @@ class Client:
             group_feed = GroupFeed(home_of(topics[0], self._settings), self._settings, join)
             self._feeds.add(group_feed)
             return GroupSubscription(group_feed, self._owner, auto_done=auto_done)
-        start = "latest" if start is None else start
-        check_start(start)
         if on_gap not in ("raise", "yield"):
             raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")
+        if reader is not None:
+            start = "earliest" if start is None else start
+            reader_feed = self._reader_feed(topics, reader, start)
+            return ReaderSubscription(
+                reader_feed, self._owner, follow=follow, on_gap=on_gap, auto_done=auto_done
+            )
+        start = "latest" if start is None else start
+        check_start(start)
         if belongs_to_one_topic(start) and len(set(topics)) > 1:
             raise ValueError(
                 "an offset belongs to one topic, and there are several: expected 'latest', 'earliest', a"
@@ -398,6 +436,14 @@ class Client:
         feed = Feed(dict.fromkeys(topics), self._settings, start)
         self._feeds.add(feed)
         return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
+
+    def _reader_feed(self, topics: Sequence[str], reader: str, start: Start) -> ReaderFeed:
+        check_reader(reader, start)
+        if len(topics) > 1:
+            raise ValueError(f"a reader has one topic, and there are {len(topics)}: expected one")
+        feed = ReaderFeed(topics[0], self._settings, start, reader)
+        self._feeds.add(feed)
+        return feed
 
     async def close(self, *, confirm: bool = True) -> None:
         """Close every connection, after all published messages are confirmed.

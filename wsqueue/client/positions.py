@@ -8,7 +8,7 @@
 A topic begins at the start that the application chose, until a consumer has answered once. From then on its
 position is the id of the log's epoch and the offset of the next message. A position that was asked for stays
 until a message or a gap has come, because a connection that breaks between `subscribed` and a gap must not
-hide the gap.
+hide the gap. So does the start of a named reader, which the consumer looks up again.
 
 A consumer that has forgotten a publisher may store a batch twice. So the number of the last batch of each
 publisher on each topic is kept, and a batch that is not after it is dropped, alone or at the front of its
@@ -41,7 +41,8 @@ class TopicPosition(msgspec.Struct):
         offset: Offset of the next message.
         end: Offset after the last message that was published before the consumer answered.
         delivered: True once the consumer has answered on this connection.
-        asked: The position that was asked for, while only the answer has come.
+        asked: The position that was asked for, or the start of a named reader, while only the answer has
+            come.
     """
 
     start: Start
@@ -49,14 +50,20 @@ class TopicPosition(msgspec.Struct):
     offset: int = 0
     end: int = 0
     delivered: bool = False
-    asked: Position | None = None
+    asked: Start | None = None
 
 
 class Positions:
-    """Ask a consumer for topics, and turn its packets into new messages and gaps."""
+    """Ask a consumer for topics, and turn its packets into new messages and gaps.
 
-    def __init__(self, topics: Iterable[str], start: Start) -> None:
-        self._start = start
+    Args:
+        topics: The topics.
+        start: Where they begin.
+        reader: Name of the reader, None for a subscriber without a name.
+    """
+
+    def __init__(self, topics: Iterable[str], start: Start, reader: str | None = None) -> None:
+        self._start, self._reader = start, reader
         self._topics = {topic: TopicPosition(start) for topic in topics}
         self._repeats = Repeats()
 
@@ -72,7 +79,7 @@ class Positions:
 
     def requests(self) -> list[v2.Subscribe]:
         """Return the packets that ask for all topics, each at its position."""
-        return [_request(name, topic) for name, topic in self._topics.items()]
+        return [_request(name, topic, self._reader) for name, topic in self._topics.items()]
 
     def keep_first(self) -> list[str]:
         """Deliver the first topic only, as a classic connection does; return the others."""
@@ -97,8 +104,10 @@ class Positions:
             elif isinstance(event, v2.Subscribed) and event.topic in self._topics:
                 topic = self._topics[event.topic]
                 start = _start_of(topic)
-                topic.asked = start if isinstance(start, Position) else None
-                topic.log, topic.offset, topic.end = event.log, event.offset, event.end
+                topic.asked = start if isinstance(start, Position) or self._reader is not None else None
+                if not topic.delivered or topic.log != event.log:
+                    topic.end = event.end
+                topic.log, topic.offset = event.log, event.offset
                 topic.delivered = True
             elif isinstance(event, v2.Gap) and event.topic in self._topics:
                 topic = self._topics[event.topic]
@@ -142,10 +151,10 @@ def _start_of(topic: TopicPosition) -> Start:
     return Position(topic.log, topic.offset) if topic.log else topic.start
 
 
-def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
+def _request(name: str, topic: TopicPosition, reader: str | None) -> v2.Subscribe:
     start = _start_of(topic)
     if isinstance(start, Position):
-        return v2.Subscribe(name, "offset", log=start.log, offset=start.offset)
+        return v2.Subscribe(name, "offset", log=start.log, offset=start.offset, reader=reader)
     if isinstance(start, int):
         if start < 0:
             return v2.Subscribe(name, "last", count=-start)
@@ -153,4 +162,4 @@ def _request(name: str, topic: TopicPosition) -> v2.Subscribe:
     if isinstance(start, datetime):
         # Before 1970 there were no messages, and the protocol has no times.
         return v2.Subscribe(name, "time", time=max(0.0, start.timestamp()))
-    return v2.Subscribe(name, start)
+    return v2.Subscribe(name, start, reader=reader)

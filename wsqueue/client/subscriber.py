@@ -63,6 +63,7 @@ class SubscriberLink(ClientLink):
         settings: Those of the client.
         start: Where the topics begin.
         feed: Gets the messages.
+        reader: Name under which the consumer keeps how far the subscriber has come, None without that.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class SubscriberLink(ClientLink):
         *,
         start: Start,
         feed: Receiver,
+        reader: str | None = None,
     ) -> None:
         consumers = settings.config.subscribe_addresses
         address = consumer = consumers[home]
@@ -82,8 +84,10 @@ class SubscriberLink(ClientLink):
         super().__init__([address], settings)
         self._home, self._consumers, self._settings = home, consumers, settings
         self._start, self._feed = start, feed
-        self._unable = self._not_allowed = ""
-        self._positions = Positions(topics, start)
+        self._unable = ""
+        self._refusal: tuple[type[ConnectError], str] | None = None
+        self._reader = reader
+        self._positions = Positions(topics, start, reader)
         others = [index for index, other in enumerate(consumers) if consumers.index(other) == index != home]
         self._order = failover_order(topics[0], others)
         self._failover: Failover | None = None
@@ -113,7 +117,8 @@ class SubscriberLink(ClientLink):
     def gives_up(self) -> bool:
         """Return True if the home cannot begin where it is asked to, or refuses for good."""
         active = self._failover is not None and self._failover.active
-        return bool(self._unable or self._not_allowed) or (not active and super().gives_up)
+        refused = bool(self._unable) or self._refusal is not None
+        return refused or (not active and super().gives_up)
 
     def start(self) -> None:
         """Start connecting, unless the link is started or belongs to another process."""
@@ -121,7 +126,7 @@ class SubscriberLink(ClientLink):
             known = self._settings.shared_log
             self._failover = Failover(self._home, self._order, known, self._now())
             self._tried.clear()
-            self._not_allowed = ""
+            self._refusal = None
             self._steer()
         super().start()
 
@@ -134,14 +139,16 @@ class SubscriberLink(ClientLink):
         """Raise if trying longer would not help.
 
         Raises:
-            ConnectError: The consumer keeps no messages to begin with, or as for every link.
+            ConnectError: The consumer keeps no messages to begin with, or no more names of readers, or as for
+                every link.
             AuthenticationError: As for every link.
             NotAllowedError: As for every link, or the consumer refuses a topic.
         """
         if self._unable:
             raise ConnectError(self._unable)
-        if self._not_allowed:
-            raise NotAllowedError(self._not_allowed)
+        if self._refusal is not None:
+            kind, text = self._refusal
+            raise kind(text)
         if self._failover is None or not self._failover.hopeful:
             super().raise_if_hopeless()
 
@@ -238,12 +245,20 @@ class SubscriberLink(ClientLink):
                 self._steer()
         # Until all topics have begun, their answers must not wait behind messages of other topics.
         if connection is not None and connection is self._subscribed and self.ready:
-            self._feed.inbox.pause_if_full(connection)
+            self._pause_if_full(connection)
+
+    def _pause_if_full(self, connection: Connection) -> None:
+        """Take no more messages while too many wait for the application."""
+        self._feed.inbox.pause_if_full(connection)
 
     def _refuse(self, topic: str, code: str, connection: Connection) -> None:
         """End the subscription, because a consumer refuses a topic."""
         who = str(self._credential) or "this client"
-        self._not_allowed = f"{who} may not subscribe to {topic!r} ({code})"
+        name = "" if self._reader is None else f" as the reader {self._reader!r}"
+        if code == "full":
+            self._refusal = ConnectError, f"no place for {topic!r}{name}: there are too many names ({code})"
+        else:
+            self._refusal = NotAllowedError, f"{who} may not subscribe to {topic!r}{name} ({code})"
         connection.close(CloseCode.NORMAL)
 
     def _steer(self) -> None:
@@ -294,7 +309,7 @@ class SubscriberLink(ClientLink):
             self._feed.add_links(self._home, self._positions.keep_first(), self._start)
         if self._was_up:
             # A link that reconnects while the application is stuck must not add a read each time.
-            self._feed.inbox.pause_if_full(connection)
+            self._pause_if_full(connection)
         self._was_up = True
 
     def _end(self, index: int) -> None:

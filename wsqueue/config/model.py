@@ -268,8 +268,8 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
             `clients.<name>`.
         publish: Topics that they may publish to; `orders/*` stands for all that begin with `orders/`.
         subscribe: Topics that they may subscribe to.
-        groups: Worker groups that they may join, on those topics; `billing-*` stands for all that begin with
-            `billing-`.
+        groups: Worker groups that they may join, and names of readers that they may have, on those topics;
+            `billing-*` stands for all that begin with `billing-`.
         status: Whether they may read reports.
         not_before: Unix time since which tokens of the key are taken; those made before are revoked.
         max_connections: Maximum number of their connections to this node.

@@ -57,7 +57,8 @@ class Token(PreSharedKey):
             publish: Topics that may be published to, as far as the key may: `orders/*` stands for all that
                 begin with `orders/`.
             subscribe: Topics that may be subscribed to, as far as the key may.
-            groups: Worker groups that may be joined on those topics, as far as the key may.
+            groups: Worker groups that may be joined, and names of readers, on those topics, as far as the key
+                may.
             status: Whether reports may be read, if the key may.
             seconds: How long it lasts.
             now: Unix time at which it begins, by default that of this host.

@@ -142,6 +142,12 @@ class Client:
             return ""
         return self._refuse(f"{self.identity} may not join the group {group!r}")
 
+    def reads_as(self, reader: str) -> str:
+        """Return why it may not read under a name, "" if it may."""
+        if self.identity.may_join(reader):
+            return ""
+        return self._refuse(f"{self.identity} may not read as {reader!r}")
+
     def unsubscribes(self, topic: str) -> None:
         """Note that it has given up a topic."""
         if topic in self._subscribed:

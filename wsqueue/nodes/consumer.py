@@ -24,6 +24,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import ClassVar
 
 import msgspec
@@ -54,6 +55,7 @@ from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .clients import Clients
 from .memberships import GROUP_PACKETS, Memberships
+from .named_readers import NamedReaders, NamedSubscriptions
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
@@ -121,6 +123,7 @@ class Consumer:
         classic: Sends messages to the classic subscribers.
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         groups: The worker groups that have members.
+        named_readers: The readers whose positions are kept, as far as connections use them.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -154,6 +157,7 @@ class Consumer:
         self.logs.index.limit = config.limits.max_index_bytes
         self.subscribers = Subscribers(self.logs.index)
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
+        self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.
@@ -242,6 +246,7 @@ class Consumer:
         await self.logs.settle()
         await self.classic.settle()
         await self.groups.settle()
+        await self.named_readers.settle()
 
     async def stop(self) -> None:
         """Close the logs of the topics; that goes on when it is cancelled, and another call waits for it."""
@@ -359,6 +364,7 @@ class Consumer:
 
     async def _close(self) -> None:
         await self.groups.close()
+        self.named_readers.close()
         try:
             await self.logs.close()
         except WsqueueError as error:
@@ -512,6 +518,7 @@ class SubscribeEndpoint(Handler):
         self._readers: dict[str, Reader] = {}
         # None for nearly all, because it takes memory.
         self._memberships: Memberships | None = None
+        self._named: NamedSubscriptions | None = None
         self._turns = ReaderTurns(consumer.cutting)
         self._refused = self._classic = False
 
@@ -537,10 +544,12 @@ class SubscribeEndpoint(Handler):
         """Subscribe and unsubscribe; close the connection on any other packet."""
         for event in events:
             if isinstance(event, v2.Subscribe):
-                if self._not_allowed(connection, event.topic):
+                if self._not_allowed(connection, event.topic, event.reader):
                     connection.send_packet(v2.Unsubscribed(event.topic, "not_allowed"))
                 else:
                     self._subscribe(connection, event)
+            elif isinstance(event, v2.Commit):
+                self._commit(connection, event)
             elif isinstance(event, v2.Unsubscribe):
                 self._unsubscribe(event.topic)
                 if (client := self._consumer.clients.of(connection)) is not None:
@@ -571,8 +580,7 @@ class SubscribeEndpoint(Handler):
         self._consumer.peers.discard(connection)
         self._consumer.subscribers.remove(self)
         self._drop_readers()
-        if self._memberships is not None:
-            self._memberships.leave_all()
+        self._leave_all()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
             self._consumer.counters["slow_subscribers"] += 1
 
@@ -582,8 +590,7 @@ class SubscribeEndpoint(Handler):
         reason = f"there is no room for more, and this connection has the most: {len(self._readers)}"
         connection.fail(CloseCode.TOO_MANY_SUBSCRIPTIONS, reason)
         self._drop_readers()
-        if self._memberships is not None:
-            self._memberships.leave_all()
+        self._leave_all()
 
     def _drop_readers(self) -> None:
         """Unsubscribe from all topics, some in each turn of the loop."""
@@ -591,6 +598,13 @@ class SubscribeEndpoint(Handler):
             self._unsubscribe(topic)
         if self._readers:
             asyncio.get_running_loop().call_soon(self._drop_readers)
+
+    def _leave_all(self) -> None:
+        """Leave all groups, and use no name of a reader any more."""
+        if self._memberships is not None:
+            self._memberships.leave_all()
+        if self._named is not None:
+            self._named.leave_all()
 
     def _memberships_of(self, connection: Connection) -> Memberships:
         consumer = self._consumer
@@ -605,40 +619,74 @@ class SubscribeEndpoint(Handler):
             )
         return self._memberships
 
-    def _not_allowed(self, connection: Connection, topic: str) -> str:
+    def _named_of(self, connection: Connection) -> NamedSubscriptions:
+        if self._named is None:
+            consumer = self._consumer
+            self._named = NamedSubscriptions(connection, self, consumer.named_readers, consumer.subscribers)
+        return self._named
+
+    def _not_allowed(self, connection: Connection, topic: str, reader: str | None = None) -> str:
         """Return why a subscription is not allowed, "" if it is; a refusal is counted and logged."""
         client = self._consumer.clients.of(connection)
         problem = "" if client is None else client.subscribes(topic)
+        if client is not None and not problem and reader is not None:
+            problem = client.reads_as(reader)
         if problem:
             self._consumer.clients.note_refusal(connection, topic, problem)
         return problem
 
-    def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
-        consumer = self._consumer
+    def _commit(self, connection: Connection, packet: v2.Commit) -> None:
+        """Keep how far a named reader has come, whether it is subscribed now or not."""
         if self._refused:
             return
-        if consumer.too_long(packet.topic):
-            connection.fail(CloseCode.TOPIC_TOO_LONG, f"at most {consumer.max_topic_bytes} bytes")
+        named = self._named_of(connection)
+        if not named.uses(packet.topic, packet.reader):
+            if self._not_allowed(connection, packet.topic, packet.reader):
+                connection.send_packet(v2.Unsubscribed(packet.topic, "not_allowed"))
+                return
+            if self._consumer.too_long(packet.topic):
+                self._say_too_long(connection)
+                return
+        named.commit(packet)
+
+    def _say_too_long(self, connection: Connection) -> None:
+        connection.fail(CloseCode.TOPIC_TOO_LONG, f"at most {self._consumer.max_topic_bytes} bytes")
+
+    def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
+        if self._refused:
+            return
+        if self._consumer.too_long(packet.topic):
+            self._say_too_long(connection)
         elif len(self._readers) >= MAX_TOPICS_PER_CONNECTION:
             connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {MAX_TOPICS_PER_CONNECTION}")
         else:
             self._unsubscribe(packet.topic)
-            # First, so that empty topics make room.
-            consumer.subscribers.add(self, connection, packet.topic)
-            reader = Reader(
-                connection,
-                consumer.logs,
-                packet,
-                counters=consumer.counters,
-                behind=consumer.behind,
-                turns=self._turns,
-            )
-            self._readers[reader.topic] = reader
-            consumer.readers.subscribe(reader.topic, reader)
-            reader.catch_up()
-            consumer.subscribers.relieve()
+            if packet.reader is None:
+                self._begin(connection, packet)
+            else:
+                begin = partial(self._begin, connection)
+                self._named_of(connection).subscribe(packet, packet.reader, begin)
+
+    def _begin(self, connection: Connection, packet: v2.Subscribe) -> None:
+        consumer = self._consumer
+        # First, so that empty topics make room.
+        consumer.subscribers.add(self, connection, packet.topic)
+        reader = Reader(
+            connection,
+            consumer.logs,
+            packet,
+            counters=consumer.counters,
+            behind=consumer.behind,
+            turns=self._turns,
+        )
+        self._readers[reader.topic] = reader
+        consumer.readers.subscribe(reader.topic, reader)
+        reader.catch_up()
+        consumer.subscribers.relieve()
 
     def _unsubscribe(self, topic: str) -> None:
+        if self._named is not None:
+            self._named.end(topic)
         reader = self._readers.pop(topic, None)
         if reader is not None:
             self._consumer.readers.unsubscribe(topic, reader)

@@ -42,7 +42,8 @@ class Rights(msgspec.Struct, frozen=True):
     Attributes:
         publish: Topics that may be published to; `orders/*` stands for all that begin with `orders/`.
         subscribe: Topics that may be subscribed to.
-        groups: Worker groups that may be joined, on topics that may be subscribed to; patterns as for topics.
+        groups: Worker groups that may be joined, and names of readers, on topics that may be subscribed to;
+            patterns as for topics.
         status: True if reports may be read.
     """
 
@@ -76,7 +77,7 @@ class Identity(msgspec.Struct, frozen=True):
         return all(_allows(rights.subscribe, topic) for rights in self.rights)
 
     def may_join(self, group: str) -> bool:
-        """Return True if it may join a worker group, on a topic that it may subscribe to."""
+        """Return True if it may join a worker group, or read as a reader with that name, on its topics."""
         return all(_allows(rights.groups, group) for rights in self.rights)
 
     @property
@@ -102,7 +103,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         who: Its user.
         publish: Topics that may be published to, as far as the key may.
         subscribe: Topics that may be subscribed to, as far as the key may.
-        groups: Worker groups that may be joined, as far as the key may.
+        groups: Worker groups that may be joined, and names of readers, as far as the key may.
         status: True if reports may be read, if the key may.
     """
 

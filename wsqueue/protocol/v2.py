@@ -71,7 +71,7 @@ MAX_GROUP_CHARACTERS = 64
 """Length of the name of a group, which is a part of the topic of its dead letters."""
 
 GROUP_PATTERN = f"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_GROUP_CHARACTERS - 1}}}\\Z"
-"""Form of the name of a group: it is a part of a topic's name, of labels of metrics and of commands."""
+"""Form of the name of a group or a reader: it is a part of a topic's name, of labels and of commands."""
 
 GroupName = Annotated[str, msgspec.Meta(pattern=GROUP_PATTERN)]
 
@@ -244,6 +244,8 @@ class Subscribe(
         offset: Offset of the next message that is wanted.
         time: Unix time in seconds.
         count: Number of messages before the end of the topic.
+        reader: Name under which the consumer keeps how far this reader has come. It begins there, unless it
+            asks for an `offset`, or is new.
     """
 
     topic: str
@@ -252,6 +254,7 @@ class Subscribe(
     offset: Offset | None = None
     time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
     count: Number | None = None
+    reader: GroupName | None = None
 
     def __post_init__(self) -> None:
         """Refuse a start whose field is missing.
@@ -265,6 +268,8 @@ class Subscribe(
             raise ValueError("`time` goes with the start `time`")
         if (self.start == "last") != (self.count is not None):
             raise ValueError("`count` goes with the start `last`")
+        if self.reader is not None and self.start in ("time", "last"):
+            raise ValueError("`reader` goes with the starts `earliest`, `latest` and `offset`")
 
 
 class Subscribed(msgspec.Struct, tag_field="t", tag="subscribed", frozen=True):
@@ -350,6 +355,38 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True):
     topic: str
     offset: Offset
     missed: Number | None
+
+
+class Commit(msgspec.Struct, tag_field="t", tag="commit", frozen=True):
+    """Say that a named reader is done with all messages before a position (client to consumer).
+
+    Attributes:
+        topic: Any topic.
+        reader: Name of the reader.
+        log: Id of the log's epoch in which the messages were read.
+        offset: Offset of the first message that is not done.
+    """
+
+    topic: str
+    reader: GroupName
+    log: LogId
+    offset: Offset
+
+
+class Committed(msgspec.Struct, tag_field="t", tag="committed", frozen=True):
+    """Confirm a `Commit`, and all before it of the same reader on this connection (consumer to client).
+
+    Attributes:
+        topic: As in the `Commit`.
+        reader: As in the `Commit`.
+        log: As in the `Commit`.
+        offset: As in the `Commit`.
+    """
+
+    topic: str
+    reader: GroupName
+    log: LogId
+    offset: Offset
 
 
 class Join(msgspec.Struct, tag_field="t", tag="join", frozen=True, omit_defaults=True):
@@ -531,6 +568,8 @@ Packet = (
     | Unsubscribed
     | Deliver
     | Gap
+    | Commit
+    | Committed
     | Join
     | Joined
     | Lend

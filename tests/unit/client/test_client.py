@@ -32,7 +32,7 @@ def client(**limits: int) -> wsqueue.Client:
         (("news",), -(2**53), "-9007199254740992 is not a start: .* -1 to -9007199254740991 for the last"),
         (("news",), wsqueue.Position("log", 2**53), "9007199254740992 is not an offset"),
         (("news",), wsqueue.Position("log", -1), "-1 is not an offset"),
-        *((("news",), start, "is not a start") for start in ("foo", "3", 1.5, True, None)),
+        *((("news",), start, "is not a start") for start in ("foo", "3", 1.5, True)),
     ],
 )
 def test_subscriptions_that_cannot_be(topics: tuple[str, ...], start: Start, problem: str) -> None:

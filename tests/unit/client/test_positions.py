@@ -226,3 +226,33 @@ def test_the_first_batches_of_a_chain_are_dropped_if_they_came_before(
     ]
     (request,) = positions.requests()
     assert request.offset == end
+
+
+def test_a_named_reader_is_looked_up_until_something_has_come() -> None:
+    """A connection that breaks behind `subscribed` must not hide a gap."""
+    positions = Positions(["news"], "earliest", "r")
+    start = v2.Subscribe("news", "earliest", reader="r")
+    assert positions.requests() == [start]
+    positions.receive([v2.Subscribed("news", "log", 7, 9)])
+    positions.connection_lost()
+    assert positions.requests() == [start]
+    assert positions.receive([v2.Subscribed("news", "log", 7, 9), v2.Gap("news", 8, 1)]) == [Gap("news", 1)]
+    positions.connection_lost()
+    assert positions.requests() == [v2.Subscribe("news", "offset", "log", 8, reader="r")]
+    positions.receive([v2.Subscribed("news", "log", 8, 9), deliver(8, "a")])
+    positions.connection_lost()
+    assert positions.requests() == [v2.Subscribe("news", "offset", "log", 9, reader="r")]
+
+
+@pytest.mark.parametrize(
+    ("again", "at_end"),
+    [
+        (v2.Subscribed("news", "log", 1, 9), True),
+        # That of another log is another one.
+        (v2.Subscribed("news", "other", 1, 9), False),
+    ],
+)
+def test_the_end_stays_when_a_subscription_begins_again(again: v2.Subscribed, at_end: bool) -> None:
+    positions = subscribed("news", offset=0, end=2)
+    positions.receive([deliver(0, "a"), again, deliver(1, "b")])
+    assert positions.at_end is at_end

@@ -114,6 +114,10 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Subscribe("x", "time", time=1.5), {"t": "subscribe", "topic": "x", "start": "time", "time": 1.5}),
     (v2.Subscribe("x", "last", count=7), {"t": "subscribe", "topic": "x", "start": "last", "count": 7}),
     (
+        v2.Subscribe("x", "offset", "a", 5, reader="r"),
+        {"t": "subscribe", "topic": "x", "start": "offset", "log": "a", "offset": 5, "reader": "r"},
+    ),
+    (
         v2.Subscribed("x", "abc", 0, v2.MAX_NUMBER),
         {"t": "subscribed", "topic": "x", "log": "abc", "offset": 0, "end": 2**53 - 1},
     ),
@@ -127,6 +131,14 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (v2.Gap("news", 3, 2), {"t": "gap", "topic": "news", "offset": 3, "missed": 2}),
     (v2.Gap("news", 3, None), {"t": "gap", "topic": "news", "offset": 3, "missed": None}),
+    (
+        v2.Commit("x", "r", "abc", 7),
+        {"t": "commit", "topic": "x", "reader": "r", "log": "abc", "offset": 7},
+    ),
+    (
+        v2.Committed("x", "r", "abc", 7),
+        {"t": "committed", "topic": "x", "reader": "r", "log": "abc", "offset": 7},
+    ),
     (
         v2.Join("jobs", "g", 100, 30.0, 5),
         {"t": "join", **PLACE, "prefetch": 100, "lease_seconds": 30.0, "max_deliveries": 5},
@@ -370,6 +382,9 @@ def test_what_is_not_a_secret(secret: object) -> None:
         ({"t": "subscribe", "topic": "x", "start": "offset", "offset": 1, "time": 1}, "`time` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "last"}, "`count` goes with the start `last`"),
         ({"t": "subscribe", "topic": "x", "start": "last", "count": 0}, "$.count"),
+        ({"t": "subscribe", "topic": "x", "start": "last", "count": 1, "reader": "r"}, "`reader` goes with"),
+        ({"t": "subscribe", "topic": "x", "start": "time", "time": 1, "reader": "r"}, "`reader` goes with"),
+        ({"t": "subscribe", "topic": "x", "reader": ""}, "$.reader"),
         ({"t": "subscribe", "topic": "x", "start": "earliest", "count": 1}, "`count` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "last", "count": 1, "offset": 1}, "`offset` goes with"),
         ({"t": "subscribe", "topic": "x", "start": "yesterday"}, "$.start"),

@@ -49,6 +49,9 @@ async def test_the_hash_is_that_of_the_nodes(tabs: Tabs) -> None:
         limit = rng.choice([0x7F, 0xD7FF, 0x10FFFF])
         points = (rng.randrange(limit + 1) for _ in range(rng.randrange(40)))
         topics.append("".join(chr(point) for point in points if not 0xD800 <= point < 0xE000))
+    topics += [vector["topic"] for vector in VECTORS["dead_letters"]]
+    pieces = ["!", "!dead", "!g!dead", "dead", "jobs", "\n", "😀"]
+    topics += ["".join(rng.choices(pieces, k=rng.randrange(8))) for _ in range(3000)]
     page = await tabs.with_client()
     hashes = await js(page, "(topics) => topics.map(wsqueue.topicHash)", topics)
     assert hashes == [topic_hash(topic) for topic in topics]

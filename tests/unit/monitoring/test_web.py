@@ -9,11 +9,13 @@ import re
 import pytest
 
 from tests.support.paths import ROOT
+from wsqueue.client.group import RENEWALS
 from wsqueue.monitoring.web.page import client_js, status_page
+from wsqueue.protocol import v2
 from wsqueue.protocol.classic import MAX_ONCE
 from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.hello_v2 import TRANSITIONS_V2
-from wsqueue.protocol.v2 import NONCE_BYTES, SUBPROTOCOL
+from wsqueue.protocol.v2 import GROUP_PATTERN, NONCE_BYTES, SUBPROTOCOL
 
 DOCUMENT = ROOT / "docs" / "javascript.md"
 UNITS = {"": 1, "KiB": 1024, "MiB": 1024**2}
@@ -54,9 +56,9 @@ def test_an_origin_cannot_change_the_policy(origin: str) -> None:
         status_page([origin])
 
 
-def test_the_page_is_one_file_of_at_most_90_kib() -> None:
+def test_the_page_is_one_file_of_at_most_98_kib() -> None:
     html = status_page([]).html
-    assert len(html.encode()) <= 90 * 1024
+    assert len(html.encode()) <= 98 * 1024
     assert "{{" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""<(?!a\b)[^>]*\s(?:src|href)=(?!"data:)""", html.split("<script", 1)[0])
 
@@ -83,6 +85,16 @@ def test_the_client_knows_the_close_codes_and_the_sizes() -> None:
     assert "MAX_ONCE = 2 ** 31 - 2" in client
     refusals = {int(code) for code in re.findall(r"fault\((\d+)", client)}
     assert {state.value for state in TRANSITIONS_V2.values() if isinstance(state, CloseCode)} <= refusals
+
+
+def test_the_client_knows_the_limits_of_groups() -> None:
+    exported = dict(re.findall(r"^export const ([A-Z_]+) = ([\d.]+);", client_js(), re.MULTILINE))
+    names = ("MAX_PREFETCH", "MIN_LEASE_SECONDS", "MAX_LEASE_SECONDS", "MAX_DELIVERIES", "MAX_DELAY_SECONDS")
+    for name in (*names, "MAX_REASON_CHARACTERS", "MAX_SETTLED_RANGES"):
+        assert float(exported[name]) == getattr(v2, name), name
+    assert int(exported["RENEWALS"]) == RENEWALS
+    pattern = GROUP_PATTERN.removesuffix("\\Z")
+    assert f"const GROUP_NAME = /{pattern}$/;" in client_js()
 
 
 def test_the_limits_of_the_client() -> None:

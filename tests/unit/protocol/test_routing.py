@@ -9,11 +9,13 @@ from hypothesis import strategies as st
 
 from tests.support.paths import DATA
 from wsqueue.protocol import routing
-from wsqueue.protocol.routing import router, topic_hash, unbalanced
+from wsqueue.protocol.routing import dead_letter_topic, origin, router, topic_hash, unbalanced
+from wsqueue.protocol.v2 import GROUP_PATTERN
 
 from ...support.session_pair import many
 
-VECTORS: list[dict[str, Any]] = json.loads((DATA / "vectors.json").read_text())["hash"]
+ALL_VECTORS: dict[str, list[dict[str, Any]]] = json.loads((DATA / "vectors.json").read_text())
+VECTORS, DEAD_LETTERS = ALL_VECTORS["hash"], ALL_VECTORS["dead_letters"]
 
 
 def plain_hash(topic: str) -> int:
@@ -48,6 +50,27 @@ def test_hash_as_computed_by_other_code(topic: str) -> None:
 def test_every_topic_has_one_consumer(topic: str, consumers: int) -> None:
     route = router(consumers)
     assert route(topic) == route(topic) == plain_hash(topic) % consumers
+
+
+@pytest.mark.parametrize("vector", DEAD_LETTERS, ids=lambda vector: ascii(vector["topic"]))
+def test_where_dead_letters_live(vector: dict[str, str]) -> None:
+    assert origin(vector["topic"]) == vector["origin"]
+    assert topic_hash(vector["topic"]) == plain_hash(vector["origin"])
+    assert router(7)(vector["topic"]) == plain_hash(vector["origin"]) % 7
+
+
+TOPICS = st.text(st.characters(exclude_categories=["Cs"]) | st.just("!"), max_size=30)
+GROUPS = st.from_regex(GROUP_PATTERN, fullmatch=True)
+
+
+@many
+@given(TOPICS, st.lists(GROUPS, min_size=1, max_size=3))
+def test_dead_letters_of_dead_letters_live_at_their_topic(topic: str, groups: list[str]) -> None:
+    letters = topic
+    for group in groups:
+        letters = dead_letter_topic(letters, group)
+    assert letters == topic + "".join(f"!{group}!dead" for group in groups)
+    assert topic_hash(letters) == topic_hash(topic)
 
 
 def test_a_lone_surrogate_has_no_hash() -> None:

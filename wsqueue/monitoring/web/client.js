@@ -17,6 +17,19 @@ export const MAX_EARLY_BYTES = 1024 * 1024;
 export const MAX_HEADERS = 16;
 export const MAX_HEADER_NAME_CHARACTERS = 64;
 export const MAX_HEADER_VALUE_CHARACTERS = 1024;
+// Messages that a group lends to one member at a time, its shortest and longest lease, and the deliveries after
+// which a message becomes a dead letter at the latest.
+export const MAX_PREFETCH = 10000;
+export const MIN_LEASE_SECONDS = 0.1;
+export const MAX_LEASE_SECONDS = 86400;
+export const MAX_DELIVERIES = 1000;
+// Longest time until a message is lent again, characters of the reason why one is rejected, and ranges of
+// messages in a packet that says what has become of them.
+export const MAX_DELAY_SECONDS = 86400;
+export const MAX_REASON_CHARACTERS = 200;
+export const MAX_SETTLED_RANGES = 1024;
+// Renewals in the time of a lease, while a message waits for the callback: one that is late does no harm.
+export const RENEWALS = 3;
 export const HELLO_SECONDS = 10;
 // Time before the end of a token from which on a new connection asks the application for the next one.
 export const RENEW_SECONDS = 10;
@@ -25,7 +38,7 @@ export const SILENCE_SECONDS = 20;
 export const ANSWER_SECONDS = 10;
 // The silence until a node whose place another one can take is asked, and the time for its answer.
 export const CLOSE_WATCH_SECONDS = 2;
-// Time without a producer after which unconfirmed messages fail.
+// Time without a node after which unconfirmed messages, and outcomes of a group's messages, fail.
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
 export const RECONNECT_MAX_SECONDS = 5;
@@ -53,6 +66,9 @@ const FOR_GOOD = new Set([
   1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414, 4416, 4417,
 ]);
 const TOKEN_ENDED = 4417;
+const NOT_KEPT =
+  "the subscription is closed, and what has become of the message is not kept: it will be lent again";
+const GROUP_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
 /** A problem in a sentence; `code` is a close code or the code of a refusal. */
@@ -625,6 +641,10 @@ const FIELDS = {
   unsubscribed: { topic: isString, code: (code) => isString(code ?? "") },
   gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
   deliver: { topic: isString, offset: isWhole, publisher: isString },
+  joined: { topic: isString, group: isString, log: isString },
+  lend: { topic: isString, group: isString, offset: isWhole, deliveries: (count = 1) => isWhole(count) },
+  settled: { topic: isString, group: isString, number: isWhole },
+  left: { topic: isString, group: isString, code: (code) => isString(code ?? "") },
   log: { id: (id) => isString(id) && id !== "", available: (available) => typeof available === "boolean" },
 };
 
@@ -1258,7 +1278,7 @@ class Subscription {
   gap(offset, missed) {
     this.#asked = null;
     if (this.position) this.position = { log: this.position.log, offset };
-    this.#tell(this.#options.onGap, { topic: this.topic, missed });
+    this.#client.tell(this.#options.onGap, { topic: this.topic, missed });
   }
 
   take({ offset, publisher, numbers, counts, messages: chain }) {
@@ -1281,7 +1301,7 @@ class Subscription {
   deliver(messages, log = "", offset = 0) {
     for (const [index, message] of messages.entries()) {
       if (this.closed) return;
-      this.#tell(this.#callback, { topic: this.topic, ...message, log, offset: offset + index });
+      this.#client.tell(this.#callback, { topic: this.topic, ...message, log, offset: offset + index });
     }
   }
 
@@ -1293,16 +1313,277 @@ class Subscription {
   fail(error) {
     this.#client.forget(this);
     this.reject(error);
-    if (this.#options.onError) this.#tell(this.#options.onError, error);
-    else this.#client.report("onError", error);
+    this.#client.tellError(this.#options.onError, error);
+  }
+}
+
+/** Return the packet with the wishes of a member of a group; it throws if one of them cannot be. */
+function joinOf(topic, options) {
+  const { group, from: start = "earliest", orderKey, onGap } = options;
+  const { prefetch = 10, leaseSeconds = 30, maxDeliveries = 5 } = options;
+  const expect = (right, name, value, expected) => {
+    if (!right) throw new WsqueueError(`${name} is ${value}, expected ${expected}`);
+  };
+  const within = (value, low, high) => value >= low && value <= high;
+  const whole = (name, value, high) => {
+    const right = Number.isInteger(value) && within(value, 1, high);
+    expect(right, name, value, `a whole number from 1 to ${high}`);
+  };
+  const name = "1 to 64 letters, digits, '.', '_' and '-', and a letter or digit first";
+  expect(isString(group) && GROUP_NAME.test(group), "group", group, name);
+  expect(["earliest", "latest"].includes(start), "from", start, "'earliest' or 'latest' with a group");
+  if (onGap !== undefined) throw new WsqueueError("a group has no onGap: its consumer tells of lost messages");
+  whole("prefetch", prefetch, MAX_PREFETCH);
+  whole("maxDeliveries", maxDeliveries, MAX_DELIVERIES);
+  const lease = `a number from ${MIN_LEASE_SECONDS} to ${MAX_LEASE_SECONDS}`;
+  const isLease = Number.isFinite(leaseSeconds) && within(leaseSeconds, MIN_LEASE_SECONDS, MAX_LEASE_SECONDS);
+  expect(isLease, "leaseSeconds", leaseSeconds, lease);
+  const wishes = { prefetch, lease_seconds: leaseSeconds, max_deliveries: maxDeliveries, start };
+  if (orderKey === undefined) return { t: "join", topic, group, ...wishes };
+  const isHeader = within([...text(orderKey, "orderKey")].length, 1, MAX_HEADER_NAME_CHARACTERS);
+  expect(isHeader, "orderKey", `"${orderKey}"`, `1 to ${MAX_HEADER_NAME_CHARACTERS} characters`);
+  return { t: "join", topic, group, ...wishes, order_key: orderKey };
+}
+
+/**
+ * A message that a group has lent: { topic, data, headers, log, offset, deliveries }.
+ *
+ * The promises of its methods resolve when the consumer has kept what they say.
+ */
+class GroupMessage {
+  #member;
+
+  constructor(member, fields) {
+    this.#member = member;
+    Object.assign(this, fields);
   }
 
-  #tell(callback, value) {
-    try {
-      callback?.(value);
-    } catch (error) {
-      this.#client.report("onError", error);
+  /** Say that it is done: then it is never lent again. */
+  done() {
+    return this.#member.settle(this, "done");
+  }
+
+  /** Give it back, to be lent again, perhaps to another member, and not before a delay. */
+  again(delaySeconds = 0) {
+    if (!(Number.isFinite(delaySeconds) && delaySeconds >= 0 && delaySeconds <= MAX_DELAY_SECONDS))
+      throw new WsqueueError(`the delay is ${delaySeconds}, expected 0 to ${MAX_DELAY_SECONDS} seconds`);
+    return this.#member.settle(this, "again", { delay: delaySeconds });
+  }
+
+  /** Give it up: it becomes a dead letter. */
+  reject(reason) {
+    const cut = [...text(reason, "the reason")].slice(0, MAX_REASON_CHARACTERS).join("");
+    return this.#member.settle(this, "reject", { reason: cut });
+  }
+
+  /** Begin its lease anew; the promise also resolves when the lease ends with the connection. */
+  extend() {
+    return this.#member.settle(this, "extend");
+  }
+}
+
+/** A membership in a group, made by `subscribe` with `group`; it has a connection of its own. */
+class GroupSubscription extends Link {
+  #callback;
+  #join;
+  #onError;
+  // Id of the log in which messages are lent, null while this client is no member.
+  #log = null;
+  #waiting = [];
+  #calling = false;
+  // Outcomes, each of one or more messages, that are to be sent, and those that are not confirmed.
+  #unsent = [];
+  #sent = [];
+  #number = 0;
+  #guard = null;
+  #renewing = null;
+  // The time in which the last outcomes are to be confirmed, once the subscription is closed.
+  #closing = null;
+
+  constructor(client, topic, callback, options) {
+    super(client, "consumer", [locate(client.consumerOf(topic), "/subscribe")]);
+    this.#join = joinOf(topic, options);
+    this.#callback = callback;
+    this.#onError = options.onError;
+    this.topic = topic;
+    this.group = options.group;
+    // Resolves when this client is a member, rejects when it cannot become one.
+    this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
+    this.ready.catch(() => {});
+    this.ended = new Promise((resolve) => {
+      this.end = resolve;
+    });
+  }
+
+  /** Give back what the callback has not got, and leave; the promise resolves when outcomes are confirmed. */
+  close() {
+    if (this.#closing === null && !this.stopped) {
+      this.#closing = after(OPEN_SECONDS, () => this.#stop());
+      this.#release();
+      this.#stopIfIdle();
     }
+    return this.ended;
+  }
+
+  settle({ log, offset }, how, more = {}) {
+    const closed = this.stopped || this.#closing !== null;
+    const kept = closed ? Promise.reject(new ConnectError(NOT_KEPT)) : this.#add(how, log, [offset], more).kept;
+    kept.catch(() => {});
+    if (!closed && this.#log === null) this.#watch();
+    return kept;
+  }
+
+  up() {
+    this.send(this.#join);
+  }
+
+  down() {
+    // Others get the messages that the callback has not got, and leases ended with the connection.
+    this.#log = null;
+    this.#waiting = [];
+    clearInterval(this.#renewing);
+    const [kept, lost] = [[], []];
+    for (const one of this.#outcomes()) (["extend", "release"].includes(one.how) ? lost : kept).push(one);
+    for (const { resolve } of lost) resolve();
+    this.#unsent = kept;
+    this.#sent = [];
+    this.#number = 0;
+    if (this.#closing !== null) this.#stop();
+    else this.#watch();
+  }
+
+  failed(error) {
+    if (this.stopped) return;
+    this.#stop(error);
+    this.client.tellError(this.#onError, error);
+  }
+
+  received(packet) {
+    if (packet.t === "lend") this.#take(packet);
+    else if (packet.t === "settled") {
+      while (this.#sent[0]?.number <= packet.number) this.#sent.shift().resolve();
+      this.#stopIfIdle();
+    } else if (packet.t === "joined") this.#joined(packet.log);
+    else if (packet.t === "left" && packet.code) {
+      const Kind = packet.code === "not_allowed" ? NotAllowedError : ConnectError;
+      const refused = `no membership in the group ${JSON.stringify(this.group)}: ${packet.reason ?? "refused"}`;
+      this.failed(new Kind(`${refused} (${packet.code})`, packet.code));
+    } else if (packet.t === "draining") {
+      this.leaveSeconds = packet.retry_seconds;
+      this.#release();
+    }
+  }
+
+  #joined(log) {
+    clearTimeout(this.#guard);
+    this.#guard = null;
+    this.#log = log;
+    // Messages from before, if there are any, are lent again.
+    this.#waiting = [];
+    this.resolve();
+    this.#send();
+    clearInterval(this.#renewing);
+    const seconds = this.#join.lease_seconds / RENEWALS;
+    this.#renewing = setInterval(() => this.#settleWaiting("extend"), seconds * 1000);
+  }
+
+  #take({ topic, offset: first, deliveries = 1, messages }) {
+    const log = this.#log;
+    if (log === null) return;
+    // After a reconnect, messages come that are done, and of which the consumer has not heard it yet.
+    const done = this.#outcomes().filter((one) => one.how === "done" && one.log === log);
+    const isDone = (offset) =>
+      done.some(({ offsets }) => offsets.some(([begin, end]) => begin <= offset && offset <= end));
+    for (const [index, message] of messagesOf(messages).entries()) {
+      const offset = first + index;
+      if (isDone(offset)) continue;
+      this.#waiting.push(new GroupMessage(this, { topic, ...message, log, offset, deliveries }));
+    }
+    if (this.#closing !== null) this.#release();
+    else this.#call();
+  }
+
+  /** Call back with one message after another, each when the promise for the one before has settled. */
+  async #call() {
+    if (this.#calling) return;
+    this.#calling = true;
+    while (this.#waiting.length) await this.client.tell(this.#callback, this.#waiting.shift());
+    this.#calling = false;
+  }
+
+  #outcomes() {
+    return [...this.#sent, ...this.#unsent];
+  }
+
+  /** Add the outcome of messages, if it can be to an outcome of the same kind, and return the last of these. */
+  #add(how, log, offsets, more = {}) {
+    const kind = JSON.stringify([how, log, more]);
+    let outcome = this.#unsent.at(-1);
+    for (const offset of offsets) {
+      const last = outcome?.offsets.at(-1);
+      if (outcome?.kind === kind && offset === last[1] + 1) last[1] = offset;
+      else if (outcome?.kind === kind && outcome.offsets.length < MAX_SETTLED_RANGES) {
+        outcome.offsets.push([offset, offset]);
+      } else {
+        outcome = { kind, how, log, more, offsets: [[offset, offset]] };
+        outcome.kept = new Promise((resolve, reject) => Object.assign(outcome, { resolve, reject }));
+        this.#unsent.push(outcome);
+        // Outcomes of one turn share packets.
+        queueMicrotask(() => this.#send());
+      }
+    }
+    return outcome;
+  }
+
+  #settleWaiting(how) {
+    if (this.#log !== null) this.#add(how, this.#log, this.#waiting.map(({ offset }) => offset));
+  }
+
+  #release() {
+    this.#settleWaiting("release");
+    this.#waiting = [];
+    this.#send();
+  }
+
+  #send() {
+    if (this.#log === null) return;
+    for (const outcome of this.#unsent.splice(0)) {
+      const { how, log, more, offsets } = outcome;
+      outcome.number = this.#number += 1;
+      this.#sent.push(outcome);
+      const { topic, group } = this;
+      this.send({ t: "settle", topic, group, number: outcome.number, log, how, offsets, ...more });
+    }
+  }
+
+  /** Tell those who wait that the consumer does not answer; outcomes are sent when it does. */
+  #watch() {
+    this.#guard ??= after(OPEN_SECONDS, () => {
+      this.#guard = null;
+      for (const outcome of this.#outcomes()) {
+        // No later outcome shares it.
+        outcome.kind = null;
+        outcome.reject(this.error());
+      }
+    });
+  }
+
+  #stopIfIdle() {
+    if (this.#closing !== null && (this.#log === null || !this.#outcomes().length)) this.#stop();
+  }
+
+  #stop(error = new ConnectError("the subscription was closed")) {
+    this.client.members.delete(this);
+    this.#waiting = [];
+    this.#log = null;
+    clearInterval(this.#renewing);
+    for (const timer of [this.#guard, this.#closing]) clearTimeout(timer);
+    this.stop();
+    this.reject(error);
+    for (const { reject } of this.#outcomes()) reject(new ConnectError(NOT_KEPT));
+    this.#sent = [];
+    this.#unsent = [];
+    this.end();
   }
 }
 
@@ -1324,7 +1605,7 @@ export class WsqueueClient {
   #options;
   #closed = false;
   #check = () => {
-    for (const each of [this.#publisher, ...this.#feeds.values()]) each?.check();
+    for (const each of [this.#publisher, ...this.#feeds.values(), ...this.members]) each?.check();
   };
 
   constructor(options) {
@@ -1350,6 +1631,8 @@ export class WsqueueClient {
     this.helloOrder = helloOrder;
     // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
     this.logs = new Map();
+    // The memberships in groups.
+    this.members = new Set();
     this.credential = new Credential(options);
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
     if (!this.WebSocket) throw new WsqueueError("there is no WebSocket here: pass a class as `WebSocket`");
@@ -1387,7 +1670,7 @@ export class WsqueueClient {
   /**
    * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
    * from: "latest", "earliest", an offset, -N for the last N messages, a position { log, offset } or a Date:
-   * v2 only, but for "latest".
+   * v2 only, but for "latest". With a `group`, be a member of that worker group and return a GroupSubscription.
    */
   subscribe(topic, callback, options = {}) {
     this.#checkOpen();
@@ -1396,12 +1679,13 @@ export class WsqueueClient {
     if (!this.v2 && (topic === "." || topic === "..")) {
       throw new WsqueueError("a browser cannot ask for this topic in the classic protocol");
     }
+    const topics = sum([...this.#feeds.values()].map((each) => each.subscriptions.size));
+    if (topics + this.members.size >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
+    if (options.group !== undefined) return this.#join(topic, callback, options);
     const name = this.#feedOf(topic);
     let feed = this.#feeds.get(name);
     if (feed?.subscriptions.has(topic))
       throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
-    const count = [...this.#feeds.values()].reduce((sum, each) => sum + each.subscriptions.size, 0);
-    if (count >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     const subscription = new Subscription(this, topic, callback, options);
     if (!feed) {
       const suffix = this.v2 ? "" : `/${encodeURIComponent(topic)}`;
@@ -1413,9 +1697,19 @@ export class WsqueueClient {
     return subscription;
   }
 
-  /** Close all connections; unconfirmed messages fail. */
+  #join(topic, callback, options) {
+    if (!this.v2) throw new WsqueueError("the classic protocol has no groups");
+    const subscription = new GroupSubscription(this, topic, callback, options);
+    this.members.add(subscription);
+    this.#listen();
+    subscription.start();
+    return subscription;
+  }
+
+  /** Close all connections; unconfirmed messages fail, and groups end as each of their subscriptions does. */
   close() {
     this.#closed = true;
+    for (const member of this.members) member.close();
     for (const feed of this.#feeds.values()) {
       for (const subscription of [...feed.subscriptions.values()]) subscription.close();
     }
@@ -1448,6 +1742,20 @@ export class WsqueueClient {
     } catch (error) {
       console.error(error);
     }
+  }
+
+  /** Call back; an error of the callback, or of its promise, is reported. */
+  async tell(callback, value) {
+    try {
+      await callback?.(value);
+    } catch (error) {
+      this.report("onError", error);
+    }
+  }
+
+  tellError(callback, error) {
+    if (callback) this.tell(callback, error);
+    else this.report("onError", error);
   }
 
   async binding(address) {

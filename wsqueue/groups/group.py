@@ -26,7 +26,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 
 import msgspec
@@ -41,6 +41,7 @@ from ..protocol.close import CloseCode
 from ..protocol.packed import Packed
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
+from .history import known_end
 from .keeper import Elsewhere, StateKeeper
 from .lending import Lending, Member, Terms
 from .messages import CHUNK_BYTES, TopicMessages
@@ -56,6 +57,12 @@ TURN_LOANS = 64
 
 RETRY_SECONDS = 1.0
 """Pause before a state is written again, or dead letters, that could not be written."""
+
+MAX_LATE = 1000
+"""Outcomes of an earlier epoch that wait for the archive: more than a client sends after a restart."""
+
+USED_SECONDS = 86_400
+"""Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
 
 MAX_TICK_SECONDS = 1.0
 """Longest time between two looks for leases that are over, and messages that are due."""
@@ -134,6 +141,9 @@ class Group:
         self._old = TopicMessages(logs, topic)
         # The last `Settle` of each member that waits for the state to be kept.
         self._settles: dict[Connection, int] = {}
+        # Outcomes that wait for the archive, and those behind them.
+        self._late: deque[tuple[Connection, v2.Settle]] = deque()
+        self._settling: asyncio.Task[None] | None = None
         self._loading: asyncio.Task[None] | None = None
         self._reading: asyncio.Task[None] | None = None
         self._writing: asyncio.Task[None] | None = None
@@ -219,7 +229,7 @@ class Group:
             state = await self._keeper.load()
             if state is None:
                 state = self._begun(packet.start)
-            elif not self._is_of_this_log(state):
+            elif state.floor > await known_end(self._logs, self.topic, state.log):
                 state = self._begun("earliest")
                 self._say_restarted(state)
             state.log = self._logs.log_id(self._logs.topic(self.topic))
@@ -261,19 +271,6 @@ class Group:
             reason="the log is another one than that in which it was",
         )
 
-    def _is_of_this_log(self, state: GroupState) -> bool:
-        """Return True if the offsets of a state mean the same messages now."""
-        topic_log = self._logs.topic(self.topic)
-        return self._knows(state.log) and state.floor <= topic_log.next
-
-    def _knows(self, log_id: str) -> bool:
-        """Return True if offsets that were read in an epoch mean the same messages now."""
-        if log_id == self._logs.log_id(self._logs.topic(self.topic)):
-            return True
-        epochs = self._logs.epochs
-        number = epochs.number(log_id)
-        return number is not None and number >= epochs.restored
-
     def moved(self, *, other: bool) -> None:
         """Go on in a log that has gone on without this consumer, or is another one."""
         self._fresh.forget()
@@ -298,25 +295,51 @@ class Group:
 
     def settle(self, connection: Connection, packet: v2.Settle) -> None:
         """Take note of what has become of messages."""
+        lending = self._lending
+        if lending is None or connection not in self._members:
+            return
+        if packet.log == lending.state.log and not self._late:
+            self._take_outcome(connection, packet, self._logs.topic(self.topic).next)
+        elif len(self._late) < MAX_LATE:
+            # It was lent in an earlier epoch: how far that went, the archive may have to tell.
+            self._late.append((connection, packet))
+            if self._settling is None:
+                self._settling = asyncio.create_task(self._settle_late())
+        else:
+            connection.fail(CloseCode.UNEXPECTED_PACKET, "too many outcomes of an earlier epoch")
+
+    async def _settle_late(self) -> None:
+        """Take outcomes of messages that were lent in an earlier epoch, and those that came after them."""
+        try:
+            while self._late:
+                connection, packet = self._late[0]
+                end = await known_end(self._logs, self.topic, packet.log)
+                self._late.popleft()
+                self._take_outcome(connection, packet, min(end, self._logs.topic(self.topic).next))
+        except WsqueueError as error:
+            self._fail(error)
+        finally:
+            self._settling = None
+
+    def _take_outcome(self, connection: Connection, packet: v2.Settle, known: int) -> None:
+        """Take an outcome of messages before the offset `known`, and confirm it."""
         lending, member = self._lending, self._members.get(connection)
         if lending is None or member is None:
             return
-        if self._knows(packet.log):
-            stored = self._logs.topic(self.topic).next
-            for first, last in packet.offsets:
-                end = min(last + 1, stored)
-                if first >= end:
-                    continue
-                if packet.how == "done":
-                    lending.done(first, end)
-                elif packet.how == "again":
-                    lending.again(member, first, end, self._clock() + packet.delay)
-                elif packet.how == "reject":
-                    lending.reject(member, first, end, packet.reason)
-                elif packet.how == "release":
-                    lending.release(member, first, end)
-                else:
-                    lending.extend(member, first, end, time.monotonic())
+        for first, last in packet.offsets:
+            end = min(last + 1, known)
+            if first >= end:
+                continue
+            if packet.how == "done":
+                lending.done(first, end)
+            elif packet.how == "again":
+                lending.again(member, first, end, self._clock() + packet.delay)
+            elif packet.how == "reject":
+                lending.reject(member, first, end, packet.reason)
+            elif packet.how == "release":
+                lending.release(member, first, end)
+            else:
+                lending.extend(member, first, end, time.monotonic())
         self._settles[connection] = packet.number
         if packet.how == "again":
             self._set_timer()
@@ -434,6 +457,8 @@ class Group:
         lending = self._lending
         if lending is None or self._writing is not None:
             return
+        if not self._members and self._clock() - lending.state.used > USED_SECONDS:
+            lending.changed = True
         if lending.changed:
             self._writing = asyncio.create_task(self._write())
             return
@@ -587,7 +612,7 @@ class Group:
 
     def close(self) -> None:
         """Do nothing more: the logs are about to be closed."""
-        for task in (self._loading, self._reading, self._writing, self._burying):
+        for task in (self._loading, self._reading, self._writing, self._burying, self._settling):
             if task is not None:
                 task.cancel()
         self._members, self._joining, self._connections = {}, {}, {}

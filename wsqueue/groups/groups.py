@@ -12,6 +12,7 @@ from ..log.store import Store
 from ..net.connection import Connection
 from ..protocol import v2
 from .group import Group
+from .keeper import state_name
 
 CLOSE_SECONDS = 2.0
 """Time for the states that are being kept at the end: an engine that is there takes less than a second."""
@@ -55,6 +56,10 @@ class Groups:
     def find(self, topic: str, name: str) -> Group | None:
         """Return a group, None if it has no members."""
         return self.by_topic.get(topic, {}).get(name)
+
+    def in_use(self, topic: str, state: str) -> bool:
+        """Return True if the group that has a state has members."""
+        return any(state_name(name) == state for name in self.by_topic.get(topic, ()))
 
     def stored(self, topic: str) -> None:
         """Lend messages that were just stored."""

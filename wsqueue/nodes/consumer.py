@@ -32,6 +32,7 @@ import msgspec
 from ..config.keys import Keys
 from ..config.model import ConsumerConfig, NodeConfig
 from ..errors import StorageError, WsqueueError
+from ..groups.expiry import expire
 from ..groups.group import Burial
 from ..groups.groups import Groups
 from ..journal import log
@@ -71,6 +72,9 @@ MAX_TOPICS_PER_CONNECTION = 10_000
 
 DROPPED_READERS = 1000
 """Subscriptions that end in one go when their connection is lost: each takes 5 µs."""
+
+EXPIRE_SECONDS = 3600.0
+"""Time between two looks for groups and named readers that nobody has used for long."""
 
 TRIM_SECONDS = 10.0
 """Time between two searches for messages that are too old: a small part of any useful age."""
@@ -371,10 +375,25 @@ class Consumer:
             log(logger, logging.ERROR, "snapshot failed", reason=error)
 
     async def _trim(self) -> None:
+        expired = 0.0
         while True:
             self._correct_clock()
             await asyncio.sleep(TRIM_SECONDS)
             self.logs.trim()
+            if _monotonic() - expired > EXPIRE_SECONDS:
+                expired = _monotonic()
+                await self._expire()
+
+    async def _expire(self) -> None:
+        """Forget the groups and named readers that nobody has used for long."""
+
+        def in_use(topic: str, state: str) -> bool:
+            return self.groups.in_use(topic, state) or self.named_readers.in_use(topic, state)
+
+        try:
+            await expire(self.logs, self._clock.read(_monotonic()), in_use)
+        except WsqueueError as error:
+            log(logger, logging.WARNING, "names not looked at", reason=error)
 
     def _correct_clock(self) -> None:
         """Let the clock of the log follow the system's, and say when that is set, and when they agree again.

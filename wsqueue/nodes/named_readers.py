@@ -27,6 +27,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..errors import WsqueueError
+from ..groups.history import known_end
 from ..journal import log
 from ..log.states import StateConflict, StatesFull
 from ..log.store import Store
@@ -282,17 +283,7 @@ class NamedReader:
 
     async def _is_of_this_log(self, log_id: str, offset: int) -> bool:
         """Return True if a position that was read in an epoch means the same messages now."""
-        logs, topic_log = self._logs, self._logs.topic(self.topic)
-        if offset > topic_log.next and logs.shared is None:
-            return False
-        if log_id == logs.log_id(topic_log):
-            return True
-        epoch = logs.epochs.number(log_id)
-        if epoch is None or epoch < logs.epochs.restored:
-            return False
-        end = await logs.epoch_end(topic_log, epoch)
-        # Without a message that shows the end, it is before the first one that is kept.
-        return offset <= (logs.earliest(topic_log) if end is None else end)
+        return offset <= await known_end(self._logs, self.topic, log_id)
 
     def _complain(self, reason: object) -> None:
         """Log why a position could not be kept, once until there is another reason."""
@@ -330,6 +321,10 @@ class NamedReaders:
                 ended=self._forget,
             )
         return reader
+
+    def in_use(self, topic: str, state: str) -> bool:
+        """Return True if a connection uses the reader that has a state."""
+        return any(one == topic and state_name(name) == state for one, name in self._readers)
 
     async def settle(self) -> None:
         """Wait until all positions are kept."""

@@ -1,0 +1,29 @@
+"""The part of a topic's history in which offsets that were read before mean the same messages now."""
+
+from __future__ import annotations
+
+from ..log.store import Store
+from ..protocol.v2 import MAX_NUMBER
+
+
+async def known_end(logs: Store, topic: str, log_id: str) -> int:
+    """Return the offset up to which positions that were read in an epoch mean the same now, -1 if none does.
+
+    Args:
+        logs: The logs of all topics.
+        topic: The topic.
+        log_id: Id of the epoch, or of the topic's log if consumers share it.
+
+    Raises:
+        WsqueueError: The log cannot be read.
+    """
+    topic_log = logs.topic(topic)
+    if log_id == logs.log_id(topic_log):
+        # Others may have appended to a shared log what this consumer has not heard of.
+        return topic_log.next if logs.shared is None else MAX_NUMBER
+    epoch = logs.epochs.number(log_id)
+    if epoch is None or epoch < logs.epochs.restored:
+        return -1
+    end = await logs.epoch_end(topic_log, epoch)
+    # Without a message that shows the end, it is before the first one that is kept.
+    return min(topic_log.next, logs.earliest(topic_log) if end is None else end)

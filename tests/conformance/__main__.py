@@ -18,6 +18,7 @@ from wsqueue.config.addresses import parse_address
 
 from ..support.raw_v2_peer import V2Server
 from .checks import CHECKS, Check, Subject
+from .group_checks import GROUP_CHECKS
 from .program import Program
 
 CHECK_SECONDS = 15.0
@@ -69,19 +70,21 @@ key_file = click.option(
     help="File with the pre-shared key.",
 )
 only = click.option("--only", default="", help="Run the checks whose names contain this.")
+groups = click.option("--groups", is_flag=True, help="Check worker groups too, which it may lack.")
 
 
 @main.command()
 @click.argument("address", type=_Address())
 @key_file
 @only
-def consumer(address: str, key: str, only: str) -> None:
+@groups
+def consumer(address: str, key: str, only: str, *, groups: bool) -> None:
     """Check the consumer at ADDRESS (host:port): the checks are its producers and subscribers."""
 
     async def subject(_stack: AsyncExitStack) -> Subject:
         return Subject(key, address)
 
-    sys.exit(asyncio.run(run("consumer", subject, only)))
+    sys.exit(asyncio.run(run("consumer", subject, only, groups=groups)))
 
 
 @main.command()
@@ -108,7 +111,10 @@ def producer(address: str, listen: int, key: str, only: str) -> None:
 )
 @key_file
 @only
-def client(command: str, listen_producer: int, listen_consumer: int, key: str, only: str) -> None:
+@groups
+def client(
+    command: str, listen_producer: int, listen_consumer: int, key: str, only: str, *, groups: bool
+) -> None:
     """Check the client that COMMAND starts: the checks are its only producer and its only consumer.
 
     COMMAND is started for each check; it knows the addresses and the key, as from its configuration. It takes
@@ -117,6 +123,8 @@ def client(command: str, listen_producer: int, listen_consumer: int, key: str, o
     \b
     publish TOPIC DATA      publish one text, as a batch of its own, and go on; DATA ends with the line
     subscribe TOPIC START   subscribe to a topic; START is earliest or latest
+    work TOPIC GROUP        with --groups: join a worker group, and settle each message as its data says:
+                            done, again or reject
 
     and writes these lines, at once:
 
@@ -125,6 +133,8 @@ def client(command: str, listen_producer: int, listen_consumer: int, key: str, o
     refused DATA CODE       the batch is refused
     message OFFSET DATA     a message of the subscription
     gap MISSED              messages are missing; MISSED is their number, or "unknown"
+    lent OFFSET TIMES DATA  a message of the group; TIMES says how often it was lent
+    settled DATA            the outcome of a message of the group is confirmed
     """
 
     async def subject(stack: AsyncExitStack) -> Subject:
@@ -134,13 +144,16 @@ def client(command: str, listen_producer: int, listen_consumer: int, key: str, o
         program = functools.partial(Program.running, shlex.split(command))
         return Subject(key, producer=servers[0], consumer=servers[1], program=program)
 
-    sys.exit(asyncio.run(run("client", subject, only)))
+    sys.exit(asyncio.run(run("client", subject, only, groups=groups)))
 
 
-async def run(role: str, subject: Callable[[AsyncExitStack], Awaitable[Subject]], only: str) -> int:
+async def run(
+    role: str, subject: Callable[[AsyncExitStack], Awaitable[Subject]], only: str, *, groups: bool = False
+) -> int:
     """Run the checks of a role, and print a line on each; return 1 if any fails."""
     failed = 0
-    chosen = [check for check in CHECKS[role] if only in check.__name__]
+    checks = [*CHECKS[role], *(GROUP_CHECKS[role] if groups else [])]
+    chosen = [check for check in checks if only in check.__name__]
     if not chosen:
         raise click.BadParameter(f"no check of a {role} has {only!r} in its name", param_hint="--only")
     for check in chosen:

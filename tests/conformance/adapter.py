@@ -12,7 +12,26 @@ from typing import Literal
 import wsqueue
 from wsqueue import Gap, PublishError
 
-from .commands import follow_commands, key_in, tell_confirmed, tell_gap, tell_message, tell_refused
+from .commands import (
+    follow_commands,
+    key_in,
+    tell_confirmed,
+    tell_gap,
+    tell_lent,
+    tell_message,
+    tell_refused,
+    tell_settled,
+)
+
+
+async def settle(job: wsqueue.GroupMessage) -> None:
+    """Settle a message as its data says."""
+    if job.data == "done":
+        await job.done()
+    elif job.data == "again":
+        await job.again()
+    else:
+        await job.reject("it says so")
 
 
 async def main(producer: str, consumer: str, psk_file: str) -> None:
@@ -40,8 +59,14 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
             else:
                 tell_message(item.offset, item.data)
 
+    async def work(topic: str, group: str) -> None:
+        async for job in client.subscribe(topic, group=group):
+            tell_lent(job.offset, job.deliveries, job.data)
+            await settle(job)
+            tell_settled(job.data)
+
     async with client:
-        await follow_commands(publish=publish, subscribe=subscribe)
+        await follow_commands(publish=publish, subscribe=subscribe, work=work)
 
 
 if __name__ == "__main__":

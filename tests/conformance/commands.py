@@ -16,17 +16,18 @@ def key_in(psk_file: str) -> str:
     return Path(psk_file).read_text().strip()
 
 
-async def follow_commands(*, publish: Command, subscribe: Command) -> None:
+async def follow_commands(*, publish: Command, subscribe: Command, work: Command | None = None) -> None:
     """Do each command of the standard input in a task, and end all tasks when the input ends.
 
     Args:
         publish: Takes a topic and data.
         subscribe: Takes a topic and a start.
+        work: Takes a topic and a group; None if the client has no groups.
     """
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    commands = {"publish": publish, "subscribe": subscribe}
+    commands = {"publish": publish, "subscribe": subscribe} | ({"work": work} if work else {})
     tasks: list[asyncio.Task[None]] = []
     while line := (await reader.readline()).decode().rstrip("\n"):
         command, topic, rest = line.split(" ", 2)
@@ -51,6 +52,16 @@ def tell_refused(data: str, code: str) -> None:
 def tell_message(offset: int | None, data: str | bytes) -> None:
     """Say that a message has come."""
     print("message", offset, data, flush=True)
+
+
+def tell_lent(offset: int | None, deliveries: int, data: str | bytes) -> None:
+    """Say that a group has lent a message."""
+    print("lent", offset, deliveries, data, flush=True)
+
+
+def tell_settled(data: str | bytes) -> None:
+    """Say that the outcome of a message is confirmed."""
+    print("settled", data, flush=True)
 
 
 def tell_gap(missed: int | None) -> None:

@@ -42,6 +42,10 @@ class Program:
         """Let the program subscribe to a topic."""
         self._command("subscribe", topic, start)
 
+    def work(self, topic: str, group: str) -> None:
+        """Let the program join a worker group."""
+        self._command("work", topic, group)
+
     async def lines(self, count: int) -> list[str]:
         """Return the next lines."""
         assert self._process.stdout is not None

@@ -16,6 +16,7 @@ import pytest
 from wsqueue.protocol.packed import Headers
 
 from ..conformance.checks import CHECKS, Check, Subject
+from ..conformance.group_checks import GROUP_CHECKS
 from ..conformance.program import Program
 from ..independent import peer
 from ..support.nodes import KEY, Nodes, RunningNode, cut
@@ -153,8 +154,8 @@ async def test_any_mix_delivers_each_message_once_and_in_order(
     assert received == sent
 
 
-def checks_of(*roles: str) -> pytest.MarkDecorator:
-    found = [(role, check) for role in roles for check in CHECKS[role]]
+def checks_of(*roles: str, checks: dict[str, list[Check]] = CHECKS) -> pytest.MarkDecorator:
+    found = [(role, check) for role in roles for check in checks[role]]
     ids = [f"{role}-{check.__name__}" for role, check in found]
     return pytest.mark.parametrize(("role", "check"), found, ids=ids)
 
@@ -172,9 +173,25 @@ async def test_a_node_conforms(role: str, check: Check, whose: str, nodes: Nodes
             await check(Subject(KEY, node.address, consumer=server))
 
 
+@checks_of("consumer", checks=GROUP_CHECKS)
+async def test_groups_of_a_consumer_conform(role: str, check: Check, nodes: Nodes) -> None:
+    async with soon(), consumer_of("our", nodes) as node:
+        await check(Subject(KEY, node.address))
+
+
+@pytest.mark.parametrize("adapter", ["tests.conformance.adapter"])
+@checks_of("client", checks=GROUP_CHECKS)
+async def test_groups_of_a_client_conform(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
+    await check_client(check, adapter, tmp_path)
+
+
 @pytest.mark.parametrize("adapter", ["tests.conformance.adapter", "tests.independent.adapter"])
 @checks_of("client")
 async def test_a_client_conforms(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
+    await check_client(check, adapter, tmp_path)
+
+
+async def check_client(check: Check, adapter: str, tmp_path: Path) -> None:
     key = tmp_path / "psk"
     key.write_text(KEY)
     key.chmod(0o600)

@@ -75,7 +75,6 @@ _decoder = msgspec.msgpack.Decoder(Kept)
 class _Waiting(msgspec.Struct, eq=False):
     """Hold a subscription whose position is looked up."""
 
-    connection: Connection
     packet: v2.Subscribe
     begin: Begin
 
@@ -105,7 +104,8 @@ class NamedReader:
         self.topic, self.name = topic, name
         self._logs, self._counters, self._clock, self._ended = logs, counters, clock, ended
         self._users: set[Connection] = set()
-        self._waiting: list[_Waiting] = []
+        # The newest subscription of each connection: it replaces those before.
+        self._waiting: dict[Connection, _Waiting] = {}
         # The furthest offset that is done in each epoch and not kept yet, and the last commit to answer.
         self._wanted: dict[str, int] = {}
         self._commits: dict[Connection, v2.Commit] = {}
@@ -125,12 +125,12 @@ class NamedReader:
         """Let go of a connection that is lost; what it has said is kept."""
         self._users.discard(connection)
         self._commits.pop(connection, None)
-        self._waiting = [one for one in self._waiting if one.connection is not connection]
+        self._waiting.pop(connection, None)
         self._end_if_unused()
 
     def look_up(self, connection: Connection, packet: v2.Subscribe, begin: Begin) -> None:
         """Begin a subscription where the reader is, or at its own start if the reader is new."""
-        self._waiting.append(_Waiting(connection, packet, begin))
+        self._waiting[connection] = _Waiting(packet, begin)
         self._go_on()
 
     def commit(self, connection: Connection, packet: v2.Commit) -> None:
@@ -169,15 +169,15 @@ class NamedReader:
     async def _work(self) -> None:
         """Look positions up and keep others, until nothing is left to do."""
         while self._waiting or self._wanted:
-            waiting, self._waiting = self._waiting, []
-            for one in waiting:
-                await self._begin(one)
+            waiting, self._waiting = self._waiting, {}
+            for connection, one in waiting.items():
+                await self._begin(connection, one)
             if self._wanted:
                 await self._keep()
         self._task = None
         self._end_if_unused()
 
-    async def _begin(self, one: _Waiting) -> None:
+    async def _begin(self, connection: Connection, one: _Waiting) -> None:
         packet = one.packet
         try:
             await self._opened()
@@ -186,13 +186,13 @@ class NamedReader:
             kept = await self._change(lambda kept: self._begun(kept, packet.start))
         except StatesFull as error:
             log(logger, logging.WARNING, "reader refused", topic=self.topic, reader=self.name, reason=error)
-            one.connection.send_packet(v2.Unsubscribed(self.topic, "full"))
+            connection.send_packet(v2.Unsubscribed(self.topic, "full"))
             return
         except (WsqueueError, ValueError) as error:
             log(logger, logging.ERROR, "reader unusable", topic=self.topic, reader=self.name, reason=error)
-            one.connection.fail(CloseCode.INTERNAL_ERROR, "the state of the reader cannot be used")
+            connection.fail(CloseCode.INTERNAL_ERROR, "the state of the reader cannot be used")
             return
-        if one.connection in self._users:
+        if connection in self._users:
             one.begin(packet if kept is None else v2.Subscribe(self.topic, "offset", kept.log, kept.offset))
 
     async def _keep(self) -> None:

@@ -15,6 +15,7 @@ from ..client import client
 from ..client.group import GroupSubscription
 from ..config.load import load_config
 from ..config.model import ClientConfig
+from ..groups.lending import SMALL_PREFETCH
 from ..protocol.v2 import (
     MAX_DELAY_SECONDS,
     MAX_DELIVERIES,
@@ -52,7 +53,7 @@ RATE_SAMPLES = 20
     type=click.IntRange(1, MAX_PREFETCH),
     metavar="N",
     help="Messages that this worker has at a time, those of running commands included; by default as many"
-    " as --parallel. It gets new ones when half of them are free.",
+    f" as --parallel, and from {SMALL_PREFETCH + 1} on twice as many.",
 )
 @click.option(
     "--retry-delay",
@@ -138,7 +139,7 @@ def work(
     \b
     Examples:
       wsqueue work jobs --group billing -- ./bill --quiet
-      wsqueue work pictures --group thumbnails --parallel 4 --prefetch 7 --timeout 60 -- ./shrink
+      wsqueue work pictures --group thumbnails --parallel 4 --timeout 60 -- ./shrink
       wsqueue work 'jobs!billing!dead' --group look --idle-seconds 2 -- cat
     """
     if prefetch is not None and prefetch < parallel:
@@ -165,7 +166,7 @@ def work(
             topic,
             group=group,
             start=start,
-            prefetch=prefetch or parallel,
+            prefetch=prefetch or (parallel if parallel <= SMALL_PREFETCH else 2 * parallel),
             lease_seconds=lease_seconds,
             max_deliveries=max_deliveries,
             order_key=order_key,

@@ -10,8 +10,8 @@
 
 - Every message below the cursor is in exactly one of these places, and is lent to one member at most.
 - A loan is a range of messages that one member got in one packet. What is done of it is cut out.
-- A member has room for `prefetch` messages. It is lent fresh ones when half of that is free, so that packets
-  are large. Members that have room wait in a queue, and take turns.
+- A member has room for `prefetch` messages. If that is many, it is lent more when half of it is free, so that
+  packets are large. Members that have room wait in a queue, and take turns.
 - A member has at most one message at a time that was lent before, because such a message may be the one that
   kills workers, and the messages that it has beside it must not be counted as if they were.
 - With an order key, one message of a key is lent at a time, and the later ones of the key wait in its queue.
@@ -34,6 +34,9 @@ MAX_LENT = 20_000
 
 MAX_HELD = 10_000
 """Messages that wait for an earlier one of their order key, 1 MiB; with more, later messages wait too."""
+
+SMALL_PREFETCH = 16
+"""Prefetch up to which each free place is filled at once: work that takes long, and packets are few anyway."""
 
 GONE = "its worker has gone"
 LATE = "its lease is over"
@@ -83,7 +86,8 @@ class Member:
     @property
     def ready(self) -> bool:
         """Return True if enough of its room is free."""
-        return self.room >= (self.terms.prefetch + 1) // 2
+        prefetch = self.terms.prefetch
+        return self.room >= (1 if prefetch <= SMALL_PREFETCH else (prefetch + 1) // 2)
 
 
 class Loan(msgspec.Struct, gc=False):

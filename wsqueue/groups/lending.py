@@ -36,7 +36,7 @@ MAX_HELD = 10_000
 """Messages that wait for an earlier one of their order key, 1 MiB; with more, later messages wait too."""
 
 SMALL_PREFETCH = 16
-"""Prefetch up to which each free place is filled at once: work that takes long, and packets are few anyway."""
+"""Prefetch up to which each free place is filled at once: such work takes long, and packets are few."""
 
 GONE = "its worker has gone"
 LATE = "its lease is over"

@@ -16,18 +16,18 @@ def key_in(psk_file: str) -> str:
     return Path(psk_file).read_text().strip()
 
 
-async def follow_commands(*, publish: Command, subscribe: Command, work: Command | None = None) -> None:
+async def follow_commands(*, publish: Command, subscribe: Command, work: Command) -> None:
     """Do each command of the standard input in a task, and end all tasks when the input ends.
 
     Args:
         publish: Takes a topic and data.
         subscribe: Takes a topic and a start.
-        work: Takes a topic and a group; None if the client has no groups.
+        work: Takes a topic and a group.
     """
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    commands = {"publish": publish, "subscribe": subscribe} | ({"work": work} if work else {})
+    commands = {"publish": publish, "subscribe": subscribe, "work": work}
     tasks: list[asyncio.Task[None]] = []
     while line := (await reader.readline()).decode().rstrip("\n"):
         command, topic, rest = line.split(" ", 2)

@@ -10,8 +10,10 @@ from ..conformance.commands import (
     key_in,
     tell_confirmed,
     tell_gap,
+    tell_lent,
     tell_message,
     tell_refused,
+    tell_settled,
 )
 from .peer import Client, Gap, RefusedError
 
@@ -35,7 +37,17 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
             else:
                 tell_message(item.offset, item.data)
 
-    await follow_commands(publish=publish, subscribe=subscribe)
+    async def work(topic: str, group: str) -> None:
+        member = client.member(topic, group)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(member.run())
+            while True:
+                loan = await member.loans.get()
+                tell_lent(loan.offset, loan.deliveries, loan.data)
+                await member.settle(loan, str(loan.data))
+                tell_settled(loan.data)
+
+    await follow_commands(publish=publish, subscribe=subscribe, work=work)
     await client.close()
 
 

@@ -14,6 +14,7 @@ import http
 import itertools
 import os
 import random
+import re
 import ssl
 import struct
 import urllib.parse
@@ -299,11 +300,24 @@ def _range(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(map(_integer(1), value))
 
 
+def _group(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", value) is not None
+
+
+def _lease(value: object) -> bool:
+    return type(value) in {int, float} and 0.1 <= value <= 86_400  # type: ignore[operator]
+
+
+def _offsets(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_integer(0), value))
+
+
 def _anything(value: object) -> bool:
     return True
 
 
 _TOPIC = {"topic": (_string(), _REQUIRED)}
+_PLACE = _TOPIC | {"group": (_group, _REQUIRED)}
 _CHAIN = {
     "publisher": (_string(64), _REQUIRED),
     "counts": (_some(_integer(1)), _REQUIRED),
@@ -360,6 +374,33 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     | _CHAIN
     | {"offset": (_integer(0), _REQUIRED), "numbers": (_some(_integer(0)), _REQUIRED)},
     "gap": _TOPIC | {"offset": (_integer(0), _REQUIRED), "missed": (_or_nil(_integer(1)), _REQUIRED)},
+    "join": _PLACE
+    | {
+        "prefetch": (_integer(1, 10_000), _REQUIRED),
+        "lease_seconds": (_lease, _REQUIRED),
+        "max_deliveries": (_integer(1, 1000), _REQUIRED),
+        "start": (_one_of("earliest", "latest"), "earliest"),
+        "order_key": (_or_nil(_string(64, 1)), None),
+    },
+    "joined": _PLACE | {"log": (_string(64), _REQUIRED)},
+    "lend": _PLACE
+    | {
+        "offset": (_integer(0), _REQUIRED),
+        "messages": (_anything, _REQUIRED),
+        "deliveries": (_integer(1), 1),
+    },
+    "settle": _PLACE
+    | {
+        "number": (_integer(1), _REQUIRED),
+        "log": (_string(64), _REQUIRED),
+        "how": (_one_of("again", "done", "extend", "reject", "release"), _REQUIRED),
+        "offsets": (_some(_offsets), _REQUIRED),
+        "delay": (_number(86_400), 0.0),
+        "reason": (_string(200), ""),
+    },
+    "settled": _PLACE | {"number": (_integer(1), _REQUIRED)},
+    "leave": _PLACE,
+    "left": _PLACE | {"code": (_or_nil(_string(32, 1)), None)},
     "draining": {"retry_seconds": (_number(3600), _REQUIRED)},
     "log": {"id": (_string(64, 1), _REQUIRED), "available": (_flag, _REQUIRED)},
     "ask_report": {},
@@ -847,11 +888,25 @@ class Client:
                 failures += 1
             await asyncio.sleep(random.random() * max(retry, min(2, 0.1 * 2**failures)))
 
+    def member(self, topic: str, group: str, **wishes: Any) -> "Member":
+        """Give a member of a group, which joins when its messages are asked for."""
+        address = self.consumers[route(topic, len(self.consumers))]
+        return Member(address, self._how, {"topic": topic, "group": group}, wishes)
+
     async def close(self) -> None:
         """Stop publishing. All that is not confirmed is forgotten."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+
+def _parts(messages: Messages, index: int) -> tuple[str | bytes, Headers]:
+    """Give the data and the headers of a message."""
+    data: str | bytes = messages.items[index]
+    if messages.text:
+        with contextlib.suppress(UnicodeDecodeError):
+            data = messages.items[index].decode()
+    return data, messages.headers[index] if messages.headers is not None else None
 
 
 def _arrived(packet: Packet, log: str, seen: dict[str, int]) -> Iterable[Message]:
@@ -861,15 +916,104 @@ def _arrived(packet: Packet, log: str, seen: dict[str, int]) -> Iterable[Message
     for number, count in zip(packet["numbers"], packet["counts"], strict=True):
         if not packet["publisher"] or number > seen.get(packet["publisher"], 0):
             for index in range(at, at + count):
-                data: str | bytes = messages.items[index]
-                if messages.text:
-                    with contextlib.suppress(UnicodeDecodeError):
-                        data = messages.items[index].decode()
-                headers = messages.headers[index] if messages.headers is not None else None
-                yield Message(packet["topic"], data, headers, log, packet["offset"] + index)
+                yield Message(packet["topic"], *_parts(messages, index), log, packet["offset"] + index)
             if packet["publisher"]:
                 seen[packet["publisher"]] = number
         at += count
+
+
+@dataclass
+class Loan(Message):
+    """A message that a group has lent, and how often it was lent."""
+
+    deliveries: int = 1
+
+
+@dataclass
+class _Outcome:
+    fields: Packet
+    future: asyncio.Future[None]
+    number: int = 0
+
+
+class Member:
+    """A member of a group. Its `loans` are the messages that it has not given to the application."""
+
+    def __init__(self, address: str, how: Any, place: Packet, wishes: Packet) -> None:
+        self._address, self._how, self._place = address, how, place
+        self._wishes = {"prefetch": 10, "lease_seconds": 30.0, "max_deliveries": 5} | wishes
+        self.loans: asyncio.Queue[Loan] = asyncio.Queue()
+        self._outcomes: list[_Outcome] = []
+        self._number = 0
+        self._log: str | None = None
+        self._wire: Wire | None = None
+
+    async def run(self) -> None:
+        """Be a member, across broken connections. `RefusedError` says that the consumer refuses it."""
+        failures = 0
+        while True:
+            try:
+                async with _opened(self._address, "/subscribe", *self._how) as self._wire:
+                    await self._wire.send({"t": "join"} | self._place | self._wishes)
+                    while True:
+                        await self._take(await self._wire.receive())
+                        failures = 0
+            except Closed as error:
+                if error.code in FATAL_CODES:
+                    raise
+                failures += 1
+            finally:
+                self._forget()
+            await asyncio.sleep(random.random() * min(2, 0.1 * 2**failures))
+
+    async def settle(self, loan: Loan, how: str, **fields: Any) -> None:
+        """Say what has become of a message, and return when that is confirmed."""
+        ranges = [[loan.offset, loan.offset]]
+        outcome = _Outcome(
+            {"log": loan.log, "how": how, "offsets": ranges} | fields,
+            asyncio.get_running_loop().create_future(),
+        )
+        self._outcomes.append(outcome)
+        if self._log is not None:
+            await self._say(outcome)
+        await outcome.future
+
+    async def _say(self, outcome: _Outcome) -> None:
+        assert self._wire is not None
+        self._number += 1
+        outcome.number = self._number
+        with contextlib.suppress(Closed):
+            await self._wire.send({"t": "settle"} | self._place | {"number": outcome.number} | outcome.fields)
+
+    async def _take(self, packet: Packet) -> None:
+        if packet["t"] == "joined":
+            self._drop_loans()
+            self._log = packet["log"]
+            for outcome in [each for each in self._outcomes if not each.number]:
+                await self._say(outcome)
+        elif packet["t"] == "lend" and self._log is not None:
+            messages: Messages = packet["messages"]
+            for index in range(len(messages.items)):
+                place = packet["topic"], *_parts(messages, index), self._log, packet["offset"] + index
+                self.loans.put_nowait(Loan(*place, packet["deliveries"]))
+        elif packet["t"] == "settled":
+            for outcome in [each for each in self._outcomes if 0 < each.number <= packet["number"]]:
+                self._outcomes.remove(outcome)
+                if not outcome.future.done():
+                    outcome.future.set_result(None)
+        elif packet["t"] == "left" and packet["code"] is not None:
+            raise RefusedError(packet["code"], "no member of the group")
+
+    def _forget(self) -> None:
+        # Others get the messages that were lent, and hear again what is not confirmed.
+        self._drop_loans()
+        self._log, self._wire, self._number = None, None, 0
+        for outcome in self._outcomes:
+            outcome.number = 0
+
+    def _drop_loans(self) -> None:
+        while not self.loans.empty():
+            self.loans.get_nowait()
 
 
 # The nodes

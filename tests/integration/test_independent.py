@@ -21,11 +21,13 @@ from ..conformance.program import Program
 from ..independent import peer
 from ..support.nodes import KEY, Nodes, RunningNode, cut
 from ..support.raw_v2_peer import V2Server
-from ..support.waiting import soon
+from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
 
 Sent = tuple[str | bytes, dict[str, str]]
+
+ADAPTERS = pytest.mark.parametrize("adapter", ["tests.conformance.adapter", "tests.independent.adapter"])
 
 MIXES = [
     (client, producer, consumer)
@@ -154,6 +156,40 @@ async def test_any_mix_delivers_each_message_once_and_in_order(
     assert received == sent
 
 
+async def test_members_of_both_clients_share_a_group(nodes: Nodes) -> None:
+    """Each message is done by one of them, or by both if the connection breaks before that is confirmed."""
+    consumer = await nodes.consumer()
+    producer = await nodes.producer([consumer])
+    theirs = peer.Client([], [f"ws://{consumer.address}"], KEY).member("jobs", "g", prefetch=5)
+    done: list[set[int]] = [set(), set()]
+
+    async def their_work() -> None:
+        while True:
+            loan = await theirs.loans.get()
+            await theirs.settle(loan, "done")
+            done[0].add(loan.offset)
+
+    async with soon(), nodes.client([producer], [consumer]) as client:
+
+        async def our_work() -> None:
+            async with client.subscribe("jobs", group="g", prefetch=5, max_deliveries=1000) as jobs:
+                async for job in jobs:
+                    await job.done()
+                    done[1].add(job.offset or 0)
+
+        await client.publish("jobs", *(f"{number}" for number in range(200)))
+        working = [asyncio.create_task(work) for work in (theirs.run(), their_work(), our_work())]
+        try:
+            await eventually(lambda: all(done), "both have worked")
+            for connection in list(consumer.connections):
+                cut(connection)
+            await eventually(lambda: set.union(*done) == set(range(200)), "all is done")
+        finally:
+            for task in working:
+                task.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+
 def checks_of(*roles: str, checks: dict[str, list[Check]] = CHECKS) -> pytest.MarkDecorator:
     found = [(role, check) for role in roles for check in checks[role]]
     ids = [f"{role}-{check.__name__}" for role, check in found]
@@ -179,13 +215,13 @@ async def test_groups_of_a_consumer_conform(role: str, check: Check, nodes: Node
         await check(Subject(KEY, node.address))
 
 
-@pytest.mark.parametrize("adapter", ["tests.conformance.adapter"])
+@ADAPTERS
 @checks_of("client", checks=GROUP_CHECKS)
 async def test_groups_of_a_client_conform(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
     await check_client(check, adapter, tmp_path)
 
 
-@pytest.mark.parametrize("adapter", ["tests.conformance.adapter", "tests.independent.adapter"])
+@ADAPTERS
 @checks_of("client")
 async def test_a_client_conforms(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
     await check_client(check, adapter, tmp_path)

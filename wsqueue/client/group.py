@@ -320,10 +320,15 @@ class GroupLink(ClientLink):
         self._renew_later()
 
     def _lent(self, event: v2.Lend) -> None:
-        if self._log is not None:
+        if self._log is None:
+            return
+        if self._taking:
             self._inbox.put(self._messages(event, self._log))
-        if not self._taking:
-            self.release()
+        else:
+            # It was on its way when this client gave the others back.
+            offsets = range(event.offset, event.offset + event.messages.count)
+            self._settlements.settle("release", self._log, offsets)
+            self._send()
 
     def _confirm(self, number: int) -> None:
         for waiter in self._settlements.confirm(number):
@@ -513,7 +518,7 @@ class GroupFeed:
         self.inbox.close()
         try:
             if self.link.ready:
-                self.link.release()
+                self.link.take_no_more()
                 async with asyncio.timeout(self._settings.open_seconds):
                     await self.link.flush()
         except (ConnectError, TimeoutError) as error:

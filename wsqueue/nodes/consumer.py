@@ -390,6 +390,8 @@ class Consumer:
         def in_use(topic: str, state: str) -> bool:
             return self.groups.in_use(topic, state) or self.named_readers.in_use(topic, state)
 
+        # Other consumers of the log, and this one after a restart, don't know who uses them.
+        self.named_readers.renew()
         try:
             await expire(self.logs, self._clock.read(_monotonic()), in_use)
         except WsqueueError as error:

@@ -48,6 +48,9 @@ MAX_LOGS = 16
 RETRY_SECONDS = 1.0
 """Pause before a position is kept again that could not be kept."""
 
+RENEW_SECONDS = 86_400.0
+"""Time after which a state says anew that its reader is used: a small part of that after which it expires."""
+
 CONFLICT_SECONDS = 0.01
 """Pause after a conflict: an engine may answer with an older state for a moment."""
 
@@ -61,7 +64,7 @@ class Kept(msgspec.Struct, frozen=True, array_like=True):
     Attributes:
         log: Id of the log's epoch.
         offset: Offset of the first message that is not done.
-        used: Unix time at which it was kept.
+        used: Unix time at which the reader was used, at most a day too early.
     """
 
     log: v2.LogId
@@ -113,7 +116,7 @@ class NamedReader:
         self._kept: Kept | None = None
         self._version: int | None = None
         self._complaint = ""
-        self._over = False
+        self._over = self._renewing = False
         self._task: asyncio.Task[None] | None = None
         logs.reading(topic, 1)
 
@@ -142,6 +145,12 @@ class NamedReader:
         self._commits[connection] = packet
         self._go_on()
 
+    def renew(self) -> None:
+        """Let the state say that the reader is used, if it has not for long."""
+        if self._users:
+            self._renewing = True
+            self._go_on()
+
     async def settled(self) -> None:
         """Wait until the position is kept."""
         if self._task is not None:
@@ -168,12 +177,14 @@ class NamedReader:
 
     async def _work(self) -> None:
         """Look positions up and keep others, until nothing is left to do."""
-        while self._waiting or self._wanted:
+        while self._waiting or self._wanted or self._renewing:
             waiting, self._waiting = self._waiting, {}
             for connection, one in waiting.items():
                 await self._begin(connection, one)
             if self._wanted:
                 await self._keep()
+            if self._renewing:
+                await self._renew()
         self._task = None
         self._end_if_unused()
 
@@ -215,6 +226,13 @@ class NamedReader:
         self._complaint = ""
         for connection, packet in commits.items():
             connection.send_packet(v2.Committed(self.topic, self.name, packet.log, packet.offset))
+
+    async def _renew(self) -> None:
+        self._renewing = False
+        try:
+            await self._change(self._used_now)
+        except (WsqueueError, ValueError) as error:
+            self._complain(error)
 
     async def _opened(self) -> None:
         """Wait until the log of the topic is known."""
@@ -269,7 +287,13 @@ class NamedReader:
         if kept.log != log_id and await self._is_of_this_log(kept.log, kept.offset):
             # Epochs are forgotten one day, and a log that moves to another store has the newest only.
             return self._now(log_id, kept.offset)
-        return kept
+        return await self._used_now(kept)
+
+    async def _used_now(self, kept: Kept | None) -> Kept | None:
+        """Return the state of a reader that is used: the same one, unless that was long ago."""
+        if kept is None or self._clock() - kept.used < RENEW_SECONDS:
+            return kept
+        return self._now(kept.log, kept.offset)
 
     async def _moved(self, kept: Kept | None, offset: int) -> Kept | None:
         """Return the state of a reader that has come to an offset; the same one if it was further before."""
@@ -325,6 +349,11 @@ class NamedReaders:
     def in_use(self, topic: str, state: str) -> bool:
         """Return True if a connection uses the reader that has a state."""
         return any(one == topic and state_name(name) == state for one, name in self._readers)
+
+    def renew(self) -> None:
+        """Let the states of all readers that connections use say so, if they have not for long."""
+        for reader in list(self._readers.values()):
+            reader.renew()
 
     async def settle(self) -> None:
         """Wait until all positions are kept."""

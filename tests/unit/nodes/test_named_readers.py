@@ -114,6 +114,23 @@ async def test_a_new_reader() -> None:
     assert await place.begin() == v2.Subscribe("news", "offset", place.log, 3)
 
 
+@pytest.mark.parametrize("how", ["connected", "coming back"])
+async def test_a_reader_without_new_messages_is_used_too(how: str) -> None:
+    """Else it would expire, at this consumer after a restart, or at another one of the log."""
+    place = Place()
+    place.logs.publish("news", *"abc")
+    await place.keep(2)
+    for used in (1000, 1000 + named_readers.RENEW_SECONDS):
+        place.logs.clock.now = used
+        if how == "connected":
+            place.readers.renew()
+            await place.use().settled()
+        else:
+            await place.begin()
+        assert await place.kept() == Kept(place.log, 2, int(used))
+    assert place.counters["reader_commits"] == 2
+
+
 async def test_a_position_that_cannot_be_kept_is_tried_again(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

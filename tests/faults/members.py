@@ -136,7 +136,7 @@ def check_work(
     *,
     keyed: bool,
 ) -> Work:
-    """Check what members have done.
+    """Check the work of the members.
 
     Args:
         published: The records of all publishers.

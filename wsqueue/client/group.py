@@ -1,4 +1,4 @@
-"""The membership in a worker group: messages are lent to this client, and it says what has become of them.
+"""The membership in a worker group: messages are lent to this client, which tells their outcomes.
 
 ::
 
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 RENEWALS = 3
 """Renewals in the time of a lease: one that is late by the time of two does no harm."""
 
-NOT_KEPT = "the subscription is closed, and what has become of the message is not kept: it will be lent again"
+NOT_KEPT = "the subscription is closed, and the outcome of the message is not kept: it will be lent again"
 
 
 def join_packet(
@@ -144,7 +144,7 @@ class GroupMessage(Message, frozen=True, gc=True, eq=False):
         """Give the message up: it becomes a dead letter, whatever the number of its deliveries.
 
         Args:
-            reason: Why, for the header `dead-reason`; what is longer than 200 characters is cut.
+            reason: Why, for the header `dead-reason`; a longer text is cut after 200 characters.
 
         Raises:
             ConnectError: As for `done`.
@@ -351,7 +351,7 @@ class GroupLink(ClientLink):
         reason: str = "",
         waiter: asyncio.Future[None] | None = None,
     ) -> None:
-        """Say what has become of a message.
+        """Tell the outcome of a message.
 
         Raises:
             ConnectError: The subscription is closed.
@@ -368,7 +368,7 @@ class GroupLink(ClientLink):
             self._sending = asyncio.get_running_loop().call_soon(self._send)
 
     async def settle(self, message: GroupMessage, how: How, *, delay: float = 0.0, reason: str = "") -> None:
-        """Say what has become of a message, and wait until that is kept.
+        """Tell the outcome of a message, and wait until it is kept.
 
         Raises:
             ConnectError: As `settle_nowait`, or the consumer does not answer.
@@ -415,7 +415,7 @@ class GroupLink(ClientLink):
         await self._changed.wait()
 
     def fail_all(self) -> None:
-        """Tell all who wait that what has become of their messages is not kept."""
+        """Tell all who wait that the outcomes of their messages are not kept."""
         for waiter in self._settlements.fail_all():
             if not waiter.done():
                 waiter.set_exception(ConnectError(NOT_KEPT))

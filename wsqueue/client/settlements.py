@@ -7,9 +7,9 @@
                   └─ send_again ──┘
 
 Outcomes of the same kind that come one after another travel in one packet. After a reconnect, all that are
-not confirmed are sent again: to be done twice changes nothing, and what this member no longer has, the
-coordinator leaves as it is. Only what was to keep a loan (`extend`) or give it back (`release`) is forgotten
-with it.
+not confirmed are sent again: to be done twice changes nothing, and messages that this member no longer has
+stay as they are. Only an outcome that was to keep a loan (`extend`) or to give it back (`release`) is
+forgotten with it.
 """
 
 from __future__ import annotations

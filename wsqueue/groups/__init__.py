@@ -1,4 +1,4 @@
-"""The worker groups of a consumer: who is lent which messages, and what is done.
+"""The worker groups of a consumer: which messages are lent to whom, and which are done.
 
 May import: log, net, config, report, protocol.
 """

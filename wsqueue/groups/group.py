@@ -1,4 +1,4 @@
-"""A worker group at its coordinator: messages go out, and what becomes of them is kept.
+"""A worker group at its coordinator: messages go out, and their outcomes are kept.
 
 ```
             ┌──────────► messages (in memory, or read from the archive)
@@ -57,9 +57,6 @@ TURN_LOANS = 64
 
 RETRY_SECONDS = 1.0
 """Pause before a state is written again, or dead letters, that could not be written."""
-
-MAX_LATE = 1000
-"""Outcomes of an earlier epoch that wait for the archive: more than a client sends after a restart."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
@@ -277,11 +274,15 @@ class Group:
         self._old.forget()
         if self._lending is None:
             return
-        state = self._lending.state
+        state, log_id = self._lending.state, self._logs.log_id(self._logs.topic(self.topic))
+        if not other and state.log == log_id:
+            # It has more messages than were told of.
+            self.pump()
+            return
         if other:
             state = self._begun("earliest")
             self._say_restarted(state)
-        state.log = self._logs.log_id(self._logs.topic(self.topic))
+        state.log = log_id
         self._lending = Lending(state, keyed=self._order_key is not None)
         self._lending.changed = True
         self._submitted, self._named = state.buried, min(self._named, state.buried + len(state.dying))
@@ -291,22 +292,22 @@ class Group:
         self.pump()
         self._flush()
 
-    # ---- what becomes of messages
+    # ---- outcomes, and loans
 
     def settle(self, connection: Connection, packet: v2.Settle) -> None:
-        """Take note of what has become of messages."""
+        """Take an outcome of messages from a member."""
         lending = self._lending
         if lending is None or connection not in self._members:
             return
         if packet.log == lending.state.log and not self._late:
             self._take_outcome(connection, packet, self._logs.topic(self.topic).next)
-        elif len(self._late) < MAX_LATE:
-            # It was lent in an earlier epoch: how far that went, the archive may have to tell.
-            self._late.append((connection, packet))
-            if self._settling is None:
-                self._settling = asyncio.create_task(self._settle_late())
-        else:
-            connection.fail(CloseCode.UNEXPECTED_PACKET, "too many outcomes of an earlier epoch")
+            return
+        # It was lent in an earlier epoch: how far that went, the archive may have to tell. Meanwhile, no more
+        # is read from this member, so that few outcomes wait.
+        connection.pause_reading()
+        self._late.append((connection, packet))
+        if self._settling is None:
+            self._settling = asyncio.create_task(self._settle_late())
 
     async def _settle_late(self) -> None:
         """Take outcomes of messages that were lent in an earlier epoch, and those that came after them."""
@@ -315,6 +316,7 @@ class Group:
                 connection, packet = self._late[0]
                 end = await known_end(self._logs, self.topic, packet.log)
                 self._late.popleft()
+                connection.resume_reading()
                 self._take_outcome(connection, packet, min(end, self._logs.topic(self.topic).next))
         except WsqueueError as error:
             self._fail(error)
@@ -476,6 +478,13 @@ class Group:
 
     async def _write(self) -> None:
         """Write the state until it is the one that is kept."""
+        try:
+            await self._keep_changes()
+        finally:
+            self._writing = None
+        self._flush()
+
+    async def _keep_changes(self) -> None:
         while (lending := self._lending) is not None and lending.changed:
             state = lending.state
             settles, self._settles = self._settles, {}
@@ -499,8 +508,6 @@ class Group:
                 self._named = named
                 self._answer(settles)
                 self._bury()
-        self._writing = None
-        self._flush()
 
     def _complain(self, reason: object) -> None:
         """Log why something could not be kept, once until there is another reason."""

@@ -19,7 +19,7 @@ async def known_end(logs: Store, topic: str, log_id: str) -> int:
     """
     topic_log = logs.topic(topic)
     if log_id == logs.log_id(topic_log):
-        # Others may have appended to a shared log what this consumer has not heard of.
+        # Others may have appended messages to a shared log of which this consumer has not heard.
         return topic_log.next if logs.shared is None else MAX_NUMBER
     epoch = logs.epochs.number(log_id)
     if epoch is None or epoch < logs.epochs.restored:

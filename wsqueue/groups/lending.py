@@ -9,7 +9,7 @@
 ```
 
 - Every message below the cursor is in exactly one of these places, and is lent to one member at most.
-- A loan is a range of messages that one member got in one packet. What is done of it is cut out.
+- A loan is a range of messages that one member got in one packet. Those that are done are cut out.
 - A member has room for `prefetch` messages. If that is many, it is lent more when half of it is free, so that
   packets are large. Members that have room wait in a queue, and take turns.
 - A member has at most one message at a time that was lent before, because such a message may be the one that
@@ -57,7 +57,7 @@ class Terms(msgspec.Struct, frozen=True):
 
 
 class Member:
-    """Know what one member has.
+    """Know the messages of one member.
 
     Args:
         terms: Its wishes.
@@ -109,7 +109,7 @@ class Loan(msgspec.Struct, gc=False):
 
 
 class Offer(msgspec.Struct, frozen=True, gc=False):
-    """Say what should be lent next.
+    """Say which messages should be lent next.
 
     Attributes:
         member: To whom.
@@ -125,10 +125,10 @@ class Offer(msgspec.Struct, frozen=True, gc=False):
 
 
 class Lending:
-    """Decide what is lent to whom.
+    """Decide which messages are lent to whom.
 
     Args:
-        state: What is done, and what has failed.
+        state: The messages that are done, and those that have failed.
         keyed: True if messages have an order key, so that `admit` is asked for each fresh one.
 
     Attributes:
@@ -195,7 +195,7 @@ class Lending:
     # ---- lending
 
     def offer(self, end: int, now: float) -> Offer | None:
-        """Return what should be lent next, None if nothing can be.
+        """Return the messages that should be lent next, None if none can be.
 
         The caller then calls `lend` or `gone` with it, and asks again; with an order key, it calls
         `admit` first.
@@ -340,7 +340,7 @@ class Lending:
         self._begins.insert(index, loan.begin)
         self._loans.insert(index, loan)
 
-    # ---- what becomes of loans
+    # ---- outcomes of loans
 
     def done(self, begin: int, end: int) -> None:
         """Note that messages are done, whoever says so: one that was late has done them too.

@@ -41,7 +41,7 @@ class TopicMessages:
         self._at = (0, 0, 0)
 
     def forget(self) -> None:
-        """Forget what was read, because it may be of another log."""
+        """Forget the records that were read, because they may be of another log."""
         self._chunk, self._chunk_begin, self._chunk_end = (), 0, 0
         self._record = self._deliver = None
 

@@ -1,4 +1,4 @@
-"""The state of a worker group that the store keeps: what is done, and what has failed. No I/O.
+"""The state of a worker group that the store keeps: messages that are done or have failed. No I/O.
 
     0            floor                                          next
     │    done      │  done │ failed, dying, lent, or to be lent    │
@@ -87,7 +87,7 @@ _decoder = msgspec.msgpack.Decoder(_Kept)
 
 
 class GroupState:
-    """Hold what a group has done in a topic.
+    """Hold the progress of a group in a topic.
 
     Attributes:
         id: Chosen at random when the group began, and in the public id under which its dead letters are

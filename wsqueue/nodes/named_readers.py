@@ -125,7 +125,7 @@ class NamedReader:
         self._users.add(connection)
 
     def leave(self, connection: Connection) -> None:
-        """Let go of a connection that is lost; what it has said is kept."""
+        """Let go of a connection that is lost; the positions that it has told are kept."""
         self._users.discard(connection)
         self._commits.pop(connection, None)
         self._waiting.pop(connection, None)

@@ -448,7 +448,7 @@ class Lend(msgspec.Struct, tag_field="t", tag="lend", frozen=True, gc=False, omi
 
 
 class Settle(msgspec.Struct, tag_field="t", tag="settle", frozen=True, omit_defaults=True):
-    """Say what has become of messages that were lent to this member (client to consumer).
+    """Tell the outcome of messages that were lent to this member (client to consumer).
 
     Attributes:
         topic: Topic of the group.

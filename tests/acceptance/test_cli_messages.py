@@ -18,7 +18,7 @@ import pytest
 from wsqueue.protocol.routing import topic_hash
 from wsqueue.tools.demo import MAX_MISSING_LINES
 
-from ..support.commands import SECONDS, Running, Terminal, run, running, shell
+from ..support.commands import SECONDS, Result, Running, Terminal, run, running, shell
 from ..support.processes import Cluster, Node
 from ..support.waiting import wait_until
 
@@ -164,6 +164,27 @@ def test_the_last_messages(config: str, topic: str) -> None:
         assert run("subscribe", config, topic, "--from", start, "--no-follow") == (0, expected, "")
     both = run("subscribe", config, topic, f"{topic} two", "--from=-1", "--no-follow")
     assert both == (0, f"{topic}: three\n", "")
+
+
+def test_a_named_reader_goes_on_where_it_was(config: str, topic: str) -> None:
+    def read(name: str, *more: str) -> Result:
+        return run("subscribe", config, "--reader", name, "--no-follow", topic, *more)
+
+    assert run("publish", config, topic, stdin=b"one\ntwo\nthree\n") == (0, "", "")
+    assert read("mail", "--count", "2") == (0, "one\ntwo\n", "")
+    assert read("mail") == (0, "three\n", "")
+    assert read("mail") == (0, "", "")
+    assert run("publish", config, topic, stdin=b"four\n") == (0, "", "")
+    assert json.loads(read("mail", "--json").stdout)["data"] == "four"
+    # Another one has a place of its own.
+    assert read("audit") == (0, "one\ntwo\nthree\nfour\n", "")
+    for result, problem in (
+        (read("mail", "news"), "a reader has one topic"),
+        (read("a b"), "'a b' is not the name of a reader"),
+        (read("mail", "--from", "5"), "5 is not a start of a reader"),
+    ):
+        assert result.code == 2
+        assert problem in result.stderr
 
 
 @pytest.mark.parametrize("arguments", [["demo"], ["subscribe"], ["subscribe", "--json"]])

@@ -9,12 +9,14 @@ import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import click
 import msgspec
+from click.core import ParameterSource
 
 from ..client import client
+from ..client.reader import ReaderMessage, check_reader
 from ..client.subscription import Subscription
 from ..client.values import Gap, Message, Position, Start, belongs_to_one_topic
 from ..config.load import load_config
@@ -215,6 +217,12 @@ def publish(
     " topic, or a local time such as 2026-11-25T12:00.",
 )
 @click.option(
+    "--reader",
+    metavar="NAME",
+    help="Go on where the reader of that name has come, which the consumer keeps. A reader that is new begins"
+    " at START, by default the earliest message.",
+)
+@click.option(
     "--follow/--no-follow",
     default=True,
     show_default=True,
@@ -241,6 +249,7 @@ def subscribe(
     *,
     topics: tuple[str, ...],
     start: Start,
+    reader: str | None,
     follow: bool,
     as_json: bool,
     as_raw: bool,
@@ -252,13 +261,15 @@ def subscribe(
 
     With several topics, each line begins with the topic. Bytes that are no UTF-8 are shown with escapes;
     --raw prints them as they are, and --json has them in data_base64. After a lost connection the command
-    resumes where it was. If messages in between are no longer stored, it says so on standard error.
+    resumes where it was. If messages in between are no longer stored, it says so on standard error. With
+    --reader, a message is done when it is printed, and does not come to that reader again.
 
     \b
     Examples:
       wsqueue subscribe news
       wsqueue subscribe --from earliest --no-follow news
       wsqueue subscribe --from -20 --no-follow news
+      wsqueue subscribe --reader mail --no-follow orders
       wsqueue subscribe --json --count 10 --timeout 60 news sport
       wsqueue subscribe --raw --count 1 pictures > cat.png
     """
@@ -266,9 +277,22 @@ def subscribe(
         raise click.UsageError("--json and --raw are two forms of output: expected one of them.")
     if belongs_to_one_topic(start) and len(set(topics)) > 1:
         raise click.UsageError("an offset belongs to one topic, but several topics are given.")
+    if reader is not None:
+        given = click.get_current_context().get_parameter_source("start")
+        start = "earliest" if given is ParameterSource.DEFAULT else start
+        if len(topics) > 1:
+            raise click.UsageError("a reader has one topic, but several topics are given.")
+        try:
+            check_reader(reader, start)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
     settings = load_config(config_file, ClientConfig)
     form = _json_line if as_json else _raw if as_raw else _line if len(topics) == 1 else _line_with_topic
-    run(_subscribe(settings, topics, start, follow=follow, form=form, count=count, seconds=timeout))
+    run(
+        _subscribe(
+            settings, topics, start, reader=reader, follow=follow, form=form, count=count, seconds=timeout
+        )
+    )
 
 
 async def run_demo(settings: ClientConfig, topic: str) -> None:
@@ -347,6 +371,7 @@ async def _subscribe(
     topics: tuple[str, ...],
     start: Start,
     *,
+    reader: str | None,
     follow: bool,
     form: Callable[[Message | Gap], bytes | str],
     count: int | None,
@@ -363,6 +388,8 @@ async def _subscribe(
             shown = form(message)
             # Without `color`, click would remove escape sequences from the message.
             click.echo(shown, nl=isinstance(shown, str), color=True)
+            if isinstance(message, ReaderMessage):
+                message.done_nowait()
             if left is not None and not isinstance(message, Gap):
                 left -= 1
                 if not left:
@@ -372,7 +399,7 @@ async def _subscribe(
         async with (
             asyncio.timeout(seconds),
             client.connect(settings) as connected,
-            connected.subscribe(*topics, start=start, follow=follow, on_gap="yield") as messages,
+            _subscription(connected, topics, start, reader, follow=follow) as messages,
         ):
             await until_first_ends(show(messages), until_reader_gone())
     except TimeoutError:
@@ -381,15 +408,26 @@ async def _subscribe(
             fail()
 
 
+def _subscription(
+    connected: client.Client, topics: tuple[str, ...], start: Start, reader: str | None, *, follow: bool
+) -> Subscription[Message | Gap]:
+    if reader is None:
+        return connected.subscribe(*topics, start=start, follow=follow, on_gap="yield")
+    begin = cast("Literal['earliest', 'latest']", start)
+    messages = connected.subscribe(topics[0], reader=reader, start=begin, follow=follow, on_gap="yield")
+    # Items of a subscription only come out of it.
+    return cast("Subscription[Message | Gap]", messages)
+
+
 def _is_utf8(argument: str) -> bool:
     """Return False if the bytes of an argument were no UTF-8: Python has replaced them by surrogates then."""
     return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _json_line(message: Message | Gap) -> str:
-    fields = msgspec.structs.asdict(message)
     if isinstance(message, Gap):
-        return json_line(fields)
+        return json_line(msgspec.structs.asdict(message))
+    fields = {name: getattr(message, name) for name in Message.__struct_fields__}
     if isinstance(message.data, bytes):
         fields = {"topic": message.topic, "data_base64": base64.b64encode(message.data).decode(), **fields}
         del fields["data"]

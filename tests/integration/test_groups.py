@@ -428,6 +428,20 @@ async def test_settling_after_the_end(nodes: Nodes) -> None:
             await job.done()
 
 
+async def test_an_outcome_that_waits_for_the_consumer_ends_with_the_subscription(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    async with soon():
+        await client.publish("jobs", "1")
+        async with client.subscribe("jobs", group="g") as jobs:
+            job = await anext(jobs)
+            await consumer.crash()
+            waiting = asyncio.create_task(job.done())
+            await asyncio.sleep(0.2)
+        with pytest.raises(wsqueue.ConnectError, match="the subscription is closed"):
+            await waiting
+        await client.close()
+
+
 async def test_what_a_member_says_of_others_messages_changes_nothing(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client:

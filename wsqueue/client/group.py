@@ -226,6 +226,8 @@ class GroupLink(ClientLink):
         if (refusal := self._refusal) is not None:
             text = f"no membership in the group {refusal.group!r}: {refusal.reason} ({refusal.code})"
             raise (NotAllowedError if refusal.code == "not_allowed" else ConnectError)(text)
+        if self._inbox.closed and self.connection is None:
+            raise ConnectError(NOT_KEPT)
         super().raise_if_hopeless()
 
     def up(self) -> None:

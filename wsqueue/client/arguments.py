@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 
 from ..errors import ConfigError
-from ..protocol.v2 import MAX_NUMBER, NONCE_BYTES
+from ..protocol.v2 import GROUP_PATTERN, MAX_GROUP_CHARACTERS, MAX_NUMBER, NONCE_BYTES
 from .values import Position
 
 
@@ -62,3 +63,21 @@ def check_start(start: object) -> None:
             f"{start} is not a start: expected an offset, 0 to {MAX_NUMBER}, or -1 to -{MAX_NUMBER} for the"
             " last messages"
         )
+
+
+def check_name(noun: str, name: object) -> str:
+    """Return the name of a group or a reader.
+
+    Args:
+        noun: Which of them it is.
+        name: The name.
+
+    Raises:
+        ValueError: It is none.
+    """
+    if not isinstance(name, str) or not re.search(GROUP_PATTERN, name):
+        raise ValueError(
+            f"{name!r} is not the name of a {noun}: expected 1 to {MAX_GROUP_CHARACTERS} letters, digits,"
+            " '.', '_' and '-', and a letter or digit first"
+        )
+    return name

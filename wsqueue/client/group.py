@@ -17,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 from collections.abc import Mapping
 
 import msgspec
@@ -29,6 +28,7 @@ from ..protocol.close import CloseCode, Closed
 from ..protocol.packed import MAX_HEADER_NAME_CHARACTERS
 from ..protocol.placement import LOG_SECONDS
 from ..protocol.session import Event
+from .arguments import check_name
 from .failover import failover_order
 from .inbox import Inbox
 from .link import ClientLink, ClientSettings
@@ -60,11 +60,7 @@ def join_packet(
     Raises:
         ValueError: One of them is not as it must be; the error names it, and the right values.
     """
-    if not isinstance(group, str) or not re.search(v2.GROUP_PATTERN, group):
-        raise ValueError(
-            f"{group!r} is not the name of a group: expected 1 to 64 letters, digits, '.', '_' and '-', and a"
-            " letter or digit first"
-        )
+    group = check_name("group", group)
     if start not in ("earliest", "latest"):
         raise ValueError(f"{start!r} is not a start of a group: expected 'earliest' or 'latest'")
     if order_key is not None and not (

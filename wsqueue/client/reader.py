@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import Literal, cast
@@ -33,6 +32,7 @@ from ..journal import log
 from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.session import Event
+from .arguments import check_name
 from .commits import Commits
 from .feed import Feed, home_of
 from .link import ClientSettings
@@ -54,11 +54,7 @@ def check_reader(reader: object, start: object) -> None:
     Raises:
         ValueError: It is so; the error names the right values.
     """
-    if not isinstance(reader, str) or not re.search(v2.GROUP_PATTERN, reader):
-        raise ValueError(
-            f"{reader!r} is not the name of a reader: expected 1 to 64 letters, digits, '.', '_' and '-', and"
-            " a letter or digit first"
-        )
+    check_name("reader", reader)
     if isinstance(start, int | Position | datetime) or start not in ("earliest", "latest"):
         raise ValueError(
             f"{start!r} is not a start of a reader, which goes on where it was: expected 'earliest' or"

@@ -32,11 +32,6 @@ class Ranges:
     def __contains__(self, offset: int) -> bool:
         return self.end_at(offset) > offset
 
-    @property
-    def count(self) -> int:
-        """Return the number of offsets."""
-        return sum(self._ends) - sum(self._begins)
-
     def add(self, begin: int, end: int) -> None:
         """Add the offsets from `begin` to before `end`."""
         if begin >= end:

@@ -82,12 +82,9 @@ class Link:
 
     async def start(self) -> None:
         """Listen on a port that the system chooses."""
-        while self._server is None:
-            # Another process may take the port between `bind` and `listen`, for which uvloop has this error.
-            with contextlib.suppress(RuntimeError):
-                self._server = await asyncio.get_running_loop().create_server(
-                    lambda: asyncio.StreamReaderProtocol(_Reader(), self._serve), "127.0.0.1", 0
-                )
+        self._server = await asyncio.get_running_loop().create_server(
+            lambda: asyncio.StreamReaderProtocol(_Reader(), self._serve), "127.0.0.1", 0
+        )
 
     async def stop(self) -> None:
         """End all connections, and listen no more."""

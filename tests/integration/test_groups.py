@@ -195,10 +195,10 @@ async def test_leases_of_messages_that_wait_in_the_client_are_renewed(nodes: Nod
     consumer, client = await cluster(nodes)
     async with soon(), client:
         await client.publish("jobs", "1", "2", "3")
-        async with client.subscribe("jobs", group="g", lease_seconds=0.3) as jobs:
+        async with client.subscribe("jobs", group="g", lease_seconds=1.0) as jobs:
             first = await anext(jobs)
             for _ in range(8):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.2)
                 first.extend()
             assert [(await anext(jobs)).data for _ in range(2)] == ["2", "3"]
         assert consumer.counters["leases_over"] == 0

@@ -31,7 +31,7 @@ from ..protocol.session import Event
 from .arguments import check_name
 from .failover import failover_order
 from .inbox import Inbox
-from .link import ClientLink, ClientSettings
+from .link import ClientLink, ClientSettings, fail, resolve
 from .owner import Owner
 from .settlements import How, Settlements
 from .subscription import Subscription
@@ -329,9 +329,7 @@ class GroupLink(ClientLink):
             self._send()
 
     def _confirm(self, number: int) -> None:
-        for waiter in self._settlements.confirm(number):
-            if not waiter.done():
-                waiter.set_result(None)
+        resolve(self._settlements.confirm(number))
         if self._settlements.empty:
             self._rejoined = False
 
@@ -375,10 +373,7 @@ class GroupLink(ClientLink):
         self._owner.check()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.settle_nowait(message, how, delay=delay, reason=reason, waiter=future)
-        while not future.done():
-            await self.wait_open(self._open_seconds)
-            if not future.done():
-                await self.until_changed()
+        await self.until(future.done, self._open_seconds)
         future.result()
 
     async def flush(self) -> None:
@@ -387,10 +382,7 @@ class GroupLink(ClientLink):
         Raises:
             ConnectError: The consumer does not answer.
         """
-        while not self._settlements.empty:
-            await self.wait_open(self._open_seconds)
-            if not self._settlements.empty:
-                await self.until_changed()
+        await self.until(lambda: self._settlements.empty, self._open_seconds)
 
     def take_no_more(self) -> None:
         """Give the messages back that the application has not taken, and all that come from now on."""
@@ -409,15 +401,11 @@ class GroupLink(ClientLink):
             ConnectError: As `raise_if_hopeless`.
         """
         self.raise_if_hopeless()
-        self._changed.clear()
-        await self._changed.wait()
+        await self._until_changed()
 
     def fail_all(self) -> None:
         """Tell all who wait that the outcomes of their messages are not kept."""
-        for waiter in self._settlements.fail_all():
-            if not waiter.done():
-                waiter.set_exception(ConnectError(NOT_KEPT))
-                waiter.exception()
+        fail(self._settlements.fail_all(), ConnectError(NOT_KEPT))
         self.notify()
 
     def release(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 
@@ -92,6 +92,26 @@ class ClientLink(Link):
         except TimeoutError:
             raise ConnectError(self._failure_text()) from None
 
+    async def until(self, finished: Callable[[], bool], seconds: float) -> None:
+        """Wait until an answer has come, and connect again for that.
+
+        Args:
+            finished: Returns True once it has.
+            seconds: How long to wait for a connection.
+
+        Raises:
+            ConnectError: As `wait_open`.
+            AuthenticationError: As `wait_open`.
+        """
+        while not finished():
+            await self.wait_open(seconds)
+            if not finished():
+                await self._until_changed()
+
+    async def _until_changed(self) -> None:
+        self._changed.clear()
+        await self._changed.wait()
+
     def raise_if_hopeless(self) -> None:
         """Raise if every address refuses for good, or if none has ever answered.
 
@@ -139,3 +159,19 @@ class ClientLink(Link):
     def _failure_text(self) -> str:
         nodes = (f"{address}: {self.failures.get(address, 'no answer')}" for address in self.addresses)
         return "no node answers: " + "; ".join(nodes)
+
+
+def resolve(waiters: Iterable[asyncio.Future[None]]) -> None:
+    """Let those go on who wait for a confirmation, and were not cancelled meanwhile."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(None)
+
+
+def fail(waiters: Iterable[asyncio.Future[None]], error: Exception) -> None:
+    """Raise an error where somebody waits for a confirmation."""
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_exception(error)
+            # The task that waits may have been cancelled: don't log that nothing retrieved the error.
+            waiter.exception()

@@ -19,7 +19,7 @@ from ..protocol import v2
 from ..protocol.close import CloseCode, Closed
 from ..protocol.session import Event
 from .encoding import EncodedMessages
-from .link import ClientLink, ClientSettings
+from .link import ClientLink, ClientSettings, fail, resolve
 from .outbox import BATCH_BYTES, Outbox, OutgoingBatch
 
 logger = logging.getLogger(__name__)
@@ -242,9 +242,7 @@ class PublisherLink(ClientLink):
     def _release(self, batches: Iterable[Batch]) -> None:
         for batch in batches:
             self.confirmed += len(batch.messages)
-            for future in batch.waiters:
-                if not future.done():
-                    future.set_result(None)
+            resolve(batch.waiters)
 
     async def _finish(self) -> None:
         waiting = self.unconfirmed
@@ -266,11 +264,7 @@ class PublisherLink(ClientLink):
     def _fail(self, batch: Batch, error: WsqueueError) -> None:
         if batch.unwatched:
             self._error = self._error or error
-        for future in batch.waiters:
-            if not future.done():
-                future.set_exception(error)
-                # The task of `publish` may have been cancelled: don't log that nothing retrieved the error.
-                future.exception()
+        fail(batch.waiters, error)
 
     def _fail_all(self, error: WsqueueError) -> None:
         for batch in self._outbox.fail_all():
@@ -292,7 +286,3 @@ class PublisherLink(ClientLink):
             await self.wait_open(self._open_seconds)
         except ConnectError as error:
             self._fail_all(error)
-
-    async def _until_changed(self) -> None:
-        self._changed.clear()
-        await self._changed.wait()

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Literal, cast
 
@@ -35,7 +35,7 @@ from ..protocol.session import Event
 from .arguments import check_name
 from .commits import Commits
 from .feed import Feed, home_of
-from .link import ClientSettings
+from .link import ClientSettings, fail, resolve
 from .owner import Owner
 from .subscriber import SubscriberLink
 from .subscription import Subscription
@@ -164,7 +164,7 @@ class ReaderLink(SubscriberLink):
         self._owner.check()
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.commit_nowait(number, position, future)
-        await self._until(future.done)
+        await self.until(future.done, self._open_seconds)
         future.result()
 
     async def flush(self) -> None:
@@ -173,15 +173,12 @@ class ReaderLink(SubscriberLink):
         Raises:
             ConnectError: The consumer does not answer.
         """
-        await self._until(lambda: self.settled)
+        await self.until(lambda: self.settled, self._open_seconds)
 
     def fail_all(self) -> None:
         """Tell all who wait that it is not kept that their messages are done, at the end."""
         self._failed = True
-        for waiter in self._commits.fail_all():
-            if not waiter.done():
-                waiter.set_exception(ConnectError(NOT_KEPT))
-                waiter.exception()
+        fail(self._commits.fail_all(), ConnectError(NOT_KEPT))
         self.notify()
 
     def pause_reading(self) -> None:
@@ -223,9 +220,7 @@ class ReaderLink(SubscriberLink):
                 self._subscribe_again()
 
     def _confirm(self, position: Position) -> None:
-        for waiter in self._commits.confirm(position):
-            if not waiter.done():
-                waiter.set_result(None)
+        resolve(self._commits.confirm(position))
         self._send()
         self.notify()
 
@@ -234,13 +229,6 @@ class ReaderLink(SubscriberLink):
         if self._subscribed is not None and (position := self._commits.take()) is not None:
             packet = v2.Commit(self._topic, self._name, position.log, position.offset)
             self._subscribed.send_packet(packet)
-
-    async def _until(self, finished: Callable[[], bool]) -> None:
-        while not finished():
-            await self.wait_open(self._open_seconds)
-            if not finished():
-                self._changed.clear()
-                await self._changed.wait()
 
 
 class ReaderFeed(Feed):

@@ -41,7 +41,7 @@ from ..protocol.close import CloseCode
 from ..protocol.packed import Packed
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
-from .history import known_end
+from .history import known_end, opened
 from .keeper import Elsewhere, StateKeeper
 from .lending import Lending, Member, Terms
 from .messages import CHUNK_BYTES, TopicMessages
@@ -220,9 +220,7 @@ class Group:
     async def _load(self, packet: v2.Join) -> None:
         """Learn the state of the group, or begin it."""
         try:
-            topic_log = self._logs.topic(self.topic)
-            if (opening := self._logs.opening(topic_log)) is not None:
-                await opening
+            await opened(self._logs, self.topic)
             state = await self._keeper.load()
             if state is None:
                 state = self._begun(packet.start)

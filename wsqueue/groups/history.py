@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from ..log.store import Store
 from ..protocol.v2 import MAX_NUMBER
+
+
+async def opened(logs: Store, topic: str) -> None:
+    """Wait until the log of a topic is known."""
+    if (opening := logs.opening(logs.topic(topic))) is not None:
+        await asyncio.wait([opening])
 
 
 async def known_end(logs: Store, topic: str, log_id: str) -> int:

@@ -15,7 +15,7 @@ kept behind the records that may be dropped.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Protocol, TypeVar
 
 import msgspec
 
@@ -42,6 +42,18 @@ Offset = Annotated[int, msgspec.Meta(ge=0, le=MAX_OFFSET)]
 Number = Annotated[int, msgspec.Meta(ge=0, le=MAX_NUMBER)]
 Seq = Annotated[int, msgspec.Meta(ge=0)]
 LogId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class HasFormat(Protocol):
+    """A thing of an engine that says in which format it is."""
+
+    @property
+    def format(self) -> int:
+        """Return the number of the format."""
+        ...
+
+
+Formatted = TypeVar("Formatted", bound=HasFormat)
 
 
 class SharedBatch(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -108,12 +120,29 @@ def decode_record(data: bytes) -> SharedRecord:
     Raises:
         StorageError: It is none, or one of another format.
     """
+    return decode_as("record", _decoder, data, FORMAT)
+
+
+def decode_as(
+    noun: str, decoder: msgspec.msgpack.Decoder[Formatted], data: bytes, expected: int
+) -> Formatted:
+    """Decode bytes of an engine.
+
+    Args:
+        noun: The kind of thing that they are.
+        decoder: Decodes it.
+        data: The bytes.
+        expected: Number of the format.
+
+    Raises:
+        StorageError: They are none, or of another format.
+    """
     try:
-        record = _decoder.decode(data)
+        thing = decoder.decode(data)
     except msgspec.DecodeError as error:
-        raise StorageError(f"the shared log has a record that is none of wsqueue: {error}") from None
-    if record.format != FORMAT:
+        raise StorageError(f"the shared log has a {noun} that is none of wsqueue: {error}") from None
+    if thing.format != expected:
         raise StorageError(
-            f"the shared log has a record of format {record.format}; expected {FORMAT}: update this consumer"
+            f"the shared log has a {noun} of format {thing.format}; expected {expected}: update this consumer"
         )
-    return record
+    return thing

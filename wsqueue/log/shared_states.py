@@ -13,6 +13,7 @@ import msgspec
 
 from ..errors import StorageError
 from .engine import READ_BYTES, STATES, Conflict, Engine, Full, Place, Unanswered, state_place
+from .shared_record import decode_as
 from .states import (
     Key,
     State,
@@ -62,15 +63,7 @@ def decode_state(data: bytes) -> SharedState:
     Raises:
         StorageError: It is none, or one of another format.
     """
-    try:
-        state = _decoder.decode(data)
-    except msgspec.DecodeError as error:
-        raise StorageError(f"the shared log has a state that is none of wsqueue: {error}") from None
-    if state.format != FORMAT:
-        raise StorageError(
-            f"the shared log has a state of format {state.format}; expected {FORMAT}: update this consumer"
-        )
-    return state
+    return decode_as("state", _decoder, data, FORMAT)
 
 
 class SharedStates:

@@ -27,7 +27,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..errors import WsqueueError
-from ..groups.history import known_end
+from ..groups.history import known_end, opened
 from ..journal import log
 from ..log.states import StateConflict, StatesFull
 from ..log.store import Store
@@ -191,7 +191,7 @@ class NamedReader:
     async def _begin(self, connection: Connection, one: _Waiting) -> None:
         packet = one.packet
         try:
-            await self._opened()
+            await opened(self._logs, self.topic)
             # Another consumer may have changed it.
             self._version = None
             kept = await self._change(lambda kept: self._begun(kept, packet.start))
@@ -211,7 +211,7 @@ class NamedReader:
         wanted, self._wanted = self._wanted, {}
         commits, self._commits = self._commits, {}
         try:
-            await self._opened()
+            await opened(self._logs, self.topic)
             ends = [offset for log_id, offset in wanted.items() if await self._is_of_this_log(log_id, offset)]
             if ends:
                 await self._change(lambda kept: self._moved(kept, max(ends)))
@@ -233,11 +233,6 @@ class NamedReader:
             await self._change(self._used_now)
         except (WsqueueError, ValueError) as error:
             self._complain(error)
-
-    async def _opened(self) -> None:
-        """Wait until the log of the topic is known."""
-        if (opening := self._logs.opening(self._logs.topic(self.topic))) is not None:
-            await asyncio.wait([opening])
 
     async def _change(self, change: Callable[[Kept | None], Awaitable[Kept | None]]) -> Kept | None:
         """Change the state, by compare-and-swap, and return it.

@@ -208,7 +208,7 @@ def test_a_lease_is_renewed_while_the_command_runs(tmp_path: Path, config: str, 
 def test_a_command_that_takes_too_long(tmp_path: Path, config: str, topic: str) -> None:
     publish(config, topic, "long")
     options = ("--timeout=0.3", "--retry-delay=0", "--count=1")
-    # What it has started ends with it.
+    # All processes that it has started end with it.
     script = "test $WSQUEUE_DELIVERIES = 2 && exit; sleep 60 & echo $! >> pids; wait"
     with working(tmp_path, config, topic, script, *options) as worker:
         assert worker.end() == 0
@@ -222,7 +222,7 @@ def test_a_signal_lets_the_commands_end_and_loses_nothing(tmp_path: Path, config
     with working(tmp_path, config, topic, f"{SHOW}; {UNTIL_GO}", "--prefetch=3") as worker:
         worker.wait_for("^1 1$")
         worker.process.send_signal(signal.SIGTERM)
-        # Others get at once what it has not begun, as if it had never had it.
+        # Others get the messages at once that it has not begun, as if it had never had them.
         assert work(tmp_path, config, topic, SHOW, "--count=2").stdout == "2 1\n3 1\n"
         publish(config, topic, "4")
         assert work(tmp_path, config, topic, SHOW, "--count=1").stdout == "4 1\n"

@@ -126,7 +126,7 @@ WITH_IDS = """([consumers, producers, psk]) => {
 
 
 async def test_ids_of_the_application(nodes: Nodes, tabs: Tabs) -> None:
-    """What comes again from another page, under its id, is stored once."""
+    """A message that comes again from another page, under its id, is stored once."""
     consumer, producer = await nodes.cluster()
     for rows, repeats in (("[1, 2, 5]", 0), ("[2, 5, 9, 2 ** 53 - 1]", 2)):
         page = await tabs.with_client()

@@ -261,7 +261,7 @@ async def test_unconfirmed_outcomes_are_sent_again(tabs: Tabs) -> None:
         # Its lease has ended with the connection.
         await js(page, "promises[4]")
         again = await joined(server)
-        # What is done is not given to the application once more.
+        # Messages that are done are not given to the application once more.
         again.send(lend_of(0, "0", "1", "2"))
         assert [await again.next("settle") for _ in range(3)] == [
             packet | {"number": number} for number, packet in enumerate(sent[:3], 1)
@@ -321,7 +321,7 @@ async def test_the_end_of_a_subscription_waits_for_confirmations(tabs: Tabs) -> 
         await data(page, 1)
         await js(page, "keep(got[0].done()), keep(jobs.close()), keep(got[0].done()), 0")
         assert await raw.next("settle") == settle_of(1, "done", [0, 0])
-        closed = "ConnectError the subscription is closed, and what has become of the message is not kept"
+        closed = "ConnectError the subscription is closed, and the outcome of the message is not kept"
         await page.wait_for_function("settled[2]")
         assert (await js(page, "settled[2]")).startswith(closed)
         assert await js(page, "Object.keys(settled)") == ["2"]

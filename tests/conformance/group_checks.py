@@ -48,7 +48,7 @@ class Member:
         return found
 
     def settle(self, how: str, *offsets: int, **fields: Any) -> int:
-        """Say what has become of messages; return the number of the packet."""
+        """Tell the outcome of messages; return the number of the packet."""
         self._number += 1
         ranges = [[offset, offset] for offset in offsets]
         packet = {"t": "settle", **self.place, "number": self._number, "log": self._log, "how": how}
@@ -56,7 +56,7 @@ class Member:
         return self._number
 
     async def settled(self, how: str, *offsets: int, **fields: Any) -> None:
-        """Say what has become of messages, and wait until that is kept; nothing is lent meanwhile."""
+        """Tell the outcome of messages, and wait until it is kept; nothing is lent meanwhile."""
         number = self.settle(how, *offsets, **fields)
         assert (await self.raw.next("settled"))["number"] == number
 
@@ -95,7 +95,7 @@ async def lends_as_many_as_a_member_wants(subject: Subject) -> None:
 
 
 async def lends_nothing_that_is_done(subject: Subject) -> None:
-    """What a member has settled as done is not lent any more, and what it kept comes back."""
+    """Messages that a member has settled as done are not lent any more; those that it kept come back."""
     topic = new_topic()
     await store(subject, topic, "0", "1", "2")
     async with member(subject, topic) as first:
@@ -244,7 +244,7 @@ async def joined(subject: Subject, topic: str, log: str) -> V2Socket:
 
 
 async def works(subject: Subject) -> None:
-    """A member says what has become of each message, under rising numbers, and with the log of `joined`."""
+    """A member tells the outcome of each message, under rising numbers, and with the log of `joined`."""
     topic = new_topic()
     async with subject.running() as program:
         program.work(topic, GROUP)
@@ -263,7 +263,7 @@ async def works(subject: Subject) -> None:
 
 
 async def says_again_what_is_not_confirmed(subject: Subject) -> None:
-    """After a break, a member says again what is not confirmed, with the log in which it was lent."""
+    """After a break, a member tells unconfirmed outcomes again, with the log in which they were lent."""
     topic = new_topic()
     async with subject.running() as program:
         program.work(topic, GROUP)

@@ -257,10 +257,10 @@ class Harness:
         }
         again = sorted({one for one in map(parse, back) if one in done})
         if again:
-            self.cluster.problems.append(f"what was done comes back: {again[:10]}")
+            self.cluster.problems.append(f"messages that were done come back: {again[:10]}")
 
     async def check_work(self, letters: Mapping[str, Sequence[str]]) -> int:
-        """Check what members have done so far; return how many messages are missing."""
+        """Check the work of members so far; return how many messages are missing."""
         published: list[Record] = []
         for publisher in self.all_publishers:
             published += read_history(publisher.history_file(1))

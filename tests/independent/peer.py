@@ -967,7 +967,7 @@ class Member:
             await asyncio.sleep(random.random() * min(2, 0.1 * 2**failures))
 
     async def settle(self, loan: Loan, how: str, **fields: Any) -> None:
-        """Say what has become of a message, and return when that is confirmed."""
+        """Tell the outcome of a message, and return when it is confirmed."""
         ranges = [[loan.offset, loan.offset]]
         outcome = _Outcome(
             {"log": loan.log, "how": how, "offsets": ranges} | fields,
@@ -1005,7 +1005,7 @@ class Member:
             raise RefusedError(packet["code"], "no member of the group")
 
     def _forget(self) -> None:
-        # Others get the messages that were lent, and hear again what is not confirmed.
+        # Others get the messages that were lent; outcomes that are not confirmed are told again.
         self._drop_loans()
         self._log, self._wire, self._number = None, None, 0
         for outcome in self._outcomes:

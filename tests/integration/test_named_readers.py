@@ -95,7 +95,7 @@ async def test_a_subscription_goes_on_while_the_consumer_restarts(nodes: Nodes, 
         assert [one.data for one in rest] == ["2", "3"]
         assert rest[1].log != messages[0].log
         await rest[1].done()
-        # What came before it is done too.
+        # All messages before it are done too.
         await rest[0].done()
         assert await kept(consumer) == 4
 
@@ -261,7 +261,7 @@ async def test_more_messages_than_the_client_has_room_for(
                 offsets.append(message.offset)
                 await message.done()
                 if number == 600:
-                    # What is on its way comes again, also while the client has no room.
+                    # Messages on their way come again, also while the client has no room.
                     for connection in list(consumer.connections):
                         cut(connection)
             assert offsets == list(range(1200))

@@ -116,7 +116,7 @@ async def test_what_was_refused_is_published_again_by_another_client(nodes: Node
 
 
 async def test_a_classic_producer_is_not_used(nodes: Nodes) -> None:
-    """It would store again what comes again."""
+    """It would store messages again that come again."""
     producer = IndependentProducer(KEY, "document", [])
     async with soon(), serving(producer.handle) as address:
         client = nodes.client([address], [address], publisher_secret=SECRET)

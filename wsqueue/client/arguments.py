@@ -1,4 +1,4 @@
-"""Checks of what an application passes to its client."""
+"""Checks of the arguments that an application passes to its client."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ def test_numbers_of_the_outbox_go_on_after_a_failure() -> None:
 
 
 class Link:
-    """A producer's queue, and its connection to the consumer, with what is under way on it."""
+    """A producer's queue, and its connection to the consumer, with the packets that are under way on it."""
 
     def __init__(self) -> None:
         self.queue = LinkQueue(Limits(), Counter(), Histogram(), RefusedBatches())
@@ -236,12 +236,12 @@ class Programs(RuleBasedStateMachine):
         self.hear(link)
 
     def hear(self, link: Link) -> None:
-        """Pass on what a producer answers, if the connection of the publisher is still there."""
+        """Pass the answers of a producer on, if the connection of the publisher is still there."""
         self.heard += [packet for origin, packet in link.queue.answers() if origin is self.origin]
 
     @rule(marks=st.booleans())
     def read_answers(self, *, marks: bool) -> None:
-        """Take the answers; the program may end before it has marked what is sent."""
+        """Take the answers; the program may end before it has marked the rows that are sent."""
         for packet in self.heard:
             if isinstance(packet, v2.Refused):
                 self.undone |= self.outbox.refuse(packet.number) is not None
@@ -273,7 +273,7 @@ class Programs(RuleBasedStateMachine):
             assert stored == committed[: len(stored)]
 
     def teardown(self) -> None:
-        """Let through what is under way; then one more program publishes all the rest."""
+        """Let all packets through that are under way; then one more program publishes all the rest."""
         for link in self.links:
             self.let_through(link)
         self.begin()

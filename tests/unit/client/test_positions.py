@@ -89,7 +89,7 @@ def test_a_new_connection_continues_where_the_lost_one_was() -> None:
 
 
 def test_the_last_messages_are_asked_for_until_a_consumer_has_answered() -> None:
-    """A new connection, to whichever consumer, goes on behind what has come and does not go back again."""
+    """A new connection, to whichever consumer, goes on behind the last message, and not back."""
     positions = Positions(["news", "sport"], -20)
     asked = [v2.Subscribe(topic, "last", count=20) for topic in ("news", "sport")]
     assert positions.requests() == asked

@@ -1,4 +1,4 @@
-"""The check of what members of groups have done, with histories that break each of its rules."""
+"""The check of the work of groups, with histories that break each of its rules."""
 
 from __future__ import annotations
 

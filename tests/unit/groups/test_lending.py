@@ -134,7 +134,7 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def restart(self) -> None:
-        """Go on from what is kept, without the members and their loans."""
+        """Go on from the state that is kept, without the members and their loans."""
         self.lending = Lending(decode_state(self.lending.state.encode()), keyed=self.keyed)
         self.members.clear()
         self.lent.clear()
@@ -179,7 +179,7 @@ TestLending.settings = settings(max_examples=300, stateful_step_count=40, deadli
 
 
 def offered(lending: Lending, end: int) -> Offer:
-    """Return what can be lent now."""
+    """Return the messages that can be lent now."""
     offer = lending.offer(end, 0.0)
     assert offer is not None
     return offer

@@ -38,7 +38,7 @@ MODES: list[Mode] = ["memory", "sqlite", "shared"]
 
 
 class Kept:
-    """A store that can be closed and opened again, and what it was told."""
+    """A store that can be closed and opened again, and the outcomes that it has told."""
 
     store: Store
 

@@ -785,7 +785,7 @@ class Model(RuleBasedStateMachine):
             self.order.remove(mine.pop(0))
 
     def _trim(self) -> None:
-        """Drop all that is too old by an age of its topic, then the oldest of all, or what is too old."""
+        """Drop records that are too old by an age of their topic, then the oldest, or those too old."""
         ages = {topic: self._limits_of(topic).max_age_seconds for topic in "abc"}
         own = {topic for topic in ages if ages[topic] != self.limits.max_age_seconds}
         self.order = [

@@ -638,7 +638,7 @@ class TestArchive:
             (Subscribe("news", "time", time=1010), 0, [3], [D, EF]),
             (Subscribe("news", "last", count=5), 0, [1], [deliver(1, "b", "c"), D, EF]),
             (Subscribe("news", "last", count=9), 0, [0], [ABC, D, EF]),
-            # What has been dropped of the last messages in the meantime is no gap either.
+            # Last messages that have been dropped in the meantime are no gap either.
             (Subscribe("news", "last", count=5), 2, [1, 4], [EF]),
             (Subscribe("news", "last", count=5), 3, [1, 6], []),
         ],

@@ -24,7 +24,7 @@ export const MIN_LEASE_SECONDS = 0.1;
 export const MAX_LEASE_SECONDS = 86400;
 export const MAX_DELIVERIES = 1000;
 // Longest time until a message is lent again, characters of the reason why one is rejected, and ranges of
-// messages in a packet that says what has become of them.
+// messages in a packet that tells their outcome.
 export const MAX_DELAY_SECONDS = 86400;
 export const MAX_REASON_CHARACTERS = 200;
 export const MAX_SETTLED_RANGES = 1024;
@@ -67,7 +67,7 @@ const FOR_GOOD = new Set([
 ]);
 const TOKEN_ENDED = 4417;
 const NOT_KEPT =
-  "the subscription is closed, and what has become of the message is not kept: it will be lent again";
+  "the subscription is closed, and the outcome of the message is not kept: it will be lent again";
 const GROUP_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
@@ -1348,7 +1348,7 @@ function joinOf(topic, options) {
 /**
  * A message that a group has lent: { topic, data, headers, log, offset, deliveries }.
  *
- * The promises of its methods resolve when the consumer has kept what they say.
+ * The promises of its methods resolve when the consumer has kept the outcome.
  */
 class GroupMessage {
   #member;
@@ -1415,7 +1415,7 @@ class GroupSubscription extends Link {
     });
   }
 
-  /** Give back what the callback has not got, and leave; the promise resolves when outcomes are confirmed. */
+  /** Give messages back that the callback has not got, and leave; the promise resolves when outcomes are confirmed. */
   close() {
     if (this.#closing === null && !this.stopped) {
       this.#closing = after(OPEN_SECONDS, () => this.#stop());

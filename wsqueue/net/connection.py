@@ -272,7 +272,12 @@ class Connection(asyncio.Protocol):
             if address.socket:
                 await loop.create_unix_connection(lambda: self, address.socket)
             else:
-                await loop.create_connection(lambda: self, sock=await dial(address.host, address.port))
+                plain = await dial(address.host, address.port)
+                await loop.create_connection(lambda: self, sock=plain)
+                if self._transport is None:
+                    # It has ended at once, as when the peer resets it. uvloop has closed the descriptor, and
+                    # the socket doesn't know that, so that it would later close the descriptor's next owner.
+                    plain.detach()
 
     @property
     def established(self) -> bool:

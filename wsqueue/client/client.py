@@ -23,7 +23,7 @@ from ..config.check import check_addresses
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
-from ..errors import ConfigError, ConnectError, InvalidMessage, WindowFull
+from ..errors import ConfigError, ConnectError, InvalidMessage, OwnerError, WindowFull
 from ..net.certificates import TlsContexts
 from ..net.credential import Credential, Renew, token_of
 from ..net.timers import deadline
@@ -492,6 +492,22 @@ class Client:
             if self._publisher is not None:
                 closing.append(self._publisher.stop())
             await asyncio.gather(*closing)
+
+    def another(self) -> Client:
+        """Return a client with the same settings that nobody has used yet, such as for a forked process.
+
+        Raises:
+            OwnerError: This one has a `publisher_secret`, which one process at a time may have.
+        """
+        if self._publisher_secret is not None:
+            raise OwnerError(
+                "the client was used before this process was forked, and one process at a time may have its"
+                " publisher_secret: make a client with another secret in each process"
+            )
+        settings = self._settings
+        return Client(
+            settings.config, settings.credential.copy(), tls=settings.tls, open_seconds=settings.open_seconds
+        )
 
     def _publishing(self) -> PublisherLink:
         if self._publisher is None:

@@ -281,6 +281,9 @@ class ReaderSubscription(Subscription[Item]):
 
     The reader goes on behind the last message of which it has said that it is done, in this subscription or
     an earlier one, from whichever client.
+
+    Attributes:
+        auto_done: True if a message is done once the next one is asked for.
     """
 
     def __init__(
@@ -293,7 +296,7 @@ class ReaderSubscription(Subscription[Item]):
         auto_done: bool,
     ) -> None:
         super().__init__(feed, owner, follow=follow, on_gap=on_gap)
-        self._link, self._auto_done = feed.link, auto_done
+        self._link, self.auto_done = feed.link, auto_done
         self._count = 0
         self._latest: ReaderMessage | None = None
 
@@ -319,7 +322,7 @@ class ReaderSubscription(Subscription[Item]):
         message = ReaderMessage(
             item.topic, item.data, item.log, item.offset, item.headers, self._count, self._link
         )
-        if self._auto_done:
+        if self.auto_done:
             self._latest = message
         return cast("Item", message)
 

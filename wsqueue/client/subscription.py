@@ -64,6 +64,11 @@ class Subscription(Generic[Item]):
         self._follow, self._on_gap = follow, on_gap
         weakref.finalize(self, owner.call, feed.drop).atexit = False
 
+    @property
+    def waiting(self) -> int:
+        """Return how many messages have arrived that the application has not taken."""
+        return len(self._feed.inbox)
+
     async def close(self) -> None:
         """Unsubscribe, and end the iteration after the messages that have already arrived.
 

@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, overload
 
 import msgspec
 
-from ..config.check import check_addresses
+from ..config.check import check_addresses, check_http_proxy
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
@@ -64,6 +64,7 @@ def connect(
     limits: Limits | None = None,
     tls: Tls | None = None,
     channel_binding: Literal["required", "none"] = "required",
+    http_proxy: str | None = None,
     publisher_secret: bytes | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
@@ -71,7 +72,7 @@ def connect(
 
     Args:
         config: The path of a configuration file of role `demo`, or a `ClientConfig`. The keywords from
-            `producers` to `channel_binding`, except `psk`, are ignored then.
+            `producers` to `http_proxy`, except `psk`, are ignored then.
         producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the same order as in the producers' configuration.
         psk: The pre-shared key; without it, the key is looked up as the configuration says.
@@ -83,6 +84,8 @@ def connect(
         tls: A certificate of this client, and a CA to trust instead of the system's.
         channel_binding: `"none"` if a proxy ends TLS; then nothing tells it from an attacker in the middle
             that has a certificate for its name.
+        http_proxy: The URL of an HTTP proxy to connect through, or `"none"`; without it, the environment
+            variables `HTTPS_PROXY` and `NO_PROXY` count for `wss://` addresses.
         publisher_secret: 32 bytes that the application keeps, such as `secrets.token_bytes(32)`, by which
             consumers know the publisher again after a restart. Each message is published with an id of the
             application's own then, over v2 only. One process at a time may have the secret.
@@ -99,8 +102,10 @@ def connect(
             limits=limits or Limits(),
             tls=tls or Tls(),
             channel_binding=channel_binding,
+            http_proxy=http_proxy,
         )
         check_addresses(config)
+        check_http_proxy(config)
     elif not isinstance(config, ClientConfig):
         config = load_config(config, ClientConfig)
     credential = _credential(config, psk, name, token)

@@ -9,6 +9,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from collections.abc import Generator
+from http import HTTPStatus
+
+from websockets.exceptions import WebSocketException
+from websockets.http11 import Response
+from websockets.streams import StreamReader
 
 from ..config.addresses import Address, host_and_port
 from ..config.http_proxy import HttpProxy, parse_proxy
@@ -89,28 +95,39 @@ async def _open_tunnel(connection: socket.socket, proxy: HttpProxy, target: str)
     Raises:
         OSError: It opens none.
     """
-    import h11  # noqa: PLC0415 - as above
-
-    http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_ANSWER_BYTES)
-    headers = [("Host", target)]
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
     if proxy.authorization:
-        headers.append(("Proxy-Authorization", proxy.authorization))
+        lines.append(f"Proxy-Authorization: {proxy.authorization}")
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(
-        connection, http.send(h11.Request(method="CONNECT", target=target, headers=headers)) or b""
-    )
+    await loop.sock_sendall(connection, "\r\n".join([*lines, "", ""]).encode())
+    answer = StreamReader()
+    parser = Response.parse(answer.read_line, answer.read_exact, answer.read_to_eof, proxy=True)
+    size = 0
     try:
-        while (event := http.next_event()) is h11.NEED_DATA or isinstance(event, h11.InformationalResponse):
-            if event is h11.NEED_DATA:
-                data = await loop.sock_recv(connection, READ_BYTES)
-                if not data:
-                    raise ProxyError(f"the proxy {proxy} closed the connection without an answer")
-                http.receive_data(data)
-    except h11.RemoteProtocolError:
+        response = _next_of(parser)
+        while response is None:
+            data = await loop.sock_recv(connection, READ_BYTES)
+            size += len(data)
+            if not data:
+                raise ProxyError(f"the proxy {proxy} closed the connection without an answer")
+            if size > MAX_ANSWER_BYTES:
+                raise ProxyError(f"the proxy {proxy} answers with more than {MAX_ANSWER_BYTES} bytes")
+            answer.feed_data(data)
+            response = _next_of(parser)
+    except (ValueError, LookupError, WebSocketException):
         raise ProxyError(f"the proxy {proxy} does not answer as an HTTP proxy does") from None
-    assert isinstance(event, h11.Response)
-    if not 200 <= event.status_code < 300:
-        reason = f"{event.status_code} {event.reason.decode('ascii', 'replace')}".strip()
+    if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        reason = f"{response.status_code} {response.reason_phrase}".strip()
         raise ProxyError(f"the proxy {proxy} opens no connection to {target}: {reason}")
-    if http.trailing_data[0]:
+    if answer.buffer:
         raise ProxyError(f"the proxy {proxy} sends bytes that are not of {target}, which speaks second")
+
+
+def _next_of(parser: Generator[None, None, Response]) -> Response | None:
+    """Return the head of the answer, None if more bytes are needed."""
+    try:
+        next(parser)
+    except StopIteration as end:
+        response: Response = end.value
+        return response
+    return None

@@ -124,5 +124,6 @@ def _end() -> None:
     _current.end()
 
 
-os.register_at_fork(after_in_child=_after_fork)
+if hasattr(os, "register_at_fork"):  # Windows has no fork
+    os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_end)

@@ -9,6 +9,7 @@ restored, may take the positions of readers with it: then only messages count th
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,9 @@ import msgspec
 import wsqueue
 
 from .workers import PAUSE_SECONDS, History, Job, Record, record_of
+
+SHOWN = 10
+"""Violations of one reader that are told: one defect can make thousands."""
 
 Item = wsqueue.ReaderMessage | wsqueue.Gap
 
@@ -98,7 +102,8 @@ def check_reading(
         came = {(one.publisher, one.number) for one in records if one.event == "delivered"}
         result.missing += sum(identity not in came for identity in owed)
         steady = [one for one in records if one.topic not in anew]
-        result.violations += [f"{name}: {sentence}" for sentence in _violations(steady)]
+        told = itertools.islice(_violations(steady), SHOWN)
+        result.violations += [f"{name}: {sentence}" for sentence in told]
     return result
 
 

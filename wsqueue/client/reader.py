@@ -118,7 +118,7 @@ class ReaderLink(SubscriberLink):
         self._open_seconds = settings.open_seconds
         self._commits: Commits[asyncio.Future[None]] = Commits()
         self._sending: asyncio.Handle | None = None
-        self._held = self._unsubscribing = self._failed = False
+        self._held = self._unsubscribing = self._failed = self._lost = False
 
     @property
     def ready(self) -> bool:
@@ -178,8 +178,18 @@ class ReaderLink(SubscriberLink):
     def fail_all(self) -> None:
         """Tell all who wait that it is not kept that their messages are done, at the end."""
         self._failed = True
+        self._lost |= not self.settled
         fail(self._commits.fail_all(), ConnectError(NOT_KEPT))
         self.notify()
+
+    def raise_if_lost(self) -> None:
+        """Raise if commits were given up at the end.
+
+        Raises:
+            ConnectError: They were.
+        """
+        if self._lost:
+            raise ConnectError(NOT_KEPT)
 
     def pause_reading(self) -> None:
         """End the subscription until the inbox has room (the inbox calls this)."""
@@ -330,8 +340,9 @@ class ReaderSubscription(Subscription[Item]):
         """Wait until it is kept of all messages that they are done, as far as that was said.
 
         Raises:
-            ConnectError: The consumer does not answer.
+            ConnectError: The consumer does not answer, or did not before the subscription was closed.
             OwnerError: The caller is another process, thread or event loop than that of the client.
         """
         self._owner.check()
         await self._link.flush()
+        self._link.raise_if_lost()

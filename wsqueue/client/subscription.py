@@ -85,8 +85,11 @@ class Subscription(Generic[Item]):
             ConnectError: A consumer does not answer.
             AuthenticationError: A consumer has another key.
             OwnerError: The caller is another process, thread or event loop than that of the client.
+            RuntimeError: The subscription or the client was closed.
         """
         self._owner.check()
+        if self._feed.inbox.closed:
+            raise RuntimeError("the subscription is closed: make another one with client.subscribe()")
         try:
             await self._feed.wait_open()
         except BaseException:

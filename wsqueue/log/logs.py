@@ -77,6 +77,7 @@ class TopicLogs(Store):
         self.on_moved: Callable[[TopicLog, bool], None] = lambda _log, _other: None
         self.on_available: Callable[[], None] = lambda: None
         self.on_topic: Callable[[str, int | None], None] = lambda _topic, _offset: None
+        self.on_unlisted: Callable[[], None] = lambda: None
         self.followed = False
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()

@@ -35,7 +35,7 @@ from typing import TypeVar
 import msgspec
 
 from ..config.model import Retention
-from ..errors import StorageError, WsqueueError
+from ..errors import StorageError
 from ..journal import log
 from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
@@ -53,7 +53,7 @@ from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .states import State, StateInfo
-from .store import FOREIGN, AppendChain, Done, Outcome
+from .store import FOREIGN, AppendChain, Done, Outcome, TooManyTopics
 from .topic import TopicLog
 
 Result = TypeVar("Result")
@@ -755,11 +755,13 @@ class SharedStore(TopicLogs):
             self.on_topic(name, None)
 
     async def _look_for_missed_topics(self, stream: int) -> None:
-        """Look for topics of a stream whose notices were missed; the next sweep looks again."""
+        """Look for topics of a stream whose notices were missed, also in the next sweep if that fails."""
         try:
             await self._look_for_names(stream)
-        except WsqueueError as error:
-            log(logger, logging.DEBUG, "topics not listed", reason=error)
+        except TooManyTopics:
+            self.on_unlisted()
+        except StorageError:
+            self._doubts[stream] = max(1, self._doubts[stream])
 
     # ---- the state of the engine
 

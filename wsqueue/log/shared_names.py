@@ -10,16 +10,22 @@ The names are kept while somebody follows topics, so that a record is read once 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from ..errors import StorageError
+from ..protocol.repeats import name_bytes
 from .engine import Engine, Stored, Unanswered
-from .ledger import MAX_TOPICS
 from .shared_record import decode_record
 from .store import TooManyTopics
 
 ASKED_AT_ONCE = 500
 """Topics whose newest records one request asks for: a server answers for 1,024 at most."""
+
+MAX_NAMES_BYTES = 32 * 1024 * 1024
+"""Bytes of all names in memory: those of 100,000 topics with 50 characters."""
+
+ENTRY_BYTES = 200
+"""Memory of a name besides its characters: its token, and their entry."""
 
 
 class SharedNames:
@@ -33,17 +39,19 @@ class SharedNames:
 
     def __init__(self, engine: Engine, streams: int, requests: asyncio.Semaphore) -> None:
         self._engine, self._requests = engine, requests
-        self._names: list[dict[str, str]] = [{} for _ in range(streams)]
+        # None for a record of somebody else.
+        self._names: list[dict[str, str | None]] = [{} for _ in range(streams)]
+        self._sizes = [0] * streams
         self._looking = asyncio.Lock()
 
     def forget(self) -> None:
         """Forget all names, to save memory; the next look finds them again."""
-        for names in self._names:
-            names.clear()
+        if any(self._sizes):
+            self._names, self._sizes = [{} for _ in self._names], [0] * len(self._sizes)
 
     def of(self, stream: int) -> list[str]:
         """Return the names that the last look at a stream has found."""
-        return [name for name in self._names[stream].values() if name]
+        return [name for name in self._names[stream].values() if name is not None]
 
     async def look(self, stream: int, known: Mapping[str, str]) -> list[str]:
         """Look for topics of a stream, and return the names of those that no look has found before.
@@ -53,7 +61,7 @@ class SharedNames:
             known: Names of topics by their tokens, which need not be read.
 
         Raises:
-            TooManyTopics: The streams have more than `MAX_TOPICS`.
+            TooManyTopics: The names have more than `MAX_NAMES_BYTES`.
             StorageError: The engine doesn't answer.
         """
         async with self._looking:
@@ -66,28 +74,47 @@ class SharedNames:
         async with self._requests:
             tokens = await self._engine.tokens(stream)
         before = self._names[stream]
-        if len(tokens) - len(before) + sum(map(len, self._names)) > MAX_TOPICS:
-            raise TooManyTopics(f"the shared log has more than {MAX_TOPICS} topics")
         names = {token: before[token] for token in tokens if token in before}
-        added = {token: known[token] for token in tokens if token not in before and token in known}
+        added: dict[str, str | None] = {
+            token: known[token] for token in tokens if token not in before and token in known
+        }
         unknown = [token for token in tokens if token not in before and token not in known]
+        size = _size(names) + _size(added)
+        self._expect_room(stream, size, unknown)
         while unknown:
             part, unknown = unknown[:ASKED_AT_ONCE], unknown[ASKED_AT_ONCE:]
             async with self._requests:
                 found = await self._engine.newest(stream, part)
             read = {one.token: _topic_of(one) for one in found}
-            added |= read
             if not read:
                 raise Unanswered("a server answers that doesn't have the newest messages yet")
+            added |= read
+            size += _size(read)
+            self._expect_room(stream, size, unknown)
             # An answer has as many records as fit.
             unknown = [token for token in part if token not in read] + unknown
-        self._names[stream] = names | added
-        return [name for name in added.values() if name]
+        self._names[stream], self._sizes[stream] = names | added, size
+        return [name for name in added.values() if name is not None]
+
+    def _expect_room(self, stream: int, size: int, unknown: Sequence[str]) -> None:
+        """Refuse more names of a stream than memory may have besides those of others.
+
+        Raises:
+            TooManyTopics: There are more.
+        """
+        others = sum(self._sizes) - self._sizes[stream]
+        if others + size + ENTRY_BYTES * len(unknown) > MAX_NAMES_BYTES:
+            raise TooManyTopics("the shared log has too many topics to list them")
 
 
-def _topic_of(stored: Stored) -> str:
-    """Return the topic of a record, "" if somebody else has put the record there."""
+def _size(names: Mapping[str, str | None]) -> int:
+    """Return the bytes that names take."""
+    return sum(ENTRY_BYTES + name_bytes(name or "") for name in names.values())
+
+
+def _topic_of(stored: Stored) -> str | None:
+    """Return the topic of a record, None if somebody else has put the record there."""
     try:
         return decode_record(stored.data).topic
     except StorageError:
-        return ""
+        return None

@@ -107,6 +107,8 @@ class Store(ABC):
         on_available: Called when `shared` changes.
         on_topic: Called with a topic that has a message now and had none, and the offset of that message. It
             may be called with other topics that have messages, and without an offset if that is not known.
+        on_unlisted: Called when there may be topics of which `on_topic` will not tell, because they are too
+            many.
         followed: True while somebody must hear of all topics by `on_topic`.
     """
 
@@ -116,6 +118,7 @@ class Store(ABC):
     on_moved: Callable[[TopicLog, bool], None]
     on_available: Callable[[], None]
     on_topic: Callable[[str, int | None], None]
+    on_unlisted: Callable[[], None]
     followed: bool
 
     @property

@@ -165,7 +165,7 @@ class Consumer:
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.prefixes = Prefixes(self.logs, MAX_TOPICS_PER_CONNECTION)
-        self.logs.on_topic = self.prefixes.appeared
+        self.logs.on_topic, self.logs.on_unlisted = self.prefixes.appeared, self.prefixes.end_all
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.

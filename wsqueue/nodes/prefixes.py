@@ -89,6 +89,12 @@ class Prefixes:
             for follower in list(self._followers.get(topic[:length], ())):
                 follower.appeared(topic, offset)
 
+    def end_all(self) -> None:
+        """End all connections, whose topics can't be listed any more (the logs call this)."""
+        for followers in list(self._followers.values()):
+            for follower in list(followers):
+                follower.end()
+
     def take_room(self) -> bool:
         """Return True if one more topic may be joined at once in this turn of the loop."""
         if self._room == TURN_JOINS:
@@ -157,6 +163,10 @@ class Follower:
         self._leave()
         if self._task is not None:
             self._task.cancel()
+
+    def end(self) -> None:
+        """End the connection, which is told why when it asks again."""
+        self._connection.fail(CloseCode.TOO_MANY_SUBSCRIPTIONS, "there are too many topics to list them")
 
     def _leave(self) -> None:
         self._prefixes.remove(self, self._packet.prefix)

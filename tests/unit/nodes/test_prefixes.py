@@ -53,7 +53,7 @@ class Peer:
         return self.connection.take()
 
     async def took(self, count: int) -> list[v2.Packet]:
-        """Return packets, once there are so many."""
+        """Return packets, once there are that many."""
         await settled(lambda: len(self.connection.packets) >= count)
         return self.connection.take()
 
@@ -426,10 +426,16 @@ async def test_a_record_of_somebody_else_is_no_topic(two: list[Shared]) -> None:
 
 
 async def test_a_shared_log_with_too_many_topics(two: list[Shared], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared_names, "MAX_TOPICS", 3)
+    monkeypatch.setattr(shared_names, "MAX_NAMES_BYTES", 3 * shared_names.ENTRY_BYTES + 300)
     await Writer(two[0], "p").publish("a", "b", "c")
     peer = Peer(two[1].consumer)
     assert (await peer.follow(""))[-1] == v2.Followed("")
     await Writer(two[0], "q").publish("d")
     other = Peer(two[1].consumer)
     assert (await other.follow(""))[-1] == v2.Followed("", "full")
+    # One that begins without a notice can't be found, and whoever would miss it is told.
+    two[1].engine.deaf = True
+    await Writer(two[0], "r").publish("e")
+    await settled(lambda: peer.connection.failed is not None)
+    assert peer.connection.failed == CloseCode.TOO_MANY_SUBSCRIPTIONS
+    assert other.connection.failed is None

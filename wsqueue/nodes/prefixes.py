@@ -8,8 +8,8 @@ Follow ──► list the topics ──► join those that match ──► all h
 
 - To join a topic is to subscribe as if the client had asked for it. Until `Followed`, a topic begins where
   the client says, and from then on at its first message.
-- Of all connections of the node, one lists the topics at a time. In a turn of the loop, few topics are
-  joined.
+- Of all connections of the node, one lists the topics and joins them at a time. In a turn of the loop, few
+  topics are joined.
 - Messages wait until all topics have begun, so that a client has their positions before it has to stop
   reading.
 """
@@ -17,6 +17,7 @@ Follow ──► list the topics ──► join those that match ──► all h
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +49,7 @@ class Prefixes:
     Attributes:
         logs: See above.
         max_topics: See above.
-        listing: Held by the connection for which the topics are listed.
+        listing: Held by the connection that lists the topics and joins them.
     """
 
     def __init__(self, logs: Store, max_topics: int) -> None:
@@ -178,12 +179,7 @@ class Follower:
         if not await self._list_topics():
             return
         while self._waiting or self._opening():
-            while self._waiting and self._connection.sendable:
-                for topic in list(self._waiting)[:TURN_JOINS]:
-                    del self._waiting[topic]
-                    if topic not in self._readers:
-                        self._join(self._request(topic))
-                await asyncio.sleep(0)
+            await self._join_waiting()
             if not self._connection.sendable:
                 return
             if openings := self._opening():
@@ -211,14 +207,20 @@ class Follower:
 
     async def _join_late(self) -> None:
         """Join topics for which there was no room in the turn of the loop in which they began."""
-        while self._waiting and self._connection.sendable:
-            for topic in list(self._waiting)[:TURN_JOINS]:
-                self._join(_first(topic, self._waiting.pop(topic)))
-            await asyncio.sleep(0)
+        await self._join_waiting()
         self._task = None
 
+    async def _join_waiting(self) -> None:
+        """Join the topics that wait, some in each turn of the loop."""
+        while self._waiting and self._connection.sendable:
+            for topic in list(itertools.islice(self._waiting, TURN_JOINS)):
+                offset = self._waiting.pop(topic)
+                if topic not in self._readers:
+                    self._join(_first(topic, offset) if self._answered else self._request(topic))
+            await asyncio.sleep(0)
+
     async def _list_topics(self) -> bool:
-        """Let all topics that match wait to be joined; return False if the prefix is refused."""
+        """Join all topics that match; return False if they cannot be joined."""
         prefix, complaint = self._packet.prefix, ""
         while True:
             try:
@@ -227,6 +229,8 @@ class Follower:
                         self._wait([name for name in names if name.startswith(prefix)])
                         if not self._connection.sendable:
                             return False
+                    # Here, so that few followers have many topics that wait.
+                    await self._join_waiting()
             except TooManyTopics:
                 self._leave()
                 self._connection.send_packet(v2.Followed(prefix, "full"))

@@ -198,6 +198,20 @@ async def test_many_new_topics_join_in_several_turns_without_a_loss() -> None:
         assert not any(isinstance(one, v2.Gap) for one in packets)
 
 
+async def test_a_topic_that_waits_and_is_asked_for_comes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prefixes, "TURN_JOINS", 1)
+    node = Node()
+    node.consumer.prefixes._make_room()
+    peer = Peer(node.consumer)
+    await peer.follow("s/")
+    node.publish("s/a", "s/b", "s/c")
+    peer.send(v2.Subscribe("s/c", "earliest"))
+    packets = await peer.took(6)
+    await settled(turns=20)
+    packets += peer.connection.take()
+    assert sorted(delivered(packets)) == [("s/a", 0), ("s/b", 0), ("s/c", 0)]
+
+
 async def test_too_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     node = Node()
     node.consumer.prefixes.max_topics = 3

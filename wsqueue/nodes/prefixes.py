@@ -178,19 +178,23 @@ class Follower:
         """Join the topics that are there, and answer."""
         if not await self._list_topics():
             return
-        while self._waiting or self._opening():
+        while not await self._all_have_begun():
             await self._join_waiting()
-            if not self._connection.sendable:
-                return
-            if openings := self._opening():
-                await asyncio.wait(openings)
-            await self._turns.finish()
+        if not self._connection.sendable:
+            return
         self._answered = True
         self._connection.send_packet(v2.Followed(self._packet.prefix))
         self._release()
         self._task = None
         if self._waiting:
             self._task = asyncio.create_task(self._join_late())
+
+    async def _all_have_begun(self) -> bool:
+        """Wait until all topics that have been joined have begun; return False if others wait by then."""
+        if openings := [reader.opening for reader in self._readers.values() if reader.opening is not None]:
+            await asyncio.wait(openings)
+        await self._turns.finish()
+        return not self._waiting or not self._connection.sendable
 
     def _release(self) -> None:
         """Let messages come that waited for all topics to begin."""
@@ -250,10 +254,6 @@ class Follower:
         if len(self._readers) + len(self._waiting) > most:
             self._waiting.clear()
             self._connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {most}: expected a longer prefix")
-
-    def _opening(self) -> list[asyncio.Future[None]]:
-        """Return the futures of readers whose logs are not known yet."""
-        return [reader.opening for reader in self._readers.values() if reader.opening is not None]
 
     def _request(self, topic: str) -> v2.Subscribe:
         packet = self._packet

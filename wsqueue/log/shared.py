@@ -152,7 +152,7 @@ class SharedStore(TopicLogs):
         self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
         self._shared_states = SharedStates(engine, self._requests)
-        self._names = SharedNames(engine, streams, self._requests)
+        self._engine_names = SharedNames(engine, streams, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
         self._purge: asyncio.Task[None] | None = None
         self._pending_bytes = self._appended_bytes = 0
@@ -262,7 +262,7 @@ class SharedStore(TopicLogs):
         """
         for stream in range(self._streams):
             await self._look_for_names(stream)
-            found = self._names.of(stream)
+            found = self._engine_names.of(stream)
             for at in range(0, len(found), NAMES_AT_ONCE):
                 yield found[at : at + NAMES_AT_ONCE]
                 await asyncio.sleep(0)
@@ -728,7 +728,7 @@ class SharedStore(TopicLogs):
             if self.followed:
                 await self._look_for_missed_topics(stream)
         if not self.followed:
-            self._names.forget()
+            self._engine_names.forget()
 
     def _doubt(self, stream: int) -> None:
         """Read on in all topics of a stream that somebody reads."""
@@ -751,7 +751,7 @@ class SharedStore(TopicLogs):
             for topic in self._ledger.topics.values()
             if isinstance(topic, SharedTopic) and topic.place.stream == stream
         }
-        for name in await self._names.look(stream, known):
+        for name in await self._engine_names.look(stream, known):
             self.on_topic(name, None)
 
     async def _look_for_missed_topics(self, stream: int) -> None:

@@ -63,7 +63,7 @@ BUSY_MESSAGES = 100
 """Messages with outcomes in one change of the state from which on the next change waits for more: members
 that wait for each outcome have fewer."""
 
-PAUSE_SECONDS = 0.005
+PAUSE_SECONDS = 0.01
 """Time for which it waits: a commit of its own costs as much as some hundred messages."""
 
 USED_SECONDS = 86_400

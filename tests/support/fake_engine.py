@@ -168,6 +168,12 @@ class FakeEngine:
         below = sum(one.token.startswith(f"{token}.") for one in records)
         return Counts(len(records), sum(len(one.data) for one in records), below)
 
+    async def tokens(self, stream: int) -> list[str]:
+        await self._turns()
+        if stream in self.silent:
+            raise Unanswered("no leader")
+        return sorted({one.token for one in self.log.records(stream)})
+
     async def state(self, stream: int) -> StreamState:
         await self._turns()
         if stream in self.silent:

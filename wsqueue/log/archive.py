@@ -158,6 +158,10 @@ class Archive:
         """
         return self._database.first(topic)
 
+    def bytes_of(self, topic: str) -> int:
+        """Return the bytes of a topic's records, as the limits count them."""
+        return self._database.bytes_of(topic)
+
     def reconfigure(self, limits: Retention) -> None:
         """Use other limits from the next commit or trim on."""
         self._database.limits = limits

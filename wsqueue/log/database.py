@@ -191,6 +191,11 @@ class Database(DatabaseFile):
         topic = self.ledger.topics.get(name)
         return None if topic is None else topic.first
 
+    def bytes_of(self, name: str) -> int:
+        """Return the bytes of a topic's records; any thread may ask."""
+        topic = self.ledger.topics.get(name)
+        return 0 if topic is None else topic.bytes
+
     def begin_epoch(self, epoch: Epoch) -> None:
         """Have the next commit write an epoch; any thread may call this."""
         self._new_epochs.append(epoch)

@@ -209,6 +209,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all subjects of a stream that have records, in their order.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        ...
+
     def notify(self, notice: bytes) -> None:
         """Tell the other consumers something, which may be lost."""
         ...

@@ -303,6 +303,26 @@ class JetStreamEngine:
         below = sum((state.get("subjects") or {}).values())
         return Counts(state["messages"], state["bytes"], below)
 
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all subjects of a stream that have records, in their order.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        if stream in self._missing:
+            return []
+        prefix, found, total = self._subject(Place(stream, "")), set[str](), 1
+        while len(found) < total:
+            # A server names 100,000 subjects at a time.
+            request = {"subjects_filter": self._subjects(stream), "offset": len(found)}
+            answer = await self._answered(f"STREAM.INFO.{self._stream(stream)}", request)
+            named = answer["state"].get("subjects") or {}
+            if not named:
+                break
+            found |= {subject.removeprefix(prefix) for subject in named}
+            total = answer.get("total", 0)
+        return sorted(found)
+
     async def state(self, stream: int) -> StreamState:
         """Return the state of a stream, as its leader has it.
 

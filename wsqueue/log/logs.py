@@ -18,7 +18,9 @@ records are only dropped in turn when there are too many of all topics.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
+import heapq
 import itertools
 import time
 from collections import deque
@@ -28,13 +30,14 @@ import msgspec
 
 from ..config.model import Retention
 from ..protocol import v2
+from ..protocol.access import matches
 from ..protocol.repeats import Repeats
 from ..protocol.v2 import RefusalCode
 from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
 from .records import MAX_NUMBERS, Record, StoreState
-from .store import AppendChain, Done, Outcome, Store
+from .store import AppendChain, Done, Outcome, Store, TopicExtent
 from .topic import NO_RECORDS, TopicLog
 
 PROBLEMS: dict[RefusalCode, str] = {
@@ -47,6 +50,9 @@ PROBLEMS: dict[RefusalCode, str] = {
 AGED_RECORDS = 10_000
 """Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
 in 10 ms; others go later."""
+
+LISTED_AT_ONCE = 10_000
+"""Topics that are looked at in a turn of the loop, in 5 ms, when some are listed."""
 
 ORDER_SLACK = 1000
 """Entries of dropped records in the order that are not worth a walk over all."""
@@ -114,6 +120,45 @@ class TopicLogs(Store):
     def begin_epoch(self) -> None:
         """Begin another epoch: messages that were read until now may not be in these logs."""
         self.epochs.begin()
+
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept, which is nothing of one that is unknown."""
+        log = self._ledger.topics.get(topic)
+        if log is None:
+            return TopicExtent(topic, 0, self._ledger.floor, self._ledger.floor)
+        return self._extent(log)
+
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return the next topics that have messages or readers, in the order of their names.
+
+        Args:
+            pattern: A topic, or the beginning of topics with `*` behind it.
+            after: The name after which to go on, None for the first ones.
+            most: Most topics that are returned.
+        """
+        names = list(self._ledger.topics)
+        found: list[str] = []
+        for begin in range(0, len(names), LISTED_AT_ONCE):
+            wanted = [
+                name
+                for name in names[begin : begin + LISTED_AT_ONCE]
+                if (after is None or name > after) and matches(pattern, name) and self._is_used(name)
+            ]
+            found = heapq.nsmallest(most + 1, found + wanted)
+            await asyncio.sleep(0)
+        extents = [await self.extent(name) for name in found[:most]]
+        return extents, found[most - 1] if len(found) > most else None
+
+    def _is_used(self, name: str) -> bool:
+        """Return True if a topic has messages or readers."""
+        log = self._ledger.topics.get(name)
+        return log is not None and (log.readers > 0 or self.earliest(log) < log.next)
+
+    def _extent(self, log: TopicLog) -> TopicExtent:
+        """Return how much of a topic is kept in memory."""
+        return TopicExtent(log.name, log.bytes, log.first, log.next)
 
     def trim(self) -> None:
         """Drop records above the limits."""

@@ -41,6 +41,7 @@ from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, STATES, Conflict, Engine, Full, StreamState, Unanswered, place_of
+from .engine_listing import EngineListing
 from .engine_reader import EngineReader, table_of
 from .health import Health
 from .logs import PROBLEMS, TopicLogs
@@ -52,7 +53,7 @@ from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .states import State, StateInfo
-from .store import FOREIGN, AppendChain, Done, Outcome
+from .store import FOREIGN, AppendChain, Done, Outcome, TopicExtent
 from .topic import TopicLog
 
 Result = TypeVar("Result")
@@ -150,6 +151,7 @@ class SharedStore(TopicLogs):
         self._doubts = [0] * streams
         self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
+        self._listing = EngineListing(self._reader, streams)
         self._shared_states = SharedStates(engine, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
         self._purge: asyncio.Task[None] | None = None
@@ -311,6 +313,25 @@ class SharedStore(TopicLogs):
             StorageError: The engine doesn't answer.
         """
         return await self._shared_states.states()
+
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._listing.extent(topic)
+
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return some of the topics that are kept, also of those that no consumer serves now.
+
+        Raises:
+            ValueError: `after` is no place.
+            StorageError: The engine doesn't answer.
+        """
+        return await self._listing.topics(pattern, after, most)
 
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""

@@ -84,6 +84,28 @@ class Outcome(msgspec.Struct, gc=False):
 FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
 """Stands for the chains of records that another consumer appended."""
 
+
+class TopicExtent(msgspec.Struct, frozen=True, gc=False):
+    """Describe the messages of a topic that are kept.
+
+    Attributes:
+        topic: Its name.
+        bytes: Bytes of their records, as the limits count them.
+        first: Offset of the first message; `next` when there is none.
+        next: Offset of the message that will be stored next.
+    """
+
+    topic: str
+    bytes: int
+    first: int
+    next: int
+
+    @property
+    def messages(self) -> int:
+        """Return the number of messages."""
+        return self.next - self.first
+
+
 Done: TypeAlias = Callable[[list[Outcome]], None]
 """Takes outcomes of chains, in the order of the chains."""
 
@@ -273,6 +295,34 @@ class Store(ABC):
 
         Raises:
             WsqueueError: They cannot be read.
+        """
+
+    @abstractmethod
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept, which is nothing of one that is unknown.
+
+        Raises:
+            WsqueueError: The engine doesn't answer.
+        """
+
+    @abstractmethod
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return some of the topics that have messages or readers.
+
+        Args:
+            pattern: A topic, or the beginning of topics with `*` behind it.
+            after: The place after which to go on, None for the first ones.
+            most: Most topics that are returned.
+
+        Returns:
+            The topics, which may be few or none although others follow; and the place after which to go on,
+            None at the end.
+
+        Raises:
+            ValueError: `after` is no place.
+            WsqueueError: The engine doesn't answer.
         """
 
     @abstractmethod

@@ -57,6 +57,8 @@ from .classic_delivery import ClassicDelivery
 from .clients import Clients
 from .memberships import GROUP_PACKETS, Memberships
 from .named_readers import NamedReaders, NamedSubscriptions
+from .operations import Operations
+from .operator_endpoint import OperationFailed
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
@@ -128,6 +130,7 @@ class Consumer:
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         groups: The worker groups that have members.
         named_readers: The readers whose positions are kept, as far as connections use them.
+        operations: Does what operators ask for.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -162,6 +165,7 @@ class Consumer:
         self.subscribers = Subscribers(self.logs.index)
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
+        self.operations = Operations(self.logs, self.groups, self.named_readers, self.topics, self.readers)
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.
@@ -201,6 +205,18 @@ class Consumer:
         """Return "" if the node is ready: a consumer that runs is, unless it can't reach a shared log."""
         shared = self.logs.shared
         return "the shared log can't be reached" if shared is not None and not shared.available else ""
+
+    async def operate(self, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+        """Do what an operator asks for.
+
+        Raises:
+            WsqueueError: It cannot be done.
+        """
+        if isinstance(request, v2.AskTopics):
+            return await self.operations.ask_topics(request)
+        if isinstance(request, v2.Forget):
+            return await self.operations.forget(request)
+        raise OperationFailed("unsupported", "this node does not know that request")
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a consumer."""

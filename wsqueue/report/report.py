@@ -77,7 +77,7 @@ class ConnectionCount(msgspec.Struct, frozen=True):
     """Count the connections of one kind.
 
     Attributes:
-        role: The peer's role: publisher, producer, subscriber or monitor; "" before it is known.
+        role: The peer's role: publisher, producer, subscriber, monitor or operator; "" before it is known.
         state: The connection's state.
         protocol: v2, classic or http; "" during the hello.
         count: Number of connections.

@@ -35,7 +35,7 @@ COMMANDS = (
         "local",
         "bench",
     ),
-    *("topics", "groups", "disconnect"),
+    *("topics", "groups", "purge", "disconnect"),
     *("top", "doctor", "backup", "restore", "completion", "man"),
 )
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
@@ -105,6 +105,7 @@ CLIENTS = pytest.mark.parametrize(
         ["topics"],
         ["groups"],
         ["groups", "--forget", "news", "g"],
+        ["purge", "--yes", "news"],
         ["disconnect", "192.0.2.7"],
     ],
 )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from ..support.commands import run
+from ..support.commands import Terminal, run
 from ..support.processes import Cluster
 
 pytestmark = pytest.mark.timeout(120)
@@ -48,6 +48,27 @@ def test_topics_and_groups(config: str) -> None:
     code, stdout, stderr = run("groups", config, "--forget", "op/1", "g")
     assert (code, stdout) == (1, "")
     assert "'op/1' has no group or reader 'g': see `wsqueue groups`" in stderr
+
+
+def test_purge(config: str) -> None:
+    assert run("publish", config, "purged", stdin=b"a\nb\nc\n").code == 0
+    code, stdout, stderr = run("purge", config, "purged")
+    assert (code, stdout) == (2, "")
+    assert "all messages of 'purged' would go for good: expected --yes, or a terminal" in stderr
+    with Terminal("purge", config, "purged") as terminal:
+        terminal.wait_for("Drop all messages of purged, for good? [y/N]:")
+        terminal.type("n\n")
+        assert terminal.end() == 1
+    assert run("purge", config, "purged", "--before", "0", "--yes") == (0, "0 messages dropped\n", "")
+    with Terminal("purge", config, "purged") as terminal:
+        terminal.wait_for("[y/N]:")
+        terminal.type("y\n")
+        terminal.wait_for("3 messages dropped")
+        assert terminal.end() == 0
+    assert run("topics", config, "purged") == (0, "", "")
+    assert run("publish", config, "purged", stdin=b"d\n").code == 0
+    found = run("subscribe", config, "purged", "--from", "earliest", "--no-follow", "--json")
+    assert [json.loads(line)["offset"] for line in found.stdout.splitlines()] == [3]
 
 
 def test_disconnect(config: str) -> None:

@@ -164,6 +164,86 @@ async def test_a_name_is_forgotten_unless_somebody_uses_it(nodes: Nodes, mode: s
             assert (await anext(jobs)).data == "1"
 
 
+@MODES
+async def test_a_purge_drops_what_is_kept(nodes: Nodes, log: Log, mode: str) -> None:
+    consumers, _, client = await cluster(nodes, mode)
+    (consumer,) = consumers
+    async with asyncio.timeout(30), client:
+        for index in range(6):
+            await client.publish("jobs", f"{index}")
+        await client.publish("others", "x")
+        async with client.subscribe("jobs", reader="mail", start="earliest") as mail:
+            await (await anext(mail)).done()
+        async with client.subscribe("jobs", group="g", prefetch=1) as jobs:
+            await (await anext(jobs)).done()
+        async with operating(consumers) as operator:
+            assert await operator.purge("jobs", 3) == 3
+            assert await operator.purge("jobs", 3) == 0
+            assert await operator.purge("unknown") == 0
+            assert log.lines("topic purged", logging.WARNING)[0].endswith("topic=jobs before=3 messages=3")
+            (jobs_topic, others) = (await operator.topics()).topics
+            assert (jobs_topic.first, jobs_topic.next, jobs_topic.messages) == (3, 6, 3)
+            assert [name.lag for name in jobs_topic.names] == [3, 3]
+            assert others.messages == 1
+        async with client.subscribe("jobs", start="earliest", follow=False) as kept:
+            assert [message.data async for message in kept] == ["3", "4", "5"]
+        async with client.subscribe("jobs", reader="mail", on_gap="yield") as mail:
+            gap = await anext(mail)
+            assert isinstance(gap, wsqueue.Gap)
+            assert gap.missed == 2
+            message = await anext(mail)
+            assert isinstance(message, wsqueue.ReaderMessage)
+            assert message.data == "3"
+        async with operating(consumers) as operator:
+            assert await operator.purge("jobs") == 3
+            assert [one.topic for one in (await operator.topics()).topics] == ["others"]
+        await consumer.stop()
+        await consumer.restart()
+        await client.publish("jobs", "6")
+        async with client.subscribe("jobs", start="earliest", follow=False) as kept:
+            found = [message async for message in kept]
+            assert [(message.data, message.offset) for message in found] == [("6", 6)]
+        async with client.subscribe("jobs", group="g") as jobs:
+            assert (await anext(jobs)).data == "6"
+        assert log.lines("messages gone", logging.WARNING)
+
+
+async def test_a_purge_of_a_shared_log_reaches_all_consumers(nodes: Nodes, tmp_path: Path) -> None:
+    async with NatsServers(tmp_path) as servers:
+        retention = {"mode": "jetstream", "jetstream": servers.settings | {"streams": 2}}
+        consumers = [await nodes.consumer(port=free_port(), retention=retention) for _ in range(2)]
+        producer = await nodes.producer(consumers)
+        client = nodes.client([producer], consumers)
+        one_each = [nodes.client([producer], [consumer.address]) for consumer in consumers]
+        async with asyncio.timeout(30), client, one_each[0], one_each[1]:
+            for index in range(6):
+                await client.publish("jobs", f"{index}")
+            # Both have the messages in memory.
+            for one in one_each:
+                async with one.subscribe("jobs", start="earliest", follow=False) as kept:
+                    assert len([message async for message in kept]) == 6
+            async with (
+                operating(consumers) as operator,
+                one_each[0].subscribe("jobs"),
+                one_each[1].subscribe("jobs"),
+            ):
+                assert await operator.purge("jobs", 4) == 4
+                (topic,) = (await operator.topics()).topics
+                assert (topic.first, topic.next) == (4, 6)
+                for one in one_each:
+                    async with one.subscribe("jobs", start="earliest", follow=False) as kept:
+                        assert [message.data async for message in kept] == ["4", "5"]
+                await client.publish("jobs", "6")
+                assert await operator.purge("jobs") == 3
+                assert await operator.purge("jobs") == 0
+                assert await operator.purge("unknown") == 0
+                await client.publish("jobs", "7")
+                for one in one_each:
+                    async with one.subscribe("jobs", start="earliest", follow=False) as kept:
+                        found = [message async for message in kept]
+                        assert [(message.data, message.offset) for message in found] == [("7", 7)]
+
+
 async def test_packets_of_operators_are_answered_one_by_one(nodes: Nodes) -> None:
     (consumer,), producer, _ = await cluster(nodes)
     async with soon(), V2Socket.speaking(consumer.address, "/operate", KEY) as socket:

@@ -43,6 +43,7 @@ COMMANDS = (
     watch.doctor,
     operator.topics,
     operator.groups,
+    operator.purge,
     operator.disconnect,
     shell.completion,
     shell.man,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import click
@@ -12,6 +13,7 @@ from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..errors import WsqueueError
 from ..protocol.access import is_pattern
+from ..protocol.v2 import MAX_NUMBER
 from ..report.text import amount, number
 from ..tools.operator import Listing, Operator
 from ..tools.terminal import json_line, one_line, printable
@@ -138,6 +140,46 @@ async def _forget(settings: ClientConfig, topic: str, name: str) -> None:
         async with _operator(settings) as operator:
             await operator.forget(topic, name)
     click.echo(f"forgotten: {name} of {one_line(topic)}")
+
+
+@click.command()
+@click.argument("topic")
+@click.option(
+    "--before",
+    type=click.IntRange(0, MAX_NUMBER),
+    metavar="OFFSET",
+    help="Drop messages before that offset only. Messages that were stored together with later ones stay.",
+)
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@config_option
+def purge(*, topic: str, before: int | None, yes: bool, config_file: str) -> None:
+    """Drop the messages of TOPIC that are kept, for good.
+
+    Subscribers, groups and named readers that have not had them are told that messages are gone, as when
+    they have become too old. Offsets go on, and no message is stored twice that was published before.
+
+    It asks first, and needs --yes where nobody can be asked. The key must have no name, or the right
+    `operator`.
+
+    \b
+    Examples:
+      wsqueue purge sensors/attic
+      wsqueue purge 'orders!billing!dead' --before 1200 --yes
+    """
+    settings = load_config(config_file, ClientConfig)
+    if not yes:
+        which = "all messages" if before is None else f"the messages before offset {before}"
+        if not sys.stdin.isatty():
+            raise click.UsageError(f"{which} of {topic!r} would go for good: expected --yes, or a terminal")
+        click.confirm(f"Drop {which} of {one_line(topic)}, for good?", abort=True)
+    run(_purge(settings, topic, before))
+
+
+async def _purge(settings: ClientConfig, topic: str, before: int | None) -> None:
+    with ended_by_signals():
+        async with _operator(settings) as operator:
+            count = await operator.purge(topic, before)
+    click.echo(f"{number(count, 'message')} dropped")
 
 
 @click.command()

@@ -84,6 +84,22 @@ class EngineReader:
         found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
         return found[0].offset if found else end
 
+    async def seq_at(self, topic: SharedTopic, offset: int) -> int:
+        """Return a sequence number before which all records of a topic end at or before an offset.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._find(topic, lambda record: record.end > offset)
+
+    async def purge(self, place: Place, below: int) -> None:
+        """Drop the records of a topic below a sequence number.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        await self._in_time(partial(self._engine.purge, place, below), self._requests)
+
     async def tokens(self, stream: int) -> list[str]:
         """Return the tokens of all topics of a stream, in their order.
 

@@ -48,8 +48,8 @@ PROBLEMS: dict[RefusalCode, str] = {
 }
 
 AGED_RECORDS = 10_000
-"""Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
-in 10 ms; others go later."""
+"""Records that one call drops because they are too old by ages of their topics, or because of a purge, and
+topics that it looks at, in 10 ms; others go later."""
 
 LISTED_AT_ONCE = 10_000
 """Topics that are looked at in a turn of the loop, in 5 ms, when some are listed."""
@@ -150,6 +150,41 @@ class TopicLogs(Store):
             await asyncio.sleep(0)
         extents = [await self.extent(name) for name in found[:most]]
         return extents, found[most - 1] if len(found) > most else None
+
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone.
+
+        Raises:
+            WsqueueError: The disk doesn't do it.
+        """
+        log = self.reading(topic, 1)
+        try:
+            first, end = self.earliest(log), log.next if before is None else min(before, log.next)
+            await self._purge_topic(log, end)
+            return max(0, self.earliest(log) - first)
+        finally:
+            self.reading(topic, -1)
+
+    async def _purge_topic(self, log: TopicLog, end: int) -> None:
+        """Drop the records that end before an offset."""
+        await self._purge_memory(log, end)
+
+    async def _purge_memory(self, log: TopicLog, end: int) -> None:
+        """Drop the records in memory that end before an offset, in turns of the loop."""
+        while True:
+            if self._drop_before(log, end):
+                break
+            await asyncio.sleep(0)
+        self.trim()
+
+    def _drop_before(self, log: TopicLog, end: int) -> bool:
+        """Drop some records in memory that end before an offset; return True if there are no more."""
+        for _ in range(AGED_RECORDS):
+            if not log.records or log.records[0].end > end:
+                return True
+            self._drop_first(log)
+            log.dropped += 1
+        return False
 
     def _is_used(self, name: str) -> bool:
         """Return True if a topic has messages or readers."""

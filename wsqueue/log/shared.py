@@ -333,6 +333,36 @@ class SharedStore(TopicLogs):
         """
         return await self._listing.topics(pattern, after, most)
 
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone.
+
+        A table is appended first, because the newest one must stay, and all before it may go then.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        place = place_of(topic, self._streams)
+        found = await self._listing.extent(topic)
+        end = found.next if before is None else min(before, found.next)
+        if end <= found.first:
+            return 0
+        self.reading(topic, 1)
+        shared = self._topic(topic)
+        shared.purging = max(shared.purging, end)
+        try:
+            opening = self.opening(shared)
+            assert opening is not None
+            await asyncio.wait([opening])
+            if opening.cancelled():
+                raise StorageError("the log is closed")
+            below = min(await self._reader.seq_at(shared, end), shared.table)
+            await self._reader.purge(place, below)
+            await self._purge_memory(shared, end)
+            return max(0, (await self._listing.extent(topic)).first - found.first)
+        finally:
+            shared.purging = 0
+            self.reading(topic, -1)
+
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""
         super().trim()
@@ -522,6 +552,8 @@ class SharedStore(TopicLogs):
     def _apply(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
         """Keep and deliver a record that somebody else appended."""
         records = topic.apply(seq, record)
+        if record.purged:
+            self._begin(self._purge_memory(topic, record.purged))
         topic.thin_marks(topic.limits)
         # The consumer that appended it drops the records before.
         topic.purge_below(topic.limits, self._clock())
@@ -768,7 +800,7 @@ class SharedStore(TopicLogs):
         """
         topic.thin_marks(topic.limits)
         below = topic.purge_below(topic.limits, self._clock())
-        purge = self._begin(self._purge_topic(topic, below)) if below else None
+        purge = self._begin(self._purge_below(topic, below)) if below else None
         self._appended_bytes += size
         if self._appended_bytes > self._config.max_bytes // PURGE_PARTS:
             self._purge_soon()
@@ -788,10 +820,10 @@ class SharedStore(TopicLogs):
             return True
         below = topic.purge_below(topic.limits, now)
         if below:
-            self._begin(self._purge_topic(topic, below))
+            self._begin(self._purge_below(topic, below))
         return bool(below)
 
-    async def _purge_topic(self, topic: SharedTopic, below: int) -> None:
+    async def _purge_below(self, topic: SharedTopic, below: int) -> None:
         try:
             async with self._requests:
                 await self._engine.purge(topic.place, below)

@@ -237,6 +237,15 @@ class SqliteStore(TopicLogs):
         """Return how long commits of the archive took."""
         return self._archive.commit_seconds.status()
 
+    async def _purge_topic(self, log: TopicLog, end: int) -> None:
+        """Drop the records that end before an offset, on disk first.
+
+        Raises:
+            StorageError: The disk doesn't do it.
+        """
+        await self._archive.purge(log.name, end)
+        await self._purge_memory(log, end)
+
     def _extent(self, log: TopicLog) -> TopicExtent:
         """Return how much of a topic is kept on disk."""
         return TopicExtent(log.name, self._archive.bytes_of(log.name), self.earliest(log), log.next)

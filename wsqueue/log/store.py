@@ -10,7 +10,8 @@ Promises of a store:
   batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
 - Outcomes of a topic come in the order of its chains, once each; those of other topics come in any order.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
-- Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
+- Stored records are only dropped by the limits, oldest first and whole, or the first ones of a topic by a
+  purge; offsets are never used twice.
 - A state is as durable as a batch in the same store, and no limit of the logs drops it.
 - Nothing blocks the event loop: all that is `async` may wait for a disk or a peer.
 
@@ -323,6 +324,20 @@ class Store(ABC):
         Raises:
             ValueError: `after` is no place.
             WsqueueError: The engine doesn't answer.
+        """
+
+    @abstractmethod
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone, once that is durable.
+
+        As with the limits, records go as a whole, and offsets and the numbers of publishers stay.
+
+        Args:
+            topic: The topic.
+            before: Offset at or before which a record must end to be dropped, None to drop all that is kept.
+
+        Raises:
+            WsqueueError: The disk or the engine doesn't do it; some records may be gone.
         """
 
     @abstractmethod

@@ -206,7 +206,7 @@ class Consumer:
         shared = self.logs.shared
         return "the shared log can't be reached" if shared is not None and not shared.available else ""
 
-    async def operate(self, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+    async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
         """Do what an operator asks for.
 
         Raises:
@@ -214,6 +214,8 @@ class Consumer:
         """
         if isinstance(request, v2.AskTopics):
             return await self.operations.ask_topics(request)
+        if isinstance(request, v2.Purge):
+            return await self.operations.purge(connection, request)
         if isinstance(request, v2.Forget):
             return await self.operations.forget(request)
         raise OperationFailed("unsupported", "this node does not know that request")

@@ -11,7 +11,7 @@ from ..config.model import NodeConfig
 from ..errors import WsqueueError
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
-from ..net.connection import Handler, Traffic
+from ..net.connection import Connection, Handler, Traffic
 from ..protocol import v2
 from ..protocol.framing import HttpResponse, Post
 from ..report.report import Facts
@@ -51,7 +51,7 @@ class Node(Protocol):
         """Return the handler that takes the body of a `POST`, or the page that answers it."""
         ...
 
-    async def operate(self, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+    async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
         """Do what an operator asks for.
 
         Raises:

@@ -79,6 +79,30 @@ class Operations:
         shared = self._logs.shared
         return v2.TopicList(topics, after, None if shared is None else shared.id)
 
+    async def purge(self, connection: Connection, packet: v2.Purge) -> v2.Done:
+        """Drop messages of a topic.
+
+        Args:
+            connection: The connection of the operator.
+            packet: The topic, and how many.
+
+        Raises:
+            WsqueueError: The disk or the engine doesn't do it.
+        """
+        count = await self._logs.purge(packet.topic, packet.before)
+        log(
+            logger,
+            logging.WARNING,
+            "topic purged",
+            by=connection.peer,
+            topic=packet.topic,
+            before="all" if packet.before is None else packet.before,
+            messages=count,
+        )
+        # Groups tell of messages that are gone when they come to them, and somebody may wait for that.
+        self._groups.stored(packet.topic)
+        return v2.Done(count)
+
     async def forget(self, packet: v2.Forget) -> v2.Done:
         """Forget a group or a named reader that nobody uses.
 

@@ -136,7 +136,9 @@ class Producer(Handler):
             return f"no link to {', '.join(down)}"
         return f"no log at {', '.join(str(link.addresses[0]) for link in links)}" if links else ""
 
-    async def operate(self, _request: packets_v2.OperatorRequest) -> packets_v2.OperatorAnswer:
+    async def operate(
+        self, _connection: Connection, _request: packets_v2.OperatorRequest
+    ) -> packets_v2.OperatorAnswer:
         """Refuse what only a consumer can do.
 
         Raises:

@@ -287,7 +287,7 @@ class Service:
         """
         if isinstance(request, v2.Disconnect):
             return self.connections.disconnect(connection, request)
-        return await self.node.operate(request)
+        return await self.node.operate(connection, request)
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:
         # With the key and the certificate of the latest reload.

@@ -15,6 +15,7 @@ import wsqueue
 from wsqueue.config.model import ClientConfig, Limits
 from wsqueue.errors import ConnectError, NotAllowedError, WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.report.report import LagStatus
 from wsqueue.tools.operator import Operator
 
 from ..support.nats_servers import NatsServers
@@ -380,3 +381,68 @@ async def test_a_node_that_is_away_is_told(nodes: Nodes) -> None:
         assert [isinstance(problem, ConnectError) for problem in listing.problems] == [True]
         count, problems = await operator.disconnect(key="x")
         assert (count, len(problems)) == (0, 1)
+
+
+@MODES
+async def test_reports_have_the_lags(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    monkeypatch.setattr("wsqueue.nodes.lags.LOOK_SECONDS", 0.02)
+    (consumer,), _, client = await cluster(nodes, mode)
+    lags = consumer.consumer.lags
+    async with asyncio.timeout(30), client:
+        await client.publish("jobs", *map(str, range(10)))
+        async with client.subscribe("jobs", reader="mail", start="earliest") as mail:
+            await (await anext(mail)).done()
+        async with client.subscribe("jobs", group="g", prefetch=1) as jobs:
+            await eventually(
+                lambda: (
+                    lags.largest(5)
+                    == [LagStatus("jobs", "group", "g", 10, 1), LagStatus("jobs", "reader", "mail", 9, 0)]
+                ),
+                "both are known",
+            )
+            for _ in range(4):
+                await (await anext(jobs)).done()
+        await eventually(
+            lambda: lags.largest(1) == [LagStatus("jobs", "reader", "mail", 9, 0)], "the reader is last"
+        )
+        await eventually(
+            lambda: (
+                consumer.service.reporter.report().lags
+                == [LagStatus("jobs", "reader", "mail", 9, 0), LagStatus("jobs", "group", "g", 6, 0)]
+            ),
+            "the report has them",
+        )
+        consumer.write(monitoring={"top_topics": 1})
+        await consumer.service.reload()
+        await eventually(lambda: len(consumer.service.reporter.report().lags) == 1, "one is named")
+        async with operating([consumer]) as operator:
+            await operator.forget("jobs", "g")
+            await operator.forget("jobs", "mail")
+        await eventually(lambda: lags.largest(5) == [], "both are forgotten")
+
+
+async def test_lags_of_a_shared_log_are_known_to_all(
+    nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsqueue.nodes.lags.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("wsqueue.nodes.lags.LOOKED_TOPICS", 1)
+    async with NatsServers(tmp_path) as servers:
+        retention = {"mode": "jetstream", "jetstream": servers.settings | {"streams": 2}}
+        consumers = [await nodes.consumer(port=free_port(), retention=retention) for _ in range(2)]
+        client = nodes.client([await nodes.producer(consumers)], consumers)
+        async with asyncio.timeout(30), client:
+            for topic in ("a", "b"):
+                async with client.subscribe(topic, reader="r", start="latest"):
+                    pass
+                await client.publish(topic, "1", "2")
+            await client.publish("b", "3")
+            for consumer in consumers:
+                await eventually(
+                    lambda: (
+                        [(one.topic, one.lag) for one in consumer.consumer.lags.largest(5)]  # noqa: B023
+                        == [("b", 3), ("a", 2)]
+                    ),
+                    "both are known",
+                )
+        for consumer in consumers:
+            await consumer.stop()

@@ -55,6 +55,7 @@ from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .clients import Clients
+from .lags import Lags
 from .memberships import GROUP_PACKETS, Memberships
 from .named_readers import NamedReaders, NamedSubscriptions
 from .operations import Operations
@@ -131,6 +132,7 @@ class Consumer:
         groups: The worker groups that have members.
         named_readers: The readers whose positions are kept, as far as connections use them.
         operations: Does what operators ask for.
+        lags: Knows by how much groups and named readers are behind.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -166,6 +168,7 @@ class Consumer:
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.operations = Operations(self.logs, self.groups, self.named_readers, self.topics, self.readers)
+        self.lags = Lags(self.logs, self.operations.describe)
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.
@@ -174,6 +177,7 @@ class Consumer:
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
@@ -200,6 +204,7 @@ class Consumer:
         """
         await self.logs.open()
         self._trimming = asyncio.create_task(self._trim())
+        self._watching = asyncio.create_task(self.lags.watch())
 
     def not_ready(self) -> str:
         """Return "" if the node is ready: a consumer that runs is, unless it can't reach a shared log."""
@@ -228,6 +233,7 @@ class Consumer:
         return Facts(
             commit_seconds=self.logs.commit_seconds(),
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
+            lags=self.lags.largest(self._monitoring.top_topics),
             slow_peers=[
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
                 for connection, missing in slow.items()
@@ -275,6 +281,8 @@ class Consumer:
         if self._trimming is None:
             return
         self._trimming.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)

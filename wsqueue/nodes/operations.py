@@ -159,12 +159,13 @@ class Operations:
     def _entry(self, extent: TopicExtent, names: list[Progress]) -> v2.TopicEntry:
         topic = extent.topic
         subscribers = self._classic.count(topic) + self._readers.count(topic)
-        entries = [self._name_entry(extent, progress) for progress in names]
+        entries = [self.describe(extent, progress) for progress in names]
         return v2.TopicEntry(
             topic, extent.messages, extent.bytes, extent.first, extent.next, subscribers, entries
         )
 
-    def _name_entry(self, extent: TopicExtent, progress: Progress) -> v2.NameEntry:
+    def describe(self, extent: TopicExtent, progress: Progress) -> v2.NameEntry:
+        """Return the values of a group or a reader in a topic."""
         members = lent = 0
         if progress.kind == "reader":
             members = self._named_readers.users(progress.topic, progress.name)

@@ -328,6 +328,8 @@ async def test_a_long_list_of_a_shared_log_comes_in_parts(
             for name in names:
                 await client.publish(name, "x")
             assert [one.topic for one in (await operator.topics()).topics] == names
+            assert await operator.purge("t7") == 1
+            assert "t7" not in [one.topic for one in (await operator.topics()).topics]
         async with soon(), V2Socket.speaking(consumer.address, "/operate", KEY) as socket:
             socket.send({"t": "ask_topics", "after": "x:y"})
             assert (await socket.next("failed"))["code"] == "invalid"

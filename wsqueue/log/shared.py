@@ -331,7 +331,11 @@ class SharedStore(TopicLogs):
             ValueError: `after` is no place.
             StorageError: The engine doesn't answer.
         """
-        return await self._listing.topics(pattern, after, most)
+        found, place = await self._listing.topics(pattern, after, most)
+        known = self._ledger.topics
+        return [
+            one for one in found if one.messages or (one.topic in known and known[one.topic].readers)
+        ], place
 
     async def purge(self, topic: str, before: int | None) -> int:
         """Drop the first records of a topic, and return how many messages are gone.

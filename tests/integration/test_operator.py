@@ -121,7 +121,7 @@ async def test_groups_and_readers_tell_how_far_they_are(nodes: Nodes, mode: str)
 
 async def test_a_list_comes_in_parts(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wsqueue.nodes.operations.LISTED_TOPICS", 3)
-    monkeypatch.setattr("wsqueue.log.logs.LISTED_AT_ONCE", 2)
+    monkeypatch.setattr("wsqueue.log.names.SORTED_AT_ONCE", 2)
     consumers, _, client = await cluster(nodes)
     names = [f"t{index}" for index in range(10)]
     async with soon(), client, operating(consumers) as operator:

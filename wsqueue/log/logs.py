@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import heapq
 import itertools
 import time
 from collections import deque
@@ -30,12 +29,12 @@ import msgspec
 
 from ..config.model import Retention
 from ..protocol import v2
-from ..protocol.access import matches
 from ..protocol.repeats import Repeats
 from ..protocol.v2 import RefusalCode
 from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
+from .names import SortedNames
 from .records import MAX_NUMBERS, Record, StoreState
 from .store import AppendChain, Done, Outcome, Store, TopicExtent
 from .topic import NO_RECORDS, TopicLog
@@ -52,7 +51,7 @@ AGED_RECORDS = 10_000
 topics that it looks at, in 10 ms; others go later."""
 
 LISTED_AT_ONCE = 10_000
-"""Topics that are looked at in a turn of the loop, in 5 ms, when some are listed."""
+"""Topics that one step of a listing looks at, in 10 ms."""
 
 ORDER_SLACK = 1000
 """Entries of dropped records in the order that are not worth a walk over all."""
@@ -81,6 +80,7 @@ class TopicLogs(Store):
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
+        self._names = SortedNames(lambda: self._ledger.topics)
         self._passed: deque[TopicLog] = deque()
         self._order: deque[TopicLog] = deque()
         self._records = 0
@@ -138,18 +138,23 @@ class TopicLogs(Store):
             after: The name after which to go on, None for the first ones.
             most: Most topics that are returned.
         """
-        names = list(self._ledger.topics)
-        found: list[str] = []
-        for begin in range(0, len(names), LISTED_AT_ONCE):
-            wanted = [
-                name
-                for name in names[begin : begin + LISTED_AT_ONCE]
-                if (after is None or name > after) and matches(pattern, name) and self._is_used(name)
-            ]
-            found = heapq.nsmallest(most + 1, found + wanted)
-            await asyncio.sleep(0)
-        extents = [await self.extent(name) for name in found[:most]]
-        return extents, found[most - 1] if len(found) > most else None
+        if not pattern.endswith("*"):
+            return [await self.extent(pattern)] if self._is_used(pattern) else [], None
+        names = await self._names.all(anew=after is None)
+        prefix = pattern[:-1]
+        at = bisect.bisect_left(names, prefix)
+        if after is not None:
+            at = max(at, bisect.bisect_right(names, after))
+        found: list[TopicExtent] = []
+        for name in itertools.islice(names, at, at + LISTED_AT_ONCE):
+            if not name.startswith(prefix):
+                return found, None
+            at += 1
+            if self._is_used(name):
+                found.append(await self.extent(name))
+                if len(found) == most:
+                    break
+        return found, names[at - 1] if at < len(names) else None
 
     async def purge(self, topic: str, before: int | None) -> int:
         """Drop the first records of a topic, and return how many messages are gone.

@@ -32,6 +32,9 @@ RECONNECTS_PER_SECOND = 2000.0
 DROPPED_LOG_SECONDS = 10.0
 """Time between two log lines about strangers that were dropped: there may be thousands in a second."""
 
+CLOSED_AT_ONCE = 100
+"""Connections of a client that an operator ends in one turn of the loop: some milliseconds."""
+
 KEYS_CHANGED = "the keys of this node have changed"
 """Reason for ending a connection after a reload; its peer tries again."""
 
@@ -162,7 +165,7 @@ class Connections(Collection[Connection], Owner):
             return True
         return handler.keys_of_peers(self._keys).still_takes(peer, time.time())
 
-    def disconnect(self, operator: Connection, wanted: v2.Disconnect) -> v2.Done:
+    async def disconnect(self, operator: Connection, wanted: v2.Disconnect) -> v2.Done:
         """End the connections of a client, which may connect again; those of nodes and operators stay.
 
         Args:
@@ -179,8 +182,10 @@ class Connections(Collection[Connection], Owner):
             key=wanted.key or "",
             connections=len(chosen),
         )
-        for connection in chosen:
+        for index, connection in enumerate(chosen, 1):
             connection.close(CloseCode.DISCONNECTED)
+            if not index % CLOSED_AT_ONCE:
+                await asyncio.sleep(0)
         return v2.Done(len(chosen))
 
     def announce_drain(self) -> None:

@@ -69,18 +69,25 @@ class Lags:
         """Find out the lags of now.
 
         Raises:
-            WsqueueError: The states or the log cannot be read.
+            WsqueueError: The states or some topic cannot be read.
         """
-        names = await names_of(self._logs)
+        names, error = await names_of(self._logs), None
         self._found = {topic: lags for topic, lags in self._found.items() if topic in names}
         due = [*(topic for topic in names if topic not in self._found), *self._found][:LOOKED_TOPICS]
         for begin in range(0, len(due), LOOKED_AT_ONCE):
             topics = due[begin : begin + LOOKED_AT_ONCE]
-            for extent in await asyncio.gather(*map(self._logs.extent, topics)):
-                self._found.pop(extent.topic, None)
-                self._found[extent.topic] = [
-                    self._lag(extent, progress) for progress in names.get(extent.topic, ())
-                ]
+            extents = await asyncio.gather(*map(self._logs.extent, topics), return_exceptions=True)
+            for topic, extent in zip(topics, extents, strict=True):
+                before = self._found.pop(topic, [])
+                if isinstance(extent, WsqueueError):
+                    # One topic that cannot be read must not hide all others.
+                    error, self._found[topic] = extent, before
+                elif isinstance(extent, BaseException):
+                    raise extent
+                else:
+                    self._found[topic] = [self._lag(extent, progress) for progress in names[topic]]
+        if error is not None:
+            raise error
 
     def largest(self, most: int) -> list[LagStatus]:
         """Return the largest lags, the largest first."""

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 LISTED_TOPICS = 1000
 """Topics of one answer, which has a few megabytes at most and takes some tens of milliseconds."""
 
+LOOKED_AT_ONCE = 100
+"""Topics that are looked up in one turn of the loop, and whose requests go to the engine together."""
+
 NAMES_SECONDS = 2.0
 """Time for which the states of all names are used again, by later parts of a list."""
 
@@ -153,7 +156,10 @@ class Operations:
             topic for topic in names if (after is None or topic > after) and matches(pattern, topic)
         )
         found = wanted[:LISTED_TOPICS]
-        extents = [await self._logs.extent(topic) for topic in found]
+        extents: list[TopicExtent] = []
+        for begin in range(0, len(found), LOOKED_AT_ONCE):
+            topics = found[begin : begin + LOOKED_AT_ONCE]
+            extents += await asyncio.gather(*map(self._logs.extent, topics))
         return extents, found[-1] if len(wanted) > len(found) else None
 
     def _entry(self, extent: TopicExtent, names: list[Progress]) -> v2.TopicEntry:

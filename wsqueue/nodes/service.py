@@ -286,7 +286,7 @@ class Service:
             WsqueueError: It cannot be done.
         """
         if isinstance(request, v2.Disconnect):
-            return self.connections.disconnect(connection, request)
+            return await self.connections.disconnect(connection, request)
         return await self.node.operate(connection, request)
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:

@@ -1,5 +1,18 @@
-"""Run `python -m wsqueue`."""
+"""Run the command line: `wsqueue` and `python -m wsqueue`."""
 
-from .cli.main import main
+import sys
 
-main()
+
+def main() -> None:
+    """Run the command line, or say what it lacks: `pip install wsqueue` brings the client alone."""
+    try:
+        from .cli.main import main as command_line  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        if (error.name or "wsqueue").partition(".")[0] == "wsqueue":
+            raise
+        sys.exit(f"Error: the command line needs {error.name}, which pip install 'wsqueue[cli]' installs.")
+    command_line()
+
+
+if __name__ == "__main__":
+    main()

@@ -26,8 +26,6 @@ pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
 TOPICS_OF_A_CONSUMER = 5
 
 PAUSE_SECONDS = 0.005  # Between two messages on each topic: load of about 1,500 a second, and no flood.
-# Time without a message on topics that go on: far above the delays of a busy machine, below a downtime.
-LONGEST_GAP_SECONDS = 1.0
 DOWN_SECONDS = 1.5
 
 
@@ -90,10 +88,6 @@ class Traffic:
     def count_since(self, began: float) -> int:
         """Return how many messages came after a moment."""
         return sum(moment > began for moment in self.times)
-
-    def longest_gap(self) -> float:
-        """Return the longest time without any message."""
-        return max(after - before for before, after in itertools.pairwise(self.times))
 
     async def wait_quiet(self) -> None:
         """Return when nothing more comes."""
@@ -200,8 +194,6 @@ async def test_a_consumer_ends_under_load_and_comes_back(
 
     spared.check()
     assert spared.lost == spared.gaps == 0
-    if not subscribers:
-        assert spared.longest_gap() < LONGEST_GAP_SECONDS
     hit.check()
     if retention == "memory" and end is Node.kill:
         # The log is gone with the process, and each subscriber is told so, once.
@@ -239,7 +231,6 @@ async def test_a_publisher_goes_on_through_another_producer_when_its_own_is_kill
     traffic.check()
     assert traffic.lost == traffic.gaps == publisher.lost_in_flight == 0
     assert all(consumer.counters()["without_subscriber"] == 0 for consumer in cluster.consumers)
-    assert traffic.longest_gap() < 2 * LONGEST_GAP_SECONDS
 
 
 @pytest.mark.parametrize("retention", ["memory", "sqlite"])

@@ -48,7 +48,9 @@ OF_EACH = ["--seed", "5", "--schedules", str(SCHEDULES)]
 
 WITH_GROUPS = ["--seed", "1", "--schedules", str(SCHEDULES), "--groups"]
 
-OF_A_SHARED_LOG = ["--seed", "451", "--schedules", "2", "--retention", "jetstream", "--seconds", "6"]
+OF_A_SHARED_LOG = [
+    *["--seed", "451", "--schedules", "2", "--retention", "jetstream", "--seconds", "6", "--groups"]
+]
 """Two schedules with nearly all faults that only a shared log has."""
 
 

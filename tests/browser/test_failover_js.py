@@ -172,6 +172,36 @@ async def test_another_consumer_serves_until_the_home_is_back(tabs: Tabs) -> Non
             await again.answer_close()
 
 
+async def test_a_named_reader_goes_on_at_another_consumer(tabs: Tabs) -> None:
+    named = {"reader": "r"}
+    commit = {"t": "commit", "topic": TOPIC, **named, "log": "epoch"}
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), LivelyServer() as other:
+        async with LivelyServer(port_of(home_address)) as home:
+            page = await subscribed(tabs, home_address, [other.address])
+            await (await heard(home)).packet()
+            await js(page, f"window.reader = subscribe('{TOPIC}', {{ reader: 'r' }}); 0")
+            raw = await heard(home)
+            assert await raw.packet() == FROM_NOW | named | {"start": "earliest"}
+            answer(raw, 5, "a", "b")
+            await data(page, 2)
+            await js(page, "window.done = got[0].done(); 0")
+            assert await raw.packet() == commit | {"offset": 6}
+        await page.wait_for_function("states.filter(({ state }) => state === 'down').length === 2")
+        await js(page, "got[1].done(); 0")
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        both = [await heard(other), await heard(other)]
+        asked = {(packet := await one.packet()).get("reader", ""): (one, packet) for one in both}
+        raw, packet = asked["r"]
+        assert packet == from_offset(7) | named
+        assert await raw.packet() == commit | {"offset": 7}
+        raw.send(commit | {"t": "committed", "offset": 7})
+        await js(page, "done")
+        await js(page, "client.close()")
+        for one in both:
+            await one.answer_close()
+
+
 async def test_the_others_are_tried_in_their_order(tabs: Tabs) -> None:
     """Also if the home was never there: then another one may say which log they share."""
     home_address = f"127.0.0.1:{free_port()}"

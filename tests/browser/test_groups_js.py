@@ -183,6 +183,30 @@ async def test_an_error_of_the_callback_is_told(nodes: Nodes, tabs: Tabs) -> Non
         assert await js(page, "errors") == ["TypeError undefined"]
 
 
+BY_THEMSELVES = """(async (job) => {
+  got.push(job);
+  if (job.data === 'later' && job.deliveries === 1) await job.again();
+  if (job.data === 'bad') job.reject('nonsense');
+  if (job.data === 'thrown' && job.deliveries === 1) throw new TypeError('x');
+})"""
+
+
+async def test_messages_are_done_by_themselves(nodes: Nodes, tabs: Tabs) -> None:
+    """Unless the callback has told another outcome, or failed."""
+    consumer, client, page = await cluster(nodes, tabs)
+    async with soon(), client:
+        await client.publish("jobs", "1", "later", "bad", "thrown", "2")
+        await js(page, f"work({BY_THEMSELVES}, {{ autoDone: true, leaseSeconds: 0.2 }}).ready")
+        assert sorted(await data(page, 7)) == ["1", "2", "bad", "later", "later", "thrown", "thrown"]
+        await js(page, "jobs.flush()")
+        assert consumer.counters["dead_letters"] == 1
+        assert await js(page, "errors") == ["TypeError undefined"]
+        await js(page, "jobs.close()")
+        await client.publish("jobs", "3")
+        async with client.subscribe("jobs", group="g") as jobs:
+            assert (await anext(jobs)).data == "3"
+
+
 async def test_a_consumer_that_restarts_hears_what_is_done(nodes: Nodes, tabs: Tabs) -> None:
     tabs.tolerate("WebSocket connection to")
     retention = {"mode": "sqlite", "directory": f"{nodes.directory}/log"}
@@ -395,6 +419,7 @@ async def test_refusals(nodes: Nodes, tabs: Tabs) -> None:
         ("{ orderKey: '' }", 'WsqueueError: orderKey is "", expected 1 to 64 characters'),
         ("{ orderKey: 5 }", "TypeError: orderKey is not a string"),
         ("{ onGap: () => {} }", "WsqueueError: a group has no onGap"),
+        ("{ reader: 'r' }", "WsqueueError: a group has no reader"),
     ],
 )
 async def test_wishes_that_cannot_be(tabs: Tabs, options: str, error: str) -> None:

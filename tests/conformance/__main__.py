@@ -20,6 +20,7 @@ from ..support.raw_v2_peer import V2Server
 from .checks import CHECKS, Check, Subject
 from .group_checks import GROUP_CHECKS
 from .program import Program
+from .reader_checks import READER_CHECKS
 
 CHECK_SECONDS = 15.0
 """Time for one check."""
@@ -71,6 +72,7 @@ key_file = click.option(
 )
 only = click.option("--only", default="", help="Run the checks whose names contain this.")
 groups = click.option("--groups", is_flag=True, help="Check worker groups too, which it may lack.")
+readers = click.option("--readers", is_flag=True, help="Check named readers too, which it may lack.")
 
 
 @main.command()
@@ -78,13 +80,14 @@ groups = click.option("--groups", is_flag=True, help="Check worker groups too, w
 @key_file
 @only
 @groups
-def consumer(address: str, key: str, only: str, *, groups: bool) -> None:
+@readers
+def consumer(address: str, key: str, only: str, *, groups: bool, readers: bool) -> None:
     """Check the consumer at ADDRESS (host:port): the checks are its producers and subscribers."""
 
     async def subject(_stack: AsyncExitStack) -> Subject:
         return Subject(key, address)
 
-    sys.exit(asyncio.run(run("consumer", subject, only, groups=groups)))
+    sys.exit(asyncio.run(run("consumer", subject, only, groups=groups, readers=readers)))
 
 
 @main.command()
@@ -112,8 +115,16 @@ def producer(address: str, listen: int, key: str, only: str) -> None:
 @key_file
 @only
 @groups
+@readers
 def client(
-    command: str, listen_producer: int, listen_consumer: int, key: str, only: str, *, groups: bool
+    command: str,
+    listen_producer: int,
+    listen_consumer: int,
+    key: str,
+    only: str,
+    *,
+    groups: bool,
+    readers: bool,
 ) -> None:
     """Check the client that COMMAND starts: the checks are its only producer and its only consumer.
 
@@ -125,16 +136,19 @@ def client(
     subscribe TOPIC START   subscribe to a topic; START is earliest or latest
     work TOPIC GROUP        with --groups: join a worker group, and settle each message as its data says:
                             done, again or reject
+    read TOPIC READER       with --readers: subscribe as a named reader, from the earliest message on if it is
+                            new, and say of each message with the data "done" that it is done
 
     and writes these lines, at once:
 
     \b
     confirmed DATA          the batch is confirmed
     refused DATA CODE       the batch is refused
-    message OFFSET DATA     a message of the subscription
+    message OFFSET DATA     a message of the subscription or the reader
     gap MISSED              messages are missing; MISSED is their number, or "unknown"
     lent OFFSET TIMES DATA  a message of the group; TIMES says how often it was lent
     settled DATA            the outcome of a message of the group is confirmed
+    kept DATA               it is confirmed that a message of the reader is done
     """
 
     async def subject(stack: AsyncExitStack) -> Subject:
@@ -144,15 +158,22 @@ def client(
         program = functools.partial(Program.running, shlex.split(command))
         return Subject(key, producer=servers[0], consumer=servers[1], program=program)
 
-    sys.exit(asyncio.run(run("client", subject, only, groups=groups)))
+    sys.exit(asyncio.run(run("client", subject, only, groups=groups, readers=readers)))
 
 
 async def run(
-    role: str, subject: Callable[[AsyncExitStack], Awaitable[Subject]], only: str, *, groups: bool = False
+    role: str,
+    subject: Callable[[AsyncExitStack], Awaitable[Subject]],
+    only: str,
+    *,
+    groups: bool = False,
+    readers: bool = False,
 ) -> int:
     """Run the checks of a role, and print a line on each; return 1 if any fails."""
     failed = 0
-    checks = [*CHECKS[role], *(GROUP_CHECKS[role] if groups else [])]
+    checks = [*CHECKS[role]]
+    for wanted, more in ((groups, GROUP_CHECKS), (readers, READER_CHECKS)):
+        checks += more[role] if wanted else []
     chosen = [check for check in checks if only in check.__name__]
     if not chosen:
         raise click.BadParameter(f"no check of a {role} has {only!r} in its name", param_hint="--only")

@@ -17,6 +17,7 @@ from .commands import (
     key_in,
     tell_confirmed,
     tell_gap,
+    tell_kept,
     tell_lent,
     tell_message,
     tell_refused,
@@ -32,6 +33,15 @@ async def settle(job: wsqueue.GroupMessage) -> None:
         await job.again()
     else:
         await job.reject("it says so")
+
+
+async def read_all(messages: wsqueue.ReaderSubscription[wsqueue.ReaderMessage]) -> None:
+    """Tell all messages, and say that those are done whose data says so."""
+    async for message in messages:
+        tell_message(message.offset, message.data)
+        if message.data == "done":
+            await message.done()
+            tell_kept(message.data)
 
 
 async def main(producer: str, consumer: str, psk_file: str) -> None:
@@ -65,8 +75,11 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
             await settle(job)
             tell_settled(job.data)
 
+    async def read(topic: str, reader: str) -> None:
+        await read_all(client.subscribe(topic, reader=reader))
+
     async with client:
-        await follow_commands(publish=publish, subscribe=subscribe, work=work)
+        await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read)
 
 
 if __name__ == "__main__":

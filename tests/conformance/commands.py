@@ -16,18 +16,19 @@ def key_in(psk_file: str) -> str:
     return Path(psk_file).read_text().strip()
 
 
-async def follow_commands(*, publish: Command, subscribe: Command, work: Command) -> None:
+async def follow_commands(*, publish: Command, subscribe: Command, work: Command, read: Command) -> None:
     """Do each command of the standard input in a task, and end all tasks when the input ends.
 
     Args:
         publish: Takes a topic and data.
         subscribe: Takes a topic and a start.
         work: Takes a topic and a group.
+        read: Takes a topic and the name of a reader.
     """
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    commands = {"publish": publish, "subscribe": subscribe, "work": work}
+    commands = {"publish": publish, "subscribe": subscribe, "work": work, "read": read}
     tasks: list[asyncio.Task[None]] = []
     while line := (await reader.readline()).decode().rstrip("\n"):
         command, topic, rest = line.split(" ", 2)
@@ -62,6 +63,11 @@ def tell_lent(offset: int | None, deliveries: int, data: str | bytes) -> None:
 def tell_settled(data: str | bytes) -> None:
     """Say that the outcome of a message is confirmed."""
     print("settled", data, flush=True)
+
+
+def tell_kept(data: str | bytes) -> None:
+    """Say that it is kept that a message is done."""
+    print("kept", data, flush=True)
 
 
 def tell_gap(missed: int | None) -> None:

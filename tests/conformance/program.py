@@ -46,6 +46,10 @@ class Program:
         """Let the program join a worker group."""
         self._command("work", topic, group)
 
+    def read(self, topic: str, reader: str) -> None:
+        """Let the program subscribe as a named reader."""
+        self._command("read", topic, reader)
+
     async def lines(self, count: int) -> list[str]:
         """Return the next lines."""
         assert self._process.stdout is not None

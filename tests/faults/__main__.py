@@ -45,7 +45,7 @@ BOTH: list[schedule.Retention] = ["memory", "sqlite"]
     help="How long each publishes.  [default: 4, with jetstream 12]",
 )
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, help="How many run at once.")
-@click.option("--groups", is_flag=True, help="Let worker groups work on all topics, too.")
+@click.option("--groups", is_flag=True, help="Let worker groups and named readers have all topics, too.")
 @click.option(
     "--directory", type=click.Path(path_type=Path), help="Where to keep the files of failed schedules."
 )

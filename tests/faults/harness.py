@@ -20,6 +20,7 @@ from wsqueue.protocol.routing import router
 from .checker import Life, Verdict, check
 from .cluster import Cluster
 from .members import Work, check_work, letters_of, what_comes_back
+from .readers import Reading, check_reading, what_is_left
 from .schedule import Fault, Schedule
 from .workers import ELECTION_SECONDS, OPEN_SECONDS, Job, Record, Role, parse, read_history
 
@@ -70,6 +71,7 @@ async def run(schedule: Schedule, cluster: Cluster, directory: Path) -> Outcome:
             await harness.do_harm()
             await harness.wait_for_all()
             await harness.end_work()
+            await harness.end_reading()
     except* WsqueueError as group:
         cluster.problems.extend(map(str, group.exceptions))
     finally:
@@ -220,7 +222,8 @@ class Harness:
             if now != size:
                 size, changed = now, time.monotonic()
             publishing = any(one.process and one.process.returncode is None for one in self.all_publishers)
-            if not publishing and not self.verdict().lost and not await self.missing_work():
+            missing = self.verdict().lost or self.check_reading({}).missing
+            if not publishing and not missing and not await self.missing_work():
                 await asyncio.sleep(SETTLE_SECONDS)
                 return
         for publisher in self.all_publishers:
@@ -259,11 +262,38 @@ class Harness:
         if again:
             self.cluster.problems.append(f"messages that were done come back: {again[:10]}")
 
+    async def end_reading(self) -> None:
+        """Check the named readers, and that each goes on behind the messages that it has done."""
+        topics = self.schedule.workload.topics
+        readers = [one for one in self.subscribers if one.role == "reader"]
+        self._look_for_failed(readers)
+        await asyncio.gather(*(reader.kill() for reader in readers))
+        left: dict[str, list[Record]] = {}
+        for reader in readers:
+            reader.process = None
+            left[reader.name] = await what_is_left(
+                self.cluster.client_files[reader.name], reader.name, topics
+            )
+        reading = self.check_reading(left)
+        if reading.missing:
+            self.cluster.problems.append(f"{reading.missing} messages did not come to a named reader")
+        self.cluster.problems += reading.violations
+
+    def check_reading(self, left: Mapping[str, Sequence[Record]]) -> Reading:
+        """Check what came to the named readers so far, and then at the end."""
+        reading = {
+            one.name: [*records_of(one), *left.get(one.name, ())]
+            for one in self.subscribers
+            if one.role == "reader"
+        }
+        return check_reading(self._published(), reading, self._anew())
+
+    def _published(self) -> list[Record]:
+        return [one for worker in self.all_publishers for one in read_history(worker.history_file(1))]
+
     async def check_work(self, letters: Mapping[str, Sequence[str]]) -> int:
         """Check the work of members so far; return how many messages are missing."""
-        published: list[Record] = []
-        for publisher in self.all_publishers:
-            published += read_history(publisher.history_file(1))
+        published = self._published()
         worked = [one for worker in self.subscribers if worker.role == "member" for one in records_of(worker)]
         keyed = self.schedule.workload.keyed
         self.work = check_work(published, worked, letters, self._anew(), keyed=keyed)
@@ -290,13 +320,11 @@ class Harness:
 
     def verdict(self) -> Verdict:
         """Check the histories so far."""
-        published: list[Record] = []
-        for publisher in self.all_publishers:
-            published += read_history(publisher.history_file(1))
+        published = self._published()
         lives = [
             life
             for subscriber in self.subscribers
-            if subscriber.role != "member"
+            if subscriber.role not in {"member", "reader"}
             for life in lives_of(subscriber)
         ]
         workload = self.schedule.workload

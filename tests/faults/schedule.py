@@ -159,6 +159,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         shuffled: Whether each subscriber has the consumers in an order of its own.
         members: How many clients are members of a worker group of each topic.
         keyed: Whether these groups have an order.
+        readers: How many clients read each topic under a name.
     """
 
     consumers: int
@@ -179,6 +180,7 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shuffled: bool = False
     members: int = 0
     keyed: bool = False
+    readers: int = 0
 
     @property
     def consumer_names(self) -> list[str]:
@@ -231,14 +233,20 @@ class Workload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return _names("member", self.members)
 
     @property
+    def reader_names(self) -> list[str]:
+        """Return the names of the named readers."""
+        return _names("reader", self.readers)
+
+    @property
     def all_publisher_names(self) -> list[str]:
         """Return the names of the publishers of both protocols."""
         return self.publisher_names + self.classic_publisher_names
 
     @property
     def all_subscriber_names(self) -> list[str]:
-        """Return the names of the subscribers of both protocols, and of the members of groups."""
-        return self.subscriber_names + self.classic_subscriber_names + self.member_names
+        """Return the names of the subscribers of both protocols, of members of groups and of readers."""
+        plain = self.subscriber_names + self.classic_subscriber_names
+        return plain + self.member_names + self.reader_names
 
     @property
     def links(self) -> list[str]:
@@ -325,7 +333,7 @@ def generate(
 
 
 def with_groups(schedule: Schedule) -> Schedule:
-    """Return a schedule with members of groups beside the subscribers, and faults that are done to them."""
+    """Return a schedule with members of groups and named readers, and faults that are done to them."""
     rng = random.Random(f"{schedule.seed} {schedule.retention} groups")
     workload = msgspec.structs.replace(
         schedule.workload,
@@ -341,6 +349,11 @@ def with_groups(schedule: Schedule) -> Schedule:
         kind: Kind = rng.choice(["kill", "kill", "stop"])
         target = rng.choice(workload.member_names)
         faults.append(Fault(_begin(rng, workload), round(rng.uniform(0, 3), 3), kind, target))
+    workload = msgspec.structs.replace(workload, readers=rng.randint(1, 2))
+    faults += [
+        Fault(_begin(rng, workload), round(rng.uniform(0, 3), 3), "kill", target)
+        for target in rng.choices(workload.reader_names, k=rng.randint(1, 4))
+    ]
     return Schedule(schedule.seed, schedule.retention, workload, _without_clashes(faults))
 
 

@@ -41,7 +41,8 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
     Attributes:
         event: Of a publisher `attempted`, `acknowledged`, `refused` or `failed`; of a subscriber
             `subscribed`, `delivered`, `damaged` (no publisher sent this text) or `gap`; of
-            both `error`; of a member of a group `lent`, `doing` and `done`. For a classic publisher, a
+            both `error`; of a member of a group `lent`, `doing` and `done`; of a named reader `begun` on a
+            topic, and `doing` and `done` of messages. For a classic publisher, a
             message is acknowledged when its producer has it.
         at: By a clock that all processes of this machine share.
         publisher: Of the message; a classic one is another on each connection, which alone keeps an order.
@@ -64,6 +65,7 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
         "delivered",
         "damaged",
         "gap",
+        "begun",
         "lent",
         "doing",
         "done",
@@ -82,7 +84,13 @@ class Record(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 Role = Literal[
-    "publisher", "subscriber", "closing-publisher", "classic-publisher", "classic-subscriber", "member"
+    "publisher",
+    "subscriber",
+    "closing-publisher",
+    "classic-publisher",
+    "classic-subscriber",
+    "member",
+    "reader",
 ]
 
 
@@ -225,7 +233,7 @@ async def subscribe(job: Job) -> None:
         while True:
             try:
                 async for item in subscription:
-                    history.write(_record_of(item))
+                    history.write(record_of(item))
             except wsqueue.ConnectError as error:
                 note_error(error)
                 await asyncio.sleep(PAUSE_SECONDS)
@@ -331,7 +339,7 @@ def _record_of_packet(packet: dict[str, Any], connection: int) -> Record:
     return Record("delivered", now, *found, topic, connection=connection)
 
 
-def _record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
+def record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:
     now = time.monotonic()
     if isinstance(item, wsqueue.Gap):
         return Record("gap", now, topic=item.topic, missed=item.missed)
@@ -348,9 +356,11 @@ def main() -> None:
     """Do the job in the file that the command line names."""
     job = msgspec.json.decode(Path(sys.argv[1]).read_bytes(), type=Job)
     from .members import work as be_a_member  # noqa: PLC0415 - it imports this module
+    from .readers import read  # noqa: PLC0415 - as above
 
     work = {
         "member": be_a_member,
+        "reader": read,
         "publisher": publish,
         "subscriber": subscribe,
         "closing-publisher": publish,

@@ -10,6 +10,7 @@ from ..conformance.commands import (
     key_in,
     tell_confirmed,
     tell_gap,
+    tell_kept,
     tell_lent,
     tell_message,
     tell_refused,
@@ -47,7 +48,18 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
                 await member.settle(loan, str(loan.data))
                 tell_settled(loan.data)
 
-    await follow_commands(publish=publish, subscribe=subscribe, work=work)
+    async def read(topic: str, name: str) -> None:
+        reader = client.reader(topic, name)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(reader.run())
+            while True:
+                message = await reader.messages.get()
+                tell_message(message.offset, message.data)
+                if message.data == "done":
+                    await reader.done(message)
+                    tell_kept(message.data)
+
+    await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read)
     await client.close()
 
 

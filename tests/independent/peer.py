@@ -318,6 +318,11 @@ def _anything(value: object) -> bool:
 
 _TOPIC = {"topic": (_string(), _REQUIRED)}
 _PLACE = _TOPIC | {"group": (_group, _REQUIRED)}
+_PROGRESS = _TOPIC | {
+    "reader": (_group, _REQUIRED),
+    "log": (_string(64), _REQUIRED),
+    "offset": (_integer(0), _REQUIRED),
+}
 _CHAIN = {
     "publisher": (_string(64), _REQUIRED),
     "counts": (_some(_integer(1)), _REQUIRED),
@@ -361,6 +366,7 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
         "offset": (_or_nil(_integer(0)), None),
         "time": (_or_nil(_number(MAX_NUMBER)), None),
         "count": (_or_nil(_integer(1)), None),
+        "reader": (_or_nil(_group), None),
     },
     "subscribed": _TOPIC
     | {
@@ -374,6 +380,8 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     | _CHAIN
     | {"offset": (_integer(0), _REQUIRED), "numbers": (_some(_integer(0)), _REQUIRED)},
     "gap": _TOPIC | {"offset": (_integer(0), _REQUIRED), "missed": (_or_nil(_integer(1)), _REQUIRED)},
+    "commit": _PROGRESS,
+    "committed": _PROGRESS,
     "join": _PLACE
     | {
         "prefetch": (_integer(1, 10_000), _REQUIRED),
@@ -432,6 +440,8 @@ def decode(data: bytes) -> Packet:
         for start, field in (("offset", "offset"), ("time", "time"), ("last", "count")):
             if (packet["start"] == start) != (packet[field] is not None):
                 raise InvalidPacketError("a start without its position, or the other way round")
+        if packet["reader"] is not None and packet["start"] in {"time", "last"}:
+            raise InvalidPacketError("a start that a reader cannot have")
     return packet
 
 
@@ -893,6 +903,10 @@ class Client:
         address = self.consumers[route(topic, len(self.consumers))]
         return Member(address, self._how, {"topic": topic, "group": group}, wishes)
 
+    def reader(self, topic: str, name: str) -> "Reader":
+        """Give a named reader, which subscribes when its messages are asked for."""
+        return Reader(self.consumers[route(topic, len(self.consumers))], self._how, topic, name)
+
     async def close(self) -> None:
         """Stop publishing. All that is not confirmed is forgotten."""
         if self._task is not None:
@@ -1014,6 +1028,75 @@ class Member:
     def _drop_loans(self) -> None:
         while not self.loans.empty():
             self.loans.get_nowait()
+
+
+class Reader:
+    """A named reader. Its `messages` are those that it has not given to the application."""
+
+    def __init__(self, address: str, how: Any, topic: str, name: str) -> None:
+        self._address, self._how = address, how
+        self._place = {"topic": topic, "reader": name}
+        # The start, until a message or a gap has come.
+        self._position: Packet = {"start": "earliest"}
+        self._log, self._seen = "", dict[str, int]()
+        self.messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._commits: list[_Outcome] = []
+        self._wire: Wire | None = None
+
+    async def run(self) -> None:
+        """Read, across broken connections. `RefusedError` says that the consumer refuses the reader."""
+        failures = 0
+        while True:
+            try:
+                async with _opened(self._address, "/subscribe", *self._how) as wire:
+                    await wire.send({"t": "subscribe"} | self._place | self._position)
+                    for commit in self._commits:
+                        await wire.send(commit.fields)
+                    self._wire = wire
+                    while True:
+                        self._take(await wire.receive())
+                        failures = 0
+            except Closed as error:
+                if error.code in FATAL_CODES:
+                    raise
+                failures += 1
+            finally:
+                self._wire = None
+            await asyncio.sleep(random.random() * min(2, 0.1 * 2**failures))
+
+    async def done(self, message: Message) -> None:
+        """Say that a message and all before it are done, and return when that is confirmed."""
+        place = {"log": message.log, "offset": message.offset + 1}
+        fields: Packet = {"t": "commit"} | self._place | place
+        commit = _Outcome(fields, asyncio.get_running_loop().create_future())
+        self._commits.append(commit)
+        if self._wire is not None:
+            with contextlib.suppress(Closed):
+                await self._wire.send(fields)
+        await commit.future
+
+    def _take(self, packet: Packet) -> None:
+        if packet["t"] == "subscribed":
+            self._log = packet["log"]
+        elif packet["t"] == "gap":
+            self._go_on(packet["offset"])
+        elif packet["t"] == "deliver":
+            self._go_on(packet["offset"] + sum(packet["counts"]))
+            for message in _arrived(packet, self._log, self._seen):
+                self.messages.put_nowait(message)
+        elif packet["t"] == "committed":
+            kept = [one.fields for one in self._commits]
+            answered = packet | {"t": "commit"}
+            # It stands for all before it, too.
+            for commit in self._commits[: kept.index(answered) + 1] if answered in kept else []:
+                self._commits.remove(commit)
+                if not commit.future.done():
+                    commit.future.set_result(None)
+        elif packet["t"] == "unsubscribed" and packet["code"] is not None:
+            raise RefusedError(packet["code"], "no place for the reader")
+
+    def _go_on(self, offset: int) -> None:
+        self._position = {"start": "offset", "log": self._log, "offset": offset}
 
 
 # The nodes

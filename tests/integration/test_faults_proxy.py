@@ -180,29 +180,27 @@ async def test_a_half_close_ends_one_direction() -> None:
 async def test_a_delay_makes_late_and_keeps_the_order() -> None:
     async with through_a_link() as ends:
         _, near_writer, far_reader, _ = await ends.connect()
-        ends.link.conditions["up"].delay = 0.2
+        ends.link.conditions["up"].delay = 1
         began = time.monotonic()
         for number in range(20):
             near_writer.write(bytes([number]))
             await asyncio.sleep(0.005)
-        assert await comes(far_reader, bytes(range(20))) - began >= 0.1
+        assert await comes(far_reader, bytes(range(20))) - began >= 0.8
         ends.link.heal()
         began = time.monotonic()
         near_writer.write(b"soon")
-        assert await comes(far_reader, b"soon") - began < 0.1
+        assert await comes(far_reader, b"soon") - began < 0.8
 
 
 async def test_loss_makes_some_late_by_a_retransmission() -> None:
     async with through_a_link() as ends:
         _, near_writer, far_reader, _ = await ends.connect()
         ends.link.conditions["up"].loss = 0.5
-        took = []
-        for _ in range(12):
+        late = set[bool]()
+        while late != {False, True}:
             began = time.monotonic()
             near_writer.write(b"x")
-            took.append(await comes(far_reader, b"x") - began)
-        late = sum(seconds >= 0.19 for seconds in took)
-        assert 0 < late < 12
+            late.add(await comes(far_reader, b"x") - began >= 0.19)
 
 
 async def test_a_slow_link_is_as_slow_as_it_says() -> None:
@@ -212,5 +210,8 @@ async def test_a_slow_link_is_as_slow_as_it_says() -> None:
         began = time.monotonic()
         near_writer.write(bytes(10_000))
         far_writer.write(bytes(10_000))
-        assert await comes(near_reader, bytes(10_000)) - began < 0.3
-        assert 0.4 < await comes(far_reader, bytes(10_000)) - began < 2
+        prompt, slow = await asyncio.gather(
+            comes(near_reader, bytes(10_000)), comes(far_reader, bytes(10_000))
+        )
+        assert slow - began > 0.4
+        assert prompt < slow

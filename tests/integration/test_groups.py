@@ -218,6 +218,28 @@ async def test_again_after_a_delay(nodes: Nodes) -> None:
         await job.done()
 
 
+async def test_messages_that_are_done_by_themselves_may_have_another_outcome(nodes: Nodes) -> None:
+    _, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", "later", "bad", "longer", "last")
+        got = list[str | bytes]()
+        async with client.subscribe("jobs", group="g", auto_done=True) as jobs:
+            async for job in jobs:
+                got.append(job.data)
+                if job.data == "later" and job.deliveries == 1:
+                    await job.again(delay=0.3)
+                elif job.data == "bad":
+                    await job.reject("nonsense")
+                elif job.data == "longer":
+                    job.extend()
+                if len(got) == 5:
+                    break
+            await job.done()
+        assert sorted(map(str, got)) == ["bad", "last", "later", "later", "longer"]
+        assert [letter.data for letter in await letters_of(client, 1)] == ["bad"]
+        assert await left_of(client) == []
+
+
 @MODES
 async def test_dead_letters(nodes: Nodes, mode: str) -> None:
     consumer, client = await cluster(nodes, mode)

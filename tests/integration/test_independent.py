@@ -18,6 +18,7 @@ from wsqueue.protocol.packed import Headers
 from ..conformance.checks import CHECKS, Check, Subject
 from ..conformance.group_checks import GROUP_CHECKS
 from ..conformance.program import Program
+from ..conformance.reader_checks import READER_CHECKS
 from ..independent import peer
 from ..support.nodes import KEY, Nodes, RunningNode, cut
 from ..support.raw_v2_peer import V2Server
@@ -190,6 +191,45 @@ async def test_members_of_both_clients_share_a_group(nodes: Nodes) -> None:
             await asyncio.gather(*working, return_exceptions=True)
 
 
+async def test_both_clients_go_on_under_one_name(nodes: Nodes) -> None:
+    """Each message comes to one of them, in order, or again if the connection breaks before it is kept."""
+    consumer = await nodes.consumer()
+    producer = await nodes.producer([consumer])
+    theirs = peer.Client([], [f"ws://{consumer.address}"], KEY)
+    done = list[int]()
+
+    async def their_part(count: int) -> None:
+        reader = theirs.reader("jobs", "r")
+        reading = asyncio.create_task(reader.run())
+        for _ in range(count):
+            message = await reader.messages.get()
+            await reader.done(message)
+            done.append(message.offset)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+
+    async with soon(), nodes.client([producer], [consumer]) as client:
+
+        async def our_part(count: int) -> None:
+            async with client.subscribe("jobs", reader="r") as jobs:
+                for _ in range(count):
+                    message = await anext(jobs)
+                    await message.done()
+                    done.append(message.offset or 0)
+
+        await client.publish("jobs", *(f"{number}" for number in range(80)))
+
+        async def cut_once(count: int) -> None:
+            await eventually(lambda: len(done) > count, "it goes on")
+            for connection in list(consumer.connections):
+                cut(connection)
+
+        for number in range(8):
+            part = our_part if number % 2 else their_part
+            await asyncio.gather(part(10), cut_once(10 * number))
+        assert done == list(range(80))
+
+
 def checks_of(*roles: str, checks: dict[str, list[Check]] = CHECKS) -> pytest.MarkDecorator:
     found = [(role, check) for role in roles for check in checks[role]]
     ids = [f"{role}-{check.__name__}" for role, check in found]
@@ -209,15 +249,21 @@ async def test_a_node_conforms(role: str, check: Check, whose: str, nodes: Nodes
             await check(Subject(KEY, node.address, consumer=server))
 
 
-@checks_of("consumer", checks=GROUP_CHECKS)
-async def test_groups_of_a_consumer_conform(role: str, check: Check, nodes: Nodes) -> None:
+# An implementation may lack them, as the independent consumer does.
+MORE_CHECKS = {role: GROUP_CHECKS[role] + READER_CHECKS[role] for role in GROUP_CHECKS}
+
+
+@checks_of("consumer", checks=MORE_CHECKS)
+async def test_groups_and_readers_of_a_consumer_conform(role: str, check: Check, nodes: Nodes) -> None:
     async with soon(), consumer_of("our", nodes) as node:
         await check(Subject(KEY, node.address))
 
 
 @ADAPTERS
-@checks_of("client", checks=GROUP_CHECKS)
-async def test_groups_of_a_client_conform(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
+@checks_of("client", checks=MORE_CHECKS)
+async def test_groups_and_readers_of_a_client_conform(
+    role: str, check: Check, adapter: str, tmp_path: Path
+) -> None:
     await check_client(check, adapter, tmp_path)
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import socket
+import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -79,6 +81,25 @@ async def test_a_paused_publisher_is_given_up_when_it_is_gone_and_not_for_its_si
             silent.send_frame(Opcode.PONG)
             await eventually(lambda: down.counters["messages_in"] == held + 100, "all is delivered")
             await eventually(lambda: not link.queue.blocked, "it is read from again")
+
+
+async def test_a_peer_that_resets_at_once_costs_no_other_its_descriptor(nodes: Nodes) -> None:
+    others: list[socket.socket] = []
+
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        listener.setblocking(False)
+        await nodes.producer([f"127.0.0.1:{listener.getsockname()[1]}"])
+        for _ in range(10):
+            connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+            await asyncio.sleep(0.02)
+            others += socket.socketpair()
+        gc.collect()
+        for other in others:
+            stack.enter_context(other)
+            other.send(b"x")
 
 
 async def test_a_consumer_that_does_not_read_pauses_the_publisher(nodes: Nodes) -> None:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import click
-import uvloop
 from click.shell_completion import CompletionItem
 
 from ..config.model import RetentionMode
@@ -118,8 +117,13 @@ def engine_for(mode: RetentionMode, nats_server: Path | None) -> Path | None:
 
 
 def run(coroutine: Coroutine[Any, Any, None]) -> None:
-    """Run a coroutine on uvloop."""
-    uvloop.run(coroutine)
+    """Run a coroutine, on uvloop where it is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - the client does without it
+    except ImportError:
+        asyncio.run(coroutine)
+    else:
+        uvloop.run(coroutine)
 
 
 @contextlib.contextmanager

@@ -19,11 +19,11 @@ from typing import Any, Literal, Self, overload
 
 import msgspec
 
-from ..config.check import check_addresses
+from ..config.check import check_addresses, check_http_proxy
 from ..config.keys import load_psk
 from ..config.load import load_config
 from ..config.model import ClientConfig, Limits, Tls
-from ..errors import ConfigError, ConnectError, InvalidMessage, WindowFull
+from ..errors import ConfigError, ConnectError, InvalidMessage, OwnerError, WindowFull
 from ..net.certificates import TlsContexts
 from ..net.credential import Credential, Renew, token_of
 from ..net.timers import deadline
@@ -34,6 +34,7 @@ from .feed import Feed, home_of
 from .group import GroupFeed, GroupSubscription, join_packet
 from .link import ClientSettings
 from .owner import Owner
+from .prefix import PrefixFeed
 from .publisher import PublisherLink
 from .reader import ReaderFeed, ReaderMessage, ReaderSubscription, check_reader
 from .subscription import Subscription
@@ -64,6 +65,7 @@ def connect(
     limits: Limits | None = None,
     tls: Tls | None = None,
     channel_binding: Literal["required", "none"] = "required",
+    http_proxy: str | None = None,
     publisher_secret: bytes | None = None,
     open_seconds: float = OPEN_SECONDS,
 ) -> Client:
@@ -71,7 +73,7 @@ def connect(
 
     Args:
         config: The path of a configuration file of role `demo`, or a `ClientConfig`. The keywords from
-            `producers` to `channel_binding`, except `psk`, are ignored then.
+            `producers` to `http_proxy`, except `psk`, are ignored then.
         producers: Addresses as `host:port/produce`, with TLS `wss://host:port/produce`.
         consumers: Addresses as `host:port/subscribe`, in the same order as in the producers' configuration.
         psk: The pre-shared key; without it, the key is looked up as the configuration says.
@@ -83,6 +85,8 @@ def connect(
         tls: A certificate of this client, and a CA to trust instead of the system's.
         channel_binding: `"none"` if a proxy ends TLS; then nothing tells it from an attacker in the middle
             that has a certificate for its name.
+        http_proxy: The URL of an HTTP proxy to connect through, or `"none"`; without it, the environment
+            variables `HTTPS_PROXY` and `NO_PROXY` count for `wss://` addresses.
         publisher_secret: 32 bytes that the application keeps, such as `secrets.token_bytes(32)`, by which
             consumers know the publisher again after a restart. Each message is published with an id of the
             application's own then, over v2 only. One process at a time may have the secret.
@@ -99,8 +103,10 @@ def connect(
             limits=limits or Limits(),
             tls=tls or Tls(),
             channel_binding=channel_binding,
+            http_proxy=http_proxy,
         )
         check_addresses(config)
+        check_http_proxy(config)
     elif not isinstance(config, ClientConfig):
         config = load_config(config, ClientConfig)
     credential = _credential(config, psk, name, token)
@@ -307,6 +313,16 @@ class Client:
 
     @overload
     def subscribe(
+        self, *, prefix: str, start: Start = "latest", follow: bool = True, on_gap: Literal["raise"] = "raise"
+    ) -> Subscription[Message]: ...
+
+    @overload
+    def subscribe(
+        self, *, prefix: str, start: Start = "latest", follow: bool = True, on_gap: Literal["yield"]
+    ) -> Subscription[Message | Gap]: ...
+
+    @overload
+    def subscribe(
         self,
         topic: str,
         /,
@@ -352,6 +368,7 @@ class Client:
         start: Start | None = None,
         follow: bool = True,
         on_gap: Literal["raise", "yield"] = "raise",
+        prefix: str | None = None,
         reader: str | None = None,
         group: str | None = None,
         prefetch: int = PREFETCH,
@@ -371,7 +388,7 @@ class Client:
         time, until one says that it is done (docs/groups.md). The arguments behind `group` are for that.
 
         Args:
-            topics: At least one, and just one with a reader or a group.
+            topics: At least one, and just one with a reader or a group; none with a prefix.
             start: Where to begin, by default at the latest message. An offset or a position belongs to one
                 topic; -20 begins with the last 20 messages of each topic, or as many of them as are kept. A
                 reader or a group that is new begins at the earliest message by default, and one that is not
@@ -379,6 +396,8 @@ class Client:
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
+            prefix: First characters of topics: all that begin with them, "" for all topics. A topic that
+                begins later joins, from its first message on. The key must allow all of them.
             reader: Name of a reader, of the same form as that of a group.
             group: Name of a worker group: 1 to 64 letters, digits, `.`, `_` and `-`.
             prefetch: Messages that this member has at most at a time, 1 to 10,000.
@@ -399,9 +418,13 @@ class Client:
         if not self._owner.free:
             self._owner.check()
         self._check_open()
-        if not topics:
-            raise InvalidMessage("no topic to subscribe to: expected at least one")
-        for topic in topics:
+        if prefix is not None and (topics or reader is not None or group is not None):
+            raise ValueError(
+                "a prefix stands for topics: expected neither a topic, a reader nor a group with it"
+            )
+        if not topics and prefix is None:
+            raise InvalidMessage("no topic to subscribe to: expected at least one, or a prefix")
+        for topic in topics if prefix is None else (prefix,):
             encode_topic(topic, self._settings.config.limits)
         if group is not None:
             if len(topics) > 1 or not follow or on_gap != "raise" or reader is not None:
@@ -426,16 +449,22 @@ class Client:
             return ReaderSubscription(
                 reader_feed, self._owner, follow=follow, on_gap=on_gap, auto_done=auto_done
             )
-        start = "latest" if start is None else start
+        feed = self._topics_feed(topics, prefix, "latest" if start is None else start)
+        return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
+
+    def _topics_feed(self, topics: Sequence[str], prefix: str | None, start: Start) -> Feed:
         check_start(start)
-        if belongs_to_one_topic(start) and len(set(topics)) > 1:
+        if belongs_to_one_topic(start) and (prefix is not None or len(set(topics)) > 1):
             raise ValueError(
                 "an offset belongs to one topic, and there are several: expected 'latest', 'earliest', a"
                 " datetime, or a negative number for the last messages of each"
             )
-        feed = Feed(dict.fromkeys(topics), self._settings, start)
+        if prefix is not None:
+            feed: Feed = PrefixFeed(prefix, self._settings, start)
+        else:
+            feed = Feed(dict.fromkeys(topics), self._settings, start)
         self._feeds.add(feed)
-        return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
+        return feed
 
     def _reader_feed(self, topics: Sequence[str], reader: str, start: Start) -> ReaderFeed:
         check_reader(reader, start)
@@ -492,6 +521,22 @@ class Client:
             if self._publisher is not None:
                 closing.append(self._publisher.stop())
             await asyncio.gather(*closing)
+
+    def another(self) -> Client:
+        """Return a client with the same settings that nobody has used yet, such as for a forked process.
+
+        Raises:
+            OwnerError: This one has a `publisher_secret`, which one process at a time may have.
+        """
+        if self._publisher_secret is not None:
+            raise OwnerError(
+                "the client was used before this process was forked, and one process at a time may have its"
+                " publisher_secret: make a client with another secret in each process"
+            )
+        settings = self._settings
+        return Client(
+            settings.config, settings.credential.copy(), tls=settings.tls, open_seconds=settings.open_seconds
+        )
 
     def _publishing(self) -> PublisherLink:
         if self._publisher is None:

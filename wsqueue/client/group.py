@@ -169,6 +169,9 @@ class GroupLink(ClientLink):
         settings: Those of the client.
         join: The wishes of this member.
         inbox: Gets the messages.
+
+    Attributes:
+        latest: The message that is done once the next one is asked for, unless it has an outcome by then.
     """
 
     def __init__(self, home: int, settings: ClientSettings, join: v2.Join, inbox: Inbox) -> None:
@@ -192,6 +195,8 @@ class GroupLink(ClientLink):
         self._rejoined = False
         # False once the application takes no more messages.
         self._taking = True
+        self.latest: GroupMessage | None = None
+        self._lost = False
         self._sending: asyncio.Handle | None = None
         self._renewing: asyncio.TimerHandle | None = None
 
@@ -356,6 +361,8 @@ class GroupLink(ClientLink):
         self._owner.check()
         if self._inbox.closed:
             raise ConnectError(NOT_KEPT)
+        if message is self.latest and how != "extend":
+            self.latest = None
         self._settlements.settle(
             how, message.log, [message.offset], delay=delay, reason=reason, waiter=waiter
         )
@@ -405,8 +412,18 @@ class GroupLink(ClientLink):
 
     def fail_all(self) -> None:
         """Tell all who wait that the outcomes of their messages are not kept."""
+        self._lost |= not self._settlements.empty
         fail(self._settlements.fail_all(), ConnectError(NOT_KEPT))
         self.notify()
+
+    def raise_if_lost(self) -> None:
+        """Raise if outcomes were given up at the end.
+
+        Raises:
+            ConnectError: They were.
+        """
+        if self._lost:
+            raise ConnectError(NOT_KEPT)
 
     def release(self) -> None:
         """Give the messages back that the application has not taken."""
@@ -530,33 +547,33 @@ class GroupSubscription(Subscription[GroupMessage]):
     def __init__(self, feed: GroupFeed, owner: Owner, *, auto_done: bool) -> None:
         super().__init__(feed, owner, follow=True, on_gap="raise")
         self._link, self._auto_done = feed.link, auto_done
-        self._latest: GroupMessage | None = None
 
     async def __anext__(self) -> GroupMessage:
-        """Return the next message; with `auto_done`, the one before is done.
+        """Return the next message; with `auto_done`, the one before is done if it has no outcome.
 
         Raises:
             ConnectError: The consumer does not answer, or the group refuses this member for good.
             AuthenticationError: The consumer has another key.
             OwnerError: The caller is another process, thread or event loop than that of the client.
         """
-        latest, self._latest = self._latest, None
-        if latest is not None:
+        latest, self._link.latest = self._link.latest, None
+        if latest is not None and not self._feed.inbox.closed:
             latest.done_nowait()
         message = await super().__anext__()
         if self._auto_done:
-            self._latest = message
+            self._link.latest = message
         return message
 
     async def flush(self) -> None:
         """Wait until all is kept that was said of messages.
 
         Raises:
-            ConnectError: The consumer does not answer.
+            ConnectError: The consumer does not answer, or did not before the subscription was closed.
             OwnerError: The caller is another process, thread or event loop than that of the client.
         """
         self._owner.check()
         await self._link.flush()
+        self._link.raise_if_lost()
 
     def release(self) -> None:
         """Take no more messages, and give those back that were not taken; the others can still be settled.

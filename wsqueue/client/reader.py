@@ -118,7 +118,7 @@ class ReaderLink(SubscriberLink):
         self._open_seconds = settings.open_seconds
         self._commits: Commits[asyncio.Future[None]] = Commits()
         self._sending: asyncio.Handle | None = None
-        self._held = self._unsubscribing = self._failed = False
+        self._held = self._unsubscribing = self._failed = self._lost = False
 
     @property
     def ready(self) -> bool:
@@ -178,8 +178,18 @@ class ReaderLink(SubscriberLink):
     def fail_all(self) -> None:
         """Tell all who wait that it is not kept that their messages are done, at the end."""
         self._failed = True
+        self._lost |= not self.settled
         fail(self._commits.fail_all(), ConnectError(NOT_KEPT))
         self.notify()
+
+    def raise_if_lost(self) -> None:
+        """Raise if commits were given up at the end.
+
+        Raises:
+            ConnectError: They were.
+        """
+        if self._lost:
+            raise ConnectError(NOT_KEPT)
 
     def pause_reading(self) -> None:
         """End the subscription until the inbox has room (the inbox calls this)."""
@@ -281,6 +291,9 @@ class ReaderSubscription(Subscription[Item]):
 
     The reader goes on behind the last message of which it has said that it is done, in this subscription or
     an earlier one, from whichever client.
+
+    Attributes:
+        auto_done: True if a message is done once the next one is asked for.
     """
 
     def __init__(
@@ -293,7 +306,7 @@ class ReaderSubscription(Subscription[Item]):
         auto_done: bool,
     ) -> None:
         super().__init__(feed, owner, follow=follow, on_gap=on_gap)
-        self._link, self._auto_done = feed.link, auto_done
+        self._link, self.auto_done = feed.link, auto_done
         self._count = 0
         self._latest: ReaderMessage | None = None
 
@@ -319,7 +332,7 @@ class ReaderSubscription(Subscription[Item]):
         message = ReaderMessage(
             item.topic, item.data, item.log, item.offset, item.headers, self._count, self._link
         )
-        if self._auto_done:
+        if self.auto_done:
             self._latest = message
         return cast("Item", message)
 
@@ -327,8 +340,9 @@ class ReaderSubscription(Subscription[Item]):
         """Wait until it is kept of all messages that they are done, as far as that was said.
 
         Raises:
-            ConnectError: The consumer does not answer.
+            ConnectError: The consumer does not answer, or did not before the subscription was closed.
             OwnerError: The caller is another process, thread or event loop than that of the client.
         """
         self._owner.check()
         await self._link.flush()
+        self._link.raise_if_lost()

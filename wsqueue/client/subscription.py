@@ -64,6 +64,11 @@ class Subscription(Generic[Item]):
         self._follow, self._on_gap = follow, on_gap
         weakref.finalize(self, owner.call, feed.drop).atexit = False
 
+    @property
+    def waiting(self) -> int:
+        """Return how many messages have arrived that the application has not taken."""
+        return len(self._feed.inbox)
+
     async def close(self) -> None:
         """Unsubscribe, and end the iteration after the messages that have already arrived.
 
@@ -80,8 +85,11 @@ class Subscription(Generic[Item]):
             ConnectError: A consumer does not answer.
             AuthenticationError: A consumer has another key.
             OwnerError: The caller is another process, thread or event loop than that of the client.
+            RuntimeError: The subscription or the client was closed.
         """
         self._owner.check()
+        if self._feed.inbox.closed:
+            raise RuntimeError("the subscription is closed: make another one with client.subscribe()")
         try:
             await self._feed.wait_open()
         except BaseException:

@@ -47,8 +47,7 @@ class Address(msgspec.Struct, frozen=True):
     def __str__(self) -> str:
         if self.socket:
             return f"unix:{self.socket}" + (f":{self.path}" if self.path else "")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{'wss://' if self.tls else ''}{host}:{self.port}{self.path}"
+        return f"{'wss://' if self.tls else ''}{host_and_port(self.host, self.port)}{self.path}"
 
     @property
     def loopback(self) -> bool:
@@ -58,6 +57,11 @@ class Address(msgspec.Struct, frozen=True):
     def with_path(self, path: str) -> Address:
         """Return the same place with another path."""
         return msgspec.structs.replace(self, path=path)
+
+
+def host_and_port(host: str, port: int) -> str:
+    """Return `host:port`, or `[host]:port` for an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_ip(host: str) -> bool:

@@ -12,6 +12,7 @@ from ..errors import ConfigError
 from ..protocol.access import is_pattern, matches
 from ..protocol.routing import unbalanced
 from .addresses import Address, expected_form, is_ip, parse_address, parse_server
+from .http_proxy import parse_proxy
 from .model import ClientConfig, Config, ConsumerConfig, NodeConfig, ProducerConfig
 
 _NAME = re.compile(r"[0-9A-Za-z._-]+")
@@ -46,6 +47,19 @@ def check_addresses(config: Config) -> None:
                 problem = "needs a certificate: expected the table [tls] with certificate and key"
             if problem:
                 raise ConfigError(f"{entry!r} {problem}", key=f"{key}[{index}]")
+
+
+def check_http_proxy(config: ClientConfig) -> None:
+    """Check the HTTP proxy of a client.
+
+    Raises:
+        ConfigError: Its URL cannot be used.
+    """
+    if config.http_proxy is not None and config.http_proxy != "none":
+        try:
+            parse_proxy(config.http_proxy)
+        except ValueError as error:
+            raise ConfigError(f"{error}, or 'none'", key="http_proxy") from None
 
 
 def check_sites(config: NodeConfig) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -46,6 +47,7 @@ def read_secret(path: Path, limit: int) -> str:
         ConfigError: The file can't be read, is too large or not UTF-8, or all users may read it.
     """
     secret = read_text(path, limit)
-    if path.stat().st_mode & stat.S_IROTH:
+    # The bits mean nothing on Windows, which has access control lists.
+    if os.name == "posix" and path.stat().st_mode & stat.S_IROTH:
         raise ConfigError(f"all users may read the key; expected `chmod o= {path}`", file=str(path))
     return secret

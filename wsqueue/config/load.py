@@ -16,6 +16,7 @@ from ..protocol.keys import Order
 from .check import (
     check_addresses,
     check_clients,
+    check_http_proxy,
     check_identity,
     check_proxy,
     check_servers,
@@ -129,6 +130,7 @@ def load_any_config(file: str | Path) -> Config:
             check_proxy(config)
         if isinstance(config, ClientConfig):
             check_identity(config)
+            check_http_proxy(config)
         if isinstance(config, ConsumerConfig):
             check_servers(config)
             check_topics(config)

@@ -408,6 +408,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, tag="demo"):
         name: Name of the client's key, if it has one.
         token_file: File with a token, instead of a key.
         channel_binding: `none` if a proxy ends TLS: then the certificate that this end sees is the proxy's.
+        http_proxy: URL of an HTTP proxy to connect through; `none` also hides that of the environment.
     """
 
     producers: list[str]
@@ -415,6 +416,7 @@ class ClientConfig(Config, frozen=True, kw_only=True, tag="demo"):
     name: Name | None = None
     token_file: str | None = None
     channel_binding: Literal["required", "none"] = "required"
+    http_proxy: str | None = None
     hello_order: Order = Order.DOCUMENT
 
     @property

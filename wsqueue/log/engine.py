@@ -13,7 +13,7 @@ Each request ends in a few seconds: with an answer, or with `Unanswered`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -173,6 +173,24 @@ class Engine(Protocol):
         """
         ...
 
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all subjects of a stream that have records, as its leader has them.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        ...
+
+    async def newest(self, stream: int, tokens: Sequence[str]) -> list[Stored]:
+        """Return the last records of some subjects of a stream, at least one if there is any.
+
+        The server may lack the newest ones.
+
+        Raises:
+            Unanswered: No server answers.
+        """
+        ...
+
     async def scan(self, stream: int, seq: int, max_bytes: int) -> list[Stored]:
         """Return the next records of all subjects of a stream, as `read` does.
 
@@ -203,14 +221,6 @@ class Engine(Protocol):
         Args:
             stream: Number of the stream.
             token: First of several tokens in subjects whose records are counted too.
-
-        Raises:
-            Unanswered: There is no leader.
-        """
-        ...
-
-    async def tokens(self, stream: int) -> list[str]:
-        """Return the tokens of all subjects of a stream that have records, in their order.
 
         Raises:
             Unanswered: There is no leader.

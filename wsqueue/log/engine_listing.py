@@ -96,5 +96,5 @@ class EngineListing:
         now = time.monotonic()
         self._tokens = {one: read for one, read in self._tokens.items() if now - read[0] < SUBJECTS_SECONDS}
         if stream not in self._tokens:
-            self._tokens[stream] = now, await self._reader.tokens(stream)
+            self._tokens[stream] = now, sorted(await self._reader.tokens(stream))
         return self._tokens[stream][1]

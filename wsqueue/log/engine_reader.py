@@ -101,7 +101,7 @@ class EngineReader:
         await self._in_time(partial(self._engine.purge, place, below), self._requests)
 
     async def tokens(self, stream: int) -> list[str]:
-        """Return the tokens of all topics of a stream, in their order.
+        """Return the tokens of all topics of a stream.
 
         Raises:
             StorageError: The engine doesn't answer.

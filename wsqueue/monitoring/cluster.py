@@ -64,7 +64,15 @@ class ClusterMonitor:
             hello_seconds=config.limits.hello_seconds,
         )
         # The links have the addresses; a connection needs only the rest of a client's configuration.
-        client = ClientConfig(producers=[], consumers=[], limits=limits, allow_classic=False, tls=config.tls)
+        client = ClientConfig(
+            producers=[],
+            consumers=[],
+            limits=limits,
+            allow_classic=False,
+            tls=config.tls,
+            # A node uses none.
+            http_proxy=config.http_proxy if isinstance(config, ClientConfig) else "none",
+        )
         self._changed = asyncio.Event()
         self._links = [
             _StatusLink(address, role, psk, client, tls, changed=self._changed)

@@ -42,9 +42,9 @@ from ..protocol.close import UNREACHABLE, CloseCode, Closed
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.session import Event, HelloDone, Session
 from .buffers import COUNTED_BYTES, Buffers
-from .dial import dial
 from .timers import Timer, deadline
 from .tls import NO_TLS_ANSWER, TlsStream
+from .tunnel import reach
 from .write_buffer import CONGESTED_BYTES, WriteBuffer
 
 TURN_BYTES = 256 * 1024
@@ -260,8 +260,12 @@ class Connection(asyncio.Protocol):
         connection._endpoint, connection.keys = endpoint, keys
         return connection
 
-    async def open(self, address: Address) -> None:
+    async def open(self, address: Address, config: Config) -> None:
         """Open the transport of an initiator.
+
+        Args:
+            address: That of the acceptor.
+            config: That of this end, which says whether there is a proxy on the way.
 
         Raises:
             OSError: There is no listener at the address.
@@ -272,7 +276,12 @@ class Connection(asyncio.Protocol):
             if address.socket:
                 await loop.create_unix_connection(lambda: self, address.socket)
             else:
-                await loop.create_connection(lambda: self, sock=await dial(address.host, address.port))
+                plain = await reach(address, config)
+                await loop.create_connection(lambda: self, sock=plain)
+                if self._transport is None:
+                    # It has ended at once, as when the peer resets it. uvloop has closed the descriptor, and
+                    # the socket doesn't know that, so that it would later close the descriptor's next owner.
+                    plain.detach()
 
     @property
     def established(self) -> bool:

@@ -64,6 +64,10 @@ class Credential:
         """Return True if the application brings the next token."""
         return self._renew is not None
 
+    def copy(self) -> Credential:
+        """Return one for another client, without what is under way in this one."""
+        return Credential(self._psk, self._renew)
+
     async def current(self) -> PreSharedKey:
         """Return the key or the token for a new connection.
 

@@ -83,22 +83,37 @@ async def _attempt(address: AddressInfo) -> socket.socket | OSError:
         return error
     try:
         connection.setblocking(False)
-        code = connection.connect_ex(place)
-        if code == errno.EINPROGRESS:
-            await _writable(connection)
-            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        await _connect(connection, place)
+    except OSError as error:
+        connection.close()
+        return error
     except BaseException:
         connection.close()
         raise
-    if code:
-        connection.close()
-        return OSError(code, os.strerror(code))
     return connection
 
 
-async def _writable(connection: socket.socket) -> None:
-    """Wait until an attempt has succeeded or failed."""
+async def _connect(connection: socket.socket, place: Any) -> None:  # noqa: ANN401 - as getaddrinfo has it
+    """Connect a socket.
+
+    Raises:
+        OSError: The address does not take the connection.
+    """
     loop = asyncio.get_running_loop()
+    if isinstance(loop, asyncio.BaseEventLoop):
+        await loop.sock_connect(connection, place)
+        return
+    # That of uvloop may close the socket a second time when it is cancelled.
+    code = connection.connect_ex(place)
+    if code == errno.EINPROGRESS:
+        await _writable(loop, connection)
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
+
+
+async def _writable(loop: asyncio.AbstractEventLoop, connection: socket.socket) -> None:
+    """Wait until an attempt has succeeded or failed."""
     writable: asyncio.Future[None] = loop.create_future()
 
     def note() -> None:

@@ -276,7 +276,7 @@ class Link(Handler):
             session, limits, handler=self, tls=tls, traffic=self._traffic, binds=self._config.binds
         )
         try:
-            await connection.open(address)
+            await connection.open(address, self._config)
             return await self._ended
         except TimeoutError:
             return Closed(UNREACHABLE, "no answer in time", by_peer=True)

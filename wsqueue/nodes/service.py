@@ -13,8 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import uvloop
-
 from ..config.addresses import Address
 from ..config.check import config_warnings
 from ..config.keys import load_keys
@@ -372,7 +370,12 @@ def run(file: str | Path, kind: type[Node]) -> None:
     Raises:
         ConfigError: The configuration or the key cannot be used.
         ListenError: A listener cannot be opened.
+        WsqueueError: Only the client is installed.
     """
+    try:
+        import uvloop  # noqa: PLC0415 - the client does without it
+    except ImportError:
+        raise WsqueueError("a node needs uvloop, which pip install 'wsqueue[node]' installs") from None
 
     async def main() -> None:
         service = Service(file, kind)

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.paths import ROOT
 from wsqueue.client.group import RENEWALS
+from wsqueue.client.inbox import MAX_WAITING_MESSAGES
 from wsqueue.monitoring.web.page import client_js, status_page
 from wsqueue.protocol import v2
 from wsqueue.protocol.classic import MAX_ONCE
@@ -56,9 +57,9 @@ def test_an_origin_cannot_change_the_policy(origin: str) -> None:
         status_page([origin])
 
 
-def test_the_page_is_one_file_of_at_most_99_kib() -> None:
+def test_the_page_is_one_file_of_at_most_105_kib() -> None:
     html = status_page([]).html
-    assert len(html.encode()) <= 99 * 1024
+    assert len(html.encode()) <= 105 * 1024
     assert "{{" not in re.sub(r"<script.*?</script>", "", html, flags=re.DOTALL)
     assert not re.search(r"""<(?!a\b)[^>]*\s(?:src|href)=(?!"data:)""", html.split("<script", 1)[0])
 
@@ -87,12 +88,13 @@ def test_the_client_knows_the_close_codes_and_the_sizes() -> None:
     assert {state.value for state in TRANSITIONS_V2.values() if isinstance(state, CloseCode)} <= refusals
 
 
-def test_the_client_knows_the_limits_of_groups() -> None:
+def test_the_client_knows_the_limits_of_groups_and_readers() -> None:
     exported = dict(re.findall(r"^export const ([A-Z_]+) = ([\d.]+);", client_js(), re.MULTILINE))
     names = ("MAX_PREFETCH", "MIN_LEASE_SECONDS", "MAX_LEASE_SECONDS", "MAX_DELIVERIES", "MAX_DELAY_SECONDS")
     for name in (*names, "MAX_REASON_CHARACTERS", "MAX_SETTLED_RANGES"):
         assert float(exported[name]) == getattr(v2, name), name
     assert int(exported["RENEWALS"]) == RENEWALS
+    assert int(exported["MAX_WAITING_MESSAGES"]) == MAX_WAITING_MESSAGES
     pattern = GROUP_PATTERN.removesuffix("\\Z")
     assert f"const GROUP_NAME = /{pattern}$/;" in client_js()
 

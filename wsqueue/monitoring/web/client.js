@@ -30,6 +30,9 @@ export const MAX_REASON_CHARACTERS = 200;
 export const MAX_SETTLED_RANGES = 1024;
 // Renewals in the time of a lease, while a message waits for the callback: one that is late does no harm.
 export const RENEWALS = 3;
+// Messages of a named reader, and their characters or bytes, above which no more come while they wait.
+export const MAX_WAITING_MESSAGES = 1000;
+export const MAX_WAITING_CHARACTERS = 16 * 1024 * 1024;
 export const HELLO_SECONDS = 10;
 // Time before the end of a token from which on a new connection asks the application for the next one.
 export const RENEW_SECONDS = 10;
@@ -38,7 +41,7 @@ export const SILENCE_SECONDS = 20;
 export const ANSWER_SECONDS = 10;
 // The silence until a node whose place another one can take is asked, and the time for its answer.
 export const CLOSE_WATCH_SECONDS = 2;
-// Time without a node after which unconfirmed messages, and outcomes of a group's messages, fail.
+// Time without a node after which unconfirmed messages, and outcomes of messages, fail.
 export const OPEN_SECONDS = 10;
 export const RECONNECT_MIN_SECONDS = 0.1;
 export const RECONNECT_MAX_SECONDS = 5;
@@ -66,8 +69,6 @@ const FOR_GOOD = new Set([
   1003, 1007, 4400, 4401, 4402, 4403, 4404, 4405, 4409, 4410, 4412, 4413, 4414, 4416, 4417,
 ]);
 const TOKEN_ENDED = 4417;
-const NOT_KEPT =
-  "the subscription is closed, and the outcome of the message is not kept: it will be lent again";
 const GROUP_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
 const DATA_REFUSED = new Set([1002, 1003, 1007, 1009, 4400, 4409, 4410]);
 
@@ -100,6 +101,14 @@ const after = (seconds, act) => setTimeout(act, seconds * 1000);
 const pause = (seconds) => new Promise((resolve) => after(seconds, resolve));
 const sha256 = async (bytes) => new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
+const within = (value, low, high) => value >= low && value <= high;
+
+/** Give an object a promise under a name, with its `resolve` and `reject`; nobody has to take its error. */
+function promise(object, name) {
+  object[name] = new Promise((resolve, reject) => Object.assign(object, { resolve, reject }));
+  object[name].catch(() => {});
+  return object;
+}
 
 function text(value, name) {
   if (typeof value !== "string") throw new TypeError(`${name} is not a string`);
@@ -477,9 +486,7 @@ class Connection {
       early: [],
       earlyBytes: 0,
     });
-    this.ended = new Promise((resolve) => {
-      this.resolve = resolve;
-    });
+    promise(this, "ended");
     const { client } = link;
     const send = (packet) => this.send(client.encode(packet));
     this.hello = client.v2
@@ -641,6 +648,7 @@ const FIELDS = {
   unsubscribed: { topic: isString, code: (code) => isString(code ?? "") },
   gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
   deliver: { topic: isString, offset: isWhole, publisher: isString },
+  committed: { topic: isString, reader: isString, log: isString, offset: isWhole },
   joined: { topic: isString, group: isString, log: isString },
   lend: { topic: isString, group: isString, offset: isWhole, deliveries: (count = 1) => isWhole(count) },
   settled: { topic: isString, group: isString, number: isWhole },
@@ -889,9 +897,7 @@ class PublisherLink extends Link {
         batch = undefined;
       }
       if (!batch) {
-        batch = { topic, isText, messages: [], count: 0, size: 0 };
-        batch.confirmed = new Promise((resolve, reject) => Object.assign(batch, { resolve, reject }));
-        batch.confirmed.catch(() => {});
+        batch = promise({ topic, isText, messages: [], count: 0, size: 0 }, "confirmed");
         this.forming.set(topic, batch);
         queueMicrotask(() => this.#flush());
       }
@@ -1102,7 +1108,8 @@ class Feed {
 
   add(subscription) {
     this.subscriptions.set(subscription.topic, subscription);
-    if (this.serving.asked) this.#subscribe(subscription);
+    subscription.feed = this;
+    if (this.serving.asked) subscription.ask();
     this.home.start();
   }
 
@@ -1134,6 +1141,7 @@ class Feed {
       else this.#next();
     } else if (changed) {
       clearTimeout(link.timer);
+      if (link === this.serving) for (const one of this.subscriptions.values()) one.reachable?.(usable);
       if (!usable) link.timer = after(AWAY_SECONDS, () => this.away(link));
       else if (link === this.serving) this.#serve(link);
       else link.timer = after(BACK_SECONDS, () => this.#serve(link));
@@ -1167,6 +1175,8 @@ class Feed {
     if (!subscription) return;
     if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
     else if (packet.t === "unsubscribed" && packet.code) subscription.refuse(packet.code);
+    else if (packet.t === "unsubscribed") subscription.unsubscribed?.();
+    else if (packet.t === "committed") subscription.confirm?.(packet);
     else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
     else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
   }
@@ -1215,61 +1225,54 @@ class Feed {
     if (moved) link.say("up", link.places[0]);
     if (link.asked) return;
     link.asked = true;
-    for (const subscription of this.subscriptions.values()) this.#subscribe(subscription);
-  }
-
-  #subscribe(subscription) {
-    const { topic } = subscription;
-    if (this.client.v2) this.serving.send({ t: "subscribe", topic, ...subscription.from() });
-    else subscription.begin("", 0);
+    for (const subscription of this.subscriptions.values()) subscription.ask();
   }
 }
 
 /** A subscription to a topic, made by `subscribe`. */
 class Subscription {
-  #client;
-  #callback;
-  #options;
   #numbers = new Map();
-  // The position that was asked for, while only the answer has come: a gap may be on its way.
+  // What was asked for a position or by a named reader, while only the answer has come: a gap may be on its way.
   #asked = null;
 
   constructor(client, topic, callback, options) {
-    this.#client = client;
-    this.#callback = callback;
-    this.#options = options;
-    this.topic = topic;
+    Object.assign(this, { client, topic, callback, options, begun: false, closed: false });
     const { from } = options;
     this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
-    this.begun = this.closed = false;
     // Resolves when the consumer delivers, rejects when it refuses permanently.
-    this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
-    this.ready.catch(() => {});
+    promise(this, "ready");
   }
 
   close() {
     this.closed = true;
-    this.#client.forget(this);
+    this.client.forget(this);
     this.reject(new ConnectError("the subscription was closed"));
   }
 
-  from() {
+  /** Subscribe on a connection (the feed calls this). */
+  ask() {
     this.begun = false;
-    const position = this.#asked ?? this.position;
-    if (position) {
-      const { log, offset } = position;
-      return log ? { start: "offset", log, offset } : { start: "offset", offset };
+    const { feed, topic } = this;
+    if (this.client.v2) feed.serving.send({ t: "subscribe", topic, ...(this.#asked ?? this.#wanted()) });
+    else this.begin("", 0);
+  }
+
+  #wanted() {
+    const { from = "latest", reader } = this.options;
+    const named = reader === undefined ? {} : { reader };
+    if (this.position) {
+      const { log, offset } = this.position;
+      return { start: "offset", ...(log ? { log } : {}), offset, ...named };
     }
-    const { from = "latest" } = this.#options;
     if (from instanceof Date) return { start: "time", time: from.getTime() / 1000 };
-    if (typeof from !== "number") return { start: from };
+    if (typeof from !== "number") return { start: from, ...named };
     return from < 0 ? { start: "last", count: -from } : { start: "offset", offset: from };
   }
 
   begin(log, offset) {
     this.begun = true;
     if (log) {
-      this.#asked ??= this.position;
+      if (this.position || this.options.reader) this.#asked ??= this.#wanted();
       this.position = { log, offset };
     }
     this.resolve();
@@ -1278,7 +1281,7 @@ class Subscription {
   gap(offset, missed) {
     this.#asked = null;
     if (this.position) this.position = { log: this.position.log, offset };
-    this.#client.tell(this.#options.onGap, { topic: this.topic, missed });
+    this.put({ topic: this.topic, missed });
   }
 
   take({ offset, publisher, numbers, counts, messages: chain }) {
@@ -1301,38 +1304,303 @@ class Subscription {
   deliver(messages, log = "", offset = 0) {
     for (const [index, message] of messages.entries()) {
       if (this.closed) return;
-      this.#client.tell(this.#callback, { topic: this.topic, ...message, log, offset: offset + index });
+      this.put({ topic: this.topic, ...message, log, offset: offset + index });
     }
   }
 
+  put(item) {
+    this.client.tell("missed" in item ? this.options.onGap : this.callback, item);
+  }
+
   refuse(code) {
-    const refused = `the subscription to ${JSON.stringify(this.topic)} is refused: ${code}`;
-    this.fail(new NotAllowedError(refused, code));
+    const { reader } = this.options;
+    const who = JSON.stringify(this.topic) + (reader === undefined ? "" : ` as the reader "${reader}"`);
+    this.fail(
+      code === "full"
+        ? new ConnectError(`no place for ${who}: there are too many names (${code})`, code)
+        : new NotAllowedError(`the subscription to ${who} is refused: ${code}`, code),
+    );
   }
 
   fail(error) {
-    this.#client.forget(this);
+    this.client.forget(this);
     this.reject(error);
-    this.#client.tellError(this.#options.onError, error);
+    this.client.tellError(this.options.onError, error);
   }
+}
+
+/** Messages of groups that the application has settled, so that `autoDone` has nothing to say of them. */
+const settled = new WeakSet();
+
+/**
+ * Add to a link or a subscription that its messages have outcomes, which the consumer keeps.
+ *
+ * It has `client`, `callback`, `options`, `reject` and `notKept`; `isIdle` if no outcome waits, and `isOnline` if
+ * one can be told; `release` lets go of messages that wait, `giveUp` fails those who wait for outcomes, `thrown`
+ * takes an error of the callback, `away` returns the error of a consumer that is, and `leave` is the end.
+ */
+const withOutcomes = (Base) =>
+  class extends Base {
+    // Messages that the callback has not got.
+    waiting = [];
+    closed = false;
+    #calling = false;
+    #guard = null;
+    // The time in which the last outcomes are to be confirmed, once the subscription is closed.
+    #closing = null;
+    #end = promise({}, "ended");
+
+    /** Let go of messages that the callback has not got; the promise resolves when outcomes are confirmed. */
+    close() {
+      if (!this.closed) {
+        this.closed = true;
+        this.#closing = after(OPEN_SECONDS, () => this.finish());
+        this.release();
+        this.finishIfIdle();
+      }
+      return this.#end.ended;
+    }
+
+    /** Call back with one message after another, each when the promise for the one before has settled. */
+    async call() {
+      if (this.#calling) return;
+      this.#calling = true;
+      const { onGap, autoDone } = this.options;
+      while (this.waiting.length) {
+        const item = this.waiting.shift();
+        this.taken?.(item);
+        try {
+          const answer = "missed" in item ? onGap?.(item) : this.callback?.(item);
+          if (answer?.then) await answer;
+          if (autoDone && !settled.has(item)) item.done?.();
+        } catch (error) {
+          this.thrown(error);
+        }
+      }
+      this.#calling = false;
+    }
+
+    /** Return the promise of an outcome, or one that rejects because it is too late. */
+    tell(act) {
+      const kept = this.closed ? Promise.reject(new ConnectError(this.notKept)) : act();
+      kept.catch(() => {});
+      if (!this.closed && !this.isOnline) this.reachable(false);
+      return kept;
+    }
+
+    /** Tell those who wait that the consumer does not answer; outcomes are sent when it does. */
+    reachable(is) {
+      if (is) {
+        clearTimeout(this.#guard);
+        this.#guard = null;
+      } else if (this.closed) this.finish();
+      else {
+        this.#guard ??= after(OPEN_SECONDS, () => {
+          this.#guard = null;
+          this.giveUp(this.away());
+        });
+      }
+    }
+
+    finishIfIdle() {
+      if (this.closed && (!this.isOnline || this.isIdle)) this.finish();
+    }
+
+    finish(error = new ConnectError("the subscription was closed")) {
+      this.closed = true;
+      this.waiting = [];
+      for (const timer of [this.#guard, this.#closing]) clearTimeout(timer);
+      this.leave();
+      this.reject(error);
+      this.giveUp(new ConnectError(this.notKept));
+      this.#end.resolve();
+    }
+
+    fail(error) {
+      this.finish(error);
+      this.client.tellError(this.options.onError, error);
+    }
+  };
+
+/** A message that a named reader has got: { topic, data, headers, log, offset }. */
+class ReaderMessage {
+  #reader;
+  #number;
+
+  constructor(reader, number, fields) {
+    this.#reader = reader;
+    this.#number = number;
+    Object.assign(this, fields);
+  }
+
+  /** Say that it and all before it are done; the promise resolves when that is kept. */
+  done() {
+    const { log, offset } = this;
+    return this.#reader.commit(this.#number, { log, offset: offset + 1 });
+  }
+}
+
+/** A subscription under a name, made by `subscribe` with `reader`; it has a connection of its own. */
+class ReaderSubscription extends withOutcomes(Subscription) {
+  notKept =
+    "the subscription is closed, and it is not kept that the message is done: the reader will get it again";
+  // Messages are counted as they come, because offsets do not rise where a log is replaced by another one:
+  // up to which one all is said to be done, the commit that is under way says so, and the consumer has kept it.
+  #count = 0;
+  #said = { number: 0 };
+  #sent = null;
+  #kept = 0;
+  #waiters = [];
+  // While too much waits for the callback, it is unsubscribed: the answers to commits come behind messages.
+  #characters = 0;
+  #held = false;
+  #unsubscribing = false;
+
+  constructor(client, topic, callback, options) {
+    super(client, topic, callback, { ...options, from: options.from ?? "earliest" });
+    checkName("reader", options.reader);
+    checkStart(this.options.from, "a reader, which goes on where it was");
+    this.reader = options.reader;
+  }
+
+  get isIdle() {
+    return this.#said.number === this.#kept;
+  }
+
+  get isOnline() {
+    return this.feed.serving.usable;
+  }
+
+  away() {
+    return this.feed.home.error();
+  }
+
+  /** Wait until all that was said is kept. */
+  flush() {
+    return this.isIdle ? Promise.resolve() : this.commit(this.#said.number, this.#said.position);
+  }
+
+  commit(number, position) {
+    return this.tell(() => {
+      if (number <= this.#kept) return Promise.resolve();
+      if (number > this.#said.number) this.#said = { number, position };
+      // All that is said in a turn, or while a commit is under way, is one commit.
+      let waiter = this.#waiters.at(-1);
+      if (!waiter || waiter.number <= this.#sent?.number) {
+        waiter = promise({}, "kept");
+        this.#waiters.push(waiter);
+        queueMicrotask(() => this.#send());
+      }
+      waiter.number = this.#said.number;
+      return waiter.kept;
+    });
+  }
+
+  ask() {
+    this.#unsubscribing = false;
+    this.#sent = null;
+    if (!this.#held) super.ask();
+    this.reachable(true);
+    this.#send();
+  }
+
+  unsubscribed() {
+    this.#unsubscribing = false;
+    if (!this.#held) super.ask();
+  }
+
+  confirm({ log, offset }) {
+    const { number, position } = this.#sent ?? {};
+    if (log !== position?.log || offset !== position.offset) return;
+    this.#kept = number;
+    this.#sent = null;
+    while (this.#waiters[0]?.number <= number) this.#waiters.shift().resolve();
+    this.#send();
+    this.finishIfIdle();
+  }
+
+  put(item) {
+    if (this.closed) return;
+    if ("data" in item) {
+      this.#count += 1;
+      this.#characters += item.data.length;
+      this.waiting.push(new ReaderMessage(this, this.#count, item));
+    } else this.waiting.push(item);
+    this.call();
+    if (this.#exceeds(1)) this.#hold();
+  }
+
+  taken({ data = "" }) {
+    this.#characters -= data.length;
+    if (!this.#held || this.#exceeds(0.5)) return;
+    this.#held = false;
+    if (this.feed.serving.asked && !this.#unsubscribing) super.ask();
+  }
+
+  // Messages behind it may be done, and then this one would be too.
+  async thrown(error) {
+    await this.close();
+    this.client.tellError(this.options.onError, error);
+  }
+
+  release() {
+    this.waiting = [];
+    this.#hold();
+  }
+
+  giveUp(error) {
+    for (const { reject } of this.#waiters.splice(0)) reject(error);
+  }
+
+  leave() {
+    this.client.forget(this);
+  }
+
+  #exceeds(part) {
+    const characters = part * MAX_WAITING_CHARACTERS;
+    return this.waiting.length > part * MAX_WAITING_MESSAGES || this.#characters > characters;
+  }
+
+  #hold() {
+    this.#held = true;
+    if (!this.feed.serving.asked || this.#unsubscribing) return;
+    this.#unsubscribing = true;
+    this.feed.serving.send({ t: "unsubscribe", topic: this.topic });
+  }
+
+  #send() {
+    if (!this.feed.serving.asked || this.#sent || this.isIdle) return;
+    this.#sent = this.#said;
+    const { topic, reader } = this;
+    this.feed.serving.send({ t: "commit", topic, reader, ...this.#sent.position });
+  }
+}
+
+function expect(right, name, value, expected) {
+  if (!right) throw new WsqueueError(`${name} is ${value}, expected ${expected}`);
+}
+
+function checkName(what, name) {
+  const expected = "1 to 64 letters, digits, '.', '_' and '-', and a letter or digit first";
+  expect(isString(name) && GROUP_NAME.test(name), what, name, expected);
+}
+
+function checkStart(from, whose) {
+  expect(["earliest", "latest"].includes(from), "from", from, `'earliest' or 'latest' with ${whose}`);
 }
 
 /** Return the packet with the wishes of a member of a group; it throws if one of them cannot be. */
 function joinOf(topic, options) {
-  const { group, from: start = "earliest", orderKey, onGap } = options;
+  const { group, from: start = "earliest", orderKey, onGap, reader } = options;
   const { prefetch = 10, leaseSeconds = 30, maxDeliveries = 5 } = options;
-  const expect = (right, name, value, expected) => {
-    if (!right) throw new WsqueueError(`${name} is ${value}, expected ${expected}`);
-  };
-  const within = (value, low, high) => value >= low && value <= high;
   const whole = (name, value, high) => {
     const right = Number.isInteger(value) && within(value, 1, high);
     expect(right, name, value, `a whole number from 1 to ${high}`);
   };
-  const name = "1 to 64 letters, digits, '.', '_' and '-', and a letter or digit first";
-  expect(isString(group) && GROUP_NAME.test(group), "group", group, name);
-  expect(["earliest", "latest"].includes(start), "from", start, "'earliest' or 'latest' with a group");
+  checkName("group", group);
+  checkStart(start, "a group");
   if (onGap !== undefined) throw new WsqueueError("a group has no onGap: its consumer tells of lost messages");
+  if (reader !== undefined) throw new WsqueueError("a group has no reader: expected one of the two names");
   whole("prefetch", prefetch, MAX_PREFETCH);
   whole("maxDeliveries", maxDeliveries, MAX_DELIVERIES);
   const lease = `a number from ${MIN_LEASE_SECONDS} to ${MAX_LEASE_SECONDS}`;
@@ -1383,54 +1651,46 @@ class GroupMessage {
 }
 
 /** A membership in a group, made by `subscribe` with `group`; it has a connection of its own. */
-class GroupSubscription extends Link {
-  #callback;
+class GroupSubscription extends withOutcomes(Link) {
+  notKept = "the subscription is closed, and the outcome of the message is not kept: it will be lent again";
   #join;
-  #onError;
   // Id of the log in which messages are lent, null while this client is no member.
   #log = null;
-  #waiting = [];
-  #calling = false;
   // Outcomes, each of one or more messages, that are to be sent, and those that are not confirmed.
   #unsent = [];
   #sent = [];
   #number = 0;
-  #guard = null;
   #renewing = null;
-  // The time in which the last outcomes are to be confirmed, once the subscription is closed.
-  #closing = null;
 
   constructor(client, topic, callback, options) {
     super(client, "consumer", [locate(client.consumerOf(topic), "/subscribe")]);
     this.#join = joinOf(topic, options);
-    this.#callback = callback;
-    this.#onError = options.onError;
-    this.topic = topic;
-    this.group = options.group;
+    Object.assign(this, { topic, callback, options, group: options.group });
     // Resolves when this client is a member, rejects when it cannot become one.
-    this.ready = new Promise((resolve, reject) => Object.assign(this, { resolve, reject }));
-    this.ready.catch(() => {});
-    this.ended = new Promise((resolve) => {
-      this.end = resolve;
-    });
+    promise(this, "ready");
   }
 
-  /** Give messages back that the callback has not got, and leave; the promise resolves when outcomes are confirmed. */
-  close() {
-    if (this.#closing === null && !this.stopped) {
-      this.#closing = after(OPEN_SECONDS, () => this.#stop());
-      this.#release();
-      this.#stopIfIdle();
-    }
-    return this.ended;
+  get isIdle() {
+    return !this.#outcomes().length;
   }
 
-  settle({ log, offset }, how, more = {}) {
-    const closed = this.stopped || this.#closing !== null;
-    const kept = closed ? Promise.reject(new ConnectError(NOT_KEPT)) : this.#add(how, log, [offset], more).kept;
-    kept.catch(() => {});
-    if (!closed && this.#log === null) this.#watch();
-    return kept;
+  get isOnline() {
+    return this.#log !== null;
+  }
+
+  away() {
+    return this.error();
+  }
+
+  /** Wait until all outcomes are kept. */
+  async flush() {
+    await Promise.all(this.#outcomes().map(({ kept }) => kept));
+  }
+
+  settle(message, how, more = {}) {
+    const { log, offset } = message;
+    if (how !== "extend") settled.add(message);
+    return this.tell(() => this.#add(how, log, [offset], more).kept);
   }
 
   up() {
@@ -1440,7 +1700,7 @@ class GroupSubscription extends Link {
   down() {
     // Others get the messages that the callback has not got, and leases ended with the connection.
     this.#log = null;
-    this.#waiting = [];
+    this.waiting = [];
     clearInterval(this.#renewing);
     const [kept, lost] = [[], []];
     for (const one of this.#outcomes()) (["extend", "release"].includes(one.how) ? lost : kept).push(one);
@@ -1448,21 +1708,18 @@ class GroupSubscription extends Link {
     this.#unsent = kept;
     this.#sent = [];
     this.#number = 0;
-    if (this.#closing !== null) this.#stop();
-    else this.#watch();
+    this.reachable(false);
   }
 
   failed(error) {
-    if (this.stopped) return;
-    this.#stop(error);
-    this.client.tellError(this.#onError, error);
+    if (!this.stopped) this.fail(error);
   }
 
   received(packet) {
     if (packet.t === "lend") this.#take(packet);
     else if (packet.t === "settled") {
       while (this.#sent[0]?.number <= packet.number) this.#sent.shift().resolve();
-      this.#stopIfIdle();
+      this.finishIfIdle();
     } else if (packet.t === "joined") this.#joined(packet.log);
     else if (packet.t === "left" && packet.code) {
       const Kind = packet.code === "not_allowed" ? NotAllowedError : ConnectError;
@@ -1470,16 +1727,15 @@ class GroupSubscription extends Link {
       this.failed(new Kind(`${refused} (${packet.code})`, packet.code));
     } else if (packet.t === "draining") {
       this.leaveSeconds = packet.retry_seconds;
-      this.#release();
+      this.release();
     }
   }
 
   #joined(log) {
-    clearTimeout(this.#guard);
-    this.#guard = null;
+    this.reachable(true);
     this.#log = log;
     // Messages from before, if there are any, are lent again.
-    this.#waiting = [];
+    this.waiting = [];
     this.resolve();
     this.#send();
     clearInterval(this.#renewing);
@@ -1497,18 +1753,14 @@ class GroupSubscription extends Link {
     for (const [index, message] of messagesOf(messages).entries()) {
       const offset = first + index;
       if (isDone(offset)) continue;
-      this.#waiting.push(new GroupMessage(this, { topic, ...message, log, offset, deliveries }));
+      this.waiting.push(new GroupMessage(this, { topic, ...message, log, offset, deliveries }));
     }
-    if (this.#closing !== null) this.#release();
-    else this.#call();
+    if (this.closed) this.release();
+    else this.call();
   }
 
-  /** Call back with one message after another, each when the promise for the one before has settled. */
-  async #call() {
-    if (this.#calling) return;
-    this.#calling = true;
-    while (this.#waiting.length) await this.client.tell(this.#callback, this.#waiting.shift());
-    this.#calling = false;
+  thrown(error) {
+    this.client.report("onError", error);
   }
 
   #outcomes() {
@@ -1525,8 +1777,7 @@ class GroupSubscription extends Link {
       else if (outcome?.kind === kind && outcome.offsets.length < MAX_SETTLED_RANGES) {
         outcome.offsets.push([offset, offset]);
       } else {
-        outcome = { kind, how, log, more, offsets: [[offset, offset]] };
-        outcome.kept = new Promise((resolve, reject) => Object.assign(outcome, { resolve, reject }));
+        outcome = promise({ kind, how, log, more, offsets: [[offset, offset]] }, "kept");
         this.#unsent.push(outcome);
         // Outcomes of one turn share packets.
         queueMicrotask(() => this.#send());
@@ -1536,12 +1787,12 @@ class GroupSubscription extends Link {
   }
 
   #settleWaiting(how) {
-    if (this.#log !== null) this.#add(how, this.#log, this.#waiting.map(({ offset }) => offset));
+    if (this.#log !== null) this.#add(how, this.#log, this.waiting.map(({ offset }) => offset));
   }
 
-  #release() {
+  release() {
     this.#settleWaiting("release");
-    this.#waiting = [];
+    this.waiting = [];
     this.#send();
   }
 
@@ -1556,34 +1807,19 @@ class GroupSubscription extends Link {
     }
   }
 
-  /** Tell those who wait that the consumer does not answer; outcomes are sent when it does. */
-  #watch() {
-    this.#guard ??= after(OPEN_SECONDS, () => {
-      this.#guard = null;
-      for (const outcome of this.#outcomes()) {
-        // No later outcome shares it.
-        outcome.kind = null;
-        outcome.reject(this.error());
-      }
-    });
+  giveUp(error) {
+    for (const outcome of this.#outcomes()) {
+      // No later outcome shares it.
+      outcome.kind = null;
+      outcome.reject(error);
+    }
   }
 
-  #stopIfIdle() {
-    if (this.#closing !== null && (this.#log === null || !this.#outcomes().length)) this.#stop();
-  }
-
-  #stop(error = new ConnectError("the subscription was closed")) {
+  leave() {
     this.client.members.delete(this);
-    this.#waiting = [];
     this.#log = null;
     clearInterval(this.#renewing);
-    for (const timer of [this.#guard, this.#closing]) clearTimeout(timer);
     this.stop();
-    this.reject(error);
-    for (const { reject } of this.#outcomes()) reject(new ConnectError(NOT_KEPT));
-    this.#sent = [];
-    this.#unsent = [];
-    this.end();
   }
 }
 
@@ -1670,7 +1906,8 @@ export class WsqueueClient {
   /**
    * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
    * from: "latest", "earliest", an offset, -N for the last N messages, a position { log, offset } or a Date:
-   * v2 only, but for "latest". With a `group`, be a member of that worker group and return a GroupSubscription.
+   * v2 only, but for "latest". With a `group`, be a member of that worker group and return a GroupSubscription;
+   * with a `reader`, go on where the reader of that name was and return a ReaderSubscription.
    */
   subscribe(topic, callback, options = {}) {
     this.#checkOpen();
@@ -1682,11 +1919,13 @@ export class WsqueueClient {
     const topics = sum([...this.#feeds.values()].map((each) => each.subscriptions.size));
     if (topics + this.members.size >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     if (options.group !== undefined) return this.#join(topic, callback, options);
-    const name = this.#feedOf(topic);
+    const named = options.reader !== undefined;
+    if (named && !this.v2) throw new WsqueueError("the classic protocol has no named readers");
+    const subscription = new (named ? ReaderSubscription : Subscription)(this, topic, callback, options);
+    const name = named ? subscription : this.#feedOf(topic);
     let feed = this.#feeds.get(name);
     if (feed?.subscriptions.has(topic))
       throw new WsqueueError(`already subscribed to ${JSON.stringify(topic)}`);
-    const subscription = new Subscription(this, topic, callback, options);
     if (!feed) {
       const suffix = this.v2 ? "" : `/${encodeURIComponent(topic)}`;
       feed = new Feed(this, this.consumerOf(topic), suffix);
@@ -1706,7 +1945,7 @@ export class WsqueueClient {
     return subscription;
   }
 
-  /** Close all connections; unconfirmed messages fail, and groups end as each of their subscriptions does. */
+  /** Close all connections; unconfirmed messages fail, and subscriptions end as with their `close`. */
   close() {
     this.#closed = true;
     for (const member of this.members) member.close();
@@ -1729,7 +1968,7 @@ export class WsqueueClient {
   }
 
   forget(subscription) {
-    const name = this.#feedOf(subscription.topic);
+    const name = this.#feeds.has(subscription) ? subscription : this.#feedOf(subscription.topic);
     const feed = this.#feeds.get(name);
     if (feed?.subscriptions.get(subscription.topic) !== subscription) return;
     feed.remove(subscription);

@@ -12,8 +12,8 @@ from ...config.addresses import Address
 from ...config.model import ClientConfig
 from ...monitoring.cluster import STALE_SECONDS, ClusterMonitor
 from ...net.certificates import TlsContexts, certificate_end
-from ...net.dial import dial
 from ...net.tls import openssl_words
+from ...net.tunnel import reach
 from ...protocol.keys import PreSharedKey
 from ...report.report import Cluster
 from ...report.text import number
@@ -77,7 +77,7 @@ async def _shown_certificate(address: Address, settings: ClientConfig) -> dateti
     """Return the end of the certificate that a node shows, or the reason why it is not known."""
     try:
         async with asyncio.timeout(ANSWER_SECONDS):
-            plain = await dial(address.host, address.port)
+            plain = await reach(address, settings)
         return await asyncio.to_thread(_handshake, plain, address.host, settings)
     except TimeoutError:
         return "no answer in time"

@@ -254,7 +254,11 @@ async def _ask_who_listens(file: str, checked: NodeConfig, address: Address) -> 
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - to replace these addresses, not to listen at them
     place = msgspec.structs.replace(address, host=everywhere.get(address.host, address.host))
     client = ClientConfig(
-        producers=[], consumers=[str(place.with_path("/subscribe"))], tls=checked.tls, limits=checked.limits
+        producers=[],
+        consumers=[str(place.with_path("/subscribe"))],
+        tls=checked.tls,
+        limits=checked.limits,
+        http_proxy="none",
     )
     try:
         psk, tls = load_psk(checked), TlsContexts(client)

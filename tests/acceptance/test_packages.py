@@ -1,0 +1,135 @@
+"""What an installation has: the client alone, the command line too, or nodes; each alone."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import subprocess
+import sys
+import tomllib
+import venv
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+from ..support.commands import SECONDS
+from ..support.documents import code_blocks
+from ..support.paths import ROOT
+from ..support.processes import Cluster, clean_environment
+
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def requirements(extra: str) -> Iterator[str]:
+    """Yield the names of all packages that an installation with an extra brings."""
+    texts = list(PROJECT["dependencies"])
+    if extra:
+        texts += PROJECT["optional-dependencies"][extra]
+    found = set[str]()
+    while texts:
+        requirement = Requirement(texts.pop())
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue
+        if requirement.name == "wsqueue":
+            texts += [text for more in requirement.extras for text in PROJECT["optional-dependencies"][more]]
+        elif requirement.name not in found:
+            found.add(requirement.name)
+            texts += importlib.metadata.requires(requirement.name) or []
+    yield from found
+
+
+def install(directory: Path, wheel: Path, extra: str) -> Path:
+    """Make an environment with the wheel and what it needs, and return its directory of programs."""
+    venv.create(directory, symlinks=True)
+    packages = directory / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(packages)
+        (entry_points,) = (name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        (module, function) = re.findall(r"wsqueue = (\S+):(\S+)", archive.read(entry_points).decode())[0]
+    for name in requirements(extra):
+        for file in importlib.metadata.files(name) or ():
+            if ".." not in file.parts:
+                place = packages / file
+                place.parent.mkdir(parents=True, exist_ok=True)
+                if not place.exists():
+                    place.symlink_to(file.locate())
+    # As pip writes it.
+    program = directory / "bin" / "wsqueue"
+    program.write_text(
+        f"#!{directory}/bin/python\nimport sys\nfrom {module} import {function}\nsys.exit({function}())\n"
+    )
+    program.chmod(0o755)
+    return directory / "bin"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the wheel of the sources, built without any network."""
+    directory = tmp_path_factory.mktemp("wheel")
+    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+def run(command: Sequence[str | Path], directory: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=directory,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=clean_environment(),
+    )
+
+
+def test_the_client_alone_runs_the_program_of_the_readme(
+    tmp_path: Path, wheel: Path, standing_cluster: Cluster
+) -> None:
+    programs = install(tmp_path / "client", wheel, "")
+    (program,) = code_blocks(ROOT / "README.md", "python")
+    (tmp_path / "hello.py").write_text(program)
+    (tmp_path / "cluster").symlink_to(standing_cluster.directory)
+    done = run([programs / "python", "hello.py"], tmp_path)
+    assert (done.stdout, done.stderr) == ("news hello\n", "")
+    done = run([programs / "python", "-c", "import wsqueue.sync, uvloop"], tmp_path)
+    assert "No module named 'uvloop'" in done.stderr
+    done = run([programs / "wsqueue", "publish", "news", "x"], tmp_path)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "Error: the command line needs click, which pip install 'wsqueue[cli]' installs.\n",
+    )
+
+
+def test_the_command_line_runs_on_the_loop_of_asyncio(
+    tmp_path: Path, wheel: Path, standing_cluster: Cluster, topic: str
+) -> None:
+    programs = install(tmp_path / "cli", wheel, "cli")
+    options = [f"--config={standing_cluster.demo_file}", topic]
+    assert run([programs / "wsqueue", "publish", *options, "hello"], tmp_path).returncode == 0
+    done = run([programs / "wsqueue", "subscribe", "--from=earliest", "--no-follow", *options], tmp_path)
+    assert (done.stdout, done.stderr) == ("hello\n", "")
+    done = run([programs / "wsqueue", "consumer", standing_cluster.consumers[0].file], tmp_path)
+    assert done.stderr == "Error: a node needs uvloop, which pip install 'wsqueue[node]' installs\n"
+    assert done.returncode == 1
+
+
+@pytest.mark.parametrize("extra", ["node", "jetstream"])
+def test_nodes_run(tmp_path: Path, wheel: Path, extra: str) -> None:
+    programs = install(tmp_path / "node", wheel, extra)
+    done = subprocess.run(
+        [programs / "wsqueue", "local", "--port=0", "--directory", tmp_path / "nodes", "--demo", "news"],
+        input="hello\n",
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        check=False,
+        env=clean_environment(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "hello" in done.stdout

@@ -15,6 +15,9 @@ from wsqueue.protocol.packed import Packed
 FILE = Path(__file__).parent.parent.parent / "docs" / "protocol.md"
 BEGIN, END = "<!-- packets -->\n", "<!-- /packets -->\n"
 
+PARTS: dict[type, str] = {Packed: "*messages*", v2.TopicEntry: "*topic*", v2.NameEntry: "*name*"}
+"""The maps in packets, and their names in the table."""
+
 MAX_NUMBER = "2⁵³ \N{MINUS SIGN} 1"
 
 
@@ -23,7 +26,8 @@ def table() -> str:
     lines = ["| packet | field | type | default |", "|---|---|---|---|"]
     for struct in v2.PACKETS:
         lines += _rows(struct, f"`{struct.__struct_config__.tag}`")
-    lines += _rows(Packed, "*messages*")
+    for struct, name in PARTS.items():
+        lines += _rows(struct, name)
     return "\n".join(lines) + "\n"
 
 
@@ -45,8 +49,8 @@ def _type(kind: inspect.Type) -> str:  # noqa: C901, PLR0911 - one case for each
     match kind:
         case inspect.UnionType(types):
             return " or ".join(map(_type, types))
-        case inspect.StructType(cls) if cls is Packed:
-            return "*messages*"
+        case inspect.StructType(cls):
+            return PARTS[cls]
         case inspect.IntType(ge=least, le=most):
             return f"integer, {_bounds(least, most)}"
         case inspect.FloatType(ge=least, le=most):

@@ -35,6 +35,7 @@ COMMANDS = (
         "local",
         "bench",
     ),
+    *("topics", "groups", "purge", "disconnect"),
     *("top", "doctor", "backup", "restore", "completion", "man"),
 )
 CONSUMER = 'role = "consumer"\nlisten = ["127.0.0.1:0"]\n'
@@ -101,6 +102,11 @@ CLIENTS = pytest.mark.parametrize(
         ["work", "news", "true", "--group=g"],
         ["demo", "news"],
         ["bench"],
+        ["topics"],
+        ["groups"],
+        ["groups", "--forget", "news", "g"],
+        ["purge", "--yes", "news"],
+        ["disconnect", "192.0.2.7"],
     ],
 )
 

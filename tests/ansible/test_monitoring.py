@@ -19,6 +19,7 @@ from wsqueue.report.report import (
     ConnectionCount,
     EngineStatus,
     HistogramStatus,
+    LagStatus,
     LinkStatus,
     LogStatus,
     Report,
@@ -33,6 +34,7 @@ RULES = FILES / "wsqueue.rules.yml"
 DASHBOARD = FILES / "wsqueue-dashboard.json"
 
 CONSUMER, SHARED, PRODUCER = "consumer1:10001", "consumer2:10001", "producer1:10002"
+LAG = 'wsqueue_lag_messages{kind="group",name="g",topic="jobs"}'
 LINK = "192.0.2.7:10001"
 DAY = 86_400
 GOOD = HistogramStatus([0.001, 0.01, 0.1, 1.0, 10.0], [9000, 10, 0, 0, 0, 0], 3.0)
@@ -54,6 +56,7 @@ NODES = {
         role="consumer",
         **WELL,  # type: ignore[arg-type] # each has its type
         commit_seconds=GOOD,
+        lags=[LagStatus("jobs", "group", "g", 3, 1)],
         log=LogStatus(
             mode="sqlite",
             topics=5,
@@ -104,6 +107,7 @@ FIRING: list[tuple[str, str, dict[str, str]]] = [
     ("WsqueueSubscribersMissMessages", CONSUMER, {"wsqueue_gaps_total": RISING}),
     ("WsqueueSubscribersMissMessages", CONSUMER, {"wsqueue_subscribers_closed_slow_total": RISING}),
     ("WsqueueGroupsMissMessages", CONSUMER, {"wsqueue_group_messages_gone_total": RISING}),
+    ("WsqueueWorkBehind", CONSUMER, {LAG: "1001x500"}),
     ("WsqueueWrongKey", PRODUCER, {'wsqueue_hellos_refused_total{reason="wrong_answer"}': "0+3x500"}),
     ("WsqueueLogFailing", CONSUMER, {"wsqueue_log_failing": "1x500"}),
     (
@@ -166,6 +170,9 @@ QUIET: list[tuple[str, dict[str, str]]] = [
     (CONSUMER, {"wsqueue_certificate_expiry_timestamp_seconds": f"{22 * DAY}x500"}),
     (CONSUMER, {'wsqueue_connections{protocol="v2",role="publisher",state="open"}': "88x500"}),
     (CONSUMER, {"wsqueue_event_loop_lag_seconds": "0.4x500"}),
+    (CONSUMER, {LAG: "1000x500"}),
+    # It is catching up.
+    (CONSUMER, {LAG: "90000-100x500"}),
 ]
 """Series of a node that come close to an alert."""
 

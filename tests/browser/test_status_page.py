@@ -217,6 +217,7 @@ def full_report(number: int) -> reports.Report:
             reports.TopicStatus("ten per second", 10.0),
             reports.TopicStatus("", 1e7),
         ],
+        lags=[reports.LagStatus(MARKUP, "group", "g", 1_000_000, 3)],
         slow_subscribers=12,
         slow_peers=[reports.SlowPeer("[2001:db8::8]:40000", "v2", 10_000_000, 1_000_000)],
         log=reports.LogStatus(

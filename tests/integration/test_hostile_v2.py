@@ -64,6 +64,13 @@ GOOD: dict[str, dict[str, Any]] = {
     "followed": {"t": "followed", "prefix": "news"},
     "draining": {"t": "draining", "retry_seconds": 1.0},
     "log": {"t": "log", "id": "x", "available": True},
+    "ask_topics": {"t": "ask_topics"},
+    "topics": {"t": "topics", "topics": []},
+    "purge": {"t": "purge", "topic": "news"},
+    "forget": {"t": "forget", "topic": "news", "kind": "group", "name": "g"},
+    "disconnect": {"t": "disconnect", "key": "billing"},
+    "done": {"t": "done", "count": 1},
+    "failed": {"t": "failed", "code": "unknown", "reason": "no"},
     "alive": {"t": "alive"},
 }
 """One packet of each kind."""

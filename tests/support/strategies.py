@@ -76,6 +76,14 @@ def chains(draw: st.DrawFn, numbers: st.SearchStrategy[int]) -> tuple[list[int],
     return sorted(found), counts, messages
 
 
+kinds = st.sampled_from(["group", "reader"])
+topic_entries = st.builds(
+    v2.TopicEntry,
+    utf8_text,
+    *(offsets, offsets, offsets, offsets, offsets),
+    st.lists(st.builds(v2.NameEntry, kinds, names, offsets, offsets, offsets, offsets, offsets), max_size=2),
+)
+
 V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Challenge, secrets),
     st.builds(v2.Proof, secrets, st.none() | secrets, st.none() | utf8_text, st.none() | secrets),
@@ -117,6 +125,14 @@ V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(
     st.builds(v2.Log, logs.filter(bool), st.booleans()),
     st.builds(v2.AskReport),
     st.builds(v2.NodeReport, utf8_text),
+    st.builds(v2.AskTopics, utf8_text, st.none() | utf8_text, st.booleans()),
+    st.builds(v2.TopicList, st.lists(topic_entries, max_size=2), st.none() | utf8_text, st.none() | logs),
+    st.builds(v2.Purge, utf8_text, st.none() | offsets),
+    st.builds(v2.Forget, utf8_text, kinds, names),
+    st.builds(v2.Disconnect, utf8_text.filter(bool)),
+    st.builds(v2.Disconnect, st.none(), names.map(lambda name: name[:32])),
+    st.builds(v2.Done, offsets),
+    st.builds(v2.Failed, st.sampled_from(["in_use", "unknown", "unavailable"]), utf8_text),
     st.builds(v2.AskAlive),
     st.builds(v2.Alive),
 )

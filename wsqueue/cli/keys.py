@@ -88,6 +88,7 @@ def _write(secret: str, output: Path | None) -> None:
     help="Worker group that may be joined, or name of a reader, on those topics; several times for more.",
 )
 @click.option("--status", is_flag=True, help="Reports may be read.")
+@click.option("--operator", is_flag=True, help="Topics may be listed and purged, and clients disconnected.")
 @output_option
 @click.option(
     "--hours",
@@ -104,6 +105,7 @@ def token(
     groups: tuple[str, ...],
     *,
     status: bool,
+    operator: bool,
     hours: float,
     output: Path | None,
 ) -> None:
@@ -118,9 +120,9 @@ def token(
       wsqueue token --who alice --subscribe news
       wsqueue token --config billing.toml --publish 'orders/*' --hours 8 --output alice.token
     """
-    if not (publish or subscribe or status):
+    if not (publish or subscribe or status or operator):
         raise click.UsageError(
-            "a token without rights is of no use: expected --publish, --subscribe or --status"
+            "a token without rights is of no use: expected --publish, --subscribe, --status or --operator"
         )
     psk = load_psk(load_config(config_file, ClientConfig))
     if psk.token:
@@ -135,6 +137,7 @@ def token(
             subscribe=subscribe,
             groups=groups,
             status=status,
+            operator=operator,
             seconds=hours * 3600,
         )
     except ValueError as error:

@@ -19,7 +19,7 @@ from ..errors import (
 )
 from ..tools.terminal import discard_output, prepare_standard_files, printable
 from ..version import __version__
-from . import bench, cluster, keys, logs, messages, node, shell, watch, work
+from . import bench, cluster, keys, logs, messages, node, operator, shell, watch, work
 from .common import COMPLETE_VARIABLE, ExitCode
 
 COMMANDS = (
@@ -41,6 +41,10 @@ COMMANDS = (
     bench.bench,
     watch.top,
     watch.doctor,
+    operator.topics,
+    operator.groups,
+    operator.purge,
+    operator.disconnect,
     shell.completion,
     shell.man,
 )

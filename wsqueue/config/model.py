@@ -271,6 +271,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
         groups: Worker groups that they may join, and names of readers that they may have, on those topics;
             `billing-*` stands for all that begin with `billing-`.
         status: Whether they may read reports.
+        operator: Whether they may list and purge topics, end groups, and disconnect clients.
         not_before: Unix time since which tokens of the key are taken; those made before are revoked.
         max_connections: Maximum number of their connections to this node.
         max_topics: Maximum number of topics that their connections publish or subscribe to at a time.
@@ -283,6 +284,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     subscribe: tuple[TopicPattern, ...] = ()
     groups: tuple[TopicPattern, ...] = ()
     status: bool = False
+    operator: bool = False
     not_before: Annotated[float, msgspec.Meta(ge=0, le=2**53)] = 0.0
     max_connections: ConnectionLimit | None = None
     max_topics: Annotated[int, msgspec.Meta(ge=1, le=1_000_000)] | None = None
@@ -291,7 +293,7 @@ class NamedClient(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     @property
     def rights(self) -> Rights:
         """Return their rights."""
-        return Rights(self.publish, self.subscribe, self.groups, self.status)
+        return Rights(self.publish, self.subscribe, self.groups, self.status, self.operator)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, tag_field="role"):

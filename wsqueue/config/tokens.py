@@ -45,6 +45,7 @@ class Token(PreSharedKey):
         subscribe: Iterable[str] = (),
         groups: Iterable[str] = (),
         status: bool = False,
+        operator: bool = False,
         seconds: float = 3600.0,
         now: float | None = None,
     ) -> Self:
@@ -60,6 +61,8 @@ class Token(PreSharedKey):
             groups: Worker groups that may be joined, and names of readers, on those topics, as far as the key
                 may.
             status: Whether reports may be read, if the key may.
+            operator: Whether its user may list and purge topics, end groups, and disconnect clients, if the
+                key may.
             seconds: How long it lasts.
             now: Unix time at which it begins, by default that of this host.
 
@@ -77,6 +80,7 @@ class Token(PreSharedKey):
             _patterns(subscribe, "subscribe"),
             _patterns(groups, "groups"),
             status,
+            operator,
         )
         signed = msgspec.json.encode(claims)
         decode_claims(signed)

@@ -165,9 +165,19 @@ class Group:
 
     # ---- members
 
+    @property
+    def member_count(self) -> int:
+        """Return the number of members, those included that wait until the state is known."""
+        return len(self._members) + len(self._joining)
+
+    @property
+    def lent(self) -> int:
+        """Return the number of messages that members have."""
+        return 0 if self._lending is None else self._lending.lent
+
     def join(self, connection: Connection, packet: v2.Join) -> None:
         """Take a member, once the state is known."""
-        others = len(self._members) + len(self._joining)
+        others = self.member_count
         if others >= MAX_MEMBERS:
             self._refuse(connection, "full", f"the group has {others} members, and may have no more")
         elif others and packet.order_key != self._order_key:

@@ -35,7 +35,7 @@ from ..config.model import Retention
 from ..errors import StorageError, WsqueueError
 from ..journal import log
 from ..report.stats import Histogram
-from .database import Database
+from .database import Database, Purge
 from .files import Damaged, reason_of, set_aside
 from .records import Epoch, Record, StoreState
 from .schema import is_damage
@@ -158,6 +158,10 @@ class Archive:
         """
         return self._database.first(topic)
 
+    def bytes_of(self, topic: str) -> int:
+        """Return the bytes of a topic's records, as the limits count them."""
+        return self._database.bytes_of(topic)
+
     def reconfigure(self, limits: Retention) -> None:
         """Use other limits from the next commit or trim on."""
         self._database.limits = limits
@@ -210,6 +214,19 @@ class Archive:
         """
         self._expect_writer()
         await self._settled(self._index.drop(topic, name, version))
+
+    async def purge(self, topic: str, before: int) -> None:
+        """Delete the first records of a topic that end before an offset, and return once that is committed.
+
+        Raises:
+            StorageError: It could not be.
+        """
+        self._expect_writer()
+        assert self._loop is not None
+        done: asyncio.Future[None] = self._loop.create_future()
+        self._database.purges.append(Purge(topic, before, done))
+        self.trim()
+        await done
 
     def _expect_writer(self) -> None:
         """Make sure that somebody commits.
@@ -338,13 +355,14 @@ class Archive:
             self._free_bytes = self._database.free_bytes()
             began = time.perf_counter()
             try:
-                self._database.commit(group, changes)
+                purged = self._database.commit(group, changes)
             except Exception as error:  # noqa: BLE001 - a commit may fail for any reason
                 reason = reason_of(error)
                 if is_damage(error):
                     self._tell(self._found_damage, reason)
                     break
                 self._database.roll_back()
+                self._tell(self._fail_purges, reason)
                 if not group and not changes:
                     self._complain(reason)
                     continue
@@ -354,6 +372,8 @@ class Archive:
                     return
             else:
                 seconds = time.perf_counter() - began
+                if purged:
+                    self._tell(_settle_purges, purged)
                 told = not (group or changes) or self._tell(
                     self._tell_committed, group, len(changes), seconds
                 )
@@ -464,4 +484,20 @@ class Archive:
     def _end(self) -> None:
         """Note that the writer has ended; changes are left only in a damaged file."""
         self._fail_changes(self._damage)
+        self._fail_purges(self._damage or "the log is closed")
         self._ended.set()
+
+    def _fail_purges(self, reason: str) -> None:
+        """Give up all purges that are not committed, and say so."""
+        purges = self._database.purges
+        while purges:
+            purge = purges.pop()
+            if not purge.done.done():
+                purge.done.set_exception(StorageError(f"{self._database.file}: {reason}"))
+
+
+def _settle_purges(purges: Sequence[Purge]) -> None:
+    """Say that purges are committed."""
+    for purge in purges:
+        if not purge.done.done():
+            purge.done.set_result(None)

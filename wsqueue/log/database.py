@@ -6,6 +6,7 @@ the writer; other threads only look at single topics in it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import logging
@@ -13,6 +14,8 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+
+import msgspec
 
 from ..config.model import Retention
 from ..journal import log
@@ -65,6 +68,20 @@ _WRITE_STATE = "INSERT OR REPLACE INTO state (topic, name, version, value) VALUE
 _DELETE_STATE = "DELETE FROM state WHERE topic = ? AND name = ?"
 
 
+class Purge(msgspec.Struct, frozen=True, eq=False):
+    """Ask for the end of a topic's first records.
+
+    Attributes:
+        topic: Name of the topic.
+        before: Offset before which a record must end.
+        done: What the caller waits for.
+    """
+
+    topic: str
+    before: int
+    done: asyncio.Future[None]
+
+
 class Database(DatabaseFile):
     """Keep records in the file, within the limits.
 
@@ -79,6 +96,7 @@ class Database(DatabaseFile):
         limits: Limits of the log, which hold from the next commit on.
         ledger: Counts of the records.
         behind: True when the limits may ask for more trimming than was done.
+        purges: Purges that are not done; any thread may append one.
     """
 
     def __init__(
@@ -99,6 +117,8 @@ class Database(DatabaseFile):
         self._clean = True  # the file says so
         self._checked = self._last_unchecked = 0
         self._new_epochs: list[Epoch] = []
+        self.purges: list[Purge] = []
+        self._purged: list[Purge] = []  # those that this transaction has done
 
     def _survey(self) -> StoreState:
         """Take over the state of the topics from the file; the records are not looked at."""
@@ -191,17 +211,26 @@ class Database(DatabaseFile):
         topic = self.ledger.topics.get(name)
         return None if topic is None else topic.first
 
+    def bytes_of(self, name: str) -> int:
+        """Return the bytes of a topic's records; any thread may ask."""
+        topic = self.ledger.topics.get(name)
+        return 0 if topic is None else topic.bytes
+
     def begin_epoch(self, epoch: Epoch) -> None:
         """Have the next commit write an epoch; any thread may call this."""
         self._new_epochs.append(epoch)
 
-    def commit(self, group: Sequence[Record], changes: Sequence[StateChange] = ()) -> None:
-        """Write a group and changes of states, and trim, all or nothing.
+    def commit(self, group: Sequence[Record], changes: Sequence[StateChange] = ()) -> list[Purge]:
+        """Write a group and changes of states, purge and trim, all or nothing.
+
+        Returns:
+            The purges that are done now.
 
         Raises:
             Exception: Nothing is written; `roll_back` must come next.
         """
         ledger = self.ledger
+        self._purged = []
         self._use_limits()
         self._check_room(ledger.limits.max_bytes)
         ids = [self._expect(record) for record in group]
@@ -224,6 +253,11 @@ class Database(DatabaseFile):
         ledger.begin()
         self._uncheckpointed += sum(record.size for record in group) + COMMIT_PAGES * PAGE_BYTES
         self._uncheckpointed += sum(change.after.size for change in changes if change.after is not None)
+        for purge in self._purged:
+            # The loop may have given it up, because the transaction before failed.
+            with contextlib.suppress(ValueError):
+                self.purges.remove(purge)
+        return self._purged
 
     def roll_back(self) -> None:
         """Leave a failed transaction, and make sure that it does not come back."""
@@ -413,11 +447,27 @@ class Database(DatabaseFile):
             room = max(0, room - self._trim_topic(topic, room, coming[topic.name]))
         for topic in due:
             room = max(0, room - self._trim_aged(topic, room, coming[topic.name], now))
+        purges = list(self.purges)
+        for purge in purges:
+            room = max(0, room - self._purge(purge, room))
         room = max(0, room - self._trim_oldest(room, group, now))
         if self._passed:
             # Ids are given again when the newest records have gone.
             self._passed = min(self._passed, schema.count(self._writer, _NEWEST))
-        return room > 0 and not ledger.is_due(now)
+        return room > 0 and not ledger.is_due(now) and len(self._purged) == len(purges)
+
+    def _purge(self, purge: Purge, room: int) -> int:
+        """Drop some of the records that a purge is about; return how many."""
+        topic = self.ledger.topics.get(purge.topic)
+        dropped = 0
+        if topic is not None:
+            with contextlib.closing(queries.first_records(self._writer, topic, room, ())) as records:
+                dropped = self.ledger.purge(topic, records, purge.before)
+            if dropped:
+                self._delete_first(topic)
+        if dropped < room:
+            self._purged.append(purge)
+        return dropped
 
     def _trim_topic(self, topic: FileTopic, room: int, coming: Iterable[Record]) -> int:
         with contextlib.closing(queries.first_records(self._writer, topic, room, coming)) as records:

@@ -17,9 +17,10 @@ from typing import Any, TypeVar
 
 from ..errors import StorageError
 from .engine import Engine, Place, Unanswered
-from .records import Record
+from .records import RECORD_OVERHEAD_BYTES, Record
 from .shared_record import SharedRecord, decode_record
 from .shared_topic import SharedTopic, records_of
+from .store import TopicExtent
 
 Result = TypeVar("Result")
 
@@ -82,6 +83,52 @@ class EngineReader:
         seq = await self._in_time(partial(self._find, topic, lambda record: record.time >= moment))
         found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
         return found[0].offset if found else end
+
+    async def seq_at(self, topic: SharedTopic, offset: int) -> int:
+        """Return a sequence number before which all records of a topic end at or before an offset.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._find(topic, lambda record: record.end > offset)
+
+    async def purge(self, place: Place, below: int) -> None:
+        """Drop the records of a topic below a sequence number.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        await self._in_time(partial(self._engine.purge, place, below), self._requests)
+
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all topics of a stream.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._in_time(partial(self._engine.tokens, stream), self._requests)
+
+    async def extent(self, place: Place) -> TopicExtent | None:
+        """Return how much of a topic is kept, None if it has no record.
+
+        Raises:
+            StorageError: The engine doesn't answer, or has something else in that place.
+        """
+        return await self._in_time(partial(self._extent, place), self._requests)
+
+    async def _extent(self, place: Place) -> TopicExtent | None:
+        last = await self._engine.last(place)
+        if last is None:
+            return None
+        newest = decode_record(last.data)
+        found = await self._engine.read(place, 1, 1)
+        if not found:
+            raise Unanswered("a server answers that doesn't have the newest messages yet")
+        oldest = decode_record(found[0].data)
+        if oldest.log != newest.log:
+            oldest = newest
+        size = sum(len(batch.packet) + RECORD_OVERHEAD_BYTES for batch in oldest.batches)
+        return TopicExtent(newest.topic, newest.bytes - oldest.bytes + size, oldest.offset, newest.end)
 
     async def _in_time(
         self,

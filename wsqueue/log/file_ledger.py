@@ -102,6 +102,22 @@ class FileLedger(Ledger[FileTopic]):
             dropped += 1
         return dropped
 
+    def purge(self, topic: FileTopic, records: Iterable[Kept], before: int) -> int:
+        """Drop the first records of a topic that end before an offset; return how many.
+
+        Args:
+            topic: The topic.
+            records: Its records, oldest first.
+            before: The offset.
+        """
+        dropped = 0
+        for _, end, size, _, _ in records:
+            if end > before:
+                break
+            self.drop(topic, end, size)
+            dropped += 1
+        return dropped
+
     def trim_aged(self, topic: FileTopic, records: Iterable[Kept], now: float) -> int:
         """Drop the first records of a topic that are too old by its own age; return how many.
 

@@ -34,8 +34,9 @@ from ..protocol.v2 import RefusalCode
 from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
+from .names import SortedNames
 from .records import MAX_NUMBERS, Record, StoreState
-from .store import AppendChain, Done, Outcome, Store
+from .store import AppendChain, Done, Outcome, Store, TopicExtent
 from .topic import NO_RECORDS, TopicLog
 
 PROBLEMS: dict[RefusalCode, str] = {
@@ -46,8 +47,11 @@ PROBLEMS: dict[RefusalCode, str] = {
 }
 
 AGED_RECORDS = 10_000
-"""Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
-in 10 ms; others go later."""
+"""Records that one call drops because they are too old by ages of their topics, or because of a purge, and
+topics that it looks at, in 10 ms; others go later."""
+
+LISTED_AT_ONCE = 10_000
+"""Topics that one step of a listing looks at, in 10 ms."""
 
 NAMES_AT_ONCE = 1000
 """Topics that a turn of the loop looks at when they are listed: a part of a millisecond."""
@@ -82,6 +86,7 @@ class TopicLogs(Store):
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
+        self._names = SortedNames(lambda: self._ledger.topics)
         self._passed: deque[TopicLog] = deque()
         self._order: deque[TopicLog] = deque()
         self._records = 0
@@ -129,6 +134,85 @@ class TopicLogs(Store):
     def begin_epoch(self) -> None:
         """Begin another epoch: messages that were read until now may not be in these logs."""
         self.epochs.begin()
+
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept, which is nothing of one that is unknown."""
+        log = self._ledger.topics.get(topic)
+        if log is None:
+            return TopicExtent(topic, 0, self._ledger.floor, self._ledger.floor)
+        return self._extent(log)
+
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return the next topics that have messages or readers, in the order of their names.
+
+        Args:
+            pattern: A topic, or the beginning of topics with `*` behind it.
+            after: The name after which to go on, None for the first ones.
+            most: Most topics that are returned.
+        """
+        if not pattern.endswith("*"):
+            return [await self.extent(pattern)] if self._is_used(pattern) else [], None
+        names = await self._names.all(anew=after is None)
+        prefix = pattern[:-1]
+        at = bisect.bisect_left(names, prefix)
+        if after is not None:
+            at = max(at, bisect.bisect_right(names, after))
+        found: list[TopicExtent] = []
+        for name in itertools.islice(names, at, at + LISTED_AT_ONCE):
+            if not name.startswith(prefix):
+                return found, None
+            at += 1
+            if self._is_used(name):
+                found.append(await self.extent(name))
+                if len(found) == most:
+                    break
+        return found, names[at - 1] if at < len(names) else None
+
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone.
+
+        Raises:
+            WsqueueError: The disk doesn't do it.
+        """
+        log = self.reading(topic, 1)
+        try:
+            first, end = self.earliest(log), log.next if before is None else min(before, log.next)
+            await self._purge_topic(log, end)
+            return max(0, self.earliest(log) - first)
+        finally:
+            self.reading(topic, -1)
+
+    async def _purge_topic(self, log: TopicLog, end: int) -> None:
+        """Drop the records that end before an offset."""
+        await self._purge_memory(log, end)
+
+    async def _purge_memory(self, log: TopicLog, end: int) -> None:
+        """Drop the records in memory that end before an offset, in turns of the loop."""
+        while True:
+            if self._drop_before(log, end):
+                break
+            await asyncio.sleep(0)
+        self.trim()
+
+    def _drop_before(self, log: TopicLog, end: int) -> bool:
+        """Drop some records in memory that end before an offset; return True if there are no more."""
+        for _ in range(AGED_RECORDS):
+            if not log.records or log.records[0].end > end:
+                return True
+            self._drop_first(log)
+            log.dropped += 1
+        return False
+
+    def _is_used(self, name: str) -> bool:
+        """Return True if a topic has messages or readers."""
+        log = self._ledger.topics.get(name)
+        return log is not None and (log.readers > 0 or self.earliest(log) < log.next)
+
+    def _extent(self, log: TopicLog) -> TopicExtent:
+        """Return how much of a topic is kept in memory."""
+        return TopicExtent(log.name, log.bytes, log.first, log.next)
 
     def trim(self) -> None:
         """Drop records above the limits."""

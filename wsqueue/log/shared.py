@@ -41,6 +41,7 @@ from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, STATES, Conflict, Engine, Full, StreamState, Unanswered, place_of
+from .engine_listing import EngineListing
 from .engine_reader import EngineReader, table_of
 from .health import Health
 from .logs import NAMES_AT_ONCE, PROBLEMS, TopicLogs
@@ -53,7 +54,7 @@ from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .states import State, StateInfo
-from .store import FOREIGN, AppendChain, Done, Outcome, TooManyTopics
+from .store import FOREIGN, AppendChain, Done, Outcome, TooManyTopics, TopicExtent
 from .topic import TopicLog
 
 Result = TypeVar("Result")
@@ -151,6 +152,7 @@ class SharedStore(TopicLogs):
         self._doubts = [0] * streams
         self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
+        self._listing = EngineListing(self._reader, streams)
         self._shared_states = SharedStates(engine, self._requests)
         self._engine_names = SharedNames(engine, streams, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
@@ -329,6 +331,59 @@ class SharedStore(TopicLogs):
             StorageError: The engine doesn't answer.
         """
         return await self._shared_states.states()
+
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        return await self._listing.extent(topic)
+
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return some of the topics that are kept, also of those that no consumer serves now.
+
+        Raises:
+            ValueError: `after` is no place.
+            StorageError: The engine doesn't answer.
+        """
+        found, place = await self._listing.topics(pattern, after, most)
+        known = self._ledger.topics
+        return [
+            one for one in found if one.messages or (one.topic in known and known[one.topic].readers)
+        ], place
+
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone.
+
+        A table is appended first, because the newest one must stay, and all before it may go then.
+
+        Raises:
+            StorageError: The engine doesn't answer.
+        """
+        place = place_of(topic, self._streams)
+        found = await self._listing.extent(topic)
+        end = found.next if before is None else min(before, found.next)
+        if end <= found.first:
+            return 0
+        self.reading(topic, 1)
+        shared = self._topic(topic)
+        shared.purging = max(shared.purging, end)
+        try:
+            opening = self.opening(shared)
+            assert opening is not None
+            await asyncio.wait([opening])
+            if opening.cancelled():
+                raise StorageError("the log is closed")
+            below = min(await self._reader.seq_at(shared, end), shared.table)
+            await self._reader.purge(place, below)
+            await self._purge_memory(shared, end)
+            return max(0, (await self._listing.extent(topic)).first - found.first)
+        finally:
+            shared.purging = 0
+            self.reading(topic, -1)
 
     def trim(self) -> None:
         """Drop records above the limits, and keep the logs alive that are read."""
@@ -523,6 +578,8 @@ class SharedStore(TopicLogs):
     def _apply(self, topic: SharedTopic, seq: int, record: SharedRecord) -> None:
         """Keep and deliver a record that somebody else appended."""
         records = topic.apply(seq, record)
+        if record.purged:
+            self._begin(self._purge_memory(topic, record.purged))
         topic.thin_marks(topic.limits)
         # The consumer that appended it drops the records before.
         topic.purge_below(topic.limits, self._clock())
@@ -799,7 +856,7 @@ class SharedStore(TopicLogs):
         """
         topic.thin_marks(topic.limits)
         below = topic.purge_below(topic.limits, self._clock())
-        purge = self._begin(self._purge_topic(topic, below)) if below else None
+        purge = self._begin(self._purge_below(topic, below)) if below else None
         self._appended_bytes += size
         if self._appended_bytes > self._config.max_bytes // PURGE_PARTS:
             self._purge_soon()
@@ -819,10 +876,10 @@ class SharedStore(TopicLogs):
             return True
         below = topic.purge_below(topic.limits, now)
         if below:
-            self._begin(self._purge_topic(topic, below))
+            self._begin(self._purge_below(topic, below))
         return bool(below)
 
-    async def _purge_topic(self, topic: SharedTopic, below: int) -> None:
+    async def _purge_below(self, topic: SharedTopic, below: int) -> None:
         try:
             async with self._requests:
                 await self._engine.purge(topic.place, below)

@@ -89,6 +89,8 @@ class SharedRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
         numbers: The last number of each publisher in a table, else those that changed since; the publishers
             that published last come last.
         batches: The batches.
+        purged: Offset before which somebody wants no messages any more, 0 for none: other consumers drop
+            those that they have in memory. The field may be missing.
     """
 
     format: int
@@ -103,6 +105,7 @@ class SharedRecord(msgspec.Struct, frozen=True, gc=False, array_like=True):
     table: Seq
     numbers: dict[str, Number]
     batches: list[SharedBatch]
+    purged: Offset = 0
 
 
 _decoder = msgspec.msgpack.Decoder(SharedRecord)

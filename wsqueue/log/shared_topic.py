@@ -145,6 +145,7 @@ class SharedTopic(TopicLog):
         known_at: Unix time at which the last record that is known became known here.
         unnamed: Whether readers have begun although there was no log.
         proof: Whether somebody waits for a proof that all of the log is known.
+        purging: Offset before which a purge wants no messages any more, 0 without one.
         waiting: The chains that are not answered.
         bytes_ever: Bytes of all records of this log.
         numbers: The last number of each publisher; those that published last come last.
@@ -169,6 +170,7 @@ class SharedTopic(TopicLog):
         "opened",
         "place",
         "proof",
+        "purging",
         "reborn",
         "seq",
         "uncertain",
@@ -180,7 +182,7 @@ class SharedTopic(TopicLog):
         super().__init__(name, 0, 0)
         self.place = place
         self.waiting: deque[AppendChain] = deque()
-        self._told_bytes = self.heard = self.old_answers = 0
+        self._told_bytes = self.heard = self.old_answers = self.purging = 0
         self.known_at = math.inf
         self.opened = self.doubt = self.uncertain = self.reborn = self.proof = self.unnamed = False
         # Publishers of whom a batch was refused that no record tells of.
@@ -201,6 +203,11 @@ class SharedTopic(TopicLog):
     def known(self) -> bool:
         """Return True if all is known that the engine has told of."""
         return self.opened and not self.doubt and self.heard <= self.seq
+
+    @property
+    def table(self) -> int:
+        """Return the sequence number of the newest table: all before that may be dropped."""
+        return self._table
 
     @property
     def renewed(self) -> float:
@@ -443,6 +450,7 @@ class SharedTopic(TopicLog):
         numbers, size = _with(self._changed, draft.numbers), self.bytes_ever + draft.size
         is_table = (
             not self._table
+            or self.purging > 0
             or len(numbers) > MAX_CHANGES
             or size - self._table_bytes >= TABLE_RATIO * PUBLISHER_BYTES * len(self.numbers)
             or self._table_time < draft.time - min(max_age, limits.max_age_seconds) / 2
@@ -466,6 +474,7 @@ class SharedTopic(TopicLog):
             table=0 if is_table else self._table,
             numbers=numbers,
             batches=draft.batches,
+            purged=self.purging,
         )
 
     def _is_part(self, limits: TopicLimits, now: float) -> bool:

@@ -32,7 +32,7 @@ from .index_budget import IndexBudget
 from .logs import TopicLogs
 from .records import Record
 from .states import State, StateInfo
-from .store import AppendChain, Done, Outcome
+from .store import AppendChain, Done, Outcome, TopicExtent
 from .topic import TopicLog
 
 logger = logging.getLogger(__name__)
@@ -236,6 +236,19 @@ class SqliteStore(TopicLogs):
     def commit_seconds(self) -> HistogramStatus | None:
         """Return how long commits of the archive took."""
         return self._archive.commit_seconds.status()
+
+    async def _purge_topic(self, log: TopicLog, end: int) -> None:
+        """Drop the records that end before an offset, on disk first.
+
+        Raises:
+            StorageError: The disk doesn't do it.
+        """
+        await self._archive.purge(log.name, end)
+        await self._purge_memory(log, end)
+
+    def _extent(self, log: TopicLog) -> TopicExtent:
+        """Return how much of a topic is kept on disk."""
+        return TopicExtent(log.name, self._archive.bytes_of(log.name), self.earliest(log), log.next)
 
     def _memory_limits(self, config: Retention) -> Retention:
         """Return the limits of the records in memory, which are those of the archive but for their size."""

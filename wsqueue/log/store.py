@@ -10,7 +10,8 @@ Promises of a store:
   batch that it comes after. All messages of a topic have consecutive offsets, unless the topic was forgotten.
 - Outcomes of a topic come in the order of its chains, once each; those of other topics come in any order.
 - Before the outcome of a stored batch nothing of it can be read: `next` of its topic moves with the outcome.
-- Stored records are only dropped by the limits, oldest first and whole; offsets are never used twice.
+- Stored records are only dropped by the limits, oldest first and whole, or the first ones of a topic by a
+  purge; offsets are never used twice.
 - A state is as durable as a batch in the same store, and no limit of the logs drops it.
 - Nothing blocks the event loop: all that is `async` may wait for a disk or a peer.
 
@@ -84,6 +85,27 @@ class Outcome(msgspec.Struct, gc=False):
 
 FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
 """Stands for the chains of records that another consumer appended."""
+
+
+class TopicExtent(msgspec.Struct, frozen=True, gc=False):
+    """Describe the messages of a topic that are kept.
+
+    Attributes:
+        topic: Its name.
+        bytes: Bytes of their records, as the limits count them.
+        first: Offset of the first message; `next` when there is none.
+        next: Offset of the message that will be stored next.
+    """
+
+    topic: str
+    bytes: int
+    first: int
+    next: int
+
+    @property
+    def messages(self) -> int:
+        """Return the number of messages."""
+        return self.next - self.first
 
 
 class TooManyTopics(WsqueueError):  # noqa: N818 - reads best where it is raised
@@ -298,6 +320,48 @@ class Store(ABC):
 
         Raises:
             WsqueueError: They cannot be read.
+        """
+
+    @abstractmethod
+    async def extent(self, topic: str) -> TopicExtent:
+        """Return how much of a topic is kept, which is nothing of one that is unknown.
+
+        Raises:
+            WsqueueError: The engine doesn't answer.
+        """
+
+    @abstractmethod
+    async def topics(
+        self, pattern: str, after: str | None, most: int
+    ) -> tuple[list[TopicExtent], str | None]:
+        """Return some of the topics that have messages or readers.
+
+        Args:
+            pattern: A topic, or the beginning of topics with `*` behind it.
+            after: The place after which to go on, None for the first ones.
+            most: Most topics that are returned.
+
+        Returns:
+            The topics, which may be few or none although others follow; and the place after which to go on,
+            None at the end.
+
+        Raises:
+            ValueError: `after` is no place.
+            WsqueueError: The engine doesn't answer.
+        """
+
+    @abstractmethod
+    async def purge(self, topic: str, before: int | None) -> int:
+        """Drop the first records of a topic, and return how many messages are gone, once that is durable.
+
+        As with the limits, records go as a whole, and offsets and the numbers of publishers stay.
+
+        Args:
+            topic: The topic.
+            before: Offset at or before which a record must end to be dropped, None to drop all that is kept.
+
+        Raises:
+            WsqueueError: The disk or the engine doesn't do it; some records may be gone.
         """
 
     @abstractmethod

@@ -391,6 +391,14 @@ METRICS = (
         "dead_letters",
         "Messages that worker groups have given up.",
     ),
+    MetricDescription(
+        "wsqueue_lag_messages",
+        "gauge",
+        "consumer",
+        ("topic", "kind", "name"),
+        "Messages that are kept and that a worker group or named reader has not done, the largest numbers.",
+        lambda report: _summed(((lag.topic, lag.kind, lag.name), lag.lag) for lag in report.lags),
+    ),
     _log(
         "wsqueue_log_bytes",
         "Size of the logs of all topics.",

@@ -169,6 +169,7 @@ class Reporter:
             confirm_seconds=facts.confirm_seconds,
             commit_seconds=facts.commit_seconds,
             top_topics=facts.top_topics,
+            lags=facts.lags,
             slow_subscribers=len(slow),
             slow_peers=heapq.nlargest(MAX_SLOW_PEERS, slow, key=_slowness),
             log=facts.log,

@@ -76,7 +76,7 @@ class Handler:
     """Take the events of connections of one kind; a method that isn't overridden does nothing.
 
     Attributes:
-        peer_role: The peer's part: publisher, producer, subscriber, consumer, node or monitor.
+        peer_role: The peer's part: publisher, producer, subscriber, consumer, node, monitor or operator.
         peer_sends_messages: True if messages come from the peer; a drain closes these connections first.
         peer_is_node: True if the peer must know the key of nodes, False for a key of clients.
         peer_may_be_node: True if a peer with the key of nodes is taken too.

@@ -32,6 +32,9 @@ RECONNECTS_PER_SECOND = 2000.0
 DROPPED_LOG_SECONDS = 10.0
 """Time between two log lines about strangers that were dropped: there may be thousands in a second."""
 
+CLOSED_AT_ONCE = 100
+"""Connections of a client that an operator ends in one turn of the loop: some milliseconds."""
+
 KEYS_CHANGED = "the keys of this node have changed"
 """Reason for ending a connection after a reload; its peer tries again."""
 
@@ -162,6 +165,29 @@ class Connections(Collection[Connection], Owner):
             return True
         return handler.keys_of_peers(self._keys).still_takes(peer, time.time())
 
+    async def disconnect(self, operator: Connection, wanted: v2.Disconnect) -> v2.Done:
+        """End the connections of a client, which may connect again; those of nodes and operators stay.
+
+        Args:
+            operator: The connection of the operator.
+            wanted: The client.
+        """
+        chosen = [connection for connection in self if _is_of(connection, wanted)]
+        log(
+            logger,
+            logging.WARNING,
+            "clients disconnected",
+            by=operator.peer,
+            address=wanted.address or "",
+            key=wanted.key or "",
+            connections=len(chosen),
+        )
+        for index, connection in enumerate(chosen, 1):
+            connection.close(CloseCode.DISCONNECTED)
+            if not index % CLOSED_AT_ONCE:
+                await asyncio.sleep(0)
+        return v2.Done(len(chosen))
+
     def announce_drain(self) -> None:
         """Tell the peers that speak v2 to go elsewhere, or to come back after a random time."""
         retry_seconds = min(len(self._members) / RECONNECTS_PER_SECOND, MAX_RETRY_SECONDS)
@@ -220,8 +246,9 @@ class Connections(Collection[Connection], Owner):
 
     def _log_end(self, connection: Connection, closed: Closed) -> None:
         if connection.established:
-            # A token ends as it said it would, and its user brings the next one.
-            ended = closed.code == CloseCode.TOKEN_ENDED
+            # A token ends as it said it would, and its user brings the next one; another line tells of an
+            # operator.
+            ended = closed.code in (CloseCode.TOKEN_ENDED, CloseCode.DISCONNECTED)
             violation = closed.code >= 1002 and not ended and not closed.by_peer and not self.draining
             level = logging.WARNING if violation else logging.DEBUG
             log(
@@ -253,6 +280,18 @@ class Connections(Collection[Connection], Owner):
             log(logger, level, "hello refused", peer=connection.peer, **claims, reason=closed)
         else:
             log(logger, logging.DEBUG, "request answered", peer=connection.peer, reason=closed)
+
+
+def _is_of(connection: Connection, wanted: v2.Disconnect) -> bool:
+    """Return True if a connection is one of a client."""
+    handler, peer = connection.handler, connection.session.peer
+    if handler is None or handler.peer_is_node or handler.peer_role == "operator":
+        return False
+    if not connection.established:
+        return False
+    if wanted.key is not None:
+        return peer is not None and peer.identity.name == wanted.key
+    return wanted.address in (connection.peer, connection.peer_host)
 
 
 def _name_of(connection: Connection) -> dict[str, str]:

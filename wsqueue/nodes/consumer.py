@@ -55,8 +55,11 @@ from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .clients import Clients
+from .lags import Lags
 from .memberships import GROUP_PACKETS, Memberships
 from .named_readers import NamedReaders, NamedSubscriptions
+from .operations import Operations
+from .operator_endpoint import OperationFailed
 from .prefixes import Follower, Prefixes
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
@@ -129,6 +132,8 @@ class Consumer:
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         groups: The worker groups that have members.
         named_readers: The readers whose positions are kept, as far as connections use them.
+        operations: Does what operators ask for.
+        lags: Knows by how much groups and named readers are behind.
         prefixes: The connections that subscribe to all topics with a prefix.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
@@ -164,6 +169,8 @@ class Consumer:
         self.subscribers = Subscribers(self.logs.index)
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
+        self.operations = Operations(self.logs, self.groups, self.named_readers, self.topics, self.readers)
+        self.lags = Lags(self.logs, self.operations.describe)
         self.prefixes = Prefixes(self.logs, MAX_TOPICS_PER_CONNECTION)
         self.logs.on_topic, self.logs.on_unlisted = self.prefixes.appeared, self.prefixes.end_all
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
@@ -174,6 +181,7 @@ class Consumer:
         self.max_message_bytes = config.limits.max_message_bytes
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
 
     def endpoint(self, path: str) -> Handler | HttpResponse:
@@ -200,11 +208,26 @@ class Consumer:
         """
         await self.logs.open()
         self._trimming = asyncio.create_task(self._trim())
+        self._watching = asyncio.create_task(self.lags.watch())
 
     def not_ready(self) -> str:
         """Return "" if the node is ready: a consumer that runs is, unless it can't reach a shared log."""
         shared = self.logs.shared
         return "the shared log can't be reached" if shared is not None and not shared.available else ""
+
+    async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+        """Do what an operator asks for.
+
+        Raises:
+            WsqueueError: It cannot be done.
+        """
+        if isinstance(request, v2.AskTopics):
+            return await self.operations.ask_topics(request)
+        if isinstance(request, v2.Purge):
+            return await self.operations.purge(connection, request)
+        if isinstance(request, v2.Forget):
+            return await self.operations.forget(request)
+        raise OperationFailed("unsupported", "this node does not know that request")
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a consumer."""
@@ -214,6 +237,7 @@ class Consumer:
         return Facts(
             commit_seconds=self.logs.commit_seconds(),
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
+            lags=self.lags.largest(self._monitoring.top_topics),
             slow_peers=[
                 SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
                 for connection, missing in slow.items()
@@ -261,6 +285,8 @@ class Consumer:
         if self._trimming is None:
             return
         self._trimming.cancel()
+        if self._watching is not None:
+            self._watching.cancel()
         if self._closing is None:
             self._closing = asyncio.create_task(self._close())
         await asyncio.shield(self._closing)

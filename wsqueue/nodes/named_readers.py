@@ -120,6 +120,11 @@ class NamedReader:
         self._task: asyncio.Task[None] | None = None
         logs.reading(topic, 1)
 
+    @property
+    def users(self) -> int:
+        """Return the number of connections that use the name."""
+        return len(self._users)
+
     def join(self, connection: Connection) -> None:
         """Let a connection use the name."""
         self._users.add(connection)
@@ -340,6 +345,11 @@ class NamedReaders:
                 ended=self._forget,
             )
         return reader
+
+    def users(self, topic: str, name: str) -> int:
+        """Return the number of connections that use a reader."""
+        reader = self._readers.get((topic, name))
+        return 0 if reader is None else reader.users
 
     def in_use(self, topic: str, state: str) -> bool:
         """Return True if a connection uses the reader that has a state."""

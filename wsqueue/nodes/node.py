@@ -11,7 +11,8 @@ from ..config.model import NodeConfig
 from ..errors import WsqueueError
 from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
-from ..net.connection import Handler, Traffic
+from ..net.connection import Connection, Handler, Traffic
+from ..protocol import v2
 from ..protocol.framing import HttpResponse, Post
 from ..report.report import Facts
 from ..report.stats import TopTopics
@@ -48,6 +49,14 @@ class Node(Protocol):
 
     def post_endpoint(self, path: str, post: Post) -> Handler | HttpResponse:
         """Return the handler that takes the body of a `POST`, or the page that answers it."""
+        ...
+
+    async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+        """Do what an operator asks for.
+
+        Raises:
+            WsqueueError: It cannot be done.
+        """
         ...
 
     def facts(self, window_seconds: float) -> Facts:

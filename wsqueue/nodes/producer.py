@@ -37,6 +37,7 @@ from .chains import MAX_CHAIN_BYTES, Chain, packet_bytes
 from .clients import Clients
 from .consumer_link import ConsumerLink
 from .link_queue import ForwardChain, Origin, RefusedBatches, forward_chain
+from .operator_endpoint import OperationFailed
 from .publish_request import PublishRequest, Requester
 
 logger = logging.getLogger(__name__)
@@ -134,6 +135,16 @@ class Producer(Handler):
         if down:
             return f"no link to {', '.join(down)}"
         return f"no log at {', '.join(str(link.addresses[0]) for link in links)}" if links else ""
+
+    async def operate(
+        self, _connection: Connection, _request: packets_v2.OperatorRequest
+    ) -> packets_v2.OperatorAnswer:
+        """Refuse what only a consumer can do.
+
+        Raises:
+            OperationFailed: Always.
+        """
+        raise OperationFailed("unsupported", "a producer keeps no topics: expected a consumer")
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a producer."""

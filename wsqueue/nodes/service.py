@@ -26,6 +26,7 @@ from ..monitoring.reporter import Reporter
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
 from ..net.timers import deadline
+from ..protocol import v2
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.proxies import client_of, networks
 from ..version import __version__
@@ -34,6 +35,7 @@ from .connections import Connections
 from .limits import allow_open_files, keep_freed_memory
 from .listener import Listener, Listeners
 from .node import Node
+from .operator_endpoint import OperatorEndpoint
 from .systemd import EXTEND_SECONDS, MAX_EXTENDED_SECONDS, Notifier
 
 logger = logging.getLogger(__name__)
@@ -44,6 +46,10 @@ NOT_PRIVATE = HttpResponse(
 
 STATUS = "/status"
 """The endpoint for reports, for nodes and clients that know the key."""
+
+
+OPERATE = "/operate"
+"""The endpoint for operators, who know a key that allows it."""
 
 
 class Service:
@@ -92,7 +98,10 @@ class Service:
             limits=self._config.limits,
         )
         self.listeners = Listeners(self._accept, self.endpoint)
-        self._status_endpoint = StatusEndpoint(self.reporter)
+        self._endpoints: dict[str, Handler] = {
+            STATUS: StatusEndpoint(self.reporter),
+            OPERATE: OperatorEndpoint(self._operate),
+        }
         self._pages = Pages(self.reporter)
         self._configure()
         self._stopping = asyncio.Event()
@@ -254,7 +263,7 @@ class Service:
             private = connection.private and request.post.scheme in ("", "https")
             answer = self.node.post_endpoint(path, request.post) if private else NOT_PRIVATE
         else:
-            answer = self._status_endpoint if path == STATUS else self.node.endpoint(path)
+            answer = self._endpoints.get(path) or self.node.endpoint(path)
         if isinstance(answer, Handler) and self.connections.full(answer):
             self._counters["connections_refused"] += 1
             return HttpResponse(503, "This node has all the connections that it may have.\n")
@@ -267,6 +276,16 @@ class Service:
         client = client_of(request.forwarded_for or "", connection.peer_host, self._trusted)
         connection.forwarded_from(client)
         return proxy.inner(path)
+
+    async def _operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
+        """Do what an operator asks for.
+
+        Raises:
+            WsqueueError: It cannot be done.
+        """
+        if isinstance(request, v2.Disconnect):
+            return await self.connections.disconnect(connection, request)
+        return await self.node.operate(connection, request)
 
     def _accept(self, listener: Listener) -> asyncio.Protocol:
         # With the key and the certificate of the latest reload.

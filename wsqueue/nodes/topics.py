@@ -35,6 +35,10 @@ class Topics(Generic[Subscriber]):
         """Return a list of the subscribers of a topic, which doesn't change when they come and go."""
         return list(self._subscribers.get(topic, ()))
 
+    def count(self, topic: str) -> int:
+        """Return the number of subscribers of a topic."""
+        return len(self._subscribers.get(topic, ()))
+
     def all_subscribers(self) -> list[Subscriber]:
         """Return the subscribers of all topics, each as often as it has topics."""
         return [subscriber for topic in self._subscribers.values() for subscriber in topic]

@@ -45,12 +45,14 @@ class Rights(msgspec.Struct, frozen=True):
         groups: Worker groups that may be joined, and names of readers, on topics that may be subscribed to;
             patterns as for topics.
         status: True if reports may be read.
+        operator: True if topics may be listed and purged, groups ended, and clients disconnected.
     """
 
     publish: tuple[str, ...] = ()
     subscribe: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     status: bool = False
+    operator: bool = False
 
 
 class Identity(msgspec.Struct, frozen=True):
@@ -89,6 +91,11 @@ class Identity(msgspec.Struct, frozen=True):
         """Return True if it may read the reports of a node."""
         return all(rights.status for rights in self.rights)
 
+    @property
+    def may_operate(self) -> bool:
+        """Return True if it may do what operators do: list, purge, forget and disconnect."""
+        return all(rights.operator for rights in self.rights)
+
     def __str__(self) -> str:
         return f"{self.name}:{self.who}" if self.who else self.name
 
@@ -109,6 +116,7 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
         subscribe: Topics that may be subscribed to, as far as the key may.
         groups: Worker groups that may be joined, and names of readers, as far as the key may.
         status: True if reports may be read, if the key may.
+        operator: True if its user is an operator, if the key may be one.
     """
 
     issued: Annotated[float, msgspec.Meta(ge=0, le=2**53)]
@@ -119,11 +127,12 @@ class Claims(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defau
     subscribe: tuple[TopicPattern, ...] = ()
     groups: tuple[TopicPattern, ...] = ()
     status: bool = False
+    operator: bool = False
 
     @property
     def rights(self) -> Rights:
         """Return the rights that it claims."""
-        return Rights(self.publish, self.subscribe, self.groups, self.status)
+        return Rights(self.publish, self.subscribe, self.groups, self.status, self.operator)
 
     def problem(self, not_before: float, now: float) -> str:
         """Return why the token is not valid now, "" if it is.

@@ -52,6 +52,7 @@ class CloseCode(enum.IntEnum):
     TOO_MANY_SUBSCRIPTIONS = 4415, "too many subscriptions on this node", True
     NOT_ALLOWED = 4416, "this key does not allow it", False
     TOKEN_ENDED = 4417, "the token is not valid: expected a new one", False
+    DISCONNECTED = 4418, "an operator has ended the connection", True
 
 
 UNREACHABLE = 0

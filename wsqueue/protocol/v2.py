@@ -56,6 +56,9 @@ Secret = Annotated[bytes, msgspec.Meta(min_length=NONCE_BYTES, max_length=NONCE_
 MAX_PATH_CHARACTERS = 8192
 """Characters of a path: as long as a request line can be (a limit of the WebSocket library)."""
 
+MAX_ADDRESS_CHARACTERS = 300
+"""Characters of an address in a `disconnect`: a host name has at most 253."""
+
 KeyName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
 TokenClaims = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_BYTES)]
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
@@ -583,6 +586,154 @@ class NodeReport(msgspec.Struct, tag_field="t", tag="report", frozen=True):
     report: str
 
 
+class AskTopics(msgspec.Struct, tag_field="t", tag="ask_topics", frozen=True, omit_defaults=True):
+    """Ask a consumer for its topics (at `/operate`).
+
+    Attributes:
+        pattern: A topic, or the beginning of topics with `*` behind it.
+        after: The field of the answer before, None for the first topics.
+        named: True to ask only for topics that have groups or named readers.
+    """
+
+    pattern: str = "*"
+    after: str | None = None
+    named: bool = False
+
+
+class NameEntry(msgspec.Struct, frozen=True):
+    """Describe a group or a named reader of a topic.
+
+    Attributes:
+        kind: Which of the two.
+        name: Its name.
+        offset: Offset of the first message that is not done.
+        lag: Number of messages that are kept and not done.
+        members: Number of its members, or of the connections that use the reader, at this consumer.
+        lent: Number of messages that members have.
+        dead: Number of messages that the group gave up since it began.
+    """
+
+    kind: Literal["group", "reader"]
+    name: GroupName
+    offset: Offset
+    lag: Offset
+    members: Offset
+    lent: Offset
+    dead: Offset
+
+
+class TopicEntry(msgspec.Struct, frozen=True):
+    """Describe a topic.
+
+    Attributes:
+        topic: Its name.
+        messages: Number of messages that are kept.
+        bytes: Bytes that they take, as the limits count them.
+        first: Offset of the first of them; `next` when there is none.
+        next: Offset of the message that will be published next.
+        subscribers: Number of subscriptions at this consumer.
+        names: Its groups and named readers.
+    """
+
+    topic: str
+    messages: Offset
+    bytes: Offset
+    first: Offset
+    next: Offset
+    subscribers: Offset
+    names: list[NameEntry]
+
+
+class TopicList(msgspec.Struct, tag_field="t", tag="topics", frozen=True, omit_defaults=True):
+    """Answer an `AskTopics` with a part of the topics, which may be none although others follow.
+
+    Attributes:
+        topics: The topics.
+        after: The field for the question that asks for the next ones, None at the end.
+        log: Id of the log that this consumer shares with others, None for a log of its own.
+    """
+
+    topics: list[TopicEntry]
+    after: str | None = None
+    log: LogId | None = None
+
+
+class Purge(msgspec.Struct, tag_field="t", tag="purge", frozen=True, omit_defaults=True):
+    """Have a consumer drop messages of a topic (at `/operate`).
+
+    Attributes:
+        topic: The topic.
+        before: Offset before which messages go, None to drop all.
+    """
+
+    topic: str
+    before: Offset | None = None
+
+
+class Forget(msgspec.Struct, tag_field="t", tag="forget", frozen=True):
+    """Have a consumer forget a group or a named reader that nobody uses (at `/operate`).
+
+    Attributes:
+        topic: Its topic.
+        kind: Which of the two.
+        name: Its name.
+    """
+
+    topic: str
+    kind: Literal["group", "reader"]
+    name: GroupName
+
+
+class Disconnect(msgspec.Struct, tag_field="t", tag="disconnect", frozen=True, omit_defaults=True):
+    """Have a node end the connections of a client (at `/operate`).
+
+    Attributes:
+        address: Host, or host and port, of the client.
+        key: Name of its key.
+    """
+
+    address: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ADDRESS_CHARACTERS)] | None = None
+    key: KeyName | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse to end the connections of everybody.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if (self.address is None) == (self.key is None):
+            raise ValueError("expected either `address` or `key`")
+
+
+class Done(msgspec.Struct, tag_field="t", tag="done", frozen=True):
+    """Answer a `Purge`, a `Forget` or a `Disconnect` that is done.
+
+    Attributes:
+        count: Number of messages, of names or of connections that are gone.
+    """
+
+    count: Offset
+
+
+class Failed(msgspec.Struct, tag_field="t", tag="failed", frozen=True):
+    """Answer a request of an operator that cannot be done.
+
+    Attributes:
+        code: Why; a newer node may have other codes.
+        reason: The same in words.
+    """
+
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)]
+    reason: Reason
+
+
+OperatorRequest: TypeAlias = AskTopics | Purge | Forget | Disconnect
+"""A packet of an operator."""
+
+OperatorAnswer: TypeAlias = TopicList | Done | Failed
+"""The answer to it."""
+
+
 class AskAlive(msgspec.Struct, tag_field="t", tag="ask_alive", frozen=True):
     """Ask whether the node is there, for clients that cannot send pings, such as browsers."""
 
@@ -622,6 +773,13 @@ Packet = (
     | Log
     | AskReport
     | NodeReport
+    | AskTopics
+    | TopicList
+    | Purge
+    | Forget
+    | Disconnect
+    | Done
+    | Failed
     | AskAlive
     | Alive
 )

@@ -77,7 +77,7 @@ class ConnectionCount(msgspec.Struct, frozen=True):
     """Count the connections of one kind.
 
     Attributes:
-        role: The peer's role: publisher, producer, subscriber or monitor; "" before it is known.
+        role: The peer's role: publisher, producer, subscriber, monitor or operator; "" before it is known.
         state: The connection's state.
         protocol: v2, classic or http; "" during the hello.
         count: Number of connections.
@@ -138,6 +138,24 @@ class TopicStatus(msgspec.Struct, frozen=True):
 
     topic: str
     messages_per_second: float
+
+
+class LagStatus(msgspec.Struct, frozen=True):
+    """Say by how much a worker group or a named reader is behind.
+
+    Attributes:
+        topic: Its topic.
+        kind: group or reader.
+        name: Its name.
+        lag: Number of messages that are kept and not done.
+        members: Number of its members, or of the connections that use the reader, at this consumer.
+    """
+
+    topic: str
+    kind: Literal["group", "reader"] | str
+    name: str
+    lag: int
+    members: int
 
 
 class SlowPeer(msgspec.Struct, frozen=True):
@@ -246,6 +264,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     confirm_seconds: HistogramStatus | None = None
     commit_seconds: HistogramStatus | None = None
     top_topics: list[TopicStatus] = []
+    lags: list[LagStatus] = []
     slow_peers: list[SlowPeer] = []
     log: LogStatus | None = None
 
@@ -276,6 +295,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         confirm_seconds: Times from reading a batch to its confirmation, at a producer.
         commit_seconds: Durations of commits to the disk, at a consumer.
         top_topics: Topics with the most messages, at most `monitoring.top_topics`.
+        lags: Groups and named readers that are furthest behind, at most `monitoring.top_topics`, at a
+            consumer.
         slow_subscribers: Number of subscribers that are behind now.
         slow_peers: The subscribers that are furthest behind.
         log: A consumer's logs.
@@ -304,6 +325,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     confirm_seconds: HistogramStatus | None = None
     commit_seconds: HistogramStatus | None = None
     top_topics: list[TopicStatus] = []
+    lags: list[LagStatus] = []
     slow_subscribers: int = 0
     slow_peers: list[SlowPeer] = []
     log: LogStatus | None = None

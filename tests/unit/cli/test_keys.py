@@ -50,6 +50,9 @@ def test_a_token(config: Path) -> None:
     claims = Token(run("token", "--config", str(config), *options).output).claims
     assert (claims.key, claims.who) == ("billing", "alice")
     assert (claims.publish, claims.subscribe, claims.status) == (("a/*", "b"), ("c",), False)
+    assert not claims.operator
+    operator = Token(run("token", "--config", str(config), "--operator").output).claims
+    assert (operator.operator, operator.status, operator.publish) == (True, False, ())
     assert claims.expires - claims.issued == 7200
     file = config.parent / "token"
     run("token", "--config", str(config), *options, "--output", str(file))

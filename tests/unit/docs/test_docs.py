@@ -133,6 +133,7 @@ def test_the_fields_of_reports() -> None:
         "log": report.LogStatus,
         "confirm_seconds": report.HistogramStatus,
         "top_topics": report.TopicStatus,
+        "lags": report.LagStatus,
         "slow_peers": report.SlowPeer,
         "warnings": report.NodeWarning,
     }

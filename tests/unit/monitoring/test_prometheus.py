@@ -23,6 +23,7 @@ from wsqueue.report.report import (
     ConnectionState,
     EngineStatus,
     HistogramStatus,
+    LagStatus,
     LinkState,
     LinkStatus,
     LogStatus,
@@ -49,6 +50,7 @@ COMMON: dict[str, Any] = {
     "connections": CONNECTIONS,
     "clients": [ClientStatus(name="billing", connections=3, refused=2), ClientStatus(name="watch")],
     "top_topics": [TopicStatus("news", 2.5)],
+    "lags": [LagStatus("jobs", "group", "g", 7, 2), LagStatus("jobs", "reader", "g", 3, 0)],
 }
 LOG_NUMBERS = {"topics": 7, "bytes": 1000, "limit_bytes": 4000, "pending_bytes": 50, "free_bytes": 10**9}
 ENGINE = EngineStatus(
@@ -235,6 +237,15 @@ def test_topics_that_were_cut_to_the_same_name_are_one() -> None:
     assert samples(report)["wsqueue_topic_messages_per_second"] == {("same",): 3.5}
 
 
+def test_lags_by_name() -> None:
+    # The labels are in the order of their names.
+    assert samples(CONSUMER)["wsqueue_lag_messages"] == {
+        ("group", "g", "jobs"): 7,
+        ("reader", "g", "jobs"): 3,
+    }
+    assert "wsqueue_lag_messages" not in samples(PRODUCER)
+
+
 def test_the_registry_of_the_library_has_no_metric_of_ours() -> None:
     exposition(CONSUMER)
     assert not [metric.name for metric in REGISTRY.collect() if metric.name.startswith("wsqueue_")]
@@ -317,6 +328,9 @@ reports = st.builds(
     confirm_seconds=st.none() | histograms(),
     commit_seconds=st.none() | histograms(),
     top_topics=st.lists(st.builds(TopicStatus, texts, seconds), max_size=4),
+    lags=st.lists(
+        st.builds(LagStatus, texts, texts, texts, st.integers(0, 2**53), st.integers(0, 9)), max_size=4
+    ),
     log=st.none() | logs,
     warnings=st.lists(st.builds(NodeWarning, codes(WarningCode), texts, texts), max_size=3),
 )

@@ -143,6 +143,15 @@ class TestRights:
         assert ANYBODY.may_subscribe("any")
         assert ANYBODY.may_follow("")
         assert ANYBODY.may_read_reports
+        assert ANYBODY.may_operate
+
+    def test_an_operator_needs_the_right_of_the_key_and_of_the_token(self) -> None:
+        no, yes = Rights(("*",), ("*",), ("*",), status=True), Rights(operator=True)
+        assert not Identity("one", rights=(no,)).may_operate
+        assert Identity("one", rights=(yes,)).may_operate
+        assert not Identity("one", "who", (yes, no)).may_operate
+        assert not Identity("one", "who", (no, yes)).may_operate
+        assert Identity("one", "who", (yes, yes)).may_operate
 
     @few
     @given(*(st.lists(st.text("ab*", min_size=1, max_size=3)).map(tuple) for _ in range(2)), st.text("ab*"))
@@ -258,6 +267,7 @@ class TestTokens:
             {"who": "bob"},
             {"publish": ["orders/*", "*"]},
             {"status": True},
+            {"operator": True},
             {"key": "watch"},
             {"key": ""},
             {"issued": NOW + 1},

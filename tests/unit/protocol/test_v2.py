@@ -188,6 +188,42 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     (v2.Log("l", available=False), {"t": "log", "id": "l", "available": False}),
     (v2.AskReport(), {"t": "ask_report"}),
     (v2.NodeReport('{"role":"consumer"}'), {"t": "report", "report": '{"role":"consumer"}'}),
+    (v2.AskTopics(), {"t": "ask_topics"}),
+    (
+        v2.AskTopics("a*", "b", named=True),
+        {"t": "ask_topics", "pattern": "a*", "after": "b", "named": True},
+    ),
+    (
+        v2.TopicList(
+            [v2.TopicEntry("x", 3, 9, 1, 4, 2, [v2.NameEntry("group", "g", 2, 1, 5, 6, 7)])], "x", "l"
+        ),
+        {
+            "t": "topics",
+            "topics": [
+                {
+                    "topic": "x",
+                    "messages": 3,
+                    "bytes": 9,
+                    "first": 1,
+                    "next": 4,
+                    "subscribers": 2,
+                    "names": [
+                        {"kind": "group", "name": "g", "offset": 2, "lag": 1}
+                        | {"members": 5, "lent": 6, "dead": 7}
+                    ],
+                }
+            ],
+            "after": "x",
+            "log": "l",
+        },
+    ),
+    (v2.Purge("x"), {"t": "purge", "topic": "x"}),
+    (v2.Purge("x", 7), {"t": "purge", "topic": "x", "before": 7}),
+    (v2.Forget("x", "reader", "r"), {"t": "forget", "topic": "x", "kind": "reader", "name": "r"}),
+    (v2.Disconnect("192.0.2.7"), {"t": "disconnect", "address": "192.0.2.7"}),
+    (v2.Disconnect(key="k"), {"t": "disconnect", "key": "k"}),
+    (v2.Done(3), {"t": "done", "count": 3}),
+    (v2.Failed("in_use", "why"), {"t": "failed", "code": "in_use", "reason": "why"}),
     (v2.AskAlive(), {"t": "ask_alive"}),
     (v2.Alive(), {"t": "alive"}),
 ]

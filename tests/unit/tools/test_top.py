@@ -17,6 +17,7 @@ from wsqueue.report.report import (
     ClusterNode,
     ConnectionCount,
     EngineStatus,
+    LagStatus,
     LinkStatus,
     LogStatus,
     NodeWarning,
@@ -192,6 +193,19 @@ class TestWhatIsShown:
         assert lines[at + 2].split()[:3] == ["[::9]:7", "192.0.2.1:10001", "classic"]
         assert lines[at + 3] == "… and 5 more slow subscribers"
 
+    def test_groups_and_readers_that_are_behind(self) -> None:
+        one = [LagStatus("jobs", "group", "g", 1200, 2), LagStatus("jobs", "reader", "mail", 0, 1)]
+        # Another consumer of the same log has looked a moment later, and has other members.
+        other = [LagStatus("jobs", "group", "g", 1190, 1), LagStatus("news", "reader", "mail", 7, 0)]
+        nodes = (consumer(1, lags=one), consumer(2, lags=other))
+        lines = shown(snapshot(*nodes)).split("\n")
+        (at,) = (index for index, line in enumerate(lines) if line.startswith("BEHIND  GROUP OR READER"))
+        assert [line.split() for line in lines[at + 1 : at + 3]] == [
+            ["1,200", "g", "jobs", "3"],
+            ["7", "mail", "news", "0"],
+        ]
+        assert "mail" not in shown(snapshot(consumer(1, lags=one)))
+
     def test_clients_by_name(self) -> None:
         one = [ClientStatus(name="", connections=4), ClientStatus(name="web", connections=3, topics=2)]
         other = [
@@ -229,8 +243,12 @@ class TestWhatIsShown:
     def test_strangers_cannot_steer_the_terminal(self, width: int) -> None:
         bad = link(1, address=HOSTILE, state="down", reason=HOSTILE)
         log = LogStatus(mode="memory", topics=1, bytes=1, limit_bytes=1, free_bytes=1, failing=HOSTILE)
-        shared = {"top_topics": [TopicStatus(HOSTILE, 5.0)], "slow_peers": [SlowPeer(HOSTILE, HOSTILE, 1, 1)]}
+        shared: dict[str, Any] = {
+            "top_topics": [TopicStatus(HOSTILE, 5.0)],
+            "slow_peers": [SlowPeer(HOSTILE, HOSTILE, 1, 1)],
+        }
         shared["clients"] = [ClientStatus(name=HOSTILE, refused=1)]
+        shared["lags"] = [LagStatus(HOSTILE, "group", HOSTILE, 1, 1)]
         hostile = consumer(1, version=HOSTILE, log=log, slow_subscribers=1, **shared)
         nodes = (hostile, producer(2, [bad], not_ready=HOSTILE), dead(3, HOSTILE, HOSTILE))
         warnings = [NodeWarning("loop_lag", HOSTILE, HOSTILE)]

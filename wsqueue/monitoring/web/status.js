@@ -402,6 +402,11 @@
       [["Subscriber"], ["Protocol"], ["Messages behind", true], ["Waiting to be sent", true]],
       "None: all keep up.",
     );
+    const lags = table(
+      "Groups and readers",
+      [["Topic"], ["Name"], ["Messages behind", true], ["Members or connections here", true]],
+      "No group or named reader, or they are not known yet.",
+    );
     const slowNote = make("p", { class: "note" });
     slow.element.append(slowNote);
     const size = meter("Log, part of the maximum");
@@ -420,6 +425,7 @@
       : [
           make("div", { class: "grid" }, logCard, times.element, connections.element, topics.element),
           slow.element,
+          lags.element,
         ];
     return {
       element: make(
@@ -474,6 +480,14 @@
             peer.protocol,
             grouped.format(peer.behind_messages),
             bytes(peer.buffered_bytes),
+          ]),
+        );
+        lags.update(
+          report.lags.map(({ topic, kind, name, lag, members }) => [
+            topic || "(empty)",
+            kind === "reader" ? `${name} (reader)` : name,
+            grouped.format(lag),
+            grouped.format(members),
           ]),
         );
         const unnamed = report.slow_subscribers - report.slow_peers.length;

@@ -68,6 +68,12 @@ _CLIENT_COLUMNS = (
     Column("TOPICS", 5, right=True),
     Column("REFUSED", 7, right=True),
 )
+_LAG_COLUMNS = (
+    Column("BEHIND", 9, right=True),
+    Column("GROUP OR READER", 8, shrinks=True),
+    Column("OF TOPIC", 7, shrinks=True),
+    Column("MEMBERS", 6, right=True),
+)
 _TOPIC_COLUMNS = (Column("MESSAGES/s", 1, right=True), Column("TOPIC", 2, shrinks=True))
 
 
@@ -274,6 +280,24 @@ def slow_subscribers(snapshot: ClusterSnapshot, width: int) -> Table:
     ]
     unlisted = sum(report.slow_subscribers for _, report in reports) - len(rows)
     return Table(_SLOW_COLUMNS, rows, width, "slow subscribers", unlisted)
+
+
+def lags(snapshot: ClusterSnapshot, width: int) -> Table:
+    """Return the table of groups and named readers that are behind, the furthest first.
+
+    Consumers that share a log each have the lag of all, and know their own members.
+    """
+    found: dict[tuple[str, str, str], tuple[int, int]] = {}
+    for node in snapshot.answering:
+        for one in node.report.lags if node.report is not None else ():
+            lag, members = found.get((one.topic, one.kind, one.name), (0, 0))
+            found[one.topic, one.kind, one.name] = max(lag, one.lag), members + one.members
+    rows = [
+        [f"{lag:,}", name, topic, f"{members:,}"]
+        for (topic, _, name), (lag, members) in sorted(found.items(), key=lambda item: (-item[1][0], item[0]))
+        if lag
+    ]
+    return Table(_LAG_COLUMNS, rows, width, "groups and readers")
 
 
 def clients(snapshot: ClusterSnapshot, width: int) -> Table:

@@ -36,8 +36,9 @@ def screen(snapshot: ClusterSnapshot, width: int, height: int, hint: str = "") -
     warnings = Warnings(snapshot.warnings, width)
     nodes, links = contents.nodes(snapshot, width), contents.links(snapshot, width)
     slow, topics = contents.slow_subscribers(snapshot, width), contents.topics(snapshot, width)
-    clients = contents.clients(snapshot, width)
-    parts: list[Part] = [part for part in (warnings, nodes, links, slow, topics, clients) if part.height]
+    lags, clients = contents.lags(snapshot, width), contents.clients(snapshot, width)
+    every: tuple[Part, ...] = (warnings, nodes, links, slow, lags, topics, clients)
+    parts = [part for part in every if part.height]
     # Without room for all, the last parts are left out first, and then the blank lines between parts.
     while len(parts) > 1 and sum(part.least for part in parts) > room:
         parts.pop()

@@ -225,6 +225,7 @@ def test_the_first_batches_of_a_chain_are_dropped_if_they_came_before(
         Message("news", one, "log", offset) for offset, one in zip(range(begin, end), expected, strict=True)
     ]
     (request,) = positions.requests()
+    assert isinstance(request, v2.Subscribe)
     assert request.offset == end
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import wsqueue
+from wsqueue.log import states
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
@@ -341,6 +342,23 @@ async def test_messages_that_the_log_has_dropped_are_told(nodes: Nodes, log: Log
     assert any("group=other" in line and "missed=" in line for line in log.lines("messages gone"))
 
 
+@pytest.mark.parametrize("order_key", [None, "account"])
+async def test_many_messages_that_the_log_has_dropped_are_told_at_once(
+    nodes: Nodes, log: Log, order_key: str | None
+) -> None:
+    consumer, client = await cluster(nodes, retention={"max_messages_per_topic": 10})
+    async with soon(), client:
+        await client.publish("jobs", "the first")
+        async with client.subscribe("jobs", group="g", order_key=order_key) as jobs:
+            await (await anext(jobs)).done()
+        for _ in range(200):
+            await client.publish("jobs", *"abcdefghij")
+        async with client.subscribe("jobs", group="g", order_key=order_key) as jobs:
+            assert (await anext(jobs)).offset == 1991
+        assert consumer.counters["group_gone"] == 1990
+    assert log.lines("messages gone") == ["messages gone topic=jobs group=g missed=1990"]
+
+
 async def test_a_lost_connection_ends_no_membership_for_good(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client, client.subscribe("jobs", group="g") as jobs:
@@ -387,6 +405,19 @@ async def test_rights(nodes: Nodes) -> None:
             async with named.subscribe("news", group="billing-1"):
                 pass
     assert consumer.counters["not_allowed"] == 2
+
+
+async def test_a_new_group_is_refused_when_the_topic_has_too_many(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "MAX_NAMES_PER_TOPIC", 1)
+    _, client = await cluster(nodes)
+    async with soon(), client:
+        assert await left_of(client) == []
+        with pytest.raises(wsqueue.ConnectError, match=r"has 1 names; expected at most 1 \(full\)"):
+            async with client.subscribe("jobs", group="another"):
+                pass
+        assert await left_of(client) == []
 
 
 async def test_a_group_whose_dead_letters_have_no_topic_is_refused(nodes: Nodes) -> None:

@@ -359,6 +359,21 @@ async def test_many_messages_that_the_log_has_dropped_are_told_at_once(
     assert log.lines("messages gone") == ["messages gone topic=jobs group=g missed=1990"]
 
 
+async def test_many_groups_of_a_connection_that_does_not_read_leave_it_open(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    groups = [f"g{number}" for number in range(10)]
+    async with soon(), client, member(consumer, group=groups[0]) as slow:
+        for group in groups[1:]:
+            slow.send(JOIN | {"group": group})
+        for _ in groups:
+            await slow.next("joined")
+        for _ in range(2):
+            await client.publish("jobs", "x" * 1_000_000)
+        lent = [(await slow.next("lend"))["group"] for _ in range(2 * len(groups))]
+        assert sorted(lent) == sorted(2 * groups)
+        assert consumer.counters["slow_subscribers"] == 0
+
+
 async def test_a_lost_connection_ends_no_membership_for_good(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client, client.subscribe("jobs", group="g") as jobs:

@@ -377,6 +377,10 @@ class Group:
         if offer is None:
             return False
         begin, member = offer.begin, offer.member
+        if self._connections[member].congested:
+            # Another group or a reader of the connection has sent it enough.
+            lending.block(member)
+            return True
         source = self._fresh if begin >= lending.cursor else self._old
         found = source.locate(begin, turn.end)
         if found is None:

@@ -374,6 +374,20 @@ async def test_many_groups_of_a_connection_that_does_not_read_leave_it_open(node
         assert consumer.counters["slow_subscribers"] == 0
 
 
+async def test_a_settle_that_names_its_messages_a_thousand_times(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    count = 3000
+    async with soon(), client, member(consumer, prefetch=2 * count, order_key="account") as one:
+        await one.next("joined")
+        await client.publish("jobs", *("x" for _ in range(count)))
+        for _ in range(count):
+            lent = await one.next("lend")
+        ranges = [[0, lent["offset"]]] * v2.MAX_SETTLED_RANGES
+        log = consumer.consumer.logs.epochs.current.id
+        one.send({"t": "settle", **PLACE, "number": 1, "log": log, "how": "extend", "offsets": ranges})
+        assert (await one.next("settled"))["number"] == 1
+
+
 async def test_a_lost_connection_ends_no_membership_for_good(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client, client.subscribe("jobs", group="g") as jobs:

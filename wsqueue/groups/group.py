@@ -40,6 +40,7 @@ from ..net.timers import Timer
 from ..protocol import v2
 from ..protocol.close import CloseCode
 from ..protocol.packed import Packed
+from ..protocol.ranges import Ranges
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
 from .history import known_end, opened
@@ -330,10 +331,8 @@ class Group:
         lending, member = self._lending, self._members.get(connection)
         if lending is None or member is None:
             return
-        for first, last in packet.offsets:
-            end = min(last + 1, known)
-            if first >= end:
-                continue
+        # No message twice, so that the work is bounded by that of all.
+        for first, end in Ranges((first, min(last + 1, known)) for first, last in packet.offsets):
             if packet.how == "done":
                 lending.done(first, end)
             elif packet.how == "again":

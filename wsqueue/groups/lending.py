@@ -410,8 +410,11 @@ class Lending:
         deadline = now + member.terms.lease_seconds
         for loan in self._loans_of(member, begin, end):
             first, last = max(begin, loan.begin), min(end, loan.end)
-            self._remove(loan, first, last)
-            self._insert(Loan(first, last, member, deadline, loan.deliveries))
+            if (first, last) == (loan.begin, loan.end):
+                loan.deadline = deadline
+            else:
+                self._remove(loan, first, last)
+                self._insert(Loan(first, last, member, deadline, loan.deliveries))
 
     def expire(self, now: float) -> int:
         """Take back the messages whose leases are over, and return their number (`now` is monotonic)."""
@@ -512,4 +515,6 @@ class Lending:
         return self._loans[first : bisect.bisect_left(self._begins, end)]
 
     def _loans_of(self, member: Member, begin: int, end: int) -> list[Loan]:
+        if not member.lent:
+            return []
         return [loan for loan in self._overlapping(begin, end) if loan.member is member]

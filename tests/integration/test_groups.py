@@ -467,6 +467,7 @@ async def test_a_group_whose_dead_letters_have_no_topic_is_refused(nodes: Nodes)
         ({"group": "g", "max_deliveries": True}, "max_deliveries is True"),
         ({"group": "g", "start": 5}, "5 is not a start of a group: expected 'earliest' or 'latest'"),
         ({"group": "g", "order_key": ""}, "'' is not the name of a header"),
+        ({"group": "g", "order_key": "\udcff"}, "no lone surrogates"),
         ({"group": "g", "follow": False}, "neither follow nor on_gap"),
     ],
 )
@@ -474,6 +475,19 @@ async def test_wishes_that_cannot_be(nodes: Nodes, wishes: dict[str, Any], error
     async with nodes.client(["127.0.0.1:1"], ["127.0.0.1:1"]) as client:
         with pytest.raises(ValueError, match=error):
             client.subscribe("jobs", **wishes)
+
+
+async def test_reasons_of_any_text(nodes: Nodes) -> None:
+    _, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", "1", "2")
+        async with client.subscribe("jobs", group="g") as jobs:
+            with pytest.raises(TypeError, match="the reason is b'bytes', expected a text"):
+                await (await anext(jobs)).reject(b"bytes")  # type: ignore[arg-type]
+            # As the system names files whose names are no UTF-8.
+            await (await anext(jobs)).reject("no file \udcff" + 200 * "x")
+        (letter,) = await letters_of(client, 1)
+        assert letter.headers["dead-reason"] == "no file ?" + 191 * "x"
 
 
 async def test_settling_after_the_end(nodes: Nodes) -> None:

@@ -141,3 +141,19 @@ async def test_a_name_that_is_unknown(nodes: Nodes, addresses: list[str]) -> Non
     async with soon(), nodes.client([f"{NAME}:1"], [consumer]) as client:
         with pytest.raises(wsqueue.ConnectError, match=r"1/produce: .*([Nn]ame|resolution)"):
             await client.publish("news", "1")
+
+
+async def test_a_process_that_ends_and_looks_no_name_up(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of blocking clients goes on while the interpreter ends, which starts no more threads."""
+    consumer = await nodes.consumer()
+    client = nodes.client([f"{NAME}:1"], [consumer])
+
+    async def getaddrinfo(loop: uvloop.Loop, *place: Any, **options: Any) -> list[Any]:
+        raise RuntimeError("cannot schedule new futures after shutdown")
+
+    monkeypatch.setattr(uvloop.Loop, "getaddrinfo", getaddrinfo)
+    async with soon(), client:
+        with pytest.raises(wsqueue.ConnectError, match=r"localhost is not looked up: cannot schedule"):
+            await client.publish("news", "1")

@@ -13,6 +13,7 @@ import pytest
 import wsqueue
 from wsqueue.groups import group
 from wsqueue.groups.group import BUSY_MESSAGES
+from wsqueue.log import states
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
@@ -365,6 +366,52 @@ async def test_messages_that_the_log_has_dropped_are_told(nodes: Nodes, log: Log
     assert any("group=other" in line and "missed=" in line for line in log.lines("messages gone"))
 
 
+@pytest.mark.parametrize("order_key", [None, "account"])
+async def test_many_messages_that_the_log_has_dropped_are_told_at_once(
+    nodes: Nodes, log: Log, order_key: str | None
+) -> None:
+    consumer, client = await cluster(nodes, retention={"max_messages_per_topic": 10})
+    async with soon(), client:
+        await client.publish("jobs", "the first")
+        async with client.subscribe("jobs", group="g", order_key=order_key) as jobs:
+            await (await anext(jobs)).done()
+        for _ in range(200):
+            await client.publish("jobs", *"abcdefghij")
+        async with client.subscribe("jobs", group="g", order_key=order_key) as jobs:
+            assert (await anext(jobs)).offset == 1991
+        assert consumer.counters["group_gone"] == 1990
+    assert log.lines("messages gone") == ["messages gone topic=jobs group=g missed=1990"]
+
+
+async def test_many_groups_of_a_connection_that_does_not_read_leave_it_open(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    groups = [f"g{number}" for number in range(10)]
+    async with soon(), client, member(consumer, group=groups[0]) as slow:
+        for group in groups[1:]:
+            slow.send(JOIN | {"group": group})
+        for _ in groups:
+            await slow.next("joined")
+        for _ in range(2):
+            await client.publish("jobs", "x" * 1_000_000)
+        lent = [(await slow.next("lend"))["group"] for _ in range(2 * len(groups))]
+        assert sorted(lent) == sorted(2 * groups)
+        assert consumer.counters["slow_subscribers"] == 0
+
+
+async def test_a_settle_that_names_its_messages_a_thousand_times(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    count = 3000
+    async with soon(), client, member(consumer, prefetch=2 * count, order_key="account") as one:
+        await one.next("joined")
+        await client.publish("jobs", *("x" for _ in range(count)))
+        for _ in range(count):
+            lent = await one.next("lend")
+        ranges = [[0, lent["offset"]]] * v2.MAX_SETTLED_RANGES
+        log = consumer.consumer.logs.epochs.current.id
+        one.send({"t": "settle", **PLACE, "number": 1, "log": log, "how": "extend", "offsets": ranges})
+        assert (await one.next("settled"))["number"] == 1
+
+
 async def test_a_lost_connection_ends_no_membership_for_good(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client, client.subscribe("jobs", group="g") as jobs:
@@ -413,6 +460,19 @@ async def test_rights(nodes: Nodes) -> None:
     assert consumer.counters["not_allowed"] == 2
 
 
+async def test_a_new_group_is_refused_when_the_topic_has_too_many(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(states, "MAX_NAMES_PER_TOPIC", 1)
+    _, client = await cluster(nodes)
+    async with soon(), client:
+        assert await left_of(client) == []
+        with pytest.raises(wsqueue.ConnectError, match=r"has 1 names; expected at most 1 \(full\)"):
+            async with client.subscribe("jobs", group="another"):
+                pass
+        assert await left_of(client) == []
+
+
 async def test_a_group_whose_dead_letters_have_no_topic_is_refused(nodes: Nodes) -> None:
     _, client = await cluster(nodes, max_topic_bytes=12)
     async with soon(), client:
@@ -431,6 +491,7 @@ async def test_a_group_whose_dead_letters_have_no_topic_is_refused(nodes: Nodes)
         ({"group": "g", "max_deliveries": True}, "max_deliveries is True"),
         ({"group": "g", "start": 5}, "5 is not a start of a group: expected 'earliest' or 'latest'"),
         ({"group": "g", "order_key": ""}, "'' is not the name of a header"),
+        ({"group": "g", "order_key": "\udcff"}, "no lone surrogates"),
         ({"group": "g", "follow": False}, "neither follow nor on_gap"),
     ],
 )
@@ -438,6 +499,19 @@ async def test_wishes_that_cannot_be(nodes: Nodes, wishes: dict[str, Any], error
     async with nodes.client(["127.0.0.1:1"], ["127.0.0.1:1"]) as client:
         with pytest.raises(ValueError, match=error):
             client.subscribe("jobs", **wishes)
+
+
+async def test_reasons_of_any_text(nodes: Nodes) -> None:
+    _, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", "1", "2")
+        async with client.subscribe("jobs", group="g") as jobs:
+            with pytest.raises(TypeError, match="the reason is b'bytes', expected a text"):
+                await (await anext(jobs)).reject(b"bytes")  # type: ignore[arg-type]
+            # As the system names files whose names are no UTF-8.
+            await (await anext(jobs)).reject("no file \udcff" + 200 * "x")
+        (letter,) = await letters_of(client, 1)
+        assert letter.headers["dead-reason"] == "no file ?" + 191 * "x"
 
 
 async def test_settling_after_the_end(nodes: Nodes) -> None:

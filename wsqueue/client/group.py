@@ -64,11 +64,13 @@ def join_packet(
     if start not in ("earliest", "latest"):
         raise ValueError(f"{start!r} is not a start of a group: expected 'earliest' or 'latest'")
     if order_key is not None and not (
-        isinstance(order_key, str) and 1 <= len(order_key) <= MAX_HEADER_NAME_CHARACTERS
+        isinstance(order_key, str)
+        and 1 <= len(order_key) <= MAX_HEADER_NAME_CHARACTERS
+        and not any("\ud800" <= character <= "\udfff" for character in order_key)
     ):
         raise ValueError(
             f"{order_key!r} is not the name of a header: expected 1 to {MAX_HEADER_NAME_CHARACTERS}"
-            " characters"
+            " characters, and no lone surrogates"
         )
     return v2.Join(
         topic,
@@ -140,13 +142,19 @@ class GroupMessage(Message, frozen=True, gc=True, eq=False):
         """Give the message up: it becomes a dead letter, whatever the number of its deliveries.
 
         Args:
-            reason: Why, for the header `dead-reason`; a longer text is cut after 200 characters.
+            reason: Why, for the header `dead-reason`; a longer text is cut after 200 characters, and lone
+                surrogates, which UTF-8 lacks, become question marks.
 
         Raises:
+            TypeError: The reason is not a text.
             ConnectError: As for `done`.
             OwnerError: As for `done`.
         """
-        await self._link.settle(self, "reject", reason=reason[: v2.MAX_REASON_CHARACTERS])
+        if not isinstance(reason, str):
+            raise TypeError(f"the reason is {reason!r}, expected a text")
+        # An error names a file as the system does, whose bytes may be no UTF-8.
+        reason = reason[: v2.MAX_REASON_CHARACTERS].encode(errors="replace").decode()
+        await self._link.settle(self, "reject", reason=reason)
 
     def extend(self) -> None:
         """Begin the lease of the message anew, because the work takes longer.

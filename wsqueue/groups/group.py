@@ -34,12 +34,14 @@ import msgspec
 
 from ..errors import WsqueueError
 from ..journal import log
+from ..log.states import StatesFull
 from ..log.store import AppendChain, Outcome, Store
 from ..net.connection import Connection
 from ..net.timers import Timer
 from ..protocol import v2
 from ..protocol.close import CloseCode
 from ..protocol.packed import Packed
+from ..protocol.ranges import Ranges
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
 from .history import known_end, opened
@@ -99,14 +101,12 @@ class _Turn(msgspec.Struct):
         end: Offset of the next message that will be stored.
         packets: The packets of each member.
         sizes: Bytes of the messages in them.
-        gone: Number of messages that the log no longer has.
     """
 
     now: float
     end: int
     packets: dict[Member, list[bytes]] = msgspec.field(default_factory=dict)
     sizes: Counter[Member] = msgspec.field(default_factory=Counter)
-    gone: int = 0
 
 
 class Group:
@@ -157,6 +157,8 @@ class Group:
         self._burying: asyncio.Task[None] | None = None
         # Numbers of the last dead letter that the kept state names, and of the last one that was published.
         self._named = self._submitted = 0
+        # Messages that were found to be gone, and not told of yet.
+        self._gone = 0
         self._complaint = ""
         self._over = False
         self._timer: Timer | None = None
@@ -252,6 +254,9 @@ class Group:
         except Elsewhere:
             self._give_up()
             return
+        except StatesFull as error:
+            self._refuse_all(error)
+            return
         except (WsqueueError, ValueError) as error:
             self._fail(error)
             return
@@ -346,10 +351,8 @@ class Group:
         lending, member = self._lending, self._members.get(connection)
         if lending is None or member is None:
             return
-        for first, last in packet.offsets:
-            end = min(last + 1, known)
-            if first >= end:
-                continue
+        # No message twice, so that the work is bounded by that of all.
+        for first, end in Ranges((first, min(last + 1, known)) for first, last in packet.offsets):
             self._unkept += end - first
             if packet.how == "done":
                 lending.done(first, end)
@@ -375,11 +378,10 @@ class Group:
         turn = _Turn(self._clock(), self._logs.topic(self.topic).next)
         for _ in range(TURN_LOANS):
             if not self._lend_next(lending, turn):
+                self._say_gone()
                 break
         else:
             self._take_another_turn()
-        if turn.gone:
-            self._say_gone(turn.gone)
         for member, payloads in turn.packets.items():
             connection = self._connections[member]
             connection.send(payloads)
@@ -395,15 +397,17 @@ class Group:
         if offer is None:
             return False
         begin, member = offer.begin, offer.member
+        if self._connections[member].congested:
+            # Another group or a reader of the connection has sent it enough.
+            lending.block(member)
+            return True
         source = self._fresh if begin >= lending.cursor else self._old
         found = source.locate(begin, turn.end)
         if found is None:
             self._reading = asyncio.create_task(self._read(source, begin))
             return False
         if found > begin:
-            end = min(found, begin + offer.most)
-            lending.gone(offer, end)
-            turn.gone += end - begin
+            self._gone += lending.gone(offer, found)
             return True
         part = source.cut(begin, offer.most)
         if self._order_key is not None and not lending.admit(begin, self._key_of(part)):
@@ -443,8 +447,11 @@ class Group:
             self._reading = None
         self._go_on()
 
-    def _say_gone(self, count: int) -> None:
-        """Tell that messages are gone which nobody has done."""
+    def _say_gone(self) -> None:
+        """Tell that messages are gone which nobody has done, at once of all that were found to be."""
+        count, self._gone = self._gone, 0
+        if not count:
+            return
         self._counters["group_gone"] += count
         log(logger, logging.WARNING, "messages gone", topic=self.topic, group=self.name, missed=count)
 
@@ -558,7 +565,8 @@ class Group:
                     # Those before it are on their way.
                     await asyncio.sleep(MIN_TICK_SECONDS)
                 else:
-                    self._say_gone(1)
+                    self._gone += 1
+                    self._say_gone()
                     self._submitted += 1
                     lending.bury(letter)
         except WsqueueError as error:
@@ -617,6 +625,14 @@ class Group:
         for connection in [*self._members, *self._joining]:
             self._refuse(connection, "elsewhere", "another consumer coordinates the group")
         self._members, self._joining, self._connections = {}, {}, {}
+        self._end()
+
+    def _refuse_all(self, error: StatesFull) -> None:
+        """Refuse all who would be members of a new group, for which there is no room."""
+        log(logger, logging.WARNING, "group refused", topic=self.topic, group=self.name, reason=error)
+        for connection in self._joining:
+            self._refuse(connection, "full", str(error))
+        self._joining = {}
         self._end()
 
     def _fail(self, error: Exception) -> None:

@@ -174,6 +174,10 @@ class Lending:
         """Take back all that a member has that has gone."""
         del self.members[member]
         member.blocked = True
+        if member.waiting:
+            # Those before it may wait for long, and many may come and go meanwhile.
+            self._queue.remove(member)
+            member.waiting = False
         for loan in [loan for loan in self._loans if loan.member is member]:
             self._fail(loan, loan.begin, loan.end, GONE)
 
@@ -272,10 +276,19 @@ class Lending:
             member.waiting = False
             self._enqueue(member)
 
-    def gone(self, offer: Offer, end: int) -> None:
-        """Note that the messages of an offer up to an offset are no longer in the log."""
+    def gone(self, offer: Offer, end: int) -> int:
+        """Note that the messages from an offer on, up to an offset, are no longer in the log.
+
+        Returns:
+            How many of them nobody has done, without those that are dying.
+        """
+        if offer.begin < self.cursor:
+            end = min(end, offer.begin + offer.most)
         self._take_offered(offer, end)
+        done = sum(max(0, min(last, end) - max(begin, offer.begin)) for begin, last in self.state.done)
+        dying = sum(offer.begin <= letter.offset < end for letter in self.state.dying)
         self._finish(offer.begin, end)
+        return end - offer.begin - done - dying
 
     def _take_offered(self, offer: Offer, end: int) -> None:
         if offer.begin >= self.cursor:
@@ -397,8 +410,11 @@ class Lending:
         deadline = now + member.terms.lease_seconds
         for loan in self._loans_of(member, begin, end):
             first, last = max(begin, loan.begin), min(end, loan.end)
-            self._remove(loan, first, last)
-            self._insert(Loan(first, last, member, deadline, loan.deliveries))
+            if (first, last) == (loan.begin, loan.end):
+                loan.deadline = deadline
+            else:
+                self._remove(loan, first, last)
+                self._insert(Loan(first, last, member, deadline, loan.deliveries))
 
     def expire(self, now: float) -> int:
         """Take back the messages whose leases are over, and return their number (`now` is monotonic)."""
@@ -499,4 +515,6 @@ class Lending:
         return self._loans[first : bisect.bisect_left(self._begins, end)]
 
     def _loans_of(self, member: Member, begin: int, end: int) -> list[Loan]:
+        if not member.lent:
+            return []
         return [loan for loan in self._overlapping(begin, end) if loan.member is member]

@@ -35,7 +35,11 @@ async def dial(host: str, port: int) -> socket.socket:
         OSError: The name is unknown, or no address of it takes the connection.
     """
     loop = asyncio.get_running_loop()
-    waiting = alternate_families(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+    try:
+        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except RuntimeError as error:  # the process is about to end, and starts no thread that could look
+        raise OSError(f"{host} is not looked up: {error}") from None
+    waiting = alternate_families(addresses)
     attempts: set[asyncio.Task[socket.socket | OSError]] = set()
     problems: dict[str, OSError] = {}
     winner: socket.socket | None = None

@@ -201,8 +201,7 @@ class NamedReader:
             self._version = None
             kept = await self._change(lambda kept: self._begun(kept, packet.start))
         except StatesFull as error:
-            log(logger, logging.WARNING, "reader refused", topic=self.topic, reader=self.name, reason=error)
-            connection.send_packet(v2.Unsubscribed(self.topic, "full"))
+            self._refuse(connection, error)
             return
         except (WsqueueError, ValueError) as error:
             log(logger, logging.ERROR, "reader unusable", topic=self.topic, reader=self.name, reason=error)
@@ -211,8 +210,17 @@ class NamedReader:
         if connection in self._users:
             one.begin(packet if kept is None else v2.Subscribe(self.topic, "offset", kept.log, kept.offset))
 
+    def _refuse(self, connection: Connection, error: StatesFull) -> None:
+        """Tell a connection that there is no room for a new reader."""
+        log(logger, logging.WARNING, "reader refused", topic=self.topic, reader=self.name, reason=error)
+        connection.send_packet(v2.Unsubscribed(self.topic, "full"))
+
     async def _keep(self) -> None:
-        """Keep the furthest position that is wanted, and answer; after a failure, do so again later."""
+        """Keep the furthest position that is wanted, and answer.
+
+        After a failure, do so again later, as long as somebody uses the name: else whoever names ever new
+        readers while nothing can be kept would leave all of them here.
+        """
         wanted, self._wanted = self._wanted, {}
         commits, self._commits = self._commits, {}
         try:
@@ -221,7 +229,13 @@ class NamedReader:
             if ends:
                 await self._change(lambda kept: self._moved(kept, max(ends)))
         except (WsqueueError, ValueError) as error:
+            if isinstance(error, StatesFull) and self._kept is None:
+                for connection in commits:
+                    self._refuse(connection, error)
+                return
             self._complain(error)
+            if not self._users:
+                return
             for log_id, offset in wanted.items():
                 self._wanted[log_id] = max(offset, self._wanted.get(log_id, 0))
             users = {one: packet for one, packet in commits.items() if one in self._users}

@@ -20,7 +20,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.end = 0
+        self.end = self.dropped = 0
         self.now = 0.0
         self.keyed = False
         self.keys: list[str | None] = []
@@ -58,6 +58,9 @@ class Model(RuleBasedStateMachine):
         while (offer := self.lending.offer(self.end, self.now)) is not None:
             begin, end = offer.begin, offer.begin + offer.most
             assert begin < end <= self.end
+            if begin < self.dropped:
+                self.pass_over(offer)
+                continue
             if self.keyed and not self.lending.admit(begin, self.keys[begin]):
                 continue
             assert offer.member in self.members
@@ -73,6 +76,14 @@ class Model(RuleBasedStateMachine):
                     before = [one for one in range(offset) if self.keys[one] == key]
                     assert set(before) <= self.done | self.dying, "not in the order of its key"
                 self.lent[offset] = (offer.member, self.now + offer.member.terms.lease_seconds)
+
+    def pass_over(self, offer: Offer) -> None:
+        """Let messages be gone: all that follow, if they are fresh."""
+        fresh = offer.begin >= self.lending.cursor
+        end = self.dropped if fresh else min(self.dropped, offer.begin + offer.most)
+        gone = set(range(offer.begin, end)) - self.done
+        assert self.lending.gone(offer, self.dropped) == len(gone - self.dying)
+        self.done |= gone
 
     @property
     def dying(self) -> set[int]:
@@ -131,6 +142,12 @@ class Model(RuleBasedStateMachine):
             letter = self.lending.state.dying[0]
             self.lending.bury(letter)
             self.done.add(letter.offset)
+
+    @rule(which=numbers)
+    def drop(self, which: int) -> None:
+        """Let the log drop its first messages."""
+        if self.end:
+            self.dropped = max(self.dropped, which % self.end)
 
     @rule()
     def restart(self) -> None:
@@ -219,6 +236,15 @@ def test_a_message_that_kills_its_worker_takes_no_other_to_the_dead_letters() ->
     # The worker dies with each first message that it gets; the others were beside it once.
     assert lending.state.dying == [Dying(0, MAX_DELIVERIES, "its worker has gone")]
     assert {failure.deliveries for failure in lending.state.failures.values()} == {1}
+
+
+def test_members_that_come_and_go_leave_nothing_behind() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    first = lending.join(Terms(10, 30, 5))
+    for _ in range(100):
+        lending.leave(lending.join(Terms(10, 30, 5)))
+        assert lending.offer(0, 0.0) is None
+    assert list(lending._queue) == [first]
 
 
 def test_workers_of_equal_speed_get_equal_shares() -> None:

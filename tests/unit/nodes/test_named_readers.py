@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from wsqueue.errors import StorageError
+from wsqueue.log import states
 from wsqueue.log.states import State
 from wsqueue.nodes import named_readers
 from wsqueue.nodes.named_readers import Kept, NamedReaders
@@ -157,6 +158,39 @@ async def test_what_a_connection_has_said_that_is_lost_is_kept() -> None:
     await settled(lambda: not len(place.readers))
     assert (await place.kept()).offset == 2
     assert place.connection.take() == []
+    assert len(place.readers) == 0
+
+
+async def test_a_position_that_cannot_be_kept_is_forgotten_with_the_last_connection(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(named_readers, "RETRY_SECONDS", 0.0)
+    place = Place()
+    place.logs.publish("news", *"abc")
+
+    async def failing(topic: str, name: str, value: bytes, version: int) -> int:
+        raise StorageError("no room")
+
+    monkeypatch.setattr(place.logs.store, "change_state", failing)
+    place.commit(2)
+    await settled(lambda: "reader not kept" in caplog.text)
+    place.use().leave(place.connection)
+    await settled(lambda: not len(place.readers))
+    assert len(place.readers) == 0
+    assert place.connection.take() == []
+
+
+async def test_a_commit_of_a_new_reader_is_refused_when_there_are_too_many(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(states, "MAX_NAMES_PER_TOPIC", 0)
+    place = Place()
+    place.logs.publish("news", *"abc")
+    place.commit(2)
+    await settled(lambda: bool(place.connection.packets))
+    assert place.connection.take() == [v2.Unsubscribed("news", "full")]
+    assert "reader refused topic=news reader=r" in caplog.text
+    place.use().leave(place.connection)
     assert len(place.readers) == 0
 
 

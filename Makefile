@@ -76,7 +76,7 @@ fuzz: $(READY) ## Fuzz all that reads bytes from peers and disks, ten minutes ea
 	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) $(TARGET)
 
 .PHONY: bench
-bench: $(READY) ## Compare wsqueue with NATS, Redis and plain servers, in half an hour: docs/performance.md
+bench: $(READY) ## Compare wsqueue with NATS, Redis and plain servers, in 35 minutes: docs/performance.md
 	$(BIN)/python -m bench.compare
 
 .PHONY: docs

@@ -33,6 +33,7 @@ from .results import (
     COMMON,
     COMMON_RATE,
     FAN_OUT,
+    GROUPS,
     HALF,
     IDLE,
     LATENCY_BYTES,
@@ -71,7 +72,7 @@ IDLE_AHEAD = 20
 
 SPARE_FILES = 200
 
-WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY, STORED, *MANY)
+WORKLOADS = (ONE, FAN_OUT, TOPICS, HALF, COMMON, IDLE, SCALING, REPLAY, STORED, *MANY, *GROUPS)
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Plan:
         stored: Payloads of messages that are confirmed once they are stored.
         many: Workloads with many publishers.
         publishers: Number of these publishers.
+        groups: Workloads with groups.
         settle: Seconds between the last subscriber and the look at the memory.
     """
 
@@ -104,6 +106,7 @@ class Plan:
     stored: Sequence[int]
     many: Sequence[str]
     publishers: int
+    groups: Sequence[str]
     settle: float
 
 
@@ -119,6 +122,7 @@ FULL = Plan(
     stored=(LATENCY_BYTES, LARGE_BYTES),
     many=tuple(MANY),
     publishers=MANY_PUBLISHERS,
+    groups=tuple(GROUPS),
     settle=1.0,
 )
 QUICK = Plan(
@@ -133,6 +137,7 @@ QUICK = Plan(
     stored=(LATENCY_BYTES,),
     many=tuple(MANY)[:1],
     publishers=100,
+    groups=tuple(GROUPS)[:1],
     settle=0.1,
 )
 
@@ -237,6 +242,11 @@ class Comparison:
                 duration=plan.rate_seconds,
                 warm_up=plan.warm_up,
             )
+            yield Case(workload, self._systems(workload), load)
+        for workload in plan.groups:
+            rate = GROUPS[workload]
+            duration = plan.seconds if rate is None else plan.rate_seconds
+            load = Load(size=LATENCY_BYTES, rate=rate, duration=duration, warm_up=plan.warm_up)
             yield Case(workload, self._systems(workload), load)
 
     def _systems(self, workload: str) -> list[str]:
@@ -444,7 +454,7 @@ def _matcher(patterns: Sequence[str]) -> Callable[[str, str], bool]:
 def main(quick: bool, only: tuple[str, ...], output: Path | None, tables: bool) -> None:
     """Measure wsqueue and other systems on this machine, and write results, tables and plots.
 
-    A whole run takes about half an hour, in which nothing else should run here.
+    A whole run takes about 35 minutes, in which nothing else should run here.
     """
     wanted = _matcher(only)
     keep = output is not None or not (only or quick)

@@ -13,12 +13,14 @@ from .results import (
     COMMON,
     COMMON_RATE,
     FAN_OUT,
+    GROUPS,
     HALF,
     IDLE,
     LATENCY_BYTES,
     MANY,
     MANY_PUBLISHERS,
     MANY_TOPICS,
+    MEMBERS,
     MIXED,
     ONE,
     REPLAY,
@@ -43,12 +45,25 @@ WORKLOADS = {
         workload: f"{MANY_PUBLISHERS:,} publishers, {MANY_TOPICS} topics, {rate:,} messages/s"
         for workload, rate in MANY.items()
     },
+    **{
+        workload: f"{MEMBERS} members, {'flat out' if rate is None else f'{rate:,} messages/s'}"
+        for workload, rate in GROUPS.items()
+    },
 }
 BUSIEST = max(MANY, key=MANY.__getitem__)
 """The workload of many publishers with the most messages per second."""
 
 CLASSIC, SQLITE, SQLITE_SINGLE = "wsqueue-classic", "wsqueue-sqlite", "wsqueue-sqlite-1"
 ON_DISK = (SQLITE, SQLITE_SINGLE, "wsqueue-jetstream", "wsqueue-jetstream-1")
+OF_GROUP = {
+    "wsqueue-group": "wsqueue",
+    "wsqueue-sqlite-group": SQLITE,
+    "wsqueue-jetstream-group": "wsqueue-jetstream",
+}
+"""The systems with groups, and each of them with one subscriber instead."""
+
+OURS = {STORED: ON_DISK, **dict.fromkeys(GROUPS, tuple(OF_GROUP))}
+"""The systems that stand for wsqueue where it is not the first one alone."""
 
 
 def size(payload: int) -> str:
@@ -158,6 +173,27 @@ def _cpu_of(
         return ours / least, f"{_number(ours / least)}× ({_number(ours)} µs against {_number(least)} µs)"
 
     return measure
+
+
+def _of_consumer(workload: str, system: str) -> Callable[[Results], tuple[float, str] | None]:
+    """Return a function that compares the consumer's CPU time with that for a subscriber."""
+
+    def measure(results: Results) -> tuple[float, str] | None:
+        group, plain = (results.find(workload, name) for name in (system, OF_GROUP[system]))
+        if group is None or plain is None or not _consumer(group) or not _consumer(plain):
+            return None
+        ratio = _consumer(group) / _consumer(plain)
+        return (
+            ratio,
+            f"{_number(ratio)}× ({_number(_consumer(group))} µs against {_number(_consumer(plain))} µs)",
+        )
+
+    return measure
+
+
+def _consumer(figure: Figure) -> float:
+    """Return the CPU time of the consumer for a message, 0 if the system has none."""
+    return figure.nodes.get("consumer-1", 0.0)
 
 
 def _confirmed(system: str, other: str, payload: int) -> Callable[[Results], tuple[float, str] | None]:
@@ -359,6 +395,18 @@ GOALS = (
         )
         for system, where in (("wsqueue", "memory"), (SQLITE, "sqlite"))
     ),
+    *(
+        Goal(
+            f"group, {WORKLOADS[workload]}, 100 B, {where}: CPU of the consumer, against one subscriber",
+            "within 3×",
+            "within 2×",
+            _of_consumer(workload, system),
+            3,
+            2,
+        )
+        for workload in GROUPS
+        for system, where in (("wsqueue-group", "memory"), ("wsqueue-sqlite-group", "sqlite"))
+    ),
 )
 
 
@@ -393,7 +441,9 @@ COMPARED = {
     **dict.fromkeys(TITLES, (_CPU, Number("deliveries/s", lambda figure: figure.deliveries, high=True))),
     HALF: _QUANTILES,
     **dict.fromkeys((COMMON, *MANY), (_CPU, *_QUANTILES)),
-    STORED: (_CPU, Number("messages/s", lambda figure: figure.messages, high=True)),
+    **dict.fromkeys(
+        (STORED, *GROUPS), (_CPU, Number("messages/s", lambda figure: figure.messages, high=True))
+    ),
     IDLE: (Number("KiB each", lambda figure: figure.idle_bytes / 1024),),
 }
 """The numbers by which systems are compared, by workload."""
@@ -403,7 +453,7 @@ def losses(results: Results) -> str:
     """List every number in which another system is better than wsqueue, the largest factor first."""
     rows: list[tuple[float, Sequence[str]]] = []
     for ours in results.figures:
-        if ours.system not in (ON_DISK if ours.workload == STORED else ("wsqueue",)):
+        if ours.system not in OURS.get(ours.workload, ("wsqueue",)):
             continue
         peers = [
             figure
@@ -440,6 +490,8 @@ def _workload(figure: Figure) -> str:
         return f"{TITLES[figure.workload]}, {size(figure.payload)}"
     if figure.workload == STORED:
         return f"stored, {size(figure.payload)}: {SYSTEMS[figure.system].title}"
+    if figure.workload in GROUPS:
+        return f"{WORKLOADS[figure.workload]}: {SYSTEMS[figure.system].title}"
     return WORKLOADS[figure.workload]
 
 
@@ -531,6 +583,38 @@ def stored(results: Results) -> str:
     return _table(head, rows) if rows else ""
 
 
+def groups(results: Results) -> str:
+    """Show messages that are done per second, and the CPU times, of groups and of one subscriber."""
+    tables = []
+    for workload, rate in GROUPS.items():
+        rows = []
+        for system in results.systems(workload):
+            figure = results.find(workload, system)
+            assert figure is not None
+            plain = results.find(workload, OF_GROUP.get(system, ""))
+            consumer, before = _consumer(figure), _consumer(plain) if plain else 0.0
+            cells = [
+                _cell(figure, lambda figure: _rate_and_share(figure, figure.messages)),
+                _number(figure.cpu),
+                _number(consumer) if consumer else "–",
+                f"{_number(consumer / before)}×" if before else "–",
+            ]
+            if rate is not None:
+                cells += map(_number, figure.latency[:2]) if figure.latency else ("–", "–")
+            rows.append((SYSTEMS[system].title, *cells))
+        if rows:
+            head = (
+                WORKLOADS[workload],
+                "messages/s",
+                "CPU µs/message",
+                "the consumer's",
+                "against a subscriber",
+            )
+            quantiles = [] if rate is None else [f"{name} ms" for name in QUANTILES[:2]]
+            tables.append(_table((*head, *quantiles), rows))
+    return "\n\n".join(tables)
+
+
 def idle(results: Results) -> str:
     """Show the memory of idle subscribers."""
     rows = [
@@ -602,6 +686,7 @@ SECTIONS: dict[str, Callable[[Results], str]] = {
     "scaling": scaling,
     "v2": v2,
     "stored": stored,
+    "groups": groups,
 }
 """The sections that a run writes, by the name in their markers."""
 

@@ -22,6 +22,12 @@ HALF, COMMON, IDLE, SCALING, REPLAY, STORED = "half", "common", "idle", "scaling
 subscribers, more consumers, replays of stored messages, and messages that are stored before they are
 confirmed."""
 
+GROUPS: dict[str, float | None] = {"groups": None, "groups-20k": 20_000}
+"""Workloads in which the members of a group share the messages, and their rates; None for as many as go."""
+
+MEMBERS = 8
+"""The members of a group. A system without groups has one subscriber that gets all messages instead."""
+
 MANY = {"many-2k": 2_000, "many-20k": 20_000}
 """Workloads with many publishers and topics, and the messages per second of all publishers together."""
 

@@ -38,8 +38,16 @@ from wsqueue.tools.bench.wire import Wire
 from wsqueue.tools.bench.workload import Load
 from wsqueue.tools.local import LocalCluster
 
-from .results import COMMON, FAN_OUT, HALF, IDLE, MANY, ONE, REPLAY, SCALING, STORED, TOPICS
-from .wires import JetStreamWire, LimitedLoad, NatsWire, RedisStreamWire, RedisWire
+from .results import COMMON, FAN_OUT, GROUPS, HALF, IDLE, MANY, MEMBERS, ONE, REPLAY, SCALING, STORED, TOPICS
+from .wires import (
+    JetStreamGroupWire,
+    JetStreamWire,
+    LimitedLoad,
+    NatsWire,
+    RedisGroupWire,
+    RedisStreamWire,
+    RedisWire,
+)
 
 Found = TypeVar("Found")
 
@@ -118,12 +126,18 @@ async def reference(consumers: int = 1, *, module: str = "bench.reference") -> A
 
 
 @contextlib.asynccontextmanager
-async def nats(*, frame_each: bool = False, jetstream: str | None = None) -> AsyncIterator[Running]:
+async def nats(
+    *,
+    frame_each: bool = False,
+    jetstream: str | None = None,
+    stream_wire: type[JetStreamWire] = JetStreamWire,
+) -> AsyncIterator[Running]:
     """Run a NATS server for clients over WebSockets.
 
     Args:
         frame_each: See `NatsWire`.
         jetstream: Settings of JetStream; None to store nothing.
+        stream_wire: Wire for JetStream.
     """
     with TemporaryDirectory(prefix="bench-nats-") as directory:
         file = _write_nats_config(directory, jetstream)
@@ -132,28 +146,27 @@ async def nats(*, frame_each: bool = False, jetstream: str | None = None) -> Asy
             port = await _until(lambda: _websocket_port(ports), process, "nats-server")
             wire = NatsWire("127.0.0.1", port, frame_each)
             if jetstream is not None:
-                wire = JetStreamWire("127.0.0.1", port)
+                wire = stream_wire("127.0.0.1", port)
                 wire.create_stream()
             yield Running(wire, {"nats-server": process.pid})
 
 
 @contextlib.asynccontextmanager
-async def redis(*, streams: bool = False) -> AsyncIterator[Running]:
+async def redis(*, wire: type[RedisWire] = RedisWire) -> AsyncIterator[Running]:
     """Run a Redis server with unlimited buffers for slow subscribers.
 
     Args:
-        streams: True to write streams into a file, and to sync it before a reply; False for pub/sub, without
-            a file. The file is never rewritten: a child process would do that, whose time is not measured.
+        wire: With one for streams, these are written into a file, which is synced before a reply; pub/sub has
+            none. The file is never rewritten: a child process would do that, whose time is not measured.
     """
     port = _free_port()
-    wire = RedisStreamWire if streams else RedisWire
     with TemporaryDirectory(prefix="bench-redis-") as directory:
         settings = {
             "bind": "127.0.0.1",
             "port": str(port),
             "dir": directory,
             "save": "",
-            "appendonly": "yes" if streams else "no",
+            "appendonly": "yes" if issubclass(wire, RedisStreamWire) else "no",
             "appendfsync": "always",
             "auto-aof-rewrite-percentage": "0",
             "client-output-buffer-limit": "pubsub 1gb 512mb 60",
@@ -178,6 +191,7 @@ class System:
         batches: True if messages travel together, so that their different sizes do not matter.
         batch: Maximum number of messages of a batch; None for as many as fit.
         window: Maximum number of messages on their way if there is no rate; None for as many as others have.
+        members: Subscribers that share the messages of each topic; 0 if the system has no groups.
     """
 
     title: str
@@ -188,22 +202,26 @@ class System:
     batches: bool = False
     batch: int | None = None
     window: int | None = None
+    members: int = 0
 
     def load(self, load: Load) -> Load:
         """Return a load as this system gets it."""
-        return LimitedLoad(**msgspec.structs.asdict(load) | {"batch": self.batch, "most": self.window})
+        changes: dict[str, object] = {"batch": self.batch, "most": self.window}
+        if self.members:
+            changes |= {"subscribers": self.members, "shared": True}
+        return LimitedLoad(**msgspec.structs.asdict(load) | changes)
 
 
 _FLOODS = (ONE, FAN_OUT, TOPICS)
 _COMPARED = (*_FLOODS, HALF, COMMON, IDLE)
 
 SYSTEMS = {
-    "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY, *MANY), batches=True),
+    "wsqueue": System("wsqueue", wsqueue, (*_COMPARED, SCALING, REPLAY, *MANY, *GROUPS), batches=True),
     "wsqueue-1": System("wsqueue, one a batch", wsqueue, (ONE,), batches=True, batch=1),
     "wsqueue-sqlite": System(
         "wsqueue, sqlite",
         functools.partial(wsqueue, mode="sqlite"),
-        (*_FLOODS, COMMON, REPLAY, STORED),
+        (*_FLOODS, COMMON, REPLAY, STORED, *GROUPS),
         batches=True,
     ),
     "wsqueue-sqlite-1": System(
@@ -216,7 +234,7 @@ SYSTEMS = {
     "wsqueue-jetstream": System(
         "wsqueue, jetstream",
         functools.partial(wsqueue, mode="jetstream"),
-        (ONE, STORED),
+        (ONE, STORED, *GROUPS),
         "nats-server",
         batches=True,
     ),
@@ -227,6 +245,28 @@ SYSTEMS = {
         "nats-server",
         batches=True,
         batch=1,
+    ),
+    "wsqueue-group": System(
+        "wsqueue, group",
+        functools.partial(wsqueue, protocol="group"),
+        tuple(GROUPS),
+        batches=True,
+        members=MEMBERS,
+    ),
+    "wsqueue-sqlite-group": System(
+        "wsqueue, sqlite, group",
+        functools.partial(wsqueue, protocol="group", mode="sqlite"),
+        tuple(GROUPS),
+        batches=True,
+        members=MEMBERS,
+    ),
+    "wsqueue-jetstream-group": System(
+        "wsqueue, jetstream, group",
+        functools.partial(wsqueue, protocol="group", mode="jetstream"),
+        tuple(GROUPS),
+        "nats-server",
+        batches=True,
+        members=MEMBERS,
     ),
     "wsqueue-classic": System(
         "wsqueue, classic", functools.partial(wsqueue, protocol="classic"), (*_FLOODS, COMMON, *MANY)
@@ -253,9 +293,26 @@ SYSTEMS = {
         "nats-server",
         window=SYNCED_WINDOW,
     ),
+    "nats-jetstream-group": System(
+        "NATS JetStream, pull consumer, synced every 2 min",
+        functools.partial(nats, jetstream="", stream_wire=JetStreamGroupWire),
+        tuple(GROUPS),
+        "nats-server",
+        members=MEMBERS,
+    ),
     "redis": System("Redis", redis, _COMPARED, "redis-server"),
     "redis-streams": System(
-        "Redis Streams, always synced", functools.partial(redis, streams=True), (STORED,), "redis-server"
+        "Redis Streams, always synced",
+        functools.partial(redis, wire=RedisStreamWire),
+        (STORED,),
+        "redis-server",
+    ),
+    "redis-streams-group": System(
+        "Redis Streams, consumer group, always synced",
+        functools.partial(redis, wire=RedisGroupWire),
+        tuple(GROUPS),
+        "redis-server",
+        members=MEMBERS,
     ),
 }
 

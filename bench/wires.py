@@ -9,8 +9,9 @@ import re
 import secrets
 import socket
 import struct
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from websockets.frames import Frame, Opcode
@@ -18,6 +19,7 @@ from websockets.frames import Frame, Opcode
 from wsqueue.errors import ConnectError, WsqueueError
 from wsqueue.tools.bench.classic import ClassicWire
 from wsqueue.tools.bench.messages import Messages
+from wsqueue.tools.bench.v2 import GROUP, PREFETCH
 from wsqueue.tools.bench.wire import Unwrapper, Wire
 from wsqueue.tools.bench.workload import Load
 
@@ -380,12 +382,14 @@ class Entries(Heads):
 
     Args:
         topic: The topic.
+        other: Pattern of the heads of other replies; without it, there are none.
     """
 
-    def __init__(self, topic: str) -> None:
+    def __init__(self, topic: str, other: bytes = rb"(?!)") -> None:
         reply = rb"\*1\r\n\*2\r\n\$\d+\r\n%b\r\n\*(?P<count>\d+)\r\n" % re.escape(topic.encode())
         entry = rb"\*2\r\n\$\d+\r\n(?P<id>[\d-]+)\r\n(?P<kept>\*2\r\n\$1\r\nd\r\n\$(?P<size>\d+)\r\n)"
-        super().__init__(Passed(), re.compile(rb"%b|%b|(?P<refusal>-[^\r]*)\r\n" % (reply, entry)))
+        heads = rb"%b|%b|%b|(?P<refusal>-[^\r]*)\r\n" % (reply, entry, other)
+        super().__init__(Passed(), re.compile(heads))
         self._topic = topic
         self._left = 0
         self._id = b""
@@ -404,6 +408,69 @@ class Entries(Heads):
         self._left -= 1
         self._id = head["id"]
         return super()._take(head)
+
+
+class RedisGroupWire(RedisStreamWire):
+    """Read a Redis stream for each topic as members of a consumer group, and acknowledge each message."""
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection of a new member that waits for messages."""
+        with _connecting(self.host, self.port) as connection:
+            name = topic.encode()
+            connection.sendall(_resp(b"XGROUP", b"CREATE", name, GROUP.encode(), b"0", b"MKSTREAM"))
+            answer = _read_until(connection, b"\r\n")
+            # Another member was faster.
+            if answer != b"+OK\r\n" and not answer.startswith(b"-BUSYGROUP"):
+                raise ConnectError(f"the server answers {answer[:200]!r}")
+            connection.sendall(_xreadgroup(topic))
+        return connection
+
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
+        """Return the unwrapper of a member's connection."""
+        return GroupEntries(topic)
+
+
+class GroupEntries(Entries):
+    """Acknowledge the entries of a Redis stream, extract those that are acknowledged, and ask for more.
+
+    Args:
+        topic: The topic.
+    """
+
+    def __init__(self, topic: str) -> None:
+        super().__init__(topic, rb":(?P<acknowledged>\d+)\r\n")
+        self._ids: list[bytes] = []
+        self._waiting, self._acknowledged = b"", False
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Return the entries that are acknowledged, without their ids.
+
+        Raises:
+            WsqueueError: As for `Heads`.
+        """
+        found = super().unwrap(data)
+        if not self._acknowledged:
+            self._waiting += found
+            return b""
+        # All that were found before, because the reply comes before the entries of the next one.
+        acknowledged, self._waiting, self._acknowledged = self._waiting, found, False
+        return acknowledged
+
+    def replies(self) -> bytes:
+        """Return the commands that acknowledge the entries of a reply and read more, once it is complete."""
+        if self._left or self._remaining or not self._ids:
+            return b""
+        ids, self._ids = self._ids, []
+        return _resp(b"XACK", self._topic.encode(), GROUP.encode(), *ids) + _xreadgroup(self._topic)
+
+    def _take(self, head: re.Match[bytes]) -> tuple[bytes, int]:
+        if head["acknowledged"]:
+            self._acknowledged = True
+            return b"", 0
+        found = super()._take(head)
+        if head["id"]:
+            self._ids.append(head["id"])
+        return found
 
 
 @dataclass(frozen=True)
@@ -534,6 +601,62 @@ class JetStreamWire(NatsWire):
         return self._open(commands + f"SUB {inbox} 2\r\n".encode(), question.encode())
 
 
+@dataclass(frozen=True)
+class JetStreamGroupWire(JetStreamWire):
+    """Fetch messages of JetStream through a pull consumer for each topic, and acknowledge each of them.
+
+    Attributes:
+        inboxes: The subjects to which subscribers fetch that have no unwrapper yet.
+    """
+
+    inboxes: deque[bytes] = field(default_factory=deque)
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection of a new member that waits for messages."""
+        inbox = b"bench.deliveries.%b" % secrets.token_hex(8).encode()
+        consumer = {"durable_name": topic, "ack_policy": "explicit", "filter_subject": topic}
+        body = {"stream_name": STREAM, "config": consumer}
+        connection = self._ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{topic}", body, b"SUB %b 1\r\n" % inbox)
+        connection.sendall(_fetch(topic, inbox))
+        self.inboxes.append(inbox)
+        return connection
+
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
+        """Return the unwrapper of the connection of the first subscriber that has none."""
+        return Fetched(topic, self.inboxes.popleft())
+
+
+class Fetched(Heads):
+    """Acknowledge messages of JetStream, and fetch more.
+
+    Args:
+        topic: The topic.
+        inbox: The subject to which they come.
+    """
+
+    def __init__(self, topic: str, inbox: bytes) -> None:
+        head = rb"MSG %b 1 (?P<ack>[!-~]+) (?P<kept>(?P<size>\d+)\r\n)" % re.escape(topic.encode())
+        refusal = rb"(?P<refusal>-ERR[^\r]*|HMSG [^\r]*\r\n[^\r]*)\r\n"
+        super().__init__(NatsUnwrapper(framed=False), re.compile(rb"%b|%b" % (head, refusal)))
+        self._request = _fetch(topic, inbox)
+        self._acks: list[bytes] = []
+        self._left = PREFETCH
+
+    def replies(self) -> bytes:
+        """Return the acknowledgements, the request for more when none is left, and the pongs."""
+        replies = [super().replies(), *(b"PUB %b 4\r\n+ACK\r\n" % ack for ack in self._acks)]
+        self._acks.clear()
+        if not self._left:
+            self._left = PREFETCH
+            replies.append(self._request)
+        return b"".join(replies)
+
+    def _take(self, head: re.Match[bytes]) -> tuple[bytes, int]:
+        self._acks.append(head["ack"])
+        self._left -= 1
+        return super()._take(head)
+
+
 class NatsUnwrapper:
     """Remove the frames around the messages of a NATS server, and its PINGs between them.
 
@@ -651,6 +774,23 @@ def _resp(*words: bytes) -> bytes:
 def _xread(topic: str, after: bytes) -> bytes:
     """Return the command that reads all entries of a stream after one, and waits for the first."""
     return _resp(b"XREAD", b"BLOCK", b"0", b"STREAMS", topic.encode(), after)
+
+
+def _xreadgroup(topic: str) -> bytes:
+    """Return the command that reads new entries of a stream for a member, and waits for the first.
+
+    The members have one name, because it matters only to those who come back.
+    """
+    count = str(PREFETCH).encode()
+    options = (b"COUNT", count, b"BLOCK", b"0", b"STREAMS", topic.encode(), b">")
+    return _resp(b"XREADGROUP", b"GROUP", GROUP.encode(), b"member", *options)
+
+
+def _fetch(topic: str, inbox: bytes) -> bytes:
+    """Return the command that asks JetStream for the next messages of a pull consumer."""
+    body = json.dumps({"batch": PREFETCH}).encode()
+    subject = f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{topic}".encode()
+    return b"PUB %b %b %d\r\n%b\r\n" % (subject, inbox, len(body), body)
 
 
 def _bulk(word: bytes) -> bytes:

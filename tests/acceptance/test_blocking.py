@@ -61,6 +61,13 @@ def test_a_message_that_comes_after_the_timeout_is_not_lost(client: wsqueue.sync
             assert messages.get(timeout=SECONDS).data == str(number)
 
 
+def test_a_prefix(client: wsqueue.sync.Client, topic: str) -> None:
+    with client.subscribe(prefix=topic) as messages:
+        for name in (topic, f"{topic}/new"):
+            client.publish(name, "x")
+            assert messages.get(timeout=SECONDS).topic == name
+
+
 def test_errors_are_those_of_the_other_client(client: wsqueue.sync.Client, topic: str) -> None:
     with pytest.raises(wsqueue.InvalidMessage):
         client.publish(topic, "x" * 2**21)

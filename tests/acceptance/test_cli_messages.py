@@ -255,6 +255,22 @@ def test_subscribe_to_several_topics(tmp_path: Path, config: str, topic: str) ->
         assert sorted(subscriber.stdout.splitlines()) == sorted(f"{one}: on {one}" for one in topics)
 
 
+def test_subscribe_to_a_prefix(tmp_path: Path, config: str, topic: str) -> None:
+    topics = [topic, f"{topic}/a", f"{topic} %2F"]
+    run("publish", config, topic, "before")
+    # Both consumers are asked, whichever have topics with the prefix.
+    with subscribed(tmp_path, config, "--count", "3", "--prefix", topic, links=2) as subscriber:
+        for one in topics:
+            run("publish", config, one, f"on {one}")
+        assert subscriber.end() == 0
+        assert sorted(subscriber.stdout.splitlines()) == sorted(f"{one}: on {one}" for one in topics)
+    assert run("subscribe", config, "--prefix", f"{topic}/", "--from=-1", "--no-follow") == (
+        0,
+        f"{topic}/a: on {topic}/a\n",
+        "",
+    )
+
+
 def test_an_argument_that_cannot_be_published(config: str) -> None:
     for topic, data, complaint in (
         ("x" * 257, "hello", "the topic has 257 bytes, and max_topic_bytes is 256"),

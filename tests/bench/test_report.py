@@ -12,6 +12,7 @@ from bench import report
 from bench.results import (
     COMMON,
     FAN_OUT,
+    GROUPS,
     HALF,
     IDLE,
     MANY,
@@ -250,6 +251,37 @@ def test_many_publishers() -> None:
     ]
     assert report.losses(results).splitlines()[2:] == [
         "| 2,000 publishers, 200 topics, 2,000 messages/s | CPU µs/message | 40 | NATS 20 (2×) |"
+    ]
+
+
+def test_groups() -> None:
+    flat, paced = GROUPS
+    results = results_of(
+        figure_of(flat, "wsqueue", messages=900.0, cpu=2.0, nodes={"producer-1": 1.5, "consumer-1": 0.5}),
+        figure_of(
+            flat, "wsqueue-group", messages=90.0, cpu=3.0, nodes={"producer-1": 2.0, "consumer-1": 1.0}
+        ),
+        figure_of(flat, "redis-streams-group", messages=100.0, cpu=9.0, nodes={"redis-server": 9.0}),
+        Figure(paced, "nats-jetstream-group", 100, failed=3),
+        figure_of(paced, "wsqueue-group", messages=20.0, cpu=3.0, latency=(1.0, 2.0, 3.0)),
+    )
+    head = "messages/s | CPU µs/message | the consumer's | against a subscriber |"
+    assert report.groups(results).splitlines() == [
+        f"| 8 members, flat out | {head}",
+        "| --- | --- | --- | --- | --- |",
+        "| wsqueue | 900 (0%) | 2 | 0.5 | – |",
+        "| wsqueue, group | 90 (0%) | 3 | 1 | 2× |",
+        "| Redis Streams, consumer group, always synced | 100 (0%) | 9 | – | – |",
+        "",
+        f"| 8 members, 20,000 messages/s | {head} p50 ms | p99 ms |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+        "| NATS JetStream, pull consumer, synced every 2 min | failed | 0 | – | – | – | – |",
+        "| wsqueue, group | 20 (0%) | 3 | – | – | 1 | 2 |",
+    ]
+    assert "2× (1 µs against 0.5 µs): aim reached" in goal(results, "flat out, 100 B, memory")
+    assert report.losses(results).splitlines()[2:] == [
+        "| 8 members, flat out: wsqueue, group | messages/s | 90"
+        " | Redis Streams, consumer group, always synced 100 (1.1×) |"
     ]
 
 

@@ -11,12 +11,23 @@ from websockets.frames import Frame, Opcode
 from websockets.protocol import OPEN
 from websockets.server import ServerProtocol
 
-from bench.wires import JetStreamWire, LimitedLoad, Mixed, NatsWire, RedisStreamWire, RedisWire, TextUnwrapper
+from bench.wires import (
+    Fetched,
+    JetStreamWire,
+    LimitedLoad,
+    Mixed,
+    NatsWire,
+    RedisGroupWire,
+    RedisStreamWire,
+    RedisWire,
+    TextUnwrapper,
+)
 from tests.support.strategies import cut
 from wsqueue.config.addresses import Address
 from wsqueue.errors import WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.bench.classic import ClassicWire
+from wsqueue.tools.bench.v2 import PREFETCH
 from wsqueue.tools.bench.wire import Unwrapper
 from wsqueue.tools.bench.workload import Load
 
@@ -25,6 +36,7 @@ NATS_FRAMES = NatsWire("127.0.0.1", 1, frame_each=True)
 JETSTREAM = JetStreamWire("127.0.0.1", 1)
 REDIS = RedisWire("127.0.0.1", 1)
 STREAMS = RedisStreamWire("127.0.0.1", 1)
+GROUP = RedisGroupWire("127.0.0.1", 1)
 CLASSIC = ClassicWire([Address("127.0.0.1", 1)], [Address("127.0.0.1", 2)], PreSharedKey("key"))
 
 TOPICS = st.from_regex(r"[a-z0-9-]{1,12}", fullmatch=True)
@@ -191,6 +203,60 @@ def test_the_next_entries_are_asked_for_once_a_reply_is_whole(
             b"*6\r\n$5\r\nXREAD\r\n$5\r\nBLOCK\r\n$1\r\n0\r\n$7\r\nSTREAMS\r\n$3\r\na.b\r\n"
         )
         assert command.endswith(b"\r\n1796043834349-%d\r\n" % number)
+
+
+@given(replies=st.lists(st.tuples(st.lists(DATA, min_size=1, max_size=4), CUTS), max_size=4))
+def test_entries_of_a_group_come_out_once_they_are_acknowledged(
+    replies: list[tuple[list[bytes], list[int]]],
+) -> None:
+    unwrapper = GROUP.unwrapper("a.b", Load())
+    before, number = b"", 0
+    for messages, reads in replies:
+        stream = b":%d\r\n" % number if before else b""
+        stream += b"*1\r\n*2\r\n$3\r\na.b\r\n*%d\r\n" % len(messages)
+        ids = []
+        for data in messages:
+            number += 1
+            ids.append(f"1796043834349-{number}".encode())
+            fields = b"*2\r\n$1\r\nd\r\n$%d\r\n%b\r\n" % (len(data), data)
+            stream += b"*2\r\n$%d\r\n%b\r\n" % (len(ids[-1]), ids[-1]) + fields
+        *begin, last = cut(stream, reads)
+        records, early = unwrap(unwrapper, begin)
+        more, commands = unwrap(unwrapper, [last])
+        assert (records + more, early) == (before, b"")
+        before = b"".join(GROUP.delivered("a.b", data) for data in messages)
+        acknowledge, _, read = commands.partition(b"*11\r\n$10\r\nXREADGROUP\r\n")
+        words = [b"XACK", b"a.b", b"bench", *ids]
+        bulks = b"".join(b"$%d\r\n%b\r\n" % (len(word), word) for word in words)
+        assert acknowledge == b"*%d\r\n%b" % (len(words), bulks)
+        assert read.endswith(b"$7\r\nSTREAMS\r\n$3\r\na.b\r\n$1\r\n>\r\n")
+
+
+@given(messages=st.lists(DATA, max_size=3), rest=st.integers(0, 2), frame_ends=CUTS, reads=CUTS)
+def test_each_message_that_is_fetched_is_acknowledged(
+    messages: list[bytes], rest: int, frame_ends: list[int], reads: list[int]
+) -> None:
+    messages = [*messages, *[b"x"] * (PREFETCH - len(messages) - rest)]
+    acks = [
+        b"$JS.ACK.bench.a.1.%d.%d.1796043834349413273.0" % (number, number) for number in range(len(messages))
+    ]
+    lines = b"PING\r\n" + b"".join(
+        b"MSG a.b 1 %b %d\r\n%b\r\n" % (ack, len(data), data)
+        for ack, data in zip(acks, messages, strict=True)
+    )
+    stream = b"".join(of_server(Opcode.BINARY, part) for part in cut(lines, frame_ends))
+    found, replies = unwrap(Fetched("a.b", b"inbox"), cut(stream, reads))
+    assert found == b"".join(JETSTREAM.delivered("a.b", data) for data in messages)
+    replies = replies.replace(b"PONG\r\n", b"", 1)
+    fetch = b'PUB $JS.API.CONSUMER.MSG.NEXT.bench.a.b inbox 14\r\n{"batch": 100}\r\n'
+    expected = b"".join(b"PUB %b 4\r\n+ACK\r\n" % ack for ack in acks)
+    assert replies == (expected if rest else expected + fetch)
+
+
+def test_a_fetch_that_ends_without_messages() -> None:
+    status = b"HMSG inbox 1 28 28\r\nNATS/1.0 409 Consumer Deleted\r\n\r\n\r\n"
+    with pytest.raises(WsqueueError, match=r"refuses: .*409 Consumer Deleted"):
+        Fetched("a", b"inbox").unwrap(of_server(Opcode.BINARY, status))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 import wsqueue
+from wsqueue.groups import group
+from wsqueue.groups.group import BUSY_MESSAGES
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
@@ -479,3 +481,25 @@ async def test_what_a_member_says_of_others_messages_changes_nothing(nodes: Node
             other.send(settle | {"number": 5, "how": "done", "log": "another"})
             assert (await other.next("settled"))["number"] == 5
         assert await left_of(client) == ["1"]
+
+
+@MODES
+async def test_a_change_of_a_busy_group_waits_for_more(
+    nodes: Nodes, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "PAUSE_SECONDS", 1.0)
+    consumer, client = await cluster(nodes, mode)
+    async with soon(), client:
+        await client.publish("jobs", *(f"{number}" for number in range(BUSY_MESSAGES + 2)))
+        async with member(consumer, prefetch=BUSY_MESSAGES + 2) as one:
+            done = {"t": "settle", **PLACE, "how": "done", "log": (await one.next("joined"))["log"]}
+            await one.next("lend")
+            one.send(done | {"number": 1, "offsets": [[0, BUSY_MESSAGES - 1]]})
+            assert (await one.next("settled"))["number"] == 1
+            one.send(done | {"number": 2, "offsets": [[BUSY_MESSAGES, BUSY_MESSAGES]]})
+            # Once this is answered, the consumer has taken the outcome before it.
+            one.send({"t": "subscribe", "topic": "another"})
+            await one.next("subscribed")
+            one.send(done | {"number": 3, "offsets": [[BUSY_MESSAGES + 1, BUSY_MESSAGES + 1]]})
+            assert (await one.next("settled"))["number"] == 3
+        assert await left_of(client) == []

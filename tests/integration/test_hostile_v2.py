@@ -60,6 +60,8 @@ GOOD: dict[str, dict[str, Any]] = {
     "unsubscribed": {"t": "unsubscribed", "topic": "news"},
     "deliver": deliver_of(0, "news", "x"),
     "gap": {"t": "gap", "topic": "news", "offset": 0, "missed": 1},
+    "follow": {"t": "follow", "prefix": "news"},
+    "followed": {"t": "followed", "prefix": "news"},
     "draining": {"t": "draining", "retry_seconds": 1.0},
     "log": {"t": "log", "id": "x", "available": True},
     "alive": {"t": "alive"},
@@ -69,8 +71,8 @@ GOOD: dict[str, dict[str, Any]] = {
 TAKEN = {
     "/produce": {"publisher"},
     "/producer": {"forward"},
-    "/subscribe": {"subscribe", "subscribe to the last", "unsubscribe"},
-    "/subscribe/news": {"subscribe", "subscribe to the last", "unsubscribe"},
+    "/subscribe": {"subscribe", "subscribe to the last", "unsubscribe", "follow"},
+    "/subscribe/news": {"subscribe", "subscribe to the last", "unsubscribe", "follow"},
 }
 """Packets that may come first after the hello."""
 

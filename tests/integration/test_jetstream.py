@@ -90,6 +90,26 @@ async def test_reading(engine: Engine) -> None:
     assert [one.data for one in await engine.read(place, 1, 2**20)] == [b"1499"]
 
 
+async def test_all_subjects_and_their_newest_records(engine: Engine) -> None:
+    assert await engine.tokens(1) == []
+    for number in range(600):
+        await engine.append(Place(1, f"topic-{number}"), b"%d" % number, 0)
+    seq = await engine.append(Place(0, "other"), b"beside", 0)
+    await engine.append(Place(0, "other"), b"newest", seq)
+    tokens = await engine.tokens(1)
+    assert sorted(tokens) == sorted(f"topic-{number}" for number in range(600))
+    assert await engine.tokens(0) == ["other"]
+    found = {one.token: one.data for one in await engine.newest(1, tokens[:500])}
+    assert found == {token: token.removeprefix("topic-").encode() for token in tokens[:500]}
+    assert [one.data for one in await engine.newest(0, ["other", "nobody"])] == [b"newest"]
+    assert await engine.newest(0, ["nobody"]) == []
+    # An answer has as many as fit, and at least one.
+    for number in range(12):
+        await engine.append(Place(0, f"large-{number}"), b"x" * 1_000_000, 0)
+    large = await engine.newest(0, [f"large-{number}" for number in range(12)])
+    assert 0 < len(large) < 12
+
+
 async def test_a_large_record_is_read_alone(engine: Engine) -> None:
     place = Place(0, "topic")
     data = b"x" * 1_500_000

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from wsqueue.log.engine import STATES, Conflict, Counts, Full, Place, Stored, StreamState, Unanswered
@@ -88,6 +88,7 @@ class FakeEngine:
         lag: Records by which a replica is behind.
         replicas: Number of servers that can be reached.
         silent: Streams without a leader.
+        newest_at_once: Number of subjects whose newest records fit into an answer.
     """
 
     def __init__(self, log: FakeLog) -> None:
@@ -103,6 +104,7 @@ class FakeEngine:
         self.steps: Callable[[], int] = lambda: 1
         self.lag, self.replicas = 0, 3
         self.silent: set[int] = set()
+        self.newest_at_once = 3
         self.age = 0.0
         self.closed = False
         log.engines.append(self)
@@ -149,6 +151,16 @@ class FakeEngine:
         await self._turns()
         found = [one for one in self._visible(place.stream) if one.token == place.token and one.seq >= seq]
         return self._cut(found, max_bytes)
+
+    async def tokens(self, stream: int) -> list[str]:
+        await self._turns()
+        return list(dict.fromkeys(one.token for one in self._visible(stream)))
+
+    async def newest(self, stream: int, tokens: Sequence[str]) -> list[Stored]:
+        self.reads += 1
+        await self._turns()
+        last = {one.token: one for one in self._visible(stream) if one.token in tokens}
+        return list(last.values())[: self.newest_at_once]
 
     async def scan(self, stream: int, seq: int, max_bytes: int) -> list[Stored]:
         await self._turns()

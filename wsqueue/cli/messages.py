@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -205,7 +206,13 @@ def publish(
 
 
 @click.command()
-@click.argument("topics", nargs=-1, required=True, metavar="TOPIC...")
+@click.argument("topics", nargs=-1, metavar="TOPIC...")
+@click.option(
+    "--prefix",
+    metavar="PREFIX",
+    help="Instead of TOPIC: all topics that begin with PREFIX, those too that begin later. An empty PREFIX"
+    " stands for all topics.",
+)
 @click.option(
     "--from",
     "start",
@@ -248,6 +255,7 @@ def publish(
 def subscribe(
     *,
     topics: tuple[str, ...],
+    prefix: str | None,
     start: Start,
     reader: str | None,
     follow: bool,
@@ -259,23 +267,28 @@ def subscribe(
 ) -> None:
     """Print the messages of each TOPIC, one a line.
 
-    With several topics, each line begins with the topic. Bytes that are no UTF-8 are shown with escapes;
-    --raw prints them as they are, and --json has them in data_base64. After a lost connection the command
-    resumes where it was. If messages in between are no longer stored, it says so on standard error. With
-    --reader, a message is done when it is printed, and does not come to that reader again.
+    With several topics, or a prefix, each line begins with the topic. Bytes that are no UTF-8 are shown with
+    escapes; --raw prints them as they are, and --json has them in data_base64. After a lost connection the
+    command resumes where it was. If messages in between are no longer stored, it says so on standard error.
+    With --reader, a message is done when it is printed, and does not come to that reader again.
 
     \b
     Examples:
       wsqueue subscribe news
       wsqueue subscribe --from earliest --no-follow news
       wsqueue subscribe --from -20 --no-follow news
+      wsqueue subscribe --prefix sensors/
       wsqueue subscribe --reader mail --no-follow orders
       wsqueue subscribe --json --count 10 --timeout 60 news sport
       wsqueue subscribe --raw --count 1 pictures > cat.png
     """
     if as_json and as_raw:
         raise click.UsageError("--json and --raw are two forms of output: expected one of them.")
-    if belongs_to_one_topic(start) and len(set(topics)) > 1:
+    if prefix is None and not topics:
+        raise click.UsageError("Missing argument 'TOPIC...', or --prefix.")
+    if prefix is not None and (topics or reader is not None):
+        raise click.UsageError("--prefix stands for topics: expected no TOPIC and no --reader with it.")
+    if belongs_to_one_topic(start) and (prefix is not None or len(set(topics)) > 1):
         raise click.UsageError("an offset belongs to one topic, but several topics are given.")
     if reader is not None:
         given = click.get_current_context().get_parameter_source("start")
@@ -288,11 +301,10 @@ def subscribe(
             raise click.UsageError(str(error)) from None
     settings = load_config(config_file, ClientConfig)
     form = _json_line if as_json else _raw if as_raw else _line if len(topics) == 1 else _line_with_topic
-    run(
-        _subscribe(
-            settings, topics, start, reader=reader, follow=follow, form=form, count=count, seconds=timeout
-        )
+    subscription = partial(
+        _subscription, topics=topics, prefix=prefix, start=start, reader=reader, follow=follow
     )
+    run(_subscribe(settings, subscription, form=form, count=count, seconds=timeout))
 
 
 async def run_demo(settings: ClientConfig, topic: str) -> None:
@@ -368,11 +380,8 @@ async def _problem_of(step: Awaitable[None]) -> WsqueueError | asyncio.Cancelled
 
 async def _subscribe(
     settings: ClientConfig,
-    topics: tuple[str, ...],
-    start: Start,
+    subscription: Callable[[client.Client], Subscription[Message | Gap]],
     *,
-    reader: str | None,
-    follow: bool,
     form: Callable[[Message | Gap], bytes | str],
     count: int | None,
     seconds: float | None,
@@ -399,7 +408,7 @@ async def _subscribe(
         async with (
             asyncio.timeout(seconds),
             client.connect(settings) as connected,
-            _subscription(connected, topics, start, reader, follow=follow) as messages,
+            subscription(connected) as messages,
         ):
             await until_first_ends(show(messages), until_reader_gone())
     except TimeoutError:
@@ -409,8 +418,16 @@ async def _subscribe(
 
 
 def _subscription(
-    connected: client.Client, topics: tuple[str, ...], start: Start, reader: str | None, *, follow: bool
+    connected: client.Client,
+    *,
+    topics: tuple[str, ...],
+    prefix: str | None,
+    start: Start,
+    reader: str | None,
+    follow: bool,
 ) -> Subscription[Message | Gap]:
+    if prefix is not None:
+        return connected.subscribe(prefix=prefix, start=start, follow=follow, on_gap="yield")
     if reader is None:
         return connected.subscribe(*topics, start=start, follow=follow, on_gap="yield")
     begin = cast("Literal['earliest', 'latest']", start)

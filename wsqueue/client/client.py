@@ -34,6 +34,7 @@ from .feed import Feed, home_of
 from .group import GroupFeed, GroupSubscription, join_packet
 from .link import ClientSettings
 from .owner import Owner
+from .prefix import PrefixFeed
 from .publisher import PublisherLink
 from .reader import ReaderFeed, ReaderMessage, ReaderSubscription, check_reader
 from .subscription import Subscription
@@ -312,6 +313,16 @@ class Client:
 
     @overload
     def subscribe(
+        self, *, prefix: str, start: Start = "latest", follow: bool = True, on_gap: Literal["raise"] = "raise"
+    ) -> Subscription[Message]: ...
+
+    @overload
+    def subscribe(
+        self, *, prefix: str, start: Start = "latest", follow: bool = True, on_gap: Literal["yield"]
+    ) -> Subscription[Message | Gap]: ...
+
+    @overload
+    def subscribe(
         self,
         topic: str,
         /,
@@ -357,6 +368,7 @@ class Client:
         start: Start | None = None,
         follow: bool = True,
         on_gap: Literal["raise", "yield"] = "raise",
+        prefix: str | None = None,
         reader: str | None = None,
         group: str | None = None,
         prefetch: int = PREFETCH,
@@ -376,7 +388,7 @@ class Client:
         time, until one says that it is done (docs/groups.md). The arguments behind `group` are for that.
 
         Args:
-            topics: At least one, and just one with a reader or a group.
+            topics: At least one, and just one with a reader or a group; none with a prefix.
             start: Where to begin, by default at the latest message. An offset or a position belongs to one
                 topic; -20 begins with the last 20 messages of each topic, or as many of them as are kept. A
                 reader or a group that is new begins at the earliest message by default, and one that is not
@@ -384,6 +396,8 @@ class Client:
             follow: False to end after the messages that were published before the subscription.
             on_gap: `"raise"` raises a `GapError` where messages are gone, after which the iteration can go
                 on; `"yield"` yields a `Gap` there.
+            prefix: First characters of topics: all that begin with them, "" for all topics. A topic that
+                begins later joins, from its first message on. The key must allow all of them.
             reader: Name of a reader, of the same form as that of a group.
             group: Name of a worker group: 1 to 64 letters, digits, `.`, `_` and `-`.
             prefetch: Messages that this member has at most at a time, 1 to 10,000.
@@ -404,9 +418,13 @@ class Client:
         if not self._owner.free:
             self._owner.check()
         self._check_open()
-        if not topics:
-            raise InvalidMessage("no topic to subscribe to: expected at least one")
-        for topic in topics:
+        if prefix is not None and (topics or reader is not None or group is not None):
+            raise ValueError(
+                "a prefix stands for topics: expected neither a topic, a reader nor a group with it"
+            )
+        if not topics and prefix is None:
+            raise InvalidMessage("no topic to subscribe to: expected at least one, or a prefix")
+        for topic in topics if prefix is None else (prefix,):
             encode_topic(topic, self._settings.config.limits)
         if group is not None:
             if len(topics) > 1 or not follow or on_gap != "raise" or reader is not None:
@@ -431,16 +449,22 @@ class Client:
             return ReaderSubscription(
                 reader_feed, self._owner, follow=follow, on_gap=on_gap, auto_done=auto_done
             )
-        start = "latest" if start is None else start
+        feed = self._topics_feed(topics, prefix, "latest" if start is None else start)
+        return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
+
+    def _topics_feed(self, topics: Sequence[str], prefix: str | None, start: Start) -> Feed:
         check_start(start)
-        if belongs_to_one_topic(start) and len(set(topics)) > 1:
+        if belongs_to_one_topic(start) and (prefix is not None or len(set(topics)) > 1):
             raise ValueError(
                 "an offset belongs to one topic, and there are several: expected 'latest', 'earliest', a"
                 " datetime, or a negative number for the last messages of each"
             )
-        feed = Feed(dict.fromkeys(topics), self._settings, start)
+        if prefix is not None:
+            feed: Feed = PrefixFeed(prefix, self._settings, start)
+        else:
+            feed = Feed(dict.fromkeys(topics), self._settings, start)
         self._feeds.add(feed)
-        return Subscription(feed, self._owner, follow=follow, on_gap=on_gap)
+        return feed
 
     def _reader_feed(self, topics: Sequence[str], reader: str, start: Start) -> ReaderFeed:
         check_reader(reader, start)

@@ -18,7 +18,7 @@ chain.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -64,20 +64,24 @@ class Positions:
 
     def __init__(self, topics: Iterable[str], start: Start, reader: str | None = None) -> None:
         self._start, self._reader = start, reader
-        self._topics = {topic: TopicPosition(start) for topic in topics}
+        self._topics: dict[str, TopicPosition] = {}
+        # Number of topics that the consumer does not deliver yet.
+        self._awaited = 0
+        for topic in topics:
+            self._know(topic)
         self._repeats = Repeats()
 
     @property
     def delivered(self) -> bool:
         """Return True if the consumer delivers all topics."""
-        return all(topic.delivered for topic in self._topics.values())
+        return not self._awaited
 
     @property
     def at_end(self) -> bool:
         """Return True if all messages have arrived that were published before the consumer answered."""
         return self.delivered and all(topic.offset >= topic.end for topic in self._topics.values())
 
-    def requests(self) -> list[v2.Subscribe]:
+    def requests(self) -> Sequence[v2.Subscribe | v2.Follow]:
         """Return the packets that ask for all topics, each at its position."""
         return [_request(name, topic, self._reader) for name, topic in self._topics.items()]
 
@@ -85,13 +89,14 @@ class Positions:
         """Deliver the first topic only, as a classic connection does; return the others."""
         first, *others = self._topics
         self._topics = {first: self._topics[first]}
-        self._topics[first].delivered = True
+        self._topics[first].delivered, self._awaited = True, 0
         return others
 
     def connection_lost(self) -> None:
         """Note that all topics must be asked for again."""
         for topic in self._topics.values():
             topic.delivered = False
+        self._awaited = len(self._topics)
 
     def receive(self, events: Iterable[Event]) -> list[Message | Gap]:
         """Take the events of one read; return the new messages and gaps in them."""
@@ -105,6 +110,7 @@ class Positions:
                 topic = self._topics[event.topic]
                 start = _start_of(topic)
                 topic.asked = start if isinstance(start, Position) or self._reader is not None else None
+                self._awaited -= not topic.delivered
                 if not topic.delivered or topic.log != event.log:
                     topic.end = event.end
                 topic.log, topic.offset = event.log, event.offset
@@ -114,6 +120,12 @@ class Positions:
                 topic.offset, topic.asked = event.offset, None
                 items.append(Gap(event.topic, event.missed))
         return items
+
+    def _know(self, topic: str) -> None:
+        """Have a topic, unless it is there."""
+        if topic not in self._topics:
+            self._topics[topic] = TopicPosition(self._start)
+            self._awaited += 1
 
     def _messages(self, event: v2.Deliver) -> list[Message | Gap]:
         topic = self._topics.get(event.topic)

@@ -99,6 +99,11 @@ class SubscriberLink(ClientLink):
         self._tried: dict[int, str] = {}
 
     @property
+    def home(self) -> int:
+        """Return the index of the consumer."""
+        return self._home
+
+    @property
     def ready(self) -> bool:
         """Return True if a consumer delivers all topics."""
         return self._subscribed is not None and self._positions.delivered

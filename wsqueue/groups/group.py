@@ -14,7 +14,8 @@
 
 - `lending` has the rules. This class moves packets, reads messages, keeps the state and looks at the clock.
 - The state is written by one task at a time (`_writing`), with all that has changed meanwhile. A member is
-  told that something is settled when the state with it is kept.
+  told that something is settled when the state with it is kept. In a busy group, the task waits between two
+  changes.
 - `pump` lends until nothing can be lent, or the next message must be read from the archive (`_reading`).
 - A dead letter is published when the state that names it is kept, under a public id of the group's own and
   the next number, so that it is in the log once, however often this is tried.
@@ -57,6 +58,13 @@ TURN_LOANS = 64
 
 RETRY_SECONDS = 1.0
 """Pause before a state is written again, or dead letters, that could not be written."""
+
+BUSY_MESSAGES = 100
+"""Messages with outcomes in one change of the state from which on the next change waits for more: members
+that wait for each outcome have fewer."""
+
+PAUSE_SECONDS = 0.01
+"""Time for which it waits: a commit of its own costs as much as some hundred messages."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
@@ -138,6 +146,8 @@ class Group:
         self._old = TopicMessages(logs, topic)
         # The last `Settle` of each member that waits for the state to be kept.
         self._settles: dict[Connection, int] = {}
+        # Number of messages whose outcomes wait for that.
+        self._unkept = 0
         # Outcomes that wait for the archive, and those behind them.
         self._late: deque[tuple[Connection, v2.Settle]] = deque()
         self._settling: asyncio.Task[None] | None = None
@@ -330,6 +340,7 @@ class Group:
             end = min(last + 1, known)
             if first >= end:
                 continue
+            self._unkept += end - first
             if packet.how == "done":
                 lending.done(first, end)
             elif packet.how == "again":
@@ -343,8 +354,8 @@ class Group:
         self._settles[connection] = packet.number
         if packet.how == "again":
             self._set_timer()
-        self.pump()
-        self._flush()
+        # Outcomes of several members come in one turn of the loop, and share its loans and the state.
+        self._take_another_turn()
 
     def pump(self) -> None:
         """Lend messages until nothing can be lent, as many as a turn of the loop has time for."""
@@ -486,6 +497,7 @@ class Group:
         while (lending := self._lending) is not None and lending.changed:
             state = lending.state
             settles, self._settles = self._settles, {}
+            count, self._unkept = self._unkept, 0
             lending.changed, state.used = False, self._clock()
             named = state.buried + len(state.dying)
             try:
@@ -506,6 +518,8 @@ class Group:
                 self._named = named
                 self._answer(settles)
                 self._bury()
+                if count >= BUSY_MESSAGES:
+                    await asyncio.sleep(PAUSE_SECONDS)
 
     def _complain(self, reason: object) -> None:
         """Log why something could not be kept, once until there is another reason."""

@@ -13,7 +13,7 @@ Each request ends in a few seconds: with an answer, or with `Unanswered`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import msgspec
@@ -165,6 +165,24 @@ class Engine(Protocol):
 
     async def read(self, place: Place, seq: int, max_bytes: int) -> list[Stored]:
         """Return the next records of a subject from a sequence number on, as any server has them.
+
+        The server may lack the newest ones.
+
+        Raises:
+            Unanswered: No server answers.
+        """
+        ...
+
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all subjects of a stream that have records, as its leader has them.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        ...
+
+    async def newest(self, stream: int, tokens: Sequence[str]) -> list[Stored]:
+        """Return the last records of some subjects of a stream, at least one if there is any.
 
         The server may lack the newest ones.
 

@@ -25,7 +25,7 @@ import random
 import re
 import secrets
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -273,6 +273,34 @@ class JetStreamEngine:
             Unanswered: No server answers.
         """
         return await self._read(place.stream, self._subject(place), seq, max_bytes)
+
+    async def tokens(self, stream: int) -> list[str]:
+        """Return the tokens of all subjects of a stream that have records, as its leader has them.
+
+        Raises:
+            Unanswered: There is no leader.
+        """
+        found: list[str] = []
+        begin = len(self._subject(Place(stream, "")))
+        while stream not in self._missing:
+            # The server answers with a part of them, from an offset on.
+            request = {"subjects_filter": self._subjects(stream), "offset": len(found)}
+            info = await self._answered(f"STREAM.INFO.{self._stream(stream)}", request)
+            subjects = info["state"].get("subjects") or {}
+            found += [subject[begin:] for subject in subjects]
+            if not subjects or len(found) >= info.get("total", 0):
+                break
+        return found
+
+    async def newest(self, stream: int, tokens: Sequence[str]) -> list[Stored]:
+        """Return the last records of some subjects of a stream, at least one if there is any.
+
+        Raises:
+            Unanswered: No server answers.
+        """
+        subjects = [self._subject(Place(stream, token)) for token in tokens]
+        request = {"multi_last": subjects, "batch": len(subjects), "max_bytes": READ_BYTES * 8}
+        return await self._read_direct(stream, request)
 
     async def scan(self, stream: int, seq: int, max_bytes: int) -> list[Stored]:
         """Return the next records of all subjects of a stream, as `read` does.
@@ -629,6 +657,14 @@ class JetStreamEngine:
         request: dict[str, Any] = {"seq": seq, "next_by_subj": subject, "batch": batch}
         if max_bytes > 1:
             request["max_bytes"] = min(max_bytes, READ_BYTES * 8)
+        return await self._read_direct(stream, request)
+
+    async def _read_direct(self, stream: int, request: Mapping[str, Any]) -> list[Stored]:
+        """Ask any server for records, and collect its answers.
+
+        Raises:
+            Unanswered: There is no answer, or not all of it comes.
+        """
         if stream in self._missing:
             return []
         inbox = self._client.new_inbox()

@@ -18,11 +18,12 @@ records are only dropped in turn when there are too many of all topics.
 
 from __future__ import annotations
 
+import asyncio
 import bisect
 import itertools
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import msgspec
 
@@ -48,6 +49,9 @@ AGED_RECORDS = 10_000
 """Records that one call drops because they are too old by ages of their topics, and topics that it looks at,
 in 10 ms; others go later."""
 
+NAMES_AT_ONCE = 1000
+"""Topics that a turn of the loop looks at when they are listed: a part of a millisecond."""
+
 ORDER_SLACK = 1000
 """Entries of dropped records in the order that are not worth a walk over all."""
 
@@ -72,6 +76,9 @@ class TopicLogs(Store):
         self.on_damage: Callable[[str], None] = lambda _reason: None
         self.on_moved: Callable[[TopicLog, bool], None] = lambda _log, _other: None
         self.on_available: Callable[[], None] = lambda: None
+        self.on_topic: Callable[[str, int | None], None] = lambda _topic, _offset: None
+        self.on_unlisted: Callable[[], None] = lambda: None
+        self.followed = False
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
@@ -110,6 +117,14 @@ class TopicLogs(Store):
             self._ledger.forget_unused(log)
         self._ledger.forget(self._needed)
         return log
+
+    async def names(self) -> AsyncIterator[list[str]]:
+        """Return the names of all topics that have messages, some in each turn of the loop."""
+        topics = list(self._ledger.topics.values())
+        for at in range(0, len(topics), NAMES_AT_ONCE):
+            part = topics[at : at + NAMES_AT_ONCE]
+            yield [log.name for log in part if self.earliest(log) < log.next]
+            await asyncio.sleep(0)
 
     def begin_epoch(self) -> None:
         """Begin another epoch: messages that were read until now may not be in these logs."""
@@ -246,6 +261,7 @@ class TopicLogs(Store):
         """Keep a record that is stored, the newest of all, in memory."""
         log = self._ledger.topics.get(record.topic) or self.topic(record.topic)
         if not log.messages:
+            self._tell_topic(log.name, record.offset)
             log.records = deque()
         log.records.append(record)
         log.epoch = record.epoch
@@ -253,6 +269,10 @@ class TopicLogs(Store):
         self._records += 1
         if self._ledger.add(log, record.offset, record.count, record.size):
             self._trim_topic(log)
+
+    def _tell_topic(self, topic: str, offset: int | None) -> None:
+        """Tell of a topic that has no messages in memory, and gets one with that offset."""
+        self.on_topic(topic, offset)
 
     def _trim_topic(self, log: TopicLog) -> None:
         """Drop the first records of a topic that exceeds its limits, never its newest."""

@@ -28,7 +28,7 @@ import random
 import secrets
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -43,16 +43,17 @@ from ..report.stats import Histogram
 from .engine import READ_BYTES, STATES, Conflict, Engine, Full, StreamState, Unanswered, place_of
 from .engine_reader import EngineReader, table_of
 from .health import Health
-from .logs import PROBLEMS, TopicLogs
+from .logs import NAMES_AT_ONCE, PROBLEMS, TopicLogs
 from .purging import Purging
 from .records import MAX_NUMBERS, Record
 from .seen import Seen
+from .shared_names import SharedNames
 from .shared_record import Seq, SharedRecord, decode_record
 from .shared_states import SharedStates
 from .shared_topic import Proposal, SharedTopic
 from .sqlite import CACHE_BYTES
 from .states import State, StateInfo
-from .store import FOREIGN, AppendChain, Done, Outcome
+from .store import FOREIGN, AppendChain, Done, Outcome, TooManyTopics
 from .topic import TopicLog
 
 Result = TypeVar("Result")
@@ -151,6 +152,7 @@ class SharedStore(TopicLogs):
         self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
         self._shared_states = SharedStates(engine, self._requests)
+        self._engine_names = SharedNames(engine, streams, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
         self._purge: asyncio.Task[None] | None = None
         self._pending_bytes = self._appended_bytes = 0
@@ -248,6 +250,22 @@ class SharedStore(TopicLogs):
     def in_memory(self, log: TopicLog, offset: int) -> bool:
         """Return True if all messages that are kept from an offset on are in memory."""
         return offset >= log.first
+
+    async def names(self) -> AsyncIterator[list[str]]:
+        """Return the names of all topics in the engine, some in each turn of the loop.
+
+        Some of them may have no messages.
+
+        Raises:
+            TooManyTopics: There are more than can be listed.
+            StorageError: The engine doesn't answer.
+        """
+        for stream in range(self._streams):
+            await self._look_for_names(stream)
+            found = self._engine_names.of(stream)
+            for at in range(0, len(found), NAMES_AT_ONCE):
+                yield found[at : at + NAMES_AT_ONCE]
+                await asyncio.sleep(0)
 
     async def read(self, log: TopicLog, offset: int, max_bytes: int) -> list[Record]:
         """Return records from the one that holds an offset on, also those that only the engine has.
@@ -385,6 +403,10 @@ class SharedStore(TopicLogs):
     def _new_log(self, name: str) -> TopicLog:
         """Return the log of a topic that is not open."""
         return SharedTopic(name, place_of(name, self._streams))
+
+    def _tell_topic(self, topic: str, offset: int | None) -> None:
+        """Tell of a topic whose messages are not in memory: its first one may be another consumer's."""
+        self.on_topic(topic, None)
 
     def _topic(self, name: str) -> SharedTopic:
         topic = self._ledger.topics.get(name) or self.topic(name)
@@ -668,6 +690,8 @@ class SharedStore(TopicLogs):
                 topic.heard = seq
                 if topic.readers:
                     self._kick(topic)
+            if self.followed and (topic is None or not topic.readers):
+                self.on_topic(name, None)
 
     async def _sweep(self) -> None:
         """Look for records that no notice told of, and for the state of the engine."""
@@ -701,6 +725,10 @@ class SharedStore(TopicLogs):
         if self._doubts[stream]:
             self._doubts[stream] -= 1
             self._doubt(stream)
+            if self.followed:
+                await self._look_for_missed_topics(stream)
+        if not self.followed:
+            self._engine_names.forget()
 
     def _doubt(self, stream: int) -> None:
         """Read on in all topics of a stream that somebody reads."""
@@ -710,6 +738,30 @@ class SharedStore(TopicLogs):
                 if topic.place.stream == stream:
                     topic.doubt = True
                     self._kick(topic)
+
+    async def _look_for_names(self, stream: int) -> None:
+        """Look for topics of a stream that no notice told of.
+
+        Raises:
+            TooManyTopics: There are more than can be listed.
+            StorageError: The engine doesn't answer.
+        """
+        known = {
+            topic.place.token: topic.name
+            for topic in self._ledger.topics.values()
+            if isinstance(topic, SharedTopic) and topic.place.stream == stream
+        }
+        for name in await self._engine_names.look(stream, known):
+            self.on_topic(name, None)
+
+    async def _look_for_missed_topics(self, stream: int) -> None:
+        """Look for topics of a stream whose notices were missed, also in the next sweep if that fails."""
+        try:
+            await self._look_for_names(stream)
+        except TooManyTopics:
+            self.on_unlisted()
+        except StorageError:
+            self._doubts[stream] = max(1, self._doubts[stream])
 
     # ---- the state of the engine
 

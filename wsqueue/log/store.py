@@ -22,12 +22,13 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TypeAlias
 
 import msgspec
 
 from ..config.model import Retention
+from ..errors import WsqueueError
 from ..protocol import v2
 from ..protocol.packed import NOTHING, Packed
 from ..protocol.v2 import RefusalCode
@@ -84,6 +85,11 @@ class Outcome(msgspec.Struct, gc=False):
 FOREIGN = AppendChain("", [], 0, "", [], NOTHING)
 """Stands for the chains of records that another consumer appended."""
 
+
+class TooManyTopics(WsqueueError):  # noqa: N818 - reads best where it is raised
+    """There are more topics than can be listed."""
+
+
 Done: TypeAlias = Callable[[list[Outcome]], None]
 """Takes outcomes of chains, in the order of the chains."""
 
@@ -99,6 +105,11 @@ class Store(ABC):
         on_moved: Called with a topic that has gone on without telling outcomes, or whose log has its id now,
             and True if its log has gone and another one begins.
         on_available: Called when `shared` changes.
+        on_topic: Called with a topic that has a message now and had none, and the offset of that message. It
+            may be called with other topics that have messages, and without an offset if that is not known.
+        on_unlisted: Called when there may be topics of which `on_topic` will not tell, because they are too
+            many.
+        followed: True while somebody must hear of all topics by `on_topic`.
     """
 
     epochs: Epochs
@@ -106,6 +117,9 @@ class Store(ABC):
     on_damage: Callable[[str], None]
     on_moved: Callable[[TopicLog, bool], None]
     on_available: Callable[[], None]
+    on_topic: Callable[[str, int | None], None]
+    on_unlisted: Callable[[], None]
+    followed: bool
 
     @property
     def shared(self) -> v2.Log | None:
@@ -168,6 +182,17 @@ class Store(ABC):
     @abstractmethod
     def reading(self, name: str, more: int) -> TopicLog:
         """Return the log of a topic that has more readers, or fewer; with readers, it is not forgotten."""
+
+    @abstractmethod
+    def names(self) -> AsyncIterator[list[str]]:
+        """Return the names of all topics that have messages, some in each turn of the loop.
+
+        A topic that gets its first message meanwhile may be missing: `on_topic` tells of it.
+
+        Raises:
+            TooManyTopics: There are more than can be listed.
+            WsqueueError: They cannot be read.
+        """
 
     @abstractmethod
     def earliest(self, log: TopicLog) -> int:

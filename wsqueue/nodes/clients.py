@@ -136,6 +136,13 @@ class Client:
             return self._refuse(f"{self.identity} may not subscribe to {topic[:MAX_TOPIC_CHARACTERS]!r}")
         return self._use(topic, self._subscribed)
 
+    def follows(self, prefix: str) -> str:
+        """Return why it may not subscribe to all topics that begin with a prefix, "" if it may."""
+        if self.identity.may_follow(prefix):
+            return ""
+        begin = f"{prefix[:MAX_TOPIC_CHARACTERS]}*"
+        return self._refuse(f"{self.identity} may not subscribe to all of {begin!r}")
+
     def joins(self, group: str) -> str:
         """Return why it may not join a worker group, "" if it may."""
         if self.identity.may_join(group):

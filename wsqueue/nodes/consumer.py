@@ -57,6 +57,7 @@ from .classic_delivery import ClassicDelivery
 from .clients import Clients
 from .memberships import GROUP_PACKETS, Memberships
 from .named_readers import NamedReaders, NamedSubscriptions
+from .prefixes import Follower, Prefixes
 from .reader import Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
@@ -128,6 +129,7 @@ class Consumer:
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         groups: The worker groups that have members.
         named_readers: The readers whose positions are kept, as far as connections use them.
+        prefixes: The connections that subscribe to all topics with a prefix.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -162,6 +164,8 @@ class Consumer:
         self.subscribers = Subscribers(self.logs.index)
         self.groups = Groups(self.logs, counters, lambda: self._clock.read(_monotonic()))
         self.named_readers = NamedReaders(self.logs, counters, lambda: self._clock.read(_monotonic()))
+        self.prefixes = Prefixes(self.logs, MAX_TOPICS_PER_CONNECTION)
+        self.logs.on_topic, self.logs.on_unlisted = self.prefixes.appeared, self.prefixes.end_all
         self.logs.on_damage = lambda reason: self.on_failure(StorageError(reason))
         self.logs.on_moved, self.logs.on_available = self._moved, self._tell_available
         # Those that must hear whether this node can reach a shared log.
@@ -540,6 +544,7 @@ class SubscribeEndpoint(Handler):
         # None for nearly all, because it takes memory.
         self._memberships: Memberships | None = None
         self._named: NamedSubscriptions | None = None
+        self._follower: Follower | None = None
         self._turns = ReaderTurns(consumer.cutting)
         self._refused = self._classic = False
 
@@ -565,10 +570,9 @@ class SubscribeEndpoint(Handler):
         """Subscribe and unsubscribe; close the connection on any other packet."""
         for event in events:
             if isinstance(event, v2.Subscribe):
-                if self._not_allowed(connection, event.topic, event.reader):
-                    connection.send_packet(v2.Unsubscribed(event.topic, "not_allowed"))
-                else:
-                    self._subscribe(connection, event)
+                self._subscribe(connection, event)
+            elif isinstance(event, v2.Follow):
+                self._follow(connection, event)
             elif isinstance(event, v2.Commit):
                 self._commit(connection, event)
             elif isinstance(event, v2.Unsubscribe):
@@ -602,6 +606,7 @@ class SubscribeEndpoint(Handler):
         self._consumer.subscribers.remove(self)
         self._drop_readers()
         self._leave_all()
+        self._stop_following()
         if closed.code == CloseCode.TRY_AGAIN_LATER and not closed.by_peer:
             self._consumer.counters["slow_subscribers"] += 1
 
@@ -612,6 +617,7 @@ class SubscribeEndpoint(Handler):
         connection.fail(CloseCode.TOO_MANY_SUBSCRIPTIONS, reason)
         self._drop_readers()
         self._leave_all()
+        self._stop_following()
 
     def _drop_readers(self) -> None:
         """Unsubscribe from all topics, some in each turn of the loop."""
@@ -673,10 +679,38 @@ class SubscribeEndpoint(Handler):
     def _say_too_long(self, connection: Connection) -> None:
         connection.fail(CloseCode.TOPIC_TOO_LONG, f"at most {self._consumer.max_topic_bytes} bytes")
 
+    def _follow(self, connection: Connection, packet: v2.Follow) -> None:
+        """Subscribe to all topics with a prefix, and to those that begin later, instead of an earlier one."""
+        if self._refused:
+            return
+        self._stop_following()
+        client = self._consumer.clients.of(connection)
+        if problem := "" if client is None else client.follows(packet.prefix):
+            self._consumer.clients.note_refusal(connection, packet.prefix, problem)
+            connection.send_packet(v2.Followed(packet.prefix, "not_allowed"))
+        elif self._consumer.too_long(packet.prefix):
+            self._say_too_long(connection)
+        else:
+            self._follower = Follower(
+                connection,
+                packet,
+                prefixes=self._consumer.prefixes,
+                readers=self._readers,
+                turns=self._turns,
+                join=partial(self._subscribe, connection),
+            )
+
+    def _stop_following(self) -> None:
+        if self._follower is not None:
+            self._follower.stop()
+            self._follower = None
+
     def _subscribe(self, connection: Connection, packet: v2.Subscribe) -> None:
         if self._refused:
             return
-        if self._consumer.too_long(packet.topic):
+        if self._not_allowed(connection, packet.topic, packet.reader):
+            connection.send_packet(v2.Unsubscribed(packet.topic, "not_allowed"))
+        elif self._consumer.too_long(packet.topic):
             self._say_too_long(connection)
         elif len(self._readers) >= MAX_TOPICS_PER_CONNECTION:
             connection.fail(CloseCode.TOO_MANY_TOPICS, f"at most {MAX_TOPICS_PER_CONNECTION}")

@@ -65,10 +65,14 @@ class ReaderTurns:
 
     Attributes:
         cutting: See above.
+        held: True while readers that are not live send no messages, because others are still to begin.
     """
+
+    __slots__ = ("_task", "_waiting", "cutting", "held")
 
     def __init__(self, cutting: asyncio.Lock) -> None:
         self.cutting = cutting
+        self.held = False
         self._waiting: dict[Reader, None] = {}
         self._task: asyncio.Task[None] | None = None
 
@@ -81,6 +85,11 @@ class ReaderTurns:
     def withdraw(self, reader: Reader) -> None:
         """Forget a reader that has stopped."""
         self._waiting.pop(reader, None)
+
+    async def finish(self) -> None:
+        """Wait until no reader waits for its turn."""
+        while self._task is not None:
+            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         while self._waiting:
@@ -189,6 +198,11 @@ class Reader:
         return self._topic
 
     @property
+    def opening(self) -> asyncio.Future[None] | None:
+        """Return a future that is done when the log of the topic is known, None if it is."""
+        return self._opening
+
+    @property
     def missing(self) -> int:
         """Return the number of stored messages that the subscriber has not been sent."""
         return max(0, self._logs.topic(self._topic).next - self._offset)
@@ -222,7 +236,7 @@ class Reader:
         """Send missing messages from the log, as many as the subscriber takes, in turns."""
         connection = self._connection
         chunks = 0
-        while not self._live and not self._asking and connection.sendable and not connection.congested:
+        while not (self._live or self._asking or self._turns.held) and _has_room(connection):
             if chunks == TURN_CHUNKS:
                 # A subscriber that reads as fast as this node writes must not keep all others waiting.
                 self._cancel_turn()
@@ -417,6 +431,10 @@ class Reader:
         count = "unknown" if missed is None else missed
         log(logger, logging.WARNING, "gap told", peer=self._connection.peer, topic=self._topic, missed=count)
         self._connection.send_packet(v2.Gap(self._topic, self._offset, missed))
+
+
+def _has_room(connection: Connection) -> bool:
+    return connection.sendable and not connection.congested
 
 
 def _cut(record: Record, offset: int) -> bytes:

@@ -76,6 +76,10 @@ class Identity(msgspec.Struct, frozen=True):
         """Return True if it may subscribe to a topic."""
         return all(_allows(rights.subscribe, topic) for rights in self.rights)
 
+    def may_follow(self, prefix: str) -> bool:
+        """Return True if it may subscribe to all topics that begin with a prefix."""
+        return all(any(_covers(one, prefix) for one in rights.subscribe) for rights in self.rights)
+
     def may_join(self, group: str) -> bool:
         """Return True if it may join a worker group, or read as a reader with that name, on its topics."""
         return all(_allows(rights.groups, group) for rights in self.rights)
@@ -327,6 +331,11 @@ def is_pattern(text: str) -> bool:
 def matches(pattern: str, topic: str) -> bool:
     """Return True if a topic is a pattern, or begins with one that has a `*` behind it."""
     return topic.startswith(pattern[:-1]) if pattern.endswith("*") else topic == pattern
+
+
+def _covers(pattern: str, prefix: str) -> bool:
+    """Return True if all topics that begin with a prefix match a pattern."""
+    return pattern.endswith("*") and prefix.startswith(pattern[:-1])
 
 
 def decode_claims(signed: bytes) -> Claims:

@@ -357,6 +357,45 @@ class Gap(msgspec.Struct, tag_field="t", tag="gap", frozen=True):
     missed: Number | None
 
 
+class Follow(msgspec.Struct, tag_field="t", tag="follow", frozen=True, omit_defaults=True):
+    """Ask for all topics whose names begin with a prefix, those too that begin later (client to consumer).
+
+    Attributes:
+        prefix: First characters of the topics; "" for all topics.
+        start: First message to deliver of each topic that is there, as in a `Subscribe`.
+        time: Unix time in seconds.
+        count: Number of messages before the end of each topic.
+    """
+
+    prefix: str
+    start: Literal["latest", "earliest", "time", "last"] = "latest"
+    time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
+    count: Number | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse a start whose field is missing.
+
+        Raises:
+            ValueError: msgspec turns it into a ValidationError.
+        """
+        if (self.start == "time") != (self.time is not None):
+            raise ValueError("`time` goes with the start `time`")
+        if (self.start == "last") != (self.count is not None):
+            raise ValueError("`count` goes with the start `last`")
+
+
+class Followed(msgspec.Struct, tag_field="t", tag="followed", frozen=True, omit_defaults=True):
+    """Answer a `Follow`, once all topics that were there have begun (consumer to client).
+
+    Attributes:
+        prefix: As in the `Follow`.
+        code: Why it is refused, None if it is not; a newer node may have other codes.
+    """
+
+    prefix: str
+    code: Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_CODE_CHARACTERS)] | None = None
+
+
 class Commit(msgspec.Struct, tag_field="t", tag="commit", frozen=True):
     """Say that a named reader is done with all messages before a position (client to consumer).
 
@@ -568,6 +607,8 @@ Packet = (
     | Unsubscribed
     | Deliver
     | Gap
+    | Follow
+    | Followed
     | Commit
     | Committed
     | Join

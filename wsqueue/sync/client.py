@@ -126,6 +126,21 @@ class Client:
     @overload
     def subscribe(
         self,
+        *,
+        prefix: str,
+        start: Start = "latest",
+        follow: bool = True,
+        on_gap: Literal["raise"] = "raise",
+    ) -> Subscription[Message]: ...
+
+    @overload
+    def subscribe(
+        self, *, prefix: str, start: Start = "latest", follow: bool = True, on_gap: Literal["yield"]
+    ) -> Subscription[Message | Gap]: ...
+
+    @overload
+    def subscribe(
+        self,
         topic: str,
         /,
         *,
@@ -165,7 +180,7 @@ class Client:
     ) -> ReaderSubscription[ReaderMessage | Gap]: ...
 
     def subscribe(self, *topics: str, **options: Any) -> Subscription[Any]:
-        """Return an iterator over the messages of one topic or more.
+        """Return an iterator over the messages of one topic or more, or of all with a prefix.
 
         Args:
             topics: As for `wsqueue.Client.subscribe`.

@@ -20,6 +20,7 @@ from wsqueue.protocol.access import (
     KeyRing,
     NamedKey,
     Rights,
+    is_pattern,
 )
 from wsqueue.protocol.close import CloseCode, PeerError
 from wsqueue.protocol.hello import ClassicHandshake
@@ -102,9 +103,45 @@ class TestRights:
         assert not identity.may_subscribe(topic)
         assert Identity("one", rights=(Rights(subscribe=patterns),)).may_subscribe(topic) is allowed
 
+    @pytest.mark.parametrize(
+        ("patterns", "prefix", "allowed"),
+        [
+            (("*",), "", True),
+            (("s/*",), "s/", True),
+            (("s/*",), "s/a", True),
+            (("s/*",), "s", False),
+            (("s/*",), "", False),
+            (("s/",), "s/", False),
+            (("s/a/*", "s/b/*"), "s/", False),
+            (("s/a/*", "s/b/*"), "s/b/", True),
+            ((), "s/", False),
+        ],
+    )
+    def test_a_prefix_is_allowed_if_all_its_topics_are(
+        self, patterns: tuple[str, ...], prefix: str, *, allowed: bool
+    ) -> None:
+        identity = Identity("one", rights=(Rights(subscribe=patterns),))
+        assert identity.may_follow(prefix) is allowed
+        assert not Identity("one", "who", (*identity.rights, Rights())).may_follow(prefix)
+
+    @few
+    @given(
+        st.lists(st.text("ab*", min_size=1, max_size=3).filter(is_pattern)).map(tuple),
+        st.text("ab", max_size=3),
+        st.text("ab"),
+    )
+    def test_who_may_follow_a_prefix_may_subscribe_to_its_topics(
+        self, patterns: tuple[str, ...], prefix: str, rest: str
+    ) -> None:
+        identity = Identity("one", rights=(Rights(subscribe=patterns),))
+        assert identity.may_follow(prefix) <= identity.may_subscribe(prefix + rest)
+        # A character that no pattern has shows that only an end with `*` counts.
+        assert identity.may_follow(prefix) is identity.may_subscribe(f"{prefix}c")
+
     def test_the_key_without_a_name_may_do_everything(self) -> None:
         assert ANYBODY.may_publish("any")
         assert ANYBODY.may_subscribe("any")
+        assert ANYBODY.may_follow("")
         assert ANYBODY.may_read_reports
 
     @few

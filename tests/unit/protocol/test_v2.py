@@ -131,6 +131,12 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (v2.Gap("news", 3, 2), {"t": "gap", "topic": "news", "offset": 3, "missed": 2}),
     (v2.Gap("news", 3, None), {"t": "gap", "topic": "news", "offset": 3, "missed": None}),
+    (v2.Follow(""), {"t": "follow", "prefix": ""}),
+    (v2.Follow("s/", "earliest"), {"t": "follow", "prefix": "s/", "start": "earliest"}),
+    (v2.Follow("s/", "time", time=1.5), {"t": "follow", "prefix": "s/", "start": "time", "time": 1.5}),
+    (v2.Follow("s/", "last", count=7), {"t": "follow", "prefix": "s/", "start": "last", "count": 7}),
+    (v2.Followed("s/"), {"t": "followed", "prefix": "s/"}),
+    (v2.Followed("s/", "full"), {"t": "followed", "prefix": "s/", "code": "full"}),
     (
         v2.Commit("x", "r", "abc", 7),
         {"t": "commit", "topic": "x", "reader": "r", "log": "abc", "offset": 7},

@@ -19,7 +19,7 @@ from ..local import LocalCluster
 from .classic import ClassicWire
 from .report import BenchReport
 from .runner import run_load
-from .v2 import V2Wire
+from .v2 import GroupWire, V2Wire
 from .wire import Wire
 from .worker import SPARE_FILES
 from .workload import Load
@@ -27,9 +27,14 @@ from .workload import Load
 REPLAY_BYTES = 256 * 1024 * 1024
 """Data that a replay reads by default: with sqlite, most of it is no longer in memory."""
 
-Protocol = Literal["v2", "classic"]
+Protocol = Literal["v2", "classic", "group"]
+"""The protocol of the clients; in that of a group, the subscribers of a topic are its members."""
 
-_WIRES: dict[Protocol, type[V2Wire] | type[ClassicWire]] = {"v2": V2Wire, "classic": ClassicWire}
+_WIRES: dict[Protocol, type[V2Wire] | type[ClassicWire]] = {
+    "v2": V2Wire,
+    "classic": ClassicWire,
+    "group": GroupWire,
+}
 
 
 async def bench_started_cluster(

@@ -176,7 +176,7 @@ class _Run:
             elif limit:
                 share = (now[0] - first) / limit
             else:
-                share = now[1] / (now[0] * load.subscribers)
+                share = now[1] / (now[0] * load.deliveries)
             begin, end = progress
             await self._tick(begin + (end - begin) * min(max(share, 0), 1))
         self._take_point()
@@ -194,7 +194,7 @@ class _Run:
             return False
         if self._load.replay and phase == WARM_UP:
             return True
-        return self._counters[At.RECEIVED] >= published * self._load.subscribers
+        return self._counters[At.RECEIVED] >= published * self._load.deliveries
 
     async def _tick(self, done: float) -> None:
         await asyncio.sleep(TICK_SECONDS)
@@ -222,11 +222,11 @@ def lost_and_duplicates(load: Load, sent: int, received: Sequence[int]) -> tuple
     Args:
         load: The load.
         sent: Number of published messages, each to the next topic.
-        received: Deliveries on each subscriber's connection, ordered by topic.
+        received: Deliveries on each subscriber's connection, or on all that share a topic; ordered by topic.
     """
     # The first topics may have one message more than the others.
     missing = [
-        -(-(sent - index // load.subscribers) // load.topics) - count for index, count in enumerate(received)
+        -(-(sent - index // load.deliveries) // load.topics) - count for index, count in enumerate(received)
     ]
     return sum(max(number, 0) for number in missing), -sum(min(number, 0) for number in missing)
 

@@ -45,12 +45,14 @@ class Subscribers:
     def run(self) -> tuple[Latencies, list[int]]:
         """Read until the run is over, and return the latencies and the deliveries on each connection.
 
+        Connections that share the messages of a topic are counted together.
+
         Raises:
             WsqueueError: A connection can't be opened, ended, or delivered data that was not published.
         """
         counters = self._counters
         self._open()
-        counts, total = [0] * len(self._receivers), 0
+        counts, total = [0] * (self._load.topics * self._load.deliveries), 0
         poll_seconds = REPLAY_POLL_SECONDS if self._load.replay else POLL_SECONDS
         while (phase := counters[At.PHASE]) != FINISHED:
             if phase == MEASURED:
@@ -73,7 +75,7 @@ class Subscribers:
         return self._latencies, counts
 
     def _open(self) -> None:
-        for topic in self._load.topic_names:
+        for number, topic in enumerate(self._load.topic_names):
             template = Template(self._wire, topic, self._load, len(self._buffer))
             for _ in range(self._load.subscribers):
                 opened, request = self._connect(topic)
@@ -82,7 +84,8 @@ class Subscribers:
                 if request:
                     self._requests.append((connection, request))
                 records = Records(template, self._latencies)
-                self._receivers[connection.fileno()] = connection, records, len(self._receivers)
+                index = number if self._load.shared else len(self._receivers)
+                self._receivers[connection.fileno()] = connection, records, index
                 self._poll.register(connection, select.EPOLLIN)
                 self._counters[At.SUBSCRIBERS_OPEN] = len(self._receivers)
 

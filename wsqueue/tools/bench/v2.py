@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import socket
 import sys
+from collections import deque
 from collections.abc import Mapping
 from typing import TypeVar
 
@@ -17,9 +18,20 @@ from ...protocol.framing import Framing
 from ...protocol.packed import Packed
 from .messages import SEND_BYTES
 from .nodes import OPEN_SECONDS, NodesWire
+from .wire import Unwrapper
 from .workload import Load
 
 Answer = TypeVar("Answer", v2.Subscribed, v2.Unsubscribed)
+
+GROUP = "bench"
+"""Name of the group that shares the messages of each topic."""
+
+PREFETCH = 100
+"""Messages that a member of a group has at a time: far above the default, as for quick work."""
+
+LEASE_SECONDS = 30.0
+MAX_DELIVERIES = 5
+"""The defaults of the client."""
 
 _NO_KEY = b"\0\0\0\0"
 """A mask that costs nothing here and as much as any other at a node; `messages` says why that is allowed."""
@@ -56,7 +68,7 @@ class V2Wire(NodesWire):
         """Return the data as it is: messages of a batch follow each other."""
         return data
 
-    def unwrapper(self, topic: str, load: Load) -> Deliveries:
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
         """Return an unwrapper that extracts the messages from the packets of a topic."""
         return Deliveries(topic, self._limits.max_message_bytes)
 
@@ -64,6 +76,20 @@ class V2Wire(NodesWire):
         connection = super().open_subscriber(topic)
         _send(connection, v2.Subscribe(topic))
         return connection, _expect(connection, v2.Subscribed)
+
+
+class GroupWire(V2Wire):
+    """Speak protocol v2 of wsqueue; the subscribers of a topic are the members of a group."""
+
+    def open_subscriber(self, topic: str) -> socket.socket:
+        """Return a connection to the topic's consumer that asks to join; the unwrapper reads the answer."""
+        connection = NodesWire.open_subscriber(self, topic)
+        _send(connection, v2.Join(topic, GROUP, PREFETCH, LEASE_SECONDS, MAX_DELIVERIES))
+        return connection
+
+    def unwrapper(self, topic: str, load: Load) -> Unwrapper:
+        """Return an unwrapper that extracts the messages which are done, and says that the others are."""
+        return Loans(topic, self._limits.max_message_bytes)
 
 
 class Batches:
@@ -237,6 +263,54 @@ class Deliveries(Packets):
             raise WsqueueError(f"{packet.missed or 'some'} messages before offset {packet.offset} are gone")
         if not isinstance(packet, v2.Subscribed | v2.Draining | v2.Log):
             raise _unexpected(payload)
+
+
+class Loans(Packets):
+    """Say of all messages that are lent that they are done, and extract those of which this is kept.
+
+    Args:
+        topic: The topic of the connection.
+        max_message_bytes: Limit of the nodes.
+    """
+
+    def __init__(self, topic: str, max_message_bytes: int) -> None:
+        super().__init__(max_message_bytes)
+        self._topic, self._log = topic, ""
+        self._number = 0
+        self._lent: list[tuple[int, int]] = []
+        # The messages that wait, with the number of the packet that says that they are done.
+        self._waiting: deque[tuple[int, memoryview]] = deque()
+
+    def unwrap(self, data: bytes) -> bytes:
+        """Return the messages that are kept as done, one behind the other.
+
+        Raises:
+            WsqueueError: The node has closed, refused the member, or sent an unexpected packet.
+        """
+        parts: list[memoryview] = []
+        for payload in self.take(data):
+            packet = v2.decode(payload)
+            if isinstance(packet, v2.Lend):
+                self._lent.append((packet.offset, packet.offset + packet.messages.count - 1))
+                self._waiting.append((self._number + 1, packet.messages.data))
+            elif isinstance(packet, v2.Settled):
+                while self._waiting and self._waiting[0][0] <= packet.number:
+                    parts.append(self._waiting.popleft()[1])
+            elif isinstance(packet, v2.Joined):
+                self._log = packet.log
+            elif isinstance(packet, v2.Left):
+                raise WsqueueError(f"the node refuses a member with {packet.code} ({packet.reason})")
+            elif not isinstance(packet, v2.Draining | v2.Log):
+                raise _unexpected(payload)
+        return b"".join(parts)
+
+    def replies(self) -> bytes:
+        """Return the packet for all messages that were lent since the last one, and the pongs."""
+        replies, lent = super().replies(), self._lent
+        if lent:
+            self._lent, self._number = [], self._number + 1
+            replies += _frame(v2.Settle(self._topic, GROUP, self._number, self._log, "done", lent))
+        return replies
 
 
 class _OpenFraming(Framing):

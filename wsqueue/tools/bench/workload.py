@@ -39,6 +39,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         batch: Maximum number of messages of a packet of v2, or of a write; None for as many as fit 64 KiB.
         replay: True to publish `count` messages before the measured phase, and to read them from the logs
             in it.
+        shared: True if the subscribers of a topic share its messages, so that each goes to one of them.
     """
 
     publishers: int = 1
@@ -51,6 +52,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
     warm_up: float = 1.0
     batch: int | None = None
     replay: bool = False
+    shared: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers.
@@ -85,6 +87,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         return [f"bench-{number:0{digits}}" for number in range(self.topics)]
 
     @property
+    def deliveries(self) -> int:
+        """Return how often each message is delivered."""
+        return 1 if self.shared else self.subscribers
+
+    @property
     def filler(self) -> bytes:
         """Return the data of a message without a time."""
         return b"-" + b"x" * (self.size - 1)
@@ -101,7 +108,7 @@ class Load(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.rate is None:
             return 0
-        every = max(1, math.ceil(self.rate * self.subscribers / STAMPS_PER_SECOND))
+        every = max(1, math.ceil(self.rate * self.deliveries / STAMPS_PER_SECOND))
         while math.gcd(every, self.topics) > 1:
             every += 1
         return every

@@ -187,6 +187,13 @@ def test_what_is_lost_on_one_connection_is_not_made_up_for_by_another() -> None:
         assert lost_and_duplicates(load, sent, received) == expected
 
 
+def test_what_subscribers_that_share_a_topic_have_got_is_counted_together() -> None:
+    load = Load(topics=2, subscribers=8, shared=True)
+    assert load.deliveries == 1
+    assert lost_and_duplicates(load, 5, [3, 2]) == (0, 0)
+    assert lost_and_duplicates(load, 5, [1, 3]) == (2, 1)
+
+
 def test_an_error_comes_back_from_a_worker() -> None:
     errors: list[WsqueueError] = [
         kind("sentence") for kind in (WsqueueError, ConnectError, AuthenticationError)

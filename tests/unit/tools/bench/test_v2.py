@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from typing import cast
 
 import pytest
 from hypothesis import given
@@ -20,31 +21,37 @@ from wsqueue.protocol.packed import pack, pack_texts
 from wsqueue.tools.bench.messages import SEND_BYTES
 from wsqueue.tools.bench.records import Records, Template
 from wsqueue.tools.bench.report import Latencies
-from wsqueue.tools.bench.v2 import V2Wire
+from wsqueue.tools.bench.v2 import GroupWire, V2Wire
 from wsqueue.tools.bench.workload import MIN_SIZE, Load
 
 from ....support.messages import deliver_one
 
 SECRET = "correct horse battery staple"
 WIRE = V2Wire([], [], PreSharedKey(SECRET))
+GROUP_WIRE = GroupWire([], [], PreSharedKey(SECRET))
 TOPIC = "bench-0000"
 
 places = st.lists(st.integers(0, 100_000), max_size=10)
 
 
-def published(frames: bytes) -> list[v2.Publish]:
-    """Return the packets that a producer would read."""
+def read(frames: bytes) -> list[v2.Packet]:
+    """Return the packets that a node would read."""
     library = Protocol(SERVER, state=OPEN, max_size=None)
     library.receive_data(frames)
     assert library.parser_exc is None
-    found = []
+    found: list[v2.Packet] = []
     for event in library.events_received():
         assert isinstance(event, Frame)
         assert event.opcode is Opcode.BINARY
-        packet = v2.decode(bytes(event.data))
-        assert isinstance(packet, v2.Publish)
-        found.append(packet)
+        found.append(v2.decode(bytes(event.data)))
     return found
+
+
+def published(frames: bytes) -> list[v2.Publish]:
+    """Return the packets that a producer would read."""
+    packets = read(frames)
+    assert all(isinstance(packet, v2.Publish) for packet in packets)
+    return cast(list[v2.Publish], packets)
 
 
 def sent(*packets: v2.Packet) -> bytes:
@@ -219,3 +226,31 @@ class TestDeliveries:
         close = Frame(Opcode.CLOSE, Close(1013, "too slow").serialize()).serialize(mask=False)
         with pytest.raises(WsqueueError, match=r"^the node closed with 1013 \(too slow\)$"):
             WIRE.unwrapper(TOPIC, Load()).unwrap(close)
+
+
+class TestLoans:
+    def test_messages_come_out_once_they_are_kept_as_done(self) -> None:
+        unwrapper = GROUP_WIRE.unwrapper(TOPIC, Load())
+        packed = [pack(data, text=True) for data in ([b"a", b"b"], [b"c"], [b"d"])]
+        first, second, third = (
+            v2.Lend(TOPIC, "bench", offset, messages)
+            for offset, messages in zip((7, 20, 30), packed, strict=True)
+        )
+        assert unwrapper.unwrap(sent(v2.Joined(TOPIC, "bench", "log"), first, second)) == b""
+        assert read(unwrapper.replies()) == [v2.Settle(TOPIC, "bench", 1, "log", "done", [(7, 8), (20, 20)])]
+        assert unwrapper.unwrap(sent(third)) == b""
+        assert read(unwrapper.replies()) == [v2.Settle(TOPIC, "bench", 2, "log", "done", [(30, 30)])]
+        assert unwrapper.unwrap(sent(v2.Settled(TOPIC, "bench", 1))) == b"abc"
+        assert unwrapper.replies() == b""
+        assert unwrapper.unwrap(sent(v2.Settled(TOPIC, "bench", 2))) == b"d"
+
+    @pytest.mark.parametrize(
+        ("packet", "complaint"),
+        [
+            (v2.Left(TOPIC, "bench", "full", "too many"), r"refuses a member with full \(too many\)"),
+            (v2.Unsubscribed(TOPIC), "unexpected packet: "),
+        ],
+    )
+    def test_what_ends_the_run(self, packet: v2.Packet, complaint: str) -> None:
+        with pytest.raises(WsqueueError, match=complaint):
+            GROUP_WIRE.unwrapper(TOPIC, Load()).unwrap(sent(packet))

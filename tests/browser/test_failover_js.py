@@ -13,7 +13,7 @@ from websockets.frames import Opcode
 
 from tests.support.nodes import KEY
 from tests.support.ports import free_port
-from tests.support.raw_v2_peer import V2Server, V2Socket, decoded, deliver_of
+from tests.support.raw_v2_peer import V2Server, V2Socket, decoded, deliver_of, messages_of
 from tests.support.waiting import POLL_SECONDS, soon
 from wsqueue.protocol.routing import topic_hash
 
@@ -29,6 +29,8 @@ BACK_MILLISECONDS = 10_000
 RECONNECT_MILLISECONDS = 5_000
 STEP_MILLISECONDS = 250
 FROM_NOW = {"t": "subscribe", "topic": TOPIC, "start": "latest"}
+GROUP = {"topic": TOPIC, "group": "g"}
+ELSEWHERE = {"t": "left", **GROUP, "code": "elsewhere", "reason": "another consumer coordinates the group"}
 
 
 class LivelySocket(V2Socket):
@@ -92,15 +94,44 @@ def in_order(home: str, others: list[str]) -> list[str]:
     return sorted(others, key=lambda one: hashlib.sha256(f"{TOPIC}{consumers.index(one)}".encode()).digest())
 
 
-async def subscribed(tabs: Tabs, home: str, others: list[str], **options: str) -> Page:
-    """Return a page that subscribes to the topic, and whose clock a test can put forward."""
+async def opened(tabs: Tabs, home: str, others: list[str], **options: str) -> Page:
+    """Return a page with a client, whose clock a test can put forward."""
     tabs.tolerate("WebSocket connection to")
     page = await tabs.with_client()
     await page.clock.install()
     places = {"consumers": placed(home, others), "producers": []}
     await page.evaluate(NEW_CLIENT, {"psk": KEY, **places, **options})
+    return page
+
+
+async def subscribed(tabs: Tabs, home: str, others: list[str], **options: str) -> Page:
+    """Return a page that subscribes to the topic."""
+    page = await opened(tabs, home, others, **options)
     await js(page, f"subscribe('{TOPIC}'); 0")
     return page
+
+
+async def member(tabs: Tabs, home: str, others: list[str]) -> Page:
+    """Return a page that joins a group of the topic."""
+    page = await opened(tabs, home, others)
+    join = f"client.subscribe('{TOPIC}', (job) => {{ got.push(job); }}, {{ group: 'g' }})"
+    await js(page, f"window.jobs = {join}; 0")
+    return page
+
+
+async def asked(server: V2Server, log: dict[str, Any] | None = None) -> V2Socket:
+    """Return the next connection of a member, once it has heard of the log and asks to join."""
+    raw = await heard(server, log)
+    await raw.next("join")
+    return raw
+
+
+async def joined(server: V2Server, offset: int, *lent: str) -> V2Socket:
+    """Return the next connection of a member, which has joined, and is lent messages."""
+    raw = await asked(server)
+    raw.send({"t": "joined", **GROUP, "log": "epoch"})
+    raw.send({"t": "lend", **GROUP, "offset": offset, "messages": messages_of(*lent)})
+    return raw
 
 
 async def heard(server: V2Server, log: dict[str, Any] | None = None) -> V2Socket:
@@ -397,3 +428,87 @@ async def test_the_home_serves_while_none_is_available(tabs: Tabs) -> None:
         assert await data(page, 2) == ["a", "b"]
         await js(page, "client.close()")
         await raw.answer_close()
+
+
+async def test_a_group_goes_on_at_another_consumer_and_follows_its_coordinator(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    done = {"t": "settle", **GROUP, "number": 1, "log": "epoch", "how": "done"}
+    async with soon(), LivelyServer() as other:
+        async with LivelyServer(port_of(home_address)) as home:
+            page = await member(tabs, home_address, [other.address])
+            raw = await joined(home, 0, "a", "b")
+            await js(page, "jobs.ready")
+            await data(page, 2)
+            await js(page, "window.kept = got[0].done(); 0")
+            assert await raw.next("settle") == done | {"offsets": [[0, 0]]}
+        raw = await joined(other, 1, "b", "c")
+        assert await raw.next("settle") == done | {"offsets": [[0, 0]]}
+        raw.send({"t": "settled", **GROUP, "number": 1})
+        await js(page, "kept")
+        assert await data(page, 4) == ["a", "b", "b", "c"]
+        # Another member is lent messages by the home now, where the group may be again.
+        async with LivelyServer(port_of(home_address)) as home:
+            raw.send(ELSEWHERE)
+            await raw.answer_close()
+            await js(page, "window.kept = got[3].done(); 0")
+            raw = await joined(home, 3, "d")
+            assert await raw.next("settle") == done | {"offsets": [[2, 2]]}
+            raw.send({"t": "settled", **GROUP, "number": 1})
+            await js(page, "kept")
+            assert (await data(page, 5))[4:] == ["d"]
+            assert await js(page, "errors") == []
+            await js(page, "client.close()")
+            await raw.answer_close()
+
+
+async def test_a_member_tries_the_consumers_of_its_log_in_their_order(tabs: Tabs) -> None:
+    async with soon(), contextlib.AsyncExitStack() as stack:
+        home, *some = [await stack.enter_async_context(LivelyServer()) for _ in range(4)]
+        servers = {server.address: server for server in some}
+        page = await member(tabs, home.address, [*servers])
+        ordered = [servers[address] for address in in_order(home.address, [*servers])]
+        for server in (home, ordered[0]):
+            raw = await asked(server)
+            raw.send(ELSEWHERE)
+            await raw.answer_close()
+        # The members of a consumer that does not reach the log, or has another one, are none.
+        await (await heard(ordered[1], log_of(available=False))).answer_close()
+        await (await heard(ordered[2], log_of("another"))).answer_close()
+        raw = await asked(home)
+        raw.send(log_of(available=False))
+        await raw.answer_close()
+        for server in ordered[:2]:
+            raw = await joined(server, 0, "a")
+            await js(page, "jobs.ready")
+            await raw.abort()
+        # The third one has another log, so that it is not tried again.
+        raw = await joined(home, 1, "b")
+        assert await data(page, 3) == ["a", "a", "b"]
+        assert sum(ordered[2].address in url for url in tabs.requests) == 1
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+async def test_a_group_whose_home_has_a_log_of_its_own_stays_there(tabs: Tabs) -> None:
+    async with soon(), LivelyServer() as home, LivelyServer() as other:
+        page = await member(tabs, home.address, [other.address])
+        for offset in range(2):
+            raw = await home.speaking(KEY)
+            await raw.next("join")
+            raw.send({"t": "joined", **GROUP, "log": "epoch"})
+            raw.send({"t": "lend", **GROUP, "offset": offset, "messages": messages_of("a")})
+            await data(page, offset + 1)
+            await raw.abort()
+        await (await home.speaking(KEY)).next("join")
+        assert not any(other.address in url for url in tabs.requests)
+
+
+async def test_a_member_waits_for_its_home_after_a_consumer_without_a_shared_log(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), LivelyServer() as other:
+        page = await member(tabs, home_address, [other.address])
+        await left(page, await other.speaking(KEY))
+        async with LivelyServer(port_of(home_address)) as home:
+            await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+            await (await home.speaking(KEY)).next("join")
+            assert sum(other.address in url for url in tabs.requests) == 1

@@ -666,9 +666,14 @@ function checked(packet) {
 /** Keeps up a connection to the first place of a list that answers. */
 class Link {
   constructor(client, role, places) {
-    Object.assign(this, { client, role, places, at: 0, connection: null, running: false, stopped: false });
+    Object.assign(this, { client, role, known: places, at: 0, connection: null, running: false, stopped: false });
     this.failures = new Map();
     this.leaveSeconds = null;
+  }
+
+  /** The places to try in turn. */
+  get places() {
+    return this.known;
   }
 
   start() {
@@ -702,7 +707,6 @@ class Link {
   established(connection) {
     this.failures.clear();
     this.since = Date.now();
-    if (this.places.length > 1) connection.watchClosely();
     this.say("up", connection.place);
     this.up();
   }
@@ -726,8 +730,10 @@ class Link {
         this.failed(this.error());
         return;
       }
-      delay = lasted ? RECONNECT_MIN_SECONDS : Math.min(delay * 2, RECONNECT_MAX_SECONDS);
-      this.at += 1;
+      // This one may be none to try any more: then the first one is next.
+      this.at = (this.places.indexOf(place) + 1) % this.places.length;
+      if (lasted) delay = RECONNECT_MIN_SECONDS;
+      else if (!this.at) delay = Math.min(delay * 2, RECONNECT_MAX_SECONDS);
       let seconds = delay * (0.5 + Math.random() / 2);
       if (this.leaveSeconds !== null)
         seconds = this.places.length > 1 ? 0 : Math.random() * this.leaveSeconds;
@@ -966,6 +972,7 @@ class PublisherLink extends Link {
   up() {
     clearTimeout(this.guard);
     this.guard = null;
+    if (this.places.length > 1) this.connection.watchClosely();
     if (this.client.v2) this.send({ t: "publisher", secret: this.secret });
     this.unsent = [...this.outstanding.keys()];
     this.#send();
@@ -1041,19 +1048,65 @@ class PublisherLink extends Link {
   }
 }
 
-/** Keeps up a connection to one consumer for a feed, and finds out whether it is usable. */
+/**
+ * Keeps up a connection to the home of a topic, or to another consumer, and finds out which log that one has.
+ *
+ * `judge` is told whether the consumer is usable: the home from the start, another one once it has named the log.
+ */
 class ConsumerLink extends Link {
-  constructor(feed, address, suffix = "") {
-    super(feed.client, "consumer", [locate(address, "/subscribe", suffix)]);
-    // `asked`: the connection has been asked for the topics. `timer` is the feed's.
-    Object.assign(this, { feed, address, usable: false, asked: false, listening: null });
+  // The connection has been asked for the topics.
+  asked = false;
+  #listening = null;
+
+  constructor(client, homeAddress, address = homeAddress, suffix = "") {
+    super(client, "consumer", [locate(address, "/subscribe", suffix)]);
+    this.homeAddress = homeAddress;
+  }
+
+  stop() {
+    super.stop();
+    clearTimeout(this.#listening);
+  }
+
+  up() {
+    this.#listening = after(LOG_SECONDS, () => this.#heard(""));
+    if (this.connection.place.address === this.homeAddress) this.judge(true);
+  }
+
+  #heard(id, available = true) {
+    clearTimeout(this.#listening);
+    this.#listening = null;
+    const { address } = this.connection.place;
+    this.client.logs.set(address, id);
+    this.judge(available && this.client.mayUse(address, this.homeAddress));
+  }
+
+  down() {
+    clearTimeout(this.#listening);
+    this.asked = false;
+  }
+
+  received(packet) {
+    if (packet.t === "log") {
+      this.connection.watchClosely();
+      this.#heard(packet.id, packet.available);
+    } else if (this.#listening) this.#heard("");
+    if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
+  }
+}
+
+/** Keeps up a connection to one consumer for a feed. */
+class FeedLink extends ConsumerLink {
+  constructor(feed, ...places) {
+    super(feed.client, ...places);
+    // `timer` is the feed's.
+    Object.assign(this, { feed, usable: false });
     this.timer = after(AWAY_SECONDS, () => feed.away(this));
   }
 
   stop() {
     super.stop();
     clearTimeout(this.timer);
-    clearTimeout(this.listening);
   }
 
   // The application hears of the connection that serves, and not of those that are tried and watched.
@@ -1061,22 +1114,13 @@ class ConsumerLink extends Link {
     if (this === this.feed.serving) super.say(...event);
   }
 
-  up() {
-    this.listening = after(LOG_SECONDS, () => this.#heard(""));
-    if (this === this.feed.home) this.feed.judge(this, true);
-  }
-
-  #heard(id, available = true) {
-    clearTimeout(this.listening);
-    this.listening = null;
-    this.client.logs.set(this.address, id);
-    this.feed.judge(this, available && (this === this.feed.home || this.feed.mayUse(this.address)));
+  judge(usable) {
+    this.feed.judge(this, usable);
   }
 
   down() {
-    clearTimeout(this.listening);
-    this.asked = false;
-    this.feed.judge(this, false);
+    super.down();
+    this.judge(false);
   }
 
   failed(error) {
@@ -1084,14 +1128,8 @@ class ConsumerLink extends Link {
   }
 
   received(packet) {
-    if (packet.t === "log") {
-      this.connection?.watchClosely();
-      this.#heard(packet.id, packet.available);
-    } else {
-      if (this.listening) this.#heard("");
-      if (packet.t === "draining") this.leaveSeconds = packet.retry_seconds;
-      else this.feed.received(packet);
-    }
+    super.received(packet);
+    this.feed.received(packet);
   }
 }
 
@@ -1103,7 +1141,7 @@ class Feed {
   constructor(client, address, suffix) {
     // `other` is a consumer that serves instead of the home, or is tried; `untried` are those to try after it.
     Object.assign(this, { client, subscriptions: new Map(), other: null, untried: [] });
-    this.home = this.serving = new ConsumerLink(this, address, suffix);
+    this.home = this.serving = new FeedLink(this, address, address, suffix);
   }
 
   add(subscription) {
@@ -1121,15 +1159,6 @@ class Feed {
 
   check() {
     for (const link of [this.home, this.other]) link?.check();
-  }
-
-  /** Return true if a consumer may serve instead of the home, as far as it is known which logs they share. */
-  mayUse(address) {
-    const { logs, v2 } = this.client;
-    const [own, its] = [this.home.address, address].map((each) => logs.get(each));
-    if (!v2 || own === "" || its === "") return false;
-    // While nobody has been heard, one may be tried; after one without a shared log, no more.
-    return own && its ? own === its : !logs.size || [...logs.values()].some(Boolean);
   }
 
   /** Act on whether a consumer is usable now. */
@@ -1183,22 +1212,19 @@ class Feed {
 
   async #look() {
     const [topic] = this.subscriptions.keys();
-    const ranked = this.client.consumers.map(async (address, index) => {
-      const digest = await sha256(utf8.encode(topic + index));
-      return [String.fromCharCode(...digest), address];
-    });
-    const order = (await Promise.all(ranked)).sort(([one], [two]) => (one < two ? -1 : 1));
+    const others = await this.client.standIns(topic);
     if (this.home.usable || this.home.stopped || this.other) return;
-    this.untried = order.map(([, address]) => address).filter((address) => address !== this.home.address);
+    this.untried = others;
     this.#next();
   }
 
   #next() {
     this.#drop();
-    this.untried = this.untried.filter((address) => this.mayUse(address));
+    const { homeAddress } = this.home;
+    this.untried = this.untried.filter((address) => this.client.mayUse(address, homeAddress));
     const address = this.untried.shift();
     if (address) {
-      this.other = new ConsumerLink(this, address);
+      this.other = new FeedLink(this, homeAddress, address);
       this.other.start();
     } else {
       // A home that refused for good while another one served is asked again.
@@ -1650,8 +1676,12 @@ class GroupMessage {
   }
 }
 
-/** A membership in a group, made by `subscribe` with `group`; it has a connection of its own. */
-class GroupSubscription extends withOutcomes(Link) {
+/**
+ * A membership in a group, made by `subscribe` with `group`; it has a connection of its own.
+ *
+ * If consumers share a log, the group may be at any of them, which one tells from another by trying.
+ */
+class GroupSubscription extends withOutcomes(ConsumerLink) {
   notKept = "the subscription is closed, and the outcome of the message is not kept: it will be lent again";
   #join;
   // Id of the log in which messages are lent, null while this client is no member.
@@ -1663,7 +1693,7 @@ class GroupSubscription extends withOutcomes(Link) {
   #renewing = null;
 
   constructor(client, topic, callback, options) {
-    super(client, "consumer", [locate(client.consumerOf(topic), "/subscribe")]);
+    super(client, client.consumerOf(topic));
     this.#join = joinOf(topic, options);
     Object.assign(this, { topic, callback, options, group: options.group });
     // Resolves when this client is a member, rejects when it cannot become one.
@@ -1693,11 +1723,26 @@ class GroupSubscription extends withOutcomes(Link) {
     return this.tell(() => this.#add(how, log, [offset], more).kept);
   }
 
-  up() {
-    this.send(this.#join);
+  get places() {
+    return this.known.filter(({ address }) => this.client.mayUse(address, this.homeAddress));
+  }
+
+  async start() {
+    const others = await this.client.standIns(this.topic);
+    this.known.push(...others.map((address) => locate(address, "/subscribe")));
+    super.start();
+  }
+
+  judge(usable) {
+    if (!usable) this.connection.fail(1000, "another consumer may have the group");
+    else if (!this.asked) {
+      this.asked = true;
+      this.send(this.#join);
+    }
   }
 
   down() {
+    super.down();
     // Others get the messages that the callback has not got, and leases ended with the connection.
     this.#log = null;
     this.waiting = [];
@@ -1716,19 +1761,18 @@ class GroupSubscription extends withOutcomes(Link) {
   }
 
   received(packet) {
+    super.received(packet);
     if (packet.t === "lend") this.#take(packet);
     else if (packet.t === "settled") {
       while (this.#sent[0]?.number <= packet.number) this.#sent.shift().resolve();
       this.finishIfIdle();
     } else if (packet.t === "joined") this.#joined(packet.log);
+    else if (packet.t === "left" && packet.code === "elsewhere") this.judge(false);
     else if (packet.t === "left" && packet.code) {
       const Kind = packet.code === "not_allowed" ? NotAllowedError : ConnectError;
       const refused = `no membership in the group ${JSON.stringify(this.group)}: ${packet.reason ?? "refused"}`;
       this.failed(new Kind(`${refused} (${packet.code})`, packet.code));
-    } else if (packet.t === "draining") {
-      this.leaveSeconds = packet.retry_seconds;
-      this.release();
-    }
+    } else if (packet.t === "draining") this.release();
   }
 
   #joined(log) {
@@ -1962,6 +2006,26 @@ export class WsqueueClient {
   }
 
   // The classes above use the methods below.
+
+  /** Return the addresses of the other consumers, in the order in which they stand in for that of a topic. */
+  async standIns(topic) {
+    const ranked = this.consumers.map(async (address, index) => {
+      const digest = await sha256(utf8.encode(topic + index));
+      return [String.fromCharCode(...digest), address];
+    });
+    const order = (await Promise.all(ranked)).sort(([one], [two]) => (one < two ? -1 : 1));
+    return order.map(([, address]) => address).filter((address) => address !== this.consumerOf(topic));
+  }
+
+  /** Return true if a consumer may serve instead of the home, as far as it is known which logs they share. */
+  mayUse(address, home) {
+    if (address === home) return true;
+    const { logs, v2 } = this;
+    const [own, its] = [home, address].map((each) => logs.get(each));
+    if (!v2 || own === "" || its === "") return false;
+    // While nobody has been heard, one may be tried; after one without a shared log, no more.
+    return own && its ? own === its : !logs.size || [...logs.values()].some(Boolean);
+  }
 
   encode(packet) {
     return this.v2 ? pack(packet) : JSON.stringify(packet);

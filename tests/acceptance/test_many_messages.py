@@ -1,4 +1,4 @@
-"""A hundred thousand messages of all kinds and sizes arrive: unmodified, in order, exactly once."""
+"""Forty thousand messages of all kinds and sizes arrive: unmodified, in order, exactly once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..support.processes import Cluster
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(280)]
 pytestmark += [pytest.mark.usefixtures("uncovered")]
 
-MESSAGES = 100_000
+MESSAGES = 40_000
 TOPICS = 1000
 CONSUMERS, PRODUCERS = 4, 3
 SUBSCRIBERS_OF_A_TOPIC = 2

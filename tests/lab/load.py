@@ -33,11 +33,11 @@ async def main():
                 client.publish_nowait(topic, str(published[topic]))
                 published[topic] += 1
                 number += 1
-                # 200 a second, and no long burst to make up for the time in which the producers were busy.
-                await asyncio.sleep(max(0.0, start + number / 200 - loop.time()))
-                start = max(start, loop.time() - number / 200 - 0.1)
+                # 100 a second, and no long burst to make up for the time in which the producers were busy.
+                await asyncio.sleep(max(0.0, start + number / 100 - loop.time()))
+                start = max(start, loop.time() - number / 100 - 0.1)
             await client.flush()
-            deadline = loop.time() + 20
+            deadline = loop.time() + 120
             while sum(published.values()) > sum(map(len, received.values())) and loop.time() < deadline:
                 await asyncio.sleep(0.05)
         await taking
@@ -68,6 +68,6 @@ def load(lab: OwnLab) -> Iterator[dict[str, Any]]:
         assert process.stdout.readline() == "started\n"
         yield result
         assert process.poll() is None
-        shown, _ = process.communicate(timeout=60)
+        shown, _ = process.communicate(timeout=180)
         assert process.returncode == 0, shown
         result |= json.loads(shown)

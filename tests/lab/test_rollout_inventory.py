@@ -18,7 +18,17 @@ import pytest
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.waiting import wait_until
-from .cluster import HOSTS, KEPT, NEW, OLD, VERIFIED, Cluster, assert_nothing_changed, needs_time
+from .cluster import (
+    HOSTS,
+    KEPT,
+    NEW,
+    OLD,
+    VERIFIED,
+    WAIT_SECONDS,
+    Cluster,
+    assert_nothing_changed,
+    needs_time,
+)
 from .load import load
 
 pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -153,7 +163,7 @@ def test_nodes_get_their_first_key_with_an_update_under_load(deployed: Cluster) 
     # So it stays.
     output = deployed.play("site.yml", *release)
     assert VERIFIED.search(output)
-    assert_nothing_changed(output)
+    assert_nothing_changed(output, HOSTS)
 
 
 @needs_time
@@ -161,7 +171,7 @@ def test_a_dead_consumer_is_left_out_and_replaced(deployed: Cluster) -> None:
     lab = deployed.lab
     topic = KEPT[[deployed.consumer_of(topic) for topic in KEPT].index(("consumer2", 10001))]
     os.kill(lab.nspawn("consumer2"), signal.SIGKILL)
-    wait_until(lambda: "broken" in lab.run("status"), "consumer2 is broken", 10)
+    wait_until(lambda: "broken" in lab.run("status"), "consumer2 is broken", WAIT_SECONDS)
     version = lab.ssh("demo1", "wsqueue --version").split()[-1]
     version = NEW if version == OLD else OLD
     release = ("-e", f"wsqueue_release_zipapp={deployed.zipapps[version]}")

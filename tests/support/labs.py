@@ -18,7 +18,7 @@ from .waiting import wait_until
 
 SCRIPT = ROOT / "scripts" / "lab"
 BIN = ROOT / ".venv" / "bin"
-REBOOT_SECONDS = 60
+REBOOT_SECONDS = 120
 CANNOT = 3
 """Exit code of scripts/lab on a machine that cannot run a lab."""
 

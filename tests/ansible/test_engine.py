@@ -272,7 +272,7 @@ def test_another_ca_without_a_restart(engine: Engine) -> None:
         inventory = engine.directory / "hosts.yml"
         days = ("-e", "wsqueue_ca_renew_days=1000000")
         control_node.run(
-            "ansible", "-i", inventory, "all", "-m", "ansible.builtin.include_role", "-a", role, *days
+            "ansible", "-i", inventory, "engine", "-m", "ansible.builtin.include_role", "-a", role, *days
         )
         for name in NAMES:
             files = [engine.directory / "tls" / f"{name}.{kind}" for kind in ("crt", "key")]

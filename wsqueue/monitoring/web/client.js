@@ -636,6 +636,7 @@ function parsed(data) {
 
 const isWhole = (value) => Number.isSafeInteger(value) && value >= 0;
 const isString = (value) => typeof value === "string";
+const isCode = (value) => isString(value ?? "");
 // The fields of packets that clients get, besides those of batches (`areBatches`, `messagesOf`).
 const FIELDS = {
   ack: {
@@ -645,14 +646,15 @@ const FIELDS = {
   refused: { number: isWhole, code: isString, reason: isString },
   draining: { retry_seconds: Number.isFinite },
   subscribed: { topic: isString, log: isString, offset: isWhole },
-  unsubscribed: { topic: isString, code: (code) => isString(code ?? "") },
+  unsubscribed: { topic: isString, code: isCode },
   gap: { topic: isString, offset: isWhole, missed: (missed) => missed === null || isWhole(missed) },
   deliver: { topic: isString, offset: isWhole, publisher: isString },
+  followed: { prefix: isString, code: isCode },
   committed: { topic: isString, reader: isString, log: isString, offset: isWhole },
   joined: { topic: isString, group: isString, log: isString },
   lend: { topic: isString, group: isString, offset: isWhole, deliveries: (count = 1) => isWhole(count) },
   settled: { topic: isString, group: isString, number: isWhole },
-  left: { topic: isString, group: isString, code: (code) => isString(code ?? "") },
+  left: { topic: isString, group: isString, code: isCode },
   log: { id: (id) => isString(id) && id !== "", available: (available) => typeof available === "boolean" },
 };
 
@@ -1154,7 +1156,16 @@ class Feed {
   remove(subscription) {
     this.subscriptions.delete(subscription.topic);
     if (this.subscriptions.size) this.serving.send({ t: "unsubscribe", topic: subscription.topic });
-    else for (const link of [this.home, this.other]) link?.stop();
+    else this.stop();
+  }
+
+  stop() {
+    for (const link of [this.home, this.other]) link?.stop();
+  }
+
+  /** Ask for all topics on the connection that serves. */
+  ask() {
+    for (const subscription of this.subscriptions.values()) subscription.ask();
   }
 
   check() {
@@ -1190,7 +1201,10 @@ class Feed {
   }
 
   failed(link, error) {
-    if (link !== this.home || link !== this.serving) return;
+    if (link === this.home && link === this.serving) this.fail(error);
+  }
+
+  fail(error) {
     for (const subscription of [...this.subscriptions.values()]) subscription.fail(error);
   }
 
@@ -1200,19 +1214,20 @@ class Feed {
       this.subscriptions.get(packet.s)?.deliver([message]);
       return;
     }
-    const subscription = this.subscriptions.get(packet.topic);
+    const { t, topic, log, offset, code } = packet;
+    const subscription = this.subscriptions.get(topic);
     if (!subscription) return;
-    if (packet.t === "subscribed") subscription.begin(packet.log, packet.offset);
-    else if (packet.t === "unsubscribed" && packet.code) subscription.refuse(packet.code);
-    else if (packet.t === "unsubscribed") subscription.unsubscribed?.();
-    else if (packet.t === "committed") subscription.confirm?.(packet);
-    else if (packet.t === "gap") subscription.gap(packet.offset, packet.missed);
-    else if (packet.t === "deliver" && subscription.begun) subscription.take(packet);
+    if (t === "subscribed") subscription.begin(log, offset);
+    else if (t === "unsubscribed" && code) subscription.refuse(code);
+    else if (t === "unsubscribed") subscription.unsubscribed?.();
+    else if (t === "committed") subscription.confirm?.(packet);
+    else if (t === "gap") subscription.gap(offset, packet.missed);
+    else if (t === "deliver" && subscription.begun) subscription.take(packet);
   }
 
   async #look() {
-    const [topic] = this.subscriptions.keys();
-    const others = await this.client.standIns(topic);
+    const topic = this.prefix ?? this.subscriptions.keys().next().value;
+    const others = await this.client.standIns(topic, this.home.homeAddress);
     if (this.home.usable || this.home.stopped || this.other) return;
     this.untried = others;
     this.#next();
@@ -1251,7 +1266,7 @@ class Feed {
     if (moved) link.say("up", link.places[0]);
     if (link.asked) return;
     link.asked = true;
-    for (const subscription of this.subscriptions.values()) subscription.ask();
+    this.ask();
   }
 }
 
@@ -1279,11 +1294,11 @@ class Subscription {
   ask() {
     this.begun = false;
     const { feed, topic } = this;
-    if (this.client.v2) feed.serving.send({ t: "subscribe", topic, ...(this.#asked ?? this.#wanted()) });
+    if (this.client.v2) feed.serving.send({ t: "subscribe", topic, ...(this.#asked ?? this.wanted()) });
     else this.begin("", 0);
   }
 
-  #wanted() {
+  wanted() {
     const { from = "latest", reader } = this.options;
     const named = reader === undefined ? {} : { reader };
     if (this.position) {
@@ -1298,7 +1313,7 @@ class Subscription {
   begin(log, offset) {
     this.begun = true;
     if (log) {
-      if (this.position || this.options.reader) this.#asked ??= this.#wanted();
+      if (this.position || this.options.reader) this.#asked ??= this.wanted();
       this.position = { log, offset };
     }
     this.resolve();
@@ -1339,19 +1354,121 @@ class Subscription {
   }
 
   refuse(code) {
-    const { reader } = this.options;
-    const who = JSON.stringify(this.topic) + (reader === undefined ? "" : ` as the reader "${reader}"`);
     this.fail(
       code === "full"
-        ? new ConnectError(`no place for ${who}: there are too many names (${code})`, code)
-        : new NotAllowedError(`the subscription to ${who} is refused: ${code}`, code),
+        ? new ConnectError(`no place for ${this.what}: there are too many names (${code})`, code)
+        : new NotAllowedError(`the subscription to ${this.what} is refused: ${code}`, code),
     );
+  }
+
+  get what() {
+    const { reader } = this.options;
+    return JSON.stringify(this.topic) + (reader === undefined ? "" : ` as the reader "${reader}"`);
   }
 
   fail(error) {
     this.client.forget(this);
     this.reject(error);
     this.client.tellError(this.options.onError, error);
+  }
+}
+
+/** Subscribes to the topics of one consumer that begin with a prefix. */
+class PrefixFeed extends Feed {
+  // The consumer has answered: topics that have begun since then are new from their first message on.
+  begun = false;
+
+  constructor(whole, address) {
+    super(whole.client, address);
+    Object.assign(this, { whole, prefix: whole.topic });
+  }
+
+  judge(link, usable) {
+    if (link === this.home && this.client.logs.get(link.homeAddress) === "") this.whole.spread();
+    super.judge(link, usable);
+  }
+
+  ask() {
+    super.ask();
+    const start = this.begun ? { start: "earliest" } : this.whole.wanted();
+    this.serving.send({ t: "follow", prefix: this.prefix, ...start });
+  }
+
+  fail(error) {
+    this.whole.fail(error);
+  }
+
+  received(packet) {
+    const { t, topic, code } = packet;
+    if (t === "subscribed" && !this.subscriptions.has(topic)) {
+      if (this.whole.takes(topic, this.home.homeAddress)) {
+        const { callback, options } = this.whole;
+        const subscription = new Subscription(this.client, topic, callback, options);
+        this.subscriptions.set(topic, Object.assign(subscription, { feed: this }));
+      } else this.serving.send({ t: "unsubscribe", topic });
+    }
+    if (code && (t === "followed" || t === "unsubscribed")) this.whole.refuse(code);
+    else if (t === "followed") {
+      this.begun = true;
+      this.whole.answered();
+    } else super.received(packet);
+  }
+}
+
+/**
+ * A subscription to all topics with a prefix, made by `subscribe` with { prefix }.
+ *
+ * One consumer is asked first. If it has a log of its own, all are, each for the topics whose home it is.
+ */
+class PrefixSubscription extends Subscription {
+  #feeds = [];
+
+  constructor(client, prefix, callback, options) {
+    const { from = "latest", group, reader } = options;
+    if (group !== undefined || reader !== undefined)
+      throw new WsqueueError("a prefix stands for topics: expected neither a group nor a reader with it");
+    const isOfEach = ["earliest", "latest"].includes(from) || from < 0 || from instanceof Date;
+    expect(isOfEach, "from", from, "'earliest', 'latest', a Date or a negative number with a prefix");
+    super(client, prefix, callback, options);
+    this.#feeds = [new PrefixFeed(this, client.consumerOf(prefix))];
+  }
+
+  get what() {
+    return `all topics that begin with ${JSON.stringify(this.topic)}`;
+  }
+
+  start() {
+    for (const feed of this.#feeds) feed.home.start();
+  }
+
+  check() {
+    for (const feed of this.#feeds) feed.check();
+  }
+
+  stop() {
+    for (const feed of this.#feeds) {
+      feed.stop();
+      for (const subscription of feed.subscriptions.values()) subscription.closed = true;
+    }
+  }
+
+  /** Ask all consumers, because one of them has a log of its own. */
+  spread() {
+    if (this.#feeds.length > 1) return;
+    const others = new Set(this.client.consumers);
+    others.delete(this.#feeds[0].home.homeAddress);
+    for (const address of others) this.#feeds.push(new PrefixFeed(this, address));
+    this.start();
+  }
+
+  /** Return true if a topic is wanted from a consumer: from its home, unless one has all topics. */
+  takes(topic, address) {
+    const isHere = this.#feeds.length === 1 || this.client.consumerOf(topic) === address;
+    return isHere && topic.startsWith(this.topic);
+  }
+
+  answered() {
+    if (this.#feeds.every(({ begun }) => begun)) this.resolve();
   }
 }
 
@@ -1728,7 +1845,7 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
   }
 
   async start() {
-    const others = await this.client.standIns(this.topic);
+    const others = await this.client.standIns(this.topic, this.homeAddress);
     this.known.push(...others.map((address) => locate(address, "/subscribe")));
     super.start();
   }
@@ -1762,17 +1879,18 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
 
   received(packet) {
     super.received(packet);
-    if (packet.t === "lend") this.#take(packet);
-    else if (packet.t === "settled") {
+    const { t, code, reason } = packet;
+    if (t === "lend") this.#take(packet);
+    else if (t === "settled") {
       while (this.#sent[0]?.number <= packet.number) this.#sent.shift().resolve();
       this.finishIfIdle();
-    } else if (packet.t === "joined") this.#joined(packet.log);
-    else if (packet.t === "left" && packet.code === "elsewhere") this.judge(false);
-    else if (packet.t === "left" && packet.code) {
-      const Kind = packet.code === "not_allowed" ? NotAllowedError : ConnectError;
-      const refused = `no membership in the group ${JSON.stringify(this.group)}: ${packet.reason ?? "refused"}`;
-      this.failed(new Kind(`${refused} (${packet.code})`, packet.code));
-    } else if (packet.t === "draining") this.release();
+    } else if (t === "joined") this.#joined(packet.log);
+    else if (t === "left" && code === "elsewhere") this.judge(false);
+    else if (t === "left" && code) {
+      const Kind = code === "not_allowed" ? NotAllowedError : ConnectError;
+      const refused = `no membership in the group ${JSON.stringify(this.group)}: ${reason ?? "refused"}`;
+      this.failed(new Kind(`${refused} (${code})`, code));
+    } else if (t === "draining") this.release();
   }
 
   #joined(log) {
@@ -1911,7 +2029,7 @@ export class WsqueueClient {
     this.helloOrder = helloOrder;
     // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
     this.logs = new Map();
-    // The memberships in groups.
+    // The memberships in groups, and the subscriptions to prefixes.
     this.members = new Set();
     this.credential = new Credential(options);
     this.WebSocket = options.WebSocket ?? globalThis.WebSocket;
@@ -1951,18 +2069,22 @@ export class WsqueueClient {
    * Call back with { topic, data, headers, log, offset } for each message of a topic; return a Subscription.
    * from: "latest", "earliest", an offset, -N for the last N messages, a position { log, offset } or a Date:
    * v2 only, but for "latest". With a `group`, be a member of that worker group and return a GroupSubscription;
-   * with a `reader`, go on where the reader of that name was and return a ReaderSubscription.
+   * with a `reader`, go on where the reader of that name was and return a ReaderSubscription. Instead of a topic,
+   * { prefix } stands for all topics that begin with it, those too that begin later.
    */
   subscribe(topic, callback, options = {}) {
     this.#checkOpen();
-    text(topic, "the topic");
+    const prefix = topic?.prefix;
+    text(prefix ?? topic, prefix === undefined ? "the topic" : "the prefix");
     if (!this.consumers.length) throw new ConnectError("no consumer is known");
     if (!this.v2 && (topic === "." || topic === "..")) {
       throw new WsqueueError("a browser cannot ask for this topic in the classic protocol");
     }
     const topics = sum([...this.#feeds.values()].map((each) => each.subscriptions.size));
     if (topics + this.members.size >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
-    if (options.group !== undefined) return this.#join(topic, callback, options);
+    if (prefix !== undefined) return this.#begin(PrefixSubscription, "prefixes", prefix, callback, options);
+    if (options.group !== undefined)
+      return this.#begin(GroupSubscription, "groups", topic, callback, options);
     const named = options.reader !== undefined;
     if (named && !this.v2) throw new WsqueueError("the classic protocol has no named readers");
     const subscription = new (named ? ReaderSubscription : Subscription)(this, topic, callback, options);
@@ -1980,9 +2102,9 @@ export class WsqueueClient {
     return subscription;
   }
 
-  #join(topic, callback, options) {
-    if (!this.v2) throw new WsqueueError("the classic protocol has no groups");
-    const subscription = new GroupSubscription(this, topic, callback, options);
+  #begin(Kind, kinds, ...wishes) {
+    if (!this.v2) throw new WsqueueError(`the classic protocol has no ${kinds}`);
+    const subscription = new Kind(this, ...wishes);
     this.members.add(subscription);
     this.#listen();
     subscription.start();
@@ -2007,22 +2129,23 @@ export class WsqueueClient {
 
   // The classes above use the methods below.
 
-  /** Return the addresses of the other consumers, in the order in which they stand in for that of a topic. */
-  async standIns(topic) {
+  /** Return the addresses of the other consumers, in the order in which they stand in for the home of a topic. */
+  async standIns(topic, home) {
     const ranked = this.consumers.map(async (address, index) => {
       const digest = await sha256(utf8.encode(topic + index));
       return [String.fromCharCode(...digest), address];
     });
     const order = (await Promise.all(ranked)).sort(([one], [two]) => (one < two ? -1 : 1));
-    return order.map(([, address]) => address).filter((address) => address !== this.consumerOf(topic));
+    return order.map(([, address]) => address).filter((address) => address !== home);
   }
 
   /** Return true if a consumer may serve instead of the home, as far as it is known which logs they share. */
   mayUse(address, home) {
     if (address === home) return true;
-    const { logs, v2 } = this;
-    const [own, its] = [home, address].map((each) => logs.get(each));
-    if (!v2 || own === "" || its === "") return false;
+    const { logs } = this;
+    const own = logs.get(home);
+    const its = logs.get(address);
+    if (!this.v2 || own === "" || its === "") return false;
     // While nobody has been heard, one may be tried; after one without a shared log, no more.
     return own && its ? own === its : !logs.size || [...logs.values()].some(Boolean);
   }
@@ -2032,6 +2155,7 @@ export class WsqueueClient {
   }
 
   forget(subscription) {
+    if (this.members.delete(subscription)) subscription.stop();
     const name = this.#feeds.has(subscription) ? subscription : this.#feedOf(subscription.topic);
     const feed = this.#feeds.get(name);
     if (feed?.subscriptions.get(subscription.topic) !== subscription) return;

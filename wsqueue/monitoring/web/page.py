@@ -16,8 +16,8 @@ from collections.abc import Sequence
 import msgspec
 
 _ORIGIN = re.compile(r"wss?://[^\s;,'\"/?#]+:[0-9]{1,5}")
-_FOR_READERS = re.compile(r"^ *(?://.*\n|/\*\*(?s:.*?)\*/\n)?", re.MULTILINE)
-"""Indentation and comments, an eighth of script and style; none of their strings goes over a line's end."""
+_FOR_READERS = re.compile(r"^ *(?:\n|export |//.*\n|/\*\*(?s:.*?)\*/\n)?", re.MULTILINE)
+"""Indentation, empty lines, comments and `export`, an eighth of all; no string goes over a line's end."""
 
 _SOURCE = re.compile(r"wss?://[A-Za-z0-9.-]+:[0-9]+")
 """An origin that a policy can name (CSP level 3, section 2.3.1): no IPv6 address, and no underscore."""

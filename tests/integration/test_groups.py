@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import wsqueue
+from wsqueue.groups import group
 from wsqueue.log import states
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
@@ -475,6 +476,27 @@ async def test_wishes_that_cannot_be(nodes: Nodes, wishes: dict[str, Any], error
     async with nodes.client(["127.0.0.1:1"], ["127.0.0.1:1"]) as client:
         with pytest.raises(ValueError, match=error):
             client.subscribe("jobs", **wishes)
+
+
+async def test_an_outcome_of_an_epoch_that_cannot_be_looked_up(
+    nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> int:
+        raise wsqueue.WsqueueError("the disk is gone")
+
+    consumer, _client = await cluster(nodes)
+    async with soon(), member(consumer) as one:
+        await one.next("joined")
+        monkeypatch.setattr(group, "known_end", failing)
+        settle = {"t": "settle", **PLACE, "log": "earlier", "how": "done", "offsets": [[0, 0]]}
+        # In one read, because after the first no more is read.
+        one.send(settle | {"number": 1})
+        one.send({"t": "leave", **PLACE})
+        await one.next("left")
+        await eventually(lambda: log.lines("group unusable"), "the look-up has failed")
+        one.send({"t": "ask_alive"})
+        await one.next("alive")
+    log.records.clear()
 
 
 async def test_reasons_of_any_text(nodes: Nodes) -> None:

@@ -325,6 +325,10 @@ class Group:
             self._fail(error)
         finally:
             self._settling = None
+            # Some may have left the group meanwhile, and their connections go on.
+            for connection, _ in self._late:
+                connection.resume_reading()
+            self._late.clear()
 
     def _take_outcome(self, connection: Connection, packet: v2.Settle, known: int) -> None:
         """Take an outcome of messages before the offset `known`, and confirm it."""

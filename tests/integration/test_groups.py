@@ -19,6 +19,7 @@ from wsqueue.protocol.routing import topic_hash
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode, cut, write_key
 from ..support.ports import free_port
 from ..support.raw_v2_peer import V2Socket, data_of
+from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -497,6 +498,26 @@ async def test_an_outcome_of_an_epoch_that_cannot_be_looked_up(
         one.send({"t": "ask_alive"})
         await one.next("alive")
     log.records.clear()
+
+
+async def test_outcomes_of_before_the_clock_was_set(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have been set back: offsets then had other messages in the history that is lost."""
+    system = SystemClock(monkeypatch)
+    consumer, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", "before")
+        async with member(consumer) as one:
+            log_id = (await one.next("joined"))["log"]
+            assert (await one.next("lend"))["offset"] == 0
+            system.set_by = -3600.0
+            assert (await one.next("joined"))["log"] != log_id
+            again = await one.next("lend")
+            assert (again["offset"], again.get("deliveries", 1)) == (0, 1)
+            await client.publish("jobs", "after")
+            assert (await one.next("lend"))["offset"] == 1
+            one.send({"t": "settle", **PLACE, "number": 1, "log": log_id, "how": "done", "offsets": [[0, 1]]})
+            await one.next("settled")
+        assert await left_of(client) == ["after"]
 
 
 async def test_reasons_of_any_text(nodes: Nodes) -> None:

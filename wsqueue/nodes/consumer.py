@@ -408,6 +408,7 @@ class Consumer:
             self.logs.begin_epoch()
             for reader in self.readers.all_subscribers():
                 reader.name_epoch()
+            self.groups.name_epoch()
             log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")
         if abs(before) > MAX_CLOCK_SECONDS >= abs(ahead):
             log(logger, logging.INFO, "clock agrees with the system's again")

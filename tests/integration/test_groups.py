@@ -13,6 +13,7 @@ import pytest
 import wsqueue
 from wsqueue.groups import group
 from wsqueue.log import states
+from wsqueue.log.store import AppendChain
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
@@ -518,6 +519,36 @@ async def test_outcomes_of_before_the_clock_was_set(nodes: Nodes, monkeypatch: p
             one.send({"t": "settle", **PLACE, "number": 1, "log": log_id, "how": "done", "offsets": [[0, 1]]})
             await one.next("settled")
         assert await left_of(client) == ["after"]
+
+
+async def test_a_dead_letter_that_is_under_way_when_an_epoch_begins(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, client = await cluster(nodes)
+    logs, held = consumer.consumer.logs, []
+    append = logs.append
+
+    def hold(chains: list[AppendChain]) -> None:
+        if isinstance(chains[0].source, group.Burial):
+            held.append(chains)
+        else:
+            append(chains)
+
+    async with soon(), client:
+        await client.publish("jobs", "1", "2")
+        async with client.subscribe("jobs", group="g") as jobs:
+            monkeypatch.setattr(logs, "append", hold)
+            await (await anext(jobs)).reject("bad")
+            await eventually(lambda: held, "the letter is under way")
+            monkeypatch.setattr(logs, "append", append)
+            logs.begin_epoch()
+            consumer.consumer.groups.name_epoch()
+            append(held[0])
+            async for job in jobs:
+                if job.data == "2":
+                    await job.reject("bad")
+                    break
+        assert [letter.data for letter in await letters_of(client, 2)] == ["1", "2"]
 
 
 async def test_reasons_of_any_text(nodes: Nodes) -> None:

@@ -579,6 +579,8 @@ class Group:
         if outcome.code is None:
             self._counters["dead_letters"] += 1
             lending.bury(letter)
+            # It may be one from before an epoch began, which is not under way again yet.
+            self._submitted = max(self._submitted, lending.state.buried)
             self._take_another_turn()
         else:
             self._complain(outcome.reason)

@@ -551,6 +551,35 @@ async def test_a_dead_letter_that_is_under_way_when_an_epoch_begins(
         assert [letter.data for letter in await letters_of(client, 2)] == ["1", "2"]
 
 
+async def test_a_log_that_is_another_one_while_a_dead_letter_is_kept(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, client = await cluster(nodes)
+    logs, kept, go_on = consumer.consumer.logs, asyncio.Event(), asyncio.Event()
+    change = logs.change_state
+
+    async def slow(topic: str, name: str, value: bytes, version: int) -> int:
+        version = await change(topic, name, value, version)
+        kept.set()
+        await go_on.wait()
+        # Others have a turn before the next state is kept.
+        await asyncio.sleep(0.01)
+        return version
+
+    async with soon(), client:
+        await client.publish("jobs", "1")
+        async with client.subscribe("jobs", group="g") as jobs:
+            job = await anext(jobs)
+            monkeypatch.setattr(logs, "change_state", slow)
+            rejecting = asyncio.create_task(job.reject("bad"))
+            await kept.wait()
+            consumer.consumer.groups.moved("jobs", other=True)
+            go_on.set()
+            await rejecting
+            # The group has begun anew.
+            await (await anext(jobs)).done()
+
+
 async def test_reasons_of_any_text(nodes: Nodes) -> None:
     _, client = await cluster(nodes)
     async with soon(), client:

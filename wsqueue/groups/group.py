@@ -514,7 +514,8 @@ class Group:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._complaint = ""
-                self._named = named
+                if self._lending is not None and self._lending.state is state:
+                    self._named = named
                 self._answer(settles)
                 self._bury()
 

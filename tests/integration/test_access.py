@@ -318,6 +318,23 @@ class TestLimits:
             raw.send({"t": "subscribe", "topic": "c"})
             await raw.next("subscribed")
 
+    async def test_topics_of_groups(self, nodes: Nodes, clients: list[dict[str, Any]]) -> None:
+        """A topic counts as long as there is a membership of it, and no longer."""
+        clients[0] |= {"max_topics": 1, "subscribe": ["*"], "groups": ["*"]}
+        consumer, _ = await nodes.cluster(clients=clients)
+        wishes = {"group": "g", "prefetch": 1, "lease_seconds": 30.0, "max_deliveries": 3}
+        async with soon(), V2Socket.speaking(consumer.address, "/subscribe", BILLING, name="billing") as raw:
+            raw.send({"t": "join", "topic": "a"} | wishes)
+            await raw.next("joined")
+            raw.send({"t": "unsubscribe", "topic": "a"})
+            await raw.next("unsubscribed")
+            raw.send({"t": "join", "topic": "b"} | wishes)
+            assert (await raw.next("left"))["code"] == "not_allowed"
+            raw.send({"t": "leave", "topic": "a", "group": "g"})
+            await raw.next("left")
+            raw.send({"t": "join", "topic": "b"} | wishes)
+            await raw.next("joined")
+
     async def test_bytes(self, nodes: Nodes, clients: list[dict[str, Any]]) -> None:
         """Two connections share their bytes, and others don't wait."""
         clients[0]["bytes_per_second"] = 20_000

@@ -14,12 +14,14 @@ import wsqueue
 from wsqueue.groups import group
 from wsqueue.groups.group import BUSY_MESSAGES
 from wsqueue.log import states
+from wsqueue.log.store import AppendChain
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode, cut, write_key
 from ..support.ports import free_port
 from ..support.raw_v2_peer import V2Socket, data_of
+from ..support.system_clock import SystemClock
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -499,6 +501,106 @@ async def test_wishes_that_cannot_be(nodes: Nodes, wishes: dict[str, Any], error
     async with nodes.client(["127.0.0.1:1"], ["127.0.0.1:1"]) as client:
         with pytest.raises(ValueError, match=error):
             client.subscribe("jobs", **wishes)
+
+
+async def test_an_outcome_of_an_epoch_that_cannot_be_looked_up(
+    nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(*_: object) -> int:
+        raise wsqueue.WsqueueError("the disk is gone")
+
+    consumer, _client = await cluster(nodes)
+    async with soon(), member(consumer) as one:
+        await one.next("joined")
+        monkeypatch.setattr(group, "known_end", failing)
+        settle = {"t": "settle", **PLACE, "log": "earlier", "how": "done", "offsets": [[0, 0]]}
+        # In one read, because after the first no more is read.
+        one.send(settle | {"number": 1})
+        one.send({"t": "leave", **PLACE})
+        await one.next("left")
+        await eventually(lambda: log.lines("group unusable"), "the look-up has failed")
+        one.send({"t": "ask_alive"})
+        await one.next("alive")
+    log.records.clear()
+
+
+async def test_outcomes_of_before_the_clock_was_set(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine may have been set back: offsets then had other messages in the history that is lost."""
+    system = SystemClock(monkeypatch)
+    consumer, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", "before")
+        async with member(consumer) as one:
+            log_id = (await one.next("joined"))["log"]
+            assert (await one.next("lend"))["offset"] == 0
+            system.set_by = -3600.0
+            assert (await one.next("joined"))["log"] != log_id
+            again = await one.next("lend")
+            assert (again["offset"], again.get("deliveries", 1)) == (0, 1)
+            await client.publish("jobs", "after")
+            assert (await one.next("lend"))["offset"] == 1
+            one.send({"t": "settle", **PLACE, "number": 1, "log": log_id, "how": "done", "offsets": [[0, 1]]})
+            await one.next("settled")
+        assert await left_of(client) == ["after"]
+
+
+async def test_a_dead_letter_that_is_under_way_when_an_epoch_begins(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, client = await cluster(nodes)
+    logs, held = consumer.consumer.logs, []
+    append = logs.append
+
+    def hold(chains: list[AppendChain]) -> None:
+        if isinstance(chains[0].source, group.Burial):
+            held.append(chains)
+        else:
+            append(chains)
+
+    async with soon(), client:
+        await client.publish("jobs", "1", "2")
+        async with client.subscribe("jobs", group="g") as jobs:
+            monkeypatch.setattr(logs, "append", hold)
+            await (await anext(jobs)).reject("bad")
+            await eventually(lambda: held, "the letter is under way")
+            monkeypatch.setattr(logs, "append", append)
+            logs.begin_epoch()
+            consumer.consumer.groups.name_epoch()
+            append(held[0])
+            async for job in jobs:
+                if job.data == "2":
+                    await job.reject("bad")
+                    break
+        assert [letter.data for letter in await letters_of(client, 2)] == ["1", "2"]
+
+
+async def test_a_log_that_is_another_one_while_a_dead_letter_is_kept(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, client = await cluster(nodes)
+    logs, kept, go_on = consumer.consumer.logs, asyncio.Event(), asyncio.Event()
+    change = logs.change_state
+
+    async def slow(topic: str, name: str, value: bytes, version: int) -> int:
+        version = await change(topic, name, value, version)
+        kept.set()
+        await go_on.wait()
+        # Others have a turn before the next state is kept.
+        await asyncio.sleep(0.01)
+        return version
+
+    async with soon(), client:
+        await client.publish("jobs", "1")
+        async with client.subscribe("jobs", group="g") as jobs:
+            job = await anext(jobs)
+            monkeypatch.setattr(logs, "change_state", slow)
+            rejecting = asyncio.create_task(job.reject("bad"))
+            await kept.wait()
+            consumer.consumer.groups.moved("jobs", other=True)
+            go_on.set()
+            await rejecting
+            # The group has begun anew.
+            await (await anext(jobs)).done()
 
 
 async def test_reasons_of_any_text(nodes: Nodes) -> None:

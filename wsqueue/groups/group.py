@@ -345,6 +345,10 @@ class Group:
             self._fail(error)
         finally:
             self._settling = None
+            # Some may have left the group meanwhile, and their connections go on.
+            for connection, _ in self._late:
+                connection.resume_reading()
+            self._late.clear()
 
     def _take_outcome(self, connection: Connection, packet: v2.Settle, known: int) -> None:
         """Take an outcome of messages before the offset `known`, and confirm it."""
@@ -532,7 +536,8 @@ class Group:
                 await asyncio.sleep(RETRY_SECONDS)
             else:
                 self._complaint = ""
-                self._named = named
+                if self._lending is not None and self._lending.state is state:
+                    self._named = named
                 self._answer(settles)
                 self._bury()
                 if count >= BUSY_MESSAGES:
@@ -599,6 +604,8 @@ class Group:
         if outcome.code is None:
             self._counters["dead_letters"] += 1
             lending.bury(letter)
+            # It may be one from before an epoch began, which is not under way again yet.
+            self._submitted = max(self._submitted, lending.state.buried)
             self._take_another_turn()
         else:
             self._complain(outcome.reason)

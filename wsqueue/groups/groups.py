@@ -71,6 +71,11 @@ class Groups:
         for group in list(self.by_topic.get(topic, {}).values()):
             group.moved(other=other)
 
+    def name_epoch(self) -> None:
+        """Tell all members that an epoch has begun, so that no outcome of the one before is taken for it."""
+        for topic in list(self.by_topic):
+            self.moved(topic, other=False)
+
     async def settle(self) -> None:
         """Wait until the states of all groups are kept."""
         self.draining = True

@@ -154,6 +154,10 @@ class Lending:
         self._again: list[int] = []
         self._due: list[tuple[float, int]] = []
         # Messages above the cursor that are no fresh ones, because they failed before a restart.
+        for failure in state.failures.values():
+            if failure.due == math.inf:
+                # It was lent, by who had the state before.
+                failure.due = 0.0
         dying = {letter.offset for letter in state.dying}
         self._old = deque(sorted(state.failures.keys() | dying))
         # The key of each message that is lent or was, and the later messages of each key.

@@ -438,6 +438,7 @@ class Consumer:
             self.logs.begin_epoch()
             for reader in self.readers.all_subscribers():
                 reader.name_epoch()
+            self.groups.name_epoch()
             log(logger, logging.WARNING, "system clock was set", ahead_seconds=f"{ahead:.1f}")
         if abs(before) > MAX_CLOCK_SECONDS >= abs(ahead):
             log(logger, logging.INFO, "clock agrees with the system's again")
@@ -603,11 +604,12 @@ class SubscribeEndpoint(Handler):
                 self._commit(connection, event)
             elif isinstance(event, v2.Unsubscribe):
                 self._unsubscribe(event.topic)
-                if (client := self._consumer.clients.of(connection)) is not None:
-                    client.unsubscribes(event.topic)
+                self._release(connection, event.topic)
                 connection.send_packet(v2.Unsubscribed(event.topic))
             elif isinstance(event, GROUP_PACKETS):
                 self._memberships_of(connection).receive(event)
+                if isinstance(event, v2.Leave):
+                    self._release(connection, event.topic)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
                 return
@@ -687,6 +689,13 @@ class SubscribeEndpoint(Handler):
         if problem:
             self._consumer.clients.note_refusal(connection, topic, problem)
         return problem
+
+    def _release(self, connection: Connection, topic: str) -> None:
+        """Note that a client has given up a topic, unless it still subscribes to it or works on it."""
+        client = self._consumer.clients.of(connection)
+        works = self._memberships is not None and self._memberships.include(topic)
+        if client is not None and not works and topic not in self._readers:
+            client.unsubscribes(topic)
 
     def _commit(self, connection: Connection, packet: v2.Commit) -> None:
         """Keep how far a named reader has come, whether it is subscribed now or not."""

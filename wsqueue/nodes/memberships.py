@@ -55,6 +55,10 @@ class Memberships:
         else:
             self._join(packet)
 
+    def include(self, topic: str) -> bool:
+        """Return True if one of the groups is of a topic."""
+        return any(one == topic for one, _ in self._places)
+
     def writable(self) -> None:
         """Let the groups lend to this connection again."""
         for topic, name in list(self._places):

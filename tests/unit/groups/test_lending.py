@@ -213,6 +213,18 @@ def test_a_message_that_failed_before_a_restart_is_offered_at_once() -> None:
     assert (offer.begin, offer.most, offer.deliveries) == (0, 1, 1)
 
 
+def test_a_message_that_was_lent_again_is_offered_by_who_takes_the_state_over() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    member = lending.join(Terms(1, 30, 5))
+    for _ in range(2):
+        lending.lend(offered(lending, 1), 1, 0.0)
+        lending.again(member, 0, 1, 0.0)
+    lending.lend(offered(lending, 1), 1, 0.0)
+    another = Lending(lending.state)
+    another.join(Terms(1, 30, 5))
+    assert offered(another, 1).deliveries == 2
+
+
 def test_a_state_that_is_full_grows_by_what_is_lent_only() -> None:
     lending = Lending(GroupState("id", "log", 0))
     lending.join(Terms(10, 30, 5))

@@ -73,6 +73,9 @@ def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
             assert (kept / "psk").read_text() not in arguments
         assert local.end(signal.SIGINT) == 130
         assert not [pid for pid in nodes if is_alive(pid)]
+    with (kept / "consumer-1.toml").open("a") as file:
+        file.write('[[retention.topics]]\nmatch = "state/*"\nmax_messages_per_topic = 1\n')
+    assert run("check-config", kept / "consumer-1.toml").code == 0
     assert all(NODE_LINE.fullmatch(line) for line in local.stderr.splitlines())
     for name in ("consumer-1", "consumer-2", "producer-1", "producer-2"):
         assert re.search(rf"^{name} +\| \S+ INFO started role={name[:8]} ", local.stderr, re.MULTILINE)

@@ -187,7 +187,7 @@ def test_it_ends_when_nothing_comes(tmp_path: Path, config: str, topic: str) -> 
 
 def test_a_group_may_begin_at_the_latest_message(tmp_path: Path, config: str, topic: str) -> None:
     publish(config, topic, "old")
-    assert work(tmp_path, config, topic, SHOW, *IDLE, "--start=latest").stdout == ""
+    assert work(tmp_path, config, topic, SHOW, *IDLE, "--from=latest").stdout == ""
 
 
 def test_a_lease_is_renewed_while_the_command_runs(tmp_path: Path, config: str, topic: str) -> None:

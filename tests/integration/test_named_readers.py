@@ -407,7 +407,7 @@ async def test_too_many_names(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, log
             "a reader has one topic, and there are 2",
         ),
         (lambda client: client.subscribe("jobs", reader="r", on_gap="x"), "on_gap is 'x'"),
-        (lambda client: client.subscribe("jobs", reader="r", group="g"), "nor a reader"),
+        (lambda client: client.subscribe("jobs", reader="r", group="g"), "expected one of the two"),
     ],
 )
 async def test_readers_that_cannot_be(

@@ -96,8 +96,9 @@ def local(
 ) -> None:
     """Run a cluster on this machine until Ctrl-C.
 
-    Each node is a process of its own, and listens on loopback only. In the directory, the logs stay; the key
-    and the configuration files are written anew at each start.
+    Each node is a process of its own, and listens on loopback only. When one of them ends, the others are
+    ended too. In the directory, the logs stay; the key and the configuration files are written anew at each
+    start.
 
     \b
     Examples:

@@ -83,7 +83,8 @@ RATE_SAMPLES = 20
     help="Work in order on messages with the same value of this header.",
 )
 @click.option(
-    "--start",
+    "--from",
+    "start",
     type=click.Choice(["earliest", "latest"]),
     default="earliest",
     show_default=True,

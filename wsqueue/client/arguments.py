@@ -65,6 +65,39 @@ def check_start(start: object) -> None:
         )
 
 
+def check_group(topics: int, reader: object, on_gap: object, *, follow: bool) -> None:
+    """Refuse the arguments that a subscription of a group cannot have.
+
+    Raises:
+        ValueError: It has one of them.
+    """
+    if topics > 1:
+        raise ValueError(f"a group has one topic, and there are {topics}: expected one")
+    if reader is not None:
+        raise ValueError("a reader gets all messages, and a group shares them: expected one of the two")
+    if not follow or on_gap != "raise":
+        raise ValueError("a group has neither follow nor on_gap: its messages come until it is closed")
+
+
+def check_without_group(reader: object, *, lends: bool, auto_done: bool) -> None:
+    """Refuse arguments that would do nothing, because the subscription is not one of a group.
+
+    Args:
+        reader: The name of a reader, or None.
+        lends: True if an argument has another value than its default, and says how to lend messages.
+        auto_done: True if messages shall be done by themselves.
+
+    Raises:
+        ValueError: There is one.
+    """
+    if lends:
+        raise ValueError(
+            "prefetch, lease_seconds, max_deliveries and order_key are for a group: expected group with them"
+        )
+    if auto_done and reader is None:
+        raise ValueError("auto_done is for a reader or a group: expected one of them with it")
+
+
 def check_name(noun: str, name: object) -> str:
     """Return the name of a group or a reader.
 

@@ -28,7 +28,7 @@ from ..net.certificates import TlsContexts
 from ..net.credential import Credential, Renew, token_of
 from ..net.timers import deadline
 from ..protocol.keys import Order, PreSharedKey
-from .arguments import check_id, check_secret, check_start
+from .arguments import check_group, check_id, check_secret, check_start, check_without_group
 from .encoding import EncodedMessages, encode_messages, encode_topic
 from .feed import Feed, home_of
 from .group import GroupFeed, GroupSubscription, join_packet
@@ -427,8 +427,7 @@ class Client:
         for topic in topics if prefix is None else (prefix,):
             encode_topic(topic, self._settings.config.limits)
         if group is not None:
-            if len(topics) > 1 or not follow or on_gap != "raise" or reader is not None:
-                raise ValueError("a group has one topic, and neither follow nor on_gap nor a reader")
+            check_group(len(topics), reader, on_gap, follow=follow)
             join = join_packet(
                 topics[0],
                 group,
@@ -441,6 +440,9 @@ class Client:
             group_feed = GroupFeed(home_of(topics[0], self._settings), self._settings, join)
             self._feeds.add(group_feed)
             return GroupSubscription(group_feed, self._owner, auto_done=auto_done)
+        lending = (prefetch, lease_seconds, max_deliveries, order_key)
+        unchanged = lending == (PREFETCH, LEASE_SECONDS, MAX_DELIVERIES, None)
+        check_without_group(reader, lends=not unchanged, auto_done=auto_done)
         if on_gap not in ("raise", "yield"):
             raise ValueError(f"on_gap is {on_gap!r}, expected 'raise' or 'yield'")
         if reader is not None:

@@ -94,7 +94,10 @@ class LocalCluster:
         try:
             self._write_psk()
             retention = msgspec.structs.asdict(self._retention)
-            settings = {f"retention.{key}": value for key, value in retention.items() if value is not None}
+            # Without `topics = []`, tables [[retention.topics]] can be added to the files.
+            settings = {
+                f"retention.{key}": value for key, value in retention.items() if value not in (None, ())
+            }
             if self._nats_server is not None:
                 self._engine = await start_engine(self._nats_server, self._directory / "engine", self._show)
                 settings |= {

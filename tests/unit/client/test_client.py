@@ -46,6 +46,25 @@ def test_what_to_do_at_gaps_is_one_of_two() -> None:
 
 
 @pytest.mark.parametrize(
+    ("topics", "options", "problem"),
+    [
+        (["news"], {"prefetch": 1}, "order_key are for a group: expected group"),
+        (["news"], {"order_key": "account", "reader": "mail"}, "order_key are for a group: expected group"),
+        (["news"], {"lease_seconds": 60}, "order_key are for a group: expected group"),
+        (["news"], {"max_deliveries": 1}, "order_key are for a group: expected group"),
+        (["news"], {"auto_done": True}, "auto_done is for a reader or a group"),
+        (["news", "sport"], {"group": "g"}, "a group has one topic, and there are 2: expected one"),
+        (["news"], {"group": "g", "reader": "mail"}, "expected one of the two"),
+        (["news"], {"group": "g", "follow": False}, "a group has neither follow nor on_gap"),
+        (["news"], {"group": "g", "on_gap": "yield"}, "a group has neither follow nor on_gap"),
+    ],
+)
+def test_options_that_cannot_be_together(topics: list[str], options: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        client().subscribe(*topics, **options)
+
+
+@pytest.mark.parametrize(
     ("psk", "problem"), [("", "the pre-shared key is empty"), (b"secret", "the pre-shared key is bytes")]
 )
 def test_keys_that_cannot_be(psk: str, problem: str) -> None:

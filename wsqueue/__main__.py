@@ -4,7 +4,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line, or say what it lacks: `pip install wsqueue` brings the client alone."""
+    """Run the command line, or name a package that it lacks; `pip install wsqueue` brings the client only."""
     try:
         from .cli.main import main as command_line  # noqa: PLC0415
     except ModuleNotFoundError as error:

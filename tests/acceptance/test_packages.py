@@ -42,7 +42,7 @@ def requirements(extra: str) -> Iterator[str]:
 
 
 def install(directory: Path, wheel: Path, extra: str) -> Path:
-    """Make an environment with the wheel and what it needs, and return its directory of programs."""
+    """Make an environment with the wheel and its requirements, and return its directory of programs."""
     venv.create(directory, symlinks=True)
     packages = directory / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
     with zipfile.ZipFile(wheel) as archive:

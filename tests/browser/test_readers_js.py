@@ -314,7 +314,7 @@ async def test_a_reader_that_has_no_room_unsubscribes(tabs: Tabs) -> None:
         await js(page, "keep(got[0].done()), 0")
         assert await first.next("commit") == commit_of(1)
         await first.abort()
-        # Still without room, it tells a new connection what is done.
+        # Still without room, it tells a new connection which messages are done.
         raw = await server.speaking(KEY)
         assert await raw.next("commit") == commit_of(1)
         confirm(raw, 1)

@@ -35,7 +35,7 @@ async def place_of(subject: Subject, topic: str, reader: str = READER, **fields:
 
 
 async def goes_on_where_a_reader_was(subject: Subject) -> None:
-    """A reader goes on behind what it has done, on whichever connection; other readers get all."""
+    """A reader goes on behind the last message that is done, on any connection; other readers get all."""
     topic = new_topic()
     await store(subject, topic, "0", "1", "2")
     async with subject.connected("/subscribe") as raw:

@@ -140,7 +140,7 @@ class _Progress(msgspec.Struct):
     kept: int = -1
 
     def take(self, offset: int) -> str:
-        """Take a message; return what is wrong with it, "" if nothing is."""
+        """Take a message; return its fault, "" without one."""
         last, self.last = self.last, offset
         if offset <= self.kept:
             return f"comes back, though all up to {self.kept} is done"

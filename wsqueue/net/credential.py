@@ -65,7 +65,7 @@ class Credential:
         return self._renew is not None
 
     def copy(self) -> Credential:
-        """Return one for another client, without what is under way in this one."""
+        """Return one for another client, which has no request for a token under way."""
         return Credential(self._psk, self._renew)
 
     async def current(self) -> PreSharedKey:

@@ -1,7 +1,7 @@
 """The requests of operators at a consumer: its topics, groups and named readers.
 
 Nothing here holds the event loop up: lists come in parts, and states are decoded in turns of the loop. An
-answer tells what was so at some moment while it was made.
+answer is true of some moment while it was made.
 """
 
 from __future__ import annotations

@@ -37,7 +37,7 @@ class OperatorEndpoint(Handler):
     The requests of a connection are done one after another, and no more is read from it meanwhile.
 
     Args:
-        operate: Does what a packet of a connection asks for.
+        operate: Does the request in a packet of a connection, and returns the answer.
     """
 
     peer_role = "operator"
@@ -58,7 +58,7 @@ class OperatorEndpoint(Handler):
             connection.fail(CloseCode.NOT_ALLOWED, f"{peer.identity} may not operate")
 
     def received(self, connection: Connection, events: list[Event]) -> None:
-        """Begin to do what is asked for."""
+        """Begin to do the requests."""
         requests: list[v2.OperatorRequest] = []
         for event in events:
             if isinstance(event, REQUESTS):

@@ -28,7 +28,7 @@ class Background:
     """The thread of one process, and its loop.
 
     Attributes:
-        lock: Is held for a moment by whoever changes what threads share.
+        lock: Is held for a moment by a thread that changes a value of all threads.
     """
 
     def __init__(self) -> None:
@@ -110,7 +110,7 @@ def lock() -> threading.Lock:
 
 
 def keep(inherited: object) -> None:
-    """Never collect an object of the parent process, which would tidy up what the parent uses."""
+    """Never collect an object of the parent process: its end would close things that the parent uses."""
     _inherited.append(inherited)
 
 

@@ -32,7 +32,7 @@ Answer = TypeVar("Answer", v2.TopicList, v2.Done)
 
 
 class RequestFailed(WsqueueError):  # noqa: N818 - reads best where it is raised
-    """Say why a node has not done what it was asked for.
+    """Say why a node has not done a request.
 
     Attributes:
         code: One word for the reason.
@@ -125,7 +125,7 @@ class OperatorLink(ClientLink):
                 self.connection.fail(CloseCode.UNEXPECTED_PACKET)
 
     def down(self, closed: Closed, _lost: int) -> None:
-        """Tell those who wait that no answer comes: what they asked for may be done or not."""
+        """Tell those who wait that no answer comes: their requests may be done or not."""
         while self._waiting:
             waiting = self._waiting.popleft()
             if not waiting.done():

@@ -1,4 +1,4 @@
-"""How far a subscription to a prefix has come: what it asks for, and what it gets over any connections."""
+"""How far a subscription to a prefix has come: its requests, and the messages of any connections."""
 
 from __future__ import annotations
 

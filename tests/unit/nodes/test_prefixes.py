@@ -221,7 +221,7 @@ async def test_too_many_topics(monkeypatch: pytest.MonkeyPatch) -> None:
     full.send(v2.Subscribe("t"), v2.Follow("s/"))
     await settled(lambda: full.connection.failed is not None)
     assert full.connection.failed == CloseCode.TOO_MANY_TOPICS
-    # Nothing has been joined of what is too much.
+    # None of the topics that are too many has been joined.
     assert subscribed(full.connection.take()) == {"t": (0, 0)}
     assert len(subscribed(await peer.follow("s/"))) == 3
     node.publish("t/a")

@@ -48,7 +48,8 @@ async def test_another_task_closes_a_subscription_whose_messages_are_done_by_the
     _, client = await cluster(nodes)
     async with soon(), client:
         await client.publish("jobs", "0", "1", "2")
-        async with client.subscribe("jobs", **KINDS[kind], auto_done=True, prefetch=1) as jobs:
+        one_at_a_time: dict[str, Any] = {"prefetch": 1} if kind == "group" else {}
+        async with client.subscribe("jobs", **KINDS[kind], auto_done=True, **one_at_a_time) as jobs:
             await anext(jobs)
             await anext(jobs)
             await asyncio.create_task(jobs.close())

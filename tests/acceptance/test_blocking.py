@@ -238,8 +238,8 @@ INTERRUPTED = """
 import sys, wsqueue.sync
 file, topic = sys.argv[1:]
 with wsqueue.sync.connect(file) as client, client.subscribe(topic) as messages:
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         messages.get()
     except KeyboardInterrupt:
         print("interrupted", flush=True)
@@ -271,7 +271,7 @@ def program(cluster: Cluster, part: str, ending: str = "") -> Iterator[subproces
         home.mkdir()
         (home / "cluster").symlink_to(cluster.directory)
     process = subprocess.Popen(
-        [sys.executable, "-u", "-c", block + ending],
+        [sys.executable, "-c", block + ending],
         cwd=home,
         env=clean_environment(PYTHONPATH=os.fspath(ROOT)),
         stdout=subprocess.PIPE,
@@ -295,7 +295,7 @@ def test_the_script_of_the_document(cluster: Cluster) -> None:
 
 REQUESTS = """
 with app.test_client() as browser:
-    print(browser.post("/orders", data="a book").status)
+    print(browser.post("/orders", data="a book").status, flush=True)
 import os, sys
 pid = os.fork()  # as gunicorn does with preload_app
 if not pid:

@@ -273,7 +273,7 @@ def program(cluster: Cluster, part: str, ending: str = "") -> Iterator[subproces
     process = subprocess.Popen(
         [sys.executable, "-c", block + ending],
         cwd=home,
-        env=clean_environment(PYTHONPATH=os.fspath(ROOT)),
+        env=clean_environment(PYTHONPATH=os.fspath(ROOT), PYTHONUNBUFFERED=""),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -25,6 +25,23 @@ NEW_CLIENT = """(options) => {
   window.subscribe = (topic, options = {}) => client.subscribe(
     topic, (message) => got.push(message), { onGap: (gap) => gaps.push(gap), ...options });
   window.shown = (data) => (typeof data === 'string' ? data : { bytes: Array.from(data) });
+  window.thrown = (act) => {
+    try {
+      act();
+      return 'nothing';
+    } catch (error) {
+      return String(error);
+    }
+  };
+  // The outcomes of promises, in the order in which they were kept.
+  window.promises = [];
+  window.settled = [];
+  window.keep = (promise) => {
+    promises.push(promise);
+    const index = promises.length - 1;
+    const told = (text) => { settled[index] = text; };
+    promise.then(() => told('done'), ({ name, message }) => told(`${name} ${message}`));
+  };
   window.outcome = (promise) => promise.then(() => "done", (error) => `${error.name} ${error.code}`);
 }"""
 

@@ -29,22 +29,6 @@ WORK = """() => {
     window.jobs = client.subscribe('jobs', callback, { group: 'g', ...options });
     return jobs;
   };
-  window.thrown = (act) => {
-    try {
-      act();
-      return 'nothing';
-    } catch (error) {
-      return String(error);
-    }
-  };
-  window.promises = [];
-  window.settled = [];
-  window.keep = (promise) => {
-    promises.push(promise);
-    const index = promises.length - 1;
-    const told = (text) => { settled[index] = text; };
-    promise.then(() => told('done'), ({ name, message }) => told(`${name} ${message}`));
-  };
 }"""
 
 

@@ -31,22 +31,6 @@ READ = """() => {
       reader: 'r', onGap: (gap) => { gaps.push(gap); got.push(gap); }, ...options });
     return jobs;
   };
-  window.thrown = (act) => {
-    try {
-      act();
-      return 'nothing';
-    } catch (error) {
-      return String(error);
-    }
-  };
-  window.promises = [];
-  window.settled = [];
-  window.keep = (promise) => {
-    promises.push(promise);
-    const index = promises.length - 1;
-    const told = (text) => { settled[index] = text; };
-    promise.then(() => told('done'), ({ name, message }) => told(`${name} ${message}`));
-  };
   // A callback whose promise the test settles, one message after another.
   window.slowly = (job) => {
     got.push(job);

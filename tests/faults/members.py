@@ -21,7 +21,7 @@ import msgspec
 import wsqueue
 from wsqueue.protocol.routing import dead_letter_topic
 
-from .workers import PAUSE_SECONDS, History, Job, Record, parse
+from .workers import PAUSE_SECONDS, History, Job, Record, on_all_topics, parse
 
 GROUP = "workers"
 
@@ -118,14 +118,7 @@ async def work(job: Job) -> None:
         await message.done()
         note("done", message)
 
-    async with wsqueue.connect(job.config, open_seconds=job.open_seconds) as client:
-        events = [asyncio.Event() for _ in job.topics]
-        async with asyncio.TaskGroup() as tasks:
-            for topic, begun in zip(job.topics, events, strict=True):
-                tasks.create_task(of_topic(client, topic, begun))
-            for begun in events:
-                await begun.wait()
-            history.write(Record("subscribed", time.monotonic()))
+    await on_all_topics(job, history, of_topic)
 
 
 def check_work(

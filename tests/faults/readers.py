@@ -19,7 +19,7 @@ import msgspec
 
 import wsqueue
 
-from .workers import PAUSE_SECONDS, History, Job, Record, record_of
+from .workers import PAUSE_SECONDS, History, Job, Record, on_all_topics, record_of
 
 SHOWN = 10
 """Violations of one reader that are told: one defect can make thousands."""
@@ -70,20 +70,13 @@ async def read(job: Job) -> None:
         else:
             item.done_nowait()
 
-    async with wsqueue.connect(job.config, open_seconds=job.open_seconds) as client:
-        events = [asyncio.Event() for _ in job.topics]
-        async with asyncio.TaskGroup() as tasks:
-            for topic, begun in zip(job.topics, events, strict=True):
-                tasks.create_task(of_topic(client, topic, begun))
-            for begun in events:
-                await begun.wait()
-            history.write(Record("subscribed", time.monotonic()))
+    await on_all_topics(job, history, of_topic)
 
 
 def check_reading(
     published: Iterable[Record], reading: Mapping[str, Sequence[Record]], anew: Mapping[str, float]
 ) -> Reading:
-    """Check what came to the readers.
+    """Check the messages that came to the readers.
 
     Args:
         published: The records of all publishers.
@@ -108,7 +101,7 @@ def check_reading(
 
 
 def _violations(records: Iterable[Record]) -> Iterable[str]:
-    """Yield sentences about what came to a reader, of topics whose log was always there."""
+    """Yield sentences about the messages of a reader, of topics whose log was always there."""
     topics: dict[str, _Progress] = defaultdict(_Progress)
     for record in records:
         progress, offset = topics[record.topic], record.offset

@@ -13,7 +13,7 @@ import random
 import sys
 import time
 import tomllib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any, Literal
 
@@ -337,6 +337,28 @@ def _record_of_packet(packet: dict[str, Any], connection: int) -> Record:
     if found is None:
         return Record("damaged", now, topic=topic, connection=connection, text=data[:200])
     return Record("delivered", now, *found, topic, connection=connection)
+
+
+async def on_all_topics(
+    job: Job,
+    history: History,
+    of_topic: Callable[[wsqueue.Client, str, asyncio.Event], Coroutine[Any, Any, None]],
+) -> None:
+    """Work on each topic with one client, and note when all have begun.
+
+    Args:
+        job: It has the topics.
+        history: Gets the record.
+        of_topic: Works on a topic, and sets the event when it has begun.
+    """
+    async with wsqueue.connect(job.config, open_seconds=job.open_seconds) as client:
+        events = [asyncio.Event() for _ in job.topics]
+        async with asyncio.TaskGroup() as tasks:
+            for topic, begun in zip(job.topics, events, strict=True):
+                tasks.create_task(of_topic(client, topic, begun))
+            for begun in events:
+                await begun.wait()
+            history.write(Record("subscribed", time.monotonic()))
 
 
 def record_of(item: wsqueue.Message | wsqueue.Gap) -> Record:

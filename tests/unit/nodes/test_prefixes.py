@@ -26,9 +26,8 @@ from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode
 
 from ...support.fake_connection import FakeConnection
-from ...support.fake_engine import FakeLog
 from ...support.session_pair import PSK
-from .test_shared_consumers import LOST, STREAMS, Shared, chain, messages_in, settled
+from .test_shared_consumers import LOST, STREAMS, Shared, chain, messages_in, settled, two_consumers
 
 pytestmark = pytest.mark.anyio
 
@@ -332,13 +331,8 @@ def test_a_follower_gets_what_subscribers_of_each_topic_get(
 
 @pytest.fixture
 async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Shared]]:
-    log = FakeLog(STREAMS)
-    consumers = [Shared(log, monkeypatch), Shared(log, monkeypatch)]
-    for one in consumers:
-        await one.consumer.start()
-    yield consumers
-    for one in consumers:
-        await one.consumer.stop()
+    async with two_consumers(monkeypatch) as consumers:
+        yield consumers
 
 
 class Writer:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -80,8 +81,8 @@ async def settled(condition: Callable[[], bool] = lambda: False, turns: int = 20
         await asyncio.sleep(0)
 
 
-@pytest.fixture
-async def two(monkeypatch: pytest.MonkeyPatch) -> Any:
+@contextlib.asynccontextmanager
+async def two_consumers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Shared]]:
     log = FakeLog(STREAMS)
     consumers = [Shared(log, monkeypatch), Shared(log, monkeypatch)]
     for one in consumers:
@@ -89,6 +90,12 @@ async def two(monkeypatch: pytest.MonkeyPatch) -> Any:
     yield consumers
     for one in consumers:
         await one.consumer.stop()
+
+
+@pytest.fixture
+async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Shared]]:
+    async with two_consumers(monkeypatch) as consumers:
+        yield consumers
 
 
 def topic_in(stream: int) -> str:

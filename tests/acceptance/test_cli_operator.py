@@ -1,4 +1,4 @@
-"""`topics`, `groups` and `disconnect`: what operators see and end."""
+"""`topics`, `groups` and `disconnect`: their tables, and the ends of connections."""
 
 from __future__ import annotations
 

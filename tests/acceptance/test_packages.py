@@ -1,4 +1,4 @@
-"""What an installation has: the client alone, the command line too, or nodes; each alone."""
+"""The packages of an installation: the client alone, the command line too, or nodes."""
 
 from __future__ import annotations
 

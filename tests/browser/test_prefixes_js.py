@@ -58,7 +58,7 @@ async def test_topics_of_all_consumers_and_those_that_come(nodes: Nodes, tabs: T
             await client.publish(topic, "1", "2")
         expected = [f"{topic} {data}" for topic in (*old, *new) for data in "12"]
         assert await pairs(page, 8) == sorted(expected)
-        # What begins while the connections are away is new as well.
+        # A topic that begins while the connections are away is new as well.
         for consumer in consumers:
             for connection in list(consumer.connections):
                 cut(connection)

@@ -280,7 +280,7 @@ class Harness:
         self.cluster.problems += reading.violations
 
     def check_reading(self, left: Mapping[str, Sequence[Record]]) -> Reading:
-        """Check what came to the named readers so far, and then at the end."""
+        """Check the messages that came to the named readers so far, and then at the end."""
         reading = {
             one.name: [*records_of(one), *left.get(one.name, ())]
             for one in self.subscribers

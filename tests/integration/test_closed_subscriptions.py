@@ -1,4 +1,4 @@
-"""Closed subscriptions and clients: an iteration ends, and what cannot be done any more says so."""
+"""Closed subscriptions and clients: an iteration ends, and a call that comes too late says so."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ async def test_topics_that_come_while_a_consumer_is_away(nodes: Nodes, mode: str
         async with client.subscribe(prefix="s/") as subscription:
             await client.publish(old[0], "1")
             await client.publish(old[1], "1")
-            # The subscriber goes on in both, and has not read what came last.
+            # The subscriber goes on in both, and has not read the last messages.
             assert await collect(subscription, 1) == [(old[0], "1")]
             await (made.consumers[0].stop() if how == "stop" else made.consumers[0].crash())
             publishing = [asyncio.create_task(client.publish(one, "2")) for one in [*old[:2], *new]]

@@ -1,4 +1,4 @@
-"""The commands for operators: what topics, groups and readers there are, and the end of some of it."""
+"""The commands for operators: they list topics, groups and readers, and end some of them."""
 
 from __future__ import annotations
 

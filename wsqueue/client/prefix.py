@@ -53,7 +53,7 @@ class PrefixPositions(Positions):
 
     def requests(self) -> list[v2.Subscribe | v2.Follow]:
         """Return the packets that ask for the topics that are known, and then for all others."""
-        # What has begun since the first answer is new from its first message on.
+        # A topic that has begun since the first answer is new from its first message on.
         return [*super().requests(), _follow(self._prefix, "earliest" if self._begun else self._start)]
 
     def connection_lost(self) -> None:

@@ -74,7 +74,7 @@ class Purge(msgspec.Struct, frozen=True, eq=False):
     Attributes:
         topic: Name of the topic.
         before: Offset before which a record must end.
-        done: What the caller waits for.
+        done: Is done when the purge is committed.
     """
 
     topic: str

@@ -132,7 +132,7 @@ class Consumer:
         subscribers: The connections of all subscribers, and the memory of their subscriptions.
         groups: The worker groups that have members.
         named_readers: The readers whose positions are kept, as far as connections use them.
-        operations: Does what operators ask for.
+        operations: Does the requests of operators.
         lags: Knows by how much groups and named readers are behind.
         prefixes: The connections that subscribe to all topics with a prefix.
         behind: The readers that have not been sent all that is stored because they are slow.
@@ -216,7 +216,7 @@ class Consumer:
         return "the shared log can't be reached" if shared is not None and not shared.available else ""
 
     async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
-        """Do what an operator asks for.
+        """Do a request of an operator.
 
         Raises:
             WsqueueError: It cannot be done.

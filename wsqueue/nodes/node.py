@@ -52,7 +52,7 @@ class Node(Protocol):
         ...
 
     async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
-        """Do what an operator asks for.
+        """Do a request of an operator.
 
         Raises:
             WsqueueError: It cannot be done.

@@ -40,7 +40,7 @@ Names: TypeAlias = dict[str, list[Progress]]
 
 
 class Operations:
-    """Do what operators ask of a consumer.
+    """Do the requests of operators at a consumer.
 
     Args:
         logs: The logs of all topics.

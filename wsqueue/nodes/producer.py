@@ -139,7 +139,7 @@ class Producer(Handler):
     async def operate(
         self, _connection: Connection, _request: packets_v2.OperatorRequest
     ) -> packets_v2.OperatorAnswer:
-        """Refuse what only a consumer can do.
+        """Refuse a request that only a consumer can do.
 
         Raises:
             OperationFailed: Always.

@@ -278,7 +278,7 @@ class Service:
         return proxy.inner(path)
 
     async def _operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:
-        """Do what an operator asks for.
+        """Do a request of an operator.
 
         Raises:
             WsqueueError: It cannot be done.

@@ -93,7 +93,7 @@ class Identity(msgspec.Struct, frozen=True):
 
     @property
     def may_operate(self) -> bool:
-        """Return True if it may do what operators do: list, purge, forget and disconnect."""
+        """Return True if it may list, purge, forget and disconnect, as operators do."""
         return all(rights.operator for rights in self.rights)
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""Ask the nodes of a cluster to do what operators may: list, purge, forget and disconnect."""
+"""Ask the nodes of a cluster to list, purge, forget and disconnect, as operators may."""
 
 from __future__ import annotations
 

@@ -7,10 +7,12 @@ answer is true of some moment while it was made.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
 from typing import TypeAlias
 
+from ..errors import WsqueueError
 from ..groups.groups import Groups
 from ..groups.keeper import RENEW_SECONDS
 from ..groups.names import Progress, names_of, progress_of
@@ -23,6 +25,7 @@ from ..protocol.access import matches
 from .named_readers import NamedReaders
 from .operator_endpoint import OperationFailed
 from .reader import Reader
+from .sorted_names import SortedNames
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -60,6 +63,7 @@ class Operations:
     ) -> None:
         self._logs, self._groups, self._named_readers = logs, groups, named_readers
         self._classic, self._readers = classic, readers
+        self._topics = SortedNames(self._used_topics)
         self._names: Names = {}
         self._names_read = -NAMES_SECONDS
 
@@ -67,20 +71,19 @@ class Operations:
         """Return some of the topics.
 
         Raises:
-            OperationFailed: The question is none that can be answered.
-            WsqueueError: The log or the states cannot be read.
+            WsqueueError: The log or the states cannot be read, or there are too many topics.
         """
         names = await self._all_names(anew=question.after is None)
-        try:
-            if question.named:
-                extents, after = await self._named_topics(question, names)
-            else:
-                extents, after = await self._logs.topics(question.pattern, question.after, LISTED_TOPICS)
-        except ValueError as error:
-            raise OperationFailed("invalid", str(error)) from None
-        topics = [self._entry(extent, names.get(extent.topic, [])) for extent in extents]
+        topics, after = await self._wanted(question, names)
+        entries: list[v2.TopicEntry] = []
+        for begin in range(0, len(topics), LOOKED_AT_ONCE):
+            extents = await asyncio.gather(*map(self._extent, topics[begin : begin + LOOKED_AT_ONCE]))
+            entries += [
+                self._entry(extent, names.get(extent.topic, [])) for extent in extents if extent is not None
+            ]
         shared = self._logs.shared
-        return v2.TopicList(topics, after, None if shared is None else shared.id)
+        found = [one for one in entries if (one.names if question.named else _is_used(one))]
+        return v2.TopicList(found, after, None if shared is None else shared.id)
 
     async def purge(self, connection: Connection, packet: v2.Purge) -> v2.Done:
         """Drop messages of a topic.
@@ -147,20 +150,36 @@ class Operations:
             self._names_read = time.monotonic()
         return self._names
 
-    async def _named_topics(
-        self, question: v2.AskTopics, names: Names
-    ) -> tuple[list[TopicExtent], str | None]:
-        """Return the next topics that have groups or named readers, in the order of their names."""
-        after, pattern = question.after, question.pattern
-        wanted = sorted(
-            topic for topic in names if (after is None or topic > after) and matches(pattern, topic)
-        )
-        found = wanted[:LISTED_TOPICS]
-        extents: list[TopicExtent] = []
-        for begin in range(0, len(found), LOOKED_AT_ONCE):
-            topics = found[begin : begin + LOOKED_AT_ONCE]
-            extents += await asyncio.gather(*map(self._logs.extent, topics))
-        return extents, found[-1] if len(wanted) > len(found) else None
+    async def _wanted(self, question: v2.AskTopics, names: Names) -> tuple[list[str], str | None]:
+        """Return the next topics that a question may be about, and the last one if others follow."""
+        pattern, after = question.pattern, question.after
+        if not pattern.endswith("*"):
+            topics = [pattern]
+        elif question.named:
+            topics = sorted(names)
+        else:
+            topics = await self._topics.all(anew=after is None)
+        begin = bisect.bisect_left(topics, pattern.removesuffix("*"))
+        if after is not None:
+            begin = max(begin, bisect.bisect_right(topics, after))
+        end = begin + LISTED_TOPICS
+        wanted = [topic for topic in topics[begin:end] if matches(pattern, topic)]
+        return wanted, wanted[-1] if len(wanted) == LISTED_TOPICS and end < len(topics) else None
+
+    async def _extent(self, topic: str) -> TopicExtent | None:
+        """Return how much of a topic is kept, None if that cannot be read: it hides no other topic."""
+        try:
+            return await self._logs.extent(topic)
+        except WsqueueError as error:
+            log(logger, logging.WARNING, "topic not listed", topic=topic, reason=error)
+            return None
+
+    async def _used_topics(self) -> set[str]:
+        """Return the topics that have messages, subscribers, groups or named readers, and perhaps others."""
+        topics = {*self._names, *self._classic, *self._readers}
+        async for some in self._logs.names():
+            topics.update(some)
+        return topics
 
     def _entry(self, extent: TopicExtent, names: list[Progress]) -> v2.TopicEntry:
         topic = extent.topic
@@ -186,3 +205,8 @@ class Operations:
             lent,
             progress.dead,
         )
+
+
+def _is_used(entry: v2.TopicEntry) -> bool:
+    """Return True if a topic has messages, or somebody who waits for them."""
+    return bool(entry.messages or entry.subscribers or any(name.members for name in entry.names))

@@ -89,6 +89,7 @@ async def tells_how_far_groups_are(subject: Subject) -> None:
         await first.lent(3)
         await first.settled("done", 1)
         ((entry,),) = [one["names"] for one in await listed(subject, topic, named=True)]
+    assert 0 < entry.get("oldest_time", 1) < 2**53
     wanted = {"kind": "group", "offset": 0, "lag": 2, "members": 1, "lent": 2, "dead": 0}
     assert {name: entry[name] for name in wanted} == wanted
 

@@ -318,11 +318,11 @@ def _anything(value: object) -> bool:
 
 
 def _all(fields: dict[str, _Check]) -> _Check:
-    """Give the check of an array of maps, all of whose fields are required."""
+    """Give the check of an array of maps, in which only fields that may be nil may be missing."""
     return lambda value: (
         isinstance(value, list)
         and all(
-            isinstance(one, dict) and all(name in one and check(one[name]) for name, check in fields.items())
+            isinstance(one, dict) and all(check(one.get(name)) for name, check in fields.items())
             for one in value
         )
     )
@@ -332,6 +332,7 @@ _NAME_ENTRY = {
     "kind": _one_of("group", "reader"),
     "name": _string(),
     **dict.fromkeys(("offset", "lag", "members", "lent", "dead"), _integer(0)),
+    "oldest_time": _or_nil(_number(MAX_NUMBER)),
 }
 _TOPIC_ENTRY = {
     "topic": _string(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ async def test_groups_and_readers_tell_how_far_they_are(nodes: Nodes, mode: str)
             group, reader = topic.names
             assert (group.kind, group.name, group.offset, group.members) == ("group", "g", 0, 1)
             assert (group.lag, group.dead) == (9, 0)
+            assert group.oldest_time is not None
+            assert 0 <= time.time() - group.oldest_time < 600
             assert group.lent in (3, 4)
             assert (reader.kind, reader.name, reader.offset, reader.lag, reader.members) == (
                 "reader",

@@ -137,6 +137,16 @@ class TopicLogs(Store):
             return TopicExtent(topic, 0, self._ledger.floor, self._ledger.floor)
         return self._extent(log)
 
+    async def time_at(self, topic: str, offset: int) -> float | None:
+        """Return the Unix time at which the first message from an offset on was stored, None if not known.
+
+        Raises:
+            WsqueueError: The record cannot be read.
+        """
+        log = self._ledger.topics.get(topic)
+        records = [] if log is None else await self.read(log, offset, 1)
+        return records[0].time if records else None
+
     async def purge(self, topic: str, before: int | None) -> int:
         """Drop the first records of a topic, and return how many messages are gone.
 

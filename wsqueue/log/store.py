@@ -252,6 +252,16 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def time_at(self, topic: str, offset: int) -> float | None:
+        """Return the Unix time at which the first message from an offset on was stored, None if not known.
+
+        With an engine, it is known of topics that this consumer serves.
+
+        Raises:
+            WsqueueError: The record cannot be read.
+        """
+
+    @abstractmethod
     async def epoch_end(self, log: TopicLog, epoch: int) -> int | None:
         """Return the offset at which an epoch of these logs ends in a topic.
 

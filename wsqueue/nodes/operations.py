@@ -12,6 +12,8 @@ import logging
 import time
 from typing import TypeAlias
 
+import msgspec
+
 from ..errors import WsqueueError
 from ..groups.groups import Groups
 from ..groups.keeper import RENEW_SECONDS
@@ -77,13 +79,16 @@ class Operations:
         topics, after = await self._wanted(question, names)
         entries: list[v2.TopicEntry] = []
         for begin in range(0, len(topics), LOOKED_AT_ONCE):
-            extents = await asyncio.gather(*map(self._extent, topics[begin : begin + LOOKED_AT_ONCE]))
-            entries += [
-                self._entry(extent, names.get(extent.topic, [])) for extent in extents if extent is not None
-            ]
+            found = await asyncio.gather(
+                *(
+                    self._look_up(topic, names.get(topic, []), question.named)
+                    for topic in topics[begin : begin + LOOKED_AT_ONCE]
+                )
+            )
+            entries += [entry for entry in found if entry is not None]
         shared = self._logs.shared
-        found = [one for one in entries if (one.names if question.named else _is_used(one))]
-        return v2.TopicList(found, after, None if shared is None else shared.id)
+        wanted = [one for one in entries if (one.names if question.named else _is_used(one))]
+        return v2.TopicList(wanted, after, None if shared is None else shared.id)
 
     async def purge(self, connection: Connection, packet: v2.Purge) -> v2.Done:
         """Drop messages of a topic.
@@ -166,14 +171,6 @@ class Operations:
         wanted = [topic for topic in topics[begin:end] if matches(pattern, topic)]
         return wanted, wanted[-1] if len(wanted) == LISTED_TOPICS and end < len(topics) else None
 
-    async def _extent(self, topic: str) -> TopicExtent | None:
-        """Return how much of a topic is kept, None if that cannot be read: it hides no other topic."""
-        try:
-            return await self._logs.extent(topic)
-        except WsqueueError as error:
-            log(logger, logging.WARNING, "topic not listed", topic=topic, reason=error)
-            return None
-
     async def _used_topics(self) -> set[str]:
         """Return the topics that have messages, subscribers, groups or named readers, and perhaps others."""
         topics = {*self._names, *self._classic, *self._readers}
@@ -181,13 +178,32 @@ class Operations:
             topics.update(some)
         return topics
 
-    def _entry(self, extent: TopicExtent, names: list[Progress]) -> v2.TopicEntry:
-        topic = extent.topic
+    async def _look_up(self, topic: str, names: list[Progress], timed: bool) -> v2.TopicEntry | None:
+        """Return the values of a topic, None if they cannot be read: it hides no other topic.
+
+        Args:
+            topic: The topic.
+            names: Its groups and named readers.
+            timed: True to find out how old the messages are for which these are behind.
+        """
+        try:
+            extent = await self._logs.extent(topic)
+            entries = [self.describe(extent, progress) for progress in names]
+            if timed:
+                entries = [await self._timed(extent, entry) for entry in entries]
+        except WsqueueError as error:
+            log(logger, logging.WARNING, "topic not listed", topic=topic, reason=error)
+            return None
         subscribers = self._classic.count(topic) + self._readers.count(topic)
-        entries = [self.describe(extent, progress) for progress in names]
         return v2.TopicEntry(
             topic, extent.messages, extent.bytes, extent.first, extent.next, subscribers, entries
         )
+
+    async def _timed(self, extent: TopicExtent, entry: v2.NameEntry) -> v2.NameEntry:
+        if not entry.lag:
+            return entry
+        time = await self._logs.time_at(extent.topic, max(extent.first, entry.offset))
+        return msgspec.structs.replace(entry, oldest_time=time)
 
     def describe(self, extent: TopicExtent, progress: Progress) -> v2.NameEntry:
         """Return the values of a group or a reader in a topic."""

@@ -81,7 +81,7 @@ def install(directory: Path, requirement: str, python: str = sys.executable) -> 
     venv = directory / "venv"
     subprocess.run([python, "-I", "-m", "venv", venv], check=True)
     installed = venv / "bin" / "python"
-    pip = [installed, "-I", ROOT / "scripts" / "pip", "install", "--quiet"]
+    pip: list[str | Path] = [installed, "-I", ROOT / "scripts" / "pip", "install", "--quiet"]
     subprocess.run([*pip, requirement, "cryptography"], check=True)
     told = subprocess.run(
         [installed, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],

@@ -95,7 +95,15 @@ class Host:
 
     def tell(self, *, lines: int = 100, limit: int = 100_000) -> dict[str, dict[str, str]]:
         """Return what the host tells."""
-        command = [sys.executable, "-I", FILES / "support_host.py", self.root, "-2h", str(lines), str(limit)]
+        command: list[str | Path] = [
+            sys.executable,
+            "-I",
+            FILES / "support_host.py",
+            self.root,
+            "-2h",
+            str(lines),
+            str(limit),
+        ]
         told = subprocess.run(
             command,
             env=os.environ

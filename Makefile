@@ -17,8 +17,10 @@ TOPIC ?= news
 PORT ?= 8000
 UPGRADE ?= --upgrade
 SCHEDULES ?= 1000
-# All targets.
+# All targets of the fuzzer.
 TARGET ?=
+# Pythons and machines of zipapps; those of this machine.
+TARGETS ?=
 SECONDS ?= 600
 # Number of processes that share the tests, as tests/conftest.py divides them.
 WORKERS ?= 3
@@ -60,6 +62,10 @@ check: $(READY) ## Run the linters and the unit tests side by side, in a minute:
 unit: $(READY) ## Run the unit tests
 	$(BIN)/pytest --quiet --numprocesses 2 tests/unit
 
+.PHONY: test-pythons
+test-pythons: $(READY) ## Run the unit tests on Python 3.11 to 3.14, those of Debian and Ubuntu, in ten minutes (as root)
+	@$(BIN)/python -I scripts/test-pythons
+
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage erase
@@ -89,8 +95,8 @@ docs-serve: docs ## Build the documentation and serve it on loopback (PORT=8000)
 	$(BIN)/python -m http.server --bind 127.0.0.1 --directory site $(PORT)
 
 .PHONY: zipapp
-zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, which the roles deploy, with SBOM and SHA-256 (PYTHON=python3.13)
-	@$(BIN)/python -I scripts/zipapp $(PYTHON)
+zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<target>.pyz, which the roles deploy, with SBOM and SHA-256 (TARGETS="cp313-aarch64")
+	@$(BIN)/python -I scripts/zipapp $(TARGETS)
 
 .PHONY: collection
 collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection

@@ -14,7 +14,14 @@ from pathlib import Path
 ENTRY = "sources"
 """Name of the file in a zipapp that has the hash of the sources."""
 
-FILES = ("LICENSE", "requirements/nodes.txt", "scripts/pip", "scripts/sources.py", "scripts/zipapp")
+FILES = (
+    "LICENSE",
+    "requirements/nodes.txt",
+    "scripts/pip",
+    "scripts/sources.py",
+    "scripts/wheels.py",
+    "scripts/zipapp",
+)
 """Files that decide the content of a zipapp, besides those of the package."""
 
 
@@ -47,6 +54,19 @@ def sources_hash(clone: Path) -> str:
         name = path.relative_to(clone).as_posix().encode()
         total.update(hashlib.sha256(name).digest() + hashlib.sha256(path.read_bytes()).digest())
     return total.hexdigest()
+
+
+def add_package(clone: Path, site: Path) -> None:
+    """Put the package itself into a directory from which Python imports it, with its licence and metadata."""
+    number = version(clone)
+    about = f"wsqueue-{number}.dist-info"
+    files = {path.relative_to(clone).as_posix(): path.read_bytes() for path in package_files(clone)}
+    files[f"{about}/METADATA"] = f"Metadata-Version: 2.1\nName: wsqueue\nVersion: {number}\n".encode()
+    files[f"{about}/LICENSE"] = (clone / "LICENSE").read_bytes()
+    for name, data in files.items():
+        file = site / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
 
 
 def sum_file(zipapp: Path) -> Path:

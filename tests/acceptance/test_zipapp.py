@@ -24,6 +24,9 @@ from wsqueue.version import __version__
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
+X86_64, AARCH64 = 62, 183
+"""Machines, as ELF files name them in bytes 18 and 19."""
+
 SOURCES = ("wsqueue", "scripts", "requirements", "LICENSE")
 
 
@@ -37,11 +40,12 @@ class Clone:
             copy = shutil.copytree if (ROOT / source).is_dir() else shutil.copy
             copy(ROOT / source, directory / source)
 
-    def build(self, umask: int = 0o022, environment: Mapping[str, str] | None = None) -> Path:
-        """Build the zipapp; in another environment than that of this test, if one is given."""
-        command: list[str | Path] = [sys.executable, "-I", self.directory / "scripts" / "zipapp"]
+    def build(
+        self, *targets: str, umask: int = 0o022, environment: Mapping[str, str] | None = None
+    ) -> list[Path]:
+        """Build the zipapps; in another environment than that of this test, if one is given."""
         told: subprocess.CompletedProcess[str] = subprocess.run(
-            command,
+            self.command(*targets),
             check=True,
             timeout=200,
             umask=umask,
@@ -49,7 +53,10 @@ class Clone:
             stdout=subprocess.PIPE,
             text=True,
         )
-        return self.directory / told.stdout.strip()
+        return [self.directory / line for line in told.stdout.splitlines()]
+
+    def command(self, *targets: str) -> list[str]:
+        return [sys.executable, "-I", str(self.directory / "scripts" / "zipapp"), *targets]
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +66,8 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 @pytest.fixture(scope="module")
 def zipapp(clone: Clone) -> Path:
-    return clone.build()
+    [built] = clone.build()
+    return built
 
 
 def test_it_has_the_client_of_a_shared_log(zipapp: Path, tmp_path: Path) -> None:
@@ -112,7 +120,9 @@ def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) 
     git = ["git", "-C", str(clone.directory), "-c", "user.name=a", "-c", "user.email=a@example.com"]
     for command in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "Begin"]):
         subprocess.run([*git, *command], check=True)
-    second = clone.build(0o077, hostile_environment(tmp_path / "home"))
+    # By its name, too, the target of this machine gets the same file.
+    target = zipapp.stem.removeprefix(f"wsqueue-{__version__}-")
+    [second] = clone.build(target, umask=0o077, environment=hostile_environment(tmp_path / "home"))
     assert second.name == zipapp.name
     assert second.read_bytes() == zipapp.read_bytes()
     bills = [file.with_suffix(".cdx.json").read_bytes() for file in (second, zipapp)]
@@ -206,24 +216,44 @@ def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:
     assert all(name.startswith(":env:.") for name in kept)
 
 
+def test_another_python_and_machine_get_their_own_wheels(clone: Clone) -> None:
+    built = clone.build("cp312-x86_64", "cp313-aarch64")
+    names = [f"wsqueue-{__version__}-{target}.pyz" for target in ("cp312-x86_64", "cp313-aarch64")]
+    assert [file.name for file in built] == names
+    for file, tag, machine in zip(
+        built, ("cpython-312-x86_64", "cpython-313-aarch64"), (X86_64, AARCH64), strict=True
+    ):
+        with zipfile.ZipFile(file) as archive:
+            libraries = [name for name in archive.namelist() if name.endswith(".so")]
+            heads = {name: archive.read(name)[:20] for name in libraries}
+        assert any(name == f"site-packages/msgspec/_core.{tag}-linux-gnu.so" for name in libraries)
+        # An extension with the stable interface has no version in its name, but a processor all the same.
+        assert {name for name in libraries if "cpython-" in name and tag not in name} == set()
+        assert {int.from_bytes(head[18:20], "little") for head in heads.values()} == {machine}
+        assert file.with_suffix(".cdx.json").exists()
+    before = [file.stat().st_mtime_ns for file in built]
+    assert clone.build("cp312-x86_64", "cp313-aarch64") == built
+    assert [file.stat().st_mtime_ns for file in built] == before
+
+
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     (clone.directory / "requirements" / "nodes.txt").write_text(f"mdurl==0.1.2 --hash=sha256:{'0' * 64}\n")
-    command: list[str | Path] = [sys.executable, "-I", clone.directory / "scripts" / "zipapp"]
-    told = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    told = subprocess.run(clone.command(), capture_output=True, text=True, check=False, timeout=200)
     assert told.returncode == 1
     assert "DO NOT MATCH THE HASHES" in told.stderr
-    assert told.stderr.endswith("The zipapp has not been built.\n")
+    assert re.search(r"\nThe zipapp for cp3\d+-\w+ has not been built\.\n$", told.stderr)
     assert not (clone.directory / "dist").exists()
 
 
-@pytest.mark.parametrize("python", ["python9", "/bin/false"])
-def test_a_python_that_cannot_be_used_is_said(clone: Clone, python: str) -> None:
-    command = [sys.executable, "-I", str(clone.directory / "scripts" / "zipapp"), python]
+@pytest.mark.parametrize("target", ["cp310-x86_64", "cp313-riscv64", "python3.13"])
+def test_a_target_that_cannot_be_built_is_said_before_any_is(clone: Clone, target: str) -> None:
+    command = clone.command("cp399-x86_64", target)
     told = subprocess.run(command, capture_output=True, text=True, check=False)
     assert told.returncode == 1
-    assert told.stderr.startswith("The zipapp ")
-    assert "Traceback" not in told.stderr
+    [line] = told.stderr.splitlines()
+    assert line.startswith("The zipapp cannot be built: ")
+    assert target in line
 
 
 def test_every_command_is_there(zipapp: Path) -> None:

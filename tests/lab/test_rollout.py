@@ -27,6 +27,7 @@ from .cluster import (
     NEW,
     NODES,
     OLD,
+    SUITES,
     VERIFIED,
     WAIT_SECONDS,
     Cluster,
@@ -64,7 +65,7 @@ def test_a_check_of_fresh_hosts(cluster: Cluster) -> None:
 @needs_time
 def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Cluster) -> None:
     other = cluster.directory / "wsqueue-0.1.0-cp399-x86_64.pyz"
-    shutil.copy(cluster.zipapps[OLD], other)
+    shutil.copy(cluster.zipapp(OLD, "consumer1"), other)
     wrong = {
         "is the original nodes' default": cluster.inventory("key", wsqueue_psk="pre-shared-key"),
         "wsqueue_psk would be refused by the nodes": cluster.inventory("weak", wsqueue_psk="a secret"),
@@ -105,6 +106,21 @@ def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
     assert VERIFIED.search(output)
     assert_nothing_changed(output, HOSTS)
     assert_nothing_changed(checked.result(), HOSTS[1:])
+
+
+@pytest.mark.parametrize(("host", "suite"), SUITES.items())
+def test_a_host_of_another_distribution_runs_a_release_of_its_own(
+    deployed: Cluster, host: str, suite: str
+) -> None:
+    if suite in deployed.missing:
+        pytest.skip(deployed.missing[suite])
+    assert deployed.lab.ssh(host, ". /etc/os-release; echo $VERSION_CODENAME") == suite
+    assert deployed.targets[host] != deployed.targets["consumer1"]
+    node = next(node for node in NODES if node[1] == host)
+    pid = deployed.property(node, "MainPID")
+    loaded = deployed.lab.ssh(host, f"grep -oE 'cpython-3[0-9]+-' /proc/{pid}/maps | sort -u").split()
+    python = deployed.targets[host].removeprefix("cp").partition("-")[0]
+    assert loaded == [f"cpython-{python}-"]
 
 
 def test_the_key_is_nowhere(deployed: Cluster) -> None:

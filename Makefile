@@ -96,6 +96,10 @@ zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<python tag>-<machine>.pyz, w
 collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
 	@scripts/collection $(VENV)
 
+.PHONY: npm
+npm: $(DEPLOYS) ## Build dist/wsqueue-<version>.tgz, the npm package of the JavaScript client: docs/packages.md
+	@$(BIN)/python -I scripts/npm-package
+
 .PHONY: lint
 lint: $(READY) ## Run all linters
 	$(BIN)/ruff format --check .

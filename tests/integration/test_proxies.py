@@ -15,6 +15,7 @@ import pytest
 import wsqueue
 
 from ..support.certificates import Authority
+from ..support.event_source import EventSource
 from ..support.nodes import BILLING, KEY, Log, Nodes
 from ..support.ports import free_port
 from ..support.proxies import proxied, real_proxy
@@ -199,7 +200,7 @@ def post(address: str, authority: Authority) -> int:
 async def test_real_proxies(
     nodes: Nodes, authority: Authority, clients: list[dict[str, Any]], tmp_path: Path, program: str
 ) -> None:
-    _, producer, ports = await proxied(nodes, clients=clients)
+    consumer, producer, ports = await proxied(nodes, clients=clients)
     authority.issue("proxy")
     async with real_proxy(program, tmp_path, ports) as port:
         address = f"wss://localhost:{port}/queue"
@@ -212,3 +213,12 @@ async def test_real_proxies(
             assert (await anext(messages)).data == b"by HTTP"
             # The proxy tells where the client is.
             assert all(connection.forwarded for connection in producer.connections)
+            context = ssl.create_default_context(cafile=str(authority.file))
+            path, bearer = "/queue/events/news", f"Authorization: Bearer {BILLING}"
+            async with EventSource.open(f"127.0.0.1:{port}", path, bearer, tls=context) as source:
+                assert source.status == 200
+                # Each event comes at once, though the stream goes on.
+                for text in ("one", "two"):
+                    await client.publish("news", text)
+                    assert await source.data(1) == [text]
+            await eventually(lambda: consumer.subscribers("news") == 1, "the stream is gone")

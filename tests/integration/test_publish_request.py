@@ -239,20 +239,21 @@ async def test_the_commands_in_the_documentation(
     nodes: Nodes, clients: list[dict[str, Any]], authority: Authority, tmp_path: Path
 ) -> None:
     text = (ROOT / "docs" / "http.md").read_text()
-    (config,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
-    clients += tomllib.loads(config)["clients"]
     (tmp_path / "keys").mkdir(mode=0o700)
-    (tmp_path / "keys" / "cron").write_text(psk_of("cron"))
-    (tmp_path / "keys" / "cron").chmod(0o600)
-    consumer = await nodes.consumer(clients=clients)
+    for config in re.findall(r"```toml\n(.*?)```", text, re.DOTALL):
+        clients += tomllib.loads(config)["clients"]
+        file = tmp_path / clients[-1]["key_file"]
+        file.write_text(psk_of(clients[-1]["name"]))
+        file.chmod(0o600)
     issued = authority.issue("node")
     tls = {name: getattr(issued, name) for name in ("certificate", "key", "ca")}
+    consumer = await nodes.consumer(clients=clients, listen=["wss://127.0.0.1:0"], tls=tls)
     producer = await nodes.producer([consumer], clients=clients, listen=["wss://127.0.0.1:0"], tls=tls)
     await producer.ready()
     port = producer.address.rpartition(":")[2]
     async with (
         soon(),
-        nodes.client([consumer], [consumer]) as client,
+        nodes.client([producer], [consumer], tls=wsqueue.Tls(ca=str(authority.file))) as client,
         client.subscribe("jobs/backup") as jobs,
     ):
         for commands in re.findall(r"```bash\n(.*?)```", text, re.DOTALL):
@@ -270,6 +271,23 @@ async def test_the_commands_in_the_documentation(
             {"content-type": "application/json"},
         )
         assert second.data == "done"
+    await _read_as_events(text, consumer, authority, tmp_path)
+
+
+async def _read_as_events(text: str, consumer: RunningNode, authority: Authority, directory: Path) -> None:
+    """Run the command that reads the messages as events, which is to print what the document says."""
+    (script,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    (printed,) = re.findall(r"```text\n(retry.*?)```", text, re.DOTALL)
+    script = script.replace("queue.example.com:10001", f"localhost:{consumer.address.rpartition(':')[2]}")
+    script = script.replace("curl ", f"exec curl --cacert {authority.file} ")
+    shell = await asyncio.create_subprocess_exec("sh", "-ec", script, cwd=directory, stdout=-1, stderr=-1)
+    assert shell.stdout is not None
+    async with soon():
+        output = await shell.stdout.readuntil(b"data: done\n") + await shell.stdout.readuntil(b"\n\n")
+    shell.terminate()
+    await shell.wait()
+    changing = r"(?m)^retry: \d+$|(?<=^id: )[0-9a-f]{16}"
+    assert re.sub(changing, "-", output.decode()) == re.sub(changing, "-", printed)
 
 
 async def test_while_the_consumer_is_away(nodes: Nodes, clients: list[dict[str, Any]]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import re
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
@@ -23,7 +22,7 @@ from ..client.values import Gap, Message, Position, Start, belongs_to_one_topic
 from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..errors import InvalidMessage, WsqueueError
-from ..protocol.v2 import MAX_NUMBER
+from ..protocol.starts import parse_start
 from ..tools import demo as demo_tool
 from ..tools.terminal import (
     all_bytes,
@@ -48,27 +47,13 @@ class _Start(click.ParamType[Any, Any]):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> Start:
-        if value in ("latest", "earliest"):
-            return cast("Start", value)
-        if re.fullmatch(r"-[0-9]{1,16}", value) and -MAX_NUMBER <= (count := int(value)) < 0:
-            return count
-        match = re.fullmatch(r"(?:([0-9A-Za-z_-]{1,64}):)?([0-9]{1,16})", value)
-        # A time such as 2026-11-25T12:00 looks like an id and an offset, too.
-        if (
-            match
-            and not re.match(r"[0-9]{4}-|[0-9]{1,2}:", value)
-            and (offset := int(match[2])) <= MAX_NUMBER
-        ):
-            return offset if match[1] is None else Position(match[1], offset)
         try:
-            return datetime.fromisoformat(value).astimezone()
-        except ValueError:
-            self.fail(
-                f"{value!r} is not a start: expected latest, earliest, an offset, LOG:OFFSET, -N for the last"
-                " N messages, or a time such as 2026-11-25T12:00",
-                param,
-                ctx,
-            )
+            start = parse_start(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        if isinstance(start, tuple):
+            return Position(*start)
+        return start.astimezone() if isinstance(start, datetime) else cast("Start", start)
 
 
 class _Header(click.ParamType[Any, Any]):

@@ -185,8 +185,10 @@ def _kind(connection: Connection) -> tuple[str, ConnectionState, str]:
     role = connection.handler.peer_role if connection.handler is not None else ""
     if not connection.established:
         return role, "hello", ""
-    if connection.session.takes_body:
+    if connection.session.unanswered:
         return role, "open", "http"
+    if connection.session.streams:
+        return role, "open" if connection.session.established else "closing", "events"
     protocol = "v2" if connection.session.v2 else "classic"
     return role, "open" if connection.session.established else "closing", protocol
 

@@ -21,6 +21,8 @@ Session ── data_to_send ── _flush ────────────�
 - `_timer` is the deadline of the hello, then the keepalive, then, while closing, the deadline of the end.
 - A `POST` never becomes a WebSocket. Its credential takes the place of the hello, its body that of messages,
   and its handler answers it with `respond`, in a time of its own: nothing pings here.
+- Nor does a `GET` with a credential, which its handler answers with `respond` or `stream`. Events go out like
+  messages then, and comments like pings, which nothing answers: the kernel notices that the peer is gone.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import monotonic
 from typing import ClassVar, Protocol, cast
 
@@ -68,6 +70,9 @@ CLOSE_PING_SECONDS = 2.0
 PAUSED_PING_SECONDS = 1.0
 """Seconds between two pings of an end that does not read: its peer may wait for no more than twice that."""
 
+USER_TIMEOUT: int | None = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""Option of Linux: the milliseconds for which the peer's host may take none of the bytes (tcp(7))."""
+
 TLS_BEGIN = b"\x16\x03"
 """First bytes of a TLS connection: the type of the record, and 3 for its version; no request has them."""
 
@@ -80,12 +85,14 @@ class Handler:
         peer_sends_messages: True if messages come from the peer; a drain closes these connections first.
         peer_is_node: True if the peer must know the key of nodes, False for a key of clients.
         peer_may_be_node: True if a peer with the key of nodes is taken too.
+        takes_get: True if it answers a `GET` with a credential, and no WebSocket.
     """
 
     peer_role: ClassVar[str] = "node"
     peer_sends_messages: ClassVar[bool] = False
     peer_is_node: ClassVar[bool] = False
     peer_may_be_node: ClassVar[bool] = False
+    takes_get: ClassVar[bool] = False
 
     def keys_of_peers(self, keys: Keys) -> KeyRing:
         """Return the keys of a node that peers may have here."""
@@ -347,10 +354,25 @@ class Connection(asyncio.Protocol):
         self.send([v2.encode(packet)])
 
     def respond(self, page: HttpResponse) -> None:
-        """Answer a `POST`, which ends the connection; nothing is done if it was answered already."""
-        if self.session.takes_body:
+        """Answer a request, which ends the connection; nothing is done if it was answered already."""
+        if self.session.unanswered:
             self.session.respond(page)
             self._flush()
+
+    def stream(self, headers: Mapping[str, str]) -> None:
+        """Answer a `GET` with events without end, which `send_frames` writes.
+
+        Args:
+            headers: Headers of the response.
+        """
+        self.session.stream(headers)
+        self._flush()
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        if USER_TIMEOUT is not None and sock.family != socket.AF_UNIX:
+            limits = self._limits
+            seconds = limits.ping_interval_seconds + limits.ping_timeout_seconds
+            sock.setsockopt(socket.IPPROTO_TCP, USER_TIMEOUT, int(seconds * 1000))
 
     def ping(self, data: bytes = b"") -> None:
         """Send a ping of at most 125 bytes."""
@@ -371,7 +393,7 @@ class Connection(asyncio.Protocol):
 
     def close(self, code: CloseCode, reason: str = "") -> None:
         """Begin the close handshake; messages that the peer has sent by then are still received."""
-        if self.session.established or self.session.takes_body:
+        if self.session.established or self.session.unanswered:
             self.session.close(code, reason)
             self._flush()
         elif not self._closing:
@@ -541,6 +563,8 @@ class Connection(asyncio.Protocol):
         ring = answer.keys_of_peers(self.keys)
         if request.post is not None:
             return self.session.accept_post(ring, now=time.time())
+        if answer.takes_get:
+            return self.session.accept_get(ring, now=time.time())
         return self.session.accept(ring, now=time.time(), drops_bad_messages=answer.peer_is_node)
 
     def eof_received(self) -> None:
@@ -627,7 +651,7 @@ class Connection(asyncio.Protocol):
             self._set_timer(self._keepalive_seconds[0], self._keepalive)
         if self.handler is not None:
             self.handler.established(self)
-        if self.session.takes_body:
+        if self.session.unanswered:
             # A part of the body may have come with the head, and nothing may come behind it.
             self._count()
 
@@ -717,16 +741,17 @@ class Connection(asyncio.Protocol):
         While reading is paused the peer's bytes wait unread, so its silence proves nothing. Its own pings go
         unanswered meanwhile, so pings of this end show that it lives, or `alive` if the peer sees no pings.
         """
-        if self._closing or self.session.takes_body:
+        if self._closing or self.session.unanswered:
             return
         now = monotonic()
         interval, timeout = self._keepalive_seconds
-        if self._pauses:
-            self.heard_at, self._pinged_at = now, None
+        if self.session.streams:
             if not self._writes.full:
                 self.ping()
-                if self.session.asked_alive:
-                    self.send_packet(v2.Alive())
+            self._set_timer(interval, self._keepalive)
+            return
+        if self._pauses:
+            self._ping_while_paused(now)
             self._set_timer(min(interval / 2, timeout / 2, PAUSED_PING_SECONDS), self._keepalive)
             return
         if self._pinged_at is not None and self.heard_at >= self._pinged_at:
@@ -740,6 +765,13 @@ class Connection(asyncio.Protocol):
             self._set_timer(min(interval, self._pinged_at + timeout - now), self._keepalive)
         else:
             self.abort(CloseCode.PING_TIMEOUT)
+
+    def _ping_while_paused(self, now: float) -> None:
+        self.heard_at, self._pinged_at = now, None
+        if not self._writes.full:
+            self.ping()
+            if self.session.asked_alive:
+                self.send_packet(v2.Alive())
 
     def _keepalive_anew(self) -> None:
         """Begin the keepalive anew after this process stood still: the peer may have answered in time."""

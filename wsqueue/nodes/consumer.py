@@ -45,8 +45,9 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import classic, v2
 from ..protocol.close import CloseCode, Closed
+from ..protocol.events import EVENTS, ONLY_GET, asked
 from ..protocol.frames import frame_messages
-from ..protocol.framing import HttpResponse, PongReceived, Post
+from ..protocol.framing import Get, HttpResponse, PongReceived, Post
 from ..protocol.packed import NOTHING, pack_texts
 from ..protocol.session import Event, HelloDone, MessageDropped, MessagesReceived
 from ..protocol.upgrade import topic_in_path
@@ -55,17 +56,23 @@ from ..report.stats import TopTopics
 from ..report.warnings import MAX_CLOCK_SECONDS
 from .classic_delivery import ClassicDelivery
 from .clients import Clients
+from .event_stream import EventOutlet, EventsEndpoint, EventTurns
+from .homes import Homes
 from .lags import Lags
 from .memberships import GROUP_PACKETS, Memberships
 from .named_readers import NamedReaders, NamedSubscriptions
 from .operations import Operations
 from .operator_endpoint import OperationFailed
 from .prefixes import Follower, Prefixes
-from .reader import Reader, ReaderTurns
+from .reader import Outlet, Reader, ReaderTurns
 from .subscribers import Subscribers
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
+
+NOT_FOUND = HttpResponse(
+    404, "Not found: this consumer has /producer and /subscribe/TOPIC, and GET /events/TOPIC.\n"
+)
 
 NO_POST = HttpResponse(404, "Not found: a consumer takes no messages; a producer has /publish/TOPIC.\n")
 
@@ -135,6 +142,7 @@ class Consumer:
         operations: Does the requests of operators.
         lags: Knows by how much groups and named readers are behind.
         prefixes: The connections that subscribe to all topics with a prefix.
+        event_turns: Lets the streams of events take turns.
         behind: The readers that have not been sent all that is stored because they are slow.
         cutting: Held by the reader that cuts a record.
     """
@@ -179,6 +187,8 @@ class Consumer:
         self.peers: set[Connection] = set()
         self.max_topic_bytes = config.limits.max_topic_bytes
         self.max_message_bytes = config.limits.max_message_bytes
+        self.event_turns = EventTurns()
+        self._homes = Homes(config.all_consumers, config.listeners)
         self._producer_endpoint = ProducerEndpoint(self)
         self._trimming: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -191,13 +201,27 @@ class Consumer:
         if path == SUBSCRIBE:
             return SubscribeEndpoint(self, None)
         if not path.startswith(f"{SUBSCRIBE}/"):
-            return HttpResponse(404, "Not found: this consumer has /producer and /subscribe/TOPIC.\n")
+            return NOT_FOUND
         topic = topic_in_path(path.removeprefix(f"{SUBSCRIBE}/"), self.max_topic_bytes)
         return topic if isinstance(topic, HttpResponse) else SubscribeEndpoint(self, topic)
 
-    def post_endpoint(self, _path: str, _post: Post) -> HttpResponse:
+    def post_endpoint(self, path: str, _post: Post) -> HttpResponse:
         """Return the page that refuses any `POST`: producers take messages."""
-        return NO_POST
+        return ONLY_GET if path.startswith(EVENTS) else NO_POST
+
+    def events_endpoint(self, path: str, query: str, get: Get, origin: str | None) -> Handler | HttpResponse:
+        """Return the handler of `/events/<percent-encoded topic>`, or an error page."""
+        if path == EVENTS:
+            return NOT_FOUND
+        topic = topic_in_path(path.removeprefix(EVENTS), self.max_topic_bytes, too_long=414)
+        request = topic if isinstance(topic, HttpResponse) else asked(topic, query, get)
+        if isinstance(request, HttpResponse):
+            return request
+        # With a shared log, each consumer has all topics.
+        home = self._homes.elsewhere(request.start.topic) if self.logs.shared is None else None
+        if home is not None:
+            return HttpResponse(421, f"This topic belongs to another consumer: ask {home}.\n")
+        return EventsEndpoint(self, request, origin)
 
     async def start(self) -> None:
         """Open the logs of the topics.
@@ -231,7 +255,7 @@ class Consumer:
 
     def facts(self, window_seconds: float) -> Facts:
         """Return the values that a report has of a consumer."""
-        slow: dict[Connection, int] = {}
+        slow: dict[Outlet, int] = {}
         for reader in self.behind:
             slow[reader.connection] = slow.get(reader.connection, 0) + reader.missing
         return Facts(
@@ -239,8 +263,8 @@ class Consumer:
             top_topics=self.top_topics.top(self._monitoring.top_topics, window_seconds),
             lags=self.lags.largest(self._monitoring.top_topics),
             slow_peers=[
-                SlowPeer(connection.peer, "v2", connection.buffered_bytes, missing)
-                for connection, missing in slow.items()
+                SlowPeer(outlet.peer, _protocol(outlet), outlet.buffered_bytes, missing)
+                for outlet, missing in slow.items()
             ],
             log=msgspec.structs.replace(self.logs.log_status(), clock_seconds=self._clock_ahead),
         )
@@ -256,6 +280,7 @@ class Consumer:
         self.classic.limits = config.limits
         self.buffers.limit = config.limits.max_total_buffered_bytes
         self.logs.index.limit = config.limits.max_index_bytes
+        self._homes = Homes(config.all_consumers, config.listeners)
         self._monitoring = config.monitoring
         self.logs.reconfigure(config.retention)
         old, new = self._retention, config.retention
@@ -456,6 +481,10 @@ def _add_refusal(
         first = before.number
         answers.pop()
     answers.append(v2.Refused(first, code, reason, last if last > first else None))
+
+
+def _protocol(outlet: Outlet) -> str:
+    return "events" if isinstance(outlet, EventOutlet) else "v2"
 
 
 def _monotonic() -> float:

@@ -13,7 +13,7 @@ from ..net.buffers import Buffers
 from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler, Traffic
 from ..protocol import v2
-from ..protocol.framing import HttpResponse, Post
+from ..protocol.framing import Get, HttpResponse, Post
 from ..report.report import Facts
 from ..report.stats import TopTopics
 from .clients import Clients
@@ -49,6 +49,17 @@ class Node(Protocol):
 
     def post_endpoint(self, path: str, post: Post) -> Handler | HttpResponse:
         """Return the handler that takes the body of a `POST`, or the page that answers it."""
+        ...
+
+    def events_endpoint(self, path: str, query: str, get: Get, origin: str | None) -> Handler | HttpResponse:
+        """Return the handler that answers a `GET` with the events of a topic, or the page that refuses it.
+
+        Args:
+            path: Path of the request, from `EVENTS` on.
+            query: Query of the request, percent-encoded.
+            get: The head of the request.
+            origin: The site whose page sends it, None for none.
+        """
         ...
 
     async def operate(self, connection: Connection, request: v2.OperatorRequest) -> v2.OperatorAnswer:

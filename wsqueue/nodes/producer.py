@@ -26,7 +26,7 @@ from ..protocol import v2 as packets_v2
 from ..protocol.access import ANYBODY, Identity
 from ..protocol.base64url import base64url
 from ..protocol.close import CloseCode, Closed
-from ..protocol.framing import HttpResponse, PongReceived, Post
+from ..protocol.framing import Get, HttpResponse, PongReceived, Post
 from ..protocol.packed import Packed, pack_texts
 from ..protocol.placement import Placement
 from ..protocol.session import Event, HelloDone, MessagesReceived
@@ -52,6 +52,10 @@ PUBLISH = "/publish/"
 """Begin of the paths to which messages are posted."""
 
 NOT_FOUND = HttpResponse(404, "Not found: this producer has /produce and /publish/TOPIC.\n")
+
+NO_EVENTS = HttpResponse(
+    404, "Not found: a producer keeps no messages; the consumer of the topic has /events/TOPIC.\n"
+)
 
 ONLY_POST = HttpResponse(405, "Only POST is answered here.\n", headers={"Allow": "POST"})
 
@@ -122,6 +126,10 @@ class Producer(Handler):
         if (post.size or 0) > limits.max_message_bytes:
             return too_large(limits.max_message_bytes)
         return PublishRequest(self, topic, post)
+
+    def events_endpoint(self, _path: str, _query: str, _get: Get, _origin: str | None) -> HttpResponse:
+        """Return the page that refuses it: consumers keep messages."""
+        return NO_EVENTS
 
     async def start(self) -> None:
         """Begin to connect to all consumers."""

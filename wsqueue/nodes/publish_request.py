@@ -129,7 +129,7 @@ class PublishRequest(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Publish the body, once it is there."""
         for event in events:
-            if isinstance(event, BodyReceived) and connection.session.takes_body:
+            if isinstance(event, BodyReceived) and connection.session.unanswered:
                 self._publish(connection, event.body)
 
     def lost(self, connection: Connection, closed: Closed) -> None:

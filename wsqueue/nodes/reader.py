@@ -33,13 +33,13 @@ import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 from ..errors import WsqueueError
 from ..journal import log
 from ..log.records import Record
 from ..log.store import Store
 from ..log.topic import TopicLog
-from ..net.connection import Connection
 from ..protocol import v2
 from ..protocol.close import CloseCode
 from ..protocol.frames import frame_messages
@@ -54,6 +54,42 @@ TURN_CHUNKS = 8
 
 MAX_FRAMES_BYTES = 2 * CHUNK_BYTES
 """Maximum bytes of one write to a live reader: more could overflow the write buffer, which closes it."""
+
+
+class Outlet(Protocol):
+    """The connection of a subscriber, as far as a reader needs it, or an adapter that stands in for it."""
+
+    @property
+    def peer(self) -> str:
+        """Return the address of the subscriber."""
+        ...
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Return the bytes that wait in this process to be written."""
+        ...
+
+    @property
+    def sendable(self) -> bool:
+        """Return True if messages can be written."""
+        ...
+
+    @property
+    def congested(self) -> bool:
+        """Return True if the subscriber reads slowly; `Reader.catch_up` is called after it."""
+        ...
+
+    def send_packet(self, packet: v2.Packet) -> None:
+        """Write one packet."""
+        ...
+
+    def send_frames(self, frames: bytes) -> bool:
+        """Write frames of packets; return True if they were written."""
+        ...
+
+    def fail(self, code: CloseCode, reason: str = "") -> None:
+        """End the connection."""
+        ...
 
 
 class ReaderTurns:
@@ -103,7 +139,7 @@ class Reader:
     """Take one subscriber through the log of one topic.
 
     Args:
-        connection: Connection of the subscriber.
+        connection: Connection of the subscriber, or an outlet that stands in for it.
         logs: The logs of all topics.
         packet: The topic, and where to start.
         counters: Counters of the node.
@@ -132,7 +168,7 @@ class Reader:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: Outlet,
         logs: Store,
         packet: v2.Subscribe,
         *,
@@ -188,8 +224,8 @@ class Reader:
             self._ask()
 
     @property
-    def connection(self) -> Connection:
-        """Return the connection of the subscriber."""
+    def connection(self) -> Outlet:
+        """Return the connection of the subscriber, or its outlet."""
         return self._connection
 
     @property
@@ -433,7 +469,7 @@ class Reader:
         self._connection.send_packet(v2.Gap(self._topic, self._offset, missed))
 
 
-def _has_room(connection: Connection) -> bool:
+def _has_room(connection: Outlet) -> bool:
     return connection.sendable and not connection.congested
 
 

@@ -27,6 +27,7 @@ from ..net.certificates import TlsContexts
 from ..net.connection import Connection, Handler
 from ..net.timers import deadline
 from ..protocol import v2
+from ..protocol.events import EVENTS
 from ..protocol.framing import HttpResponse, RequestReceived
 from ..protocol.proxies import client_of, networks
 from ..version import __version__
@@ -247,13 +248,17 @@ class Service:
         self, listener: Listener, connection: Connection, request: RequestReceived
     ) -> Handler | HttpResponse:
         """Return the handler of a request, or the page that answers it."""
-        path = request.path.partition("?")[0]
+        path, _, query = request.path.partition("?")
         connection.session.unbound = self._config.channel_binding == "optional"
         if request.forwarded_for is not None:
             connection.forwarded_from("")
         if listener.proxied:
             path = self._come_through_a_proxy(connection, request, path)
         if not self._pages.sites.trusts_origin(request.origin, request.host):
+            return OTHER_SITE
+        get = request.get if path.startswith(EVENTS) else None
+        if get is not None and get.embedded:
+            # It has no `Origin`, but the cookies of a page that a browser shows.
             return OTHER_SITE
         all_pages = self._pages.allowed(connection, request.host, pages_only=listener.pages_only)
         page = None if request.post is not None else self._pages.answer(path, all_pages=all_pages)
@@ -262,6 +267,9 @@ class Service:
         if request.post is not None:
             private = connection.private and request.post.scheme in ("", "https")
             answer = self.node.post_endpoint(path, request.post) if private else NOT_PRIVATE
+        elif get is not None:
+            private = connection.private and get.scheme in ("", "https")
+            answer = self.node.events_endpoint(path, query, get, request.origin) if private else NOT_PRIVATE
         else:
             answer = self._endpoints.get(path) or self.node.endpoint(path)
         if isinstance(answer, Handler) and self.connections.full(answer):

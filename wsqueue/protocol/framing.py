@@ -133,6 +133,31 @@ class Post(msgspec.Struct, frozen=True):
         return f"Post(size={self.size}, content_type={self.content_type!r}, bearer=<hidden>)"
 
 
+class Get(msgspec.Struct, frozen=True):
+    """Hold the head of a `GET` or `HEAD` that asks for no WebSocket, as far as a stream of events needs it.
+
+    Attributes:
+        bearer: The credential (RFC 6750), "" if there is none; it is hidden.
+        cookies: The `Cookie` headers, which may have a credential too, and are hidden.
+        accept: The `Accept` headers, "" if there are none.
+        last_event_id: Id of the last event that the peer has got, "" if it has got none.
+        scheme: Scheme with which the request came to a proxy, "" if no header says that.
+        embedded: True if a page sends the request without being able to read the answer, as for a picture.
+        head: True if it is a `HEAD`.
+    """
+
+    bearer: str = ""
+    cookies: str = ""
+    accept: str = ""
+    last_event_id: str = ""
+    scheme: str = ""
+    embedded: bool = False
+    head: bool = False
+
+    def __repr__(self) -> str:
+        return f"Get(accept={self.accept!r}, last_event_id={self.last_event_id!r}, bearer=<hidden>)"
+
+
 class RequestReceived(msgspec.Struct, frozen=True):
     """Report a request, to be answered with `accept` or `respond`.
 
@@ -143,6 +168,7 @@ class RequestReceived(msgspec.Struct, frozen=True):
         origin: The `Origin` headers, None if there are none: the site whose page sends the request.
         forwarded_for: The `X-Forwarded-For` headers, None if no header says that a proxy forwards it.
         post: The head of a `POST`, None if it is a `GET` or a `HEAD`.
+        get: The head of a `GET` or `HEAD` that asks for no WebSocket, None if it is another request.
     """
 
     path: str
@@ -151,6 +177,7 @@ class RequestReceived(msgspec.Struct, frozen=True):
     origin: str | None = None
     forwarded_for: str | None = None
     post: Post | None = None
+    get: Get | None = None
 
 
 class Upgraded(msgspec.Struct, frozen=True):

@@ -7,7 +7,7 @@ which `data_to_send` puts on the wire and `closed` keeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from typing import Self
 
@@ -16,6 +16,7 @@ import msgspec
 from . import classic, v2
 from .access import BearerError, KeyRing, Peer
 from .close import CloseCode, Closed, PeerError
+from .event_framing import EventFraming
 from .frames import frame_messages
 from .framing import (
     LIBRARY_FRAMES,
@@ -33,7 +34,7 @@ from .framing import (
 from .hello import ClassicHandshake
 from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
-from .upgrade import UNAUTHENTICATED, ClientFraming, ServerFraming
+from .upgrade import UNAUTHENTICATED, ClientFraming, ServerFraming, credential_of
 from .v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024
@@ -229,9 +230,14 @@ class Session:
         return self._done and self._framing.open
 
     @property
-    def takes_body(self) -> bool:
-        """Return True from `accept_post` until the request is answered."""
-        return isinstance(self._framing, ServerFraming) and self._framing.takes_body
+    def unanswered(self) -> bool:
+        """Return True from `accept_post` or `accept_get` until the request is answered."""
+        return isinstance(self._framing, ServerFraming) and self._framing.unanswered
+
+    @property
+    def streams(self) -> bool:
+        """Return True from `stream` on: events go out, and nothing comes in."""
+        return isinstance(self._framing, EventFraming)
 
     @property
     def quiet(self) -> bool:
@@ -322,14 +328,42 @@ class Session:
         assert request is not None, "there is no request to answer"
         assert request.post is not None, "the request has no body"
         assert isinstance(framing, ServerFraming)
-        try:
-            self.peer = keys.find_bearer(request.post.bearer, now)
-        except BearerError as error:
-            self.claimed = error.claimed
-            self.respond(HttpResponse(HTTPStatus.UNAUTHORIZED, f"{error}\n", headers=UNAUTHENTICATED))
+        if not self._proves_by_bearer(keys, request.post.bearer, now):
             return []
-        self._done, self._request = True, None
         return [HelloDone(), *self._take(framing.take_body())]
+
+    def accept_get(self, keys: KeyRing, *, now: float) -> list[Event]:
+        """Keep the `GET` that was requested, from a peer with a credential; else respond.
+
+        Args:
+            keys: All keys that are taken.
+            now: Unix time, by which tokens are judged.
+
+        Returns:
+            `HelloDone`, as `accept_post` does. Then answer it with `stream` or `respond`.
+        """
+        request, framing = self._request, self._framing
+        assert request is not None, "there is no request to answer"
+        assert request.get is not None, "the request is another one"
+        assert isinstance(framing, ServerFraming)
+        if not self._proves_by_bearer(keys, credential_of(request.get), now):
+            return []
+        framing.hold()
+        return [HelloDone()]
+
+    def stream(self, headers: Mapping[str, str]) -> None:
+        """Answer a `GET` with events without end, which `Connection` writes.
+
+        Args:
+            headers: Headers of the response.
+        """
+        assert isinstance(self._framing, ServerFraming)
+        self._framing = self._framing.stream(headers)
+
+    def say_inside_event(self, inside: bool) -> None:
+        """Note whether a part of an event is still to be written, so that nothing else comes before it."""
+        if isinstance(self._framing, EventFraming):
+            self._framing.inside_event = inside
 
     def respond(self, page: HttpResponse) -> None:
         """Answer the request with a page, which ends the session."""
@@ -360,6 +394,17 @@ class Session:
     def fail(self, code: CloseCode, reason: str = "") -> None:
         """End the session at once, unless it has ended; nothing more is read from the peer."""
         self._framing.fail(code, reason or code.reason)
+
+    def _proves_by_bearer(self, keys: KeyRing, bearer: str, now: float) -> bool:
+        """Return True if a credential takes the place of the hello; respond if it does not."""
+        try:
+            self.peer = keys.find_bearer(bearer, now)
+        except BearerError as error:
+            self.claimed = error.claimed
+            self.respond(HttpResponse(HTTPStatus.UNAUTHORIZED, f"{error}\n", headers=UNAUTHENTICATED))
+            return False
+        self._done, self._request = True, None
+        return True
 
     def _take(self, items: list[Item]) -> list[Event]:
         events: list[Event] = []

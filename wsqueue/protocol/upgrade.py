@@ -1,11 +1,14 @@
 """The opening handshake of a WebSocket (RFC 6455 section 4): a request, and a response or a page.
 
 `ServerFraming` and `ClientFraming` are the two ends of a WebSocket. They differ until it is open; after that,
-both are a plain `Framing`. A request may also be a `POST`, whose body is read before it is answered:
+both are a plain `Framing`. A request may also be a `POST`, whose body is read before it is answered, or a
+`GET` that is answered with events without end:
 
 ```
 head ──> RequestReceived ─┬─ accept ──────> Upgraded, and the frames behind the head
                           ├─ take_body ───> BodyReceived ─ respond ──> a response, and the end
+                          ├─ hold ──┬─ stream ───> an EventFraming, which takes over
+                          │         └─ respond ──> a page, and the end
                           └─ respond ─────> a page, and the end
 ```
 """
@@ -13,7 +16,7 @@ head ──> RequestReceived ─┬─ accept ──────> Upgraded, and 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
@@ -31,11 +34,13 @@ from .classic import topic_too_long
 from .close import CloseCode, Closed
 
 if TYPE_CHECKING:
+    from .event_framing import EventFraming
     from .http_post import PostReader
 from .framing import (
     NO_LOGGER,
     BodyReceived,
     Framing,
+    Get,
     HttpResponse,
     Item,
     Post,
@@ -65,6 +70,20 @@ RETRY_SECONDS = 5
 
 UNAUTHENTICATED = {"WWW-Authenticate": "Bearer"}
 """Header of a response to a request without a credential that is taken (RFC 6750 section 3)."""
+
+
+COOKIE = "wsqueue_token"
+"""Name of the cookie that may have the credential of a `GET`, because a page can set no header there."""
+
+
+def credential_of(get: Get) -> str:
+    """Return the credential of a `GET`: its bearer, else its cookie; "" without one, or if cookies differ."""
+    found = {
+        value.strip().strip('"')
+        for name, _, value in (cookie.partition("=") for cookie in get.cookies.split(";"))
+        if name.strip() == COOKIE
+    }
+    return get.bearer or (found.pop() if len(found) == 1 else "")
 
 
 def too_large(max_bytes: int) -> HttpResponse:
@@ -109,7 +128,7 @@ class ServerFraming(Framing):
         "_begin",
         "_behind_request",
         "_body_read",
-        "_body_wanted",
+        "_held",
         "_post",
         "_request",
         "_subprotocol",
@@ -131,12 +150,12 @@ class ServerFraming(Framing):
         # The first bytes, while they may be those of a `POST`; None when that is known.
         self._begin: bytes | None = b""
         self._post: PostReader | None = None
-        self._body_wanted = self._body_read = False
+        self._held = self._body_read = False
 
     @property
-    def takes_body(self) -> bool:
-        """Return True from `take_body` until the request is answered."""
-        return self._body_wanted and self._request is not None
+    def unanswered(self) -> bool:
+        """Return True from `take_body` or `hold` until the request is answered."""
+        return self._held and self._request is not None
 
     @property
     def unfinished_bytes(self) -> int:
@@ -161,12 +180,25 @@ class ServerFraming(Framing):
         """Read the body of a `POST`; return it if all of it is behind the head already."""
         assert self._post is not None
         items: list[Item] = []
-        self._body_wanted = True
+        self._held = True
         data, self._behind_request = self._behind_request, b""
         self._read_body(self._post, data, items)
-        if not items and self.takes_body and self._post.expects_continue:
+        if not items and self.unanswered and self._post.expects_continue:
             self._writes.append(CONTINUE)
         return items
+
+    def hold(self) -> None:
+        """Keep a `GET` until it is answered, with events or with a page."""
+        self._held = True
+
+    def stream(self, headers: Mapping[str, str]) -> EventFraming:
+        """Answer a `GET` with the head of a response without end; return the framing that goes on."""
+        # Imported here because most connections are of WebSockets.
+        from .event_framing import EventFraming  # noqa: PLC0415
+
+        library, _ = self._answer()
+        response = Response(HTTPStatus.OK, HTTPStatus.OK.phrase, Headers({**headers, "Connection": "close"}))
+        return EventFraming([*library.data_to_send(), response.serialize()])
 
     def respond(self, page: HttpResponse) -> None:
         """Answer the request with a page, and end the connection; the bytes behind it are ignored."""
@@ -181,14 +213,14 @@ class ServerFraming(Framing):
         self._send(response, request, page.text if request.method == "POST" else "")
 
     def close(self, code: CloseCode, reason: str) -> None:
-        """Begin the close handshake, or answer a request whose body was taken."""
-        if self.takes_body:
+        """Begin the close handshake, or answer a request that is held."""
+        if self.unanswered:
             self.respond(_page_for(code, reason))
         super().close(code, reason)
 
     def fail(self, code: CloseCode, reason: str) -> None:
-        """End the connection at once, unless it has ended; a request whose body was taken is answered."""
-        if self.takes_body:
+        """End the connection at once, unless it has ended; a request that is held is answered."""
+        if self.unanswered:
             self.respond(_page_for(code, reason))
         super().fail(code, reason)
 
@@ -246,7 +278,7 @@ class ServerFraming(Framing):
                 self._behind_request += behind
                 items.append(self._received(self._request, fields))
             self._refuse_post(post)
-        elif self._body_wanted:
+        elif self._held:
             self._read_body(post, data, items)
         else:
             self._behind_request += data
@@ -289,7 +321,8 @@ class ServerFraming(Framing):
         origin = ", ".join(event.headers.get_all("Origin")) if "Origin" in event.headers else None
         forwarded = any(name in event.headers for name in FORWARDING_HEADERS)
         forwarded_for = ", ".join(event.headers.get_all(FORWARDING_HEADERS[0])) if forwarded else None
-        return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for, post)
+        get = _get_of(event) if post is None and "Upgrade" not in event.headers else None
+        return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for, post, get)
 
     def _refusal(self, error: Exception) -> Closed:
         status = HTTPStatus.BAD_REQUEST
@@ -349,6 +382,24 @@ class ClientFraming(Framing):
 def _offered(request: Request) -> str:
     """Return the subprotocols that a request offers, as they were sent."""
     return ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
+
+
+def _get_of(request: Request) -> Get:
+    """Return the head of a `GET` or `HEAD` that asks for no WebSocket."""
+
+    def value(name: str, separator: str = ", ") -> str:
+        return separator.join(request.headers.get_all(name)).strip()
+
+    scheme, _, bearer = value("Authorization").partition(" ")
+    return Get(
+        bearer.strip() if scheme.lower() == "bearer" else "",
+        value("Cookie", "; "),
+        value("Accept"),
+        value("Last-Event-ID"),
+        value("X-Forwarded-Proto"),
+        value("Sec-Fetch-Mode") == "no-cors",
+        request.method == "HEAD",
+    )
 
 
 def _page_for(code: CloseCode, reason: str) -> HttpResponse:

@@ -163,7 +163,7 @@ class SlowPeer(msgspec.Struct, frozen=True):
 
     Attributes:
         peer: The subscriber's address.
-        protocol: v2 or classic.
+        protocol: v2, classic or events.
         buffered_bytes: Bytes that wait to be written to it.
         behind_messages: Messages that it has still to read from the logs.
     """

@@ -66,7 +66,9 @@ class Peer(FakeConnection):
     def __init__(self, role: str = "subscriber", state: str = "open", protocol: str = "v2") -> None:
         super().__init__()
         self.state = state
-        opened: Any = SimpleNamespace(established=state == "open", takes_body=protocol == "http")
+        opened: Any = SimpleNamespace(
+            established=state == "open", unanswered=protocol == "http", streams=protocol == "events"
+        )
         self.session = accept() if state == "hello" else opened
         self.session.v2 = protocol == "v2"
         self.handler = SimpleNamespace(peer_role=role) if role else None  # type: ignore[assignment]
@@ -206,7 +208,7 @@ class TestConnections:
     def test_kinds(self, node: Node) -> None:
         node.connections |= {Peer(), Peer(), Peer(protocol="classic"), Peer(state="closing")}
         node.connections |= {Peer("producer", "hello"), Peer("", "hello"), Peer("monitor")}
-        node.connections |= {Peer("publisher", "closing", "http")}
+        node.connections |= {Peer("publisher", "closing", "http"), Peer(protocol="events")}
         assert node.reporter.report().connections == [
             ConnectionCount("", "hello", "", 1),
             ConnectionCount("monitor", "open", "v2", 1),
@@ -214,6 +216,7 @@ class TestConnections:
             ConnectionCount("publisher", "open", "http", 1),
             ConnectionCount("subscriber", "closing", "v2", 1),
             ConnectionCount("subscriber", "open", "classic", 1),
+            ConnectionCount("subscriber", "open", "events", 1),
             ConnectionCount("subscriber", "open", "v2", 2),
         ]
 

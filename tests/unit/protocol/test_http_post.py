@@ -65,7 +65,7 @@ def test_however_it_is_cut(body: bytes, cuts: list[int], chunked: bool) -> None:
     assert head.post == Post(size, KEY)
     assert isinstance(hello, HelloDone)
     assert whole == BodyReceived(body)
-    assert acceptor.takes_body
+    assert acceptor.unanswered
     acceptor.respond(HttpResponse(204, ""))
     assert status(acceptor) == 204
     assert acceptor.closing

@@ -48,7 +48,7 @@ def newer(files: str, name: str) -> list[str]:
         if changed > since:
             found.append(file)
         if changed > now and options:
-            os.utime(file)
+            os.utime(file, follow_symlinks=False)
     return found
 
 

@@ -62,6 +62,10 @@ check: $(READY) ## Run the linters and the unit tests side by side, in a minute:
 unit: $(READY) ## Run the unit tests
 	$(BIN)/pytest --quiet --numprocesses 2 tests/unit
 
+.PHONY: test-pythons
+test-pythons: $(READY) ## Run the unit tests on Python 3.11 to 3.14, those of Debian and Ubuntu, in ten minutes (as root)
+	@$(BIN)/python -I scripts/test-pythons
+
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage erase
@@ -97,6 +101,10 @@ zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<target>.pyz, which the roles
 .PHONY: collection
 collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
 	@scripts/collection $(VENV)
+
+.PHONY: npm
+npm: $(DEPLOYS) ## Build dist/wsqueue-<version>.tgz, the npm package of the JavaScript client: docs/packages.md
+	@$(BIN)/python -I scripts/npm-package
 
 .PHONY: lint
 lint: $(READY) ## Run all linters

@@ -88,7 +88,7 @@ class Target:
         )
 
 
-def install(clone: Path, target: Target, site: Path, wheels: Path) -> None:
+def install(clone: Path, target: Target, site: Path, wheels: Path, file: str = "nodes.txt") -> None:
     """Put the dependencies of a clone into a directory, from which the Python of a target imports them.
 
     Args:
@@ -96,21 +96,22 @@ def install(clone: Path, target: Target, site: Path, wheels: Path) -> None:
         target: That for which wheels are chosen.
         site: The directory.
         wheels: Another, to which the wheels are downloaded.
+        file: That of `requirements/` with the dependencies.
 
     Raises:
         CalledProcessError: pip could not download all of them, and has said why.
     """
-    download(clone, target, wheels)
+    download(clone, target, wheels, file)
     # Not by pip, which adds files that depend on its version and on directories.
     for wheel in sorted(wheels.glob("*.whl")):
         unpack(wheel, site)
 
 
-def download(clone: Path, target: Target, wheels: Path) -> None:
+def download(clone: Path, target: Target, wheels: Path, file: str) -> None:
     """Download the wheels of all dependencies for a target into a directory."""
     wheels.mkdir(parents=True)
     pinned = wheels / "requirements.txt"
-    text = (clone / "requirements" / "nodes.txt").read_text(encoding="utf-8")
+    text = (clone / "requirements" / file).read_text(encoding="utf-8")
     pinned.write_text(requirements(text, target), encoding="utf-8")
     pip = [sys.executable, "-I", str(clone / "scripts" / "pip"), "download", "--quiet", "--dest", str(wheels)]
     # A wheel with another hash is refused, and none is built: that would run code that no hash covers. The

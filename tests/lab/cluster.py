@@ -20,10 +20,12 @@ import pytest
 from wsqueue.protocol.routing import router
 
 from ..support import control_node
-from ..support.labs import OwnLab
+from ..support.labs import CANNOT, OwnLab
 from ..support.waiting import wait_until
 
 HOSTS = ("consumer1", "consumer2", "producer1", "demo1")
+SUITES = {"consumer2": "trixie", "producer1": "noble"}
+"""Hosts with another distribution than the others have, so that one cluster spans them all."""
 CONSUMERS = (("consumer1", 10001), ("consumer1", 10003), ("consumer2", 10001))
 PRODUCERS = (("producer1", 10002), ("producer1", 10004))
 NODES = [("consumer", *node) for node in CONSUMERS] + [("producer", *node) for node in PRODUCERS]
@@ -38,6 +40,8 @@ needs_time = pytest.mark.skipif(
     reason="would make `make test` last too long: WSQUEUE_WHOLE_LAB=1 is not in the environment",
 )
 """Marks tests that run only when they are asked for."""
+
+TARGET = "import platform, sys; print(f'cp3{sys.version_info[1]}-{platform.machine()}')"
 
 # The values come in this program, on standard input: so they are in no command line and no environment.
 SEARCH = """
@@ -82,7 +86,27 @@ class Cluster:
         self.passphrase = secrets.token_urlsafe(32)
         self.clients: dict[str, Any] = {"billing": {"key": self.client_key, "publish": ["orders/*"]}}
         self.outputs: list[str] = []
+        self.missing: dict[str, str] = {}
+        self.targets: dict[str, str] = {}
         self.zipapps: dict[str, Path] = {}
+
+    def boot(self) -> None:
+        """Boot the hosts; one whose suite cannot be had here gets that of the others."""
+        suites = {}
+        for host, suite in SUITES.items():
+            # The first call builds the base, unless there is one.
+            result = self.lab.try_to("run", suite, "true", timeout=900)
+            if result.returncode == CANNOT:
+                self.missing[suite] = result.stderr.splitlines()[-1]
+            else:
+                suites[host] = suite
+        self.lab.suites = suites
+        self.lab.up()
+        self.targets = {host: self.lab.ssh(host, "python3 -", stdin=TARGET) for host in HOSTS}
+
+    def zipapp(self, version: str, host: str) -> Path:
+        """Return the file that a host needs, whose name in `zipapps` has a variable of the inventory."""
+        return Path(str(self.zipapps[version]).replace("{{target}}", self.targets[host]))
 
     @property
     def tls(self) -> Path:
@@ -104,7 +128,9 @@ class Cluster:
 
     def inventory(self, name: str, **changes: Any) -> Path:
         """Write the inventory, with other variables for all hosts or, as `host__variable`, for one."""
-        hosts: dict[str, dict[str, Any]] = {host: {"ansible_host": self.lab.address(host)} for host in HOSTS}
+        hosts: dict[str, dict[str, Any]] = {
+            host: {"ansible_host": self.lab.address(host), "target": self.targets[host]} for host in HOSTS
+        }
         hosts["consumer1"]["wsqueue_consumer_ports"] = [10001, 10003]
         hosts["producer1"]["wsqueue_producer_ports"] = [10002, 10004]
         variables: dict[str, Any] = self.lab.variables | {

@@ -15,10 +15,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Boot the hosts; nothing is deployed."""
     lab = OwnLab(tmp_path_factory.mktemp("lab"), HOSTS)
     try:
-        lab.up()
         cluster = Cluster(lab, tmp_path_factory.mktemp("rollout"))
+        cluster.boot()
+        targets = sorted(set(cluster.targets.values()))
         for version in (OLD, NEW):
-            cluster.zipapps[version] = build(tmp_path_factory.mktemp("source"), version)
+            zipapp = build(tmp_path_factory.mktemp("source"), version, *targets)
+            cluster.zipapps[version] = zipapp.with_name(f"wsqueue-{version}-{{{{target}}}}.pyz")
         cluster.inventory("good")
         cluster.play("ansible/playbooks/ca.yml", "-vvv", "--diff")
         yield cluster

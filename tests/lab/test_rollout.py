@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import ssl
+import tarfile
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from .cluster import (
     NEW,
     NODES,
     OLD,
+    SUITES,
     VERIFIED,
     WAIT_SECONDS,
     Cluster,
@@ -63,7 +65,7 @@ def test_a_check_of_fresh_hosts(cluster: Cluster) -> None:
 @needs_time
 def test_wrong_inventories_are_refused_before_anything_is_changed(cluster: Cluster) -> None:
     other = cluster.directory / "wsqueue-0.1.0-cp399-x86_64.pyz"
-    shutil.copy(cluster.zipapps[OLD], other)
+    shutil.copy(cluster.zipapp(OLD, "consumer1"), other)
     wrong = {
         "is the original nodes' default": cluster.inventory("key", wsqueue_psk="pre-shared-key"),
         "wsqueue_psk would be refused by the nodes": cluster.inventory("weak", wsqueue_psk="a secret"),
@@ -104,6 +106,21 @@ def test_a_second_run_and_a_check_change_nothing(deployed: Cluster) -> None:
     assert VERIFIED.search(output)
     assert_nothing_changed(output, HOSTS)
     assert_nothing_changed(checked.result(), HOSTS[1:])
+
+
+@pytest.mark.parametrize(("host", "suite"), SUITES.items())
+def test_a_host_of_another_distribution_runs_a_release_of_its_own(
+    deployed: Cluster, host: str, suite: str
+) -> None:
+    if suite in deployed.missing:
+        pytest.skip(deployed.missing[suite])
+    assert deployed.lab.ssh(host, ". /etc/os-release; echo $VERSION_CODENAME") == suite
+    assert deployed.targets[host] != deployed.targets["consumer1"]
+    node = next(node for node in NODES if node[1] == host)
+    pid = deployed.property(node, "MainPID")
+    loaded = deployed.lab.ssh(host, f"grep -oE 'cpython-3[0-9]+-' /proc/{pid}/maps | sort -u").split()
+    python = deployed.targets[host].removeprefix("cp").partition("-")[0]
+    assert loaded == [f"cpython-{python}-"]
 
 
 def test_the_key_is_nowhere(deployed: Cluster) -> None:
@@ -375,6 +392,30 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     assert result["received"] == result["published"]
     assert result["duplicates"] == 0
     assert result["overtaken"] == []
+
+
+def test_one_archive_for_support_without_a_secret(deployed: Cluster) -> None:
+    output = deployed.play("ansible/playbooks/support.yml")
+    assert sum(counts["changed"] for counts in recap(output).values()) == 1
+    [archive] = (deployed.directory / "good" / "support").iterdir()
+    with tarfile.open(archive) as opened:
+        members = {member.name.partition("/")[2]: opened.extractfile(member) for member in opened}
+        texts = {name: file.read().decode() for name, file in members.items() if file is not None}
+    assert {f"{host}/doctor.txt" for host in HOSTS} < set(texts)
+    assert "started" in texts["consumer1/journal/wsqueue-consumer@10003.service.txt"]
+    assert [name for name, text in texts.items() for secret in deployed.secrets if secret in text] == []
+
+
+@needs_time
+def test_a_restart_under_load(deployed: Cluster) -> None:
+    since = deployed.lab.ssh("demo1", "sleep 1; date +%s")
+    with load(deployed.lab) as result:
+        output = deployed.play("ansible/playbooks/restart.yml")
+    assert VERIFIED.search(output)
+    away = times_away(deployed, since)
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(away)), away
+    assert result["received"] == result["published"]
+    assert result["duplicates"] == 0
 
 
 def test_a_rollback_to_a_damaged_release_is_refused(deployed: Cluster) -> None:

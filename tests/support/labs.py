@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,7 @@ class OwnLab:
 
     def __init__(self, directory: Path, hosts: Sequence[str], first: str = "wsqr", net: int = 10) -> None:
         self.directory, self.hosts = directory, hosts
+        self.suites: Mapping[str, str] = {}
         self.bridge = f"{first}{os.getpid() % 10_000_000}"
         # Beside 10.231.7 of `make lab` and 10.231.9 of Molecule.
         self.net = f"10.231.{net + os.getpid() % 80}"
@@ -74,7 +75,8 @@ class OwnLab:
 
     def up(self) -> str:
         # The first call builds the base, unless there is one.
-        result = self.try_to("up", *self.hosts, timeout=900)
+        named = [f"{host}:{self.suites[host]}" if host in self.suites else host for host in self.hosts]
+        result = self.try_to("up", *named, timeout=900)
         skip_if_the_lab_cannot_run(result)
         assert result.returncode == 0, result.stdout + result.stderr
         return result.stdout
@@ -142,15 +144,24 @@ def skip_if_the_lab_cannot_run(result: subprocess.CompletedProcess[str]) -> None
         pytest.skip(result.stderr.splitlines()[-1])
 
 
-def build(directory: Path, version: str) -> Path:
-    """Build a zipapp of the package as it is here, with a version; not in dist/, which is the user's."""
+def build(directory: Path, version: str, *targets: str) -> Path:
+    """Build zipapps of the package as it is here, with a version; not in dist/, which is the user's.
+
+    Args:
+        directory: Where to build them.
+        version: Their version.
+        targets: The Pythons and machines for which they are, by default those that run this.
+
+    Returns:
+        The last of them.
+    """
     for name in ("wsqueue", "scripts", "requirements"):
         shutil.copytree(ROOT / name, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "LICENSE", directory / "LICENSE")
     file = directory / "wsqueue" / "version.py"
     file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
-    command: list[str | Path] = [BIN / "python", "-I", directory / "scripts" / "zipapp"]
+    command: list[str | Path] = [BIN / "python", "-I", directory / "scripts" / "zipapp", *targets]
     built: subprocess.CompletedProcess[str] = subprocess.run(
         command, stdout=subprocess.PIPE, text=True, check=True
     )
-    return directory / built.stdout.strip()
+    return directory / built.stdout.splitlines()[-1]

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -26,7 +27,8 @@ TAG = "import sys; print(f'cp{sys.version_info[0]}{sys.version_info[1]}')"
 LOCAL = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False}
 PLAYBOOK = """
 - hosts: all
-  gather_facts: false
+  gather_facts: true
+  gather_subset: [min]
   tasks:
     - ansible.builtin.import_role: {name: wsqueue, tasks_from: preflight_release}
     - ansible.builtin.debug: {msg: "content {{ wsqueue_release_facts.content }}"}
@@ -123,6 +125,74 @@ def test_a_zipapp_with_an_unknown_or_another_sum_is_refused(tmp_path: Path) -> N
     assert re.search(r"c3 : .* failed=0 ", shown)
 
 
+def python(directory: Path, minor: int, machine: str, path: str = "/usr/bin/python3") -> dict[str, object]:
+    """Write a program that answers like a Python, and return the variable that names it."""
+    file = directory / f"python3.{minor}-{machine}"
+    file.write_text(f"#!/bin/sh\nprintf '{minor}\\n{machine}\\n{path}\\n'\n")
+    file.chmod(0o755)
+    return {"wsqueue_python": str(file)}
+
+
+def test_the_hosts_decide_which_zipapps_are_built(tmp_path: Path) -> None:
+    clone = tmp_path / "clone"
+    for name in ("ansible", "collections", "scripts", "systemd", "wsqueue"):
+        shutil.copytree(
+            ROOT / name, clone / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    # It builds nothing.
+    (clone / "Makefile").write_text('zipapp:\n\t@echo "$(TARGETS)" >>asked; echo "No wheels." >&2; exit 1\n')
+    hosts: dict[str, dict[str, object]] = {
+        "c1": python(tmp_path, 14, "x86_64"),
+        "c2": python(tmp_path, 13, "aarch64"),
+        "c3": python(tmp_path, 12, "x86_64"),
+        "c4": python(tmp_path, 13, "aarch64"),
+        "c5": {"wsqueue_release_zipapp": "/own.pyz"},
+    }
+    playbook = clone / "ansible" / "playbooks" / "preflight.yml"
+
+    def run(*arguments: str) -> str:
+        result = control_node.try_to_run(
+            "ansible-playbook", "-i", inventory(tmp_path, hosts), playbook, *arguments
+        )
+        assert result.returncode != 0
+        return " ".join(result.stdout.split())
+
+    shown = run("--check", "--limit", "c2,c3,c4,c5")
+    assert (clone / "asked").read_text() == "cp312-x86_64 cp313-aarch64\n"
+    # The sentence of the build ends the run.
+    assert "No wheels." in shown
+    assert "Check all hosts" not in shown
+    run("--limit", "c5")
+    assert (clone / "asked").read_text().count("\n") == 1
+    # All hosts are looked at, and nothing is built, if one cannot run any zipapp.
+    hosts["c6"] = python(tmp_path, 9, "x86_64")
+    hosts["c7"] = {"wsqueue_python": "/nowhere/python3"}
+    shown = run()
+    assert (
+        "python3.9-x86_64 of c6 is Python 3.9, and wsqueue needs 3.11 or later; set wsqueue_python_" in shown
+    )
+    assert "c7 has no Python at /nowhere/python3; set wsqueue_python_package" in shown
+    assert (clone / "asked").read_text().count("\n") == 1
+
+
+def test_a_python_that_comes_with_the_release_decides_too(tmp_path: Path) -> None:
+    archive = tmp_path / "python.tar.gz"
+    with tarfile.open(archive, "w:gz") as written:
+        written.addfile(tarfile.TarInfo("python/bin/python3.98"))
+    found = hashlib.sha256(archive.read_bytes()).hexdigest()
+    machine = os.uname().machine
+    hosts: dict[str, dict[str, object]] = {
+        "c1": {"wsqueue_python_package": "python3.99"},
+        "c2": {"wsqueue_python_archive": str(archive), "wsqueue_python_sha256": found},
+        "c3": {"wsqueue_python_archive": str(archive)},
+    }
+    good, shown = check(tmp_path, hosts)
+    assert not good
+    assert f"-cp399-{machine}.pyz on this machine, which c1 needs" in shown
+    assert f"-cp398-{machine}.pyz on this machine, which c2 needs" in shown
+    assert f"{archive} has the SHA-256 {found}, and wsqueue_python_sha256 is not set" in shown
+
+
 def test_with_a_limit_too_the_release_is_built_from_the_sources(tmp_path: Path) -> None:
     clone = tmp_path / "clone"
     shutil.copytree(ROOT / "wsqueue", clone / "wsqueue", ignore=shutil.ignore_patterns("__pycache__"))
@@ -144,7 +214,7 @@ def test_with_a_limit_too_the_release_is_built_from_the_sources(tmp_path: Path) 
         # It fails after the build, for this is no host for the cluster.
         result = control_node.try_to_run("ansible-playbook", "-i", hosts, playbook, "--limit", "c2")
         assert "Check all hosts" in result.stdout, result.stdout
-        with zipfile.ZipFile(clone / "dist" / name_for(sys.executable)) as archive:
+        with zipfile.ZipFile(clone / "dist" / name_for("/usr/bin/python3")) as archive:
             return archive.read("site-packages/wsqueue/version.py").decode()
 
     version = clone / "wsqueue" / "version.py"

@@ -125,8 +125,10 @@ def doctor() -> str:
     files = sorted(str(path) for path in ETC.glob("*.toml"))
     if not RELEASE.exists() or not files:
         return "There is no release, or no configuration, on this host.\n"
+    # A release of an earlier version has no Python of its own.
+    python = RELEASE / "python"
     return run(
-        "/usr/bin/python3",
+        str(python) if python.exists() else "/usr/bin/python3",
         "-m",
         "wsqueue",
         "doctor",

@@ -49,7 +49,7 @@ def newer(files: str, name: str) -> list[str]:
         if changed > since:
             found.append(file)
         if changed > now and "touch" in options:
-            os.utime(file)
+            os.utime(file, follow_symlinks=False)
     return found
 
 

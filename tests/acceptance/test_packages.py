@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.metadata
 import re
 import subprocess
@@ -10,13 +11,16 @@ import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 
+from ..support.classic_peer import topic_of
 from ..support.commands import SECONDS
 from ..support.documents import code_blocks
+from ..support.nats_servers import NatsServers
 from ..support.paths import ROOT
 from ..support.processes import Cluster, clean_environment
 
@@ -133,3 +137,66 @@ def test_nodes_run(tmp_path: Path, wheel: Path, extra: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "hello" in done.stdout
+
+
+@pytest.fixture
+def sharing_cluster(cluster: Cluster, tmp_path: Path) -> Iterator[Cluster]:
+    """Return a cluster whose two consumers share a log."""
+    servers = NatsServers(tmp_path / "nats")
+    try:
+        servers.start(0)
+        asyncio.run(servers.healthy())
+        table = {f"jetstream.{key}": value for key, value in servers.settings.items()}
+        cluster.start(2, 2, retention={"mode": "jetstream", "jetstream.streams": 2} | table)
+        yield cluster
+    finally:
+        cluster.stop()
+        servers.stop()
+
+
+@contextmanager
+def both_clients(
+    tmp_path: Path, wheel: Path, *arguments: str | Path, launcher: str = ""
+) -> Iterator[subprocess.Popen[str]]:
+    """Run the program that uses both clients, without uvloop, and always end it."""
+    programs = install(tmp_path / "client", wheel, "")
+    files = [Path(__file__).with_name(name) for name in (launcher, "on_asyncio.py") if name]
+    with subprocess.Popen(
+        [programs / "python", *files, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=tmp_path,
+        env=clean_environment(),
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_both_clients_do_all_on_the_loop_of_asyncio(
+    tmp_path: Path, wheel: Path, sharing_cluster: Cluster
+) -> None:
+    """They also go on when nodes are lost: the consumer of a topic, and each producer."""
+    consumers, producers = sharing_cluster.consumers, sharing_cluster.producers
+    with both_clients(tmp_path, wheel, sharing_cluster.demo_file, topic_of(0, len(consumers))) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        assert program.stdout.readline() == "lost\n"
+        consumers[0].kill()
+        producers[0].kill()
+        print(file=program.stdin, flush=True)
+        assert program.stdout.readline() == "lost\n"
+        producers[0].start()
+        producers[1].kill()
+        print(file=program.stdin, flush=True)
+        assert program.stdout.read() == "all done\n"
+
+
+def test_both_clients_need_nothing_that_windows_lacks(
+    tmp_path: Path, wheel: Path, standing_cluster: Cluster
+) -> None:
+    with both_clients(tmp_path, wheel, standing_cluster.demo_file, launcher="as_on_windows.py") as program:
+        assert program.communicate(timeout=SECONDS)[0] == "all done\n"

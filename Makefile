@@ -102,6 +102,11 @@ zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<target>.pyz, which the roles
 collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
 	@scripts/collection $(VENV)
 
+.PHONY: deb
+deb: $(DEPLOYS) ## Build dist/wsqueue_<version>+py311_amd64.deb, the package of Debian 12 (TARGETS="cp313-x86_64": 13): docs/packages.md
+	@zipapps=$$($(BIN)/python -I scripts/zipapp $(TARGETS)); \
+	for zipapp in $$zipapps; do $(BIN)/python -I scripts/deb $$zipapp; done
+
 .PHONY: npm
 npm: $(DEPLOYS) ## Build dist/wsqueue-<version>.tgz, the npm package of the JavaScript client: docs/packages.md
 	@$(BIN)/python -I scripts/npm-package
@@ -113,7 +118,7 @@ lint: $(READY) ## Run all linters
 	$(BIN)/mypy
 	$(BIN)/yamllint --strict .yamllint .ansible-lint site.yml ansible molecule
 	PATH="$(CURDIR)/$(BIN):$$PATH" ansible-lint
-	PATH="$(CURDIR)/$(BIN):$$PATH" shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/* ansible/roles/*/files/*.sh)
+	PATH="$(CURDIR)/$(BIN):$$PATH" shellcheck $$(grep -lE "^#!/bin/(ba)?sh" scripts/* .ci/* packaging/deb/* ansible/roles/*/files/*.sh)
 	$(BIN)/python scripts/check-role-variables
 
 .PHONY: format

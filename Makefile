@@ -102,6 +102,10 @@ zipapp: $(DEPLOYS) ## Build dist/wsqueue-<version>-<target>.pyz, which the roles
 collection: $(DEPLOYS) ## Build dist/wsqueue-wsqueue-<version>.tar.gz, the roles and playbooks as an Ansible collection
 	@scripts/collection $(VENV)
 
+.PHONY: npm
+npm: $(DEPLOYS) ## Build dist/wsqueue-<version>.tgz, the npm package of the JavaScript client: docs/packages.md
+	@$(BIN)/python -I scripts/npm-package
+
 .PHONY: lint
 lint: $(READY) ## Run all linters
 	$(BIN)/ruff format --check .

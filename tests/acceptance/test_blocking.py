@@ -52,7 +52,7 @@ def test_messages_in_order_and_the_end(client: wsqueue.sync.Client, topic: str) 
 def test_a_message_that_comes_after_the_timeout_is_not_lost(client: wsqueue.sync.Client, topic: str) -> None:
     with client.subscribe(topic) as messages:
         for number in range(20):
-            with pytest.raises(TimeoutError):
+            with pytest.raises(TimeoutError, match=f"no message of '{topic}' came within 0.001 s"):
                 messages.get(timeout=0.001)
             client.publish(topic, str(number))
             with contextlib.suppress(TimeoutError):
@@ -90,8 +90,10 @@ def test_a_node_that_does_not_answer() -> None:
         client = wsqueue.sync.connect(
             producers=[f"{address}/produce"], consumers=[f"{address}/subscribe"], psk="k", open_seconds=1
         )
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"the messages on 'news' were not confirmed within 0.1 s"):
             client.publish("news", "x", timeout=0.1)
+        with pytest.raises(TimeoutError, match=r"not all messages were confirmed within 0.1 s"):
+            client.flush(timeout=0.1)
         with pytest.raises(wsqueue.ConnectError):
             client.publish("news", "x")
         with pytest.raises(wsqueue.ConnectError):

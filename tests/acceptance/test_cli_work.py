@@ -86,7 +86,9 @@ def test_a_message_is_done_or_lent_again_or_a_dead_letter(tmp_path: Path, config
     result = work(tmp_path, config, topic, script, "--retry-delay=0", "--max-deliveries=2", *IDLE)
     assert lines_of(result) == ["bad 1", "bad 2", "good 1", "killed 1", "killed 2", "late 1", "late 2"]
     assert summary(result.stderr) == "2 done, 5 failed"
-    reasons = re.findall(r"WARNING command failed group=g offset=\d+ deliveries=1 reason=(.+)", result.stderr)
+    failed = rf'WARNING command failed topic="{topic}" group=g offset=\d+'
+    reasons = re.findall(rf"{failed} deliveries=1 again_seconds=0 reason=(.+)", result.stderr)
+    assert len(re.findall(rf"{failed} deliveries=2 again_seconds=never reason=", result.stderr)) == 2
     assert sorted(reasons) == ['"exit code 1"', '"exit code 3"', '"signal 9"']
     assert "bad" not in result.stderr
     letters = run("subscribe", config, f"{topic}!g!dead", "--from=earliest", "--no-follow")

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 
@@ -15,6 +17,7 @@ import yaml
 
 from tests.support.paths import ROOT
 
+from ..lab.cluster import needs_time
 from ..support import control_node
 from ..support.labs import BIN
 
@@ -57,15 +60,69 @@ def test_all_places_name_the_same_version() -> None:
     assert f"ansible-core {oldest()} or later" in " ".join((ROOT / "docs" / "deploy.md").read_text().split())
 
 
+@pytest.mark.parametrize("what", ["deploy", "dev"])
+def test_all_tests_run_with_the_oldest(what: str) -> None:
+    pinned = (ROOT / "requirements" / f"{what}.txt").read_text()
+    assert re.findall(r"^ansible-core==(\d+\.\d+)\.", pinned, re.MULTILINE) == [oldest()]
+
+
+def newest_python() -> str | None:
+    """Return the newest Python in PATH that can make an environment, if newer than that of the tests."""
+    for minor in range(sys.version_info[1] + 10, sys.version_info[1], -1):
+        python = shutil.which(f"python3.{minor}")
+        # A name that pyenv knows may lead nowhere.
+        if python and not subprocess.run([python, "-c", "import ensurepip"], check=False).returncode:
+            return python
+    return None
+
+
+def install(directory: Path, requirement: str, python: str = sys.executable) -> Path:
+    """Install an ansible-core with what the roles need besides, and return the directory of its programs."""
+    venv = directory / "venv"
+    subprocess.run([python, "-I", "-m", "venv", venv], check=True)
+    installed = venv / "bin" / "python"
+    pip: list[str | Path] = [installed, "-I", ROOT / "scripts" / "pip", "install", "--quiet"]
+    subprocess.run([*pip, requirement, "cryptography"], check=True)
+    told = subprocess.run(
+        [installed, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    community = Path("ansible_collections", "community")
+    (Path(told.stdout.strip()) / community).mkdir(parents=True)
+    crypto = community / "crypto"
+    (Path(told.stdout.strip()) / crypto).symlink_to(Path(sysconfig.get_path("purelib")) / crypto)
+    return venv / "bin"
+
+
+@needs_time
+@pytest.mark.timeout(3600)
+def test_roles_and_playbooks_with_the_newest(tmp_path: Path) -> None:
+    """All other tests here but those of this file, which name the version."""
+    python = newest_python()
+    if python is None:
+        pytest.skip("newer versions of ansible-core need a newer Python, and there is none in PATH")
+    tests = [path for path in Path(__file__).parent.glob("test_*.py") if path != Path(__file__)]
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", *tests],
+        cwd=ROOT,
+        env=os.environ | {"WSQUEUE_ANSIBLE": str(install(tmp_path, "ansible-core", python))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout[-20_000:]
+
+
 @pytest.fixture(scope="module")
 def too_old(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Install the last ansible-core that is too old, and return its ansible-playbook."""
-    venv = tmp_path_factory.mktemp("old") / "venv"
-    subprocess.run([sys.executable, "-I", "-m", "venv", venv], check=True)
-    pip = [str(venv / "bin" / "python"), "-I", str(ROOT / "scripts" / "pip"), "install", "--quiet"]
     major, minor = oldest().split(".")
-    subprocess.run([*pip, f"ansible-core=={major}.{int(minor) - 1}.*"], check=True)
-    return venv / "bin" / "ansible-playbook"
+    requirement = f"ansible-core=={major}.{int(minor) - 1}.*"
+    return install(tmp_path_factory.mktemp("old"), requirement) / "ansible-playbook"
 
 
 def test_an_ansible_that_is_too_old_is_said(tmp_path: Path, too_old: Path) -> None:

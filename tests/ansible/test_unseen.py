@@ -82,6 +82,11 @@ def test_another_release(instance: Instance, tmp_path: Path) -> None:
     assert instance.unseen() == [f"restarted {tmp_path.name}"]
 
 
-def test_an_instance_that_does_not_run(instance: Instance) -> None:
+def test_a_restart_that_an_operator_wants(instance: Instance) -> None:
+    assert instance.unseen("restart", "touch") == ["restarted operator"]
+
+
+@pytest.mark.parametrize("options", [(), ("restart",)])
+def test_an_instance_that_does_not_run(instance: Instance, options: tuple[str, ...]) -> None:
     instance.pid = 0
-    assert instance.unseen() == []
+    assert instance.unseen(*options) == []

@@ -373,6 +373,18 @@ async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
             await raw.answer_close()
 
 
+async def test_the_first_log_stands_for_that_of_a_home_that_was_never_heard(tabs: Tabs) -> None:
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), LivelyServer() as one, LivelyServer() as two:
+        servers = {server.address: server for server in (one, two)}
+        page = await subscribed(tabs, home_address, [*servers])
+        first, second = (servers[address] for address in in_order(home_address, [*servers]))
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        await left(page, await heard(first, log_of("one", available=False)))
+        await left(page, await heard(second, log_of("another")))
+        await js(page, "client.close()")
+
+
 async def test_an_unavailable_home_is_left_for_one_with_its_log(tabs: Tabs) -> None:
     async with soon(), LivelyServer() as home, LivelyServer() as one, LivelyServer() as two:
         servers = {server.address: server for server in (one, two)}

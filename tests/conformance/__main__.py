@@ -8,7 +8,7 @@ import linecache
 import os
 import shlex
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -19,11 +19,21 @@ from wsqueue.config.addresses import parse_address
 from ..support.raw_v2_peer import V2Server
 from .checks import CHECKS, Check, Subject
 from .group_checks import GROUP_CHECKS
+from .operator_checks import OPERATOR_CHECKS
+from .prefix_checks import PREFIX_CHECKS
 from .program import Program
 from .reader_checks import READER_CHECKS
 
 CHECK_SECONDS = 15.0
 """Time for one check."""
+
+MORE_CHECKS = {
+    "groups": GROUP_CHECKS,
+    "readers": READER_CHECKS,
+    "prefixes": PREFIX_CHECKS,
+    "operators": OPERATOR_CHECKS,
+}
+"""Checks of the parts that an implementation may lack."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,6 +83,8 @@ key_file = click.option(
 only = click.option("--only", default="", help="Run the checks whose names contain this.")
 groups = click.option("--groups", is_flag=True, help="Check worker groups too, which it may lack.")
 readers = click.option("--readers", is_flag=True, help="Check named readers too, which it may lack.")
+prefixes = click.option("--prefixes", is_flag=True, help="Check prefixes too, which it may lack.")
+operators = click.option("--operators", is_flag=True, help="Check requests of operators too, as it may lack.")
 
 
 @main.command()
@@ -81,13 +93,18 @@ readers = click.option("--readers", is_flag=True, help="Check named readers too,
 @only
 @groups
 @readers
-def consumer(address: str, key: str, only: str, *, groups: bool, readers: bool) -> None:
-    """Check the consumer at ADDRESS (host:port): the checks are its producers and subscribers."""
+@prefixes
+@operators
+def consumer(address: str, key: str, only: str, **wanted: bool) -> None:
+    """Check the consumer at ADDRESS (host:port): the checks are its producers and subscribers.
+
+    --operators needs a consumer with groups and named readers.
+    """
 
     async def subject(_stack: AsyncExitStack) -> Subject:
         return Subject(key, address)
 
-    sys.exit(asyncio.run(run("consumer", subject, only, groups=groups, readers=readers)))
+    sys.exit(asyncio.run(run("consumer", subject, only, wanted)))
 
 
 @main.command()
@@ -95,13 +112,14 @@ def consumer(address: str, key: str, only: str, *, groups: bool, readers: bool) 
 @click.option("--listen", required=True, type=int, help="Port of loopback at which its only consumer is.")
 @key_file
 @only
-def producer(address: str, listen: int, key: str, only: str) -> None:
+@operators
+def producer(address: str, listen: int, key: str, only: str, **wanted: bool) -> None:
     """Check the producer at ADDRESS (host:port): the checks are its publishers and its only consumer."""
 
     async def subject(stack: AsyncExitStack) -> Subject:
         return Subject(key, address, consumer=await stack.enter_async_context(V2Server(listen)))
 
-    sys.exit(asyncio.run(run("producer", subject, only)))
+    sys.exit(asyncio.run(run("producer", subject, only, wanted)))
 
 
 @main.command()
@@ -116,15 +134,9 @@ def producer(address: str, listen: int, key: str, only: str) -> None:
 @only
 @groups
 @readers
+@prefixes
 def client(
-    command: str,
-    listen_producer: int,
-    listen_consumer: int,
-    key: str,
-    only: str,
-    *,
-    groups: bool,
-    readers: bool,
+    command: str, listen_producer: int, listen_consumer: int, key: str, only: str, **wanted: bool
 ) -> None:
     """Check the client that COMMAND starts: the checks are its only producer and its only consumer.
 
@@ -138,13 +150,14 @@ def client(
                             done, again or reject
     read TOPIC READER       with --readers: subscribe as a named reader, from the earliest message on if it is
                             new, and say of each message with the data "done" that it is done
+    follow PREFIX START     with --prefixes: subscribe to all topics that begin with PREFIX
 
     and writes these lines, at once:
 
     \b
     confirmed DATA          the batch is confirmed
     refused DATA CODE       the batch is refused
-    message OFFSET DATA     a message of the subscription or the reader
+    message OFFSET DATA     a message of the subscription, the reader or the prefix
     gap MISSED              messages are missing; MISSED is their number, or "unknown"
     lent OFFSET TIMES DATA  a message of the group; TIMES says how often it was lent
     settled DATA            the outcome of a message of the group is confirmed
@@ -158,22 +171,27 @@ def client(
         program = functools.partial(Program.running, shlex.split(command))
         return Subject(key, producer=servers[0], consumer=servers[1], program=program)
 
-    sys.exit(asyncio.run(run("client", subject, only, groups=groups, readers=readers)))
+    sys.exit(asyncio.run(run("client", subject, only, wanted)))
 
 
 async def run(
     role: str,
     subject: Callable[[AsyncExitStack], Awaitable[Subject]],
     only: str,
-    *,
-    groups: bool = False,
-    readers: bool = False,
+    wanted: Mapping[str, bool],
 ) -> int:
-    """Run the checks of a role, and print a line on each; return 1 if any fails."""
+    """Run the checks of a role, and print a line on each; return 1 if any fails.
+
+    Args:
+        role: `consumer`, `producer` or `client`.
+        subject: Makes the implementation under test.
+        only: Part of the names of the checks.
+        wanted: Whether to check the parts that an implementation may lack, by the names of `MORE_CHECKS`.
+    """
     failed = 0
     checks = [*CHECKS[role]]
-    for wanted, more in ((groups, GROUP_CHECKS), (readers, READER_CHECKS)):
-        checks += more[role] if wanted else []
+    for part, is_wanted in wanted.items():
+        checks += MORE_CHECKS[part][role] if is_wanted else []
     chosen = [check for check in checks if only in check.__name__]
     if not chosen:
         raise click.BadParameter(f"no check of a {role} has {only!r} in its name", param_hint="--only")

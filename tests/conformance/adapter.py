@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import AsyncIterator
 from typing import Literal
 
 import wsqueue
@@ -44,6 +45,19 @@ async def read_all(messages: wsqueue.ReaderSubscription[wsqueue.ReaderMessage]) 
             tell_kept(message.data)
 
 
+async def tell_all(items: AsyncIterator[wsqueue.Message | Gap]) -> None:
+    """Tell all messages and gaps."""
+    async for item in items:
+        if isinstance(item, Gap):
+            tell_gap(item.missed)
+        else:
+            tell_message(item.offset, item.data)
+
+
+def start_of(word: str) -> Literal["earliest", "latest"]:
+    return "earliest" if word == "earliest" else "latest"
+
+
 async def main(producer: str, consumer: str, psk_file: str) -> None:
     """Follow the commands."""
     client = wsqueue.connect(
@@ -62,12 +76,10 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
             tell_confirmed(data)
 
     async def subscribe(topic: str, start: str) -> None:
-        begin: Literal["earliest", "latest"] = "earliest" if start == "earliest" else "latest"
-        async for item in client.subscribe(topic, start=begin, on_gap="yield"):
-            if isinstance(item, Gap):
-                tell_gap(item.missed)
-            else:
-                tell_message(item.offset, item.data)
+        await tell_all(client.subscribe(topic, start=start_of(start), on_gap="yield"))
+
+    async def follow(prefix: str, start: str) -> None:
+        await tell_all(client.subscribe(prefix=prefix, start=start_of(start), on_gap="yield"))
 
     async def work(topic: str, group: str) -> None:
         async for job in client.subscribe(topic, group=group):
@@ -79,7 +91,7 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
         await read_all(client.subscribe(topic, reader=reader))
 
     async with client:
-        await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read)
+        await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read, follow=follow)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,9 @@ def key_in(psk_file: str) -> str:
     return Path(psk_file).read_text().strip()
 
 
-async def follow_commands(*, publish: Command, subscribe: Command, work: Command, read: Command) -> None:
+async def follow_commands(
+    *, publish: Command, subscribe: Command, work: Command, read: Command, follow: Command
+) -> None:
     """Do each command of the standard input in a task, and end all tasks when the input ends.
 
     Args:
@@ -24,11 +26,12 @@ async def follow_commands(*, publish: Command, subscribe: Command, work: Command
         subscribe: Takes a topic and a start.
         work: Takes a topic and a group.
         read: Takes a topic and the name of a reader.
+        follow: Takes a prefix and a start.
     """
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-    commands = {"publish": publish, "subscribe": subscribe, "work": work, "read": read}
+    commands = {"publish": publish, "subscribe": subscribe, "work": work, "read": read, "follow": follow}
     tasks: list[asyncio.Task[None]] = []
     while line := (await reader.readline()).decode().rstrip("\n"):
         command, topic, rest = line.split(" ", 2)

@@ -50,6 +50,10 @@ class Program:
         """Let the program subscribe as a named reader."""
         self._command("read", topic, reader)
 
+    def follow(self, prefix: str, start: str) -> None:
+        """Let the program subscribe to all topics with a prefix."""
+        self._command("follow", prefix, start)
+
     async def lines(self, count: int) -> list[str]:
         """Return the next lines."""
         assert self._process.stdout is not None

@@ -38,6 +38,17 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
             else:
                 tell_message(item.offset, item.data)
 
+    async def follow(prefix: str, start: str) -> None:
+        follower = client.follow(prefix, start)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follower.run())
+            while True:
+                item = await follower.items.get()
+                if isinstance(item, Gap):
+                    tell_gap(item.missed)
+                else:
+                    tell_message(item.offset, item.data)
+
     async def work(topic: str, group: str) -> None:
         member = client.member(topic, group)
         async with asyncio.TaskGroup() as tasks:
@@ -59,7 +70,7 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
                     await reader.done(message)
                     tell_kept(message.data)
 
-    await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read)
+    await follow_commands(publish=publish, subscribe=subscribe, work=work, read=read, follow=follow)
     await client.close()
 
 

@@ -41,7 +41,8 @@ WINDOW_BYTES = 16 * 2**20
 MAX_TOPICS_PER_CONNECTION = 10000
 MAX_NESTING = 200
 DATA_CODES = frozenset({1003, 1007, 1009, 4400, 4409, 4410})
-FATAL_CODES = DATA_CODES | {4401, 4402, 4403, 4404, 4405, 4412, 4413, 4414}
+FATAL_CODES = DATA_CODES | {4401, 4402, 4403, 4404, 4405, 4412, 4413, 4414, 4416}
+MAX_ANSWER_BYTES = 2**25
 REASONS = {
     1003: "packets of v2 are binary messages, classic ones are texts",
     4400: "not a valid packet",
@@ -73,7 +74,7 @@ class Closed(Exception):
 
 
 class RefusedError(Exception):
-    """A batch was refused: `code` is that of the refusal, or the close code of the connection."""
+    """A batch or a request was refused: `code` is that of the refusal, or the close code of the connection."""
 
     def __init__(self, code: str, reason: str) -> None:
         super().__init__(f"{code}: {reason}")
@@ -316,6 +317,28 @@ def _anything(value: object) -> bool:
     return True
 
 
+def _all(fields: dict[str, _Check]) -> _Check:
+    """Give the check of an array of maps, in which only fields that may be nil may be missing."""
+    return lambda value: (
+        isinstance(value, list)
+        and all(
+            isinstance(one, dict) and all(check(one.get(name)) for name, check in fields.items())
+            for one in value
+        )
+    )
+
+
+_NAME_ENTRY = {
+    "kind": _one_of("group", "reader"),
+    "name": _string(),
+    **dict.fromkeys(("offset", "lag", "members", "lent", "dead"), _integer(0)),
+    "oldest_time": _or_nil(_number(MAX_NUMBER)),
+}
+_TOPIC_ENTRY = {
+    "topic": _string(),
+    **dict.fromkeys(("messages", "bytes", "first", "next", "subscribers"), _integer(0)),
+    "names": _all(_NAME_ENTRY),
+}
 _TOPIC = {"topic": (_string(), _REQUIRED)}
 _PLACE = _TOPIC | {"group": (_group, _REQUIRED)}
 _PROGRESS = _TOPIC | {
@@ -380,6 +403,13 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     | _CHAIN
     | {"offset": (_integer(0), _REQUIRED), "numbers": (_some(_integer(0)), _REQUIRED)},
     "gap": _TOPIC | {"offset": (_integer(0), _REQUIRED), "missed": (_or_nil(_integer(1)), _REQUIRED)},
+    "follow": {
+        "prefix": (_string(), _REQUIRED),
+        "start": (_one_of("earliest", "last", "latest", "time"), "latest"),
+        "time": (_or_nil(_number(MAX_NUMBER)), None),
+        "count": (_or_nil(_integer(1)), None),
+    },
+    "followed": {"prefix": (_string(), _REQUIRED), "code": (_or_nil(_string(32, 1)), None)},
     "commit": _PROGRESS,
     "committed": _PROGRESS,
     "join": _PLACE
@@ -413,6 +443,24 @@ PACKETS: dict[str, dict[str, tuple[_Check, Any]]] = {
     "log": {"id": (_string(64, 1), _REQUIRED), "available": (_flag, _REQUIRED)},
     "ask_report": {},
     "report": {"report": (_string(), _REQUIRED)},
+    "ask_topics": {
+        "pattern": (_string(), "*"),
+        "after": (_or_nil(_string()), None),
+        "named": (_flag, False),
+    },
+    "topics": {
+        "topics": (_all(_TOPIC_ENTRY), _REQUIRED),
+        "after": (_or_nil(_string()), None),
+        "log": (_or_nil(_string(64)), None),
+    },
+    "purge": _TOPIC | {"before": (_or_nil(_integer(0)), None)},
+    "forget": _TOPIC | {"kind": (_one_of("group", "reader"), _REQUIRED), "name": (_string(), _REQUIRED)},
+    "disconnect": {
+        "address": (_or_nil(_string(300, 1)), None),
+        "key": (_or_nil(_string(32, 1)), None),
+    },
+    "done": {"count": (_integer(0), _REQUIRED)},
+    "failed": {"code": (_string(32, 1), _REQUIRED), "reason": (_string(200), _REQUIRED)},
     "ask_alive": {},
     "alive": {},
 }
@@ -442,6 +490,12 @@ def decode(data: bytes) -> Packet:
                 raise InvalidPacketError("a start without its position, or the other way round")
         if packet["reader"] is not None and packet["start"] in {"time", "last"}:
             raise InvalidPacketError("a start that a reader cannot have")
+    if name == "follow":
+        for start, field in (("time", "time"), ("last", "count")):
+            if (packet["start"] == start) != (packet[field] is not None):
+                raise InvalidPacketError("a start without its position, or the other way round")
+    if name == "disconnect" and (packet["address"] is None) == (packet["key"] is None):
+        raise InvalidPacketError("neither an address nor a key, or both")
     return packet
 
 
@@ -907,6 +961,10 @@ class Client:
         """Give a named reader, which subscribes when its messages are asked for."""
         return Reader(self.consumers[route(topic, len(self.consumers))], self._how, topic, name)
 
+    def follow(self, prefix: str, start: str = "latest", **place: Any) -> "Follower":
+        """Give a subscription to all topics with a prefix, which begins when it runs."""
+        return Follower(self.consumers, self._how, prefix, {"start": start} | place)
+
     async def close(self) -> None:
         """Stop publishing. All that is not confirmed is forgotten."""
         if self._task is not None:
@@ -1097,6 +1155,135 @@ class Reader:
 
     def _go_on(self, offset: int) -> None:
         self._position = {"start": "offset", "log": self._log, "offset": offset}
+
+
+class Follower:
+    """A subscription to all topics with a prefix. Its `items` have not been given to the application."""
+
+    def __init__(self, consumers: Sequence[str], how: Any, prefix: str, start: Packet) -> None:
+        self._consumers, self._how = list(consumers), how
+        self._prefix, self._start = prefix, start
+        self.items: asyncio.Queue[Message | Gap] = asyncio.Queue()
+        self.ready = asyncio.Event()
+        # Whether the consumer that is asked first has the topics of all, once that is known.
+        self._shared = False
+        self._known = asyncio.Event()
+        self._begun = 0
+
+    async def run(self) -> None:
+        """Follow, across broken connections. `RefusedError` says that a consumer refuses it."""
+        first = route(self._prefix, len(self._consumers))
+        others = [index for index in range(len(self._consumers)) if index != first]
+        await _race(self._follow(first), *map(self._follow_later, others))
+
+    async def _follow_later(self, index: int) -> None:
+        await self._known.wait()
+        if self._shared:
+            await asyncio.Event().wait()
+        await self._follow(index)
+
+    async def _follow(self, index: int) -> None:
+        positions: dict[str, Packet] = {}
+        seen: dict[str, dict[str, int]] = {}
+        start, failures = self._start, 0
+        while True:
+            try:
+                async with _opened(self._consumers[index], "/subscribe", *self._how) as wire:
+                    for topic, position in positions.items():
+                        await wire.send({"t": "subscribe", "topic": topic} | position)
+                    await wire.send({"t": "follow", "prefix": self._prefix} | start)
+                    logs: dict[str, str] = {}
+                    while True:
+                        packet = await wire.receive()
+                        failures = 0
+                        if packet["t"] == "log":
+                            self._shared = True
+                        self._known.set()
+                        if packet["t"] == "followed":
+                            if packet["code"] is not None:
+                                raise RefusedError(packet["code"], "no subscription to the prefix")
+                            if start is self._start:
+                                self._has_begun()
+                            start = {"start": "earliest"}
+                        elif packet["t"] == "subscribed" and not self._is_home(index, packet["topic"]):
+                            await wire.send({"t": "unsubscribe", "topic": packet["topic"]})
+                        elif "topic" in packet:
+                            self._take(packet, logs, positions, seen.setdefault(packet["topic"], {}))
+            except Closed as error:
+                if error.code in FATAL_CODES:
+                    raise
+                failures += 1
+            await asyncio.sleep(random.random() * min(2, 0.1 * 2**failures))
+
+    def _has_begun(self) -> None:
+        self._begun += 1
+        if self._shared or self._begun == len(self._consumers):
+            self.ready.set()
+
+    def _is_home(self, index: int, topic: str) -> bool:
+        return self._shared or route(topic, len(self._consumers)) == index
+
+    def _take(
+        self, packet: Packet, logs: dict[str, str], positions: dict[str, Packet], seen: dict[str, int]
+    ) -> None:
+        topic = packet["topic"]
+        if packet["t"] == "subscribed":
+            logs[topic] = packet["log"]
+            # The place of one that comes back is that of its last message until another has come.
+            positions.setdefault(topic, {"start": "offset", "log": packet["log"], "offset": packet["offset"]})
+        elif packet["t"] == "unsubscribed" and packet["code"] is not None:
+            raise RefusedError(packet["code"], f"no subscription to {topic}")
+        elif topic in logs and packet["t"] in {"gap", "deliver"}:
+            offset = packet["offset"] + (sum(packet["counts"]) if packet["t"] == "deliver" else 0)
+            positions[topic] = {"start": "offset", "log": logs[topic], "offset": offset}
+            if packet["t"] == "gap":
+                self.items.put_nowait(Gap(topic, logs[topic], offset, packet["missed"]))
+            else:
+                for message in _arrived(packet, logs[topic], seen):
+                    self.items.put_nowait(message)
+
+
+class Operator:
+    """An operator's connection to a node."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def of(
+        cls, address: str, key: str, *, context: ssl.SSLContext | None = None, seconds: float = 10
+    ) -> AsyncIterator["Operator"]:
+        """Connect to a node."""
+        async with _opened(address, "/operate", key, context, MAX_ANSWER_BYTES, seconds) as wire:
+            yield cls(wire)
+
+    async def topics(self, pattern: str = "*", *, named: bool = False) -> list[Packet]:
+        """Give the topics of a consumer. `RefusedError` says that there is no list."""
+        found: list[Packet] = []
+        question: Packet = {"t": "ask_topics", "pattern": pattern, "named": named}
+        while True:
+            answer = await self._ask(question, "topics")
+            found += answer["topics"]
+            if answer["after"] is None:
+                return found
+            question["after"] = answer["after"]
+
+    async def do(self, request: str, **fields: Any) -> int:
+        """Let the node purge, forget or disconnect, and give the count. `RefusedError` says that it cannot."""
+        count = (await self._ask({"t": request} | fields, "done"))["count"]
+        assert isinstance(count, int)
+        return count
+
+    async def _ask(self, request: Packet, kind: str) -> Packet:
+        await self._wire.send(request)
+        while (answer := await self._wire.receive())["t"] == "draining":
+            pass
+        if answer["t"] == "failed":
+            raise RefusedError(answer["code"], answer["reason"])
+        if answer["t"] != kind:
+            await self._wire.fail(4409)
+        return answer
 
 
 # The nodes

@@ -17,6 +17,8 @@ from wsqueue.protocol.packed import Headers
 
 from ..conformance.checks import CHECKS, Check, Subject
 from ..conformance.group_checks import GROUP_CHECKS
+from ..conformance.operator_checks import OPERATOR_CHECKS
+from ..conformance.prefix_checks import PREFIX_CHECKS
 from ..conformance.program import Program
 from ..conformance.reader_checks import READER_CHECKS
 from ..independent import peer
@@ -230,6 +232,60 @@ async def test_both_clients_go_on_under_one_name(nodes: Nodes) -> None:
         assert done == list(range(80))
 
 
+async def test_their_client_follows_a_prefix_at_our_consumers(nodes: Nodes) -> None:
+    """Each message comes once and in the order of its topic, though connections break."""
+    consumers = [await nodes.consumer() for _ in range(2)]
+    producer = await nodes.producer(consumers)
+    theirs = peer.Client([], [f"ws://{one.address}" for one in consumers], KEY).follow("s/", "earliest")
+    topics = [f"s/{number}" for number in range(6)]
+    came: dict[str, list[str | bytes]] = {topic: [] for topic in topics}
+
+    async def take(count: int) -> None:
+        for _ in range(count):
+            item = await theirs.items.get()
+            assert isinstance(item, peer.Message)
+            came[item.topic].append(item.data)
+
+    async with soon(), nodes.client([producer], consumers) as client:
+        for topic in (*topics[:3], "other"):
+            await client.publish(topic, "0", "1")
+        following = asyncio.create_task(theirs.run())
+        try:
+            await theirs.ready.wait()
+            await take(6)
+            for node in consumers:
+                for connection in list(node.connections):
+                    cut(connection)
+            for topic in (*topics, "other"):
+                await client.publish(topic, "2")
+            await take(6)
+        finally:
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+    assert came == {topic: ["0", "1", "2"] if topic in topics[:3] else ["2"] for topic in topics}
+
+
+async def test_their_operator_at_our_nodes(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    producer = await nodes.producer([consumer])
+    async with soon(), nodes.client([producer], [consumer]) as client:
+        await client.publish("jobs", "0", "1")
+        async with client.subscribe("jobs", reader="r", start="earliest") as jobs:
+            await (await anext(jobs)).done()
+        async with peer.Operator.of(f"ws://{consumer.address}", KEY) as operator:
+            (topic,) = await operator.topics("j*", named=True)
+            assert (topic["topic"], topic["messages"]) == ("jobs", 2)
+            assert [(one["name"], one["offset"], one["lag"]) for one in topic["names"]] == [("r", 1, 1)]
+            assert await operator.do("purge", topic="jobs") == 2
+            assert await operator.do("forget", topic="jobs", kind="reader", name="r") == 1
+            assert await operator.topics() == []
+        async with peer.Operator.of(f"ws://{producer.address}", KEY) as operator:
+            assert await operator.do("disconnect", address="127.0.0.1") == 1
+            with pytest.raises(peer.RefusedError) as refused:
+                await operator.topics()
+            assert refused.value.code == "unsupported"
+
+
 def checks_of(*roles: str, checks: dict[str, list[Check]] = CHECKS) -> pytest.MarkDecorator:
     found = [(role, check) for role in roles for check in checks[role]]
     ids = [f"{role}-{check.__name__}" for role, check in found]
@@ -250,20 +306,31 @@ async def test_a_node_conforms(role: str, check: Check, whose: str, nodes: Nodes
 
 
 # An implementation may lack them, as the independent consumer does.
-MORE_CHECKS = {role: GROUP_CHECKS[role] + READER_CHECKS[role] for role in GROUP_CHECKS}
+MORE_CHECKS = {
+    role: [
+        check
+        for checks in (GROUP_CHECKS, READER_CHECKS, PREFIX_CHECKS, OPERATOR_CHECKS)
+        for check in checks.get(role, [])
+    ]
+    for role in ("consumer", "producer", "client")
+}
 
 
 @checks_of("consumer", checks=MORE_CHECKS)
-async def test_groups_and_readers_of_a_consumer_conform(role: str, check: Check, nodes: Nodes) -> None:
+async def test_more_of_a_consumer_conforms(role: str, check: Check, nodes: Nodes) -> None:
     async with soon(), consumer_of("our", nodes) as node:
         await check(Subject(KEY, node.address))
 
 
+@checks_of("producer", checks=MORE_CHECKS)
+async def test_more_of_a_producer_conforms(role: str, check: Check, nodes: Nodes) -> None:
+    async with soon(), V2Server() as server, producer_of("our", nodes, server.address) as node:
+        await check(Subject(KEY, node.address, consumer=server))
+
+
 @ADAPTERS
 @checks_of("client", checks=MORE_CHECKS)
-async def test_groups_and_readers_of_a_client_conform(
-    role: str, check: Check, adapter: str, tmp_path: Path
-) -> None:
+async def test_more_of_a_client_conforms(role: str, check: Check, adapter: str, tmp_path: Path) -> None:
     await check_client(check, adapter, tmp_path)
 
 

@@ -12,6 +12,7 @@ import re
 import secrets
 import shutil
 import ssl
+import tarfile
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
@@ -391,6 +392,30 @@ def test_a_rolling_update_under_load(deployed: Cluster) -> None:
     assert result["received"] == result["published"]
     assert result["duplicates"] == 0
     assert result["overtaken"] == []
+
+
+def test_one_archive_for_support_without_a_secret(deployed: Cluster) -> None:
+    output = deployed.play("ansible/playbooks/support.yml")
+    assert sum(counts["changed"] for counts in recap(output).values()) == 1
+    [archive] = (deployed.directory / "good" / "support").iterdir()
+    with tarfile.open(archive) as opened:
+        members = {member.name.partition("/")[2]: opened.extractfile(member) for member in opened}
+        texts = {name: file.read().decode() for name, file in members.items() if file is not None}
+    assert {f"{host}/doctor.txt" for host in HOSTS} < set(texts)
+    assert "started" in texts["consumer1/journal/wsqueue-consumer@10003.service.txt"]
+    assert [name for name, text in texts.items() for secret in deployed.secrets if secret in text] == []
+
+
+@needs_time
+def test_a_restart_under_load(deployed: Cluster) -> None:
+    since = deployed.lab.ssh("demo1", "sleep 1; date +%s")
+    with load(deployed.lab) as result:
+        output = deployed.play("ansible/playbooks/restart.yml")
+    assert VERIFIED.search(output)
+    away = times_away(deployed, since)
+    assert all(end < begin for (_, end), (begin, _) in itertools.pairwise(away)), away
+    assert result["received"] == result["published"]
+    assert result["duplicates"] == 0
 
 
 def test_a_rollback_to_a_damaged_release_is_refused(deployed: Cluster) -> None:

@@ -11,6 +11,9 @@ from tests.support.paths import ROOT
 
 from .labs import BIN
 
+PROGRAMS = Path(os.environ.get("WSQUEUE_ANSIBLE", BIN))
+"""Directory of Ansible's programs: those of another version, if the environment names them."""
+
 
 def try_to_run(
     program: str,
@@ -31,7 +34,7 @@ def try_to_run(
     # Coverage of Ansible's own code would tell nothing, and take time with each of its processes.
     unwanted = ("ANSIBLE_", "COVERAGE_")
     environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
-    environment |= {"ANSIBLE_NOCOLOR": "1", "PATH": f"{BIN}:{os.environ['PATH']}"}
+    environment |= {"ANSIBLE_NOCOLOR": "1", "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
     if collections is None:
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")
     else:
@@ -39,7 +42,7 @@ def try_to_run(
     environment.pop("FORCE_COLOR", None)
     environment |= variables or {}
     return subprocess.run(
-        [BIN / program, *arguments],
+        [PROGRAMS / program, *arguments],
         cwd=ROOT if collections is None else collections,
         env=environment,
         stdin=subprocess.DEVNULL,

@@ -81,7 +81,14 @@ topic_entries = st.builds(
     v2.TopicEntry,
     utf8_text,
     *(offsets, offsets, offsets, offsets, offsets),
-    st.lists(st.builds(v2.NameEntry, kinds, names, offsets, offsets, offsets, offsets, offsets), max_size=2),
+    st.lists(
+        st.builds(
+            v2.NameEntry,
+            *(kinds, names, offsets, offsets, offsets, offsets, offsets),
+            st.none() | times,
+        ),
+        max_size=2,
+    ),
 )
 
 V2_PACKETS: st.SearchStrategy[v2.Packet] = st.one_of(

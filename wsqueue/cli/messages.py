@@ -205,6 +205,19 @@ def publish(
     run(_publish(settings, topic, _Source(data, file, as_bytes), given, confirm=confirm))
 
 
+def _name_work(_context: click.Context, _parameter: click.Parameter, group: str | None) -> None:
+    """Name the command that works on messages of a group to whoever looks for it here.
+
+    Raises:
+        click.UsageError: There is a group.
+    """
+    if group is not None:
+        raise click.UsageError(
+            "a group lends messages to those who work on them:"
+            f" see `wsqueue work TOPIC --group {group} -- COMMAND`"
+        )
+
+
 @click.command()
 @click.argument("topics", nargs=-1, metavar="TOPIC...")
 @click.option(
@@ -229,6 +242,7 @@ def publish(
     help="Go on where the reader of that name has come, which the consumer keeps. A reader that is new begins"
     " at START, by default the earliest message.",
 )
+@click.option("--group", hidden=True, expose_value=False, callback=_name_work)
 @click.option(
     "--follow/--no-follow",
     default=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 import click
@@ -14,7 +15,7 @@ from ..config.model import ClientConfig
 from ..errors import WsqueueError
 from ..protocol.access import is_pattern
 from ..protocol.v2 import MAX_NUMBER
-from ..report.text import amount, number
+from ..report.text import age, amount, number
 from ..tools.operator import Listing, Operator
 from ..tools.terminal import json_line, one_line, printable
 from .common import config_option, ended_by_signals, fail, run
@@ -85,7 +86,8 @@ def groups(*, pattern: str, forget: tuple[str, str] | None, as_json: bool, confi
 
     TOPIC is the name of one, or the beginning of names with * behind it. The columns are the number of
     members of a group or connections of a reader, of messages that are lent, and of messages that are kept
-    and not done; the offset of the first of these; and the number of messages that became dead letters.
+    and not done; the offset and the age of the first of these; and the number of messages that became dead
+    letters. With --json, the age is the Unix time `oldest_time`.
 
     A group or reader that nobody uses is forgotten after 30 days, or at once with --forget. One of its name
     then begins anew.
@@ -109,6 +111,7 @@ async def _groups(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
     with ended_by_signals():
         async with _operator(settings) as operator:
             listing = await operator.topics(pattern, named=True)
+    now = time.time()
     found = [(topic, entry) for topic in listing.topics for entry in topic.names]
     if as_json:
         for topic, entry in found:
@@ -116,7 +119,7 @@ async def _groups(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
             click.echo(json_line(place | msgspec.structs.asdict(entry)))
     else:
         _print_table(
-            ("TOPIC", "NAME", "KIND", "MEMBERS", "LENT", "BEHIND", "OLDEST", "DEAD"),
+            ("TOPIC", "NAME", "KIND", "MEMBERS", "LENT", "BEHIND", "OLDEST", "AGE", "DEAD"),
             [
                 (
                     one_line(topic.topic),
@@ -126,6 +129,7 @@ async def _groups(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
                     f"{entry.lent:,}",
                     f"{entry.lag:,}",
                     str(entry.offset) if entry.lag else "-",
+                    "-" if entry.oldest_time is None else age(max(0.0, now - entry.oldest_time)),
                     f"{entry.dead:,}" if entry.kind == "group" else "-",
                 )
                 for topic, entry in found

@@ -155,6 +155,7 @@ def work(
         command=command,
         group=group,
         lease_seconds=lease_seconds,
+        max_deliveries=max_deliveries,
         parallel=parallel,
         retry_delay=retry_delay,
         seconds=timeout,

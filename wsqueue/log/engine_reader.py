@@ -71,7 +71,7 @@ class EngineReader:
         Raises:
             StorageError: The engine doesn't answer.
         """
-        return await self._in_time(partial(self._read, topic, offset, max_bytes))
+        return await self.in_time(partial(self._read, topic, offset, max_bytes))
 
     async def offset_at(self, topic: SharedTopic, moment: float) -> int:
         """Return the offset of the first record that is not older than a Unix time, `next` if all are.
@@ -80,8 +80,8 @@ class EngineReader:
             StorageError: The engine doesn't answer.
         """
         end = topic.next
-        seq = await self._in_time(partial(self._find, topic, lambda record: record.time >= moment))
-        found, _ = await self._in_time(partial(self._records_from, topic, seq, 1))
+        seq = await self.in_time(partial(self._find, topic, lambda record: record.time >= moment))
+        found, _ = await self.in_time(partial(self._records_from, topic, seq, 1))
         return found[0].offset if found else end
 
     async def seq_at(self, topic: SharedTopic, offset: int) -> int:
@@ -98,15 +98,7 @@ class EngineReader:
         Raises:
             StorageError: The engine doesn't answer.
         """
-        await self._in_time(partial(self._engine.purge, place, below), self._requests)
-
-    async def tokens(self, stream: int) -> list[str]:
-        """Return the tokens of all topics of a stream.
-
-        Raises:
-            StorageError: The engine doesn't answer.
-        """
-        return await self._in_time(partial(self._engine.tokens, stream), self._requests)
+        await self.in_time(partial(self._engine.purge, place, below), self._requests)
 
     async def extent(self, place: Place) -> TopicExtent | None:
         """Return how much of a topic is kept, None if it has no record.
@@ -114,23 +106,9 @@ class EngineReader:
         Raises:
             StorageError: The engine doesn't answer, or has something else in that place.
         """
-        return await self._in_time(partial(self._extent, place), self._requests)
+        return await self.in_time(partial(self._extent, place), self._requests)
 
-    async def _extent(self, place: Place) -> TopicExtent | None:
-        last = await self._engine.last(place)
-        if last is None:
-            return None
-        newest = decode_record(last.data)
-        found = await self._engine.read(place, 1, 1)
-        if not found:
-            raise Unanswered("a server answers that doesn't have the newest messages yet")
-        oldest = decode_record(found[0].data)
-        if oldest.log != newest.log:
-            oldest = newest
-        size = sum(len(batch.packet) + RECORD_OVERHEAD_BYTES for batch in oldest.batches)
-        return TopicExtent(newest.topic, newest.bytes - oldest.bytes + size, oldest.offset, newest.end)
-
-    async def _in_time(
+    async def in_time(
         self,
         request: Callable[[], Awaitable[Result]],
         held: AbstractAsyncContextManager[Any] = NOTHING,
@@ -149,6 +127,20 @@ class EngineReader:
                 if time.monotonic() > until:
                     raise StorageError(f"the log can't be read: {error}") from None
                 await self._pause(AGAIN_SECONDS)
+
+    async def _extent(self, place: Place) -> TopicExtent | None:
+        last = await self._engine.last(place)
+        if last is None:
+            return None
+        newest = decode_record(last.data)
+        found = await self._engine.read(place, 1, 1)
+        if not found:
+            raise Unanswered("a server answers that doesn't have the newest messages yet")
+        oldest = decode_record(found[0].data)
+        if oldest.log != newest.log:
+            oldest = newest
+        size = sum(len(batch.packet) + RECORD_OVERHEAD_BYTES for batch in oldest.batches)
+        return TopicExtent(newest.topic, newest.bytes - oldest.bytes + size, oldest.offset, newest.end)
 
     async def _read(self, topic: SharedTopic, offset: int, max_bytes: int) -> list[Record]:
         """Return the records that hold an offset and those after it."""
@@ -175,7 +167,7 @@ class EngineReader:
         """
         end, records = topic.seq, list[Record]()
         while not records and seq <= end:
-            found = await self._in_time(
+            found = await self.in_time(
                 partial(self._engine.read, topic.place, seq, max_bytes), self._requests
             )
             if not found:
@@ -202,7 +194,7 @@ class EngineReader:
             middle = (low + high) // 2
             # Each is repeated by itself: a server whose host is off gets a share of the requests until the
             # others notice, and hardly a search would end in which all must succeed.
-            found = await self._in_time(partial(self._engine.read, topic.place, middle, 1), self._requests)
+            found = await self.in_time(partial(self._engine.read, topic.place, middle, 1), self._requests)
             if not found or found[0].seq > topic.seq or right(decode_record(found[0].data)):
                 high = middle
             else:

@@ -34,7 +34,6 @@ from ..protocol.v2 import RefusalCode
 from .epochs import Epochs
 from .index_budget import IndexBudget
 from .ledger import Ledger
-from .names import SortedNames
 from .records import MAX_NUMBERS, Record, StoreState
 from .store import AppendChain, Done, Outcome, Store, TopicExtent
 from .topic import NO_RECORDS, TopicLog
@@ -49,9 +48,6 @@ PROBLEMS: dict[RefusalCode, str] = {
 AGED_RECORDS = 10_000
 """Records that one call drops because they are too old by ages of their topics, or because of a purge, and
 topics that it looks at, in 10 ms; others go later."""
-
-LISTED_AT_ONCE = 10_000
-"""Topics that one step of a listing looks at, in 10 ms."""
 
 NAMES_AT_ONCE = 1000
 """Topics that a turn of the loop looks at when they are listed: a part of a millisecond."""
@@ -86,7 +82,6 @@ class TopicLogs(Store):
         self._config, self._done, self._clock = config, done, clock
         self.index = IndexBudget()
         self._ledger: Ledger[TopicLog] = Ledger(self._memory_limits(config), self._empty_topics_budget())
-        self._names = SortedNames(lambda: self._ledger.topics)
         self._passed: deque[TopicLog] = deque()
         self._order: deque[TopicLog] = deque()
         self._records = 0
@@ -142,33 +137,15 @@ class TopicLogs(Store):
             return TopicExtent(topic, 0, self._ledger.floor, self._ledger.floor)
         return self._extent(log)
 
-    async def topics(
-        self, pattern: str, after: str | None, most: int
-    ) -> tuple[list[TopicExtent], str | None]:
-        """Return the next topics that have messages or readers, in the order of their names.
+    async def time_at(self, topic: str, offset: int) -> float | None:
+        """Return the Unix time at which the first message from an offset on was stored, None if not known.
 
-        Args:
-            pattern: A topic, or the beginning of topics with `*` behind it.
-            after: The name after which to go on, None for the first ones.
-            most: Most topics that are returned.
+        Raises:
+            WsqueueError: The record cannot be read.
         """
-        if not pattern.endswith("*"):
-            return [await self.extent(pattern)] if self._is_used(pattern) else [], None
-        names = await self._names.all(anew=after is None)
-        prefix = pattern[:-1]
-        at = bisect.bisect_left(names, prefix)
-        if after is not None:
-            at = max(at, bisect.bisect_right(names, after))
-        found: list[TopicExtent] = []
-        for name in itertools.islice(names, at, at + LISTED_AT_ONCE):
-            if not name.startswith(prefix):
-                return found, None
-            at += 1
-            if self._is_used(name):
-                found.append(await self.extent(name))
-                if len(found) == most:
-                    break
-        return found, names[at - 1] if at < len(names) else None
+        log = self._ledger.topics.get(topic)
+        records = [] if log is None else await self.read(log, offset, 1)
+        return records[0].time if records else None
 
     async def purge(self, topic: str, before: int | None) -> int:
         """Drop the first records of a topic, and return how many messages are gone.
@@ -204,11 +181,6 @@ class TopicLogs(Store):
             self._drop_first(log)
             log.dropped += 1
         return False
-
-    def _is_used(self, name: str) -> bool:
-        """Return True if a topic has messages or readers."""
-        log = self._ledger.topics.get(name)
-        return log is not None and (log.readers > 0 or self.earliest(log) < log.next)
 
     def _extent(self, log: TopicLog) -> TopicExtent:
         """Return how much of a topic is kept in memory."""

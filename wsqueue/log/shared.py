@@ -41,7 +41,6 @@ from ..protocol import v2
 from ..report.report import EngineStatus, HistogramStatus, LogStatus
 from ..report.stats import Histogram
 from .engine import READ_BYTES, STATES, Conflict, Engine, Full, StreamState, Unanswered, place_of
-from .engine_listing import EngineListing
 from .engine_reader import EngineReader, table_of
 from .health import Health
 from .logs import NAMES_AT_ONCE, PROBLEMS, TopicLogs
@@ -152,7 +151,6 @@ class SharedStore(TopicLogs):
         self._doubts = [0] * streams
         self._states: dict[int, StreamState | None] = dict.fromkeys((*range(streams), STATES))
         self._reader = EngineReader(engine, self._requests, pause)
-        self._listing = EngineListing(self._reader, streams)
         self._shared_states = SharedStates(engine, self._requests)
         self._engine_names = SharedNames(engine, streams, self._requests)
         self._purging = Purging(engine, streams, config.max_bytes)
@@ -263,7 +261,7 @@ class SharedStore(TopicLogs):
             StorageError: The engine doesn't answer.
         """
         for stream in range(self._streams):
-            await self._look_for_names(stream)
+            await self._reader.in_time(partial(self._look_for_names, stream))
             found = self._engine_names.of(stream)
             for at in range(0, len(found), NAMES_AT_ONCE):
                 yield found[at : at + NAMES_AT_ONCE]
@@ -338,22 +336,8 @@ class SharedStore(TopicLogs):
         Raises:
             StorageError: The engine doesn't answer.
         """
-        return await self._listing.extent(topic)
-
-    async def topics(
-        self, pattern: str, after: str | None, most: int
-    ) -> tuple[list[TopicExtent], str | None]:
-        """Return some of the topics that are kept, also of those that no consumer serves now.
-
-        Raises:
-            ValueError: `after` is no place.
-            StorageError: The engine doesn't answer.
-        """
-        found, place = await self._listing.topics(pattern, after, most)
-        known = self._ledger.topics
-        return [
-            one for one in found if one.messages or (one.topic in known and known[one.topic].readers)
-        ], place
+        found = await self._reader.extent(place_of(topic, self._streams))
+        return TopicExtent(topic, 0, 0, 0) if found is None else found
 
     async def purge(self, topic: str, before: int | None) -> int:
         """Drop the first records of a topic, and return how many messages are gone.
@@ -364,7 +348,7 @@ class SharedStore(TopicLogs):
             StorageError: The engine doesn't answer.
         """
         place = place_of(topic, self._streams)
-        found = await self._listing.extent(topic)
+        found = await self.extent(topic)
         end = found.next if before is None else min(before, found.next)
         if end <= found.first:
             return 0
@@ -380,7 +364,7 @@ class SharedStore(TopicLogs):
             below = min(await self._reader.seq_at(shared, end), shared.table)
             await self._reader.purge(place, below)
             await self._purge_memory(shared, end)
-            return max(0, (await self._listing.extent(topic)).first - found.first)
+            return max(0, (await self.extent(topic)).first - found.first)
         finally:
             shared.purging = 0
             self.reading(topic, -1)
@@ -801,7 +785,7 @@ class SharedStore(TopicLogs):
 
         Raises:
             TooManyTopics: There are more than can be listed.
-            StorageError: The engine doesn't answer.
+            Unanswered: No server that has the newest messages answers.
         """
         known = {
             topic.place.token: topic.name
@@ -817,7 +801,7 @@ class SharedStore(TopicLogs):
             await self._look_for_names(stream)
         except TooManyTopics:
             self.on_unlisted()
-        except StorageError:
+        except Unanswered:
             self._doubts[stream] = max(1, self._doubts[stream])
 
     # ---- the state of the engine

@@ -4,7 +4,8 @@
 tokens of a stream ──► those that are new ──► the newest record of each ──► the topic in its head
 ```
 
-The names are kept while somebody follows topics, so that a record is read once for each of them.
+The names are kept for some seconds, and while somebody follows topics, so that a record is read once for each
+of them.
 """
 
 from __future__ import annotations
@@ -62,13 +63,10 @@ class SharedNames:
 
         Raises:
             TooManyTopics: The names have more than `MAX_NAMES_BYTES`.
-            StorageError: The engine doesn't answer.
+            Unanswered: No server that has the newest messages answers.
         """
         async with self._looking:
-            try:
-                return await self._look(stream, known)
-            except Unanswered as error:
-                raise StorageError(str(error)) from None
+            return await self._look(stream, known)
 
     async def _look(self, stream: int, known: Mapping[str, str]) -> list[str]:
         async with self._requests:

@@ -209,7 +209,8 @@ class Store(ABC):
     def names(self) -> AsyncIterator[list[str]]:
         """Return the names of all topics that have messages, some in each turn of the loop.
 
-        A topic that gets its first message meanwhile may be missing: `on_topic` tells of it.
+        Some of them may have none any more. A topic that gets its first message meanwhile may be missing:
+        `on_topic` tells of it.
 
         Raises:
             TooManyTopics: There are more than can be listed.
@@ -248,6 +249,16 @@ class Store(ABC):
 
         Raises:
             WsqueueError: The records cannot be read.
+        """
+
+    @abstractmethod
+    async def time_at(self, topic: str, offset: int) -> float | None:
+        """Return the Unix time at which the first message from an offset on was stored, None if not known.
+
+        With an engine, it is known of topics that this consumer serves.
+
+        Raises:
+            WsqueueError: The record cannot be read.
         """
 
     @abstractmethod
@@ -327,26 +338,6 @@ class Store(ABC):
         """Return how much of a topic is kept, which is nothing of one that is unknown.
 
         Raises:
-            WsqueueError: The engine doesn't answer.
-        """
-
-    @abstractmethod
-    async def topics(
-        self, pattern: str, after: str | None, most: int
-    ) -> tuple[list[TopicExtent], str | None]:
-        """Return some of the topics that have messages or readers.
-
-        Args:
-            pattern: A topic, or the beginning of topics with `*` behind it.
-            after: The place after which to go on, None for the first ones.
-            most: Most topics that are returned.
-
-        Returns:
-            The topics, which may be few or none although others follow; and the place after which to go on,
-            None at the end.
-
-        Raises:
-            ValueError: `after` is no place.
             WsqueueError: The engine doesn't answer.
         """
 

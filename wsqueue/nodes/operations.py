@@ -7,10 +7,14 @@ answer is true of some moment while it was made.
 from __future__ import annotations
 
 import asyncio
+import bisect
 import logging
 import time
 from typing import TypeAlias
 
+import msgspec
+
+from ..errors import WsqueueError
 from ..groups.groups import Groups
 from ..groups.keeper import RENEW_SECONDS
 from ..groups.names import Progress, names_of, progress_of
@@ -23,6 +27,7 @@ from ..protocol.access import matches
 from .named_readers import NamedReaders
 from .operator_endpoint import OperationFailed
 from .reader import Reader
+from .sorted_names import SortedNames
 from .topics import Topics
 
 logger = logging.getLogger(__name__)
@@ -60,6 +65,7 @@ class Operations:
     ) -> None:
         self._logs, self._groups, self._named_readers = logs, groups, named_readers
         self._classic, self._readers = classic, readers
+        self._topics = SortedNames(self._used_topics)
         self._names: Names = {}
         self._names_read = -NAMES_SECONDS
 
@@ -67,20 +73,22 @@ class Operations:
         """Return some of the topics.
 
         Raises:
-            OperationFailed: The question is none that can be answered.
-            WsqueueError: The log or the states cannot be read.
+            WsqueueError: The log or the states cannot be read, or there are too many topics.
         """
         names = await self._all_names(anew=question.after is None)
-        try:
-            if question.named:
-                extents, after = await self._named_topics(question, names)
-            else:
-                extents, after = await self._logs.topics(question.pattern, question.after, LISTED_TOPICS)
-        except ValueError as error:
-            raise OperationFailed("invalid", str(error)) from None
-        topics = [self._entry(extent, names.get(extent.topic, [])) for extent in extents]
+        topics, after = await self._wanted(question, names)
+        entries: list[v2.TopicEntry] = []
+        for begin in range(0, len(topics), LOOKED_AT_ONCE):
+            found = await asyncio.gather(
+                *(
+                    self._look_up(topic, names.get(topic, []), question.named)
+                    for topic in topics[begin : begin + LOOKED_AT_ONCE]
+                )
+            )
+            entries += [entry for entry in found if entry is not None]
         shared = self._logs.shared
-        return v2.TopicList(topics, after, None if shared is None else shared.id)
+        wanted = [one for one in entries if (one.names if question.named else _is_used(one))]
+        return v2.TopicList(wanted, after, None if shared is None else shared.id)
 
     async def purge(self, connection: Connection, packet: v2.Purge) -> v2.Done:
         """Drop messages of a topic.
@@ -147,28 +155,55 @@ class Operations:
             self._names_read = time.monotonic()
         return self._names
 
-    async def _named_topics(
-        self, question: v2.AskTopics, names: Names
-    ) -> tuple[list[TopicExtent], str | None]:
-        """Return the next topics that have groups or named readers, in the order of their names."""
-        after, pattern = question.after, question.pattern
-        wanted = sorted(
-            topic for topic in names if (after is None or topic > after) and matches(pattern, topic)
-        )
-        found = wanted[:LISTED_TOPICS]
-        extents: list[TopicExtent] = []
-        for begin in range(0, len(found), LOOKED_AT_ONCE):
-            topics = found[begin : begin + LOOKED_AT_ONCE]
-            extents += await asyncio.gather(*map(self._logs.extent, topics))
-        return extents, found[-1] if len(wanted) > len(found) else None
+    async def _wanted(self, question: v2.AskTopics, names: Names) -> tuple[list[str], str | None]:
+        """Return the next topics that a question may be about, and the last one if others follow."""
+        pattern, after = question.pattern, question.after
+        if not pattern.endswith("*"):
+            topics = [pattern]
+        elif question.named:
+            topics = sorted(names)
+        else:
+            topics = await self._topics.all(anew=after is None)
+        begin = bisect.bisect_left(topics, pattern.removesuffix("*"))
+        if after is not None:
+            begin = max(begin, bisect.bisect_right(topics, after))
+        end = begin + LISTED_TOPICS
+        wanted = [topic for topic in topics[begin:end] if matches(pattern, topic)]
+        return wanted, wanted[-1] if len(wanted) == LISTED_TOPICS and end < len(topics) else None
 
-    def _entry(self, extent: TopicExtent, names: list[Progress]) -> v2.TopicEntry:
-        topic = extent.topic
+    async def _used_topics(self) -> set[str]:
+        """Return the topics that have messages, subscribers, groups or named readers, and perhaps others."""
+        topics = {*self._names, *self._classic, *self._readers}
+        async for some in self._logs.names():
+            topics.update(some)
+        return topics
+
+    async def _look_up(self, topic: str, names: list[Progress], timed: bool) -> v2.TopicEntry | None:
+        """Return the values of a topic, None if they cannot be read: it hides no other topic.
+
+        Args:
+            topic: The topic.
+            names: Its groups and named readers.
+            timed: True to find out how old the messages are for which these are behind.
+        """
+        try:
+            extent = await self._logs.extent(topic)
+            entries = [self.describe(extent, progress) for progress in names]
+            if timed:
+                entries = [await self._timed(extent, entry) for entry in entries]
+        except WsqueueError as error:
+            log(logger, logging.WARNING, "topic not listed", topic=topic, reason=error)
+            return None
         subscribers = self._classic.count(topic) + self._readers.count(topic)
-        entries = [self.describe(extent, progress) for progress in names]
         return v2.TopicEntry(
             topic, extent.messages, extent.bytes, extent.first, extent.next, subscribers, entries
         )
+
+    async def _timed(self, extent: TopicExtent, entry: v2.NameEntry) -> v2.NameEntry:
+        if not entry.lag:
+            return entry
+        time = await self._logs.time_at(extent.topic, max(extent.first, entry.offset))
+        return msgspec.structs.replace(entry, oldest_time=time)
 
     def describe(self, extent: TopicExtent, progress: Progress) -> v2.NameEntry:
         """Return the values of a group or a reader in a topic."""
@@ -186,3 +221,8 @@ class Operations:
             lent,
             progress.dead,
         )
+
+
+def _is_used(entry: v2.TopicEntry) -> bool:
+    """Return True if a topic has messages, or somebody who waits for them."""
+    return bool(entry.messages or entry.subscribers or any(name.members for name in entry.names))

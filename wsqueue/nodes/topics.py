@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Subscriber = TypeVar("Subscriber")
@@ -19,6 +20,10 @@ class Topics(Generic[Subscriber]):
     def __len__(self) -> int:
         """Return the number of topics that have a subscriber."""
         return len(self._subscribers)
+
+    def __iter__(self) -> Iterator[str]:
+        """Return an iterator over the topics that have a subscriber."""
+        return iter(self._subscribers)
 
     def subscribe(self, topic: str, subscriber: Subscriber) -> None:
         """Add a subscriber to a topic; adding it again changes nothing."""

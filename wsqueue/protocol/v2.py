@@ -600,7 +600,7 @@ class AskTopics(msgspec.Struct, tag_field="t", tag="ask_topics", frozen=True, om
     named: bool = False
 
 
-class NameEntry(msgspec.Struct, frozen=True):
+class NameEntry(msgspec.Struct, frozen=True, omit_defaults=True):
     """Describe a group or a named reader of a topic.
 
     Attributes:
@@ -611,6 +611,7 @@ class NameEntry(msgspec.Struct, frozen=True):
         members: Number of its members, or of the connections that use the reader, at this consumer.
         lent: Number of messages that members have.
         dead: Number of messages that the group gave up since it began.
+        oldest_time: Unix time at which the first message that is not done was stored, if that is known.
     """
 
     kind: Literal["group", "reader"]
@@ -620,6 +621,7 @@ class NameEntry(msgspec.Struct, frozen=True):
     members: Offset
     lent: Offset
     dead: Offset
+    oldest_time: Annotated[float, msgspec.Meta(ge=0, le=MAX_NUMBER)] | None = None
 
 
 class TopicEntry(msgspec.Struct, frozen=True):

@@ -15,7 +15,8 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
@@ -89,6 +90,18 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     except BaseException:
         future.cancel()
         raise
+
+
+@asynccontextmanager
+async def in_time(seconds: float | None, complaint: str) -> AsyncIterator[None]:
+    """Raise a TimeoutError with a complaint after some seconds, None for never; to be used on the thread."""
+    try:
+        async with asyncio.timeout(seconds) as timeout:
+            yield
+    except TimeoutError:
+        if not timeout.expired():
+            raise
+        raise TimeoutError(f"{complaint} within {seconds:g} s") from None
 
 
 def call(function: Callable[[], Result]) -> Result:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 from collections.abc import Callable, Mapping
@@ -66,7 +65,8 @@ class Client:
             RuntimeError: The client was closed, or the caller is on its thread.
         """
         client = self._here()
-        self._run(lambda: client.publish(topic, *data, headers=headers, id=id), timeout)
+        complaint = f"the messages on {topic!r} were not confirmed"
+        self._run(lambda: client.publish(topic, *data, headers=headers, id=id), timeout, complaint)
 
     def publish_nowait(
         self,
@@ -99,7 +99,7 @@ class Client:
             await client.drain()
             client.publish_nowait(topic, *data, headers=headers, id=id)
 
-        self._run(publish, timeout)
+        self._run(publish, timeout, f"there was no room for messages on {topic!r}")
 
     def flush(self, timeout: float | None = None) -> None:
         """Wait until all messages that were published before are confirmed.
@@ -111,7 +111,7 @@ class Client:
             TimeoutError: They are not confirmed in time.
             WsqueueError: As for `wsqueue.Client.flush`.
         """
-        self._run(self._here().flush, timeout)
+        self._run(self._here().flush, timeout, "not all messages were confirmed")
 
     @overload
     def subscribe(
@@ -193,12 +193,14 @@ class Client:
         """
         client = self._here()
         found: object = background.call(lambda: client.subscribe(*topics, **options))
+        prefix = options.get("prefix")
+        noun = ", ".join(map(repr, topics)) if prefix is None else f"topics that begin with {prefix!r}"
         if isinstance(found, AsyncGroupSubscription):
-            return GroupSubscription(found)
+            return GroupSubscription(found, noun)
         if isinstance(found, AsyncReaderSubscription):
-            return ReaderSubscription(found)
+            return ReaderSubscription(found, noun)
         assert isinstance(found, AsyncSubscription)
-        return Subscription(found)
+        return Subscription(found, noun)
 
     def close(self, *, confirm: bool = True) -> None:
         """Close every connection, after all published messages are confirmed.
@@ -236,12 +238,12 @@ class Client:
         return self._client
 
     @staticmethod
-    def _run(work: Callable[[], Any], timeout: float | None) -> None:
-        async def in_time() -> None:
-            async with asyncio.timeout(timeout):
+    def _run(work: Callable[[], Any], timeout: float | None, complaint: str) -> None:
+        async def work_in_time() -> None:
+            async with background.in_time(timeout, complaint):
                 await work()
 
-        background.run(in_time)
+        background.run(work_in_time)
 
 
 def _blocking(make: Callable[Arguments, asynchronous.Client]) -> Callable[Arguments, Client]:

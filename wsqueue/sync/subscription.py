@@ -11,7 +11,6 @@ then, they are moved one at a time.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 from collections import deque
@@ -37,10 +36,17 @@ class Subscription(Generic[Item]):
 
     It is as `wsqueue.Subscription`, with `with` and `for`, and stays with the process that made it. Threads
     may share it; then each message comes to one of them.
+
+    Args:
+        subscription: That of asyncio.
+        noun: Its topics, for the texts of errors.
+        at_once: Messages that are moved together at most.
     """
 
-    def __init__(self, subscription: asynchronous.Subscription[Any], *, at_once: int = MAX_ITEMS) -> None:
-        self._subscription, self._at_once = subscription, at_once
+    def __init__(
+        self, subscription: asynchronous.Subscription[Any], noun: str, *, at_once: int = MAX_ITEMS
+    ) -> None:
+        self._subscription, self._noun, self._at_once = subscription, noun, at_once
         self._items: deque[Any] = deque()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -104,7 +110,7 @@ class Subscription(Generic[Item]):
         They are kept here, and not returned, so that a caller who is interrupted loses none.
         """
         try:
-            async with asyncio.timeout(seconds):
+            async with background.in_time(seconds, f"no message of {self._noun} came"):
                 self._items.append(await anext(self._subscription))
             while len(self._items) < self._at_once and self._subscription.waiting:
                 self._items.append(await anext(self._subscription))
@@ -159,8 +165,8 @@ class ReaderMessage(Message, frozen=True, gc=True, eq=False):
 class ReaderSubscription(Subscription[Item]):
     """Iterate over the messages of a topic as a named reader, as `wsqueue.ReaderSubscription` does."""
 
-    def __init__(self, subscription: readers.ReaderSubscription[Any]) -> None:
-        super().__init__(subscription, at_once=1 if subscription.auto_done else MAX_ITEMS)
+    def __init__(self, subscription: readers.ReaderSubscription[Any], noun: str) -> None:
+        super().__init__(subscription, noun, at_once=1 if subscription.auto_done else MAX_ITEMS)
         self._reader = subscription
 
     def flush(self) -> None:
@@ -241,8 +247,8 @@ class GroupMessage(Message, frozen=True, gc=True, eq=False):
 class GroupSubscription(Subscription[GroupMessage]):
     """Iterate over the messages that a group lends to this client, as `wsqueue.GroupSubscription` does."""
 
-    def __init__(self, subscription: groups.GroupSubscription) -> None:
-        super().__init__(subscription, at_once=1)
+    def __init__(self, subscription: groups.GroupSubscription, noun: str) -> None:
+        super().__init__(subscription, noun, at_once=1)
         self._group = subscription
 
     def flush(self) -> None:

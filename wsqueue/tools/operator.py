@@ -331,4 +331,6 @@ def _merged_name(one: NameEntry, other: NameEntry) -> NameEntry:
         lag=min(one.lag, other.lag),
         members=one.members + other.members,
         lent=one.lent + other.lent,
+        # Only a consumer that serves the topic knows it.
+        oldest_time=next((seen.oldest_time for seen in (later, one, other) if seen.oldest_time), None),
     )

@@ -62,6 +62,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         command: The program and its arguments.
         group: Name of the group.
         lease_seconds: Seconds of a lease, which is renewed while the command runs.
+        max_deliveries: Deliveries after which a message becomes a dead letter.
         parallel: Commands at a time, 1 to `MAX_PARALLEL`.
         retry_delay: Seconds until a message that failed once is lent again; twice as many after each
             further time.
@@ -74,6 +75,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     command: tuple[str, ...]
     group: str
     lease_seconds: float
+    max_deliveries: int
     parallel: int = 1
     retry_delay: float = 1.0
     seconds: float | None = None
@@ -190,8 +192,9 @@ class Work:
         # From now on, a message that is lent again is to be run again.
         del self._running[_key(message)]
         if reason:
-            self._say_failed(message, reason)
-            await self._give_back(message, options.retry_delay * 2.0 ** (message.deliveries - 1))
+            delay = min(options.retry_delay * 2.0 ** (message.deliveries - 1), MAX_DELAY_SECONDS)
+            self._say_failed(message, reason, delay)
+            await self._give_back(message, delay)
         else:
             self._remember(message)
             # While the consumer is away, the client keeps this for it, and `flush` waits at the end.
@@ -201,15 +204,18 @@ class Work:
         if run.copy is not None:
             await self._give_back(run.copy)
 
-    def _say_failed(self, message: GroupMessage, reason: str) -> None:
+    def _say_failed(self, message: GroupMessage, reason: str, delay: float) -> None:
         self.failed += 1
+        last = message.deliveries >= self._options.max_deliveries
         log(
             logger,
             logging.WARNING,
             "command failed",
+            topic=message.topic,
             group=self._options.group,
             offset=message.offset,
             deliveries=message.deliveries,
+            again_seconds="never" if last else f"{delay:g}",
             reason=reason,
         )
 
@@ -220,7 +226,7 @@ class Work:
 
     async def _give_back(self, message: GroupMessage, delay: float = 0.0) -> None:
         with contextlib.suppress(ConnectError):
-            await message.again(min(delay, MAX_DELAY_SECONDS))
+            await message.again(delay)
 
     async def _renew(self) -> None:
         """Renew the leases of the messages whose commands run."""

@@ -53,6 +53,7 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
         (["publish", "news", "hello", "there"], "unexpected extra argument"),
         (["subscribe"], "Missing argument"),
         (["subscribe", "news", "--count", "0"], "--count"),
+        (["subscribe", "news", "--group", "g"], "see `wsqueue work TOPIC --group g -- COMMAND`"),
         (["subscribe", "news", "--from", str(2**53)], "is not a start"),
         (["subscribe", "news", "--from", str(-(2**53))], "is not a start"),
         (["subscribe", "news", "sport", "--from", "0"], "an offset belongs to one topic"),

@@ -195,7 +195,7 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
     ),
     (
         v2.TopicList(
-            [v2.TopicEntry("x", 3, 9, 1, 4, 2, [v2.NameEntry("group", "g", 2, 1, 5, 6, 7)])], "x", "l"
+            [v2.TopicEntry("x", 3, 9, 1, 4, 2, [v2.NameEntry("group", "g", 2, 1, 5, 6, 7, 8.5)])], "x", "l"
         ),
         {
             "t": "topics",
@@ -209,7 +209,7 @@ PACKETS: list[tuple[v2.Packet, dict[str, Any]]] = [
                     "subscribers": 2,
                     "names": [
                         {"kind": "group", "name": "g", "offset": 2, "lag": 1}
-                        | {"members": 5, "lent": 6, "dead": 7}
+                        | {"members": 5, "lent": 6, "dead": 7, "oldest_time": 8.5}
                     ],
                 }
             ],

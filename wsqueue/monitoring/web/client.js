@@ -1079,7 +1079,7 @@ class ConsumerLink extends Link {
     clearTimeout(this.#listening);
     this.#listening = null;
     const { address } = this.connection.place;
-    this.client.logs.set(address, id);
+    this.client.noteLog(address, this.homeAddress, id);
     this.judge(available && this.client.mayUse(address, this.homeAddress));
   }
 
@@ -1517,7 +1517,7 @@ const withOutcomes = (Base) =>
           if (answer?.then) await answer;
           if (autoDone && !settled.has(item)) item.done?.();
         } catch (error) {
-          this.thrown(error);
+          this.thrown(error, item);
         }
       }
       this.#calling = false;
@@ -1921,7 +1921,8 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
     else this.call();
   }
 
-  thrown(error) {
+  thrown(error, item) {
+    if (!settled.has(item) && !this.closed) item.again();
     this.client.report("onError", error);
   }
 
@@ -2029,6 +2030,8 @@ export class WsqueueClient {
     this.helloOrder = helloOrder;
     // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
     this.logs = new Map();
+    // The log that stands for that of a home which has never been heard.
+    this.log = null;
     // The memberships in groups, and the subscriptions to prefixes.
     this.members = new Set();
     this.credential = new Credential(options);
@@ -2139,6 +2142,12 @@ export class WsqueueClient {
     return order.map(([, address]) => address).filter((address) => address !== home);
   }
 
+  /** Note the log that a consumer has named for topics of a home, "" for one of its own. */
+  noteLog(address, home, id) {
+    this.logs.set(address, id);
+    if (id && (address === home || !this.log)) this.log = id;
+  }
+
   /** Return true if a consumer may serve instead of the home, as far as it is known which logs they share. */
   mayUse(address, home) {
     if (address === home) return true;
@@ -2146,8 +2155,9 @@ export class WsqueueClient {
     const own = logs.get(home);
     const its = logs.get(address);
     if (!this.v2 || own === "" || its === "") return false;
+    if (its && its !== (own ?? this.log)) return false;
     // While nobody has been heard, one may be tried; after one without a shared log, no more.
-    return own && its ? own === its : !logs.size || [...logs.values()].some(Boolean);
+    return !logs.size || [...logs.values()].some(Boolean);
   }
 
   encode(packet) {

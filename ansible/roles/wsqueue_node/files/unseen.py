@@ -1,7 +1,8 @@
 """Print why an instance must be restarted or reloaded, a line for each reason, and then the time.
 
-unseen.py UNIT RELEASE RESTART RELOAD [touch]: RESTART and RELOAD are the files that it reads at a start and
-at each reload, separated by commas. With `touch`, files that are dated later than now are dated now.
+unseen.py UNIT RELEASE RESTART RELOAD [restart] [touch]: RESTART and RELOAD are the files that it reads at a
+start and at each reload, separated by commas. With `restart`, an operator wants a restart of whatever runs.
+With `touch`, files that are dated later than now are dated now.
 """
 
 import datetime as dt
@@ -47,7 +48,7 @@ def newer(files: str, name: str) -> list[str]:
         changed = pathlib.Path(file).lstat().st_ctime
         if changed > since:
             found.append(file)
-        if changed > now and options:
+        if changed > now and "touch" in options:
             os.utime(file)
     return found
 
@@ -65,6 +66,8 @@ def runs_release(pid: str) -> bool:
 
 pid = show("MainPID")
 if pid != "0":
+    if "restart" in options:
+        print("restarted for the operator")
     if not runs_release(pid):
         print("restarted for", os.path.realpath(release))
     for file in newer(at_start, "ExecMainStartTimestamp"):

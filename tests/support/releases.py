@@ -1,0 +1,15 @@
+"""The files of a release that tests look into: those of `make release`, if it runs them."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def released(pattern: str) -> Path | None:
+    """Return the file of the release under test, or None if a test has to build it."""
+    directory = os.environ.get("WSQUEUE_RELEASE")
+    if directory is None:
+        return None
+    (file,) = Path(directory).glob(pattern)
+    return file

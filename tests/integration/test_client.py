@@ -381,6 +381,18 @@ async def test_cancelling_what_waits(nodes: Nodes) -> None:
             assert (await anext(messages)).data == str(number)
 
 
+async def test_cancelling_a_publish(nodes: Nodes) -> None:
+    consumer, producer = await nodes.cluster()
+    async with soon(), nodes.client([producer], [consumer]) as client, client.subscribe("news") as messages:
+        await consumer.subscribed("news")
+        publishing = asyncio.ensure_future(client.publish("news", "0"))
+        await asyncio.sleep(0)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+        assert publishing.cancelled()
+        assert (await anext(messages)).data == "0"
+
+
 async def test_cancelling_a_subscription_that_begins(nodes: Nodes) -> None:
     async with soon(), RawServer() as server, nodes.client([server.address], [server.address]) as client:
 

@@ -93,9 +93,29 @@ class Authority:
             .not_valid_after(now + timedelta(days=days))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
         )
+        # Python 3.13 and later refuse certificates without these.
+        public = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+        issuer = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        builder = builder.add_extension(public, critical=False).add_extension(issuer, critical=False)
+        if authority:
+            builder = builder.add_extension(SIGNS, critical=True)
         if hosts:
             builder = builder.add_extension(x509.SubjectAlternativeName(map(_name_of, hosts)), critical=False)
         return builder.sign(self._key, hashes.SHA256())
+
+
+SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+"""The use of an authority's key."""
 
 
 def _name_of(host: str) -> x509.GeneralName:

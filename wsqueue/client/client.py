@@ -247,7 +247,8 @@ class Client:
         if id is None:
             await link.drain()
         # With an id it takes its place at once: a later one that overtook it would make it a repeat.
-        await asyncio.shield(link.publish(messages, id))
+        # When this is cancelled, so is the future, and the messages are published all the same.
+        await link.publish(messages, id)
 
     def publish_nowait(
         self,

@@ -16,10 +16,11 @@ _ALL_RECORDS = """
 SELECT name, "offset", count, time, publisher, number, packet, record.epoch
 FROM record CROSS JOIN topic ON topic.id = record.topic ORDER BY record.id
 """
+# Values that are used twice have names: Python 3.12 warns of ?1, which a later one takes again.
 _RECORDS_FROM = """
 SELECT "offset", count, time, publisher, number, packet, epoch FROM record
-WHERE topic = ?1 AND "offset" >=
-    ifnull((SELECT max("offset") FROM record WHERE topic = ?1 AND "offset" <= ?2), ?2)
+WHERE topic = :topic AND "offset" >=
+    ifnull((SELECT max("offset") FROM record WHERE topic = :topic AND "offset" <= :offset), :offset)
 ORDER BY "offset"
 """
 _FIRST_RECORDS = """
@@ -30,8 +31,8 @@ SELECT record.id, name, "offset" + count, time, length(packet)
 FROM record CROSS JOIN topic ON topic.id = record.topic WHERE record.id > ? ORDER BY record.id LIMIT ?
 """
 _ENDS = """
-SELECT (SELECT "offset" FROM record WHERE topic = ?1 ORDER BY "offset" LIMIT 1),
-    (SELECT "offset" + count FROM record WHERE topic = ?1 ORDER BY "offset" DESC LIMIT 1)
+SELECT (SELECT "offset" FROM record WHERE topic = :topic ORDER BY "offset" LIMIT 1),
+    (SELECT "offset" + count FROM record WHERE topic = :topic ORDER BY "offset" DESC LIMIT 1)
 """
 _VALUE_AFTER = """
 SELECT "offset", count, {column} FROM record WHERE topic = ? AND "offset" >= ? ORDER BY "offset" LIMIT 1
@@ -62,7 +63,7 @@ _NEWEST_RECORDS = """
 SELECT min(id), count(*), max(time)
 FROM (SELECT id, time FROM record WHERE id <= ? ORDER BY id DESC LIMIT ?) AS newest
 """
-_DATE_BACK = "UPDATE record SET time = ?1 WHERE id BETWEEN ?2 AND ?3 AND time > ?1"
+_DATE_BACK = "UPDATE record SET time = :now WHERE id BETWEEN :first AND :last AND time > :now"
 _HEADS = "SELECT topic, name, version, typeof(value) = 'blob', length(value) FROM state"
 _NUMBERS = """
 SELECT name, publisher, number FROM number JOIN topic ON topic.id = number.topic ORDER BY number.id
@@ -178,7 +179,7 @@ def records_from(
     records: list[Record] = []
     size = 0
     # The read ends here, because a read that stays open holds the write-ahead log.
-    with contextlib.closing(connection.execute(_RECORDS_FROM, (topic, offset))) as rows:
+    with contextlib.closing(connection.execute(_RECORDS_FROM, {"topic": topic, "offset": offset})) as rows:
         for row in rows:
             record = Record(name, *row)
             if record.end <= offset:
@@ -198,7 +199,7 @@ def offset_at(connection: sqlite3.Connection, topic: int, moment: float) -> int 
 def epoch_end(connection: sqlite3.Connection, topic: int, epoch: int) -> int | None:
     """Return the offset of a topic's first record of a later epoch, None without any record before it."""
     end = _first_not_below(connection, topic, "epoch", epoch + 1)
-    (first, _) = connection.execute(_ENDS, (topic,)).fetchall()[0]
+    (first, _) = connection.execute(_ENDS, {"topic": topic}).fetchall()[0]
     return None if end == first else end
 
 
@@ -206,7 +207,7 @@ def _first_not_below(
     connection: sqlite3.Connection, topic: int, column: Literal["time", "epoch"], bound: float
 ) -> int | None:
     """Return the offset of a topic's first record with a value not below a bound, by bisection."""
-    (low, high) = connection.execute(_ENDS, (topic,)).fetchall()[0]
+    (low, high) = connection.execute(_ENDS, {"topic": topic}).fetchall()[0]
     if low is None:
         return None
     query = _VALUE_AFTER.format(column=column)
@@ -266,7 +267,7 @@ def date_back(connection: sqlite3.Connection, last: int, records: int, now: floa
     ((first, count, latest),) = connection.execute(_NEWEST_RECORDS, (last, records)).fetchall()
     if not count or latest <= now:
         return 0, now
-    changed = connection.execute(_DATE_BACK, (now, first, last)).rowcount
+    changed = connection.execute(_DATE_BACK, {"now": now, "first": first, "last": last}).rowcount
     return first - 1 if changed == count else 0, latest
 
 

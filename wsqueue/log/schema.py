@@ -99,6 +99,15 @@ def connect(file: Path, *, durable: bool) -> sqlite3.Connection:
         durable: Whether each commit must survive a power cut.
     """
     connection = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _set_pragmas(connection, durable=durable)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _set_pragmas(connection: sqlite3.Connection, *, durable: bool) -> None:
     for pragma in (
         f"synchronous = {'FULL' if durable else 'OFF'}",
         "wal_autocheckpoint = 0",
@@ -109,7 +118,6 @@ def connect(file: Path, *, durable: bool) -> sqlite3.Connection:
         "trusted_schema = OFF",
     ):
         connection.execute(f"PRAGMA {pragma}")
-    return connection
 
 
 def open_beside(file: Path, *, writable: bool = False) -> sqlite3.Connection:

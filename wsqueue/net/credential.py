@@ -82,7 +82,10 @@ class Credential:
         if self._renewing is None:
             self._renewing = asyncio.create_task(self._ask(self._renew))
             self._renewing.add_done_callback(self._asked)
-        return await asyncio.shield(self._renewing)
+        renewing = self._renewing
+        # asyncio.shield would log an error that comes when this is cancelled, from Python 3.14 on.
+        await asyncio.wait([renewing])
+        return renewing.result()
 
     def ended(self, used: PreSharedKey) -> None:
         """Note that a node takes a token no more."""

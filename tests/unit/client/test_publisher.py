@@ -151,10 +151,9 @@ async def test_a_refusal_is_raised_where_its_message_was_published() -> None:
 async def test_a_publisher_that_was_cancelled_has_published() -> None:
     link = Link()
     producer = link.connect()
-    publishing = asyncio.ensure_future(asyncio.shield(link.publish(message("1"))))
+    publishing = link.publish(message("1"))
     publishing.cancel()
     await turn()
-    assert publishing.cancelled()
     assert producer.published() == [(1, ["1"])]
     link.received_events([v2.Refused(1, "full", "nothing waits for it")])
     await link.flush()

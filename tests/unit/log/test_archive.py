@@ -744,7 +744,7 @@ async def test_a_disk_without_room_is_no_wrong_configuration(
 def test_the_writer_ends_when_the_loop_is_gone(tmp_path: Path, fails: bool) -> None:
     async def leave() -> Opened:
         one = Opened(tmp_path, limits())
-        await one.archive.open()
+        await one.open()
         held_back.enter_context(held())
         one.archive.append([record("a", 0, 0 if fails else 1)])
         return one

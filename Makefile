@@ -63,7 +63,7 @@ unit: $(READY) ## Run the unit tests
 	$(BIN)/pytest --quiet --numprocesses 2 tests/unit
 
 .PHONY: test-pythons
-test-pythons: $(READY) ## Run the unit tests on Python 3.11 to 3.14, those of Debian and Ubuntu, in ten minutes (as root)
+test-pythons: $(READY) ## Run the unit tests on Python 3.11 to 3.14, those of Debian and Ubuntu (as root)
 	@$(BIN)/python -I scripts/test-pythons
 
 .PHONY: test

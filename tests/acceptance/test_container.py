@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from ..lab.cluster import needs_time
 from ..support.paths import ROOT
 from ..support.ports import free_port
 from ..support.waiting import wait_until
@@ -20,6 +21,7 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
     pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    needs_time,
     pytest.mark.skipif(
         not (shutil.which("buildah") and shutil.which("mmdebstrap")), reason="needs buildah and mmdebstrap"
     ),

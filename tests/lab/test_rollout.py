@@ -38,7 +38,7 @@ from .cluster import (
 from .dropouts import Step, play_until_a_host_drops_out
 from .load import load
 
-pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.lab, pytest.mark.slow, pytest.mark.timeout(1500)]
 
 ROTATE_PSK = "ansible/playbooks/rotate_psk.yml"
 NOTED = {"de5b426a63be47a7b6ac3eaac82e2f6f": "stopping", "39f53479d3a045ac8e11786248231fbf": "started"}

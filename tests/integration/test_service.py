@@ -43,7 +43,7 @@ async def test_pages_of_a_consumer(nodes: Nodes) -> None:
         assert await http_get(consumer.address, "/readyz?verbose") == (200, "ready\n")
         assert await http_get(consumer.address, "/nothing") == (
             404,
-            "Not found: this consumer has /producer and /subscribe/TOPIC.\n",
+            "Not found: this consumer has /producer and /subscribe/TOPIC, and GET /events/TOPIC.\n",
         )
         assert (await http_get(consumer.address, "/subscribe"))[0] == 426
         assert await http_get(consumer.address, "/subscribe/%ff") == (

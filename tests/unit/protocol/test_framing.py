@@ -11,6 +11,7 @@ from wsqueue.protocol.frames import frame_messages
 from wsqueue.protocol.framing import (
     MAX_REASON_BYTES,
     Framing,
+    Get,
     HttpResponse,
     Item,
     PongReceived,
@@ -125,7 +126,8 @@ class TestFraming:
     def test_a_request_says_which_host_it_is_for(self, lines: list[str], host: str) -> None:
         server = ServerFraming(1000, SUBPROTOCOL)
         request = "\r\n".join(["GET /x?y HTTP/1.1", *lines, "", ""]).encode()
-        assert server.receive_data(request) == [RequestReceived("/x?y", host, offers_subprotocol=False)]
+        expected = RequestReceived("/x?y", host, offers_subprotocol=False, get=Get())
+        assert server.receive_data(request) == [expected]
 
     @pytest.mark.parametrize(
         ("lines", "origin"),

@@ -1,4 +1,4 @@
-"""The npm package of the JavaScript client: what is in it, its types, and a program that uses it."""
+"""The npm package of the JavaScript client: its files, its types, and a program that uses it."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def typescript(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def compile_all(typescript: Path, project: Path, *options: str) -> str:
-    """Return what the compiler complains about."""
+    """Return the complaints of the compiler."""
     command: list[str | Path] = [
         NODE,
         typescript,

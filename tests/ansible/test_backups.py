@@ -14,12 +14,6 @@ from wsqueue.log import schema
 from ..support import control_node
 
 pytestmark = pytest.mark.slow
-
-LOCAL = {
-    "ansible_connection": "local",
-    "ansible_become": False,
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-}
 NO_SUCH_PORT = 65_000
 """A port that no consumer has on the machine of the tests."""
 
@@ -29,7 +23,7 @@ def refused(
 ) -> str:
     """Return the output of a playbook that fails and changes nothing, in one line."""
     groups = {"consumers": consumers, "producers": ("p1",), "dead": ("c2",)[: len(consumers)]}
-    hosts = {group: {"hosts": dict.fromkeys(names, LOCAL)} for group, names in groups.items()}
+    hosts = {group: {"hosts": dict.fromkeys(names, control_node.LOCAL)} for group, names in groups.items()}
     inventory = directory / "hosts.yml"
     inventory.write_text(json.dumps({"all": {"children": hosts}}))
     result = control_node.try_to_run(

@@ -22,12 +22,6 @@ from ..support import control_node
 from ..support.labs import BIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-VARIABLES = {
-    "ansible_connection": "local",
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-    "ansible_become": False,
-}
 CONTROL = """
 - hosts: all
   gather_facts: false
@@ -40,7 +34,7 @@ def inventory(directory: Path, **variables: object) -> Path:
     directory.mkdir(exist_ok=True)
     file = directory / "hosts.json"
     groups = {"consumers": {"hosts": {"c1": {}}}, "demo": {"hosts": {"d1": {}}}, "monitoring": {"hosts": {}}}
-    file.write_text(json.dumps({"all": {"children": groups, "vars": VARIABLES | variables}}))
+    file.write_text(json.dumps({"all": {"children": groups, "vars": control_node.LOCAL | variables}}))
     return file
 
 
@@ -77,7 +71,7 @@ def newest_python() -> str | None:
 
 
 def install(directory: Path, requirement: str, python: str = sys.executable) -> Path:
-    """Install an ansible-core with what the roles need besides, and return the directory of its programs."""
+    """Install an ansible-core and the modules that the roles need; return the directory of its programs."""
     venv = directory / "venv"
     subprocess.run([python, "-I", "-m", "venv", venv], check=True)
     installed = venv / "bin" / "python"

@@ -15,12 +15,6 @@ import pytest
 from ..support import control_node
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-
-LOCAL = {
-    "ansible_connection": "local",
-    "ansible_become": False,
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-}
 TRY = """
 - hosts: engine
   gather_facts: false
@@ -36,7 +30,7 @@ SHARED = {"mode": "jetstream", "jetstream": {"replicas": 1}}
 def inventory(directory: Path, hosts: list[str], **variables: Any) -> Path:
     file = directory / "hosts.yml"
     children = {"engine": {"hosts": dict.fromkeys(hosts)}, "consumers": {"hosts": {"c1": None}}}
-    shared = LOCAL | {"wsqueue_consumer_retention": SHARED} | variables
+    shared = control_node.LOCAL | {"wsqueue_consumer_retention": SHARED} | variables
     file.write_text(json.dumps({"all": {"children": children, "vars": shared}}))
     return file
 

@@ -15,12 +15,6 @@ from tests.support.paths import ROOT
 from ..support import control_node
 
 pytestmark = pytest.mark.slow
-
-LOCAL = {
-    "ansible_connection": "local",
-    "ansible_become": False,
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-}
 NO_SUCH_PORT = 65_000
 """A port that no node has on the machine of the tests."""
 
@@ -42,7 +36,9 @@ PACE = """
 def inventory(directory: Path, **groups: tuple[str, ...]) -> Path:
     file = directory / "hosts.json"
     ports = {"wsqueue_consumer_ports": [NO_SUCH_PORT], "wsqueue_producer_ports": [NO_SUCH_PORT]}
-    children = {group: {"hosts": dict.fromkeys(names, LOCAL | ports)} for group, names in groups.items()}
+    children = {
+        group: {"hosts": dict.fromkeys(names, control_node.LOCAL | ports)} for group, names in groups.items()
+    }
     file.write_text(json.dumps({"all": {"children": children}}))
     return file
 

@@ -1,4 +1,4 @@
-"""support.yml: one archive with what helps to find a fault, and without a key in it."""
+"""support.yml: one archive that helps to find a fault, and has no key in it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,6 @@ from ..support import control_node
 
 FILES = ROOT / "ansible" / "roles" / "wsqueue" / "files"
 CERTIFICATE = "-----BEGIN CERTIFICATE-----\nTheCertificateIsPublic\n-----END CERTIFICATE-----\n"
-LOCAL = {
-    "ansible_connection": "local",
-    "ansible_become": False,
-    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
-}
 
 SYSTEMCTL = """#!/bin/sh
 case "$1" in
@@ -94,7 +89,7 @@ class Host:
         return [*values, *self.private, self.other, self.token]
 
     def tell(self, *, lines: int = 100, limit: int = 100_000) -> dict[str, dict[str, str]]:
-        """Return what the host tells."""
+        """Return the answer of the host."""
         command: list[str | Path] = [
             sys.executable,
             "-I",
@@ -206,9 +201,9 @@ def test_a_host_without_anything(tmp_path: Path) -> None:
 def run(directory: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[str], Path]:
     """Play support.yml with a host that answers, one that is down and one that is dead."""
     hosts: dict[str, dict[str, Any]] = {
-        "consumers": {"c1": LOCAL, "c2": {"ansible_host": "127.0.0.1", "ansible_port": 1}},
-        "producers": {"p1": LOCAL | {"ansible_connection": "ssh"}},
-        "demo": {"d1": LOCAL},
+        "consumers": {"c1": control_node.LOCAL, "c2": {"ansible_host": "127.0.0.1", "ansible_port": 1}},
+        "producers": {"p1": control_node.LOCAL | {"ansible_connection": "ssh"}},
+        "demo": {"d1": control_node.LOCAL},
         "dead": {"p1": {}},
     }
     inventory = directory / "hosts.json"

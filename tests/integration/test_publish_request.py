@@ -275,7 +275,7 @@ async def test_the_commands_in_the_documentation(
 
 
 async def _read_as_events(text: str, consumer: RunningNode, authority: Authority, directory: Path) -> None:
-    """Run the command that reads the messages as events, which is to print what the document says."""
+    """Run the command that reads the messages as events, which is to print the lines of the document."""
     (script,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
     (printed,) = re.findall(r"```text\n(retry.*?)```", text, re.DOTALL)
     script = script.replace("queue.example.com:10001", f"localhost:{consumer.address.rpartition(':')[2]}")

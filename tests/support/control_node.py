@@ -14,6 +14,13 @@ from .labs import BIN
 PROGRAMS = Path(os.environ.get("WSQUEUE_ANSIBLE", BIN))
 """Directory of Ansible's programs: those of another version, if the environment names them."""
 
+LOCAL = {
+    "ansible_connection": "local",
+    "ansible_become": False,
+    "ansible_python_interpreter": "{{ ansible_playbook_python }}",
+}
+"""Variables of a host of an inventory that is this machine."""
+
 
 def try_to_run(
     program: str,

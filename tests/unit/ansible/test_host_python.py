@@ -26,12 +26,12 @@ MISSING = {"rc": 2, "stdout": "", "msg": "No such file or directory"}
 
 
 def told(minor: int, path: str) -> dict[str, Any]:
-    """Return what a Python answers."""
+    """Return the answer of a Python."""
     return {"rc": 0, "stdout": f"{minor}\nx86_64\n{path}"}
 
 
 def facts(answer: dict[str, Any], **settings: str) -> Any:
-    """Return what is found out about the host h1, an arm64 board."""
+    """Return the findings about the host h1, an arm64 board."""
     known = {"name": "h1", "machine": "aarch64", "python": "/usr/bin/python3"}
     none = {"python_package": "", "python_archive": "", "python_sha256": ""}
     return module.host_python(answer, known | none | settings)

@@ -135,7 +135,7 @@ async def test_many_messages_are_written_in_turns(client: Client) -> None:
     data = [str(number) for number in range(3 * SLICE_MESSAGES)]
     assert client.send(*data)
     assert (client.outlet.congested, client.writes(), client.caught_up) == (True, 0, 0)
-    # What comes meanwhile waits behind them.
+    # Packets that come meanwhile wait behind them.
     assert client.send("behind")
     client.outlet.send_packet(v2.Gap("news", len(data) + 9, 8))
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Write an archive of what hosts have told: support_archive.py ARCHIVE, which is a .tar.gz with mode 0600.
+"""Write an archive of the answers of hosts: support_archive.py ARCHIVE, which is a .tar.gz with mode 0600.
 
 Standard input has an object with `time`, `ansible`, and `hosts`: of each its `groups`, and `data` from
 support_host.py, or the `problem` that has kept it from us.
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_HOST_BYTES = 500_000_000
-"""Size of what a host may tell, unpacked: a host must not fill the memory of the control node."""
+"""Most bytes of the answer of a host, unpacked: a host must not fill the memory of the control node."""
 
 NAME = re.compile(r"(?:[\w@:%+-][\w@.:%+-]*/)*[\w@:%+-][\w@.:%+-]*", re.ASCII)
 """Names of files in the archive: none leads out of the folder of its host."""

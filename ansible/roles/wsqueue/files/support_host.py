@@ -121,7 +121,7 @@ def units() -> list[str]:
 
 
 def doctor() -> str:
-    """Return what doctor says about the configurations of this host."""
+    """Return the findings of doctor about the configurations of this host."""
     files = sorted(str(path) for path in ETC.glob("*.toml"))
     if not RELEASE.exists() or not files:
         return "There is no release, or no configuration, on this host.\n"

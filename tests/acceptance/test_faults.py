@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from tests.faults import __main__ as suite
 from tests.faults import schedule
 from tests.faults.cluster import LoopbackCluster
-from tests.faults.harness import run
+from tests.faults.harness import Worker, run
 from tests.faults.schedule import Fault, Retention, Schedule, Workload
 from tests.support.paths import ROOT
 
@@ -118,3 +119,24 @@ async def test_a_memory_consumer_that_is_killed_announces_a_gap(tmp_path: Path) 
     outcome = await run(one, LoopbackCluster(one, tmp_path), tmp_path)
     assert outcome.good
     assert outcome.verdict.gaps == 1
+
+
+@pytest.mark.anyio
+async def test_a_worker_whose_kills_overlap_is_one_process(tmp_path: Path) -> None:
+    worker = Worker(one_kill("memory"), "subscriber-1", tmp_path / "client.toml", tmp_path)
+    await worker.start()
+    await asyncio.gather(worker.restart(0.2), worker.restart(0.0))
+    assert worker.lives == 3
+    await worker.kill()
+    assert not await asyncio.to_thread(processes_with, str(tmp_path))
+
+
+def processes_with(argument: str) -> list[str]:
+    """Return the command lines that have an argument that begins so."""
+    lines = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            lines.append(file.read_text().replace("\0", " "))
+        except OSError:
+            continue  # It has ended.
+    return [line for line in lines if f" {argument}" in line]

@@ -90,6 +90,7 @@ class Worker:
         self.name, self.directory, self.lives = name, directory, 0
         self.role: Role = next(role for role in get_args(Role) if name.startswith(role))
         self.process: asyncio.subprocess.Process | None = None
+        self._restarting = asyncio.Lock()
         workload = schedule.workload
         topics = workload.topics
         if self.role == "subscriber":
@@ -148,6 +149,17 @@ class Worker:
         self.signal(signal.SIGKILL)
         if self.process is not None:
             await self.process.wait()
+
+    async def restart(self, seconds: float) -> None:
+        """End this life, and begin another one after some seconds.
+
+        On a slow machine, the next fault comes before a process has started: it waits for that one, else two
+        processes would have the same life.
+        """
+        async with self._restarting:
+            await self.kill()
+            await asyncio.sleep(seconds)
+            await self.start()
 
 
 class Harness:
@@ -350,9 +362,7 @@ class Harness:
         if worker is None or fault.kind not in {"kill", "stop"}:
             await self.cluster.apply(fault)
         elif fault.kind == "kill":
-            await worker.kill()
-            await asyncio.sleep(fault.seconds)
-            await worker.start()
+            await worker.restart(fault.seconds)
         else:
             worker.signal(signal.SIGSTOP)
             await asyncio.sleep(fault.seconds)

@@ -111,6 +111,10 @@ deb: $(DEPLOYS) ## Build dist/wsqueue_<version>+py311_amd64.deb, the package of 
 npm: $(DEPLOYS) ## Build dist/wsqueue-<version>.tgz, the npm package of the JavaScript client: docs/packages.md
 	@$(BIN)/python -I scripts/npm-package
 
+.PHONY: release
+release: $(READY) ## Build all packages of the last commit in dist/release-<version>, and check them (as root for .deb): docs/packages.md
+	@$(BIN)/python -I scripts/release $(TARGETS)
+
 .PHONY: lint
 lint: $(READY) ## Run all linters
 	$(BIN)/ruff format --check .

@@ -1,6 +1,6 @@
-"""The bill of materials of a zipapp, in CycloneDX's format.
+"""The bills of materials of a zipapp and of a release, in CycloneDX's format.
 
-It depends on the zipapp and the wheels in it alone, and has no time and no random number: a zipapp that is
+They depend on the files that they are about alone, and have no time and no random number: a zipapp that is
 built again has the same one. Beside shiv, which builds the zipapp, it needs the standard library only.
 """
 
@@ -11,11 +11,14 @@ import importlib.metadata
 import json
 import re
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from email.message import Message
 from email.parser import Parser
 from pathlib import Path
 from typing import Any
+
+SUFFIX = ".cdx.json"
+"""Suffix of the bill of materials, as CycloneDX recommends it."""
 
 SPDX = {"Apache Software License": "Apache-2.0", "MIT License": "MIT"}
 """Identifiers of the classifiers that name one licence; "BSD License" may be one of several."""
@@ -32,35 +35,60 @@ def bill(zipapp: Path, version: str, wheels: Iterable[Path]) -> str:
         wheels: The distributions in the zipapp besides the package, as they were downloaded.
     """
     components = sorted((component(wheel) for wheel in wheels), key=lambda item: str(item["bom-ref"]))
-    package = {
-        "type": "application",
-        "bom-ref": f"pkg:generic/wsqueue@{version}",
-        "name": "wsqueue",
-        "version": version,
-        "purl": f"pkg:generic/wsqueue@{version}",
-        "licenses": [{"expression": "MIT"}],
-        "hashes": [sha256(zipapp)],
-    }
+    package = own(version) | {"hashes": [sha256(zipapp)]}
     # Its start code is in the zipapp.
     tool = {"type": "application", "name": "shiv", "version": importlib.metadata.version("shiv")}
-    document = {
+    # The zipapp has all of them, whichever needs which.
+    dependencies = [
+        {"ref": package["bom-ref"], "dependsOn": [item["bom-ref"] for item in components]},
+        *({"ref": item["bom-ref"]} for item in components),
+    ]
+    metadata = {"tools": {"components": [tool]}, "component": package}
+    return document(metadata, components, dependencies=dependencies)
+
+
+def bill_of_release(version: str, commit: str, packages: Mapping[Path, Sequence[dict[str, Any]]]) -> str:
+    """Return the bill of all packages of a version, as JSON.
+
+    Args:
+        version: That of the package.
+        commit: The commit of which they are made.
+        packages: The files, each with the components that it holds besides the package itself.
+    """
+    components = [
+        {
+            "type": "file",
+            "bom-ref": file.name,
+            "name": file.name,
+            "hashes": [sha256(file)],
+            # A reference is of one component, and several packages hold the same distribution.
+            "components": [item | {"bom-ref": f"{file.name}#{item['bom-ref']}"} for item in held],
+        }
+        for file, held in sorted(packages.items())
+    ]
+    made_of = {"properties": [{"name": "wsqueue:commit", "value": commit}]}
+    return document({"component": own(version) | made_of}, components)
+
+
+def own(version: str) -> dict[str, Any]:
+    """Return the entry of a version of this package."""
+    name = f"pkg:generic/wsqueue@{version}"
+    about = {"type": "application", "bom-ref": name, "name": "wsqueue", "version": version, "purl": name}
+    return about | {"licenses": [{"expression": "MIT"}]}
+
+
+def document(metadata: dict[str, Any], components: Sequence[dict[str, Any]], **more: object) -> str:
+    """Return a bill with components, as JSON."""
+    whole = {
         "$schema": "http://cyclonedx.org/schema/bom-1.6.schema.json",
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
         "version": 1,
-        "metadata": {
-            "lifecycles": [{"phase": "build"}],
-            "tools": {"components": [tool]},
-            "component": package,
-        },
+        "metadata": {"lifecycles": [{"phase": "build"}], **metadata},
         "components": components,
-        # The zipapp has all of them, whichever needs which.
-        "dependencies": [
-            {"ref": package["bom-ref"], "dependsOn": [item["bom-ref"] for item in components]},
-            *({"ref": item["bom-ref"]} for item in components),
-        ],
+        **more,
     }
-    return json.dumps(document, indent=2) + "\n"
+    return json.dumps(whole, indent=2) + "\n"
 
 
 def component(wheel: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from ..support.documents import code_blocks
 from ..support.nats_servers import NatsServers
 from ..support.paths import ROOT
 from ..support.processes import Cluster, clean_environment
+from ..support.releases import released
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
@@ -69,14 +70,22 @@ def install(directory: Path, wheel: Path, extra: str) -> Path:
     return directory / "bin"
 
 
+def build(kind: str, directory: Path) -> Path:
+    """Build the wheel or the sdist of the sources, without any network."""
+    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", directory]
+    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    (built,) = directory.glob("wsqueue-*")
+    return built
+
+
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the wheel of the sources, built without any network."""
-    directory = tmp_path_factory.mktemp("wheel")
-    command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
-    (wheel,) = directory.glob("*.whl")
-    return wheel
+    return released("*.whl") or build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return released("wsqueue-[0-9]*.tar.gz") or build("sdist", tmp_path_factory.mktemp("sdist"))
 
 
 def run(command: Sequence[str | Path], directory: Path) -> subprocess.CompletedProcess[str]:
@@ -91,15 +100,52 @@ def run(command: Sequence[str | Path], directory: Path) -> subprocess.CompletedP
     )
 
 
+def run_program_of_the_readme(programs: Path, directory: Path, cluster: Cluster) -> None:
+    """Run it with the Python of an environment, in a directory that is empty but for that."""
+    (program,) = code_blocks(ROOT / "README.md", "python")
+    (directory / "hello.py").write_text(program)
+    (directory / "cluster").symlink_to(cluster.directory)
+    done = run([programs / "python", "hello.py"], directory)
+    assert (done.stdout, done.stderr) == ("news hello\n", "")
+
+
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
+def test_pip_installs_the_client_without_a_compiler(
+    tmp_path: Path, standing_cluster: Cluster, kind: str, request: pytest.FixtureRequest
+) -> None:
+    package = request.getfixturevalue(kind)
+    venv.create(tmp_path / "client", with_pip=True, symlinks=True)
+    programs = tmp_path / "client" / "bin"
+    # The sdist itself may be built, which needs Python only.
+    binary = ",".join(["hatchling", *requirements("")])
+    command: list[str | Path] = [
+        programs / "python",
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--only-binary",
+        binary,
+        package,
+    ]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env=clean_environment() | {"CC": "false", "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    run_program_of_the_readme(programs, tmp_path, standing_cluster)
+
+
 def test_the_client_alone_runs_the_program_of_the_readme(
     tmp_path: Path, wheel: Path, standing_cluster: Cluster
 ) -> None:
     programs = install(tmp_path / "client", wheel, "")
-    (program,) = code_blocks(ROOT / "README.md", "python")
-    (tmp_path / "hello.py").write_text(program)
-    (tmp_path / "cluster").symlink_to(standing_cluster.directory)
-    done = run([programs / "python", "hello.py"], tmp_path)
-    assert (done.stdout, done.stderr) == ("news hello\n", "")
+    run_program_of_the_readme(programs, tmp_path, standing_cluster)
     done = run([programs / "python", "-c", "import wsqueue.sync, uvloop"], tmp_path)
     assert "No module named 'uvloop'" in done.stderr
     done = run([programs / "wsqueue", "publish", "news", "x"], tmp_path)

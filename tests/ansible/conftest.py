@@ -10,19 +10,21 @@ import pytest
 from tests.support.paths import ROOT
 
 from ..support import control_node
+from ..support.releases import released
+
+
+def build(directory: Path) -> Path:
+    command: list[str | Path] = [ROOT / "scripts" / "collection", ROOT / ".venv", directory]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    [file] = directory.glob("wsqueue-wsqueue-*.tar.gz")
+    return file
 
 
 @pytest.fixture(scope="session")
 def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the collection, install it, and return the directory to which it was installed."""
     directory = tmp_path_factory.mktemp("collections")
-    subprocess.run(
-        [ROOT / "scripts" / "collection", ROOT / ".venv", directory],
-        check=True,
-        stdout=subprocess.DEVNULL,
-        timeout=120,
-    )
-    [file] = directory.glob("wsqueue-wsqueue-*.tar.gz")
+    file = released("wsqueue-wsqueue-*.tar.gz") or build(directory)
     # Without its dependencies, which the package ansible has.
     arguments = ("--no-deps", "--offline", "-p", str(directory))
     control_node.run("ansible-galaxy", "collection", "install", file, *arguments, collections=directory)

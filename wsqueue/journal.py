@@ -33,6 +33,27 @@ def log(logger: logging.Logger, level: int, event: str, **fields: object) -> Non
         logger.log(level, "%s%s", event, pairs, extra={"event": event, "fields": fields})
 
 
+class Complaint:
+    """Log why something fails: once, until it works again or there is another reason."""
+
+    __slots__ = ("_reason",)
+
+    def __init__(self) -> None:
+        self._reason = ""
+
+    def log(
+        self, logger: logging.Logger, level: int, event: str, *, reason: object, **fields: object
+    ) -> None:
+        """Log the event with its fields and the reason, unless that was the last one."""
+        if str(reason) != self._reason:
+            self._reason = str(reason)
+            log(logger, level, event, **fields, reason=reason)
+
+    def end(self) -> None:
+        """Forget the last reason, because it works again."""
+        self._reason = ""
+
+
 def quote(value: object) -> str:
     """Return a value in the form for log lines: plain, or a JSON string in ASCII."""
     text = str(value)

@@ -19,6 +19,7 @@ from wsqueue.journal import (
     BURST_LINES,
     MAX_VALUE_CHARACTERS,
     Burst,
+    Complaint,
     Formatter,
     configure,
     log,
@@ -57,6 +58,19 @@ def line(
     event: str, level: int = logging.INFO, *, journal: bool = True, error: Any = None, **fields: object
 ) -> str:
     return Formatter(journal=journal).format(record(event, level, fields, error=error))
+
+
+def test_a_reason_is_logged_once_until_it_works_or_there_is_another() -> None:
+    logger, collector = logging.getLogger("test_logs.complaint"), Collector()
+    logger.handlers[:], logger.propagate = [collector], False
+    complaint = Complaint()
+    for reason in ("no room", OSError("no room"), "gone", "gone", "no room"):
+        complaint.log(logger, logging.ERROR, "not kept", topic="news", reason=reason)
+    complaint.end()
+    complaint.log(logger, logging.ERROR, "not kept", topic="news", reason="no room")
+    lines = [each.getMessage() for each in collector.records]
+    reasons = ('"no room"', "gone", '"no room"', '"no room"')
+    assert lines == [f"not kept topic=news reason={reason}" for reason in reasons]
 
 
 class TestQuote:

@@ -33,7 +33,7 @@ from collections.abc import Callable
 import msgspec
 
 from ..errors import WsqueueError
-from ..journal import log
+from ..journal import Complaint, log
 from ..log.states import StatesFull
 from ..log.store import AppendChain, Outcome, Store
 from ..net.connection import Connection
@@ -159,7 +159,7 @@ class Group:
         self._named = self._submitted = 0
         # Messages that were found to be gone, and not told of yet.
         self._gone = 0
-        self._complaint = ""
+        self._complaint = Complaint()
         self._over = False
         self._timer: Timer | None = None
         self._turn: asyncio.Handle | None = None
@@ -535,7 +535,7 @@ class Group:
                 self._complain(error)
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                self._complaint = ""
+                self._complaint.end()
                 if self._lending is not None and self._lending.state is state:
                     self._named = named
                 self._answer(settles)
@@ -544,10 +544,9 @@ class Group:
                     await asyncio.sleep(PAUSE_SECONDS)
 
     def _complain(self, reason: object) -> None:
-        """Log why something could not be kept, once until there is another reason."""
-        if str(reason) != self._complaint:
-            self._complaint = str(reason)
-            log(logger, logging.ERROR, "group not kept", topic=self.topic, group=self.name, reason=reason)
+        """Log why something could not be kept."""
+        where = {"topic": self.topic, "group": self.name}
+        self._complaint.log(logger, logging.ERROR, "group not kept", **where, reason=reason)
 
     def _bury(self) -> None:
         """Publish the dead letters that the kept state names."""

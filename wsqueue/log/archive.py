@@ -33,7 +33,7 @@ from typing import TypeVar
 
 from ..config.model import Retention
 from ..errors import StorageError, WsqueueError
-from ..journal import log
+from ..journal import Complaint, log
 from ..report.stats import Histogram
 from .database import Database, Purge
 from .files import Damaged, reason_of, set_aside
@@ -94,7 +94,8 @@ class Archive:
         # disk.
         self._wake = threading.Condition()
         self._failing = self._closing = self._trimming = False
-        self._complaint = self._damage = ""
+        self._damage = ""
+        self._complaint = Complaint()
         self._held = False
         self._checking: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -419,7 +420,7 @@ class Archive:
                 self._tell(self._found_damage, reason_of(error))
             self._complain(reason_of(error))
         else:
-            self._complaint = ""
+            self._complaint.end()
             self._say_if_held()
 
     def _say_if_held(self) -> None:
@@ -433,10 +434,9 @@ class Archive:
         self._held = held
 
     def _complain(self, reason: str) -> None:
-        """Log why the file cannot be trimmed or tidied, once until it can be again."""
-        if reason != self._complaint:
-            self._complaint = reason
-            log(logger, logging.ERROR, "archive not tidied", file=self._database.file, reason=reason)
+        """Log why the file cannot be trimmed or tidied."""
+        file = self._database.file
+        self._complaint.log(logger, logging.ERROR, "archive not tidied", file=file, reason=reason)
 
     def _tell(self, callback: Callable[..., object], *arguments: object) -> bool:
         """Call back on the event loop; return False when the loop has ended."""

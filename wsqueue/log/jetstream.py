@@ -35,7 +35,7 @@ import msgspec
 from ..config.files import read_secret
 from ..config.model import JetStream, Retention
 from ..errors import ConfigError, why
-from ..journal import log
+from ..journal import Complaint, log
 from ..net.certificates import initiator_context
 from .engine import READ_BYTES, STATES, Conflict, Counts, Full, Place, Stored, StreamState, Unanswered
 from .shared_topic import MAX_RECORD_BYTES
@@ -136,7 +136,8 @@ class JetStreamEngine:
         self.on_notice: Callable[[bytes], None] = lambda _notice: None
         self.on_connection: Callable[[], None] = lambda: None
         self._client = Client()
-        self._complaint = self._failure = ""
+        self._failure = ""
+        self._complaint = Complaint()
         self._tried = False
         self._notices: set[asyncio.Task[None]] = set()
 
@@ -170,7 +171,7 @@ class JetStreamEngine:
                 break
             except Unanswered as error:
                 await self._client.close()
-                self._complain("no NATS server answers", error)
+                self._complain("no NATS server answers", _reason(error))
                 await asyncio.sleep(CONNECT_SECONDS)
             except _ApiError as error:
                 await self._client.close()
@@ -178,7 +179,7 @@ class JetStreamEngine:
                     raise ConfigError(
                         f"the NATS servers can't keep the log: {error}", key="retention.jetstream"
                     ) from None
-                self._complain("NATS servers not ready", error)
+                self._complain("NATS servers not ready", _reason(error))
                 await asyncio.sleep(CONNECT_SECONDS)
         await self._client.subscribe(f"{self._name}.notice", cb=self._noticed)
         # The ping of the first overtakes the subscription, which waits in a buffer.
@@ -555,13 +556,13 @@ class JetStreamEngine:
 
     async def _failed(self, error: Exception) -> None:
         await self._note(error)
-        self._complain("connection to a NATS server failed", error)
+        self._complain("connection to a NATS server failed", self._failure)
 
     async def _changed(self) -> None:
         self.on_connection()
 
     async def _reconnected(self) -> None:
-        self._complaint = ""
+        self._complaint.end()
         log(logger, logging.INFO, "connected to a NATS server", server=self.server)
         try:
             self._check_server()
@@ -570,12 +571,8 @@ class JetStreamEngine:
             log(logger, logging.ERROR, "NATS server unusable", reason=error)
         self.on_connection()
 
-    def _complain(self, event: str, error: BaseException) -> None:
-        """Log a failure, once until there is another one."""
-        reason = _reason(error)
-        if reason != self._complaint:
-            self._complaint = reason
-            log(logger, logging.WARNING, event, reason=reason)
+    def _complain(self, event: str, reason: str) -> None:
+        self._complaint.log(logger, logging.WARNING, event, reason=reason)
 
     async def _noticed(self, message: Msg) -> None:
         self.on_notice(message.data)

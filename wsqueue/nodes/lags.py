@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 
 from ..errors import WsqueueError
 from ..groups.names import Progress, names_of
-from ..journal import log
+from ..journal import Complaint
 from ..log.store import Store, TopicExtent
 from ..protocol.v2 import NameEntry
 from ..report.report import MAX_TOPIC_CHARACTERS, LagStatus
@@ -47,7 +47,7 @@ class Lags:
         self._logs, self._describe = logs, describe
         # The values of each topic; those that were looked at last come last.
         self._found: dict[str, list[LagStatus]] = {}
-        self._complaint = ""
+        self._complaint = Complaint()
 
     async def watch(self) -> None:
         """Look again and again, until cancelled."""
@@ -58,11 +58,9 @@ class Lags:
             try:
                 await self.look()
             except WsqueueError as error:
-                if str(error) != self._complaint:
-                    self._complaint = str(error)
-                    log(logger, logging.WARNING, "lags not known", reason=error)
+                self._complaint.log(logger, logging.WARNING, "lags not known", reason=error)
             else:
-                self._complaint = ""
+                self._complaint.end()
             took = time.monotonic() - began
 
     async def look(self) -> None:

@@ -28,7 +28,7 @@ import msgspec
 
 from ..errors import WsqueueError
 from ..groups.history import known_end, opened
-from ..journal import log
+from ..journal import Complaint, log
 from ..log.states import StateConflict, StatesFull
 from ..log.store import Store
 from ..net.connection import Connection
@@ -115,7 +115,7 @@ class NamedReader:
         # The state and its version, None before it is read.
         self._kept: Kept | None = None
         self._version: int | None = None
-        self._complaint = ""
+        self._complaint = Complaint()
         self._over = self._renewing = False
         self._task: asyncio.Task[None] | None = None
         logs.reading(topic, 1)
@@ -242,7 +242,7 @@ class NamedReader:
             self._commits = users | self._commits
             await asyncio.sleep(RETRY_SECONDS)
             return
-        self._complaint = ""
+        self._complaint.end()
         for connection, packet in commits.items():
             connection.send_packet(v2.Committed(self.topic, self.name, packet.log, packet.offset))
 
@@ -324,10 +324,9 @@ class NamedReader:
         return offset <= await known_end(self._logs, self.topic, log_id)
 
     def _complain(self, reason: object) -> None:
-        """Log why a position could not be kept, once until there is another reason."""
-        if str(reason) != self._complaint:
-            self._complaint = str(reason)
-            log(logger, logging.ERROR, "reader not kept", topic=self.topic, reader=self.name, reason=reason)
+        """Log why a position could not be kept."""
+        where = {"topic": self.topic, "reader": self.name}
+        self._complaint.log(logger, logging.ERROR, "reader not kept", **where, reason=reason)
 
 
 class NamedReaders:

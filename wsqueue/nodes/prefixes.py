@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from ..errors import WsqueueError
-from ..journal import log
+from ..journal import Complaint
 from ..log.store import Store, TooManyTopics
 from ..net.connection import Connection
 from ..protocol import v2
@@ -225,7 +225,7 @@ class Follower:
 
     async def _list_topics(self) -> bool:
         """Join all topics that match; return False if they cannot be joined."""
-        prefix, complaint = self._packet.prefix, ""
+        prefix, complaint = self._packet.prefix, Complaint()
         while True:
             try:
                 async with self._prefixes.listing:
@@ -240,9 +240,7 @@ class Follower:
                 self._connection.send_packet(v2.Followed(prefix, "full"))
                 return False
             except WsqueueError as error:
-                if str(error) != complaint:
-                    complaint = str(error)
-                    log(logger, logging.WARNING, "topics not listed", reason=complaint)
+                complaint.log(logger, logging.WARNING, "topics not listed", reason=error)
             else:
                 return True
             await asyncio.sleep(RETRY_SECONDS)

@@ -16,7 +16,7 @@ from ..conformance.commands import (
     tell_refused,
     tell_settled,
 )
-from .peer import Client, Gap, RefusedError
+from .peer import Client, Gap, Message, RefusedError
 
 
 async def main(producer: str, consumer: str, psk_file: str) -> None:
@@ -31,23 +31,22 @@ async def main(producer: str, consumer: str, psk_file: str) -> None:
         else:
             tell_confirmed(data)
 
+    def tell(item: Gap | Message) -> None:
+        if isinstance(item, Gap):
+            tell_gap(item.missed)
+        else:
+            tell_message(item.offset, item.data)
+
     async def subscribe(topic: str, start: str) -> None:
         async for item in client.subscribe(topic, start):
-            if isinstance(item, Gap):
-                tell_gap(item.missed)
-            else:
-                tell_message(item.offset, item.data)
+            tell(item)
 
     async def follow(prefix: str, start: str) -> None:
         follower = client.follow(prefix, start)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.run())
             while True:
-                item = await follower.items.get()
-                if isinstance(item, Gap):
-                    tell_gap(item.missed)
-                else:
-                    tell_message(item.offset, item.data)
+                tell(await follower.items.get())
 
     async def work(topic: str, group: str) -> None:
         member = client.member(topic, group)

@@ -236,6 +236,52 @@ def test_each_forked_process_has_connections_of_its_own(standing_cluster: Cluste
     assert done.stdout.splitlines() == ["['child 1', 'child 2', 'child 3']", "still here"]
 
 
+UNCLOSED = """
+import atexit, sys, threading
+file, topic = sys.argv[1:]
+
+def late():
+    try:
+        client.publish(topic, "late")
+    except RuntimeError as error:
+        print(error)
+
+# What is registered first is called last.
+atexit.register(late)
+import wsqueue.sync
+
+def read():
+    print(messages.get().data)
+    reading.set()
+    for message in messages:
+        pass
+
+def write():
+    while True:
+        client.publish(topic, "x")
+
+client = wsqueue.sync.connect(file)
+messages = client.subscribe(topic, start="earliest")
+reading = threading.Event()
+client.publish(topic, "first")
+for options in ({"group": "g"}, {"reader": "r"}):
+    client.subscribe(topic, **options).__enter__()
+threading.Thread(target=read, daemon=True).start()
+threading.Thread(target=write, daemon=True).start()
+reading.wait()
+client.publish_nowait(topic, "unconfirmed")
+"""
+
+
+def test_a_process_ends_in_silence_with_calls_under_way(standing_cluster: Cluster, topic: str) -> None:
+    """Its daemon threads wait in calls, and end with it."""
+    done = run(standing_cluster, UNCLOSED, topic)
+    assert done.stdout.splitlines() == [
+        "first",
+        "the process ends, and its clients are gone: use them before that",
+    ]
+
+
 INTERRUPTED = """
 import sys, wsqueue.sync
 file, topic = sys.argv[1:]

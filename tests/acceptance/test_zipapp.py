@@ -216,6 +216,18 @@ def test_pip_keeps_the_way_to_packages_alone(tmp_path: Path) -> None:
     assert all(name.startswith(":env:.") for name in kept)
 
 
+def test_of_two_processes_one_builds(tmp_path: Path) -> None:
+    clone = Clone(tmp_path / "in a folder")
+    builds = [
+        subprocess.Popen(clone.command(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    (told, built), (other, found) = sorted((build.communicate(timeout=200) for build in builds), key=str)
+    assert told == other
+    assert [build.returncode for build in builds] == [0, 0]
+    assert sorted("Building" in shown for shown in (built, found)) == [False, True]
+
+
 def test_another_python_and_machine_get_their_own_wheels(clone: Clone) -> None:
     built = clone.build("cp312-x86_64", "cp313-aarch64")
     names = [f"wsqueue-{__version__}-{target}.pyz" for target in ("cp312-x86_64", "cp313-aarch64")]

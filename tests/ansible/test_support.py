@@ -132,6 +132,7 @@ def test_a_host_tells_what_helps_to_find_a_fault(host: Host) -> None:
         "python": sys.version.split()[0],
         "doctor": "2 checks, 1 problem, 0 warnings",
         "failed units": "wsqueue-consumer@10001.service",
+        "journals": "read",
     }
     files = told["files"]
     assert set(files) == {
@@ -187,6 +188,11 @@ def test_a_journal_has_its_end_and_no_more_than_so_many_bytes(host: Host) -> Non
     # Cut between lines, so that no part of a key is left.
     assert {re.sub(r"\d+", "N", line) for line in lines if line} == {"line N: [redacted]"}
     assert "line 9999: [redacted]" in lines
+
+
+def test_journals_that_cannot_be_read_are_told(host: Host) -> None:
+    (host.root / "bin" / "journalctl").write_text("#!/bin/sh\necho 'Failed to parse timestamp'\nexit 1\n")
+    assert host.tell()["facts"]["journals"] == "not read (Failed to parse timestamp)"
 
 
 def test_a_host_without_anything(tmp_path: Path) -> None:
@@ -260,6 +266,33 @@ def test_a_check_writes_no_archive(tmp_path: Path) -> None:
     assert not directory.exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (
+            ["--limit", "p1"],
+            "No host of this run has anything of wsqueue, so there is nothing to gather; expected",
+        ),
+        (
+            ["-e", "wsqueue_support_lines=many"],
+            "wsqueue_support_lines is many, and wsqueue_support_bytes is 2097152;",
+        ),
+        (["-e", "wsqueue_support_bytes=0"], "and wsqueue_support_bytes is 0; expected a number from 1"),
+        (
+            ["-e", "wsqueue_support_directory=/etc/passwd", "--limit", "d1"],
+            "The archive cannot be written: [Errno 17] File exists",
+        ),
+    ],
+)
+def test_an_archive_that_cannot_be_made(tmp_path: Path, arguments: list[str], problem: str) -> None:
+    result, directory = run(tmp_path, *arguments)
+    assert result.returncode != 0
+    assert problem in " ".join(result.stdout.split())
+    assert "Traceback" not in result.stdout
+    assert not directory.exists()
+
+
 @pytest.mark.parametrize(
     "files",
     [
@@ -271,7 +304,8 @@ def test_a_check_writes_no_archive(tmp_path: Path) -> None:
     ],
 )
 def test_a_host_cannot_write_outside_its_folder(tmp_path: Path, files: dict[str, str]) -> None:
-    told = json.dumps({"facts": {}, "files": files | {"doctor.txt": "fine"}}).encode()
+    facts = {"release": "1\nc9 (demo): NOTHING"}
+    told = json.dumps({"facts": facts, "files": files | {"doctor.txt": "fine"}}).encode()
     one = {"groups": ["demo"], "data": base64.b64encode(zlib.compress(told)).decode(), "problem": ""}
     broken = one | {"data": base64.b64encode(b"no such thing").decode()}
     subprocess.run(
@@ -287,4 +321,6 @@ def test_a_host_cannot_write_outside_its_folder(tmp_path: Path, files: dict[str,
         assert archive.getnames() == ["a/index.txt", "a/_./doctor.txt", "a/h_1/doctor.txt"]
         index = archive.extractfile("a/index.txt")
         assert index is not None
-        assert b"h2 (demo): NOTHING, what it told cannot be read" in index.read()
+        lines = index.read().decode().splitlines()
+    assert "h2 (demo): NOTHING, what it told cannot be read" in lines
+    assert "h/1 (demo): release 1 c9 (demo): NOTHING" in lines

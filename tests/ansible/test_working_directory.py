@@ -1,4 +1,4 @@
-"""The command and the nodes that the roles install import no modules from the working directory."""
+"""What the roles install and run imports no modules from the working directory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from wsqueue.version import __version__
 
 from ..support.processes import clean_environment
 
-WRAPPER = ROOT / "ansible" / "roles" / "wsqueue_demo" / "templates" / "wsqueue.j2"
+ROLES = ROOT / "ansible" / "roles"
+WRAPPER = ROLES / "wsqueue_demo" / "templates" / "wsqueue.j2"
 UNITS = ROOT / "systemd"
 
 
@@ -44,7 +45,31 @@ def unit(_directory: Path) -> list[str]:
     return ["env", *here(" ".join(settings)).split(), *here(start).split(), "--version"]
 
 
-@pytest.mark.parametrize("command_of", [wrapper, unit])
+def check_of_a_node(_directory: Path) -> list[str]:
+    """Return the command that checks the file of an instance before it is there."""
+    return check_of("wsqueue_node")
+
+
+def check_of_clients(_directory: Path) -> list[str]:
+    """Return the same of the file for clients."""
+    return check_of("wsqueue_demo")
+
+
+def check_of(role: str) -> list[str]:
+    text = " ".join((ROLES / role / "tasks" / "configure.yml").read_text().split())
+    (check,) = re.findall(r"validate: >- (.+?) check-config %s", text)
+    return [*here(check).split(), "--version"]
+
+
+def test_each_task_that_runs_a_release_says_so() -> None:
+    files = [file for file in ROLES.rglob("*.yml") if "PYTHONPATH" in file.read_text()]
+    assert len(files) > 5
+    for file in files:
+        text = file.read_text()
+        assert text.count("PYTHONPATH") == text.count("PYTHONSAFEPATH"), file
+
+
+@pytest.mark.parametrize("command_of", [wrapper, unit, check_of_a_node, check_of_clients])
 def test_no_module_comes_from_the_working_directory(
     tmp_path: Path, command_of: Callable[[Path], list[str]]
 ) -> None:

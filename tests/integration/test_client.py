@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -337,6 +338,29 @@ async def test_closing_flushes_and_may_be_done_twice(nodes: Nodes) -> None:
         assert client.lost_in_flight == 0
         assert producer.counters["messages_in"] == 5000
         await eventually(lambda: consumer.counters["messages_in"] == 5000, "all have come")
+
+
+@pytest.mark.parametrize("options", [{}, {"group": "g"}, {"reader": "r"}])
+async def test_the_end_of_the_event_loop_ends_a_client_that_is_open(
+    nodes: Nodes, options: dict[str, Any]
+) -> None:
+    """No task is left behind, of which asyncio would complain when it is collected."""
+    consumer, producer = await nodes.cluster()
+    complaints: list[str] = []
+
+    async def program() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, told: complaints.append(told["message"])
+        )
+        client = nodes.client([producer], [consumer])
+        await client.publish("news", "1")
+        client.publish_nowait("news", "2")
+        await client.subscribe("news", **options).__aenter__()
+
+    async with soon():
+        await asyncio.to_thread(asyncio.run, program())
+    gc.collect()
+    assert complaints == []
 
 
 async def test_what_a_classic_producer_that_stops_did_not_read_is_counted(nodes: Nodes) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import random
 from collections.abc import AsyncIterator
 from typing import Any
@@ -318,6 +319,27 @@ async def test_nothing_stays_open(nodes: Nodes) -> None:
         await eventually(lambda: home.closed == 2 and other.closed == 1, "all are closed")
         await asyncio.sleep(0.3)  # longer than a reconnect takes
         assert (home.connections, other.connections) == (2, 1)
+
+
+async def test_the_end_of_the_event_loop_begins_no_further_link(nodes: Nodes) -> None:
+    log, topic = SharedTopics(), topic_at(0, 3, first=1)
+    home, first, second = consumers = [SharedConsumer(log) for _ in range(3)]
+    complaints: list[str] = []
+
+    async def program() -> None:
+        asyncio.get_running_loop().set_exception_handler(
+            lambda _loop, told: complaints.append(told["message"])
+        )
+        messages = client_of(nodes, *consumers).subscribe(topic)
+        await messages.__aenter__()
+        await eventually(lambda: second.subscribers == 1, "it has moved")
+
+    async with soon(), started(*consumers):
+        home.become(available=False)
+        first.become(available=False)
+        await asyncio.to_thread(asyncio.run, program())
+    gc.collect()
+    assert complaints == []
 
 
 async def test_a_silent_consumer_is_left_within_seconds(

@@ -185,8 +185,11 @@ class V2Socket(RawSocket):
         self.send_frame(Opcode.BINARY, encoded(packet))
 
     async def packet(self) -> dict[str, Any]:
-        """Return the next packet; fail if the next frame is none."""
+        """Return the next packet; answer pings, and fail if any other frame comes first."""
         opcode, payload = await self.frame()
+        while opcode is Opcode.PING:
+            self.send_frame(Opcode.PONG, payload)
+            opcode, payload = await self.frame()
         assert opcode is Opcode.BINARY, (opcode, payload)
         return decoded(payload)
 
@@ -220,18 +223,12 @@ class V2Socket(RawSocket):
         return path
 
     async def next(self, kind: str) -> dict[str, Any]:
-        """Return the next packet, which must be of one kind; pings are answered, other `log`s dropped."""
-        while True:
-            opcode, payload = await self.frame()
-            if opcode is Opcode.PING:
-                self.send_frame(Opcode.PONG, payload)
-                continue
-            assert opcode is Opcode.BINARY, (opcode, payload)
-            packet = decoded(payload)
-            if packet["t"] == "log" != kind:
-                continue
-            assert packet["t"] == kind, packet
-            return packet
+        """Return the next packet, which must be of one kind; other `log`s are dropped."""
+        packet = await self.packet()
+        while packet["t"] == "log" != kind:
+            packet = await self.packet()
+        assert packet["t"] == kind, packet
+        return packet
 
     async def delivered(self, count: int) -> list[str | bytes]:
         """Return the data of the next messages, each of which has the offset after the one before."""

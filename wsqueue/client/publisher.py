@@ -183,7 +183,8 @@ class PublisherLink(ClientLink):
         if closed.data_refused:
             # Another attempt would end in the same way.
             self._fail_all(PublishError("invalid", f"the producer does not take it: {closed.reason}"))
-        self._keep_guard()
+        if not self.cut:
+            self._keep_guard()
 
     def received_events(self, events: list[Event]) -> None:
         """Take confirmations and refusals."""

@@ -127,13 +127,15 @@ class SubscriberLink(ClientLink):
 
     def start(self) -> None:
         """Start connecting, unless the link is started or belongs to another process."""
-        if self._failover is None and not self._owner.forked:
+        begins = self._failover is None and not self._owner.forked
+        if begins:
             known = self._settings.shared_log
             self._failover = Failover(self._home, self._order, known, self._now())
             self._tried.clear()
             self._refusal = None
-            self._steer()
         super().start()
+        if begins:
+            self._steer()
 
     async def stop(self) -> None:
         """Close the connections, waiting until the consumers have read all data, and stay down."""
@@ -267,7 +269,9 @@ class SubscriberLink(ClientLink):
         connection.close(CloseCode.NORMAL)
 
     def _steer(self) -> None:
-        """Have the connections, the subscription and the timer that the failover wants."""
+        """Have the connections, the subscription and the timer that the failover wants, unless it is cut."""
+        if self.cut:
+            return
         failover = self._failover
         assert failover is not None
         places = (failover.place, failover.candidate)

@@ -18,7 +18,8 @@ stopped --start--> connecting --established--> proving --received--> up
 - up: `connection` is the same object as `_attempt`; subclasses send on it from `up` to `down`.
 - pausing: `_attempt` and `connection` are None while `_run` sleeps; how long, the backoff or `leave` says.
 
-`stop` and `abort` end it in any state; `gives_up` ends it after a failure.
+`stop` and `abort` end it in any state, and so does the end of the event loop; `gives_up` ends it after a
+failure.
 """
 
 from __future__ import annotations
@@ -115,6 +116,14 @@ class Link(Handler):
     def in_flight(self) -> int:
         """Return how many messages would be lost if the connection broke now."""
         return 0
+
+    @property
+    def cut(self) -> bool:
+        """Return True if its task was cancelled, as by the end of the event loop: then it stays down.
+
+        The loop cancels all tasks at once, and would destroy one that begins after that.
+        """
+        return self._task is not None and self._task.cancelled()
 
     @property
     def gives_up(self) -> bool:

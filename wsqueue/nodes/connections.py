@@ -283,11 +283,11 @@ class Connections(Collection[Connection], Owner):
 
 
 def _is_of(connection: Connection, wanted: v2.Disconnect) -> bool:
-    """Return True if a connection is one of a client."""
+    """Return True if a connection is one of a client, and neither end has closed it."""
     handler, peer = connection.handler, connection.session.peer
     if handler is None or handler.peer_is_node or handler.peer_role == "operator":
         return False
-    if not connection.established:
+    if not connection.established or connection.session.closed is not None:
         return False
     if wanted.key is not None:
         return peer is not None and peer.identity.name == wanted.key

@@ -4,9 +4,10 @@
 |---|---|
 | makes its first call | is started |
 | forks | stays in the parent; the first call in the child starts another |
-| ends | closes the connections that are left, and ends |
+| ends | stands still; the system closes the connections that are left |
 
-The loop is asyncio's own, which each system has; moving a call between threads costs more than the loop.
+The loop is asyncio's own, which each system has; moving a call between threads costs more than the loop. It
+is never closed: the end of its tasks would be told to threads that wait for them, and to the user.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, TypeVar
 Result = TypeVar("Result")
 
 END_SECONDS = 1.0
-"""Time for connections to be closed at the end of the process; they are gone with it anyway."""
+"""Time in which the thread stands still at the end of the process; it ends with the process anyway."""
 
 
 class Background:
@@ -37,10 +38,16 @@ class Background:
         self._ready = threading.Event()
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ending: asyncio.Event | None = None
+        self._ended = False
 
     def started(self) -> tuple[threading.Thread, asyncio.AbstractEventLoop]:
-        """Return the thread, which runs now, and its loop."""
+        """Return the thread, which runs now, and its loop.
+
+        Raises:
+            RuntimeError: The process ends. A daemon thread waits instead, and ends with it.
+        """
+        if self._ended and not threading.current_thread().daemon:
+            raise RuntimeError("the process ends, and its clients are gone: use them before that")
         with self.lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="wsqueue", daemon=True)
@@ -51,19 +58,22 @@ class Background:
         return thread, self._loop
 
     def end(self) -> None:
-        """Close all connections that are left, and end the thread."""
-        if self._thread is not None and self._loop is not None and self._ending is not None:
-            self._loop.call_soon_threadsafe(self._ending.set)
-            self._thread.join(END_SECONDS)
+        """Let the thread stand still, so that it does nothing while the interpreter takes itself apart."""
+        self._ended = True
+        if self._loop is not None:
+            stands = threading.Event()
+            self._loop.call_soon_threadsafe(_stand_still, stands)
+            stands.wait(END_SECONDS)
 
     def _serve(self) -> None:
-        with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
-            runner.run(self._until_end())
-
-    async def _until_end(self) -> None:
-        self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.new_event_loop()
         self._ready.set()
-        await self._ending.wait()
+        self._loop.run_forever()
+
+
+def _stand_still(stands: threading.Event) -> None:
+    stands.set()
+    threading.Event().wait()
 
 
 _current = Background()

@@ -15,6 +15,9 @@ OLDEST_MINOR = 11
 EXECUTABLE = ("/usr/bin/", "/usr/local/bin/", "/opt/wsqueue/")
 """Where services may have their Python: ExecPaths= in systemd/wsqueue-.service.d/node.conf."""
 
+ANSWER = re.compile(r"([0-9]+)\n(\S+)\n(/.+)")
+"""Minor version, machine and real path; another program than Python may say anything."""
+
 IN_ARCHIVE = re.compile(r"(?:\./)?[^/]+/bin/python3\.([0-9]+)")
 """The program in an archive, whose directory at the top the host leaves out."""
 
@@ -43,9 +46,13 @@ def host_python(told: Mapping[str, Any], settings: Mapping[str, str]) -> dict[st
             and its `machine`.
     """
     there = told.get("rc") == 0
-    if there:
-        minor, machine, path = told["stdout"].splitlines()
+    answer = ANSWER.fullmatch(told["stdout"]) if there else None
+    if answer:
+        minor, machine, path = answer.groups()
         problem = _problem(int(minor), path, settings)
+    elif there:
+        minor = machine = ""
+        problem = f"{settings['python']} of {settings['name']} is no Python; {WAYS}"
     else:
         machine = settings["machine"]
         minor, problem = _promised(settings)

@@ -66,6 +66,12 @@ def test_the_oldest_python_is_that_of_the_build() -> None:
             {},
             "/usr/bin/python3 of h1 is Python 3.9, and wsqueue needs 3.11 or later; set wsqueue_",
         ),
+        (
+            {"rc": 0, "stdout": ""},
+            {"python": "/bin/true"},
+            "/bin/true of h1 is no Python; set wsqueue_python_package",
+        ),
+        ({"rc": 0, "stdout": "Hello\nx\ny"}, {}, "/usr/bin/python3 of h1 is no Python; set"),
         (MISSING, {}, "h1 has no Python at /usr/bin/python3; set wsqueue_python_package"),
         (
             told(12, "/home/me/python3.12"),

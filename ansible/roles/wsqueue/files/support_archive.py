@@ -75,7 +75,9 @@ def main() -> None:
         if problem:
             lines.append(f"{about}: NOTHING, {' '.join(problem.split())}")
             continue
-        lines.append(f"{about}: {'; '.join(f'{key} {value}' for key, value in facts.items())}")
+        lines.append(
+            f"{about}: {' '.join('; '.join(f'{key} {value}' for key, value in facts.items()).split())}"
+        )
         folder = re.sub(r"[^\w@.:%+-]|^\.", "_", host)
         files |= {f"{folder}/{file}": text for file, text in sorted(texts.items())}
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -96,4 +98,7 @@ def main() -> None:
     print(*lines, f"{path}: {path.stat().st_size:,} bytes", sep="\n")
 
 
-main()
+try:
+    main()
+except OSError as error:
+    sys.exit(f"The archive cannot be written: {error}.")

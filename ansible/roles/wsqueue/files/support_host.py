@@ -203,6 +203,9 @@ def facts(found: dict[str, str]) -> dict[str, str]:
     system = re.search(r'^PRETTY_NAME="?([^"\n]*)', read(root / "etc/os-release"), re.MULTILINE)
     checks = re.findall(r"^\d+ checks?, .*$", found["doctor.txt"], re.MULTILINE)
     failed = re.findall(r"^(\S+)\s+\S+\s+failed\s", found["units.txt"], re.MULTILINE)
+    # As with a time that journalctl does not know: its complaint stands behind the command line.
+    journals = [text.splitlines() for name, text in found.items() if name.startswith("journal/")]
+    unread = [told[1] for told in journals if len(told) > 2 and told[-2].startswith("(exit code ")]
     return {
         "release": RELEASE.resolve().name if RELEASE.exists() else "no release",
         "system": f"{system[1] if system else 'another system'}, {platform.machine()}",
@@ -210,6 +213,7 @@ def facts(found: dict[str, str]) -> dict[str, str]:
         "python": platform.python_version(),
         "doctor": checks[-1] if checks else "no result",
         "failed units": ", ".join(failed) or "none",
+        "journals": f"not read ({unread[0]})" if unread else "read",
     }
 
 

@@ -236,6 +236,18 @@ def test_each_forked_process_has_connections_of_its_own(standing_cluster: Cluste
     assert done.stdout.splitlines() == ["['child 1', 'child 2', 'child 3']", "still here"]
 
 
+UNCLOSED = """
+import sys, wsqueue.sync
+file, topic = sys.argv[1:]
+client = wsqueue.sync.connect(file)
+client.publish(topic, "stored")
+"""
+
+
+def test_a_program_that_closes_nothing_ends_in_silence(standing_cluster: Cluster, topic: str) -> None:
+    assert run(standing_cluster, UNCLOSED, topic).stdout == ""
+
+
 INTERRUPTED = """
 import sys, wsqueue.sync
 file, topic = sys.argv[1:]

@@ -64,6 +64,11 @@ class Background:
         self._loop, self._ending = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
         await self._ending.wait()
+        # A link that ends may start tasks, for which the runner would not wait.
+        while others := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in others:
+                task.cancel()
+            await asyncio.wait(others)
 
 
 _current = Background()

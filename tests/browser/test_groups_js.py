@@ -15,6 +15,7 @@ from tests.support.nodes import BILLING, KEY, Nodes, RunningNode, cut, write_key
 from tests.support.ports import free_port
 from tests.support.raw_v2_peer import V2Server, V2Socket, messages_of
 from tests.support.waiting import eventually, soon
+from wsqueue.protocol import v2
 
 from ..support.chromium import Tabs
 from .client import NEW_CLIENT, data, js, new_client
@@ -73,6 +74,10 @@ async def joined(server: V2Server, **fields: Any) -> V2Socket:
 
 def lend_of(offset: int, *lent: str, **fields: Any) -> dict[str, Any]:
     return {"t": "lend", **PLACE, "offset": offset, "messages": messages_of(*lent)} | fields
+
+
+NONE = [v2.MAX_NUMBER, v2.MAX_NUMBER]
+"""The offsets of a member that leaves and has nothing to give back."""
 
 
 def settle_of(number: int, how: str, *offsets: list[int], **fields: Any) -> dict[str, Any]:
@@ -289,6 +294,8 @@ async def test_leases_of_messages_that_wait_are_renewed(tabs: Tabs) -> None:
     tabs.tolerate("WebSocket connection to")
     async with peer(tabs) as (page, first, server):
         await js(page, WAITING)
+        assert await first.next("settle") == settle_of(1, "release", NONE)
+        confirm(first, 1)
         await first.answer_close()
         await page.clock.install()
         raw = await joined(server)
@@ -318,6 +325,8 @@ async def test_a_consumer_that_drains_gets_back_the_messages_that_wait(tabs: Tab
     tabs.tolerate("WebSocket connection to")
     async with peer(tabs) as (page, first, server):
         await js(page, WAITING)
+        assert await first.next("settle") == settle_of(1, "release", NONE)
+        confirm(first, 1)
         await first.answer_close()
         raw = await joined(server)
         raw.send(lend_of(0, "0", "1"))
@@ -338,10 +347,12 @@ async def test_the_end_of_a_subscription_waits_for_confirmations(tabs: Tabs) -> 
         await page.wait_for_function("settled[2]")
         assert (await js(page, "settled[2]")).startswith(closed)
         assert await js(page, "Object.keys(settled)") == ["2"]
+        # It has nothing to give back, and waits until it is lent nothing more.
+        assert await raw.next("settle") == settle_of(2, "release", NONE)
         # Too late: it is given back.
         raw.send(lend_of(1, "1"))
-        assert await raw.next("settle") == settle_of(2, "release", [1, 1])
-        confirm(raw, 2)
+        assert await raw.next("settle") == settle_of(3, "release", [1, 1])
+        confirm(raw, 3)
         await raw.answer_close()
         await js(page, "Promise.all(promises.slice(0, 2)).then(() => 0)")
         assert await js(page, "got.length") == 1

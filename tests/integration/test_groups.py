@@ -176,6 +176,36 @@ async def test_a_member_that_takes_no_more_can_still_be_done(nodes: Nodes) -> No
         assert await left_of(client) == []
 
 
+async def test_a_message_that_is_on_its_way_to_one_that_leaves(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    async with soon(), client, client.subscribe("jobs", group="g") as leaving:
+        connection = leaving._link.connection
+        assert connection is not None
+        connection.pause_reading()
+        await client.publish("jobs", "1")
+        await eventually(lambda: consumer.counters["group_deliveries"] == 1, "it is lent")
+        closing = asyncio.create_task(leaving.close())
+        await asyncio.sleep(0)
+        connection.resume_reading()
+        await closing
+        async with client.subscribe("jobs", group="g") as jobs:
+            job = await anext(jobs)
+            # The other one has never touched it.
+            assert (job.data, job.deliveries) == ("1", 1)
+
+
+async def test_a_member_that_gives_nothing_back_is_lent_nothing_more(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    async with soon(), client, member(consumer) as leaving:
+        log = (await leaving.next("joined"))["log"]
+        offsets = [[v2.MAX_NUMBER, v2.MAX_NUMBER]]
+        leaving.send({"t": "settle", **PLACE, "number": 1, "log": log, "how": "release", "offsets": offsets})
+        await leaving.next("settled")
+        await client.publish("jobs", "1")
+        assert await left_of(client) == ["1"]
+        assert consumer.counters["group_deliveries"] == 1
+
+
 async def test_a_lease_that_is_over(nodes: Nodes) -> None:
     consumer, client = await cluster(nodes)
     async with soon(), client:

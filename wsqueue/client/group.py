@@ -402,6 +402,9 @@ class GroupLink(ClientLink):
     def take_no_more(self) -> None:
         """Give the messages back that the application has not taken, and all that come from now on."""
         self._taking = False
+        if not self._inbox and self._log is not None:
+            # Messages may be on their way, until the consumer confirms that it lends nothing more.
+            self._settlements.settle("release", self._log, [v2.MAX_NUMBER])
         self.release()
 
     async def stop(self) -> None:

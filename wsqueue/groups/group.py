@@ -355,6 +355,9 @@ class Group:
         lending, member = self._lending, self._members.get(connection)
         if lending is None or member is None:
             return
+        if packet.how == "release":
+            # Also if it has nothing to give back.
+            member.leaving = True
         # No message twice, so that the work is bounded by that of all.
         for first, end in Ranges((first, min(last + 1, known)) for first, last in packet.offsets):
             self._unkept += end - first

@@ -1954,7 +1954,9 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
   }
 
   release() {
-    this.#settleWaiting("release");
+    if (this.waiting.length) this.#settleWaiting("release");
+    // A message may be on its way, until the consumer confirms that it lends nothing more.
+    else if (this.#log !== null) this.#add("release", this.#log, [Number.MAX_SAFE_INTEGER]);
     this.waiting = [];
     this.#send();
   }

@@ -69,7 +69,7 @@ test-pythons: $(READY) ## Run the unit tests on Python 3.11 to 3.14, those of De
 .PHONY: test
 test: $(READY) lint ## Run the linters and all tests, with branch coverage
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS)
+	$(BIN)/coverage run -m pytest --numprocesses $(WORKERS) --hypothesis-profile 'fewer examples'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 

@@ -17,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # A machine may be busy.
 settings.register_profile("any machine", deadline=None)
+# That of `make test`: all examples would take a fifth of its CPU time, and each run tries others.
+settings.register_profile("fewer examples", deadline=None, max_examples=25)
 settings.load_profile("any machine")
 
 

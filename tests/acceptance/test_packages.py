@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from ..support.classic_peer import topic_of
 from ..support.commands import SECONDS
 from ..support.documents import code_blocks
+from ..support.environment import without_coverage
 from ..support.nats_servers import NatsServers
 from ..support.paths import ROOT
 from ..support.processes import Cluster, clean_environment
@@ -74,7 +75,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the wheel of the sources, built without any network."""
     directory = tmp_path_factory.mktemp("wheel")
     command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", directory]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, env=without_coverage(), capture_output=True)
     (wheel,) = directory.glob("*.whl")
     return wheel
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_coverage
 from tests.support.paths import ROOT
 
 from ..support import control_node
@@ -18,6 +19,7 @@ def collections(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("collections")
     subprocess.run(
         [ROOT / "scripts" / "collection", ROOT / ".venv", directory],
+        env=without_coverage(),
         check=True,
         stdout=subprocess.DEVNULL,
         timeout=120,

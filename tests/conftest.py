@@ -17,6 +17,8 @@ from xdist.scheduler import LoadScopeScheduling
 
 # A machine may be busy.
 settings.register_profile("any machine", deadline=None)
+# That of `make test`: all examples would take a fifth of its CPU time, and each run tries others.
+settings.register_profile("fewer examples", deadline=None, max_examples=25)
 settings.load_profile("any machine")
 
 
@@ -26,7 +28,8 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
     Those on lab hosts build on each other and take longest: one process begins with them, another with those
     that have hosts of their own, while a third does the rest. The tests of a module on real processes share a
     cluster, those in a browser the browser, and those of the roles and the site share files that take long to
-    make.
+    make. So do parametrized tests, because the scheduler looks at all that a process
+    has got after each test.
     """
 
     def _split_scope(self, nodeid: str) -> str:
@@ -34,7 +37,7 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
         if file.parent.name == "lab":
             return "lab" if file.name.startswith("test_rollout") else "other labs"
         together = file.parent.name in {"acceptance", "ansible", "browser", "docs"}
-        return str(file) if together else nodeid
+        return str(file) if together else nodeid.partition("[")[0]
 
 
 def forget_how_this_was_started() -> None:

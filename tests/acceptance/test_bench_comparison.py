@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import sys
@@ -17,15 +16,15 @@ from tests.support.paths import ROOT
 from wsqueue.errors import WsqueueError
 
 from ..support.commands import check_no_traceback
+from ..support.environment import without_coverage
 
 
 def compare(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     # The nodes' speed counts without coverage, and `bench` is not in it anyway.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("COVERAGE_")}
     done = subprocess.run(
         [sys.executable, "-m", "bench.compare", *map(str, arguments)],
         cwd=ROOT,
-        env=environment,
+        env=without_coverage(),
         capture_output=True,
         text=True,
         timeout=150,

@@ -20,6 +20,7 @@ from packaging.requirements import Requirement
 from ..support.classic_peer import topic_of
 from ..support.commands import SECONDS
 from ..support.documents import code_blocks
+from ..support.environment import without_coverage
 from ..support.nats_servers import NatsServers
 from ..support.paths import ROOT
 from ..support.processes import Cluster, clean_environment
@@ -73,7 +74,7 @@ def install(directory: Path, wheel: Path, extra: str) -> Path:
 def build(kind: str, directory: Path) -> Path:
     """Build the wheel or the sdist of the sources, without any network."""
     command: list[str | Path] = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", directory]
-    subprocess.run(command, check=True, cwd=ROOT, capture_output=True)
+    subprocess.run(command, check=True, cwd=ROOT, env=without_coverage(), capture_output=True)
     (built,) = directory.glob("wsqueue-*")
     return built
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_coverage
 from tests.support.hostile_environment import hostile_environment
 from tests.support.paths import ROOT
 from wsqueue.version import __version__
@@ -17,7 +18,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 def test_what_a_deployment_needs_and_nothing_else(tmp_path: Path) -> None:
     venv = tmp_path / "venv"
-    environment = os.environ | hostile_environment(tmp_path / "home")
+    environment = without_coverage() | hostile_environment(tmp_path / "home")
     subprocess.run([ROOT / "scripts" / "setup", venv, "deploy"], env=environment, check=True)
     told = subprocess.run(
         [venv / "bin" / "wsqueue", "--version"], stdout=subprocess.PIPE, text=True, check=True

@@ -10,13 +10,13 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from tests.support.environment import without_coverage
 from tests.support.hostile_environment import PIP_CONF, hostile_environment
 from tests.support.paths import ROOT
 from wsqueue.cli.main import main
@@ -41,7 +41,7 @@ class Clone:
             copy(ROOT / source, directory / source)
 
     def build(
-        self, *targets: str, umask: int = 0o022, environment: Mapping[str, str] | None = None
+        self, *targets: str, umask: int = 0o022, environment: dict[str, str] | None = None
     ) -> list[Path]:
         """Build the zipapps; in another environment than that of this test, if one is given."""
         told: subprocess.CompletedProcess[str] = subprocess.run(
@@ -49,7 +49,7 @@ class Clone:
             check=True,
             timeout=200,
             umask=umask,
-            env=os.environ | (environment or {}),
+            env=without_coverage() | (environment or {}),
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -251,7 +251,9 @@ def test_another_python_and_machine_get_their_own_wheels(clone: Clone) -> None:
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path) -> None:
     clone = Clone(tmp_path)
     (clone.directory / "requirements" / "nodes.txt").write_text(f"mdurl==0.1.2 --hash=sha256:{'0' * 64}\n")
-    told = subprocess.run(clone.command(), capture_output=True, text=True, check=False, timeout=200)
+    told = subprocess.run(
+        clone.command(), env=without_coverage(), capture_output=True, text=True, check=False, timeout=200
+    )
     assert told.returncode == 1
     assert "DO NOT MATCH THE HASHES" in told.stderr
     assert re.search(r"\nThe zipapp for cp3\d+-\w+ has not been built\.\n$", told.stderr)

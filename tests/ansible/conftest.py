@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_coverage
 from tests.support.paths import ROOT
 
 from ..support import control_node
@@ -15,7 +16,7 @@ from ..support.releases import released
 
 def build(directory: Path) -> Path:
     command: list[str | Path] = [ROOT / "scripts" / "collection", ROOT / ".venv", directory]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=120)
+    subprocess.run(command, env=without_coverage(), check=True, stdout=subprocess.DEVNULL, timeout=120)
     [file] = directory.glob("wsqueue-wsqueue-*.tar.gz")
     return file
 

@@ -19,6 +19,7 @@ from tests.support.paths import ROOT
 
 from ..lab.cluster import needs_time
 from ..support import control_node
+from ..support.environment import without_coverage
 from ..support.labs import BIN
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -73,10 +74,10 @@ def newest_python() -> str | None:
 def install(directory: Path, requirement: str, python: str = sys.executable) -> Path:
     """Install an ansible-core and the modules that the roles need; return the directory of its programs."""
     venv = directory / "venv"
-    subprocess.run([python, "-I", "-m", "venv", venv], check=True)
+    subprocess.run([python, "-I", "-m", "venv", venv], env=without_coverage(), check=True)
     installed = venv / "bin" / "python"
     pip: list[str | Path] = [installed, "-I", ROOT / "scripts" / "pip", "install", "--quiet"]
-    subprocess.run([*pip, requirement, "cryptography"], check=True)
+    subprocess.run([*pip, requirement, "cryptography"], env=without_coverage(), check=True)
     told = subprocess.run(
         [installed, "-I", "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         stdout=subprocess.PIPE,
@@ -125,7 +126,7 @@ def test_an_ansible_that_is_too_old_is_said(tmp_path: Path, too_old: Path) -> No
     playbook.write_text(CONTROL)
     result = subprocess.run(
         [too_old, "-i", hosts, playbook],
-        env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
+        env=without_coverage() | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_NOCOLOR": "1"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -140,7 +141,7 @@ def test_an_ansible_that_is_too_old_is_said(tmp_path: Path, too_old: Path) -> No
 @pytest.mark.parametrize("playbook", ["site.yml", "ansible/playbooks/ca.yml"])
 def test_a_playbook_finds_its_roles_from_another_directory(tmp_path: Path, playbook: str) -> None:
     hosts = inventory(tmp_path / "production")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("ANSIBLE_")}
+    environment = {key: value for key, value in without_coverage().items() if not key.startswith("ANSIBLE_")}
     result = subprocess.run(
         [BIN / "ansible-playbook", "-i", hosts, "--syntax-check", ROOT / playbook],
         cwd=tmp_path,

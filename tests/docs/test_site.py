@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.environment import without_coverage
 from tests.support.paths import ROOT
 
 LOADS = {"img": "src", "script": "src", "iframe": "src", "source": "src", "link": "href"}
@@ -32,7 +33,12 @@ class Loads(HTMLParser):
 def build(docs: Path, site: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sphinx", "--quiet", "--fail-on-warning", "--keep-going"]
     return subprocess.run(
-        [*command, str(docs), str(site)], capture_output=True, text=True, timeout=120, check=False
+        [*command, str(docs), str(site)],
+        env=without_coverage(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
 
 

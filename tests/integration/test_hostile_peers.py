@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import uvloop
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
 from ..support.classic_peer import Peer, answer_of, connected, message_of
+from ..support.examples import examples
 from ..support.nodes import KEY, OTHER_KEY, Log, Nodes, RunningNode
 from ..support.raw_peer import RawServer, RawSocket
 from ..support.strategies import cut
@@ -272,7 +273,7 @@ def test_any_bytes_from_a_consumer(tmp_path: Path, log: Log, stage: str) -> None
 
         producer = runner.run(begin_link())
 
-        @settings(max_examples=60, deadline=None)
+        @examples(60)
         @given(st.one_of(RESPONSES if stage == "before the upgrade" else AFTER_UPGRADE, PIECES), CUTS)
         def attack(chunks: list[bytes], cuts: list[int]) -> None:
             runner.run(attack_link(cut(b"".join(chunks), cuts)))
@@ -291,7 +292,7 @@ def attack_with_any_bytes(
     with loop_that_fails() as runner:
         bystanders = runner.run(Bystanders.start(Nodes(directory), **LIMITS))
 
-        @settings(max_examples=60, deadline=None)
+        @examples(60)
         @given(st.one_of(chunks_of_bytes, PIECES), CUTS)
         def attack(chunks: list[bytes], cuts: list[int]) -> None:
             runner.run(attack_once(bystanders, endpoint, connect, cut(b"".join(chunks), cuts)))

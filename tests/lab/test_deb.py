@@ -18,6 +18,7 @@ from wsqueue.version import __version__
 
 from ..support import labs
 from ..support.documents import code_blocks
+from ..support.environment import without_coverage
 from ..support.hostile_environment import hostile_environment
 from ..support.labs import OwnLab
 from ..support.paths import ROOT
@@ -34,6 +35,7 @@ REFUSAL = "Ansible has rolled wsqueue out to this host: remove /opt/wsqueue and 
 
 def build(zipapp: Path, directory: Path, **options: Any) -> Path:
     command: list[str | Path] = [sys.executable, "-I", ROOT / "scripts" / "deb", zipapp, directory]
+    options.setdefault("env", without_coverage())
     told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, **options)
     return Path(told.stdout.strip())
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tests.support.paths import ROOT
 
+from .environment import without_coverage
 from .labs import BIN
 
 PROGRAMS = Path(os.environ.get("WSQUEUE_ANSIBLE", BIN))
@@ -38,9 +39,7 @@ def try_to_run(
         timeout: Seconds after which it is killed.
         variables: More variables of the environment.
     """
-    # Coverage of Ansible's own code would tell nothing, and take time with each of its processes.
-    unwanted = ("ANSIBLE_", "COVERAGE_")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(unwanted)}
+    environment = {key: value for key, value in without_coverage().items() if not key.startswith("ANSIBLE_")}
     environment |= {"ANSIBLE_NOCOLOR": "1", "PATH": f"{PROGRAMS}:{os.environ['PATH']}"}
     if collections is None:
         environment["ANSIBLE_CONFIG"] = str(ROOT / "ansible.cfg")

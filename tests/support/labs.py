@@ -14,6 +14,7 @@ import pytest
 
 from tests.support.paths import ROOT
 
+from .environment import without_coverage
 from .waiting import wait_until
 
 SCRIPT = ROOT / "scripts" / "lab"
@@ -162,6 +163,6 @@ def build(directory: Path, version: str, *targets: str) -> Path:
     file.write_text(re.sub(r'__version__ = ".*"', f'__version__ = "{version}"', file.read_text()))
     command: list[str | Path] = [BIN / "python", "-I", directory / "scripts" / "zipapp", *targets]
     built: subprocess.CompletedProcess[str] = subprocess.run(
-        command, stdout=subprocess.PIPE, text=True, check=True
+        command, env=without_coverage(), stdout=subprocess.PIPE, text=True, check=True
     )
     return directory / built.stdout.splitlines()[-1]

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable
 from typing import ClassVar
 
-from hypothesis import settings
 from websockets.client import ClientProtocol
 from websockets.frames import Close, Frame, Opcode
 from websockets.http11 import Request
@@ -20,6 +19,7 @@ from wsqueue.protocol.keys import Order, PreSharedKey, Role
 from wsqueue.protocol.session import Event, MessagesReceived, Session
 
 from . import classic_peer
+from .examples import examples
 
 SECRET = "correct horse battery staple"
 PSK = PreSharedKey(SECRET)
@@ -27,8 +27,8 @@ PATH = "/producer"
 MAX_MESSAGE_BYTES = 4096
 MAX_TOPIC_BYTES = 32
 
-few = settings(max_examples=60, deadline=None)
-many = settings(max_examples=300, deadline=None)
+few = examples(60)
+many = examples(300)
 
 
 def pages(path: str) -> HttpResponse | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.support.examples import examples
 from wsqueue.client import outbox as outbox_module
 from wsqueue.client.encoding import MESSAGE_BYTES, EncodedMessages, encode_messages
 from wsqueue.client.outbox import Outbox, OutgoingBatch
@@ -395,5 +395,5 @@ class Publishing(RuleBasedStateMachine):
             assert result == "failed" or (text in stored_data) == (result == "confirmed"), (text, result)
 
 
-Publishing.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Publishing.TestCase.settings = examples(150, stateful_step_count=40)
 TestPublishing = Publishing.TestCase

@@ -7,10 +7,10 @@ import itertools
 from collections import Counter, deque
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from tests.support.examples import examples
 from wsqueue.client.outbox import Outbox
 from wsqueue.config.model import Limits
 from wsqueue.errors import PublishError
@@ -296,5 +296,5 @@ class Programs(RuleBasedStateMachine):
             self.answer(which, len(link.answers))
 
 
-Programs.TestCase.settings = settings(max_examples=200, stateful_step_count=50, deadline=None)
+Programs.TestCase.settings = examples(200, stateful_step_count=50)
 TestPrograms = Programs.TestCase

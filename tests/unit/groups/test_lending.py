@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
+from tests.support.examples import examples
 from wsqueue.groups.lending import Lending, Member, Offer, Terms
 from wsqueue.groups.state import MAX_STATE_BYTES, Dying, GroupState, decode_state
 
@@ -192,7 +192,7 @@ class Model(RuleBasedStateMachine):
 
 
 TestLending = Model.TestCase
-TestLending.settings = settings(max_examples=300, stateful_step_count=40, deadline=None)
+TestLending.settings = examples(300, stateful_step_count=40)
 
 
 def offered(lending: Lending, end: int) -> Offer:

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import Clock, Logs, batch, delivered, limits
@@ -472,7 +473,7 @@ def long_directory(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Cloc
     return directory, asyncio.run(long_log(directory))
 
 
-@settings(max_examples=60)
+@examples(60)
 @given(fates=FATES)
 def test_whatever_requests_come_to(long_directory: tuple[Path, Clock], fates: list[tuple[Fate, int]]) -> None:
     """Appends are lost, late or unanswered, servers answer with less than there is; then it goes on."""

@@ -9,9 +9,10 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.fake_engine import FakeEngine, FakeLog, Fate
 from tests.support.messages import append_one, packed
 from tests.support.stores import Clock, batch, delivered
@@ -776,7 +777,6 @@ def test_other_tables_hold_from_a_reload_on_for_what_comes() -> None:
     run(test)
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 1), st.integers(0, 2), st.sampled_from([0, 3, 11, 40, 170]))),
     st.sampled_from([1, 3, 40, 1000]),
@@ -908,7 +908,7 @@ async def until_seconds(condition: Callable[[], bool]) -> None:
 FATES: list[Fate] = ["stored", "stored", "stored", "stored", "answer lost", "late", "lost", "full"]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.integers(0, 2**32), st.integers(2, 3), st.integers(1, 3))
 def test_several_consumers_are_one_log(seed: int, nodes: int, topics: int) -> None:
     """Publishers send through any consumer, and again through others; every request may fail in any way.

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
@@ -23,6 +23,7 @@ from wsqueue.log.store import AppendChain, Outcome
 from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.report import LogStatus
 
+from ...support.examples import examples
 from ...support.messages import append_one, deliver_one, packed
 from ...support.stores import Clock, Logs, batch, delivered, limits
 
@@ -837,10 +838,9 @@ def test_any_history(mode: str, cache_bytes: int, monkeypatch: pytest.MonkeyPatc
     OfMode.mode = mode
     run_state_machine_as_test(
         OfMode,
-        settings=settings(
-            max_examples=20,
+        settings=examples(
+            20,
             stateful_step_count=30,
-            deadline=None,
             report_multiple_bugs=False,
             phases=[Phase.generate],  # to shrink a history takes minutes, because each has a directory
             suppress_health_check=list(HealthCheck),

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 from wsqueue.config.addresses import Address
@@ -25,6 +25,7 @@ from wsqueue.net.certificates import TlsContexts
 from wsqueue.net.tls import SLICE_BYTES, TlsStream, explain
 
 from ...support.certificates import Authority
+from ...support.examples import examples
 
 BEGIN, END = "-----BEGIN CERTIFICATE-----", "-----END CERTIFICATE-----"
 ADDRESS = Address("localhost", 1, tls=True)
@@ -182,7 +183,7 @@ class TestStreams:
         assert initiator.channel_binding == b""
         assert shake_hands(acceptor, initiator) == b"early"
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=20, deadline=None)
+    @examples(20, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.lists(st.integers(1, 2000), max_size=20), st.lists(st.integers(0, 40_000), max_size=5))
     def test_cut_anywhere(self, node: Tls, cuts: list[int], sizes: list[int]) -> None:
         acceptor, initiator = pair(node)
@@ -227,7 +228,7 @@ class TestStreams:
         assert acceptor.data_to_send().startswith(b"HTTP/1.1 400 TLS is spoken here: expected wss://\r\n")
         assert acceptor.data_to_send() == b""
 
-    @settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+    @examples(50, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(st.binary(min_size=6, max_size=40_000), st.booleans())
     def test_garbage(self, node: Tls, garbage: bytes, like_tls: bool) -> None:
         acceptor = cached_contexts(node).accept()

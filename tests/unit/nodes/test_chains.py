@@ -7,7 +7,7 @@ from collections import Counter
 from unittest import mock
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -25,6 +25,7 @@ from wsqueue.protocol import v2
 from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.packed import Packed
 
+from ...support.examples import examples
 from ...support.fake_connection import FakeConnection
 from ...support.messages import packed
 from ...support.raw_v2_peer import new_secret
@@ -343,5 +344,5 @@ class Merging(RuleBasedStateMachine):
         self.patch.stop()
 
 
-Merging.TestCase.settings = settings(max_examples=120, stateful_step_count=50, deadline=None)
+Merging.TestCase.settings = examples(120, stateful_step_count=50)
 TestMerging = Merging.TestCase

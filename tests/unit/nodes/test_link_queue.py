@@ -6,7 +6,6 @@ from collections import Counter, defaultdict
 from unittest import mock
 
 import pytest
-from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -18,6 +17,7 @@ from wsqueue.protocol.close import CloseCode, Closed
 from wsqueue.protocol.packed import Headers, Packed
 from wsqueue.report.stats import Histogram
 
+from ...support.examples import examples
 from ...support.messages import forward_one, packed
 
 SLICE, WINDOW, SLOW, HELD = 1500, 4000, 2500, 6000
@@ -313,7 +313,7 @@ class Machine(RuleBasedStateMachine):
         assert self.queue.full or not self.paused
 
 
-Machine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = examples(150, stateful_step_count=40)
 TestMachine = Machine.TestCase
 
 

@@ -28,8 +28,8 @@ class Scheduling(LoadScopeScheduling):  # type: ignore[misc] # xdist has no type
     Those on lab hosts build on each other and take longest: one process begins with them, another with those
     that have hosts of their own, while a third does the rest. The tests of a module on real processes share a
     cluster, those in a browser the browser, and those of the roles and the site share files that take long to
-    make. So do parametrized tests, because the scheduler looks at all that a process
-    has got after each test.
+    make. The cases of a parametrized test stay together too, because after each unit, the scheduler looks at
+    all that a process has got.
     """
 
     def _split_scope(self, nodeid: str) -> str:

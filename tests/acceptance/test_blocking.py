@@ -246,7 +246,7 @@ def late():
     except RuntimeError as error:
         print(error)
 
-# What is registered first is called last.
+# The function that is registered first is called last.
 atexit.register(late)
 import wsqueue.sync
 

@@ -1,4 +1,4 @@
-"""What the roles install and run imports no modules from the working directory."""
+"""All that the roles install and run imports no modules from the working directory."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from tests.support.environment import without_coverage
 from tests.support.hostile_environment import PIP_CONF, hostile_environment
 from tests.support.paths import ROOT
+from tests.support.zipapps import run
 from wsqueue.cli.main import main
 from wsqueue.version import __version__
 
@@ -91,24 +92,6 @@ def test_it_has_the_client_of_a_shared_log(zipapp: Path, tmp_path: Path) -> None
         finally:
             process.kill()
     assert "no NATS server answers" in line
-
-
-def run(zipapp: Path, *arguments: str, stdin: str = "") -> str:
-    # With the interpreter outside the virtual environment, which has nothing of ours.
-    python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
-    environment = {"HOME": str(zipapp.parent), "PATH": "/usr/bin:/bin"}
-    result = subprocess.run(
-        [python, "-I", zipapp, *arguments],
-        input=stdin,
-        cwd=zipapp.parent,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout
 
 
 def test_nothing_but_the_sources_has_a_part_in_it(zipapp: Path, tmp_path: Path) -> None:

@@ -52,6 +52,7 @@ async def peer(tabs: Tabs, options: str = "{}") -> AsyncIterator[tuple[Page, V2S
         await js(page, WORK)
         await js(page, f"work(undefined, {options}), 0")
         raw = await joined(server)
+        await js(page, "jobs.ready")
         yield page, raw, server
         await js(page, "client.close()")
 

@@ -223,9 +223,11 @@ class V2Socket(RawSocket):
         return path
 
     async def next(self, kind: str) -> dict[str, Any]:
-        """Return the next packet, which must be of one kind; other `log`s are dropped."""
+        """Return the next packet, which must be of one kind; `log`s are dropped, `ask_alive` is answered."""
         packet = await self.packet()
-        while packet["t"] == "log" != kind:
+        while packet["t"] in {"log", "ask_alive"} - {kind}:
+            if packet["t"] == "ask_alive":
+                self.send({"t": "alive"})
             packet = await self.packet()
         assert packet["t"] == kind, packet
         return packet

@@ -55,7 +55,7 @@ demo: $(RUNS) ## Start a cluster on loopback, verify it, open the demo terminal 
 	@$(BIN)/wsqueue local --port 0 --demo $(TOPIC)
 
 .PHONY: check
-check: $(READY) ## Run the linters and the unit tests side by side, in a minute: no sockets, no root
+check: $(READY) ## Run the linters and the unit tests side by side, in four minutes: no sockets, no root
 	@$(MAKE) --no-print-directory --jobs 2 --output-sync lint unit
 
 .PHONY: unit

@@ -48,7 +48,9 @@ def test_topics_and_groups(config: str) -> None:
     assert (entry["topic"], entry["name"], entry["lag"], entry["offset"]) == ("op/1", "g", 2, 1)
     assert 0 <= time.time() - entry["oldest_time"] < 600
     assert run("groups", config, "--forget", "op/1", "g") == (0, "forgotten: g of op/1\n", "")
-    assert run("groups", config, "op/1") == (0, "", "")
+    assert run("groups", config, "op/1") == (0, "", "no groups or named readers found\n")
+    assert run("topics", config, "op/3") == (0, "", "no topics found\n")
+    assert run("topics", config, "op/3", "--json") == (0, "", "")
     code, stdout, stderr = run("groups", config, "--forget", "op/1", "g")
     assert (code, stdout) == (1, "")
     assert "'op/1' has no group or reader 'g': see `wsqueue groups`" in stderr
@@ -69,7 +71,7 @@ def test_purge(config: str) -> None:
         terminal.type("y\n")
         terminal.wait_for("3 messages dropped")
         assert terminal.end() == 0
-    assert run("topics", config, "purged") == (0, "", "")
+    assert run("topics", config, "purged") == (0, "", "no topics found\n")
     assert run("publish", config, "purged", stdin=b"d\n").code == 0
     found = run("subscribe", config, "purged", "--from", "earliest", "--no-follow", "--json")
     assert [json.loads(line)["offset"] for line in found.stdout.splitlines()] == [3]

@@ -178,13 +178,13 @@ async def test_gaps_are_told(nodes: Nodes, log: Log, clients: list[dict[str, Any
 @pytest.mark.parametrize(
     ("headers", "expected"),
     [
-        ([], (401, "expected `Authorization: Bearer`")),
+        ([], (401, "expected `Authorization: Bearer` or the cookie `wsqueue_token`")),
         ([bearer("guessed")], (401, "this is neither a valid token nor")),
         ([bearer(KEY)], (401, "this key has no name")),
         ([bearer(token() + "x")], (401, "this is neither a valid token nor")),
         ([cookie(token() + "x")], (401, "this is neither a valid token nor")),
         ([bearer(token(now=1e9))], (401, "the token is not valid: it ended")),
-        ([cookie(token()), cookie(BILLING)], (401, "expected `Authorization: Bearer`")),
+        ([cookie(token()), cookie(BILLING)], (401, "expected `Authorization: Bearer` or the cookie")),
         ([bearer(token(subscribe=[]))], (403, "billing:alice may not subscribe to 'news'")),
         ([bearer(), "X-Forwarded-Proto: http"], (403, "must not travel in the clear")),
         ([bearer(), "Origin: https://elsewhere.example.com"], (403, "A page of another site")),

@@ -112,7 +112,7 @@ async def test_a_repeat_is_stored_once(nodes: Nodes, clients: list[dict[str, Any
 @pytest.mark.parametrize(
     ("bearer", "expected"),
     [
-        ("", ("expected `Authorization: Bearer`", "")),
+        ("", ("expected `Authorization: Bearer` with a token", "")),
         ("guessed", ("this is neither a valid token nor", "")),
         (KEY, ("this key has no name", "")),
         (BILLING + "x", ("this is neither a valid token nor", "")),

@@ -67,6 +67,7 @@ async def _topics(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
                 for topic in listing.topics
             ],
             left=(0, 5),
+            nothing="no topics found",
         )
     _end(listing)
 
@@ -135,6 +136,7 @@ async def _groups(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
                 for topic, entry in found
             ],
             left=(0, 1, 2),
+            nothing="no groups or named readers found",
         )
     _end(listing)
 
@@ -236,15 +238,19 @@ def _pattern(text: str) -> str:
     return text
 
 
-def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int]) -> None:
+def _print_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int], nothing: str
+) -> None:
     """Print a table; numbers are at the right of their columns, and no line is cut.
 
     Args:
         head: Titles of the columns.
         rows: A text for each column.
         left: Columns whose texts are at the left.
+        nothing: A note for stderr if there are no rows.
     """
     if not rows:
+        click.echo(nothing, err=True)
         return
     widths = [max(len(row[index]) for row in (head, *rows)) for index in range(len(head))]
     for row in (head, *rows):

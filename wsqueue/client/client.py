@@ -552,7 +552,7 @@ class Client:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise RuntimeError("the client is closed: make another one with wsqueue.connect()")
+            raise RuntimeError("the client is closed: make another one with connect()")
 
     def _encode(
         self,

@@ -198,6 +198,10 @@ class Peer(msgspec.Struct, frozen=True):
         return f"Peer({str(self.identity)!r})"
 
 
+BEARER = "`Authorization: Bearer`"
+"""Where each request may have a credential (RFC 6750 section 2.1)."""
+
+
 class BearerError(ValueError):
     """Say why a bearer is not taken, without the bearer.
 
@@ -263,18 +267,19 @@ class KeyRing:
         found = self.find(peer.identity.name, peer.token, now)
         return found.identity == peer.identity and not found.problem and found.psk.proves_with(peer.proof_key)
 
-    def find_bearer(self, bearer: str, now: float) -> Peer:
+    def find_bearer(self, bearer: str, now: float, place: str = BEARER) -> Peer:
         """Return the peer that a bearer belongs to.
 
         Args:
             bearer: A token or the key of a name, as text; "" if the peer has shown nothing.
             now: Unix time.
+            place: Where a request has it, for the error.
 
         Raises:
             BearerError: It is neither here, or the token is not valid.
         """
         if not bearer:
-            raise BearerError("expected `Authorization: Bearer` with a token, or with the key of a name")
+            raise BearerError(f"expected {place} with a token, or with the key of a name")
         try:
             token, secret = split_token(bearer)
         except ValueError:

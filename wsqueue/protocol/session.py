@@ -14,7 +14,7 @@ from typing import Self
 import msgspec
 
 from . import classic, v2
-from .access import BearerError, KeyRing, Peer
+from .access import BEARER, BearerError, KeyRing, Peer
 from .close import CloseCode, Closed, PeerError
 from .event_framing import EventFraming
 from .frames import frame_messages
@@ -34,13 +34,16 @@ from .framing import (
 from .hello import ClassicHandshake
 from .hello_v2 import Context, V2Handshake
 from .keys import Order, PreSharedKey, Role
-from .upgrade import UNAUTHENTICATED, ClientFraming, ServerFraming, credential_of
+from .upgrade import COOKIE, UNAUTHENTICATED, ClientFraming, ServerFraming, credential_of
 from .v2 import SUBPROTOCOL
 
 MAX_HELLO_BYTES = 64 * 1024
 """Most bytes from a peer until it has proved itself: a request with cookies, and two packets of 100 bytes."""
 
 ALIVE = v2.encode(v2.Alive())
+
+BEARER_OR_COOKIE = f"{BEARER} or the cookie `{COOKIE}`"
+"""Where a `GET` may have a credential."""
 
 OWN_PACKETS = frozenset((*v2.HELLO_PACKETS, v2.AskAlive))
 """Packets of v2 that the session deals with itself."""
@@ -346,7 +349,7 @@ class Session:
         assert request is not None, "there is no request to answer"
         assert request.get is not None, "the request is another one"
         assert isinstance(framing, ServerFraming)
-        if not self._proves_by_bearer(keys, credential_of(request.get), now):
+        if not self._proves_by_bearer(keys, credential_of(request.get), now, BEARER_OR_COOKIE):
             return []
         framing.hold()
         return [HelloDone()]
@@ -395,10 +398,10 @@ class Session:
         """End the session at once, unless it has ended; nothing more is read from the peer."""
         self._framing.fail(code, reason or code.reason)
 
-    def _proves_by_bearer(self, keys: KeyRing, bearer: str, now: float) -> bool:
+    def _proves_by_bearer(self, keys: KeyRing, bearer: str, now: float, place: str = BEARER) -> bool:
         """Return True if a credential takes the place of the hello; respond if it does not."""
         try:
-            self.peer = keys.find_bearer(bearer, now)
+            self.peer = keys.find_bearer(bearer, now, place)
         except BearerError as error:
             self.claimed = error.claimed
             self.respond(HttpResponse(HTTPStatus.UNAUTHORIZED, f"{error}\n", headers=UNAUTHENTICATED))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -709,3 +711,31 @@ async def test_a_change_of_a_busy_group_waits_for_more(
             one.send(done | {"number": 3, "offsets": [[BUSY_MESSAGES + 1, BUSY_MESSAGES + 1]]})
             assert (await one.next("settled"))["number"] == 3
         assert await left_of(client) == []
+
+
+async def test_a_change_of_a_group_that_stays_busy_waits_for_a_bounded_time(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(group, "PAUSE_SECONDS", 0.5)
+    monkeypatch.setattr(group, "MAX_PAUSES", 3)
+    consumer, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", *(f"{number}" for number in range(BUSY_MESSAGES)))
+        async with member(consumer, prefetch=BUSY_MESSAGES) as one:
+            extend = {"t": "settle", **PLACE, "log": (await one.next("joined"))["log"], "how": "extend"}
+            await one.next("lend")
+            all_offsets = [[0, BUSY_MESSAGES - 1]]
+            one.send(extend | {"number": 1, "how": "done", "offsets": all_offsets})
+            assert (await one.next("settled"))["number"] == 1
+
+            async def stay_busy() -> None:
+                for number in itertools.count(2):
+                    one.send(extend | {"number": number, "offsets": all_offsets})
+                    await asyncio.sleep(0.05)
+
+            busy = asyncio.create_task(stay_busy())
+            begun = time.monotonic()
+            # A group that is less busy is answered after the first pause.
+            await one.next("settled")
+            assert time.monotonic() - begun > 1.0
+            busy.cancel()

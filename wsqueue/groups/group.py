@@ -15,7 +15,7 @@
 - `lending` has the rules. This class moves packets, reads messages, keeps the state and looks at the clock.
 - The state is written by one task at a time (`_writing`), with all that has changed meanwhile. A member is
   told that something is settled when the state with it is kept. In a busy group, the task waits between two
-  changes.
+  changes, longer while outcomes keep coming.
 - `pump` lends until nothing can be lent, or the next message must be read from the archive (`_reading`).
 - A dead letter is published when the state that names it is kept, under a public id of the group's own and
   the next number, so that it is in the log once, however often this is tried.
@@ -65,8 +65,11 @@ BUSY_MESSAGES = 100
 """Messages with outcomes in one change of the state from which on the next change waits for more: members
 that wait for each outcome have fewer."""
 
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.005
 """Time for which it waits: a commit of its own costs as much as some hundred messages."""
+
+MAX_PAUSES = 10
+"""Number of such times while as many more come in each: then no member stands still until it is answered."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
@@ -105,8 +108,8 @@ class _Turn(msgspec.Struct):
 
     now: float
     end: int
-    packets: dict[Member, list[bytes]] = msgspec.field(default_factory=dict)
-    sizes: Counter[Member] = msgspec.field(default_factory=Counter)
+    packets: dict[Member, list[bytes]] = {}
+    sizes: dict[Member, int] = {}
 
 
 class Group:
@@ -358,24 +361,31 @@ class Group:
         if packet.how == "release":
             # Also if it has nothing to give back.
             member.leaving = True
+        ranges = [(first, min(last + 1, known)) for first, last in packet.offsets]
         # No message twice, so that the work is bounded by that of all.
-        for first, end in Ranges((first, min(last + 1, known)) for first, last in packet.offsets):
-            self._unkept += end - first
-            if packet.how == "done":
-                lending.done(first, end)
-            elif packet.how == "again":
-                lending.again(member, first, end, self._clock() + packet.delay)
-            elif packet.how == "reject":
-                lending.reject(member, first, end, packet.reason)
-            elif packet.how == "release":
-                lending.release(member, first, end)
-            else:
-                lending.extend(member, first, end, time.monotonic())
+        for first, end in ranges if len(ranges) == 1 else Ranges(ranges):
+            if first < end:
+                self._unkept += end - first
+                self._settle_range(lending, member, packet, first, end)
         self._settles[connection] = packet.number
         if packet.how == "again":
             self._set_timer()
         # Outcomes of several members come in one turn of the loop, and share its loans and the state.
         self._take_another_turn()
+
+    def _settle_range(
+        self, lending: Lending, member: Member, packet: v2.Settle, begin: int, end: int
+    ) -> None:
+        if packet.how == "done":
+            lending.done(begin, end)
+        elif packet.how == "again":
+            lending.again(member, begin, end, self._clock() + packet.delay)
+        elif packet.how == "reject":
+            lending.reject(member, begin, end, packet.reason)
+        elif packet.how == "release":
+            lending.release(member, begin, end)
+        else:
+            lending.extend(member, begin, end, time.monotonic())
 
     def pump(self) -> None:
         """Lend messages until nothing can be lent, as many as a turn of the loop has time for."""
@@ -422,8 +432,8 @@ class Group:
         lending.lend(offer, begin + part.count, time.monotonic())
         packet = v2.Lend(self.topic, self.name, begin, part, offer.deliveries + 1)
         turn.packets.setdefault(member, []).append(v2.encode(packet))
-        turn.sizes[member] += part.data.nbytes
-        if turn.sizes[member] >= CHUNK_BYTES:
+        turn.sizes[member] = size = turn.sizes.get(member, 0) + part.data.nbytes
+        if size >= CHUNK_BYTES:
             # It has enough for this turn.
             lending.block(member)
         self._counters["group_deliveries"] += part.count
@@ -544,7 +554,15 @@ class Group:
                 self._answer(settles)
                 self._bury()
                 if count >= BUSY_MESSAGES:
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait for outcomes that the next change has too, longer while many come."""
+        for _ in range(MAX_PAUSES):
+            count = self._unkept
+            await asyncio.sleep(PAUSE_SECONDS)
+            if self._unkept - count < BUSY_MESSAGES:
+                return
 
     def _complain(self, reason: object) -> None:
         """Log why something could not be kept."""

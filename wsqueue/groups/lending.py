@@ -71,10 +71,11 @@ class Member:
         waiting: True while it is in the queue of those that have room.
     """
 
-    __slots__ = ("blocked", "leaving", "lent", "retried", "terms", "waiting")
+    __slots__ = ("_least", "blocked", "leaving", "lent", "retried", "terms", "waiting")
 
     def __init__(self, terms: Terms) -> None:
         self.terms = terms
+        self._least = 1 if terms.prefetch <= SMALL_PREFETCH else (terms.prefetch + 1) // 2
         self.lent = self.retried = 0
         self.blocked = self.leaving = self.waiting = False
 
@@ -86,8 +87,7 @@ class Member:
     @property
     def ready(self) -> bool:
         """Return True if enough of its room is free."""
-        prefetch = self.terms.prefetch
-        return self.room >= (1 if prefetch <= SMALL_PREFETCH else (prefetch + 1) // 2)
+        return self.room >= self._least
 
 
 class Loan(msgspec.Struct, gc=False):
@@ -227,8 +227,12 @@ class Lending:
             return None
         if self.keyed:
             return Offer(member, self.cursor, 1, 0)
-        stops = [end, self.state.done.next_from(self.cursor) or end, *list(self._old)[:1]]
-        return Offer(member, self.cursor, min(most, min(stops) - self.cursor), 0)
+        stop = min(end, self.cursor + most)
+        if (done := self.state.done.next_from(self.cursor)) is not None:
+            stop = min(stop, done)
+        if self._old:
+            stop = min(stop, self._old[0])
+        return Offer(member, self.cursor, stop - self.cursor, 0)
 
     def admit(self, offset: int, key: str | None) -> bool:
         """Return True if a message can be lent now; else it waits, for one of its key or for its time.
@@ -368,13 +372,15 @@ class Lending:
             begin: The first offset.
             end: The offset behind the last, which is that of a stored message.
         """
-        loans = self._overlapping(begin, end)
-        parts = [(max(begin, loan.begin), min(end, loan.end)) for loan in loans]
-        for loan, (first, last) in zip(loans, parts, strict=True):
-            self._cut(loan, first, last)
         # So that nobody makes the state larger than it may be, by ever more ranges of messages not yet lent.
-        for first, last in parts if self.state.full else ((begin, end),):
-            self._finish(first, last)
+        only_lent = self.state.full
+        for loan in self._overlapping(begin, end):
+            first, last = max(begin, loan.begin), min(end, loan.end)
+            self._cut(loan, first, last)
+            if only_lent:
+                self._finish(first, last)
+        if not only_lent:
+            self._finish(begin, end)
 
     def again(self, member: Member, begin: int, end: int, due: float) -> None:
         """Take messages back from a member, which could not deal with them now.

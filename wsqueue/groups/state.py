@@ -27,6 +27,9 @@ RANGE_BYTES = 10
 FAILURE_BYTES = 16
 """Bytes of a message that has failed: its offset, its number of deliveries, and a time."""
 
+DYING_BYTES = FAILURE_BYTES + MAX_REASON_CHARACTERS
+"""Bytes of a message that is to become a dead letter: as one that has failed, with a reason."""
+
 MAX_DYING = 100
 """Messages that wait to become dead letters: 25 KB. A message that fails beside them is tried once more."""
 
@@ -116,8 +119,8 @@ class GroupState:
     @property
     def full(self) -> bool:
         """Return True if it has as much as the store should keep."""
-        dying = len(self.dying) * (FAILURE_BYTES + MAX_REASON_CHARACTERS)
-        return len(self.done) * RANGE_BYTES + len(self.failures) * FAILURE_BYTES + dying > MAX_STATE_BYTES
+        size = len(self.done) * RANGE_BYTES + len(self.failures) * FAILURE_BYTES
+        return size + len(self.dying) * DYING_BYTES > MAX_STATE_BYTES
 
     def finish(self, begin: int, end: int) -> None:
         """Note that the messages from `begin` to before `end` need not be lent any more."""

@@ -625,7 +625,11 @@ class SubscribeEndpoint(Handler):
     def received(self, connection: Connection, events: list[Event]) -> None:
         """Subscribe and unsubscribe; close the connection on any other packet."""
         for event in events:
-            if isinstance(event, v2.Subscribe):
+            if isinstance(event, GROUP_PACKETS):
+                self._memberships_of(connection).receive(event)
+                if isinstance(event, v2.Leave):
+                    self._release(connection, event.topic)
+            elif isinstance(event, v2.Subscribe):
                 self._subscribe(connection, event)
             elif isinstance(event, v2.Follow):
                 self._follow(connection, event)
@@ -635,10 +639,6 @@ class SubscribeEndpoint(Handler):
                 self._unsubscribe(event.topic)
                 self._release(connection, event.topic)
                 connection.send_packet(v2.Unsubscribed(event.topic))
-            elif isinstance(event, GROUP_PACKETS):
-                self._memberships_of(connection).receive(event)
-                if isinstance(event, v2.Leave):
-                    self._release(connection, event.topic)
             elif not isinstance(event, HelloDone | PongReceived):
                 connection.fail(CloseCode.UNEXPECTED_PACKET, "publish at a producer's /produce")
                 return

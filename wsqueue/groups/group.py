@@ -69,7 +69,7 @@ PAUSE_SECONDS = 0.005
 """Time for which it waits: a commit of its own costs as much as some hundred messages."""
 
 MAX_PAUSES = 10
-"""Number of such times while as many more come in each: then no member stands still until it is answered."""
+"""Number of such times while as many more come in each, because most members then go on without an answer."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""

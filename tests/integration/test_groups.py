@@ -14,7 +14,7 @@ import pytest
 
 import wsqueue
 from wsqueue.groups import group
-from wsqueue.groups.group import BUSY_MESSAGES
+from wsqueue.groups.group import BUSY_MESSAGES, FLOOD_MESSAGES
 from wsqueue.log import states
 from wsqueue.log.store import AppendChain
 from wsqueue.protocol import v2
@@ -713,29 +713,29 @@ async def test_a_change_of_a_busy_group_waits_for_more(
         assert await left_of(client) == []
 
 
-async def test_a_change_of_a_group_that_stays_busy_waits_for_a_bounded_time(
+async def test_a_change_in_a_flood_of_outcomes_waits_for_a_bounded_time(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(group, "PAUSE_SECONDS", 0.5)
     monkeypatch.setattr(group, "MAX_PAUSES", 3)
     consumer, client = await cluster(nodes)
     async with soon(), client:
-        await client.publish("jobs", *(f"{number}" for number in range(BUSY_MESSAGES)))
-        async with member(consumer, prefetch=BUSY_MESSAGES) as one:
+        await client.publish("jobs", *(f"{number}" for number in range(FLOOD_MESSAGES)))
+        async with member(consumer, prefetch=FLOOD_MESSAGES) as one:
             extend = {"t": "settle", **PLACE, "log": (await one.next("joined"))["log"], "how": "extend"}
             await one.next("lend")
-            all_offsets = [[0, BUSY_MESSAGES - 1]]
+            all_offsets = [[0, FLOOD_MESSAGES - 1]]
             one.send(extend | {"number": 1, "how": "done", "offsets": all_offsets})
             assert (await one.next("settled"))["number"] == 1
 
-            async def stay_busy() -> None:
+            async def flood() -> None:
                 for number in itertools.count(2):
                     one.send(extend | {"number": number, "offsets": all_offsets})
                     await asyncio.sleep(0.05)
 
-            busy = asyncio.create_task(stay_busy())
+            flooding = asyncio.create_task(flood())
             begun = time.monotonic()
-            # A group that is less busy is answered after the first pause.
+            # Without a flood, it is answered after the first pause.
             await one.next("settled")
-            busy.cancel()
+            flooding.cancel()
             assert time.monotonic() - begun > 1.0

@@ -15,7 +15,7 @@
 - `lending` has the rules. This class moves packets, reads messages, keeps the state and looks at the clock.
 - The state is written by one task at a time (`_writing`), with all that has changed meanwhile. A member is
   told that something is settled when the state with it is kept. In a busy group, the task waits between two
-  changes, longer while outcomes keep coming.
+  changes, longer in a flood of outcomes.
 - `pump` lends until nothing can be lent, or the next message must be read from the archive (`_reading`).
 - A dead letter is published when the state that names it is kept, under a public id of the group's own and
   the next number, so that it is in the log once, however often this is tried.
@@ -68,8 +68,12 @@ that wait for each outcome have fewer."""
 PAUSE_SECONDS = 0.005
 """Time for which it waits: a commit of its own costs as much as some hundred messages."""
 
+FLOOD_MESSAGES = 250
+"""Messages with outcomes in such a time from which on it waits for another one: with 50,000 a second, most
+members go on without an answer. Fewer are answered sooner."""
+
 MAX_PAUSES = 10
-"""Number of such times while as many more come in each, because most members then go on without an answer."""
+"""Number of such times at most."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
@@ -557,11 +561,11 @@ class Group:
                     await self._pause()
 
     async def _pause(self) -> None:
-        """Wait for outcomes that the next change has too, longer while many come."""
+        """Wait for outcomes that the next change has too, longer in a flood of them."""
         for _ in range(MAX_PAUSES):
             count = self._unkept
             await asyncio.sleep(PAUSE_SECONDS)
-            if self._unkept - count < BUSY_MESSAGES:
+            if self._unkept - count < FLOOD_MESSAGES:
                 return
 
     def _complain(self, reason: object) -> None:

@@ -73,7 +73,7 @@ FLOOD_MESSAGES = 250
 members go on without an answer. Fewer are answered sooner."""
 
 MAX_PAUSES = 10
-"""Number of such times at most."""
+"""Number of such times at most, so that a member that does wait for an answer has it after 50 ms."""
 
 USED_SECONDS = 86_400
 """Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
@@ -366,7 +366,7 @@ class Group:
             # Also if it has nothing to give back.
             member.leaving = True
         ranges = [(first, min(last + 1, known)) for first, last in packet.offsets]
-        # No message twice, so that the work is bounded by that of all.
+        # No message twice, so that the work is bounded by that of all. One range has none twice.
         for first, end in ranges if len(ranges) == 1 else Ranges(ranges):
             if first < end:
                 self._unkept += end - first

@@ -16,7 +16,7 @@ from ..errors import WsqueueError
 from ..protocol.access import is_pattern
 from ..protocol.v2 import MAX_NUMBER
 from ..report.text import age, amount, number
-from ..tools.operator import Listing, Operator
+from ..tools.operator import Operator
 from ..tools.terminal import json_line, one_line, printable
 from .common import config_option, ended_by_signals, fail, run
 
@@ -69,7 +69,7 @@ async def _topics(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
             left=(0, 5),
             nothing="no topics found",
         )
-    _end(listing)
+    _say(listing.problems)
 
 
 @click.command()
@@ -138,7 +138,7 @@ async def _groups(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
             left=(0, 1, 2),
             nothing="no groups or named readers found",
         )
-    _end(listing)
+    _say(listing.problems)
 
 
 async def _forget(settings: ClientConfig, topic: str, name: str) -> None:
@@ -217,8 +217,6 @@ async def _disconnect(settings: ClientConfig, address: str | None, key: str | No
     with ended_by_signals():
         async with _operator(settings) as operator:
             count, problems = await operator.disconnect(address=address, key=key)
-            if len(problems) == operator.nodes:
-                raise problems[0]
     click.echo(f"{number(count, 'connection')} ended")
     _say(problems)
 
@@ -259,17 +257,6 @@ def _print_table(
             for index, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         click.echo("  ".join(cells).rstrip())
-
-
-def _end(listing: Listing) -> None:
-    """End the command: with an error if nobody was asked, with a code if not all were.
-
-    Raises:
-        WsqueueError: No node could be asked.
-    """
-    if listing.problems and not listing.answers:
-        raise listing.problems[0]
-    _say(listing.problems)
 
 
 def _say(problems: Sequence[WsqueueError]) -> None:

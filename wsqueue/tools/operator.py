@@ -72,12 +72,10 @@ class Listing(msgspec.Struct, frozen=True):
 
     Attributes:
         topics: The topics, in the order of their names.
-        answers: Number of consumers that were asked.
-        problems: Why others could not be asked.
+        problems: Why consumers could not be asked.
     """
 
     topics: list[Topic]
-    answers: int
     problems: list[WsqueueError]
 
 
@@ -161,11 +159,6 @@ class Operator:
         self._producers = _links(config.produce_addresses, "/produce", settings)
         self._consumer_of = router(max(1, len(config.consumers)))
 
-    @property
-    def nodes(self) -> int:
-        """Return the number of nodes."""
-        return len(self._consumers) + len(self._producers)
-
     async def __aenter__(self) -> Self:
         return self
 
@@ -178,6 +171,9 @@ class Operator:
         Args:
             pattern: A topic, or the beginning of topics with `*` behind it.
             named: True for topics that have groups or named readers only.
+
+        Raises:
+            WsqueueError: No consumer could be asked.
         """
         lists, problems = await _of_each(self._consumers, lambda link: _list(link, pattern, named=named))
         topics: dict[tuple[str, str], Topic] = {}
@@ -190,7 +186,7 @@ class Operator:
         shared = any(part.log is not None for _, parts in lists for part in parts)
         # One consumer of a shared log knows all of its topics.
         found = sorted(topics.values(), key=lambda one: one.topic)
-        return Listing(found, len(lists), [] if shared else problems)
+        return Listing(found, [] if shared else problems)
 
     async def purge(self, topic: str, before: int | None = None) -> int:
         """Drop messages of a topic, and return how many there were.
@@ -250,6 +246,9 @@ class Operator:
 
         Returns:
             The number of connections, and why nodes could not be asked.
+
+        Raises:
+            WsqueueError: No node could be asked.
         """
         request = v2.Disconnect(address, key)
         nodes = (*self._consumers, *self._producers)
@@ -267,7 +266,11 @@ def _links(addresses: Sequence[Address], endpoint: str, settings: ClientSettings
 async def _of_each(
     links: Sequence[OperatorLink], ask: Callable[[OperatorLink], Awaitable[Result]]
 ) -> tuple[list[tuple[OperatorLink, Result]], list[WsqueueError]]:
-    """Ask nodes at the same time; return the answers, and why others gave none."""
+    """Ask nodes at the same time; return the answers, and why others gave none.
+
+    Raises:
+        WsqueueError: None gave one.
+    """
     results = await asyncio.gather(*(ask(link) for link in links), return_exceptions=True)
     answers: list[tuple[OperatorLink, Result]] = []
     problems: list[WsqueueError] = []
@@ -278,6 +281,8 @@ async def _of_each(
             raise result
         else:
             answers.append((link, result))
+    if problems and not answers:
+        raise problems[0]
     return answers, problems
 
 

@@ -92,12 +92,16 @@ def test_a_loss_is_seen_and_kept_for_a_replay(tmp_path: Path, monkeypatch: pytes
     one_kill("sqlite").write(wanted)
     monkeypatch.setattr(suite, "LoopbackCluster", ForgetfulCluster)
     monkeypatch.setattr("tests.faults.harness.PATIENCE_SECONDS", 2.0)
-    result = CliRunner().invoke(suite.main, ["--replay", str(wanted), "--directory", str(tmp_path / "kept")])
+    arguments = ["--replay", str(wanted), "--directory", str(tmp_path / "kept")]
+    result = CliRunner().invoke(suite.main, arguments)
     assert result.exit_code == 1, result.output
     assert "\n1 schedules with 1 faults, 1 bad: " in result.output
     match = re.search(r"^  replay: python -m tests.faults --replay (\S+)$", result.output, re.MULTILINE)
     assert match is not None
     assert schedule.read(Path(match[1])) == one_kill("sqlite")
+    again = CliRunner().invoke(suite.main, arguments)
+    assert again.exit_code == 2, again.output
+    assert "is there, from another run: expected another --directory" in again.output
     kept = {file.name for file in Path(match[1]).parent.iterdir()}
     assert {"consumer-1.log", "producer-1.log", "publisher-1.1.jsonl", "subscriber-1.1.jsonl"} <= kept
 

@@ -77,6 +77,12 @@ def main(
         if groups:
             wanted = list(map(schedule.with_groups, wanted))
     directory = directory or Path(tempfile.mkdtemp(prefix="wsqueue-faults-"))
+    for one in wanted:
+        if (directory / one.name).exists():
+            raise click.UsageError(
+                f"{directory / one.name} is there, from another run: expected another --directory, or that it"
+                " is removed"
+            )
     try:
         if backend == "lab":
             outcomes = uvloop.run(run_on_a_lab(wanted, directory))

@@ -6,8 +6,8 @@ nodes as well, as test_rollout does. The scenario `site` is for trying things by
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -24,23 +24,24 @@ LAB = {"LAB_DIR": str(ROOT / ".lab" / "molecule-roles"), "LAB_BRIDGE": "hlmol1",
 
 
 @pytest.fixture
-def scenario(tmp_path: Path) -> Iterator[str]:
-    """Return a scenario; skip where no lab can run, and leave none behind."""
-    probe = OwnLab(tmp_path, ["probe"], first="wsqm")
+def scenario() -> Iterator[str]:
+    """Return a scenario whose host is up; skip where no lab can run, and leave none behind."""
+    lab = OwnLab(ROOT / ".lab" / "molecule-roles", ["host1"])
+    lab.environment |= LAB
+    lab.suites = {"host1": os.environ.get("WSQUEUE_SUITE") or "bookworm"}
+    # That of a run before.
+    lab.down()
     try:
-        probe.up()
-    finally:
-        probe.down()
-    try:
+        # Molecule finds it, and does not boot another.
+        lab.up()
         yield "roles"
     finally:
         # Molecule leaves the hosts up when something fails.
-        probe.environment |= LAB
-        probe.down()
+        lab.down()
 
 
-# Otherwise `converge` may believe that the host of a run before is still there.
-STEPS = ["destroy", "converge", "verify"]
+# Otherwise `converge` believes in what it knows about the host of a run before.
+STEPS = ["reset", "converge", "verify"]
 
 
 @pytest.mark.parametrize("commands", [STEPS, pytest.param(["test"], marks=needs_time)])

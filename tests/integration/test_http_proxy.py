@@ -13,7 +13,9 @@ import msgspec
 import pytest
 
 import wsqueue
+from wsqueue.config.addresses import parse_address
 from wsqueue.config.model import ClientConfig
+from wsqueue.net.tunnel import proxy_for
 from wsqueue.protocol.keys import PreSharedKey
 from wsqueue.tools.doctor import check_cluster
 
@@ -118,6 +120,15 @@ async def test_no_proxy(nodes: Nodes, monkeypatch: pytest.MonkeyPatch, way: str)
         assert there.proxy.heads == []
 
 
+@pytest.mark.parametrize("entry", ["2001:db8::1", "[2001:db8::1]", "[2001:db8::1]:443"])
+def test_no_proxy_with_an_ipv6_address(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://proxy:3128")
+    monkeypatch.setenv("NO_PROXY", f"other.test, {entry}")
+    config = ClientConfig(producers=[], consumers=[])
+    assert proxy_for(parse_address("wss://[2001:db8::1]:443"), config) is None
+    assert str(proxy_for(parse_address("wss://[2001:db8::2]:443"), config)) == "proxy:3128"
+
+
 async def test_addresses_without_tls_and_of_this_host(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> None:
     consumer, producer = await nodes.cluster()
     monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{free_port()}")
@@ -153,6 +164,7 @@ ANSWERS = {
     b"SSH-2.0-OpenSSH\r\n\r\n": "does not answer as an HTTP proxy does",
     b"": "closed the connection without an answer",
     b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000: "does not answer as an HTTP proxy does",
+    b"HTTP/1.1 200 OK\n\n": "does not answer as an HTTP proxy does",
     b"HTTP/1.1 200 OK\r\n\r\nhello": "sends bytes",
 }
 
@@ -195,7 +207,12 @@ async def test_a_proxy_that_is_not_there_or_says_nothing() -> None:
     [
         ("https://proxy:1", "spoken to by 'https'"),
         ("socks5://proxy:1", "spoken to by 'socks5'"),
-        ("http://proxy:99999", "the port of the proxy"),
+        ("http://proxy:99999", "a port from 1 to 65535"),
+        ("http://proxy..example:3128", "not the URL of a proxy"),
+        ("http://pro xy:3128", "not the URL of a proxy"),
+        ("me:secret@proxy://", "not the URL of a proxy"),
+        ("http://me:secret\uff1a@proxy:1", "not the URL of a proxy"),
+        ("http://me:[secret]@proxy:1", "not the URL of a proxy"),
         ("http://", "not the URL of a proxy"),
         ("http://proxy/path", "not the URL of a proxy"),
         ("http://me:secret@proxy:1", "expected it in the environment variable HTTPS_PROXY"),
@@ -214,14 +231,24 @@ def test_urls_that_cannot_be_used(url: str, problem: str, tmp_path: Path) -> Non
     assert "demo.toml" in str(caught.value)
 
 
-async def test_a_url_in_the_environment_that_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HTTPS_PROXY", "socks5://me:secret@proxy:1")
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("socks5://me:secret@proxy:1", "'socks5'"),
+        ("http://me:secret\uff1a@proxy:1", "not the URL of a proxy"),
+        ("http://me:secret\udcff@proxy:1", "not the URL of a proxy"),
+    ],
+)
+async def test_a_url_in_the_environment_that_cannot_be_used(
+    monkeypatch: pytest.MonkeyPatch, url: str, problem: str
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", url)
     client = wsqueue.connect(
         producers=[f"wss://{NAME}:1/produce"], consumers=[f"wss://{NAME}:1/subscribe"], psk=KEY
     )
     async with soon():
         with pytest.raises(
-            wsqueue.ConnectError, match=r"HTTPS_PROXY in the environment: .*'socks5'"
+            wsqueue.ConnectError, match=f"HTTPS_PROXY in the environment: .*{problem}"
         ) as caught:
             await client.publish("news", "x")
     assert "secret" not in str(caught.value)

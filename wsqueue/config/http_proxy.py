@@ -7,12 +7,12 @@ from urllib.parse import unquote, urlsplit
 
 import msgspec
 
-from .addresses import host_and_port
+from .addresses import host_and_port, parse_address
 
 DEFAULT_PORT = 80
 """Port of a proxy whose URL has none: that of http."""
 
-EXPECTED = "expected a URL such as http://proxy.example.com:3128"
+EXPECTED = "expected a URL such as http://proxy.example.com:3128, with a port from 1 to 65535"
 
 
 class HttpProxy(msgspec.Struct, frozen=True):
@@ -45,22 +45,26 @@ def parse_proxy(url: str, *, with_password: bool = False) -> HttpProxy:
     Raises:
         ValueError: It is no such URL; the message does not repeat it, because it may have a password.
     """
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    scheme, separator, _ = url.partition("://")
+    # No scheme has a colon or @; a password may be before these.
+    if separator and scheme.lower() != "http" and scheme.isalnum():
+        raise ValueError(f"no proxy is spoken to by {scheme!r}: {EXPECTED}")
     try:
-        port = parts.port
+        parts = urlsplit(url if separator else f"http://{url}")
+        # The name is checked as those of nodes are.
+        place = parse_address(host_and_port(parts.hostname or "", parts.port or DEFAULT_PORT))
+        user, password = (unquote(part or "").encode() for part in (parts.username, parts.password))
     except ValueError:
-        raise ValueError(f"the port of the proxy is no number up to 65535: {EXPECTED}") from None
-    if parts.scheme != "http":
-        raise ValueError(f"no proxy is spoken to by {parts.scheme!r}: {EXPECTED}")
-    if not parts.hostname or port == 0 or parts.path not in ("", "/") or parts.query or parts.fragment:
+        # The library's errors repeat parts of the URL.
+        raise ValueError(f"that is not the URL of a proxy: {EXPECTED}") from None
+    if parts.port == 0 or parts.path not in ("", "/") or parts.query or parts.fragment:
         raise ValueError(f"that is not the URL of a proxy: {EXPECTED}")
     if parts.username is None:
-        return HttpProxy(parts.hostname, port or DEFAULT_PORT)
+        return HttpProxy(place.host, place.port)
     if not with_password:
         raise ValueError(
             "the URL of the proxy has a user, and a configuration is no place for a password: expected it in"
             " the environment variable HTTPS_PROXY"
         )
-    user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    authorization = f"Basic {base64.b64encode(user.encode()).decode()}"
-    return HttpProxy(parts.hostname, port or DEFAULT_PORT, authorization)
+    authorization = f"Basic {base64.b64encode(user + b':' + password).decode()}"
+    return HttpProxy(place.host, place.port, authorization)

@@ -81,7 +81,8 @@ def proxy_for(address: Address, config: Config) -> HttpProxy | None:
 
     proxies = getproxies_environment()
     url = proxies.get("https") or proxies.get("all")
-    if not url or proxy_bypass(host_and_port(address.host, address.port)):
+    places = {host_and_port(address.host, address.port), address.host}  # entries of IPv6 may have no brackets
+    if not url or any(map(proxy_bypass, places)):
         return None
     try:
         return parse_proxy(url, with_password=True)
@@ -114,7 +115,7 @@ async def _open_tunnel(connection: socket.socket, proxy: HttpProxy, target: str)
                 raise ProxyError(f"the proxy {proxy} answers with more than {MAX_ANSWER_BYTES} bytes")
             answer.feed_data(data)
             response = _next_of(parser)
-    except (ValueError, LookupError, WebSocketException):
+    except (ValueError, LookupError, EOFError, WebSocketException):
         raise ProxyError(f"the proxy {proxy} does not answer as an HTTP proxy does") from None
     if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
         reason = f"{response.status_code} {response.reason_phrase}".strip()

@@ -130,6 +130,20 @@ def test_threads_share_a_client_and_a_subscription(client: wsqueue.sync.Client, 
     assert sorted(map(str, came)) == sorted(wanted)
 
 
+def test_a_timeout_counts_while_another_thread_waits(client: wsqueue.sync.Client, topic: str) -> None:
+    came: list[object] = []
+    with client.subscribe(topic) as messages:
+        reader = threading.Thread(target=lambda: came.append(messages.get(timeout=SECONDS).data))
+        reader.start()
+        for timeout in (0.0, 0.2):
+            with pytest.raises(TimeoutError, match=f"no message of '{topic}' came within {timeout:g} s"):
+                messages.get(timeout=timeout)
+        assert reader.is_alive()
+        client.publish(topic, "one")
+        reader.join(SECONDS)
+    assert came == ["one"]
+
+
 def test_outcomes_of_a_group(client: wsqueue.sync.Client, topic: str) -> None:
     client.publish(topic, "one", "two", "three")
     with client.subscribe(topic, group="g", lease_seconds=20) as jobs:
@@ -234,6 +248,47 @@ def test_each_forked_process_has_connections_of_its_own(standing_cluster: Cluste
     """The programs end without closing anything, and in silence."""
     done = run(standing_cluster, FORKS, topic)
     assert done.stdout.splitlines() == ["['child 1', 'child 2', 'child 3']", "still here"]
+
+
+WITHOUT_AT_FIRST = """
+import os, resource, sys, threading, wsqueue.sync
+file, topic = sys.argv[1:]
+client = wsqueue.sync.connect(file)
+# The loop that asyncio cannot make complains when it is collected.
+sys.unraisablehook = lambda _: None
+
+def publish():
+    try:
+        client.publish(topic, "x", timeout=20)
+    except (OSError, RuntimeError) as error:
+        print(error)
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (50, 50))
+files = []
+try:
+    while True:
+        files.append(os.dup(0))
+except OSError:
+    publish()
+for file in files:
+    os.close(file)
+
+start = threading.Thread.start
+
+def refuse(thread):
+    threading.Thread.start = start
+    raise RuntimeError("can't start new thread")
+
+threading.Thread.start = refuse
+publish()
+publish()
+print(client.confirmed)
+"""
+
+
+def test_a_first_call_without_files_or_threads_is_no_last_one(standing_cluster: Cluster, topic: str) -> None:
+    done = run(standing_cluster, WITHOUT_AT_FIRST, topic)
+    assert done.stdout.splitlines() == ["[Errno 24] Too many open files", "can't start new thread", "1"]
 
 
 UNCLOSED = """

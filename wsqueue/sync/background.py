@@ -35,40 +35,39 @@ class Background:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._ready = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
+        self._serving: tuple[threading.Thread, asyncio.AbstractEventLoop] | None = None
         self._ended = False
 
     def started(self) -> tuple[threading.Thread, asyncio.AbstractEventLoop]:
         """Return the thread, which runs now, and its loop.
 
         Raises:
-            RuntimeError: The process ends. A daemon thread waits instead, and ends with it.
+            RuntimeError: The process ends, or can start no thread. At the end, a daemon thread waits instead,
+                and ends with the process.
+            OSError: The process can open no files for the loop; a later call tries again.
         """
         if self._ended and not threading.current_thread().daemon:
             raise RuntimeError("the process ends, and its clients are gone: use them before that")
         with self.lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._serve, name="wsqueue", daemon=True)
-                self._thread.start()
-            thread = self._thread
-        self._ready.wait()
-        assert self._loop is not None
-        return thread, self._loop
+            if self._serving is None:
+                loop = asyncio.new_event_loop()
+                thread = threading.Thread(target=loop.run_forever, name="wsqueue", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    loop.close()
+                    raise
+                self._serving = thread, loop
+            return self._serving
 
     def end(self) -> None:
         """Let the thread stand still, so that it does nothing while the interpreter takes itself apart."""
         self._ended = True
-        if self._loop is not None:
+        if self._serving is not None:
+            _, loop = self._serving
             stands = threading.Event()
-            self._loop.call_soon_threadsafe(_stand_still, stands)
+            loop.call_soon_threadsafe(_stand_still, stands)
             stands.wait(END_SECONDS)
-
-    def _serve(self) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._ready.set()
-        self._loop.run_forever()
 
 
 def _stand_still(stands: threading.Event) -> None:
@@ -103,15 +102,20 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 @asynccontextmanager
-async def in_time(seconds: float | None, complaint: str) -> AsyncIterator[None]:
-    """Raise a TimeoutError with a complaint after some seconds, None for never; to be used on the thread."""
+async def in_time(seconds: float | None, error: TimeoutError) -> AsyncIterator[None]:
+    """Raise an error after some seconds, None for never; to be used on the thread."""
     try:
         async with asyncio.timeout(seconds) as timeout:
             yield
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise TimeoutError(f"{complaint} within {seconds:g} s") from None
+        raise error from None
+
+
+def late(complaint: str, seconds: float | None) -> TimeoutError:
+    """Return the error of a call that had so many seconds; None if it has as many as it needs."""
+    return TimeoutError(complaint if seconds is None else f"{complaint} within {seconds:g} s")
 
 
 def call(function: Callable[[], Result]) -> Result:

@@ -15,6 +15,8 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
+from threading import TIMEOUT_MAX
+from time import monotonic
 from typing import Any, Generic, Self, cast
 
 import msgspec
@@ -64,12 +66,18 @@ class Subscription(Generic[Item]):
             WsqueueError: As for `wsqueue.Subscription`.
         """
         self._check()
-        with self._lock:
+        end = None if timeout is None else monotonic() + timeout
+        # Another thread may be waiting for a message.
+        if not self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), TIMEOUT_MAX)):
+            raise self._late(timeout)
+        try:
             if not self._items:
-                self._run(lambda: self._fill(timeout))
+                self._run(lambda: self._fill(timeout, end))
             if not self._items:
                 raise EOFError("the subscription has ended")
             item = self._items.popleft()
+        finally:
+            self._lock.release()
         if isinstance(item, GapError):
             raise item
         return self._made(item)
@@ -104,20 +112,24 @@ class Subscription(Generic[Item]):
         except EOFError:
             raise StopIteration from None
 
-    async def _fill(self, seconds: float | None) -> None:
+    async def _fill(self, seconds: float | None, end: float | None) -> None:
         """Move items that have arrived, or the next one, or nothing at the end.
 
         They are kept here, and not returned, so that a caller who is interrupted loses none.
         """
+        left = None if end is None else end - monotonic()
         try:
-            async with background.in_time(seconds, f"no message of {self._noun} came"):
+            async with background.in_time(left, self._late(seconds)):
                 self._items.append(await anext(self._subscription))
             while len(self._items) < self._at_once and self._subscription.waiting:
                 self._items.append(await anext(self._subscription))
-        except GapError as error:
-            self._items.append(error)
+        except GapError as gap:
+            self._items.append(gap)
         except StopAsyncIteration:
             pass
+
+    def _late(self, seconds: float | None) -> TimeoutError:
+        return background.late(f"no message of {self._noun} came", seconds)
 
     def _made(self, item: object) -> Item:
         """Return an item in the form for callers that wait."""

@@ -22,6 +22,7 @@ from ..support.raw_peer import http_get
 from ..support.waiting import eventually
 
 pytestmark = [pytest.mark.anyio, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark += [pytest.mark.usefixtures("uncovered")]
 
 TOPICS_OF_A_CONSUMER = 5
 

@@ -21,6 +21,7 @@ from tests.faults.schedule import Fault, Retention, Schedule, Workload
 from tests.support.paths import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(290)]
+pytestmark += [pytest.mark.usefixtures("uncovered")]
 
 SCHEDULES = 4
 GOOD = re.compile(

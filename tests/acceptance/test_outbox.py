@@ -19,7 +19,7 @@ from ..support.paths import ROOT
 from ..support.processes import Cluster, clean_environment
 from ..support.waiting import wait_until
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("uncovered")]
 
 TOPICS = ("orders", "bills", "parcels")
 

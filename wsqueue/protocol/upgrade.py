@@ -321,7 +321,7 @@ class ServerFraming(Framing):
         origin = ", ".join(event.headers.get_all("Origin")) if "Origin" in event.headers else None
         forwarded = any(name in event.headers for name in FORWARDING_HEADERS)
         forwarded_for = ", ".join(event.headers.get_all(FORWARDING_HEADERS[0])) if forwarded else None
-        get = _get_of(event) if post is None and "Upgrade" not in event.headers else None
+        get = _get_of(event) if post is None and not _asks_for_websocket(event) else None
         return RequestReceived(event.path, host, self._subprotocol in names, origin, forwarded_for, post, get)
 
     def _refusal(self, error: Exception) -> Closed:
@@ -382,6 +382,12 @@ class ClientFraming(Framing):
 def _offered(request: Request) -> str:
     """Return the subprotocols that a request offers, as they were sent."""
     return ", ".join(request.headers.get_all(SUBPROTOCOL_HEADER))
+
+
+def _asks_for_websocket(request: Request) -> bool:
+    """Return True if a request asks for a WebSocket; other upgrades are ignored (RFC 9110 section 7.8)."""
+    wanted = ",".join(request.headers.get_all("Upgrade")).lower()
+    return "websocket" in (name.strip() for name in wanted.split(","))
 
 
 def _get_of(request: Request) -> Get:

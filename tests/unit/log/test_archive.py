@@ -28,7 +28,7 @@ from wsqueue.config.model import Retention, TopicRetention
 from wsqueue.errors import ConfigError, StorageError, WsqueueError
 from wsqueue.log import archive, database, database_file, ledger, queries, schema
 from wsqueue.log.archive import FILE_NAME, Archive
-from wsqueue.log.database import Database
+from wsqueue.log.database import Database, Purge
 from wsqueue.log.records import (
     RECORD_OVERHEAD_BYTES,
     TOPIC_OVERHEAD_BYTES,
@@ -38,6 +38,7 @@ from wsqueue.log.records import (
     TopicState,
 )
 from wsqueue.log.schema import APPLICATION_ID
+from wsqueue.log.states import StateChange
 from wsqueue.protocol.repeats import name_of
 
 from ...support.stores import Clock, limits
@@ -165,9 +166,9 @@ def held() -> Iterator[None]:
     """Let the writer wait with its next group, as it does for a slow disk."""
     go, commit = threading.Event(), Database.commit
 
-    def wait(database: Database, group: Sequence[Record]) -> None:
+    def wait(database: Database, group: Sequence[Record], changes: Sequence[StateChange]) -> list[Purge]:
         go.wait()
-        commit(database, group)
+        return commit(database, group, changes)
 
     with mock.patch.object(Database, "commit", wait):
         try:

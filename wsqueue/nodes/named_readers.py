@@ -144,8 +144,12 @@ class NamedReader:
     def commit(self, connection: Connection, packet: v2.Commit) -> None:
         """Keep a position, if it is further than the one that is kept, and answer then."""
         furthest = max(packet.offset, self._wanted.pop(packet.log, 0))
+        this_log = self._logs.log_id(self._logs.topic(self.topic))
         while len(self._wanted) >= MAX_LOGS:
-            del self._wanted[next(iter(self._wanted))]
+            other = next(log_id for log_id in self._wanted if log_id != this_log)
+            del self._wanted[other]
+            # It will not be kept, so nobody may be told that it was.
+            self._commits = {one: commit for one, commit in self._commits.items() if commit.log != other}
         self._wanted[packet.log] = furthest
         self._commits[connection] = packet
         self._go_on()

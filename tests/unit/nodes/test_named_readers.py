@@ -69,6 +69,35 @@ class Place:
         return self.begun.pop()
 
 
+async def test_positions_of_logs_that_nobody_knows_put_no_other_aside() -> None:
+    place = Place()
+    place.logs.publish("news", *"abcdef")
+    other = FakeConnection()
+    reader = place.use()
+    packet = place.commit(5)
+    reader.join(other)
+    for number in range(named_readers.MAX_LOGS + 1):
+        reader.commit(other, v2.Commit("news", "r", f"{number:016x}", 1))
+    await settled(lambda: bool(place.connection.packets))
+    assert place.connection.take() == [v2.Committed("news", "r", packet.log, 5)]
+    assert (await place.kept()).offset == 5
+
+
+async def test_a_position_that_is_put_aside_is_not_confirmed() -> None:
+    place = Place()
+    place.logs.publish("news", *"abcdef")
+    other = FakeConnection()
+    reader = place.use()
+    reader.join(other)
+    place.commit(1, "0123456789abcdef")
+    for number in range(named_readers.MAX_LOGS):
+        packet = v2.Commit("news", "r", f"{number:016x}", 1)
+        reader.commit(other, packet)
+    await settled(lambda: bool(other.packets))
+    assert other.take() == [v2.Committed("news", "r", packet.log, 1)]
+    assert place.connection.packets == []
+
+
 async def test_positions_of_earlier_epochs() -> None:
     place = Place()
     place.logs.publish("news", *"abcdef")

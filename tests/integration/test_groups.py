@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 
 import wsqueue
+from wsqueue.errors import StorageError
 from wsqueue.groups import group
 from wsqueue.groups.group import BUSY_MESSAGES, FLOOD_MESSAGES
 from wsqueue.log import states
 from wsqueue.log.store import AppendChain
+from wsqueue.nodes.memberships import MAX_GROUPS_PER_CONNECTION
 from wsqueue.protocol import v2
 from wsqueue.protocol.routing import topic_hash
 
@@ -226,6 +228,77 @@ async def test_a_lease_that_is_over(nodes: Nodes) -> None:
                 assert packet["number"] == 1
         assert consumer.counters["leases_over"] == 2
         assert await left_of(client) == []
+
+
+async def test_a_lease_is_over_though_others_say_much(nodes: Nodes) -> None:
+    consumer, client = await cluster(nodes)
+    async with soon(), client:
+        await client.publish("jobs", *(f"{number}" for number in range(200)))
+        async with (
+            member(consumer, prefetch=1, lease_seconds=0.4) as stuck,
+            member(consumer, prefetch=1, lease_seconds=0.4) as busy,
+        ):
+            await stuck.next("joined")
+            await stuck.next("lend")
+            again = {"t": "settle", **PLACE, "how": "again", "log": (await busy.next("joined"))["log"]}
+            for number in itertools.count(1):
+                while (packet := await busy.packet())["t"] != "lend":
+                    assert packet["t"] == "settled"
+                offset = packet["offset"]
+                busy.send(again | {"number": number, "offsets": [[offset, offset]], "delay": 3600})
+                if consumer.counters["leases_over"]:
+                    break
+                assert offset < 150, "it is not over while others say something"
+                await asyncio.sleep(0.02)
+
+
+async def test_an_outcome_is_kept_though_the_order_key_changes_meanwhile(
+    nodes: Nodes, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, client = await cluster(nodes)
+    monkeypatch.setattr(group, "RETRY_SECONDS", 0.05)
+    logs = consumer.service.node.logs  # type: ignore[attr-defined]
+    change, attempts = logs.change_state, 0
+
+    async def full(*_arguments: object) -> int:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0.05)
+        raise StorageError("the disk is full")
+
+    async with soon(), client:
+        await client.publish("jobs", "1")
+        async with member(consumer) as one:
+            settle = {"t": "settle", **PLACE, "how": "done", "log": (await one.next("joined"))["log"]}
+            await one.next("lend")
+            monkeypatch.setattr(logs, "change_state", full)
+            one.send(settle | {"number": 7, "offsets": [[0, 0]]})
+            await eventually(lambda: attempts > 0, "it is being kept")
+            one.send({"t": "leave", **PLACE})
+            one.send(JOIN | {"order_key": "account"})
+            await one.next("left")
+            await one.next("joined")
+            await eventually(lambda: attempts > 2, "it is tried again")
+            monkeypatch.setattr(logs, "change_state", change)
+            assert (await one.next("settled"))["number"] == 7
+        assert await left_of(client) == []
+    assert log.take("group not kept")
+
+
+async def test_groups_that_refuse_a_connection_count_no_more(nodes: Nodes) -> None:
+    consumer = await nodes.consumer()
+    async with (
+        soon(),
+        V2Socket.speaking(consumer.address, "/subscribe", KEY) as one,
+        V2Socket.speaking(consumer.address, "/subscribe", KEY) as other,
+    ):
+        for number in range(MAX_GROUPS_PER_CONNECTION):
+            one.send(JOIN | {"topic": f"{number}"})
+            await one.next("joined")
+            other.send(JOIN | {"topic": f"{number}", "order_key": "account"})
+            assert (await other.next("left"))["code"] == "order_key"
+        other.send(JOIN | {"topic": "another"})
+        assert (await other.next("joined"))["topic"] == "another"
 
 
 async def test_leases_of_messages_that_wait_in_the_client_are_renewed(nodes: Nodes) -> None:

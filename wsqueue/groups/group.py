@@ -169,6 +169,8 @@ class Group:
         self._complaint = Complaint()
         self._over = False
         self._timer: Timer | None = None
+        # When it is over (monotonic).
+        self._next_look = 0.0
         self._turn: asyncio.Handle | None = None
         logs.reading(topic, 1)
 
@@ -183,6 +185,10 @@ class Group:
     def lent(self) -> int:
         """Return the number of messages that members have."""
         return 0 if self._lending is None else self._lending.lent
+
+    def has(self, connection: Connection) -> bool:
+        """Return True if a connection is a member, or waits to be one."""
+        return connection in self._members or connection in self._joining
 
     def join(self, connection: Connection, packet: v2.Join) -> None:
         """Take a member, once the state is known."""
@@ -201,6 +207,8 @@ class Group:
             if not others and packet.order_key != self._order_key:
                 self._order_key = packet.order_key
                 self._lending = Lending(self._lending.state, keyed=packet.order_key is not None)
+                # Of the changes before, some may not be kept yet.
+                self._lending.changed = True
             self._take(connection, packet)
             self.pump()
 
@@ -480,16 +488,25 @@ class Group:
 
     def _set_timer(self) -> None:
         """Look again when a lease may be over or a message is due."""
-        if self._timer is not None:
-            self._timer.cancel()
         lending = self._lending
         if lending is None or not self._members:
-            self._timer = None
+            self._stop_timer()
             return
         seconds = min(MAX_TICK_SECONDS, min(one.terms.lease_seconds for one in lending.members) / TICKS)
-        if (due := lending.next_due()) is not None:
-            seconds = min(seconds, max(MIN_TICK_SECONDS, due - self._clock()))
-        self._timer = Timer(seconds, self._tick)
+        left = (lending.next_due() or 0.0) - self._clock()
+        if left > 0:
+            # One that is due already waits for a member with room, and is lent when there is one.
+            seconds = min(seconds, max(MIN_TICK_SECONDS, left))
+        # Never later than before, or members that say much would put off the end of the leases of others.
+        next_look = time.monotonic() + seconds
+        if self._timer is None or next_look < self._next_look:
+            self._stop_timer()
+            self._timer, self._next_look = Timer(seconds, self._tick), next_look
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _tick(self) -> None:
         self._timer = None
@@ -544,7 +561,9 @@ class Group:
                 self._give_up()
                 return
             except WsqueueError as error:
-                lending.changed = True
+                # It may be another one by now, of the same state.
+                if self._lending is not None:
+                    self._lending.changed = True
                 self._settles = settles | self._settles
                 if self._keeper.late:
                     self._give_up()
@@ -679,8 +698,7 @@ class Group:
         if self._over:
             return
         self._over, self._lending = True, None
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         if self._turn is not None:
             self._turn.cancel()
         self._logs.reading(self.topic, -1)

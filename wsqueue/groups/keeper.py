@@ -114,11 +114,17 @@ class StateKeeper:
         except StateConflict:
             # An earlier change of this consumer may have got through without an answer.
             kept = await self._logs.state(self._topic, self._key)
-            if not self._owner or kept is None or decode_state(kept.value).coordinator != self._owner:
+            if not self._owner or kept is None or not self._is_own(kept.value):
                 raise Elsewhere from None
             self._version = kept.version
             raise StorageError("the state was changed by an earlier attempt") from None
         self._changed = time.monotonic()
+
+    def _is_own(self, value: bytes) -> bool:
+        try:
+            return decode_state(value).coordinator == self._owner
+        except ValueError:
+            return False
 
 
 def state_name(group: str) -> str:

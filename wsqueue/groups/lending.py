@@ -35,6 +35,9 @@ MAX_LENT = 20_000
 MAX_HELD = 10_000
 """Messages that wait for an earlier one of their order key, 1 MiB; with more, later messages wait too."""
 
+MAX_STALE = 1000
+"""Entries of messages that are no longer to be lent, above which the queue of due times is made anew."""
+
 SMALL_PREFETCH = 16
 """Prefetch up to which each free place is filled at once: such work takes long, and packets are few."""
 
@@ -160,6 +163,11 @@ class Lending:
                 failure.due = 0.0
         dying = {letter.offset for letter in state.dying}
         self._old = deque(sorted(state.failures.keys() | dying))
+        # Who had the state before has lent messages up to here, unless more are open than it could lend.
+        ends = [offset + 1 for offset in self._old] + [end for _, end in state.done]
+        self._top = max(ends, default=state.floor)
+        still_open = self._top - state.floor - sum(end - begin for begin, end in state.done)
+        self._were_lent = still_open <= MAX_LENT + MAX_HELD + len(self._old)
         # The key of each message that is lent or was, and the later messages of each key.
         self._keys: dict[int, str] = {}
         self._held: dict[str, deque[int]] = {}
@@ -223,8 +231,17 @@ class Lending:
         most = min(member.room, MAX_LENT - self.lent)
         if (begin := self._first_again()) is not None:
             return Offer(member, begin, self._length_again(begin, most), 0)
-        if self.cursor >= end or self.state.full or self._held_count >= MAX_HELD:
+        return self._fresh_offer(member, most, end)
+
+    def _fresh_offer(self, member: Member, most: int, end: int) -> Offer | None:
+        """Return the next messages that have not been lent, if they can be now."""
+        if self.cursor >= end or self._held_count >= MAX_HELD:
             return None
+        if self.state.full:
+            # Only what was lent before a restart, because the messages that failed may be behind it.
+            if self.lent or self.cursor >= self._top:
+                return None
+            most = 1
         if self.keyed:
             return Offer(member, self.cursor, 1, 0)
         stop = min(end, self.cursor + most)
@@ -309,16 +326,26 @@ class Lending:
 
     def _failed_offer(self, now: float) -> Offer | None:
         """Return the message that failed and is due, if a member may have it."""
-        due, failures = self._due, self.state.failures
-        while due and (due[0][1] not in failures or failures[due[0][1]].due != due[0][0]):
-            heapq.heappop(due)
-        if not due or due[0][0] > now:
+        due = self.next_due()
+        if due is None or due > now:
             return None
         member = next((one for one in self._queue if one.room > 0 and not one.retried), None)
         if member is None:
             return None
-        offset = due[0][1]
-        return Offer(member, offset, 1, failures[offset].deliveries)
+        offset = self._due[0][1]
+        return Offer(member, offset, 1, self.state.failures[offset].deliveries)
+
+    def _is_due(self, entry: tuple[float, int]) -> bool:
+        """Return True if an entry of the queue holds, False if its message was done or has failed anew."""
+        due, offset = entry
+        failure = self.state.failures.get(offset)
+        return failure is not None and failure.due == due
+
+    def _add_due(self, due: float, offset: int) -> None:
+        heapq.heappush(self._due, (due, offset))
+        if len(self._due) > 2 * len(self.state.failures) + MAX_STALE:
+            self._due = list(set(filter(self._is_due, self._due)))
+            heapq.heapify(self._due)
 
     def _first_again(self) -> int | None:
         again = self._again
@@ -333,6 +360,8 @@ class Lending:
         following = heapq.nsmallest(most, self._again)
         length = 1
         while length < len(following) and following[length] == begin + length:
+            if self.state.is_done(begin + length):
+                break
             length += 1
         return length
 
@@ -354,7 +383,7 @@ class Lending:
         self._old.popleft()
         self.cursor = offset + 1
         if (failure := self.state.failures.get(offset)) is not None:
-            heapq.heappush(self._due, (failure.due, offset))
+            self._add_due(failure.due, offset)
 
     def _insert(self, loan: Loan) -> None:
         index = bisect.bisect_left(self._begins, loan.begin)
@@ -366,21 +395,20 @@ class Lending:
     def done(self, begin: int, end: int) -> None:
         """Note that messages are done, whoever says so: one that was late has done them too.
 
-        When the state is full, only messages that are lent can be done.
+        When the state is full, only messages that were lent can be done.
 
         Args:
             begin: The first offset.
             end: The offset behind the last, which is that of a stored message.
         """
-        # So that nobody makes the state larger than it may be, by ever more ranges of messages not yet lent.
-        only_lent = self.state.full
+        if self.state.full:
+            # Nobody makes the state larger than it may be, by ever more ranges of messages not yet lent.
+            end = min(end, max(self.cursor, self._top) if self._were_lent else self.cursor)
+        if begin >= end:
+            return
         for loan in self._overlapping(begin, end):
-            first, last = max(begin, loan.begin), min(end, loan.end)
-            self._cut(loan, first, last)
-            if only_lent:
-                self._finish(first, last)
-        if not only_lent:
-            self._finish(begin, end)
+            self._cut(loan, max(begin, loan.begin), min(end, loan.end))
+        self._finish(begin, end)
 
     def again(self, member: Member, begin: int, end: int, due: float) -> None:
         """Take messages back from a member, which could not deal with them now.
@@ -434,7 +462,9 @@ class Lending:
         return sum(loan.end - loan.begin for loan in late)
 
     def next_due(self) -> float | None:
-        """Return the Unix time at which a message that failed is due, None without any."""
+        """Return the Unix time at which the first message that failed is due, None without any."""
+        while self._due and not self._is_due(self._due[0]):
+            heapq.heappop(self._due)
         return self._due[0][0] if self._due else None
 
     def bury(self, letter: Dying) -> None:
@@ -474,7 +504,7 @@ class Lending:
     def _put_back(self, offset: int, deliveries: int, due: float) -> None:
         if deliveries:
             self.state.failures[offset] = Failure(deliveries, due)
-            heapq.heappush(self._due, (due, offset))
+            self._add_due(due, offset)
         else:
             heapq.heappush(self._again, offset)
 
@@ -511,7 +541,7 @@ class Lending:
             if not self.state.is_done(following):
                 self._keys[following] = key
                 if (failure := self.state.failures.get(following)) is not None:
-                    heapq.heappush(self._due, (failure.due, following))
+                    self._add_due(failure.due, following)
                 else:
                     heapq.heappush(self._again, following)
                 return

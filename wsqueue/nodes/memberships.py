@@ -73,6 +73,8 @@ class Memberships:
     def _join(self, packet: v2.Join) -> None:
         topic, name = packet.topic, packet.group
         self._leave(topic, name)
+        if len(self._places) >= MAX_GROUPS_PER_CONNECTION:
+            self._leave_refused()
         if refusal := self._refusal(packet):
             code, reason = refusal
             self._connection.send_packet(v2.Left(topic, name, code, reason[: v2.MAX_REASON_CHARACTERS]))
@@ -83,6 +85,13 @@ class Memberships:
             self._subscribers.add(self._holder, self._connection, topic)
             self._groups.join(self._connection, packet)
             self._subscribers.relieve()
+
+    def _leave_refused(self) -> None:
+        """Leave the groups that have refused this connection, or ended its membership."""
+        for topic, name in list(self._places):
+            group = self._groups.find(topic, name)
+            if group is None or not group.has(self._connection):
+                self._leave(topic, name)
 
     def _leave(self, topic: str, name: str) -> None:
         if (topic, name) not in self._places:

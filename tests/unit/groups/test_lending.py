@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.support.examples import examples
-from wsqueue.groups.lending import Lending, Member, Offer, Terms
+from wsqueue.groups.lending import MAX_STALE, Lending, Member, Offer, Terms
 from wsqueue.groups.state import MAX_STATE_BYTES, Dying, GroupState, decode_state
 
 MAX_DELIVERIES = 3
@@ -274,3 +275,76 @@ def test_workers_of_equal_speed_get_equal_shares() -> None:
             lending.done(begin, end)
     assert sum(shares.values()) == 200_000
     assert max(shares.values()) < 1.1 * min(shares[member] for member in members)
+
+
+def lent(lending: Lending, end: int, now: float = 0.0) -> list[tuple[int, int]]:
+    """Lend all that can be lent, and return the ranges."""
+    found = []
+    while (offer := lending.offer(end, now)) is not None:
+        if lending.keyed and not lending.admit(offer.begin, f"key {offer.begin}"):
+            continue
+        lending.lend(offer, offer.begin + offer.most, now)
+        found.append((offer.begin, offer.begin + offer.most))
+    return found
+
+
+def kept(lending: Lending) -> Lending:
+    """Return the lending of who has the state next."""
+    return Lending(decode_state(lending.state.encode()), keyed=lending.keyed)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_a_state_that_is_full_is_worked_off_after_a_restart(keyed: bool) -> None:
+    end = 6000
+    lending = Lending(GroupState("id", "log", 0), keyed=keyed)
+    member = lending.join(Terms(2 * end, 30, MAX_DELIVERIES))
+    assert sum(last - first for first, last in lent(lending, end)) == end
+    # The first one is lent still.
+    lending.again(member, 1, end, 60.0)
+    assert lending.state.full
+    lending = kept(lending)
+    lending.join(Terms(10, 30, MAX_DELIVERIES))
+    while ranges := lent(lending, end, 60.0):
+        for first, last in ranges:
+            lending.done(first, last)
+    assert lending.state.floor == end
+    assert not lending.state.full
+
+
+def test_a_late_outcome_counts_though_the_state_is_full() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    lending.join(Terms(6000, 1, MAX_DELIVERIES))
+    assert lent(lending, 6000) == [(0, 6000)]
+    assert lending.expire(2.0) == 6000
+    assert lending.state.full
+    after = kept(lending)
+    for one in (lending, after):
+        one.done(1, 6000)
+        assert list(one.state.failures) == [0]
+        assert list(one.state.done) == [(1, 6000)]
+
+
+def test_a_message_that_is_done_between_two_that_were_released() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    member = lending.join(Terms(10, 30, MAX_DELIVERIES))
+    lent(lending, 3)
+    lending.release(member, 0, 3)
+    lending.done(1, 2)
+    lending.join(Terms(10, 30, MAX_DELIVERIES))
+    assert lent(lending, 3) == [(0, 1), (2, 3)]
+
+
+def test_messages_that_are_done_leave_nothing_behind_a_message_that_is_due_earlier() -> None:
+    lending = Lending(GroupState("id", "log", 0))
+    member = lending.join(Terms(10, 30, MAX_DELIVERIES))
+    lent(lending, 1)
+    lending.again(member, 0, 1, 100.0)
+    for offset in range(1, 3 * MAX_STALE):
+        lent(lending, offset + 1)
+        lending.again(member, offset, offset + 1, 1000.0)
+        lending.done(offset, offset + 1)
+    assert len(lending._due) <= MAX_STALE + 2
+    assert lending.next_due() == 100.0
+    assert lent(lending, 3 * MAX_STALE, 100.0) == [(0, 1)]
+    # It is lent, so nothing is due.
+    assert lending.next_due() is None

@@ -207,7 +207,7 @@ class Group:
             if not others and packet.order_key != self._order_key:
                 self._order_key = packet.order_key
                 self._lending = Lending(self._lending.state, keyed=packet.order_key is not None)
-                # Of the changes before, some may not be kept yet.
+                # Some changes of the time before may not be kept yet.
                 self._lending.changed = True
             self._take(connection, packet)
             self.pump()

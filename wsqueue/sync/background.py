@@ -114,7 +114,7 @@ async def in_time(seconds: float | None, error: TimeoutError) -> AsyncIterator[N
 
 
 def late(complaint: str, seconds: float | None) -> TimeoutError:
-    """Return the error of a call that had so many seconds; None if it has as many as it needs."""
+    """Return the error of a call that ends after some seconds, None for never."""
     return TimeoutError(complaint if seconds is None else f"{complaint} within {seconds:g} s")
 
 

@@ -64,7 +64,7 @@ def test_local_runs_a_cluster_until_ctrl_c(tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     with local_cluster(tmp_path, "--directory", str(kept)) as (local, nodes):
         config = f"--config={kept}/demo.toml"
-        assert f"  wsqueue demo --config {kept}/demo.toml news" in local.stdout.splitlines()
+        local.wait_for(rf"^  wsqueue demo --config {re.escape(str(kept))}/demo\.toml news$")
         assert run("demo", config, "news", stdin=b"hello\n") == (0, "hello\n", "")
         (page,) = re.findall(r"^Status page, .*: (http://127\.0\.0\.1:\d+/)$", local.stdout, re.MULTILINE)
         check_status_page(page)

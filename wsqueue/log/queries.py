@@ -175,6 +175,10 @@ def records_from(
         offset: Offset of a message.
         max_bytes: Bytes that all packets may have, except for the first.
         overhead: Bytes that each record counts besides its packet.
+
+    Raises:
+        Damaged: A record begins before the end of the one before it.
+        sqlite3.Error: The file cannot be read.
     """
     records: list[Record] = []
     size = 0
@@ -184,6 +188,8 @@ def records_from(
             record = Record(name, *row)
             if record.end <= offset:
                 continue
+            if records and record.offset < records[-1].end:
+                raise Damaged(f"the records of the topic {name!r} do not follow each other")
             size += len(record.packet) + overhead
             if records and size > max_bytes:
                 break

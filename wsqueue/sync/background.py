@@ -102,20 +102,26 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
 
 
 @asynccontextmanager
-async def in_time(seconds: float | None, error: TimeoutError) -> AsyncIterator[None]:
-    """Raise an error after some seconds, None for never; to be used on the thread."""
+async def in_time(seconds: float | None, complaint: str, passed: float = 0.0) -> AsyncIterator[None]:
+    """Raise a TimeoutError when a call has taken too long; to be used on the thread.
+
+    Args:
+        seconds: The time of the call, None for ever.
+        complaint: The text of the error, without the time.
+        passed: Seconds of the time that have passed.
+    """
     try:
-        async with asyncio.timeout(seconds) as timeout:
+        async with asyncio.timeout(None if seconds is None else seconds - passed) as timeout:
             yield
     except TimeoutError:
         if not timeout.expired():
             raise
-        raise error from None
+        raise late(seconds, complaint) from None
 
 
-def late(complaint: str, seconds: float | None) -> TimeoutError:
-    """Return the error of a call that ends after some seconds, None for never."""
-    return TimeoutError(complaint if seconds is None else f"{complaint} within {seconds:g} s")
+def late(seconds: float | None, complaint: str) -> TimeoutError:
+    """Return the error of a call that has taken too long, as `in_time` raises it."""
+    return TimeoutError(f"{complaint} within {seconds:g} s")
 
 
 def call(function: Callable[[], Result]) -> Result:

@@ -240,7 +240,7 @@ class Client:
     @staticmethod
     def _run(work: Callable[[], Any], timeout: float | None, complaint: str) -> None:
         async def work_in_time() -> None:
-            async with background.in_time(timeout, background.late(complaint, timeout)):
+            async with background.in_time(timeout, complaint):
                 await work()
 
         background.run(work_in_time)

@@ -48,7 +48,8 @@ class Subscription(Generic[Item]):
     def __init__(
         self, subscription: asynchronous.Subscription[Any], noun: str, *, at_once: int = MAX_ITEMS
     ) -> None:
-        self._subscription, self._noun, self._at_once = subscription, noun, at_once
+        self._subscription, self._at_once = subscription, at_once
+        self._complaint = f"no message of {noun} came"
         self._items: deque[Any] = deque()
         self._lock = threading.Lock()
         self._process = os.getpid()
@@ -66,13 +67,13 @@ class Subscription(Generic[Item]):
             WsqueueError: As for `wsqueue.Subscription`.
         """
         self._check()
-        end = None if timeout is None else monotonic() + timeout
+        begin = monotonic()
         # Another thread may be waiting for a message.
         if not self._lock.acquire(timeout=-1 if timeout is None else min(max(0.0, timeout), TIMEOUT_MAX)):
-            raise self._late(timeout)
+            raise background.late(timeout, self._complaint)
         try:
             if not self._items:
-                self._run(lambda: self._fill(timeout, end))
+                self._run(lambda: self._fill(timeout, begin))
             if not self._items:
                 raise EOFError("the subscription has ended")
             item = self._items.popleft()
@@ -112,24 +113,20 @@ class Subscription(Generic[Item]):
         except EOFError:
             raise StopIteration from None
 
-    async def _fill(self, seconds: float | None, end: float | None) -> None:
-        """Move items that have arrived, or the next one, or nothing at the end.
+    async def _fill(self, seconds: float | None, begin: float) -> None:
+        """Move items that have arrived, or the next one that comes in time, or nothing at the end.
 
         They are kept here, and not returned, so that a caller who is interrupted loses none.
         """
-        left = None if end is None else end - monotonic()
         try:
-            async with background.in_time(left, self._late(seconds)):
+            async with background.in_time(seconds, self._complaint, monotonic() - begin):
                 self._items.append(await anext(self._subscription))
             while len(self._items) < self._at_once and self._subscription.waiting:
                 self._items.append(await anext(self._subscription))
-        except GapError as gap:
-            self._items.append(gap)
+        except GapError as error:
+            self._items.append(error)
         except StopAsyncIteration:
             pass
-
-    def _late(self, seconds: float | None) -> TimeoutError:
-        return background.late(f"no message of {self._noun} came", seconds)
 
     def _made(self, item: object) -> Item:
         """Return an item in the form for callers that wait."""

@@ -40,7 +40,7 @@ def scenario() -> Iterator[str]:
         lab.down()
 
 
-# Otherwise `converge` believes in what it knows about the host of a run before.
+# Otherwise `converge` believes that the host of a run before is still there.
 STEPS = ["reset", "converge", "verify"]
 
 

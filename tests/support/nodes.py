@@ -57,12 +57,6 @@ class Log(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
 
-    def take(self, what: str) -> list[str]:
-        """Return the lines that begin so, and forget them, because a test wants them."""
-        found = self.lines(what)
-        self.records = [record for record in self.records if not record.getMessage().startswith(what)]
-        return found
-
     def lines(self, what: str, level: int = logging.NOTSET) -> list[str]:
         """Return the lines that begin so, from a level on."""
         lines = [record.getMessage() for record in self.records if record.levelno >= level]

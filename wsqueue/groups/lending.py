@@ -238,7 +238,7 @@ class Lending:
         if self.cursor >= end or self._held_count >= MAX_HELD:
             return None
         if self.state.full:
-            # Only what was lent before a restart, because the messages that failed may be behind it.
+            # Only messages that were lent before a restart: those that failed may be behind them.
             if self.lent or self.cursor >= self._top:
                 return None
             most = 1

@@ -144,15 +144,19 @@ class NamedReader:
     def commit(self, connection: Connection, packet: v2.Commit) -> None:
         """Keep a position, if it is further than the one that is kept, and answer then."""
         furthest = max(packet.offset, self._wanted.pop(packet.log, 0))
-        this_log = self._logs.log_id(self._logs.topic(self.topic))
         while len(self._wanted) >= MAX_LOGS:
-            other = next(log_id for log_id in self._wanted if log_id != this_log)
-            del self._wanted[other]
-            # It will not be kept, so nobody may be told that it was.
-            self._commits = {one: commit for one, commit in self._commits.items() if commit.log != other}
+            self._put_aside()
         self._wanted[packet.log] = furthest
         self._commits[connection] = packet
         self._go_on()
+
+    def _put_aside(self) -> None:
+        """Forget the position that has waited longest, of those in other logs than that of now."""
+        this_log = self._logs.log_id(self._logs.topic(self.topic))
+        other = next(log_id for log_id in self._wanted if log_id != this_log)
+        del self._wanted[other]
+        # It will not be kept, so nobody may be told that it was.
+        self._commits = {one: commit for one, commit in self._commits.items() if commit.log != other}
 
     def renew(self) -> None:
         """Let the state say that the reader is used, if it has not for long."""

@@ -203,6 +203,17 @@ def offered(lending: Lending, end: int) -> Offer:
     return offer
 
 
+def lent(lending: Lending, end: int, now: float = 0.0) -> list[tuple[int, int]]:
+    """Lend all that can be lent, and return the ranges."""
+    found = []
+    while (offer := lending.offer(end, now)) is not None:
+        if lending.keyed and not lending.admit(offer.begin, f"key {offer.begin}"):
+            continue
+        lending.lend(offer, offer.begin + offer.most, now)
+        found.append((offer.begin, offer.begin + offer.most))
+    return found
+
+
 def test_a_message_that_failed_before_a_restart_is_offered_at_once() -> None:
     lending = Lending(GroupState("id", "log", 0))
     member = lending.join(Terms(1, 30, 5))
@@ -243,8 +254,7 @@ def test_a_message_that_kills_its_worker_takes_no_other_to_the_dead_letters() ->
     lending = Lending(GroupState("id", "log", 0))
     for _ in range(MAX_DELIVERIES):
         member = lending.join(Terms(100, 30, MAX_DELIVERIES))
-        while (offer := lending.offer(50, 0.0)) is not None:
-            lending.lend(offer, offer.begin + offer.most, 0.0)
+        lent(lending, 50)
         lending.leave(member)
     # The worker dies with each first message that it gets; the others were beside it once.
     assert lending.state.dying == [Dying(0, MAX_DELIVERIES, "its worker has gone")]
@@ -275,17 +285,6 @@ def test_workers_of_equal_speed_get_equal_shares() -> None:
             lending.done(begin, end)
     assert sum(shares.values()) == 200_000
     assert max(shares.values()) < 1.1 * min(shares[member] for member in members)
-
-
-def lent(lending: Lending, end: int, now: float = 0.0) -> list[tuple[int, int]]:
-    """Lend all that can be lent, and return the ranges."""
-    found = []
-    while (offer := lending.offer(end, now)) is not None:
-        if lending.keyed and not lending.admit(offer.begin, f"key {offer.begin}"):
-            continue
-        lending.lend(offer, offer.begin + offer.most, now)
-        found.append((offer.begin, offer.begin + offer.most))
-    return found
 
 
 def kept(lending: Lending) -> Lending:

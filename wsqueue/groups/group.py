@@ -258,14 +258,13 @@ class Group:
         """Learn the state of the group, or begin it."""
         try:
             await opened(self._logs, self.topic)
-            state = await self._keeper.load()
-            if state is None:
-                state = self._begun(packet.start)
-            elif state.floor > await known_end(self._logs, self.topic, state.log):
-                state = self._begun("earliest")
-                self._say_restarted(state)
-            state.log = self._logs.log_id(self._logs.topic(self.topic))
-            await self._keeper.keep(state)
+            state = await self._keeper.load() or self._begun(packet.start)
+            kept = False
+            while not kept:
+                state = await self._of_this_log(state)
+                await self._keeper.keep(state)
+                # While it was written, an epoch may have begun, or another log.
+                kept = state.log == self._logs.log_id(self._logs.topic(self.topic))
         except Elsewhere:
             self._give_up()
             return
@@ -286,6 +285,22 @@ class Group:
         self._bury()
         self._flush()
 
+    async def _of_this_log(self, state: GroupState) -> GroupState:
+        """Return a state as one of the log of now; if it was of another, that of a group which begins anew.
+
+        Raises:
+            WsqueueError: The log cannot be read.
+        """
+        if state.end > self._logs.topic(self.topic).next:
+            # Others may have appended to a shared log since it was known.
+            await opened(self._logs, self.topic)
+        end = await known_end(self._logs, self.topic, state.log)
+        if state.end > min(end, self._logs.topic(self.topic).next):
+            state = self._begun("earliest")
+            self._say_restarted(state)
+        state.log = self._logs.log_id(self._logs.topic(self.topic))
+        return state
+
     def _begun(self, start: str) -> GroupState:
         """Return the state of a group that begins now."""
         topic_log = self._logs.topic(self.topic)
@@ -303,7 +318,7 @@ class Group:
             topic=self.topic,
             group=self.name,
             offset=state.floor,
-            reason="the log is another one than that in which it was",
+            reason="the log is another one than that in which it was, or has lost its last messages",
         )
 
     def moved(self, *, other: bool) -> None:

@@ -164,8 +164,7 @@ class Lending:
         dying = {letter.offset for letter in state.dying}
         self._old = deque(sorted(state.failures.keys() | dying))
         # Who had the state before has lent messages up to here, unless more are open than it could lend.
-        ends = [offset + 1 for offset in self._old] + [end for _, end in state.done]
-        self._top = max(ends, default=state.floor)
+        self._top = state.end
         still_open = self._top - state.floor - sum(end - begin for begin, end in state.done)
         self._were_lent = still_open <= MAX_LENT + MAX_HELD + len(self._old)
         # The key of each message that is lent or was, and the later messages of each key.

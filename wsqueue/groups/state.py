@@ -122,6 +122,13 @@ class GroupState:
         size = len(self.done) * RANGE_BYTES + len(self.failures) * FAILURE_BYTES
         return size + len(self.dying) * DYING_BYTES > MAX_STATE_BYTES
 
+    @property
+    def end(self) -> int:
+        """Return the offset behind all messages of which it tells that they are done or have failed."""
+        ends = [end for _, end in self.done]
+        ends += [offset + 1 for offset in (*self.failures, *(letter.offset for letter in self.dying))]
+        return max(self.floor, *ends) if ends else self.floor
+
     def finish(self, begin: int, end: int) -> None:
         """Note that the messages from `begin` to before `end` need not be lent any more."""
         if begin <= self.floor:

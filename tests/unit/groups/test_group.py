@@ -1,0 +1,209 @@
+"""Worker groups at a consumer, over connections that the test plays and with logs that it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import pytest
+
+from wsqueue.groups.state import Dying, Failure, GroupState, decode_state
+from wsqueue.log.states import State
+from wsqueue.log.store import Store
+from wsqueue.nodes.consumer import Consumer
+from wsqueue.protocol import v2
+
+from ..nodes.test_prefixes import Node, Peer
+from ..nodes.test_shared_consumers import LOST, Shared, chain, settled, two_consumers
+
+pytestmark = pytest.mark.anyio
+
+Packet = TypeVar("Packet", v2.Joined, v2.Lend, v2.Settled, v2.Left)
+
+JOIN = v2.Join("jobs", "g", 10, 30.0, 3)
+
+
+@pytest.fixture
+async def two(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Shared]]:
+    async with two_consumers(monkeypatch) as consumers:
+        yield consumers
+
+
+class Worker(Peer):
+    """A member of the group `g` of the topic `jobs`.
+
+    Attributes:
+        log: The log of the last `joined`.
+    """
+
+    def __init__(self, node: Consumer, join: v2.Join = JOIN) -> None:
+        super().__init__(node)
+        self.log = ""
+        self._number = 0
+        self.send(join)
+
+    async def next(self, kind: type[Packet]) -> Packet:
+        """Return the next packet of a kind, and forget those before it."""
+        packets = self.connection.packets
+        await settled(lambda: any(isinstance(one, kind) for one in packets))
+        while not isinstance(packet := packets.pop(0), kind):
+            pass
+        if isinstance(packet, v2.Joined):
+            self.log = packet.log
+        return packet
+
+    async def lent(self, count: int) -> list[int]:
+        """Return the offsets of the next messages that are lent."""
+        found: list[int] = []
+        while len(found) < count:
+            packet = await self.next(v2.Lend)
+            found += range(packet.offset, packet.offset + packet.messages.count)
+        return found
+
+    def settle(self, how: Any, first: int, last: int, **more: Any) -> int:
+        self._number += 1
+        log = more.pop("log", self.log)
+        self.send(v2.Settle("jobs", "g", self._number, log, how, [(first, last)], **more))
+        return self._number
+
+    async def settles(self, how: Any, first: int, last: int, **more: Any) -> None:
+        """Tell an outcome, and wait until it is kept."""
+        number = self.settle(how, first, last, **more)
+        assert (await self.next(v2.Settled)).number == number
+
+    def is_lent_more(self) -> bool:
+        return any(isinstance(one, v2.Lend) for one in self.connection.packets)
+
+    def leave(self) -> None:
+        """Lose the connection."""
+        self.endpoint.lost(self.connection, LOST)
+
+
+class Gate:
+    """Let changes of states wait."""
+
+    def __init__(self, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.waiting, self.open = 0, asyncio.Event()
+        change = store.change_state
+
+        async def gated(topic: str, name: str, value: bytes, version: int) -> int:
+            self.waiting += 1
+            await self.open.wait()
+            return await change(topic, name, value, version)
+
+        monkeypatch.setattr(store, "change_state", gated)
+
+
+async def state_of(store: Store) -> GroupState:
+    state = await store.state("jobs", "group/g")
+    assert state is not None
+    return decode_state(state.value)
+
+
+async def until(true: Callable[[], bool]) -> None:
+    await settled(true)
+    assert true()
+
+
+async def test_an_epoch_that_begins_while_the_state_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the state would be of the epoch before, which ends before messages that are done."""
+    node = Node()
+    consumer = node.consumer
+    node.publish("jobs")
+    gate = Gate(consumer.logs, monkeypatch)
+    worker = Worker(consumer)
+    await until(lambda: gate.waiting == 1)
+    consumer.logs.begin_epoch()
+    consumer.groups.name_epoch()
+    gate.open.set()
+    assert (await worker.next(v2.Joined)).log == consumer.logs.epochs.current.id
+    node.publish("jobs", "jobs")
+    assert await worker.lent(3) == [0, 1, 2]
+    await worker.settles("done", 0, 2)
+    worker.leave()
+    await until(lambda: not consumer.groups.by_topic)
+    consumer.logs.begin_epoch()
+    another = Worker(consumer)
+    await another.next(v2.Joined)
+    node.publish("jobs")
+    assert await another.lent(1) == [3]
+    assert consumer.counters["groups_restarted"] == 0
+
+
+async def test_a_log_that_is_replaced_while_the_state_is_written(
+    two: list[Shared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer = two[0].consumer
+    producer_endpoint, producer = two[1].connected("/producer")
+    producer_endpoint.received(producer, [chain("jobs", 1, 2, 3)])
+    first = Worker(consumer)
+    await first.next(v2.Joined)
+    assert await first.lent(3) == [0, 1, 2]
+    await first.settles("done", 0, 2)
+    first.leave()
+    await until(lambda: not consumer.groups.by_topic)
+    gate = Gate(consumer.logs, monkeypatch)
+    worker = Worker(consumer)
+    await until(lambda: gate.waiting == 1)
+    two[0].clock.now = two[1].clock.now = 1e6
+    two[0].engine.log.expire()
+    producer_endpoint.received(producer, [chain("jobs", 4, after=3)])
+    await until(lambda: consumer.logs.topic("jobs").next == 1)
+    gate.open.set()
+    joined = await worker.next(v2.Joined)
+    assert joined.log == consumer.logs.log_id(consumer.logs.topic("jobs")) != first.log
+    assert await worker.lent(1) == [0]
+    assert consumer.counters["groups_restarted"] == 1
+
+
+@pytest.mark.parametrize("lost", ["all is done", "some are done", "one has failed", "one is dying"])
+async def test_a_shared_log_that_has_lost_its_last_messages(two: list[Shared], lost: str) -> None:
+    """Else the group would pass over the next messages, which have the offsets of those that are lost."""
+    consumer = two[0].consumer
+    producer_endpoint, producer = two[0].connected("/producer")
+    producer_endpoint.received(producer, [chain("jobs", 1, 2)])
+    await until(lambda: len(producer.packets) == 2)
+    state = GroupState("of before", consumer.logs.log_id(consumer.logs.topic("jobs")), 1)
+    if lost == "all is done":
+        state.floor = 4
+    elif lost == "some are done":
+        state.done.add(2, 4)
+    elif lost == "one has failed":
+        state.failures[3] = Failure(1, 0.0)
+    else:
+        state.dying.append(Dying(3, 3, "bad"))
+    await consumer.logs.change_state("jobs", "group/g", state.encode(), 0)
+    worker = Worker(consumer)
+    assert await worker.lent(2) == [0, 1]
+    producer_endpoint.received(producer, [chain("jobs", 3, 4, after=2)])
+    assert await worker.lent(2) == [2, 3]
+    assert consumer.counters["groups_restarted"] == 1
+
+
+async def test_messages_that_came_at_another_consumer_since_the_log_was_known(
+    two: list[Shared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    consumer, logs = two[0].consumer, two[0].consumer.logs
+    producer_endpoint, producer = two[1].connected("/producer")
+    two[0].engine.deaf = True
+    read = logs.state
+
+    async def late(topic: str, name: str) -> State | None:
+        """Let the other consumer, which coordinates the group until now, do more meanwhile."""
+        monkeypatch.undo()
+        assert logs.topic("jobs").next == 0
+        producer_endpoint.received(producer, [chain("jobs", 1, 2)])
+        await until(lambda: len(producer.packets) == 2)
+        state = GroupState("id", logs.log_id(logs.topic("jobs")), 2)
+        await logs.change_state("jobs", "group/g", state.encode(), 0)
+        return await read(topic, name)
+
+    monkeypatch.setattr(logs, "state", late)
+    worker = Worker(consumer)
+    await worker.next(v2.Joined)
+    producer_endpoint.received(producer, [chain("jobs", 3, after=2)])
+    two[0].engine.deaf = False
+    producer_endpoint.received(producer, [chain("jobs", 4, after=3)])
+    assert await worker.lent(2) == [2, 3]
+    assert consumer.counters["groups_restarted"] == 0

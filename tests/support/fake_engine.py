@@ -67,6 +67,13 @@ class FakeLog:
         for append in late:
             append()
 
+    def lose_last(self, place: Place) -> None:
+        """Set the servers back to before the last record of a topic, as a loss of power may do."""
+        last = self.last_of(place)
+        assert last is not None
+        self.streams[place.stream].remove(last)
+        self.ends[place.stream] = last.seq - 1
+
     def expire(self, stream: int | None = None) -> None:
         """Drop all records of topics, as age does."""
         for number, records in enumerate(self.streams):

@@ -44,7 +44,7 @@ from ..protocol.packed import Packed
 from ..protocol.ranges import Ranges
 from ..protocol.routing import dead_letter_topic
 from .dead_letters import dead_letter
-from .history import known_end, opened
+from .history import is_known, known_end, opened
 from .keeper import Elsewhere, StateKeeper
 from .lending import Lending, Member, Terms
 from .messages import CHUNK_BYTES, TopicMessages
@@ -291,11 +291,7 @@ class Group:
         Raises:
             WsqueueError: The log cannot be read.
         """
-        if state.end > self._logs.topic(self.topic).next:
-            # Others may have appended to a shared log since it was known.
-            await opened(self._logs, self.topic)
-        end = await known_end(self._logs, self.topic, state.log)
-        if state.end > min(end, self._logs.topic(self.topic).next):
+        if not await is_known(self._logs, self.topic, state.log, state.end):
             state = self._begun("earliest")
             self._say_restarted(state)
         state.log = self._logs.log_id(self._logs.topic(self.topic))
@@ -327,7 +323,10 @@ class Group:
         self._old.forget()
         if self._lending is None:
             return
-        state, log_id = self._lending.state, self._logs.log_id(self._logs.topic(self.topic))
+        state, topic_log = self._lending.state, self._logs.topic(self.topic)
+        log_id = self._logs.log_id(topic_log)
+        # A log that lacks messages which it had gives their offsets to others.
+        other = other or max(state.end, self._lending.cursor) > topic_log.next
         if not other and state.log == log_id:
             # It has more messages than were told of.
             self.pump()
@@ -370,7 +369,7 @@ class Group:
                 end = await known_end(self._logs, self.topic, packet.log)
                 self._late.popleft()
                 connection.resume_reading()
-                self._take_outcome(connection, packet, min(end, self._logs.topic(self.topic).next))
+                self._take_outcome(connection, packet, end)
         except WsqueueError as error:
             self._fail(error)
         finally:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 
 from ..log.store import Store
-from ..protocol.v2 import MAX_NUMBER
 
 
 async def opened(logs: Store, topic: str) -> None:
@@ -27,11 +26,28 @@ async def known_end(logs: Store, topic: str, log_id: str) -> int:
     """
     topic_log = logs.topic(topic)
     if log_id == logs.log_id(topic_log):
-        # Others may have appended messages to a shared log of which this consumer has not heard.
-        return topic_log.next if logs.shared is None else MAX_NUMBER
+        return topic_log.next
     epoch = logs.epochs.number(log_id)
     if epoch is None or epoch < logs.epochs.restored:
         return -1
     end = await logs.epoch_end(topic_log, epoch)
     # Without a message that shows the end, it is before the first one that is kept.
     return min(topic_log.next, logs.earliest(topic_log) if end is None else end)
+
+
+async def is_known(logs: Store, topic: str, log_id: str, offset: int) -> bool:
+    """Return True if a position that was read in an epoch means the same now, and so do all before it.
+
+    Args:
+        logs: The logs of all topics.
+        topic: The topic.
+        log_id: Id of the epoch, or of the topic's log if consumers share it.
+        offset: Offset behind the last message that was read.
+
+    Raises:
+        WsqueueError: The log cannot be read.
+    """
+    if offset > logs.topic(topic).next:
+        # Others may have appended to a shared log since it was known, or it has lost its last messages.
+        await opened(logs, topic)
+    return offset <= await known_end(logs, topic, log_id)

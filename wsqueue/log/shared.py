@@ -543,9 +543,14 @@ class SharedStore(TopicLogs):
         topic.heard, topic.old_answers = last, 0
 
     async def _read_on(self, topic: SharedTopic, seq: int, last: SharedRecord) -> bool:
-        """Apply all records up to the last one; return False if there is a hole, or nobody reads them."""
+        """Apply all records up to the last one; return False if there is a hole, or nobody reads them.
+
+        So it is if the log has lost its last records, because its servers were set back.
+        """
         behind = last.bytes - topic.bytes_ever
         if not topic.opened or not topic.readers or last.log != topic.id or behind > MAX_FOLLOW_BYTES:
+            return False
+        if seq < topic.seq:
             return False
         while topic.seq < seq:
             async with self._requests:

@@ -27,7 +27,7 @@ from typing import TypeAlias
 import msgspec
 
 from ..errors import WsqueueError
-from ..groups.history import known_end, opened
+from ..groups.history import is_known, opened
 from ..journal import Complaint, log
 from ..log.states import StateConflict, StatesFull
 from ..log.store import Store
@@ -329,7 +329,7 @@ class NamedReader:
 
     async def _is_of_this_log(self, log_id: str, offset: int) -> bool:
         """Return True if a position that was read in an epoch means the same messages now."""
-        return offset <= await known_end(self._logs, self.topic, log_id)
+        return await is_known(self._logs, self.topic, log_id, offset)
 
     def _complain(self, reason: object) -> None:
         """Log why a position could not be kept."""

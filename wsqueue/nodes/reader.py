@@ -309,11 +309,14 @@ class Reader:
         self._live = False
         self._moves += 1
         self._behind.add(self)
+        topic_log = self._logs.topic(self._topic)
         if other:
-            topic_log = self._logs.topic(self._topic)
             self._begin_after_gap(topic_log, topic_log.start)
+        elif self._offset > topic_log.next:
+            # The subscriber has read messages that this log has lost.
+            self._begin_after_gap(topic_log, topic_log.next)
         elif self._unnamed:
-            self._begin(self._logs.topic(self._topic), self._offset)
+            self._begin(topic_log, self._offset)
         self.catch_up()
 
     def stop(self) -> None:

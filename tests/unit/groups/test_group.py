@@ -9,13 +9,14 @@ from typing import Any, TypeVar
 import pytest
 
 from wsqueue.groups.state import Dying, Failure, GroupState, decode_state
+from wsqueue.log.engine import place_of
 from wsqueue.log.states import State
 from wsqueue.log.store import Store
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol import v2
 
 from ..nodes.test_prefixes import Node, Peer
-from ..nodes.test_shared_consumers import LOST, Shared, chain, settled, two_consumers
+from ..nodes.test_shared_consumers import LOST, STREAMS, Shared, chain, settled, two_consumers
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +179,22 @@ async def test_a_shared_log_that_has_lost_its_last_messages(two: list[Shared], l
     assert await worker.lent(2) == [0, 1]
     producer_endpoint.received(producer, [chain("jobs", 3, 4, after=2)])
     assert await worker.lent(2) == [2, 3]
+    assert consumer.counters["groups_restarted"] == 1
+
+
+async def test_a_shared_log_that_loses_its_last_messages_while_they_are_lent(two: list[Shared]) -> None:
+    consumer = two[0].consumer
+    producer_endpoint, producer = two[0].connected("/producer")
+    worker = Worker(consumer)
+    await worker.next(v2.Joined)
+    for number in (1, 2):
+        producer_endpoint.received(producer, [chain("jobs", number, after=number - 1)])
+        assert await worker.lent(1) == [number - 1]
+    await worker.settles("done", 0, 0)
+    two[0].engine.log.lose_last(place_of("jobs", STREAMS))
+    producer_endpoint.received(producer, [chain("jobs", 3, publisher="q")])
+    await worker.next(v2.Joined)
+    assert await worker.lent(2) == [0, 1]
     assert consumer.counters["groups_restarted"] == 1
 
 

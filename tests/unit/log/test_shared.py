@@ -1056,3 +1056,21 @@ async def _check_reader(node: Node, name: str, records: list[SharedRecord]) -> N
         everything += await node.store.read(topic, offset, 100)
         offset = everything[-1].end
     assert [(one.publisher, one.number) for one in everything] == truth
+
+
+@pytest.mark.parametrize("read", [True, False])
+def test_a_log_that_has_lost_its_last_messages_goes_on(read: bool) -> None:
+    async def test(log: FakeLog) -> None:
+        node = await Node(log).open()
+        await node.publish(batch(1), batch(2, 1))
+        if read:
+            await node.read_from("news")
+        await node.publish(batch(3, 2), batch(4, 3))
+        log.lose_last(place_of("news", STREAMS))
+        # Known again once the answers are older for so long that no leader can give them.
+        assert codes(await node.publish(batch(1, publisher="q"))) == ["stored"]
+        assert [(one.offset, one.end) for one in records_in(log, "news") if one.batches] == [(0, 2), (2, 3)]
+        assert node.moved == [("news", False)]
+        assert codes(await node.publish(batch(3, 2))) == ["stored"]
+
+    run(test)

@@ -308,3 +308,23 @@ async def test_consumers_that_share_a_log_keep_the_furthest_position(
         await settled(lambda again=again: len(again.packets) == 2)  # type: ignore[misc]
         assert again.take()[1] == v2.Subscribed("news", logs[0], 8, 8)
         await one.consumer.stop()
+
+
+async def test_a_position_of_a_shared_log_that_has_lost_its_last_messages(two: list[Shared]) -> None:
+    """A commit that is confirmed counts, though it is not further than the position of before."""
+    logs = two[0].consumer.logs
+    producer_endpoint, producer = two[0].connected("/producer")
+    producer_endpoint.received(producer, [chain("news", 1, 2)])
+    await settled(lambda: len(producer.packets) == 2)
+    log_id = logs.log_id(logs.topic("news"))
+    await logs.change_state("news", "reader/r", msgspec.msgpack.encode(Kept(log_id, 5, 0)), 0)
+    endpoint, connection = two[0].connected("/subscribe")
+    endpoint.received(connection, [EARLIEST])
+    await settled(lambda: len(connection.packets) == 3)
+    assert connection.take()[1:] == [v2.Subscribed("news", log_id, 2, 2), v2.Gap("news", 2, None)]
+    endpoint.received(connection, [v2.Commit("news", "r", log_id, 1)])
+    await settled(lambda: bool(connection.packets))
+    assert connection.take() == [v2.Committed("news", "r", log_id, 1)]
+    state = await logs.state("news", "reader/r")
+    assert state is not None
+    assert msgspec.msgpack.decode(state.value, type=Kept).offset == 1

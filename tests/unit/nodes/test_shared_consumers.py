@@ -294,3 +294,21 @@ async def test_a_subscriber_that_leaves_while_the_log_opens(two: list[Shared]) -
     two[0].engine.is_connected = True
     await settled(turns=200)
     assert subscriber.take() == [SHARED, v2.Unsubscribed("news")]
+
+
+async def test_a_subscriber_that_has_read_messages_which_the_log_has_lost(two: list[Shared]) -> None:
+    producer_endpoint, producer = two[0].connected("/producer")
+    endpoint, subscriber = two[0].connected("/subscribe")
+    endpoint.received(subscriber, [v2.Subscribe("news")])
+    await settled(lambda: len(subscriber.packets) == 2)
+    for number in (1, 2):
+        producer_endpoint.received(producer, [chain("news", number, after=number - 1)])
+        await settled(lambda number=number: v2.Ack([(number, number)]) in producer.packets)  # type: ignore[misc]
+    assert messages_in(subscriber.take()) == ["1", "2"]
+    two[0].engine.log.lose_last(place_of("news", STREAMS))
+    producer_endpoint.received(producer, [chain("news", 3, publisher="q")])
+    await settled(lambda: bool(messages_in(subscriber.packets)))
+    begun, gap, deliver = subscriber.take()
+    assert isinstance(begun, v2.Subscribed)
+    assert (begun.offset, gap) == (1, v2.Gap("news", 1, None))
+    assert messages_in([deliver]) == ["3"]

@@ -27,6 +27,7 @@ from collections.abc import Iterable
 
 import msgspec
 
+from ..protocol.ranges import Ranges
 from .state import MAX_DYING, Dying, Failure, GroupState
 
 MAX_LENT = 20_000
@@ -154,7 +155,7 @@ class Lending:
         self._begins: list[int] = []
         self._loans: list[Loan] = []
         # Messages below the cursor that are to be lent: those that never failed, and when the others are due.
-        self._again: list[int] = []
+        self._again = Ranges()
         self._due: list[tuple[float, int]] = []
         # Messages above the cursor that are no fresh ones, because they failed before a restart.
         for failure in state.failures.values():
@@ -320,8 +321,7 @@ class Lending:
         elif offer.deliveries:
             heapq.heappop(self._due)
         else:
-            for _ in range(offer.begin, end):
-                heapq.heappop(self._again)
+            self._again.drop_below(end)
 
     def _failed_offer(self, now: float) -> Offer | None:
         """Return the message that failed and is due, if a member may have it."""
@@ -347,22 +347,19 @@ class Lending:
             heapq.heapify(self._due)
 
     def _first_again(self) -> int | None:
-        again = self._again
-        while again and self.state.is_done(again[0]):
-            heapq.heappop(again)
-        return again[0] if again else None
+        """Return the first message that is to be lent again and never failed, None without one."""
+        again, state = self._again, self.state
+        while (begin := again.next_from(0)) is not None and state.is_done(begin):
+            again.drop_below(state.done.end_at(max(begin, state.floor)))
+        return begin
 
     def _length_again(self, begin: int, most: int) -> int:
         """Return how many messages from one on are to be lent again, which never failed."""
         if self.keyed:
             return 1
-        following = heapq.nsmallest(most, self._again)
-        length = 1
-        while length < len(following) and following[length] == begin + length:
-            if self.state.is_done(begin + length):
-                break
-            length += 1
-        return length
+        end = min(begin + most, self._again.end_at(begin))
+        done = self.state.done.next_from(begin)
+        return (end if done is None else min(end, done)) - begin
 
     def _pass_old(self) -> None:
         """Move the cursor behind messages that are done, or that failed before a restart."""
@@ -372,13 +369,13 @@ class Lending:
                 self._old.popleft()
             if not self._old or self._old[0] > self.cursor:
                 return
-            if self.keyed and self.cursor in self.state.failures:
-                # Its key must be known first.
+            if self.keyed:
+                # Its key must be known first, so that no later message of it passes this one.
                 return
             self._pass(self.cursor)
 
     def _pass(self, offset: int) -> None:
-        """Move the cursor behind a message that failed before a restart."""
+        """Move the cursor behind a message that failed before a restart, or is dying since."""
         self._old.popleft()
         self.cursor = offset + 1
         if (failure := self.state.failures.get(offset)) is not None:
@@ -505,7 +502,7 @@ class Lending:
             self.state.failures[offset] = Failure(deliveries, due)
             self._add_due(due, offset)
         else:
-            heapq.heappush(self._again, offset)
+            self._again.add(offset, offset + 1)
 
     def _cut(self, loan: Loan, begin: int, end: int, *, keep_keys: bool = False) -> None:
         """Cut messages out of a loan: their member has them no more."""
@@ -541,8 +538,8 @@ class Lending:
                 self._keys[following] = key
                 if (failure := self.state.failures.get(following)) is not None:
                     self._add_due(failure.due, following)
-                else:
-                    heapq.heappush(self._again, following)
+                elif not any(letter.offset == following for letter in self.state.dying):
+                    self._again.add(following, following + 1)
                 return
         del self._held[key]
 

@@ -76,7 +76,8 @@ MAX_PAUSES = 10
 """Number of such times at most, so that a member that does wait for an answer has it after 50 ms."""
 
 USED_SECONDS = 86_400
-"""Age from which on a state says anew when its group was used, so that it is not forgotten too early."""
+"""Age from which on a state says anew when its group was used, so that it is not forgotten too early: while
+its members wait, too, because nobody knows of them after a crash."""
 
 MAX_TICK_SECONDS = 1.0
 """Longest time between two looks for leases that are over, and messages that are due."""
@@ -537,7 +538,7 @@ class Group:
         lending = self._lending
         if lending is None or self._writing is not None:
             return
-        if not self._members and self._clock() - lending.state.used > USED_SECONDS:
+        if self._clock() - lending.state.used > USED_SECONDS:
             lending.changed = True
         if lending.changed:
             self._writing = asyncio.create_task(self._write())

@@ -8,13 +8,16 @@ from typing import Any, TypeVar
 
 import pytest
 
-from wsqueue.groups.state import Dying, Failure, GroupState, decode_state
+from wsqueue.groups import group
+from wsqueue.groups.expiry import UNUSED_SECONDS, expire
+from wsqueue.groups.state import Dying, Failure, GroupState
 from wsqueue.log.engine import place_of
 from wsqueue.log.states import State
 from wsqueue.log.store import Store
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol import v2
 
+from ...support.waiting import eventually
 from ..nodes.test_prefixes import Node, Peer
 from ..nodes.test_shared_consumers import LOST, STREAMS, Shared, chain, settled, two_consumers
 
@@ -94,12 +97,6 @@ class Gate:
             return await change(topic, name, value, version)
 
         monkeypatch.setattr(store, "change_state", gated)
-
-
-async def state_of(store: Store) -> GroupState:
-    state = await store.state("jobs", "group/g")
-    assert state is not None
-    return decode_state(state.value)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -224,3 +221,21 @@ async def test_messages_that_came_at_another_consumer_since_the_log_was_known(
     producer_endpoint.received(producer, [chain("jobs", 4, after=3)])
     assert await worker.lent(2) == [2, 3]
     assert consumer.counters["groups_restarted"] == 0
+
+
+async def test_a_group_whose_members_wait_for_long_is_not_forgotten_after_a_crash(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    node = Node()
+    consumer = node.consumer
+    now = consumer.logs._clock()  # type: ignore[attr-defined]
+    monkeypatch.setattr(group, "MAX_TICK_SECONDS", group.MIN_TICK_SECONDS)
+    monkeypatch.setattr(consumer.groups, "_clock", lambda: now)
+    worker = Worker(consumer)
+    await worker.next(v2.Joined)
+    now += UNUSED_SECONDS + 1
+    gate = Gate(consumer.logs, monkeypatch)
+    gate.open.set()
+    await eventually(lambda: gate.waiting, "the state is renewed")
+    await expire(consumer.logs, now, lambda *_: False)
+    assert len(await consumer.logs.states()) == 1

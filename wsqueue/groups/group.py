@@ -243,11 +243,12 @@ class Group:
         self._add(connection, Terms(packet.prefetch, packet.lease_seconds, packet.max_deliveries))
         self._set_timer()
 
-    def _add(self, connection: Connection, terms: Terms) -> None:
+    def _add(self, connection: Connection, terms: Terms) -> Member:
         assert self._lending is not None
         member = self._lending.join(terms)
         self._members[connection], self._connections[member] = member, connection
         connection.send_packet(v2.Joined(self.topic, self.name, self._lending.state.log))
+        return member
 
     def _refuse(self, connection: Connection, code: str, reason: str) -> None:
         reason = reason[: v2.MAX_REASON_CHARACTERS]
@@ -265,7 +266,7 @@ class Group:
                 state = await self._of_this_log(state)
                 await self._keeper.keep(state)
                 # While it was written, an epoch may have begun, or another log.
-                kept = state.log == self._logs.log_id(self._logs.topic(self.topic))
+                kept = self._is_of_now(state)
         except Elsewhere:
             self._give_up()
             return
@@ -298,6 +299,10 @@ class Group:
         state.log = self._logs.log_id(self._logs.topic(self.topic))
         return state
 
+    def _is_of_now(self, state: GroupState) -> bool:
+        """Return True if a state is of the log of now: not one of a shared log that has gone."""
+        return state.log == self._logs.log_id(self._logs.topic(self.topic))
+
     def _begun(self, start: str) -> GroupState:
         """Return the state of a group that begins now."""
         topic_log = self._logs.topic(self.topic)
@@ -325,23 +330,22 @@ class Group:
         if self._lending is None:
             return
         state, topic_log = self._lending.state, self._logs.topic(self.topic)
-        log_id = self._logs.log_id(topic_log)
         # A log that lacks messages which it had gives their offsets to others.
         other = other or max(state.end, self._lending.cursor) > topic_log.next
-        if not other and state.log == log_id:
+        if not other and self._is_of_now(state):
             # It has more messages than were told of.
             self.pump()
             return
         if other:
             state = self._begun("earliest")
             self._say_restarted(state)
-        state.log = log_id
+        state.log = self._logs.log_id(topic_log)
         self._lending = Lending(state, keyed=self._order_key is not None)
         self._lending.changed = True
         self._submitted, self._named = state.buried, min(self._named, state.buried + len(state.dying))
         members, self._members, self._connections = self._members, {}, {}
         for connection, member in members.items():
-            self._add(connection, member.terms)
+            self._add(connection, member.terms).leaving = member.leaving
         self.pump()
         self._flush()
 
@@ -418,6 +422,9 @@ class Group:
         """Lend messages until nothing can be lent, as many as a turn of the loop has time for."""
         lending = self._lending
         if lending is None or self._reading is not None or self._keeper.late:
+            return
+        if not self._is_of_now(lending.state):
+            # Nothing is known of it before another one begins, and then `moved` tells.
             return
         turn = _Turn(self._clock(), self._logs.topic(self.topic).next)
         for _ in range(TURN_LOANS):
@@ -616,6 +623,8 @@ class Group:
         try:
             while (lending := self._lending) is not None and self._submitted < self._named:
                 state = lending.state
+                if not self._is_of_now(state):
+                    break
                 letter = state.dying[self._submitted - state.buried]
                 found = self._old.locate(letter.offset, self._logs.topic(self.topic).next)
                 if found is None:

@@ -29,12 +29,24 @@ class TopicMessages:
         topic: The topic.
     """
 
-    __slots__ = ("_at", "_chunk", "_chunk_begin", "_chunk_end", "_deliver", "_logs", "_record", "_topic")
+    __slots__ = (
+        "_at",
+        "_chunk",
+        "_chunk_begin",
+        "_chunk_end",
+        "_deliver",
+        "_forgotten",
+        "_logs",
+        "_record",
+        "_topic",
+    )
 
     def __init__(self, logs: Store, topic: str) -> None:
         self._logs, self._topic = logs, topic
         self._chunk: Sequence[Record] = ()
         self._chunk_begin = self._chunk_end = 0
+        # How often the log may have been replaced.
+        self._forgotten = 0
         self._record: Record | None = None
         self._deliver: v2.Deliver | None = None
         # The message behind those that were cut last: its offset, its index, and its first byte.
@@ -44,6 +56,7 @@ class TopicMessages:
         """Forget the records that were read, because they may be of another log."""
         self._chunk, self._chunk_begin, self._chunk_end = (), 0, 0
         self._record = self._deliver = None
+        self._forgotten += 1
 
     def locate(self, offset: int, end: int) -> int | None:
         """Return the offset of the first message from one on that is in the log.
@@ -76,15 +89,17 @@ class TopicMessages:
         return max(offset, records[index].offset)
 
     async def fetch(self, offset: int) -> None:
-        """Read messages from an offset on.
+        """Read messages from an offset on, unless all must be forgotten meanwhile.
 
         Raises:
             WsqueueError: They cannot be read.
         """
         topic_log = self._logs.topic(self._topic)
-        end = topic_log.next
-        self._chunk = await self._logs.read(topic_log, offset, CHUNK_BYTES)
-        self._chunk_begin, self._chunk_end = offset, self._chunk[-1].end if self._chunk else end
+        end, forgotten = topic_log.next, self._forgotten
+        chunk = await self._logs.read(topic_log, offset, CHUNK_BYTES)
+        if forgotten == self._forgotten:
+            self._chunk, self._chunk_begin = chunk, offset
+            self._chunk_end = chunk[-1].end if chunk else end
 
     def cut(self, offset: int, most: int) -> Packed:
         """Return messages from an offset on that `locate` has returned, at most those of its record."""

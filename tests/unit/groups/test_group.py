@@ -11,12 +11,13 @@ import pytest
 from wsqueue.groups import group
 from wsqueue.groups.expiry import UNUSED_SECONDS, expire
 from wsqueue.groups.state import Dying, Failure, GroupState
-from wsqueue.log.engine import place_of
+from wsqueue.log.engine import Place, Stored, place_of
 from wsqueue.log.states import State
 from wsqueue.log.store import Store
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol import v2
 
+from ...support.fake_engine import Fate
 from ...support.waiting import eventually
 from ..nodes.test_prefixes import Node, Peer
 from ..nodes.test_shared_consumers import LOST, STREAMS, Shared, chain, settled, two_consumers
@@ -155,6 +156,56 @@ async def test_a_log_that_is_replaced_while_the_state_is_written(
     assert consumer.counters["groups_restarted"] == 1
 
 
+async def test_a_log_that_is_replaced_while_messages_are_read(
+    two: list[Shared], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read says nothing of the other log: its messages would pass for dropped ones."""
+    consumer, engine = two[0].consumer, two[0].engine
+    producer_endpoint, producer = two[1].connected("/producer")
+    producer_endpoint.received(producer, [chain("jobs", 1, 2, 3)])
+    await until(lambda: len(producer.packets) == 2)
+    reading, go_on, read = asyncio.Event(), asyncio.Event(), engine.read
+
+    async def slow(place: Place, seq: int, max_bytes: int) -> list[Stored]:
+        reading.set()
+        await go_on.wait()
+        return await read(place, seq, max_bytes)
+
+    monkeypatch.setattr(engine, "read", slow)
+    worker = Worker(consumer)
+    await reading.wait()
+    two[0].clock.now = two[1].clock.now = 1e6
+    engine.log.expire()
+    producer_endpoint.received(producer, [chain("jobs", 4, after=3)])
+    await until(lambda: consumer.logs.topic("jobs").next == 1)
+    go_on.set()
+    assert await worker.lent(1) == [0]
+    assert consumer.counters["group_gone"] == 0
+
+
+async def test_a_log_that_has_gone_before_another_one_begins(two: list[Shared]) -> None:
+    """Nothing is lent of a log of which nobody knows anything."""
+    consumer, engine = two[0].consumer, two[0].engine
+    producer_endpoint, producer = two[0].connected("/producer")
+    first = Worker(consumer)
+    await first.next(v2.Joined)
+    producer_endpoint.received(producer, [chain("jobs", 1, 2)])
+    assert await first.lent(2) == [0, 1]
+    second = Worker(consumer)
+    await second.next(v2.Joined)
+    fates: list[Fate] = ["lost"]
+    engine.fate = lambda: fates[-1]
+    two[0].clock.now = 1e6
+    engine.log.expire()
+    consumer.logs.trim()
+    await until(lambda: consumer.logs.log_id(consumer.logs.topic("jobs")) == "")
+    first.leave()
+    fates.append("stored")
+    await second.next(v2.Joined)
+    producer_endpoint.received(producer, [chain("jobs", 3, after=2)])
+    assert await second.lent(1) == [0]
+
+
 @pytest.mark.parametrize("lost", ["all is done", "some are done", "one has failed", "one is dying"])
 async def test_a_shared_log_that_has_lost_its_last_messages(two: list[Shared], lost: str) -> None:
     """Else the group would pass over the next messages, which have the offsets of those that are lost."""
@@ -239,3 +290,18 @@ async def test_a_group_whose_members_wait_for_long_is_not_forgotten_after_a_cras
     await eventually(lambda: gate.waiting, "the state is renewed")
     await expire(consumer.logs, now, lambda *_: False)
     assert len(await consumer.logs.states()) == 1
+
+
+async def test_a_member_that_is_about_to_leave_is_lent_nothing_in_another_epoch() -> None:
+    node = Node()
+    consumer = node.consumer
+    leaving = Worker(consumer)
+    await leaving.next(v2.Joined)
+    await leaving.settles("release", 0, v2.MAX_NUMBER)
+    consumer.logs.begin_epoch()
+    consumer.groups.name_epoch()
+    await leaving.next(v2.Joined)
+    node.publish("jobs")
+    other = Worker(consumer)
+    assert await other.lent(1) == [0]
+    assert not leaving.is_lent_more()

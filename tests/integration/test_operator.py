@@ -16,13 +16,14 @@ import wsqueue
 from wsqueue.config.model import ClientConfig, Limits
 from wsqueue.errors import ConnectError, NotAllowedError, WsqueueError
 from wsqueue.protocol.keys import PreSharedKey
+from wsqueue.protocol.routing import topic_hash
 from wsqueue.report.report import LagStatus
 from wsqueue.tools.operator import Operator
 
 from ..support.nats_servers import NatsServers
 from ..support.nodes import BILLING, KEY, Log, Nodes, RunningNode, write_key
 from ..support.ports import free_port
-from ..support.raw_v2_peer import V2Socket
+from ..support.raw_v2_peer import V2Server, V2Socket
 from ..support.waiting import eventually, soon
 
 pytestmark = pytest.mark.anyio
@@ -246,6 +247,34 @@ async def test_a_purge_of_a_shared_log_reaches_all_consumers(nodes: Nodes, tmp_p
                     async with one.subscribe("jobs", start="earliest", follow=False) as kept:
                         found = [message async for message in kept]
                         assert [(message.data, message.offset) for message in found] == [("7", 7)]
+
+
+async def test_a_purge_that_is_repeated_elsewhere_drops_no_later_messages() -> None:
+    """The home of the topic has done it, perhaps, and others have published since."""
+    ports = [free_port(), free_port()]
+    topic = next(name for name in "abcdefgh" if topic_hash(name) % 2 == 0)
+
+    async def answer(socket: V2Socket, end: int) -> dict[str, Any]:
+        """List the topic, and return the request to purge it."""
+        while (packet := await socket.packet())["t"] == "ask_topics":
+            entry = {"topic": topic, "messages": 2, "bytes": 9, "first": end - 2, "next": end}
+            socket.send({"t": "topics", "topics": [entry | {"subscribers": 0, "names": []}], "log": "one"})
+        return packet
+
+    async with (
+        soon(),
+        V2Server(ports[0]) as home,
+        V2Server(ports[1]) as other,
+        operating([f"127.0.0.1:{port}" for port in ports]) as operator,
+    ):
+        purging = asyncio.create_task(operator.purge(topic))
+        socket = await home.speaking(KEY)
+        assert (await answer(socket, 4))["t"] == "purge"
+        socket.writer.transport.abort()
+        socket = await other.speaking(KEY)
+        assert await answer(socket, 6) == {"t": "purge", "topic": topic, "before": 4}
+        socket.send({"t": "done", "count": 0})
+        assert await purging == 0
 
 
 async def test_packets_of_operators_are_answered_one_by_one(nodes: Nodes) -> None:

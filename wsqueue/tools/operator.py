@@ -193,20 +193,22 @@ class Operator:
 
         Args:
             topic: The topic.
-            before: Offset before which messages go, None to drop all.
+            before: Offset before which messages go, None to drop all that are kept now.
 
         Raises:
             WsqueueError: The consumer of the topic can't be reached, or can't do it.
         """
         home = self._consumers[self._consumer_of(topic)]
-        request = v2.Purge(topic, before)
         try:
-            return (await home.ask(request, v2.Done)).count
+            # Another consumer must not drop what has come since, if this one has no answer for us.
+            before = await _end(home, topic) if before is None else before
+            return (await home.ask(v2.Purge(topic, before), v2.Done)).count
         except ConnectError:
             # Another one can do it if they share a log.
             for link in self._consumers:
                 if link is not home and await _shares(link, topic):
-                    return (await link.ask(request, v2.Done)).count
+                    before = await _end(link, topic) if before is None else before
+                    return (await link.ask(v2.Purge(topic, before), v2.Done)).count
             raise
 
     async def forget(self, topic: str, name: str) -> None:
@@ -292,6 +294,12 @@ async def _list(link: OperatorLink, pattern: str, *, named: bool) -> list[v2.Top
     while parts[-1].after is not None:
         parts.append(await link.ask(v2.AskTopics(pattern, parts[-1].after, named), v2.TopicList))
     return parts
+
+
+async def _end(link: OperatorLink, topic: str) -> int | None:
+    """Return the offset behind the messages of a topic at a consumer, None if it lists no such topic."""
+    parts = await _list(link, topic, named=False)
+    return next((entry.next for part in parts for entry in part.topics if entry.topic == topic), None)
 
 
 async def _shares(link: OperatorLink, topic: str) -> bool:

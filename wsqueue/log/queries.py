@@ -177,7 +177,7 @@ def records_from(
         overhead: Bytes that each record counts besides its packet.
 
     Raises:
-        Damaged: A record begins before the end of the one before it.
+        Damaged: A record is empty, or begins before the end of the one before it.
         sqlite3.Error: The file cannot be read.
     """
     records: list[Record] = []
@@ -186,10 +186,10 @@ def records_from(
     with contextlib.closing(connection.execute(_RECORDS_FROM, {"topic": topic, "offset": offset})) as rows:
         for row in rows:
             record = Record(name, *row)
+            if record.count < 1 or (records and record.offset < records[-1].end):
+                raise Damaged(f"the records of the topic {name!r} do not follow each other")
             if record.end <= offset:
                 continue
-            if records and record.offset < records[-1].end:
-                raise Damaged(f"the records of the topic {name!r} do not follow each other")
             size += len(record.packet) + overhead
             if records and size > max_bytes:
                 break

@@ -383,12 +383,22 @@ async def test_a_damaged_file(tmp_path: Path, change: str, complaint: str) -> No
     assert log.ends == [0] * STREAMS
 
 
-async def test_damage_that_shows_up_on_the_way(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("which", "count", "complaint"),
+    [
+        (1, 5, "the records of the topic 'news' do not follow each other"),
+        (2, 0, "the records of the topic 'news' do not follow each other"),
+        (2, 5, "the records of the topic 'news' contradict its offsets"),
+    ],
+)
+async def test_damage_that_shows_up_on_the_way(
+    tmp_path: Path, which: int, count: int, complaint: str
+) -> None:
     async with running(tmp_path) as logs:
         await logs.stored(batch(1), batch(2, 1))
     with contextlib.closing(sqlite3.connect(tmp_path / FILE_NAME, isolation_level=None)) as other:
-        other.execute("UPDATE record SET count = 5 WHERE id = 1")
-    with pytest.raises(WsqueueError, match="the records of the topic 'news' do not follow each other"):
+        other.execute("UPDATE record SET count = ? WHERE id = ?", (count, which))
+    with pytest.raises(WsqueueError, match=complaint):
         await move(FakeLog(STREAMS), tmp_path)
 
 

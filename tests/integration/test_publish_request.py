@@ -164,7 +164,10 @@ async def test_a_name_without_the_right(nodes: Nodes, log: Log, clients: list[di
         (["POST /produce HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
         (["POST /status HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
         (["POST / HTTP/1.1", "Content-Length: 1"], 404, "/publish/TOPIC"),
-        (["PUT /publish/orders/1 HTTP/1.1", "Content-Length: 0"], 405, "Only GET"),
+        (["PUT /publish/orders/1 HTTP/1.1", "Content-Length: 0"], 405, "POST at /publish/TOPIC"),
+        (["PUT /publish/orders/1 HTTP/1.1", "Content-Length: 1"], 405, "POST at /publish/TOPIC"),
+        (["GET /publish/orders/1 HTTP/1.1", "Content-Length: 1"], 400, "POST /publish/TOPIC"),
+        (["GET /publish/orders/1 HTTP/1.1", "no colon"], 400, "Line 4 of the request"),
         (["GET /publish/orders/1 HTTP/1.1"], 405, "Only POST"),
         (
             ["POST /publish/orders/1 HTTP/1.1", "Content-Length: 1", f"Idempotency-Key: {'x' * 256}"],

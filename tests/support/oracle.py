@@ -13,10 +13,16 @@ from http import HTTPStatus
 from typing import Any, NamedTuple
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
+from websockets.exceptions import (
+    HeaderLineTooLong,
+    InvalidMessage,
+    InvalidStatus,
+    RequestLineTooLong,
+    TooManyHeaders,
+)
 from websockets.frames import Frame, Opcode
-from websockets.http11 import Request
-from websockets.protocol import CLOSED, CLOSING, OPEN
+from websockets.http11 import Request, Response
+from websockets.protocol import CLOSED, CLOSING, CONNECTING, OPEN
 from websockets.protocol import Event as LibraryEvent
 from websockets.server import ServerProtocol
 from websockets.streams import StreamReader
@@ -39,7 +45,7 @@ from wsqueue.protocol.framing import (
 )
 from wsqueue.protocol.keys import Role
 from wsqueue.protocol.session import Event, MessagesReceived, Session
-from wsqueue.protocol.upgrade import ONLY_GET, ClientFraming, ServerFraming
+from wsqueue.protocol.upgrade import OTHER_METHOD, POST, ClientFraming, ServerFraming, page_for_head
 from wsqueue.protocol.v2 import SUBPROTOCOL
 
 from .raw_peer import offer_of, request_of
@@ -108,7 +114,9 @@ class Library:
         # The type of messages, None while the acceptor's first message will decide it.
         self._type: Opcode | None = Opcode.TEXT
         self._failure: Closed | None = None
-        self._fragments = b""
+        self._fragments = self._head = b""
+        # The page that answers a head which the library does not take.
+        self._page: list[bytes] = []
         self._protocol: ClientProtocol | ServerProtocol
         if role is Role.ACCEPTOR:
             self._protocol = ServerProtocol(max_size=max_message_bytes, select_subprotocol=_select)
@@ -158,6 +166,9 @@ class Library:
             if self._failure is not None:
                 break
             protocol.receive_data(BYTES[byte])
+            if protocol.state is CONNECTING:
+                self._head += BYTES[byte]
+                self._refuse_head()
             if protocol.events:
                 for event in protocol.events_received():
                     items += self._take(event)
@@ -167,7 +178,8 @@ class Library:
         self._protocol.receive_eof()
 
     def data_to_send(self) -> list[bytes]:
-        return self._protocol.data_to_send()
+        page, self._page = self._page, []
+        return [*page, *self._protocol.data_to_send()]
 
     def send_message(self, payload: bytes) -> None:
         if self.open and self._type is Opcode.TEXT:
@@ -218,13 +230,8 @@ class Library:
             path, initiates = event.path, False
             self._offered = ", ".join(event.headers.get_all("Sec-WebSocket-Protocol"))
             known = event.method in ("GET", "HEAD")
-            page = self._answer_request(event.path) if known else ONLY_GET
-            if page is None:
-                response = self._protocol.accept(event)
-            else:
-                response = self._protocol.reject(page.status, page.text)
-                for name, value in page.headers.items():
-                    response.headers[name] = value
+            page = self._answer_request(event.path) if known else OTHER_METHOD
+            response = self._protocol.accept(event) if page is None else self._response(page)
             if event.method == "HEAD":
                 response.body = b""
             self._protocol.send_response(response)
@@ -235,6 +242,23 @@ class Library:
         if self._protocol.subprotocol is not None:
             self._type = None if initiates else Opcode.BINARY
         return [Upgraded(path, self._offered, self._protocol.subprotocol)]
+
+    def _refuse_head(self) -> None:
+        error = self._protocol.handshake_exc
+        if isinstance(self._protocol, ServerProtocol) and isinstance(error, InvalidMessage):
+            page = page_for_head(error, self._head[: len(POST)], self._head.count(b"\n"))
+            response = self._response(page)
+            if self._head.startswith(b"HEAD "):
+                response.body = b""
+            self._page = [response.serialize()]
+            self._failure = Closed(page.status, page.text.rstrip(".\n"), by_peer=False)
+
+    def _response(self, page: HttpResponse) -> Response:
+        assert isinstance(self._protocol, ServerProtocol)
+        response = self._protocol.reject(page.status, page.text)
+        for name, value in page.headers.items():
+            response.headers[name] = value
+        return response
 
 
 class LibrarySession:

@@ -23,7 +23,13 @@ from urllib.parse import unquote
 
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
-from websockets.exceptions import HeaderLineTooLong, InvalidStatus, RequestLineTooLong, TooManyHeaders
+from websockets.exceptions import (
+    HeaderLineTooLong,
+    InvalidMessage,
+    InvalidStatus,
+    RequestLineTooLong,
+    TooManyHeaders,
+)
 from websockets.http11 import Request, Response
 from websockets.protocol import CLIENT, SERVER, Event
 from websockets.server import ServerProtocol
@@ -54,13 +60,26 @@ SUBPROTOCOL_HEADER = "Sec-WebSocket-Protocol"
 FORWARDING_HEADERS = ("X-Forwarded-For", "Forwarded", "X-Real-IP", "Via")
 """Headers of which a proxy adds one or more."""
 
-ONLY_GET = HttpResponse(405, "Only GET and HEAD are answered here.\n", headers={"Allow": "GET, HEAD"})
+OTHER_METHOD = HttpResponse(
+    405,
+    "Only GET and HEAD are answered here, and POST at /publish/TOPIC of a producer.\n",
+    headers={"Allow": "GET, HEAD, POST"},
+)
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 """Tells a peer that waits for it to send the body (RFC 9110 section 10.1.1)."""
 
 POST = b"POST "
 """First bytes of a `POST`, which another library reads: that of the WebSocket takes no body."""
+
+GET, HEAD = b"GET /", b"HEAD "
+"""First bytes of the other requests that are answered, as many as those of a `POST`."""
+
+NO_BODY = HttpResponse(
+    400,
+    "A GET or HEAD has no body here: expected no Transfer-Encoding, and no Content-Length but 0. A message is"
+    " published with POST /publish/TOPIC at a producer.\n",
+)
 
 CHUNKED_TURN_BYTES = 1024
 """Bytes of a body in chunks that are taken at a time: in tiny chunks they take a few milliseconds."""
@@ -113,6 +132,23 @@ def try_again(reason: str) -> HttpResponse:
     return HttpResponse(503, f"{reason}.\n", headers={"Retry-After": str(RETRY_SECONDS)})
 
 
+def page_for_head(error: InvalidMessage, begin: bytes, lines: int) -> HttpResponse:
+    """Return the response to a head that the library does not take.
+
+    Args:
+        error: The error of the library.
+        begin: The first bytes of the head, as many as those of a `POST` if there are that many.
+        lines: Lines of the head up to the one because of which it is not taken.
+    """
+    cause = error.__cause__
+    if isinstance(cause, NotImplementedError) or str(cause) == "unsupported request body":
+        return NO_BODY if begin.startswith((b"GET ", HEAD)) else OTHER_METHOD
+    expected = "NAME: VALUE without control characters"
+    if lines == 1:
+        expected = "a method, a percent-encoded path and HTTP/1.1, as in GET /healthz HTTP/1.1"
+    return HttpResponse(400, f"Line {lines} of the request is malformed: expected {expected}, then CR LF.\n")
+
+
 class ServerFraming(Framing):
     """Receive a request, and accept a WebSocket or respond with a page.
 
@@ -147,8 +183,8 @@ class ServerFraming(Framing):
         self._subprotocol = subprotocol
         self._request: Request | None = None
         self._behind_request = b""
-        # The first bytes, while they may be those of a `POST`; None when that is known.
-        self._begin: bytes | None = b""
+        # The first bytes, which say whether it is a `POST`; nothing is read before they are there.
+        self._begin = b""
         self._post: PostReader | None = None
         self._held = self._body_read = False
 
@@ -203,10 +239,7 @@ class ServerFraming(Framing):
     def respond(self, page: HttpResponse) -> None:
         """Answer the request with a page, and end the connection; the bytes behind it are ignored."""
         library, request = self._answer()
-        response = library.reject(page.status, page.text)
-        for name, value in {"Content-Type": page.content_type, **page.headers}.items():
-            response.headers.pop(name, None)
-            response.headers[name] = value
+        response = _response(library, page)
         if page.status == HTTPStatus.NO_CONTENT:
             # RFC 9110 section 8.6 forbids a length here.
             del response.headers["Content-Length"], response.headers["Content-Type"]
@@ -248,26 +281,40 @@ class ServerFraming(Framing):
         if self._post is not None:
             self._read_post(self._post, data, items)
             return len(data)
-        if self._begin is not None:
-            begin = self._begin + data
-            if begin.startswith(POST):
+        if len(self._begin) < len(POST):
+            held, begin = self._begin, self._begin + data
+            # A constant where it can be, because it stays as long as the connection.
+            self._begin = next(filter(begin.startswith, (GET, POST, HEAD)), begin[: len(POST)])
+            if self._begin == POST:
                 # Imported here because most nodes never see one.
                 from .http_post import PostReader  # noqa: PLC0415
 
-                self._begin, self._post = None, PostReader()
+                self._post = PostReader()
                 self._read_post(self._post, begin, items)
                 return len(data)
-            if POST.startswith(begin):
-                self._begin = begin
+            if len(begin) < len(POST) and b"\n" not in begin:
                 return len(data)
-            if self._begin:
-                self._feed(self._begin, items)
-            self._begin = None
+            if held:
+                self._feed(held, items)
         position = super()._read_head(data, items) if self._request is None else 0
         if self._request is None:
             return position
         self._behind_request += data[position:]
         return len(data)
+
+    def _feed(self, data: bytes, items: list[Item]) -> None:
+        """Hand bytes to the library, and answer a head that it does not take: it ends without a word."""
+        super()._feed(data, items)
+        library = self._library()
+        if isinstance(library.handshake_exc, InvalidMessage) and self._failure is None:
+            assert isinstance(library, ServerProtocol)
+            page = page_for_head(library.handshake_exc, self._begin, self._head_lines)
+            response = _response(library, page)
+            if self._begin == HEAD:
+                response.body = b""
+            self._failure = Closed(page.status, page.text.rstrip(".\n"), by_peer=False)
+            # The end of the stream, which the library has queued, comes behind the page.
+            self._writes += [response.serialize(), *library.data_to_send()]
 
     def _read_post(self, post: PostReader, data: bytes, items: list[Item]) -> None:
         """Read the head of a `POST`, and behind it the body if that is wanted."""
@@ -311,7 +358,7 @@ class ServerFraming(Framing):
         assert isinstance(event, Request)
         self._request = event
         if event.method not in ("GET", "HEAD"):
-            self.respond(ONLY_GET)
+            self.respond(OTHER_METHOD)
             return None
         return self._received(event)
 
@@ -377,6 +424,14 @@ class ClientFraming(Framing):
             response = error.response
             return Closed(response.status_code, f"HTTP {response.reason_phrase}", by_peer=True)
         return Closed(CloseCode.ABNORMAL, f"not a WebSocket server: {error}", by_peer=True)
+
+
+def _response(library: ServerProtocol, page: HttpResponse) -> Response:
+    response = library.reject(page.status, page.text)
+    for name, value in {"Content-Type": page.content_type, **page.headers}.items():
+        response.headers.pop(name, None)
+        response.headers[name] = value
+    return response
 
 
 def _offered(request: Request) -> str:

@@ -498,6 +498,11 @@ class TestHeads:
             *(b"\r\n", b"\n", b"\n" * 300, b"\r\n" * 300, b"x\n", b"\x16\x03\x01\n", b"\0" * 9000),
             *(b"GET / HTTP/1.1\r\n\r\n", b"GET /x HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", b"GET"),
             *(b"GET /\xff HTTP/1.1\r\n\r\n", b"GET / HTTP/1.1\r\nno colon\r\n\r\n", b"GET /\r\n\r\n"),
+            *(
+                method + b" / HTTP/1.1\r\nHost: x\r\n" + body
+                for method in (b"HEAD", b"PUT", b"GETS")
+                for body in (b"Content-Length: 3\r\n\r\nabc", b"Transfer-Encoding: chunked\r\n\r\n", b"a\n")
+            ),
             *(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"GET " + PATH.encode() + b" HTTP/1.1\r\nHost: x\r\n\r\n"),
             *(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbusy", b"HTTP/1.1 503 Busy\r\n\r\nbusy\n" * 50),
             b"HTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\na\nb\r\n0\r\n\r\n",

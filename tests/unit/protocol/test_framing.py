@@ -171,11 +171,88 @@ class TestFraming:
         joined.server.receive_data(f"{method} /producer HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 405 ")
-        assert b"\r\nAllow: GET, HEAD" in head
-        assert body == b"Only GET and HEAD are answered here.\n"
+        assert b"\r\nAllow: GET, HEAD, POST" in head
+        assert body == b"Only GET and HEAD are answered here, and POST at /publish/TOPIC of a producer.\n"
         assert joined.requests == []
         assert joined.server.closed is not None
         assert joined.server.closed.code == 405
+
+    @pytest.mark.parametrize("how", [WHOLE, BYTEWISE], ids=repr)
+    @pytest.mark.parametrize(
+        ("head", "status", "reason"),
+        [
+            ("GET / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 400, "A GET or HEAD has no body here"),
+            ("GET / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 400, "A GET or HEAD has no body here"),
+            ("GET / HTTP/1.1\r\nContent-Length: many\r\n\r\n", 400, "A GET or HEAD has no body here"),
+            ("GET http://x/ HTTP/1.1\r\nContent-Length: 3\r\n\r\n", 400, "A GET or HEAD has no body here"),
+            ("PUT / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405, "Only GET and HEAD are answered here"),
+            ("PUT / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", 405, "Only GET and HEAD"),
+            ("POSTS / HTTP/1.1\r\nContent-Length: 3\r\n\r\nabc", 405, "Only GET and HEAD"),
+            (
+                "GET / HTTP/1.1\r\nHost: x\r\nno colon\r\nX: x\r\n\r\n",
+                400,
+                "Line 3 of the request is malformed: expected NAME",
+            ),
+            ("GET / HTTP/1.1\r\nHost : x\r\n\r\n", 400, "Line 2 of the request is malformed: expected NAME"),
+            (
+                "GET / HTTP/1.1\r\nX: a\r\n b\r\n\r\n",
+                400,
+                "Line 3 of the request is malformed: expected NAME",
+            ),
+            ("GET / HTTP/1.1\r\nX: a\0b\r\n\r\n", 400, "Line 2 of the request is malformed: expected NAME"),
+            ("PUT / HTTP/1.1\r\nno colon\r\n\r\n", 400, "Line 2 of the request is malformed: expected NAME"),
+            ("GET / HTTP/1.1\r\nHost: x\n\n", 400, "Line 2 of the request is malformed: expected NAME"),
+            ("GET / HTTP/1.1\n\n", 400, "Line 1 of the request is malformed: expected a method"),
+            ("GET /\r\n", 400, "Line 1 of the request is malformed: expected a method"),
+            ("GET /a b HTTP/1.1\r\n\r\n", 400, "Line 1 of the request is malformed: expected a method"),
+            ("GET /\xfc HTTP/1.1\r\n\r\n", 400, "Line 1 of the request is malformed: expected a method"),
+            (
+                "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+                400,
+                "Line 1 of the request is malformed: expected a method",
+            ),
+            ("SSH-2.0-OpenSSH_9.2\r\n", 400, "Line 1 of the request is malformed: expected a method"),
+            ("\r\n", 400, "Line 1 of the request is malformed: expected a method"),
+        ],
+    )
+    def test_a_head_that_cannot_be_taken_is_answered(
+        self, head: str, status: int, reason: str, how: Cut
+    ) -> None:
+        joined = Joined()
+        for piece in cut([head.encode()], how):
+            assert joined.server.receive_data(piece) == []
+        writes = joined.server.data_to_send()
+        response, _, page = b"".join(writes).decode().partition("\r\n\r\n")
+        assert response.startswith(f"HTTP/1.1 {status} ")
+        assert "\r\nConnection: close\r\n" in response
+        assert "\r\nContent-Type: text/plain" in response
+        assert f"\r\nContent-Length: {len(page)}\r\n" in response
+        assert ("\r\nAllow: GET, HEAD, POST" in response) is (status == 405)
+        assert page.startswith(reason)
+        assert writes[-1] == b"", "the stream ends behind the page"
+        assert joined.server.closed == Closed(status, page.rstrip(".\n"), by_peer=False)
+        assert joined.server.closing
+        assert joined.requests == []
+        assert joined.server.receive_data(b"GET / HTTP/1.1\r\n\r\n") == []
+        joined.server.receive_eof()
+        assert joined.server.data_to_send() == []
+
+    @pytest.mark.parametrize("lines", ["Content-Length: 3\r\n\r\nabc", "no colon\r\n\r\n"])
+    def test_a_head_request_that_cannot_be_taken(self, lines: str) -> None:
+        joined = Joined()
+        joined.server.receive_data(f"HEAD / HTTP/1.1\r\n{lines}".encode())
+        head, _, body = b"".join(joined.server.data_to_send()).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 400 ")
+        assert body == b""
+
+    @pytest.mark.parametrize(
+        "begin", ["", "G", "GET / HTTP/1.1\r\n", "PUT / HTTP/1.1\r\nContent-Length: 3\r\n"]
+    )
+    def test_a_head_without_end_is_not_answered(self, begin: str) -> None:
+        joined = Joined()
+        joined.server.receive_data(begin.encode())
+        joined.server.receive_eof()
+        assert joined.server.data_to_send() == [b""]
 
     def test_head_has_no_body(self) -> None:
         joined = Joined()

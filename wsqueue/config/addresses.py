@@ -15,6 +15,7 @@ _TCP = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<name>[^\s\[\]:/?#@]+))"
     r":(?P<port>[0-9]{1,5})(?P<path>/.*)?"
 )
+_NAME = re.compile(r"[^\s\[\]:/?#@\x00-\x1f\x7f]+")
 _UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
 _ZONE = re.compile(r"(wss://)?\[[0-9a-fA-F:.]+%")
@@ -95,8 +96,7 @@ def parse_address(text: str, endpoint: str = "") -> Address:
         if len(match[1].encode()) > MAX_SOCKET_PATH_BYTES:
             raise ValueError(f"expected a socket path of at most {MAX_SOCKET_PATH_BYTES} bytes")
         address = Address(socket=match[1], path=match[2] or "")
-    elif (match := _TCP.fullmatch(text)) and int(match["port"]) < 2**16 and _is_host(match):
-        host = str(ipaddress.IPv6Address(match["ipv6"])) if match["ipv6"] else match["name"].lower()
+    elif (match := _TCP.fullmatch(text)) and int(match["port"]) < 2**16 and (host := _host_of(match)):
         address = Address(
             host=host, port=int(match["port"]), path=match["path"] or "", tls=match["tls"] is not None
         )
@@ -137,12 +137,13 @@ def expected_form(endpoint: str) -> str:
     )
 
 
-def _is_host(match: re.Match[str]) -> bool:
+def _host_of(match: re.Match[str]) -> str:
+    """Return a host as the resolver and the headers of a request have it, in ASCII; "" if it is none."""
     try:
         if match["ipv6"] is not None:
-            ipaddress.IPv6Address(match["ipv6"])
-        else:
-            match["name"].encode("idna")  # as the resolver will do
+            return str(ipaddress.IPv6Address(match["ipv6"]))
+        name = match["name"].encode("idna").decode("ascii").lower()
+        name.encode("idna")  # the first time, some characters become dots
     except ValueError:
-        return False
-    return True
+        return ""
+    return name if _NAME.fullmatch(name) else ""

@@ -50,6 +50,10 @@ def test_two_spellings_of_one_address() -> None:
         ("node:0080", "node:80"),
         ("[2001:DB8::A]:1", "[2001:db8::a]:1"),
         ("[0:0:0:0:0:0:0:1]:1", "[::1]:1"),
+        # As the resolver is asked, and as the header Host must have them, which takes ASCII only.
+        ("w\u00fcrfel.example:1", "xn--wrfel-kva.example:1"),
+        ("\u4f8b\u3048.example:1", "xn--r8jz45g.example:1"),
+        ("\uff4eode.example:1", "node.example:1"),
         ("[::ffff:192.0.2.7]:80", "[::FFFF:192.0.2.7]:80"),
     ):
         assert parse_address(one) == parse_address(other)
@@ -65,6 +69,7 @@ def test_two_spellings_of_one_address() -> None:
         *("ws://node:1", "http://node:1", "//node:1", "tcp:node:1", "::1:1", "2001:db8::7:80"),
         *("[::1]", "[::1]:", "[::1", "::1]:1", "[]:1", "[node]:1", "[127.0.0.1]:1", "[::g]:1", "[:::]:1"),
         *("[1:2:3:4:5:6:7:8:9]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1", "a..b:1"),
+        *("a\0b:1", "a\x01:1", "a\x7f:1", "a\x80:1", "a\uff0fb:1", "a\uff20b:1", "\u2024:1", "\ud800:1"),
         *("unix:", "unix:run/q", "unix:/", "unix:/run/q:", "unix:/run\0q", "UNIX:/run/q", "unix:/run/q:/x"),
         *("unix:/" + "x" * 107, "unix:/" + "ñ" * 54, "x" * 64 + ":1", "node:1/", "node:1/x", "node:1?x"),
     ],

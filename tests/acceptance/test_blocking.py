@@ -337,6 +337,40 @@ def test_a_process_ends_in_silence_with_calls_under_way(standing_cluster: Cluste
     ]
 
 
+LOOKING = """
+import asyncio, socket, sys, threading, wsqueue, wsqueue.sync
+
+def getaddrinfo(host, *place, flags=0, **options):
+    if flags:
+        raise socket.gaierror
+    print("asked", flush=True)
+    threading.Event().wait()
+
+socket.getaddrinfo = getaddrinfo
+nodes = {"producers": ["node.example:1/produce"], "consumers": ["node.example:2/subscribe"], "psk": "k"}
+
+async def publish():
+    async with asyncio.timeout(0.1):
+        await wsqueue.connect(**nodes).publish("news", "x")
+
+try:
+    if sys.argv[2] == "sync":
+        wsqueue.sync.connect(**nodes).publish("news", "x", timeout=0.1)
+    elif sys.argv[2] == "asyncio":
+        asyncio.run(publish())
+    else:
+        import uvloop
+        uvloop.run(publish())
+except TimeoutError:
+    print("late")
+"""
+
+
+@pytest.mark.parametrize("loop", ["sync", "asyncio", "uvloop"])
+def test_the_end_of_a_process_does_not_wait_for_a_resolver(standing_cluster: Cluster, loop: str) -> None:
+    assert run(standing_cluster, LOOKING, loop).stdout.splitlines() == ["asked", "late"]
+
+
 INTERRUPTED = """
 import sys, wsqueue.sync
 file, topic = sys.argv[1:]

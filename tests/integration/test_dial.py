@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
 import wsqueue
 from wsqueue.config.model import ClientConfig, Limits, Tls
@@ -52,13 +52,13 @@ def dropping(host: str, port: int) -> Iterator[None]:
 def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return the addresses of the name, which a test fills."""
     found: list[str] = []
-    original = uvloop.Loop.getaddrinfo
+    original = socket.getaddrinfo
 
-    async def getaddrinfo(loop: uvloop.Loop, host: str, port: int, **options: Any) -> list[Any]:
-        names = found if host == NAME else [host]
-        return [info for name in names for info in await original(loop, name, port, **options)]
+    def getaddrinfo(host: str, port: int, **options: Any) -> list[Any]:
+        names = found if host == NAME and "flags" not in options else [host]
+        return [info for name in names for info in original(name, port, **options)]
 
-    monkeypatch.setattr(uvloop.Loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     return found
 
 
@@ -150,10 +150,10 @@ async def test_a_process_that_ends_and_looks_no_name_up(
     consumer = await nodes.consumer()
     client = nodes.client([f"{NAME}:1"], [consumer])
 
-    async def getaddrinfo(loop: uvloop.Loop, *place: Any, **options: Any) -> list[Any]:
-        raise RuntimeError("cannot schedule new futures after shutdown")
+    def start(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
 
-    monkeypatch.setattr(uvloop.Loop, "getaddrinfo", getaddrinfo)
     async with soon(), client:
-        with pytest.raises(wsqueue.ConnectError, match=r"localhost is not looked up: cannot schedule"):
+        monkeypatch.setattr(threading.Thread, "start", start)
+        with pytest.raises(wsqueue.ConnectError, match=r"localhost is not looked up: can't create"):
             await client.publish("news", "1")

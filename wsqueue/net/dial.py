@@ -16,12 +16,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from ..errors import why
+from .lookup import AddressInfo, look_up
 
 NEXT_ATTEMPT_SECONDS = 0.25
 """Time after which the next address is tried too: the "Connection Attempt Delay" that RFC 8305 recommends."""
-
-AddressInfo = tuple[int, int, int, str, Any]
-"""Family, type, protocol, canonical name and socket address, as `getaddrinfo` returns them."""
 
 
 async def dial(host: str, port: int) -> socket.socket:
@@ -34,12 +32,7 @@ async def dial(host: str, port: int) -> socket.socket:
     Raises:
         OSError: The name is unknown, or no address of it takes the connection.
     """
-    loop = asyncio.get_running_loop()
-    try:
-        addresses = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except RuntimeError as error:  # the process is about to end, and starts no thread that could look
-        raise OSError(f"{host} is not looked up: {error}") from None
-    waiting = alternate_families(addresses)
+    waiting = alternate_families(await look_up(host, port))
     attempts: set[asyncio.Task[socket.socket | OSError]] = set()
     problems: dict[str, OSError] = {}
     winner: socket.socket | None = None

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from wsqueue.net.dial import AddressInfo, alternate_families
+from wsqueue.net.dial import alternate_families
+from wsqueue.net.lookup import AddressInfo
 
 
 def info(text: str) -> AddressInfo:

@@ -30,6 +30,7 @@ from ...errors import ConfigError, StorageError
 from ...log.kept import kept_in
 from ...net.certificates import TlsContexts
 from ...net.handshake import shake_hands
+from ...net.lookup import look_up
 from ...net.tls import openssl_words
 from ...nodes.bounds import friendly_bound
 from ...nodes.listener import somebody_listens
@@ -164,7 +165,6 @@ def _distrust(certificate: str, key: str, ca: str) -> str:
 
 async def _peer_findings(file: str, checked: Config, say: Say) -> AsyncIterator[Finding]:
     """Check that the names of all peers have IP addresses."""
-    loop = asyncio.get_running_loop()
     unknown = []
     places = {address.with_path("") for address in checked.peers if not address.socket}
     hosts = sorted({place.host for place in places})
@@ -172,7 +172,7 @@ async def _peer_findings(file: str, checked: Config, say: Say) -> AsyncIterator[
         say(f"resolving {host}")
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await loop.getaddrinfo(host, None)
+                await look_up(host, 0)
         except TimeoutError:
             unknown.append(f"{host} (no answer in time)")
         except OSError as error:

@@ -219,7 +219,9 @@ messages = client.subscribe(topic)
 messages.__enter__()
 
 def child(depth):
+    counted = [client.confirmed, secret.confirmed]
     client.publish(topic, f"child {depth}")
+    assert [*counted, client.confirmed] == [0, 0, 1], (counted, client.confirmed)
     for refused in (messages.get, lambda: secret.publish(topic + "-ids", "child", id=2)):
         try:
             refused()
@@ -241,6 +243,7 @@ print([messages.get(timeout=20).data for _ in range(3)])
 client.publish(topic, "still here")
 print(messages.get(timeout=20).data)
 secret.publish(topic + "-ids", "parent", id=2)
+assert [client.confirmed, secret.confirmed] == [2, 2]
 """
 
 

@@ -32,13 +32,19 @@ class Client:
 
     @property
     def confirmed(self) -> int:
-        """Return how many messages are confirmed so far, or went to producers that only speak classic."""
-        return self._client.confirmed
+        """Return how many messages are confirmed so far, or went to producers that only speak classic.
+
+        They are those of this process.
+        """
+        return self._client.confirmed if self._process in (None, os.getpid()) else 0
 
     @property
     def lost_in_flight(self) -> int:
-        """Return how many messages may be lost that went to producers that only speak classic."""
-        return self._client.lost_in_flight
+        """Return how many messages may be lost that went to producers that only speak classic.
+
+        They are those of this process.
+        """
+        return self._client.lost_in_flight if self._process in (None, os.getpid()) else 0
 
     def publish(
         self,

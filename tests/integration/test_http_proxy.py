@@ -6,7 +6,7 @@ import asyncio
 import base64
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 import msgspec
@@ -69,7 +69,7 @@ class Reached:
 
 
 @contextlib.asynccontextmanager
-async def reached(nodes: Nodes, user: str = "") -> AsyncIterator[Reached]:
+async def reached(nodes: Nodes, user: str = "", interim: Sequence[bytes] = ()) -> AsyncIterator[Reached]:
     authority = Authority(nodes.directory)
     issued = msgspec.structs.asdict(authority.issue("node", [NAME, "127.0.0.1"]))
     tls = {key: value for key, value in issued.items() if value is not None}
@@ -77,7 +77,7 @@ async def reached(nodes: Nodes, user: str = "") -> AsyncIterator[Reached]:
     producer = await nodes.producer([consumer], listen=WSS, tls=tls)
     await producer.ready()
     ports = [int(node.address.rpartition(":")[2]) for node in (consumer, producer)]
-    async with http_proxy({f"{NAME}:{port}": port for port in ports}, user) as proxy:
+    async with http_proxy({f"{NAME}:{port}": port for port in ports}, user, interim) as proxy:
         yield Reached(proxy, ports, authority.file)
 
 
@@ -159,6 +159,16 @@ async def test_a_proxy_with_a_password(nodes: Nodes, log: Log, monkeypatch: pyte
     assert not any(secret in text for secret in secrets)
 
 
+async def test_interim_answers_come_before_the_one_that_counts(nodes: Nodes) -> None:
+    interim = [
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 1",
+        b"99 \r\n\r\n",
+    ]
+    async with reached(nodes, interim=interim) as there:
+        await round_trip(there.client(http_proxy=f"http://127.0.0.1:{there.proxy.port}"))
+
+
 ANSWERS = {
     b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n": "opens no connection to node.test:1: 403 F",
     b"SSH-2.0-OpenSSH\r\n\r\n": "does not answer as an HTTP proxy does",
@@ -166,10 +176,14 @@ ANSWERS = {
     b"HTTP/1.1 200 OK\r\nX: " + b"x" * 20_000: "does not answer as an HTTP proxy does",
     b"HTTP/1.1 200 OK\n\n": "does not answer as an HTTP proxy does",
     b"HTTP/1.1 200 OK\r\n\r\nhello": "sends bytes",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 403 Forbidden\r\n\r\n": "no connection to node.test:1: 403",
+    b"HTTP/1.1 101 Switching Protocols\r\n\r\nHTTP/1.1 200 OK\r\n\r\n": "no connection to node.test:1: 101",
+    b"HTTP/1.1 100 Continue\r\n\r\n": "closed the connection without an answer",
+    b"HTTP/1.1 100 Continue\r\n\r\n" * 700: "answers with more than 16384 bytes",
 }
 
 
-@pytest.mark.parametrize(("answer", "problem"), ANSWERS.items(), ids=ANSWERS.values())
+@pytest.mark.parametrize(("answer", "problem"), ANSWERS.items(), ids=range(len(ANSWERS)))
 async def test_answers_that_open_nothing(answer: bytes, problem: str) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 
 class ConnectProxy:
@@ -14,16 +14,17 @@ class ConnectProxy:
     Args:
         names: For each target, as `node.test:443`, the port of this host that it is.
         user: Is asked for, as `user:password`; "" if nobody is asked.
+        interim: Interim answers that come before each final one.
 
     Attributes:
         port: Where it listens.
         heads: The heads of the requests that came.
     """
 
-    def __init__(self, names: Mapping[str, int], user: str = "") -> None:
+    def __init__(self, names: Mapping[str, int], user: str = "", interim: Sequence[bytes] = ()) -> None:
         self.port = 0
         self.heads: list[str] = []
-        self._names = names
+        self._names, self._interim = names, interim
         self._wanted = (
             f"Proxy-Authorization: Basic {base64.b64encode(user.encode()).decode()}" if user else ""
         )
@@ -35,6 +36,9 @@ class ConnectProxy:
             self.heads.append(head)
             method, target, _ = head.split(" ", 2)
             assert method == "CONNECT"
+            for answer in self._interim:
+                writer.write(answer)
+                await writer.drain()
             if self._wanted.lower() not in head.lower():
                 writer.write(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 return
@@ -56,9 +60,11 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 
 @contextlib.asynccontextmanager
-async def http_proxy(names: Mapping[str, int], user: str = "") -> AsyncIterator[ConnectProxy]:
+async def http_proxy(
+    names: Mapping[str, int], user: str = "", interim: Sequence[bytes] = ()
+) -> AsyncIterator[ConnectProxy]:
     """Run a proxy."""
-    proxy = ConnectProxy(names, user)
+    proxy = ConnectProxy(names, user, interim)
     server = await asyncio.start_server(proxy.serve, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

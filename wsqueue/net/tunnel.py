@@ -23,7 +23,7 @@ from ..errors import why
 from .dial import dial
 
 MAX_ANSWER_BYTES = 16 * 1024
-"""Length of the head of a proxy's answer: far more than proxies say."""
+"""Length of the head of a proxy's answer, and of interim ones before it: far more than proxies say."""
 
 READ_BYTES = 4096
 """Bytes of a read while a proxy answers."""
@@ -102,11 +102,12 @@ async def _open_tunnel(connection: socket.socket, proxy: HttpProxy, target: str)
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(connection, "\r\n".join([*lines, "", ""]).encode())
     answer = StreamReader()
-    parser = Response.parse(answer.read_line, answer.read_exact, answer.read_to_eof, proxy=True)
-    size = 0
+    parser, size = _head_of(answer), 0
     try:
-        response = _next_of(parser)
-        while response is None:
+        while (response := _next_of(parser)) is None or _is_interim(response):
+            if response is not None:
+                parser = _head_of(answer)
+                continue
             data = await loop.sock_recv(connection, READ_BYTES)
             size += len(data)
             if not data:
@@ -114,7 +115,6 @@ async def _open_tunnel(connection: socket.socket, proxy: HttpProxy, target: str)
             if size > MAX_ANSWER_BYTES:
                 raise ProxyError(f"the proxy {proxy} answers with more than {MAX_ANSWER_BYTES} bytes")
             answer.feed_data(data)
-            response = _next_of(parser)
     except (ValueError, LookupError, EOFError, WebSocketException):
         raise ProxyError(f"the proxy {proxy} does not answer as an HTTP proxy does") from None
     if not HTTPStatus.OK <= response.status_code < HTTPStatus.MULTIPLE_CHOICES:
@@ -122,6 +122,15 @@ async def _open_tunnel(connection: socket.socket, proxy: HttpProxy, target: str)
         raise ProxyError(f"the proxy {proxy} opens no connection to {target}: {reason}")
     if answer.buffer:
         raise ProxyError(f"the proxy {proxy} sends bytes that are not of {target}, which speaks second")
+
+
+def _head_of(answer: StreamReader) -> Generator[None, None, Response]:
+    return Response.parse(answer.read_line, answer.read_exact, answer.read_to_eof, proxy=True)
+
+
+def _is_interim(response: Response) -> bool:
+    """Return True if another answer follows (RFC 9110 section 15.2); nobody has asked for 101."""
+    return response.status_code < HTTPStatus.OK and response.status_code != HTTPStatus.SWITCHING_PROTOCOLS
 
 
 def _next_of(parser: Generator[None, None, Response]) -> Response | None:

@@ -7,6 +7,7 @@ import base64
 import contextlib
 import json
 import ssl
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 import wsqueue
+from wsqueue.protocol.close import CloseCode
 from wsqueue.protocol.events import SLICE_BYTES
 from wsqueue.report.report import ConnectionCount
 
@@ -370,6 +372,27 @@ async def test_a_drain_ends_streams(nodes: Nodes, clients: list[dict[str, Any]])
         await client.publish("news", "two")
         async with stream(consumer, NEWS, f"Last-Event-ID: {source.last_id}") as again:
             assert await again.data(1) == ["two"]
+
+
+async def test_a_token_that_ends_as_its_stream_begins(
+    nodes: Nodes, clients: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch, log: Log
+) -> None:
+    consumer = await nodes.consumer(clients=clients)
+
+    class Later:
+        @staticmethod
+        def time() -> float:
+            return time.time() + 1e7
+
+    # It is right when the request comes, and not right any more when the connection is taken.
+    monkeypatch.setattr("wsqueue.nodes.clients.time", Later)
+    async with soon(), stream(consumer, credential=token()) as source:
+        assert await source.ended() == []
+    await eventually(lambda: not consumer.connections, "it is gone")
+    await consumer.subscribed("news", 0)
+    assert not log.lines("hello refused")
+    (line,) = log.lines("connection closed")
+    assert CloseCode.TOKEN_ENDED.reason in line
 
 
 async def test_rights_that_end(nodes: Nodes, clients: list[dict[str, Any]], monkeypatch: Any) -> None:

@@ -269,10 +269,11 @@ class Clients:
         if client.identity.ends is None:
             return
         left = client.identity.ends - time.time()
-        if left <= 0:
+        # The first time, the handler of the connection does not know it yet.
+        if left <= 0 and client.timer is not None:
             connection.close(CloseCode.TOKEN_ENDED)
         else:
-            client.timer = Timer(min(left, LOOK_SECONDS), lambda: self._watch(connection, client))
+            client.timer = Timer(max(0.0, min(left, LOOK_SECONDS)), lambda: self._watch(connection, client))
 
 
 def _is_client(connection: Connection) -> bool:

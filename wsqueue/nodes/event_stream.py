@@ -242,9 +242,6 @@ class EventsEndpoint(Handler):
 
     def established(self, connection: Connection) -> None:
         """Begin the stream; respond if the client may not subscribe to the topic."""
-        if not connection.session.unanswered:
-            # Its token ended a moment after it was checked, and the request was answered.
-            return
         consumer, topic = self._consumer, self._asked.start.topic
         client = consumer.clients.of(connection)
         if problem := "" if client is None else client.subscribes(topic):

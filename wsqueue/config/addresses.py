@@ -15,7 +15,7 @@ _TCP = re.compile(
     r"(?:\[(?P<ipv6>[0-9a-fA-F:.]+)\]|(?P<name>[^\s\[\]:/?#@]+))"
     r":(?P<port>[0-9]{1,5})(?P<path>/.*)?"
 )
-_NAME = re.compile(r"[^\s\[\]:/?#@\x00-\x1f\x7f]+")
+_NAME = re.compile(r"[^\s\[\]:/?#@\x00-\x1f\x7f]{1,253}\.?")  # as long as RFC 1035 allows
 _UNIX = re.compile(r"unix:(/[^:\x00]+)(?::(/.*))?")
 _PATH = re.compile(r"[!$&-;=@-Z_a-z~%]*")  # RFC 3986 section 3.3: pchar and "/"
 _ZONE = re.compile(r"(wss://)?\[[0-9a-fA-F:.]+%")

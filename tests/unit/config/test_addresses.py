@@ -8,6 +8,9 @@ from wsqueue.config.addresses import NO_ZONE, Address, expected_form, parse_addr
 
 from ...support.session_pair import many
 
+LONGEST = ".".join(["x" * 63] * 3 + ["x" * 61])
+"""The longest name that DNS knows."""
+
 
 @pytest.mark.parametrize(
     ("text", "address"),
@@ -35,6 +38,7 @@ def test_listeners(text: str, address: Address) -> None:
         ("[::1]:1/producer", Address(host="::1", port=1, path="/producer")),
         ("proxy:80/a/b%20c/producer", Address(host="proxy", port=80, path="/a/b%20c/producer")),
         ("proxy:80/~x!$&'()*+,;=:@-._/producer", Address("proxy", 80, "", "/~x!$&'()*+,;=:@-._/producer")),
+        (f"{LONGEST}:1/producer", Address(host=LONGEST, port=1, path="/producer")),
         ("unix:/run/q.sock:/producer", Address(socket="/run/q.sock", path="/producer")),
         ("unix:/run/q.sock:/a:b/producer", Address(socket="/run/q.sock", path="/a:b/producer")),
     ],
@@ -69,7 +73,17 @@ def test_two_spellings_of_one_address() -> None:
         *("ws://node:1", "http://node:1", "//node:1", "tcp:node:1", "::1:1", "2001:db8::7:80"),
         *("[::1]", "[::1]:", "[::1", "::1]:1", "[]:1", "[node]:1", "[127.0.0.1]:1", "[::g]:1", "[:::]:1"),
         *("[1:2:3:4:5:6:7:8:9]:1", "[::1]x:1", "x[::1]:1", "[::256.0.0.1]:1", "a..b:1"),
-        *("a\0b:1", "a\x01:1", "a\x7f:1", "a\x80:1", "a\uff0fb:1", "a\uff20b:1", "\u2024:1", "\ud800:1"),
+        *(
+            "a\0b:1",
+            "a\x01:1",
+            "a\x7f:1",
+            "a\x80:1",
+            "a\uff0fb:1",
+            "a\uff20b:1",
+            "\u2024:1",
+            f"{LONGEST}x:1",
+            "\ud800:1",
+        ),
         *("unix:", "unix:run/q", "unix:/", "unix:/run/q:", "unix:/run\0q", "UNIX:/run/q", "unix:/run/q:/x"),
         *("unix:/" + "x" * 107, "unix:/" + "ñ" * 54, "x" * 64 + ":1", "node:1/", "node:1/x", "node:1?x"),
     ],

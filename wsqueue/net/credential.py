@@ -85,6 +85,9 @@ class Credential:
         renewing = self._renewing
         # asyncio.shield would log an error that comes when this is cancelled, from Python 3.14 on.
         await asyncio.wait([renewing])
+        if renewing.cancelled():
+            # Whoever waits is not, and would be taken for that.
+            raise RenewError("the application has brought no token: its function was cancelled")
         return renewing.result()
 
     def ended(self, used: PreSharedKey) -> None:

@@ -17,6 +17,7 @@ import pytest
 
 import wsqueue
 import wsqueue.sync
+from wsqueue.net.credential import Renew
 from wsqueue.sync.subscription import MAX_ITEMS
 
 from ..support.documents import code_blocks
@@ -180,7 +181,7 @@ def test_a_reader_goes_on_where_it_was(client: wsqueue.sync.Client, topic: str, 
         found.done()
 
 
-def test_a_call_on_the_thread_of_the_client_is_refused(standing_cluster: Cluster) -> None:
+def test_a_call_of_a_function_that_renews_tokens_is_refused(standing_cluster: Cluster) -> None:
     clients: list[wsqueue.sync.Client] = []
 
     def renew() -> str:
@@ -192,6 +193,47 @@ def test_a_call_on_the_thread_of_the_client_is_refused(standing_cluster: Cluster
         clients[0].publish("news", "x")
     with contextlib.suppress(wsqueue.ConnectError):
         clients[0].close()
+
+
+def test_a_function_that_renews_tokens_keeps_nobody_waiting(
+    client: wsqueue.sync.Client, standing_cluster: Cluster, topic: str
+) -> None:
+    goes_on = threading.Event()
+
+    def hang() -> str:
+        goes_on.wait(SECONDS)
+        return "no token"
+
+    with contextlib.suppress(wsqueue.ConnectError), contextlib.ExitStack() as stack:
+        waiting = stack.enter_context(wsqueue.sync.connect(standing_cluster.demo_file, token=hang))
+        with pytest.raises(TimeoutError, match=r"not confirmed within 0.1 s"):
+            waiting.publish(topic, "x", timeout=0.1)
+        client.publish(topic, "x", timeout=SECONDS / 2)
+        assert not goes_on.is_set()
+        goes_on.set()
+
+
+async def leave_later() -> str:
+    sys.exit("no backend")
+
+
+def leave() -> str:
+    sys.exit("no backend")
+
+
+def stop() -> str:
+    raise StopIteration("no backend")
+
+
+@pytest.mark.parametrize("renew", [leave, leave_later, stop])
+def test_a_function_that_renews_tokens_fails_for_its_client_alone(
+    client: wsqueue.sync.Client, standing_cluster: Cluster, topic: str, renew: Renew
+) -> None:
+    fails = wsqueue.sync.connect(standing_cluster.demo_file, token=renew, open_seconds=1)
+    with pytest.raises(wsqueue.ConnectError, match=r"has brought no token: .*"):
+        fails.publish(topic, "x")
+    fails.close(confirm=False)
+    client.publish(topic, "x", timeout=SECONDS)
 
 
 def run(cluster: Cluster, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:

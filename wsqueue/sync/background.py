@@ -16,14 +16,19 @@ import asyncio
 import atexit
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from inspect import isawaitable
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
 END_SECONDS = 1.0
 """Time in which the thread stands still at the end of the process; it ends with the process anyway."""
+
+
+class ApplicationThread(threading.Thread):
+    """Call a function of the application for which clients wait."""
 
 
 class Background:
@@ -86,12 +91,13 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
         work: Returns the coroutine, which is cancelled when the caller is interrupted.
 
     Raises:
-        RuntimeError: The caller is on the thread itself, such as a function that renews tokens.
+        RuntimeError: The caller is a function for which clients wait, such as one that renews tokens.
     """
+    caller = threading.current_thread()
     thread, loop = _current.started()
-    if thread is threading.current_thread():
+    if caller is thread or isinstance(caller, ApplicationThread):
         raise RuntimeError(
-            "a blocking call on the thread of the client would wait for itself: call it on another thread"
+            "a blocking call of a function that renews tokens would wait for itself: expected none there"
         )
     future = asyncio.run_coroutine_threadsafe(work(), loop)
     try:
@@ -99,6 +105,37 @@ def run(work: Callable[[], Coroutine[Any, Any, Result]]) -> Result:
     except BaseException:
         future.cancel()
         raise
+
+
+def apart(function: Callable[[], Result | Awaitable[Result]]) -> Callable[[], Awaitable[Result]]:
+    """Return a function of the application in a form that the loop can await without being kept from others.
+
+    It is called in a thread of its own, for which the end of the process does not wait. If it returns an
+    awaitable, that is awaited on the thread of the loop. Neither can end the loop, as `sys.exit` would.
+    """
+
+    async def called() -> Result:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[Result | Awaitable[Result] | BaseException] = loop.create_future()
+
+        def work() -> None:
+            result: Result | Awaitable[Result] | BaseException
+            try:
+                result = function()
+            except BaseException as error:  # noqa: BLE001 - it is that of whoever waits
+                result = error
+            loop.call_soon_threadsafe(done.set_result, result)
+
+        ApplicationThread(target=work, name="wsqueue token", daemon=True).start()
+        result = await done
+        try:
+            if isinstance(result, BaseException):
+                raise result
+            return await result if isawaitable(result) else result
+        except SystemExit as error:
+            raise RuntimeError(repr(error)) from error
+
+    return called
 
 
 @asynccontextmanager

@@ -68,7 +68,7 @@ class Client:
             OwnerError: It has a `publisher_secret`, and was used before this process was forked.
             WsqueueError: As for `wsqueue.Client.publish`.
             ValueError: As for `wsqueue.Client.publish`.
-            RuntimeError: The client was closed, or the caller is on its thread.
+            RuntimeError: The client was closed, or the caller is a function that renews tokens.
         """
         client = self._here()
         complaint = f"the messages on {topic!r} were not confirmed"
@@ -255,12 +255,15 @@ class Client:
 def _blocking(make: Callable[Arguments, asynchronous.Client]) -> Callable[Arguments, Client]:
     @functools.wraps(make)
     def connect(*args: Arguments.args, **options: Arguments.kwargs) -> Client:
+        token: object = options.get("token")
+        if callable(token):
+            options["token"] = background.apart(token)
         return Client(make(*args, **options))
 
     connect.__doc__ = """Return a blocking client, to be used in `with`; it connects when it needs to.
 
-    The arguments are those of `wsqueue.connect`. A `token` that is a function is called on the thread of
-    the client.
+    The arguments are those of `wsqueue.connect`. A `token` that is a function is called in a thread of its
+    own, and must call no client.
 
     Raises:
         ConfigError: As for `wsqueue.connect`.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
+import struct
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -191,6 +193,22 @@ async def test_requests_that_cannot_be_taken(
         answer = await answer_of(raw)
     assert answer.status == status
     assert text in answer.text
+
+
+async def test_a_peer_that_resets_at_once_does_not_pass_for_one_of_this_host(
+    nodes: Nodes, log: Log, clients: list[dict[str, Any]]
+) -> None:
+    _, producer = await nodes.cluster(clients=clients)
+    before = producer.counters["connections"]
+    host, _, port = producer.address.rpartition(":")
+    # The node accepts it when the loop turns, and nobody can say any more who it was.
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(head_of("/publish/orders/1", size=1, key="guessed") + b"x")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await eventually(lambda: producer.counters["connections"] == before + 1, "it is accepted")
+    await eventually(lambda: len(producer.connections) == 0, "it is gone")
+    assert not log.lines("hello refused")
+    assert producer.counters["refused_401"] == 0
 
 
 async def test_a_head_without_end(nodes: Nodes, clients: list[dict[str, Any]]) -> None:

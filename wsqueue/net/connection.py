@@ -440,8 +440,12 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin the hello (asyncio calls this)."""
         self._transport = cast("asyncio.Transport", transport)
+        address, own = peer_address(transport), transport.get_extra_info("sockname")
+        if self._endpoint is not None and address is None and isinstance(own, tuple):
+            # It was reset before it was accepted, and must not pass for a unix socket of this host.
+            self._transport.abort()
+            return
         self._writes.attach(self._transport)
-        address = peer_address(transport)
         self.peer, self.peer_host = str(address or "unix"), address.host if address is not None else ""
         self._set_timer(self._limits.hello_seconds, self._hello_late)
         if self._owner is not None:
@@ -787,6 +791,6 @@ class Connection(asyncio.Protocol):
 
 
 def peer_address(transport: asyncio.BaseTransport) -> Address | None:
-    """Return the address of the peer, None for a unix socket."""
+    """Return the address of the peer; None for a unix socket, and if uvloop can't tell it any more."""
     name = transport.get_extra_info("peername")
     return Address(host=name[0], port=name[1]) if isinstance(name, tuple) else None

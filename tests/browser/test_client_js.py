@@ -246,6 +246,7 @@ async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
         "-3": ["1", "2", "3"],
         "-20": ["0", "1", "2", "3"],
         "new Date(0)": ["0", "1", "2", "3"],
+        "new Date(-1)": ["0", "1", "2", "3"],
         "new Date(Date.now() + 60000)": [],
         "{ log: 'another', offset: 3 }": ["0", "1", "2", "3"],
         "'latest'": [],
@@ -255,6 +256,42 @@ async def test_where_a_subscription_begins(nodes: Nodes, tabs: Tabs) -> None:
         await js(page, f"got.length = 0; subscribe('{topic}', {{ from: {start} }}).ready")
         await js(page, f"client.publish('{topic}', 'last')")
         assert await data(page, len(expected) + 1) == [*expected, "last"]
+
+
+STARTS_THAT_CANNOT_BE = {
+    "null": "null",
+    "'erliest'": "erliest",
+    "'-5'": "-5",
+    "1.5": "1.5",
+    "-1.5": "-1.5",
+    "2 ** 53": "9007199254740992",
+    "NaN": "NaN",
+    "true": "true",
+    "{ log: 'log' }": '{"log":"log"}',
+    "{ log: 'log', offset: -1 }": '{"log":"log","offset":-1}',
+    "{ log: 5, offset: 0 }": '{"log":5,"offset":0}',
+    "new Date('never')": "Invalid Date",
+}
+
+
+async def test_a_start_that_cannot_be_harms_no_other_subscription(nodes: Nodes, tabs: Tabs) -> None:
+    """A consumer would close the connection for good."""
+    consumer, producer = await nodes.cluster()
+    page = await tabs.with_client()
+    await new_client(page, [consumer], [producer])
+    await js(page, "subscribe('news').ready")
+    for topics in ("'sport'", "{ prefix: 's' }"):
+        for start, shown in STARTS_THAT_CANNOT_BE.items():
+            thrown = await js(page, f"thrown(() => subscribe({topics}, {{ from: {start} }}))")
+            assert thrown.startswith("WsqueueError: from is "), start
+            assert shown in thrown or topics != "'sport'", start
+    await js(page, "client.publish('news', '1')")
+    assert await data(page, 1) == ["1"]
+    assert await js(page, "errors") == []
+    await new_client(page, [consumer], [producer], protocol="classic")
+    thrown = await js(page, "thrown(() => subscribe('news', { from: 'earliest' }))")
+    assert thrown == "WsqueueError: the classic protocol keeps no messages: expected no from but 'latest'"
+    await js(page, "subscribe('news', { from: 'latest' }).ready")
 
 
 @pytest.mark.parametrize("protocol", ["v2", "classic"])

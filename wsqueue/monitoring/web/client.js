@@ -1270,6 +1270,19 @@ class Feed {
   }
 }
 
+/** Refuse a start that no packet can hold: the consumer would end the connection, with all of its topics. */
+function checkFrom(from) {
+  let right = from === "latest" || from === "earliest";
+  if (from instanceof Date) right = Number.isFinite(from.getTime());
+  else if (typeof from === "number") right = Number.isSafeInteger(from);
+  else if (typeof from === "object" && from !== null)
+    right = isWhole(from.offset) && isString(from.log ?? "");
+  const shown = typeof from === "object" && !(from instanceof Date) ? JSON.stringify(from) : String(from);
+  const expected =
+    "'latest', 'earliest', an offset, -N for the last N messages, a position { log, offset } or a valid Date";
+  expect(right, "from", shown, expected);
+}
+
 /** A subscription to a topic, made by `subscribe`. */
 class Subscription {
   #numbers = new Map();
@@ -1278,7 +1291,8 @@ class Subscription {
 
   constructor(client, topic, callback, options) {
     Object.assign(this, { client, topic, callback, options, begun: false, closed: false });
-    const { from } = options;
+    const { from = "latest" } = options;
+    checkFrom(from);
     this.position = typeof from === "object" && !(from instanceof Date) ? from : null;
     // Resolves when the consumer delivers, rejects when it refuses permanently.
     promise(this, "ready");
@@ -1305,7 +1319,8 @@ class Subscription {
       const { log, offset } = this.position;
       return { start: "offset", ...(log ? { log } : {}), offset, ...named };
     }
-    if (from instanceof Date) return { start: "time", time: from.getTime() / 1000 };
+    // Before 1970 there were no messages, and the protocol has no times.
+    if (from instanceof Date) return { start: "time", time: Math.max(0, from.getTime() / 1000) };
     if (typeof from !== "number") return { start: from, ...named };
     return from < 0 ? { start: "last", count: -from } : { start: "offset", offset: from };
   }
@@ -1600,10 +1615,12 @@ class ReaderSubscription extends withOutcomes(Subscription) {
   #unsubscribing = false;
 
   constructor(client, topic, callback, options) {
-    super(client, topic, callback, { ...options, from: options.from ?? "earliest" });
-    checkName("reader", options.reader);
-    checkStart(this.options.from, "a reader, which goes on where it was");
-    this.reader = options.reader;
+    const { reader } = options;
+    const from = options.from ?? "earliest";
+    checkName("reader", reader);
+    checkStart(from, "a reader, which goes on where it was");
+    super(client, topic, callback, { ...options, from });
+    this.reader = reader;
   }
 
   get isIdle() {
@@ -2092,6 +2109,8 @@ export class WsqueueClient {
       return this.#begin(GroupSubscription, "groups", topic, callback, options);
     const named = options.reader !== undefined;
     if (named && !this.v2) throw new WsqueueError("the classic protocol has no named readers");
+    if (!this.v2 && (options.from ?? "latest") !== "latest")
+      throw new WsqueueError("the classic protocol keeps no messages: expected no from but 'latest'");
     const subscription = new (named ? ReaderSubscription : Subscription)(this, topic, callback, options);
     const name = named ? subscription : this.#feedOf(topic);
     let feed = this.#feeds.get(name);

@@ -615,6 +615,108 @@ async def test_a_text_that_is_no_utf_8_comes_as_bytes(tabs: Tabs) -> None:
         await raw.answer_close()
 
 
+async def test_a_topic_that_is_subscribed_anew_gets_nothing_of_the_subscription_before(tabs: Tabs) -> None:
+    """As a page does that mounts a component, unmounts it and mounts it again."""
+    begun = {"t": "subscribed", "topic": "jobs", "log": "log", "offset": 0, "end": 7}
+    async with soon(), V2Server() as server:
+        page, raw = await subscribed_to(server, tabs)
+        await js(page, "subscribe('jobs').close()")
+        await js(page, "subscribe('jobs').close()")
+        await js(page, "window.jobs = subscribe('jobs', { from: 'earliest' }); 0")
+        for start in ("latest", "latest", "earliest"):
+            assert await raw.next("subscribe") == {"t": "subscribe", "topic": "jobs", "start": start}
+            if start == "latest":
+                await raw.next("unsubscribe")
+        for offset in (6, 7):
+            raw.send(begun | {"offset": offset})
+            raw.send({"t": "gap", "topic": "jobs", "offset": offset, "missed": 1})
+            raw.send(deliver_of(offset, "jobs", "late") | {"publisher": "p", "numbers": [offset + 1]})
+            raw.send({"t": "unsubscribed", "topic": "jobs", "code": "not_allowed"})
+            raw.send({"t": "unsubscribed", "topic": "jobs"})
+        raw.send(begun)
+        for offset in range(8):
+            raw.send(deliver_of(offset, "jobs", f"{offset}") | {"publisher": "p", "numbers": [offset + 1]})
+        assert await data(page, 8) == [f"{offset}" for offset in range(8)]
+        assert await js(page, "[gaps, errors]") == [[], []]
+        # On another connection, nothing is to come of it.
+        tabs.tolerate("WebSocket connection to")
+        await js(page, "jobs.close(), window.jobs = subscribe('jobs'); 0")
+        await raw.abort()
+        raw = await server.speaking(KEY)
+        assert [(await raw.next("subscribe"))["topic"] for _ in range(2)] == ["news", "jobs"]
+        raw.send(begun | {"offset": 8})
+        await js(page, "jobs.ready")
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
+# It throws where the class of the package `ws` does, in a program that does not listen for errors.
+LIKE_THE_PACKAGE = """([producers, psk]) => {
+  class Socket extends WebSocket {
+    constructor(...all) {
+      super(...all);
+      this.addEventListener('error', () => {
+        if (!this.onerror) throw new Error("Unhandled 'error' event");
+      });
+    }
+  }
+  return new Promise((closed) => {
+    const client = new wsqueue.WsqueueClient({ producers, psk, WebSocket: Socket, onState: ({ state }) => {
+      if (state === 'down') closed(client.close());
+    } });
+    client.publish('news', '1').catch(() => {});
+  });
+}"""
+
+
+async def test_an_error_of_a_websocket_is_the_end_of_a_connection_and_not_of_the_program(tabs: Tabs) -> None:
+    tabs.tolerate("WebSocket connection to")
+    page = await tabs.with_client()
+    await js(page, LIKE_THE_PACKAGE, [[f"127.0.0.1:{free_port()}"], KEY])
+
+
+CLOSING = """([address, psk]) => {
+  const closed = (state) => new Promise((tell) => {
+    const client = new wsqueue.WsqueueClient({ consumers: [address], psk, onState: (told) => {
+      if (told.state !== state) return;
+      client.close();
+      tell();
+    } });
+    client.subscribe('news', () => {});
+    client.subscribe('news', () => {}, { reader: 'r' });
+    client.subscribe('news', () => {}, { group: 'g' });
+  });
+  window.closings = ['up', 'down'].map(closed);
+}"""
+
+
+async def test_a_client_may_be_closed_when_it_tells_of_a_connection(nodes: Nodes, tabs: Tabs) -> None:
+    tabs.tolerate("WebSocket connection to")
+    page = await tabs.with_client()
+    await page.clock.install()
+    consumer = await nodes.consumer()
+    await js(page, CLOSING, [consumer.address, KEY])
+    await js(page, "closings[0]")
+    await consumer.stop()
+    await js(page, "closings[1]")
+    # Nothing is left that happens later, and fails.
+    await page.clock.fast_forward(20_000)
+
+
+async def test_an_error_of_a_hook_is_shown_on_the_console(tabs: Tabs) -> None:
+    tabs.tolerate("Error: of the hook")
+    page = await tabs.with_client()
+    failing = "onState: async () => { throw new Error('of the hook'); }"
+    script = f"""new Promise((closed) => {{
+      const client = new wsqueue.WsqueueClient({{ psk: 'x', producers: ['127.0.0.1:1'], {failing} }});
+      client.publish('news', '1').catch(closed);
+      client.close();
+    }}).then(() => new Promise((later) => setTimeout(later)))"""
+    async with page.expect_console_message() as told:
+        await js(page, script)
+    assert (await told.value).text.startswith("Error: of the hook")
+
+
 async def test_batches_of_a_chain_that_came_before_are_dropped(tabs: Tabs) -> None:
     chains = [
         (0, [1, 2, 5], [1, 2, 1], "abcd", "abcd"),

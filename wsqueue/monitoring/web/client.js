@@ -1143,6 +1143,8 @@ class Feed {
   constructor(client, address, suffix) {
     // `other` is a consumer that serves instead of the home, or is tried; `untried` are those to try after it.
     Object.assign(this, { client, subscriptions: new Map(), other: null, untried: [] });
+    // Topics that were given up on this connection, each as often as an answer is still to come.
+    this.leaving = [];
     this.home = this.serving = new FeedLink(this, address, address, suffix);
   }
 
@@ -1154,9 +1156,13 @@ class Feed {
   }
 
   remove(subscription) {
-    this.subscriptions.delete(subscription.topic);
-    if (this.subscriptions.size) this.serving.send({ t: "unsubscribe", topic: subscription.topic });
-    else this.stop();
+    const { topic } = subscription;
+    this.subscriptions.delete(topic);
+    if (!this.subscriptions.size) this.stop();
+    else if (this.serving.asked) {
+      this.leaving.push(topic);
+      this.serving.send({ t: "unsubscribe", topic });
+    }
   }
 
   stop() {
@@ -1165,6 +1171,7 @@ class Feed {
 
   /** Ask for all topics on the connection that serves. */
   ask() {
+    this.leaving = [];
     for (const subscription of this.subscriptions.values()) subscription.ask();
   }
 
@@ -1215,6 +1222,12 @@ class Feed {
       return;
     }
     const { t, topic, log, offset, code } = packet;
+    const leaving = this.leaving.indexOf(topic);
+    if (leaving >= 0) {
+      // What comes before the answer is of a subscription that was closed, and not of one that was made since.
+      if (t === "unsubscribed" && !code) this.leaving.splice(leaving, 1);
+      return;
+    }
     const subscription = this.subscriptions.get(topic);
     if (!subscription) return;
     if (t === "subscribed") subscription.begin(log, offset);

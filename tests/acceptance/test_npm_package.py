@@ -145,6 +145,26 @@ def test_all_that_has_a_type_is_there(project: Path) -> None:
     assert run(project, program) == ""
 
 
+def test_nothing_keeps_a_program_running_after_the_end_of_its_client(project: Path) -> None:
+    program = """
+    import { WsqueueClient } from "wsqueue";
+    const nodes = ["127.0.0.1:1"];
+    const lost = new Set();
+    await new Promise((down) => {
+      const client = new WsqueueClient({ consumers: nodes, producers: nodes, psk: "k", onState: (told) => {
+        if (told.state === "down") lost.add(told.role);
+        if (lost.size === 2) setImmediate(() => down(client.close()));
+      } });
+      client.publish("a", "b").catch(() => {});
+      for (const options of [{}, { group: "g" }, { reader: "r" }]) client.subscribe("a", () => {}, options);
+      client.subscribe({ prefix: "a" }, () => {});
+    });
+    await new Promise(setImmediate);
+    console.log(process.getActiveResourcesInfo().filter((one) => one === "Timeout"));
+    """
+    assert run(project, program) == "[]\n"
+
+
 def test_its_program_runs(project: Path, standing_cluster: Cluster) -> None:
     (program,) = code_blocks(ROOT / "packaging" / "npm" / "README.md", "js")
     assert '["127.0.0.1:10001"]' in program

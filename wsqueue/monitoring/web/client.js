@@ -98,7 +98,6 @@ const base64 = (bytes) => btoa(String.fromCharCode(...bytes));
 const random = (count) => crypto.getRandomValues(new Uint8Array(count));
 const isSecret = (value) => value instanceof Uint8Array && value.length === NONCE_BYTES;
 const after = (seconds, act) => setTimeout(act, seconds * 1000);
-const pause = (seconds) => new Promise((resolve) => after(seconds, resolve));
 const sha256 = async (bytes) => new Uint8Array(await crypto.subtle.digest("SHA-256", bytes));
 const fault = (code, reason = "the hello is out of order") => Object.assign(new Error(reason), { code });
 const within = (value, low, high) => value >= low && value <= high;
@@ -508,6 +507,8 @@ class Connection {
       this.hello.begin();
     };
     this.socket.onmessage = (event) => this.#message(event.data);
+    // `onclose` tells the same. The class of the package `ws` ends a program that does not listen for errors.
+    this.socket.onerror = () => {};
     this.socket.onclose = (event) => {
       const unopened =
         "no connection" + (place.tls ? " (is it up, and does this browser trust its certificate?)" : "");
@@ -710,7 +711,8 @@ class Link {
     this.failures.clear();
     this.since = Date.now();
     this.say("up", connection.place);
-    this.up();
+    // The application may have closed it when it heard of that.
+    if (!this.stopped) this.up();
   }
 
   async #run() {
@@ -741,16 +743,23 @@ class Link {
         seconds = this.places.length > 1 ? 0 : Math.random() * this.leaveSeconds;
       this.leaveSeconds = null;
       this.say("down", place, { code: closed.code, reason: closed.reason, retrySeconds: seconds });
+      if (this.stopped) break;
       this.down(closed);
-      await Promise.race([
-        pause(seconds),
-        new Promise((resolve) => {
-          this.wake = resolve;
-        }),
-      ]);
+      if (!this.stopped) await this.#pause(seconds);
     }
     this.running = false;
     this.say("closed", this.places[this.at % this.places.length]);
+  }
+
+  /** Wait, but no longer than until `wake` is called: a timer that is left would keep a program running. */
+  #pause(seconds) {
+    return new Promise((resolve) => {
+      const timer = after(seconds, resolve);
+      this.wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
   }
 
   async #attempt(place, again = false) {
@@ -2207,9 +2216,9 @@ export class WsqueueClient {
     if (!feed.subscriptions.size) this.#feeds.delete(name);
   }
 
-  report(hook, value) {
+  async report(hook, value) {
     try {
-      this.#options[hook]?.(value);
+      await this.#options[hook]?.(value);
     } catch (error) {
       console.error(error);
     }

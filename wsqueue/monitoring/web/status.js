@@ -961,7 +961,7 @@
       const report = nodes.find((node) => node.address === address)?.report;
       if (report) return report.certificate_sha256;
       // A node starts to ask the others when it is asked.
-      await pause(0.5);
+      await new Promise((resolve) => after(0.5, resolve));
     }
     return "";
   }

@@ -447,6 +447,13 @@ async def test_the_window_is_full(tabs: Tabs) -> None:
     })()"""
     assert await js(page, waiting) == "WindowFull 0"
     await js(page, "client.close()")
+    # A list that is longer than the window is published as soon as there is room at all.
+    await new_client(page, [], [f"127.0.0.1:{free_port()}"])
+    list_of = "client.publish('news', Array(wsqueue.WINDOW_MESSAGES + 1).fill(''))"
+    await js(page, f"window.long = outcome({list_of}); 0")
+    assert await js(page, "outcome(client.publish('news', 'too much'))") == "WindowFull 0"
+    await js(page, "client.close()")
+    assert await js(page, "long") == "ConnectError 0"
     assert await js(page, "client.close()") is None
 
 

@@ -347,6 +347,27 @@ async def test_consumers_with_and_without_a_shared_log_keep_their_topics(tabs: T
             await raw.answer_close()
 
 
+async def test_one_that_named_no_log_in_time_is_tried_again(tabs: Tabs) -> None:
+    """A page that stood still for a second must not exclude a consumer for good."""
+    home_address = f"127.0.0.1:{free_port()}"
+    async with soon(), LivelyServer() as other:
+        async with LivelyServer(port_of(home_address)) as home:
+            page = await subscribed(tabs, home_address, [other.address])
+            raw = await heard(home)
+            assert await raw.packet() == FROM_NOW
+            answer(raw, 0, "a")
+            await data(page, 1)
+        await is_down(page)
+        await page.clock.fast_forward(AWAY_MILLISECONDS)
+        raw = await other.speaking(KEY)
+        await left(page, raw)
+        await page.clock.fast_forward(RECONNECT_MILLISECONDS)
+        raw = await heard(other)
+        assert await raw.packet() == from_offset(1)
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
 @pytest.mark.parametrize("said", [None, {"t": "draining", "retry_seconds": 0}], ids=["nothing", "another"])
 async def test_one_without_a_shared_log_is_left_and_no_other_is_tried(
     tabs: Tabs, said: dict[str, Any] | None

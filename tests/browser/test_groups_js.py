@@ -380,8 +380,13 @@ async def test_without_an_answer_outcomes_fail_and_are_sent_later(tabs: Tabs) ->
         again.send({"t": "joined", **PLACE, "log": "log"})
         assert await again.next("settle") == settle_of(1, "done", [0, 0])
         assert await again.next("settle") == settle_of(2, "done", [1, 1])
+        # Whoever asks now waits for all of them.
+        await js(page, "keep(jobs.flush()), 0")
+        confirm(again, 1)
+        await js(page, "jobs.ready")
+        assert await js(page, "Object.keys(settled)") == ["0"]
         confirm(again, 2)
-        await js(page, "promises[1]")
+        await js(page, "Promise.all(promises.slice(1)).then(() => 0)")
 
 
 async def test_refusals(nodes: Nodes, tabs: Tabs) -> None:

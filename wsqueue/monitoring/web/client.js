@@ -2,7 +2,7 @@
 
 export const SUBPROTOCOL = "wsqueue.v2";
 
-// Limits of unconfirmed messages and their bytes; publishing more fails with WindowFull.
+// Limits of unconfirmed messages and their bytes, at which publishing fails with WindowFull; a call may exceed them.
 export const WINDOW_MESSAGES = 10000;
 export const WINDOW_BYTES = 4 * 1024 * 1024;
 // Maximum size of a batch, and of unsent data in the socket.
@@ -901,7 +901,8 @@ class PublisherLink extends Link {
   }
 
   publish(topic, messages, id) {
-    if (this.messages + messages.length > WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
+    // One call may exceed it, or a long list could never be published.
+    if (this.messages >= WINDOW_MESSAGES || this.bytes >= WINDOW_BYTES) {
       throw new WindowFull("too many unconfirmed messages: await earlier calls of publish first");
     }
     if (id !== undefined) this.#checkId(id);
@@ -1080,8 +1081,9 @@ class ConsumerLink extends Link {
   }
 
   up() {
-    this.#listening = after(LOG_SECONDS, () => this.#heard(""));
-    if (this.connection.place.address === this.homeAddress) this.judge(true);
+    const isHome = this.connection.place.address === this.homeAddress;
+    this.#listening = after(LOG_SECONDS, () => this.#heard(isHome ? "" : null));
+    if (isHome) this.judge(true);
   }
 
   #heard(id, available = true) {
@@ -1089,7 +1091,8 @@ class ConsumerLink extends Link {
     this.#listening = null;
     const { address } = this.connection.place;
     this.client.noteLog(address, this.homeAddress, id);
-    this.judge(available && this.client.mayUse(address, this.homeAddress));
+    const isUsable = address === this.homeAddress || (id && this.client.mayUse(address, this.homeAddress));
+    this.judge(Boolean(available && isUsable));
   }
 
   down() {
@@ -1870,6 +1873,7 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
 
   /** Wait until all outcomes are kept. */
   async flush() {
+    if (!(this.closed || this.isIdle || this.isOnline)) this.reachable(false);
     await Promise.all(this.#outcomes().map(({ kept }) => kept));
   }
 
@@ -2016,6 +2020,8 @@ class GroupSubscription extends withOutcomes(ConsumerLink) {
       // No later outcome shares it.
       outcome.kind = null;
       outcome.reject(error);
+      // It is told later, and who asks from now on waits for that.
+      if (!this.closed) promise(outcome, "kept");
     }
   }
 
@@ -2069,7 +2075,8 @@ export class WsqueueClient {
     this.protocol = protocol;
     this.v2 = protocol === "v2";
     this.helloOrder = helloOrder;
-    // Which logs the consumers share, by their addresses; "" for one that has a log of its own.
+    // Which logs the consumers share, by their addresses; "" for one that has a log of its own, and null for one
+    // that named none in time: it is tried again, because this page may have stood still meanwhile.
     this.logs = new Map();
     // The log that stands for that of a home which has never been heard.
     this.log = null;
@@ -2185,7 +2192,7 @@ export class WsqueueClient {
     return order.map(([, address]) => address).filter((address) => address !== home);
   }
 
-  /** Note the log that a consumer has named for topics of a home, "" for one of its own. */
+  /** Note the log that a consumer has named for topics of a home, "" for one of its own, null for no answer. */
   noteLog(address, home, id) {
     this.logs.set(address, id);
     if (id && (address === home || !this.log)) this.log = id;

@@ -224,6 +224,10 @@ async def test_options_that_cannot_be_used(tabs: Tabs) -> None:
         {"token": 7},
         {"name": "billing"},
         {"psk": BILLING, "name": 7},
+        {"psk": BILLING, "consumers": ["http://127.0.0.1:1"]},
+        {"psk": BILLING, "producers": ["127.0.0.1:65536"]},
+        {"psk": BILLING, "producers": [7]},
+        {"psk": BILLING, "helloOrder": "reverse"},
     ]
     both = "WsqueueError: a token stands for a key and its name: pass either token, or psk and name"
     none = "WsqueueError: the text is no token: expected the output of `wsqueue token`"
@@ -236,5 +240,10 @@ async def test_options_that_cannot_be_used(tabs: Tabs) -> None:
         none,
         "TypeError: the pre-shared key is not a string",
         "TypeError: the name of the key is not a string",
+        *(
+            f"WsqueueError: an address is {one}, expected host:port, ws://host:port or wss://host:port"
+            for one in ("http://127.0.0.1:1", "127.0.0.1:65536", "7")
+        ),
+        'TypeError: helloOrder is neither "document" nor "reversed"',
     ]
     assert await js(page, OUTCOMES, [{"token": f" {token}\n"}]) == ["object"]

@@ -426,6 +426,9 @@ async def test_refusals(nodes: Nodes, tabs: Tabs) -> None:
         ("{ orderKey: 5 }", "TypeError: orderKey is not a string"),
         ("{ onGap: () => {} }", "WsqueueError: a group has no onGap"),
         ("{ reader: 'r' }", "WsqueueError: a group has no reader"),
+        ("{ group: undefined, prefetch: 5 }", "WsqueueError: prefetch, leaseSeconds, maxDeliveries and"),
+        ("{ group: undefined, reader: 'r', orderKey: 'x' }", "WsqueueError: prefetch, leaseSeconds, maxDel"),
+        ("{ group: undefined, autoDone: true }", "WsqueueError: autoDone is for a reader or a group"),
     ],
 )
 async def test_wishes_that_cannot_be(tabs: Tabs, options: str, error: str) -> None:

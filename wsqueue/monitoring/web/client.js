@@ -282,7 +282,14 @@ export function consumerOf(topic, consumers) {
 
 /** Return the URL of an endpoint; `address` is host:port, perhaps after ws:// or wss:// and before a path. */
 function locate(address, endpoint, suffix = "") {
-  const url = new URL(/^wss?:\/\//.test(address) ? address : `ws://${address}`);
+  let url;
+  try {
+    const hasScheme = /^wss?:\/\//i.test(address);
+    if (hasScheme || !address.includes("://")) url = new URL(hasScheme ? address : `ws://${address}`);
+  } catch {
+    // Refused below.
+  }
+  expect(url, "an address", address, "host:port, ws://host:port or wss://host:port");
   const path = url.pathname.replace(/\/$/, "");
   const whole = new URL(`${url.origin}${path.endsWith(endpoint) ? path : path + endpoint}${suffix}`);
   return { address, url: whole.href, target: whole.pathname + whole.search, tls: whole.protocol === "wss:" };
@@ -1774,6 +1781,16 @@ function checkStart(from, whose) {
   expect(["earliest", "latest"].includes(from), "from", from, `'earliest' or 'latest' with ${whose}`);
 }
 
+/** Refuse wishes that would do nothing, because the subscription is not one of a group. */
+function checkWithoutGroup({ prefetch, leaseSeconds, maxDeliveries, orderKey, autoDone, reader }) {
+  if ([prefetch, leaseSeconds, maxDeliveries, orderKey].some((wish) => wish !== undefined))
+    throw new WsqueueError(
+      "prefetch, leaseSeconds, maxDeliveries and orderKey are for a group: expected group with them",
+    );
+  if (autoDone && reader === undefined)
+    throw new WsqueueError("autoDone is for a reader or a group: expected one of them with it");
+}
+
 /** Return the packet with the wishes of a member of a group; it throws if one of them cannot be. */
 function joinOf(topic, options) {
   const { group, from: start = "earliest", orderKey, onGap, reader } = options;
@@ -2062,6 +2079,8 @@ export class WsqueueClient {
     }
     if (protocol !== "v2" && protocol !== "classic")
       throw new TypeError('protocol is neither "v2" nor "classic"');
+    if (helloOrder !== "document" && helloOrder !== "reversed")
+      throw new TypeError('helloOrder is neither "document" nor "reversed"');
     if (protocol === "classic" && token !== undefined)
       throw new WsqueueError("the classic protocol has no tokens");
     if (protocol === "classic" && publisherSecret !== undefined)
@@ -2131,6 +2150,7 @@ export class WsqueueClient {
     if (!this.v2 && (topic === "." || topic === "..")) {
       throw new WsqueueError("a browser cannot ask for this topic in the classic protocol");
     }
+    if (options.group === undefined) checkWithoutGroup(options);
     const topics = sum([...this.#feeds.values()].map((each) => each.subscriptions.size));
     if (topics + this.members.size >= MAX_TOPICS) throw new WsqueueError(`more than ${MAX_TOPICS} topics`);
     if (prefix !== undefined) return this.#begin(PrefixSubscription, "prefixes", prefix, callback, options);

@@ -393,6 +393,51 @@ async def test_a_node_that_is_there_is_asked_and_kept(tabs: Tabs) -> None:
         await raw.answer_close()
 
 
+async def test_a_silent_node_is_left_however_often_the_page_gets_the_focus(tabs: Tabs) -> None:
+    page = await tabs.with_client()
+    await page.clock.install()
+    async with soon(), V2Server() as server:
+        await new_client(page, [server.address], [])
+        await js(page, "subscribe('news'); 0")
+        raw = await server.speaking(KEY)
+        await raw.next("subscribe")
+        for _ in range(2):
+            await js(page, "dispatchEvent(new Event('focus'))")
+            await page.clock.fast_forward(6_000)
+        assert await raw.packet() == {"t": "ask_alive"}
+        # The first question is the only one.
+        assert (await raw.frame())[0] is Opcode.CLOSE
+        await raw.abort()
+        await js(page, "client.close()")
+
+
+async def test_after_a_refusal_for_good_a_message_has_its_own_time(tabs: Tabs) -> None:
+    tabs.tolerate("WebSocket connection to")
+    page = await tabs.with_client()
+    await page.clock.install(time=0)
+    async with soon(), V2Server() as server:
+        await new_client(page, [], [server.address])
+        await page.clock.pause_at(100)
+        await js(page, "window.first = outcome(client.publish('news', '1')); 0")
+        raw = await server.next()
+        assert isinstance(raw, V2Socket)
+        await raw.upgrade("wsqueue.v2")
+        raw.send_frame(Opcode.CLOSE, (4401).to_bytes(2))
+        assert await js(page, "first") == "AuthenticationError 4401"
+        await page.clock.fast_forward(9_000)
+        await js(page, "window.second = outcome(client.publish('news', '2')); 0")
+        raw = await server.next()
+        await page.clock.fast_forward(2_000)
+        assert isinstance(raw, V2Socket)
+        await raw.accept_v2(KEY)
+        await raw.next("publisher")
+        assert await raw.next("publish") == publish_of(1, "news", "2") | {"number": 2}
+        raw.send({"t": "ack", "numbers": [[2, 2]]})
+        assert await js(page, "second") == "done"
+        await js(page, "client.close()")
+        await raw.answer_close()
+
+
 async def test_a_gap_that_the_connection_did_not_bring_is_asked_for_again(tabs: Tabs) -> None:
     """As the Python client: see tests/unit/client/test_positions.py."""
     tabs.tolerate("WebSocket connection to")

@@ -487,6 +487,7 @@ class Connection {
       opened: false,
       over: false,
       heardAt: 0,
+      askedAt: 0,
       silenceSeconds: SILENCE_SECONDS,
       answerSeconds: ANSWER_SECONDS,
       early: [],
@@ -548,9 +549,14 @@ class Connection {
   }
 
   /** Ask the node whether it is there, because a browser cannot ping; without an answer, give it up. */
-  check(again = false) {
+  check() {
+    // A question that waits for its answer keeps its time, however often the page gets the focus.
+    if (this.heardAt >= this.askedAt) this.#ask();
+  }
+
+  #ask(again = false) {
     if (!this.up || !this.link.client.v2) return;
-    const asked = Date.now();
+    const asked = (this.askedAt = Date.now());
     const unsent = this.socket.bufferedAmount;
     clearTimeout(this.timer);
     this.send(pack({ t: "ask_alive" }));
@@ -558,7 +564,7 @@ class Connection {
       // A page that slept has not had the time to hear the answer, and timers of hidden pages are always late.
       const late = Date.now() - asked > 2 * this.answerSeconds * 1000 && !again;
       if (this.heardAt >= asked) this.#watch();
-      else if (late || this.socket.bufferedAmount < unsent) this.check(late);
+      else if (late || this.socket.bufferedAmount < unsent) this.#ask(late);
       else this.fail(4411, "no answer to a question");
     }, this.answerSeconds * 1000);
   }
@@ -574,7 +580,7 @@ class Connection {
     const seconds = this.silenceSeconds - (Date.now() - this.heardAt) / 1000;
     clearTimeout(this.timer);
     this.timer = setTimeout(
-      () => (Date.now() - this.heardAt < this.silenceSeconds * 1000 ? this.#watch() : this.check()),
+      () => (Date.now() - this.heardAt < this.silenceSeconds * 1000 ? this.#watch() : this.#ask()),
       Math.max(0, seconds) * 1000,
     );
   }
@@ -1012,7 +1018,6 @@ class PublisherLink extends Link {
 
   stop() {
     super.stop();
-    clearTimeout(this.guard);
     clearTimeout(this.later);
     this.#failAll(new ConnectError("the client was closed"));
   }
@@ -1053,6 +1058,9 @@ class PublisherLink extends Link {
   }
 
   #failAll(error) {
+    // Messages that are published from now on have their own time.
+    clearTimeout(this.guard);
+    this.guard = null;
     for (const batch of [...this.forming.values()]) this.#number(batch);
     for (const number of [...this.outstanding.keys()]) this.#settle(number, error);
     this.unsent = [];
@@ -1060,10 +1068,7 @@ class PublisherLink extends Link {
 
   #guard() {
     if (this.guard || this.connection?.up || !(this.outstanding.size + this.forming.size)) return;
-    this.guard = setTimeout(() => {
-      this.guard = null;
-      this.#failAll(this.error());
-    }, OPEN_SECONDS * 1000);
+    this.guard = after(OPEN_SECONDS, () => this.#failAll(this.error()));
   }
 }
 

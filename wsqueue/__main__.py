@@ -2,6 +2,9 @@
 
 import sys
 
+INTERRUPTED = 130
+"""The exit code of a command that Ctrl-C ends while it is being imported."""
+
 
 def main() -> None:
     """Run the command line, or name a package that it lacks; `pip install wsqueue` brings the client only."""
@@ -11,6 +14,8 @@ def main() -> None:
         if (error.name or "wsqueue").partition(".")[0] == "wsqueue":
             raise
         sys.exit(f"Error: the command line needs {error.name}, which pip install 'wsqueue[cli]' installs.")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
     command_line()
 
 

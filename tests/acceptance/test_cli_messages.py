@@ -282,7 +282,7 @@ def test_an_argument_that_cannot_be_published(config: str) -> None:
 
 
 def test_subscribe_ends_after_a_time(tmp_path: Path, config: str, topic: str) -> None:
-    assert run("subscribe", config, topic, "--timeout", "0.5") == (0, "", "")
+    assert run("subscribe", config, topic, "--timeout", "2") == (0, "", "")
     with subscribed(tmp_path, config, topic, "--timeout", "3", "--count", "3") as subscriber:
         run("publish", config, topic, "the only one")
         assert subscriber.end() == 1

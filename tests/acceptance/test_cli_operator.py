@@ -54,6 +54,10 @@ def test_topics_and_groups(config: str) -> None:
     code, stdout, stderr = run("groups", config, "--forget", "op/1", "g")
     assert (code, stdout) == (1, "")
     assert "'op/1' has no group or reader 'g': see `wsqueue groups`" in stderr
+    # It is a topic, not a pattern.
+    code, stdout, stderr = run("groups", config, "--forget", "op/*", "mail")
+    assert (code, stdout) == (1, "")
+    assert "'op/*' has no group or reader 'mail': see `wsqueue groups`" in stderr
 
 
 def test_purge(config: str) -> None:

@@ -126,6 +126,12 @@ def test_a_command_need_not_read_its_input(tmp_path: Path, config: str, topic: s
     assert work(tmp_path, config, topic, "exit 0", "--count=1") == (0, "", "1 done, 0 failed\n")
 
 
+def test_a_command_has_standard_files_alone(tmp_path: Path, config: str, topic: str) -> None:
+    publish(config, topic, "one")
+    # The last one is that with which the list is read.
+    assert lines_of(work(tmp_path, config, topic, "ls /proc/self/fd", "--count=1")) == list("0123")
+
+
 def test_the_environment(tmp_path: Path, config: str, topic: str) -> None:
     headers = {"content-type": "image/png", "ñ.1": "日 本", "a-b": "first", "A_B": "last"}
     options = [option for name, value in headers.items() for option in ("--header", f"{name}={value}")]
@@ -304,6 +310,27 @@ def test_a_message_that_is_lent_again_while_its_command_runs_is_not_run_twice(
         assert sorted(worker.stdout.splitlines()) == ["mark begins", "mark ends", "one begins", "one ends"]
         assert summary(worker.stderr) == "2 done, 0 failed"
     assert left(tmp_path, config, "jobs") == []
+
+
+def test_a_worker_that_stood_still_does_not_run_a_command_again(cluster: Cluster, tmp_path: Path) -> None:
+    """The message is lent to it again and again meanwhile, though it has no other member."""
+    cluster.start(1, 1, retention={"mode": "sqlite"})
+    config, (consumer,) = f"--config={cluster.demo_file}", cluster.consumers
+    publish(config, "jobs", "one")
+    script = f'data=$(cat); echo "$data begins"; [ $data = mark ] || {UNTIL_GO}'
+    options = ("--lease-seconds=0.2", "--max-deliveries=1000", "--count=2")
+    with working(tmp_path, config, "jobs", script, *options) as worker:
+        worker.wait_for("^one begins$")
+        worker.process.send_signal(signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        (command,) = pids(tmp_path)
+        wait_until(lambda: not is_alive(command), "the command ends")
+        before = consumer.counters()["group_deliveries"]
+        wait_until(lambda: consumer.counters()["group_deliveries"] > before + 3, "it is lent again")
+        publish(config, "jobs", "mark")
+        worker.process.send_signal(signal.SIGCONT)
+        assert worker.end() == 0
+        assert worker.stdout == "one begins\nmark begins\n"
 
 
 def test_a_command_that_is_not_there(tmp_path: Path, config: str, topic: str) -> None:

@@ -81,6 +81,28 @@ class Amount(click.FloatRange):
         return number
 
 
+class Text(click.ParamType[str, str]):
+    """A text, in which each byte of the command line was UTF-8: a packet holds no other."""
+
+    name = "text"
+
+    def convert(
+        self,
+        value: Any,  # noqa: ANN401 - as click has it
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> str:
+        """Return the text."""
+        if not is_utf8(value):
+            self.fail(f"{value!r} is not UTF-8.", param, ctx)
+        return str(value)
+
+
+def is_utf8(argument: str) -> bool:
+    """Return False if the bytes of an argument were no UTF-8: Python has replaced them by surrogates then."""
+    return not any("\ud800" <= character <= "\udfff" for character in argument)
+
+
 config_option = click.option(
     "--config",
     "config_file",

@@ -21,7 +21,7 @@ from ..client.subscription import Subscription
 from ..client.values import Gap, Message, Position, Start, belongs_to_one_topic
 from ..config.load import load_config
 from ..config.model import ClientConfig
-from ..errors import InvalidMessage, WsqueueError
+from ..errors import ConnectError, InvalidMessage, WsqueueError
 from ..protocol.starts import parse_start
 from ..tools import demo as demo_tool
 from ..tools.terminal import (
@@ -33,7 +33,7 @@ from ..tools.terminal import (
     until_first_ends,
     until_reader_gone,
 )
-from .common import Amount, config_option, ended_by_signals, fail, run
+from .common import Amount, config_option, ended_by_signals, fail, is_utf8, run
 
 
 class _Start(click.ParamType[Any, Any]):
@@ -53,7 +53,10 @@ class _Start(click.ParamType[Any, Any]):
             self.fail(str(error), param, ctx)
         if isinstance(start, tuple):
             return Position(*start)
-        return start.astimezone() if isinstance(start, datetime) else cast("Start", start)
+        try:
+            return start.astimezone() if isinstance(start, datetime) else cast("Start", start)
+        except (ValueError, OverflowError):
+            self.fail(f"{value!r} is not a start: the time is too near the years 1 or 9999", param, ctx)
 
 
 class _Header(click.ParamType[Any, Any]):
@@ -183,7 +186,7 @@ def publish(
     """
     if (data != "-") + (file is not None) + as_bytes > 1:
         raise click.UsageError("DATA, --file and --bytes each say what to publish: expected one of them.")
-    if not all(map(_is_utf8, (topic, data, *itertools.chain(*headers)))):
+    if not all(map(is_utf8, (topic, data, *itertools.chain(*headers)))):
         raise InvalidMessage("an argument is not UTF-8: --file and --bytes publish bytes of any kind")
     given = _headers(headers)
     settings = load_config(config_file, ClientConfig)
@@ -248,7 +251,8 @@ def _name_work(_context: click.Context, _parameter: click.Parameter, group: str 
     "--timeout",
     type=Amount(min=0, min_open=True),
     metavar="SECONDS",
-    help="End after that time; with --count, the exit code is 1 if fewer than N messages came.",
+    help="End after that time. The exit code is 4 if no consumer has answered, and with --count or"
+    " --no-follow 1 if messages are missing.",
 )
 @config_option
 def subscribe(
@@ -303,7 +307,7 @@ def subscribe(
     subscription = partial(
         _subscription, topics=topics, prefix=prefix, start=start, reader=reader, follow=follow
     )
-    run(_subscribe(settings, subscription, form=form, count=count, seconds=timeout))
+    run(_subscribe(settings, subscription, form=form, count=count, follow=follow, seconds=timeout))
 
 
 async def run_demo(settings: ClientConfig, topic: str) -> None:
@@ -383,9 +387,10 @@ async def _subscribe(
     *,
     form: Callable[[Message | Gap], bytes | str],
     count: int | None,
+    follow: bool,
     seconds: float | None,
 ) -> None:
-    left = count
+    left, subscribed = count, False
 
     async def show(messages: Subscription[Message | Gap]) -> None:
         nonlocal left
@@ -409,10 +414,14 @@ async def _subscribe(
             client.connect(settings) as connected,
             subscription(connected) as messages,
         ):
+            subscribed = True
             await until_first_ends(show(messages), until_reader_gone())
     except TimeoutError:
-        if left:
-            click.echo(f"{left} of {count} messages did not come within {seconds:g} seconds.", err=True)
+        if not left and not subscribed:
+            raise ConnectError(f"no consumer has answered within {seconds:g} seconds") from None
+        if left or (count is None and not follow):
+            missing = f"{left} of {count} messages did not come" if left else "Not all stored messages came"
+            click.echo(f"{missing} within {seconds:g} seconds.", err=True)
             fail()
 
 
@@ -433,11 +442,6 @@ def _subscription(
     messages = connected.subscribe(topics[0], reader=reader, start=begin, follow=follow, on_gap="yield")
     # Items of a subscription only come out of it.
     return cast("Subscription[Message | Gap]", messages)
-
-
-def _is_utf8(argument: str) -> bool:
-    """Return False if the bytes of an argument were no UTF-8: Python has replaced them by surrogates then."""
-    return not any("\ud800" <= character <= "\udfff" for character in argument)
 
 
 def _json_line(message: Message | Gap) -> str:

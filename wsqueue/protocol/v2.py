@@ -59,7 +59,10 @@ MAX_PATH_CHARACTERS = 8192
 MAX_ADDRESS_CHARACTERS = 300
 """Characters of an address in a `disconnect`: a host name has at most 253."""
 
-KeyName = Annotated[str, msgspec.Meta(min_length=1, max_length=32)]
+MAX_KEY_NAME_CHARACTERS = 32
+"""Characters of the name of a key, as in a configuration."""
+
+KeyName = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_KEY_NAME_CHARACTERS)]
 TokenClaims = Annotated[bytes, msgspec.Meta(min_length=1, max_length=MAX_TOKEN_BYTES)]
 Path = Annotated[str, msgspec.Meta(max_length=MAX_PATH_CHARACTERS)]
 Number = Annotated[int, msgspec.Meta(ge=1, le=MAX_NUMBER)]

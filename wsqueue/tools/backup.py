@@ -88,6 +88,8 @@ def back_up(place: Path, target: Path, *, replace: bool, say: Say) -> Content:
     _expect_log(source)
     if target.is_dir():
         raise WsqueueError(f"{target}: it is a directory; expected the name of a file to be made")
+    if target.exists() and not target.is_file():
+        raise WsqueueError(f"{target}: it is no regular file; expected the name of a file to be made")
     if target.exists() and (not replace or target.samefile(source)):
         wrong = "it is the log itself" if target.samefile(source) else "it is there already"
         raise WsqueueError(f"{target}: {wrong}; expected another name{'' if replace else ', or --replace'}")

@@ -224,7 +224,9 @@ class Operator:
         listing = await self.topics(topic, named=True)
         if listing.problems:
             raise listing.problems[0]
-        found = [(one, entry) for one in listing.topics for entry in one.names if entry.name == name]
+        # As a pattern, a topic that ends with * stands for others too.
+        topics = [one for one in listing.topics if one.topic == topic]
+        found = [(one, entry) for one in topics for entry in one.names if entry.name == name]
         if not found:
             raise WsqueueError(f"{topic!r} has no group or reader {name!r}: see `wsqueue groups`")
         for _, entry in found:

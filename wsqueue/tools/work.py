@@ -25,6 +25,7 @@ import re
 import signal
 from collections import OrderedDict
 from collections.abc import Mapping
+from pathlib import Path
 
 import msgspec
 
@@ -32,6 +33,7 @@ from ..client.group import RENEWALS, GroupMessage, GroupSubscription
 from ..errors import ConnectError, WsqueueError
 from ..journal import log
 from ..protocol.v2 import MAX_DELAY_SECONDS, MAX_PREFETCH
+from .terminal import STDERR
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,8 @@ class Work:
         self._runs: dict[asyncio.Task[None], _Run] = {}
         self._running: dict[_Key, _Run] = {}
         # The last messages that are done: copies of them may wait in the client, as many as it may have.
-        self._latest: OrderedDict[_Key, None] = OrderedDict()
+        # Each has the id of its log.
+        self._latest: OrderedDict[_Key, str | None] = OrderedDict()
         self._ended = asyncio.Event()
         self._idle: asyncio.Timeout | None = None
         self.done = self.failed = 0
@@ -145,9 +148,10 @@ class Work:
                 self._idle = None
             if (run := self._running.get(_key(message))) is not None:
                 run.copy = message  # any earlier one is no longer lent to us
-            elif _key(message) in self._latest:
-                # Just once: in another log it is another message, which comes again.
-                del self._latest[_key(message)]
+            elif (key := _key(message)) in self._latest:
+                # In another log, just once: it may be another message there, which comes again.
+                if self._latest[key] != message.log:
+                    del self._latest[key]
                 await self._give_back(message)
             else:
                 await self._start(message)
@@ -220,7 +224,7 @@ class Work:
         )
 
     def _remember(self, message: GroupMessage) -> None:
-        self._latest[_key(message)] = None
+        self._latest[_key(message)] = message.log
         if len(self._latest) > MAX_PREFETCH:
             self._latest.popitem(last=False)
 
@@ -286,6 +290,7 @@ class _Run:
                 stdin=stdin,
                 env=environment(os.environ, self.message, options.group),
                 start_new_session=True,
+                preexec_fn=_keep_standard_files,
             )
         finally:
             os.close(stdin)
@@ -384,6 +389,20 @@ def _file_of(data: bytes) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _keep_standard_files() -> None:
+    """Let the command inherit standard input, output and error alone.
+
+    Uvloop gives it a second descriptor of each. A process that it leaves behind could not close these, and
+    would keep the message in memory, and the reader of our output waiting.
+    """
+    with contextlib.suppress(OSError):
+        for file in list(Path("/proc/self/fd").iterdir()):
+            # The one with which the list was read is closed by now.
+            if int(file.name) > STDERR:
+                with contextlib.suppress(OSError):
+                    os.set_inheritable(int(file.name), False)
 
 
 def _problem(program: str, error: OSError) -> WsqueueError:

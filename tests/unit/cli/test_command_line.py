@@ -69,6 +69,21 @@ def test_help_of_each_command_has_an_example(name: str) -> None:
             for text in ("12:00", "2026-13-01T12:00", "2026-12-31T25:00", "2026-11-25T12:60", "log:", ":1")
         ),
         *(
+            (["subscribe", "news", "--from", text], "too near the years 1 or 9999")
+            for text in ("0001-01-01T00:00+14:00", "9999-12-31T23:59-14:00")
+        ),
+        *(
+            ([*arguments, "\udcff"], r"'\udcff' is not UTF-8")
+            for arguments in (
+                *(["topics"], ["groups"], ["groups", "--forget", "news"], ["purge", "--yes"]),
+                *(["disconnect"], ["disconnect", "--key"]),
+                *(["token", option] for option in ("--who", "--publish", "--subscribe", "--group")),
+            )
+        ),
+        (["disconnect", ""], "ADDRESS has 0 characters: expected 1 to 300"),
+        (["disconnect", "--key", 33 * "k"], "--key has 33 characters: expected 1 to 32"),
+        (["token", "--status", "--hours", "nan"], "'nan' is not a valid float"),
+        *(
             (["subscribe", "news", f"--from={text}"], "-N for the last N messages")
             for text in ("-0", "-x", "--1")
         ),

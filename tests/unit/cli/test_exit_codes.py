@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+
 import click
 import pytest
 from click.testing import CliRunner
 
+from tests.support.config_files import config_with_key
 from wsqueue.cli.common import ExitCode
 from wsqueue.cli.main import main
 from wsqueue.cli.watch import exit_code
+from wsqueue.client.values import Message
 from wsqueue.errors import AuthenticationError, ConfigError, ConnectError, InvalidMessage, WsqueueError
 from wsqueue.report.report import Report
 from wsqueue.report.warnings import OTHER_KEY
@@ -54,6 +61,42 @@ def test_of_an_error(monkeypatch: pytest.MonkeyPatch, error: BaseException, code
     monkeypatch.setitem(main.commands, "fails", fails)
     monkeypatch.setattr("wsqueue.cli.main.discard_output", lambda: None)
     assert CliRunner().invoke(main, ["fails"]).exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("subscribes", "options", "code", "complaint"),
+    [
+        (False, [], ExitCode.NO_ANSWER, "Error: no consumer has answered within 0.1 seconds\n"),
+        (False, ["--count=2"], ExitCode.FAILED, "2 of 2 messages did not come within 0.1 seconds.\n"),
+        (True, [], ExitCode.DONE, ""),
+        (True, ["--no-follow"], ExitCode.FAILED, "Not all stored messages came within 0.1 seconds.\n"),
+    ],
+)
+def test_of_subscribe_after_its_time(
+    *,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    subscribes: bool,
+    options: list[str],
+    code: ExitCode,
+    complaint: str,
+) -> None:
+    @contextlib.asynccontextmanager
+    async def subscription(*_arguments: object, **_options: object) -> AsyncIterator[AsyncIterator[Message]]:
+        async def messages() -> AsyncIterator[Message]:
+            await asyncio.Event().wait()
+            yield Message("news", "")
+
+        if not subscribes:
+            await asyncio.Event().wait()
+        yield messages()
+
+    monkeypatch.setattr("wsqueue.cli.messages._subscription", subscription)
+    text = 'role = "demo"\nproducers = ["127.0.0.1:1/produce"]\nconsumers = ["127.0.0.1:2/subscribe"]\n'
+    file = config_with_key(tmp_path, text)
+    arguments = ["subscribe", "news", f"--config={file}", "--timeout=0.1", *options]
+    result = CliRunner().invoke(main, arguments)
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", complaint)
 
 
 def test_the_help_has_each() -> None:

@@ -242,6 +242,11 @@ async def test_a_target_that_is_there_stays(tmp_path: Path) -> None:
         back_up(log, target)
     assert target.read_text() == "precious"
     back_up(log, target, replace=True)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(WsqueueError, match="it is no regular file; expected the name of a file"):
+        back_up(log, tmp_path / "fifo", replace=True)
+    assert (tmp_path / "fifo").is_fifo()
+    (tmp_path / "fifo").unlink()
     with pytest.raises(WsqueueError, match="it is a directory; expected the name of a file"):
         back_up(log, tmp_path)
     for replace in (False, True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import time
 
 import pytest
@@ -69,6 +70,10 @@ def test_purge(config: str) -> None:
         terminal.wait_for("Drop all messages of purged, for good? [y/N]:")
         terminal.type("n\n")
         assert terminal.end() == 1
+    with Terminal("purge", config, "purged") as terminal:
+        terminal.wait_for("[y/N]:")
+        terminal.process.send_signal(signal.SIGINT)
+        assert terminal.end() == 130
     assert run("purge", config, "purged", "--before", "0", "--yes") == (0, "0 messages dropped\n", "")
     with Terminal("purge", config, "purged") as terminal:
         terminal.wait_for("[y/N]:")

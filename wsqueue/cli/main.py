@@ -72,6 +72,12 @@ class _Commands(click.Group):
             raise click.exceptions.Exit(_exit_code(error)) from None
         except KeyboardInterrupt:
             raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
+        except click.Abort as error:
+            # At a question, click takes Ctrl-C for a no.
+            if not isinstance(error.__context__, KeyboardInterrupt):
+                raise
+            click.echo(err=True)
+            raise click.exceptions.Exit(ExitCode.INTERRUPTED) from None
 
 
 def _exit_code(error: WsqueueError) -> ExitCode:

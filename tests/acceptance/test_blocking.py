@@ -225,7 +225,11 @@ def stop() -> str:
     raise StopIteration("no backend")
 
 
-@pytest.mark.parametrize("renew", [leave, leave_later, stop])
+def interrupt() -> str:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("renew", [leave, leave_later, stop, interrupt])
 def test_a_function_that_renews_tokens_fails_for_its_client_alone(
     client: wsqueue.sync.Client, standing_cluster: Cluster, topic: str, renew: Renew
 ) -> None:

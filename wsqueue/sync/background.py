@@ -132,7 +132,7 @@ def apart(function: Callable[[], Result | Awaitable[Result]]) -> Callable[[], Aw
             if isinstance(result, BaseException):
                 raise result
             return await result if isawaitable(result) else result
-        except SystemExit as error:
+        except (SystemExit, KeyboardInterrupt) as error:
             raise RuntimeError(repr(error)) from error
 
     return called

@@ -28,7 +28,7 @@ async def known_end(logs: Store, topic: str, log_id: str) -> int:
     if log_id == logs.log_id(topic_log):
         return topic_log.next
     epoch = logs.epochs.number(log_id)
-    if epoch is None or epoch < logs.epochs.restored:
+    if epoch is None:
         return -1
     end = await logs.epoch_end(topic_log, epoch)
     # Without a message that shows the end, it is before the first one that is kept.

@@ -328,7 +328,11 @@ class NamedReader:
         return Kept(log_id, offset, int(self._clock()))
 
     async def _is_of_this_log(self, log_id: str, offset: int) -> bool:
-        """Return True if a position that was read in an epoch means the same messages now."""
+        """Return True if all before a position that was read in an epoch is as it was then."""
+        epoch = self._logs.epochs.number(log_id)
+        if epoch is not None and epoch < self._logs.epochs.restored:
+            # The reader is told of a gap, because it may have read messages that are missing now.
+            return False
         return await is_known(self._logs, self.topic, log_id, offset)
 
     def _complain(self, reason: object) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -16,6 +17,7 @@ from wsqueue.log.states import State
 from wsqueue.log.store import Store
 from wsqueue.nodes.consumer import Consumer
 from wsqueue.protocol import v2
+from wsqueue.tools.backup import back_up, restore
 
 from ...support.fake_engine import Fate
 from ...support.waiting import eventually
@@ -51,12 +53,13 @@ class Worker(Peer):
     async def next(self, kind: type[Packet]) -> Packet:
         """Return the next packet of a kind, and forget those before it."""
         packets = self.connection.packets
-        await settled(lambda: any(isinstance(one, kind) for one in packets))
-        while not isinstance(packet := packets.pop(0), kind):
-            pass
-        if isinstance(packet, v2.Joined):
-            self.log = packet.log
-        return packet
+        await eventually(lambda: any(isinstance(one, kind) for one in packets), kind.__name__)
+        while True:
+            packet = packets.pop(0)
+            if isinstance(packet, v2.Joined):
+                self.log = packet.log
+            if isinstance(packet, kind):
+                return packet
 
     async def lent(self, count: int) -> list[int]:
         """Return the offsets of the next messages that are lent."""
@@ -305,3 +308,39 @@ async def test_a_member_that_is_about_to_leave_is_lent_nothing_in_another_epoch(
     other = Worker(consumer)
     assert await other.lent(1) == [0]
     assert not leaving.is_lent_more()
+
+
+async def test_a_group_goes_on_in_a_log_that_was_restored_from_a_backup(tmp_path: Path) -> None:
+    """Its state is of the same moment as the messages."""
+    log, backup = tmp_path / "log", tmp_path / "backup.sqlite"
+    node = Node(mode="sqlite", directory=str(log))
+    await node.consumer.start()
+    worker = Worker(node.consumer)
+    node.publish(*["jobs"] * 3)
+    assert await worker.lent(3) == [0, 1, 2]
+    await worker.settles("done", 0, 0)
+    await worker.settles("done", 2, 2)
+    back_up(log, backup, replace=False, say=lambda _: None)
+    # All that comes now is lost.
+    node.publish("jobs")
+    await worker.lent(1)
+    await worker.settles("done", 1, 1)
+    worker.leave()
+    await node.consumer.stop()
+    restore(backup, log, mode=None, replace=True, say=lambda _: None)
+    node = Node(mode="sqlite", directory=str(log))
+    await node.consumer.start()
+    again = Worker(node.consumer)
+    # The backup has the first three, which are repeats.
+    node.publish(*["jobs"] * 4)
+    assert await again.lent(2) == [1, 3]
+    # Nobody has done the message that has this offset now.
+    await again.settles("done", 3, 3, log=worker.log)
+    again.leave()
+    third = Worker(node.consumer)
+    assert await third.lent(1) == [1]
+    third.settle("done", 1, 1)
+    assert await third.lent(1) == [3]
+    assert node.consumer.counters["groups_restarted"] == 0
+    third.leave()
+    await node.consumer.stop()

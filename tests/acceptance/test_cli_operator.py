@@ -6,11 +6,13 @@ import json
 import re
 import signal
 import time
+from pathlib import Path
 
 import pytest
 
 from ..support.commands import Terminal, run
 from ..support.processes import Cluster
+from ..support.waiting import wait_until
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -72,6 +74,9 @@ def test_purge(config: str) -> None:
         assert terminal.end() == 1
     with Terminal("purge", config, "purged") as terminal:
         terminal.wait_for("[y/N]:")
+        # Python sees a signal that comes a moment before it reads only after the answer.
+        stat = Path(f"/proc/{terminal.process.pid}/stat")
+        wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", "it waits for the answer")
         terminal.process.send_signal(signal.SIGINT)
         assert terminal.end() == 130
     assert run("purge", config, "purged", "--before", "0", "--yes") == (0, "0 messages dropped\n", "")

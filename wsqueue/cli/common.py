@@ -81,21 +81,15 @@ class Amount(click.FloatRange):
         return number
 
 
-class Text(click.ParamType[str, str]):
-    """A text, in which each byte of the command line was UTF-8: a packet holds no other."""
+def text(value: str) -> str:
+    """Return a text of the command line, each byte of which is UTF-8: a packet holds no other.
 
-    name = "text"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click has it
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> str:
-        """Return the text."""
-        if not is_utf8(value):
-            self.fail(f"{value!r} is not UTF-8.", param, ctx)
-        return str(value)
+    Raises:
+        click.BadParameter: It is another.
+    """
+    if not is_utf8(value):
+        raise click.BadParameter(f"{value!r} is not UTF-8.")
+    return value
 
 
 def is_utf8(argument: str) -> bool:

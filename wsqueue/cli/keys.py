@@ -14,7 +14,7 @@ from ..config.load import load_config
 from ..config.model import ClientConfig
 from ..config.tokens import Token
 from ..errors import ConfigError, WsqueueError
-from .common import Amount, Text, config_option
+from .common import Amount, config_option, text
 
 KEY_BYTES = 32
 """Length of a key: 256 bits can't be guessed."""
@@ -67,17 +67,17 @@ def _write(secret: str, output: Path | None) -> None:
 
 @click.command()
 @config_option
-@click.option("--who", type=Text(), default="", help="User of the token, for the journals of the nodes.")
+@click.option("--who", type=text, default="", help="User of the token, for the journals of the nodes.")
 @click.option(
     "--publish",
-    type=Text(),
+    type=text,
     metavar="TOPIC",
     multiple=True,
     help="Topic that may be published to; several times for more.",
 )
 @click.option(
     "--subscribe",
-    type=Text(),
+    type=text,
     metavar="TOPIC",
     multiple=True,
     help="Topic that may be subscribed to; several times for more.",
@@ -85,7 +85,7 @@ def _write(secret: str, output: Path | None) -> None:
 @click.option(
     "--group",
     "groups",
-    type=Text(),
+    type=text,
     metavar="GROUP",
     multiple=True,
     help="Worker group that may be joined, or name of a reader, on those topics; several times for more.",

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import click
 import msgspec
@@ -36,44 +36,35 @@ from ..tools.terminal import (
 from .common import Amount, config_option, ended_by_signals, fail, is_utf8, run
 
 
-class _Start(click.ParamType[Any, Any]):
-    """The start of a subscription, as it is written on the command line."""
+def _start(value: str) -> Start:
+    """Return the start of a subscription, as it is written on the command line.
 
-    name = "start"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click has it
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> Start:
-        try:
-            start = parse_start(value)
-        except ValueError as error:
-            self.fail(str(error), param, ctx)
-        if isinstance(start, tuple):
-            return Position(*start)
-        try:
-            return start.astimezone() if isinstance(start, datetime) else cast("Start", start)
-        except (ValueError, OverflowError):
-            self.fail(f"{value!r} is not a start: the time is too near the years 1 or 9999", param, ctx)
+    Raises:
+        click.BadParameter: It is none.
+    """
+    try:
+        start = parse_start(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    if isinstance(start, tuple):
+        return Position(*start)
+    try:
+        return start.astimezone() if isinstance(start, datetime) else cast("Start", start)
+    except (ValueError, OverflowError):
+        message = f"{value!r} is not a start: the time is too near the years 1 or 9999"
+        raise click.BadParameter(message) from None
 
 
-class _Header(click.ParamType[Any, Any]):
-    """A header of a message, as it is written on the command line."""
+def _header(value: str) -> tuple[str, str]:
+    """Return the name and the value of a header, as it is written on the command line.
 
-    name = "header"
-
-    def convert(
-        self,
-        value: Any,  # noqa: ANN401 - as click has it
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, str]:
-        name, equals, text = value.partition("=")
-        if not equals:
-            self.fail(f"{value!r} is not a header: expected NAME=VALUE", param, ctx)
-        return name, text
+    Raises:
+        click.BadParameter: It is none.
+    """
+    name, equals, text = value.partition("=")
+    if not equals:
+        raise click.BadParameter(f"{value!r} is not a header: expected NAME=VALUE")
+    return name, text
 
 
 class _Source(msgspec.Struct, frozen=True):
@@ -146,7 +137,7 @@ def demo(topic: str, config_file: str) -> None:
 @click.option(
     "--header",
     "headers",
-    type=_Header(),
+    type=_header,
     multiple=True,
     metavar="NAME=VALUE",
     help="Give each message a header; may be repeated.",
@@ -217,7 +208,7 @@ def _name_work(_context: click.Context, _parameter: click.Parameter, group: str 
 @click.option(
     "--from",
     "start",
-    type=_Start(),
+    type=_start,
     default="latest",
     show_default=True,
     metavar="START",

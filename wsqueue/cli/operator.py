@@ -18,13 +18,13 @@ from ..protocol.v2 import MAX_ADDRESS_CHARACTERS, MAX_KEY_NAME_CHARACTERS, MAX_N
 from ..report.text import age, amount, number
 from ..tools.operator import Operator
 from ..tools.terminal import json_line, one_line, printable
-from .common import Text, config_option, ended_by_signals, fail, run
+from .common import config_option, ended_by_signals, fail, run, text
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print a line of JSON for each.")
 
 
 @click.command()
-@click.argument("pattern", default="*", type=Text(), metavar="[TOPIC]")
+@click.argument("pattern", default="*", type=text, metavar="[TOPIC]")
 @json_option
 @config_option
 def topics(*, pattern: str, as_json: bool, config_file: str) -> None:
@@ -73,11 +73,11 @@ async def _topics(settings: ClientConfig, pattern: str, *, as_json: bool) -> Non
 
 
 @click.command()
-@click.argument("pattern", default="*", type=Text(), metavar="[TOPIC]")
+@click.argument("pattern", default="*", type=text, metavar="[TOPIC]")
 @click.option(
     "--forget",
     nargs=2,
-    type=Text(),
+    type=text,
     metavar="TOPIC NAME",
     help="Forget a group or named reader that nobody uses, instead of listing any.",
 )
@@ -150,7 +150,7 @@ async def _forget(settings: ClientConfig, topic: str, name: str) -> None:
 
 
 @click.command()
-@click.argument("topic", type=Text())
+@click.argument("topic", type=text)
 @click.option(
     "--before",
     type=click.IntRange(0, MAX_NUMBER),
@@ -190,9 +190,9 @@ async def _purge(settings: ClientConfig, topic: str, before: int | None) -> None
 
 
 @click.command()
-@click.argument("address", type=Text(), required=False)
+@click.argument("address", type=text, required=False)
 @click.option(
-    "--key", type=Text(), metavar="NAME", help="All clients whose key has that name, tokens of it included."
+    "--key", type=text, metavar="NAME", help="All clients whose key has that name, tokens of it included."
 )
 @config_option
 def disconnect(*, address: str | None, key: str | None, config_file: str) -> None:
@@ -211,12 +211,12 @@ def disconnect(*, address: str | None, key: str | None, config_file: str) -> Non
     """
     if (address is None) == (key is None):
         raise click.UsageError("expected either ADDRESS or --key")
-    for noun, text, most in (
+    for noun, given, most in (
         ("ADDRESS", address, MAX_ADDRESS_CHARACTERS),
         ("--key", key, MAX_KEY_NAME_CHARACTERS),
     ):
-        if text is not None and not 1 <= len(text) <= most:
-            raise click.UsageError(f"{noun} has {len(text)} characters: expected 1 to {most}")
+        if given is not None and not 1 <= len(given) <= most:
+            raise click.UsageError(f"{noun} has {len(given)} characters: expected 1 to {most}")
     run(_disconnect(load_config(config_file, ClientConfig), address, key))
 
 

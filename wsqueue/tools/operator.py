@@ -200,7 +200,7 @@ class Operator:
         """
         home = self._consumers[self._consumer_of(topic)]
         try:
-            # Another consumer must not drop what has come since, if this one has no answer for us.
+            # Another consumer must not drop messages that have come since, if this one has no answer for us.
             before = await _end(home, topic) if before is None else before
             return (await home.ask(v2.Purge(topic, before), v2.Done)).count
         except ConnectError:

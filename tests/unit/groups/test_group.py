@@ -162,7 +162,7 @@ async def test_a_log_that_is_replaced_while_the_state_is_written(
 async def test_a_log_that_is_replaced_while_messages_are_read(
     two: list[Shared], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was read says nothing of the other log: its messages would pass for dropped ones."""
+    """Records of the log before say nothing of the other one: its messages would pass for dropped ones."""
     consumer, engine = two[0].consumer, two[0].engine
     producer_endpoint, producer = two[1].connected("/producer")
     producer_endpoint.received(producer, [chain("jobs", 1, 2, 3)])

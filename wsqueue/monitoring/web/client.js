@@ -1248,7 +1248,7 @@ class Feed {
     const { t, topic, log, offset, code } = packet;
     const leaving = this.leaving.indexOf(topic);
     if (leaving >= 0) {
-      // What comes before the answer is of a subscription that was closed, and not of one that was made since.
+      // Packets before the answer are of a subscription that was closed, and not of one that was made since.
       if (t === "unsubscribed" && !code) this.leaving.splice(leaving, 1);
       return;
     }
